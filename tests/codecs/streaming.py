@@ -1,6 +1,6 @@
 """How the tests drive a codec: as the tools do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.streams.layout import words_of
 
-__all__ = ["check_half_precision", "chunks_of", "decode_latents", "decode_words", "largest", "random_codes", "stream"]
+__all__ = ["chunks_of", "random_codes", "stream"]
 
 
 def decode_words(codec: Codec, words: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -32,6 +32,56 @@ def decode_latents(codec: Codec, latents: np.ndarray, sizes: Sequence[int]) -> t
 def largest(difference: torch.Tensor) -> float:
     """Return the largest absolute value."""
     return difference.abs().max().item()
+
+
+def heard(decode: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, frame: int, size: int) -> torch.Tensor:
+    """Return the frames, bool [T], whose samples change with the codes [1, K, T] of `frame`, each below `size`."""
+    changed = codes.clone()
+    changed[:, :, frame] = (changed[:, :, frame] + 1) % size
+    return (decode(codes) != decode(changed))[0].unflatten(0, (codes.shape[2], -1)).any(1)
+
+
+def check_chunks(codec: Codec, codes: torch.Tensor, whole: torch.Tensor, tolerance: float, *sizes: int) -> None:
+    """Check that chunks of each of `sizes` frames give the samples [B, n] of one decode."""
+    for size in sizes or (1, 2, 5, 25):
+        streamed = stream(codec, codes, chunks_of(size, codes.shape[2]))
+        assert streamed.shape == whole.shape
+        assert largest(streamed - whole) <= tolerance, f"chunks of {size}"
+
+
+def check_places(
+    codec: Codec, codes: torch.Tensor, whole: torch.Tensor, tolerance: float, places: Sequence[int], num_frames: int = 3
+) -> None:
+    """Check that utterances, each decoded up to another frame, go on in one batch as each alone.
+
+    `whole` is the samples [B, n] of one decode of `codes` [B, K, T], and `places` the next frame of each.
+    """
+    left, right, hop = codec.spec.left_frames, codec.spec.right_frames, codec.spec.samples_per_frame
+    states, windows = [], []
+    for row, place in enumerate(places):
+        before = Window(codes[row : row + 1, :, : place + right], 0, right, torch.tensor([0]), codec.initial_state(1))
+        states.append(codec.decode(before)[1] if place else codec.initial_state(1))
+        windows.append(codes[row, :, place - left : place + num_frames + right])
+    pcm, _ = codec.decode(Window(torch.stack(windows), left, right, torch.tensor(places), torch.cat(states)))
+    for row, place in enumerate(places):
+        assert largest(pcm[row] - whole[row, place * hop : (place + num_frames) * hop]) <= tolerance
+
+
+def check_codes(codec: Codec, pcm: np.ndarray, expected: torch.Tensor) -> None:
+    """Check that samples [n] become `expected` codes [K, T], of which the last frame may be begun only."""
+    codes = codec.encode(pcm)
+    assert codes.dtype == np.int64
+    assert codes.shape == (codec.spec.num_codebooks, -(-len(pcm) // codec.spec.samples_per_frame))
+    assert (codes == expected.numpy()).all()
+
+
+def check_fewer_codebooks(codec: Codec, full: Codec, one_shot: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Check that a codec limited to two codebooks uses the first ones of `full`."""
+    codec.spec = codec.spec.with_codebooks(2)
+    pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
+    assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
+    codes = random_codes(codec, 1, 6)
+    check_chunks(codec, codes, one_shot(codes), 1e-5, 2)
 
 
 def check_half_precision(codec: Codec, num_frames: int) -> None:

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,18 @@ from transformers import EncodecConfig, EncodecModel
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.encodec import EncodecCodec
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
+from tests.codecs.streaming import (
+    check_chunks,
+    check_codes,
+    check_fewer_codebooks,
+    check_half_precision,
+    check_places,
+    chunks_of,
+    heard,
+    largest,
+    random_codes,
+    stream,
+)
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
@@ -89,35 +101,19 @@ def test_streamed_equals_one_shot(codec: EncodecCodec, dtype: torch.dtype, total
     whole = one_shot(codec.model, codes)
     assert whole.shape == (2, total * codec.spec.samples_per_frame)
     assert total < 9 or whole.abs().mean() > 0.05
-    for size in (1, 2, 5, 25):
-        streamed = stream(codec, codes, chunks_of(size, total))
-        assert streamed.shape == whole.shape
-        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+    check_chunks(codec, codes, whole, TOLERANCE[dtype])
 
 
 def test_utterances_at_different_places_decode_in_one_batch(codec: EncodecCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 2, 40)
-    whole, (left, right) = one_shot(codec.model, codes), (codec.spec.left_frames, codec.spec.right_frames)
-    states, windows = [], []
-    for row, last in ((0, 10), (1, 25)):  # row 0 is decoded up to frame 10, row 1 up to frame 25
-        start = Window(codes[row : row + 1, :, : last + right], 0, right, torch.tensor([0]), codec.initial_state(1))
-        states.append(codec.decode(start)[1])
-        windows.append(codes[row, :, last - left : last + 3 + right])
-    batch = Window(torch.stack(windows), left, right, torch.tensor([10, 25]), torch.cat(states))
-    pcm, _ = codec.decode(batch)
-    hop = codec.spec.samples_per_frame
-    assert largest(pcm[0] - whole[0, 10 * hop : 13 * hop]) <= TOLERANCE[dtype]
-    assert largest(pcm[1] - whole[1, 25 * hop : 28 * hop]) <= TOLERANCE[dtype]
+    check_places(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], (10, 25))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
 def test_a_frame_is_heard_no_earlier_than_the_spec_says(codec: EncodecCodec) -> None:
-    codes = random_codes(codec, 1, 40)
-    changed = codes.clone()
-    changed[:, :, 20] = (changed[:, :, 20] + 1) % 32
-    heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (40, -1)).any(1)
-    assert heard.nonzero()[0].item() == 20 - codec.spec.right_frames
-    assert heard[20:].all()
+    frames = heard(partial(one_shot, codec.model), random_codes(codec, 1, 40), 20, 32)
+    assert frames.nonzero()[0].item() == 20 - codec.spec.right_frames
+    assert frames[20:].all()
 
 
 def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
@@ -125,10 +121,7 @@ def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
     codec = EncodecCodec(make_model(KHZ_24)).double()
     codes = random_codes(codec, 1, 20)
     for frame, first_heard in ((6, 0), (7, 7), (8, 8)):
-        changed = codes.clone()
-        changed[:, :, frame] = (changed[:, :, frame] + 1) % 32
-        heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (20, -1)).any(1)
-        assert heard.nonzero()[0].item() == first_heard
+        assert heard(partial(one_shot, codec.model), codes, frame, 32).nonzero()[0].item() == first_heard
 
 
 def test_state_size_and_seams_are_bounded_over_a_long_utterance(codec: EncodecCodec, dtype: torch.dtype) -> None:
@@ -152,19 +145,12 @@ def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) 
     with torch.inference_mode():
         expected = published.encode(pcm, bandwidth=published.config.target_bandwidths[-1])
     assert expected.audio_scales == [None]
-    codes = codec.encode(pcm[0, 0].numpy())
-    assert codes.dtype == np.int64
-    assert codes.shape == (4, -(-samples // codec.spec.samples_per_frame))
-    assert (codes == expected.audio_codes[0, 0].numpy()).all()
+    check_codes(codec, pcm[0, 0].numpy(), expected.audio_codes[0, 0])
 
 
 def test_a_lower_bandwidth_uses_the_first_codebooks() -> None:
     codec, full = EncodecCodec(make_model(KHZ_24)), EncodecCodec(make_model(KHZ_24))
-    codec.spec = codec.spec.with_codebooks(2)
-    pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
-    assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
-    codes = random_codes(codec, 1, 6)
-    assert largest(stream(codec, codes, [2, 2, 2]) - one_shot(codec.model, codes)) <= 1e-5
+    check_fewer_codebooks(codec, full, partial(one_shot, codec.model))
 
 
 def test_no_pcm_encodes_to_no_frames(codec: EncodecCodec) -> None:

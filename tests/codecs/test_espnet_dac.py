@@ -8,7 +8,17 @@ from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, publi
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.espnet_dac import EspnetDac, load
 from tests.codecs.espnet_reference import Reference
-from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
+from tests.codecs.streaming import (
+    check_chunks,
+    check_codes,
+    check_half_precision,
+    check_places,
+    chunks_of,
+    heard,
+    largest,
+    random_codes,
+    stream,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -59,33 +69,20 @@ def test_one_decode_equals_the_reference(
 def test_streamed_equals_one_shot(codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int) -> None:
     codes = random_codes(codec, 2, total, seed=total)
     whole = reference.decode(codes).clamp(-1, 1)
-    for size in (1, 2, 5, 25):
-        streamed = stream(codec, codes, chunks_of(size, total))
-        assert streamed.shape == (2, total * 320)
-        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+    assert whole.shape == (2, total * 320)
+    check_chunks(codec, codes, whole, TOLERANCE[dtype])
 
 
 def test_utterances_at_different_places_decode_in_one_batch(codec: EspnetDac, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 2, 40)
-    alone = stream(codec, codes, chunks_of(5, 40))
-    states = []
-    for row, last in ((0, 10), (1, 25)):  # row 0 is decoded up to frame 10, row 1 up to frame 25
-        start = Window(codes[row : row + 1, :, : last + 7], 0, 7, torch.tensor([0]), codec.initial_state(1))
-        states.append(codec.decode(start)[1])
-    both = torch.stack([codes[0, :, 3:20], codes[1, :, 18:35]])
-    pcm, _ = codec.decode(Window(both, 7, 7, torch.tensor([10, 25]), torch.cat(states)))
-    assert largest(pcm[0] - alone[0, 10 * 320 : 13 * 320]) <= TOLERANCE[dtype]
-    assert largest(pcm[1] - alone[1, 25 * 320 : 28 * 320]) <= TOLERANCE[dtype]
+    check_places(codec, codes, stream(codec, codes, chunks_of(5, 40)), TOLERANCE[dtype], (10, 25))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
 def test_a_frame_is_heard_up_to_seven_frames_earlier_and_for_ever_after(codec: EspnetDac) -> None:
-    codes = random_codes(codec, 1, 60)
-    changed = codes.clone()
-    changed[:, :, 20] = (changed[:, :, 20] + 1) % SIZE
-    heard = (stream(codec, codes, [60]) != stream(codec, changed, [60]))[0].unflatten(0, (60, 320))
-    assert heard.any(1).nonzero()[0].item() == 20 - codec.spec.right_frames
-    assert heard[20 - 6 :].any(1).all()
+    frames = heard(lambda codes: stream(codec, codes, [60]), random_codes(codec, 1, 60), 20, SIZE)
+    assert frames.nonzero()[0].item() == 20 - codec.spec.right_frames
+    assert frames[20 - 6 :].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
@@ -120,11 +117,7 @@ def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EspnetDac) -
 @pytest.mark.parametrize("samples", [1, 2, 159, 161, 319, 320, 321, 5000, 16_001])
 def test_encoding_is_that_of_the_plain_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
     pcm = torch.randn(samples, generator=torch.Generator().manual_seed(1)) / 4
-    codes = codec.encode(pcm.numpy())
-    assert codes.dtype == np.int64
-    assert codes.shape == (CODEBOOKS, -(-samples // 320))
-    expected = reference.encode(pcm.to(reference.dtype))
-    assert (codes == expected.numpy()).all()
+    check_codes(codec, pcm.numpy(), reference.encode(pcm.to(reference.dtype)))
 
 
 def test_no_pcm_encodes_to_no_frames(codec: EspnetDac) -> None:

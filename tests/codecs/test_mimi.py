@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,16 @@ from transformers import MimiConfig, MimiModel
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.mimi import MimiCodec
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
+from tests.codecs.streaming import (
+    check_chunks,
+    check_codes,
+    check_fewer_codebooks,
+    check_half_precision,
+    check_places,
+    heard,
+    largest,
+    random_codes,
+)
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
@@ -86,23 +96,13 @@ def test_streamed_equals_one_shot(codec: MimiCodec, dtype: torch.dtype, total: i
     whole = one_shot(codec.model, codes)
     assert whole.shape == (2, total * HOP)
     assert total < 9 or whole.abs().mean() > 0.05
-    for size in (1, 2, 5, 25, total):
-        streamed = stream(codec, codes, chunks_of(size, total))
-        assert streamed.shape == whole.shape
-        assert largest(streamed - whole) <= TOLERANCE[dtype], f"chunks of {size}"
+    check_chunks(codec, codes, whole, TOLERANCE[dtype], 1, 2, 5, 25, total)
 
 
 def test_utterances_at_different_places_decode_in_one_batch(codec: MimiCodec, dtype: torch.dtype) -> None:
+    """Row 0 has not filled its attention window yet, row 1 has exceeded it."""
     codes = random_codes(codec, 2, 40)
-    whole = one_shot(codec.model, codes)
-    states, windows = [], []
-    for row, last in ((0, 5), (1, 25)):  # row 0 has not filled its attention window yet, row 1 has exceeded it
-        start = Window(codes[row : row + 1, :, :last], 0, 0, torch.tensor([0]), codec.initial_state(1))
-        states.append(codec.decode(start)[1])
-        windows.append(codes[row, :, last - 4 : last + 3])
-    pcm, _ = codec.decode(Window(torch.stack(windows), 4, 0, torch.tensor([5, 25]), torch.cat(states)))
-    assert largest(pcm[0] - whole[0, 5 * HOP : 8 * HOP]) <= TOLERANCE[dtype]
-    assert largest(pcm[1] - whole[1, 25 * HOP : 28 * HOP]) <= TOLERANCE[dtype]
+    check_places(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], (5, 25))
 
 
 def test_decoding_leaves_the_state_it_was_given_alone(codec: MimiCodec) -> None:
@@ -114,11 +114,8 @@ def test_decoding_leaves_the_state_it_was_given_alone(codec: MimiCodec) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
 def test_a_frame_is_heard_from_its_own_place_on_and_the_decoder_hears_eight_steps_back(codec: MimiCodec) -> None:
-    codes = random_codes(codec, 1, 30)
-    changed = codes.clone()
-    changed[:, :, 12] = (changed[:, :, 12] + 1) % 32
-    heard = (one_shot(codec.model, codes) != one_shot(codec.model, changed))[0].unflatten(0, (30, -1)).any(1)
-    assert heard.nonzero()[0].item() == 12
+    frames = heard(partial(one_shot, codec.model), random_codes(codec, 1, 30), 12, 32)
+    assert frames.nonzero()[0].item() == 12
     with torch.inference_mode():
         steps = torch.randn(1, 32, 30, dtype=torch.float64)
         other = steps.clone()
@@ -144,9 +141,7 @@ def test_the_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiC
     codes = random_codes(codec, 1, 250)  # 500 steps, 25 windows
     state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
     assert state.shape == codec.initial_state(1).shape == (1, 3 * 2 * 2 * (19 + 32) * 8 + 8 * 32)
-    whole = one_shot(codec.model, codes)
-    for size in (3, 25, 250):
-        assert largest(stream(codec, codes, chunks_of(size, 250)) - whole) <= TOLERANCE[dtype]
+    check_chunks(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], 3, 25, 250)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
@@ -161,19 +156,12 @@ def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) 
     pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
     with torch.inference_mode():
         expected = published.encode(pcm).audio_codes
-    codes = codec.encode(pcm[0, 0].numpy())
-    assert codes.dtype == np.int64
-    assert codes.shape == (4, -(-samples // HOP))
-    assert (codes == expected[0].numpy()).all()
+    check_codes(codec, pcm[0, 0].numpy(), expected[0])
 
 
 def test_fewer_codebooks_use_the_first_ones() -> None:
     codec, full = MimiCodec(make_model()), MimiCodec(make_model())
-    codec.spec = codec.spec.with_codebooks(2)
-    pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
-    assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
-    codes = random_codes(codec, 1, 6)
-    assert largest(stream(codec, codes, [2, 2, 2]) - one_shot(codec.model, codes)) <= 1e-5
+    check_fewer_codebooks(codec, full, partial(one_shot, codec.model))
 
 
 def test_no_pcm_encodes_to_no_frames(codec: MimiCodec) -> None:

@@ -12,10 +12,10 @@ from transformers.models.qwen3_omni_moe import modeling_qwen3_omni_moe as theirs
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
 from benchmarks.checkpoints.random_qwen3_codec import code2wav_record, code2wav_tensors, write_code2wav
-from stretto.codecs.base import Window, load_codec
+from stretto.codecs.base import load_codec
 from stretto.codecs.qwen3_12hz.code2wav import Code2Wav
 from stretto.errors import CheckpointError, InvalidRequest
-from tests.codecs.streaming import chunks_of, random_codes, stream
+from tests.codecs.streaming import check_places, chunks_of, random_codes, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOP, SHORT, FRAMES = 1920, 555, 90  # more frames than a window has
@@ -70,14 +70,7 @@ def test_in_chunks_it_makes_the_samples_of_one_decode(codec: Code2Wav, model: An
 @torch.no_grad()
 def test_utterances_at_different_places_decode_in_one_batch(codec: Code2Wav) -> None:
     codes = random_codes(codec, 2, 12)
-    whole = stream(codec, codes, [12])
-    _, later = codec.decode(Window(codes[1:, :, :6], 0, 1, torch.tensor([0]), codec.initial_state(1)))
-    windows = torch.stack([codes[0, :, :4], codes[1, :, 5:9]])
-    states = torch.cat([codec.initial_state(1), later])
-    pcm, _ = codec.decode(Window(windows, 0, 1, torch.tensor([0, 5]), states))
-    for row, first in enumerate((0, 5)):
-        expected = whole[row, first * HOP : (first + 3) * HOP]
-        torch.testing.assert_close(pcm[row], expected, rtol=0, atol=1e-12)
+    check_places(codec, codes, stream(codec, codes, [12]), 1e-12, (0, 5))
 
 
 def test_it_only_decodes(codec: Code2Wav) -> None:

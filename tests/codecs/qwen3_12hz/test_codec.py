@@ -15,7 +15,15 @@ from stretto.codecs.base import Window, load_codec
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, Transformer
 from stretto.errors import CheckpointError
-from tests.codecs.streaming import check_half_precision, chunks_of, largest, random_codes, stream
+from tests.codecs.streaming import (
+    check_codes,
+    check_half_precision,
+    check_places,
+    chunks_of,
+    largest,
+    random_codes,
+    stream,
+)
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,19 +64,9 @@ def test_the_proportions_are_the_published_ones() -> None:
 
 
 def test_utterances_at_different_places_decode_in_one_batch(codec: Qwen3Codec) -> None:
+    """The window of 72 is empty, partly filled, exceeded."""
     codes = random_codes(codec, 3, 90)
-    whole = stream(codec, codes, [90])
-    places = [0, 5, 80]  # the window of 72 is empty, partly filled, exceeded
-    states = [
-        decode(codec, codes[row : row + 1, :, :place], [0], codec.initial_state(1))[1]
-        if place
-        else codec.initial_state(1)
-        for row, place in enumerate(places)
-    ]
-    windows = torch.stack([codes[row, :, place : place + 7] for row, place in enumerate(places)])
-    pcm, _ = decode(codec, windows, places, torch.cat(states))
-    for row, place in enumerate(places):
-        assert largest(pcm[row] - whole[row, place * HOP : (place + 7) * HOP]) <= 1e-12
+    check_places(codec, codes, stream(codec, codes, [90]), 1e-12, (0, 5, 80), 7)
 
 
 def test_every_query_sees_its_window_and_nothing_before_the_start() -> None:
@@ -125,10 +123,7 @@ def test_encoding_is_that_of_transformers_mimi(samples: int) -> None:
     pcm = np.random.default_rng(samples).normal(0, 0.2, samples).astype(np.float32)
     with torch.inference_mode():
         expected = mimi.encode(torch.from_numpy(pcm)[None, None], num_quantizers=16).audio_codes[0]
-    codes = codec.encode(pcm)
-    assert codes.dtype == np.int64
-    assert codes.shape == (16, -(-samples // HOP))
-    assert np.array_equal(codes, expected.numpy())
+    check_codes(codec, pcm, expected)
 
 
 def test_no_pcm_encodes_to_no_frames(codec: Qwen3Codec) -> None:

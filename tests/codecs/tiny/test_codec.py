@@ -15,6 +15,7 @@ from stretto.codecs.tiny import codec as tiny
 from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, NUM_MELS, WINDOW, TinyCodec, log_mel, mel_filters
 from stretto.errors import CheckpointError
 from tests.codecs.conftest import make_codec
+from tests.codecs.streaming import check_places
 
 FRAMES = 61
 BUNDLED = Path(__file__).parents[3] / "model_repository/language_model/1/checkpoint"
@@ -90,16 +91,8 @@ def test_a_batch_gives_the_samples_of_each_alone(codec: TinyCodec) -> None:
 
 
 def test_utterances_at_different_places_decode_as_one_batch(codec: TinyCodec) -> None:
-    codes, left = random_codes(codec, 2), codec.spec.left_frames
-    samples, firsts = codec.spec.samples_per_frame, (12, 30)
-    states, expected, windows = [], [], []
-    for row, first in enumerate(firsts):
-        head = Window(codes[row : row + 1, :, : first + 1], 0, 1, torch.tensor([0]), codec.initial_state(1))
-        states.append(codec.decode(head)[1])
-        expected.append(one_shot(codec, codes[row : row + 1])[0, first * samples : (first + 6) * samples])
-        windows.append(codes[row, :, first - left : first + 7])
-    both = Window(torch.stack(windows), left, 1, torch.tensor(firsts), torch.cat(states))
-    assert (codec.decode(both)[0] - torch.stack(expected)).abs().max() <= 1e-5
+    codes = random_codes(codec, 2)
+    check_places(codec, codes, one_shot(codec, codes), 1e-5, (12, 30), 6)
 
 
 def test_the_state_is_a_phase_that_the_next_window_needs(codec: TinyCodec) -> None:
