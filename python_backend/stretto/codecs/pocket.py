@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, run_in_parts
-from stretto.codecs.streaming import Elu, prepare, upsample
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, Upsampling, run_in_parts
+from stretto.codecs.streaming import Elu, prepare
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "pocket"
+CONVTR = "convtr"  # published name of transposed convolutions
 NORM_EPS = 1e-5
 ENCODED_FRAMES = 25  # frames of a recording encoded at once, to limit the memory of attention
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
@@ -205,23 +206,6 @@ class Transformer(nn.Module):
         return ((ahead >= 0) & (ahead <= self.before)) & is_there[:, None, None]
 
 
-class TransposedConvolution(nn.Module):
-    """Transposed convolution trimmed on the right, whose steps also affect the next one.
-
-    Attributes:
-        kept: Number of elements in its part of the state.
-    """
-
-    def __init__(self, channels: int, out_channels: int, rate: int, groups: int = 1, bias: bool = True) -> None:
-        super().__init__()
-        self.convtr = nn.ConvTranspose1d(channels, out_channels, 2 * rate, rate, groups=groups, bias=bias)
-        self.rate, self.kept = rate, channels
-
-    def forward(self, x: Tensor, memory: Memory, activation: Elu | None = None) -> Tensor:
-        """Return the output [B, C, n * rate] for x [B, C, n], or for its activation."""
-        return upsample(memory.recall(x, 1, activation=activation), self.convtr)
-
-
 class Downsampling(nn.Module):
     """Causal convolution with a stride.
 
@@ -283,7 +267,7 @@ class Seanet(nn.Module):
         channels = config.n_filters << len(config.ratios)
         layers: list[nn.Module] = [Convolution(config.dimension, channels, config.kernel_size)]
         for ratio in config.ratios:
-            layers += [Elu(), TransposedConvolution(channels, channels // 2, ratio)]
+            layers += [Elu(), Upsampling(channels, channels // 2, 2 * ratio, ratio, name=CONVTR)]
             channels //= 2
             layers.append(ResidualBlock(channels, config))
         self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, 1, config.last_kernel_size)])
@@ -312,7 +296,9 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.convtr = TransposedConvolution(channels, out_channels, stride, groups=out_channels, bias=False)
+        self.convtr = Upsampling(
+            channels, out_channels, 2 * stride, stride, groups=out_channels, bias=False, name=CONVTR
+        )
 
 
 class Downsample(nn.Module):
@@ -325,7 +311,7 @@ class Downsample(nn.Module):
 
 def num_kept(*parts: nn.Module) -> int:
     """Return the number of elements in the state of all layers of some modules."""
-    kinds = (Convolution, TransposedConvolution, Downsampling, Attention)
+    kinds = (Convolution, Upsampling, Downsampling, Attention)
     return sum(layer.kept for part in parts for layer in part.modules() if isinstance(layer, kinds))
 
 

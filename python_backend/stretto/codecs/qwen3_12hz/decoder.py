@@ -257,14 +257,31 @@ class Convolution(nn.Module):
 class Upsampling(nn.Module):
     """Transposed convolution trimmed on the right. With a kernel longer than the rate, a step affects the next one.
 
-    Attributes:
+    Args:
+        channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel: Length of the kernel.
+        rate: Outputs per step.
         late: Number of steps at an utterance's start to set to zero.
+        groups: Number of groups of channels.
+        bias: True for an additive bias.
+        name: Name of the convolution in the published file.
     """
 
-    def __init__(self, channels: int, out_channels: int, kernel: int, rate: int, late: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: int,
+        rate: int,
+        late: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+        name: str = "conv",
+    ) -> None:
         super().__init__()
-        self.late = late
-        self.conv = nn.ConvTranspose1d(channels, out_channels, kernel, rate)
+        self.late, self._name = late, name
+        self.add_module(name, nn.ConvTranspose1d(channels, out_channels, kernel, rate, groups=groups, bias=bias))
         self.before = kernel // rate - 1
         self.kept = channels * self.before
 
@@ -275,7 +292,9 @@ class Upsampling(nn.Module):
             x = memory.recall(x, self.before, activation=activation)
         elif activation is not None:
             x = activation(x)
-        return upsample(x, self.conv)
+        convolution = self._modules[self._name]
+        assert isinstance(convolution, nn.ConvTranspose1d)
+        return upsample(x, convolution)
 
 
 class SnakeBeta(Snake):
