@@ -86,10 +86,6 @@ def read(memory: int, job: dict[str, Any]) -> np.ndarray:
     return read_samples(pcm, job["sample_rate"], max_s, rate)
 
 
-if __name__ == "__main__":
-    main()
-
-
 MAX_WAIT_S = 300.0  # for a process that is stopped; a running one reaches its CPU limit earlier
 
 
@@ -148,3 +144,7 @@ class AudioProcess:
         if os.preadv(self._process.memory, [pcm.data], 0) != pcm.nbytes:
             raise AudioProcessEnded("fewer samples than announced")
         return pcm
+
+
+if __name__ == "__main__":
+    main()
