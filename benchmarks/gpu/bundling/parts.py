@@ -4,19 +4,17 @@ The archive is one `.tar.xz`; a part is a range of its bytes, so any file fits. 
 names are sorted, times and owners are zero.
 """
 
-import hashlib
-import io
 import json
-import lzma
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 MANIFEST = "manifest.json"
-BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,70 +46,25 @@ class Manifest:
         return path
 
 
-class PartWriter(io.RawIOBase):
-    """A file whose bytes go to `folder`/part-01, part-02, ... of at most `part_bytes` each."""
-
-    def __init__(self, folder: Path, part_bytes: int):
-        self._folder, self._part_bytes = folder, part_bytes
-        self._file: BinaryIO | None = None
-        self._left, self._digest = 0, hashlib.sha256()
-        self.parts: list[Part] = []
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, over as many parts as necessary."""
-        view = memoryview(data).cast("B")
-        written = len(view)
-        while view:
-            if self._left == 0:
-                self._begin()
-            assert self._file is not None
-            piece, view = view[: self._left], view[self._left :]
-            self._file.write(piece)
-            self._digest.update(piece)
-            self._left -= len(piece)
-        return written
-
-    def _begin(self) -> None:
-        self._end()
-        self._file = (self._folder / f"part-{len(self.parts) + 1:02d}").open("wb")
-        self._left, self._digest = self._part_bytes, hashlib.sha256()
-
-    def _end(self) -> None:
-        if self._file is None:
-            return
-        size = self._file.tell()
-        self._file.close()
-        self.parts.append(Part(Path(self._file.name).name, size, self._digest.hexdigest()))
-        self._file = None
-
-    def close(self) -> None:
-        """Complete the last part."""
-        if not self.closed:
-            self._end()
-        super().close()
-
-
 def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, Any]) -> Manifest:
     """Archive all files below `tree` into parts in `folder`, which must be empty or absent."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty")
-    with PartWriter(folder, part_bytes) as writer:
-        with (
-            lzma.open(cast(IO[bytes], writer), "wb", preset=9) as packed,
-            tarfile.open(fileobj=packed, mode="w|") as archive,
-        ):
+    parts = list[Part]()
+    with tempfile.TemporaryFile() as whole:
+        with tarfile.open(fileobj=whole, mode="w:xz", preset=9) as archive:
             for path in sorted(path for path in tree.rglob("*") if path.is_file()):
                 info = tarfile.TarInfo(str(path.relative_to(tree)))
                 info.size, info.mode = path.stat().st_size, 0o755 if path.stat().st_mode & 0o100 else 0o644
                 with path.open("rb") as source:
                     archive.addfile(info, source)
-        writer.close()
-        manifest = Manifest(writer.parts, contents)
+        whole.seek(0)
+        while data := whole.read(part_bytes):
+            path = folder / f"part-{len(parts) + 1:02d}"
+            path.write_bytes(data)
+            parts.append(Part(path.name, len(data), sha256(data).hexdigest()))
+    manifest = Manifest(parts, contents)
     manifest.write(folder)
     return manifest
 
@@ -119,36 +72,19 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
 def sha256_of(path: Path) -> str:
     """Return the checksum of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Joined(io.RawIOBase):
-    """Concatenated bytes of several files."""
-
-    def __init__(self, paths: Iterable[Path]):
-        self._files: Iterator[BinaryIO] = (path.open("rb") for path in paths)
-        self._file: BinaryIO | None = next(self._files, None)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while self._file is not None:
-            count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-            if count:
-                return count
-            self._file.close()
-            self._file = next(self._files, None)
-        return 0
+        return file_digest(file, "sha256").hexdigest()
 
 
 def unpack(paths: Iterable[Path], into: Path) -> None:
     """Unpack the archive of the parts `paths`, in order, into a new folder `into`."""
     unfinished = into.with_name(into.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    joined = io.BufferedReader(_Joined(paths), BUFFER)
-    with lzma.open(joined) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
-        archive.extractall(unfinished, filter="data")
+    with tempfile.TemporaryFile(dir=into.parent) as whole:
+        for path in paths:
+            whole.write(path.read_bytes())
+        whole.seek(0)
+        with tarfile.open(fileobj=whole, mode="r:xz") as archive:
+            archive.extractall(unfinished, filter="data")
     unfinished.rename(into)
 
 
