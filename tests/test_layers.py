@@ -23,14 +23,13 @@ NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 # packages come first, so that no import runs up. Each folder in `families` is a plug-in, found by name: see PLUGIN.
 ALLOWED = {
     "errors": set(),
-    "command_line": set(),
     "worker_process": set(),
     "cuda_graphs": set(),
     "limits": set(),
     "disconnects": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},
-    "plugins": {"command_line", "errors"},
+    "plugins": {"errors"},
     "streams": set(),
     "records": {"streams", "errors"},
     "sampling": {"errors"},
@@ -50,9 +49,9 @@ ALLOWED = {
     "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "disconnects"},
-    "launcher": {"triton_io", "proxy", "disconnects", "command_line", "errors", "untrusted_files"},
+    "launcher": {"triton_io", "proxy", "disconnects", "errors", "untrusted_files"},
     "convert": {
-        "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config", "command_line",
+        "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config",
         "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.engine.kernels.gpu.draw import draw
-from stretto.engine.kernels.gpu.embed import Float32Product, embed_rows
+from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.tiny.family import TINY

@@ -112,7 +112,7 @@ def walk(device: torch.device) -> None:
 
 def attend(device: torch.device) -> None:
     """Launch the attention kernel of a depth transformer for the first two positions and the last."""
-    kernel = import_module("stretto.engine.kernels.gpu.depth").depth_attention_kernel
+    kernel = import_module("stretto.engine.kernels.gpu.products").depth_attention_kernel
     rows, heads, kv_heads, size, positions = 3, 4, 2, 32, 16
     cos_sin = torch.randn(positions, size, device=device)
     weights = torch.rand(2, size, device=device)
@@ -128,7 +128,7 @@ def embed(device: torch.device) -> None:
     """Launch the kernel that adds the embeddings of a row's streams, at a width that is no multiple of a block."""
     table = torch.randn(50, 72, device=device)
     ids = torch.arange(24, device=device).view(3, 8)
-    import_module("stretto.engine.kernels.gpu.embed").embed_on_device(table, ids, 0, True)
+    import_module("stretto.engine.kernels.gpu.products").embed_on_device(table, ids, 0, True)
 
 
 # ----- torch's sanitizer

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stretto_client.client import SpeechClient
-    from stretto_client.conversation import RecordedVoice, SpeakArguments, SpeakOptions, TaskOptions
     from stretto_client.errors import (
         ClientError,
         RequestCancelled,
@@ -27,7 +26,16 @@ if TYPE_CHECKING:
     from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
     from stretto_client.schema import OptionsRecord, SpeechOptions
     from stretto_client.shared_memory import RingSize
-    from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream, Word
+    from stretto_client.speech_stream import (
+        GuidanceChange,
+        RecordedVoice,
+        SpeakArguments,
+        SpeakOptions,
+        SpeechEvent,
+        SpeechStream,
+        TaskOptions,
+        Word,
+    )
 
 __all__ = [
     "FAMILY_OPTIONS",

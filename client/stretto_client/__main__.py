@@ -23,11 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.client import SpeechClient
-from stretto_client.conversation import Conversation, RecordedVoice
 from stretto_client.errors import ClientError, RequestRefused, Timeouts
 from stretto_client.markup import MARKUPS
 from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
-from stretto_client.speech_stream import SpeechEvent, given
+from stretto_client.speech_stream import Conversation, RecordedVoice, SpeechEvent, given
 
 MAX_READ_BYTES = 65_536
 

@@ -15,7 +15,6 @@ import grpc
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.conversation import RecordedVoice, SpeakOptions, speech_inputs, with_seed
 from stretto_client.errors import Timeouts
 from stretto_client.live_speech import PartStream, speak_written
 from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
@@ -23,7 +22,17 @@ from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_client.shared_memory import Memory, RingSize, Sharing
-from stretto_client.speech_stream import Audio, SpeechStream, audio_inputs, options_json, strings
+from stretto_client.speech_stream import (
+    Audio,
+    RecordedVoice,
+    SpeakOptions,
+    SpeechStream,
+    audio_inputs,
+    options_json,
+    speech_inputs,
+    strings,
+    with_seed,
+)
 
 DIRECTORY = Path("/dev/shm")  # in the folder of shared memory, so that every client that can share memory finds the key
 HEADER = "triton-grpc-protocol-stretto-key"

@@ -11,12 +11,11 @@ from typing import Any, Protocol, Self
 import grpc
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.conversation import SpeakOptions, with_seed
 from stretto_client.errors import ClientError, RequestRefused, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeechStream, strings
+from stretto_client.speech_stream import SpeakOptions, SpeechStream, strings, with_seed
 
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
 

@@ -7,9 +7,13 @@ StrettoError
 ├── Closing             the server, or a part of it, is shutting down; the request can be retried later
 ├── Cancelled           the client disconnected or cancelled
 └── CheckpointError     a checkpoint file is missing or invalid; the model is not loaded
+
+Argument parser shared by all commands.
 """
 
+import argparse
 import secrets
+from typing import NoReturn
 
 INCIDENT = "internal error "
 
@@ -68,3 +72,10 @@ def shown(value: object, limit: int = 60) -> str:
     """Return `repr(value)` for an error message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Argument parser that reports an error in one line, with a reference to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -10,8 +10,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from stretto.command_line import CommandParser
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, CommandParser
 
 FAMILIES, CODECS = "stretto.families", "stretto.codecs"  # entry point groups
 OWN = "stretto"  # package of the built-in families and codecs, which other packages cannot replace

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto_client.conversation import Conversation
+from stretto_client.speech_stream import Conversation
 
 CODES = np.arange(6).reshape(2, 3)
 

@@ -24,7 +24,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from stretto.engine.kernels.gpu import advance, depth, draw, embed
+from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.protocol import SpeechParams, SpeechRequestData
 from stretto.engine.worker import run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
@@ -158,11 +158,11 @@ def fill(state: SpeechModelState, family: Family) -> None:
 
 # Launches of a step, with its kernels or with torch only, by family.
 KERNELS = {
-    False: {"_draw_kernel": draw, "_embed_kernel": embed, "_gather_kernel": advance},
+    False: {"_draw_kernel": draw, "_embed_kernel": products, "_gather_kernel": advance},
     True: {
         **dict.fromkeys(("text_maxima_kernel", "draw_text_kernel", "draw_streams_kernel"), step_program),
         "advance_kernel": step_program,
-        "_embed_kernel": embed,
+        "_embed_kernel": products,
         "_gather_kernel": advance,
     },
 }
@@ -206,7 +206,7 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():
-        owner = depth if name.startswith("depth") else KERNELS[uses_kernels].get(name, step_program)
+        owner = products if name.startswith("depth") else KERNELS[uses_kernels].get(name, step_program)
         monkeypatch.setattr(owner, name, kernel)
     tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
     try:

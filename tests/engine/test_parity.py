@@ -13,7 +13,7 @@ from vllm.triton_utils import dispatcher
 
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.gpu.draw import draw_on_device
-from stretto.engine.kernels.gpu.embed import embed_on_device
+from stretto.engine.kernels.gpu.products import embed_on_device
 from stretto.engine.models import multi_stream
 from stretto.engine.worker import sampler
 from stretto.families.base import Family

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.embed import embed_rows
+from stretto.engine.kernels.gpu.products import embed_rows
 from stretto.engine.protocol import NO_CHANGE, SpeechParams
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance

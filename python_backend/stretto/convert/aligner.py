@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 from stretto.aligning.model import CONFIG, FILES, WEIGHTS, Aligner, check_config, read_alphabet
-from stretto.command_line import CommandParser
 from stretto.convert.conversion import fresh_directory
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, CommandParser
 from stretto.untrusted_files import json_object, released_file, without_keys
 
 NAME = "aligner"

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from stretto.command_line import CommandParser
 from stretto.convert import aligner
 from stretto.convert.conversion import Conversion, plan, write
 from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, CommandParser
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Release
 from stretto.families.plugin import NAME

@@ -11,10 +11,9 @@ from typing import Any
 
 from stretto.aligning.model import check_config, read_alphabet
 from stretto.codecs import refinement
-from stretto.command_line import CommandParser
 from stretto.config import EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto.command_line import CommandParser
+from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.proxy.access import CLOSED, HTTP, Ports
 

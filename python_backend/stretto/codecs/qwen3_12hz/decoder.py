@@ -258,13 +258,7 @@ class Upsampling(nn.Module):
     """Transposed convolution trimmed on the right. With a kernel longer than the rate, a step affects the next one.
 
     Args:
-        channels: Number of input channels.
-        out_channels: Number of output channels.
-        kernel: Length of the kernel.
-        rate: Outputs per step.
         late: Number of steps at an utterance's start to set to zero.
-        groups: Number of groups of channels.
-        bias: True for an additive bias.
         name: Name of the convolution in the published file.
     """
 
@@ -292,9 +286,7 @@ class Upsampling(nn.Module):
             x = memory.recall(x, self.before, activation=activation)
         elif activation is not None:
             x = activation(x)
-        convolution = self._modules[self._name]
-        assert isinstance(convolution, nn.ConvTranspose1d)
-        return upsample(x, convolution)
+        return upsample(x, getattr(self, self._name))
 
 
 class SnakeBeta(Snake):

@@ -29,7 +29,7 @@ from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
-from stretto.engine.kernels.gpu.depth import rms_norm, use_fused_operators
+from stretto.engine.kernels.gpu.products import rms_norm, use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
 from stretto.engine.worker.module_rows import ModuleRows
 from stretto.engine.worker.predictors import GeneratedRows

@@ -20,8 +20,7 @@ from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.sequence import IntermediateTensors
 
-from stretto.engine.kernels.gpu.depth import fp8_product
-from stretto.engine.kernels.gpu.embed import embed_rows
+from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules

@@ -26,7 +26,7 @@ from vllm.v1.worker.worker_base import CompilationTimes
 from stretto.engine.adapters import Adapters
 from stretto.engine.kernels.cpu.products import HostDepth, pad_products
 from stretto.engine.kernels.gpu.advance import gather_rows
-from stretto.engine.kernels.gpu.depth import DeviceDepth
+from stretto.engine.kernels.gpu.products import DeviceDepth
 from stretto.engine.protocol import SpeechCachedRequests, SpeechRequestData, family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, StretchDraw

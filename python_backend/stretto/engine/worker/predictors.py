@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.kernels.cpu import products as on_host
-from stretto.engine.kernels.gpu import embed as on_device
+from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays

@@ -18,9 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
-from stretto.engine.kernels.gpu.depth import depth_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
-from stretto.engine.kernels.gpu.embed import _embed_kernel
+from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 

@@ -13,8 +13,8 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers import linear, rotary_embedding
 
-from stretto.engine.kernels.gpu import depth as kernel
-from stretto.engine.kernels.gpu.depth import DeviceDepth
+from stretto.engine.kernels.gpu import products as kernel
+from stretto.engine.kernels.gpu.products import DeviceDepth
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS

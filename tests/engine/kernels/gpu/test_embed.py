@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.embed import embed_on_device, embed_on_host, embed_rows
+from stretto.engine.kernels.gpu.products import embed_on_device, embed_on_host, embed_rows
 
 PAD, VOCAB = 5, 40
 Embed = Callable[[torch.Tensor, torch.Tensor, int, bool], torch.Tensor]

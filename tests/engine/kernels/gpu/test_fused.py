@@ -11,7 +11,7 @@ from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
-from stretto.engine.kernels.gpu import depth
+from stretto.engine.kernels.gpu import products
 
 SIZE = 32
 
@@ -36,7 +36,7 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> tuple[Layer, Layer]:
         layer.norm._forward_method = layer.norm.forward_native
         layer.act_fn._forward_method = layer.act_fn.forward_native
     native.rotary_emb._forward_method = native.rotary_emb.forward_native
-    depth.use_fused_operators(ours)
+    products.use_fused_operators(ours)
     return ours, native
 
 
@@ -66,4 +66,4 @@ def test_a_rotary_embedding_that_other_layers_share_is_left_to_them(layers: tupl
 def test_where_no_row_may_depend_on_another_the_norm_is_vllm_s_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     layer = SimpleNamespace(forward_cuda=lambda x, residual: ("invariant", x, residual))
-    assert depth.rms_norm(layer, 1, 2) == ("invariant", 1, 2)
+    assert products.rms_norm(layer, 1, 2) == ("invariant", 1, 2)

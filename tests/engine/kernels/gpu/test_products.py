@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu import embed
-from stretto.engine.kernels.gpu.embed import Float32Product
+from stretto.engine.kernels.gpu import products
+from stretto.engine.kernels.gpu.products import Float32Product
 
 
 def mm_of_a_gpu(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
@@ -24,7 +24,7 @@ def test_logits_keep_their_precision(num_rows: int, dtype: torch.dtype, monkeypa
 @pytest.mark.parametrize("num_rows", [1026, 2000])
 def test_batch_invariant_products_use_vllm_s_replacement(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
-    monkeypatch.setattr(embed, "MAX_COPIED", 1500)
+    monkeypatch.setattr(products, "MAX_COPIED", 1500)
     monkeypatch.delattr(torch, "mm")
     weight, x = torch.randn(num_rows, 64).bfloat16(), torch.randn(3, 64).bfloat16()
     product = Float32Product(weight)(x)
@@ -42,5 +42,5 @@ def test_torch_has_the_product_for_a_device() -> None:
 def test_small_heads_have_rows_by_eights_and_large_ones_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(1026, 8)
     assert len(Float32Product(weight).weight) == 1032
-    monkeypatch.setattr(embed, "MAX_COPIED", 1025)
+    monkeypatch.setattr(products, "MAX_COPIED", 1025)
     assert Float32Product(weight).weight is weight
