@@ -7,14 +7,14 @@ either has in a step (a guided reply has two). Only steps in which every row dec
 over the rounds. `engine_efficiency` is stock's step time over Stretto's, guided; `engine_efficiency_unguided` the same
 without guidance. `cfg_retention` is the unguided step time over the guided one; as both steps yield a frame for each
 reply, this is the throughput that guidance keeps. The `_cpu` figures are the same ratios of processor time, which a
-busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame.
-One line of JSON for each number of requests.
+busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame:
+vLLM's output processor plays recorded steps to `SpeechLLM`. One line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
-Stretto alone, with the streams and the vocabulary of a published model on random
-weights. Every reply is audio from its first row. A run counts completely: prompts, frames and the rows that drain the
-delays. `ms_per_step` is that of the run's steps, divided into their parts.
+Stretto alone, with the streams and the vocabulary of a published model on random weights. Every reply is audio from its
+first row. A run counts completely: prompts, frames and the rows that drain the delays. `ms_per_step` is that of the
+run's steps, divided into their parts.
 """
 
 import argparse

@@ -7,6 +7,12 @@ once. Both engines run in this process on random weights, an eighth as wide as `
 codebooks. They take turns; a figure is the median over the rounds. `depth_cost` is the time of a step with the depth
 transformer over that of one without it, `depth_cost_cpu` the same in processor time, and `depth_cpu_ms_per_code` the
 difference divided by the number of codes. One line of JSON for each number of requests.
+
+`benchmarks.ensemble --family` measures here the parts of a frame, after the served loads. The engine and the decoder
+run in this process, one after the other, on one thread. Figures are milliseconds of processor time per frame, in steps
+in which every reply decodes: `talker` is the backbone's forward pass; `predictor` the codes after the first, with heads
+and sampling; `rest` everything else in a step (scheduling, preparation, bookkeeping, the first code); `codec` a steady
+chunk in the decoder.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Requests of a soak test, over gRPC or through the gateway.
+"""Load of a soak test: requests over gRPC or through the gateway, clients, answers and their verdicts.
 
 They cover every task of the bundled model with fixed seeds, so that each has one correct answer. Most go to the server
 directly. Some receive samples through shared memory, and some go through the gateway.
+
+The reference of an answer is the answer to the same request sent alone.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""Small random checkpoints in the layouts in which ESPnet publishes Bagpiper and OpusLM.
+"""Small random checkpoints in the layouts in which ESPnet publishes Bagpiper, OpusLM with its codec, and VALL-E.
 
     bagpiper   model.pt {"module": …}, config.yaml, tokenizer/ (with the backbone's config.json), codec/ (X-codec)
     opuslm     model.pth or 2epoch.pth, config.yaml, tokenizer/, backbone/config.json (another repository's)
+    valle      valle.pth, config.yaml, tokenizer/, codec/ (ESPnet's DAC)
 
 Weights are large enough that the best logit leads by a clear margin. Norms vary along their width. Row 0 of tables,
 which old checkpoints use for padding, is not zero.

@@ -1,6 +1,7 @@
-"""GLM-4-Voice's decoder in the published layout, narrow or of published width, with random weights and audible output.
+"""GLM-4-Voice's decoder, narrow or of published width, and its tokenizer, narrow, in the published layout.
 
-Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
+Weights are random and give audible output. They are drawn by numpy in the order of their names, so that an external
+reference has the same ones.
 """
 
 import json

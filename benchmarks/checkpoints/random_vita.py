@@ -1,7 +1,8 @@
 """Small random weights of VITA-Audio in the published layout, identical on every machine.
 
 `model.layers` holds the main model's decoder layers, then those of the modules. The other tensors of the modules belong
-to the wrapper around the model, which has the head. The weights need only `random_tensors.py` and numpy.
+to the wrapper around the model, which has the head. The weights need only `random_tensors.py` and numpy. A release
+with SenseVoice as its audio encoder has a narrow one.
 """
 
 import json

@@ -1,4 +1,9 @@
-"""One codec on the device: exactness with and without graphs, error of narrow types, and real-time streams."""
+"""One codec on the device: exactness with and without graphs, error of narrow types, and real-time streams.
+
+For a codec that decodes in blocks: the speed of each block of an utterance through the decoder. `rtf` is the time from
+the chunk that completes a block to the last client's samples, divided by the duration of the block; above 1 a player
+underruns. Utterances run together, their blocks in the same batch.
+"""
 
 import logging
 import statistics

@@ -1,4 +1,8 @@
-"""Table of jobs, the most informative first, and execution of one: a generator of figures, written immediately."""
+"""Table of jobs, the most informative first, and their execution.
+
+A job is a generator of figures, written immediately. Jobs run one after another, each in a forked process group, so
+that a crash or a hang ends only one job.
+"""
 
 import faulthandler
 import importlib

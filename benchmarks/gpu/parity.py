@@ -2,6 +2,10 @@
 
 Covered are random checkpoints of two families, and the bundled model if its weights are present. If two candidates of
 the reference are nearly equal (`LEAD`), the device may choose the other one. Such replies are counted, not wrong.
+
+One job also detects waits in a step. For the device, vLLM lets torch raise an error at the first synchronising call.
+For Triton, kernels compiled after the start of the engine are named; one of Stretto's is an error, because its
+specialisation would depend on the batch.
 """
 
 import importlib

@@ -2,6 +2,15 @@
 
 `engine_efficiency` is the step time of stock vLLM, which decodes as many rows greedily with the same arguments, over
 Stretto's. Only steps in which every row decodes count; a figure is the median over them.
+
+`ttfp_floor` is prefill + (longest delay + first chunk + right context of the codec) x median step + one decode of the
+first chunk. `ttfp` is measured at the engine, from the queue to the last row of a reply's first chunk, plus the same
+decode. `prefill` lasts until every reply has its first row. Replies start together.
+
+VITA-Audio's schedules run against Vanilla. `over_vanilla` is ids per second over those of Vanilla, in turns, with
+replies that start together. `allowed` is the same ratio computed from the weights that are read per id. `first_block_s`
+is the time from the queue until every reply has as many ids as contain the 31 codes of the decoder's first block, with
+words and codes alternating as in training; random weights generate ids of any kind.
 """
 
 import itertools

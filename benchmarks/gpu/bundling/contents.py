@@ -1,4 +1,10 @@
-"""Lists of what a bundle contains and leaves out."""
+"""Contents of a bundle: lists of what it leaves out, and extensions with the code of one GPU only.
+
+A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
+(cubins), and PTX that the driver can compile. Entries that the GPU does not run are filled with zeros, which compress
+to nothing. Offsets and sizes stay the same, so the loader still finds everything. Kernels without machine code for the
+GPU can be kept as PTX. Other libraries lose their symbols, which are most of some.
+"""
 
 import re
 import shutil

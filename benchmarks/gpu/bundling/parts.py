@@ -1,7 +1,8 @@
-"""Split archive with parts of limited size, and a manifest with their checksums. Standard library only.
+"""Split archive with parts of limited size, their manifest and their installation. Standard library only.
 
 The archive is one `.tar.xz`; a part is a range of its bytes, so any file fits. The same tree gives the same bytes:
-names are sorted, times and owners are zero.
+names are sorted, times and owners are zero. An installation stores parts as they
+arrive, and unpacks them when all are there.
 """
 
 import json
