@@ -66,13 +66,13 @@ __all__ = [
 ]
 MODULES = {
     "client": "SpeechClient",
-    "conversation": "RecordedVoice SpeakArguments SpeakOptions TaskOptions",
     "errors": "ClientError RequestCancelled RequestRefused ServerFailed ServerFull ServerUnavailable TimedOut Timeouts",
     "long_speech": "LongSpeech Speech",
     "model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
     "schema": "OptionsRecord SpeechOptions",
     "shared_memory": "RingSize",
-    "speech_stream": "GuidanceChange SpeechEvent SpeechStream Word",
+    "speech_stream": "GuidanceChange RecordedVoice SpeakArguments SpeakOptions SpeechEvent SpeechStream TaskOptions"
+    " Word",
 }
 
 

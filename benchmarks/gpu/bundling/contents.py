@@ -1,4 +1,4 @@
-"""Contents of a bundle: lists of what it leaves out, and extensions with the code of one GPU only.
+"""Contents of a bundle: lists of files to leave out, and extensions with the code of one GPU only.
 
 A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
 (cubins), and PTX that the driver can compile. Entries that the GPU does not run are filled with zeros, which compress
