@@ -19,7 +19,6 @@ from stretto.engine.environment import prepare_environment
 from stretto.families.base import Family, Task
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
-from stretto_client.schema import GuidancePolicy
 
 prepare_environment()
 
@@ -57,11 +56,9 @@ class SteppedEngine:
         self._ids = itertools.count()
 
     @classmethod
-    def from_args(
-        cls, checkpoint: Path, engine_args: dict[str, Any], kv_share: dict[str, float] | None = None
-    ) -> "SteppedEngine":
+    def from_args(cls, checkpoint: Path, engine_args: dict[str, Any]) -> "SteppedEngine":
         """Return an engine over a checkpoint."""
-        return cls(vllm_config(EngineConfig(checkpoint, engine_args, kv_share or {})))
+        return cls(vllm_config(EngineConfig(checkpoint, engine_args, {})))
 
     @property
     def runner(self) -> Any:
@@ -163,7 +160,6 @@ def forced_prompt(
     audio: int,
     text: int | None = None,
     scale: float | None = None,
-    policy: GuidancePolicy | None = None,
     num_rows: int = PROMPT_ROWS,
     ids: range | None = None,
     stream: int = 0,
@@ -177,7 +173,6 @@ def forced_prompt(
         audio: Frames of audio.
         text: Rows of text before them; None leaves them free.
         scale: Guidance scale; None for the default of the task.
-        policy: Guidance policy; None for the default of the task.
         num_rows: Rows of the prompt.
         ids: Ids to choose its text from; default: TEXT.
         stream: Input stream of the text.
@@ -190,8 +185,6 @@ def forced_prompt(
         sampling = replace(sampling, text=replace(sampling.text, min_rows=text, max_rows=text))
     if scale is not None:
         sampling = replace(sampling, guidance_scale=scale)
-    if policy is not None:
-        sampling = replace(sampling, policy=policy)
     return Prompt(task.name, rows, sampling)
 
 

@@ -22,7 +22,6 @@ _SAMPLING = SamplingConfig(
 )
 SPEAK = Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING)
 CHAT = Task("chat", (Segment.TEXT, Segment.AUDIO), (TEXT,), ("text",), _SAMPLING)
-LISTEN = Task("listen", (Segment.TEXT,), (TEXT,), ("audio",), _SAMPLING)
 
 # Bagpiper's vocabulary of 152,192 + 8 * 1025 ids, its delays, and its published default sampling.
 BAGPIPER_SMALL = Family(
@@ -46,7 +45,6 @@ BAGPIPER_SMALL = Family(
     frame_rate=50.0,
 )
 LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
-MIXED = replace(BAGPIPER_SMALL, name="bagpiper-small-mixed", tasks=(SPEAK, LISTEN))
 
 # `sesame/csm-1b` an eighth as wide, and the same streams without its depth transformer.
 NUM_TEXT_IDS = 2048
