@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.harness import Launch, is_ready, served_processes
 from stretto.launcher.processes import birth, read_process
@@ -32,15 +33,27 @@ class Ended(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kill:
-    """SIGKILL of a process. A killed launcher is started again by its supervisor, which is this process here."""
+class Fault:
+    """One fault. `label` is its name in the report, with the fault's fields."""
 
-    process: str
+    label: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
         """Name in the report."""
-        return f"kill {self.process}"
+        return self.label.format(self)
+
+    async def strike(self, launch: Launch) -> None:
+        """Inject the fault."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(Fault):
+    """SIGKILL of a process. A killed launcher is started again by its supervisor, which is this process here."""
+
+    label: ClassVar[str] = "kill {0.process}"
+    process: str
 
     async def strike(self, launch: Launch) -> None:
         """Kill the process."""
@@ -51,16 +64,12 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Fault):
     """SIGSTOP of a process for some seconds."""
 
+    label: ClassVar[str] = "stop {0.process} for {0.seconds:g} s"
     process: str
     seconds: float = STOPPED_S
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        return f"stop {self.process} for {self.seconds:g} s"
 
     async def strike(self, launch: Launch) -> None:
         """Stop the process and continue it later, if it still exists."""
@@ -74,16 +83,12 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
+class Replaced(Fault):
     """SIGSTOP of a front-end process without SIGCONT; the launcher must replace the process."""
 
+    label: ClassVar[str] = "stop {0.process} for good"
     process: str
     limit_s: float = REPLACED_S
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        return f"stop {self.process} for good"
 
     async def strike(self, launch: Launch) -> None:
         """Stop the process and wait until it is gone; raise TimeoutError after `limit_s`, when it is continued."""
@@ -99,17 +104,13 @@ class Replaced:
 
 
 @dataclass(frozen=True, slots=True)
-class FullDiskKill:
+class FullDiskKill(Fault):
     """SIGKILL of a process while the disk of its log is full, until the process runs again or for `limit_s`."""
 
+    label: ClassVar[str] = "kill {0.process} with no room for logs"
     folder: Path
     process: str
     limit_s: float = REPLACED_S
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        return f"kill {self.process} with no room for logs"
 
     async def strike(self, launch: Launch) -> None:
         """Fill the disk, kill the process, and free the disk once the server is ready again."""
@@ -132,7 +133,7 @@ class FullDiskKill:
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Fault):
     """A full file system for some seconds; skipped if it is so large that others may share it."""
 
     folder: Path
@@ -163,16 +164,12 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
-class Jump:
+class Jump(Fault):
     """Step of the server's clock by `seconds`, and back (`clock_environment`)."""
 
+    label: ClassVar[str] = "clock {0.seconds:+g} s"
     seconds: float
     lasting_s: float = JUMPED_S
-
-    @property
-    def name(self) -> str:
-        """Name in the report."""
-        return f"clock {self.seconds:+g} s"
 
     async def strike(self, launch: Launch) -> None:
         """Move the clock, and move it back."""
@@ -181,9 +178,6 @@ class Jump:
         set_clock(launch.folder, self.seconds)
         await asyncio.sleep(self.lasting_s)
         set_clock(launch.folder, 0.0)
-
-
-Fault = Kill | Stop | Replaced | FullDiskKill | Fill | Jump
 
 
 def find(name: str) -> int:

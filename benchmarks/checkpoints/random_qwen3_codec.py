@@ -23,58 +23,24 @@ from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
 CODEBOOKS, INPUT_CODEBOOKS = 16, 32
 LEVEL = 0.15  # factor of the last layer's weights, for samples about as loud as speech
+
+
+def _decoder(*numbers: int) -> dict[str, int]:
+    names = "codebook_size codebook_dim latent_dim hidden_size head_dim intermediate_size decoder_dim".split()
+    return dict(zip(names, numbers, strict=True))
+
+
+def _encoder(*numbers: int) -> dict[str, int]:
+    names = "num_filters hidden_size intermediate_size codebook_dim head_dim upsample_groups".split()
+    return dict(zip(names, numbers, strict=True))
+
+
 WIDTHS: dict[str, dict[str, dict[str, int]]] = {
-    "wide": {
-        "decoder": {
-            "codebook_size": 2048,
-            "codebook_dim": 512,
-            "latent_dim": 1024,
-            "hidden_size": 512,
-            "head_dim": 64,
-            "intermediate_size": 1024,
-            "decoder_dim": 1536,
-        },
-        "encoder": {},
-    },
-    "small": {
-        "decoder": {
-            "codebook_size": 2048,
-            "codebook_dim": 64,
-            "latent_dim": 128,
-            "hidden_size": 64,
-            "head_dim": 8,
-            "intermediate_size": 128,
-            "decoder_dim": 192,
-        },
-        "encoder": {
-            "num_filters": 8,
-            "hidden_size": 64,
-            "intermediate_size": 256,
-            "codebook_dim": 32,
-            "head_dim": 8,
-            "upsample_groups": 64,
-        },
-    },
+    "wide": {"decoder": _decoder(2048, 512, 1024, 512, 64, 1024, 1536), "encoder": {}},
+    "small": {"decoder": _decoder(2048, 64, 128, 64, 8, 128, 192), "encoder": _encoder(8, 64, 256, 32, 8, 64)},
     "narrow": {
-        "decoder": {
-            "codebook_size": 64,
-            "codebook_dim": 16,
-            "latent_dim": 24,
-            "hidden_size": 32,
-            "head_dim": 4,
-            "intermediate_size": 48,
-            "decoder_dim": 32,
-        },
-        "encoder": {
-            "codebook_size": 64,
-            "num_filters": 4,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "codebook_dim": 16,
-            "head_dim": 4,
-            "num_hidden_layers": 2,
-            "upsample_groups": 32,
-        },
+        "decoder": _decoder(64, 16, 24, 32, 4, 48, 32),
+        "encoder": _encoder(4, 32, 64, 16, 4, 32) | {"codebook_size": 64, "num_hidden_layers": 2},
     },
 }
 PREPROCESSOR = {

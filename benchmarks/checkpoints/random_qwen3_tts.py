@@ -30,25 +30,8 @@ NAMED = {
     "tts_bos": "<tts_text_bos>",
     "tts_eos": "<tts_text_eod>",
 }
-MERGES = (
-    ("a", "s"),
-    ("as", "s"),
-    ("i", "s"),
-    ("t", "a"),
-    ("n", "t"),
-    ("ass", "is"),
-    ("ta", "nt"),
-    ("assis", "tant"),
-    ("u", "s"),
-    ("e", "r"),
-    ("us", "er"),
-    ("h", "e"),
-    ("l", "l"),
-    ("he", "ll"),
-    ("hell", "o"),
-    ("Ġ", "w"),
-    ("a", "B"),
-)
+PAIRS = "a s, as s, i s, t a, n t, ass is, ta nt, assis tant, u s, e r, us er, h e, l l, he ll, hell o, Ġ w, a B"
+MERGES = tuple((first, second) for first, _, second in (pair.partition(" ") for pair in PAIRS.split(", ")))
 # Offsets after the codes of the codec's vocabulary.
 MARKERS = {
     "pad_id": 100,
