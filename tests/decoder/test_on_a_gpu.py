@@ -14,6 +14,7 @@ from stretto.decoder.chunk_queue import BUSY_SHARE, ChunkQueue, Counts, PendingC
 from stretto.decoder.launching import MAX_GRAPHS, CudaLauncher
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
+from stretto.errors import Cancelled, Closing
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
@@ -89,6 +90,23 @@ def test_batches_in_flight_end_with_their_utterances(cuda: FakeCuda, monkeypatch
     later = decoder.put("later", 3)
     decoder.loop.turn()
     assert later.wait().error is None
+
+
+@pytest.mark.parametrize("ends", ["abandoned", "gives up"])
+def test_a_job_is_not_launched_for_what_has_ended(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """The batch in flight is answered."""
+    decoder = Decoder(cuda, monkeypatch)
+    in_flight, job = (decoder.put(str(size), size) for size in (3, 5))
+    decoder.loop.turn()
+    assert decoder.loop.num_jobs == 1
+    if ends == "abandoned":
+        decoder.queue.abandon("5")
+    else:
+        decoder.loop.gives_up = True
+    decoder.loop.turn()
+    assert in_flight.wait().pcm is not None
+    assert isinstance(job.wait().error, Cancelled if ends == "abandoned" else Closing)
+    assert decoder.counts.to_dict()["batches"] == 1
 
 
 def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

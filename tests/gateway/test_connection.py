@@ -227,8 +227,8 @@ async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.
 async def test_requests_of_one_connection_have_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_SMALL", 10)
     (reader, writer), made = await made_by(await start())
-    second: Any = SimpleNamespace(time=lambda: made.loop.time() // 3600 * 3600 + 7200)  # which does not end in the test
-    made._small._loop = second
+    later_s = made.loop.time() + 3600  # by a clock that stands still, so that the second does not end
+    made._small._loop = SimpleNamespace(time=lambda: later_s)
     num = 0
     async with asyncio.timeout(PATIENCE_S):
         while made.transport.is_reading():

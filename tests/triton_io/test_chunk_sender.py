@@ -103,6 +103,13 @@ async def test_the_form_of_the_samples_is_told_once(slot: FlowSlot) -> None:
     assert all(each.form is None for each in envelopes(sender) if each.chunk is None), "a probe may come first"
 
 
+async def test_chunks_are_paced_by_the_decoder_and_the_way_to_it(slot: FlowSlot) -> None:
+    slot.table.clock = lambda: 100.0
+    slot.note_latency(0.25)
+    sender = ChunkSender(responses_to(ResponseSender()), slot, "u", replace(QUICK, transit_s=0.5))
+    assert sender.pacer._load() == replace(slot.load, latency_s=0.75)
+
+
 async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
     sender = ResponseSender()
     await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, frames=0).speak())

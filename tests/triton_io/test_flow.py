@@ -177,6 +177,14 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         FlowTable.open(name, tmp_path)
 
 
+def test_a_table_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = FlowTable.create(1, 4, tmp_path).path.name
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    with pytest.raises(ValueError, match=f"{name} is another user's"):
+        FlowTable.open(name, tmp_path)
+
+
 def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -> None:
     table, now = FlowTable.create(1, 4, tmp_path), [100.0]
     table.clock = lambda: now[0]

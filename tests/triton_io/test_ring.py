@@ -11,9 +11,9 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.records.sampling import RingAddress
-from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
+from stretto.triton_io.ring import CudaMemory, CudaPayload, PcmRing, check_ring
 from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
-from tests.cuda_runtime import Handle, OldHandle, install
+from tests.cuda_runtime import FakeDriver, Handle, OldHandle, install
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot
 
@@ -115,6 +115,31 @@ def test_a_client_that_is_out_of_step_notices(client_end: Ring, server_end: PcmR
     record = server_end.put(np.zeros(16, np.float32))
     with pytest.raises(ValueError, match="slot 1, but 0 is next"):
         client_end.read_samples(record)
+
+
+def test_samples_that_do_not_fit_into_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    client_end = Ring("system", SIZE)
+    server_end = PcmRing.open(RingAddress(**client_end.option()))
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, bytes(data)[:12], offset))
+    with pytest.raises(InvalidRequest, match=r"expected enough shared memory for its slots, got 12 of 64 bytes"):
+        server_end.put(np.ones(16, np.float32))
+    monkeypatch.undo()
+    server_end.close()
+    client_end.close()
+
+
+def test_memory_that_the_driver_does_not_know_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = install(monkeypatch)
+    client_end = Ring("cuda", SIZE)
+    handle = base64.b64decode(client_end.option()["cuda_handle"])
+    memory = CudaMemory(runtime, FakeDriver(runtime), handle, 0)
+    runtime.buffers, known = {}, runtime.buffers
+    with pytest.raises(RuntimeError, match="cuMemGetAddressRange: 500"):
+        memory.size()
+    runtime.buffers = known
+    memory.close()
+    client_end.close()
 
 
 def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
