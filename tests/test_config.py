@@ -36,6 +36,9 @@ def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
         ({"idle_timeout_s": "0"}, "idle_timeout_s must be > 0"),
         ({"stop_timeout_s": "-1"}, "stop_timeout_s must be >= 0"),
         ({"warm_up_s": "-1"}, "warm_up_s must be >= 0"),
+        ({"num_codebooks": "0"}, "num_codebooks must be >= 1, got 0"),
+        ({"align_s": "0"}, r"align_s must be in \(0, [0-9.]+\], got 0"),
+        ({"graphs": "yes"}, "graphs must be true or false, got 'yes'"),
     ],
 )
 def test_a_decoder_parameter_out_of_range_is_named(parameters: dict[str, str], message: str) -> None:
@@ -92,6 +95,12 @@ def test_adapters_lie_beside_the_checkpoint_or_where_they_are_said_to(tmp_path: 
 def test_adapters_that_are_no_names_and_folders_are_refused(adapters: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapters: expected"):
         EngineConfig(tmp_path, adapters=adapters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["batch_invariant", "live_reserve"])
+def test_a_switch_is_true_or_false(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be true or false, got 'yes'"):
+        EngineConfig(tmp_path, **{name: "yes"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "many", True])

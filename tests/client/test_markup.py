@@ -239,6 +239,7 @@ def test_ssml_is_text_and_pauses(inner: str) -> None:
         ("<speak>a & b</speak>", "expected well-formed SSML, got not well-formed (invalid token) at line 1, column 11"),
         ("<speak>a", "expected well-formed SSML, got no element found"),
         ("<speak>a</speak>b", "expected well-formed SSML, got junk after document element"),
+        ('<?xml version="1.0"?><p>a</p>', "expected the root element speak of SSML, got p"),
         ("<speak>" + "<p>" * 40, "expected elements nested at most 32 deep in SSML, got more"),
         ('<?xml version="1.0"?><!DOCTYPE s [<!ENTITY a "b">]><speak>&a;</speak>', "expected no document type in SSML"),
         ('<speak><break time="1h"/></speak>', "expected a break's time in s or ms in SSML, got 1h"),

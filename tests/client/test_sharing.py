@@ -13,7 +13,7 @@ from stretto.records.sampling import RingAddress
 from stretto.triton_io.ring import PcmRing
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client import shared_memory as ring_module
-from stretto_client.shared_memory import Memory
+from stretto_client.shared_memory import Memory, RingSize
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeRuntime, install
 from tests.patience import until_async
@@ -117,6 +117,12 @@ async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
 def test_another_kind_of_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="shared_memory: expected 'system' or 'cuda', got 'disk'"):
         SpeechClient(shared_memory="disk")
+
+
+@pytest.mark.parametrize("size", [(0, 64), (4, 0), (4, 60)])
+def test_a_ring_has_slots_of_a_multiple_of_eight_bytes(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"multiple of 8 bytes, got {size[0]} of {size[1]}"):
+        RingSize(*size)
 
 
 async def test_full_shared_memory_fails_only_the_request(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

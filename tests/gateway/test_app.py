@@ -556,6 +556,9 @@ async def test_three_failed_refreshes_drop_the_profile_and_one_does_not(
     assert made.family == ""
     with pytest.raises(ApiError, match="accepts no requests now"):
         await made.profile()
+    unreadable = Mock(profile=AsyncMock(side_effect=ValueError("profile: expected a sample rate")))
+    with pytest.raises(ApiError, match="profile: expected a sample rate"):
+        await catalogue.Catalogue(unreadable, {}).profile()
 
 
 async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import openai
 import pytest
 
+from stretto_client import RequestRefused, TimedOut
+from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, make_encoder, wav_header
 from stretto_gateway.speech import encoded_parts
@@ -322,6 +324,14 @@ async def test_failed_starts_raise(start: Start, step: Any, kind: type[openai.AP
         await client.audio.speech.create(**REQUEST)
     assert raised.value.request_id is not None
     assert raised.value.status_code != 500
+
+
+def test_errors_of_the_client_library_have_a_status() -> None:
+    """A message of the server that names no field stays as it is."""
+    late = from_client_error(TimedOut("the utterance was not complete after 60 s"), {})
+    assert (late.status_code, late.code) == (504, "timeout")
+    plain = from_client_error(RequestRefused("Nothing can be said."), {})
+    assert (plain.status_code, plain.param, plain.message) == (400, None, "Nothing can be said.")
 
 
 async def test_an_unknown_model_is_not_found(start: Start) -> None:

@@ -1,6 +1,7 @@
 """Uploaded voices: stored, used by id, deleted, and private to their owner."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -72,6 +73,22 @@ async def added_voice(running: Running, key: str | None = None, **form: str) -> 
 def told(request: Request) -> tuple[dict[str, Any], bytes]:
     """The system turn of a request, and the recording with it."""
     return json.loads(request["messages"])[0], request["audio"]
+
+
+async def test_a_disk_without_room_stores_no_voice(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        answer = await Caller(running).bring()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "no_room")
+    assert (await Caller(running).list())["data"] == []
+    await added_voice(running)
 
 
 async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Start, tmp_path: Path) -> None:

@@ -49,6 +49,27 @@ async def test_a_stream_passes_through_both_ways(proxy: Proxied) -> None:
     assert proxy.triton.requests[0]["text"] == b"hello"
 
 
+async def test_calls_that_triton_does_not_have_and_calls_without_a_message_are_refused(proxy: Proxied) -> None:
+    async def send(method: str, *requests: bytes) -> tuple[grpc.StatusCode, str]:
+        calling = channel.stream_stream(f"/inference.GRPCInferenceService/{method}")(iter(requests))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await calling.read()
+        return refused.value.code(), refused.value.details() or ""
+
+    async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
+        assert (await send("Nothing", b""))[0] is grpc.StatusCode.UNIMPLEMENTED
+        expected = grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none"
+        assert await send("ServerReady") == expected
+
+
+async def test_whether_another_model_is_served_is_not_known_without_triton(proxy: Proxied) -> None:
+    await proxy.triton.stop()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(proxy.address, "ModelInfer", request("other"))
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the server did not report whether it has this model; try again" in str(refused.value.details())
+
+
 async def test_the_header_that_crashes_triton_does_not_reach_it(proxy: Proxied) -> None:
     await answers(proxy.address, request(), metadata=[("triton_grpc_error", "true"), ("traceparent", "00-1")])
     (metadata,) = proxy.triton.metadata

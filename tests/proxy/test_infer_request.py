@@ -147,6 +147,17 @@ def test_only_the_permitted_number_of_fields_is_read(monkeypatch: pytest.MonkeyP
     assert len(read) <= 2 * MAX_FIELDS
 
 
+@pytest.mark.parametrize("name", ["shared_memory_byte_size", "shared_memory_offset"])
+def test_shared_memory_begins_and_ends_within_its_region(name: str) -> None:
+    request = ModelInferRequest(model_name="speech", id="7")
+    tensor = request.inputs.add(name="pcm_in", datatype="FP32", shape=[2])
+    tensor.parameters["shared_memory_region"].string_param = "mine"
+    tensor.parameters["shared_memory_byte_size"].int64_param = 8
+    tensor.parameters[name].int64_param = -8
+    with pytest.raises(BadRequest, match=r"^inputs.pcm_in: expected an offset and a size in shared memory >= 0, got"):
+        read_infer_request(request.SerializeToString())
+
+
 def test_as_many_fields_as_permitted_are_read() -> None:
     assert len(read_infer_request(field(6, b"") * MAX_FIELDS).head.outputs) == MAX_FIELDS
     with pytest.raises(BadRequest, match=f"at most {MAX_FIELDS} fields"):

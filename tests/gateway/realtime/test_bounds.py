@@ -18,6 +18,7 @@ from stretto_client import ModelProfile
 from stretto_gateway import connection
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
+from stretto_gateway.realtime import talk
 from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
 from stretto_gateway.realtime.events import MAX_METADATA, ReplyFields
 from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
@@ -254,6 +255,26 @@ async def test_recordings_that_wait_for_their_transcripts_count(start: Start) ->
         for _ in range(2):
             await caller.until("conversation.item.input_audio_transcription.completed")
         await until_async(lambda: not held.num_bytes)
+
+
+async def test_recordings_that_wait_for_transcripts_have_a_number(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(talk, "MAX_WAITING", 1)
+    goes_on = asyncio.Event()
+    written = [Until(goes_on), Chunk(0, None, text="so", is_final=True, is_last=True)]
+    async with call(await start(written), "whisper-1") as caller:
+        await caller.update(type="transcription")
+        for _ in range(2):
+            await caller.hear(silence(0.5))
+            await caller.send("input_audio_buffer.commit")
+        failed = (await caller.until("conversation.item.input_audio_transcription.failed"))[-1]
+        assert (failed.error.code, failed.error.message) == (
+            "rate_limit_exceeded",
+            "1 recordings are waiting already; try again",
+        )
+        goes_on.set()
+        await caller.until("conversation.item.input_audio_transcription.completed")
 
 
 def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:

@@ -179,6 +179,24 @@ async def test_items_are_put_found_and_deleted(start: Start) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "output_text", "text": "a"}, "item.content.0.type: expected input_text or input_audio in a user"),
+        ({"type": "input_audio"}, "item.content.0.audio: missing"),
+        ({"type": "input_audio", "audio": ""}, "item.content.0.audio: expected at least one sample, got none"),
+        ({"type": "input_audio", "audio": "AA="}, "item.content.0.audio: expected base64, got"),
+        ({"type": "input_audio", "audio": "AAAA"}, "item.content.0.audio: expected an even number of bytes"),
+    ],
+)
+async def test_an_item_that_cannot_be_is_refused_by_its_field(start: Start, part: dict[str, str], message: str) -> None:
+    async with call(await start(answer(), TALKS)) as caller:
+        item = {"type": "message", "role": "user", "content": [part]}
+        error = (await caller.ask("conversation.item.create", item=item)).error
+        assert error.message.startswith(message)
+        assert error.param == message.partition(":")[0]
+
+
 async def test_a_failure_of_the_server_is_the_status_of_the_reply(start: Start) -> None:
     running = await start([ErrorText("invalid request: text: expected words, got '?'")], TALKS)
     async with call(running) as caller:
