@@ -8,6 +8,9 @@ the previous chunk reads. Each block decodes the voice and all tokens of the rep
 steps would take 1.8 MB per frame. Samples of an utterance equal those of one decode with the same mask, up to `HISTORY`
 tokens; a longer one is decoded without its beginning.
 
+A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as by the authors if they do not
+stream: all frames of an utterance attend to each other, so it is decoded once it is complete.
+
 HiFT is causal except that it reads four frames ahead, and that its phases add up from the beginning. The state of an
 utterance is the number of its voice and this phase.
 
@@ -16,7 +19,7 @@ begins with is the authors' (`CausalConditionalCFM`); that of HiFT, which they d
 sample's position. Modules and tensors are named as in https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.base import Blocks, CodecSpec, Window
+from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.dit import NUM_WAVES, Dit, DitShape
 from stretto.codecs.cosyvoice.flow import Matching, VocoderShape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
@@ -43,7 +46,8 @@ from stretto.codecs.s3gen import (
     shape_of,
     vocoder_shape,
 )
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
 CHUNK = 25  # tokens that attend to each other
@@ -150,15 +154,20 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
     source_noise: Tensor
 
-    def __init__(self, config: CosyVoice3Config, sizes: tuple[int, ...] = SIZES, history: int = HISTORY) -> None:
+    def __init__(
+        self, config: CosyVoice3Config, sizes: tuple[int, ...] = SIZES, history: int = HISTORY, is_whole: bool = False
+    ) -> None:
         """Create the codec.
 
         Args:
             config: Sizes in the checkpoint.
             sizes: Numbers of tokens per block; the first, less `AHEAD`, and the others are multiples of `CHUNK`.
             history: Maximum number of tokens before a block that it depends on, a multiple of `CHUNK`.
+            is_whole: True to decode complete utterances of at most `history` tokens, without the mask.
         """
         super().__init__()
+        if is_whole:
+            config = replace(config, estimator=replace(config.estimator, chunk=NOISE_FRAMES))
         self.config, shape = config, config.vocoder
         self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
         self.heard = frames_heard(shape)
@@ -169,7 +178,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_codebooks=1,
             codebook_size=config.codebook_size,
-            streaming=Blocks(sizes, RIGHT, history, CHUNK),
+            streaming=Whole(history) if is_whole else Blocks(sizes, RIGHT, history, CHUNK),
         )
         drawn = torch.randn(1, config.mels, NOISE_FRAMES, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         samples = np.random.default_rng(NOISE_SEED).random(
@@ -211,7 +220,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         samples are returned. Blocks that begin to read at the same token are one item.
         """
         blocks, end = self.spec.streaming, first - left + length
-        assert isinstance(blocks, Blocks)
+        if not isinstance(blocks, Blocks):
+            return [(first, end, end)]
         done, found = first + RIGHT if left else 0, list[tuple[int, int, int]]()
         while done + blocks.size_after(done) <= end and (right or done + blocks.size_after(done) < end):
             border = done + blocks.size_after(done)
@@ -270,9 +280,21 @@ def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
     """
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
-    codec = CosyVoice3Codec(CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in tensors.items()}))
+    config = CosyVoice3Config.from_shapes({name: tuple(each.shape) for name, each in tensors.items()})
+    codec = CosyVoice3Codec(config, is_whole=is_whole(path.parent / "config.json"))
     load_strictly(codec, tensors, path)
     return prepared(codec, device)
+
+
+def is_whole(path: Path) -> bool:
+    """Return the setting `whole` of a codec's config.json, False without one.
+
+    Raise CheckpointError if it is neither true nor false.
+    """
+    whole = json_object(path).get("whole", False) if path.exists() else False
+    if not isinstance(whole, bool):
+        raise CheckpointError(f"{path}: whole: expected true or false, got {shown(whole)}")
+    return whole
 
 
 def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:

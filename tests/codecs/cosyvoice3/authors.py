@@ -6,8 +6,8 @@
 COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. All in float64, because the
 phases of a source add up. HiFT's noise, which they draw anew at each start, is taken from the codec's table; that of
 the flow is theirs. Mel and samples are those of `CausalMaskedDiffWithDiT.inference` and
-`CausalHiFTGenerator.inference`: once of a whole utterance with the chunk mask, as in their own self-test, and once of
-its first blocks, as `CosyVoice3Model.token2wav` does.
+`CausalHiFTGenerator.inference`: once of a whole utterance with the chunk mask, as in their own self-test, once of
+its first blocks, as `CosyVoice3Model.token2wav` does, and once without the mask, as for replies that are not streamed.
 """
 
 import os
@@ -90,12 +90,14 @@ def load(seed: int) -> tuple[Any, Any]:
     return flow.eval().double(), hift.eval().double()
 
 
-def decode(flow: Any, hift: Any, ids: Tensor, voice: tuple[np.ndarray, ...], finalize: bool) -> tuple[Tensor, Tensor]:
-    """Return their mel [1, M, T] and samples [1, n] of tokens, with the chunk mask."""
+def decode(
+    flow: Any, hift: Any, ids: Tensor, voice: tuple[np.ndarray, ...], finalize: bool, has_mask: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return their mel [1, M, T] and samples [1, n] of tokens."""
     heard, mel, x_vector = (torch.from_numpy(each)[None] for each in voice)
     made, _ = flow.inference(
         ids[None], torch.tensor([len(ids)]), heard, torch.tensor([heard.shape[1]]), mel.double(),
-        torch.tensor([mel.shape[1]]), x_vector.double(), streaming=True, finalize=finalize,
+        torch.tensor([mel.shape[1]]), x_vector.double(), streaming=has_mask, finalize=finalize,
     )  # fmt: skip
     return made, hift.inference(made.double(), finalize=finalize)[0]
 
@@ -114,6 +116,8 @@ def main() -> None:
             for name, voice in VOICES.items():
                 ids = tokens(seed)
                 results[f"mel_{name}_{seed}"], results[f"pcm_{name}_{seed}"] = decode(flow, hift, ids, voice, True)
+                whole = decode(flow, hift, ids, voice, True, has_mask=False)
+                results[f"whole_mel_{name}_{seed}"], results[f"whole_pcm_{name}_{seed}"] = whole
                 for size in STEPS:
                     _, results[f"pcm_{name}_{seed}_{size}"] = decode(flow, hift, ids[: size + AHEAD], voice, False)
     made = {name: thinned(each.numpy()) for name, each in results.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.checkpoints.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
-from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load
+from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load, prepared
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
@@ -39,6 +39,13 @@ def in_float64(codec: CosyVoice3Codec, *voices: tuple[np.ndarray, ...]) -> CosyV
     return codec.double()
 
 
+def without_mask(codec: CosyVoice3Codec) -> CosyVoice3Codec:
+    """Return the codec that decodes complete utterances without the mask, with the same weights."""
+    whole = CosyVoice3Codec(codec.config, is_whole=True)
+    whole.load_state_dict(codec.state_dict())
+    return prepared(whole)
+
+
 def spoken(codec: CosyVoice3Codec, codes: Tensor, sizes: list[int], voices: list[int]) -> Tensor:
     """Return the samples [B, n] of codes [B, 1, T] in chunks of the given sizes, in the voices of these numbers."""
     begin = torch.tensor([[float(each), 0.0] for each in voices], dtype=torch.float64)
@@ -62,18 +69,23 @@ def test_mel_and_samples_are_the_authors(seed: int, name: str) -> None:
     Weight norms are multiplied out in float64, because phases add up errors of the pitch.
     """
     codec = in_float64(random_codec(seed=seed), VOICES[name])
+    whole = in_float64(without_mask(codec), VOICES[name])
     published = {part: each.double() for part, each in tensors(seed=seed)["hift"].items()}
     for magnitude in [part for part in published if part.endswith("original0")]:
         size, way = published.pop(magnitude), published.pop(f"{magnitude[:-1]}1")
         stem = magnitude.removesuffix("parametrizations.weight.original0")
         published[f"{stem}weight"] = size * way / way.norm(dim=(1, 2), keepdim=True)
     codec.hift.load_state_dict(published)
+    whole.hift.load_state_dict(published)
     recorded, ids = codec._recorded.voices[1], tokens(seed)
     mel = codec.mel(ids, recorded)
     assert error(f"mel_{name}_{seed}", mel) < 1e-6
     pcm, _ = codec.speak(mel, 0, 0, 2 * LENGTH, 0.0)
     assert error(f"pcm_{name}_{seed}", pcm[None]) < 5e-4
     assert pcm.square().mean().sqrt() > 1e-2
+    assert error(f"whole_mel_{name}_{seed}", whole.mel(ids, whole._recorded.voices[1])) < 1e-6
+    assert error(f"whole_pcm_{name}_{seed}", spoken(whole, ids[None, None], [LENGTH], [1])) < 5e-4
+    assert error(f"whole_mel_{name}_{seed}", mel) > 1e-3, "the mask changes the mel"
     for size in STEPS:
         begun = MADE[f"pcm_{name}_{seed}_{size}"]
         last = int(begun[0]) // 480
@@ -186,6 +198,22 @@ def test_a_written_codec_is_loaded(tmp_path: Path) -> None:
     ]
     torch.testing.assert_close(windows[0][0], windows[1][0], atol=1e-4, rtol=0)
     assert windows[0][0].shape == (1, 22 * 960)
+
+
+def test_the_mask_is_left_out_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path) / "codec" / "config.json"
+    path.write_text('{"model_type": "cosyvoice3", "whole": true}')
+    loaded = load(tmp_path)
+    assert (loaded.spec.max_frames, loaded.spec.blocks, loaded.spec.right_frames) == (HISTORY, (), 0)
+    codes = random_codes(loaded, 1, 60)
+    loaded.add_voice(*voice(0, 25))
+    expected = without_mask(random_codec())
+    expected.add_voice(*voice(0, 25))
+    heard = [spoken(codec, codes, [60], [1]) for codec in (loaded, expected)]
+    torch.testing.assert_close(heard[0], heard[1], atol=1e-4, rtol=0)
+    path.write_text('{"whole": 1}')
+    with pytest.raises(CheckpointError, match="whole: expected true or false, got 1"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
