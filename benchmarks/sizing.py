@@ -138,6 +138,7 @@ BACKBONES = (
     Backbone(2048, 16, 8, 64, 32, 8_192, "CSM 1B (Llama 3.2)", 193_792, 2_049, 12.5, False, 1, CSM_DEPTH),
     Backbone(1024, 28, 8, 128, 16, 3_072, "Qwen3-TTS 0.6B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
     Backbone(2048, 28, 8, 128, 16, 6_144, "Qwen3-TTS 1.7B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
+    Backbone(896, 24, 2, 64, 14, 4_864, "CosyVoice 3 (Qwen2 0.5B)", 158_697, 6_761, 25.0, False, 1),
     Backbone(3072, 28, 8, 128, 24, 2 * 8_192, "Higgs Audio v2 (Llama 3.2 3B)", 136_464, 8_208, 25.0, False, 1),
 )
 GPUS = (

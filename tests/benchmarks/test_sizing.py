@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from benchmarks.codecs import codecs
 from benchmarks.sizing import (
@@ -23,12 +32,14 @@ from benchmarks.sizing import (
     tables,
 )
 from stretto.codecs.base import Window
+from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {
+    "Qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "Qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "OLMo 2": (Olmo2Config, Olmo2ForCausalLM),
     "SmolLM2": (LlamaConfig, LlamaForCausalLM),
@@ -38,6 +49,7 @@ PUBLISHED = {
     "CSM 1B (Llama 3.2)": (CsmVocabulary(), 16),
     "Qwen3-TTS 0.6B": (Qwen3TtsVocabulary(), 28),
     "Qwen3-TTS 1.7B": (Qwen3TtsVocabulary(), 28),
+    "CosyVoice 3 (Qwen2 0.5B)": (CosyVoice3Vocabulary(), 24),
     "Higgs Audio v2 (Llama 3.2 3B)": (HiggsAudioVocabulary(), 28),
 }
 
