@@ -121,6 +121,19 @@ def test_a_resampled_utterance_ends_once_and_is_aligned_as_decoded(worker: Decod
     assert replies[2].event["report"]["audio_s"] == num_samples / 8_000
 
 
+def test_a_streamed_text_is_aligned_once_it_is_complete(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    worker.push("u", Chunk(0, Segment.AUDIO, alignment=Alignment()), frames(1, 2), RecordedReply())
+    last = RecordedReply()
+    worker.push("u", Chunk(1, Segment.AUDIO, ends_audio=True), frames(3), RecordedReply())
+    worker.push("u", Chunk(2, Segment.TAIL, is_final=True, report=REPORT, written="the cat"), None, last)
+    until_jobs(aligner, worker)
+    assert aligner.jobs[0][2] == "the cat"
+    aligner.jobs[0][3](WORDS)
+    event = last.wait().event
+    assert event is not None
+    assert [word["word"] for word in event["words"]] == ["the", "cat"]
+
+
 def test_a_reply_s_own_text_is_aligned_where_none_is_given(worker: DecoderWorker, aligner: FakeAligner) -> None:
     for index, text in enumerate(("a ", "cat")):
         chunk = Chunk(index, Segment.TEXT, text, alignment=Alignment() if index == 0 else None)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.base import TextTrack
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import Alignment
@@ -263,6 +264,12 @@ def test_the_text_to_speak_is_aligned_unless_the_model_writes_one(
         aligning.family = replace(aligning.family, tasks=tuple(tasks))
     prompt = aligning.prepare(RawRequest(text="It's 9:20.", options=ALIGNED))
     assert prompt.alignment == Alignment(text)
+    if not text_segment:
+        track = TextTrack(1, pad_id=1, end_id=2)
+        aligning.family = replace(aligning.family, text_track=track)
+        options = json.dumps(json.loads(ALIGNED) | {"text_mode": "open"})
+        prompt = aligning.prepare(RawRequest(text="It's", options=options))
+        assert (prompt.alignment, prompt.is_open) == (Alignment(), True), "the text follows"
 
 
 def test_times_of_words_are_refused_where_there_are_none(

@@ -90,8 +90,9 @@ class Collected:
 
     def add(self, chunk: Chunk, pcm: NDArray[np.float32] | None) -> None:
         """Add the text of a chunk, and its samples, float32 [n] in [-1, 1], or None."""
-        if self._collects_text and len(self.text) + len(chunk.text) <= MAX_ALIGNED_CHARS:
-            self.text += chunk.text
+        text = chunk.written or chunk.text
+        if self._collects_text and len(self.text) + len(text) <= MAX_ALIGNED_CHARS:
+            self.text += text
         if self._collects_pcm and pcm is not None:
             self._store(np.rint(np.clip(pcm, -1, 1) * FULL_SCALE).astype(np.int16))
 

@@ -204,8 +204,8 @@ class Preprocessor:
         if not self._has_aligner:
             raise InvalidRequest(field, "no value (this server has no aligner)", got)
         if task.speaks:
-            if is_open:
-                raise InvalidRequest(field, "no value with text_mode 'open' (the text is not known yet)", got)
+            if is_open:  # the last chunk contains the text (`Chunk.written`)
+                return Alignment()
             generates_text = {Segment.TEXT, Segment.INTERLEAVED} & set(task.segments)
             return Alignment("" if generates_text else turn.text or "")
         heard = [piece.pcm for piece in pieces if piece.pcm is not None]

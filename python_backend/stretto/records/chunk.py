@@ -159,6 +159,7 @@ class Chunk:
         sound: In the first chunk, recording of the voice if one is used instead of `voice`.
         alignment: In the first chunk, request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
+        written: In the last chunk of a streamed text, the whole text, if word times were requested.
         session: In the first chunk of a streamed text, the session name that the client needs to send more text.
     """
 
@@ -177,6 +178,7 @@ class Chunk:
     sound: Sound | None = None
     alignment: Alignment | None = None
     ends_audio: bool = False
+    written: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
 
     @property
     def flushes(self) -> bool:
