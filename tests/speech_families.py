@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextTrack, UnconditionalContext
+from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextGroups, TextTrack, UnconditionalContext
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
@@ -146,6 +146,27 @@ TRACKED = replace(
 )
 HIDDEN_TRACK = replace(
     TRACKED, name="hidden_track", unconditional=replace(TRACKED.unconditional, hidden_streams=(NUM_STREAMS,))
+)
+
+# Two ids of text in rows of their own, then up to four codes of twelve; a repeated code, or end of a group, is sampled
+# again without it.
+_FIRST_END = NUM_TEXT_IDS + 12
+GROUPED = replace(
+    EIGHT_STREAMS,
+    name="grouped",
+    layout=StreamLayout(_FIRST_END + 3, (range(NUM_TEXT_IDS, _FIRST_END),), (0,), (0,), num_input_only=1),
+    tasks=(
+        replace(TRACKED.tasks[0], sampling=replace(_SAMPLING, guidance_scale=1.0, ras_window=5, ras_max_repeats=1)),
+    ),
+    end_of_reply=_FIRST_END,
+    end_of_text=_FIRST_END,
+    end_of_audio=_FIRST_END,
+    drawn_ends=(_FIRST_END, _FIRST_END + 1, _FIRST_END + 2),
+    transition=(),
+    guided_streams=(),
+    tail=NO_TAIL,
+    text_track=TextTrack(1, pad_id=0, end_id=7, groups=TextGroups(2, 4, _FIRST_END + 1, _FIRST_END + 2)),
+    redraw_excludes=True,
 )
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.

@@ -9,33 +9,51 @@ import pytest
 from vllm import SamplingParams
 from vllm.v1.request import Request
 
+from stretto.engine.admission import num_text_ids
 from stretto.engine.reply_rules import TextUpdate
+from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
-from tests.tiers import ASYNC_BY_DAY, by_night
+from tests.speech_families import GROUPED
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 NUM_TEXTS = 9
 
 
-@pytest.fixture(scope="module", params=ASYNC_BY_DAY)
+@pytest.fixture(
+    scope="module",
+    params=[(TRACKED_CSM, True), (GROUPED, True), *by_night(((TRACKED_CSM, False),), ((GROUPED, False),))],
+    ids=lambda param: f"{param[0].name}-{'async' if param[1] else 'sync'}",
+)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder: Path = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder, TRACKED_CSM, "small_tracked_csm", hidden=64, layers=2)
+    family, is_async = request.param
+    write_checkpoint(
+        folder, family, f"small_{family.name}" if family is TRACKED_CSM else family.name, hidden=64, layers=2
+    )
     limits = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 192, "num_gpu_blocks_override": 13}
-    with Engine(folder, async_scheduling=request.param, **limits) as running:
+    with Engine(folder, async_scheduling=is_async, **limits) as running:
         yield running
 
 
-def prompt(index: int) -> Prompt:
+def prompt(engine: Engine, index: int) -> Prompt:
     """A reply of 20 frames or a few more, whose text may be shorter or longer."""
-    made = make_prompt(TRACKED_CSM, index, "tts", guidance_scale=1.0)
+    family: Family = engine.rules.family
+    made = make_prompt(family, index, family.tasks[-1].name, guidance_scale=1.0)
+    if family.text_groups is not None:
+        return made
     track = (*made.track[:-1][:24], made.track[-1])
     audio = replace(made.sampling.audio, min_rows=0, max_rows=28)
     return replace(made, track=track, sampling=replace(made.sampling, audio=audio))
+
+
+def num_codes(engine: Engine, given: Prompt) -> int:
+    """Number of ids in a prompt's track that are not text."""
+    return len(given.track) - num_text_ids(given, engine.rules)
 
 
 @dataclass
@@ -68,8 +86,9 @@ def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dic
     random, steps = np.random.default_rng(seed), 0
     writers, answers, pending = [], {}, {}
     for index in range(NUM_TEXTS):
-        given = prompt(index)
-        first = min(int(random.integers(0, 3)), len(given.track) - 1)
+        given = prompt(engine, index)
+        before = num_codes(engine, given)
+        first = before + min(int(random.integers(0, 3)), len(given.track) - before - 1)
         name = f"r{index}"
         pending[name] = int(random.integers(0, 12)), replace(given, track=given.track[:first], is_open=True)
         writers.append(Writer(engine, name, list(given.track[first:]), random, slowest))
@@ -94,8 +113,8 @@ def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dic
 @pytest.fixture(scope="module")
 def at_once(engine: Engine) -> dict[str, list[list[int]]]:
     """The replies to whole texts, which end no earlier than these do."""
-    made = {f"r{index}": prompt(index) for index in range(NUM_TEXTS)}
-    for name, each in made.items():
+    made = {f"r{index}": prompt(engine, index) for index in range(NUM_TEXTS)}
+    for name, each in made.items() if engine.rules.family.text_groups is None else ():
         audio = replace(each.sampling.audio, min_rows=len(each.track))
         made[name] = replace(each, sampling=replace(each.sampling, audio=audio))
     return {name: answer.rows for name, answer in engine.run(made).items()}
@@ -116,12 +135,17 @@ def test_at_any_pace_the_reply_is_the_same(
 
 
 def test_nothing_is_to_be_done_while_all_wait_for_words(engine: Engine) -> None:
-    given = prompt(2)
-    engine.add("one", replace(given, track=given.track[:3], is_open=True))
+    given = prompt(engine, 2)
+    num_known = 3 + num_codes(engine, given)
+    engine.add("one", replace(given, track=given.track[:num_known], is_open=True))
     answer = Answer()
     while engine.is_busy():
         engine._step({"one": answer})
-    assert len(answer.rows) == 4, "the frame behind the last word is drawn, and not read"
+    if engine.rules.family.text_groups is None:
+        assert len(answer.rows) == 4, "the frame behind the last word is drawn, and not read"
+    else:
+        given_rows = [row for row in answer.rows if row[0] in engine.rules.given_ids]
+        assert answer.rows[-1] == given_rows[-1], "the row of the next word is begun, and not read"
     assert engine.scheduler.texts.num_held == 1
     engine.core.abort_requests(["one"])
     assert engine.is_clean()
@@ -133,13 +157,13 @@ def test_a_crowd_of_silent_writers_stalls_nobody(engine: Engine) -> None:
     """Six texts that do not go on would fill the four places."""
     names = [f"silent{index}" for index in range(6)]
     for index, name in enumerate(names):
-        given = prompt(index)
-        engine.add(name, replace(given, track=given.track[:1], is_open=True))
+        given = prompt(engine, index)
+        engine.add(name, replace(given, track=given.track[: 1 + num_codes(engine, given)], is_open=True))
     answers = {name: Answer() for name in names} | {"other": Answer()}
     while engine.is_busy():
         engine._step(answers)
-    assert [len(answers[name].rows) for name in names] == [2] * 6
-    engine.add("other", prompt(3))
+    assert engine.scheduler.texts.num_held == 6
+    engine.add("other", prompt(engine, 3))
     while engine.is_busy():
         engine._step(answers)
     assert answers["other"].trailer is not None

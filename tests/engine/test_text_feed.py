@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.reply_rules import TextUpdate
+from stretto.engine.reply_rules import TextUpdate, Track, rows_of
 from stretto.engine.utterance import TextFeed
 from stretto.errors import InvalidRequest
 
@@ -31,7 +31,9 @@ class FakeEngine:
 
 
 def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> TextFeed:
-    return TextFeed(engine, "r", 2, room, patience_s)
+    return TextFeed(
+        engine, "r", Track(slice(0, 1), 5, rows_of([8, 9], 1), 0, is_live=True, is_open=True), room, patience_s
+    )
 
 
 async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:

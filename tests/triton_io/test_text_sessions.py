@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
+from stretto.families.base import TextGroups
 from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
-from stretto.records.chunk import Chunk, FlowAddress, LMChunk
+from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
@@ -133,6 +135,43 @@ def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_en
         assert model.prompt is not None
         assert not model.prompt.is_open
         assert model.prompt.sampling.audio.min_rows == len(model.prompt.track) == len(expected(text))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("alignment", [Alignment(), None])
+def test_the_last_chunk_has_the_text_if_its_words_are_timed(alignment: Alignment | None) -> None:
+    async def run() -> None:
+        sessions = TextSessions(Model())
+        chunks = sessions.speak(replace(prompt("He"), alignment=alignment), "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(chunks)).chunk.session
+        for part, text in enumerate(("llo, ", "wor", "ld.")):
+            await sessions.write(TextPart(name, part, text, part == 2))
+        written = [each.chunk.written async for each in chunks]
+        assert written == ["", "Hello, world." if alignment else ""]
+
+    asyncio.run(run())
+
+
+GROUPS = replace(TRACKED_CSM, text_track=replace(TRACKED_CSM.text_track, groups=TextGroups(2, 3, 1, 2)))
+
+
+def test_words_in_rows_of_their_own_follow_those_of_a_recording() -> None:
+    """No word is in the prompt's last row, and the shortest reply does not depend on the text."""
+
+    async def run() -> None:
+        model = Model()
+        model.family = GROUPS
+        sessions = TextSessions(model)
+        begun = replace(prompt("Hello, wor"), track=(50, 3, 4))
+        chunks = sessions.speak(begun, "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(chunks)).chunk.session
+        await sessions.write(TextPart(name, 0, "ld.", True))
+        _ = [each async for each in chunks]
+        assert model.prompt is not None
+        np.testing.assert_array_equal(model.prompt.rows, begun.rows)
+        assert model.prompt.track == (50, 3, 4, *expected("Hello, world."), END)
+        assert (model.prompt.is_open, model.prompt.sampling.audio.min_rows) == (False, 0)
 
     asyncio.run(run())
 

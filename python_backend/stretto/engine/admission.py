@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stretto.engine.protocol import SPARE_BLOCKS, SharedStats, blocks_in_window, num_guided
-from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.reply_rules import SegmentRules, num_leading
 from stretto.errors import InvalidRequest, NoCapacity, shown
 from stretto.families.base import Task
 from stretto.records.chunk import GuidanceChange
@@ -428,10 +428,11 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
-    last = max_words(prompt, rules) if prompt.is_open else rules.max_model_len - len(prompt.rows)
-    size = rules.family.layout.vocab_size
-    if len(prompt.track) > last:
-        raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{len(prompt.track)} tokens")
+    is_limited = prompt.is_open or rules.family.text_groups is not None
+    last = max_words(prompt, rules) + (not prompt.is_open) if is_limited else rules.max_model_len - len(prompt.rows)
+    size, num_ids = rules.family.layout.vocab_size, num_text_ids(prompt, rules)
+    if num_ids > last:
+        raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{num_ids} tokens")
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
@@ -473,6 +474,8 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
+    if rules.family.text_groups is not None and any(each in rules.family.layout.audio[0] for each in ids):
+        raise InvalidRequest("text", "token ids of text", shown(list(ids)))
     return ids
 
 
@@ -480,10 +483,17 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
     """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id.
 
     The reply may end only after the end id has been read, and each frame reads one id. The length limits must therefore
-    allow a frame for each id and for the end id.
+    allow a frame for each id and for the end id. With `TextGroups`, they must allow the given rows and the groups.
     """
-    num_frames = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
-    return max(num_frames - 1, 0)
+    num_rows = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
+    return rules.max_track_words(prompt.track, num_rows)
+
+
+def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
+    """Return the number of text ids in the track of a prompt, without codes of a recording (`TextGroups`)."""
+    if rules.family.text_groups is None:
+        return len(prompt.track)
+    return len(prompt.track) - num_leading(prompt.track, rules.family.layout.audio[0])
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import Capacity, Permit, Permits, admit, known_ids, max_frames, max_words
+from stretto.engine.admission import Capacity, Permit, Permits, admit, known_ids, max_frames, max_words, num_text_ids
 from stretto.engine.environment import prepare_environment, require_batch_invariance
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -215,8 +215,8 @@ class SpeechLLM:
         return self._text.stream()
 
     def max_words(self, prompt: Prompt) -> int:
-        """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id."""
-        return max_words(prompt, self._rules)
+        """Return the maximum number of further token ids of a streamed text, not counting the end id."""
+        return max_words(prompt, self._rules) - num_text_ids(prompt, self._rules)
 
     async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
         """Append token ids to the streamed text of a reply in progress.
@@ -315,8 +315,8 @@ class SpeechLLM:
         """Accept further text or audio for a request; raise NoCapacity if too many live sessions are open."""
         track = self.family.code_track
         if track is None:
-            room = self.max_words(prompt) - len(prompt.track)
-            self._texts[request_id] = TextFeed(self._engine, request_id, len(prompt.track), room)
+            text = self._rules.track(len(prompt.rows), prompt.track, is_open=True)
+            self._texts[request_id] = TextFeed(self._engine, request_id, text, self.max_words(prompt))
             return
         if len(self._sessions) >= self._max_sessions:
             self._stats.live_refused_total += 1
@@ -349,7 +349,8 @@ class SpeechLLM:
                 ids, trailer = _split(output)
                 rows = read_rows(ids, width)
                 num_rows = tracker.position + len(rows) - len(prompt.rows)
-                pacer.is_stalled = text.is_awaited(num_rows)
+                num_given = tracker.num_given + int(np.isin(rows[:, 1], self._rules.given_ids).sum())
+                pacer.is_stalled = text.is_awaited(num_rows, num_given)
                 if session is not None:
                     session.note_rows(num_rows)
                 for chunk in utterance.push(rows):

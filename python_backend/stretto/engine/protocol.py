@@ -184,14 +184,15 @@ class NewText(NamedTuple):
     """Streamed text or live audio that has arrived for a request since its last step.
 
     Attributes:
-        first_row: Row of the first ids; the others follow in consecutive rows.
+        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`; the others
+            follow.
         ids: Token ids, row by row.
         min_rows: Minimum number of frames of the reply, once its text is complete; None before.
         max_text_rows: Maximum number of text rows of a reply that ends with its audio, once that is complete; None
             before.
     """
 
-    first_row: int
+    place: int
     ids: list[int]
     min_rows: int | None = None
     max_text_rows: int | None = None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.families.base import BurstSchedule, Family, Task
+from stretto.families.base import BurstSchedule, Family, Task, TextGroups, TextTrack
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 
@@ -61,8 +61,8 @@ class Track:
     ends_reply: bool = False
     _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
 
-    def extend(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append the ids of further rows, row by row."""
+    def extend(self, ids: Sequence[int], is_last: bool) -> list[int]:
+        """Append the ids of further rows, row by row, and return them."""
         rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
         end = num_known + len(rows)
         if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
@@ -71,6 +71,24 @@ class Track:
         self._room[num_known:end] = rows
         self.ids = self._room[:end]
         self.is_open = not is_last
+        return list(ids)
+
+    def follow(self, tracker: "SegmentTracker") -> None:
+        """Note the state of the reply; only the rows of a `GroupTrack` depend on it."""
+
+    def is_behind(self, num_rows: int, num_given: int) -> bool:
+        """Return True if a reply needs ids that have not arrived, as its text is open.
+
+        Args:
+            num_rows: Number of rows of the reply.
+            num_given: Number of its given rows, for a `GroupTrack`.
+        """
+        return self.is_open and num_rows > len(self.ids)
+
+    @property
+    def place(self) -> int:
+        """Place of the next id in the tables of a slot: its row."""
+        return self.end
 
     @property
     def end(self) -> int:
@@ -101,6 +119,110 @@ class Track:
         ids = self.ids[at : at + max(0, len(codes) - begun)]
         codes[begun : begun + len(ids), self.lanes] = ids
         codes[begun + len(ids) :, self.lanes] = self.pad_id
+
+
+@dataclass(slots=True)
+class GroupTrack(Track):
+    """Ids of given rows (`TextGroups`), in the order in which the reply reads them: `ids` [n, 1].
+
+    A row of the reply that is given has the word -1 - i on the text stream until `fill` replaces it by id i.
+
+    Attributes:
+        groups: Layout of the groups.
+        codes: Codes of a recording that have not been laid yet.
+        num_words: Number of text ids laid.
+        num_first: Number of given rows before the first sampled row, unless the text ends before.
+        num_before: Number of codes before the first sampled row in its group.
+        position: Index of the reply's next row, counted from the first row of the prompt.
+        num_given: Number of given rows before it.
+    """
+
+    groups: TextGroups | None = None
+    codes: tuple[int, ...] = ()
+    num_words: int = 0
+    num_first: int = 0
+    num_before: int = 0
+    position: int = 0
+    num_given: int = 0
+
+    @classmethod
+    def begin(
+        cls, lanes: slice, first_row: int, ids: Sequence[int], codes: range, text: TextTrack, is_open: bool
+    ) -> "GroupTrack":
+        """Return the track of a reply that begins with row `first_row`.
+
+        Args:
+            lanes: Index of the text stream among streams 1 to S - 1.
+            first_row: First row of the reply.
+            ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
+            codes: Ids that are codes.
+            text: The family's text track.
+            is_open: True if more text follows.
+        """
+        groups, num_codes = text.groups, num_leading(ids, codes)
+        assert groups is not None
+        num_groups, num_before = 1 + num_codes // groups.num_frames, num_codes % groups.num_frames
+        track = cls(
+            lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
+            groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before, position=first_row,
+            num_first=num_groups * groups.num_words + num_codes,
+        )  # fmt: skip
+        track.extend(ids[num_codes:], not is_open)
+        return track
+
+    def extend(self, ids: Sequence[int], is_last: bool) -> list[int]:
+        """Append ids of the text; return them with the codes of the recording that follow them."""
+        assert self.groups is not None
+        laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
+        for token_id in ids[:-1] if is_last else ids:
+            laid.append(token_id)
+            self.num_words += 1
+            if self.num_words % num_words == 0:
+                laid += self.codes[:num_frames]
+                self.codes = self.codes[num_frames:]
+        if is_last:  # the end id is no word, and the codes that are left follow it
+            laid += [*ids[-1:], *self.codes]
+            self.codes = ()
+        return Track.extend(self, laid, is_last)
+
+    def follow(self, tracker: "SegmentTracker") -> None:
+        """Note the state of the reply."""
+        self.position, self.num_given = tracker.position, tracker.num_given
+
+    def is_behind(self, num_rows: int, num_given: int) -> bool:
+        """Return True if the reply's newest row is given, and its id has not arrived."""
+        return self.is_open and num_given > len(self.ids)
+
+    @property
+    def place(self) -> int:
+        """Place of the next id in the tables of a slot: its index."""
+        return len(self.ids)
+
+    @property
+    def num_known(self) -> int:
+        """Number of rows that the model may read, assuming that all rows after the known ones are given."""
+        return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
+
+    @property
+    def num_total(self) -> int:
+        """Number of given rows of the reply; ENDLESS while the text is open."""
+        return ENDLESS if self.is_open else len(self.ids)
+
+    @property
+    def min_frames(self) -> int:
+        """Minimum number of frames: 0, because no row ends the reply before its text."""
+        return 0
+
+    def fill(self, codes: np.ndarray, first: int) -> None:
+        """Write the ids that are known to the given rows among `codes` [n, S - 1]."""
+        words = codes[:, self.lanes]
+        is_known = (words < 0) & (words >= -len(self.ids))
+        words[is_known] = self.ids[-1 - words[is_known], 0]
+
+
+def num_leading(ids: Sequence[int], codes: range) -> int:
+    """Return the number of `codes` before the first other id."""
+    return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
 
 
 def rows_of(ids: Sequence[int] | range, width: int) -> np.ndarray:
@@ -288,12 +410,35 @@ class SegmentRules:
             return None
         if self.family.positions is not None:
             ids = self.family.positions.ids[: self.max_model_len - first_row]
+        if text is not None and text.groups is not None:
+            lanes = slice(streams.start - 1, streams.stop - 1)
+            return GroupTrack.begin(lanes, first_row, ids, self.family.layout.audio[0], text, is_open)
         track = Track(slice(streams.start - 1, streams.stop - 1), first_row, rows_of(ids, len(streams)), pad_id)
         track.ends_reply = self.family.code_track is not None
         track.is_live = track.is_open = is_open
         if text is not None:
             track.pad_id = text.pad_id
         return track
+
+    @cached_property
+    def given_ids(self) -> tuple[int, ...]:
+        """Ids of stream 0 in given rows, that of a run's first row after a group first; empty without `TextGroups`."""
+        groups = self.family.text_groups
+        return () if groups is None else (groups.fill_id, groups.given_id)
+
+    def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
+        """Return the maximum number of text ids, without the end id, of a reply of `num_rows` rows.
+
+        Args:
+            ids: Ids with which the track begins; codes of a recording among them take rows as well.
+            num_rows: Maximum number of rows of the reply, without the one that ends it.
+        """
+        groups = self.family.text_groups
+        if groups is None:
+            return max(num_rows - 1, 0)
+        num_rows -= num_leading(ids, self.family.layout.audio[0]) + 2  # the end id, and a frame
+        num_groups, rest = divmod(num_rows, groups.num_words + groups.num_frames)
+        return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
 
     @cached_property
     def max_entries(self) -> int:
@@ -342,6 +487,8 @@ class SegmentTracker:
         first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
             at which the end of speech was detected, for families with latents.
         stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end and without marks.
+        num_given: Number of given rows (`TextGroups`).
+        num_in_group: Number of codes since the last of them, with those of a recording before the first sampled row.
         segment: Segment of the next row.
     """
 
@@ -356,6 +503,8 @@ class SegmentTracker:
     num_interleaved: int = 0
     first_end: int = UNKNOWN
     stretch: int = UNKNOWN
+    num_given: int = 0
+    num_in_group: int = 0
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -373,7 +522,7 @@ class SegmentTracker:
         """Number of frames begun, not counting those that would stay incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
-        stop = self.position if self.audio_end == UNKNOWN else self.audio_end
+        stop = (self.position if self.audio_end == UNKNOWN else self.audio_end) - self.num_given
         return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
 
     def push(self, token_id: int) -> Segment:
@@ -411,3 +560,7 @@ class SegmentTracker:
             self.pointer += 1
         elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:
             self.first_end = self.position
+        elif self.rules.given_ids:
+            is_given = token_id in self.rules.given_ids
+            self.num_given += is_given
+            self.num_in_group = 0 if token_id == self.rules.given_ids[0] else self.num_in_group + (not is_given)

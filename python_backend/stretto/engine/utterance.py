@@ -15,7 +15,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from stretto.engine.protocol import GUIDANCE_ON
-from stretto.engine.reply_rules import SegmentTracker, TextUpdate
+from stretto.engine.reply_rules import SegmentTracker, TextUpdate, Track
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec, TimedReader
@@ -134,7 +134,7 @@ class TextFeed:
     Args:
         engine: vLLM engine.
         request_id: Id of the request.
-        num_ids: Number of ids already sent with the prompt.
+        track: Text sent with the prompt, to which ids that are written are added; None for live audio.
         room: Maximum number of further ids, not counting the end id.
         patience_s: Maximum time between two writes, in seconds.
     """
@@ -142,9 +142,11 @@ class TextFeed:
     field = what = "text"
     longest_s = LONGEST_S
 
-    def __init__(self, engine: AsyncLLM, request_id: str, num_ids: int, room: int, patience_s: float = PATIENCE_S):
+    def __init__(
+        self, engine: AsyncLLM, request_id: str, track: Track | None, room: int, patience_s: float = PATIENCE_S
+    ):
         self._engine: Any = engine
-        self._request_id, self._num_ids, self._room = request_id, num_ids, room
+        self._request_id, self._track, self._room = request_id, track, room
         self._patience_s, self._begun_s = patience_s, time.monotonic()
         self._waiting: list[int] = []
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
@@ -168,7 +170,8 @@ class TextFeed:
 
     async def _append(self, ids: Sequence[int], is_last: bool) -> None:
         self._room -= len(ids)
-        self._num_ids += len(ids)
+        if self._track is not None:
+            self._track.extend(ids, is_last)
         self._waiting += ids
         self._is_complete = is_last
         self._wait()
@@ -181,9 +184,9 @@ class TextFeed:
             self._has_begun = True
             await self._send()
 
-    def is_awaited(self, num_rows: int) -> bool:
-        """Return True if a reply of `num_rows` rows can continue only when more text is written."""
-        return not self._is_complete and num_rows > self._num_ids
+    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
+        """Return True if a reply of `num_rows` rows, of which some are given, can continue only with more text."""
+        return self._track is not None and self._track.is_behind(num_rows, num_given)
 
     def check(self) -> None:
         """Raise the error with which the reply was aborted, such as an input that did not go on in time."""
@@ -267,7 +270,7 @@ class FrameFeed(TextFeed):
         frame_s: float,
         clock: Callable[[], float] = time.monotonic,
     ):
-        super().__init__(engine, request_id, 0, room * width, IDLE_S)
+        super().__init__(engine, request_id, None, room * width, IDLE_S)
         self.longest_s = room * frame_s + IDLE_S
         self._width, self._frame_s, self._clock = width, frame_s, clock
         self._due: deque[float] = deque()  # of the frames that the reply has not read
@@ -318,7 +321,7 @@ class FrameFeed(TextFeed):
         self.check()
         return len(self._due)
 
-    def is_awaited(self, num_rows: int) -> bool:
+    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
         """Return True if a reply of `num_rows` rows can continue only when more audio arrives."""
         return not self._is_complete and num_rows > self.num_frames
 
@@ -337,7 +340,7 @@ class _NoText:
     async def begin(self) -> None:
         """Do nothing."""
 
-    def is_awaited(self, num_rows: int) -> bool:
+    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
         """Return False."""
         return False
 
@@ -475,7 +478,10 @@ class Utterance:
         if text or self._times:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
-            self._frames.push(rows[-num_audio_rows:, 1:])
+            audio = rows[-num_audio_rows:, 1:]
+            if given_ids := self.tracker.rules.given_ids:
+                audio = audio[~np.isin(audio[:, 0], given_ids)]
+            self._frames.push(audio)
             yield from self._due_chunks(segment)
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:

@@ -233,20 +233,51 @@ class UnconditionalContext:
 
 
 @dataclass(frozen=True)
+class TextGroups:
+    """Streamed text in rows of its own, which alternate with sampled rows: here 3 ids of text, then 4 frames.
+
+    stream 0      given given given   f0 f1 f2 f3   fill given given   f4 f5 f6 f7   fill given   f8 f9 … end
+    text stream   w0    w1    w2      -  -  -  -    w3   w4    w5      -  -  -  -    w6   end_id  -  -
+
+    A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. A
+    sampled `fill_id` ends a group early: it is the first given row, whose other streams are known already. A reply
+    begins with a given row. If the prompt has a recording with codes that no words precede, the track gives them in
+    the first run: `num_frames` after each `num_words` ids, fewer in the last group, and the rest after the text's end.
+    All rows of the first run have `given_id`.
+
+    The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
+    `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
+
+    Attributes:
+        num_words: Number of text ids of a group.
+        num_frames: Maximum number of sampled rows of a group.
+        fill_id: Id of stream 0 in the first row of a run after a group.
+        given_id: Id of stream 0 in the other given rows.
+    """
+
+    num_words: int
+    num_frames: int
+    fill_id: int
+    given_id: int
+
+
+@dataclass(frozen=True)
 class TextTrack:
     """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
     Attributes:
         stream: Index of the stream.
-        pad_id: Id of rows after the end of the text; not a silent id of the layout.
+        pad_id: Id of rows after the end of the text; not a silent id of the layout, except with `groups`.
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
+        groups: Layout in which ids of the text have rows of their own; None if they share rows with frames.
     """
 
     stream: int
     pad_id: int
     end_id: int
     is_usual: bool = False
+    groups: TextGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -442,6 +473,11 @@ class Family:
             return self.code_track.streams
         track = self.text_track or self.positions
         return range(0) if track is None else range(track.stream, track.stream + 1)
+
+    @property
+    def text_groups(self) -> TextGroups | None:
+        """Layout of streamed text in rows of its own, if the family has one."""
+        return None if self.text_track is None else self.text_track.groups
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model itself reports the times of words, without an aligner."""

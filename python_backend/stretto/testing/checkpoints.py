@@ -182,6 +182,7 @@ def _norms(config: dict) -> dict[str, torch.Tensor]:
 
 LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)
+GROUP_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: Any) -> Prompt:
@@ -205,14 +206,16 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         _fill_with_audio(rows, family, random)
     temperature = (0.0, 0.9)[index // 2 % 2]
     sampling = family.task(task).sampling
-    max_text_rows = 12 + index % 7
+    max_text_rows, max_rows = 12 + index % 7, 20 + index % 9
+    if family.text_groups is not None:  # given rows count as well
+        max_rows += 50
     if family.code_track is not None and index % 4:  # most replies end with their recording
         max_text_rows = sampling.text.max_rows
     sampling = replace(
         sampling,
         text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
         audio=replace(
-            sampling.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature, top_k=10, top_p=0.9
+            sampling.audio, min_rows=5, max_rows=max_rows, temperature=temperature, top_k=10, top_p=0.9
         ),
         guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
         script_temperature=temperature,
@@ -259,7 +262,7 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 def make_track(family: Family, index: int) -> tuple[int, ...]:
     """Return the ids of a streamed text, often shorter than the reply, sometimes longer, or the codes of a recording.
 
-    Empty if the family has neither.
+    In a family with `TextGroups` both, codes first. Empty if the family has neither.
     """
     track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
     if codes is not None:
@@ -267,6 +270,10 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
         return tuple(random.integers(16, family.layout.vocab_size, shape).reshape(-1).tolist())
     if track is None:
         return ()
+    if track.groups is not None:
+        audio, num_codes = family.layout.audio[0], (0, 20, 15, 7)[index % 4]
+        recorded = random.integers(audio.start, audio.stop, num_codes).tolist()
+        return (*recorded, *random.integers(16, 47, GROUP_LENGTHS[index % len(GROUP_LENGTHS)]).tolist(), track.end_id)
     return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)
 
 

@@ -253,6 +253,52 @@ def merged(conditional: list[float], unconditional: list[float], scale: float) -
         return np.where(a == b, a, b + scale * (a - b)).tolist()
 
 
+def given_runs(family: Family, track: list[int]) -> list[list[int]]:
+    """Return the runs of given ids in a reply, of which all but the last are followed by a group of sampled rows."""
+    groups: Any = family.text_groups
+    codes = [token for token in track if token in family.layout.audio[0]]
+    *words, end = track[len(codes) :]
+    runs, run = list[list[int]](), list[int]()
+    while len(words) >= groups.num_words:
+        run += words[: groups.num_words] + codes[: groups.num_frames]
+        is_full = len(codes) >= groups.num_frames
+        words, codes = words[groups.num_words :], codes[groups.num_frames :]
+        if not is_full:
+            runs.append(run)
+            run = []
+    return [*runs, [*run, *words, end, *codes]]
+
+
+class _Given:
+    """Given rows of a reply (`TextGroups`)."""
+
+    def __init__(self, family: Family, track: list[int]):
+        groups: Any = family.text_groups
+        self.groups, self.runs = groups, given_runs(family, track)
+        self.left = self.runs.pop(0)  # ids of the current run
+        recorded = [token for token in track if token in family.layout.audio[0]]
+        self.num_sampled = len(recorded) % groups.num_frames
+
+    @property
+    def is_over(self) -> bool:
+        return not self.runs and not self.left
+
+    @property
+    def may_sample(self) -> bool:
+        """True if the next row is given only if the id that ends a group is sampled."""
+        return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
+
+    def next_ids(self, sampled: int) -> tuple[int, int] | None:
+        """Return stream 0 and the text id of the next row, or None if it is sampled; `sampled` is the id for it."""
+        if self.left:
+            return self.groups.given_id, self.left.pop(0)
+        if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):
+            self.num_sampled += 1
+            return None
+        self.left, self.num_sampled = self.runs.pop(0), 0
+        return self.groups.fill_id, self.left.pop(0)
+
+
 class _Reply:
     def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]]):
         self.changes = changes
@@ -272,6 +318,7 @@ class _Reply:
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
         self.extra = slowest if self.family.tail is NO_TAIL else 0
+        self.given: Any = _Given(self.family, list(prompt.track)) if self.family.text_groups else None
         self.kinds = ""  # M: a row of the main model's, m: one of a module's
         if self.family.bursts is not None:
             bursts = self.family.bursts
@@ -346,7 +393,7 @@ class _Reply:
     def next_row(self, logits: list[list[float]]) -> Row:
         family, position = self.family, len(self.rows)
         row = [family.layout.pad_id] * family.layout.num_input_streams
-        if family.text_track is not None:
+        if family.text_track is not None and family.text_groups is None:
             track = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
             row[family.text_track.stream] = track.get(position, family.text_track.pad_id)
         if family.code_track is not None:
@@ -364,6 +411,11 @@ class _Reply:
             row[0] = family.transition[position - self.audio_start]
             return row
         frame = position - self.audio_start
+        if self.given and self.audio_end is None and not self.meets_limit(frame):
+            ends_group = self.given.may_sample and self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
+            if given := self.given.next_ids(ends_group):
+                row[0], row[cast(Any, family.text_track).stream] = given
+                return row
         if self.audio_end is None:
             row[0] = self.audio_token(logits[0] if family.penalty_follows else self.penalized(logits[0]), frame)
             if row[0] == family.end_of_audio:
@@ -429,6 +481,8 @@ class _Reply:
         if places:  # a frame takes several rows, and the audio ends between two frames
             place = frame % len(places)
             return list(places[place]) + ends * (place == 0 and frame >= self.sampling.audio.min_rows)
+        if self.given and not self.given.is_over:  # the end of the reply follows that of the text
+            return [*self.ids(0), self.given.groups.fill_id]
         return self.ids(0) + ends * (frame >= self.sampling.audio.min_rows)
 
     def text_token(self, logits: list[float]) -> int:
@@ -468,11 +522,14 @@ class _Reply:
         if token is None:
             token = self.draw(logits, self.first_ids(frame), 0, limits)
         is_end = token in (*family.drawn_ends, family.end_of_audio)
-        self.audio_met_limit = (
-            frame >= limits.max_rows or len(self.rows) >= self.reference.max_model_len - 1 - self.tail
-        )
+        self.audio_met_limit = self.meets_limit(frame)
         self.was_cut |= self.audio_met_limit and not is_end
         return family.end_of_audio if is_end or self.audio_met_limit else token
+
+    def meets_limit(self, frame: int) -> bool:
+        """Return True if row `frame` of the audio must end it."""
+        is_last = len(self.rows) >= self.reference.max_model_len - 1 - self.tail
+        return frame >= self.sampling.audio.max_rows or is_last
 
     def script_token(self, logits: list[float], frame: int) -> int:
         script: Any = self.family.script
@@ -521,9 +578,13 @@ class _Reply:
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
         if window == 0 or limits is self.sampling.text:
             return False
-        if stream not in layout.codebook_streams or token not in layout.audio[stream]:
+        is_fill = self.given and token == self.given.groups.fill_id
+        if stream not in layout.codebook_streams or (token not in layout.audio[stream] and not is_fill):
             return False
         before = [row[stream] for row in self.rows[max(self.audio_start, position - window) :]]
+        if self.given:  # of a run of given rows, only the first counts
+            said = [row[0] for row in self.rows[self.audio_start :] if row[0] != self.given.groups.given_id]
+            before = said[-window:]
         return before.count(token) >= self.sampling.ras_max_repeats
 
     def redrawn(self, logits: list[float], allowed: list[int], stream: int) -> int:

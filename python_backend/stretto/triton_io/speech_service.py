@@ -13,7 +13,7 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overl
 from stretto.families.base import Family
 from stretto.families.text import SubwordStream
 from stretto.limits import FairLimit
-from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
+from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, Prompt, TextPart
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
@@ -66,6 +66,7 @@ class TextSession:
     Attributes:
         id: Random name by which the client sends text.
         is_complete: True once the last part has been accepted.
+        text: The text so far, at most MAX_ALIGNED_CHARS characters, if word times were requested.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class TextSession:
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.text_stream(), asyncio.Event()
         self._waiting: list[int] = []  # ids with which the reply begins
-        self._room = 1 + model.max_words(prompt)  # the first id belongs to the prompt's last row
+        self._room = model.max_words(prompt) + _has_word_in_prompt(model.family)
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
-        self._keep(*self._after(prompt.opening, is_last=False))
+        self.text, self._keeps_text = "", prompt.alignment is not None
+        self._keep(prompt.opening, *self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
         """Append the next part; raise InvalidRequest if it is out of order or the text becomes too long."""
@@ -93,19 +95,22 @@ class TextSession:
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
                 await self._model.write(self.utterance, ids, part.is_last)
-            self._keep(ids, words)
+            self._keep(part.text, ids, words)
             self._next_part, self.is_complete = part.part + 1, part.is_last
 
     def _after(self, text: str, is_last: bool) -> tuple[list[int], SubwordStream]:
         ids, words = self._words.after(text, is_last)
         if len(ids) > self._room:
-            raise InvalidRequest(
-                "text", f"at most {self._room} more tokens, because each frame reads one", f"{len(ids)} tokens"
+            reason = (
+                "each frame reads one" if _has_word_in_prompt(self._model.family) else "they take rows of the reply"
             )
+            raise InvalidRequest("text", f"at most {self._room} more tokens, because {reason}", f"{len(ids)} tokens")
         return ids, words
 
-    def _keep(self, ids: list[int], words: SubwordStream) -> None:
+    def _keep(self, text: str, ids: list[int], words: SubwordStream) -> None:
         self._words = words
+        if self._keeps_text:
+            self.text = (self.text + text)[: MAX_ALIGNED_CHARS + 1]
         self._room -= len(ids)
         if not self._has_begun:
             self._waiting += ids
@@ -185,17 +190,23 @@ class TextSessions:
             # No other coroutine runs from here until the model accepts text, so no text is lost.
             async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
                 async for each in chunks:
-                    yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
+                    is_aligned = each.chunk.is_final and len(session.text) <= MAX_ALIGNED_CHARS
+                    written = session.text if is_aligned else ""
+                    yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1, written=written))
         finally:
             del self._open[session.id]
 
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far: the first id in its last row, the others for the reply's first rows.
 
-        If the text is complete, the result is an ordinary prompt whose minimum length covers the text and its end id.
+        With `TextGroups`, all ids are for rows of the reply. If the text is complete, the result is an ordinary prompt
+        whose minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
+        if track.groups is not None:
+            begun = replace(prompt, track=(*prompt.track, *words), opening="")
+            return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
         rows = prompt.rows.copy()
         rows[-1, track.stream] = words[0]
         begun = replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
@@ -204,6 +215,11 @@ class TextSessions:
         ids, audio = (*begun.track, track.end_id), prompt.sampling.audio
         audio = replace(audio, min_rows=max(audio.min_rows, len(ids)))
         return replace(begun, track=ids, sampling=replace(prompt.sampling, audio=audio), is_open=False)
+
+
+def _has_word_in_prompt(family: Family) -> bool:
+    """Return True if the first id of a streamed text belongs to the prompt's last row."""
+    return family.text_groups is None
 
 
 METRICS = {

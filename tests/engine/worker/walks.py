@@ -142,7 +142,8 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     text, audio = prompt.sampling.text, prompt.sampling.audio
     text = replace(text, min_rows=2, max_rows=4 + index % 3)
     top_k, top_p = RANKS[index % len(RANKS)]
-    audio = replace(audio, min_rows=3, max_rows=7 + index % 4, top_k=top_k, top_p=top_p)
+    max_rows = 7 + index % 4 if family.text_groups is None else 30 + 4 * (index % 5)
+    audio = replace(audio, min_rows=3, max_rows=max_rows, top_k=top_k, top_p=top_p)
     prompt = replace(prompt, sampling=replace(prompt.sampling, text=text, audio=audio))
     codes = prompt.rows[:, 1:]
     tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
@@ -151,7 +152,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     ids = prompt.rows[:, 0].tolist()
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[:9])
+    beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[: None if family.text_groups else 9])
     return SpeechRequestData.extending(data, params, codes, beside)
 
 

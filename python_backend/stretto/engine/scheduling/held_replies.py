@@ -110,9 +110,9 @@ class HeldReplies:
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        new_text, sampling = self._new_text.get(request.request_id, NewText(track.end, [])), state.params.sampling
-        track.extend(update.ids, update.is_last)
-        new_text = NewText(new_text.first_row, new_text.ids + update.ids)
+        new_text, sampling = self._new_text.get(request.request_id, NewText(track.place, [])), state.params.sampling
+        ids = track.extend(update.ids, update.is_last)
+        new_text = NewText(new_text.place, new_text.ids + ids)
         if update.is_last and track.ends_reply:
             new_text = new_text._replace(max_text_rows=min(sampling.text.max_rows, track.max_text_rows))
         elif update.is_last:

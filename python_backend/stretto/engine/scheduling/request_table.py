@@ -22,7 +22,7 @@ from stretto.engine.protocol import (
     num_guided,
     partner_of,
 )
-from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
@@ -55,7 +55,10 @@ def row_block_hasher(
         audio_digests[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
-        num_rows = request.num_tokens if track is None else min(request.num_tokens, track.num_known)
+        num_rows = request.num_tokens
+        has_groups = isinstance(track, GroupTrack)
+        if track is not None and not has_groups:
+            num_rows = min(num_rows, track.num_known)
         if num_rows // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()
@@ -66,9 +69,12 @@ def row_block_hasher(
         first = len(request.block_hashes) * block_size
         while first + block_size <= num_rows:
             last = first + block_size
+            rows = np.ascontiguousarray(codes(first, last), np.int32)
+            if has_groups and (rows < 0).any():
+                break  # the id of the newest row has not arrived
             digest = hashlib.sha256(previous)
             digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
-            digest.update(np.ascontiguousarray(codes(first, last), np.int32).tobytes())
+            digest.update(rows.tobytes())
             for features in audio_digests.get(first // block_size, ()):
                 digest.update(features)
             previous = BlockHash(digest.digest())

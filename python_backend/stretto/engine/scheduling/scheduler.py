@@ -227,6 +227,8 @@ def check_track(family: Family) -> None:
         if family.bursts is not None or any(task.segments != (Segment.TEXT,) for task in family.tasks):
             raise ValueError(f"{family.name}: given codes require replies of text only, with one row per step")
         return
+    if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
+        raise ValueError(f"{family.name}: text in rows of its own requires one output stream without guidance")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track requires" if family.text_track else "positions require"
         raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")
@@ -507,8 +509,10 @@ class PairedScheduling(Base):
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped  # vLLM creates no output for an empty list
-        self.texts.note_generated(state)
         marks = [self._follow(state, token_id) for token_id in token_ids]
+        if state.track is not None:
+            state.track.follow(state.tracker)
+            self.texts.note_generated(state)
         return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_text), stopped
 
     def _follow(self, state: RequestState, token_id: int) -> int:

@@ -180,7 +180,8 @@ class SpeechModelState(DefaultModelState):
         ids, positions = wrap(input_batch.input_ids)[:num_rows], wrap(input_batch.positions)[:num_rows]
         if self.rules.family.bursts is not None:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
-        gather_rows(rows, ids, slots, positions, self.slots.tables.codes, self.rules.family.layout.pad_id)
+        tables = self.slots.tables
+        gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, tables.given)
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 

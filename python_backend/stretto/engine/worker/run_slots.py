@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.protocol import NewText, SpeechParams, SpeechRequestData, partner_of
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import GroupTrack, SegmentRules, SegmentTracker
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.families.base import BurstSchedule
 from stretto.sampling import DrawParams, DrawPlan
@@ -384,6 +384,8 @@ class RunSlots:
         assert codes is not None
         assert token_ids is not None
         tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), data.prompt_len)
+        if isinstance(data.track, GroupTrack):
+            tracker.num_in_group = data.track.num_before
         if not params.is_unconditional:  # the conditional request's slot holds the position of the pair
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)

@@ -64,7 +64,7 @@ class RecentRows:
 class RepetitionGuard:
     """Repetition-aware sampling (RAS) over the ids generated so far.
 
-    Only codes are sampled again, not pads, other audio ids or end ids.
+    Only codes and the id that ends a group (`TextGroups`) are sampled again, not pads, other audio ids or end ids.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
@@ -78,6 +78,7 @@ class RepetitionGuard:
         layout, self._excludes = family.layout, family.redraw_excludes
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
+        self._groups = family.text_groups
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
         """Return the `window` rows before each row.
@@ -92,11 +93,20 @@ class RepetitionGuard:
             return self._arrays.tensor(values if index is None else values[index])
 
         position, start = column(rows.position), column(rows.state.audio_start)
-        positions = position[:, None] - torch.arange(1, window + 1, device=position.device)
+        slots, num_rows = column(rows.slots)[:, None], window
+        if self._groups is not None:  # of a run of given rows only the first counts
+            num_rows *= self._groups.num_words
+        positions = position[:, None] - torch.arange(1, num_rows + 1, device=position.device)
+        counts = positions >= start.clamp(min=0)[:, None]
+        positions = positions.clamp(min=0)
+        if self._groups is not None:
+            counts &= self._tokens[slots, positions] != self._groups.given_id
+            latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
+            positions, counts = positions.gather(1, latest), counts.gather(1, latest)
         return RecentRows(
-            slots=column(rows.slots)[:, None],
-            positions=positions.clamp(min=0),
-            counts=positions >= start.clamp(min=0)[:, None],
+            slots=slots,
+            positions=positions,
+            counts=counts,
             rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
         )
 
@@ -129,6 +139,8 @@ class RepetitionGuard:
     ) -> torch.Tensor:
         history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
         is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
+        if self._groups is not None:
+            is_code |= drawn == self._groups.fill_id
         again = is_repeated(drawn, history, recent.rule) & is_code
         values, ids, keys = logits
         if self._excludes:
@@ -159,7 +171,8 @@ class RowDraw:
         self._seen = arrays.wrap(tables.seen) if segments.family.penalized else None
         family = segments.family
         streams = family.track_streams
-        self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
+        is_known = streams and not family.text_groups
+        self._track = slice(streams.start - 1, streams.stop - 1) if is_known else None
         self._stream_ends = StreamEnds(family.staircase, segments.rules, arrays) if family.staircase else None
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))

@@ -7,7 +7,7 @@ import torch
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
-from stretto.families.base import Script
+from stretto.families.base import Family, Script, TextGroups
 from stretto.streams.layout import Segment, Staircase
 
 AS_DRAWN = -1
@@ -143,6 +143,7 @@ class SegmentState:
         self._delays = arrays.upload(np.array(family.layout.delays[1:]))
         places = family.layout.frame_codec.places
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
+        self._given_rows = GivenRows(family, family.text_groups, rules, arrays) if family.text_groups else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Mask ids that a text may not contain, and its end before the minimum length, in `logits` [W, V], in place."""
@@ -161,8 +162,10 @@ class SegmentState:
         if self._out_of_place is not None:
             place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
             logits.masked_fill_(self._out_of_place[place], -torch.inf)
-        is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
-        logits[:, logits.shape[1] - self.rules.num_end_columns[0] :].masked_fill_(is_short[:, None], -torch.inf)
+        is_short = rows.frame < rows.limits.audio_min
+        ends = logits[:, logits.shape[1] - self.rules.num_end_columns[0] :]
+        is_hidden = self._given_rows.hidden_ends(is_short, rows) if self._given_rows else is_short[:, None]
+        ends.masked_fill_(self._arrays.tensor(_take(is_hidden, index)), -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
@@ -185,7 +188,14 @@ class SegmentState:
         Set `rows.is_cut` for a limit.
         """
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
-        token, is_cut = self._ends.audio(token, must_end & rows.in_audio)
+        must_end = must_end & rows.in_audio
+        if self._given_rows is None:
+            token, is_cut = self._ends.audio(token, must_end)
+        else:
+            is_given, given = self._given_rows.given_ids(token, rows)
+            token = self._xp.where(is_given, self.family.layout.audio[0].start, token)  # a sampled id ends nothing here
+            token, is_cut = self._ends.audio(token, must_end)
+            token = self._xp.where(is_given & ~must_end, given, token)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
@@ -261,6 +271,8 @@ class SegmentState:
             codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
         if self.script is not None:
             codes[:, self.script.index_stream - 1] = self._ordinal(token, rows, self.script)
+        if self._given_rows is not None:
+            codes[:, self._given_rows.lane] = self._given_rows.words(token, rows)
         return codes
 
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
@@ -296,6 +308,8 @@ class SegmentState:
         state, limits, where = rows.state, rows.limits, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
+        if self._given_rows is not None:
+            self._given_rows.advance(token, rows)
         if not may_write:
             return None
         num_rows = self._ends.num_rows(token, limits.task)
@@ -347,8 +361,54 @@ def _take(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
 
 
+class GivenRows:
+    """Rows of a reply in which text is given, and the groups of sampled rows between them (`TextGroups`)."""
+
+    def __init__(self, family: Family, groups: TextGroups, rules: SegmentRules, arrays: Arrays):
+        self._where, self._groups, self._pad_id = arrays.xp.where, groups, family.layout.pad_id
+        self._is_fill = arrays.upload(np.array(rules.drawn_ends_of_audio) == groups.fill_id)
+        self.lane = family.track_streams.start - 1
+
+    def hidden_ends(self, is_short: Array, rows: Rows) -> Array:
+        """Return True for end ids that may not be sampled, [B, E]: in a group all except the one that ends it.
+
+        Args:
+            is_short: True for rows before the minimum length, [B].
+            rows: State of the rows.
+        """
+        is_free = rows.state.num_given >= rows.limits.given_total
+        return self._where(self._is_fill, (is_short & is_free)[:, None], (is_short | ~is_free)[:, None])
+
+    def given_ids(self, token: Array, rows: Rows) -> tuple[Array, Array]:
+        """Return True for given rows, [B], and their ids on stream 0, [B].
+
+        Args:
+            token: Sampled ids, [B].
+            rows: State of the rows.
+        """
+        state, groups, num_given = rows.state, self._groups, rows.state.num_given
+        is_next = (num_given < rows.limits.given_first) | ((num_given - rows.limits.given_first) % groups.num_words > 0)
+        is_full = state.num_in_group >= groups.num_frames
+        is_given = (num_given < rows.limits.given_total) & (is_next | is_full | (token == groups.fill_id))
+        return is_given & rows.in_audio, self._where(is_next, groups.given_id, groups.fill_id)
+
+    def words(self, token: Array, rows: Rows) -> Array:
+        """Return the text stream, [B]: -1 - i in the row of given id i, elsewhere a pad."""
+        return self._where(self._is_given(token, rows), -1 - rows.state.num_given, self._pad_id)
+
+    def advance(self, token: Array, rows: Rows) -> None:
+        """Update the state for rows with `token` [B] on stream 0."""
+        state, is_given = rows.state, self._is_given(token, rows)
+        state.num_given = state.num_given + is_given
+        num_in_group = state.num_in_group + (rows.in_audio & ~is_given)
+        state.num_in_group = self._where(is_given & (token == self._groups.fill_id), 0, num_in_group)
+
+    def _is_given(self, token: Array, rows: Rows) -> Array:
+        return rows.in_audio & ((token == self._groups.fill_id) | (token == self._groups.given_id))
+
+
 class StreamEnds:
-    """BOS and EOS ids per stream under the delay pattern (`streams.pattern.Staircase`)."""
+    """BOS and EOS ids per stream under the delay pattern (`streams.layout.Staircase`)."""
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
         self._arrays, self._where, self._concatenate = arrays, arrays.xp.where, arrays.xp.concatenate

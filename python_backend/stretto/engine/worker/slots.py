@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import NewText, SpeechParams
-from stretto.engine.reply_rules import ENDLESS, UNKNOWN, SegmentRules, SegmentTracker, Track, rows_of
+from stretto.engine.reply_rules import ENDLESS, UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track, rows_of
 from stretto.sampling import min_p_span, seed_key
 
 Array = Any  # np.ndarray or torch.Tensor
@@ -118,6 +118,8 @@ class SlotState:
     num_entries: Array
     pointer: Array
     first_end: Array
+    num_given: Array
+    num_in_group: Array
 
 
 @dataclass
@@ -128,6 +130,8 @@ class SlotLimits:
         forced_until: Position up to which delayed streams continue audio of the prompt; 0 for none.
         latent_steps: Number of solver steps of a latent; 0 for families without latents, as is `tail_rows`.
         tail_rows: Number of rows from the detected end of speech to the end of the audio.
+        given_first: Number of given rows with which the reply begins (`TextGroups`); 0 for other families.
+        given_total: Number of all given rows; ENDLESS while the text is open.
     """
 
     task: Array
@@ -144,6 +148,8 @@ class SlotLimits:
     forced_until: Array
     latent_steps: Array
     tail_rows: Array
+    given_first: Array
+    given_total: Array
 
 
 @dataclass
@@ -193,6 +199,8 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
         "forced_until": len(params.codes) if params.num_delayed_rows else 0,
         "latent_steps": 0 if latents is None else latents.steps,
         "tail_rows": 0 if latents is None else latents.tail_rows,
+        "given_first": 0,
+        "given_total": 0,
     }
     return [row[name] for name in LIMITS]
 
@@ -227,6 +235,8 @@ def state_row(tracker: SegmentTracker) -> list[int]:
         "num_entries": len(tracker.script),
         "pointer": tracker.pointer,
         "first_end": tracker.first_end,
+        "num_given": tracker.num_given,
+        "num_in_group": tracker.num_in_group,
     }
     return [row[name] for name in STATE]
 
@@ -257,11 +267,13 @@ class SlotTables:
     """Tables of all slots: state, alignment-pointer entries and codes on the device; request parameters on the host.
 
     Attributes:
-        state: Values of SlotState, int64 [R, 6].
+        state: Values of SlotState, int64 [R, 8].
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
-            input-only stream are written as soon as they are known, also for future rows.
-        limits: Values of SlotLimits, numpy int64 [R, 14].
+            input-only stream are written as soon as they are known, also for future rows. In a given row
+            (`TextGroups`), -1 - i on the text stream stands for id i of `given`.
+        given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
+        limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
             ids that are not counted. [R, 0] for families without a penalty.
@@ -274,6 +286,8 @@ class SlotTables:
         self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
+        num_given = rules.max_model_len if rules.given_ids else 0
+        self.given = torch.zeros(num_slots, num_given, dtype=torch.int32, device=device)
         num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
@@ -303,6 +317,9 @@ class SlotTables:
         if track is not None and track.ends_reply:
             self.limits[slot, LIMITS["text_min"]] = ENDLESS  # no sampled id ends the reply
             self.limits[slot, LIMITS["text_max"]] = min(params.sampling.text.max_rows, track.max_text_rows)
+        elif isinstance(track, GroupTrack):
+            self.limits[slot, LIMITS["given_first"]] = track.num_first
+            self.limits[slot, LIMITS["given_total"]] = track.num_total
         elif track is not None:
             self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
@@ -310,7 +327,8 @@ class SlotTables:
         state[STATE["first_end"]] = first_end(tracker, codes)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
-        ids = () if track is None else track.ids[max(0, len(codes) - track.first_row) :].reshape(-1)
+        first = 0 if track is None or isinstance(track, GroupTrack) else max(0, len(codes) - track.first_row)
+        ids = () if track is None else track.ids[first:].reshape(-1)
         if track is not None:
             self._tracks[slot] = track
         rows = (state, tracker.script, codes.reshape(-1), counted, ids)
@@ -320,22 +338,28 @@ class SlotTables:
         """Write streamed text or live audio that has arrived, of all requests in one transfer.
 
         Args:
-            new_text: By run slot, ids with their first row and, if the track is complete, a limit of the reply.
+            new_text: By run slot, ids with their place and, if the track is complete, a limit of the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """
         parts = []
         for slot, each in new_text.items():
             ids = rows_of(each.ids, lanes.stop - lanes.start)
-            at = np.arange(each.first_row, each.first_row + len(ids), dtype=np.int32)
+            at = np.arange(each.place, each.place + len(ids), dtype=np.int32)
             parts.append(np.column_stack([np.full(len(ids), slot, np.int32), at, ids]))
-            if each.min_rows is not None:
+            if each.min_rows is not None and self._rules.given_ids:
+                self.limits[slot, LIMITS["given_total"]] = each.place + len(ids)
+            elif each.min_rows is not None:
                 self.limits[slot, LIMITS["audio_min"]] = each.min_rows
             if each.max_text_rows is not None:
                 self.limits[slot, LIMITS["text_max"]] = each.max_text_rows
         if sum(map(len, parts)):
             packed = arrays.tensor(arrays.upload(np.concatenate(parts)))
-            self.codes[packed[:, 0].long(), packed[:, 1].long(), lanes] = packed[:, 2:]
+            slots, places = packed[:, 0].long(), packed[:, 1].long()
+            if self._rules.given_ids:
+                self.given[slots, places] = packed[:, 2]
+            else:
+                self.codes[slots, places, lanes] = packed[:, 2:]
 
     def apply_staged(self, arrays: Arrays) -> None:
         """Copy all staged rows to the device in a single transfer."""
@@ -349,7 +373,9 @@ class SlotTables:
             self.state[slot] = state
             self.script[slot, 1 : 1 + len(script)] = script
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
-            if track is not None:
+            if isinstance(track, GroupTrack):
+                self.given[slot, : len(ids)] = ids
+            elif track is not None:
                 known = ids.view(-1, track.ids.shape[1])
                 self.codes[slot, :, track.lanes] = track.pad_id
                 self.codes[slot, track.end - len(known) : track.end, track.lanes] = known

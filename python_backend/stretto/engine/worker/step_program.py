@@ -126,6 +126,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_ids: Number of columns of the tables from `end_tables`.
     """
     family, layout, script = rules.family, rules.family.layout, rules.family.script
+    groups = family.text_groups
+    known = range(1, 1) if groups else family.track_streams
     return StepRules(
         num_rows=num_rows,
         num_others=layout.num_input_streams - 1,
@@ -157,12 +159,18 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         index_lane=script.index_stream - 1 if script else 0,
         num_seen_columns=tables.seen.shape[1],
         first_seen_id=rules.counted_ids.start,
-        track_start=family.track_streams.start - 1,
-        track_stop=family.track_streams.stop - 1,
+        track_start=known.start - 1,
+        track_stop=known.stop - 1,
         has_staircase=family.staircase is not None,
+        group_words=groups.num_words if groups else 0,
+        group_frames=groups.num_frames if groups else 0,
+        fill_id=groups.fill_id if groups else NO_ID,
+        given_id=groups.given_id if groups else NO_ID,
+        text_lane=family.track_streams.start - 1,
     )
 
 
+NO_ID = -1
 AT = {name: index for index, name in enumerate(COLUMNS)}
 FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
 
@@ -394,6 +402,7 @@ class StepProgram:
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames.reads_drawn,
             first == 0 and self._penalty_follows, self._excludes,
+            *((NO_ID, NO_ID) if first else (constants.rules.fill_id, constants.rules.given_id)),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

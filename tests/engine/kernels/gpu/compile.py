@@ -44,6 +44,8 @@ EMBED = {
     "width": "i32",
 }
 GATHER = {"rows": "*i32", "ids": "*i32", "slots": "*i64", "positions": "*i64", "codes": "*i32", "num_rows": "i32"}
+GATHERED = {"codes_stride": 8193 * 8, "given": None, "given_stride": 0, "pad_id": 0, "num_streams": 9, "block": 16}
+GIVEN = {name: value for name, value in (GATHERED | {"given_stride": 4096}).items() if name != "given"}
 DEPTH = {
     **dict.fromkeys(("out", "qkv", "keys", "values", "query_weight", "key_weight", "cos_sin"), "*bf16"),
     "first": "i32",
@@ -82,14 +84,22 @@ AUDIO = {
     "places": None,
     "num_places": 1,
     "penalty_follows": False,
+    "excludes": False,
+    "fill_id": -1,
+    "given_id": -1,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
+# CosyVoice 3's 6561 codes and 200 ends.
+GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192, "excludes": True}
+GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
-PLAIN_RULES = RULES._replace(max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False)
+PLAIN_RULES = RULES._replace(
+    max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False, group_words=0, track_stop=3
+)
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
 # Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that
 # four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
@@ -97,7 +107,8 @@ STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_stream
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
-    (_gather_kernel, GATHER, {"codes_stride": 8193 * 8, "pad_id": 0, "num_streams": 9, "block": 16}, 1),
+    (_gather_kernel, GATHER, GATHERED, 1),
+    (_gather_kernel, GATHER, GIVEN, 1),
     *((depth_attention_kernel, DEPTH, QWEN3_TTS | {"num_new": new}, 4) for new in (1, 2)),
     *((depth_attention_kernel, DEPTH, CSM | {"num_new": new}, 8) for new in (1, 2)),
     (draw_streams_kernel, {}, STREAMS, 8),
@@ -105,6 +116,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
     *((draw_streams_kernel, {}, PENALIZED | {"penalty_follows": follows}, 8) for follows in (False, True)),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
+    (draw_streams_kernel, {}, {**GROUPS, "offset": None}, 16),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),

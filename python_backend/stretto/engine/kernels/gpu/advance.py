@@ -16,8 +16,12 @@ from stretto.engine.kernels.gpu.step_draw import (
     FIRST_END,
     FORCED_TAIL,
     FORCED_UNTIL,
+    GIVEN_FIRST,
+    GIVEN_TOTAL,
     NO_TAIL,
     NUM_ENTRIES,
+    NUM_GIVEN,
+    NUM_IN_GROUP,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
@@ -98,7 +102,15 @@ def keep_kernel(
         tl.store(tokens + slot * tokens_stride + tl.load(lengths + row), tl.load(results + row))
 
 
-def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes: torch.Tensor, pad_id: int) -> None:
+def gather_rows(
+    rows: torch.Tensor,
+    ids: Any,
+    slots: Any,
+    positions: Any,
+    codes: torch.Tensor,
+    pad_id: int,
+    given: torch.Tensor | None = None,
+) -> None:
     """Gather the rows of a step on all streams.
 
     Args:
@@ -108,22 +120,35 @@ def gather_rows(rows: torch.Tensor, ids: Any, slots: Any, positions: Any, codes:
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         pad_id: Id of padding.
+        given: Ids that negative words of `codes` stand for, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
     """
+    if given is not None and not given.shape[1]:
+        given = None
     if isinstance(slots, np.ndarray):
-        gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id)
+        words = None if given is None else given.numpy()
+        gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id, words)
     else:
-        gather_on_device(rows, ids, slots, positions, codes, pad_id)
+        gather_on_device(rows, ids, slots, positions, codes, pad_id, given)
 
 
 def gather_on_host(
-    rows: np.ndarray, ids: np.ndarray, slots: np.ndarray, positions: np.ndarray, codes: np.ndarray, pad_id: int
+    rows: np.ndarray,
+    ids: np.ndarray,
+    slots: np.ndarray,
+    positions: np.ndarray,
+    codes: np.ndarray,
+    pad_id: int,
+    given: np.ndarray | None = None,
 ) -> None:
     """Compute `gather_rows` in numpy."""
     num_rows = len(ids)
     rows[:num_rows, 0] = ids
     rows[:num_rows, 1:] = codes[slots, positions]
+    if given is not None:
+        row, stream = np.nonzero(rows[:num_rows] < 0)
+        rows[row, stream] = given[slots[row], -1 - rows[row, stream]]
     rows[num_rows:] = pad_id
 
 
@@ -134,6 +159,7 @@ def gather_on_device(
     positions: torch.Tensor,
     codes: torch.Tensor,
     pad_id: int,
+    given: torch.Tensor | None = None,
 ) -> None:
     """Compute `gather_rows` in one launch, one program per row."""
     num_streams = rows.shape[1]
@@ -143,8 +169,10 @@ def gather_on_device(
         slots,
         positions,
         codes,
+        given,
         len(ids),
         codes.stride(0),
+        0 if given is None else given.stride(0),
         pad_id,
         num_streams,
         triton.next_power_of_2(num_streams),
@@ -160,8 +188,10 @@ def _gather_kernel(
     slots: tl.tensor,  # [N] int64
     positions: tl.tensor,  # [N] int64
     codes: tl.tensor,  # [R, T, S - 1] int32
+    given: tl.tensor,  # [R, G] int32, or None
     num_rows: tl.tensor,
     codes_stride: tl.constexpr,
+    given_stride: tl.constexpr,
     pad_id: tl.constexpr,
     num_streams: tl.constexpr,
     block: tl.constexpr,
@@ -173,6 +203,10 @@ def _gather_kernel(
         place = tl.load(slots + row).to(tl.int64) * codes_stride + tl.load(positions + row) * (num_streams - 1)
         is_code = inside & (streams > 0)
         values = tl.load(codes + place + streams - 1, mask=is_code, other=0)
+        if given is not None:
+            is_given = is_code & (values < 0)
+            words = given + tl.load(slots + row).to(tl.int64) * given_stride - 1 - values
+            values = tl.load(words, mask=is_given, other=0) + tl.where(is_given, 0, values)
         values = tl.where(streams == 0, tl.load(ids + row).to(tl.int32), values)
     tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
 
@@ -220,6 +254,30 @@ def _follow_script(
     pointer += (moves & in_audio).to(tl.int64)
     token = rules.first_frame + 2 * (tl.load(entries + pointer) - rules.spoken_start) + 1 - moves.to(tl.int64)
     return tl.where(ends, rules.end_of_audio, token), pointer
+
+
+@triton.jit
+def _given(
+    token: tl.tensor, at: tl.tensor, mine: tl.tensor, rules: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return True if a row is given (`TextGroups`), and its id, for the sampled id `token`."""
+    num_given, first = tl.load(at + NUM_GIVEN), tl.load(mine + GIVEN_FIRST * rules.num_rows)
+    is_next = (num_given < first) | ((num_given - first) % rules.group_words > 0)
+    begins = (tl.load(at + NUM_IN_GROUP) >= rules.group_frames) | (token == rules.fill_id)
+    is_given = (num_given < tl.load(mine + GIVEN_TOTAL * rules.num_rows)) & (is_next | begins)
+    return is_given, tl.where(is_next, rules.given_id, rules.fill_id)
+
+
+@triton.jit
+def _count_given(
+    at: tl.tensor, is_given: tl.tensor, token: tl.tensor, in_audio: tl.tensor, rules: tl.constexpr
+) -> tl.tensor:
+    """Update the state for a row that is given with `token`, or not; return the word of its text stream."""
+    num_given = tl.load(at + NUM_GIVEN)
+    num_in_group = tl.load(at + NUM_IN_GROUP) + (in_audio & (is_given == 0)).to(tl.int64)
+    tl.store(at + NUM_GIVEN, num_given + is_given.to(tl.int64))
+    tl.store(at + NUM_IN_GROUP, tl.where(is_given & (token == rules.fill_id), 0, num_in_group))
+    return tl.where(is_given, -1 - num_given, rules.pad_id)
 
 
 @triton.jit
@@ -326,7 +384,7 @@ def _write_state(
 @triton.jit
 def advance_kernel(
     results: tl.tensor,  # int32 blocks, written: tokens [N], codes [N, S - 1], cut flags [N], samples [N]
-    state: tl.tensor,  # [R, 6] int64, written
+    state: tl.tensor,  # [R, 8] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
@@ -399,8 +457,17 @@ def _row(
         audio_token = stream_ends_of(
             audio_token, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules
         )
+    if rules.group_words > 0:
+        is_given, given_token = _given(audio_token, at, mine, rules)
+        is_given = is_given & in_audio
+        audio_token = tl.where(is_given, rules.first_start, audio_token)  # a sampled id ends nothing here
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     audio_token, audio_is_cut = audio_of(audio_token, frame, position, in_audio, audio_max, ends_of_audio, rules)
+    given_word = position * 0 + rules.pad_id
+    if rules.group_words > 0:
+        is_given = is_given & (audio_token != rules.end_of_audio)
+        audio_token = tl.where(is_given, given_token, audio_token)
+        given_word = _count_given(at, is_given, given_token, in_audio, rules)
     if rules.num_end_frame > 0:
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
         audio_token = end_frame_of(audio_token, own, lanes, may_end, end_frame, rules)
@@ -420,6 +487,8 @@ def _row(
         ordinal = rules.index_base + tl.where(in_text, num_entries + 1, pointer)
         index = tl.where(is_entry, ordinal, rules.pad_id).to(tl.int32)
         laid = tl.where(lanes == rules.index_lane, index, laid)
+    if rules.group_words > 0:
+        laid = tl.where(lanes == rules.text_lane, given_word.to(tl.int32), laid)
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
         laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)

@@ -47,6 +47,8 @@ COLUMNS = (
     "forced_until",
     "latent_steps",
     "tail_rows",
+    "given_first",
+    "given_total",
     "text_temperature",
     "text_top_p",
     "audio_temperature",
@@ -61,7 +63,16 @@ COLUMNS = (
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 # Columns of a reply's state (`worker/slots.py`).
-STATE = ("audio_start", "audio_end", "num_text_tokens", "num_entries", "pointer", "first_end")
+STATE = (
+    "audio_start",
+    "audio_end",
+    "num_text_tokens",
+    "num_entries",
+    "pointer",
+    "first_end",
+    "num_given",
+    "num_in_group",
+)
 
 
 def _at(name: str) -> tl.constexpr:
@@ -75,9 +86,11 @@ def _state_at(name: str) -> tl.constexpr:
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
 SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[13:17])
-TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[19:25])
-SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[25:])
-AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE)
+GIVEN_FIRST, GIVEN_TOTAL = map(_at, COLUMNS[19:21])
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[21:27])
+SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[27:])
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE[:6])
+NUM_GIVEN, NUM_IN_GROUP = map(_state_at, STATE[6:])
 
 
 # Kinds of tail (`streams/layout.py`).
@@ -102,6 +115,11 @@ class StepRules(NamedTuple):
         track_start: Index among streams 1 to S - 1 of the first input-only stream whose ids are in the table already.
         track_stop: Index after the last one; equal to `track_start` without any.
         has_staircase: True if each stream has its own BOS and EOS ids.
+        group_words: Number of text ids of a group (`TextGroups`); 0 for none.
+        group_frames: Maximum number of sampled rows of a group.
+        fill_id: Id of the first given row after a group.
+        given_id: Id of the other given rows.
+        text_lane: Index of the text stream of the given rows among streams 1 to S - 1.
     """
 
     num_rows: int
@@ -137,6 +155,11 @@ class StepRules(NamedTuple):
     track_start: int
     track_stop: int
     has_staircase: bool
+    group_words: int
+    group_frames: int
+    fill_id: int
+    given_id: int
+    text_lane: int
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
@@ -235,11 +258,36 @@ def _guided(
 
 
 @triton.jit
+def _num_before(
+    token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
+    row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return how often `token` occurs in the last audio rows without `given_id`."""
+    count, left, stop = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride), position
+    lanes = tl.arange(0, HISTORY)
+    while (left > 0) & (stop > audio_start):
+        rows = stop - 1 - lanes  # latest first
+        tokens = tl.load(history + rows * row_stride, mask=rows >= audio_start, other=given_id)
+        is_counted = (tokens != given_id).to(tl.int32)
+        is_near = (is_counted > 0) & (tl.cumsum(is_counted, 0) <= left)
+        count += tl.sum((is_near & (tokens == token)).to(tl.int32), 0)
+        left -= tl.sum(is_counted, 0)
+        stop -= HISTORY
+    return count
+
+
+@triton.jit
 def _is_repeated(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
-    row_stride: tl.constexpr, plan_stride: tl.constexpr,
+    row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if `token` occurs too often in the last audio rows; `history` is the stream's ids by position."""
+    """Return True if `token` occurs too often in the last audio rows; `history` is the stream's ids by position.
+
+    Rows with `given_id` do not count.
+    """
+    if given_id >= 0:
+        count = _num_before(token, history, mine, position, audio_start, row_stride, plan_stride, given_id)
+        return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
     count = tl.full((), 0, tl.int32)
     first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
     lanes = tl.arange(0, HISTORY)
@@ -296,7 +344,7 @@ def draw_streams_kernel(
     is_guided: tl.tensor,  # [S] int64
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 6] int64
+    state: tl.tensor,  # [R, 8] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
@@ -310,6 +358,8 @@ def draw_streams_kernel(
     shares: tl.constexpr,  # True if the unconditional row gets the ids as well
     penalty_follows: tl.constexpr,  # True if the penalty applies to what top-k and top-p keep
     excludes: tl.constexpr,  # True if a repeated id is not sampled again
+    fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
+    given_id: tl.constexpr,  # id of given rows, or -1
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -325,14 +375,19 @@ def draw_streams_kernel(
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
     if seen is not None and not penalty_follows:
         values = _penalized(values, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
-    if position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride):
-        values = tl.where(columns < num_columns - num_ends, values, float("-inf"))
+    ids = tl.load(token_ids + own, mask=inside, other=0)
+    is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
+    is_hidden = (columns >= num_columns - num_ends) & is_short
+    if fill_id >= 0:  # in a group, only the id that ends it; after the text, the ends of a reply
+        is_free = tl.load(state + slot * state_stride + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
+        is_hidden = tl.where(ids == fill_id, is_short & is_free, is_short | (is_free == 0))
+        is_hidden = (columns >= num_columns - num_ends) & is_hidden
+    values = tl.where(is_hidden, float("-inf"), values)
     if places is not None:
         denied = places + (position - audio_start) % num_places * num_columns + columns
         values = tl.where(tl.load(denied, mask=inside, other=1) != 0, float("-inf"), values)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    ids = tl.load(token_ids + own, mask=inside, other=0)
     kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span)
     if seen is not None and penalty_follows:
         floor = tl.where(temperature > 0, floor, float("-inf"))
@@ -342,9 +397,11 @@ def draw_streams_kernel(
     place = _noisiest(kept, ids, key, temperature, floor)
     token = tl.load(token_ids + stream * num_columns + place)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
+    if fill_id >= 0:
+        is_code = is_code | (token == fill_id)
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:
         before = history + slot * history_slot_stride + stream
-        if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride):
+        if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride, given_id):
             if excludes:
                 values = tl.where(columns == place, float("-inf"), values)
             place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
