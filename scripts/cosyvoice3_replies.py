@@ -9,12 +9,18 @@ COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at
 things are replaced: `multinomial`, by the engine's noise; `sampling_ids`, because theirs masks an id that is not the
 end before the smallest length, and here all ends are masked; and the attention mask of a step, whose length of 1 newer
 releases of transformers read as a mask of all earlier rows.
+
+Replies to streamed text are those of `CosyVoice3LM.inference_bistream`, one token at a time, with three corrections
+(`MENDED`). Before the end of a text they equal those of the original function, which is checked here.
 """
 
+import inspect
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -45,8 +51,37 @@ CASES = (
     ("Good", "good", 26, "<strong>Fast</strong>.", 0, 0.8),
     ("a", "", 25, "", 0, 0.5),
 )
+# Streamed texts: text, words of the recording, number of its codes, instruction, and a limit of all rows.
+LIVE_CASES = (
+    (
+        "ab cd efg [laughter] hij kl m",
+        "one two three",
+        20,
+        "",
+        160,
+    ),  # 5 words, 15 codes, 5 words, 5 codes of two groups
+    ("ab cd efg hij kl", "", 30, "", 120),  # no codes of the recording without its words
+    ("no", "one two three four", 44, "", 100),  # the text ends before the recording's codes
+    ("ab cd [breath] efg", "one two", 15, "", 100),  # codes that fill their groups
+    ("a", "", 25, "<strong>Fast</strong>.", 90),
+)
+LIVE_NAMES = ("text", "words", "num_codes", "instruct", "limit")
+# Corrections of `inference_bistream`. A reply asks for five words at each border of groups, also where the recording's
+# codes fill theirs. The last code before the end is read once. Codes left of the recording follow the end of the text.
+MENDED = (
+    ("(len(out_tokens) == 0 and lm_input.size(1) == 1)", "(len(out_tokens) == 0 and next_fill_index == 15)"),
+    (
+        "lm_input = torch.concat([lm_input, text_cache, task_id_emb], dim=1)",
+        "lm_input = torch.concat([lm_input[:, :0] if out_tokens else lm_input, text_cache, task_id_emb, "
+        "prompt_speech_token_emb], dim=1)",
+    ),
+)
 ASSERTED = 151646  # their loop looks for this id of <|endofprompt|>
 NAMES = ("text", "words", "num_codes", "instruct", "top_k", "top_p")
+
+
+class Full(Exception):
+    """A reply has reached its limit."""
 
 
 class Draws:
@@ -82,6 +117,10 @@ class Draws:
     def end(self) -> None:
         """End a row."""
         self._position += 1
+
+    def place(self, num_rows: int) -> None:
+        """Begin a row after `num_rows` rows that the model has read."""
+        self._position = num_rows
 
 
 def stand_in() -> None:
@@ -152,6 +191,75 @@ def spoken(model: Any, tokenizer: Any, case: dict[str, Any]) -> Iterator[tuple[s
     yield from fields.items()
 
 
+def bistream(is_mended: bool) -> Callable[..., Iterator[int]]:
+    """Return their `inference_bistream`, corrected or as it is."""
+    module = import_module("cosyvoice.llm.llm")
+    source = textwrap.dedent(inspect.getsource(module.Qwen2LM.inference_bistream))
+    for old, new in MENDED if is_mended else ():
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    scope = {**vars(module), "logging": logging}
+    exec(source, scope)
+    return scope["inference_bistream"]
+
+
+class Steps:
+    """Replacement of `Qwen2Encoder.forward_one_step`, which counts the rows read and wraps the cache."""
+
+    def __init__(self, encoder: Any, draws: Draws, limit: int):
+        self._encoder, self._draws, self._limit, self._cache, self.num_rows = encoder, draws, limit, None, 0
+
+    def __call__(self, rows: torch.Tensor, masks: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+        """Return the hidden states of rows [1, n, H], and a cache of which their loop reads the length only."""
+        if self.num_rows + rows.shape[1] >= self._limit:
+            raise Full
+        self.num_rows += rows.shape[1]
+        self._draws.place(self.num_rows)
+        made = self._encoder.model(inputs_embeds=rows, output_hidden_states=True, past_key_values=self._cache)
+        self._cache = made.past_key_values
+        return made.hidden_states[-1], [[torch.zeros(1, 1, self.num_rows)]]
+
+
+def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = True) -> dict[str, Any]:
+    """Return the fields of a reply to a streamed text; `border` is the number of codes before the text's end."""
+    ras_sampling = import_module("cosyvoice.utils.common").ras_sampling
+    instruction = f"{HELPFUL} {case['instruct']}" if case["instruct"] else HELPFUL
+    has_codes = bool(case["words"]) and not case["instruct"]
+    before = f"{instruction}<|endofprompt|>{case['words'] if has_codes else ''}"
+    prompt, text = (torch.tensor([tokenizer.encode(each)]) for each in (before, case["text"]))
+    prompt = prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
+    codes = torch.tensor([recorded_codes(case["num_codes"])]) if has_codes else torch.zeros(1, 0, dtype=torch.int64)
+    draws, made, borders = Draws(0, case["seed"]), list[int](), list[int]()
+    model.llm.forward_one_step = Steps(model.llm, draws, case["limit"])
+    first, fill, end = KNOWN.num_codes, model.fill_token, model.eos_token
+
+    def sampling_ids(scores: torch.Tensor, before: list[int], sampling: int, ignore_eos: bool) -> int:
+        if ignore_eos:
+            kept = float(scores[fill])
+            scores[first:] = -torch.inf
+            scores[fill] = kept
+        elif not borders:
+            borders.append(len(made))
+        draws.begin(scores)
+        drawn = int(ras_sampling(scores, before, sampling, top_p=0.8, top_k=1 << 20))
+        return end if drawn >= first and not ignore_eos else drawn
+
+    model.sampling_ids = sampling_ids
+    torch.Tensor.multinomial = lambda self, *args, **named: draws(self, *args, **named)  # type: ignore
+    pieces = (token[None, None] for token in text[0])
+    lengths = torch.tensor([prompt.shape[1]]), torch.tensor([codes.shape[1]])
+    loop = bistream(is_mended)
+    try:
+        with torch.inference_mode():
+            for code in loop(model, pieces, prompt, lengths[0], codes, lengths[1], None):
+                made.append(code)
+    except Full:
+        pass
+    rows = model.llm.forward_one_step.num_rows
+    fields = {"ids": text[0].tolist(), "codes": made, "lead": draws.lead, "again": draws.num_again, "rows": rows}
+    return fields | {"border": borders[0] if borders else len(made)}
+
+
 def replies() -> Replies:
     """Return each case with its ids, codes and lead."""
     torch.set_num_threads(1)  # steps are too small to parallelise
@@ -166,6 +274,15 @@ def replies() -> Replies:
             for number, values in enumerate(CASES):
                 case = {**dict(zip(NAMES, values, strict=True)), "release": release, "seed": number}
                 found.append(case | dict(spoken(model, tokenizer, case)))
+            step = model.llm.forward_one_step
+            for number, each in enumerate(LIVE_CASES):
+                case = {**dict(zip(LIVE_NAMES, each, strict=True)), "release": release, "seed": number, "live": True}
+                reply = live(model, tokenizer, case)
+                plain = live(model, tokenizer, case, is_mended=False)
+                if case["words"] and each[2] % 15:  # the corrections concern the end alone
+                    assert plain["codes"][: reply["border"]] == reply["codes"][: reply["border"]], case
+                found.append(case | reply)
+            model.llm.forward_one_step = step
     return found
 
 

@@ -16,9 +16,12 @@ from stretto.families.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
-REPLIES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "cosyvoice3_replies.json").read_text())[
+EVERY: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "cosyvoice3_replies.json").read_text())[
     "replies"
 ]
+# Replies to whole texts, and to texts that arrive token by token while they are spoken.
+REPLIES = [reply for reply in EVERY if "live" not in reply]
+LIVE = [reply for reply in EVERY if "live" in reply]
 
 
 class Recorded:
@@ -42,15 +45,18 @@ def written(checkpoint: Path, reply: dict[str, Any]) -> PromptRows:
     voice = [Piece("system", "voice", pcm=np.zeros(24_000, np.float32))]
     words = [Piece("system", "words", text=reply["words"])] if reply["words"] else []
     pieces = (*voice, *words, Piece("user", "text", text=reply["text"]))
-    return template.write(family.tasks[0], pieces, None, Manner(instruct=reply["instruct"]))
+    return template.write(
+        family.tasks[0], pieces, None, Manner(instruct=reply["instruct"], is_streaming="live" in reply)
+    )
 
 
 def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
     """Return the engine's prompt for a reply of the fixture, with its sampling."""
     rows, defaults = written(checkpoint, reply), family_at(checkpoint).tasks[0].sampling
-    audio = SegmentSampling(1.0, reply["top_k"], reply["top_p"], max_rows=defaults.audio.max_rows)
+    max_rows = reply["limit"] - len(rows.rows) if "live" in reply else defaults.audio.max_rows
+    audio = SegmentSampling(1.0, reply.get("top_k", 0), reply.get("top_p", 0.8), max_rows=max_rows)
     drawn = SamplingConfig(defaults.text, audio, seed=reply["seed"], ras_window=defaults.ras_window, ras_max_repeats=1)
-    return Prompt("tts", rows.rows, rows.limited(drawn))
+    return Prompt("tts", rows.rows, rows.limited(drawn), track=rows.track)
 
 
 def codes_of(rows: list[list[int]]) -> list[int]:

@@ -1,5 +1,6 @@
 """CosyVoice 3 in the engine: codes are those of its authors' own loop, alone, in a batch and preempted."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from stretto.families.cosyvoice3 import PLUGIN
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build
 from stretto.testing import assert_family_conforms
 from stretto.testing.checkpoints import write_checkpoint
-from tests.cosyvoice3_release import REPLIES, codes_of, prompt_of
-from tests.engine.harness import Engine
+from tests.cosyvoice3_release import LIVE, REPLIES, codes_of, prompt_of
+from tests.engine.harness import Answer, Engine
+from tests.engine.test_open_texts import extend
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -48,6 +50,40 @@ def test_codes_are_the_authors(tmp_path: Path, seed: int) -> None:
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
+@pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
+def test_codes_of_streamed_texts_are_the_authors(tmp_path: Path, seed: int) -> None:
+    """Alone, in a batch, preempted, and with words that arrive one at a time: their loop with its corrections."""
+    checkpoint = convert(tmp_path, seed)
+    mine = {f"r{at}": reply for at, reply in enumerate(LIVE) if reply["release"] == seed}
+    prompts = {name: prompt_of(checkpoint, reply) for name, reply in mine.items()}
+    with Engine(checkpoint, max_model_len=192, **(TIGHT | {"num_gpu_blocks_override": 11})) as engine:
+        answers = engine.run(prompts)
+        assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+        for name, prompt in prompts.items():
+            words = prompt.track[len(prompt.track) - len(mine[name]["ids"]) - 1 :]
+            begun, answer = replace(prompt, track=prompt.track[: -len(words)], is_open=True), Answer()
+            engine.add(name, begun)
+            for place, word in enumerate(words):
+                for _ in range(place % 4):
+                    engine._step({name: answer})
+                extend(engine, name, [word], is_last=place == len(words) - 1)
+            while engine.is_busy():
+                engine._step({name: answer})
+            assert answer.rows == answers[name].rows, name
+        assert engine.is_clean()
+    for name, reply in mine.items():
+        is_cut, codes = reply["rows"] + 1 >= reply["limit"], codes_of(answers[name].rows)
+        assert (codes[: len(reply["codes"])] if is_cut else codes) == reply["codes"], name
+
+
+def test_the_texts_reach_every_kind_of_border() -> None:
+    """Texts end in the recording's codes, at a border, and after several groups; some replies end by themselves."""
+    assert min(reply["lead"] for reply in LIVE) > 1e-3
+    assert {len(reply["codes"]) > reply["border"] > 15 for reply in LIVE} == {True, False}
+    assert {reply["border"] for reply in LIVE} >= {0, 15, 30}
+    assert {reply["rows"] + 1 < reply["limit"] for reply in LIVE} == {True, False}
+
+
 def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Path:
     """Write a random checkpoint whose head over codes and ends is part of that over all ids."""
     path = write_checkpoint(folder, family, name, **shape) / "model.safetensors"
@@ -59,7 +95,7 @@ def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Pa
 
 def test_the_family_conforms(tmp_path: Path) -> None:
     """With ids that are sampled again without the repeated one, at random prompts."""
-    small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=154, end_of_prompt=3, quiet=(1,), max_model_len=256)
+    small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=156, end_of_prompt=3, quiet=(1,), max_model_len=256)
     assert_family_conforms(PLUGIN, tmp_path, small.to_record(), write_with_head, num_prompts=14, hidden=64, layers=2)
 
 

@@ -214,9 +214,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     sampling = replace(
         sampling,
         text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
-        audio=replace(
-            sampling.audio, min_rows=5, max_rows=max_rows, temperature=temperature, top_k=10, top_p=0.9
-        ),
+        audio=replace(sampling.audio, min_rows=5, max_rows=max_rows, temperature=temperature, top_k=10, top_p=0.9),
         guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
         script_temperature=temperature,
         seed=1000 + index,

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, NARROW, convert, recording, write_release
+from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, NARROW, convert, recording, voice, write_release
 from stretto.codecs.cosyvoice3 import load
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
-from stretto.families.cosyvoice3.family import SOS, TASK
+from stretto.families.cosyvoice3.family import FILL, SOS, TASK
 from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -74,6 +76,37 @@ def test_a_recording_is_heard_by_both(preprocessor: Preprocessor) -> None:
     assert (other.sound.arrays()[2] != x_vector).any()
 
 
+@pytest.mark.parametrize("words", ["one two three four", ""])
+def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: str) -> None:
+    """Groups of the recording alone are in the prompt; codes that are left, its words and the text follow."""
+    pcm, ends = recording(2.3), KNOWN.ends
+    whole = ask(preprocessor, pcm, "Hello.", words)
+    made = ask(preprocessor, pcm, "Hello.", words, '{"text_mode": "streaming"}')
+    style, spoken = whole.rows[:, 0].tolist(), ask(preprocessor, pcm, "Hello.", "", "{}").rows[:, 0].tolist()
+    head = style[: style.index(KNOWN.end_of_prompt) + 1]
+    text = spoken[len(head) : -1]
+    recorded = style[len(head) : style.index(ends[TASK]) - len(text)]
+    codes = style[style.index(ends[TASK]) + 1 :]
+    assert bool(codes) == bool(recorded) == bool(words)
+    in_prompt = min(len(recorded) // 5, len(codes) // 15)
+    groups = [recorded[5 * at :][:5] + codes[15 * at :][:15] for at in range(in_prompt)]
+    assert made.rows[:, 0].tolist() == head + list(chain(*groups))
+    assert list(made.track) == [*codes[15 * in_prompt :], *recorded[5 * in_prompt :], *text, ends[TASK]]
+    assert (made.is_open, made.sampling.audio.min_rows, made.sampling.audio.max_rows) == (False, 0, 1500)
+    begun = ask(preprocessor, pcm, "Hel", words, '{"text_mode": "open"}')
+    assert (begun.is_open, begun.opening) == (True, "Hel")
+    np.testing.assert_array_equal(begun.rows, made.rows)
+    assert [*begun.track, *text, ends[TASK]] == list(made.track)
+    assert ask(preprocessor, pcm, "", words, '{"text_mode": "open"}').track == begun.track
+
+
+def test_rows_of_words_add_nothing_else(checkpoint: Path) -> None:
+    """Their ids on stream 0, of which the authors' code reads none, are embedded as zeros."""
+    table = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+    is_zero = [index for index in KNOWN.ends if not table[index].any()]
+    assert is_zero == [KNOWN.ends[FILL], KNOWN.given]
+
+
 @pytest.mark.parametrize(
     ("pcm", "text", "options", "message"),
     [
@@ -85,7 +118,6 @@ def test_a_recording_is_heard_by_both(preprocessor: Preprocessor) -> None:
         (recording(), "  ", "{}", "text: expected text of at least one character"),
         (recording(), "a" * 501, "{}", "text: expected at most 500 characters, got 501"),
         (recording(), "Hi", '{"instruct": "a<|im_end|>"}', "options.instruct: expected none of the model's markers"),
-        (recording(), "Hi", '{"text_mode": "open"}', "options.text_mode: expected no value"),
         (recording(), "Hi", '{"voice": "anna"}', "options.voice: expected no"),
         (recording(), "Hi", '{"language": "ja"}', "options.language: expected no value"),
     ],
@@ -141,6 +173,117 @@ def elsewhere(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="/etc/passwd")
 
 
+TEXT_IDS = [5, 6, KNOWN.end_of_prompt, 7, 8, 9]
+
+
+def named(**changed: Any) -> dict[str, torch.Tensor]:
+    """Return a voice as the authors' code stores it, of 40 codes, with some tensors changed."""
+    tokens_, mel, x_vector = voice(3, 40)
+    stored: dict[str, Any] = {
+        "prompt_text": torch.tensor([TEXT_IDS], dtype=torch.int32),
+        "flow_prompt_speech_token": torch.from_numpy(tokens_)[None],
+        "prompt_speech_feat": torch.from_numpy(mel)[None],
+        "flow_embedding": torch.from_numpy(x_vector)[None],
+    }
+    lengths = {
+        f"{name}_len": torch.tensor([each.shape[1]]) for name, each in stored.items() if name != "flow_embedding"
+    }
+    return stored | lengths | {"llm_embedding": stored["flow_embedding"]} | changed
+
+
+def with_voices(release: Path, voices: Any) -> Path:
+    """Write `spk2info.pt`."""
+    torch.save(voices, release / "spk2info.pt")
+    return release
+
+
+def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
+    """Like a recording with these codes, words and instruction; the first one is the default."""
+    other = named(prompt_text=torch.tensor([[KNOWN.end_of_prompt]]))
+    release = with_voices(write_release(tmp_path / "release"), {"Anna": named(), "\u4e2d\u6587\u5973": other})
+    assert main(["cosyvoice3", "--model", str(release), "--out", str(tmp_path / "out")]) == 0
+    preprocessor = Preprocessor(tmp_path / "out")
+    assert preprocessor.family.voices == ("anna", "\u4e2d\u6587\u5973")
+    made = ask(preprocessor, None, options='{"voice": "Anna"}')
+    tokens_, mel, x_vector = voice(3, 40)
+    for got, expected in zip(made.sound.arrays(), (tokens_[15:], mel[30:], x_vector), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    ids = made.rows[:, 0].tolist()
+    assert ids[: 1 + len(TEXT_IDS)] == [KNOWN.ends[SOS], *TEXT_IDS]
+    assert ids[-41:] == [KNOWN.ends[TASK], *(tokens_ + KNOWN.num_text_ids).tolist()]
+    np.testing.assert_array_equal(ask(preprocessor, None).rows, made.rows)
+    plain = ask(preprocessor, None, options=json.dumps({"voice": "\u4e2d\u6587\u5973"})).rows[:, 0].tolist()
+    assert plain == [KNOWN.ends[SOS], KNOWN.end_of_prompt, *ids[1 + len(TEXT_IDS) : -41], KNOWN.ends[TASK]]
+    softly = ask(preprocessor, None, options='{"voice": "anna", "instruct": "Softly."}').rows[:, 0].tolist()
+    assert softly[-1] == KNOWN.ends[TASK]
+    recorded = ask(preprocessor, recording(2.3))
+    assert len(recorded.sound.arrays()[0]) == 50, "a recording is used instead"
+    with pytest.raises(InvalidRequest, match=r"options.voice: expected one of anna, .*, got 'nobody'"):
+        ask(preprocessor, None, options='{"voice": "nobody"}')
+
+
+class Harmful:
+    """Object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("harm",))
+
+
+def infinite(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.full(shape, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("voices", "message"),
+    [
+        ({"a": Harmful()}, "expected named voices, got"),
+        ([named()], "expected at most 256 voices by name, got list"),
+        ({f"v{index}": 0 for index in range(257)}, "expected at most 256 voices by name, got 257"),
+        ({"Anna": named(), "anna": named()}, "expected names that differ in more than case"),
+        ({5: named()}, "expected names of 1 to 64 printable characters, got 5"),
+        ({"a\x1b[2J": named()}, "expected names of 1 to 64 printable characters"),
+        ({"a": torch.ones(1)}, "a: prompt_text: expected a tensor of one recording, got NoneType"),
+        ({"a": named(prompt_text=torch.ones(1, 5))}, "a: prompt_text: expected dense ids, got torch.float32"),
+        ({"a": named(prompt_text=torch.ones(2, 5).int())}, "a tensor of one recording, got shape [2, 5]"),
+        (
+            {"a": named(prompt_text=torch.tensor([[1, 2]]))},
+            "<|endofprompt|> once, after the instruction, got it 0 times",
+        ),
+        ({"a": named(prompt_text=torch.tensor([[10**6]]))}, "prompt_text: expected ids in [0, "),
+        (
+            {"a": named(flow_prompt_speech_token=torch.full((1, 40), 6561))},
+            "expected ids in [0, 6561), got 6561 ... 6561",
+        ),
+        ({"a": named(flow_prompt_speech_token=torch.zeros(1, 24).int())}, "got 24 codes and 80 frames"),
+        ({"a": named(prompt_speech_feat=torch.ones(1, 79, 80))}, "got 40 codes and 79 frames"),
+        ({"a": named(prompt_speech_feat=infinite((1, 80, 80)))}, "prompt_speech_feat: expected 80 finite columns"),
+        ({"a": named(flow_embedding=torch.ones(1, 191))}, "flow_embedding: expected 192 finite columns"),
+        ({"a": named(flow_embedding=torch.ones(1, 192).to_sparse())}, "flow_embedding: expected dense numbers"),
+    ],
+)
+def test_invalid_named_voices_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], voices: Any, message: str
+) -> None:
+    out = tmp_path / "out"
+    release = with_voices(write_release(tmp_path / "release"), voices)
+    assert message in refused(["cosyvoice3", "--model", str(release), "--out", str(out)], out, capsys)
+    assert "harm" not in capsys.readouterr().out
+
+
+def in_a_list(model: onnx.ModelProto) -> None:
+    """Hide a tensor that is stored elsewhere in the attribute of a node."""
+    hidden = model.graph.node[0].attribute.add(name="hidden", type=onnx.AttributeProto.TENSORS).tensors.add()
+    hidden.data_location = TensorProto.EXTERNAL
+    hidden.external_data.add(key="location", value="/etc/passwd")
+
+
+def sparse(model: onnx.ModelProto) -> None:
+    """Hide a tensor that is stored elsewhere among the sparse ones."""
+    values = model.graph.sparse_initializer.add().values
+    values.name, values.data_location = "hidden", TensorProto.EXTERNAL
+    values.external_data.add(key="location", value="/etc/passwd")
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -161,7 +304,7 @@ def elsewhere(model: onnx.ModelProto) -> None:
         (yaml("    nb_harmonics: 8\n", ""), "hift.nb_harmonics is missing"),
         (lambda release: (release / TOKENIZER).unlink(), f"{TOKENIZER} is missing"),
         (lambda release: (release / SPEAKER).write_text("text"), "expected an ONNX model"),
-        (network(elsewhere), "expected weights in the file itself"),
+        *((network(edit), "expected weights in the file itself") for edit in (elsewhere, in_a_list, sparse)),
         (
             network(lambda m: m.opset_import.append(helper.make_opsetid("evil", 1))),
             "expected operators of ONNX, got those of evil",

@@ -21,14 +21,23 @@ from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import read_hyperpyyaml
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
+from stretto.families.cosyvoice3.family import FILL, CosyVoice3Vocabulary
 from stretto.families.cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
-from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER, check_network
+from stretto.families.cosyvoice3.voices import (
+    FOLDER,
+    MAX_NAMED,
+    NAMED,
+    SPEAKER,
+    TOKENIZER,
+    check_ids,
+    check_network,
+    check_voice,
+)
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE
 from stretto.untrusted_files import entry, read_text, released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import Part, Plan, check, open_tensors
+from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
 
 IS_BARE = True  # the config is read here, because it describes Python objects
 CONFIG, OTHER_CONFIGS, BACKBONE = "cosyvoice3.yaml", ("cosyvoice2.yaml", "cosyvoice.yaml"), "CosyVoice-BlankEN"
@@ -81,7 +90,10 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(folder)
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {})
     tokenizer = extended(release.tokenizer, contents.tokenizer)
-    known = vocabulary(contents.tensors, tokenizer)
+    known, voices = vocabulary(contents.tensors, tokenizer), named_voices(folder)
+    for name, parts in voices.items():
+        check_ids(folder / VOICES, name, parts, known.num_codes, tokenizer.size, known.end_of_prompt)
+    known = replace(known, voices=tuple(voices))
     stored = published_shapes(backbone, known)
     check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, DROPPED)
     record = {
@@ -96,12 +108,39 @@ def convert(release: Release, contents: Contents) -> Converted:
     hearing = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
     for path in hearing.values():
         check_network(path)
-    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), (decoder(folder),), tokenizer, hearing)
+    networks = (decoder(folder), *([stored_voices(voices)] if voices else []))
+    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), networks, tokenizer, hearing)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note that voices are those of recordings."""
-    return [f"voices are those of recordings; named voices of a release ({VOICES}) are not converted"]
+    """Return a note on the voices."""
+    return [f"voices are those of recordings, and those in {VOICES} if there is one"]
+
+
+def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of the voices in `spk2info.pt` by name in lower case, empty without that file.
+
+    Raises:
+        CheckpointError: If the file contains anything else.
+    """
+    if not (folder / VOICES).exists():
+        return {}
+    path = released_file(folder, VOICES)
+    stored = read_pickled(path, "named voices")
+    if not isinstance(stored, dict) or len(stored) > MAX_NAMED:
+        got = len(stored) if isinstance(stored, dict) else type(stored).__name__
+        raise CheckpointError(f"{path}: expected at most {MAX_NAMED} voices by name, got {got}")
+    found = {name.lower() if isinstance(name, str) else name: voice for name, voice in stored.items()}
+    if len(found) < len(stored):
+        raise CheckpointError(f"{path}: expected names that differ in more than case, got {shown(list(stored), 200)}")
+    return {name: check_voice(path, name, voice) for name, voice in found.items()}
+
+
+def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:
+    """Return the file of the named voices."""
+    tensors = {f"{index}.{part}": each for index, voice in enumerate(voices.values()) for part, each in voice.items()}
+    plan = {name: Part(name, tuple(each.shape)) for name, each in tensors.items()}
+    return Network(NAMED, {"model_type": "cosyvoice3_voices"}, plan, tensors)
 
 
 def check_config(folder: Path) -> None:
@@ -171,7 +210,9 @@ def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -
     """Return the plan of the language model's tensors."""
 
     def whole_table(text: Tensor) -> Tensor:
-        speech = text.new_empty(stored[SPEECH]) if text.is_meta else tensors[SPEECH].to(text.dtype)
+        speech = text.new_empty(stored[SPEECH]) if text.is_meta else tensors[SPEECH].to(text.dtype, copy=True)
+        # Rows of streamed text carry words on another stream; the authors' code never reads these ids.
+        speech[[NUM_CODES + FILL, -1]] = 0.0
         return torch.cat([text, speech])
 
     parts = {name: Part(name.removeprefix("llm."), shape) for name, shape in stored.items() if name.startswith(LAYERS)}

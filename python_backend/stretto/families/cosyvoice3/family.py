@@ -2,6 +2,7 @@
 
     zero-shot      [SOS] instruction [end of prompt] words of the recording  text [TASK] its codes │ c0 c1 c2 …
     other prompts  [SOS] instruction [end of prompt]                         text [TASK]           │ c0 c1 c2 …
+    streamed text  [SOS] instruction [end of prompt] │ 5 words  15 codes  5 words  15 codes …  rest [TASK] codes …
 
 The language model has no other part of the voice: tokens, mel spectrogram and x-vector of the recording go to the
 decoder. Every id of speech that is not a code ends a reply, as in the authors' code.
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -21,7 +22,9 @@ MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes for each token of the te
 # Codes of silence and breath. From the sixth in a row on they are read by the model, but not decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
-SOS, EOS, TASK, NUM_MARKERS = 0, 1, 2, 4  # speech ids after the codes; the fourth is used in streamed text only
+# Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
+SOS, EOS, TASK, FILL, NUM_MARKERS = 0, 1, 2, 3, 5
+NUM_WORDS, NUM_GROUP_CODES = 5, 15  # of a group of streamed text
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class CosyVoice3Vocabulary(Vocabulary):
         num_speech_ids: Number of codes, markers and spare ids.
         end_of_prompt: Id of `<|endofprompt|>`.
         quiet: Codes of silence.
+        voices: Names of the release's voices, in lower case.
     """
 
     num_text_ids: int = 151936
@@ -41,6 +45,7 @@ class CosyVoice3Vocabulary(Vocabulary):
     num_speech_ids: int = 6761
     end_of_prompt: int = 151646
     quiet: tuple[int, ...] = QUIET
+    voices: tuple[str, ...] = ()
     max_model_len: int = 4096
 
     def __post_init__(self) -> None:
@@ -59,12 +64,18 @@ class CosyVoice3Vocabulary(Vocabulary):
         return range(self.codes.stop, self.num_text_ids + self.num_speech_ids)
 
     @property
+    def given(self) -> int:
+        """Id of the rows that carry words of a streamed text, except the first of each group's."""
+        return self.ends[-1]
+
+    @property
     def layout(self) -> StreamLayout:
         return StreamLayout(
             vocab_size=self.ends.stop,
             audio=(self.codes,),
             delays=(0,),
             codebook_streams=(0,),
+            num_input_only=1,
             pad_id=self.num_text_ids - 1,
         )
 
@@ -94,11 +105,18 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=vocabulary.layout.pad_id, keep_first=1, keep_last=1),
         takes_instructions=True,
+        voices=vocabulary.voices,
         max_text_chars=500,
         max_audio_s=MAX_VOICE_S,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
+        text_track=TextTrack(
+            1,
+            pad_id=vocabulary.layout.pad_id,
+            end_id=ends[TASK],
+            groups=TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given),
+        ),
         subwords=range(vocabulary.num_text_ids),
         has_audio_head=True,
         redraw_excludes=True,

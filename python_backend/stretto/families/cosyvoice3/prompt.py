@@ -1,9 +1,12 @@
 """Prompts of CosyVoice 3: instruction, words of a recording, text and codes of the recording.
 
 Layout: `CosyVoice3LM.inference` and `CosyVoiceFrontEnd` of https://github.com/FunAudioLLM/CosyVoice. With a style
-instruction, the words and codes of the recording are left out, as in `inference_instruct2`.
+instruction, the words and codes of the recording are left out, as in `inference_instruct2`. A text that is read during
+the reply follows `inference_bistream`: five ids, fifteen codes, and so on; the recording's words and codes come first.
 """
 
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from stretto.codecs.base import Codec
@@ -15,15 +18,25 @@ from stretto.families.cosyvoice3.family import (
     MAX_ROWS_PER_TOKEN,
     MIN_ROWS_PER_TOKEN,
     MIN_VOICE_S,
+    NUM_GROUP_CODES,
+    NUM_WORDS,
     SOS,
     TASK,
     CosyVoice3Vocabulary,
 )
-from stretto.families.cosyvoice3.voices import FOLDER, Hearing, latest_chunks, sound_of
+from stretto.families.cosyvoice3.voices import (
+    FOLDER,
+    Hearing,
+    NamedVoice,
+    latest_chunks,
+    read_named_voices,
+    sound_of,
+)
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.chunk import Sound
+from stretto.records.prompt import MAX_PART_CHARS
 
 HELPFUL = "You are a helpful assistant."
 MARKERS = ("<|endofprompt|>", "<|endofsystem|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -32,22 +45,41 @@ MARKERS = ("<|endofprompt|>", "<|endofsystem|>", "<|endoftext|>", "<|im_start|>"
 class CosyVoice3Template:
     """Prompt template of CosyVoice 3."""
 
-    def __init__(self, family: Family, vocabulary: CosyVoice3Vocabulary, subwords: Subwords, hearing: Hearing):
-        self._family, self._known, self._subwords = family, vocabulary, subwords
+    def __init__(
+        self,
+        family: Family,
+        vocabulary: CosyVoice3Vocabulary,
+        subwords: Subwords,
+        hearing: Hearing,
+        named: Mapping[str, NamedVoice] | None = None,
+    ):
+        self._family, self._known, self._subwords, self._named = family, vocabulary, subwords, named or {}
         self._voices = CachedEncoder(hearing.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's text, in the voice of the recording in the pieces before it."""
+        """Return the rows of the last piece's text.
+
+        The voice is that of the recording in the pieces before it, or else the one called `voice`.
+        """
         *before, piece = pieces
         assert piece.text is not None, task.name
-        text = self._ids(piece.text, piece.path)
-        sound, words = self._recorded(before)
+        if manner.is_open:  # tokenised later, together with the parts that follow
+            check_text(piece.text, piece.path, MAX_PART_CHARS)
+        spoken = without_leading_line_ends(piece.text) if manner.is_streaming else piece.text
+        text = [] if manner.is_open else self._ids(spoken, piece.path)
+        recorded = self._recorded(before, voice)
+        sound, words = recorded.sound, recorded.words
         instruction = f"{HELPFUL} {manner.instruct}" if manner.instruct else HELPFUL
         style = [*self._ids(instruction, "options.instruct"), self._known.end_of_prompt]
+        if recorded.style and not manner.instruct:
+            style = recorded.style
         codes = list[int]()
         if words and not manner.instruct:
             codes = (sound.arrays()[0] + self._known.codes.start).tolist()
         ends = self._known.ends
+        if manner.is_streaming:
+            track = [*text, *(() if manner.is_open else (ends[TASK],))]
+            return self._in_groups([ends[SOS], *style], words if codes else [], codes, track, latest_chunks(sound))
         ids = [ends[SOS], *style, *(words if codes else []), *text, ends[TASK], *codes]
         return PromptRows(
             stream0_rows(self._family.layout, ids),
@@ -56,9 +88,29 @@ class CosyVoice3Template:
             sound=latest_chunks(sound),
         )
 
-    def _recorded(self, pieces: list[Piece]) -> tuple[Sound, list[int]]:
-        """Return the recording in a system turn, and the ids of its words, if it has any."""
+    def _in_groups(
+        self, head: list[int], words: list[int], codes: list[int], text: list[int], sound: Sound
+    ) -> PromptRows:
+        """Return a prompt whose text is read in groups: those of the recording alone are rows of the prompt.
+
+        Args:
+            head: Ids before the first group.
+            words: Ids of the recording's words.
+            codes: Codes of the recording, as ids.
+            text: Ids of the text, with the end if it is complete.
+            sound: Recording for the decoder.
+        """
+        rows, num_groups = list(head), min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)
+        for group in range(num_groups):
+            rows += words[group * NUM_WORDS :][:NUM_WORDS] + codes[group * NUM_GROUP_CODES :][:NUM_GROUP_CODES]
+        left = codes[num_groups * NUM_GROUP_CODES :], words[num_groups * NUM_WORDS :], text
+        return PromptRows(stream0_rows(self._family.layout, rows), sound=sound, track=tuple(chain(*left)))
+
+    def _recorded(self, pieces: list[Piece], voice: str | None) -> NamedVoice:
+        """Return the recording in a system turn with its words, if it has any, or the named voice."""
         recordings = [piece for piece in pieces if piece.text is None]
+        if not recordings and (named := self._named.get(voice or "")) is not None:
+            return named
         if not recordings:
             expected = "a system turn with audio (this model speaks in the voice of a recording)"
             raise InvalidRequest("messages", expected, "none")
@@ -72,7 +124,7 @@ class CosyVoice3Template:
             sound = sound_of(self._voices.encode(piece.pcm))
         except InvalidRequest as error:
             raise InvalidRequest(piece.path, error.expected, error.got) from None
-        return sound, words[0] if words else []
+        return NamedVoice(sound, [], words[0] if words else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
         """Return the ids of a text; raise InvalidRequest if it has a marker of the model, or no word."""
@@ -90,4 +142,5 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     if codec.spec.codebook_size != known.num_codes:
         raise CheckpointError(f"{checkpoint}: expected a codec of {known.num_codes} codes, got {codec.spec}")
     hearing = Hearing(checkpoint / FOLDER, known.num_codes)
-    return CosyVoice3Template(family, known, Subwords(TextTokenizer.at(checkpoint), family), hearing)
+    named = read_named_voices(checkpoint, known.voices, known.end_of_prompt)
+    return CosyVoice3Template(family, known, Subwords(TextTokenizer.at(checkpoint), family), hearing, named)

@@ -8,27 +8,41 @@ The steps are those of `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/Cos
 operators other than those of ONNX, and weights in other files, are rejected at conversion.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
+from torch import Tensor
 
-from stretto.codecs.cosyvoice3 import CHUNK
+from stretto.codecs.cosyvoice3 import CHUNK, MAX_VOICE_TOKENS
 from stretto.codecs.onnx_runtime import open_session
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN
 from stretto.encoders.s3gen import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.records.chunk import Sound
 from stretto.untrusted_files import regular_file
+from stretto.weights.loading import read_tensors
 
 FOLDER = "hearing"  # folder of a checkpoint
 TOKENIZER, SPEAKER = "speech_tokenizer_v3.onnx", "campplus.onnx"
 HIGHEST_HZ, NUM_MELS, X_VECTOR = 12_000.0, 80, 192
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # operators that onnxruntime has built in
+NAMED = "voices"  # folder of a checkpoint with the release's voices
+# Parts of a named voice: key in spk2info.pt, and the number of columns of those that are no ids.
+VOICE_PARTS = {
+    "text": ("prompt_text", 0),
+    "tokens": ("flow_prompt_speech_token", 0),
+    "mel": ("prompt_speech_feat", NUM_MELS),
+    "x_vector": ("flow_embedding", X_VECTOR),
+}
+MAX_NAME, MAX_NAMED = 64, 256  # characters, voices
 MAX_BYTES = 2 << 30  # the published tokenizer has about 1 GB
 QUIET = 1e-4  # magnitude below which a recording is silent
 
@@ -42,14 +56,101 @@ def check_network(path: Path) -> None:
     others = sorted({each.domain for each in model.opset_import} - {*DOMAINS})
     if others or model.functions:
         raise CheckpointError(f"{path}: expected operators of ONNX, got those of {', '.join(others) or 'the file'}")
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        constants = [each.t for node in graph.node for each in node.attribute if each.HasField("t")]
-        if any(uses_external_data(tensor) for tensor in (*graph.initializer, *constants)):
+    messages: list[Message] = [model]
+    while messages:
+        message = messages.pop()
+        if isinstance(message, onnx.TensorProto) and uses_external_data(message):
             raise CheckpointError(f"{path}: expected weights in the file itself, got a reference to another file")
-        graphs += [each.g for node in graph.node for each in node.attribute if each.HasField("g")]
-        graphs += [inner for node in graph.node for each in node.attribute for inner in each.graphs]
+        for field, value in message.ListFields():  # every tensor, also sparse ones and lists of them
+            if field.message_type is not None:
+                messages += [value] if isinstance(value, Message) else value
+
+
+def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
+    """Return the tensors of a voice of `spk2info.pt`, as the authors' `add_zero_shot_spk` stores it.
+
+    Args:
+        path: The file, for error messages.
+        name: Name of the voice.
+        voice: Its contents.
+
+    Returns:
+        Ids of instruction and words [n], codes [n], mel frames [2 n, M] and the x-vector [192], by the names of
+        `VOICE_PARTS`.
+
+    Raises:
+        CheckpointError: If the name or a tensor is not as expected. The message names it.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
+        raise CheckpointError(f"{path}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}")
+    parts = dict[str, Tensor]()
+    for part, (key, width) in VOICE_PARTS.items():
+        values = voice.get(key) if isinstance(voice, dict) else None
+        if not isinstance(values, Tensor) or values.ndim != (3 if part == "mel" else 2) or len(values) != 1:
+            got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise CheckpointError(f"{path}: {name}: {key}: expected a tensor of one recording, got {got}")
+        if values.is_floating_point() is not bool(width) or values.layout is not torch.strided:
+            raise CheckpointError(
+                f"{path}: {name}: {key}: expected {'numbers' if width else 'ids'}, got {values.dtype}"
+            )
+        if width and (values.shape[-1] != width or not values.isfinite().all()):
+            expected = f"{width} finite columns"
+            raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got shape {list(values.shape)}")
+        parts[part] = values[0].float().contiguous() if width else values[0].to(torch.int32)
+    size, frames = len(parts["tokens"]), len(parts["mel"])
+    if not CHUNK <= size <= MAX_VOICE_TOKENS or frames != FRAMES_PER_TOKEN * size:
+        expected = f"{CHUNK} to {MAX_VOICE_TOKENS} codes and {FRAMES_PER_TOKEN} mel frames for each"
+        raise CheckpointError(f"{path}: {name}: expected {expected}, got {size} codes and {frames} frames")
+    return parts
+
+
+def check_ids(path: Path, name: str, parts: dict[str, Tensor], num_codes: int, num_text: int, end: int) -> None:
+    """Raise CheckpointError unless the ids of a voice are in the vocabulary, and one of its text is `end`."""
+    for part, number in (("tokens", num_codes), ("text", num_text)):
+        ids = parts[part]
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:
+            key = VOICE_PARTS[part][0]
+            got = f"{ids.min()} ... {ids.max()}"
+            raise CheckpointError(f"{path}: {name}: {key}: expected ids in [0, {number}), got {got}")
+    if int((parts["text"] == end).sum()) != 1:
+        expected = f"{VOICE_PARTS['text'][0]} with <|endofprompt|> once, after the instruction"
+        raise CheckpointError(f"{path}: {name}: expected {expected}, got it {int((parts['text'] == end).sum())} times")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedVoice:
+    """Voice of a release.
+
+    Attributes:
+        sound: Recording of the voice.
+        style: Ids of the instruction, with `<|endofprompt|>`.
+        words: Ids of the recording's words.
+    """
+
+    sound: Sound
+    style: list[int]
+    words: list[int]
+
+
+def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[str, NamedVoice]:
+    """Return the named voices of a checkpoint; `end` is the id of `<|endofprompt|>`.
+
+    Raises:
+        CheckpointError: If a voice is missing.
+    """
+    if not names:
+        return {}
+    path, found = checkpoint / NAMED / "model.safetensors", dict[str, NamedVoice]()
+    stored = read_tensors(path)
+    for index, name in enumerate(names):
+        values = {part: stored.get(f"{index}.{part}") for part in VOICE_PARTS}
+        if any(each is None for each in values.values()):
+            raise CheckpointError(f"{path}: expected the voice {name}, got none")
+        text, tokens, mel, x_vector = (np.asarray(each) for each in values.values())
+        ids = text.astype(np.int32).tolist()
+        sound = Sound.from_arrays(tokens.astype(np.int32), mel, x_vector.reshape(-1))
+        found[name] = NamedVoice(sound, ids[: ids.index(end) + 1], ids[ids.index(end) + 1 :])
+    return found
 
 
 class Hearing:
