@@ -227,7 +227,7 @@ def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = Tru
     has_codes = bool(case["words"]) and not case["instruct"]
     before = f"{instruction}<|endofprompt|>{case['words'] if has_codes else ''}"
     prompt, text = (torch.tensor([tokenizer.encode(each)]) for each in (before, case["text"]))
-    prompt = prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
+    ids, prompt = prompt[0].tolist(), prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
     codes = torch.tensor([recorded_codes(case["num_codes"])]) if has_codes else torch.zeros(1, 0, dtype=torch.int64)
     draws, made, borders = Draws(0, case["seed"]), list[int](), list[int]()
     model.llm.forward_one_step = Steps(model.llm, draws, case["limit"])
@@ -256,7 +256,14 @@ def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = Tru
     except Full:
         pass
     rows = model.llm.forward_one_step.num_rows
-    fields = {"ids": text[0].tolist(), "codes": made, "lead": draws.lead, "again": draws.num_again, "rows": rows}
+    fields = {
+        "prompt": ids,
+        "ids": text[0].tolist(),
+        "codes": made,
+        "lead": draws.lead,
+        "again": draws.num_again,
+        "rows": rows,
+    }
     return fields | {"border": borders[0] if borders else len(made)}
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stretto.engine.admission import Capacity, admit, max_rows
+from stretto.engine.admission import Capacity, admit, known_ids, max_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
@@ -15,7 +15,7 @@ from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM
-from tests.speech_families import EIGHT_STREAMS, TRACKED
+from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
 RULES = SegmentRules(TINY, 512)
@@ -116,6 +116,24 @@ def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said:
     rules, prompt = SegmentRules(TRACKED, 112), replace(make_prompt(TRACKED, 0), track=(5,) * 107)
     assert admit(prompt, rules, ROOMY) == prompt
     assert said in str(refusal(replace(prompt, track=track), rules))
+
+
+def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
+    """Of 40 rows, 13 words take six groups of two words and four frames, a word, the end and a frame."""
+    rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
+    audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
+    prompt, code = replace(made, sampling=replace(made.sampling, audio=audio)), GROUPED.layout.audio[0].start
+    assert admit(replace(prompt, track=(5,) * 13 + (7,)), rules, ROOMY)
+    assert admit(replace(prompt, track=(code,) * 6 + (5,) * 11 + (7,)), rules, ROOMY)
+    for track, said in (
+        ((5,) * 14 + (7,), "text: expected at most 14 tokens after the prompt, got 15 tokens"),
+        ((code,) * 6 + (5,) * 12 + (7,), "text: expected at most 12 tokens after the prompt, got 13 tokens"),
+        ((code,) * 110, "track: expected at most 105 ids, codes of a recording among them, got 110"),
+    ):
+        assert said in str(refusal(replace(prompt, track=track), rules))
+    assert "expected at most 13 tokens" in str(refusal(replace(prompt, track=(5,) * 14, is_open=True), rules))
+    with pytest.raises(InvalidRequest, match="text: expected token ids of text"):
+        known_ids([5, code], rules)
 
 
 def test_a_family_without_a_text_track_takes_none() -> None:

@@ -433,6 +433,9 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     size, num_ids = rules.family.layout.vocab_size, num_text_ids(prompt, rules)
     if num_ids > last:
         raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{num_ids} tokens")
+    longest = rules.max_model_len - len(prompt.rows) - 2  # the end id, and a frame
+    if rules.family.text_groups is not None and len(prompt.track) > longest:
+        raise InvalidRequest("track", f"at most {longest} ids, codes of a recording among them", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
