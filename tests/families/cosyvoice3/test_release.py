@@ -102,7 +102,7 @@ def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: st
 
 def test_rows_of_words_add_nothing_else(checkpoint: Path) -> None:
     """Their ids on stream 0, of which the authors' code reads none, are embedded as zeros."""
-    table = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+    table = load_file(checkpoint / "model-00001-of-00001.safetensors")["model.embed_tokens.weight"]
     is_zero = [index for index in KNOWN.ends if not table[index].any()]
     assert is_zero == [KNOWN.ends[FILL], KNOWN.given]
 

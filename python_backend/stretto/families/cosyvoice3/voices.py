@@ -90,9 +90,9 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
             got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise CheckpointError(f"{path}: {name}: {key}: expected a tensor of one recording, got {got}")
         if values.is_floating_point() is not bool(width) or values.layout is not torch.strided:
-            raise CheckpointError(
-                f"{path}: {name}: {key}: expected {'numbers' if width else 'ids'}, got {values.dtype}"
-            )
+            expected = "dense numbers" if width else "dense ids"
+            got = f"{values.dtype}, {values.layout}"
+            raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got {got}")
         if width and (values.shape[-1] != width or not values.isfinite().all()):
             expected = f"{width} finite columns"
             raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got shape {list(values.shape)}")
