@@ -119,7 +119,7 @@ def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said:
 
 
 def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
-    """Of 40 rows, 13 words take six groups of two words and four frames, a word, the end and a frame."""
+    """With 40 rows, 13 words fit: six groups of two words and four frames, a word, the end and a frame."""
     rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
     audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
     prompt, code = replace(made, sampling=replace(made.sampling, audio=audio)), GROUPED.layout.audio[0].start

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.families.base import TextGroups
 from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
-from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk
+from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Sound
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
@@ -149,6 +149,25 @@ def test_the_last_chunk_has_the_text_if_its_words_are_timed(alignment: Alignment
             await sessions.write(TextPart(name, part, text, part == 2))
         written = [each.chunk.written async for each in chunks]
         assert written == ["", "Hello, world." if alignment else ""]
+
+    asyncio.run(run())
+
+
+def test_the_first_chunk_selects_the_voice() -> None:
+    """The decoder accepts a recorded voice in the first chunk only."""
+
+    async def run() -> None:
+        sound = Sound.from_arrays(np.arange(2, dtype=np.int32), np.ones((4, 3), np.float32), np.ones(5, np.float32))
+        model = Model()
+        sessions = TextSessions(model)
+        given = replace(prompt("Hello, wor"), sound=sound, voice=3)
+        chunks = sessions.speak(given, "u", FLOW, Pacer(ChunkPolicy()))
+        first = (await anext(chunks)).chunk
+        assert (first.index, first.sound, first.voice) == (0, sound, 3)
+        await sessions.write(TextPart(first.session, 0, "ld.", True))
+        _ = [each async for each in chunks]
+        assert model.prompt is not None
+        assert model.prompt.sound is None
 
     asyncio.run(run())
 

@@ -171,7 +171,7 @@ class TextSessions:
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply whose text is still being streamed.
 
-        The first chunk contains only the session id, which the client needs to send text.
+        The first chunk contains no frames, but the session id, which the client needs to send text, and the voice.
 
         Args:
             prompt: Prompt with open text.
@@ -185,8 +185,8 @@ class TextSessions:
         session = TextSession(self._model, utterance, flow, prompt)
         self._open[session.id] = session
         try:
-            yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id), None)
-            begun = self._begun(prompt, await session.begin(), session.is_complete)
+            yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id, voice=prompt.voice, sound=prompt.sound), None)
+            begun = self._begun(replace(prompt, sound=None), await session.begin(), session.is_complete)
             # No other coroutine runs from here until the model accepts text, so no text is lost.
             async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
                 async for each in chunks:
