@@ -433,7 +433,7 @@ def config(tokenizer: Path) -> dict[str, Any]:
     """Return the entries of config.yaml that describe the model."""
     codes = [KNOWN.codec, KNOWN.codec + KNOWN.num_codebooks * KNOWN.codebook_size]
     return {
-        "valle_token_list": valle_token_list(tokenizer),
+        "token_list": valle_token_list(tokenizer),
         "token_bias": {"special_token": [0, KNOWN.codec], "codec": codes, "text_bpe": [*KNOWN.text]},
         "subword_model": "small/tokenizer",
         "codec_token_per_frame": KNOWN.num_codebooks,
