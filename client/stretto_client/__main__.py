@@ -242,7 +242,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser = Parser(prog=prog, description="Speak, transcribe and talk through the server.")
     shared = Parser(add_help=False)
     shared.add_argument("--server", metavar="HOST:PORT", help="its gRPC port; default: this machine's server")
-    shared.add_argument("--seed", type=int, help="the same seed gives the same samples; default: random, and reported")
+    shared.add_argument("--seed", type=int, help="the same seed gives the same codes; default: random, and reported")
     shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option of the server")
     shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
     shared.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -268,7 +268,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     transcribe.add_argument("file", type=Path, help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
     transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
-    talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text. Ends with the input."
+    talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
     talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
     talk.add_argument("--system", metavar="TEXT", help="system prompt")
     talk.add_argument("--clone", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")

@@ -146,7 +146,7 @@ STILL_THERE_S = 10.0  # interval in seconds of empty parts, without which the se
 NOT_SPOKEN = "session.id: expected the id of an open streamed text"
 
 Write = Callable[[str, int, str, bool], Awaitable[None]]
-"""Sends a part of a text: the session, the part's number, what it adds, and whether it is the last."""
+"""Function that sends a part of a text: session, number of the part, text, and True for the last part."""
 
 
 class Client(Protocol):

@@ -108,7 +108,7 @@ def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
 
 
 FADE_S = 0.005
-MAX_SILENCE_S = 1.0  # per event
+MAX_SILENCE_S = 1.0  # longest silence in one event
 SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
 
 

@@ -295,7 +295,7 @@ class MarkdownReader:
         return text
 
     def _take(self, text: str, is_whole: bool) -> None:
-        """Append text to the current line, which is complete if `is_whole`."""
+        """Append text to the current line; `is_whole` is True if the line ends after it."""
         self._line += text
         if is_whole:
             self._line = self._line.removesuffix("\r")

@@ -1,7 +1,7 @@
 """Options of a request: the single definition shared by server, gateway, client and documentation.
 
-The server validates a request against these types with pydantic. This module imports neither pydantic, so that the
-client can be installed without it, nor other modules of this package, so that the server does not load gRPC.
+The server validates a request against these types with pydantic. This module does not import pydantic, so that the
+client can be installed without it. It imports no other module of this package, so that the server does not load gRPC.
 """
 
 from collections.abc import Callable

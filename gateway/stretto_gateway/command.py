@@ -169,7 +169,7 @@ def arguments() -> Parser:
     about = f"origin whose pages may use the API (CORS); repeatable; * for any; default: {ORIGINS}, comma-separated"
     add("--cors-origin", action="append", metavar="ORIGIN", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
-    add("--private-key", metavar="FILE", help="its private key; default: the one in the certificate file")
+    add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
     half = "at most half for one client; default: %(default)s"
     add("--max-active", type=int, default=limits.max_active, help=f"concurrent utterances, {half}")
     add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that may wait for a slot, {half}")

@@ -297,7 +297,12 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
 
     def _look(self, num_unread: int, num_looks: int) -> None:
-        """Poll: close the connection if still at least `num_unread` bytes are unsent and this is the last poll."""
+        """Check the client's progress; disconnect it if there was none and no checks are left.
+
+        Args:
+            num_unread: Number of unsent bytes at the first check; fewer now are progress.
+            num_looks: Number of checks left.
+        """
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return

@@ -38,7 +38,7 @@ class TranslationForm(Body):
     def options(self, task: TaskProfile, ignored: Ignored) -> TaskOptions:
         """Return the server's options; add fields without effect to `ignored`."""
         if self.prompt:
-            ignored.add("prompt", "no value (this model takes no text prompt for transcription)", self.prompt)
+            ignored.add("prompt", "no value (this model does not use a prompt for transcription)", self.prompt)
         options: TaskOptions = {} if self.temperature is None else {"temperature": self.temperature}
         limit = self.max_completion_tokens
         if limit is not None and not task.max_text_rows:

@@ -150,7 +150,7 @@ async def try_voice(server: str, voice: RecordedVoice) -> None:
     async with SpeechClient(server) as client:
         task = cloning_task(await client.profile())
         if voice.text and "text" not in task.system:
-            raise ValueError("--text: expected no value (this model takes no transcript of a recording)")
+            raise ValueError("--text: expected no value (this model does not use the transcript of a recording)")
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:
             await anext(events, None)
 

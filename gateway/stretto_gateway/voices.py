@@ -104,7 +104,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
     if form.ref_text and "text" not in task.system:
-        expected = f"no value ({profile.family!r} takes no transcript of a recording)"
+        expected = f"no value ({profile.family!r} does not use the transcript of a recording)"
         raise refused("ref_text", expected, form.ref_text)
     recording = await form.audio_sample.read()
     if len(recording) > gateway.limits.max_voice_bytes:

@@ -21,7 +21,7 @@ MAX_TEXT_BYTES = 64 << 20  # the largest known tokenizer.json has 35 MB, the lar
 MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
-MAX_DIGITS = 20  # 64 bits
+MAX_DIGITS = 20  # of a 64-bit number
 MAX_LAYERS = 1024  # of a network; published models have at most some 130
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
 # Keys of a config.json, at any level, that make transformers import code or vLLM load another model.

@@ -165,7 +165,7 @@ def test_a_full_disk_or_a_lost_folder_costs_only_the_file(
     encoder.encode(PCM)
     shutil.rmtree(folder)
     assert encoder.encode(PCM).shape == (2, 3)
-    assert "an encoding of a voice is not stored: No such file or directory" in caplog.text
+    assert "cannot store the encoding of a voice: No such file or directory" in caplog.text
     folder.write_text("not a folder")
     assert EncodedFiles.of_checkpoint(folder, checkpoint, "cpu") is None
     (plain,) = opened(folder, checkpoint, encode)

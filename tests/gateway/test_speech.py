@@ -309,8 +309,8 @@ async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -
         (ErrorText("invalid request: text: expected words, got '!'"), openai.BadRequestError, "input: expected words"),
         (ErrorText("invalid request: options.seed: expected an integer"), openai.BadRequestError, "seed: expected an"),
         (
-            ErrorText("invalid request: options.instruct: expected no value (this model takes no instructions"),
-            *(openai.BadRequestError, r"instructions: expected no value \(this model takes no"),
+            ErrorText("invalid request: options.instruct: expected no value (this model does not accept instructions"),
+            *(openai.BadRequestError, r"instructions: expected no value \(this model does not accept"),
         ),
         (ErrorText("unavailable: server is draining"), openai.InternalServerError, "accepts no requests now"),
         (Abort(grpc.StatusCode.INTERNAL, "secret path"), openai.InternalServerError, "failed on this request"),

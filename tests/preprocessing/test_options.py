@@ -262,7 +262,7 @@ def test_only_a_family_with_exaggeration_takes_it() -> None:
     family = replace(TINY, takes_exaggeration=True)
     manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
     assert manner == Manner(exaggeration=1.5)
-    with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model takes no"):
+    with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model does not support"):
         read({"exaggeration": 0.5})
     for value in ("-0.1", "2.01", "NaN", "true", '"1"'):
         with pytest.raises(InvalidRequest, match="options"):

@@ -98,7 +98,7 @@ def make_order(
         task = conversing_task(profile, asked_kinds(turns), speaks="audio" in modalities)
     if turns[0]["role"] == "system" and "text" not in task.system:
         where = "session" if of_session else "response"
-        expected = f"no value (task {task.name!r} of {profile.family!r} takes no instructions)"
+        expected = f"no value (task {task.name!r} of {profile.family!r} does not accept instructions)"
         ignored.append(refused(f"{where}.instructions", expected, instructions))
         if is_strict:
             raise ignored[-1]

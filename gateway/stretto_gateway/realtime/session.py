@@ -178,7 +178,7 @@ TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that
 
 @router.websocket("/v1/realtime")
 async def open_session(socket: WebSocket) -> None:
-    """Open a session that converses with the model in the query, or only transcribes with `intent=transcription`.
+    """Open a conversation with the model in the query, or a transcription session if `intent=transcription`.
 
     The settings of a client secret override both.
     """

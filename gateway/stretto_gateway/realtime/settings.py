@@ -130,7 +130,7 @@ class OutputAudio(Voiced):
 
 
 class Audio(Body):
-    """Audio settings of a session that converses."""
+    """Audio settings of a session of type `realtime`."""
 
     input: InputAudio = Field(default_factory=InputAudio)
     output: OutputAudio = Field(default_factory=OutputAudio)
@@ -162,7 +162,7 @@ class ReplyOptions(Body):
 
 
 class RealtimeSettings(ReplyOptions):
-    """Settings of a session that converses."""
+    """Settings of a session of type `realtime`, in which the model answers the user."""
 
     type: Literal["realtime"] = "realtime"
     model: Text
@@ -406,7 +406,7 @@ def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
 
 
 def models_in(annotation: Any) -> list[type[Body]]:
-    """Return all models in a type, including those in unions and lists."""
+    """Return all pydantic models in a type annotation, including those in unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, Body):
         return [annotation]
     return [model for each in get_args(annotation) for model in models_in(each)]

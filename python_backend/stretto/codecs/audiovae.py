@@ -145,7 +145,7 @@ class Snake(streaming.Snake):
         self.alpha = nn.Parameter(torch.ones(channels, 1))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return a and 1 / a."""
+        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a."""
         return self.alpha[:, 0], 1 / (self.alpha[:, 0] + EPS)
 
 

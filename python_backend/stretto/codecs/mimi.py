@@ -211,7 +211,7 @@ MAX_FRAMES = 64  # per call; bounds the memory of a call
 
 @dataclass
 class _Paddings:
-    """Left contexts of the convolutions, in the place of transformers' cache: views of the state, updated in place.
+    """Left contexts of the convolutions, instead of transformers' cache: views of the state, updated in place.
 
     Attributes:
         contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.

@@ -292,7 +292,7 @@ class Quantizer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Upsampling from frames to steps of the transformer, under its published name."""
+    """Upsampling from frames to steps of the transformer; a module only to match the published name."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -247,7 +247,7 @@ class DacSnake(Snake):
         self.alpha = alpha
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return a and 1 / a."""
+        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a, [C] each."""
         alpha = self.alpha.flatten()
         return alpha, 1 / (alpha + 1e-9)
 

@@ -210,11 +210,11 @@ class Network(nn.Module):
         return self.head(x, memory)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of whole frames and the memory after them.
+        """Return the output of whole frames and the state after them.
 
         Args:
             x: Input [B, C, n].
-            state: Memory before it, [B, num_kept]; zeros before the first frame.
+            state: State before the input, [B, num_kept]; zeros before the first frame.
         """
         memory = Memory(state, torch.zeros(len(x), device=x.device), x.shape[2])
         y = self(x, memory)

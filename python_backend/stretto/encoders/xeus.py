@@ -328,7 +328,7 @@ def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
 
 
 def _dtype(record: Record) -> np.dtype:
-    """Return the dtype in a Record of numpy.dtype, whose state has the byte order at index 1."""
+    """Return the dtype of a pickled numpy.dtype; index 1 of its state is the byte order."""
     name, order = record.args[0], record.state[1]
     if record.name != "numpy.dtype" or name not in NUMBERS:
         raise ValueError(f"expected arrays of numbers, got {record.name} {name!r}")

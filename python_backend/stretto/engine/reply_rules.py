@@ -226,13 +226,13 @@ def num_leading(ids: Sequence[int], codes: range) -> int:
 
 
 def rows_of(ids: Sequence[int] | range, width: int) -> np.ndarray:
-    """Return the rows of a track, int32 [n, width], of which `ids` are the ids row by row."""
+    """Return `ids`, which are in row order, as the rows of a text track, int32 [n, width]."""
     return np.asarray(ids, np.int32).reshape(-1, width)
 
 
 @dataclass(frozen=True)
 class SegmentRules:
-    """Rules of replies of a family in a model of `max_model_len` rows.
+    """Rules by which a family's replies begin, change segments and end within `max_model_len` rows.
 
     Positions are row indices, counted from the first row of the prompt.
     """

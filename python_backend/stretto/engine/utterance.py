@@ -114,7 +114,7 @@ class FrameCodes:
         return codes[:, is_kept] if is_kept.any() else None
 
     def kept_index(self, frame: int) -> int:
-        """Return the index of `frame`, or of the next frame that was not omitted, not counting omitted frames."""
+        """Return the number of kept frames before `frame`: its own index among them if it was kept."""
         return frame - bisect_left(self._left_out, frame)
 
 

@@ -75,7 +75,7 @@ class EncodedFiles:
             found = cls(folder, blake2b(made_by).digest())
             found.remove_old()
         except OSError as error:
-            logger.warning("encodings of voices are not stored: %s: %s", folder, error.strerror)
+            logger.warning("cannot store encodings of voices in %s: %s", folder, error.strerror)
             return None
         return found
 
@@ -92,7 +92,7 @@ class EncodedFiles:
         try:
             plain = self._cipher(digest).decrypt(stored[:NONCE_BYTES], stored[NONCE_BYTES:], None)
         except (InvalidTag, ValueError):  # ValueError: the nonce is cut short
-            logger.warning("a damaged encoding of a voice is removed")
+            logger.warning("removing a damaged encoding of a voice")
             with suppress(OSError):
                 path.unlink()
             return None
@@ -113,7 +113,7 @@ class EncodedFiles:
             unfinished.replace(path)
             self.remove_old()
         except OSError as error:
-            logger.warning("an encoding of a voice is not stored: %s", error.strerror)
+            logger.warning("cannot store the encoding of a voice: %s", error.strerror)
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
 

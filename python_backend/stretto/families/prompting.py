@@ -259,7 +259,7 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
     name = language.lower() if isinstance(language, str) else language
     if not family.languages or name not in (AUTO, *family.languages):
         known = f"one of {', '.join((AUTO, *family.languages))}"
-        expected = known if family.languages else "no value (this model takes no language)"
+        expected = known if family.languages else "no value (this model does not accept a language)"
         raise InvalidRequest("options.language", expected, shown(language))
     return None if name == AUTO else name
 
@@ -267,7 +267,7 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
 def _instruct(options: OptionsRecord, family: Family) -> str:
     instruct = options.get("instruct", "")
     if instruct and not family.takes_instructions:
-        raise InvalidRequest("options.instruct", "no value (this model takes no instructions)", shown(instruct))
+        raise InvalidRequest("options.instruct", "no value (this model does not accept instructions)", shown(instruct))
     return instruct
 
 
@@ -281,7 +281,7 @@ def _transliterates(options: OptionsRecord, family: Family) -> bool:
 def _exaggeration(options: OptionsRecord, family: Family) -> float | None:
     exaggeration = options.get("exaggeration")
     if exaggeration is not None and not family.takes_exaggeration:
-        raise InvalidRequest("options.exaggeration", "no value (this model takes no exaggeration)", exaggeration)
+        raise InvalidRequest("options.exaggeration", "no value (this model does not support it)", exaggeration)
     return exaggeration
 
 
@@ -289,7 +289,7 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
     if "text_mode" not in options:
         return family.text_track is not None and family.text_track.is_usual
     if family.text_track is None:
-        expected = "no value (this model takes no text during its frames)"
+        expected = "no value (this model cannot read text while it generates frames)"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))
     return options["text_mode"] != "whole"
 

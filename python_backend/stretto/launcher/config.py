@@ -103,9 +103,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument(
-        "--allow", action="append", default=[], choices=CLOSED, help="open an API to everyone; repeatable"
+        "--allow", action="append", default=[], choices=CLOSED, help="open an API to all clients; repeatable"
     )
-    flags.add_argument("--max-request-mb", type=message_mb, default=64, help="largest request; default: %(default)s")
+    flags.add_argument(
+        "--max-request-mb", type=message_mb, default=64, help="maximum request size; default: %(default)s"
+    )
     for number, name in enumerate(("http", "grpc", "metrics")):
         default = f"STRETTO_PORT + {number}" if number else "STRETTO_PORT"
         about = f"default: {default}, or {8000 + number}; 0: any free port, written to the pid file"
@@ -121,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
     flags.add_argument("--log-file", help=f"{about} (default: in {state})")
-    flags.add_argument("--cache", type=Path, default=cache_folder(), help="private files of the launcher")
+    flags.add_argument("--cache", type=Path, default=cache_folder(), help="folder for private files of the launcher")
     add_time_limits(flags)
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; exit code 0 if it is ready")
@@ -146,7 +148,7 @@ def port_number(text: str) -> int:
 
 
 def port_or_any(text: str) -> int:
-    """Parse a port from 0 to 65535; 0 stands for any free port."""
+    """Parse a port from 0 to 65535; 0 means any free port."""
     return 0 if text == "0" else port_number(text)
 
 

@@ -369,7 +369,7 @@ def _ahead_s() -> float:
 
 
 POLL_S = 1.0
-MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a beat, on an idle machine
+MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a heartbeat
 
 
 class Pulse:
@@ -384,7 +384,7 @@ class Pulse:
     """
 
     def __init__(self, name: str) -> None:
-        """Create the health record of a process that messages call `name`."""
+        """Create the health record of a process; `name` is its name in messages."""
         self._name, self._pid = name, 0
         self._num_starts = 0
         self._reading, self.writing = -1, -1

@@ -174,7 +174,7 @@ MODULE = "stretto_gateway"  # a separate program: run, not imported
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
 VOICES = "STRETTO_VOICES"  # environment variable of the gateway: folder of voices
 RESTART_S = 5.0  # minimum time between starts
-BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or an invalid file that they name
+BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an invalid file named by one
 
 
 class GatewayProcess:

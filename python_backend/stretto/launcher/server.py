@@ -332,7 +332,7 @@ class Server:
     def wait(self, timeout_s: float) -> Fault | None:
         """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
 
-        Other faults, of the clock or a crash handler, are checked as well.
+        Faults reported by the clock and by crash handlers are returned as well.
         """
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)

@@ -194,7 +194,7 @@ LOOK_S = 0.2  # poll interval of a ready server
 
 
 class Supervisor:
-    """Runs a server, and restarts it after faults, until a signal requests a stop."""
+    """Supervisor of a server: restarts it after faults until a signal requests a stop."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
         self._config, self._installation, self._launch = config, installation, launch
@@ -327,7 +327,7 @@ class Supervisor:
                 return fault
             stopped = server.stopped()
             if pending.update(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
-                log_line(pending.reason or "all processes run again")
+                log_line(pending.reason or "all processes are running again")
                 self._publisher.record("unready" if pending.reason else "ready", pending.reason)
             if stopped and pending.is_proven:
                 return Fault(stopped, "is stopped")

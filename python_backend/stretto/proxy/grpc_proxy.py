@@ -84,10 +84,10 @@ DROPPED_HEADERS = {"triton_grpc_error"}
 
 
 class UnaryCalls:
-    """Makes unary calls to Triton.
+    """Unary calls to Triton.
 
-    If the client disconnects, a call to one of our models runs to its end, unless a model is restarted; a call to
-    another model is cancelled.
+    If the client disconnects, a call to one of our models still runs to its end, unless a model is restarted. A call
+    to another model is cancelled.
     """
 
     def __init__(self, triton: grpc.aio.Channel, background: BackgroundTasks, gate: Gate) -> None:
@@ -153,7 +153,7 @@ SERVER_OPTIONS = [
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port silently
     ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_connection_idle_ms", 600_000),  # without a call; clients reconnect for the next call
+    ("grpc.max_connection_idle_ms", 600_000),  # closes connections without a call; clients reconnect
 ]
 TRITON_OPTIONS = [
     ("grpc.max_receive_message_length", -1),

@@ -213,10 +213,10 @@ class ChunkSender:
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
     async def settle(self) -> None:
-        """Wait until the decoder has answered everything.
+        """Wait until the decoder has answered all chunks.
 
         Raises:
-            DecoderStalled: If it does not answer in time.
+            DecoderStalled: If an answer is late.
             Exception: The error that ended the utterance.
         """
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())

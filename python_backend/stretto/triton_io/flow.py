@@ -31,7 +31,7 @@ class DecoderFailed(StrettoError):
 
 
 class DecoderRefused(StrettoError):
-    """The decoder has found a mistake of the client, e.g. in its ring."""
+    """The decoder has detected an error of the client, for example in its ring."""
 
 
 class DecoderStalled(StrettoError):

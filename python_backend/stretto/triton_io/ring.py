@@ -76,7 +76,7 @@ class CudaMemory:
         return int(base) + int(num_bytes) - int(self._address)
 
     def close(self) -> None:
-        """Close the memory."""
+        """Unmap the memory of the other process."""
         self._call("cudaIpcCloseMemHandle", self._address)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
@@ -141,7 +141,7 @@ class Payload(Protocol):
         ...
 
     def close(self) -> None:
-        """Close the memory."""
+        """Release this process's access to the memory."""
         ...
 
 

@@ -60,7 +60,7 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
         (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "wrong shape: speech_head.weight"),
         (lambda t: t.update({"speech_emb.weight": torch.ones(6000, 64)}), "expected more than 6563 ids, got 6000"),
         (lambda t: other_text(t, 2454), "expected the English release, got the multilingual one"),
-        (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got one of 256"),
+        (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got 256 tokens"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(

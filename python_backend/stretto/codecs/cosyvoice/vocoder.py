@@ -26,7 +26,7 @@ class Snake(streaming.Snake):
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return a and 1 / a."""
+        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a."""
         return self.alpha, 1 / (self.alpha + 1e-9)
 
 

@@ -181,7 +181,7 @@ class AdaptiveGuidance:
     def _follow(self, state: RequestState) -> bool:
         """Check a request that is regaining guidance; return True if its unconditional request can be created now.
 
-        That is the case once all sampled rows of the request are known.
+        It can be created once all sampled rows of the request are known.
         """
         request, pair = state.request, state.pair
         assert pair is not None

@@ -69,7 +69,7 @@ class KvBlocks:
         manager: vLLM's cache manager.
         block_size: Rows per block.
         num_open: Number of newest rows that may be computed again; their blocks are not added to the prefix cache yet.
-        max_held: Maximum number of blocks that a request holds at once, if those behind a window are freed; else None.
+        max_held: Maximum number of blocks that a request holds at once if a sliding window frees older ones; or None.
         session_blocks: Maximum number of blocks that a live session holds at once.
 
     Attributes:
@@ -103,11 +103,11 @@ class KvBlocks:
         return self.session_room - min(held, self._session_blocks) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks of a running request, including those behind a window, which are free again."""
+        """Return the number of blocks of a running request, including older ones that a sliding window has freed."""
         return len(self._manager.get_blocks(request_id).blocks[0])
 
     def spanned(self, num_rows: int) -> int:
-        """Return the number of blocks that `num_rows` rows span, including those behind a window."""
+        """Return the number of blocks that `num_rows` rows span, including older ones that a sliding window frees."""
         return -(-num_rows // self._block_size)
 
     def needed(self, num_rows: int) -> int:

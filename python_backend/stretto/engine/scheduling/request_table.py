@@ -190,7 +190,7 @@ class OutgoingRows:
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:
-        """Return for how long the next rows may wait, in seconds."""
+        """Return how long to wait for further rows before sending, in seconds."""
         if not self._is_audio:
             least_s, longest_s = SCRIPT_WAITS_S
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)

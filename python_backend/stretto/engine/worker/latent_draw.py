@@ -34,7 +34,7 @@ class LatentDraw(RowDraw):
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the latents, as words [M, D], of the rows that may be in audio."""
+        """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
         own = hidden if step.audio_rows is None else hidden[step.audio_rows]
         logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
@@ -126,7 +126,7 @@ class FeedbackMemory:
         assert data.codes is not None
         self.num_rebuilt += 1
         first = max(self._stretch_start(data), row - self._network.reach)
-        logger.info("%s: audio of %d frames is decoded again", data.req_id, row + 1 - first)
+        logger.info("%s: decoding the audio of %d frames again", data.req_id, row + 1 - first)
         latents = latents_of(data.codes[first : row + 1, : self._latents.num_drawn])
         memory = torch.zeros_like(self._memories[slot : slot + 1])
         for latent in torch.from_numpy(latents).to(memory.device).split(1):
@@ -189,7 +189,7 @@ class StretchDraw(RowDraw):
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Return stream 0 [M] and the latents, as words [M, D], of the rows that may be in audio."""
+        """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
         index, number = step.speaking, len(keys)
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
         own, others = both[:number], both[number:]

@@ -115,7 +115,7 @@ NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Runs the modules with launches that are the same for any batch of a size, so that they can be captured.
+    """Runner of the modules. Its launches are the same for any batch of a size, so that they can be captured.
 
     With a recorder there is one graph per module and padded number of requests. Each request has a window of rows;
     those that need no processing are computed, but their keys and values are not stored.

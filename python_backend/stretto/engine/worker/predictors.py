@@ -321,7 +321,7 @@ class GuidedLatentPredictor(Protocol):
 
 
 class PairedLatentPredictor(Protocol):
-    """Latent predictor of a family with `LatentSpec.marks`, guided by a second hidden state."""
+    """Latent predictor of a family with `LatentSpec.marks`; reads both hidden states of a CFG pair."""
 
     def __call__(
         self,

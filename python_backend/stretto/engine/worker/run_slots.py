@@ -1,4 +1,4 @@
-"""Assignment of requests and CFG pairs to run slots, and the host's knowledge of their segments.
+"""Assignment of requests and CFG pairs to run slots, and their segments as far as the host knows them.
 
 Host-side plan of a step: which rows are sampled, their CFG pairs, and the sampling methods that they need.
 """
@@ -25,13 +25,13 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class StepRows:
-    """The host's knowledge about the B rows of a step, [B] each.
+    """Properties of the B rows of a step that the host knows, [B] each.
 
     Attributes:
         slots: Run slots, int.
         samples: True if the row is sampled; False for an incomplete chunk of a prompt.
         may_write: True if the row may be in a text segment.
-        may_speak: True if the row may be after the text segment. Both may be True while the host does not know.
+        may_speak: True if the row may be after the text segment. Both are True while the host does not know which.
     """
 
     slots: np.ndarray
@@ -347,7 +347,7 @@ NO_SLOT = -1
 
 
 class RunSlots:
-    """Run slots: the requests in them, their tables, and the host's knowledge of their segments.
+    """Run slots: the requests in them, their tables, and their segments as far as the host knows them.
 
     Args:
         tables: Slot tables.
@@ -458,7 +458,7 @@ class RunSlots:
         return extra
 
     def rows_after(self, rows: StepRows, samples: np.ndarray) -> StepRows:
-        """Return the host's knowledge of the rows one position later in the same step.
+        """Return the properties of the rows one position later in the same step.
 
         Args:
             rows: Rows of this position.
@@ -470,7 +470,7 @@ class RunSlots:
         return StepRows(rows.slots, samples, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
-        """Return the host's knowledge of the rows of `batch`; incomplete prompt chunks are not sampled."""
+        """Return the known properties of the rows of `batch`; incomplete prompt chunks are not sampled."""
         slots = batch.idx_mapping_np
         audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0

@@ -194,7 +194,7 @@ def columns_of(
     """Return the step table of a batch, int32 [C, N]; see `kernels/gpu/step_draw.py`.
 
     Args:
-        rows: The host's knowledge of the rows.
+        rows: Properties of the rows that the host knows.
         partner: Slot of the CFG partner by slot, [R]; negative for none.
         is_unconditional: True for unconditional requests, by slot, [R].
         tables: Slot tables with the request parameters.
@@ -241,7 +241,7 @@ class StepTable:
         """Update the table, if the batch has changed.
 
         Args:
-            rows: The host's knowledge of the rows.
+            rows: Properties of the rows that the host knows.
             partner: Slot of the CFG partner by slot, [R]; negative for none.
             is_unconditional: True for unconditional requests, by slot, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
@@ -452,7 +452,7 @@ def padded_sizes(max_rows: int) -> list[int]:
 
 
 class StepGraphs(Generic[Kind]):
-    """Runs steps, by replaying a graph if there is one; without a recorder, every step is launched directly.
+    """Runner of steps: replays a graph if there is one; without a recorder, launches every step directly.
 
     Args:
         launch: Launches a step, given its variant and number of rows.
@@ -550,12 +550,12 @@ class StepSampler:
         return self._output(num_rows)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
-        """Run a step; return True if a text may have ended in it without the host's knowledge.
+        """Run a step; return True if a text may have ended in it and the host does not know yet.
 
         Args:
             hidden: Hidden states, [B, H].
             lengths: Position of each row, [B].
-            rows: The host's knowledge of the rows.
+            rows: Properties of the rows that the host knows.
         """
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
         variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)

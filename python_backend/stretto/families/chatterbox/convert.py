@@ -10,7 +10,7 @@ computes from codes, and one row for the emotion. They are computed here and bec
 networks that encode recordings are written to `hearing/`, with the tensors that make such rows.
 
 Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
-files of GPT-2's tokenizer with tags as added tokens. Releases are told apart by their tensors.
+files of GPT-2's tokenizer with tags as added tokens. Releases are distinguished by their tensors.
 """
 
 from collections.abc import Callable, Mapping
@@ -164,7 +164,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
         raise CheckpointError(f"{SPEECH}: expected more than {END_OF_SPEECH + 1} ids, got {num_speech_ids}")
     if tokenizer.size > num_text_ids or SPACE not in tokenizer.tokens.values():
         expected = f"a tokenizer of at most {num_text_ids} tokens with {SPACE}"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got one of {tokenizer.size}")
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size} tokens")
     return ChatterboxVocabulary(
         num_text_ids=num_text_ids,
         num_codes=START_OF_SPEECH,

@@ -102,7 +102,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     size, (num_positions, width) = contents.tokenizer.size, stored[POSITIONS]
     if size > stored[EMBEDDINGS][0]:
         expected = f"a tokenizer of at most {stored[EMBEDDINGS][0]} tokens"
-        raise CheckpointError(f"{contents.tokenizer.folder}: expected {expected}, got one of {size}")
+        raise CheckpointError(f"{contents.tokenizer.folder}: expected {expected}, got {size} tokens")
     made = contents.tokenizer.made or {}
     voices = {name: read_voice_part(name, file, "t3", TOLD[:2]) for name, file in files.items()}
     for name, voice in voices.items():
@@ -188,7 +188,7 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def turbo_plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], speakers: list[Tensor]) -> Plan:
-    """Return the plan of Turbo's tensors to write; layers keep their names except for the prefix.
+    """Return the plan for writing Turbo's tensors; only the prefix of the layers' names changes.
 
     Args:
         stored: Shapes of the published tensors by name.

@@ -354,7 +354,7 @@ class Hearing(nn.Module):
 
 
 class TurboHearing(Hearing):
-    """Networks that encode recordings for Turbo and Nano, which read codes and a row for the speaker."""
+    """Networks that encode recordings for Turbo and Nano: to codes and one row for the speaker."""
 
     condition_names = (CONDITIONS,)
     min_s, excludes_min = TURBO_MIN_S, True

@@ -189,7 +189,7 @@ class Hearing:
             Codes, mel frames and x-vector, one after the other, float32 [N].
 
         Raises:
-            InvalidRequest: The recording is silent, or the networks do not return what they should.
+            InvalidRequest: The recording is silent, or the networks' output has an unexpected shape or value.
         """
         if np.abs(pcm).max() < QUIET:
             raise InvalidRequest("audio", "a recording of a voice", "silence")

@@ -40,7 +40,7 @@ class HiggsAudioVocabulary(Vocabulary):
     Attributes:
         codebook_size: Number of codes per codebook, without begin and end.
         pad: Id that fills a stream without a code.
-        end_of_reply: Id that tells the engine that the reply has ended; its row is not fed to the model.
+        end_of_reply: Id by which the engine recognises the end of the reply; its row is not fed to the model.
         markers: Ids by their spelling in the tokenizer. The two markers of a scene may be missing; they are then
             spelled as text.
     """

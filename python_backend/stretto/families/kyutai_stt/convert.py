@@ -1,7 +1,7 @@
 """Conversion of Kyutai's releases of speech-to-text models: names and shapes as published, and their file of Mimi.
 
 https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle` folders, whose
-heads for pauses are left out. transformers' layout (`-trfs`) is refused by name. Queries and keys are permuted for each
+heads for pauses are left out. transformers' layout (`-trfs`) is refused. Queries and keys are permuted for each
 head, because vLLM and transformers rotate halves, and the release rotates neighbours.
 """
 

@@ -238,7 +238,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
     if len(spans["text_bpe"]) < tokenizer.size:
         raise CheckpointError(
             f"{tokenizer.folder}: expected the tokenizer {config.get('subword_model')} with at most "
-            f"{len(spans['text_bpe'])} tokens, got one of {tokenizer.size} tokens"
+            f"{len(spans['text_bpe'])} tokens, got {tokenizer.size} tokens"
         )
     check_tokens(names[spans["text_bpe"].start : spans["text_bpe"].stop], tokenizer, config.get("subword_model"))
     check_ids(names, FIXED | (ROLES if is_dialogue else {}))

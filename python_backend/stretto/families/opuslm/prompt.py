@@ -164,7 +164,7 @@ class OpusTemplate:
         rows = np.concatenate([head, *parts])
         if task.name != "audio_lm":
             return PromptRows(rows)
-        # The reply begins in the row after the last frame begins, while delayed streams still complete it.
+        # The reply begins one row after stream 0 of the last frame; delayed streams complete that frame meanwhile.
         return PromptRows(rows[:-GAP], delayed_tail=rows[-GAP:, 1:])
 
 

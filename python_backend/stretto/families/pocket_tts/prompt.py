@@ -57,7 +57,7 @@ def finished(text: str, rules: TextRules) -> str:
 
 
 def ended(text: str) -> str:
-    """Return `text` with the punctuation of a sentence's end, in place of weaker punctuation such as a comma."""
+    """Return `text` with a full stop at its end unless it has an end mark; a final comma is replaced."""
     core = text.rstrip(f"{CLOSERS} ")
     closers = text[len(core) :].strip()
     if not core or core[-1] in END_MARKS:

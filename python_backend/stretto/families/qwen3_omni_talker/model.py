@@ -31,5 +31,5 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Projection:
 
 
 def embed_audio(tower: nn.Identity, adaptor: Projection, features: torch.Tensor) -> torch.Tensor:
-    """Return rows [N, H] for states [N, W]."""
+    """Return the rows [N, H] that the thinker's hidden states [N, W] are projected to."""
     return adaptor(tower(features))

@@ -24,7 +24,7 @@ PHONEMES = (
     *"oy p pau r s sh t th uh uw v w y z zh".split(),
 )
 FIRST_PHONEME = 48
-FIRST_FRAME_TOKEN = 96  # + 2 * phoneme: its first frame; + 1: a frame that continues it
+FIRST_FRAME_TOKEN = 96  # + 2 * phoneme: first frame of a phoneme; + 2 * phoneme + 1: any later frame of it
 PHONEME_INDEX_BASE = 192  # + ordinal, 1 … 255
 FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
 FIRST_CODE = 704

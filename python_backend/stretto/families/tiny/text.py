@@ -311,7 +311,7 @@ SHOUTED = set(
 SPELLED = set("AARP ADHD ASAP ESPN HDMI ICBM IEEE IMDB ISBN ISSN NAACP NCAA OECD UCLA USDA USPS USSR".split())
 VOWELS = set("AEIOUY")
 
-SCRIPTS = {  # the first word of a letter's name in Unicode, if an error message has a better one
+SCRIPTS = {  # by the first word of a letter's Unicode name; others keep that word in messages
     "CJK": "Chinese characters", "IDEOGRAPHIC": "Chinese characters", "HIRAGANA": "Japanese letters",
     "KATAKANA": "Japanese letters", "KATAKANA-HIRAGANA": "Japanese letters", "HANGUL": "Korean letters",
     "DEVANAGARI": "Devanagari letters (Hindi and others)", "CYRILLIC": "Cyrillic letters (Russian and others)",

@@ -103,7 +103,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
         raise CheckpointError(f"config.yaml: codec_token_in_use: expected {expected}, got {num_codebooks!r}")
     if len(text) < tokenizer.size:
         expected = f"the tokenizer {config.get('subword_model')} with at most {len(text)} tokens"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got one of {tokenizer.size} tokens")
+        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size} tokens")
     opuslm.check_tokens(names[text.start : text.stop], tokenizer, config.get("subword_model"))
     opuslm.check_ids(names, {"<pad>": PAD, "<sos/eos>": SOS_EOS})
     voice_frames = optional_entry(config, "speaker_prompt_length") or VOICE_FRAMES

@@ -76,7 +76,7 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def num_words(self) -> int:
-        """Number of words of a frame: the latent, a flag for the begin of a stretch, and the semantic features."""
+        """Number of words of a frame: the latent, a flag for the start of a stretch, and the semantic features."""
         return self.num_numbers + 1 + self.num_features
 
     @property

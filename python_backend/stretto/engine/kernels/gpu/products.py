@@ -214,7 +214,7 @@ def _read_head(
 def depth_attention_kernel(
     out: tl.tensor,  # [N * T, Q * D], written
     qkv: tl.tensor,  # [N * T, (Q + 2 G) * D]: queries, keys and values of T positions of each row
-    keys: tl.tensor,  # [max N, G, P, D], of which positions `first` and up are written
+    keys: tl.tensor,  # [max N, G, P, D]; positions from `first` on are written
     values: tl.tensor,  # like `keys`
     query_weight: tl.tensor,  # [D], or None without head norms
     key_weight: tl.tensor,
