@@ -2,10 +2,10 @@
 
     python -m benchmarks.readme [--package FOLDER]
 
-Measures, one after another and with nothing else running: the bundled model behind its proxy (`ensemble`), a small
-Qwen3-TTS with random weights (`ensemble --family`) and, with `--package`, Pocket TTS in turns with its authors' package
-(`pocket_tts`). Each appends its lines to its file in `--results`. The README's text between the two comments that name
-this command is then replaced. `--only-write` takes the latest lines instead of measuring.
+Measures, one after another and with nothing else running: the bundled model with its proxy (`ensemble`), a small
+Qwen3-TTS with random weights (`ensemble --family`) and, with `--package`, Pocket TTS alternating with the authors'
+package (`pocket_tts`). Each appends its lines to its file in `--results`. The README's text between the two comments
+that name this command is then replaced. `--only-write` takes the latest lines instead of measuring.
 """
 
 import argparse
@@ -84,14 +84,16 @@ def text(records: Sequence[Record]) -> str:
     ]
     others = []
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
-        others.append(f"A small Qwen3-TTS: {_slashed(family, 'frames_per_cpu_s')}.")
+        others.append(f"a small Qwen3-TTS {_slashed(family, 'frames_per_cpu_s')}")
     if pocket := latest(records, "streams", POCKET, benchmark="pocket_tts"):
         theirs = pocket[0]["package_frames_per_cpu_s"]
-        others.append(
-            f"Pocket TTS: {_slashed(pocket, 'frames_per_cpu_s')}; its authors' package in turns: {theirs:.1f}."
-        )
+        others.append(f"Pocket TTS {_slashed(pocket, 'frames_per_cpu_s')} (its authors' package: {theirs:.1f})")
     if others:
-        lines += ["", "Frames per second of processor time at 1 / 4 / 16 streams, with random weights:", *others]
+        lines += [
+            "",
+            "Frames per second of processor time at 1 / 4 / 16 streams, with random weights:",
+            ";\n".join(others) + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 

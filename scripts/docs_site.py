@@ -30,6 +30,7 @@ OUTSIDE = {"README.md": "index.md"} | {
         "benchmarks/results/robustness.md",
         "benchmarks/results/chaos.md",
         "benchmarks/results/chaos_front_ends.md",
+        "benchmarks/results/ray.md",
     )
 }
 LINK = re.compile(

@@ -8,14 +8,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
 MOST = {
-    "python_backend/stretto/codecs": 0.01,
-    "python_backend/stretto/decoder": 0.01,
-    "python_backend/stretto/engine": 0.015,
+    "python_backend/stretto/codecs": 0.006,
+    "python_backend/stretto/decoder": 0.0,
+    "python_backend/stretto/engine": 0.002,
     "python_backend/stretto/records": 0.0,
     "python_backend/stretto/streams": 0.0,
     "python_backend/stretto/triton_io": 0.0,
-    "python_backend": 0.01,
-    "gateway": 0.015,
+    "python_backend": 0.002,
+    "gateway": 0.004,
     "client": 0.0,
     "scripts": 0.0,
     "deploy": 0.0,
@@ -25,17 +25,17 @@ MOST = {
 }
 # The same for documents: shares of paragraphs, list items, headings and table rows, code left out.
 MOST_IN_DOCUMENTS = {
-    ("README.md",): 0.03,
-    ("docs/**/*.md",): 0.01,
-    ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"): 0.03,
-    ("benchmarks/results/**/*.md",): 0.02,
+    ("README.md",): 0.02,
+    ("docs/**/*.md",): 0.005,
+    ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"): 0.015,
+    ("benchmarks/results/**/*.md",): 0.006,
 }
 CODE = re.compile(r"^```.*?^```|^    [^\n]*$", re.MULTILINE | re.DOTALL)
 BREAK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-|#]|\d+\. ))")
 MARKER = re.compile(
     r"^(What|Who|Whose|Whether|Where|Of|One that|Those|It has|That)\b"
     r"|\b(told|tells?|says|said|hears?|heard|stands|nobody|somebody|whoever|gives? way|so (many|much|long)"
-    r"|in the place of|by and by|amid|upon)\b"
+    r"|in the place of|by and by|amid|upon|refused by name)\b"
     r"|\b(what|who) (it|they|he|is|are|has|have|comes?|stands|was)\b",
     re.MULTILINE,
 )

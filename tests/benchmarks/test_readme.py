@@ -36,7 +36,7 @@ def test_families_follow_if_all_their_places_are_there() -> None:
         for streams in readme.POCKET
     ]
     written = text([*map(line, BUNDLED), *pocket])
-    assert "Pocket TTS: 10 / 42 / 166; its authors' package in turns: 18.3." in written
+    assert "Pocket TTS 10 / 42 / 166 (its authors' package: 18.3)." in written
     assert "Pocket TTS" not in text([*map(line, BUNDLED), *pocket[:2]])
 
 

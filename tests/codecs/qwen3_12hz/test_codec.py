@@ -1,4 +1,4 @@
-"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused by name."""
+"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused."""
 
 import json
 from pathlib import Path

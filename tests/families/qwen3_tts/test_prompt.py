@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-TTS equal its authors' inputs to the talker; unsupported fields are refused by name."""
+"""Prompts of Qwen3-TTS equal its authors' inputs to the talker; unsupported fields are refused."""
 
 import json
 import shutil
