@@ -9,10 +9,11 @@ import wave
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stretto_gateway.encoding import wav_header
-from tests.client.fake_server import PROFILE, Chunk, FakeServer, Request, Step
+from tests.client.fake_server import PROFILE, Chunk, FakeServer, Request, Step, Taken, Until
 from tests.engine.forking import forked_processes
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start, start
 
@@ -85,6 +86,30 @@ async def test_stream_llm(server: tuple[FakeServer, str], tmp_path: Path) -> Non
     assert "".join(pieces) in printed
     assert [request["text"] for request in server[0].requests] == [b"One sentence.", b"Another one."]
     assert length_of(tmp_path / "answer.wav") > NUM_SAMPLES
+
+
+async def test_transcribe_live(tmp_path: Path) -> None:
+    """The file is 0.2 s long, and its samples arrive in three parts at most."""
+    complete, heard = asyncio.Event(), list[float]()
+
+    def listen(request: Request) -> list[Step]:
+        if "session" not in request:
+            return [Chunk(0, None, session="s1"), Until(complete), Chunk(1, None, "a cat", is_final=True, is_last=True)]
+        record = json.loads(request["session"])
+        heard.extend(np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist())
+        if record["is_last"]:
+            complete.set()
+        return [Taken(record["part"])]
+
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(np.full(3200, 8192, np.int16).tobytes())
+    behind = FakeServer(listen)
+    try:
+        assert await run("transcribe_live.py", "a.wav", "--server", await behind.start(), cwd=tmp_path) == "a cat\n"
+    finally:
+        await behind.stop()
+    assert heard == [0.25] * 3200
 
 
 async def test_clone_voice(server: tuple[FakeServer, str], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from stretto_client.client import SpeechClient
 from stretto_client.errors import ClientError, RequestRefused, Timeouts
+from stretto_client.long_speech import Speech
 from stretto_client.markup import MARKUPS
 from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
 from stretto_client.speech_stream import Conversation, RecordedVoice, SpeechEvent, given
@@ -43,7 +44,26 @@ def standard_input() -> str | AsyncIterator[str]:
 
 
 async def pieces_from(descriptor: int) -> AsyncIterator[str]:
-    """Yield text in whole characters as it arrives at a file descriptor, which a daemon thread reads."""
+    """Yield text in whole characters as it arrives at a file descriptor."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    async for data in bytes_from(descriptor):
+        if text := decoder.decode(data):
+            yield text
+    decoder.decode(b"", final=True)
+
+
+async def samples_from(descriptor: int) -> AsyncIterator[NDArray[Any]]:
+    """Yield samples, int16 [n], as they arrive at a file descriptor as 16-bit little-endian bytes."""
+    left = b""
+    async for data in bytes_from(descriptor):
+        data = left + data
+        even = len(data) // 2 * 2
+        left = data[even:]
+        yield np.frombuffer(data[:even], "<i2")
+
+
+async def bytes_from(descriptor: int) -> AsyncIterator[bytes]:
+    """Yield bytes as they arrive at a file descriptor, which a daemon thread reads."""
     loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
     wanted = threading.Semaphore(1)
 
@@ -62,16 +82,13 @@ async def pieces_from(descriptor: int) -> AsyncIterator[str]:
                 return
 
     threading.Thread(target=read, name="standard input", daemon=True).start()
-    decoder = codecs.getincrementaldecoder("utf-8")()
     while True:
         data = await came.get()
         if isinstance(data, OSError):
             raise data
-        text = decoder.decode(data, final=not data)
-        if text:
-            yield text
         if not data:
             return
+        yield data
         wanted.release()
 
 
@@ -228,6 +245,7 @@ class Reply:
 
 
 DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
+STANDARD_INPUT = Path("-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -265,7 +283,9 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     speak.add_argument("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
-    transcribe.add_argument("file", type=Path, help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
+    about = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac; - transcribes standard input live: 16-bit mono samples"
+    transcribe.add_argument("file", type=Path, help=about)
+    transcribe.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
     transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
@@ -283,7 +303,8 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     if not args.timeout > 0:  # nan, too
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
     recording = args.file if args.command == "transcribe" else args.clone
-    if recording is not None and not recording.is_file():
+    is_live = args.command == "transcribe" and recording == STANDARD_INPUT
+    if recording is not None and not is_live and not recording.is_file():
         parser.error(f"there is no file {recording}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
@@ -343,8 +364,12 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
         if not args.json:
             print(event.text, end="", flush=True)
 
-    flags = {"task": args.task, "seed": args.seed}
-    tally = await follow(client.transcribe(args.file, **args.options | given(flags)), read, False)
+    flags = args.options | given({"task": args.task, "seed": args.seed})
+    if args.file == STANDARD_INPUT:
+        speech: Speech = client.transcribe_live(samples_from(sys.stdin.fileno()), args.rate, **flags)
+    else:
+        speech = client.transcribe(args.file, **flags)
+    tally = await follow(speech, read, False)
     print(json.dumps(tally.record()) if args.json else "")
     print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
 

@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
+from numpy.typing import NDArray
 from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import PartStream, speak_written
+from stretto_client.live_speech import PartStream, UnreadAudio, follow_audio, speak_written
 from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
@@ -189,6 +191,33 @@ class SpeechClient:
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
         return self.send(inputs, sharing)
+
+    def transcribe_live(
+        self,
+        pieces: AsyncIterable[NDArray[Any]],
+        sample_rate: int,
+        /,
+        *,
+        task: str = "asr",
+        **options: Unpack[OptionsRecord],
+    ) -> Speech:
+        """Return the events of a transcription that follows audio while it is recorded.
+
+        Text and times of words come as soon as the model knows them (`profile().reads_live_audio`). Audio that is
+        available at once, such as a file, is transcribed as fast as the server can. The session may last as long as the
+        model's maximum length, up to an hour; the client's `Timeouts.total_s` limits it, too.
+
+        Args:
+            pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
+            sample_rate: Their sample rate in Hz, 8,000 to 192,000.
+            task: Name of the model's task.
+            options: Options of the server.
+        """
+        inputs = strings(task=task, options=options_json({**options, "live": True}))
+        # The server sends nothing while nobody speaks.
+        waits = replace(self.timeouts, between_s=self.timeouts.total_s)
+        unread, begin = UnreadAudio(pieces, sample_rate), partial(self.send, inputs, None, waits)
+        return ProducedSpeech(partial(follow_audio, begin, self.parts(), unread))
 
     def converse(
         self,

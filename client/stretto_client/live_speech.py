@@ -9,13 +9,16 @@ from functools import partial
 from typing import Any, Protocol, Self
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import ClientError, RequestRefused, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeakOptions, SpeechStream, strings, with_seed
+from stretto_client.speech_stream import SpeakOptions, SpeechStream, audio_inputs, strings, with_seed
 
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
 
@@ -86,7 +89,7 @@ class UnreadText:
 
 
 class PartStream:
-    """gRPC stream for parts of streamed text; `async with` closes it.
+    """gRPC stream for parts of streamed text or live audio; `async with` closes it.
 
     Args:
         client: Client of the server.
@@ -112,17 +115,36 @@ class PartStream:
         Raises:
             ClientError: The server did not accept the part.
         """
-        record = json.dumps({"id": session, "part": part, "is_last": is_last})
-        self._requests.put_nowait({"model_name": self._model, "inputs": strings(text=text, session=record)})
+        await self._send(strings(text=text, session=session_json(session, part, is_last)))
+
+    async def write_audio(self, session: str, part: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
+        """Send the next part of live audio, and wait until the server has accepted it.
+
+        The server answers once its reply has read all but 2 s of the audio.
+
+        Args:
+            session: Session id of the utterance.
+            part: Number of the part, from 0.
+            audio: Samples [n], which may be none, and their rate in Hz.
+            is_last: True if the audio ends with this part.
+
+        Raises:
+            ClientError: The server did not accept the part.
+        """
+        inputs = audio_inputs(audio) if len(audio[0]) else []
+        await self._send([*inputs, *strings(session=session_json(session, part, is_last))])
+
+    async def _send(self, inputs: list[InferInput]) -> None:
+        self._requests.put_nowait({"model_name": self._model, "inputs": inputs})
         if self._responses is None:
             self._responses = self._client.stream_infer(self._sent())
         try:
             async with asyncio.timeout(self._timeout_s):
                 _, error = await anext(self._responses)
         except StopAsyncIteration:
-            raise ServerFailed("the stream ended before the text did") from None
+            raise ServerFailed("the stream ended before its last part") from None
         except TimeoutError:
-            raise TimedOut(f"{self._server}: no answer to a part of the text within {self._timeout_s:g} s") from None
+            raise TimedOut(f"{self._server}: no answer to a part within {self._timeout_s:g} s") from None
         except grpc.RpcError as failure:
             raise from_rpc(failure, self._server) from failure
         if error is not None:
@@ -138,6 +160,11 @@ class PartStream:
     async def __aexit__(self, *_: object) -> None:
         if self._responses is not None:
             self._responses.cancel()
+
+
+def session_json(session: str, part: int, is_last: bool) -> str:
+    """Return the tensor `session` of a part."""
+    return json.dumps({"id": session, "part": part, "is_last": is_last})
 
 
 MAX_PART_CHARS = 4096  # the server's limit
@@ -230,28 +257,8 @@ async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], ite
         opening = await unread.pop(MAX_PART_CHARS)
         if not opening:
             raise RequestRefused("text: expected at least one character, got none")
-        failures: list[Exception] = []
         async with speak(opening) as stream:
-
-            async def write_on(session: str) -> None:
-                try:
-                    await _write_all(write, session, unread)
-                except Exception as error:
-                    if not str(error).startswith(NOT_SPOKEN):  # otherwise the stream itself ends, or raises the reason
-                        failures.append(error)
-                        stream.cancel()
-
-            writing: asyncio.Task[None] | None = None
-            try:
-                async for event in stream:
-                    if event.session and writing is None:
-                        writing = asyncio.create_task(write_on(event.session))
-                    await items.put(event)
-            except ClientError as error:
-                raise failures[0] if failures else error from None
-            finally:
-                if writing is not None:
-                    writing.cancel()
+            await _follow(stream, lambda session: _write_all(write, session, unread), NOT_SPOKEN, items)
 
 
 async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
@@ -315,3 +322,124 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
     for clause in split(held, max_chars):
         if is_spoken(clause) or not has_paused:  # skip punctuation alone after a pause
             yield clause
+
+
+PART_S, MAX_PART_S = 0.08, 10.0  # least and most audio per part, in seconds; more waits while a part is on its way
+NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
+
+
+class UnreadAudio:
+    """Buffer that a background task fills from `pieces`; `async with` starts and stops the task.
+
+    Args:
+        pieces: Parts of the samples, floating-point [n] or int16 [n].
+        sample_rate: Their sample rate in Hz.
+    """
+
+    def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int):
+        self._pieces, self.sample_rate = pieces, sample_rate
+        self._waiting: list[NDArray[np.float32]] = []
+        self._is_complete = False
+        self._failure: Exception | None = None
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def _num_samples(self) -> int:
+        return sum(map(len, self._waiting))
+
+    async def pop(self) -> tuple[NDArray[np.float32], bool]:
+        """Wait for PART_S of samples or the end; return samples [n], and True if the audio ends with them.
+
+        Raises:
+            Exception: The exception raised by `pieces`.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._num_samples >= PART_S * self.sample_rate or self._is_complete)
+            if self._failure is not None:
+                raise self._failure
+            pcm = np.concatenate([np.zeros(0, np.float32), *self._waiting])
+            size = int(MAX_PART_S * self.sample_rate)
+            self._waiting = [pcm[size:]]
+            self._changed.notify_all()
+            return pcm[:size], self._is_complete and len(pcm) <= size
+
+    async def _read(self) -> None:
+        try:
+            async for piece in self._pieces:
+                pcm = piece / 32768 if piece.dtype == np.int16 else piece
+                async with self._changed:
+                    self._waiting.append(np.asarray(pcm, np.float32))
+                    self._changed.notify_all()
+                    await self._changed.wait_for(lambda: self._num_samples < 2 * MAX_PART_S * self.sample_rate)
+        except Exception as error:
+            self._failure = error
+        async with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if close := getattr(self._pieces, "aclose", None):
+            await close()
+
+
+async def follow_audio(
+    open_session: Callable[[], SpeechStream], parts: PartStream, unread: UnreadAudio, items: Items
+) -> None:
+    """Put the events of one session of live audio into `items`.
+
+    Args:
+        open_session: Function that starts the session.
+        parts: gRPC stream for the parts.
+        unread: The audio.
+        items: Queue for the events.
+    """
+
+    async def write(session: str) -> None:
+        number, is_last = 0, False
+        while not is_last:
+            pcm, is_last = await unread.pop()
+            await parts.write_audio(session, number, (pcm, unread.sample_rate), is_last)
+            number += 1
+
+    async with unread, parts, open_session() as stream:
+        await _follow(stream, write, NOT_OPEN, items)
+
+
+async def _follow(stream: SpeechStream, write: Callable[[str], Awaitable[None]], ended: str, items: Items) -> None:
+    """Put the events of `stream` into `items`, while `write` sends the parts of its session.
+
+    Args:
+        stream: Events of the session.
+        write: Function that sends all parts, given the session's name.
+        ended: Beginning of the server's error for a part after the reply has ended.
+        items: Queue for the events.
+    """
+    failures: list[Exception] = []
+
+    async def write_all(session: str) -> None:
+        try:
+            await write(session)
+        except Exception as error:
+            if not str(error).startswith(ended):  # otherwise the stream itself ends, or raises the reason
+                failures.append(error)
+                stream.cancel()
+
+    writing: asyncio.Task[None] | None = None
+    try:
+        async for event in stream:
+            if event.session and writing is None:
+                writing = asyncio.create_task(write_all(event.session))
+            await items.put(event)
+    except ClientError as error:
+        raise failures[0] if failures else error from None
+    finally:
+        if writing is not None:
+            writing.cancel()

@@ -79,6 +79,7 @@ class ModelProfile:
         times_words: True if events of a task contain the times of words without the option `words`.
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
+        reads_live_audio: True if audio may be transcribed while it is recorded (live audio input).
         languages: Lower-case English names of the languages that a request may specify.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         options: Subset of FAMILY_OPTIONS that this server supports.
@@ -94,6 +95,7 @@ class ModelProfile:
     times_words: bool = False
     tasks: tuple[TaskProfile, ...] = ()
     reads_live_text: bool = False
+    reads_live_audio: bool = False
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     options: tuple[str, ...] = FIRST_OPTIONS  # of servers that do not report them

@@ -182,6 +182,9 @@ class SpeechOptions(TypedDict, total=False):
             "`aligned`: adds word times to the last event, if the server has an aligner ([word times](word_times.md))."
         ),
     ]
+    live: Annotated[
+        Boolean, Doc("Opens a session whose audio follows in parts, while it is recorded ([live](live.md)).")
+    ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,7 +125,7 @@ async def test_a_part_without_an_answer_times_out(live: Live) -> None:
     live.instead[0] = Pause(60)
     timeouts = Timeouts(between_s=0.2)
     async with SpeechClient(await live.server.start(), timeouts) as client:
-        with pytest.raises(TimedOut, match=r"no answer to a part of the text within 0\.2 s"):
+        with pytest.raises(TimedOut, match=r"no answer to a part within 0\.2 s"):
             _ = [event async for event in client.speak(written("One ", "two"))]
 
 
@@ -198,7 +199,7 @@ async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) ->
     async with SpeechClient(await live.server.start()) as client:
         parts = PartStream(client._client, "speech", "there", 60.0)
         parts._responses = written()
-        with pytest.raises(ServerFailed, match="ended before the text did"):
+        with pytest.raises(ServerFailed, match="the stream ended before its last part"):
             await parts.write("s", 0, "a", False)
 
 
@@ -274,3 +275,64 @@ async def test_tasks_that_write_first_get_all_of_the_text() -> None:
     assert [request["text"] for request in server.requests] == [b"Hello. World. Bye."]
     assert [event.is_final for event in events] == [True]
     await server.stop()
+
+
+class Listener:
+    """Server that transcribes live audio when it is complete, and keeps its parts."""
+
+    def __init__(self) -> None:
+        self.pcm, self.parts, self.complete = list[float](), list[dict[str, Any]](), asyncio.Event()
+        self.refusal: str | None = None
+        self.server = FakeServer(self._script, profile=PROFILE | {"reads_live_audio": True})
+
+    def _script(self, request: Request) -> list[Step]:
+        if "session" not in request:
+            return [
+                Chunk(0, None, session="s1"),
+                Until(self.complete),
+                Chunk(1, None, "a word", is_final=True, is_last=True),
+            ]
+        record = json.loads(request["session"])
+        self.parts.append(record)
+        if self.refusal is not None:
+            return [ErrorText(self.refusal)]
+        self.pcm += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
+        if record["is_last"]:
+            self.complete.set()
+        return [Taken(record["part"])]
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[Listener]:
+    made = Listener()
+    yield made
+    await made.server.stop()
+
+
+async def recorded(*pieces: np.ndarray, error: Exception | None = None) -> AsyncIterator[np.ndarray]:
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece
+    if error is not None:
+        raise error
+
+
+async def test_audio_goes_on_as_it_is_recorded(listener: Listener) -> None:
+    """Pieces of 80 ms and more are sent as they come, int16 as float32; the end may have no samples."""
+    pieces = [np.full(size, value, np.int16) for size, value in ((100, 16384), (3000, -16384), (7, 8192))]
+    async with SpeechClient(await listener.server.start()) as client:
+        events = [event async for event in client.transcribe_live(recorded(*pieces), 24_000, seed=7)]
+    assert events[-1].text == "a word"
+    assert listener.pcm == [0.5] * 100 + [-0.5] * 3000 + [0.25] * 7
+    assert json.loads(listener.server.requests[0]["options"]) == {"seed": 7, "live": True}
+    assert [part["part"] for part in listener.parts] == list(range(len(listener.parts)))
+    assert [part["is_last"] for part in listener.parts] == [False] * (len(listener.parts) - 1) + [True]
+
+
+async def test_an_error_of_the_microphone_or_of_a_part_ends_the_session(listener: Listener) -> None:
+    async with SpeechClient(await listener.server.start()) as client:
+        with pytest.raises(OSError, match="unplugged"):
+            [event async for event in client.transcribe_live(recorded(np.ones(9), error=OSError("unplugged")), 24_000)]
+        listener.refusal = "invalid request: pcm_in: expected finite samples, got NaN or infinity"
+        with pytest.raises(RequestRefused, match="pcm_in: expected finite samples"):
+            [event async for event in client.transcribe_live(recorded(np.ones(9)), 24_000)]

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import soundfile
 
 from stretto_client.__main__ import main
-from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Step
+from tests.client.fake_server import REPORT, Abort, Chunk, FakeServer, Pause, Request, Step, Taken, Until
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow  # a process for each test
@@ -22,6 +23,7 @@ UTTERANCE = [
     Chunk(1, 640, words=("a", "cat")),
     Chunk(2, 1280, is_final=True, is_last=True),
 ]
+Script = Callable[[Request], list[Step]]
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
@@ -29,18 +31,19 @@ Run = Callable[..., Awaitable[tuple[int, str, str]]]
 async def run(tmp_path: Path) -> AsyncIterator[Run]:
     servers: list[FakeServer] = []
 
-    async def run(steps: list[Step], *arguments: str) -> tuple[int, str, str]:
-        server = FakeServer(lambda _: steps)
+    async def run(steps: list[Step] | Script, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        server = FakeServer(steps if callable(steps) else lambda _: steps)
         servers.append(server)
         address = await server.start()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "stretto_client", *arguments, "--server", address),
             cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        out, errors = await asyncio.wait_for(process.communicate(stdin), PATIENCE_S)
         run.request = server.requests[0] if server.requests else None
         return process.returncode, out.decode(), errors.decode()
 
@@ -89,6 +92,26 @@ async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
     assert (code, out) == (0, "a cat\n")
     assert re.fullmatch(r"complete after \d+\.\d\d s\n", errors)
     assert (run.request["audio"], run.request["task"]) == (b"RIFF\0", b"asr")
+
+
+async def test_transcribe_reads_standard_input_live(run: Run) -> None:
+    """The samples are 16-bit, and the last odd byte is none."""
+    heard, complete = list[float](), asyncio.Event()
+
+    def listen(request: Request) -> list[Step]:
+        if "session" not in request:
+            return [Chunk(0, None, session="s1"), Until(complete), Chunk(1, None, "a cat", is_final=True, is_last=True)]
+        record = json.loads(request["session"])
+        heard.extend(np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist())
+        if record["is_last"]:
+            complete.set()
+        return [Taken(record["part"])]
+
+    stdin = np.array([8192, -16384] * 500, "<i2").tobytes() + b"1"
+    code, out, _ = await run(listen, "transcribe", "-", "--rate", "16000", stdin=stdin)
+    assert (code, out) == (0, "a cat\n")
+    assert heard == [0.25, -0.5] * 500
+    assert json.loads(run.request["options"]) == {"live": True}
 
 
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])

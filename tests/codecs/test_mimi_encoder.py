@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.mimi import EncodedStream, MimiCodec, MimiEncoder, encode_ready, load
+from stretto.codecs.encoded_stream import EncodedStream, encode_ready
+from stretto.codecs.mimi import MimiCodec, MimiEncoder, load
 from tests.kyutai_release import make_checkpoint, replies
 
 FRAME = 1920

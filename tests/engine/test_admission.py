@@ -14,7 +14,7 @@ from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from tests.small_vocabularies import BAGPIPER, CSM, OPUSLM
+from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, OPUSLM
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
@@ -250,3 +250,28 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     assert f"text: expected at most {room} tokens after the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
     assert "text: expected the complete text (tiny does not support streamed text)" in str(refusal(tiny))
+
+
+def test_sessions_keep_their_window_and_leave_room_for_one_reply() -> None:
+    """An hour of audio holds 25 blocks of a window of 750 rows, and two more; another reply holds 153."""
+    rules = SegmentRules(KYUTAI_STT, 45_056)
+    capacity = Capacity(1026, 32, 256, window=750, num_in_flight=4096)
+    assert capacity.max_sessions(rules) == (1025 - 153) // 27
+    assert replace(capacity, num_engines=2).max_sessions(rules) == 2 * 32
+    assert replace(capacity, max_num_seqs=8).max_sessions(rules) == 7
+    assert replace(capacity, num_blocks=30).max_sessions(rules) == 1
+    assert replace(capacity, window=None).max_sessions(rules) == 1  # 1408 blocks each
+    assert Capacity(10 * 1408 + 1, 32, 256).max_sessions(rules) == 9
+
+
+def test_a_window_bounds_the_blocks_of_a_recording() -> None:
+    prompt = make_prompt(KYUTAI_STT, 1)
+    rules = SegmentRules(KYUTAI_STT, 160)
+    assert refusal(prompt, rules, Capacity(4, 32, 8)).field == "options.text.max_rows"
+    admit(prompt, rules, Capacity(4, 32, 8, window=20, num_in_flight=32))
+
+
+def test_a_live_session_begins_without_frames_but_a_recording_does_not() -> None:
+    prompt, rules = replace(make_prompt(KYUTAI_STT, 1), track=()), SegmentRules(KYUTAI_STT, 160)
+    assert admit(replace(prompt, is_open=True), rules, ROOMY).is_open
+    assert refusal(prompt, rules).field == "track"

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from stretto.config import EngineConfig
 from stretto.engine.admission import Permits
 from stretto.engine.llm import SpeechLLM
-from stretto.engine.protocol import Trailer
+from stretto.engine.protocol import EngineStats, Trailer
 from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
@@ -28,7 +28,7 @@ from stretto.testing.reference import Reference
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint
-from tests.small_vocabularies import CSM
+from tests.small_vocabularies import CSM, KYUTAI_STT
 
 WAITING = 40  # sequences; all that the other tests have at once
 
@@ -156,6 +156,47 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
     assert (last.chunk.index, last.chunk.num_reference_frames, last.codes) == (1, 0, None)
     assert last.chunk.report is not None
     assert last.chunk.report.first_frame_s is None
+
+
+class Endless(Silent):
+    """An engine whose replies do not end."""
+
+    async def generate(self, *_: object, lora_request: object) -> AsyncIterator[SimpleNamespace]:
+        await asyncio.Event().wait()
+        yield SimpleNamespace()
+
+
+async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=PretrainedConfig(), model="", max_model_len=160),
+        cache_config=SimpleNamespace(num_gpu_blocks=16, block_size=32),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        scheduler_config=SimpleNamespace(max_num_seqs=4),
+        additional_config={},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stretto.engine.llm.family_of", lambda _: KYUTAI_STT)
+        patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
+        shared = SimpleNamespace(read=EngineStats)
+        llm = SpeechLLM(cast(Any, Endless()), cast(Any, config), cast(Any, shared))
+    prompt = replace(make_prompt(KYUTAI_STT, 1), track=(), is_open=True)
+    sessions = [llm.generate(prompt, f"s{at}") for at in range(2)]  # (15 - 5) // 5 blocks
+    tasks = [asyncio.ensure_future(anext(session)) for session in sessions]
+    await asyncio.sleep(0)
+    with pytest.raises(NoCapacity, match="2 sessions are open, try again"):
+        await anext(llm.generate(prompt, "s2"))
+    frames = np.zeros((2, 3), np.int32)
+    assert await llm.write_frames("s0", frames, False, 0.16, max_ahead=2) == (2, 2)
+    for bad in (frames[:, :2], frames - 1, frames + KYUTAI_STT.layout.vocab_size):
+        with pytest.raises(InvalidRequest, match=r"frames: expected ids \[n, 3\]"):
+            await llm.write_frames("s0", bad, False, 0.16, max_ahead=2)
+    with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session, got s2"):
+        await llm.write_frames("s2", frames, False, 0.16, max_ahead=2)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    counts = asdict(llm._stats)
+    assert (counts["live_sessions"], counts["live_refused_total"], counts["live_frames_total"]) == (0, 1, 2)
 
 
 async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others_end_as_alone(llm: SpeechLLM) -> None:

@@ -4,11 +4,12 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stretto.engine.reply_rules import TextUpdate, Track, rows_of
-from stretto.engine.utterance import TextFeed
-from stretto.errors import InvalidRequest
+from stretto.engine.utterance import MAX_LAG_S, FrameFeed, TextFeed
+from stretto.errors import Closing, InvalidRequest
 
 pytestmark = pytest.mark.asyncio
 
@@ -124,3 +125,75 @@ async def test_a_reply_stands_still_behind_its_last_word_until_the_text_is_compl
     await written.write([], True)
     assert not written.is_awaited(4)
     written.end()
+
+
+class Session:
+    """Live audio of two codebooks, 80 ms a frame, with a clock of its own."""
+
+    def __init__(self, room: int = 100) -> None:
+        self.now, self.engine = 100.0, FakeEngine()
+        self.feed = FrameFeed(self.engine, "r", 2, room, 0.08, lambda: self.now)  # type: ignore[arg-type]
+
+    async def write(self, num_frames: int, is_last: bool = False) -> None:
+        frames = np.arange(2 * num_frames, dtype=np.int32).reshape(-1, 2)
+        await self.feed.write_frames(frames, is_last, seconds=0.08 * num_frames)
+
+
+async def test_frames_go_to_the_engine_row_by_row_and_nothing_beyond_the_limit() -> None:
+    session = Session(room=5)
+    await session.feed.begin()
+    await session.write(3)
+    await session.write(4)
+    await session.write(4, is_last=True)
+    updates = [update for _, update in session.engine.told]
+    assert updates == [TextUpdate([*range(6)], False), TextUpdate([*range(4)], False), TextUpdate([], True)]
+    assert session.feed.num_frames == 5
+    session.feed.end()
+
+
+async def test_a_receipt_waits_until_the_reply_has_read_the_audio() -> None:
+    session = Session()
+    await session.write(30)
+    session.feed.note_rows(1)  # the first row precedes the first frame
+    assert session.feed.lag_frames == 30
+    waiting = asyncio.ensure_future(session.feed.wait_until_read(25))
+    session.feed.note_rows(5)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    session.feed.note_rows(6)
+    assert await waiting == 25
+    assert not session.feed.is_awaited(30)
+    assert session.feed.is_awaited(31)
+    waiting = asyncio.ensure_future(session.feed.wait_until_read(0))
+    await asyncio.sleep(0)
+    session.feed.end()
+    await waiting
+
+
+async def test_a_session_behind_its_audio_ends_but_a_file_is_never_late() -> None:
+    """Frames that arrive at once are due one after the other."""
+    session = Session()
+    await session.write(90)  # 7.2 s of a file
+    session.now += MAX_LAG_S - 0.1
+    await session.write(1)
+    session.feed.note_rows(61)
+    session.now += MAX_LAG_S - 0.2  # 9.7 s, and the oldest unread frame was due after 4.8 s
+    await session.write(1)
+    assert session.feed.num_late > 0
+    session.now += 0.2
+    with pytest.raises(Closing, match=r"the session is 5\.1 s behind its audio, of at most 5 s; try again"):
+        await session.write(1)
+    await session.engine.aborted.wait()
+    with pytest.raises(Closing):
+        session.feed.check()
+    session.feed.end()
+
+
+async def test_a_session_without_audio_ends() -> None:
+    session = Session()
+    session.feed._patience_s = 0.0
+    await session.write(1)
+    await session.engine.aborted.wait()
+    with pytest.raises(InvalidRequest, match="pcm_in: expected more audio, or its end, within 0 s, got none"):
+        session.feed.check()
+    session.feed.end()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.tiny.family import TINY
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -67,6 +68,8 @@ def wait(condition: Callable[[], bool]) -> None:
 
 class Preparing:
     """Preprocessor that records its checkpoint, its device and its requests."""
+
+    family = TINY
 
     def __init__(self, checkpoint: Path, codec: None, device: str, has_aligner: bool, encodings: None) -> None:
         self.checkpoint, self.device, self.has_aligner = checkpoint, device, has_aligner

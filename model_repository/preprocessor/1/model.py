@@ -8,15 +8,15 @@ from stretto.triton_io import stub  # other imports follow later; see triton_io/
 
 
 class TritonPythonModel:
-    """Conversion of a request to a prompt, or to the next part of a text that is being spoken.
+    """Conversion of a request to a prompt, or to the next part of streamed text or live audio.
 
     in   text, messages, task, options, session STRING [1]  all optional
          audio                                 STRING [n]   optional, one file per turn with "audio"
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
-    out  rows                                  INT32 [P, S] token ids of the prompt; absent for a text part
+    out  rows                                  INT32 [P, S] token ids of the prompt; absent for a part
          prompt                                UINT8 [n]    authenticated MessagePack: Prompt without rows and
-                                                            features, or TextPart
+                                                            features, TextPart, or AudioPart
          features                              FP32 [F, M]  log-mel frames; absent without an audio encoder
     """
 
@@ -25,6 +25,7 @@ class TritonPythonModel:
         stub.give_back_large_memory()
         from stretto.preprocessing.audio import AudioLanes, Load
         from stretto.preprocessing.audio_worker import AudioProcess
+        from stretto.preprocessing.hearing import open_hearing
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
         from stretto.triton_io.preparing_service import PreparingService
@@ -42,11 +43,16 @@ class TritonPythonModel:
         self.key = SealKey(stub.server_pid())
         self.read = lambda request: RawRequest(**read_inputs(request))
         gate = DrainGate.from_environment()
-        self.service = PreparingService(self.preprocessor.prepare, read_part, self.lanes, self.key.seal, gate)
+        found = parameters.path("checkpoint"), parameters.device
+        self.hearing = open_hearing(self.preprocessor.family, *found)
+        prepare, seal = self.preprocessor.prepare, self.key.seal
+        self.service = PreparingService(prepare, read_part, self.lanes, seal, gate, self.hearing)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.service.answer(request, self.read) for request in requests]
 
     def finalize(self) -> None:
         self.lanes.close()
+        if self.hearing is not None:
+            self.hearing.close()
         self.key.close()

@@ -15,8 +15,7 @@ All of it is causal, and a frame makes two steps, so a bounded state is exact. T
 lacks a key in the first step of each frame once the transformer's window is full.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from transformers import MimiConfig, MimiModel
 from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiTransformerModel
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.seanet import keep_lengths_on_host, shape_of
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_config, load_model
@@ -206,9 +206,6 @@ def published_shape(directory: Path) -> tuple[int, int]:
     return config.num_quantizers, config.codebook_size
 
 
-MAX_FRAMES = 64  # per call; bounds the memory of a call
-
-
 @dataclass
 class _Paddings:
     """Left contexts of the convolutions, instead of transformers' cache: views of the state, updated in place.
@@ -285,7 +282,7 @@ class MimiEncoder:
         """Return the codes, int64 [K, T], of mono samples, float32 [n]; silence completes the last frame."""
         stream = EncodedStream(self)
         stream.push(pcm)
-        stream.push(np.zeros(-len(pcm) % self.samples_per_frame, np.float32))
+        stream.complete_frame()
         encode_ready(self, [stream])
         return stream.pop_codes()
 
@@ -298,66 +295,3 @@ def _index(convolution: MimiConv1d) -> int:
 def _left(convolution: nn.Conv1d) -> int:
     (kernel,), (stride,), (dilation,) = convolution.kernel_size, convolution.stride, convolution.dilation
     return (kernel - 1) * dilation + 1 - stride
-
-
-@dataclass
-class EncodedStream:
-    """One recording: samples that wait for the end of their frame, state, and codes.
-
-    Attributes:
-        num_frames: Number of frames encoded so far.
-    """
-
-    encoder: MimiEncoder
-    num_frames: int = 0
-    _waiting: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    _codes: list[np.ndarray] = field(default_factory=list)
-    state: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.state = self.encoder.initial_state(1)
-
-    def push(self, pcm: np.ndarray) -> None:
-        """Append samples, float32 [n], of any number."""
-        self._waiting = np.concatenate([self._waiting, pcm])
-
-    @property
-    def num_ready(self) -> int:
-        """Number of complete frames that are not encoded yet."""
-        return len(self._waiting) // self.encoder.samples_per_frame
-
-    def pop_samples(self, num_frames: int) -> np.ndarray:
-        """Remove and return the samples of the next frames, float32 [num_frames * samples_per_frame]."""
-        size = num_frames * self.encoder.samples_per_frame
-        samples, self._waiting = self._waiting[:size], self._waiting[size:]
-        return samples
-
-    def keep(self, codes: np.ndarray, state: Tensor) -> None:
-        """Append codes, int64 [K, n], with the state [1, D] after them."""
-        self._codes.append(codes)
-        self.state, self.num_frames = state, self.num_frames + codes.shape[1]
-
-    def pop_codes(self) -> np.ndarray:
-        """Remove and return the codes of all frames encoded since the last call, int64 [K, n]."""
-        codes, self._codes = self._codes, []
-        return np.concatenate([np.zeros((self.encoder.num_codebooks, 0), np.int64), *codes], 1)
-
-
-def encode_ready(encoder: MimiEncoder, streams: Sequence[EncodedStream], max_batch: int = 16) -> None:
-    """Encode all complete frames of `streams`, those of several recordings as one batch.
-
-    Args:
-        encoder: Encoder of all streams.
-        streams: The recordings, at any position.
-        max_batch: Maximum number of recordings in a batch.
-    """
-    while ready := sorted((each for each in streams if each.num_ready), key=lambda each: each.num_ready):
-        batch = ready[:max_batch]
-        num_frames = min(batch[0].num_ready, MAX_FRAMES)
-        pcm = np.stack([each.pop_samples(num_frames) for each in batch])
-        first = torch.tensor([each.num_frames for each in batch])
-        state = torch.cat([each.state for each in batch])
-        like = state.device, state.dtype
-        codes = encoder.encode(torch.from_numpy(pcm).to(*like), first.to(state.device), state).cpu().numpy()
-        for own, own_codes, own_state in zip(batch, codes, state.split(1), strict=True):
-            own.keep(own_codes, own_state.clone())

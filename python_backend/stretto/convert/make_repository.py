@@ -16,7 +16,7 @@ from stretto.convert.conversion import fresh_directory
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.plugin import config_at, family_at
+from stretto.families.plugin import config_at, family_at, plugin
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.mps import write_options
 from stretto.preprocessing.request import Preprocessor
@@ -50,6 +50,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "max_audio_s": family.max_audio_s,
         "times_words": family.script is not None or family.code_track is not None,
         "reads_live_text": family.text_track is not None,
+        "reads_live_audio": reads_live_audio(family),
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
     if family.tags:
@@ -58,6 +59,12 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
     assert "'" not in text, f"{family.name}: a quote would end the parameter"
     assert "\\" not in text, f"{family.name}: a backslash would be read as an escape"
     return text
+
+
+def reads_live_audio(family: Family) -> bool:
+    """Return True if the family follows audio while it arrives."""
+    found = plugin(family.name)
+    return found is not None and found.open_live_input is not None
 
 
 def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
@@ -98,6 +105,7 @@ CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.jso
 DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CPU_BATCHED_ROWS = 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
 MAX_COUNT = 1 << 24  # far above layers, widths and rows of any model
@@ -186,11 +194,14 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         places = {"max_num_seqs": 256, "max_waiting": 64}
         return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
     num_seqs = 32
-    num_rows = max(2 * chosen["max_model_len"], 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
+    num_held = chosen["max_model_len"]
+    if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks behind the window are freed
+        num_held = min(num_held, count(record, "sliding_window") + 2 * CPU_BATCHED_ROWS)
+    num_rows = max(2 * num_held, 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
     return chosen | {
         "max_num_seqs": num_seqs,
         "max_waiting": num_seqs // 4,
-        "max_num_batched_tokens": 2048,
+        "max_num_batched_tokens": CPU_BATCHED_ROWS,
         "block_size": CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
         "enforce_eager": True,

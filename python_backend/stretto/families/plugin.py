@@ -79,6 +79,8 @@ class FamilyPlugin:
         audio_encoders: Encoders inside the model, by `model_type` of `audio_config` in config.json, or `UNNAMED`.
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
+        open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
+            reads no live audio. The `Template` is then a `LiveTemplate`.
     """
 
     name: str
@@ -89,6 +91,7 @@ class FamilyPlugin:
     architectures: Mapping[str, str] = field(default_factory=dict)
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
     load_refinement: "Callable[[Path, str], Refinement] | None" = None
+    open_live_input: Callable[..., Any] | None = None
 
 
 SAMPLING = "speech_sampling"

@@ -34,9 +34,10 @@ from stretto.preprocessing.audio import (
     read_recording,
     resample,
 )
+from stretto.preprocessing.hearing import begin_session
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import MAX_BYTES, read_json
-from stretto.records.prompt import MAX_PART_CHARS, SESSION, Prompt, TextPart
+from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
 from stretto.records.sampling import (
     MAX_GUIDANCE_SCALE,
     OPTIONS,
@@ -152,7 +153,8 @@ class Preprocessor:
         Raises:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.
         """
-        turns = read_turns(raw)
+        is_live = _is_live(raw)
+        turns = (Turn(audio_input="pcm_in"),) if is_live else read_turns(raw)
         task = choose_task(string("task", raw.task), turns, self.family)
         text = string("options", raw.options)
         spec = self.codec.spec
@@ -164,10 +166,11 @@ class Preprocessor:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
-        files = enumerate(raw.files)
-        pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in turns for kind in turn.kinds)
+        files, spoken = enumerate(raw.files), () if is_live else turns
+        pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in spoken for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
-            written = self.template.write(task, pieces, options.voice, options.manner)
+            given = (task, pieces, options.voice, options.manner)
+            written = begin_session(self.template, raw, task) if is_live else self.template.write(*given)
         alignment = self._alignment(task, turns[-1], pieces, options.manner.is_open) if options.aligns_words else None
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
@@ -182,7 +185,7 @@ class Preprocessor:
             written.audios,
             written.delayed_tail,
             written.track,
-            is_open=options.manner.is_open,
+            is_open=options.manner.is_open or is_live,
             num_reference_rows=written.num_reference_rows,
             opening=(pieces[-1].text or "") if options.manner.is_open else "",
             adapter=options.adapter,
@@ -248,6 +251,13 @@ class Preprocessor:
         return pcm
 
 
+def _is_live(raw: RawRequest) -> bool:
+    """Return True if a request opens a session of live audio."""
+    text = string("options", raw.options) or ""
+    record = read_json("options", text) if '"live"' in text else None
+    return isinstance(record, dict) and record.get("live") is True
+
+
 def string(field: str, value: str | bytes | None) -> str | None:
     """Decode a string input; raise InvalidRequest if it is not UTF-8."""
     if not isinstance(value, bytes):
@@ -289,18 +299,9 @@ def _check_files(raw: RawRequest, expected: int) -> None:
         raise InvalidRequest("audio", f"at most {MAX_FILES} files", f"{expected} files")
 
 
-FIELD = "session"
-
-
 def read_part(raw: RawRequest) -> TextPart:
     """Return the part of streamed text in a request; raise InvalidRequest if an input is invalid."""
-    for name in ("audio", "pcm_in", "sample_rate", "messages", "task", "options"):
-        if getattr(raw, name) is not None:
-            raise InvalidRequest(name, "no value with session (only the first part can set it)", "a value")
-    record = string(FIELD, raw.session)
-    assert record is not None, "checked by the caller"
-    read_json(FIELD, record)
-    session = SESSION.read(FIELD, record.encode(errors="surrogatepass"))
+    session = read_session(raw, ("audio", "pcm_in", "sample_rate", "messages", "task", "options"))
     text = string("text", raw.text)
     if text is None:
         raise InvalidRequest("text", "the next part of the text, or '' to add none", "none")

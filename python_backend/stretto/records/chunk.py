@@ -160,7 +160,8 @@ class Chunk:
         alignment: In the first chunk, request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
         written: In the last chunk of a streamed text, the whole text, if word times were requested.
-        session: In the first chunk of a streamed text, the session name that the client needs to send more text.
+        session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
+            send more.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -222,8 +223,10 @@ class Envelope:
 
     Attributes:
         form: Output format of the whole utterance; in its first chunk only.
-        receipt: Number of an accepted part of streamed text, sent as a separate message and forwarded to the part's
-            sender.
+        receipt: Number of an accepted part of streamed text or live audio, sent as a separate message and forwarded to
+            the part's sender.
+        frames: With the receipt of live audio, number of frames of the session; None for text.
+        lag_frames: With the receipt of live audio, number of frames that the reply has not read.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -231,6 +234,8 @@ class Envelope:
     chunk: Chunk | None
     form: OutputForm | None = None
     receipt: int | None = None
+    frames: int | None = None
+    lag_frames: int = 0
 
     def to_bytes(self) -> bytes:
         """Return this envelope as MessagePack."""
@@ -333,7 +338,8 @@ class Event(TypedDict):
         codes: Codes of all output streams, [S][T], if requested.
         report: Summary, in the last event.
         ring: Slots of the client's ring that contain the samples, if the client has a ring.
-        session: In the first event of a streamed text, the session name that the client needs to send more text.
+        session: In the first event of a reply to streamed text or live audio, the session name that the client needs to
+            send more.
     """
 
     utterance: str
@@ -353,10 +359,17 @@ class Event(TypedDict):
 
 
 class PartEvent(TypedDict):
-    """Acknowledgement of one part of streamed text."""
+    """Acknowledgement of one part of streamed text or live audio.
+
+    Attributes:
+        frames: Number of frames of live audio so far.
+        lag_frames: Number of those that the reply has not read.
+    """
 
     utterance: str
     part: int
+    frames: NotRequired[int]
+    lag_frames: NotRequired[int]
 
 
 EVENT: JsonRecord[Event] = JsonRecord(Event)

@@ -1,7 +1,8 @@
 """Prompts, and parts of streamed text, in the form that the preprocessor sends to the language model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta
@@ -11,7 +12,7 @@ from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Alignment, Sound
-from stretto.records.json_record import JsonRecord, PackedRecord
+from stretto.records.json_record import JsonRecord, PackedRecord, read_json
 from stretto.records.sampling import Delivery, SamplingConfig
 
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
@@ -182,7 +183,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """JSON tensor `session` of a part of streamed text: session name, number from 0, and True for the last part."""
+    """JSON tensor `session` of a part: session name, number from 0, and True for the last part."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]
@@ -216,5 +217,62 @@ class TextPart:
         return _PACKED_PART.read(field, data)
 
 
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """Part number `part` (from 0) of the live audio of `session`, encoded.
+
+    Attributes:
+        frames: Ids of the frames that the part completes, int32 [n, K], row by row; may be empty.
+        is_last: True if the audio ends with this part.
+        seconds: Duration of the audio so far, in seconds.
+        lost: Reason why the session ends with an error; empty otherwise.
+    """
+
+    session: str
+    part: int
+    frames: bytes
+    is_last: bool
+    seconds: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)] = 0.0
+    lost: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return this part as MessagePack."""
+        return _PACKED_AUDIO_PART.write(self)
+
+    @classmethod
+    def from_bytes(cls, field: str, data: bytes) -> "AudioPart":
+        """Return the part in MessagePack `data`; raise InvalidRequest if it is invalid.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+        """
+        return _PACKED_AUDIO_PART.read(field, data)
+
+
 SESSION: JsonRecord[SessionRecord] = JsonRecord(Annotated[SessionRecord, Field(description="a JSON object")])
+
+
+def read_session(raw: Any, excluded: Sequence[str]) -> SessionRecord:
+    """Return the input `session` of a part.
+
+    Args:
+        raw: Inputs of the request, as attributes.
+        excluded: Names of the inputs that only the session's first request may have.
+
+    Raises:
+        InvalidRequest: It is invalid, or an excluded input has a value.
+    """
+    for name in excluded:
+        if getattr(raw, name) is not None:
+            raise InvalidRequest(name, "no value with session (only the first part can set it)", "a value")
+    try:
+        record = raw.session.decode() if isinstance(raw.session, bytes) else raw.session
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("session", "UTF-8", f"a byte {raw.session[error.start]:#04x}") from error
+    read_json("session", record)
+    return SESSION.read("session", record.encode(errors="surrogatepass"))
+
+
 _PACKED_PART: PackedRecord[TextPart] = PackedRecord(TextPart)
+_PACKED_AUDIO_PART: PackedRecord[AudioPart] = PackedRecord(AudioPart)

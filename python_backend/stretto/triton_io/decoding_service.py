@@ -102,9 +102,13 @@ class ChunkReply:
         self.slot.count_answer()
 
 
-def acknowledge(request: Any, utterance: str, part: int) -> None:
-    """Acknowledge part `part` of a streamed text to the client that sent it."""
-    event = chunk_record.PART_EVENT.write({"utterance": utterance, "part": part})
+def acknowledge(request: Any, envelope: Envelope) -> None:
+    """Acknowledge a part of streamed text or live audio to the client that sent it."""
+    assert envelope.receipt is not None, "it has no receipt"
+    record: chunk_record.PartEvent = {"utterance": envelope.utterance, "part": envelope.receipt}
+    if envelope.frames is not None:
+        record |= {"frames": envelope.frames, "lag_frames": envelope.lag_frames}
+    event = chunk_record.PART_EVENT.write(record)
     response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
     request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -209,7 +213,7 @@ class DecodingService:
         try:
             envelope, codes = self._read(request)
             if envelope.receipt is not None:
-                acknowledge(request, envelope.utterance, envelope.receipt)
+                acknowledge(request, envelope)
                 return
             reply = ChunkReply(Caller(request, self._disconnects), self._tables.slot_at(envelope.flow))
             self._take(envelope, codes, reply)

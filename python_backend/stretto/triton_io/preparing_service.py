@@ -13,11 +13,11 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
-from stretto.records.prompt import Prompt, TextPart
+from stretto.records.prompt import AudioPart, Prompt, TextPart, read_session
 from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.ring import check_ring
 from stretto.triton_io.stub import DrainGate
-from stretto.triton_io.tensors import Seal, write_part, write_prompt
+from stretto.triton_io.tensors import Seal, check_session, write_part, write_prompt
 
 NAME = "preprocessor"
 
@@ -26,6 +26,7 @@ class Raw(Protocol):
     """Uninterpreted inputs of a request."""
 
     pcm_in: np.ndarray | None
+    sample_rate: int | None
     session: str | bytes | None
 
     def num_audio_bytes(self) -> int:
@@ -57,10 +58,28 @@ class Lanes(Protocol):
         ...
 
 
+class Hearing(Protocol):
+    """Interface of the process that encodes live audio (`preprocessing.hearing.Hearing`)."""
+
+    def submit(
+        self,
+        session: str,
+        number: int,
+        pcm: np.ndarray,
+        rate: int | None,
+        is_last: bool,
+        host: str,
+        answer: Callable[[AudioPart], None],
+    ) -> None:
+        """Accept the next part of a session's audio; `answer` gets its frames, on another thread."""
+        ...
+
+
 class PreparingService:
     """Service that answers every request once, with its prompt or an error.
 
-    Parts of streamed text are accepted even while the server drains, so that their utterances can be completed.
+    Parts of streamed text and live audio are accepted even while the server drains, so that their utterances can be
+    completed.
 
     Args:
         prepare: Returns the prompt for a request's inputs and, if they contain audio, a reader of it.
@@ -68,6 +87,7 @@ class PreparingService:
         lanes: Queues for requests with audio.
         seal: MAC for prompts and parts.
         gate: Gate that refuses requests while the server drains.
+        hearing: Encoder of live audio; None if the family reads none.
     """
 
     def __init__(
@@ -77,7 +97,9 @@ class PreparingService:
         lanes: Lanes,
         seal: Seal,
         gate: DrainGate,
+        hearing: Hearing | None = None,
     ) -> None:
+        self._hearing = hearing
         self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
         self._disconnects = Disconnects.from_environment()
 
@@ -90,6 +112,9 @@ class PreparingService:
         """
         try:
             raw = read(request)
+            if raw.session is not None and self._hearing is not None:
+                self._hear(self._hearing, raw, request)
+                return None
             if raw.session is not None:
                 return pb_utils.InferenceResponse(write_part(self._read_part(raw), self._seal))
             num_bytes = raw.num_audio_bytes()
@@ -104,6 +129,19 @@ class PreparingService:
             self._gate.release()
             return failure(error)
         return None
+
+    def _hear(self, hearing: Hearing, raw: Raw, request: Any) -> None:
+        """Queue a part of live audio."""
+        session = read_session(raw, ("text", "audio", "messages", "task", "options"))
+        check_session(session["id"], self._seal)
+        caller = Caller(request, self._disconnects)
+        pcm = np.zeros(0, np.float32) if raw.pcm_in is None else raw.pcm_in.copy()
+
+        def answer(part: AudioPart) -> None:
+            send(caller.sender, pb_utils.InferenceResponse(write_part(part, self._seal)))
+
+        number, is_last = session["part"], session["is_last"]
+        hearing.submit(session["id"], number, pcm, raw.sample_rate, is_last, caller.host, answer)
 
     def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:

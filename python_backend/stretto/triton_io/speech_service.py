@@ -1,4 +1,4 @@
-"""Triton service of the language model: utterances, and sessions of streamed text."""
+"""Triton service of the language model: utterances, and sessions of streamed text and live audio."""
 
 import asyncio
 import secrets
@@ -14,12 +14,13 @@ from stretto.families.base import Family
 from stretto.families.text import SubwordStream
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
-from stretto.records.prompt import ID_BYTES, Prompt, TextPart
+from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, TextPart
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThread, SenderLimits
 from stretto.triton_io.flow import DecoderRefused, FlowTable
+from stretto.triton_io.live_sessions import LiveModel, LiveSessions
 from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.stub import EventLoop
 from stretto.triton_io.tensors import Seal, read_prompt
@@ -248,11 +249,17 @@ METRICS = {
     "kv_usage": "Share of the KV blocks in use",
     "replies_without_words": "Utterances blocked until more of their streamed text arrives",
     "seconds_without_words_total": "Seconds in which utterances were blocked waiting for text",
+    "live_sessions": "Live sessions that are open",
+    "live_refused_total": "Live sessions refused, because too many were open",
+    "live_frames_total": "Frames of audio that live sessions have received",
+    "live_late_frames_total": "Frames of ended live sessions that were read more than a frame after they were due",
+    "live_rows_recomputed_total": "Rows of preempted live sessions; 0 while their KV blocks are reserved",
+    "replies_without_frames": "Live sessions blocked until more audio arrives",
 }
 STATS_PERIOD_S = 0.5
 
 
-class LanguageModel(TextModel, Protocol):
+class LanguageModel(TextModel, LiveModel, Protocol):
     """Interface of the engine (`engine.llm.SpeechLLM`). Closing an iterator of chunks aborts its reply."""
 
     def stats(self) -> dict[str, float]:
@@ -281,12 +288,12 @@ class SpeechService:
         self._seal = seal
         self._disconnects = Disconnects.from_environment()
         self._thread = ResponseThread()
-        self._texts = TextSessions(model)
+        self._texts, self._live = TextSessions(model), LiveSessions(model, seal)
         self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
-        """Accept a request, a prompt or a part of a streamed text, and return immediately.
+        """Accept a request, a prompt or a part of streamed text or live audio, and return immediately.
 
         Each utterance gets a random id, because clients' request ids may be empty or equal.
         """
@@ -298,7 +305,7 @@ class SpeechService:
             refuse(caller.sender, error, f"utterance {utterance}")
             return
         responses = Responses(caller, self._thread, self._seal)
-        if isinstance(parsed, TextPart):
+        if isinstance(parsed, TextPart | AudioPart):
             self._loop.start(self._take(parsed, responses))
         elif caller.is_flagged:
             self._loop.start(self._end(utterance, responses, Cancelled("the client has disconnected")))
@@ -311,15 +318,15 @@ class SpeechService:
         self._thread.close()
         self.table.remove()
 
-    async def _take(self, part: TextPart, responses: Responses) -> None:
-        """Append a part of a streamed text.
+    async def _take(self, part: TextPart | AudioPart, responses: Responses) -> None:
+        """Append a part of streamed text or live audio.
 
         Its receipt is sent to the decoder, because only the decoder answers clients.
         """
         try:
-            receipt = await self._texts.write(part)
+            receipt = await (self._texts.write(part) if isinstance(part, TextPart) else self._live.write(part))
         except Exception as error:
-            await responses.refuse(error, "a part of a text")
+            await responses.refuse(error, "a part of a session")
             return
         responses.send(receipt.to_bytes(), None)
         await responses.end()
@@ -366,7 +373,9 @@ class SpeechService:
 
     def _chunks(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> AsyncGenerator[LMChunk, None]:
         if prompt.is_open:
-            return self._texts.speak(prompt, utterance, chunk_sender.flow, chunk_sender.pacer)
+            is_live = self._model.family.code_track is not None
+            follow = self._live.follow if is_live else self._texts.speak
+            return follow(prompt, utterance, chunk_sender.flow, chunk_sender.pacer)
         return self._model.generate(prompt, utterance, chunk_sender.pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:

@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 import struct
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from stretto.config import parse_parameter
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
-from stretto.records.prompt import Prompt, TextPart
+from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +409,7 @@ def _start_time(pid: int) -> str:
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
 
 
-PART = "part"  # MAC name of a part, which differs from a prompt's
+PART, AUDIO_PART, SESSION_NAME = "part", "audio part", "session"  # MAC names, which differ from a prompt's
 
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
@@ -419,20 +420,38 @@ def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     return tensors if features is None else [*tensors, array_tensor(FEATURES, features)]
 
 
-def write_part(part: TextPart, seal: Seal) -> list[Any]:
+def write_part(part: TextPart | AudioPart, seal: Seal) -> list[Any]:
     """Return the authenticated tensor of `part`."""
-    return [bytes_tensor(PROMPT, seal.close(PART, part.to_bytes()))]
+    name = PART if isinstance(part, TextPart) else AUDIO_PART
+    return [bytes_tensor(PROMPT, seal.close(name, part.to_bytes()))]
 
 
-def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart:
-    """Return the prompt, or the part of a streamed text, in a request.
+def new_session(seal: Seal) -> str:
+    """Return a random name of a live session, which `check_session` accepts."""
+    return urlsafe_b64encode(seal.close(SESSION_NAME, secrets.token_bytes(ID_BYTES))).decode()
+
+
+def check_session(name: str, seal: Seal) -> None:
+    """Raise InvalidRequest if a live session's name is not one that this server has given."""
+    try:
+        seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True))
+    except (InvalidRequest, ValueError):
+        raise InvalidRequest("session.id", "the id of an open session", shown(name)) from None
+
+
+def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart:
+    """Return the prompt, or the part of a streamed text or of live audio, in a request.
 
     Raises:
         InvalidRequest: If it is malformed, or was not written by this server's preprocessor.
     """
     rows, features = read_array(request, ROWS), read_array(request, FEATURES)
     if rows is None:
-        return TextPart.from_bytes(PROMPT.name, seal.open(PART, read_record(request, PROMPT)))
+        sealed = read_record(request, PROMPT)
+        try:
+            return AudioPart.from_bytes(PROMPT.name, seal.open(AUDIO_PART, sealed))
+        except InvalidRequest:
+            return TextPart.from_bytes(PROMPT.name, seal.open(PART, sealed))
     rows, features = rows.copy(), None if features is None else features.copy()
     record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features)
     return Prompt.from_bytes(PROMPT.name, record, rows, features)

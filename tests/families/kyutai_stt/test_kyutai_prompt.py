@@ -9,6 +9,7 @@ import pytest
 
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary, kyutai_stt
+from stretto.families.kyutai_stt.prompt import initial_row
 from stretto.families.kyutai_stt.reader import WordReader, open_text_codec
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.text import sentencepiece_at
@@ -57,6 +58,29 @@ def test_silence_follows_the_recording(preprocessor: Preprocessor) -> None:
     ],
 )
 def test_bad_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        preprocessor.prepare(raw)
+    assert message in str(refused.value)
+
+
+def test_a_live_session_begins_without_audio(preprocessor: Preprocessor) -> None:
+    prompt = preprocessor.prepare(RawRequest(options='{"live": true, "seed": 3}'))
+    assert (prompt.is_open, prompt.track, prompt.task, prompt.sampling.seed) == (True, (), "asr", 3)
+    assert (prompt.rows == initial_row(SttVocabulary(96, 32, 64))).all()
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"live": true}'), "pcm_in: expected no value with"),
+        (RawRequest(task="tts", options='{"live": true}'), "task: expected one of asr, got 'tts'"),
+        (RawRequest(options='{"live": true, "voice": "alba"}'), "options.voice"),
+        (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"live": 1}'), "options.live: expected true or false"),
+    ],
+)
+def test_a_bad_beginning_of_a_live_session_is_refused(
+    preprocessor: Preprocessor, raw: RawRequest, message: str
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(raw)
     assert message in str(refused.value)

@@ -42,7 +42,7 @@ class SttVocabulary(Vocabulary):
     delay_rows: int = 6
     delay_s: float = 0.5
     prefix_s: float = 0.0
-    max_model_len: int = 4096
+    max_model_len: int = 45_056  # an hour of live audio
 
     def __post_init__(self) -> None:
         if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:

@@ -13,6 +13,7 @@ from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
+from stretto.families.live_audio import LiveInput
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 
@@ -32,6 +33,10 @@ class SttTemplate:
         codes = self._encoder.encode_all(self._with_silence(piece.pcm))
         return PromptRows(initial_row(self._known), track=track_of(codes, self._known))
 
+    def write_live(self, task: Task) -> PromptRows:
+        """Return the row of initial ids; the codes follow as the audio arrives."""
+        return PromptRows(initial_row(self._known))
+
     def _with_silence(self, pcm: np.ndarray) -> np.ndarray:
         before, after = (int(seconds * self._rate) for seconds in (self._known.prefix_s, self._known.flush_s))
         return np.pad(pcm.astype(np.float32, copy=False), (before, after))
@@ -46,6 +51,13 @@ def initial_row(known: SttVocabulary) -> np.ndarray:
 def track_of(codes: np.ndarray, known: SttVocabulary) -> tuple[int, ...]:
     """Return the ids of codes [K, T], frame by frame."""
     return tuple((codes.T + np.array(known.first_codes)).reshape(-1).tolist())
+
+
+def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
+    """Return the encoder of live audio with a checkpoint's Mimi, and the silence around the audio."""
+    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    rate, first_ids = codec.spec.sample_rate, tuple(known.first_codes)
+    return LiveInput(MimiEncoder(codec), rate, known.prefix_s, known.flush_s, first_ids)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

@@ -1,0 +1,123 @@
+"""Streams of audio that are encoded frame by frame, those of several recordings as one batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_FRAMES = 64  # per call; bounds the memory of a call
+
+
+class FrameEncoder(Protocol):
+    """Encoder with a state of one size per recording, exact in parts of whole frames.
+
+    Attributes:
+        samples_per_frame: Samples per frame.
+        num_codebooks: K, the number of codebooks.
+    """
+
+    samples_per_frame: int
+    num_codebooks: int
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return the states of recordings that begin, float [batch, D]."""
+        ...
+
+    def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
+        """Encode the next frames of B recordings.
+
+        Args:
+            pcm: Samples of n whole frames, float [B, n * samples_per_frame].
+            first: Number of frames encoded before, int64 [B].
+            state: States, [B, D], updated in place.
+
+        Returns:
+            Codes, int64 [B, K, n].
+        """
+        ...
+
+
+@dataclass
+class EncodedStream:
+    """One recording: samples that wait for the end of their frame, state, and codes.
+
+    Attributes:
+        num_frames: Number of frames encoded so far.
+    """
+
+    encoder: FrameEncoder
+    num_frames: int = 0
+    _waiting: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    _codes: list[np.ndarray] = field(default_factory=list)
+    state: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = self.encoder.initial_state(1)
+
+    def push(self, pcm: np.ndarray) -> None:
+        """Append samples, float32 [n], of any number."""
+        self._waiting = np.concatenate([self._waiting, pcm])
+
+    def complete_frame(self) -> None:
+        """Append silence to the end of a frame."""
+        self.push(np.zeros(-len(self._waiting) % self.encoder.samples_per_frame, np.float32))
+
+    @property
+    def num_ready(self) -> int:
+        """Number of complete frames that are not encoded yet."""
+        return len(self._waiting) // self.encoder.samples_per_frame
+
+    def pop_samples(self, num_frames: int) -> np.ndarray:
+        """Remove and return the samples of the next frames, float32 [num_frames * samples_per_frame]."""
+        size = num_frames * self.encoder.samples_per_frame
+        samples, self._waiting = self._waiting[:size], self._waiting[size:]
+        return samples
+
+    def keep(self, codes: np.ndarray, state: Tensor) -> None:
+        """Append codes, int64 [K, n], with the state [1, D] after them."""
+        self._codes.append(codes)
+        self.state, self.num_frames = state, self.num_frames + codes.shape[1]
+
+    def pop_codes(self) -> np.ndarray:
+        """Remove and return the codes of all frames encoded since the last call, int64 [K, n]."""
+        codes, self._codes = self._codes, []
+        return np.concatenate([np.zeros((self.encoder.num_codebooks, 0), np.int64), *codes], 1)
+
+
+def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16) -> None:
+    """Encode all complete frames of `streams`, those of several recordings as one batch.
+
+    Args:
+        encoder: Encoder of all streams.
+        streams: The recordings, at any position.
+        max_batch: Maximum number of recordings in a batch.
+    """
+    while any(each.num_ready for each in streams):
+        encode_round(encoder, streams, max_batch)
+
+
+def encode_round(
+    encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16, max_frames: int = MAX_FRAMES
+) -> None:
+    """Encode at least one frame of every stream that has complete ones.
+
+    Args:
+        encoder: Encoder of all streams.
+        streams: The recordings, at any position.
+        max_batch: Maximum number of recordings in a batch.
+        max_frames: Maximum number of frames of a recording.
+    """
+    ready = sorted((each for each in streams if each.num_ready), key=lambda each: each.num_ready)
+    for begin in range(0, len(ready), max_batch):
+        batch = ready[begin : begin + max_batch]
+        num_frames = min(batch[0].num_ready, max_frames)
+        pcm = np.stack([each.pop_samples(num_frames) for each in batch])
+        first = torch.tensor([each.num_frames for each in batch])
+        state = torch.cat([each.state for each in batch])
+        like = state.device, state.dtype
+        codes = encoder.encode(torch.from_numpy(pcm).to(*like), first.to(state.device), state).cpu().numpy()
+        for own, own_codes, own_state in zip(batch, codes, state.split(1), strict=True):
+            own.keep(own_codes, own_state.clone())

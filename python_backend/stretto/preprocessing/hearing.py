@@ -1,0 +1,331 @@
+"""Queue of the parts of live audio, and the process that encodes them. Every part is answered once.
+
+Parts of all sessions that have arrived are one job, so their frames are encoded as one batch. Parts that arrive during
+a job are the next one: no frame waits for others.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stretto.errors import Closing, InvalidRequest, Overloaded
+from stretto.families.base import Family, Task
+from stretto.families.live_audio import LiveTemplate
+from stretto.families.plugin import plugin
+from stretto.families.prompting import PromptRows, Template
+from stretto.limits import FairLimit
+from stretto.records.prompt import AudioPart
+from stretto.worker_process import WorkerProcess
+
+logger = logging.getLogger(__name__)
+MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
+MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
+MAX_PART_S = 30.0
+MAX_PEAK = 2.0  # as for recordings
+MAX_WAITING = 8  # parts of one session
+MAX_STREAMS = 256
+MAX_BYTES = 128 << 20  # of waiting samples
+IDLE_S = 90.0  # longer than the time after which the language model ends a session
+LOST = "the process that encodes live audio has ended; try again"
+Answer = Callable[[AudioPart], None]
+
+
+class Process(Protocol):
+    """Part of WorkerProcess's interface that this module uses."""
+
+    memory: int
+
+    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
+        """Run a job; return None if the process ended, and start it again."""
+        ...
+
+    def release_memory(self) -> None:
+        """Truncate the shared memory."""
+        ...
+
+    def close(self) -> None:
+        """Kill the process."""
+        ...
+
+
+@dataclass
+class _Waiting:
+    """Part that has been accepted and not answered."""
+
+    number: int
+    pcm: np.ndarray
+    is_last: bool
+    answer: Answer
+    frames: list[np.ndarray] = field(default_factory=list)
+
+
+@dataclass
+class _Stream:
+    """Session that has sent audio.
+
+    Attributes:
+        next_part: Number of the next part.
+        num_samples: Number of samples received.
+        is_begun: True if the first waiting part is in the process.
+    """
+
+    host: str
+    rate: int
+    used_s: float
+    next_part: int = 0
+    num_samples: int = 0
+    is_complete: bool = False
+    is_begun: bool = False
+    waiting: deque[_Waiting] = field(default_factory=deque)
+
+
+class Hearing:
+    """Streams of live audio by session name, encoded on a separate thread by one process.
+
+    Args:
+        process: The hearing process.
+        num_codebooks: Number of ids per frame.
+        clock: Function that returns the time in seconds.
+
+    Attributes:
+        num_jobs: Number of jobs that encoded frames.
+        num_encoded: Number of streams in those jobs; divided by `num_jobs`, the mean batch size.
+    """
+
+    def __init__(self, process: Process, num_codebooks: int, clock: Callable[[], float] = time.monotonic):
+        self._process, self._width, self._clock = process, num_codebooks, clock
+        self._streams: dict[str, _Stream] = {}
+        self._closed: list[str] = []
+        self._places, self._bytes = FairLimit(MAX_STREAMS), FairLimit(MAX_BYTES)
+        self._changed = threading.Condition()
+        self._has_ready = self._is_closed = False  # `_has_ready`: a stream has frames left in the process
+        self.num_jobs = self.num_encoded = 0
+        self._thread = threading.Thread(target=self._run, name="hearing", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, session: str, number: int, pcm: np.ndarray, rate: int | None, is_last: bool, host: str, answer: Answer
+    ) -> None:
+        """Accept the next part of a session's audio, as a whole.
+
+        Args:
+            session: Name of the session.
+            number: Number of the part, from 0.
+            pcm: Samples, float32 [n], which the queue keeps.
+            rate: Sample rate in Hz; None only without samples.
+            is_last: True if the audio ends with this part.
+            host: Host of the client.
+            answer: Called once on another thread, with the part's frames or the reason why the session is lost.
+
+        Raises:
+            InvalidRequest: The part is out of order, or its samples or their rate are invalid. It has no effect.
+            Overloaded: Too many sessions or samples are waiting. The part has no effect.
+            Closing: The server is stopping.
+        """
+        with self._changed:
+            if self._is_closed:
+                raise Closing("server is stopping")
+            stream = self._streams.get(session)
+            if stream is None and number > 0:  # of a process that has ended, or of a session that is complete
+                answer(AudioPart(session, number, b"", is_last, lost=LOST))
+                return
+            check_part(pcm, rate, None if stream is None else stream.rate)
+            if stream is None:
+                if not self._places.has_free(host):
+                    raise Overloaded(f"{len(self._streams)} sessions are open, try again")
+                stream = _Stream(host, rate or MIN_RATE_HZ, self._clock())
+            self._check_order(stream, number)
+            if not self._bytes.has_free(stream.host, pcm.nbytes) or len(stream.waiting) >= MAX_WAITING:
+                raise Overloaded(f"{len(stream.waiting)} parts of this session are waiting, try again")
+            if session not in self._streams:
+                self._streams[session] = stream
+                self._places.acquire(host)
+            self._bytes.acquire(stream.host, pcm.nbytes)
+            stream.waiting.append(_Waiting(number, pcm, is_last, answer))
+            stream.next_part, stream.is_complete, stream.used_s = number + 1, is_last, self._clock()
+            self._changed.notify()
+
+    def _check_order(self, stream: _Stream, number: int) -> None:
+        if stream.is_complete:
+            raise InvalidRequest("session", "no further part, as the audio is complete", f"part {number}")
+        if number != stream.next_part:
+            raise InvalidRequest("session.part", f"{stream.next_part}, the number of the next part", number)
+
+    def close(self) -> None:
+        """Answer all parts as lost, and end the process."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+        self._lose_all()
+        self._process.close()
+
+    @property
+    def num_streams(self) -> int:
+        """Number of sessions with audio."""
+        return len(self._streams)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work, timeout=IDLE_S / 4)
+                if self._is_closed:
+                    return
+                self._drop_idle()
+                if not self._has_work():
+                    continue
+                closed, self._closed = self._closed, []
+                begun = [(name, each.waiting[0]) for name, each in self._streams.items() if each.waiting]
+                begun = [(name, part) for name, part in begun if not self._streams[name].is_begun]
+                for name, _ in begun:
+                    self._streams[name].is_begun = True
+            try:
+                self._encode(begun, closed)
+            except Exception:  # such as a full disk; without this thread, no session would go on
+                logger.exception("live audio could not be encoded")
+                self._lose_all()
+
+    def _has_work(self) -> bool:
+        fresh = any(each.waiting and not each.is_begun for each in self._streams.values())
+        return self._is_closed or self._has_ready or bool(self._closed) or fresh
+
+    def _drop_idle(self) -> None:
+        oldest_s = self._clock() - IDLE_S
+        for name in [name for name, each in self._streams.items() if each.used_s < oldest_s and not each.waiting]:
+            self._remove(name)
+            self._closed.append(name)
+
+    def _encode(self, begun: list[tuple[str, _Waiting]], closed: list[str]) -> None:
+        """Run one job with the parts in `begun`, and answer the parts that are done."""
+        rates = {name: self._streams[name].rate for name, _ in begun}
+        job = {"parts": [[name, len(part.pcm), rates[name], part.is_last] for name, part in begun], "closed": closed}
+        memory, at = self._process.memory, 0
+        try:
+            for _, part in begun:
+                data = part.pcm.data.cast("B")
+                while data:  # the kernel may write fewer bytes than requested
+                    num_written = os.pwrite(memory, data, at)
+                    data, at = data[num_written:], at + num_written
+            found = self._process.ask(job, MAX_WAIT_S)
+            if found is None:
+                logger.warning("the hearing process ended; its sessions end")
+                self._lose_all()
+                return
+            sizes = [num_frames * self._width for _, num_frames, _ in found["frames"]]
+            ids = np.empty(sum(sizes), np.int32)
+            if ids.size and os.preadv(memory, [ids.data], 0) != ids.nbytes:
+                raise OSError("fewer frames than announced")
+        finally:
+            self._process.release_memory()
+        encoded = np.split(ids, np.cumsum(sizes)[:-1]) if sizes else []
+        self._has_ready = not all(is_done for _, _, is_done in found["frames"])
+        self.num_encoded += sum(size > 0 for size in sizes)
+        self.num_jobs += any(sizes)
+        for (name, _, is_done), frames in zip(found["frames"], encoded, strict=True):
+            self._take(name, frames, is_done)
+
+    def _take(self, name: str, ids: np.ndarray, is_done: bool) -> None:
+        """Add encoded frames to the part of a stream that is in the process, and answer the part if it is done."""
+        with self._changed:
+            stream = self._streams.get(name)
+            if stream is None or not stream.is_begun:
+                return
+            stream.waiting[0].frames.append(ids)
+            if not is_done:
+                return
+            part, stream.is_begun = stream.waiting.popleft(), False
+            self._bytes.release(stream.host, part.pcm.nbytes)
+            stream.num_samples += len(part.pcm)
+            seconds = stream.num_samples / stream.rate
+            if part.is_last:
+                self._remove(name)
+        frames = b"".join(each.tobytes() for each in part.frames)
+        self._answer(part, AudioPart(name, part.number, frames, part.is_last, seconds))
+
+    def _answer(self, part: _Waiting, made: AudioPart) -> None:
+        try:
+            part.answer(made)
+        except Exception:  # of the caller's function; the thread must answer the other parts
+            logger.exception("a part of live audio could not be answered")
+
+    def _lose_all(self) -> None:
+        with self._changed:
+            lost = [(name, part) for name, each in self._streams.items() for part in each.waiting]
+            for name in list(self._streams):
+                self._remove(name)
+            self._has_ready, self._closed = False, []
+        for name, part in lost:
+            self._answer(part, AudioPart(name, part.number, b"", part.is_last, lost=LOST))
+
+    def _remove(self, name: str) -> None:
+        stream = self._streams.pop(name)
+        self._places.release(stream.host)
+        for part in stream.waiting:
+            self._bytes.release(stream.host, part.pcm.nbytes)
+
+
+def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | None:
+    """Start the hearing process of a checkpoint; return None if its family reads no live audio.
+
+    Args:
+        family: Family of the checkpoint.
+        checkpoint: Folder of the checkpoint.
+        device: torch device of the encoder.
+    """
+    found = plugin(family.name)
+    if found is None or found.open_live_input is None:
+        return None
+    process = WorkerProcess("stretto.preprocessing.hearing_worker", str(checkpoint), device, niceness=0)
+    return Hearing(process, family.num_codebooks)
+
+
+def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
+    """Return the prompt of a session whose audio follows in parts.
+
+    Args:
+        template: Template of the checkpoint.
+        raw: Inputs of the request, as attributes.
+        task: Task of the session.
+
+    Raises:
+        InvalidRequest: The family reads no live audio, or the request has content.
+    """
+    if not isinstance(template, LiveTemplate):
+        raise InvalidRequest("options.live", "no value (this model reads whole recordings)", "true")
+    for given in ("text", "audio", "pcm_in", "sample_rate", "messages"):
+        if getattr(raw, given) is not None:
+            raise InvalidRequest(given, "no value with options.live (audio follows in parts)", "a value")
+    return template.write_live(task)
+
+
+def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> None:
+    """Raise InvalidRequest if the samples of a part, or their rate, are invalid.
+
+    Args:
+        pcm: Samples.
+        rate: Their sample rate in Hz; None without samples.
+        begun_rate: Rate of the session's first part; None for the first.
+    """
+    if pcm.ndim != 1 or pcm.dtype != np.float32:
+        raise InvalidRequest("pcm_in", "mono samples [n] float32", f"{list(pcm.shape)} {pcm.dtype}")
+    if rate is None and len(pcm):
+        raise InvalidRequest("sample_rate", "the rate of pcm_in in Hz", "none")
+    if rate is not None and not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+        raise InvalidRequest("sample_rate", f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", rate)
+    if rate is not None and begun_rate is not None and rate != begun_rate:
+        raise InvalidRequest("sample_rate", f"{begun_rate}, as the session began", rate)
+    if rate is not None and len(pcm) > MAX_PART_S * rate:
+        raise InvalidRequest("pcm_in", f"at most {MAX_PART_S:g} s in a part", f"{len(pcm) / rate:.1f} s")
+    if not np.isfinite(pcm).all():
+        raise InvalidRequest("pcm_in", "finite samples", "NaN or infinity")
+    peak = float(np.abs(pcm).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise InvalidRequest("pcm_in", "samples in [-1, 1]", f"a peak of {peak:g}")

@@ -1,0 +1,282 @@
+"""Live audio: whatever the parts, their pace and their company, the frames are those of the whole recording."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stretto.codecs.mimi import MimiCodec, load
+from stretto.errors import Closing, InvalidRequest, Overloaded
+from stretto.families.kyutai_stt.prompt import open_live_input, open_template
+from stretto.families.live_audio import LiveInput
+from stretto.families.plugin import family_at
+from stretto.families.prompting import Piece
+from stretto.preprocessing import hearing as hearing_module
+from stretto.preprocessing.audio import resample
+from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_hearing
+from stretto.preprocessing.hearing_worker import Resampler, Streams, answer
+from stretto.records.prompt import AudioPart
+from tests.kyutai_release import make_checkpoint, replies
+from tests.patience import PATIENCE_S
+from tests.small_vocabularies import CHATTERBOX
+
+RATE = 24_000
+STOPPED = 1 << 10
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    silence = {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 1.0}
+    return make_checkpoint(tmp_path_factory.mktemp("hearing"), stt_config=silence)
+
+
+@pytest.fixture(scope="module")
+def codec(checkpoint: Path) -> MimiCodec:
+    return load(checkpoint / "codec")
+
+
+@pytest.fixture(scope="module")
+def live(checkpoint: Path, codec: MimiCodec) -> LiveInput:
+    return open_live_input(checkpoint, codec)
+
+
+@pytest.fixture(scope="module")
+def pcm() -> np.ndarray:
+    """42 frames, more than four windows of the encoder's transformer."""
+    return replies()["pcm"].astype(np.float32)
+
+
+def frames_of(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> list[int]:
+    """Return the ids of a whole recording, as a prompt has them."""
+    family = family_at(checkpoint)
+    template = open_template(family, checkpoint, codec, "cpu")
+    return list(template.write(family.tasks[0], (Piece("user", "audio", pcm=pcm),), None).track)
+
+
+class Inside:
+    """Hearing process inside this one, which may stop, or end."""
+
+    def __init__(self, live: LiveInput) -> None:
+        self.live, self.streams = live, Streams(live)
+        self.memory = os.memfd_create("hearing")
+        self.jobs: list[dict[str, Any]] = []
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.has_job = threading.Event()
+        self.dies = False
+
+    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
+        self.has_job.set()
+        self.may_run.wait()
+        if self.dies:
+            self.streams, self.dies = Streams(self.live), False
+            return None
+        self.jobs.append(job)
+        made: dict[str, Any] = json.loads(json.dumps(answer(self.streams, self.memory, json.loads(json.dumps(job)))))
+        return made
+
+    def release_memory(self) -> None:
+        os.ftruncate(self.memory, 0)
+
+    def close(self) -> None:
+        os.close(self.memory)
+
+
+class Client:
+    """Sessions of one test, whose parts are answered on the queue's thread."""
+
+    def __init__(self, hearing: Hearing) -> None:
+        self.hearing = hearing
+        self.answers: dict[str, list[AudioPart]] = {}
+        self.order: list[str] = []  # sessions of all answers
+        self.changed = threading.Condition()
+
+    def send(self, session: str, number: int, pcm: np.ndarray, is_last: bool = False, rate: int | None = RATE) -> None:
+        self.hearing.submit(session, number, pcm.astype(np.float32), rate, is_last, "host", self._take)
+
+    def _take(self, part: AudioPart) -> None:
+        with self.changed:
+            self.order.append(part.session)
+            self.answers.setdefault(part.session, []).append(part)
+            self.changed.notify_all()
+
+    def until(self, session: str, num_answers: int) -> list[AudioPart]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.answers.get(session, ())) >= num_answers, timeout=PATIENCE_S)
+            return self.answers[session]
+
+    def ids(self, session: str, num_answers: int) -> list[int]:
+        parts = self.until(session, num_answers)
+        assert [part.part for part in parts] == list(range(num_answers))
+        assert not any(part.lost for part in parts)
+        found: list[int] = np.concatenate([np.frombuffer(part.frames, np.int32) for part in parts]).tolist()
+        return found
+
+
+@pytest.fixture
+def inside(live: LiveInput) -> Inside:
+    return Inside(live)
+
+
+@pytest.fixture
+def client(inside: Inside) -> Iterator[Client]:
+    hearing = Hearing(inside, inside.live.encoder.num_codebooks)
+    yield Client(hearing)
+    hearing.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_do_not_depend_on_parts_or_company(
+    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
+) -> None:
+    """Random histories of five sessions; some parts are empty."""
+    random = np.random.default_rng(seed)
+    recordings = {f"s{at}": np.roll(pcm, 777 * at)[: (5 + 9 * at) * 1920 + 100 * at] for at in range(5)}
+    left, numbers = dict(recordings), dict.fromkeys(recordings, 0)
+    while left:
+        name = str(random.choice(list(left)))
+        size = int(random.choice([0, 1, 1920, 700, 9000, 30_000]))
+        part, rest = left[name][:size], left[name][size:]
+        try:
+            client.send(name, numbers[name], part, is_last=not len(rest))
+        except Overloaded:
+            client.until(name, numbers[name])
+            continue
+        numbers[name] += 1
+        left[name] = rest
+        if not len(rest):
+            del left[name]
+    for name, recording in recordings.items():
+        assert client.ids(name, numbers[name]) == frames_of(checkpoint, codec, recording), name
+    assert client.hearing.num_encoded >= client.hearing.num_jobs > 0
+    assert client.hearing.num_streams == len(inside.streams) == 0
+
+
+def test_parts_that_wait_are_one_job(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+    """Parts that arrive during a job wait for its end, and are the next job together."""
+    inside.may_run.clear()
+    client.send("first", 0, pcm[:1920])
+    assert inside.has_job.wait(PATIENCE_S)
+    for at in range(6):
+        client.send(f"s{at}", 0, pcm[:1920])
+    inside.may_run.set()
+    for at in range(6):
+        client.until(f"s{at}", 1)
+    sizes = [len(job["parts"]) for job in inside.jobs if job["parts"]]
+    assert sizes == [1, 6]
+
+
+def test_a_long_part_does_not_hold_up_others(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+    inside.may_run.clear()
+    client.send("long", 0, np.tile(pcm, 5))
+    assert inside.has_job.wait(PATIENCE_S)
+    client.send("short", 0, pcm[:1920])
+    inside.may_run.set()
+    client.until("long", 1)
+    assert client.order == ["short", "long"]
+
+
+def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
+    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
+) -> None:
+    client.send("old", 0, pcm[:9000])
+    client.until("old", 1)
+    inside.dies = True
+    client.send("old", 1, pcm[:9000])
+    assert client.until("old", 2)[-1].lost == LOST
+    client.send("old", 2, pcm[:9000])
+    assert client.until("old", 3)[-1].lost == LOST, "the state of the earlier parts is gone"
+    client.send("new", 0, pcm, is_last=True)
+    assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+
+
+def test_bad_parts_have_no_effect(client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
+    client.send("s", 0, pcm[:1000])
+    with_nan = pcm[:100].copy()
+    with_nan[3] = np.nan
+    for number, part, rate, message in (
+        (0, pcm, RATE, r"session\.part: expected 1, the number of the next part, got 0"),
+        (2, pcm, RATE, r"session\.part: expected 1, the number of the next part, got 2"),
+        (1, with_nan, RATE, "pcm_in: expected finite samples, got NaN or infinity"),
+        (1, 0 * pcm + 2.1, RATE, r"pcm_in: expected samples in \[-1, 1\], got a peak of 2\.1"),
+        (1, pcm, 8000, "sample_rate: expected 24000, as the session began, got 8000"),
+        (1, pcm, 7999, r"sample_rate: expected a rate in \[8000, 192000\] Hz, got 7999"),
+        (1, pcm, None, "sample_rate: expected the rate of pcm_in in Hz, got none"),
+        (1, np.zeros(31 * RATE), RATE, r"pcm_in: expected at most 30 s in a part, got 31\.0 s"),
+        (1, np.zeros((2, 2)), RATE, r"pcm_in: expected mono samples \[n\] float32"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            client.send("s", number, part, rate=rate)
+    client.send("s", 1, pcm[1000:], is_last=True)
+    assert client.ids("s", 2) == frames_of(checkpoint, codec, pcm)
+
+
+def test_limits_of_waiting_parts_and_sessions(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+    inside.may_run.clear()
+    for number in range(MAX_WAITING):
+        client.send("s", number, pcm[:10])
+    with pytest.raises(Overloaded, match="8 parts of this session are waiting, try again"):
+        client.send("s", MAX_WAITING, pcm[:10])
+    client.hearing._places.limit = 1
+    with pytest.raises(Overloaded, match="1 sessions are open, try again"):
+        client.send("other", 0, pcm[:10])
+    inside.may_run.set()
+    client.until("s", MAX_WAITING)
+
+
+def test_idle_sessions_are_dropped(live: LiveInput, inside: Inside, pcm: np.ndarray) -> None:
+    now = [0.0]
+    hearing = Hearing(inside, live.encoder.num_codebooks, lambda: now[0])
+    client = Client(hearing)
+    client.send("idle", 0, pcm[:100])
+    client.until("idle", 1)
+    now[0] = hearing_module.IDLE_S + 1
+    for number in range(2):
+        client.send("other", number, pcm[:100])
+        client.until("other", number + 1)
+    assert hearing.num_streams == len(inside.streams) == 1
+    client.send("idle", 1, pcm[:100])
+    assert client.until("idle", 2)[-1].lost == LOST
+    hearing.close()
+    with pytest.raises(Closing):
+        client.send("late", 0, pcm[:100])
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
+@pytest.mark.parametrize("sizes", [[1, 5000, 333], [1920]])
+def test_resampled_parts_are_the_resampled_recording(rate: int, sizes: list[int], pcm: np.ndarray) -> None:
+    resampler, made, at, index = Resampler(rate, RATE), [], 0, 0
+    while at < len(pcm):
+        size = sizes[index % len(sizes)]
+        at, index = at + size, index + 1
+        made.append(resampler.push(pcm[at - size : at], at >= len(pcm)))
+    wanted = resample(pcm, rate, RATE)
+    assert sum(map(len, made)) == len(wanted)
+    np.testing.assert_allclose(np.concatenate(made), wanted, atol=1e-6)
+
+
+def test_the_real_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
+    hearing = open_hearing(family_at(checkpoint), checkpoint, "cpu")
+    assert hearing is not None
+    client, process = Client(hearing), hearing._process
+    client.send("one", 0, pcm[:5000])
+    client.send("one", 1, pcm[5000:], is_last=True)
+    assert client.ids("one", 2) == frames_of(checkpoint, codec, pcm)
+    client.send("two", 0, pcm[:5000])
+    client.until("two", 1)
+    os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    client.send("two", 1, pcm[:5000])
+    assert client.until("two", 2)[-1].lost == LOST
+    client.send("three", 0, pcm, is_last=True)
+    assert client.ids("three", 1) == frames_of(checkpoint, codec, pcm)
+    hearing.close()
+
+
+def test_other_families_have_no_such_process(checkpoint: Path) -> None:
+    assert open_hearing(CHATTERBOX, checkpoint, "cpu") is None

@@ -1,0 +1,150 @@
+"""Live transcription through the real server: the text and times of the whole recording, however its audio arrives."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stretto_client import ServerUnavailable, SpeechClient, SpeechEvent
+from stretto_client.errors import RequestRefused
+from stretto_client.live_speech import PartStream
+from tests.kyutai_release import make_checkpoint
+from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
+
+# By night: tests/preprocessing/test_hearing.py and tests/engine/test_live_sessions.py test the two processes.
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+RATE = 24_000
+PCM = (np.sin(np.arange(90_000) ** 1.3 / 300) / 2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
+    folder = tmp_path_factory.mktemp("live")
+    checkpoint = make_checkpoint(folder)
+    with served_checkpoint(folder, checkpoint) as server:
+        yield ServedCheckpoint(server, checkpoint)
+
+
+async def spoken(pcm: np.ndarray, sizes: Sequence[int], pause_s: float = 0.0) -> AsyncIterator[np.ndarray]:
+    at = index = 0
+    while at < len(pcm):
+        size = sizes[index % len(sizes)]
+        yield pcm[at : at + size]
+        at, index = at + size, index + 1
+        await asyncio.sleep(pause_s)
+
+
+async def heard(events: AsyncIterator[SpeechEvent]) -> tuple[str, list[tuple[str, float, float | None]]]:
+    received = [event async for event in events]
+    words = [(word.word, word.start_s, word.end_s) for event in received for word in event.words]
+    return "".join(event.text for event in received), words
+
+
+async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint) -> None:
+    """Sessions of other paces and recordings run beside each other."""
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        assert (await client.profile()).reads_live_audio
+        whole = await heard(client.transcribe((PCM, RATE)))
+        half = await heard(client.transcribe((PCM[:40_000], RATE)))
+        assert len(whole[1]) > 3
+        made = await asyncio.gather(
+            heard(client.transcribe_live(spoken(PCM, [1920], 0.01), RATE)),
+            heard(client.transcribe_live(spoken(PCM, [1, 5000, 333]), RATE)),
+            heard(client.transcribe_live(spoken(PCM[:40_000], [len(PCM)]), RATE)),
+            heard(client.transcribe_live(spoken(PCM, [len(PCM)]), RATE)),
+        )
+    assert made == [whole, whole, half, whole]
+
+
+async def test_words_come_while_one_speaks(served: ServedCheckpoint) -> None:
+    """The audio does not go on until the first words have come."""
+    has_words, texts = asyncio.Event(), list[str]()
+
+    async def speech() -> AsyncIterator[np.ndarray]:
+        yield PCM
+        await has_words.wait()
+        yield PCM
+
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        async for event in client.transcribe_live(speech(), RATE):
+            texts.append(event.text)
+            if event.text:
+                has_words.set()
+        assert event.report is not None
+        assert event.report["finish_reason"] == "stop"
+        assert event.report["input_audio_s"] == pytest.approx(2 * len(PCM) / RATE)
+
+
+async def open_session(client: SpeechClient) -> tuple[AsyncIterator[SpeechEvent], str, PartStream]:
+    events = client.transcribe_live(silence(), RATE)
+    return events, (await anext(events)).session, client.parts()
+
+
+async def silence() -> AsyncIterator[np.ndarray]:
+    await asyncio.Event().wait()
+    yield PCM
+
+
+async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheckpoint) -> None:
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        whole = await heard(client.transcribe((PCM, RATE)))
+        events, session, parts = await open_session(client)
+        bad = PCM[:2000].copy()
+        bad[7] = np.nan
+        with pytest.raises(RequestRefused, match=r"session\.part: expected 0, the number of the next part, got 1"):
+            await client.parts().write_audio(session, 1, (PCM[:9], RATE), False)
+        async with parts:
+            await parts.write_audio(session, 0, (PCM[:30_000], RATE), False)
+            for pcm, rate, number, message in (
+                (bad, RATE, 1, "pcm_in: expected finite samples"),
+                (PCM, 16_000, 1, "sample_rate: expected 24000, as the session began, got 16000"),
+                (PCM, RATE, 0, "session.part: expected 1, the number of the next part, got 0"),
+                (PCM, RATE, 5, "session.part: expected 1, the number of the next part, got 5"),
+            ):
+                with pytest.raises(RequestRefused, match=message):
+                    await parts.write_audio(session, number, (pcm, rate), False)
+            with pytest.raises(RequestRefused, match=r"session\.id: expected the id of an open session"):
+                await parts.write_audio("nobody", 0, (PCM, RATE), False)
+            await parts.write_audio(session, 1, (PCM[30_000:], RATE), True)
+        assert await heard(events) == whole
+        with pytest.raises(RequestRefused, match=r"options.live|pcm_in: expected no value with options.live"):
+            [event async for event in client.transcribe((PCM, RATE), live=True)]
+
+
+def hearing_pid(server: Server) -> int:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        words = path.read_bytes().split(b"\0") if path.exists() else []
+        if b"stretto.preprocessing.hearing_worker" in words and str(server.repository).encode() in b" ".join(words):
+            return int(path.parent.name)
+    raise AssertionError("there is no hearing process")
+
+
+async def test_without_the_hearing_process_only_its_sessions_end(served: ServedCheckpoint) -> None:
+    """They end as unavailable; a recording goes on, and new sessions get the next process."""
+    has_words = asyncio.Event()
+
+    async def speech() -> AsyncIterator[np.ndarray]:
+        yield PCM
+        await has_words.wait()
+        os.kill(hearing_pid(served.server), signal.SIGKILL)
+        while True:
+            yield PCM[:1920]
+            await asyncio.sleep(0.02)
+
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        whole = await heard(client.transcribe((PCM, RATE)))
+        recording = asyncio.ensure_future(heard(client.transcribe((np.tile(PCM, 20), RATE))))
+
+        async def listen() -> None:
+            async for event in client.transcribe_live(speech(), RATE):
+                if event.text:
+                    has_words.set()
+
+        with pytest.raises(ServerUnavailable, match="the process that encodes live audio has ended; try again"):
+            await listen()
+        assert (await recording)[0]
+        assert await heard(client.transcribe_live(spoken(PCM, [5000]), RATE)) == whole

@@ -1,0 +1,135 @@
+"""Live sessions of the language model: parts in order, once each, with receipts, and an end with an error."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import numpy as np
+import pytest
+
+from stretto.errors import Closing, InvalidRequest, StrettoError
+from stretto.records.chunk import Chunk, FlowAddress, LMChunk
+from stretto.records.prompt import AudioPart, Prompt
+from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.layout import Segment
+from stretto.testing.checkpoints import make_prompt
+from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSessions
+from stretto.triton_io.tensors import Seal, check_session
+from tests.small_vocabularies import KYUTAI_STT
+
+SEAL = Seal(bytes(32))
+FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
+WIDTH = len(KYUTAI_STT.track_streams)
+
+
+class Model:
+    """Fake model whose reply ends with the audio."""
+
+    family = KYUTAI_STT
+
+    def __init__(self) -> None:
+        self.frames: list[list[int]] = []
+        self.is_listening, self.max_ahead = False, 0
+        self.is_complete = asyncio.Event()
+        self.failure: StrettoError | None = None
+
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        self.is_listening = True
+        yield LMChunk(Chunk(0, Segment.TEXT, "a"), None)
+        await self.is_complete.wait()
+        if self.failure is not None:
+            raise self.failure
+        yield LMChunk(Chunk(1, Segment.TEXT, " word", is_final=True), None)
+
+    async def write_frames(
+        self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
+    ) -> tuple[int, int]:
+        assert self.is_listening, "frames are written before the reply begins"
+        assert request_id == "u"
+        self.frames += frames.tolist()
+        self.max_ahead = max_ahead
+        if is_last:
+            self.is_complete.set()
+        return len(self.frames), 3
+
+    def end_session(self, request_id: str, failure: StrettoError) -> None:
+        self.failure = failure
+        self.is_complete.set()
+
+
+class Session:
+    """One session with a reader of its chunks."""
+
+    def __init__(self) -> None:
+        self.model = Model()
+        self.sessions = LiveSessions(self.model, SEAL)
+        self.chunks: list[Chunk] = []
+
+    async def begin(self) -> None:
+        prompt = make_prompt(KYUTAI_STT, 1, "asr")
+        self.stream = self.sessions.follow(prompt, "u", FLOW, Pacer(ChunkPolicy()))
+        self.chunks = [(await anext(self.stream)).chunk, (await anext(self.stream)).chunk]
+        self.name = self.chunks[0].session
+
+    async def rest(self) -> None:
+        self.chunks += [item.chunk async for item in self.stream]
+
+    def part(self, number: int, num_frames: int = 1, is_last: bool = False, lost: str = "") -> AudioPart:
+        frames = np.full((num_frames, WIDTH), number, np.int32).tobytes()
+        return AudioPart(self.name, number, frames, is_last, 0.08, lost)
+
+
+@pytest.fixture
+async def session() -> Session:
+    made = Session()
+    await made.begin()
+    return made
+
+
+async def test_parts_reach_the_model_in_order_and_have_receipts(session: Session) -> None:
+    check_session(session.name, SEAL)
+    receipt = await session.sessions.write(session.part(0, 2))
+    assert (receipt.receipt, receipt.frames, receipt.lag_frames) == (0, 2, 3)
+    assert session.model.max_ahead == MAX_AHEAD_S * KYUTAI_STT.frame_rate
+    early = asyncio.ensure_future(session.sessions.write(session.part(2, 1, is_last=True)))
+    await asyncio.sleep(0)
+    assert not early.done(), "a part that overtook another one waits"
+    await session.sessions.write(session.part(1, 0))
+    assert (await early).frames == 3
+    assert session.model.frames == [[0] * WIDTH, [0] * WIDTH, [2] * WIDTH]
+    await session.rest()
+    assert [chunk.index for chunk in session.chunks] == [0, 1, 2]
+    assert "".join(chunk.text for chunk in session.chunks) == "a word"
+    with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
+        await session.sessions.write(session.part(3))
+
+
+async def test_a_part_is_taken_once(session: Session) -> None:
+    await session.sessions.write(session.part(0))
+    with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the number of the next part, got 0"):
+        await session.sessions.write(session.part(0))
+    await session.sessions.write(session.part(1, is_last=True))
+    with pytest.raises(InvalidRequest, match="session: expected no further part, as the audio is complete, got part 2"):
+        await session.sessions.write(session.part(2))
+    with pytest.raises(InvalidRequest, match="no further part, as the audio is complete"):
+        await session.sessions.write(session.part(3, lost="gone; try again"))
+    await session.rest()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bool) -> None:
+    """Without earlier parts, or after the last one, nothing is lost."""
+    with pytest.raises(InvalidRequest, match=r"session\.part: expected 0, the number of the next part, got 4"):
+        await session.sessions.write(session.part(4, lost="gone; try again"))
+    number = 0 if is_first else 4
+    if not is_first:
+        await session.sessions.write(session.part(0))
+    with pytest.raises(Closing, match="gone; try again"):
+        await session.sessions.write(session.part(number, lost="gone; try again"))
+    with pytest.raises(Closing, match="gone; try again"):
+        await session.rest()
+
+
+@pytest.mark.parametrize("name", ["", "nobody", "A" * 43, "é", "A" * 43 + "="])
+def test_other_names_are_nobody_s(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
+        check_session(name, SEAL)
