@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack
 
+from numpy.typing import NDArray
+
 from stretto_client import (
     ClientError,
     ModelProfile,
@@ -71,6 +73,12 @@ class RoutedClient:
     def transcribe(self, audio: Audio, /, **options: Unpack[TaskOptions]) -> Speech:
         """Transcribe a recording like SpeechClient."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
+
+    def transcribe_live(
+        self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, /, **options: Unpack[TaskOptions]
+    ) -> Speech:
+        """Transcribe live audio like SpeechClient. It stays on one server."""
+        return self._routed("", lambda client: client.transcribe_live(pieces, sample_rate, **options), attempts=1)
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
         """Answer a conversation like SpeechClient. Its turns use the same server as long as that has capacity."""

@@ -255,6 +255,18 @@ class InputBuffer:
         """Number of samples that a client may commit: with turn detection, none before speech begins."""
         return self.num_samples if self._detector is None or self._detector.has_begun else 0
 
+    @property
+    def settled(self) -> int:
+        """Position up to which the received samples belong to the turn in progress, if there is one."""
+        if self._detector is None:
+            return self.end
+        return self._detector.processed if self._detector.has_begun else self._start
+
+    def since(self, first: int, until: int) -> bytes:
+        """Return the buffered samples from position `first` in the received samples to `until`."""
+        begin, end = (SAMPLE_BYTES * max(0, at - self._start) for at in (first, until))
+        return bytes(self._pcm[begin:end])
+
     def add(self, pcm: bytes) -> None:
         """Append samples. All complete windows must be processed before the next call.
 

@@ -50,6 +50,7 @@ class Session:
         self._settings: Settings = RealtimeSettings(model=model)
         self._next_id = new_id("item")  # id of the next item of the user
         self._last_id: str | None = None  # id of the item before it
+        self._is_live, self._heard = False, 0  # True if turns are transcribed live; number of samples sent for that
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -88,6 +89,7 @@ class Session:
     def close(self) -> None:
         """Discard the audio and the conversation."""
         self._input.pop_turn()
+        self._transcriber.drop()
         self._talk.close()
 
     async def _update(self, event: client.SessionUpdate) -> None:
@@ -103,6 +105,7 @@ class Session:
         await self._channel.send("session.updated", session=self._record(), **ignoring(change.ignored))
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
+        self._is_live = profile.reads_live_audio and settings.audio.input.transcription is not None
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
         self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
         self._settings = settings
@@ -115,14 +118,22 @@ class Session:
         while self._input.has_window:
             await self._gateway.windows.turn()
             edge = self._input.process_window()
-            if edge is None:
-                continue
             try:
-                await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
+                if edge is not None:
+                    await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
+                self._hear(self._input.settled)
             except ApiError as error:  # continue with the remaining samples
                 await self._channel.send_error(error, event.event_id)
+        self._hear(self._input.settled)
+
+    def _hear(self, until: int) -> None:
+        """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio."""
+        if self._is_live and until > self._heard:
+            pcm, self._heard = self._input.since(self._heard, until), until
+            self._transcriber.hear(self._next_id, pcm, self._tasks)
 
     async def _start_turn(self, edge: Edge) -> None:
+        self._heard = edge.sample
         place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_started", **place)
         if self._input.vad is not None and self._input.vad.interrupt_response:
@@ -131,6 +142,7 @@ class Session:
     async def _end_turn(self, edge: Edge) -> None:
         place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_stopped", **place)
+        self._hear(edge.sample)
         await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
@@ -141,6 +153,7 @@ class Session:
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
+        self._hear(self._input.end)
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
@@ -156,6 +169,7 @@ class Session:
 
     async def _clear(self, _: client.ClientEvent) -> None:
         self._input.pop_turn()
+        self._transcriber.drop()
         await self._channel.send("input_audio_buffer.cleared")
 
     async def _create_item(self, event: client.ItemCreate) -> None:

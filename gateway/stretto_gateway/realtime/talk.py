@@ -1,11 +1,15 @@
 """Conversation of a realtime session: its items, their transcripts, and at most one reply at a time."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from copy import copy
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_client import Speech
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.chat import given
@@ -25,16 +29,80 @@ MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
 
 
+class LiveTurn:
+    """Audio of a turn that is transcribed while the user speaks.
+
+    Args:
+        item: Item of the turn, which has its samples once it is committed.
+    """
+
+    def __init__(self, item: Item):
+        self.item, self.num_bytes = item, 0
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, pcm: bytes) -> None:
+        """Append samples, pcm16 at 24 kHz; none end the turn."""
+        self._pieces.put_nowait(pcm)
+        self.num_bytes += len(pcm)
+
+    async def pieces(self) -> AsyncIterator[NDArray[Any]]:
+        """Yield the samples as they come, int16 [n]."""
+        while pcm := await self._pieces.get():
+            yield np.frombuffer(pcm, "<i2")
+
+
 class Transcriber:
-    """Background transcription of items, which sends an event for each piece of text."""
+    """Background transcription of items, which sends an event for each piece of text.
+
+    With a model that reads live audio, the transcription of a turn begins with its first samples (`hear`).
+    """
 
     def __init__(self, gateway: Gateway, channel: Channel):
         self._gateway, self._channel = gateway, channel
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
+        self._live: LiveTurn | None = None
+
+    def hear(self, item_id: str, pcm: bytes, tasks: asyncio.TaskGroup) -> None:
+        """Transcribe the next samples of the turn in progress, which will be item `item_id`.
+
+        Args:
+            item_id: Id of the item.
+            pcm: Samples, pcm16 at 24 kHz.
+            tasks: Tasks of the session.
+
+        Raises:
+            ApiError: The memory limit is exceeded.
+        """
+        if not pcm or (self._live is None and len(self._running) >= MAX_WAITING):
+            return
+        held = self._gateway.sessions.held
+        held.add(len(pcm))
+        if self._live is None:
+            live = self._live = LiveTurn(Item("user", [Part("input_audio", None)], item_id))
+            live.task = tasks.create_task(self._run(live.item, live))
+            self._running.add(live.task)
+            live.task.add_done_callback(self._running.discard)
+            live.task.add_done_callback(lambda _: held.remove(live.num_bytes))
+        if self._live.task is None or self._live.task.done():
+            held.remove(len(pcm))  # the transcription has failed, and has been reported
+            return
+        self._live.add(pcm)
+
+    def drop(self) -> None:
+        """Cancel the transcription of the turn in progress, whose samples were discarded."""
+        live, self._live = self._live, None
+        if live is not None and live.task is not None:
+            live.task.cancel()
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
         """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.item.parts = item.parts  # which get the transcript
+            live.add(b"")
+            return
         if len(self._running) >= MAX_WAITING:
             error = ApiError(
                 429,
@@ -55,19 +123,24 @@ class Transcriber:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _run(self, item: Item) -> None:
+    async def _run(self, item: Item, live: LiveTurn | None = None) -> None:
         try:
             async with self._turn:
-                await self._write(item)
+                await self._write(item, live)
         except ApiError as error:
             await self._fail(item, error)
 
-    async def _write(self, item: Item) -> None:
+    async def _write(self, item: Item, live: LiveTurn | None) -> None:
         task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.admission.slot():
-            stream = self._gateway.client.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
+            speech = self._gateway.client
+            stream: Speech = (
+                speech.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
+                if live is None
+                else speech.transcribe_live(live.pieces(), DEFAULT_RATE)
+            )
             async with aclosing(text_events(stream, {}, trace)) as events:
                 async for event in events:
                     report = event.report or report
