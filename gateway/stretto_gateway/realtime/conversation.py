@@ -53,7 +53,7 @@ class Item:
         codes: Codes [S, T] of a spoken reply, in pieces.
         words: Words of a spoken reply with their times.
         num_samples: Number of samples sent to the client.
-        heard_samples: Number of samples that the user has heard; None for all.
+        heard_samples: Number of samples that were played to the user; None for all.
         num_bytes: Accounted memory, once the item is in a conversation.
     """
 
@@ -74,7 +74,7 @@ class Item:
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
 
     def cut(self, num_samples: int) -> None:
-        """Truncate a spoken reply to its first `num_samples` samples, because the user heard only these."""
+        """Truncate a spoken reply to its first `num_samples` samples, because only these were played."""
         self.heard_samples = None if num_samples >= self.num_samples else num_samples
 
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
