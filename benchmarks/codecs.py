@@ -4,7 +4,8 @@
     python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed
     python -m benchmarks.codecs dac --checkpoint <dir>   # one with its published weights: its errors
     python -m benchmarks.codecs --long 600               # exactness of ten minutes in one stream
-    python -m benchmarks.codecs --blocks 4 --wide        # a codec that decodes in blocks: their costs and deviation
+    python -m benchmarks.codecs --blocks 4 --wide        # GLM-4-Voice's decoder in blocks: costs and deviation
+    python -m benchmarks.codecs s3gen --blocks 4         # Chatterbox's; s3gen_meanflow: that of Turbo and Nano
 
 Prints two Markdown tables (other ones with `--long` and `--blocks`) and one line of JSON. Contexts and exactness depend
 on strides and kernels only. The error of less context depends on the weights, so a trained codec's errors may differ
@@ -17,7 +18,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,11 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.decoder import chunks_of, make_codec, random_codes, stream
-from stretto.codecs.base import Codec, Window, load_codec
-from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
+from stretto.codecs import glm4_voice, s3gen
+from stretto.codecs.base import Blocks, Codec, Window, load_codec
+from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.glm4_voice import Glm4VoiceCodec
+from stretto.codecs.recorded_voices import Voice
+from stretto.codecs.s3gen import S3GenCodec, S3GenConfig
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.plugins import CODECS, names
 
@@ -175,15 +181,57 @@ def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator
             yield name, "published" if name == "tiny" else kind, make_codec(name, "cpu", not is_wide)
 
 
-def spans_of(codec: Glm4VoiceCodec, number: int) -> list[tuple[int, int]]:
+BlockCodec = Glm4VoiceCodec | S3GenCodec
+S3GEN = ("s3gen", "s3gen_meanflow")
+S3GEN_BLOCKS, VOICE_TOKENS = (28, 50, 100), 150  # a voice of 6 s
+
+
+def blocks_in(codec: BlockCodec) -> Blocks:
+    """Return the streaming mode of a codec that decodes in blocks."""
+    assert isinstance(codec.spec.streaming, Blocks)
+    return codec.spec.streaming
+
+
+def block_codec(arguments: argparse.Namespace) -> BlockCodec:
+    """Return the codec that decodes in blocks which the command line names."""
+    name = (arguments.codecs or ["glm4_voice"])[0]
+    if name not in S3GEN:
+        with tempfile.TemporaryDirectory() as folder:
+            weights = arguments.checkpoint or write_glm4_voice(Path(folder), is_narrow=not arguments.wide)
+            return glm4_voice.load(weights)
+    if arguments.checkpoint is None:
+        return random_s3gen_codec(name == "s3gen_meanflow", arguments.wide)
+    whole = s3gen.load(arguments.checkpoint)
+    codec = S3GenCodec(whole.config, S3GEN_BLOCKS)
+    codec.load_state_dict(whole.state_dict())
+    return codec.eval().requires_grad_(False)
+
+
+def random_s3gen_codec(is_meanflow: bool, is_wide: bool) -> S3GenCodec:
+    """Return S3Gen in blocks with random weights and one random voice."""
+    shape = random_s3gen.WIDE if is_wide else random_s3gen.NARROW
+    shape = replace(shape, estimator=replace(shape.estimator, is_meanflow=is_meanflow))
+    drawn = multiply_weight_norm_out(random_s3gen.tensors(shape))
+    plain = {name: each for name, each in drawn.items() if not name.startswith(("tokenizer.", "speaker_encoder."))}
+    config = S3GenConfig.from_shapes({name: tuple(each.shape) for name, each in plain.items()})
+    codec, heard = (
+        S3GenCodec(replace(config, voices=(VOICE_TOKENS,)), S3GEN_BLOCKS),
+        random_s3gen.conditions(1, VOICE_TOKENS),
+    )
+    parts = {"tokens": heard["prompt_token"][0], "mel": heard["prompt_feat"][0].T, "speaker": heard["embedding"][0]}
+    codec.load_state_dict(plain | {f"voices.0.{name}": each for name, each in parts.items()})
+    return codec.eval().requires_grad_(False)
+
+
+def spans_of(codec: BlockCodec, number: int) -> list[tuple[int, int]]:
     """Return the first and last frame of each of the first blocks of an utterance."""
     borders = [0]
     for _ in range(number):
-        borders.append(borders[-1] + codec.blocks.size_after(borders[-1]))
+        borders.append(borders[-1] + blocks_in(codec).size_after(borders[-1]))
     return list(pairwise(borders))
 
 
-def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
+def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
     """Return the windows of the first blocks of an utterance."""
     spans = spans_of(codec, number)
     codes, windower = random_codes(codec, 1, spans[-1][1])[0].numpy(), Windower(codec.spec)
@@ -191,9 +239,9 @@ def blocks_of(codec: Glm4VoiceCodec, number: int) -> list[FrameWindow]:
     return [window for window in pushed if window is not None]
 
 
-def cost(codec: Glm4VoiceCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
+def cost(codec: BlockCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
     """Return input tokens, new tokens, processor seconds, and processor seconds and GFLOP per second of audio."""
-    size = codec.blocks.size_after(window.left + codec.blocks.right if window.left else 0)
+    size = blocks_in(codec).size_after(window.left + blocks_in(codec).right if window.left else 0)
     codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
     batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
     with FlopCounterMode(display=False) as counted:
@@ -202,16 +250,29 @@ def cost(codec: Glm4VoiceCodec, window: FrameWindow) -> tuple[int, int, float, f
     return window.codes.shape[1], size, spent, spent / duration, counted.get_total_flops() / 1e9 / duration
 
 
-def one_decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+def one_decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Return mel [1, M, n] and samples [1, m] of codes [1, 1, T] decoded as a single block."""
-    whole = Glm4VoiceCodec(codec.config, (codes.shape[2] + 1,), codes.shape[2] + 64)
+    sizes, history = (codes.shape[2] + 1,), codes.shape[2] + 64
+    whole = S3GenCodec(codec.config) if isinstance(codec, S3GenCodec) else Glm4VoiceCodec(codec.config, sizes, history)
     whole.load_state_dict(codec.state_dict())
     return decode(whole.eval().requires_grad_(False), codes)
 
 
-def decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
+def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the vocoder's input for codes [1, 1, T], a mel with each frame once, and the samples."""
     mels: list[Tensor] = []
+    if isinstance(codec, S3GenCodec):
+        make = codec.mel
+
+        def making(codes: Tensor, voice: Voice, known: Tensor | None = None, start: int = 0, ahead: int = 0) -> Tensor:
+            made = make(codes, voice, known, start, ahead)
+            mels.append(made[..., 0 if known is None else known.shape[2] :])
+            return made
+
+        codec.mel = making  # type: ignore[method-assign]
+        pcm = stream(codec, codes, [codes.shape[2]])
+        codec.mel = make  # type: ignore[method-assign]
+        return torch.cat(mels, 2), pcm
     voice = codec.hift.source
 
     def recording(mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
@@ -224,7 +285,7 @@ def decode(codec: Glm4VoiceCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(mels, 2), pcm
 
 
-def differences(codec: Glm4VoiceCodec, frames: int) -> tuple[float, float]:
+def differences(codec: BlockCodec, frames: int) -> tuple[float, float]:
     """Return the differences of blocks from one decode: of the mel and of the samples, both relative."""
     codes = random_codes(codec, 1, frames)
     (mel, pcm), (whole_mel, whole_pcm) = decode(codec, codes), one_decode(codec, codes)
@@ -233,7 +294,7 @@ def differences(codec: Glm4VoiceCodec, frames: int) -> tuple[float, float]:
     return float(of_mel), float(of_pcm)
 
 
-def print_blocks(codec: Glm4VoiceCodec, arguments: argparse.Namespace) -> None:
+def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
     """Print the costs of blocks, and the deviation of utterances decoded in blocks from one decode."""
     costs = [cost(codec, window) for window in blocks_of(codec, arguments.blocks)]
     print("| tokens read | of them new | s of a core | for a second of audio | GFLOP |\n|---|---|---|---|---|")
@@ -256,14 +317,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
     parser.add_argument("--batch", type=int, default=4, help="utterances")
     parser.add_argument("--long", type=float, metavar="SECONDS", help="length of one utterance, for the third table")
-    parser.add_argument("--blocks", type=int, help="number of timed blocks of GLM-4-Voice's decoder")
+    parser.add_argument("--blocks", type=int, help="number of timed blocks of a codec that decodes in blocks")
     parser.add_argument("--lengths", type=int, nargs="*", default=[60, 175], help="frames to compare, with --blocks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.blocks is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            weights = arguments.checkpoint or write_glm4_voice(Path(folder), is_narrow=not arguments.wide)
-            print_blocks(load(weights), arguments)
+        print_blocks(block_codec(arguments), arguments)
         return
     measured = codecs(arguments.codecs or known, arguments.checkpoint, arguments.wide)
     if arguments.long is not None:

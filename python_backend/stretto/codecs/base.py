@@ -128,7 +128,7 @@ class CodecSpec:
             of one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
             looks ahead, so a window without right context is the end of the utterance. Negative if samples follow the
-            last frame.
+            last frame. If it is a whole frame, the last frame is not played unless it is the only one.
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
         num_voices: Number of voices, if codes alone do not define the voice. The first number of an utterance's state
             is then the index of its voice.
@@ -189,7 +189,9 @@ class CodecSpec:
     @property
     def min_right_frames(self) -> int:
         """Minimum right context that can be configured, in frames."""
-        return self.streaming.right if isinstance(self.streaming, Blocks) else int(self.tail_samples > 0)
+        if isinstance(self.streaming, Windowed | Stateful):
+            return int(self.tail_samples > 0)
+        return self.streaming.right
 
     def complete(self, frames: int) -> int:
         """Return how many of the first `frames` frames can already be decoded or used as right context."""
@@ -210,7 +212,8 @@ class CodecSpec:
             frames: Number of frames in the window, without context.
             right: Number of right-context frames that follow; 0 at the end of the utterance.
         """
-        return frames * self.samples_per_frame - (self.tail_samples if right == 0 else 0)
+        samples = frames * self.samples_per_frame
+        return samples if right or samples == self.tail_samples else samples - self.tail_samples
 
     def with_codebooks(self, number: int) -> "CodecSpec":
         """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer.

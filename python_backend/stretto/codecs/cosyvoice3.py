@@ -32,16 +32,13 @@ from stretto.codecs.cosyvoice.dit import NUM_WAVES, Dit, DitShape
 from stretto.codecs.cosyvoice.flow import Matching, VocoderShape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, RecordedVoiceCodec, Voice, VoiceTable
 from stretto.codecs.s3gen import (
     AHEAD,
-    FRAMES_PER_TOKEN,
     GUIDANCE,
     HEAD_WIDTH,
     LookAhead,
-    RecordedVoiceCodec,
     Shapes,
-    Voice,
-    VoiceTable,
     count,
     shape_of,
     vocoder_shape,

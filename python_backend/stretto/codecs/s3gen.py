@@ -7,7 +7,12 @@ result equals that of the authors' `S3Token2Wav.inference` except for the noise,
 position. Ids that are not codes do not occur. No watermark is added.
 
 The decoder of Chatterbox Turbo and Nano (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
-tokens of silence to each utterance, so samples follow the last token.
+tokens of silence to each utterance, so samples follow the last token. Those of Multilingual drop the samples of the
+last token (`leaves_out_last` in config.json of the codec).
+
+With `blocks` in that file, a list of numbers of tokens, the codec streams: each block is decoded once its tokens are
+there, given the voice, at most `history` previous tokens and the mel that was made of them. The mel then differs from
+that of one decode. The vocoder runs as over the mel of all blocks at once, with its phase carried from block to block.
 
 `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
 shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
@@ -23,17 +28,17 @@ MIT, in parts Apache-2.0).
 
 import itertools
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.base import CodecSpec, Whole, Window
+from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
 from stretto.codecs.cosyvoice.flow import (
     EncoderLayer,
     EncoderShape,
@@ -46,12 +51,14 @@ from stretto.codecs.cosyvoice.flow import (
     noise_tables,
     wave_of_distances,
 )
-from stretto.codecs.cosyvoice.vocoder import Vocoder
+from stretto.codecs.cosyvoice.vocoder import MEL_KERNEL, PITCH_KERNEL, PITCH_LAYERS, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, RecordedVoiceCodec, Voice, VoiceTable
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
-SAMPLE_RATE, FRAMES_PER_TOKEN = 24_000, 2
+SAMPLE_RATE = 24_000
 GUIDANCE = 0.7
 MIXER = "time_embed_mixer.weight"  # tensor of the estimator that only a mean flow has
 HEAD_WIDTH = 64  # head width of the estimator's attention
@@ -62,6 +69,7 @@ RESIDUAL_KERNELS, SOURCE_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
 FOURIER, HOP, SLOPE, LIMIT = 16, 4, 0.1, 0.99
 
 Shapes = Mapping[str, tuple[int, ...]]
+MAX_WIDTH, MAX_MELS = 1 << 15, 512  # far above published ones: 6561 codes, 80 mels
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,8 @@ class S3GenConfig:
         codebook_size, _ = shape_of(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = shape_of(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
+        if mels > MAX_MELS:
+            raise CheckpointError(f"flow.spk_embed_affine_layer.weight: expected at most {MAX_MELS} mels, got {mels}")
         return cls(
             codebook_size=codebook_size,
             mels=mels,
@@ -107,7 +117,10 @@ def _encoder(shapes: Shapes) -> EncoderShape:
 
 def _estimator(shapes: Shapes) -> EstimatorShape:
     root = "flow.decoder.estimator"
-    inner, width = shape_of(shapes, f"{root}.down_blocks.0.1.0.attn1.to_q.weight", 2)
+    name = f"{root}.down_blocks.0.1.0.attn1.to_q.weight"
+    inner, width = shape_of(shapes, name, 2)
+    if inner % HEAD_WIDTH:
+        raise CheckpointError(f"{name}: expected a multiple of {HEAD_WIDTH} rows, got {inner}")
     return EstimatorShape(
         channels=(width,),
         head_width=HEAD_WIDTH,
@@ -144,11 +157,18 @@ def count(names: Iterable[str], prefix: str) -> int:
 
 
 def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a tensor; raise CheckpointError if it is missing, or has other than `rank` dimensions."""
+    """Return the shape of a tensor that defines sizes.
+
+    Raises:
+        CheckpointError: It is missing, has other than `rank` dimensions, or one beyond [1, MAX_WIDTH]. A file can claim
+            any size for an empty tensor, and noise of that size would be drawn.
+    """
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
         got = "none" if shape is None else list(shape)
         raise CheckpointError(f"{name}: expected a tensor of {rank} dimensions, got {got}")
+    if not all(1 <= size <= MAX_WIDTH for size in shape):
+        raise CheckpointError(f"{name}: expected sizes in [1, {MAX_WIDTH}], got {list(shape)}")
     return shape
 
 
@@ -225,128 +245,57 @@ class Flow(nn.Module):
         return self.encoder_proj(self.encoder(self.input_embedding(tokens))).transpose(1, 2)
 
     def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor) -> Tensor:
-        """Return the mel frames of tokens, [B, M, 2 T].
+        """Return the mel frames of tokens, [B, M, n], n <= 2 T.
 
         Args:
             tokens: Tokens, [B, T].
-            noise: Initial value, [M, 2 T].
-            prompt: Known mel frames at the beginning, [B, M, n].
+            noise: Initial value, [M, n]. Tokens beyond its frames only influence those before them.
+            prompt: Known mel frames at the beginning, [B, M, k].
             speaker: x-vectors, [B, E].
         """
-        goal = self.goal(tokens)
+        goal = self.goal(tokens)[..., : noise.shape[1]]
         known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
         sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
         return self.decoder(noise.expand_as(goal), goal, sound, known)
 
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
+HISTORY = 250  # tokens before a block that it depends on, 10 s
+MAX_BLOCKS = 16  # sizes of blocks in config.json
+LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
 SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
 MOST_HEARD = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
 
 
-class Voice(nn.Module):
-    """Voice of the flow: tokens [n] and mel [M, 2 n] of a recording, and its x-vector [E]."""
+def frames_around(shape: VocoderShape) -> int:
+    """Return the number of mel frames on either side of a frame that its samples depend on, an even number.
 
-    tokens: Tensor
-    mel: Tensor
-    speaker: Tensor
-
-    def __init__(self, num_tokens: int, num_mels: int, speaker: int) -> None:
-        super().__init__()
-        self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int64))
-        self.register_buffer("mel", torch.zeros(num_mels, FRAMES_PER_TOKEN * num_tokens))
-        self.register_buffer("speaker", torch.zeros(speaker))
-
-
-@dataclass(slots=True)
-class VoiceTable:
-    """Voices of recordings by number.
-
-    Attributes:
-        first: Smallest number.
-        num_codes: Number of different codes.
-        num_mels: Number of mel bins.
-        speaker: Width of an x-vector.
-        most: Maximum number of tokens of a voice.
-        step: The number of tokens is a multiple of it.
-        voices: The voices.
+    Frames further away matter only through phases.
     """
 
-    first: int
-    num_codes: int
-    num_mels: int
-    speaker: int
-    most: int
-    step: int = 1
-    voices: dict[int, Voice] = field(default_factory=dict)
+    def reach(residual: tuple[int, tuple[int, ...]]) -> int:
+        kernel, dilations = residual
+        return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
 
-    def add(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, device: torch.device) -> int:
-        """Add the voice of a recording, and return its number.
-
-        Args:
-            tokens: Tokens of the recording, int32 [n].
-            mel: Its mel spectrogram, float32 [2 n, M].
-            x_vector: x-vector of the speaker, float32 [E].
-            device: Device of the codec.
-
-        Raises:
-            InvalidRequest: If sizes or values do not match the codec.
-        """
-        size, within = len(tokens), range(self.step, self.most + 1, self.step)
-        if size not in within:
-            sizes = f"1 to {self.most}" if self.step == 1 else f"{self.step}, {2 * self.step}, … {within[-1]}"
-            raise InvalidRequest("chunk.sound.tokens", f"{sizes} codes", f"{size} codes")
-        if not 0 <= tokens.min() <= tokens.max() < self.num_codes:
-            got = f"[{tokens.min()}, {tokens.max()}]"
-            raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {self.num_codes})", got)
-        for name, values, shape in (
-            ("mel", mel, (FRAMES_PER_TOKEN * size, self.num_mels)),
-            ("x_vector", x_vector, (self.speaker,)),
-        ):
-            if values.shape != shape:
-                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
-            if not np.isfinite(values).all():
-                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
-        voice = Voice(size, self.num_mels, self.speaker)
-        voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
-        voice.mel.copy_(torch.from_numpy(mel.T.copy()))
-        voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
-        number = next(each for each in itertools.count(self.first) if each not in self.voices)
-        self.voices[number] = voice.to(device)
-        return number
+    rates = list(itertools.accumulate(shape.rates, operator.mul))
+    rest, furthest = 0.5, 0.0  # the last convolution and the windows of the Fourier transform
+    for rate, kernel, residual in reversed(list(zip(rates, shape.kernels, shape.source_residuals, strict=True))):
+        rest += max(map(reach, shape.residuals)) / rate
+        furthest = max(furthest, PITCH_REACH + reach(residual) / rate + rest)  # by way of the source
+        rest += kernel / (2 * rate)
+    return 2 * math.ceil(max(furthest, MEL_KERNEL // 2 + rest) / 2)
 
 
-class RecordedVoiceCodec(nn.Module):
-    """Base of codecs that only decode, in voices of recordings among others.
-
-    Attributes:
-        spec: Constants of the codec.
-        noise: Noise of the flow, on the codec's device.
-    """
-
-    spec: CodecSpec
-    noise: Tensor
-    _recorded: VoiceTable
-
-    def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Raise InvalidRequest, because this codec only decodes."""
-        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
-
-    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
-        """Add the voice of a recording, and return its number; arguments and errors are those of `VoiceTable.add`."""
-        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
-
-    def remove_voice(self, number: int) -> None:
-        """Remove a voice that was added."""
-        del self._recorded.voices[number]
+PITCH_REACH = PITCH_LAYERS * (PITCH_KERNEL // 2)  # frames on either side that the pitch of a frame depends on
 
 
 class S3GenCodec(RecordedVoiceCodec):
-    """S3Gen, a codec that decodes whole utterances, one at a time.
+    """S3Gen, a codec that decodes utterances one at a time, whole or in blocks.
 
-    The state of an utterance is the number of its voice. Numbers below `num_voices` are those of the checkpoint's
-    voices; others are given to recordings by `add_voice`. Tensors are named as published; those of the voices are
+    The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` are those of
+    the checkpoint's voices; others are given to recordings by `add_voice`. With blocks, the phase of the vocoder's
+    fundamental in cycles follows, and the last mel frames. Tensors are named as published; those of the voices are
     added.
     """
 
@@ -354,7 +303,24 @@ class S3GenCodec(RecordedVoiceCodec):
     phases: Tensor
     fade: Tensor
 
-    def __init__(self, config: S3GenConfig) -> None:
+    def __init__(
+        self,
+        config: S3GenConfig,
+        blocks: tuple[int, ...] = (),
+        history: int = HISTORY,
+        leaves_out_last: bool = False,
+    ) -> None:
+        """Create the codec.
+
+        Args:
+            config: Sizes in the checkpoint.
+            blocks: Numbers of tokens per block, the last one repeated; empty to decode whole utterances.
+            history: Maximum number of tokens before a block that it depends on.
+            leaves_out_last: True if the samples of an utterance's last token are not played.
+
+        Raises:
+            ValueError: If blocks are too short, or longer than the history.
+        """
         super().__init__()
         self.config, shape = config, config.vocoder
         self.num_silent = NUM_SILENT if config.estimator.is_meanflow else 0
@@ -365,16 +331,20 @@ class S3GenCodec(RecordedVoiceCodec):
         self._recorded = VoiceTable(
             len(config.voices), config.codebook_size, config.mels, config.speaker, most=MOST_HEARD
         )
+        self.around = frames_around(shape)
+        num_unplayed = 1 if leaves_out_last else -self.num_silent
+        right = AHEAD + self.around // FRAMES_PER_TOKEN
         self.spec = CodecSpec(
             name="s3gen",
             sample_rate=shape.sample_rate,
             samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_codebooks=1,
             codebook_size=config.codebook_size,
-            streaming=Whole(LONGEST),
-            tail_samples=-self.num_silent * FRAMES_PER_TOKEN * shape.samples_per_mel,
+            streaming=Blocks(blocks, right, history) if blocks else Whole(LONGEST),
+            tail_samples=num_unplayed * FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_voices=len(config.voices),
         )
+        self.num_kept = max(FRAMES_PER_TOKEN * history, 2 * self.around + PITCH_REACH) if blocks else 0
         spoken = FRAMES_PER_TOKEN * (LONGEST + self.num_silent)
         heard = spoken + FRAMES_PER_TOKEN * max((MOST_HEARD, *config.voices))
         tables = noise_tables(config.mels, shape, heard, spoken)
@@ -385,37 +355,136 @@ class S3GenCodec(RecordedVoiceCodec):
             self.register_buffer(name, table, persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the index of the first voice, [B, 1], on the host, where it selects the voice's module."""
+        """Return zeros, [B, D], on the host; the first number selects a voice."""
+        if self.spec.blocks:
+            return torch.zeros(batch, 2 + self.config.mels * self.num_kept, dtype=torch.float64)
         return torch.zeros(batch, 1)
 
-    def _voice(self, number: int) -> nn.Module:
-        return self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
+    def _voice(self, number: int) -> Voice:
+        voice = self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
+        assert isinstance(voice, Voice)
+        return voice
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, n] of whole utterances, and the unchanged state."""
-        voices, codes = window.state[:, 0].int().tolist(), window.codes[:, 0].to(self.noise.device)
-        spoken = [self.speak(row, self._voice(voice)) for row, voice in zip(codes, voices, strict=True)]
-        return torch.stack(spoken), window.state
+        """Return the samples [B, n] of tokens [first, last), and the state after them."""
+        codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
+        for row, first, state in zip(codes, window.first.tolist(), window.state, strict=True):
+            pcm, after = self._spoken(row, int(first) - window.left, window, state)
+            spoken.append(pcm[: self.spec.num_samples(len(row) - window.left - window.right, window.right)])
+            states.append(after)
+        return torch.stack(spoken), torch.stack(states)
+
+    def _spoken(self, codes: Tensor, begin: int, window: Window, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples and the next state of one utterance in a window.
+
+        Args:
+            codes: Tokens of the window, [T].
+            begin: Index of the first of them in the utterance.
+            window: The window.
+            state: State of the utterance, [D].
+        """
+        voice, blocks = self._voice(int(state[0])), self.spec.streaming
+        if not isinstance(blocks, Blocks):
+            return self.speak(codes, voice), state
+        done, phase, parts = window.left + blocks.right if window.left else 0, float(state[1]), list[Tensor]()
+        mel = state[2:].to(voice.mel).view(1, self.config.mels, -1)
+        mel = mel[..., max(0, self.num_kept - FRAMES_PER_TOKEN * max(0, begin + done - AHEAD)) :]
+        while done + blocks.size_after(done) <= len(codes):
+            border = done + blocks.size_after(done)
+            mel = self._with_new_frames(mel, codes[:border], voice, done, begin, AHEAD)
+            end = FRAMES_PER_TOKEN * (begin + border - AHEAD)
+            pcm, phase = self._vocode(mel, end, self._num_spoken(begin + done), end - self.around, phase)
+            parts.append(pcm)
+            done, mel = border, mel[..., -self.num_kept :]
+        if window.right == 0:
+            codes = torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)])
+            mel = self._with_new_frames(mel, codes, voice, done, begin, 0)
+            end = FRAMES_PER_TOKEN * (begin + len(codes))
+            parts.append(self._vocode(mel, end, self._num_spoken(begin + done), end, phase)[0])
+        kept = F.pad(mel[..., -self.num_kept :], (max(0, self.num_kept - mel.shape[2]), 0))
+        numbers = torch.tensor([float(state[0]), phase], dtype=state.dtype)
+        return torch.cat(parts), torch.cat([numbers, kept.flatten().to(state)])
+
+    def _num_spoken(self, border: int) -> int:
+        """Return the number of mel frames whose samples were returned with the block that ends at `border`."""
+        return FRAMES_PER_TOKEN * (border - AHEAD) - self.around if border else 0
+
+    def _with_new_frames(self, mel: Tensor, codes: Tensor, voice: Voice, done: int, begin: int, ahead: int) -> Tensor:
+        """Return the mel [1, M, n] of an utterance up to its token T - `ahead`, given that of earlier blocks.
+
+        Args:
+            mel: Mel of the tokens before `done` - AHEAD; may lack the beginning.
+            codes: Tokens, [T].
+            voice: Voice of the utterance.
+            done: End of the last block in `codes`; 0 before the first block.
+            begin: Index of the first of `codes` in the utterance.
+            ahead: Number of tokens that only influence those before them.
+        """
+        blocks = self.spec.streaming
+        assert isinstance(blocks, Blocks)
+        start = blocks.first_needed(done)
+        num_known = FRAMES_PER_TOKEN * max(0, done - AHEAD - start)
+        known = mel[..., mel.shape[2] - num_known :]
+        return torch.cat([mel, self.mel(codes[start:], voice, known, begin + start, ahead)[..., num_known:]], 2)
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
         """Return the samples [n] of the tokens [T] of a whole utterance, and of the silence that follows them."""
         assert isinstance(voice, Voice)
-        codes = torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)])
-        mel = self.mel(codes, voice)
-        pcm = self.mel2wav(mel, self.source(mel))[0]
-        return torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
+        mel = self.mel(torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)]), voice)
+        return self._vocode(mel, mel.shape[2], 0, mel.shape[2], 0.0)[0]
 
-    def mel(self, codes: Tensor, voice: Voice) -> Tensor:
-        """Return the mel spectrogram [1, M, 2 T] of tokens [T]."""
-        tokens = torch.cat([voice.tokens, codes])
-        noise = self.noise[:, : FRAMES_PER_TOKEN * len(tokens)].to(voice.mel.dtype)
-        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None])[..., voice.mel.shape[1] :]
+    def mel(self, codes: Tensor, voice: Voice, known: Tensor | None = None, start: int = 0, ahead: int = 0) -> Tensor:
+        """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T].
 
-    def source(self, mel: Tensor) -> Tensor:
-        """Return the excitation [1, 1, n] for a mel spectrogram [1, M, T]."""
-        length = mel.shape[2] * self.config.vocoder.samples_per_mel
-        return self.mel2wav.source(mel, self.phases.to(mel.dtype), self.source_noise[:, :length].to(mel.dtype))
+        Args:
+            codes: Tokens `start` to `start` + T of an utterance.
+            voice: Voice of the utterance.
+            known: Mel of the first of them, [1, M, k]; None if there is none.
+            start: Index of the first token.
+            ahead: Number of tokens that only influence those before them.
+        """
+        tokens, heard = torch.cat([voice.tokens, codes]), voice.mel.shape[1]
+        begin = heard + FRAMES_PER_TOKEN * start
+        places = torch.arange(begin, begin + FRAMES_PER_TOKEN * (len(codes) - ahead), device=self.noise.device)
+        noise = torch.cat([self.noise[:, :heard], self.noise[:, places % self.noise.shape[1]]], 1).to(voice.mel.dtype)
+        prompt = voice.mel[None] if known is None else torch.cat([voice.mel[None], known], 2)
+        return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., heard:]
+
+    def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
+        """Return the samples [n] of mel frames [first, last), and the phase for the frames after them.
+
+        Args:
+            mel: Last mel frames before frame `end` of an utterance, [1, M, T].
+            end: Number of frames so far.
+            first: First frame to decode.
+            last: Frame after the last one to decode.
+            phase: Phase of the fundamental in cycles before frame `first` - `around`, or the utterance's first frame.
+        """
+        hop, start = self.config.vocoder.samples_per_mel, end - mel.shape[2]
+        begin = max(0, first - self.around)
+        known = max(0, begin - PITCH_REACH)
+        pitch = self.mel2wav.f0_predictor(mel[..., known - start :])[:, begin - known :]
+        source = self.source(pitch, begin, phase)
+        pcm = self.mel2wav(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
+        if first == 0:
+            pcm = torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
+        passed = pitch[0, : max(0, last - self.around) - begin].double().sum()
+        return pcm, (phase + float(passed) * hop / self.spec.sample_rate) % 1
+
+    def source(self, pitch: Tensor, begin: int = 0, phase: float = 0.0) -> Tensor:
+        """Return the excitation [1, 1, n] for the pitch [1, T] of frames in Hz.
+
+        Args:
+            pitch: Pitch of each frame.
+            begin: Index of the first frame in the utterance.
+            phase: Phase of the fundamental in cycles before it.
+        """
+        hop, sines = self.config.vocoder.samples_per_mel, self.mel2wav.m_source
+        places = torch.arange(begin * hop, (begin + pitch.shape[1]) * hop, device=self.noise.device)
+        noise = self.source_noise[:, places % self.source_noise.shape[1]].to(pitch.dtype)
+        phases = self.phases + 2 * math.pi * (phase * sines.multiples.double() % 1)
+        return sines(pitch.repeat_interleave(hop, 1), phases.to(pitch.dtype), noise)
 
 
 def load(directory: Path, device: str = "cpu") -> S3GenCodec:
@@ -423,10 +492,39 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
 
     Raise CheckpointError if files or tensors are missing or do not match.
     """
-    path = directory / "codec" / "model.safetensors"
+    folder = directory / "codec"
+    path = folder / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
-    codec = S3GenCodec(S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+    config = S3GenConfig.from_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    codec = S3GenCodec(config, *read_options(folder / "config.json"))
     load_strictly(codec, tensors, path)
     if not codec.config.voices:
         raise CheckpointError(f"{path}: expected at least one voice, got none")
     return codec.eval().requires_grad_(False).to(device)
+
+
+def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:
+    """Return the sizes of blocks, the history and `leaves_out_last` in a codec's config.json; defaults without a file.
+
+    Raises:
+        CheckpointError: If a value is invalid; the message names it.
+    """
+    record = json_object(path) if path.exists() else {}
+    sizes, history = record.get("blocks", []), record.get("history", HISTORY)
+    leaves_out_last = record.get(LEAVES_OUT_LAST, False)
+    if not isinstance(leaves_out_last, bool):
+        raise CheckpointError(f"{path}: {LEAVES_OUT_LAST}: expected true or false, got {shown(leaves_out_last)}")
+    if not isinstance(sizes, list) or len(sizes) > MAX_BLOCKS or not all(map(_is_length, sizes)):
+        expected = f"at most {MAX_BLOCKS} numbers of tokens in [1, {LONGEST}]"
+        raise CheckpointError(f"{path}: blocks: expected {expected}, got {shown(sizes)}")
+    if not _is_length(history):
+        raise CheckpointError(f"{path}: history: expected a number of tokens in [1, {LONGEST}], got {shown(history)}")
+    right = AHEAD + frames_around(vocoder_shape(1, 1)) // FRAMES_PER_TOKEN
+    if sizes and (min(sizes) <= right or history <= sum(sizes[:-1])):
+        expected = f"blocks of more than {right} tokens, of which all but the last fit into the history of {history}"
+        raise CheckpointError(f"{path}: blocks: expected {expected}, got {sizes}")
+    return tuple(sizes), history, leaves_out_last
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LONGEST

@@ -1,0 +1,110 @@
+"""Voices of recordings in the codecs of Chatterbox and CosyVoice 3."""
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec
+from stretto.errors import InvalidRequest
+
+FRAMES_PER_TOKEN = 2  # mel frames
+
+
+class Voice(nn.Module):
+    """Voice of the flow: tokens [n] and mel [M, 2 n] of a recording, and its x-vector [E]."""
+
+    tokens: Tensor
+    mel: Tensor
+    speaker: Tensor
+
+    def __init__(self, num_tokens: int, num_mels: int, speaker: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int64))
+        self.register_buffer("mel", torch.zeros(num_mels, FRAMES_PER_TOKEN * num_tokens))
+        self.register_buffer("speaker", torch.zeros(speaker))
+
+
+@dataclass(slots=True)
+class VoiceTable:
+    """Voices of recordings by number.
+
+    Attributes:
+        first: Smallest number.
+        num_codes: Number of different codes.
+        num_mels: Number of mel bins.
+        speaker: Width of an x-vector.
+        most: Maximum number of tokens of a voice.
+        step: The number of tokens is a multiple of it.
+        voices: The voices.
+    """
+
+    first: int
+    num_codes: int
+    num_mels: int
+    speaker: int
+    most: int
+    step: int = 1
+    voices: dict[int, Voice] = field(default_factory=dict)
+
+    def add(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, device: torch.device) -> int:
+        """Add the voice of a recording, and return its number.
+
+        Args:
+            tokens: Tokens of the recording, int32 [n].
+            mel: Its mel spectrogram, float32 [2 n, M].
+            x_vector: x-vector of the speaker, float32 [E].
+            device: Device of the codec.
+
+        Raises:
+            InvalidRequest: If sizes or values do not match the codec.
+        """
+        size, within = len(tokens), range(self.step, self.most + 1, self.step)
+        if size not in within:
+            sizes = f"1 to {self.most}" if self.step == 1 else f"{self.step}, {2 * self.step}, … {within[-1]}"
+            raise InvalidRequest("chunk.sound.tokens", f"{sizes} codes", f"{size} codes")
+        if not 0 <= tokens.min() <= tokens.max() < self.num_codes:
+            got = f"[{tokens.min()}, {tokens.max()}]"
+            raise InvalidRequest("chunk.sound.tokens", f"codes in [0, {self.num_codes})", got)
+        for name, values, shape in (
+            ("mel", mel, (FRAMES_PER_TOKEN * size, self.num_mels)),
+            ("x_vector", x_vector, (self.speaker,)),
+        ):
+            if values.shape != shape:
+                raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
+            if not np.isfinite(values).all():
+                raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
+        voice = Voice(size, self.num_mels, self.speaker)
+        voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
+        voice.mel.copy_(torch.from_numpy(mel.T.copy()))
+        voice.speaker.copy_(torch.from_numpy(x_vector.copy()))
+        number = next(each for each in itertools.count(self.first) if each not in self.voices)
+        self.voices[number] = voice.to(device)
+        return number
+
+
+class RecordedVoiceCodec(nn.Module):
+    """Base of codecs that only decode, in voices of recordings among others.
+
+    Attributes:
+        spec: Constants of the codec.
+        noise: Noise of the flow, on the codec's device.
+    """
+
+    spec: CodecSpec
+    noise: Tensor
+    _recorded: VoiceTable
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because this codec only decodes."""
+        raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
+
+    def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
+        """Add the voice of a recording, and return its number; arguments and errors are those of `VoiceTable.add`."""
+        return self._recorded.add(tokens, mel, x_vector, self.noise.device)
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added."""
+        del self._recorded.voices[number]
