@@ -33,6 +33,7 @@ from stretto.families.plugin import SAMPLING, read_family
 from stretto.families.text import SENTENCEPIECE_FILE
 from stretto.untrusted_files import UNPARSABLE, released_file, without_keys
 from stretto.weights.loading import (
+    DTYPES,
     Entry,
     Part,
     Plan,
@@ -192,6 +193,10 @@ class ConvertedNetwork:
         """
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
+        odd = sorted(name for name in network.plan if tensors[name].dtype not in DTYPES)
+        if odd:
+            expected = f"numbers of a dtype in {', '.join(DTYPES.values())}"
+            raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
             Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))
             for name, part in network.plan.items()

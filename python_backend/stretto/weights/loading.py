@@ -146,7 +146,10 @@ def _pieces(header: bytes, entries: list[Entry], progress: Progress) -> Iterator
 
 
 def _content(each: Entry, progress: Progress) -> Iterator[memoryview]:
-    tensor = each.read().to(each.dtype).contiguous()
+    stored = each.read()
+    if stored.is_complex():
+        raise CheckpointError(f"{each.name}: expected real numbers, got {stored.dtype}")
+    tensor = stored.to(each.dtype).contiguous()
     assert tuple(tensor.shape) == each.shape, f"{each.name}: {tuple(tensor.shape)} for {each.shape}"
     content = tensor.reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(content), PIECE):
@@ -333,7 +336,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If tensors are not dense or not real.
     """
-    odd = sorted(name for name, tensor in tensors.items() if not _is_plain(tensor))
+    odd = sorted(name for name, tensor in tensors.items() if not is_plain(tensor))
     if odd:
         raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {odd[:NAMED]}")
     try:
@@ -342,7 +345,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is dense and real and stores all elements.
 
     A broadcast tensor can claim 2^46 elements with a single byte.
