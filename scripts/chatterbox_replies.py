@@ -1,10 +1,12 @@
 """Generate a test fixture with replies of Chatterbox's reference T3, greedy and sampled with our noise.
 
-    CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_replies tests/data/chatterbox_replies.json
+    CHATTERBOX_SRC=src/chatterbox python -m scripts.chatterbox_replies tests/data/chatterbox_replies.json
 
-CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. Generating codes needs nothing else of the
-package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`, which samples after
-the logits warpers, is replaced by the most probable id, or by the largest logit with the engine's noise.
+CHATTERBOX_SRC is that folder of https://github.com/resemble-ai/chatterbox at revision 5de7a54. Generating codes needs
+nothing else of the package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`,
+which samples after the logits warpers, is replaced by the most probable id, or by the largest logit with the engine's
+noise. For a greedy reply of Turbo or Nano, the authors' loop gets neither top-k nor top-p, and the likeliest id after
+the penalty is taken.
 """
 
 import ast
@@ -12,103 +14,89 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_chatterbox import KNOWN, SMALL, VOICES, tensors, voice, write_tokenizer
+from benchmarks.checkpoints.random_chatterbox import (
+    HEAD_WIDTH,
+    KNOWN,
+    MULTILINGUAL,
+    MULTILINGUAL_SEED,
+    NANO,
+    NUM_TURBO_IDS,
+    SMALL,
+    TURBO,
+    TURBO_POSITIONS,
+    TURBO_VOICES,
+    VOICES,
+    Gpt2Sizes,
+    tensors,
+    turbo_tensors,
+    voice,
+    write_multilingual_tokenizer,
+    write_tokenizer,
+    write_turbo_tokenizer,
+)
 from scripts.reply_fixture import Replies, equal_in, run
-from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, START_OF_TEXT
+from stretto.families.chatterbox.convert import MULTILINGUAL_TOKENIZER
+from stretto.families.chatterbox.family import (
+    END_OF_SPEECH,
+    END_OF_TEXT,
+    START_OF_TEXT,
+    ChatterboxVocabulary,
+    TurboVocabulary,
+)
+from stretto.families.chatterbox.languages import CANGJIE_FILE
+from stretto.families.chatterbox.turbo import gpt2_tokenizer
 from stretto.sampling import gumbel, seed_key, stream_keys
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
-NUM_CODES = 48
-# text, voice, cfg_weight, penalty, temperature (0: the likeliest id), min_p, top_p
-CASES = (
-    ("hello the answer", "default", 0.5, 1.2, 0.0, 0.05, 1.0),
-    ("no... well: maybe — “later” - or not", "anna", 1.0, 2.0, 0.0, 0.05, 1.0),
-    ("Rain, again;  and   over there", "default", 0.5, 1.2, 0.8, 0.05, 1.0),
-    ("The door!", "anna", 0.5, 1.2, 0.8, 0.05, 1.0),
-    ("x", "anna", 0.3, 1.0, 1.0, 0.0, 0.9),
-    ("An owl in the tower ?", "default", 0.8, 1.3, 0.8, 0.05, 0.7),
-)
-NAMES = ("text", "voice", "weight", "penalty", "temperature", "min_p", "top_p")
+PACKAGES = ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference", ".models.tokenizers")
 
 
 def empty_packages() -> None:
     """Replace the packages of the reference code by empty modules, whose own modules can be imported."""
-    for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference"):
+    for name in PACKAGES:
         module = ModuleType(f"chatterbox{name}")
         module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
         sys.modules[module.__name__] = module
 
 
-def load_t3() -> Any:
-    """Return the reference T3 with the small release's weights."""
-    empty_packages()
-    from chatterbox.models.t3 import llama_configs
-    from chatterbox.models.t3.modules import cond_enc, perceiver
-    from chatterbox.models.t3.modules.t3_config import T3Config
-
-    rope = dict(SMALL["rope_parameters"])
-    theta = rope.pop("rope_theta")
-    numbers = {name: value for name, value in SMALL.items() if name != "rope_parameters"}
-    more = {"rope_theta": theta, "rope_scaling": rope, "torch_dtype": "float32", "attn_implementation": "eager"}
-    llama_configs.LLAMA_CONFIGS["small"] = llama_configs.LLAMA_520M_CONFIG_DICT | numbers | more
-    sizes = {"pre_attention_query_token": KNOWN.num_voice_rows - 2}
-    width = SMALL["hidden_size"]
-    cond_enc.Perceiver = functools.partial(
-        perceiver.Perceiver, pre_attention_query_size=width, embedding_dim=width, **sizes
-    )
-    from chatterbox.models.t3.t3 import T3
-
-    config = T3Config(KNOWN.num_text_ids)
-    config.llama_config_name = "small"
-    config.max_text_tokens = KNOWN.num_text_positions - 2
-    config.max_speech_tokens = KNOWN.num_speech_positions - 4
-    t3 = T3(config)
-    t3.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors().items()})
-    return t3.eval()
-
-
-def even(text: str) -> str:
+def even(text: str, file: str) -> str:
     """Return the reference `punc_norm` of a text, without importing the rest of its file."""
-    tree = ast.parse((SOURCE / "tts.py").read_text())
+    tree = ast.parse((SOURCE / file).read_text())
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "punc_norm")
     found: dict[str, Any] = {}
-    exec(compile(ast.Module([function], []), "tts.py", "exec"), found)
+    exec(compile(ast.Module([function], []), file, "exec"), found)
     return found["punc_norm"](text)
 
 
-def text_ids(text: str) -> list[int]:
-    """Tokenize as `EnTokenizer.encode`: spaces become markers in a single string."""
-    from tempfile import TemporaryDirectory
+def reference_tokenizer(folder: Path) -> Any:
+    """Return the reference `MTLTokenizer` with the files of the small multilingual release, written to `folder`."""
+    from chatterbox.models.tokenizers import tokenizer
 
-    from tokenizers import Tokenizer
-
-    with TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder))
-        tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
-    return [START_OF_TEXT, *tokenizer.encode(even(text).replace(" ", "[SPACE]")).ids, END_OF_TEXT]
+    write_multilingual_tokenizer(folder)
+    tokenizer.hf_hub_download = lambda **_: str(folder / CANGJIE_FILE)
+    return tokenizer.MTLTokenizer(str(folder / MULTILINGUAL_TOKENIZER))
 
 
 class Draws:
-    """Replacement of `torch.multinomial` for the rows of one reply after `num_rows` rows.
+    """Replacement of `torch.multinomial` for one reply after a prompt of `num_rows` rows.
 
     Attributes:
         lead: Smallest lead of a sampled id over the next, in logits or in logits with noise.
     """
 
-    def __init__(self, num_rows: int, case: dict[str, Any]):
+    def __init__(self, num_rows: int, case: dict[str, Any], ids: np.ndarray):
         self._position, self._seed, self._is_random = num_rows, case["seed"], case["temperature"] > 0
-        first = KNOWN.speech.start
-        order = [*range(END_OF_SPEECH), *range(END_OF_SPEECH + 1, KNOWN.num_speech_ids), END_OF_SPEECH]
-        self._ids = np.empty(KNOWN.num_speech_ids, np.int64)
-        self._ids[order] = np.arange(first, first + KNOWN.num_speech_ids)
-        self.lead = float("inf")
+        self._ids, self.lead = ids, float("inf")
 
     def __call__(self, probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         scores = probabilities.log()[0].numpy().astype(np.float64)
@@ -121,45 +109,259 @@ class Draws:
         return torch.tensor([[best]])
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Reference T3 of one release, and the cases of its fixture.
+
+    Attributes:
+        cases: Texts with options.
+        num_codes: Maximum number of codes.
+        load: Function that returns T3.
+        ids: Function that tokenizes a case with the files in a folder that it writes.
+        voices: Seeds of the voices by name.
+        codes: Function that generates codes: (T3, condition, ids, case, number) -> (codes, draws).
+        num_rows: Number of a voice's rows to record.
+    """
+
+    cases: tuple[dict[str, Any], ...]
+    num_codes: int
+    load: Callable[[], Any]
+    ids: Callable[[dict[str, Any], Path], list[int]]
+    voices: dict[str, int]
+    codes: Callable[..., tuple[list[int], Draws]]
+    num_rows: int | None = None
+
+
+# English and Multilingual
+
+
+def guided_case(
+    text: str, name: str, weight: float, penalty: float, temperature: float, min_p: float, top_p: float
+) -> dict[str, Any]:
+    """Return a case; temperature 0 takes the likeliest id."""
+    drawn = {"weight": weight, "penalty": penalty, "temperature": temperature, "min_p": min_p, "top_p": top_p}
+    return {"text": text, "voice": name, **drawn}
+
+
+def load_guided(known: ChatterboxVocabulary, seed: int) -> Any:
+    """Return the reference T3 with the weights of a small English or multilingual release."""
+    from chatterbox.models.t3 import llama_configs
+    from chatterbox.models.t3.modules import cond_enc, perceiver
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    rope = dict(SMALL["rope_parameters"])
+    theta = rope.pop("rope_theta")
+    numbers = {name: value for name, value in SMALL.items() if name != "rope_parameters"}
+    more = {"rope_theta": theta, "rope_scaling": rope, "torch_dtype": "float32", "attn_implementation": "eager"}
+    llama_configs.LLAMA_CONFIGS["small"] = llama_configs.LLAMA_520M_CONFIG_DICT | numbers | more
+    sizes = {"pre_attention_query_token": known.num_voice_rows - 2}
+    width = SMALL["hidden_size"]
+    cond_enc.Perceiver = functools.partial(
+        perceiver.Perceiver, pre_attention_query_size=width, embedding_dim=width, **sizes
+    )
+    from chatterbox.models.t3.t3 import T3
+
+    config = T3Config(known.num_text_ids)
+    config.llama_config_name = "small"
+    config.max_text_tokens = known.num_text_positions - 2
+    config.max_speech_tokens = known.num_speech_positions - 4
+    t3 = T3(config)
+    t3.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors(known, seed).items()})
+    return t3.eval()
+
+
+def english_ids(case: dict[str, Any], folder: Path) -> list[int]:
+    """Tokenize as `EnTokenizer.encode`: spaces become markers in a single string."""
+    from tokenizers import Tokenizer
+
+    write_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    ids = tokenizer.encode(even(case["text"], "tts.py").replace(" ", "[SPACE]")).ids
+    return [START_OF_TEXT, *ids, END_OF_TEXT]
+
+
+def multilingual_ids(case: dict[str, Any], folder: Path) -> list[int]:
+    """Tokenize by `MTLTokenizer`."""
+    ids = reference_tokenizer(folder).encode(even(case["text"], "mtl_tts.py"), case["language"])
+    return [START_OF_TEXT, *ids, END_OF_TEXT]
+
+
+def guided_codes(
+    known: ChatterboxVocabulary, t3: Any, condition: Any, ids: list[int], case: dict[str, Any], number: int
+) -> tuple[list[int], Draws]:
+    """Return at most `number` codes by `T3.inference`."""
+    first, order = known.speech.start, np.empty(known.num_speech_ids, np.int64)
+    order[[*range(END_OF_SPEECH), *range(END_OF_SPEECH + 1, known.num_speech_ids), END_OF_SPEECH]] = np.arange(
+        first, first + known.num_speech_ids
+    )
+    torch.multinomial = draws = Draws(known.num_voice_rows + len(ids) + 2, case, order)  # type: ignore[assignment]
+    codes = t3.inference(
+        t3_cond=condition,
+        text_tokens=torch.tensor([ids, ids]),
+        max_new_tokens=number,
+        temperature=case["temperature"] or 1.0,
+        repetition_penalty=case["penalty"],
+        min_p=case["min_p"],
+        top_p=case["top_p"],
+        cfg_weight=case["weight"],
+    )[0].tolist()
+    return codes, draws
+
+
+# Turbo and Nano
+
+
+def gpt2_case(text: str, name: str, penalty: float, temperature: float, top_k: int, top_p: float) -> dict[str, Any]:
+    """Return a case; temperature 0 takes the likeliest id."""
+    drawn = {"penalty": penalty, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return {"text": text, "voice": name, **drawn}
+
+
+def load_gpt2(sizes: Gpt2Sizes, published: str) -> Any:
+    """Return the reference T3 with the weights of a small Turbo or Nano, whose published config is `published`."""
+    from chatterbox.models.t3 import llama_configs
+    from chatterbox.models.t3.modules.t3_config import T3Config
+
+    numbers = {"n_embd": sizes.width, "hidden_size": sizes.width, "n_head": sizes.width // HEAD_WIDTH}
+    numbers |= {"n_layer": sizes.num_layers, "n_positions": TURBO_POSITIONS, "n_ctx": TURBO_POSITIONS}
+    numbers |= {"vocab_size": NUM_TURBO_IDS}
+    llama_configs.LLAMA_CONFIGS["small"] = getattr(llama_configs, published) | numbers
+    from chatterbox.models.t3.t3 import T3
+
+    config = T3Config(NUM_TURBO_IDS)
+    config.llama_config_name, config.input_pos_emb = "small", None
+    config.speech_tokens_dict_size, config.speech_cond_prompt_len = END_OF_SPEECH + 1, 375
+    config.use_perceiver_resampler = config.emotion_adv = False
+    t3 = T3(config)
+    t3.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in turbo_tensors(sizes).items()})
+    return t3.eval()
+
+
+def gpt2_ids(case: dict[str, Any], folder: Path) -> list[int]:
+    """Tokenize by GPT-2's tokenizer with tags."""
+    write_turbo_tokenizer(folder)
+    return gpt2_tokenizer(folder).encode(even(case["text"], "tts_turbo.py")).ids
+
+
+def gpt2_codes(t3: Any, condition: Any, ids: list[int], case: dict[str, Any], number: int) -> tuple[list[int], Draws]:
+    """Return at most `number` codes by `T3.inference_turbo`."""
+    known = TurboVocabulary(num_text_ids=NUM_TURBO_IDS)
+    num_rows = 1 + condition.cond_prompt_speech_tokens.shape[1] + len(ids) + 1
+    order = np.arange(known.codes.start, known.end + 1)
+    torch.multinomial = draws = Draws(num_rows, case, order)  # type: ignore[assignment]
+    codes = t3.inference_turbo(
+        t3_cond=condition,
+        text_tokens=torch.tensor([ids]),
+        temperature=case["temperature"],
+        top_k=case["top_k"],
+        top_p=case["top_p"],
+        repetition_penalty=case["penalty"],
+        max_gen_len=number - 1,
+    )[0].tolist()
+    return [*codes, END_OF_SPEECH] if len(codes) < number else codes, draws  # the loop removes the end
+
+
+GPT2_CASES = (
+    gpt2_case("hello the answer", "default", 1.2, 0.0, 0, 1.0),
+    gpt2_case("Oh [laugh] no... well: maybe \u2014 \u201clater\u201d - or not; yes", "anna", 2.0, 0.0, 0, 1.0),
+    gpt2_case("Rain, again;  and   over there", "default", 1.2, 0.8, 1000, 0.95),
+    gpt2_case("[clear throat] The door!", "anna", 1.5, 0.8, 40, 0.6),
+    gpt2_case("x", "anna", 1.0, 1.0, 0, 0.9),
+    gpt2_case("[sigh]", "default", 2.0, 0.8, 12, 1.0),
+)
+MULTILINGUAL_CASES = (
+    guided_case("Où est la gare ? Là-bas…", "default", 0.5, 1.2, 0.0, 0.05, 1.0) | {"language": "fr"},
+    guided_case("안녕하세요, 만나서 반갑습니다", "anna", 1.0, 2.0, 0.0, 0.05, 1.0) | {"language": "ko"},
+    guided_case("Привет, как дела?", "default", 0.5, 1.2, 0.8, 0.05, 1.0) | {"language": "ru"},
+    guided_case("مرحبا بكم", "anna", 0.5, 1.2, 0.8, 0.05, 1.0) | {"language": "ar"},
+    guided_case("x", "anna", 0.3, 1.0, 1.0, 0.0, 0.9) | {"language": "sw"},
+    guided_case("Die Tür!", "default", 0.8, 1.3, 0.8, 0.05, 0.7) | {"language": "de"},
+)
+REFERENCES = {
+    "english": Reference(
+        cases=(
+            guided_case("hello the answer", "default", 0.5, 1.2, 0.0, 0.05, 1.0),
+            guided_case("no... well: maybe — “later” - or not", "anna", 1.0, 2.0, 0.0, 0.05, 1.0),
+            guided_case("Rain, again;  and   over there", "default", 0.5, 1.2, 0.8, 0.05, 1.0),
+            guided_case("The door!", "anna", 0.5, 1.2, 0.8, 0.05, 1.0),
+            guided_case("x", "anna", 0.3, 1.0, 1.0, 0.0, 0.9),
+            guided_case("An owl in the tower ?", "default", 0.8, 1.3, 0.8, 0.05, 0.7),
+        ),
+        num_codes=48,
+        load=functools.partial(load_guided, KNOWN, 1),
+        ids=english_ids,
+        voices=VOICES,
+        codes=functools.partial(guided_codes, KNOWN),
+    ),
+    "multilingual": Reference(
+        cases=MULTILINGUAL_CASES,
+        num_codes=48,
+        load=functools.partial(load_guided, MULTILINGUAL, MULTILINGUAL_SEED),
+        ids=multilingual_ids,
+        voices=VOICES,
+        codes=functools.partial(guided_codes, MULTILINGUAL),
+    ),
+    "turbo": Reference(
+        cases=GPT2_CASES,
+        num_codes=40,
+        load=functools.partial(load_gpt2, TURBO, "GPT2_MEDIUM_CONFIG"),
+        ids=gpt2_ids,
+        voices=TURBO_VOICES,
+        codes=gpt2_codes,
+        num_rows=1,
+    ),
+    "nano": Reference(
+        cases=GPT2_CASES,
+        num_codes=40,
+        load=functools.partial(load_gpt2, NANO, "GPT2_SMALL_CONFIG"),
+        ids=gpt2_ids,
+        voices=TURBO_VOICES,
+        codes=gpt2_codes,
+        num_rows=1,
+    ),
+}
+
+
 @torch.inference_mode()
-def replies() -> Replies:
-    """Return each case with its text ids, codes and lead."""
+def replies() -> dict[str, Replies]:
+    """Return each case with its text ids, codes, lead and the sums of its voice's rows, by release."""
     torch.set_num_threads(1)  # steps are too small to parallelise
-    t3, drawn = load_t3(), list[dict[str, Any]]()
+    empty_packages()
     from chatterbox.models.t3.modules.cond_enc import T3Cond
 
-    for seed, values in enumerate(CASES):
-        case: dict[str, Any] = {**dict(zip(NAMES, values, strict=True)), "seed": seed}
-        ids = text_ids(case["text"])
-        text = torch.tensor([ids, ids])
-        torch.multinomial = draws = Draws(KNOWN.num_voice_rows + len(ids) + 2, case)  # type: ignore[assignment]
-        condition = T3Cond(**voice(VOICES[case["voice"]])["t3"])
-        codes = t3.inference(
-            t3_cond=condition,
-            text_tokens=text,
-            max_new_tokens=NUM_CODES,
-            temperature=case["temperature"] or 1.0,
-            repetition_penalty=case["penalty"],
-            min_p=case["min_p"],
-            top_p=case["top_p"],
-            cfg_weight=case["weight"],
-        )[0].tolist()
-        rows = t3.prepare_conditioning(condition)[0]
-        sums = [round(float(row), 5) for row in rows.abs().sum(1)]
-        drawn.append({**case, "ids": ids, "codes": codes, "lead": round(draws.lead, 6), "voice_rows": sums})
-    return drawn
+    made: dict[str, Replies] = {}
+    for release, reference in REFERENCES.items():
+        t3, made[release] = reference.load(), []
+        for seed, values in enumerate(reference.cases):
+            case = {**values, "seed": seed}
+            with TemporaryDirectory() as folder:
+                ids = reference.ids(case, Path(folder))
+            condition = T3Cond(**voice(reference.voices[case["voice"]])["t3"])
+            codes, draws = reference.codes(t3, condition, ids, case, reference.num_codes)
+            rows = t3.prepare_conditioning(condition)[0][: reference.num_rows]
+            sums = [round(float(row), 5) for row in rows.abs().sum(1)]
+            made[release].append({**case, "ids": ids, "codes": codes, "lead": round(draws.lead, 6), "voice_rows": sums})
+    return made
 
 
-def write(fixture: Path, made: Replies) -> None:
+def write(fixture: Path, made: dict[str, Replies]) -> None:
     """Write the fixture; print each reply's length, whether it ends by itself, and its lead."""
-    fixture.write_text(json.dumps({"num_codes": NUM_CODES, "replies": made}) + "\n")
-    for reply in made:
-        print(len(reply["codes"]), reply["codes"][-1] == END_OF_SPEECH, reply["lead"], reply["codes"][:8])
+    record = {name: {"num_codes": REFERENCES[name].num_codes, "replies": each} for name, each in made.items()}
+    fixture.write_text(json.dumps(record) + "\n")
+    for release, each in made.items():
+        for reply in each:
+            print(release, len(reply["codes"]), reply["codes"][-1] == END_OF_SPEECH, reply["lead"], reply["codes"][:8])
+
+
+def compare(fixture: Path, made: dict[str, Replies]) -> None:
+    """Raise AssertionError if cases, text ids or codes of the fixture differ."""
+    for release, replies in made.items():
+        equal_in(*REFERENCES[release].cases[0], "seed", "ids", "codes")(fixture, replies, release)
 
 
 def main() -> None:
     """Write the fixture, or check the cases, text ids and codes of an existing one."""
-    run(__doc__, replies, write, equal_in(*NAMES, "seed", "ids", "codes"))
+    run(__doc__, replies, write, compare)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,14 @@ check_chatterbox_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    uv pip install --quiet --target "$folder" --no-deps chatterbox-tts==0.1.7 # imported in this environment
-    export CHATTERBOX_SRC="$folder/chatterbox"
+    git clone --quiet https://github.com/resemble-ai/chatterbox "$folder/source" # imported in this environment
+    git -C "$folder/source" checkout --quiet 5de7a54
+    export CHATTERBOX_SRC="$folder/source/src/chatterbox"
     python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
-    python -m scripts.chatterbox_turbo_replies --check tests/data/chatterbox_turbo_replies.json
+    uv pip install --quiet --target "$folder/packages" --no-deps pykakasi==2.3.0 jaconv deprecated wrapt \
+        spacy-pkuseg==1.0.2 srsly catalogue
+    export PKUSEG_HOME="$folder/pkuseg" PYTHONPATH="$folder/packages"
+    python -m scripts.chatterbox_languages --check tests/data/chatterbox_languages.json
 )
 
 check_cosyvoice3_replies() (

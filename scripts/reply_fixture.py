@@ -35,11 +35,15 @@ def run(
     (compare if args.check else write)(args.fixture, made)
 
 
-def equal_in(*names: str) -> Callable[[Path, Replies], None]:
-    """Return a function that compares these fields of each of a JSON fixture's `replies` with new replies."""
+def equal_in(*names: str) -> Callable[..., None]:
+    """Return a function that compares these fields of each of a JSON fixture's `replies` with new replies.
 
-    def compare(fixture: Path, made: Replies) -> None:
-        known = json.loads(fixture.read_text())["replies"]
+    A fixture of several models has them under the model's name, which is then the third argument.
+    """
+
+    def compare(fixture: Path, made: Replies, model: str = "") -> None:
+        record = json.loads(fixture.read_text())
+        known = (record[model] if model else record)["replies"]
         assert len(made) == len(known), f"{fixture}: expected {len(known)} replies, got {len(made)}"
         for at, (reply, there) in enumerate(zip(made, known, strict=True)):
             for name in names:

@@ -1,60 +1,86 @@
-"""Replies of the authors' own T3 of Chatterbox, and the engine's prompts for them."""
+"""Replies of the authors' own T3 of Chatterbox's releases, and the engine's prompts for them."""
 
 import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints.random_chatterbox import NANO, convert, convert_turbo
 from stretto.families.base import Family
-from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary, TurboVocabulary
-from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate
-from stretto.families.prompting import Piece
+from stretto.families.chatterbox.family import END_OF_SPEECH, TURBO, ChatterboxVocabulary, TurboVocabulary
+from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate, open_chatterbox, open_turbo
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import Manner, Piece
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
 RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "chatterbox_replies.json").read_text())
-REPLIES: list[dict[str, Any]] = RECORD["replies"]
-TURBO: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "chatterbox_turbo_replies.json").read_text())
+REPLIES: dict[str, list[dict[str, Any]]] = {name: each["replies"] for name, each in RECORD.items()}
+# Functions that write a small release to a folder and convert it.
+RELEASES: Mapping[str, Callable[[Path], Path]] = {
+    "english": convert,
+    "multilingual": partial(convert, is_multilingual=True),
+    "turbo": convert_turbo,
+    "nano": partial(convert_turbo, sizes=NANO),
+}
 
 
-def write(template: ChatterboxTemplate | TurboTemplate, family: Family, text: str, voice: str = "default") -> Any:
-    """The rows of a text."""
-    return template.write(family.tasks[0], (Piece("user", "text", text=text),), voice).rows
+def is_turbo(checkpoint: Path) -> bool:
+    """Return True for a checkpoint of Turbo or Nano."""
+    return config_at(checkpoint)[VOCABULARY].get("release") == TURBO
 
 
-def prompt_of(reply: dict[str, Any], template: ChatterboxTemplate, family: Family) -> Prompt:
+def open_release(checkpoint: Path) -> ChatterboxTemplate | TurboTemplate:
+    """Return the template of a checkpoint."""
+    return open_turbo(checkpoint) if is_turbo(checkpoint) else open_chatterbox(checkpoint)
+
+
+def known_at(checkpoint: Path) -> ChatterboxVocabulary | TurboVocabulary:
+    """Return the vocabulary of a checkpoint."""
+    kind = TurboVocabulary if is_turbo(checkpoint) else ChatterboxVocabulary
+    return kind.from_record(config_at(checkpoint)[VOCABULARY])
+
+
+def write(
+    template: ChatterboxTemplate | TurboTemplate,
+    family: Family,
+    text: str,
+    voice: str = "default",
+    language: str | None = None,
+) -> Any:
+    """Return the rows of a text."""
+    piece = Piece("user", "text", text=text)
+    return template.write(family.tasks[0], (piece,), voice, Manner(language=language)).rows
+
+
+def options_of(reply: dict[str, Any], num_codes: int) -> dict[str, Any]:
+    """Return the options of a request that produces a reply of the fixture."""
+    drawn = {name: reply[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in reply}
+    guided = {"guidance_scale": 1 + reply["weight"]} if "weight" in reply else {}
+    language = {"language": reply["language"]} if "language" in reply else {}
+    others = {"repetition_penalty": reply["penalty"], "seed": reply["seed"], "voice": reply["voice"]}
+    return {"audio": drawn | {"max_rows": num_codes}, **guided, **language, **others, "output": {"codes": True}}
+
+
+def prompt_of(
+    reply: dict[str, Any], num_codes: int, template: ChatterboxTemplate | TurboTemplate, family: Family
+) -> Prompt:
     """Return the prompt of a reply of the fixture, with its sampling."""
-    sampling = SamplingConfig(
-        text=SegmentSampling(temperature=0.0),
-        audio=SegmentSampling(reply["temperature"], top_p=reply["top_p"], max_rows=RECORD["num_codes"]),
-        min_p=reply["min_p"],
-        guidance_scale=1 + reply["weight"],
-        repetition_penalty=reply["penalty"],
-        seed=reply["seed"],
-    )
-    return Prompt("tts", write(template, family, reply["text"], reply["voice"]), sampling)
-
-
-def rows_of(reply: dict[str, Any], known: ChatterboxVocabulary) -> list[list[int]]:
-    """A reply's codes as the engine's rows; the last is the end, drawn or put there by the limit."""
-    codes = [code for code in reply["codes"] if code != END_OF_SPEECH]
-    return [[known.speech.start + code - (code > END_OF_SPEECH)] for code in codes] + [[known.end]]
-
-
-def turbo_prompt_of(reply: dict[str, Any], template: TurboTemplate, family: Family) -> Prompt:
-    """Return the prompt of a reply of Turbo's fixture, with its sampling."""
-    drawn = SegmentSampling(
-        reply["temperature"], top_k=reply["top_k"], top_p=reply["top_p"], max_rows=TURBO["num_codes"]
-    )
+    drawn = SegmentSampling(reply["temperature"], top_k=reply.get("top_k", 0), top_p=reply["top_p"], max_rows=num_codes)
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.0),
         audio=drawn,
+        min_p=reply.get("min_p", 0.0),
+        guidance_scale=1 + reply.get("weight", 0.0),
         repetition_penalty=reply["penalty"],
         seed=reply["seed"],
     )
-    return Prompt("tts", write(template, family, reply["text"], reply["voice"]), sampling)
+    return Prompt("tts", write(template, family, reply["text"], reply["voice"], reply.get("language")), sampling)
 
 
-def turbo_rows_of(reply: dict[str, Any], known: TurboVocabulary) -> list[list[int]]:
-    """A reply's codes as the engine's rows; the last is the end, drawn or put there by the limit."""
+def rows_of(reply: dict[str, Any], known: ChatterboxVocabulary | TurboVocabulary) -> list[list[int]]:
+    """Return a reply's codes as the engine's rows; the last is the end, drawn or put there by the limit."""
+    start = known.codes.start if isinstance(known, TurboVocabulary) else known.speech.start
     codes = [code for code in reply["codes"] if code != END_OF_SPEECH]
-    return [[known.codes.start + code] for code in codes] + [[known.end]]
+    return [[start + code - (code > END_OF_SPEECH)] for code in codes] + [[known.end]]

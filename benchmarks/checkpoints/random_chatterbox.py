@@ -1,12 +1,16 @@
 """Random checkpoints in the published layout of Chatterbox (Resemble AI): small, the same on every machine.
 
-English   t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
-          backbone.json (not part of the published release)
-Turbo     t3_turbo_v1.safetensors   s3gen_meanflow.safetensors   ve.safetensors   conds.pt   voices/anna.pt
-          vocab.json   merges.txt   added_tokens.json
+English        t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
+               backbone.json (not part of the published release)
+Multilingual   t3_mtl23ls_v3.safetensors   s3gen.pt   ve.pt   grapheme_mtl_merged_expanded_v1.json   Cangjie5_TC.json
+               conds.pt   voices/anna.pt   backbone.json (not part of the published release)
+Turbo, Nano    t3_turbo_v1.safetensors or t3_nano_v1.safetensors   s3gen_meanflow.safetensors   ve.safetensors
+               conds.pt   voices/anna.pt   vocab.json   merges.txt   added_tokens.json
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,23 @@ import torch
 from benchmarks.checkpoints import random_s3gen
 from benchmarks.checkpoints.random_tensors import drawn_by_name, random_tensors
 from stretto.convert.command import main
-from stretto.families.chatterbox.convert import LLAMA_520M, published_shapes
+from stretto.families.chatterbox.convert import (
+    LLAMA_520M,
+    MULTILINGUAL_TOKENIZER,
+    NUM_MULTILINGUAL_IDS,
+    published_shapes,
+)
 from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
-from stretto.families.chatterbox.release import FILE, HEAD, HEAD_BIAS, TURBO_FILE, VOICE_ENCODER_FILE
+from stretto.families.chatterbox.languages import CANGJIE_FILE, LANGUAGES
+from stretto.families.chatterbox.release import (
+    FILE,
+    HEAD,
+    HEAD_BIAS,
+    MULTILINGUAL_FILE,
+    MULTILINGUAL_VOICE_ENCODER,
+    TURBO_FILE,
+    VOICE_ENCODER_FILE,
+)
 from stretto.families.chatterbox.turbo import GPT2_LAYER
 from stretto.families.chatterbox.voices import Hearing
 from stretto.families.text import BYTE_OF
@@ -34,15 +52,23 @@ SMALL: dict[str, Any] = {
 }
 # A voice has six rows instead of 32; the number of ids is as published.
 KNOWN = ChatterboxVocabulary(num_text_positions=66, num_speech_positions=260, num_voice_rows=8, max_model_len=256)
+MULTILINGUAL = replace(
+    KNOWN,
+    num_text_ids=NUM_MULTILINGUAL_IDS,
+    num_text_positions=514,
+    languages=tuple(LANGUAGES),
+    has_cangjie=True,
+)
+T3_FILE, MULTILINGUAL_T3_FILE = "t3_cfg.safetensors", "t3_mtl23ls_v3.safetensors"
 VOICES = {"default": 3, "anna": 4}  # seeds
 ENDING = 3.0  # factor of the logit of the end, so that some replies end by themselves
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?'\"-"
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "u"), ("e", "r"), ("a", "n"))
 
 
-def tensors(seed: int = 1) -> dict[str, np.ndarray]:
+def tensors(known: ChatterboxVocabulary = KNOWN, seed: int = 1) -> dict[str, np.ndarray]:
     """Return the tensors of T3 by published name."""
-    made = random_tensors(published_shapes(SMALL, KNOWN), seed)
+    made = random_tensors(published_shapes(SMALL, known), seed)
     made[HEAD][END_OF_SPEECH] *= ENDING
     return made
 
@@ -87,54 +113,145 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def write_release(folder: Path, seed: int = 1) -> Path:
-    """Write a release as published to `folder`."""
-    from safetensors.numpy import save_file
-    from safetensors.torch import save_file as save_torch_file
+# Characters of the multilingual tokenizer after decomposition, by Unicode range.
+ALPHABETS = (
+    range(0x21, 0x41),
+    range(0x5B, 0x7F),
+    (0xBF, 0xE6, 0xF8, 0x131, 0xDF),  # ¿ æ ø ı ß
+    range(0x300, 0x340),  # combining marks
+    range(0x3B1, 0x3CA),
+    range(0x430, 0x460),
+    range(0x5B0, 0x5EB),
+    range(0x621, 0x653),
+    range(0x900, 0x970),
+    range(0x1100, 0x1113),  # Jamo
+    range(0x1161, 0x1176),
+    range(0x11A8, 0x11C3),
+    range(0x3001, 0x3003),
+    range(0x3041, 0x30FD),  # kana
+)
+MULTILINGUAL_MERGES = (*MERGES, ("ㄱ", "ㅏ"), ("か", "ら"), ("с", "т"), ("ा", "र"), ("ו", "ם"), ("ו", "ל"))
+SPELLED = (  # characters of the Cangjie table by code; some share one
+    "你好今天气真不错希望有一个愉快的周末他说中文很吃过饭了吗欢迎来到北京图书馆在哪里我们明见"
+)
 
-    (folder / "voices").mkdir(parents=True)
-    save_file(tensors(seed), folder / "t3_cfg.safetensors")
+
+def write_multilingual_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of characters, with tokens of languages and Cangjie codes, and a table of such codes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    characters = [chr(code) for alphabet in ALPHABETS for code in alphabet]
+    characters += [each for each in "\u3131\u314f" if each not in characters]
+    cangjie = [f"[cj_{each}]" for each in ".abcdefghijklmnopqrstuvwxyz123"]
+    markers = [*cangjie, *(f"[{code}]" for code in LANGUAGES)]
+    spelled = ["[STOP]", "[UNK]", SPACE, *characters, *("".join(pair) for pair in MULTILINGUAL_MERGES)]
+    spelled.insert(START_OF_TEXT, "[START]")
+    ids = {token: token_id for token_id, token in enumerate([*spelled, *markers])}
+    assert ids["[START]"] == START_OF_TEXT
+    assert len(ids) <= NUM_MULTILINGUAL_IDS
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=list(MULTILINGUAL_MERGES), unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens(["[STOP]", "[UNK]", SPACE, "[START]", *markers])
+    tokenizer.save(str(folder / MULTILINGUAL_TOKENIZER))
+    table = [f"{each}\t{'abcdefghij'[at % 7]}{'klmnopqrst'[at % 5]}\t1" for at, each in enumerate(SPELLED)]
+    (folder / CANGJIE_FILE).write_text(json.dumps(table, ensure_ascii=False))
+
+
+def write_networks(folder: Path, file: str, encoder: str, codec: Mapping[str, torch.Tensor]) -> None:
+    """Write S3Gen with the networks that encode recordings, and the voice encoder, to the files of these names."""
+    from safetensors.torch import save_file
+
     networks = hearing()
-    encoder = {name: tensor for name, tensor in networks.items() if name.startswith("ve.")}
-    others = {name: tensor for name, tensor in networks.items() if name not in encoder}
-    save_torch_file(random_s3gen.tensors() | others, folder / FILE)
-    save_torch_file({name.removeprefix("ve."): each for name, each in encoder.items()}, folder / VOICE_ENCODER_FILE)
-    write_tokenizer(folder)
-    for name, voice_seed in VOICES.items():
-        torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
+    parts = {
+        encoder: {name.removeprefix("ve."): each for name, each in networks.items() if name.startswith("ve.")},
+        file: {**codec, **{name: each for name, each in networks.items() if not name.startswith("ve.")}},
+    }
+    for name, stored in parts.items():
+        if name.endswith(".pt"):
+            torch.save(stored, folder / name)
+        else:
+            save_file(stored, folder / name)
+
+
+def write_voices(folder: Path, seeds: Mapping[str, int]) -> None:
+    """Write voices, drawn by their seeds."""
+    (folder / "voices").mkdir(parents=True)
+    for name, seed in seeds.items():
+        torch.save(voice(seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
+
+
+def write_release(folder: Path, is_multilingual: bool = False) -> Path:
+    """Write the English or the multilingual release as published to `folder`."""
+    from safetensors.numpy import save_file
+
+    write_voices(folder, VOICES)
     (folder / "backbone.json").write_text(json.dumps(SMALL))
+    if is_multilingual:
+        save_file(tensors(MULTILINGUAL, MULTILINGUAL_SEED), folder / MULTILINGUAL_T3_FILE)
+        write_networks(folder, MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER, random_s3gen.tensors())
+        write_multilingual_tokenizer(folder)
+    else:
+        save_file(tensors(), folder / T3_FILE)
+        write_networks(folder, FILE, VOICE_ENCODER_FILE, random_s3gen.tensors())
+        write_tokenizer(folder)
     return folder
 
 
+MULTILINGUAL_SEED = 2
+
+
 def command(release: Path, out: Path) -> list[str]:
-    """Return the converter's command line."""
-    model, backbone = str(release / "t3_cfg.safetensors"), str(release / "backbone.json")
-    words = ["chatterbox", "--model", model, "--tokenizer", str(release), "--backbone", backbone]
-    return [*words, "--codec", str(release), "--out", str(out)]
+    """Return the converter's command line for the English or the multilingual release."""
+    names = (T3_FILE, MULTILINGUAL_T3_FILE)
+    model = next(release / name for name in names if (release / name).exists())
+    words = ["chatterbox", "--model", str(model), "--tokenizer", str(release)]
+    return [*words, "--backbone", str(release / "backbone.json"), "--codec", str(release), "--out", str(out)]
 
 
-def convert(folder: Path) -> Path:
-    """Write the small release and convert it; return the checkpoint."""
-    assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
+def convert(folder: Path, is_multilingual: bool = False) -> Path:
+    """Write the small English or multilingual release and convert it; return the checkpoint."""
+    assert main(command(write_release(folder / "release", is_multilingual), folder / "checkpoint")) == 0
     return folder / "checkpoint"
 
 
-TURBO_WIDTH, TURBO_LAYERS, TURBO_POSITIONS, HEAD_WIDTH = 128, 2, 512, 64
+@dataclass(frozen=True)
+class Gpt2Sizes:
+    """Sizes of a small Turbo or Nano.
+
+    Attributes:
+        file: Name of T3's file.
+        width: Width of the backbone.
+        num_layers: Number of its layers.
+        seed: Seed of the weights.
+    """
+
+    file: str
+    width: int
+    num_layers: int
+    seed: int = 1
+
+
+TURBO = Gpt2Sizes("t3_turbo_v1.safetensors", 128, 2)
+NANO = Gpt2Sizes("t3_nano_v1.safetensors", 192, 3)
+TURBO_POSITIONS, HEAD_WIDTH = 512, 64
 TAGS = ("[clear throat]", "[laugh]", "[sigh]")
+NUM_TURBO_IDS = 256 + len(MERGES) + len(TAGS)
 TURBO_VOICES = {"default": 5, "anna": 6}  # seeds
 
 
-def turbo_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of a small Turbo's T3 by published name."""
-    width, num_text_ids, num_speech_ids = TURBO_WIDTH, 256 + len(MERGES) + len(TAGS), END_OF_SPEECH + 1
+def turbo_shapes(
+    sizes: Gpt2Sizes = TURBO, num_text_ids: int = NUM_TURBO_IDS, num_positions: int = TURBO_POSITIONS
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of T3 of Turbo or Nano by published name."""
+    width, num_speech_ids = sizes.width, END_OF_SPEECH + 1
     layers = {
         f"tfmr.h.{layer}.{name}": tuple(width * times for times in shape)
-        for layer in range(TURBO_LAYERS)
+        for layer in range(sizes.num_layers)
         for name, shape in GPT2_LAYER.items()
     }
     return {
         "tfmr.wte.weight": (num_text_ids, width),
-        "tfmr.wpe.weight": (TURBO_POSITIONS, width),
+        "tfmr.wpe.weight": (num_positions, width),
         **layers,
         "tfmr.ln_f.weight": (width,),
         "tfmr.ln_f.bias": (width,),
@@ -148,10 +265,10 @@ def turbo_shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-def turbo_tensors(seed: int = 1) -> dict[str, np.ndarray]:
-    """Return the tensors of a small Turbo's T3 by published name."""
-    random, made = np.random.Generator(np.random.PCG64(seed)), dict[str, np.ndarray]()
-    for name, shape in turbo_shapes().items():
+def turbo_tensors(sizes: Gpt2Sizes = TURBO) -> dict[str, np.ndarray]:
+    """Return the tensors of T3 of a small Turbo or Nano by published name."""
+    random, made = np.random.Generator(np.random.PCG64(sizes.seed)), dict[str, np.ndarray]()
+    for name, shape in turbo_shapes(sizes).items():
         noise = random.standard_normal(shape)
         if len(shape) == 1:
             noise = 0.3 * noise if name.endswith("bias") else 1 + 0.2 * noise
@@ -171,26 +288,19 @@ def write_turbo_tokenizer(folder: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps(added))
 
 
-def write_turbo(folder: Path, seed: int = 1) -> Path:
-    """Write a small release of Turbo as published to `folder`."""
+def write_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
+    """Write a small release of Turbo or Nano as published to `folder`."""
     from safetensors.numpy import save_file
-    from safetensors.torch import save_file as save_torch_file
 
-    (folder / "voices").mkdir(parents=True)
-    save_file(turbo_tensors(seed), folder / "t3_turbo_v1.safetensors")
-    networks = hearing()
-    others = {name: tensor for name, tensor in networks.items() if not name.startswith("ve.")}
-    encoder = {name.removeprefix("ve."): each for name, each in networks.items() if name not in others}
-    save_torch_file(random_s3gen.tensors(random_s3gen.MEANFLOW) | others, folder / TURBO_FILE)
-    save_torch_file(encoder, folder / VOICE_ENCODER_FILE)
+    write_voices(folder, TURBO_VOICES)
+    save_file(turbo_tensors(sizes), folder / sizes.file)
+    write_networks(folder, TURBO_FILE, VOICE_ENCODER_FILE, random_s3gen.tensors(random_s3gen.MEANFLOW))
     write_turbo_tokenizer(folder)
-    for name, voice_seed in TURBO_VOICES.items():
-        torch.save(voice(voice_seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
     return folder
 
 
-def convert_turbo(folder: Path) -> Path:
-    """Write the small Turbo and convert it; return the checkpoint."""
-    words = ["chatterbox", "--model", str(write_turbo(folder / "release")), "--out", str(folder / "checkpoint")]
+def convert_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
+    """Write the small Turbo or Nano and convert it; return the checkpoint."""
+    words = ["chatterbox", "--model", str(write_turbo(folder / "release", sizes)), "--out", str(folder / "checkpoint")]
     assert main(words) == 0
     return folder / "checkpoint"

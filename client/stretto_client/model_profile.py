@@ -80,7 +80,9 @@ class ModelProfile:
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         reads_live_audio: True if audio may be transcribed while it is recorded (live audio input).
-        languages: Lower-case English names of the languages that a request may specify.
+        languages: Names of the languages that a request may specify, in lower case.
+        requires_language: True if a request has to specify one.
+        languages_plain: Languages whose text is read without marks, such as vowels, that a missing helper would add.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         options: Subset of FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
@@ -97,6 +99,8 @@ class ModelProfile:
     reads_live_text: bool = False
     reads_live_audio: bool = False
     languages: tuple[str, ...] = ()
+    requires_language: bool = False
+    languages_plain: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     options: tuple[str, ...] = FIRST_OPTIONS  # of servers that do not report them
     frame_rate: float = 0.0

@@ -220,9 +220,15 @@ def language_name(profile: ModelProfile, language: object) -> str:
     if not isinstance(language, str):
         raise refused("language", "the name or code of a language", language)
     name = code_name(language)
-    if name != AUTO and profile.languages and name not in profile.languages:
-        raise refused("language", f"one of {', '.join((AUTO, *profile.languages))}", language)
+    choices = language_choices(profile)
+    if name not in choices and (profile.requires_language or (name != AUTO and profile.languages)):
+        raise refused("language", f"one of {', '.join(choices)}", language)
     return name
+
+
+def language_choices(profile: ModelProfile) -> tuple[str, ...]:
+    """Return the names that a request may specify as its language."""
+    return profile.languages if profile.requires_language else (AUTO, *profile.languages)
 
 
 def code_name(language: str) -> str:
@@ -363,6 +369,8 @@ class SpeechFields(WithOptions):
             options |= {"language": language_name(profile, options["language"])}
             if options["language"] == AUTO:
                 del options["language"]
+        elif profile.requires_language:
+            raise refused("language", f"one of {', '.join(language_choices(profile))}", "no value")
         if self.non_streaming_mode is not None and "text_mode" in profile.options:
             options.setdefault("text_mode", "whole" if self.non_streaming_mode else "streaming")
         # without streamed text input, the model reads the whole text before its first frame

@@ -1,75 +1,158 @@
-"""Chatterbox's T3 in the engine: codes are those of its authors' own loop, guided, penalized, greedy and drawn."""
+"""Chatterbox's T3 in the engine: codes are those of its authors' own loops, penalized, greedy and drawn.
+
+English and Multilingual are guided; Turbo and Nano are penalized after top-k and top-p.
+"""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_chatterbox import convert
-from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary
-from stretto.families.chatterbox.prompt import open_chatterbox
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary, TurboVocabulary
+from stretto.families.plugin import family_at
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.weights.loading import open_tensors
-from tests.chatterbox_release import REPLIES, prompt_of, rows_of, write
+from tests.chatterbox_release import RECORD, RELEASES, REPLIES, known_at, open_release, prompt_of, rows_of, write
 from tests.engine.harness import Engine
 from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
-# Prompts in chunks, memory for little more than one of six CFG pairs: pairs are preempted together.
+# Prompts in chunks, memory for little more than one of six CFG pairs, which are preempted together, or two of six
+# replies.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9}
-TABLE = "model.embed_tokens.weight"
 ARRIVALS = {"r2": 3, "r3": 4, "r4": 9, "r5": 9}
+LEAST_LEAD = {"english": 2e-3, "multilingual": 2e-3, "turbo": 5e-4, "nano": 5e-4}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(tmp_path_factory.mktemp("chatterbox"))
+@dataclass(frozen=True)
+class Converted:
+    """Checkpoint of a small release."""
+
+    release: str
+    checkpoint: Path
+
+    def prompts(self) -> dict[str, Prompt]:
+        """Return the prompts of all replies of the fixture."""
+        template, family, number = open_release(self.checkpoint), family_at(self.checkpoint), self.num_codes
+        replies = enumerate(REPLIES[self.release])
+        return {f"r{at}": prompt_of(reply, number, template, family) for at, reply in replies}
+
+    def expected(self) -> dict[str, list[list[int]]]:
+        """Return the rows of all replies of the fixture."""
+        known = known_at(self.checkpoint)
+        return {f"r{at}": rows_of(reply, known) for at, reply in enumerate(REPLIES[self.release])}
+
+    @property
+    def num_codes(self) -> int:
+        """Maximum number of codes of a reply."""
+        return RECORD[self.release]["num_codes"]
+
+    @property
+    def is_guided(self) -> bool:
+        """True if every frame is guided."""
+        return isinstance(known_at(self.checkpoint), ChatterboxVocabulary)
+
+    def table(self) -> np.ndarray:
+        """Return the embedding table."""
+        names = ("model.embed_tokens.weight", "transformer.wte.weight")
+        tensors = open_tensors(self.checkpoint)
+        return next(tensors[name] for name in names if name in tensors).float().numpy()
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def converted(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Converted:
+    return Converted(request.param, RELEASES[request.param](tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture(scope="module", params=ASYNC_BY_DAY)
-def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with Engine(checkpoint, max_model_len=256, async_scheduling=request.param) as running:
+def engine(converted: Converted, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with Engine(converted.checkpoint, max_model_len=256, async_scheduling=request.param) as running:
         yield running
 
 
-def prompts(checkpoint: Path) -> dict[str, Prompt]:
-    template, family = open_chatterbox(checkpoint), family_at(checkpoint)
-    return {f"r{at}": prompt_of(reply, template, family) for at, reply in enumerate(REPLIES)}
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_fixture_is_no_accident(release: str) -> None:
+    """Every id leads, and both ends occur; so do ids that are no codes, which no mask of the guided loop hides."""
+    replies = REPLIES[release]
+    assert min(reply["lead"] for reply in replies) > LEAST_LEAD[release]
+    assert {reply["codes"][-1] == END_OF_SPEECH for reply in replies} == {True, False}
+    if "weight" in replies[0]:
+        assert any(code > END_OF_SPEECH for reply in replies for code in reply["codes"])
 
 
-def expected(checkpoint: Path) -> dict[str, list[list[int]]]:
-    known = ChatterboxVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    return {f"r{at}": rows_of(reply, known) for at, reply in enumerate(REPLIES)}
+def check(converted: Converted, answers: dict[str, Any]) -> None:
+    """Assert that answers are the fixture's replies; no row of a guided one is unguided."""
+    for name, rows in converted.expected().items():
+        assert answers[name].rows == rows, name
+        assert answers[name].trailer is not None
+        assert answers[name].trailer.num_guided_frames == (len(rows) - 1 if converted.is_guided else 0)
 
 
-def test_the_fixture_is_no_accident() -> None:
-    """Every id leads; both ends are there; and so are ids that are no codes, which no mask of the authors' hides."""
-    assert min(reply["lead"] for reply in REPLIES) > 2e-3
-    assert {reply["codes"][-1] == END_OF_SPEECH for reply in REPLIES} == {True, False}
-    assert any(code > END_OF_SPEECH for reply in REPLIES for code in reply["codes"])
-
-
-def test_codes_are_the_authors(checkpoint: Path, engine: Engine) -> None:
-    """Batched, then again with both prompts of each CFG pair from the prefix cache; no row is unguided."""
-    wanted = expected(checkpoint)
+def test_codes_are_the_authors(converted: Converted, engine: Engine) -> None:
+    """Batched, then again with prompts from the prefix cache."""
     for arrivals in (ARRIVALS, {}):
-        answers = engine.run(prompts(checkpoint), arrivals)
-        for name, rows in wanted.items():
-            assert answers[name].rows == rows, name
-            assert answers[name].trailer is not None
-            assert answers[name].trailer.num_guided_frames == len(rows) - 1
+        check(converted, engine.run(converted.prompts(), arrivals))
     assert engine.is_clean()
 
 
-def test_the_other_half_reads_positions_and_no_words(checkpoint: Path, engine: Engine) -> None:
+@pytest.mark.nightly
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_replies_go_on_after_a_preemption(converted: Converted, is_async: bool) -> None:
+    with Engine(converted.checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
+        answers = running.run(converted.prompts(), ARRIVALS)
+        assert running.is_clean()
+    check(converted, answers)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+
+
+def test_vectors_are_the_voice(converted: Converted, engine: Engine) -> None:
+    """All rows of a voice as vectors, and its last row alone if it is that of the emotion.
+
+    The conditional and the unconditional request both read them; requests of other vectors share no blocks.
+    """
+    known, table = known_at(converted.checkpoint), converted.table()
+    template, family, first = (
+        open_release(converted.checkpoint),
+        family_at(converted.checkpoint),
+        REPLIES[converted.release][0],
+    )
+    prompt, voices, requests = converted.prompts()["r0"], family.voices, dict[str, Prompt]()
+    for name in voices:
+        rows = write(template, family, first["text"], name, first.get("language"))
+        named = requests[name] = replace(prompt, rows=rows)
+        if isinstance(known, TurboVocabulary):
+            own = table[known.speaker(name)][None]
+            requests[f"recorded {name}"] = replace(named, audios=(InputAudio(0, 1, own),))
+            continue
+        own, size = table[list(known.voice(name))], known.num_voice_rows
+        requests[f"recorded {name}"] = replace(requests[voices[0]], audios=(InputAudio(0, size, own),))
+        requests[f"changed {name}"] = replace(named, audios=(InputAudio(size - 1, 1, own[-1:]),))
+    if isinstance(known, TurboVocabulary):
+        other = table[known.speaker("default")][None]
+        requests["other"] = replace(requests["anna"], audios=(InputAudio(0, 1, other),))
+    answers = engine.run(requests)
+    for name in requests:
+        if name != "other":
+            assert answers[name].rows == answers[name.rpartition(" ")[2]].rows, name
+    assert answers["default"].rows != answers["anna"].rows
+    assert "other" not in answers or answers["other"].rows != answers["anna"].rows
+    assert engine.is_clean()
+
+
+@pytest.mark.parametrize("converted", ["english"], indirect=True)
+def test_the_other_half_reads_positions_and_no_words(converted: Converted, engine: Engine) -> None:
     """Texts of equal length have the same unconditional request, whose blocks they share.
 
     A longer text has another, which is compared with the authors' above.
     """
-    template, family, first = open_chatterbox(checkpoint), family_at(checkpoint), prompts(checkpoint)["r0"]
+    template, family, first = (
+        open_release(converted.checkpoint),
+        family_at(converted.checkpoint),
+        converted.prompts()["r0"],
+    )
     other = replace(first, rows=write(template, family, "hollo the answer"))
     rows = first.rows[:, 0] != other.rows[:, 0]
     assert rows.any()
@@ -77,37 +160,3 @@ def test_the_other_half_reads_positions_and_no_words(checkpoint: Path, engine: E
     answers = engine.run({"first": first, "other": other, "again": first}, {"other": 70, "again": 140})
     assert answers["other"].rows != answers["first"].rows
     assert answers["again"].rows == answers["first"].rows
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_pairs_go_on_behind_a_preemption(checkpoint: Path, is_async: bool) -> None:
-    with Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
-        answers = running.run(prompts(checkpoint), ARRIVALS)
-        assert running.is_clean()
-    for name, rows in expected(checkpoint).items():
-        assert answers[name].rows == rows, name
-        assert answers[name].trailer.num_guided_frames == len(rows) - 1
-    assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
-
-
-def test_rows_as_vectors_are_the_voice(checkpoint: Path, engine: Engine) -> None:
-    """The conditional and the unconditional request both read them; requests of other vectors share no blocks."""
-    config = config_at(checkpoint)
-    known, table = ChatterboxVocabulary.from_record(config[VOCABULARY]), open_tensors(checkpoint)[TABLE].float().numpy()
-    template, family = open_chatterbox(checkpoint), family_at(checkpoint)
-    text, size = "hello the answer", known.num_voice_rows
-    named = {
-        name: replace(prompts(checkpoint)["r0"], rows=write(template, family, text, name)) for name in known.voices
-    }
-    recorded, changed = dict[str, Prompt](), dict[str, Prompt]()
-    for name in known.voices:
-        rows = table[list(known.voice(name))]
-        recorded[f"recorded {name}"] = replace(named["default"], audios=(InputAudio(0, size, rows),))
-        last = InputAudio(size - 1, 1, rows[-1:])
-        changed[f"changed {name}"] = replace(named[name], audios=(last,))
-    answers = engine.run(named | recorded | changed)
-    for name in known.voices:
-        assert answers[f"recorded {name}"].rows == answers[f"changed {name}"].rows == answers[name].rows
-    assert answers["default"].rows != answers["anna"].rows
-    assert engine.is_clean()

@@ -55,9 +55,15 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
     }
     if family.tags:
         record["tags"] = list(family.tags)
+    if family.requires_language:
+        record["requires_language"] = True
+    if family.plain_languages:
+        record["languages_plain"] = list(family.plain_languages)
     text = json.dumps(record)
-    assert "'" not in text, f"{family.name}: a quote would end the parameter"
-    assert "\\" not in text, f"{family.name}: a backslash would be read as an escape"
+    for character, why in (("'", "a quote would end the parameter"), ("\\", "a backslash would be read as an escape")):
+        if character in text:
+            at = text.index(character)
+            raise CheckpointError(f"{family.name}: {why}: got {shown(text[max(0, at - 30) : at + 1])}")
     return text
 
 

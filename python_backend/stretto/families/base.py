@@ -359,6 +359,9 @@ class Family:
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
         languages: Names of the languages in lower case.
+        requires_language: True if a request has to name its language.
+        unavailable_languages: What is missing on this machine for languages that the model speaks, by their names.
+        plain_languages: Languages whose text is read without marks, such as vowels, that a missing helper would add.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         takes_exaggeration: True if the strength of the voice's emotion may be set.
@@ -417,6 +420,9 @@ class Family:
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    requires_language: bool = False
+    unavailable_languages: Mapping[str, str] = field(default_factory=dict, hash=False)
+    plain_languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     takes_instructions: bool = False
     takes_exaggeration: bool = False

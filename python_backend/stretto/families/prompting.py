@@ -253,13 +253,20 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
 
 
 def _language(options: OptionsRecord, family: Family) -> str | None:
+    choices = family.languages if family.requires_language else (AUTO, *family.languages)
     if "language" not in options:
+        if family.requires_language:
+            raise InvalidRequest("options.language", f"one of {', '.join(choices)}", "no value")
         return None
     language = options["language"]
     name = language.lower() if isinstance(language, str) else language
-    if not family.languages or name not in (AUTO, *family.languages):
-        known = f"one of {', '.join((AUTO, *family.languages))}"
-        expected = known if family.languages else "no value (this model does not accept a language)"
+    if isinstance(name, str) and name in family.unavailable_languages:
+        missing = family.unavailable_languages[name]
+        raise InvalidRequest("options.language", f"one of {', '.join(choices)} ({name} needs {missing})", shown(name))
+    if not family.languages or name not in choices:
+        expected = (
+            f"one of {', '.join(choices)}" if family.languages else "no value (this model does not accept a language)"
+        )
         raise InvalidRequest("options.language", expected, shown(language))
     return None if name == AUTO else name
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_chatterbox import command, convert, voice, write_release
+from benchmarks.checkpoints.random_chatterbox import T3_FILE, command, convert, voice, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import main as make_repository
 from tests.refused_conversion import refused
@@ -18,6 +18,7 @@ from tests.refused_conversion import refused
 pytestmark = pytest.mark.slow
 
 Tensors = dict[str, torch.Tensor]
+ATTENTION = "flow.decoder.estimator.down_blocks.0.1.0.attn1"
 
 
 class Hostile:
@@ -58,8 +59,11 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
         (lambda t: t.pop("tfmr.layers.1.mlp.up_proj.weight"), "missing: tfmr.layers.1.mlp.up_proj.weight"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
         (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "wrong shape: speech_head.weight"),
-        (lambda t: t.update({"speech_emb.weight": torch.ones(6000, 64)}), "expected more than 6563 ids, got 6000"),
-        (lambda t: other_text(t, 2454), "expected the English release, got the multilingual one"),
+        (
+            lambda t: t.update({"speech_emb.weight": torch.ones(6000, 64)}),
+            "expected more than 6563 ids, and at most 1048576, got 6000",
+        ),
+        (lambda t: other_text(t, 2454), "grapheme_mtl_merged_expanded_v1.json is missing"),
         (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got 256 tokens"),
     ],
 )
@@ -184,6 +188,8 @@ def heard(**changes: object) -> dict[str, Any]:
         (heard(prompt_feat=torch.full((1, 26, 80), torch.nan)), "gen.prompt_feat: expected finite floating-point"),
         (heard(embedding=torch.full((1, 192), -torch.inf)), "gen.embedding: expected finite floating-point"),
         (heard(prompt_token=torch.ones(1, 13, dtype=torch.bool)), "expected finite floating-point, int32"),
+        # broadcast: a file of some bytes that claims 4 TB
+        (heard(embedding=torch.ones(1).expand(1, 1 << 40)), "gen.embedding: expected finite floating-point"),
     ],
 )
 def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
@@ -203,6 +209,23 @@ def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
         (lambda t: t.update({"flow.input_embedding.weight": torch.ones(99, 16)}), "expected 6561 codes, got 99"),
         (lambda t: t.update({"mel2wav.more": torch.ones(1)}), "unknown: mel2wav.more"),
         (lambda t: t.update({"flow.encoder_proj.bias": torch.ones(3)}), "wrong shape: flow.encoder_proj.bias [3]"),
+        # empty tensors that claim sizes, of which noise would be drawn
+        (
+            lambda t: t.update({"flow.spk_embed_affine_layer.weight": torch.ones(1 << 40, 0)}),
+            "flow.spk_embed_affine_layer.weight: expected sizes in [1, 32768], got [1099511627776, 0]",
+        ),
+        (
+            lambda t: t.update({"flow.spk_embed_affine_layer.weight": torch.ones(4096, 1)}),
+            "flow.spk_embed_affine_layer.weight: expected at most 512 mels, got 4096",
+        ),
+        (
+            lambda t: t.update({f"{ATTENTION}.to_q.weight": torch.ones(65, 16)}),
+            "to_q.weight: expected a multiple of 64 rows, got 65",
+        ),
+        (
+            lambda t: t.update({"tokenizer.encoder.conv1.weight": torch.ones(0, 128, 3)}),
+            "conv1.weight: expected a multiple of 64 in [64, 16384], got 0",
+        ),
     ],
 )
 def test_tensors_of_s3gen_that_do_not_fit_are_named(
@@ -225,3 +248,22 @@ def test_newer_releases_need_their_config(release: Path, capsys: pytest.CaptureF
     words = ["csm", "--model", str(release / "t3_cfg.safetensors"), "--tokenizer", str(release)]
     assert main([*words, "--out", str(tmp_path / "other")]) == 1
     assert "--config: expected the config.yaml or config.json of csm, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "dtype", "message"),
+    [
+        ("ve.safetensors", "lstm.bias_hh_l0", torch.complex64, "hearing: expected numbers of a dtype in F64, F32"),
+        ("s3gen.safetensors", "flow.encoder_proj.bias", torch.uint16, "got torch.uint16 in flow.encoder_proj.bias"),
+        (T3_FILE, "tfmr.layers.0.mlp.up_proj.weight", torch.complex64, "up_proj.weight: expected real numbers, got"),
+    ],
+)
+def test_numbers_that_cannot_be_written_are_refused(
+    release: Path, file: str, name: str, dtype: torch.dtype, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / file
+    tensors = load_file(path)
+    tensors[name] = tensors[name].abs().to(dtype)
+    path.unlink()
+    save_file(tensors, path)
+    assert message in refusal(release, capsys)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +26,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("chatterbox"))
 
 
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("multilingual"), is_multilingual=True)
+
+
 def known_at(checkpoint: Path) -> ChatterboxVocabulary:
     return ChatterboxVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
 
 
-@pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply["text"])
-def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, object], checkpoint: Path) -> None:
-    known = known_at(checkpoint)
-    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), str(reply["text"]), str(reply["voice"]))
+@pytest.mark.parametrize("reply", [*REPLIES["english"], *REPLIES["multilingual"]], ids=lambda reply: reply["text"])
+def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, Any], checkpoint: Path, multilingual: Path) -> None:
+    checkpoint = multilingual if "language" in reply else checkpoint
+    known, family = known_at(checkpoint), family_at(checkpoint)
+    rows = write(open_chatterbox(checkpoint), family, reply["text"], reply["voice"], reply.get("language"))
     voice, text, start = np.split(rows, [known.num_voice_rows, len(rows) - 2])
     assert voice.tolist() == [[token, known.pad] for token in known.voice(str(reply["voice"]))]
     assert text[:, 0].tolist() == reply["ids"]
@@ -40,8 +47,11 @@ def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, object], check
     assert start.tolist() == [[known.start, known.speech_positions.start]] * 2
 
 
-@pytest.mark.parametrize("reply", REPLIES[:2], ids=lambda reply: reply["voice"])
-def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, object], checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    "reply", [*REPLIES["english"][:2], *REPLIES["multilingual"][:2]], ids=lambda reply: reply["voice"]
+)
+def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, Any], checkpoint: Path, multilingual: Path) -> None:
+    checkpoint = multilingual if "language" in reply else checkpoint
     table = open_tensors(checkpoint)["model.embed_tokens.weight"]
     ids = known_at(checkpoint).voice(str(reply["voice"]))
     sums = table[ids.start : ids.stop].abs().sum(1)

@@ -1,6 +1,7 @@
-"""Chatterbox Turbo: its release, prompts with tags, and voices from recordings as the authors encode them."""
+"""Chatterbox Turbo and Nano: releases, prompts with tags, and voices from recordings as the authors encode them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +12,30 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_chatterbox import TAGS, convert_turbo, voice, write_turbo
+from benchmarks.checkpoints.random_chatterbox import (
+    TAGS,
+    TURBO,
+    Gpt2Sizes,
+    convert_turbo,
+    turbo_shapes,
+    voice,
+    write_turbo,
+)
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
+from stretto.families.chatterbox.convert import convert as convert_release
 from stretto.families.chatterbox.family import TurboVocabulary
 from stretto.families.chatterbox.prompt import open_turbo
+from stretto.families.chatterbox.turbo import turbo_tokenizer
 from stretto.families.chatterbox.voices import TurboHearing, loudness
+from stretto.families.conversion import Contents, Release
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.weights.loading import open_tensors
-from tests.chatterbox_release import TURBO, write
+from tests.chatterbox_release import RELEASES, REPLIES, write
 from tests.chatterbox_voices import at_24_khz, authors, networks
 from tests.refused_conversion import refused
 
-REPLIES = TURBO["replies"]
 LONG = ("even", "silence", "long", "stereo")  # recordings of more than 5 s
 Tensors = dict[str, torch.Tensor]
 
@@ -39,17 +50,44 @@ def known(checkpoint: Path) -> TurboVocabulary:
     return TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
 
 
-def test_rows_are_the_speaker_codes_text_and_the_start(checkpoint: Path, known: TurboVocabulary) -> None:
+@pytest.mark.parametrize("release", ["turbo", "nano"])
+def test_rows_are_the_speaker_codes_text_and_the_start(release: str, tmp_path: Path) -> None:
+    checkpoint = RELEASES[release](tmp_path)
+    known = TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     template, family = open_turbo(checkpoint), family_at(checkpoint)
     table = open_tensors(checkpoint)["transformer.wte.weight"]
-    for reply in REPLIES:
+    for reply in REPLIES[release]:
         ids = write(template, family, reply["text"], reply["voice"])[:, 0].tolist()
         codes = known.voices[reply["voice"]]
         assert ids[0] == known.speaker(reply["voice"])
         assert ids[1 : 1 + len(codes)] == [known.codes.start + code for code in codes]
         assert ids[1 + len(codes) :] == [*reply["ids"], known.start]
-        assert float(table[ids[0]].abs().sum()) == pytest.approx(reply["speaker_row"], rel=1e-5)
+        assert float(table[ids[0]].abs().sum()) == pytest.approx(reply["voice_rows"][0], rel=1e-5)
     assert not table[known.pad].any()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_heads"), [(Gpt2Sizes("t3_turbo_v1", 1024, 24), 16), (Gpt2Sizes("t3_nano_v1", 768, 12), 12)]
+)
+def test_the_published_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, tmp_path: Path) -> None:
+    """All tensors have the published shapes, without values: 24 layers of 1024, and 12 of 768."""
+    release = write_turbo(tmp_path / "release")
+    shapes = turbo_shapes(sizes, num_text_ids=50276, num_positions=8196)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    given = Release("chatterbox", release / TURBO.file, None, release)
+    tokenizer = turbo_tokenizer(release)
+    made = convert_release(given, Contents({}, tensors, tokenizer, {}, "float32"))
+    record = {name: made.record[f"{name}"] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    assert list(record.values()) == [sizes.width, sizes.num_layers, num_heads]
+    assert made.record["max_position_embeddings"] == 8196
+    assert made.record[VOCABULARY]["max_model_len"] == 4096
+    written = {part.name: part.written for part in made.plan.values()}
+    num_rows = 50276 + 1 + 6563 + 2  # text, pad, speech, speakers of two voices
+    assert made.record["vocab_size"] == num_rows
+    assert written["transformer.wte.weight"] == (num_rows, sizes.width)
+    assert written["audio_head.bias"] == (6563,)
+    assert written[f"transformer.h.{sizes.num_layers - 1}.mlp.c_fc.weight"] == (sizes.width, 4 * sizes.width)
+    assert not [name for name in shapes if name not in made.plan and name not in (*made.dropped, *made.folded)]
 
 
 def test_tags_are_tokens_and_other_names_are_text(checkpoint: Path, known: TurboVocabulary) -> None:
@@ -147,7 +185,10 @@ def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda t: t.pop("tfmr.h.1.ln_2.weight"), "missing: tfmr.h.1.ln_2.weight"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
         (lambda t: t.update({"speech_emb.weight": torch.ones(8194, 128)}), "expected 6563 ids, got 8194"),
-        (lambda t: t.update({"tfmr.wpe.weight": torch.ones(9, 100)}), "a multiple of 64, got 100"),
+        (
+            lambda t: t.update({"tfmr.wpe.weight": torch.ones(9, 100)}),
+            "a multiple of 64, at most 16384, and positions, got shape [9, 100]",
+        ),
         (lambda t: t.update({"text_emb.weight": torch.ones(9, 128)}), "a tokenizer of at most 9 tokens"),
     ],
 )
@@ -216,3 +257,79 @@ def test_a_tokenizer_json_gives_the_same_tokens(release: Path, checkpoint: Path)
     out = release.parent / "out"
     assert main(["chatterbox", "--model", str(release), "--out", str(out)]) == 0
     assert json.loads((out / "tokenizer.json").read_text()) == json.loads((checkpoint / "tokenizer.json").read_text())
+
+
+def tagged(names: list[str]) -> Callable[[Path], None]:
+    """Return an edit that gives a release these tags."""
+
+    def write(folder: Path) -> None:
+        first = len(json.loads((folder / "vocab.json").read_text()))
+        (folder / "added_tokens.json").write_text(json.dumps({name: first + at for at, name in enumerate(names)}))
+
+    return write
+
+
+def linked(name: str) -> Callable[[Path], None]:
+    """Return an edit that replaces a file of a release by a link to a copy outside of it."""
+
+    def link(folder: Path) -> None:
+        outside = folder.parent / "outside"
+        shutil.move(folder / name, outside)
+        (folder / name).symlink_to(outside)
+
+    return link
+
+
+def nested(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("[" * 100_000 + "]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (linked("added_tokens.json"), "added_tokens.json: expected a file of this release, got a link to"),
+        (linked("vocab.json"), "vocab.json: expected a file of this release, got a link to"),
+        (linked("conds.pt"), "conds.pt: expected a file of this release, got a link to"),
+        (linked("voices"), "voices: expected a folder of this release, got a link to"),
+        (tagged(["[it's]"]), "expected at most 1024 added tokens of 1 to 64 ASCII characters"),
+        (tagged(["[a\\b]"]), "expected at most 1024 added tokens of 1 to 64 ASCII characters"),
+        (tagged(["[笑]"]), "expected at most 1024 added tokens of 1 to 64 ASCII characters"),
+        (tagged([f"[{number}]" for number in range(20_000)]), "expected at most 1024 added tokens"),
+        (nested, "tokenizer.json: expected a JSON object, got RecursionError"),
+    ],
+)
+def test_hostile_files_are_refused(
+    release: Path, edit: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(release)
+    assert message in refusal(release, capsys)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "conds.pt", "s3gen_meanflow.safetensors"])
+def test_a_file_that_would_block_is_refused(release: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (release / name).unlink(missing_ok=True)
+    os.mkfifo(release / name)
+    assert "a FIFO, socket or device" in refusal(release, capsys)
+
+
+def empty(width: int, num_positions: int = 512) -> Callable[[Tensors], None]:
+    """Return an edit that changes the width of all tensors of T3, without storing numbers if a size is 0."""
+
+    def edit(tensors: Tensors) -> None:
+        sizes = Gpt2Sizes("", width, 2)
+        shapes = turbo_shapes(sizes, num_positions=num_positions)
+        tensors |= {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    return edit
+
+
+@pytest.mark.parametrize("edit", [empty(0), empty(128, num_positions=0)])
+def test_a_model_of_no_size_is_refused(
+    release: Path, edit: Callable[[Tensors], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release / "t3_turbo_v1.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    path.unlink()
+    save_file(tensors, path)
+    assert "tfmr.wpe.weight: expected layers of a width that is a multiple of 64" in refusal(release, capsys)

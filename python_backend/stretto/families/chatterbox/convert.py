@@ -9,15 +9,21 @@ A voice's part of a prompt depends only on its file: the projected x-vector of t
 computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table. The
 networks that encode recordings are written to `hearing/`, with the tensors that make such rows.
 
+Multilingual: `t3_mtl23ls_v2.safetensors` or `_v3`, with the same tensors and a larger table of text, `s3gen.pt` and
+`ve.pt`, which are read as tensors only, `grapheme_mtl_merged_expanded_v1.json` and `Cangjie5_TC.json`.
+
 Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
 files of GPT-2's tokenizer with tags as added tokens. Releases are distinguished by their tensors.
 """
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from torch import Tensor
 
@@ -29,14 +35,19 @@ from stretto.families.chatterbox.family import (
     START_OF_SPEECH,
     ChatterboxVocabulary,
 )
+from stretto.families.chatterbox.languages import CANGJIE_FILE, LANGUAGES, read_cangjie
+from stretto.families.chatterbox.languages import FOLDER as LANGUAGE_FOLDER
 from stretto.families.chatterbox.release import (
     EMBEDDINGS,
     FILE,
     HEAD,
     LAYERS,
     MAX_ROWS,
+    MULTILINGUAL_FILE,
+    MULTILINGUAL_VOICE_ENCODER,
     TOLD,
     TURBO_FILE,
+    VOICE_ENCODER_FILE,
     X_VECTOR,
     described,
     hearing_with,
@@ -56,8 +67,9 @@ from stretto.families.chatterbox.voices import (
     voice_rows,
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.plugin import NAME, VOCABULARY
-from stretto.untrusted_files import released_file
+from stretto.families.plugin import MAX_ID, NAME, VOCABULARY
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+from stretto.untrusted_files import json_object, released_file
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check
 
@@ -79,7 +91,8 @@ def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor])
     rows = {SPEECH: known.num_codes, SPEECH_POSITIONS: MAX_CODES}
     condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
     condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
-    return hearing_with(folder, FILE, condition, Hearing)
+    names = (MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER) if known.languages else (FILE, VOICE_ENCODER_FILE)
+    return hearing_with(folder, names[0], condition, Hearing, names[1])
 
 
 IS_BARE = True  # releases have no config
@@ -109,7 +122,8 @@ LLAMA_520M = {
 }
 TEXT_POSITIONS = "text_pos_emb.emb.weight"
 DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
-NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release
+NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release, by which it is recognised
+MULTILINGUAL_TOKENIZER = "grapheme_mtl_merged_expanded_v1.json"
 T3_FILES = "t3_*.safetensors"  # a release's language model; some folders have several
 
 
@@ -137,12 +151,20 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     parts = plan(known, stored, contents.tensors, list(voices.values()))
     folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
-    networks = () if release.codec is None else (s3gen(release.codec, files, known.num_codes),)
+    is_multilingual = bool(known.languages)
+    networks: tuple[Network, ...] = ()
+    if release.codec is not None:
+        file = MULTILINGUAL_FILE if is_multilingual else FILE
+        networks = (s3gen(release.codec, files, known.num_codes, file, leaves_out_last=is_multilingual),)
     if known.clones:
         assert release.codec is not None
         networks = (*networks, hearing(release.codec, known, contents.tensors))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
-    return Converted(record, parts, DROPPED, folded, networks)
+    copies = {}
+    if known.has_cangjie:
+        copies[f"{LANGUAGE_FOLDER}/{CANGJIE_FILE}"] = released_file(release.tokenizer, CANGJIE_FILE)
+        read_cangjie(released_file(release.tokenizer, CANGJIE_FILE))
+    return Converted(record, parts, DROPPED, folded, networks, copies=copies)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
@@ -158,13 +180,17 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
     num_text_ids, num_speech_ids, num_text_positions, num_speech_positions = (
         len(tensors[name]) for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)
     )
-    if num_text_ids == NUM_MULTILINGUAL_IDS:
-        raise CheckpointError(f"{EMBEDDINGS}: expected the English release, got the multilingual one")
-    if num_speech_ids <= END_OF_SPEECH + 1:
-        raise CheckpointError(f"{SPEECH}: expected more than {END_OF_SPEECH + 1} ids, got {num_speech_ids}")
+    if not END_OF_SPEECH + 1 < num_speech_ids <= MAX_ID:
+        expected = f"more than {END_OF_SPEECH + 1} ids, and at most {MAX_ID}"
+        raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")
     if tokenizer.size > num_text_ids or SPACE not in tokenizer.tokens.values():
         expected = f"a tokenizer of at most {num_text_ids} tokens with {SPACE}"
         raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size} tokens")
+    languages: tuple[str, ...] = ()
+    if num_text_ids == NUM_MULTILINGUAL_IDS:
+        languages = tuple(code for code in LANGUAGES if f"[{code}]" in tokenizer.tokens.values())
+        if not languages:
+            raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer with tokens of languages, such as [fr]")
     return ChatterboxVocabulary(
         num_text_ids=num_text_ids,
         num_codes=START_OF_SPEECH,
@@ -174,6 +200,8 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
         num_voice_rows=2 + _num_queries(tensors),
         voices=voices,
         max_model_len=min(MAX_ROWS, num_speech_positions),
+        languages=languages,
+        has_cangjie=bool(languages) and os.path.lexists(tokenizer.folder / CANGJIE_FILE),
     )
 
 
@@ -284,13 +312,13 @@ def located(release: Release) -> Release:
     if len(found) != 1:
         expected = f"one file {T3_FILES}; name it by --model"
         raise CheckpointError(f"{release.model}: expected {expected}, got {', '.join(found) or 'none'}")
-    has_codec = any((release.model / name).exists() for name in (FILE, TURBO_FILE))
+    has_codec = any((release.model / name).exists() for name in (FILE, TURBO_FILE, MULTILINGUAL_FILE))
     codec = release.model if release.codec is None and has_codec else release.codec
     return replace(release, model=released_file(release.model, found[0]), codec=codec)
 
 
-def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
-    """Return the tokenizer of Turbo and Nano; None for other releases.
+def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
+    """Return the tokenizer of a release, in which no text can spell a marker.
 
     Args:
         release: The release.
@@ -299,4 +327,17 @@ def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer 
     Raises:
         CheckpointError: A file is missing or invalid.
     """
-    return turbo_tokenizer(release.tokenizer) if POSITIONS in tensors else None
+    if POSITIONS in tensors:
+        return turbo_tokenizer(release.tokenizer)
+    is_multilingual = EMBEDDINGS in tensors and len(tensors[EMBEDDINGS]) == NUM_MULTILINGUAL_IDS
+    path = released_file(release.tokenizer, MULTILINGUAL_TOKENIZER if is_multilingual else TOKENIZER_FILE)
+    record = json_object(path)
+    try:
+        for token in record["added_tokens"]:
+            token["special"] = True
+        tokens = TextTokenizer(tokenizers.Tokenizer.from_str(json.dumps(record)), spells_bytes=False).tokens
+    except Exception as error:  # the library raises no narrower class
+        raise CheckpointError(f"{path}: cannot be loaded as a tokenizer: {error!r}") from error
+    if not tokens:
+        raise CheckpointError(f"{path}: expected a tokenizer with at least one token, got none")
+    return Tokenizer(release.tokenizer, 1 + max(tokens), tokens, record)

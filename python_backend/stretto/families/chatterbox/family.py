@@ -15,13 +15,17 @@ Chatterbox Turbo and Nano have GPT-2 instead, and neither guidance nor positions
     token          voice, codes of its recording │ Hello , Ġyou │ S │ c0 c1 c2 …
 
 The first row is one for the speaker, up to 375 rows are codes, and names of tags such as `[laugh]` are tokens.
+
+Chatterbox Multilingual has the English model's layout, a larger table of text, and a token of the language in front of
+the text (`languages.py`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from stretto.families.base import Family, PositionStream, Task, UnconditionalContext
+from stretto.families.base import Family, PositionStream, Task, UnconditionalContext, Vocabulary
+from stretto.families.chatterbox.languages import CODES, LANGUAGES, missing_packages, plain_languages
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -34,7 +38,7 @@ SPACE = "[SPACE]"  # token between words
 
 
 @dataclass(frozen=True)
-class ChatterboxVocabulary:
+class ChatterboxVocabulary(Vocabulary):
     """Ids of text, a pad, ids of speech, text positions, speech positions, and rows of the voices, in this order.
 
     Ids of speech are in the published order, except for the end, which is last: codes, start, unused ids, end.
@@ -42,6 +46,8 @@ class ChatterboxVocabulary:
     Attributes:
         num_voice_rows: Number of rows of each voice in `voices`.
         clones: True if the checkpoint can encode recordings of voices.
+        languages: Codes of the languages of a multilingual release; empty for the English one.
+        has_cangjie: True if the checkpoint has a table of Cangjie codes, which Chinese needs.
     """
 
     num_text_ids: int = 704
@@ -53,21 +59,18 @@ class ChatterboxVocabulary:
     voices: tuple[str, ...] = ("default",)
     max_model_len: int = 4096
     clones: bool = False
+    languages: tuple[str, ...] = ()
+    has_cangjie: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.num_codes < self.num_speech_ids - 1 or not self.voices:
             raise ValueError(f"expected at least one voice, and more speech ids than codes; got {self}")
+        if min(self.num_text_ids, self.max_model_len) < 1 or self.num_text_positions < 3 or self.num_voice_rows < 2:
+            raise ValueError(f"expected ids and positions of text, and rows of voices; got {self}")
+        if not {*self.languages} <= {*LANGUAGES}:
+            raise ValueError(f"languages: expected some of {', '.join(LANGUAGES)}, got {self.languages}")
         if self.max_model_len > self.num_speech_positions:
             raise ValueError(f"max_model_len must be <= num_speech_positions, got {self.max_model_len}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "ChatterboxVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        return cls(**{**record, "voices": tuple(record["voices"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return asdict(self)
 
     @property
     def pad(self) -> int:
@@ -128,7 +131,8 @@ SAMPLING = SamplingConfig(
 
 def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    end = vocabulary.end
+    end, missing = vocabulary.end, missing_packages(vocabulary.has_cangjie)
+    codes = {name: code for name, code in CODES.items() if code in vocabulary.languages}
     return Family(
         name="chatterbox",
         layout=vocabulary.layout,
@@ -143,6 +147,10 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
             null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2, kept_streams=(1,)
         ),
         voices=vocabulary.voices,
+        languages=tuple(name for name, code in codes.items() if code not in missing),
+        requires_language=bool(codes),
+        unavailable_languages={name: missing[code] for name, code in codes.items() if code in missing},
+        plain_languages=tuple(code for code in plain_languages() if code in vocabulary.languages),
         max_text_chars=vocabulary.num_text_positions - 2,
         takes_exaggeration=vocabulary.clones,
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
@@ -156,11 +164,11 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
     )
 
 
-TURBO = "turbo"  # `release` in the record of a vocabulary
+TURBO: Literal["turbo"] = "turbo"  # `release` in the record of a vocabulary
 
 
 @dataclass(frozen=True)
-class TurboVocabulary:
+class TurboVocabulary(Vocabulary):
     """Ids of text, a pad, ids of speech (codes, start, end), and one row per voice, in this order.
 
     Attributes:
@@ -170,6 +178,7 @@ class TurboVocabulary:
         max_model_len: Maximum number of rows.
         clones: True if the checkpoint can encode recordings of voices.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
+        release: Mark of these releases in a record.
     """
 
     num_text_ids: int = 50276
@@ -178,21 +187,13 @@ class TurboVocabulary:
     max_model_len: int = 4096
     clones: bool = False
     tags: tuple[str, ...] = ()
+    release: Literal["turbo"] = TURBO
 
     def __post_init__(self) -> None:
+        if min(self.num_text_ids, self.num_codes, self.max_model_len) < 1:
+            raise ValueError(f"expected ids of text and codes, and rows; got {self}")
         if not self.voices or not all(0 <= code < self.num_codes for codes in self.voices.values() for code in codes):
             raise ValueError(f"expected voices with codes in [0, {self.num_codes}), got {dict(self.voices)}")
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "TurboVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
-        fields = {name: value for name, value in record.items() if name != "release"}
-        voices = {name: tuple(codes) for name, codes in record["voices"].items()}
-        return cls(**fields | {"voices": voices, "tags": tuple(record["tags"])})
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the vocabulary as `speech_vocabulary` for a checkpoint's config.json."""
-        return {"release": TURBO, **asdict(self), "voices": {name: [*codes] for name, codes in self.voices.items()}}
 
     @property
     def pad(self) -> int:

@@ -1,7 +1,8 @@
 """Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and the start of speech twice.
 
 Text is normalised as by `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
-can spell a marker. Turbo and Nano have a byte-level BPE instead, in which tags are tokens.
+can spell a marker. Turbo and Nano have a byte-level BPE instead, in which tags are tokens. The text of Multilingual is
+first changed by the rules of its language.
 
 Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
 which read the start of speech twice, both times at position 0.
@@ -24,6 +25,8 @@ from stretto.families.chatterbox.family import (
     ChatterboxVocabulary,
     TurboVocabulary,
 )
+from stretto.families.chatterbox.languages import FOLDER as LANGUAGE_FOLDER
+from stretto.families.chatterbox.languages import Languages, open_languages
 from stretto.families.chatterbox.voices import Hearing, RecordedVoice, TurboHearing, load_hearing
 from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
@@ -49,14 +52,16 @@ EVENED = (
 UNCHANGED_BY_TURBO = ("...", " - ", ";")
 EXAGGERATION = 0.5  # default for recordings, as in the authors' code
 ENDS = (".", "!", "?", "-", ",")
+MULTILINGUAL_ENDS = (*ENDS, "\u3001", "\uff0c", "\u3002", "\uff1f", "\uff01")  # 、，。？！
 
 
-def normalised(text: str, unchanged: tuple[str, ...] = ()) -> str:
+def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...] = ENDS) -> str:
     """Return `text` normalised as in training: capitalised, with single spaces, plain punctuation and a final mark.
 
     Args:
         text: Text with at least one character that is not a space.
         unchanged: Punctuation that is not replaced.
+        ends: Final marks.
     """
     if text[0].islower():
         text = text[0].upper() + text[1:]
@@ -65,7 +70,7 @@ def normalised(text: str, unchanged: tuple[str, ...] = ()) -> str:
         if uncommon not in unchanged:
             text = text.replace(uncommon, plain)
     text = text.rstrip(" ")
-    return text if text.endswith(ENDS) else f"{text}."
+    return text if text.endswith(ends) else f"{text}."
 
 
 class Recordings:
@@ -95,7 +100,7 @@ class Recordings:
 
 
 class ChatterboxTemplate:
-    """Prompt template of Chatterbox."""
+    """Prompt template of Chatterbox, English and Multilingual."""
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class ChatterboxTemplate:
         vocabulary: ChatterboxVocabulary,
         tokenizer: TextTokenizer,
         hearing: Hearing | None = None,
+        languages: Languages | None = None,
     ):
         """Create the template.
 
@@ -111,8 +117,9 @@ class ChatterboxTemplate:
             vocabulary: Its vocabulary.
             tokenizer: Its tokenizer.
             hearing: Networks that encode recordings; None if the checkpoint has none.
+            languages: Rules of the languages; None for the English release.
         """
-        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._family, self._known, self._tokenizer, self._languages = family, vocabulary, tokenizer, languages
         self._recordings = None if hearing is None else Recordings(hearing)
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
@@ -128,7 +135,7 @@ class ChatterboxTemplate:
         assert piece.text is not None, task.name
         assert voice is not None, task.name
         known, layout = self._known, self._family.layout
-        words = [START_OF_TEXT, *self._words(piece.text, piece.path), END_OF_TEXT]
+        words = [START_OF_TEXT, *self._words(piece.text, piece.path, manner.language), END_OF_TEXT]
         text, start = stream0_rows(layout, words), stream0_rows(layout, [known.start] * 2)
         text[:, 1] = known.text_positions[: len(words)]
         start[:, 1] = known.speech_positions.start
@@ -148,18 +155,29 @@ class ChatterboxTemplate:
         assert self._recordings is not None, "checked by the family"
         return self._recordings.hearing.emotion_row(exaggeration)
 
-    def _words(self, text: str, path: str) -> list[int]:
+    def _words(self, text: str, path: str, language: str | None) -> list[int]:
         """Return the ids of a text without begin and end; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
+        if self._languages is None:
+            parts: list[str | int] = [normalised(text)]
+        else:
+            assert language is not None, "checked with the options"
+            parts = self._languages.pieces(normalised(text, ends=MULTILINGUAL_ENDS), language)
         ids = list[int]()
-        for word in normalised(text).split(" "):
-            ids += [self._space, *self._tokenizer.encode(word)]
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            first, *others = part.split(" ")
+            ids += self._tokenizer.encode(first)
+            for word in others:
+                ids += [self._space, *self._tokenizer.encode(word)]
         most = self._known.num_text_positions - 2
-        if len(ids) > 1 + most:
-            raise InvalidRequest(path, f"text of at most {most} tokens", f"{len(ids) - 1} tokens")
-        return ids[1:]
+        if len(ids) > most:
+            raise InvalidRequest(path, f"text of at most {most} tokens", f"{len(ids)} tokens")
+        return ids
 
 
 class TurboTemplate:
@@ -211,7 +229,9 @@ def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
     config = config_at(checkpoint)
     known = TurboVocabulary.from_record(config[VOCABULARY])
     hearing = load_hearing(checkpoint, 1, config["hidden_size"], device, TurboHearing) if known.clones else None
-    return TurboTemplate(read_family(config), known, TextTokenizer.at(checkpoint), hearing)
+    tokenizer = TextTokenizer.at(checkpoint)
+    tokenizer.check_size(known.num_text_ids, checkpoint)
+    return TurboTemplate(read_family(config), known, tokenizer, hearing)
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
@@ -219,7 +239,17 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
     config = config_at(checkpoint)
     known = ChatterboxVocabulary.from_record(config[VOCABULARY])
     hearing = load_hearing(checkpoint, known.num_voice_rows, config["hidden_size"], device) if known.clones else None
-    return ChatterboxTemplate(read_family(config), known, TextTokenizer.at(checkpoint, spells_bytes=False), hearing)
+    tokenizer, languages = TextTokenizer.at(checkpoint, spells_bytes=False), None
+    tokenizer.check_size(known.num_text_ids, checkpoint)
+    if known.languages:
+        tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
+        lacking = [code for code in known.languages if f"[{code}]" not in tokens]
+        if lacking:
+            raise CheckpointError(
+                f"{checkpoint}: {TOKENIZER_FILE}: expected tokens of languages, got no [{lacking[0]}]"
+            )
+        languages = open_languages(checkpoint / LANGUAGE_FOLDER, tokens)
+    return ChatterboxTemplate(read_family(config), known, tokenizer, hearing, languages)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

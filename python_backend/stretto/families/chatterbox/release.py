@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LONGEST, MIXER, S3GenCodec, S3GenConfig
+from stretto.codecs.s3gen import FRAMES_PER_TOKEN, LEAVES_OUT_LAST, LONGEST, MIXER, S3GenCodec, S3GenConfig
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.voices import (
     COUNTERS,
@@ -22,9 +22,10 @@ from stretto.families.chatterbox.voices import (
 )
 from stretto.families.conversion import Network
 from stretto.untrusted_files import released_file
-from stretto.weights.loading import Part, check, open_tensors, read_pickled
+from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 
 FILE, TURBO_FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "s3gen_meanflow.safetensors", "ve.safetensors"
+MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER = "s3gen.pt", "ve.pt"  # state dictionaries
 HEARING = (TOKENIZER, SPEAKER)
 VOICE_TENSORS = ("prompt_token", "prompt_feat", "embedding")
 # Weights stored as magnitude and direction.
@@ -34,7 +35,13 @@ NORMED = re.compile(
 )
 
 
-def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int, file: str = FILE) -> Network:
+def s3gen(
+    folder: Path,
+    voices: Mapping[str, Mapping[str, Any]],
+    num_codes: int,
+    file: str = FILE,
+    leaves_out_last: bool = False,
+) -> Network:
     """Return the codec to be written, with its voices.
 
     Args:
@@ -42,11 +49,12 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int,
         voices: Contents of the voice files by voice name.
         num_codes: Number of codes in the language model's vocabulary.
         file: Name of the codec's file.
+        leaves_out_last: True if the samples of an utterance's last token are not played.
 
     Raises:
         CheckpointError: If anything does not match; the message names it.
     """
-    stored = open_tensors(released_file(folder, file))
+    stored = open_networks(released_file(folder, file))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
     for number, (name, voice) in enumerate(voices.items()):
         parts = voice_tensors(name, voice, num_codes)
@@ -59,10 +67,17 @@ def s3gen(folder: Path, voices: Mapping[str, Mapping[str, Any]], num_codes: int,
         raise CheckpointError(f"{folder / file}: expected {expected}")
     plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
     check(plan, speaking, ())
-    return Network("codec", {"model_type": "s3gen", "voices": list(voices)}, plan, speaking)
+    record = {"model_type": "s3gen", "voices": list(voices)} | ({LEAVES_OUT_LAST: True} if leaves_out_last else {})
+    return Network("codec", record, plan, speaking)
 
 
-def hearing_with(folder: Path, file: str, condition: Mapping[str, Tensor], kind: type[Hearing]) -> Network:
+def hearing_with(
+    folder: Path,
+    file: str,
+    condition: Mapping[str, Tensor],
+    kind: type[Hearing],
+    voice_encoder: str = VOICE_ENCODER_FILE,
+) -> Network:
     """Return the networks that encode recordings of voices.
 
     Args:
@@ -70,23 +85,38 @@ def hearing_with(folder: Path, file: str, condition: Mapping[str, Tensor], kind:
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
         condition: Tensors that make rows, by published name.
         kind: Class of the networks.
+        voice_encoder: Name of the voice encoder's file.
 
     Raises:
         CheckpointError: If a file is missing, or tensors do not match; the message names them.
     """
-    stored = open_tensors(released_file(folder, file))
+    stored = open_networks(released_file(folder, file))
     try:
-        path = released_file(folder, VOICE_ENCODER_FILE)
+        path = released_file(folder, voice_encoder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
     tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
-    tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_tensors(path).items()}
+    tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_networks(path).items()}
     tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
     shapes = {name: tuple(each.shape) for name, each in hearing_of(tensors, kind).state_dict().items()}
     network = {name: Part(name, shape) for name, shape in shapes.items()}
     check(network, tensors, ())
     network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
     return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | dict(condition))
+
+
+def open_networks(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors in a file by name, read on access.
+
+    Raises:
+        CheckpointError: If it cannot be read, or tensors of a state dictionary are not dense and real. A broadcast one
+            could claim any size.
+    """
+    tensors = open_tensors(path)
+    odd = [] if path.suffix == ".safetensors" else sorted(name for name, each in tensors.items() if not is_plain(each))
+    if odd:
+        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {first(odd)}")
+    return tensors
 
 
 def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
@@ -126,10 +156,9 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return True if all numbers of a tensor are finite as float32."""
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    """Return True if a tensor stores all its numbers, which are finite as float32."""
     is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
-    return is_plain and is_number and bool(tensor.float().isfinite().all())
+    return is_plain(tensor) and is_number and bool(tensor.float().isfinite().all())
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
@@ -170,7 +199,9 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
     Raise CheckpointError if one is invalid.
     """
-    found = {"default": read_voice(released_file(folder, DEFAULT))}
+    found, place = {"default": read_voice(released_file(folder, DEFAULT))}, (folder / VOICES).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{folder / VOICES}: expected a folder of this release, got a link to {place}")
     for path in sorted((folder / VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
             expected = "a name of lower-case letters, digits, - and _ other than default"

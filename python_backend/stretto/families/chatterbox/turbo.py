@@ -5,14 +5,17 @@ the files of GPT-2's tokenizer, with tags as added tokens.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
 from torch import Tensor
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.audio_format import KEY
 from stretto.families.chatterbox.family import (
     END_OF_SPEECH,
@@ -48,8 +51,9 @@ from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check
 
 POSITIONS = "tfmr.wpe.weight"  # tensor that only Turbo and Nano have
-GPT2_HEAD = 64  # head width of GPT-2
+GPT2_HEAD, MAX_WIDTH = 64, 1 << 14  # head width of GPT-2, and limit of the width
 GPT2_FILES = ("vocab.json", "merges.txt")
+MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # tags are listed in the server's profile; published ones: 19
 
 
 def turbo_tokenizer(folder: Path) -> Tokenizer:
@@ -63,8 +67,8 @@ def turbo_tokenizer(folder: Path) -> Tokenizer:
     """
     path = folder / TOKENIZER_FILE
     try:
-        if path.exists():
-            record = json.loads(regular_file(path, MAX_TEXT_BYTES).read_text())
+        if os.path.lexists(path):
+            record = json_object(released_file(folder, TOKENIZER_FILE))
         else:
             record = json.loads(gpt2_tokenizer(folder).to_str())
         size = len(record["model"]["vocab"])
@@ -76,7 +80,18 @@ def turbo_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # the library raises no narrower class
         raise CheckpointError(f"{folder}: expected the files of GPT-2's tokenizer, got an error: {error!r}") from error
     tokens = TextTokenizer(made).tokens
+    if not tokens:
+        raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
+    odd = [name for name in tags(record) if not re.fullmatch(TAG, name)]
+    if odd or len(tags(record)) > MAX_TAGS:
+        expected = f"at most {MAX_TAGS} added tokens of 1 to 64 ASCII characters without quotes and backslashes"
+        raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd[0]) if odd else len(tags(record))}")
     return Tokenizer(folder, 1 + max(tokens), tokens, record)
+
+
+def tags(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the tags in the contents of a tokenizer.json."""
+    return tuple(token["content"] for token in record.get("added_tokens", ()) if not token["special"])
 
 
 def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -85,9 +100,10 @@ def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    added = json_object(folder / "added_tokens.json")
-    for name, token_id in sorted(added.items(), key=lambda each: each[1]):
-        tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False)])
+    added = json_object(released_file(folder, "added_tokens.json"))
+    ordered = sorted(added.items(), key=lambda each: each[1])
+    tokenizer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name, _ in ordered])
+    for name, token_id in ordered:
         if tokenizer.token_to_id(name) != token_id:
             got = tokenizer.token_to_id(name)
             raise CheckpointError(f"{folder}: added_tokens.json: {name!r}: expected the next id, {got}, got {token_id}")
@@ -113,7 +129,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
         voices={name: tuple(voice["cond_prompt_speech_tokens"][0].tolist()) for name, voice in voices.items()},
         max_model_len=min(MAX_ROWS, num_positions),
         clones=release.codec is not None and release.keeps_hearing,
-        tags=tuple(token["content"] for token in made.get("added_tokens", ()) if not token["special"]),
+        tags=tags(made),
     )
     record = {
         "architectures": ["StrettoChatterboxTurboForCausalLM"],
@@ -174,8 +190,9 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         if len(found.get(name, ())) != 2:
             raise CheckpointError(f"{name}: expected a tensor of 2 dimensions, got {found.get(name, 'none')}")
     width, num_speech_ids = found[POSITIONS][1], END_OF_SPEECH + 1
-    if width % GPT2_HEAD:
-        raise CheckpointError(f"{POSITIONS}: expected a width that is a multiple of {GPT2_HEAD}, got {width}")
+    if width % GPT2_HEAD or not 0 < width <= MAX_WIDTH or not _num_layers(tensors) or not len(tensors[POSITIONS]):
+        expected = f"layers of a width that is a multiple of {GPT2_HEAD}, at most {MAX_WIDTH}, and positions"
+        raise CheckpointError(f"{POSITIONS}: expected {expected}, got shape {list(found[POSITIONS])}")
     if found[SPEECH][0] != num_speech_ids:
         raise CheckpointError(f"{SPEECH}: expected {num_speech_ids} ids, got {found[SPEECH][0]}")
     found |= {EMBEDDINGS: (found[EMBEDDINGS][0], width), SPEECH: (num_speech_ids, width)}

@@ -51,6 +51,7 @@ MAX_CODES = 150  # tokens for T3
 CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds for T3's tokens, for S3Gen, and the shortest recording
 MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
 LOUDNESS = -27.0  # LUFS, to which Turbo and Nano bring a recording
+MAX_WIDTH = 1 << 14  # limit of widths of the networks
 QUIET = 1e-4  # magnitude below which a recording is silent
 FRAMES_PER_TOKEN = 2  # mel frames
 
@@ -391,8 +392,10 @@ def hearing_of(tensors: Mapping[str, Tensor], kind: type[Hearing] = Hearing) -> 
         if len(shapes.get(name, ())) != 3:
             raise CheckpointError(f"{name}: expected a tensor of 3 dimensions, got {shapes.get(name, 'none')}")
     width, speaker = (shapes[name][0] for name in names)
-    if width % 64:
-        raise CheckpointError(f"{names[0]}: expected a width that is a multiple of 64, got {width}")
+    if width % 64 or not 0 < width <= MAX_WIDTH:
+        raise CheckpointError(f"{names[0]}: expected a multiple of 64 in [64, {MAX_WIDTH}], got {width}")
+    if not 0 < speaker <= MAX_WIDTH:
+        raise CheckpointError(f"{names[1]}: expected a width in [1, {MAX_WIDTH}], got {speaker}")
     with torch.device("meta"):
         return kind(width, len(layers), speaker, num_mels=80)
 

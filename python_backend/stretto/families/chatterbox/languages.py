@@ -1,0 +1,212 @@
+"""Text of Chatterbox Multilingual: the rules of its 23 languages, as in the authors' `MTLTokenizer`.
+
+Text is lower-cased and decomposed (NFKD), which also spells Korean syllables as letters. Chinese characters are spelled
+as Cangjie codes, Japanese kanji as hiragana. A token of the language, such as `[fr]`, precedes the text.
+
+Some languages need a package that is no dependency of the server. Without spacy-pkuseg (MIT) and its model there is no
+Chinese, and without pykakasi (GPL) no Japanese. Russian is read without stress marks if russian_text_stresser is
+missing. Hebrew is read without vowels: the authors' code calls dicta_onnx without the file of its model, which fails.
+"""
+
+import json
+import logging
+import os
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.untrusted_files import read_text
+
+logger = logging.getLogger(__name__)
+
+LANGUAGES = dict(
+    pair.split(":")
+    for pair in (
+        "ar:arabic da:danish de:german el:greek en:english es:spanish fi:finnish fr:french he:hebrew hi:hindi "
+        "it:italian ja:japanese ko:korean ms:malay nl:dutch no:norwegian pl:polish pt:portuguese ru:russian sv:swedish "
+        "sw:swahili tr:turkish zh:chinese"
+    ).split()
+)
+CODES = {name: code for code, name in LANGUAGES.items()} | {code: code for code in LANGUAGES}
+FOLDER = "languages"  # folder of a checkpoint, for the table of Cangjie codes
+CANGJIE_FILE = "Cangjie5_TC.json"  # published name of the table of Cangjie codes
+CHINESE_PACKAGE, CHINESE_MODEL = "spacy_pkuseg", "spacy_ontonotes"
+JAPANESE_PACKAGE, RUSSIAN_PACKAGE = "pykakasi", "russian_text_stresser"
+MAX_CHARACTERS = 200_000  # entries of the table; the published one has about 90,000
+MAX_CODE = 8  # letters of a Cangjie code; real ones have at most 5
+KANJI = range(0x4E00, 0xA000)
+LED_BY_SPACE = ("は", "へ")  # readings that begin like a particle
+
+
+def missing_packages(has_cangjie: bool) -> dict[str, str]:
+    """Return what is missing for each language that cannot be spoken here, by its code.
+
+    Args:
+        has_cangjie: True if the checkpoint has a table of Cangjie codes.
+    """
+    missing = {}
+    if not has_cangjie:
+        missing["zh"] = f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
+    elif find_spec(CHINESE_PACKAGE) is None:
+        missing["zh"] = f"{CHINESE_PACKAGE}, which is not installed"
+    elif not chinese_model().is_dir():
+        missing["zh"] = f"the model {CHINESE_MODEL} of {CHINESE_PACKAGE} in {chinese_model()}, which is missing"
+    if find_spec(JAPANESE_PACKAGE) is None:
+        missing["ja"] = f"{JAPANESE_PACKAGE}, which is not installed"
+    return missing
+
+
+def plain_languages() -> tuple[str, ...]:
+    """Return the codes of the languages whose text is read without marks that the authors' code can add."""
+    return ("he",) if find_spec(RUSSIAN_PACKAGE) else ("he", "ru")
+
+
+def chinese_model() -> Path:
+    """Return the folder of the segmenter's default model, which the package itself would download."""
+    return Path(os.path.expanduser(os.environ.get("PKUSEG_HOME", "~/.pkuseg"))) / CHINESE_MODEL
+
+
+def read_cangjie(path: Path) -> dict[str, str]:
+    """Return the spelling of each Chinese character: its Cangjie code, and a number if others precede it in that code.
+
+    Args:
+        path: JSON list of texts `character<TAB>code`; further columns are ignored.
+
+    Raises:
+        CheckpointError: If it is not such a file.
+    """
+    try:
+        entries = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a list of characters and codes, got {error!r}") from error
+    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_CHARACTERS:
+        got = len(entries) if isinstance(entries, list) else type(entries).__name__
+        raise CheckpointError(f"{path}: expected a list of 1 to {MAX_CHARACTERS} texts, got {got}")
+    codes, places, numbers = dict[str, str](), dict[tuple[str, str], int](), dict[str, int]()
+    for entry in entries:
+        columns = entry.split("\t") if isinstance(entry, str) else []
+        if len(columns) < 2 or not 0 < len(columns[1]) <= MAX_CODE:
+            raise CheckpointError(f"{path}: expected a character, a tab and a code, got {shown(entry)}")
+        character, code = columns[:2]
+        codes[character] = code
+        places.setdefault((code, character), numbers.get(code, 0))
+        numbers[code] = numbers.get(code, 0) + 1
+    return {each: f"{code}{places[code, each] or ''}" for each, code in codes.items()}
+
+
+def as_read(words: Sequence[Mapping[str, str]]) -> str:
+    """Return a Japanese text with its kanji as hiragana, decomposed.
+
+    Args:
+        words: Words of the text by pykakasi: `orig` and its reading `hira`.
+    """
+    found = []
+    for word in words:
+        text, reading = word["orig"], word["hira"]
+        if any(ord(each) in KANJI for each in text):
+            text = f" {reading}" if reading.startswith(LED_BY_SPACE) else reading
+        found.append(text)
+    return unicodedata.normalize("NFKD", "".join(found))
+
+
+class Languages:
+    """Converter of text to names of tokens and plain text, for the languages that can be spoken here.
+
+    Args:
+        tokens: Ids of the tokenizer's tokens by name.
+        cangjie: Spelling of Chinese characters, from `read_cangjie`; empty without the table.
+        segment: Splits a Chinese text into words.
+        read: Splits a Japanese text into words with their readings.
+        stress: Adds stress marks to a Russian text.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, int],
+        cangjie: Mapping[str, str],
+        segment: Callable[[str], Sequence[str]] | None = None,
+        read: Callable[[str], Sequence[Mapping[str, str]]] | None = None,
+        stress: Callable[[str], str] | None = None,
+    ):
+        self._tokens, self._cangjie = tokens, cangjie
+        self._segment, self._read, self._stress = segment, read, stress
+
+    def pieces(self, text: str, language: str) -> list[str | int]:
+        """Return a text as plain parts and ids of tokens that only the language's rules add.
+
+        Args:
+            text: Text of the request, with even punctuation.
+            language: Name or code of the language.
+
+        Raises:
+            InvalidRequest: If a package that the language needs cannot read the text.
+        """
+        code = CODES[language]
+        text = unicodedata.normalize("NFKD", text.lower())
+        try:
+            parts = self._by_rules(text, code)
+        except Exception as error:  # a package may raise anything
+            logger.exception("the text of a request could not be prepared in %s", LANGUAGES[code])
+            expected = f"text that the package for {LANGUAGES[code]} can read"
+            raise InvalidRequest("text", expected, type(error).__name__) from error
+        return [self._tokens[f"[{code}]"], *parts]
+
+    def _by_rules(self, text: str, code: str) -> list[str | int]:
+        if code == "zh" and self._segment is not None:
+            return self._chinese(" ".join(self._segment(text)))
+        if code == "ja" and self._read is not None:
+            text = as_read(self._read(text))
+        elif code == "ru" and self._stress is not None:
+            text = self._stress(text)
+        elif code == "ko":
+            text = text.strip()
+        return [text]
+
+    def _chinese(self, text: str) -> list[str | int]:
+        """Return a Chinese text whose known characters are ids of the tokens of their Cangjie codes."""
+        parts: list[str | int] = []
+        for character in text:
+            code = self._cangjie.get(character) if unicodedata.category(character) == "Lo" else None
+            names = [character] if code is None else [f"[cj_{letter}]" for letter in (*code, ".")]
+            for name in names:
+                token_id = None if code is None else self._tokens.get(name)
+                if token_id is not None:
+                    parts.append(token_id)
+                elif parts and isinstance(parts[-1], str):
+                    parts[-1] += name
+                else:
+                    parts.append(name)
+        return parts
+
+
+def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
+    """Return the languages of a checkpoint, with the packages that are installed.
+
+    Args:
+        folder: Folder of the table of Cangjie codes.
+        tokens: Ids of the tokenizer's tokens by name.
+
+    Raises:
+        CheckpointError: If the table is invalid, or an installed package cannot be opened.
+    """
+    path = folder / CANGJIE_FILE
+    missing = missing_packages(path.exists())
+    cangjie = read_cangjie(path) if path.exists() else {}
+    segment = None if "zh" in missing else _opened(CHINESE_PACKAGE, "pkuseg", str(chinese_model())).cut
+    read = None if "ja" in missing else _opened(JAPANESE_PACKAGE, "kakasi").convert
+    stress = None
+    if "ru" not in plain_languages():
+        stress = _opened(f"{RUSSIAN_PACKAGE}.text_stresser", "RussianTextStresser").stress_text
+    return Languages(tokens, cangjie, segment, read, stress)
+
+
+def _opened(module: str, name: str, *arguments: str) -> Any:
+    """Return an object of the class `name` of a module; raise CheckpointError if that fails."""
+    try:
+        return getattr(import_module(module), name)(*arguments)
+    except Exception as error:  # a package may raise anything
+        raise CheckpointError(f"{module}: installed, but cannot be opened: {error!r}") from error

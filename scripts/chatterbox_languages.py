@@ -1,0 +1,144 @@
+"""Generate a test fixture with the token ids of Chatterbox's reference `MTLTokenizer` in its 23 languages.
+
+    CHATTERBOX_SRC=src/chatterbox python -m scripts.chatterbox_languages tests/data/chatterbox_languages.json
+
+CHATTERBOX_SRC is as in `scripts.chatterbox_replies`. pykakasi 2.3.0 and spacy-pkuseg 1.0.2 must be importable; the
+latter downloads its model at first use. The tokenizer's file and the table of Cangjie codes are those of the small
+random release. Each sentence is also tokenized by the server's code with the same packages. The fixture's Chinese words
+are pairs of characters, so that they need no model; its Japanese words and readings are pykakasi's.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.checkpoints.random_chatterbox import MULTILINGUAL
+from scripts.chatterbox_replies import empty_packages, even, reference_tokenizer
+from scripts.reply_fixture import Replies, equal_in, run
+from stretto.families.chatterbox.convert import MULTILINGUAL_TOKENIZER
+from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, chatterbox
+from stretto.families.chatterbox.languages import LANGUAGES, open_languages
+from stretto.families.chatterbox.prompt import ChatterboxTemplate
+from stretto.families.prompting import Manner, Piece
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+
+SENTENCES = {
+    "ar": ("مرحبا بكم في المدينة.", "أين المكتبة؟", "شُكْرًا جَزِيلًا", "الطقس جميل اليوم، أليس كذلك؟", "٣ كتب و 12 قلمًا"),
+    "da": (
+        "Hvor er biblioteket?",
+        "Rødgrød med fløde",
+        "Æblet er på bordet…",
+        "Vi ses i morgen kl. 7",
+        "Å, det var sjovt!",
+    ),
+    "de": (
+        "Der Fuchs springt über den Hund.",
+        "Straße, Größe, Äpfel",
+        "„Guten Tag“ – sagte sie",
+        "ÜBER 100 %?",
+        "Na ja; vielleicht",
+    ),
+    "el": ("Καλημέρα, τι κάνεις;", "Πού είναι η βιβλιοθήκη", "ΑΘΗΝΑ ΣΗΜΕΡΑ", "Ευχαριστώ πολύ!", "Ο σκύλος - η γάτα"),
+    "en": (
+        "Hello,  world",
+        "it's twenty past nine",
+        "“Well”… maybe: no; yes",
+        "An owl in the tower ?",
+        "naïve café №5",
+    ),
+    "es": ("¿Dónde está la biblioteca?", "El niño comió piña", "¡Qué día!", "mañana — quizá", "Vale, vale..."),
+    "fi": ("Missä on kirjasto?", "Yö ja päivä", "Hyvää huomenta!", "Äiti osti kaksi kiloa omenoita", "ei; kyllä"),
+    "fr": ("Où est la gare ? Là-bas…", "L’été, c’est bien", "Garçon, un café !", "Noël à Évry", "œuf et cœur"),
+    "he": ("שלום, מה שלומך?", "איפה הספרייה", "תּוֹדָה רַבָּה", "להתראות!", "יש לי 3 ספרים"),
+    "hi": ("नमस्ते, आप कैसे हैं?", "पुस्तकालय कहाँ है।", "धन्यवाद", "क़लम और ज़मीन", "मेरे पास 3 किताबें हैं!"),
+    "it": ("Dov'è la biblioteca?", "Perché no?", "Città e virtù", "Buongiorno: come va", "L'albero è là"),
+    "ja": ("今日はいい天気ですね。", "カタカナと漢字", "学校は東京へ行く", "ありがとう!", "葉は緑、部屋へどうぞ"),
+    "ko": ("안녕하세요, 만나서 반갑습니다.", "도서관이 어디에 있어요?", "감사합니다!", "값과 삶", "ㅋㅋ 좋아요 3개"),
+    "ms": ("Di mana perpustakaan?", "Selamat pagi!", "Terima kasih banyak", "Kanak-kanak itu tidur", "ya... tidak"),
+    "nl": ("Waar is de bibliotheek?", "Één ijsje, alsjeblieft", "Goedemorgen!", "'s Ochtends regent het", "coöperatie"),
+    "no": ("Hvor er biblioteket?", "Blåbær på fjellet", "God natt!", "Øya er vakker", "Nei - jo; kanskje"),
+    "pl": ("Gdzie jest biblioteka?", "Zażółć gęślą jaźń", "Dzień dobry!", "ŁÓDŹ", "pięć, sześć… siedem"),
+    "pt": ("Onde fica a biblioteca?", "Não, obrigado", "Coração e pão", "Amanhã às 7", "Está bem; até já"),
+    "ru": ("Привет, как дела?", "Где библиотека", "Ёлка и йод", "СПАСИБО!", "Мы — друзья: да"),
+    "sv": ("Var ligger biblioteket?", "Räksmörgås på ön", "God morgon!", "Ål och ägg", "kanske… nej"),
+    "sw": ("Maktaba iko wapi?", "Asante sana", "Habari za asubuhi!", "Ng'ombe wawili", "ndiyo; hapana"),
+    "tr": ("Kütüphane nerede?", "İstanbul'da ılık ığdır", "Günaydın!", "Çok güzel şey", "ağaç ve göz"),
+    "zh": (
+        "你好，今天天气真不错",
+        "希望你有一个愉快的周末。",
+        "他说中文很好！",
+        "北京图书馆在哪里？",
+        "我们明天见 ok 3",
+    ),
+}
+
+
+class Pairs:
+    """Segmenter that splits a text into pairs of characters."""
+
+    def cut(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return [text[at : at + 2] for at in range(0, len(text), 2)]
+
+
+def our_template(folder: Path) -> ChatterboxTemplate:
+    """Return the server's template with the small release's files in `folder` and the installed packages."""
+    (folder / TOKENIZER_FILE).write_text((folder / MULTILINGUAL_TOKENIZER).read_text())
+    tokenizer = TextTokenizer.at(folder, spells_bytes=False)
+    tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
+    return ChatterboxTemplate(
+        chatterbox(MULTILINGUAL), MULTILINGUAL, tokenizer, languages=open_languages(folder, tokens)
+    )
+
+
+def ids_of(template: ChatterboxTemplate, text: str, language: str) -> list[int]:
+    """Return the server's ids of a text."""
+    family = chatterbox(MULTILINGUAL)
+    piece = Piece("user", "text", text=text)
+    rows = template.write(family.tasks[0], (piece,), "default", Manner(language=language)).rows
+    return rows[MULTILINGUAL.num_voice_rows : -2, 0].tolist()
+
+
+def tokenized() -> Iterator[dict[str, Any]]:
+    """Yield each sentence with the reference ids, and the words that a package found in it."""
+    import pykakasi
+
+    empty_packages()
+    kakasi = pykakasi.kakasi()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        theirs = reference_tokenizer(folder)
+        assert theirs.cangjie_converter.segmenter is not None, "spacy_pkuseg is not installed"
+        ours, segmenter = our_template(folder), theirs.cangjie_converter.segmenter
+        for language in LANGUAGES:
+            for text in SENTENCES[language]:
+                evened = even(text, "mtl_tts.py")
+                theirs.cangjie_converter.segmenter = segmenter
+                wanted = [START_OF_TEXT, *theirs.encode(evened, language), END_OF_TEXT]
+                assert ids_of(ours, text, language) == wanted, (language, text)
+                prepared = unicodedata.normalize("NFKD", evened.lower())
+                case: dict[str, Any] = {"language": language, "text": text}
+                if language == "zh":
+                    theirs.cangjie_converter.segmenter = Pairs()
+                    case["words"] = Pairs().cut(prepared)
+                elif language == "ja":
+                    case["words"] = [{"orig": each["orig"], "hira": each["hira"]} for each in kakasi.convert(prepared)]
+                yield case | {"ids": [START_OF_TEXT, *theirs.encode(evened, language), END_OF_TEXT]}
+
+
+def write(fixture: Path, made: Replies) -> None:
+    """Write the fixture."""
+    fixture.write_text(json.dumps({"replies": made}) + "\n")
+    print(len(made), "sentences,", sum(len(each["ids"]) for each in made), "ids")
+
+
+def main() -> None:
+    """Write the fixture, or check an existing one."""
+    run(__doc__, lambda: list(tokenized()), write, equal_in("language", "text", "ids"))
+
+
+if __name__ == "__main__":
+    main()

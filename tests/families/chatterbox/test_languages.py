@@ -1,0 +1,275 @@
+"""Chatterbox Multilingual: token ids are those of its authors' `MTLTokenizer`; missing packages and files are named."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.checkpoints.random_chatterbox import MULTILINGUAL, command, convert, write_release
+from stretto.convert.command import main
+from stretto.convert.make_repository import profile
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.chatterbox import languages
+from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary, chatterbox
+from stretto.families.chatterbox.languages import CANGJIE_FILE, CODES, FOLDER, LANGUAGES, Languages, open_languages
+from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
+from stretto.families.plugin import family_at
+from stretto.families.text import TextTokenizer
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.chatterbox_release import write
+from tests.refused_conversion import refused
+
+SENTENCES: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parents[2] / "data" / "chatterbox_languages.json").read_text()
+)["replies"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert(tmp_path_factory.mktemp("multilingual"), is_multilingual=True)
+
+
+def with_words(checkpoint: Path, words: list[Any]) -> ChatterboxTemplate:
+    """Return a template whose packages find these words in every text."""
+    tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
+    tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
+    cangjie = languages.read_cangjie(checkpoint / FOLDER / CANGJIE_FILE)
+    found = Languages(tokens, cangjie, segment=lambda text: words, read=lambda text: words)
+    return ChatterboxTemplate(family_at(checkpoint), MULTILINGUAL, tokenizer, languages=found)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_ids_are_those_of_the_authors_tokenizer(language: str, checkpoint: Path) -> None:
+    """Names and codes of languages are equivalent."""
+    sentences = [each for each in SENTENCES if each["language"] == language]
+    assert len(sentences) >= 5
+    for sentence in sentences:
+        template = with_words(checkpoint, sentence.get("words", []))
+        for name in (language, LANGUAGES[language]):
+            rows = write(template, family_at(checkpoint), sentence["text"], language=name)
+            ids = rows[MULTILINGUAL.num_voice_rows : -2, 0].tolist()
+            assert ids == sentence["ids"], sentence["text"]
+
+
+@pytest.mark.parametrize("text", ["[fr] a", "[START]", "a [SPACE] b", "[STOP]x", "[cj_a][cj_.]"])
+def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
+    """Neither in tokenizers whose added tokens are not marked as special, as in the release of this test."""
+    tokens = TextTokenizer.at(checkpoint, spells_bytes=False).tokens
+    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text, language="en")
+    start, tag, *ids, end = rows[MULTILINGUAL.num_voice_rows : -2, 0].tolist()
+    assert (start, tokens[tag], end) == (START_OF_TEXT, "[en]", END_OF_TEXT)
+    spelled = [tokens[each] for each in ids if tokens[each].startswith("[") and len(tokens[each]) > 1]
+    assert spelled == ["[SPACE]"] * text.count(" ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{}", r"options.language: expected one of arabic, .*, tr, got no value"),
+        ('{"language": "auto"}', r"options.language: expected one of arabic, .*, got 'auto'"),
+        ('{"language": "klingon"}', r"options.language: expected one of .*, got 'klingon'"),
+        ('{"language": 3}', r"options.language: expected"),
+        ('{"language": "JA"}', r"\(ja needs pykakasi, which is not installed\), got 'ja'"),
+        ('{"language": "chinese"}', r"\(chinese needs spacy_pkuseg, which is not installed\), got 'chinese'"),
+    ],
+)
+def test_a_language_is_required_and_a_missing_package_named(checkpoint: Path, options: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        Preprocessor(checkpoint).prepare(RawRequest(text="hello", options=options))
+
+
+def test_the_profile_says_which_languages_are_spoken_and_which_are_read_plainly(checkpoint: Path) -> None:
+    record = json.loads(profile(family_at(checkpoint), 24_000, 25.0))
+    assert record["requires_language"] is True
+    assert record["languages_plain"] == ["he", "ru"]
+    assert {"german", "de", "hebrew", "he"} <= set(record["languages"])
+    assert not {"japanese", "ja", "chinese", "zh"} & set(record["languages"])
+    assert "requires_language" not in json.loads(profile(chatterbox(ChatterboxVocabulary()), 24_000, 25.0))
+
+
+def test_installed_packages_make_their_languages_available(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chinese also needs the segmenter's model, which the server does not download, and the release's table."""
+    opened: list[tuple[str, ...]] = []
+
+    def module(name: str, kind: str, **methods: Callable[[str], Any]) -> None:
+        made = ModuleType(name)
+        made.__spec__ = SimpleNamespace(name=name)  # type: ignore[assignment]
+        setattr(made, kind, lambda *given: (opened.append((kind, *given)), SimpleNamespace(**methods))[1])
+        monkeypatch.setitem(sys.modules, name, made)
+
+    module("spacy_pkuseg", "pkuseg", cut=lambda text: [text])
+    module("pykakasi", "kakasi", convert=lambda text: [{"orig": text, "hira": text}])
+    module("russian_text_stresser", "RussianTextStresser")
+    module("russian_text_stresser.text_stresser", "RussianTextStresser", stress_text=lambda text: f"{text}!")
+    monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
+    needed = family_at(checkpoint).unavailable_languages
+    assert needed["zh"].startswith("the model spacy_ontonotes of spacy_pkuseg in ")
+    (tmp_path / "spacy_ontonotes").mkdir()
+    family = family_at(checkpoint)
+    assert (dict(family.unavailable_languages), family.plain_languages) == ({}, ("he",))
+    assert set(CODES) == set(family.languages)
+    russian = write(open_chatterbox(checkpoint), family, "да", language="ru")
+    assert opened == [
+        ("pkuseg", str(tmp_path / "spacy_ontonotes")),
+        ("kakasi",),
+        ("RussianTextStresser",),
+    ]
+    assert len(russian) == MULTILINGUAL.num_voice_rows + len("[]да.!") - 1 + 2 + 2
+    assert "zh" in languages.missing_packages(has_cangjie=False)
+
+
+def test_a_package_that_cannot_be_opened_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ModuleType("pykakasi")
+    made.__spec__ = SimpleNamespace(name="pykakasi")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "pykakasi", made)
+    with pytest.raises(CheckpointError, match="pykakasi: installed, but cannot be opened"):
+        open_languages(checkpoint / FOLDER, {})
+
+
+def test_a_text_that_a_package_cannot_read_fails_alone(checkpoint: Path) -> None:
+    tokens = dict.fromkeys(("[ja]", "[en]"), 9)
+    found = Languages(tokens, {}, read=lambda text: [{"orig": text}])
+    with pytest.raises(
+        InvalidRequest, match="text: expected text that the package for japanese can read, got KeyError"
+    ):
+        found.pieces("a", "ja")
+    assert found.pieces("A", "en") == [9, "a"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("release") / "release", is_multilingual=True)
+
+
+@pytest.fixture
+def release(published: Path, tmp_path: Path) -> Path:
+    """Return a copy of the release, of which a test may replace files."""
+    return Path(shutil.copytree(published, tmp_path / "release"))
+
+
+BROADCAST = torch.ones(1).expand(1 << 40)  # claims 4 TB
+
+
+class Hostile:
+    """Pickled object that runs code when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("was run",)
+
+
+def without(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: each for key, each in tensors.items() if key != name}
+
+
+def change(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
+    """Replace the contents of a state dictionary."""
+    torch.save(edit(torch.load(folder / file, weights_only=True)), folder / file)
+
+
+def retag(folder: Path) -> None:
+    path = folder / "grapheme_mtl_merged_expanded_v1.json"
+    text = path.read_text()
+    for code in LANGUAGES:
+        text = text.replace(f'"[{code}]"', f'"[{code}_]"')
+    path.write_text(text)
+
+
+CANGJIE = {
+    "{}": "expected a list of 1 to 200000 texts, got dict",
+    "[]": "expected a list of 1 to 200000 texts, got 0",
+    '["a"]': "expected a character, a tab and a code, got 'a'",
+    '["a\\t"]': "expected a character, a tab and a code",
+    '["a\\tbcdefghij"]': "expected a character, a tab and a code",
+    "[3]": "expected a character, a tab and a code, got 3",
+    "[" * 100_000: "expected a list of characters and codes, got RecursionError",
+    json.dumps(["a\tb"] * 200_001): "expected a list of 1 to 200000 texts, got 200001",
+}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda folder: (folder / "s3gen.pt").unlink(), "s3gen.pt is missing"),
+        (lambda folder: (folder / "ve.pt").unlink(), "ve.pt is missing"),
+        (lambda folder: (folder / "ve.pt").write_bytes(b"no"), "ve.pt: expected tensors"),
+        (lambda folder: change(folder, "ve.pt", lambda each: without(each, "proj.bias")), "missing: ve.proj.bias"),
+        (lambda folder: change(folder, "s3gen.pt", lambda each: [each]), "s3gen.pt: expected tensors by name"),
+        (
+            lambda folder: change(folder, "s3gen.pt", lambda each: each | {"flow.encoder_proj.bias": BROADCAST}),
+            "s3gen.pt: expected dense tensors of real numbers, got other values in ['flow.encoder_proj.bias']",
+        ),
+        (lambda folder: torch.save(Hostile(), folder / "ve.pt"), "ve.pt: expected tensors"),
+        (
+            lambda folder: change(folder, "s3gen.pt", lambda each: without(each, "flow.encoder_proj.bias")),
+            "missing: flow.encoder_proj.bias",
+        ),
+        (retag, "expected a tokenizer with tokens of languages, such as [fr]"),
+        (
+            lambda folder: (folder / "grapheme_mtl_merged_expanded_v1.json").unlink(),
+            "grapheme_mtl_merged_expanded_v1.json is missing",
+        ),
+        *((lambda folder, text=text: (folder / CANGJIE_FILE).write_text(text), why) for text, why in CANGJIE.items()),
+    ],
+)
+def test_files_that_do_not_fit_are_named(
+    release: Path, edit: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(release)
+    assert message in refused(command(release, release.parent / "out"), release.parent / "out", capsys)
+
+
+def test_a_release_without_the_table_speaks_no_chinese(release: Path) -> None:
+    (release / CANGJIE_FILE).unlink()
+    out = release.parent / "out"
+    assert main(command(release, out)) == 0
+    assert family_at(out).unavailable_languages["zh"] == f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
+    assert not (out / FOLDER).exists()
+
+
+def test_the_table_counts_characters_of_one_code(tmp_path: Path) -> None:
+    """As in the authors' class, a character that has several codes is spelled by the last one."""
+    path = tmp_path / CANGJIE_FILE
+    path.write_text(json.dumps(["甲\ta", "乙\ta\t9", "甲\tb", "丙\ta", "乙\ta"]))
+    assert languages.read_cangjie(path) == {"甲": "b", "乙": "a1", "丙": "a2"}
+
+
+def test_a_checkpoint_whose_tokenizer_lacks_a_language_is_refused(tmp_path: Path) -> None:
+    checkpoint = convert(tmp_path, is_multilingual=True)
+    path = checkpoint / "tokenizer.json"
+    path.write_text(path.read_text().replace('"[fr]"', '"[xx]"'))
+    with pytest.raises(CheckpointError, match=r"expected tokens of languages, got no \[fr\]"):
+        open_chatterbox(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"languages": ["xx"]}, "languages: expected some of ar, da"),
+        ({"languages": "fr"}, "languages"),
+        ({"num_text_ids": -3}, "expected ids and positions of text"),
+        ({"num_text_positions": 0}, "expected ids and positions of text"),
+        ({"num_voice_rows": "8"}, "num_voice_rows"),
+        ({"more": 1}, "more"),
+        ({"num_text_ids": 300}, "expected at most 300 tokens"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_named(
+    checkpoint: Path, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    record = json.loads((copied / "config.json").read_text())
+    record["speech_vocabulary"] |= changed
+    (copied / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError) as error:
+        Preprocessor(copied)
+    assert message in str(error.value)
