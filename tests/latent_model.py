@@ -13,6 +13,7 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.latents import LatentMixin, silu
+from stretto.engine.worker.run_slots import SolverPlan
 from stretto.families.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import LATENTS
@@ -30,9 +31,9 @@ class FlowHead(nn.Module):
         self.enter = ReplicatedLinear(NUM_WORDS, INNER, return_bias=False)
         self.leave = ReplicatedLinear(INNER, NUM_WORDS, bias=False, return_bias=False)
 
-    def forward(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, plan: SolverPlan) -> torch.Tensor:
         x, condition, number = noise, self.condition(hidden), steps[:, None].float()
-        for step in range(int(steps.max())):
+        for step in range(plan.num_steps):
             velocity = self.leave(silu(condition + self.enter(x) + step / number))
             x = torch.where(step < steps[:, None], x + velocity / number, x)
         return x
@@ -46,13 +47,14 @@ class GuidedHead(FlowHead):
         hidden: torch.Tensor,
         noise: torch.Tensor,
         steps: torch.Tensor,
-        before: torch.Tensor | None = None,
+        plan: SolverPlan,
+        other: torch.Tensor | None = None,
         guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert before is not None
+        assert other is not None
         assert guidance is not None
-        x, condition, number, old = noise, self.condition(hidden), steps[:, None].float(), self.enter(before)
-        for step in range(int(steps.max())):
+        x, condition, number, old = noise, self.condition(hidden), steps[:, None].float(), self.enter(other)
+        for step in range(plan.num_steps):
             inner = self.enter(x) + 0.05 * old + step / number
             velocity, plain = (self.leave(silu(each)) for each in (condition + inner, inner))
             merged = plain + guidance[:, None] * (velocity - plain)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextGroups, TextTrack, UnconditionalContext
 from stretto.families.tiny.family import SPACE, TINY
+from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
 
@@ -132,6 +133,10 @@ GUIDED_LATENTS = replace(
         ),
     ),
 )
+
+# Several stretches of audio in a reply, guided by pairs, with features of the decoded audio.
+NUM_FEATURES = 4
+MARKED_LATENTS = vibevoice(VibeVoiceVocabulary(64, 51, 52, 53, 50, 8, NUM_FEATURES, 512))
 
 # For prompts and replies of thousands of rows.
 LONG = replace(EIGHT_STREAMS, name="long", max_model_len=8448)

@@ -72,6 +72,14 @@ def test_how_many_may_wait_is_taken_from_the_file_too(tmp_path: Path) -> None:
     assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
 
 
+def test_captured_solver_steps_are_integers(tmp_path: Path) -> None:
+    (tmp_path / "engine.json").write_text('{"latent_steps": [5, 10]}')
+    assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path).latent_steps == [5, 10]
+    for value in (5, [1.5], [True], "5"):
+        with pytest.raises(ValueError, match="latent_steps: expected a list of integers, got"):
+            EngineConfig(tmp_path, latent_steps=value)  # type: ignore[arg-type]
+
+
 def test_a_target_of_first_frames_is_taken_from_the_file_too(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"max_num_seqs": 4, "first_frame_target_s": 1.5}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)

@@ -114,6 +114,7 @@ JOBS = {
     "schedules_vita": Job("benchmarks.gpu.speed:run", 60, {"requests": (1, 16)}),
     "parity_modules": Job("benchmarks.gpu.parity:run_modules", 14),
     "parity_higgs_audio": Job("benchmarks.gpu.parity:run_higgs_audio", 14),
+    "parity_latents": Job("benchmarks.gpu.parity:run_latents", 60, environment={"VLLM_BATCH_INVARIANT": "1"}),
     "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted", 20),
     "racecheck": _sanitizer("racecheck", 90),
     "decoder_mimi": _decoder("mimi", 20),

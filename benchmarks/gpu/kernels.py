@@ -16,15 +16,16 @@ from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.tiny.family import TINY
-from stretto.sampling import DrawParams, DrawPlan, guide, stream_keys
+from stretto.sampling import DrawParams, DrawPlan, gaussian, guide, stream_keys
 
 # (streams, columns) of the published 8B: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
 WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
 SCALE = 3.0
-# Small families with parallel heads, with a depth transformer, and with separate heads.
-SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", "TINY"
+# Small families with parallel heads, with a depth transformer, with separate heads, and with latents.
+LATENTS = "LATENTS", "GUIDED_LATENTS", "MARKED_LATENTS"
+SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", *LATENTS, "TINY"
 ROUNDED = 2e-3  # error of guided logits of size 1: products in float32 stay well below, in bfloat16 they exceed it
 
 
@@ -37,6 +38,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
             yield {"kernel": "draw", "of": kind, "sampling": sampling, "rows": num_rows, **figures}
     for num_rows in rows:
         yield {"kernel": "embed", "rows": num_rows, **_attempt(partial(_embed, setup, num_rows))}
+    yield {"kernel": "noise", **_attempt(partial(_noise, setup))}
     for name in SAMPLERS[-1:] if setup.is_small else SAMPLERS:
         yield {"kernel": "sampler", "family": name, **_attempt(partial(_sampler, setup, name))}
     for columns in (1026,) if setup.is_small else (1026, 8200, 152_192):
@@ -108,10 +110,23 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 above 8
 
 
+def _noise(setup: Setup) -> dict[str, Any]:
+    """Compare the Gaussian noise of a step's latents with numpy's; rounding rarely shows a difference in float64."""
+    number = 1 << (12 if setup.is_small else 20)
+    keys = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, number).astype(np.int32)
+    test = import_module("tests.engine.kernels.gpu.test_latent_noise")
+    there = torch.from_numpy(keys).to(setup.device)
+    found = test.noise_of(there)
+    different = int((found.cpu().numpy() != gaussian(keys)).sum())
+    ms = _ms(setup, lambda: test.noise_of(there))
+    return {"different": different, "draws": number, "ms": ms, "ok": different <= max(2, number >> 19)}
+
+
 def _sampler(setup: Setup, name: str) -> dict[str, Any]:
     """Compare the GPU's sampler, with graphs, with that of the CPU, row by row over complete replies."""
     walks = import_module("tests.engine.worker.walks")
-    family = TINY if name == "TINY" else getattr(import_module("tests.small_vocabularies"), name)
+    module = "tests.speech_families" if "LATENTS" in name else "tests.small_vocabularies"
+    family = TINY if name == "TINY" else getattr(import_module(module), name)
     rules, num_slots, steps = SegmentRules(family, walks.LENGTH), 5, 2 if setup.is_small else 48
     recorder = None if setup.is_small else CudaRecorder()
     ours = walks.captured(rules, num_slots, recorder, torch.device(setup.device))

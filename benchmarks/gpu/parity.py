@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.gpu.jobs import Setup
@@ -170,6 +171,89 @@ def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
             expected[request_id] = replies.said(family, rows), lead
         case = Case(family.name, checkpoint, prompts, expected)
         yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+@dataclass(frozen=True)
+class LatentCase:
+    """A release, its prompts, and for some of them expected latents [T, D] with the bound of each frame [T]."""
+
+    folder: Path
+    prompts: dict[str, Prompt]
+    expected: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
+    """Yield a line for each random release: latents against the authors' or a slow reference's, in batches and alone.
+
+    The bounds are those of the CPU's tests. A reply has the same bits alone and in a batch.
+    """
+    be_exact()
+    mode = "FULL_DECODE_ONLY, async, chunked, preempted"
+    args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
+    for name, make in itertools.islice(LATENTS.items(), 1 if setup.is_small else None):
+        with tempfile.TemporaryDirectory() as folder:
+            case = make(Path(folder))
+            together = replies(case.folder, args, case.prompts)
+            alone = {each: replies(case.folder, args, {each: case.prompts[each]})[each] for each in case.expected}
+        frames = {each: _latents(alone[each].rows) for each in alone}
+        wrong = [each for each, (latents, bound) in case.expected.items() if _exceeds(frames[each], latents, bound)]
+        different = [each for each in alone if alone[each].rows != together[each].rows]
+        preempted = sum(each.trailer.num_preemptions for each in together.values())
+        figures = {"replies": len(together), "preemptions": preempted, "different": different, "wrong": wrong}
+        yield {"checkpoint": name, "mode": mode, **figures, "ok": not wrong and not different}
+
+
+def _latents(rows: list[list[int]]) -> np.ndarray:
+    """Return the latents [T, D] of a reply's frames; rows without a latent have words of 0."""
+    words = np.array(rows, np.int32)[:, 1:]
+    return np.ascontiguousarray(words[words.any(1)]).view(np.float32)
+
+
+def _exceeds(found: np.ndarray, latents: np.ndarray, bound: np.ndarray) -> bool:
+    """Return True if a latent differs by more than its bound, or there are fewer than expected."""
+    number, size = latents.shape
+    return len(found) < number or bool((np.abs(found[:number, :size] - latents).max(1) > bound).any())
+
+
+def _pocket_tts(folder: Path) -> LatentCase:
+    release, test = (importlib.import_module(f"tests.{name}") for name in ("pocket_release", "engine.test_pocket_tts"))
+    checkpoint, own = release.convert_release(folder, "english"), release.reply("english")
+    texts = {"own": (own.text, own.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
+    prompts = {name: test.prompt_of(checkpoint, *text) for name, text in texts.items()}
+    bound = test.SPREAD * own.nudged + test.SHARE * own.latents.std()
+    return LatentCase(checkpoint, prompts, {"own": (own.latents, bound)})
+
+
+def _voxcpm2(folder: Path) -> LatentCase:
+    release, test = (importlib.import_module(f"tests.{name}") for name in ("voxcpm2_release", "engine.test_voxcpm2"))
+    checkpoint = release.convert_release(folder)
+    preprocessor = importlib.import_module("stretto.preprocessing.request").Preprocessor(checkpoint)
+    prompts = {mode: preprocessor.prepare(release.request(mode)) for mode in release.MODES}
+    replies = {mode: release.reply("plain", mode) for mode in prompts}
+    bounds = {mode: test.SPREAD * own.nudged + test.SHARE * own.latents.std() for mode, own in replies.items()}
+    return LatentCase(checkpoint, prompts, {mode: (own.latents, bounds[mode]) for mode, own in replies.items()})
+
+
+def _vibevoice(folder: Path) -> LatentCase:
+    release, test = (
+        importlib.import_module(f"tests.{name}") for name in ("vibevoice_release", "engine.test_vibevoice")
+    )
+    checkpoint, model, expected = release.convert_release(folder, "long"), release.model_of("long"), {}
+    family = importlib.import_module("stretto.families.plugin").family_at(checkpoint)
+    prompts = {f"r{index}": test.make_prompt(family, index) for index in range(3)}
+    for name in ("r0", "r1"):
+        nudges = [
+            1e-6 * torch.randn(release.NUM_NUMBERS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+        ]
+        rows, own = prompts[name].rows, prompts[name].sampling
+        given = rows, own.seed, own.guidance_scale, own.latents.steps, own.audio.max_rows
+        (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*given) for nudge in (None, *nudges))
+        spread = np.max([test.spread_of(each[1], latents) for each in nudged], 0)
+        expected[name] = latents, test.SPREAD * spread + test.SHARE * latents.std()
+    return LatentCase(checkpoint, prompts, expected)
+
+
+LATENTS = {"pocket_tts": _pocket_tts, "voxcpm2": _voxcpm2, "vibevoice": _vibevoice}
 
 
 def _some(setup: Setup, mode: str) -> int | None:

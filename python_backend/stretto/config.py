@@ -1,7 +1,7 @@
 """Configuration set by the operator, as frozen dataclasses created once at start-up."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -22,20 +22,23 @@ class EngineConfig:
         first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
             admitted (`FlightLimit`). None for no target.
         batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
-            it reduces throughput.
+            it reduces throughput. None for True on a GPU if the family's frames are latents, else False.
         live_reserve: True if live sessions keep the KV blocks of their attention window, and are never preempted. False
             if they may be preempted, which delays them by the time to compute all their rows again.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, by the name used in requests.
+        latent_steps: Numbers of solver steps of a latent for which CUDA graphs are captured, in addition to the
+            family's default. Steps with other numbers are launched without graphs.
     """
 
     checkpoint: Path
     engine_args: dict[str, Any] = field(default_factory=dict)
     kv_share: Mapping[str, float] = field(default_factory=dict)
-    batch_invariant: bool = False
+    batch_invariant: bool | None = None
     max_waiting: int | None = None
     first_frame_target_s: float | None = None
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
     live_reserve: bool = True
+    latent_steps: Sequence[int] = ()
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -51,8 +54,8 @@ class EngineConfig:
                 raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
                 raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
-        if not isinstance(self.batch_invariant, bool):
-            raise ValueError(f"batch_invariant must be true or false, got {self.batch_invariant!r}")
+        if self.batch_invariant is not None and not isinstance(self.batch_invariant, bool):
+            raise ValueError(f"batch_invariant must be true, false or null, got {self.batch_invariant!r}")
         if not isinstance(self.live_reserve, bool):
             raise ValueError(f"live_reserve must be true or false, got {self.live_reserve!r}")
         waiting = self.max_waiting
@@ -68,6 +71,9 @@ class EngineConfig:
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
+
+        if not isinstance(self.latent_steps, list | tuple) or any(type(each) is not int for each in self.latent_steps):
+            raise ValueError(f"latent_steps: expected a list of integers, got {self.latent_steps!r}")
 
     @property
     def adapter_folders(self) -> dict[str, Path]:

@@ -26,7 +26,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.protocol import SpeechParams, SpeechRequestData
-from stretto.engine.worker import run_slots, step_program
+from stretto.engine.worker import latent_draw, run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
@@ -34,6 +34,7 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
+from tests import pocket_release, vibevoice_release, voxcpm2_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
@@ -229,6 +230,57 @@ def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
     finally:
         engine.shutdown()
     assert all(kernel.num_launches >= 3 for kernel in kernels.values())
+
+
+RELEASES: dict[str, Callable[[Path], Path]] = {
+    "pocket_tts": lambda folder: pocket_release.convert_release(folder, "english"),
+    "voxcpm2": voxcpm2_release.convert_release,
+    "vibevoice": vibevoice_release.convert_release,
+}
+
+
+@pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
+@pytest.mark.parametrize("name", RELEASES)
+def test_latents_mix_no_devices(name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solvers and the feedback network read no number of a tensor, whatever the rows are."""
+    options = {"step_kernels": uses_kernels, "latent_steps": [1] if name == "pocket_tts" else [2, 10]}
+    more = {"max_num_batched_tokens": 64, "max_model_len": 96, "additional_config": options}
+    engine = Engine(RELEASES[name](tmp_path), max_num_seqs=4, **more)
+    family, kernels = engine.rules.family, dict[str, OnTheDevice]()
+    for kernel, owner in (
+        ("_embed_kernel", products),
+        ("_gather_kernel", advance),
+        *((("draw_streams_kernel", step_program), ("advance_kernel", step_program)) if uses_kernels else ()),
+        *((("latent_inputs_kernel", latent_draw),) if uses_kernels else ()),
+    ):
+        kernels[kernel] = OnTheDevice()
+        monkeypatch.setattr(owner, kernel, kernels[kernel])
+    requests = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
+    try:
+        with on_a_gpu(engine, monkeypatch) as state:
+            requests.all_token_ids.gpu = torch.zeros(4, state.max_model_len, dtype=torch.int32, device=GPU)
+            sampler, _ = state.custom_sampler(SimpleNamespace(penalties_state=None, req_states=requests))
+            fill(state, family)
+            width = state.model.latent_readout(state.rules).width
+            for num_tokens in (64, 4):
+                batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
+                inputs = state.prepare_inputs(batch, None)
+                embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"])
+                told = state.model.layer_inputs(inputs["rows"])
+                hidden = embedded.new_empty(len(embedded), width)
+                output = sampler(hidden[batch.logits_indices], batch)
+                sent = output.sampled_token_ids, *output.logprobs_tensors[:3], output.num_sampled, output.num_rejected
+                assert {each.device for each in (*inputs.values(), embedded, *told.values(), *sent)} == {GPU}
+            if uses_kernels:
+                variants = sampler._program.variants
+                assert len(variants) == (1 if name == "pocket_tts" else 4)
+                recorded: list[Callable[[], None]] = []
+                sampler._graphs._recorder = SimpleNamespace(is_busy=lambda: False, record=recorded.append)
+                state.capture_inner_cudagraphs(None, None, [], None)
+                assert len(recorded) == sampler._graphs.num_graphs == len(variants) * len(padded_sizes(4))
+    finally:
+        engine.shutdown()
+    assert all(kernel.num_launches >= 2 for kernel in kernels.values())
 
 
 class BlocksOnTheDevice:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from stretto.engine.admission import Capacity, admit
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.errors import InvalidRequest
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
@@ -20,6 +21,7 @@ from stretto.sampling import gaussian, seed_key, stream_keys
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing.conformance import Answer
 from tests.engine.harness import Engine
+from tests.engine.test_no_sync import as_on_a_gpu
 from tests.latent_model import NUM_WORDS, guided_reference_latent, reference_latent, write
 from tests.speech_families import GUIDED_LATENTS, LATENTS
 from tests.tiers import by_night
@@ -97,6 +99,18 @@ def test_bits_do_not_depend_on_batches(folder: Path, alone: dict[str, Answer], o
             assert rows_of(answers) == rows_of(alone)
             assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
         assert engine.is_clean()
+
+
+def test_the_kernels_of_a_gpu_give_the_same_replies(
+    folder: Path, alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Triton's interpreter, asynchronously and preempted."""
+    as_on_a_gpu(monkeypatch)
+    with Engine(folder, max_model_len=128, **TIGHT, async_scheduling=True) as engine:
+        assert isinstance(engine.model_state._step_sampler._program, LatentStepProgram)
+        answers = engine.run(PROMPTS, ARRIVALS)
+    assert rows_of(answers) == rows_of(alone)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
 def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str, Answer]) -> None:

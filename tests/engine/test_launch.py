@@ -1,15 +1,18 @@
 """vLLM's start arguments, and configurations that are refused before anything is started."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from stretto.config import EngineConfig
+from stretto.engine import llm
 from stretto.engine.llm import captured_rows, vllm_config
+from stretto.engine.worker.model_state import captured_steps
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.speech_families import LATENTS, MODULES
+from tests.speech_families import EIGHT_STREAMS, LATENTS, MODULES
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +56,39 @@ def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expect
     assert captured_rows(EngineConfig(checkpoint, arguments)) == expected
 
 
-def test_latents_are_refused_on_a_gpu(tmp_path: Path) -> None:
+def test_products_are_batch_invariant_by_default_for_latents_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask() -> None:
+        raise Asked
+
+    monkeypatch.setattr(llm, "require_batch_invariance", ask)
+    monkeypatch.setattr(llm, "is_cpu_build", lambda: False)
+    latents = write_checkpoint(tmp_path / "latents", LATENTS, "latents", layers=1)
+    codes = write_checkpoint(tmp_path / "codes", EIGHT_STREAMS, "eight_streams", layers=1)
+    for checkpoint, choice, is_asked in ((latents, None, True), (latents, False, False), (codes, None, False)):
+        with pytest.raises(Asked) if is_asked else nullcontext():
+            vllm_config(EngineConfig(checkpoint, DEFAULTS, batch_invariant=choice))
+
+
+def test_latents_require_float32(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
-    with pytest.raises(ValueError, match="latents: vLLM's build for CPUs is required, because its frames are latents"):
-        captured_rows(EngineConfig(checkpoint, {}))
+    with pytest.raises(ValueError, match="dtype: expected 'float32', because latents are fed back in float32, got 'bf"):
+        vllm_config(EngineConfig(checkpoint, {**DEFAULTS, "dtype": "bfloat16"}))
+
+
+def test_captured_solver_steps_are_those_of_the_family(tmp_path: Path) -> None:
+    latents = write_checkpoint(tmp_path / "latents", LATENTS, "latents", layers=1)
+    codes = write_checkpoint(tmp_path / "codes", EIGHT_STREAMS, "eight_streams", layers=1)
+    built = vllm_config(EngineConfig(latents, DEFAULTS, latent_steps=[1, 4]))
+    assert captured_steps(LATENTS, built) == [1, 2, 4]  # the default is 2
+    with pytest.raises(ValueError, match=r"latent_steps: expected numbers in \[1, 4\], got 5"):
+        vllm_config(EngineConfig(latents, DEFAULTS, latent_steps=[5]))
+    with pytest.raises(ValueError, match=r"latent_steps: expected none \(frames are codes\), got 1"):
+        vllm_config(EngineConfig(codes, DEFAULTS, latent_steps=[1]))
 
 
 def test_latents_of_all_slots_take_at_most_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
     return seeded(Preprocessor(checkpoint).prepare(RawRequest(text=text, options='{"voice": "alba"}')), seed)
 
 
-@pytest.mark.parametrize("kind", ["english", *by_night(*KINDS[1:])])
-def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "is_async"), [("english", False), *by_night(("english", True), *((kind, True) for kind in KINDS[1:]))]
+)
+def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
     """In a voice by name and in that of a recording; other requests and preemption change no bits."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     family = family_at(checkpoint)
@@ -47,7 +49,7 @@ def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
     prompts |= {
         f"r{index}": prompt_of(checkpoint, text, index) for index, text in enumerate(("one more", "and a third"))
     }
-    with Engine(checkpoint, **TIGHT) as engine:
+    with Engine(checkpoint, **TIGHT, async_scheduling=is_async) as engine:
         alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
         together = engine.run(prompts, {"r1": 3})
         assert {name: answer.rows for name, answer in together.items()} == alone

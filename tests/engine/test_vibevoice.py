@@ -26,6 +26,7 @@ from stretto.testing import assert_family_conforms
 from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
+from tests.engine.test_no_sync import as_on_a_gpu
 from tests.tiers import by_night
 from tests.vibevoice_release import (
     BEGIN,
@@ -178,6 +179,19 @@ def test_bits_do_not_depend_on_batches(
         assert engine.is_clean()
 
 
+def test_the_kernels_of_a_gpu_give_the_same_replies(
+    checkpoint: Path, prompts: dict[str, Prompt], alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Triton's interpreter, with unconditional requests at other positions than the conditional ones."""
+    as_on_a_gpu(monkeypatch)
+    with Engine(checkpoint, **TIGHT) as engine:
+        memory = engine.model_state.feedback_memory
+        answers = engine.run(prompts, ARRIVALS)
+        assert rows_of(answers) == rows_of(alone)
+        assert num_preemptions(answers) > 0
+        assert memory.num_restored > 0
+
+
 @pytest.mark.nightly
 def test_an_untied_head_has_rows_of_its_own(tmp_path: Path) -> None:
     checkpoint, model = convert_release(tmp_path, "untied"), model_of("untied")
@@ -201,8 +215,9 @@ def test_the_family_conforms(tmp_path: Path) -> None:
 
 
 def test_the_solver_is_that_of_the_authors() -> None:
-    """Replies of diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form."""
-    from stretto.families.vibevoice.model import DiffusionHead, Schedule, cosine_schedule  # needs vLLM
+    """Replies of diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form; numbers are mixed."""
+    from stretto.engine.worker.run_slots import SolverPlan  # needs vLLM
+    from stretto.families.vibevoice.model import DiffusionHead, cosine_schedule
 
     stored = np.load(SOLVER)
     noise = torch.from_numpy(stored["noise"])
@@ -210,20 +225,21 @@ def test_the_solver_is_that_of_the_authors() -> None:
     class Given(DiffusionHead):
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
-
-        def _schedule(self, number: int) -> Schedule:
-            times, alpha, sigma = cosine_schedule(number)
-            assert times.tolist() == stored[f"times{number}"].tolist()
-            lengths = np.log(alpha[:-1] / sigma[:-1])
-            return Schedule(torch.from_numpy(times).float()[:, None], alpha.tolist(), sigma.tolist(), lengths.tolist())
+            self.cond_proj = torch.nn.Linear(1, 1)
+            torch.nn.init.zeros_(self.cond_proj.weight)
+            torch.nn.init.zeros_(self.cond_proj.bias)
+            self.timestep_proj = torch.nn.Unflatten(0, (-1, 1))
 
         def _velocity(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
             return torch.tanh(1.5 * x.roll(1, 1) - 0.5 * x + condition / 1000)
 
-    nobody = torch.zeros(0, dtype=torch.int64)
-    for number in (2, 5, 10, 20):
+    head, numbers = Given().requires_grad_(False).prepare(range(2, 51)), (2, 5, 10, 20)
+    states, plan = torch.zeros(len(noise), 1), SolverPlan(max(numbers), is_guided=False)
+    for number in numbers:
+        assert cosine_schedule(number)[0].tolist() == stored[f"times{number}"].tolist()
         expected = torch.from_numpy(stored[f"steps{number}"])
-        found = Given()._solve(noise, torch.zeros(len(noise), 1), nobody, torch.zeros(0, 1), number)
+        steps = torch.full((len(noise),), number)
+        found = head(states, noise, steps, plan, states, torch.ones(len(noise)))
         assert (found - expected).abs().max() < 1e-5, number
         velocity = lambda x, time: torch.tanh(1.5 * x.roll(1, 1) - 0.5 * x + time / 1000)  # noqa: E731
         assert (solve(velocity, noise, number) - expected).abs().max() < 1e-5, number

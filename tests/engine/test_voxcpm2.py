@@ -35,11 +35,11 @@ VOCABULARY_OF_RELEASES = {"num_text_ids": 160, "num_latents": 4, "num_numbers": 
 SPREAD, SHARE = 16, 1e-5
 
 
-def replies(checkpoint: Path, prompts: dict[str, Prompt]) -> dict[str, Answer]:
+def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> dict[str, Answer]:
     """Return replies, generated alone, and assert that they have the same bits together, preempted and cached."""
     with Engine(checkpoint, max_model_len=128) as engine:
         alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
-    with Engine(checkpoint, **TIGHT) as engine:
+    with Engine(checkpoint, **TIGHT, **options) as engine:
         for arrivals in ({"both": 3}, {}):  # the second time, prompts may come from the prefix cache
             answers = engine.run(prompts, arrivals)
             assert {name: answer.rows for name, answer in answers.items()} == {
@@ -50,13 +50,15 @@ def replies(checkpoint: Path, prompts: dict[str, Prompt]) -> dict[str, Answer]:
     return alone
 
 
-@pytest.mark.parametrize("kind", ["plain", *by_night("scaled")])
-def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "is_async"), [("plain", True), *by_night(("plain", False), ("scaled", False), ("scaled", True))]
+)
+def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
     checkpoint = convert_release(tmp_path, kind)
     family, preprocessor = family_at(checkpoint), Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
     frame, last = family.layout.audio[0]
-    for mode, answer in replies(checkpoint, prompts).items():
+    for mode, answer in replies(checkpoint, prompts, async_scheduling=is_async).items():
         expected, rows = reply(kind, mode), np.array(answer.rows, np.int64)
         number = len(expected.latents)
         ids = [frame] * (number - expected.has_ended) + [last] * expected.has_ended
@@ -94,7 +96,8 @@ def test_the_family_conforms(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"async_scheduling": True}, {"enable_prefix_caching": False}], ids=str)
+def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path, options: dict[str, Any]) -> None:
     """Numbers of steps and scales of guidance differ by request."""
     checkpoint = convert_release(tmp_path, "wide")
     preprocessor = Preprocessor(checkpoint)
@@ -103,6 +106,6 @@ def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path) -> No
         options = f'{{"latents": {{"steps": {steps}}}, "guidance_scale": {scale}, "audio": {{"max_rows": 14}}}}'
         prompt = preprocessor.prepare(RawRequest(text="a b " * (1 + index), options=options))
         prompts[f"{steps} steps"] = replace(prompt, sampling=replace(prompt.sampling, seed=index))
-    alone = replies(checkpoint, prompts)
+    alone = replies(checkpoint, prompts, **options)
     firsts = {tuple(answer.rows[0]) for answer in alone.values()}
     assert len(firsts) == len(prompts)

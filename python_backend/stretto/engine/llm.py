@@ -16,7 +16,7 @@ import numpy as np
 
 from stretto.config import EngineConfig
 from stretto.engine.admission import Capacity, Permit, Permits, admit, known_ids, max_frames, max_words, num_text_ids
-from stretto.engine.environment import prepare_environment, require_batch_invariance
+from stretto.engine.environment import is_cpu_build, prepare_environment, require_batch_invariance
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
@@ -47,7 +47,11 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         CheckpointError: If the checkpoint or an adapter cannot be used.
     """
     prepare_environment()
-    if config.batch_invariant:
+    latents = family_at(config.checkpoint).layout.latents
+    is_invariant = config.batch_invariant
+    if is_invariant is None:
+        is_invariant = latents is not None and not is_cpu_build()
+    if is_invariant:
         require_batch_invariance()
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -59,9 +63,11 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
-    ours = {name: getattr(config, name) for name in ("kv_share", "max_waiting", "first_frame_target_s", "live_reserve")}
+    check_latent_steps(config, latents)
+    names = "kv_share", "max_waiting", "first_frame_target_s", "live_reserve", "latent_steps"
+    ours = {name: getattr(config, name) for name in names}
     ours[adapters.KEY] = paths
-    ours = {name: value for name, value in ours.items() if value not in (None, {})}
+    ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
     if ours:
         arguments["additional_config"] = arguments.get("additional_config", {}) | ours
     if current_platform.is_cpu():
@@ -70,6 +76,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
     else:
         arguments |= captured_rows(config)
+        if latents is not None:  # by default, attention would multiply float32 in reduced precision (TF32)
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
     arguments.setdefault("use_tqdm_on_load", False)  # no progress bar in the log
     args = AsyncEngineArgs(
@@ -85,25 +93,40 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     if method is not None:
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
-    check_latent_table(built, family_at(config.checkpoint).layout.latents)
+    check_latent_table(built, latents)
     adapters.restrict_to_backbone(built, folders)
     # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
     built.scheduler_config.async_scheduling = wants_async
     return built
 
 
+def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None:
+    """Raise ValueError unless all of `latent_steps` are numbers of solver steps that the family permits."""
+    permitted = range(0) if latents is None else latents.steps
+    for number in config.latent_steps:
+        if number not in permitted:
+            expected = f"numbers in [{permitted.start}, {permitted[-1]}]" if permitted else "none (frames are codes)"
+            raise ValueError(f"latent_steps: expected {expected}, got {number}")
+
+
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check that the table of latents, which has an entry per slot and position, is small compared to the KV cache.
+    """Check the dtype, and that the table of latents, with an entry per slot and position, is small for the KV cache.
 
     Args:
         config: vLLM's configuration.
         latents: Latents of the family; None if its frames are codes.
 
     Raises:
-        ValueError: If the table is larger than an eighth of the KV cache. A cache without a fixed size is not checked.
+        ValueError: If the dtype is not float32, or the table is larger than an eighth of the KV cache. A cache without
+            a fixed size is not checked.
     """
+    if latents is None:
+        return
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    if dtype != "float32":
+        raise ValueError(f"dtype: expected 'float32', because latents are fed back in float32, got {dtype!r}")
     memory = config.cache_config.kv_cache_memory_bytes
-    if latents is None or memory is None:
+    if memory is None:
         return
     num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
     position_bytes = num_slots * latents.num_words * 4  # float32
@@ -119,14 +142,9 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
 
     vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
-
-    Raises:
-        ValueError: If the frames of the family are latents, which cannot be generated on a GPU.
     """
     arguments, family = config.engine_args, family_at(config.checkpoint)
     bursts = family.bursts
-    if family.layout.latents:
-        raise ValueError(f"{family.name}: vLLM's build for CPUs is required, because its frames are latents")
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
     if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):

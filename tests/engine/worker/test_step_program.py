@@ -21,13 +21,22 @@ from tests.small_vocabularies import (
     TRACKED_CSM,
     TURBO,
 )
-from tests.speech_families import EIGHT_STREAMS, GROUPED, INTERLEAVED, PENALIZED, THREE_ROWS
+from tests.speech_families import (
+    EIGHT_STREAMS,
+    GROUPED,
+    GUIDED_LATENTS,
+    INTERLEAVED,
+    LATENTS,
+    MARKED_LATENTS,
+    PENALIZED,
+    THREE_ROWS,
+)
 
 pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, given codes, and a
-# penalty that follows top-k and top-p, text in rows of its own; then published families.
-FAMILIES = [TINY, PENALIZED, INTERLEAVED, TRACKED_CSM, THREE_ROWS, TURBO, KYUTAI_STT, GROUPED]
-BY_NIGHT = [DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
+# penalty that follows top-k and top-p, text in rows of its own, latents, also in stretches; then published families.
+FAMILIES = [TINY, PENALIZED, INTERLEAVED, TRACKED_CSM, THREE_ROWS, TURBO, KYUTAI_STT, GROUPED, LATENTS, MARKED_LATENTS]
+BY_NIGHT = [GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 
 

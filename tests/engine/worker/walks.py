@@ -11,8 +11,9 @@ from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.protocol import SpeechParams, SpeechRequestData
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.predictors import DepthFrames, ParallelHeads, Readout
-from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram, StretchDraw
+from stretto.engine.worker.predictors import DepthFrames, LatentReadout, ParallelHeads, Readout
+from stretto.engine.worker.run_slots import RunSlots, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
@@ -20,6 +21,7 @@ from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram
 from stretto.families.base import Family
 from stretto.records.sampling import CodeSampling
 from stretto.testing.checkpoints import make_prompt
+from tests.speech_families import NUM_FEATURES
 
 if not torch.cuda.is_available():
     from vllm.v1.worker.cpu import shm  # noqa: F401  (events of the CPU in the place of a GPU's)
@@ -44,7 +46,7 @@ class RandomHeads:
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), num_columns)
         sizes = len(self.text_ids), len(self.first_ids), self.codes.numel()
         self._weights = [torch.randn(WIDTH, size, generator=random).to(device) for size in sizes]
-        self._num_ends = len(rules.drawn_ends_of_audio)
+        self._num_ends = 0 if rules.family.layout.latents else len(rules.drawn_ends_of_audio)
         self._is_shifted = rules.family.has_stream_bias
         offsets = [torch.randn(size, generator=random).to(device) if self._is_shifted else None for size in sizes]
         self.text_offset, self.first_offset, self.code_offset = offsets
@@ -94,6 +96,42 @@ class RandomDepth:
         return self._state.tanh()
 
 
+def predict_latents(
+    hidden: torch.Tensor,
+    noise: torch.Tensor,
+    steps: torch.Tensor,
+    plan: SolverPlan,
+    other: torch.Tensor | None = None,
+    guidance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Fake `LatentPredictor`, of products and sums by element, whose bits do not depend on the batch."""
+    x, size = noise, noise.shape[1]
+    for step in range(plan.num_steps):
+        target = hidden[:, :size]
+        if other is not None and guidance is not None and plan.is_guided:
+            scale, without = guidance[:, None], other[:, :size]
+            target = torch.where(scale == 1, target, without + scale * (target - without))
+        x = torch.where(step < steps[:, None], 0.5 * x + target, x)
+    return x
+
+
+class Echo:
+    """Fake `LatentFeedback`: its memory is a decaying sum of latents, and its features are the memory."""
+
+    num_kept, reach = NUM_FEATURES, 24
+
+    def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        memory = 0.5 * memory + latents[:, : self.num_kept]
+        return memory, memory
+
+
+def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
+    heads: Any = RandomHeads(rules, device)
+    if not rules.marks:
+        return LatentReadout(heads, predict_latents, WIDTH)
+    return LatentReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
+
+
 def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
     """Return the readout that `SpeechModelState` makes of a model, with random weights."""
     heads: Any = RandomHeads(rules, device)
@@ -120,17 +158,33 @@ def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Sid
 
 def reference(rules: SegmentRules, num_slots: int) -> Side:
     """The sampler of the CPU."""
-    made, readout = side(rules, num_slots), make_readout(rules, num_slots)
-    segments, tables = SegmentState(rules, HostArrays()), made.slots.tables
-    guard = RepetitionGuard(made.tokens, tables, rules.family, HostArrays())
-    made.sampler = SpeechSampler(STOCK, made.slots, RowDraw(readout, segments, tables, HostArrays(), guard), segments)
+    made, arrays = side(rules, num_slots), HostArrays()
+    segments, tables = SegmentState(rules, arrays), made.slots.tables
+    guard = RepetitionGuard(made.tokens, tables, rules.family, arrays)
+    draw: RowDraw
+    if rules.marks:
+        draw = StretchDraw(latent_readout(rules, CPU), segments, tables, arrays, guard, made.tokens)
+    elif rules.family.layout.latents:
+        draw = LatentDraw(latent_readout(rules, CPU), segments, tables, arrays, guard)
+    else:
+        draw = RowDraw(make_readout(rules, num_slots), segments, tables, arrays, guard)
+    made.sampler = SpeechSampler(STOCK, made.slots, draw, segments)
     return made
 
 
 def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
     """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
-    made, readout = side(rules, num_slots, device), make_readout(rules, num_slots, device)
-    program = StepProgram(readout, rules, made.slots.tables, made.tokens, torch.zeros(num_slots, WIDTH, device=device))
+    made = side(rules, num_slots, device)
+    program: StepProgram
+    if rules.family.layout.latents:
+        given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots
+        program = latents = LatentStepProgram(*given, captured_steps=(1, 2))
+        if latents.memory is not None:  # groups as on a GPU that is batch-invariant
+            latents.memory._is_on_host, latents.memory._group = False, 2
+    else:
+        hidden = torch.zeros(num_slots, WIDTH, device=device)
+        readout = make_readout(rules, num_slots, device)
+        program = StepProgram(readout, rules, made.slots.tables, made.tokens, hidden)
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant, size: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made
@@ -145,6 +199,8 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     max_rows = 7 + index % 4 if family.text_groups is None else 30 + 4 * (index % 5)
     audio = replace(audio, min_rows=3, max_rows=max_rows, top_k=top_k, top_p=top_p)
     prompt = replace(prompt, sampling=replace(prompt.sampling, text=text, audio=audio))
+    if is_unconditional and family.layout.latents:  # its context is one row, the mark that begins audio
+        prompt = replace(prompt, rows=prompt.rows[-1:])
     codes = prompt.rows[:, 1:]
     tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
     both = np.concatenate([codes, tail])
@@ -182,6 +238,7 @@ class Walk:
                 for each in self.sides:
                     each.slots.fill(slot, made)
                     each.slots.tables.apply_staged(each.arrays)
+                    each.tokens[slot, : len(made.prefill_token_ids)] = torch.tensor(made.prefill_token_ids)
                 self.lengths[slot], self.names[slot] = len(made.prefill_token_ids), made.req_id
             self.num_begun += 1
 

@@ -135,3 +135,16 @@ def test_a_release_without_encoder_takes_no_recordings(tmp_path: Path) -> None:
 def test_what_cannot_be_spoken_is_refused(checkpoint: Path, request_: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         Preprocessor(checkpoint).prepare(request_)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("english", 32), ("english_18m", 1)])
+def test_steps_are_those_of_the_head(tmp_path: Path, kind: str, most: int) -> None:
+    """A head without times has one step."""
+    preprocessor = Preprocessor(convert_release(tmp_path, kind))
+    for number in (0, most + 1):
+        expected = rf"options\.latents\.steps: expected an integer in \[1, .*got {number}"
+        with pytest.raises(InvalidRequest, match=expected):
+            preprocessor.prepare(RawRequest(text="a", options=json.dumps({"latents": {"steps": number}})))
+    prompt = preprocessor.prepare(RawRequest(text="a", options=json.dumps({"latents": {"steps": most}})))
+    assert prompt.sampling.latents is not None
+    assert prompt.sampling.latents.steps == most

@@ -1,6 +1,8 @@
 """Conversion of VibeVoice: strict, with four rows of an untied head, and the decoder for codec and model."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stretto.codecs.vibevoice import Decoder, TokenizerConfig, published_name
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY, config_at, read_family
+from stretto.families.vibevoice.convert import authors_name
 from stretto.families.vibevoice.family import VibeVoiceVocabulary
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_release import (
@@ -108,6 +112,150 @@ def test_of_an_untied_head_four_rows_stay(tmp_path: Path) -> None:
     assert not config_at(tmp_path / "out")[VOCABULARY]["is_tied"]
 
 
+# Names of the authors' checkpoints as transformers' own converter reads them; `-` is one less than the number.
+PUBLISHED_NAMES = (
+    (r"(semantic|acoustic)_tokenizer\.encoder\.downsample_layers\.0\.0\.conv\.", r"\1_encoder.stem.conv."),
+    (r"(semantic|acoustic)_tokenizer\.encoder\.stages\.0\.", r"\1_encoder.stem.stage."),
+    (r"(semantic|acoustic)_tokenizer\.encoder\.downsample_layers\.(\d+)\.0\.conv\.", r"\1_encoder.conv_layers.-.conv."),
+    (r"(semantic|acoustic)_tokenizer\.encoder\.stages\.(\d+)\.", r"\1_encoder.conv_layers.-.stage."),
+    (r"(semantic|acoustic)_tokenizer\.encoder\.head\.conv\.", r"\1_encoder.head."),
+    (r"acoustic_tokenizer\.decoder\.upsample_layers\.0\.0\.conv\.conv\.", r"audio_tower.decoder.stem.conv.conv."),
+    (r"acoustic_tokenizer\.decoder\.stages\.0\.", r"audio_tower.decoder.stem.stage."),
+    (r"()acoustic_tokenizer\.decoder\.upsample_layers\.(\d+)\.0\.", r"audio_tower.decoder.conv_layers.-."),
+    (r"()acoustic_tokenizer\.decoder\.stages\.(\d+)\.", r"audio_tower.decoder.conv_layers.-.stage."),
+    (r"acoustic_tokenizer\.decoder\.head\.conv\.", r"audio_tower.decoder.head."),
+    (r"semantic_encoder\.", "semantic_tokenizer_encoder."),
+    (r"acoustic_encoder\.", "audio_tower.encoder."),
+    (r"mixer\.conv\.conv\.conv\.", "mixer.conv."),
+    (r"prediction_head\.t_embedder\.mlp\.0\.", "diffusion_head.timestep_proj.fc1."),
+    (r"prediction_head\.t_embedder\.mlp\.2\.", "diffusion_head.timestep_proj.fc2."),
+    (r"prediction_head\.layers\.(\d+)\.adaLN_modulation\.1\.", r"diffusion_head.layers.\1.linear."),
+    (r"prediction_head\.final_layer\.adaLN_modulation\.1\.", "diffusion_head.final_layer.linear_1."),
+    (r"prediction_head\.final_layer\.linear\.", "diffusion_head.final_layer.linear_2."),
+    (r"prediction_head\.", "diffusion_head."),
+    (r"acoustic_connector\.", "multi_modal_projector."),
+    (r"(multi_modal_projector|semantic_connector)\.fc([12])\.", r"\1.linear_\2."),
+    (r"(multi_modal_projector|semantic_connector)\.norm\.", r"\1.act."),
+    (r"speech_(scaling|bias)_factor", r"latent_\1_factor"),
+)
+
+
+def published_name_of(name: str) -> str:
+    for pattern, made in PUBLISHED_NAMES:
+        found = re.search(pattern, name)
+        if found is not None:
+            made = made.replace("-", str(int(found[2]) - 1)) if "-" in made else made
+            name = name[: found.start()] + found.expand(made) + name[found.end() :]
+    return name
+
+
+def authors_release(folder: Path, kind: str = "tied") -> Path:
+    """Write a release in the authors' layout and return its folder; its tokenizer is in the folder, too."""
+    release = write_release(folder, kind)
+    with edited(release / MODEL) as tensors:
+        renamed = {authors_name(name): tensor for name, tensor in tensors.items()}
+        assert {published_name_of(name) for name in renamed} == set(tensors)
+        assert len(renamed) == len(tensors)
+        tensors.clear()
+        tensors.update(renamed)
+    record = json.loads((release / "config.json").read_text())
+
+    def network(section: str, size: int, **more: Any) -> dict[str, Any]:
+        found = record[section]
+        ratios, filters = found["downsampling_ratios"][::-1], found["num_filters"]
+        own = {"vae_dim": size, "encoder_ratios": ratios, "encoder_n_filters": filters, "causal": True}
+        depths = "-".join(map(str, found["depths"]))
+        decoder = {"decoder_ratios": ratios, "decoder_n_filters": filters, "decoder_depths": None}
+        return {**own, **decoder, "channels": 1, "layernorm_eps": 1e-5, "encoder_depths": depths, **more}
+
+    head = record["diffusion_head_config"]
+    made = {
+        "model_type": "vibevoice",
+        "decoder_config": record["text_config"] | {"tie_word_embeddings": kind != "untied"},
+        "acoustic_tokenizer_config": network("audio_config", 8, fix_std=0.4, std_dist_type="gaussian"),
+        "semantic_tokenizer_config": network("semantic_model_config", 12, fix_std=0, std_dist_type="none"),
+        "diffusion_head_config": {
+            "hidden_size": head["hidden_size"],
+            "latent_size": head["latent_size"],
+            "rms_norm_eps": 1e-5,
+            "head_layers": head["num_hidden_layers"],
+            "head_ffn_ratio": 3.0,
+            "prediction_type": "v_prediction",
+            "ddpm_beta_schedule": "cosine",
+            "ddpm_num_steps": 1000,
+        },
+    }
+    (release / "config.json").write_text(json.dumps(made))
+    return release
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_the_authors_layout_gives_the_same_checkpoint(tmp_path: Path, kind: str) -> None:
+    assert run(write_release(tmp_path / "release", kind), tmp_path / "out") == 0
+    assert run(authors_release(tmp_path / "authors", kind), tmp_path / "same") == 0
+    first, second = written(tmp_path / "out"), written(tmp_path / "same")
+    assert set(first) == set(second)
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
+    assert config_at(tmp_path / "out") | {"tokenizers": 0} == config_at(tmp_path / "same") | {"tokenizers": 0}
+    names = ("acoustic", "semantic")
+    one, other = (
+        [TokenizerConfig.from_record(config_at(tmp_path / each)["tokenizers"][name]) for name in names]
+        for each in ("out", "same")
+    )
+    assert one[0] == other[0]
+    assert replace(one[1], deviation=0.0) == other[1], "the semantic tokenizer adds no noise"
+    codecs = [load_file(tmp_path / each / "codec" / MODEL) for each in ("out", "same")]
+    assert all(tensor.equal(codecs[1][name]) for name, tensor in codecs[0].items())
+
+
+def test_names_are_those_of_the_authors_checkpoint() -> None:
+    """Names and shapes of the published 1.5B checkpoint, whose decoder has 276 tensors."""
+    with torch.device("meta"):
+        shapes = {
+            authors_name(f"model.audio_tower.{published_name(f'decoder.{name}')}"): list(tensor.shape)
+            for name, tensor in Decoder(TokenizerConfig.from_record({})).state_dict().items()
+        }
+    assert len(shapes) == 276
+    for name, shape in (
+        ("upsample_layers.0.0.conv.conv.weight", [2048, 64, 7]),
+        ("upsample_layers.1.0.convtr.convtr.weight", [2048, 1024, 16]),
+        ("upsample_layers.6.0.convtr.convtr.weight", [64, 32, 4]),
+        ("head.conv.conv.weight", [1, 32, 7]),
+        ("stages.0.0.mixer.conv.conv.conv.weight", [2048, 1, 7]),
+        ("stages.5.2.ffn.linear1.weight", [256, 64]),
+    ):
+        assert shapes[f"model.acoustic_tokenizer.decoder.{name}"] == shape, name
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("acoustic_tokenizer_config", {"causal": False}, "acoustic_tokenizer_config.causal: expected True, got False"),
+        ("acoustic_tokenizer_config", {"decoder_ratios": [2]}, "acoustic_tokenizer_config.decoder_ratios: expected ["),
+        ("semantic_tokenizer_config", {"layernorm": "LN"}, "semantic_tokenizer_config.layernorm: expected 'RMSNorm'"),
+        ("semantic_tokenizer_config", {"encoder_depths": "3-x"}, "downsampling_ratios and depths must be lists, got"),
+        ("diffusion_head_config", {"prediction_type": "epsilon"}, "prediction_type: expected 'v_prediction', got 'eps"),
+        ("diffusion_head_config", {"head_ffn_ratio": "3"}, "expected hidden_size and head_ffn_ratio, got [128, '3']"),
+        ("diffusion_head_config", {"head_layers": 0}, "diffusion_head_config: expected sizes, got"),
+    ],
+)
+def test_an_authors_config_that_does_not_fit_is_named(
+    tmp_path: Path, refuses: Refuses, section: str, change: dict[str, Any], message: str
+) -> None:
+    release = authors_release(tmp_path / "release")
+    record = json.loads((release / "config.json").read_text())
+    record[section] |= change
+    (release / "config.json").write_text(json.dumps(record))
+    refuses(words(release, tmp_path / "out"), message)
+
+
+def test_the_authors_layout_needs_the_tokenizer_of_qwen(tmp_path: Path, refuses: Refuses) -> None:
+    release = authors_release(tmp_path / "release")
+    path = release / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|vision_pad|>", "<|other|>"))
+    refuses(words(release, tmp_path / "out"), "expected the tokenizer of Qwen2.5, got none of ['<|vision_pad|>']")
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -133,7 +281,6 @@ def test_what_does_not_fit_is_named(release: Path, tmp_path: Path, refuses: Refu
     [
         ({"model_type": "vibevoice_streaming"}, "VibeVoice Realtime 0.5B is not served: its two language models read"),
         ({"tts_backbone_num_hidden_layers": 20}, "VibeVoice Realtime 0.5B is not served"),
-        ({"acoustic_tokenizer_config": {}}, "got acoustic_tokenizer_config, as in the authors' layout"),
         ({"model_type": "qwen2"}, "model_type: expected 'vibevoice', got 'qwen2'"),
         ({"audio_config": {"channels": 2}}, "audio_config.channels: expected 1, got 2"),
         ({"semantic_model_config": {"downsampling_ratios": [2, 2], "depths": [1, 1, 1]}}, "expected 3200 samples, got"),

@@ -1,9 +1,13 @@
 """Mix-in for models that generate frames as latents and read them as embeddings."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from vllm.config import VllmConfig
 
+from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import (
@@ -12,22 +16,50 @@ from stretto.engine.worker.predictors import (
     LatentFeedback,
     LatentPredictor,
     LatentReadout,
-    PairedLatentPredictor,
     StopHead,
     WeightRows,
 )
+from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for models of families
 from stretto.errors import CheckpointError
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
 
-    vLLM's kernel computes each row independently. torch's kernel uses a different code path for the last elements of a
-    batch, or of a thread's part of it, so the bits of a row depend on its position in the batch.
+    On a CPU, torch's kernel uses a different code path for the last elements of a batch, or of a thread's part of it,
+    so the bits of a row depend on its position in the batch. vLLM's kernel computes each row independently.
     """
+    if x.device.type != "cpu":
+        return F.silu(x)
     out = torch.empty_like(x)
     torch.ops._C.silu_and_mul(out, torch.cat([x, torch.ones_like(x)], -1))
     return out
+
+
+class SolverTable:
+    """Values of each step of a solver, for all numbers of steps up to the largest: n rows for n steps.
+
+    Steps are looked up on the device, so that the launches of a solver do not depend on the rows' numbers of steps.
+
+    Args:
+        values: Function that returns the values of the steps of a solver of n steps, [n, ...].
+        steps: Permitted numbers of steps.
+        embed: Function applied to all rows at once, or None.
+    """
+
+    def __init__(
+        self,
+        values: Callable[[int], torch.Tensor],
+        steps: range,
+        embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        rows = torch.cat([values(number) for number in range(1, steps.stop)])
+        self._rows = rows if embed is None else embed(rows)
+
+    def at(self, step: int, steps: torch.Tensor) -> torch.Tensor:
+        """Return the values [N, ...] of a step in solvers of `steps` [N] steps; the last step's if it is after it."""
+        last = steps * (steps + 1) // 2 - 1
+        return self._rows[torch.minimum(last - steps + 1 + step, last)]
 
 
 class EndOfSpeech(nn.Module):
@@ -44,7 +76,8 @@ class LatentMixin(MultiStreamMixin):
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
     recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. Their matrix products
-    must return the same bits for a row in every batch. On a CPU, vLLM's linear layers do; torch's do not.
+    must return the same bits for a row in every batch. On a CPU, vLLM's linear layers do; torch's do not. On a GPU,
+    both do if vLLM is batch-invariant.
 
     Attributes:
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
@@ -69,7 +102,7 @@ class LatentMixin(MultiStreamMixin):
         """Return the embeddings [N, H] of latents of a recording, float32 [N, D]."""
         raise NotImplementedError
 
-    def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor | PairedLatentPredictor:
+    def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor:
         """Return the predictor of the next latent, built from the model's weights."""
         raise NotImplementedError
 
@@ -81,15 +114,19 @@ class LatentMixin(MultiStreamMixin):
         """Return the hidden state [H] after a prompt that consists of this id, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
+    @torch.inference_mode()
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
         """Return the head of stream 0 and the latent predictor."""
+        predictor = self.latent_predictor()
+        if self.model.embed_tokens.get_parameter("weight").device.type != "cpu" and isinstance(predictor, nn.Module):
+            use_fused_operators(predictor)  # it is not compiled
         if rules.marks:
-            heads = FirstHead(self.first_rows(rules), rules)
+            rows = self.first_rows(rules)
             state = self.state_of_row(rules.marks[0])
-            return LatentReadout(heads, self.latent_predictor(), self.latent_feedback(), state)
+            return LatentReadout(FirstHead(rows, rules), predictor, rows.shape[1], self.latent_feedback(), state)
         weight, bias = self.end_weight(), self.end_of_speech.bias
         stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)
-        return LatentReadout(stop, self.latent_predictor())
+        return LatentReadout(stop, predictor, len(weight))
 
     def first_rows(self, rules: SegmentRules) -> torch.Tensor:
         """Return the weights [n, H] of stream 0's ids in audio: rows of `audio_head` or of the embedding table."""
@@ -112,7 +149,11 @@ class LatentMixin(MultiStreamMixin):
         if self.voice_ids:
             kinds.append((self.voice_ids, self.embed_voice))
         for kind, embed in kinds:
-            (at,) = have_ids(rows, kind).nonzero(as_tuple=True)
+            is_kind = have_ids(rows, kind)
+            if rows.device.type != "cpu":  # the launches do not depend on the rows, as CUDA graphs require
+                out.copy_(torch.where(is_kind[:, None], embed(latents).to(out.dtype), out))
+                continue
+            (at,) = is_kind.nonzero(as_tuple=True)
             if len(at):
                 out[at] = embed(latents[at]).to(out.dtype)
         return out

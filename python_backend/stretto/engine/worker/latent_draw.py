@@ -2,17 +2,25 @@
 
 import logging
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+import triton
+from vllm import envs
 
+from stretto.engine.kernels.gpu.step_latents import NO_MARK, latent_inputs_kernel
 from stretto.engine.protocol import SpeechRequestData
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import LatentFeedback, LatentReadout
-from stretto.engine.worker.run_slots import BatchPlan, PlanArrays
+from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
 from stretto.engine.worker.segment_state import Countdown, Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 from stretto.sampling import gaussian
 from stretto.streams.layout import StreamLayout, latents_of
 
@@ -39,10 +47,12 @@ class LatentDraw(RowDraw):
         logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
         token = self._countdown(self._segments.end_audio(token, rows), rows)
-        noise = self._tensor(gaussian(keys[:, 1:])) * step.audio.temperature.sqrt()[:, None]
-        steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking))
+        # numpy's root is rounded correctly, as a GPU's is; torch's is not on a CPU.
+        deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
+        noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]
+        steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
         context = self._context(rows, step.speaking) if self._is_guided else ()
-        words = self._predict(own, noise, steps, *context).contiguous().view(torch.int32)
+        words = self._predict(own, noise, steps, plan.solver, *context).contiguous().view(torch.int32)
         return token, self._spread(words, step.speaking, rows)
 
     def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +63,22 @@ class LatentDraw(RowDraw):
 
 
 MAX_ASIDE_BYTES = 256 << 20
+# Number of frames that a batch-invariant GPU decodes at once: convolutions choose their algorithm by the batch's size.
+GROUP = 16
+
+
+class Aside(NamedTuple):
+    """Memory of a request that has left its slot, in host memory.
+
+    Attributes:
+        row: Position of the last latent in the memory, int64 [1].
+        memory: The memory, float32 [num_kept].
+        copied: Event after the copies from a GPU; None on a CPU.
+    """
+
+    row: torch.Tensor
+    memory: torch.Tensor
+    copied: torch.cuda.Event | None
 
 
 class FeedbackMemory:
@@ -75,43 +101,64 @@ class FeedbackMemory:
     def __init__(self, network: LatentFeedback, layout: StreamLayout, num_slots: int, device: torch.device):
         assert layout.latents is not None
         self._network, self._frame, self._latents = network, layout.audio[0].start, layout.latents
-        self._memories = torch.zeros(num_slots, network.num_kept, device=device)
-        self._rows = np.full(num_slots, -1, np.int64)  # position of the last latent in each memory; -1 for none
-        self._aside = OrderedDict[str, tuple[int, torch.Tensor]]()
+        # The last memory is for rows without a frame, so that the launches do not depend on the rows.
+        self._spare = num_slots
+        self._memories = torch.zeros(num_slots + 1, network.num_kept, device=device)
+        # Position of the last latent in each memory; -1 for none.
+        self._rows = torch.full((num_slots + 1,), -1, dtype=torch.int64, device=device)
+        self._is_on_host = device.type == "cpu"
+        self._group = 1 if self._is_on_host else GROUP if envs.VLLM_BATCH_INVARIANT else 0
+        self._aside = OrderedDict[str, Aside]()
         self._max_aside = max(1, MAX_ASIDE_BYTES // (4 * network.num_kept))
         self.num_restored = self.num_rebuilt = 0
 
     def advance(
-        self, latents: torch.Tensor, slots: Array, positions: Array, begins: torch.Tensor, is_frame: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        begins: torch.Tensor,
+        is_frame: torch.Tensor,
     ) -> torch.Tensor:
         """Return the network's features of the decoded audio, float32 [A, E], and update the memories.
 
         Args:
             latents: Latents, [A, D].
-            slots: Slots of the rows, [A].
-            positions: Positions of the rows, [A].
+            slots: Slots of the rows, int64 [A].
+            positions: Positions of the rows, int64 [A].
             begins: True for the first frame of a stretch, before which a memory is zero, bool [A].
             is_frame: True for rows with a frame, bool [A]. The features of other rows are 0, and their memory is
                 unchanged.
         """
+        if not self._is_on_host:
+            places = torch.where(is_frame, slots, self._spare)
+            features = self._decode(latents, places, positions, begins | ~is_frame)
+            return torch.where(is_frame[:, None], features, 0.0)
         found = latents.new_zeros(len(latents), self._latents.num_feedback)
-        for index in is_frame.nonzero().flatten().tolist():  # one by one, so that the bits are the same in every batch
-            slot = int(slots[index])
-            memory = self._memories[slot : slot + 1]
-            if begins[index]:
-                memory = torch.zeros_like(memory)
-            found[index], self._memories[slot] = (each[0] for each in self._network(latents[index, None], memory))
-            self._rows[slot] = int(positions[index])
+        (at,) = is_frame.nonzero(as_tuple=True)
+        if len(at):
+            found[at] = self._decode(latents[at], slots[at], positions[at], begins[at])
         return found
 
     def put_aside(self, request_id: str, slot: int) -> None:
         """Save the memory of a request that leaves its slot, in case it was preempted."""
-        row, self._rows[slot] = int(self._rows[slot]), -1
-        if row >= 0:
-            self._aside[request_id] = row, self._memories[slot].cpu().clone()
-            self._aside.move_to_end(request_id)
-            while len(self._aside) > self._max_aside:
-                self._aside.popitem(last=False)
+        if self._is_on_host:
+            if self._rows[slot] < 0:
+                return
+            self._aside[request_id] = Aside(self._rows[slot, None].clone(), self._memories[slot].clone(), None)
+        else:  # the host does not wait for the copies
+            row, memory = (
+                torch.empty_like(each[0], device="cpu", pin_memory=True) for each in (self._rows, self._memories)
+            )
+            row.copy_(self._rows[slot], non_blocking=True)
+            memory.copy_(self._memories[slot], non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            self._aside[request_id] = Aside(row[None], memory, copied)
+        self._rows[slot] = -1
+        self._aside.move_to_end(request_id)
+        while len(self._aside) > self._max_aside:
+            self._aside.popitem(last=False)
 
     def place(self, slot: int, data: SpeechRequestData) -> None:
         """Restore the memory of a request that continues in `slot`; a new request needs none."""
@@ -119,19 +166,47 @@ class FeedbackMemory:
         self._rows[slot] = row
         if row < 0:
             return
-        if aside is not None and aside[0] == row:
+        if aside is not None and aside.copied is not None:
+            aside.copied.synchronize()  # recorded in an earlier step
+        if aside is not None and int(aside.row) == row:
             self.num_restored += 1
-            self._memories[slot] = aside[1].to(self._memories.device)
+            self._memories[slot].copy_(aside.memory, non_blocking=True)
             return
+        self._rebuild(slot, row, data)
+
+    def _rebuild(self, slot: int, row: int, data: SpeechRequestData) -> None:
+        """Compute the memory after position `row` again from the latents of the stretch."""
         assert data.codes is not None
         self.num_rebuilt += 1
         first = max(self._stretch_start(data), row - self._network.reach)
         logger.info("%s: decoding the audio of %d frames again", data.req_id, row + 1 - first)
-        latents = latents_of(data.codes[first : row + 1, : self._latents.num_drawn])
-        memory = torch.zeros_like(self._memories[slot : slot + 1])
-        for latent in torch.from_numpy(latents).to(memory.device).split(1):
-            _, memory = self._network(latent, memory)
-        self._memories[slot] = memory[0]
+        latents = torch.from_numpy(latents_of(data.codes[first : row + 1, : self._latents.num_drawn]))
+        device = self._memories.device
+        places, positions = (torch.full((1,), value, device=device) for value in (slot, row))
+        for index, latent in enumerate(latents.to(device).split(1)):
+            self._decode(latent, places, positions, torch.full((1,), index == 0, device=device))
+
+    def _decode(
+        self, latents: torch.Tensor, places: torch.Tensor, positions: torch.Tensor, begins: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the features [A, E] of latents [A, D], and update the memories at `places` [A].
+
+        The batch is decoded in groups of a fixed size, so that the bits of a row do not depend on the others.
+        """
+        number, group = len(latents), self._group or len(latents)
+        missing = -number % group
+        if missing:
+            latents, places = F.pad(latents, (0, 0, 0, missing)), F.pad(places, (0, missing), value=self._spare)
+            positions, begins = F.pad(positions, (0, missing)), F.pad(begins, (0, missing), value=True)
+        features = []
+        for first in range(0, len(latents), group):
+            part = slice(first, first + group)
+            memory = self._memories[places[part]].masked_fill(begins[part, None], 0.0)
+            found, memory = self._network(latents[part], memory)
+            self._memories[places[part]] = memory
+            features.append(found)
+        self._rows[places] = positions.long()
+        return torch.cat(features)[:number]
 
     def _last_latent(self, data: SpeechRequestData) -> int:
         """Return the position of the newest row if it is a frame of the reply, else -1."""
@@ -201,7 +276,7 @@ class StretchDraw(RowDraw):
         token = self._spread(self._heads.first_ids[logits.argmax(1)], index, rows)
         token = self._segments.end_audio(token, rows)
         is_frame = self._arrays.tensor(pick(token == self._frame, index))
-        steps = self._arrays.tensor(pick(rows.limits.latent_steps, index))
+        steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
         noise = self._tensor(gaussian(keys[:, 1 : 1 + self._num_drawn]))
         # A row of a CFG pair is guided by the unconditional row, the first row of a stretch by a constant state.
         is_guided = begins.clone()
@@ -209,8 +284,79 @@ class StretchDraw(RowDraw):
         scale = self._arrays.tensor(pick(rows.scales.guidance, index))
         unconditional = torch.cat([others, own[len(others) :]])
         unconditional = torch.where(begins[:, None], self._first_unconditional, unconditional)
-        latents = self._predict(own, noise, steps, unconditional, torch.where(is_guided, scale, 1.0))
-        features = self.memory.advance(latents, slots, position, begins, is_frame)
+        latents = self._predict(own, noise, steps, plan.solver, unconditional, torch.where(is_guided, scale, 1.0))
+        where = self._arrays.tensor(slots), self._arrays.tensor(position)
+        features = self.memory.advance(latents, *where, begins, is_frame)
         words = torch.cat([latents, begins[:, None].float(), features], 1)
         words = torch.where(is_frame[:, None], words, 0.0).view(torch.int32)
         return token, self._spread(words, index, rows)
+
+
+class LatentStepProgram(StepProgram):
+    """Launches that sample a step of a family whose frames are latents; see `StepProgram`.
+
+    The predictor and the feedback network run between the draw of stream 0 and the advance of the replies' state. A
+    variant is captured for each number of solver steps in `captured_steps`, without and with guidance.
+
+    Args:
+        readout: Heads and networks of the model.
+        rules: Rules of the family's replies.
+        tables: Slot tables.
+        tokens: Stream 0 of every slot by position, int32 [R, T].
+        num_rows: Maximum number of rows in a step.
+        captured_steps: Numbers of solver steps that graphs are captured for.
+
+    Attributes:
+        memory: Memories of the feedback network; None for families without marks.
+    """
+
+    def __init__(
+        self,
+        readout: LatentReadout,
+        rules: SegmentRules,
+        tables: SlotTables,
+        tokens: torch.Tensor,
+        num_rows: int,
+        captured_steps: Sequence[int],
+    ):
+        device, latents = tables.state.device, rules.family.layout.latents
+        assert latents is not None
+        super().__init__(readout, rules, tables, tokens, torch.zeros(num_rows, readout.width, device=device))
+        self._predict: Any = readout.latents
+        self._latents, self._first_unconditional = latents, readout.first_unconditional
+        guided = (False, True) if latents.is_guided or latents.marks else (False,)
+        plans = [SolverPlan(number, is_guided) for number in captured_steps for is_guided in guided]
+        self.variants = [replace(each, solver=plan) for each in self.variants if each.speaks for plan in plans]
+        self.memory: FeedbackMemory | None = None
+        if readout.feedback is not None:
+            self.memory = FeedbackMemory(readout.feedback, rules.family.layout, len(tables.state), device)
+        self._noise = torch.zeros(num_rows, latents.num_drawn, device=device)
+        self._before = torch.zeros(num_rows, latents.num_words if latents.is_guided else 0, device=device)
+        self._guidance = torch.ones(num_rows, device=device)
+        # Solver steps, row of the unconditional request, slot, position; first frame of a stretch; a frame.
+        self._numbers = torch.zeros(4, num_rows, dtype=torch.int64, device=device)
+        self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
+
+    def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
+        """Generate the latents of all rows, and write their words where `advance_kernel` reads them."""
+        number, rules, tables = len(hidden), self.constants.rules, self._tables
+        latent_inputs_kernel[number,](
+            self._noise, self._before, self._guidance, self._numbers, self._flags, self.columns.table, self.lengths,
+            tables.state, tables.codes, self._first.history, self._first.drawn, rules, self._noise.shape[1],
+            self._before.shape[1], self._first.history.stride(0), *self._latents.marks[:1] or (NO_MARK,),
+            triton.next_power_of_2(max(rules.num_others, 2)), num_warps=1, **EXACT,
+        )  # fmt: skip
+        steps, others, slots, positions = self._numbers[:, :number]
+        begins, is_frame = self._flags[:, :number]
+        given = hidden, self._noise[:number], steps, variant.solver
+        guidance, drawn = self._guidance[:number], self._codes.drawn[:number]
+        if self.memory is None:
+            context = (self._before[:number], guidance) if self._latents.is_guided else ()
+            drawn.copy_(self._predict(*given, *context).contiguous().view(torch.int32))
+            return
+        assert self._first_unconditional is not None
+        unconditional = torch.where(begins[:, None], self._first_unconditional, hidden[others])
+        latents = self._predict(*given, unconditional, guidance)
+        features = self.memory.advance(latents, slots, positions, begins, is_frame)
+        words = torch.cat([latents, begins[:, None].float(), features], 1)
+        drawn.copy_(torch.where(is_frame[:, None], words, 0.0).view(torch.int32))

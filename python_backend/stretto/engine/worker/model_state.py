@@ -29,7 +29,7 @@ from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.products import DeviceDepth
 from stretto.engine.protocol import SpeechCachedRequests, SpeechRequestData, family_of
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, StretchDraw
+from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, LatentStepProgram, StretchDraw
 from stretto.engine.worker.predictors import (
     AudioHeads,
     DepthFrames,
@@ -52,6 +52,7 @@ from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.families.audio_format import AudioFormat
+from stretto.families.base import Family
 from stretto.records.prompt import InputAudio
 
 
@@ -113,6 +114,14 @@ class AudioEmbeddings:
                 f"expected {audio.num_rows} embedded rows for {len(audio.features)} audio frames, got {len(embeds)}"
             )
         return embeds.to(self._embeds.dtype)
+
+
+def captured_steps(family: Family, config: VllmConfig) -> list[int]:
+    """Return the numbers of solver steps for which graphs are captured: those of the tasks and of the operator."""
+    options = config.additional_config
+    given = options.get("latent_steps", ()) if isinstance(options, dict) else ()
+    own = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
+    return sorted(own | set(given))
 
 
 class SpeechModelState(DefaultModelState):
@@ -198,7 +207,7 @@ class SpeechModelState(DefaultModelState):
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler), None
-        self._step_sampler = self._kernel_sampler(sampler, self._readout())
+        self._step_sampler = self._kernel_sampler(sampler)
         return self._step_sampler, None
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
@@ -229,15 +238,22 @@ class SpeechModelState(DefaultModelState):
         heads = StreamHeads(self.model.get_submodule("lm_head"), self.rules, bias)
         return Readout(heads, ParallelHeads(heads))
 
-    def _kernel_sampler(self, sampler: Sampler, readout: Readout) -> StepSampler:
-        hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
+    def _step_program(self, tokens: torch.Tensor) -> StepProgram:
+        if self.rules.family.layout.latents is None:
+            hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
+            return StepProgram(self._readout(), self.rules, self.slots.tables, tokens, hidden)
+        model: Any = self.model
+        given = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs
+        program = LatentStepProgram(*given, captured_steps(self.rules.family, self.vllm_config))
+        self.feedback_memory = program.memory
+        return program
+
+    def _kernel_sampler(self, sampler: Sampler) -> StepSampler:
         tokens = sampler.req_states.all_token_ids.gpu
-        program = StepProgram(readout, self.rules, self.slots.tables, tokens, hidden)
+        program = self._step_program(tokens)
         recorder = recorder_of(self.device, self.vllm_config)
-        # Ranks exchange the logits of a split text head, so such steps cannot be captured.
-        is_cut = readout.heads.is_text_cut
         graphs = StepGraphs(
-            program.launch, self.max_num_reqs, recorder, lambda variant, _: not (variant.writes and is_cut)
+            program.launch, self.max_num_reqs, recorder, lambda variant, _: program.can_capture(variant)
         )
         if self.rules.family.bursts is None:
             return StepSampler(sampler, self.slots, program, graphs)

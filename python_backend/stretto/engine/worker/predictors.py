@@ -17,6 +17,7 @@ from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.run_slots import SolverPlan
 from stretto.engine.worker.slots import Array, Arrays
 from stretto.streams.layout import StreamLayout
 
@@ -286,26 +287,32 @@ class Readout(NamedTuple):
 class LatentPredictor(Protocol):
     """Predictor of the latents of audio rows. A row's latent has the same bits in every batch."""
 
-    def __call__(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, plan: SolverPlan
+    ) -> torch.Tensor:
         """Return the latents, float32 [N, D].
+
+        The kernels that are launched depend on `plan` and N only, so that they can be captured in a CUDA graph.
 
         Args:
             hidden: Hidden states, [N, H].
             noise: Gaussian noise that the solver begins with, float32 [N, D], scaled by the temperature.
-            steps: Number of solver steps of each row, int64 [N].
+            steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
+            plan: Solver steps and guidance of the batch.
         """
         ...
 
 
 class GuidedLatentPredictor(Protocol):
-    """Latent predictor of a family with `LatentSpec.is_guided`."""
+    """Latent predictor that reads a second tensor, guided within the row or by a CFG pair."""
 
     def __call__(
         self,
         hidden: torch.Tensor,
         noise: torch.Tensor,
         steps: torch.Tensor,
-        before: torch.Tensor,
+        plan: SolverPlan,
+        other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
         """Return the latents, float32 [N, D].
@@ -313,38 +320,18 @@ class GuidedLatentPredictor(Protocol):
         Args:
             hidden: Hidden states, [N, H].
             noise: Gaussian noise that the solver begins with, float32 [N, D].
-            steps: Number of solver steps of each row, int64 [N].
-            before: Latents of the previous rows, float32 [N, D]; zeros if such a row has none.
-            guidance: Guidance scales, float32 [N]; 1 is unguided.
-        """
-        ...
-
-
-class PairedLatentPredictor(Protocol):
-    """Latent predictor of a family with `LatentSpec.marks`; reads both hidden states of a CFG pair."""
-
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        noise: torch.Tensor,
-        steps: torch.Tensor,
-        unconditional: torch.Tensor,
-        guidance: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return the latents, float32 [N, D].
-
-        Args:
-            hidden: Hidden states, [N, H].
-            noise: Gaussian noise that the solver begins with, float32 [N, D].
-            steps: Number of solver steps of each row, int64 [N].
-            unconditional: Hidden states of the unconditional requests, [N, H]; unused for unguided rows.
+            steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
+            plan: Solver steps and guidance of the batch.
+            other: With `LatentSpec.is_guided`, latents of the previous rows, float32 [N, D], or zeros if such a row has
+                none. With `LatentSpec.marks`, hidden states of the unconditional requests, [N, H]; unused for unguided
+                rows.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
         """
         ...
 
 
 class LatentFeedback(Protocol):
-    """Network that encodes the decoded audio of a row's latent; its features are further words of the row.
+    """Network that encodes the decoded audio of latents; the features are further words of their rows.
 
     Attributes:
         num_kept: Size of its memory of earlier latents, in float32 numbers.
@@ -355,14 +342,14 @@ class LatentFeedback(Protocol):
     reach: int
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of a latent and the memory after it.
+        """Return the features of the next latents of N replies, and the memories after them.
 
         Args:
-            latents: The latent, float32 [1, D].
-            memory: Memory before it, float32 [1, num_kept]; zeros before the first one.
+            latents: Latents, float32 [N, D].
+            memory: Memories before them, float32 [N, num_kept]; zeros before the first latent.
 
         Returns:
-            Features, float32 [1, E], and the memory, [1, num_kept].
+            Features, float32 [N, E], and the memories, [N, num_kept].
         """
         ...
 
@@ -372,15 +359,20 @@ class LatentReadout(NamedTuple):
 
     Attributes:
         heads: Head of stream 0.
-        latents: Predictor, guided if `LatentSpec.is_guided` and paired if there are `LatentSpec.marks`.
+        latents: Predictor; guided with `LatentSpec.is_guided` or `LatentSpec.marks`.
         feedback: Network that computes a row's last words. Like `first_unconditional`, None in families without marks.
         first_unconditional: Hidden state [H] of an unconditional request whose only row is the mark that begins audio.
+        width: Width of the hidden states, H.
     """
 
     heads: FirstHead
-    latents: LatentPredictor | GuidedLatentPredictor | PairedLatentPredictor
+    latents: LatentPredictor | GuidedLatentPredictor
+    width: int
     feedback: LatentFeedback | None = None
     first_unconditional: torch.Tensor | None = None
+
+
+AnyReadout = Readout | LatentReadout
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,27 @@ class StepRows:
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
+class SolverPlan(NamedTuple):
+    """The host's knowledge about the latents of a step, from which a predictor's launches follow.
+
+    Attributes:
+        num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
+        is_guided: True if the latent of any row is guided.
+    """
+
+    num_steps: int = 0
+    is_guided: bool = False
+
+    @classmethod
+    def of_rows(cls, limits: np.ndarray, scales: np.ndarray) -> "SolverPlan":
+        """Return the plan for rows with the request parameters `limits` [M, 14] and `scales` [M, 10]."""
+        num_steps = int(limits[:, LIMITS["latent_steps"]].max(initial=0))
+        return cls(num_steps, num_steps > 0 and bool((scales[:, SCALES["guidance"]] != 1).any()))
+
+
+NO_LATENTS = SolverPlan()
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """Rows of one step, reused while the batch stays the same. Indices are int64 on the host.
@@ -61,6 +83,7 @@ class BatchPlan:
         ras_window: Maximum window of repetition-aware sampling among the rows.
         has_min_p: True if any row uses min-p.
         has_delayed_tail: True if any reply continues audio of its prompt.
+        solver: Solver steps and guidance of latents.
     """
 
     num_rows: int
@@ -75,6 +98,7 @@ class BatchPlan:
     ras_window: int
     has_min_p: bool
     has_delayed_tail: bool
+    solver: SolverPlan
 
     @property
     def may_write(self) -> bool:
@@ -130,6 +154,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
         ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
         has_min_p=bool(np.isfinite(scales[:, SCALES["audio_span"]]).any()),
         has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
+        solver=SolverPlan.of_rows(limits, scales),
     )
 
 

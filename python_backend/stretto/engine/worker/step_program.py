@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.cuda_graphs import record
-from stretto.engine.kernels.gpu import step_draw
 from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
@@ -27,8 +26,8 @@ from stretto.engine.kernels.gpu.step_draw import (
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.predictors import Readout
-from stretto.engine.worker.run_slots import NO_ROW, RunSlots, StepRows
+from stretto.engine.worker.predictors import AnyReadout, Readout
+from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
 from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL, Segment
@@ -55,12 +54,7 @@ def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None
     return CudaRecorder() if wanted and device.type == "cuda" else None
 
 
-KINDS = {
-    FORCED_TAIL: step_draw.FORCED_TAIL,
-    SAMPLED_TAIL: step_draw.SAMPLED_TAIL,
-    PADDED_TAIL: step_draw.PADDED_TAIL,
-    NO_TAIL: step_draw.NO_TAIL,
-}
+TAILS = [FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL]  # in the order of the kernels' constants
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         end_of_reply=family.end_of_reply,
         num_tail_rows=rules.num_tail_rows,
         audio_limit=rules.audio_limit,
-        tail=KINDS[family.tail].value,
+        tail=TAILS.index(family.tail),
         warm_up_is_sampled=family.warm_up.is_sampled,
         hides_first=0 in family.unconditional.hidden_streams,
         first_start=layout.audio[0].start,
@@ -167,6 +161,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         fill_id=groups.fill_id if groups else NO_ID,
         given_id=groups.given_id if groups else NO_ID,
         text_lane=family.track_streams.start - 1,
+        last_frame=layout.audio[0][-1] if rules.has_countdown else -1,
+        end_mark=rules.marks[1] if rules.marks else -1,
     )
 
 
@@ -182,10 +178,12 @@ class Variant:
     Attributes:
         writes: True if a row may be in a text segment.
         speaks: True if a row may be after the text segment.
+        solver: Solver steps and guidance of latents.
     """
 
     writes: bool
     speaks: bool
+    solver: SolverPlan = NO_LATENTS
 
 
 def columns_of(
@@ -229,6 +227,7 @@ class StepTable:
         self._tables, self._is_pinning = tables, device.type == "cuda"
         self._fingerprint: tuple[int, bytes, bytes] | None = None
         self._draws = np.zeros(0, np.bool_)
+        self._solver = NO_LATENTS
 
     def clear(self) -> None:
         """Mark all rows as inactive."""
@@ -255,12 +254,14 @@ class StepTable:
             columns = columns_of(rows, partner, is_unconditional, self._tables, self.table.shape[1])
             self._upload(columns)
             self._draws = columns[AT["role"], : len(rows.slots)] == DRAWS.value
+            slots = rows.slots[self._draws]
+            self._solver = SolverPlan.of_rows(self._tables.limits[slots], self._tables.scales[slots])
             self._fingerprint = fingerprint
         may_write = rows.may_write & self._draws
         if not may_write.any():
-            return Variant(False, bool(self._draws.any())), False
+            return Variant(False, bool(self._draws.any()), self._solver), False
         unsure = may_write & rows.may_speak
-        return Variant(True, bool((rows.may_speak & self._draws).any())), bool(unsure.any())
+        return Variant(True, bool((rows.may_speak & self._draws).any()), self._solver), bool(unsure.any())
 
     def _upload(self, columns: np.ndarray) -> None:
         source = torch.from_numpy(columns)
@@ -307,10 +308,11 @@ class StepProgram:
     """
 
     def __init__(
-        self, readout: Readout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
+        self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
     ):
         num_rows, device = len(hidden), hidden.device
-        heads, self._frames = readout
+        heads = readout.heads
+        self._frames: Any = readout.frames if isinstance(readout, Readout) else None
         self.hidden, self.columns = hidden, StepTable(tables, num_rows)
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
@@ -339,7 +341,15 @@ class StepProgram:
         start = rules.family.layout.audio[0].start
         self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
         self._penalty_follows = rules.family.penalty_follows
+        self._after_end: torch.Tensor | None = None  # columns of stream 0 that are forbidden after the mark of an end
+        if rules.marks:
+            ids = heads.first_ids
+            self._after_end = (ids == start) | (ids == rules.marks[1])
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
+
+    def can_capture(self, variant: Variant) -> bool:
+        """Return False for numbers of solver steps without a graph, and if ranks exchange the logits of a text head."""
+        return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
         """Launch the kernels for the first `num_rows` rows of the buffers."""
@@ -348,7 +358,7 @@ class StepProgram:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
             self._draw_first(self._heads.raw_first(hidden))
-            self._frames(hidden, self._first.drawn[:num_rows, 0], self._draw_codes)
+            self._draw_others(hidden, variant)
         self._advance(num_rows)
 
     def _draw_text(self, logits: torch.Tensor) -> None:
@@ -377,6 +387,9 @@ class StepProgram:
             triton.next_power_of_2(num_columns), **EXACT,
         )  # fmt: skip
 
+    def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
+        self._frames(hidden, self._first.drawn[: len(hidden), 0], self._draw_codes)
+
     def _draw_codes(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
         drawn = self._codes.drawn
         lanes = slice(*streams.indices(drawn.shape[1]))
@@ -397,12 +410,14 @@ class StepProgram:
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
             constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
-            None if first else self._seen_in_audio, None if first else constants.out_of_place, lanes.start,
+            None if first else self._seen_in_audio, None if first else constants.out_of_place, self._after_end,
+            lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
-            first, block, streams.num_ends, self._num_places, self._frames.reads_drawn,
+            first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
             first == 0 and self._penalty_follows, self._excludes,
             *((NO_ID, NO_ID) if first else (constants.rules.fill_id, constants.rules.given_id)),
+            self._frames is None, constants.rules.end_mark,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

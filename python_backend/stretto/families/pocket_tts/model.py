@@ -1,6 +1,7 @@
 """Language model of Pocket TTS: a pre-norm transformer without biases, a connector for latents, and a flow head."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from stretto.engine.models.latents import LatentMixin, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
 
 NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
 
@@ -58,7 +59,10 @@ class PocketLayer(nn.Module):
         query, key = self.rotary_emb(positions, query.contiguous(), key.contiguous())
         x = x + self.o_proj(self.attn(query, key, value.contiguous()))
         opened = self.up_proj(self.norm2(x))
-        torch.ops._C.gelu_tanh(opened, opened)
+        if opened.device.type == "cpu":
+            torch.ops._C.gelu_tanh(opened, opened)
+        else:
+            opened = F.gelu(opened, approximate="tanh")
         return x + self.down_proj(opened)
 
 
@@ -135,18 +139,24 @@ class FlowHead(nn.Module):
         self.leave = ReplicatedLinear(width, num_words, return_bias=False)
         num_times = {"lsd": 2, "flow_matching": 1}.get(self.kind, 0)
         self.times = nn.ModuleList(FlowTime(width, flow["num_frequencies"]) for _ in range(num_times))
-        self._embedded: dict[int, torch.Tensor] = {}
+        self._times: SolverTable | None = None
 
-    def forward(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    def prepare(self, steps: range) -> "FlowHead":
+        """Embed the times of all permitted numbers of steps, and return this head."""
+        if self.times:
+            device = self.condition.get_parameter("weight").device
+            self._times = SolverTable(partial(_times, device), steps, self._embedded)
+        return self
+
+    def forward(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, plan: SolverPlan) -> torch.Tensor:
         """Return the latents [N, D]; see `LatentPredictor`."""
         condition = self.condition(self.state(hidden) if hasattr(self, "state") else hidden)
-        if not self.times:
+        if self._times is None:
             moved = self._velocity(silu(condition), noise)
             return moved if self.kind == "drifting" else noise + moved
-        x, numbers = noise, steps.tolist()
-        for step in range(max(numbers)):
-            times = torch.stack([self._times(number)[min(step, number - 1)] for number in numbers])
-            moved = x + self._velocity(silu(condition + times), x) / steps[:, None]
+        x = noise
+        for step in range(plan.num_steps):
+            moved = x + self._velocity(silu(condition + self._times.at(step, steps)), x) / steps[:, None]
             x = torch.where(step < steps[:, None], moved, x)
         return x
 
@@ -157,14 +167,15 @@ class FlowHead(nn.Module):
         shift, scale = self.modulation(condition).chunk(2, -1)
         return self.leave(F.layer_norm(x, x.shape[-1:], eps=FLOW_EPS) * (1 + scale) + shift)
 
-    def _times(self, number: int) -> torch.Tensor:
-        """Return the embeddings [n, C] of the steps' times, for n steps."""
-        if number not in self._embedded:
-            starts = torch.arange(number, device=self.condition.get_parameter("weight").device)[:, None]
-            ends = [starts / number, (starts + 1) / number]
-            embedded = [time(end) for time, end in zip(self.times, ends, strict=False)]
-            self._embedded[number] = torch.stack(embedded).mean(0)
-        return self._embedded[number]
+    def _embedded(self, times: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [n, C] of the start and the end of steps, [n, 2]."""
+        return torch.stack([time(end) for time, end in zip(self.times, times.split(1, 1), strict=False)]).mean(0)
+
+
+def _times(device: torch.device, number: int) -> torch.Tensor:
+    """Return the start and the end of each of n Euler steps, [n, 2]."""
+    starts = torch.arange(number, device=device)[:, None]
+    return torch.cat([starts / number, (starts + 1) / number], 1)
 
 
 class PocketForCausalLM(nn.Module):
@@ -213,4 +224,5 @@ class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
 
     def latent_predictor(self) -> FlowHead:
         """Return the flow head."""
-        return self.flow
+        assert self.family.layout.latents is not None
+        return self.flow.prepare(self.family.layout.latents.steps)

@@ -1,10 +1,14 @@
-"""Conversion of VibeVoice's releases 1.5B and 7B, in the layout of transformers.
+"""Conversion of VibeVoice's releases 1.5B and 7B, in the layout of transformers or of the authors.
 
 https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
 decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
 head are kept.
+
+https://huggingface.co/microsoft/VibeVoice-1.5B has the same tensors under other names, another config.json, and no
+tokenizer: it uses that of Qwen2.5.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
@@ -24,7 +28,7 @@ from stretto.codecs.vibevoice import (
     published_name,
 )
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
@@ -34,7 +38,7 @@ from stretto.weights.loading import Part, Plan
 
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
-MARKS = {"model.latent_scaling_factor": "VibeVoice"}
+MARKS = {"model.latent_scaling_factor": "VibeVoice", "model.speech_scaling_factor": "VibeVoice"}
 MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
 HEAD: dict[str, Any] = {  # required settings of the diffusion head
@@ -54,10 +58,14 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint, with the acoustic tokenizer in a separate folder."""
     check_kind(contents.config)
-    shape = Shape(contents.config)
+    is_authors, config = AUTHORS in contents.config, contents.config
+    name_of: Callable[[str], str] = authors_name if is_authors else str
+    if is_authors:
+        config = from_authors(config, contents.tokenizer)
+    shape = Shape(config)
     contents.check_latent_model(shape.num_tokens)
-    scales = {name: scale(contents.tensors, name) for name in SCALES}
-    known, sections = shape.vocabulary, {name: dict(entry(contents.config, name)) for name in (PARTS, SEMANTIC)}
+    scales = {name: scale(contents.tensors, name_of(f"model.{name}")) for name in SCALES}
+    known, sections = shape.vocabulary, {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
     record = {
         "architectures": ["StrettoVibeVoiceForCausalLM"],
         "model_type": "qwen2",
@@ -73,15 +81,15 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
     parts: Plan = {
-        f"model.audio_tower.{published_name(name)}": Part(name, stored)
+        name_of(f"model.audio_tower.{published_name(name)}"): Part(name, stored)
         for name, stored in codec_shapes(shape.acoustic).items()
     }
     is_second = shape.is_tied and "lm_head.weight" in contents.tensors
     return Converted(
         record,
-        plan(shape),
+        {name_of(name): part for name, part in plan(shape).items()},
         ("lm_head.weight",) if is_second else (),
-        tuple(f"model.{name}" for name in SCALES),
+        tuple(name_of(f"model.{name}") for name in SCALES),
         (Network("codec", codec, parts),),
     )
 
@@ -90,31 +98,146 @@ SEMANTIC = "semantic_model_config"
 
 
 def check_kind(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless config.json is that of a 1.5B or 7B release in the layout of transformers."""
+    """Raise CheckpointError unless config.json is that of a 1.5B or 7B release."""
     kind = config.get("model_type")
     if REALTIME in config or kind == "vibevoice_streaming":
         raise CheckpointError(
             "VibeVoice Realtime 0.5B is not served: its two language models read text and speech at different "
             "positions, and its voices are published as keys and values. Expected VibeVoice 1.5B or 7B"
         )
-    if "acoustic_tokenizer_config" in config:
-        raise CheckpointError(
-            f"config.json: expected {PARTS}, as in the layout of transformers (vibevoice/VibeVoice-1.5B-hf), "
-            "got acoustic_tokenizer_config, as in the authors' layout of the same weights"
-        )
     if kind != "vibevoice":
         raise CheckpointError(f"model_type: expected 'vibevoice', got {shown(kind)}")
 
 
+AUTHORS = "acoustic_tokenizer_config"  # key of a config.json in the authors' layout
+AUTHORS_SEMANTIC = "semantic_tokenizer_config"
+IDS = {  # tokens of the authors' tokenizer, by the keys of transformers' config.json
+    "audio_bos_token_id": "<|vision_start|>",
+    "audio_eos_token_id": "<|vision_end|>",
+    "audio_token_id": "<|vision_pad|>",
+    "eos_token_id": "<|endoftext|>",
+}
+AUTHORS_HEAD = {"prediction_type": "v_prediction", "ddpm_beta_schedule": "cosine", "ddpm_num_steps": 1000}
+AUTHORS_NETWORK: dict[str, Any] = {
+    "causal": True,
+    "conv_bias": True,
+    "conv_norm": "none",
+    "decoder_depths": None,
+    "disable_last_norm": True,
+    "layernorm": "RMSNorm",
+    "layernorm_elementwise_affine": True,
+    "mixer_layer": "depthwise_conv",
+    "pad_mode": "constant",
+}
+# Keys of a tokenizer's hyperparameters in transformers' config.json, by the authors' keys.
+NETWORK_KEYS = {
+    "channels": "channels",
+    "vae_dim": "hidden_size",
+    "encoder_n_filters": "num_filters",
+    "layernorm_eps": "rms_norm_eps",
+}
+NOISE_PART = 0.8  # `fix_std` relative to the standard deviation of the factor of a recording's noise
+# Replacements that turn a name of transformers into the authors'; `+` is one more than the number in the match.
+AUTHORS_NAMES = (
+    (r"^model\.latent_(scaling|bias)_factor$", r"model.speech_\1_factor"),
+    (r"^model\.multi_modal_projector\.", "model.acoustic_connector."),
+    (r"_connector\.linear_([12])\.", r"_connector.fc\1."),
+    (r"_connector\.act\.", "_connector.norm."),
+    (r"^model\.diffusion_head\.(layers\.\d+)\.linear\.", r"model.prediction_head.\1.adaLN_modulation.1."),
+    (r"^model\.diffusion_head\.", "model.prediction_head."),
+    (r"\.timestep_proj\.fc1\.", ".t_embedder.mlp.0."),
+    (r"\.timestep_proj\.fc2\.", ".t_embedder.mlp.2."),
+    (r"\.final_layer\.linear_1\.", ".final_layer.adaLN_modulation.1."),
+    (r"\.final_layer\.linear_2\.", ".final_layer.linear."),
+    (r"^model\.audio_tower\.", "model.acoustic_tokenizer."),
+    (r"^model\.semantic_tokenizer_encoder\.", "model.semantic_tokenizer.encoder."),
+    (r"coder\.stem\.stage\.", "coder.stages.0."),
+    (r"encoder\.stem\.", "encoder.downsample_layers.0.0."),
+    (r"decoder\.stem\.", "decoder.upsample_layers.0.0."),
+    (r"coder\.conv_layers\.(\d+)\.stage\.", "coder.stages.+."),
+    (r"encoder\.conv_layers\.(\d+)\.", "encoder.downsample_layers.+.0."),
+    (r"decoder\.conv_layers\.(\d+)\.", "decoder.upsample_layers.+.0."),
+    (r"\.mixer\.conv\.", ".mixer.conv.conv.conv."),
+    (r"coder\.head\.", "coder.head.conv."),
+)
+
+
+def authors_name(name: str) -> str:
+    """Return the name in the authors' layout of a tensor of transformers' layout."""
+    for pattern, made in AUTHORS_NAMES:
+        found = re.search(pattern, name)
+        if found is not None:
+            made = made.replace("+", str(int(found[1]) + 1)) if "+" in made else found.expand(made)
+            name = name[: found.start()] + made + name[found.end() :]
+    return name
+
+
+def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return a config.json of the authors' layout in that of transformers.
+
+    Args:
+        config: Contents of the file.
+        tokenizer: Text tokenizer, whose tokens mark audio.
+
+    Raises:
+        CheckpointError: A token is missing, or the model is not supported.
+    """
+    ids = {spelling: number for number, spelling in tokenizer.tokens.items()}
+    missing = sorted(token for token in IDS.values() if token not in ids)
+    if missing:
+        raise CheckpointError(f"{tokenizer.folder}: expected the tokenizer of Qwen2.5, got none of {missing}")
+    text, head = dict(entry(config, "decoder_config")), dict(entry(config, "diffusion_head_config"))
+    require(head, "diffusion_head_config", AUTHORS_HEAD)
+    width, ratio = head.get("hidden_size"), head.get("head_ffn_ratio")
+    if type(width) is not int or not isinstance(ratio, int | float):
+        raise CheckpointError(
+            f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
+        )
+    names = "hidden_size", "latent_size", "rms_norm_eps"
+    return {
+        "text_config": text,
+        "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
+        PARTS: network_from_authors(config, AUTHORS),
+        SEMANTIC: network_from_authors(config, AUTHORS_SEMANTIC),
+        "diffusion_head_config": {
+            **{name: entry(head, name) for name in names},
+            "num_hidden_layers": entry(head, "head_layers"),
+            "intermediate_size": int(width * ratio),
+        },
+        **{key: ids[token] for key, token in IDS.items()},
+    }
+
+
+def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return the hyperparameters of a tokenizer, given the section of the authors' config.json."""
+    given = dict(entry(config, section))
+    mirrored = {f"decoder_{name}": given.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
+    require(given, section, AUTHORS_NETWORK | mirrored)
+    ratios, depths = entry(given, "encoder_ratios"), entry(given, "encoder_depths")
+    if isinstance(depths, str) and re.fullmatch(r"\d{1,3}(-\d{1,3})*", depths):
+        depths = [int(depth) for depth in depths.split("-")]
+    made = {own: given[name] for name, own in NETWORK_KEYS.items() if name in given}
+    made |= {"downsampling_ratios": ratios[::-1] if isinstance(ratios, list) else ratios, "depths": depths}
+    deviation = given.get("fix_std")
+    return made | ({"vae_std": deviation / NOISE_PART} if isinstance(deviation, int | float) else {})
+
+
+def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a value in a section of config.json is another than the expected one."""
+    for name, value in expected.items():
+        if name in given and given[name] != value:
+            raise CheckpointError(f"{section}.{name}: expected {shown(value)}, got {shown(given[name])}")
+
+
 def scale(tensors: Mapping[str, Tensor], name: str) -> float:
     """Return a scalar of the release; raise CheckpointError if it is missing or not a finite number."""
-    tensor = tensors.get(f"model.{name}")
+    tensor = tensors.get(name)
     value = float("nan")
     if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
         value = float(tensor.float())  # models compute in float32
-    if not isfinite(value) or (name == SCALES[0] and value == 0):
+    if not isfinite(value) or ("scaling" in name and value == 0):
         got = "nothing" if tensor is None else shown(tensor.flatten()[:4].tolist())
-        raise CheckpointError(f"model.{name}: expected a finite number, not 0 if it is a factor, got {got}")
+        raise CheckpointError(f"{name}: expected a finite number, not 0 if it is a factor, got {got}")
     return value
 
 

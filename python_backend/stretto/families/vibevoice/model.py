@@ -10,7 +10,7 @@ cosine.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 
 from stretto.codecs.vibevoice import Decoder, Encoder, Scale, TokenizerConfig
-from stretto.engine.models.latents import LatentMixin, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
 
 NUM_TIMES = 1000  # of the training's schedule
 OFFSET, MAX_BETA = 0.008, 0.999
@@ -82,9 +82,12 @@ class LastLayer(nn.Module):
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return v [N, D] of x [N, H], for silu of the condition [N, H]."""
         shift, scale = self.linear_1(condition).chunk(2, -1)
-        normed = torch.empty_like(x)
-        # vLLM's kernel computes each row independently; sums of torch may depend on the position in the batch.
-        torch.ops._C.rms_norm(normed, x.contiguous(), x.new_ones(x.shape[1]), self.eps)
+        if x.device.type == "cpu":
+            normed = torch.empty_like(x)
+            # vLLM's kernel computes each row independently; sums of torch may depend on the position in the batch.
+            torch.ops._C.rms_norm(normed, x.contiguous(), x.new_ones(x.shape[1]), self.eps)
+        else:
+            normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps)
         return self.linear_2(normed * (1 + scale) + shift)
 
 
@@ -103,22 +106,6 @@ class TimeProjection(nn.Module):
         return self.fc2(silu(self.fc1(torch.cat([angles.cos(), angles.sin()], -1))))
 
 
-class Schedule(NamedTuple):
-    """Steps of a solver.
-
-    Attributes:
-        times: Embedded time of each step, [n, H].
-        alpha: Factor of the latent at each step and after the last one, n + 1 numbers.
-        sigma: Factor of the noise, likewise.
-        log_ratio: Logarithm of alpha / sigma at each step.
-    """
-
-    times: torch.Tensor
-    alpha: list[float]
-    sigma: list[float]
-    log_ratio: list[float]
-
-
 def cosine_schedule(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return times int64 [n], and alpha and sigma float64 [n + 1], of a solver of n steps."""
     at = np.arange(NUM_TIMES + 1) / NUM_TIMES
@@ -131,8 +118,24 @@ def cosine_schedule(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return times, alpha, ratio * alpha
 
 
+def solver_factors(number: int) -> torch.Tensor:
+    """Return the factors of each step of a solver of `number` steps, float32 [n, 5].
+
+    A step computes data = f0 x - f1 v, then x = f2 x - f3 (data + f4 (data - data of the step before)). After the last
+    step, x is data.
+    """
+    _, alpha, sigma = cosine_schedule(number)
+    log_ratio = np.log(alpha[:-1] / sigma[:-1])
+    factors = np.zeros((number, 5))
+    factors[:, 0], factors[:, 1], factors[-1, 3] = alpha[:-1], sigma[:-1], -1
+    width = np.diff(log_ratio)
+    factors[:-1, 2], factors[:-1, 3] = sigma[1:-1] / sigma[:-2], alpha[1:-1] * np.expm1(-width)
+    factors[1:-1, 4] = 0.5 * width[1:] / width[:-1]
+    return torch.from_numpy(factors).float()
+
+
 class DiffusionHead(nn.Module):
-    """Predictor of latents: a network that predicts v, and its solver. It is a `PairedLatentPredictor`."""
+    """Predictor of latents: a network that predicts v, and its solver. It is a `GuidedLatentPredictor`."""
 
     def __init__(self, config: Mapping[str, Any], width: int, num_numbers: int):
         super().__init__()
@@ -141,52 +144,44 @@ class DiffusionHead(nn.Module):
         self.timestep_proj = TimeProjection(width)
         self.layers = nn.ModuleList(HeadLayer(width, inner, eps) for _ in range(config["num_hidden_layers"]))
         self.final_layer = LastLayer(width, num_numbers, eps)
-        self._schedules = dict[int, Schedule]()
+
+    def prepare(self, steps: range) -> "DiffusionHead":
+        """Compute the steps of all permitted solvers, and return this head."""
+        device = self.cond_proj.get_parameter("weight").device
+
+        def times(number: int) -> torch.Tensor:
+            return torch.from_numpy(cosine_schedule(number)[0]).float()
+
+        self._times = SolverTable(times, steps, lambda rows: self.timestep_proj(rows.to(device)))
+        self._factors = SolverTable(solver_factors, steps, lambda rows: rows.to(device))
+        return self
 
     def forward(
         self,
         hidden: torch.Tensor,
         noise: torch.Tensor,
         steps: torch.Tensor,
-        unconditional: torch.Tensor,
+        plan: SolverPlan,
+        other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the latents, float32 [N, D]; see `PairedLatentPredictor`."""
-        found = torch.empty_like(noise)
-        for number in sorted(set(steps.tolist())):
-            (at,) = (steps == number).nonzero(as_tuple=True)
-            (guided,) = (guidance[at] != 1).nonzero(as_tuple=True)
-            states = self.cond_proj(torch.cat([hidden[at], unconditional[at][guided]]))
-            found[at] = self._solve(noise[at], states, guided, guidance[at][guided, None], max(1, number))
-        return found
-
-    def _solve(
-        self, x: torch.Tensor, states: torch.Tensor, guided: torch.Tensor, scale: torch.Tensor, number: int
-    ) -> torch.Tensor:
-        """Return latents [N, D] from noise x [N, D].
-
-        Args:
-            x: Noise.
-            states: Projected hidden states of N rows, and unconditional ones of the guided rows, [N + G, H].
-            guided: Indices of guided rows, [G].
-            scale: Their guidance scales, [G, 1].
-            number: Number of steps.
-        """
-        schedule, before = self._schedule(number), x
-        alpha, sigma, log_ratio = schedule.alpha, schedule.sigma, schedule.log_ratio
-        for step in range(number):
-            v = self._velocity(torch.cat([x, x[guided]]), states + schedule.times[step])
-            v, free = v[: len(x)], v[len(x) :]
-            v[guided] = free + scale * (v[guided] - free)
-            data = alpha[step] * x - sigma[step] * v
-            if step == number - 1:
-                return data
-            width, ahead = log_ratio[step + 1] - log_ratio[step], data
-            if step:
-                ahead = data + 0.5 * width / (log_ratio[step] - log_ratio[step - 1]) * (data - before)
-            x = sigma[step + 1] / sigma[step] * x - alpha[step + 1] * math.expm1(-width) * ahead
+        """Return the latents, float32 [N, D], guided by the hidden states `other`; see `GuidedLatentPredictor`."""
+        number, scale = len(noise), guidance[:, None]
+        states = self.cond_proj(torch.cat([hidden, other]) if plan.is_guided else hidden)
+        x = before = noise
+        for step in range(plan.num_steps):
+            times = self._times.at(step, steps)
+            if plan.is_guided:
+                v = self._velocity(torch.cat([x, x]), states + torch.cat([times, times]))
+                v, free = v[:number], v[number:]
+                v = torch.where(scale == 1, v, free + scale * (v - free))
+            else:
+                v = self._velocity(x, states + times)
+            f = self._factors.at(step, steps)[:, :, None].unbind(1)
+            data = f[0] * x - f[1] * v
+            x = torch.where(step < steps[:, None], f[2] * x - f[3] * (data + f[4] * (data - before)), x)
             before = data
-        raise AssertionError("a solver has at least one step")
+        return x
 
     def _velocity(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return v [N, D] of latents x [N, D] under conditions [N, H]."""
@@ -194,15 +189,6 @@ class DiffusionHead(nn.Module):
         for layer in self.layers:
             x = layer(x, condition)
         return self.final_layer(x, condition)
-
-    def _schedule(self, number: int) -> Schedule:
-        if number not in self._schedules:
-            times, alpha, sigma = cosine_schedule(number)
-            device = self.cond_proj.get_parameter("weight").device
-            embedded = self.timestep_proj(torch.from_numpy(times).float().to(device))
-            log_ratio = np.log(alpha[:-1] / sigma[:-1])
-            self._schedules[number] = Schedule(embedded, alpha.tolist(), sigma.tolist(), log_ratio.tolist())
-        return self._schedules[number]
 
 
 class Feedback(nn.Module):
@@ -215,7 +201,7 @@ class Feedback(nn.Module):
 
     @torch.inference_mode()
     def forward(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the semantic features [1, E] of a scaled latent [1, D], and the memory after it."""
+        """Return the semantic features [N, E] of scaled latents [N, D], and the memories after them."""
         of_decoder, of_encoder = memory.split([self.decoder.num_kept, self.encoder.num_kept], 1)
         pcm, of_decoder = self.decoder.step((latents / self._scale.factor - self._scale.bias)[..., None], of_decoder)
         features, of_encoder = self.encoder.step(pcm, of_encoder)
@@ -247,7 +233,8 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
 
     def latent_predictor(self) -> DiffusionHead:
         """Return the diffusion head."""
-        return self.head
+        assert self.family.layout.latents is not None
+        return self.head.prepare(self.family.layout.latents.steps)
 
     def latent_feedback(self) -> Feedback:
         """Return the acoustic decoder with the semantic encoder."""

@@ -7,7 +7,8 @@ Both models are layers of one vLLM model, so that their keys and values are in o
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaMLP
 
-from stretto.engine.models.latents import LatentMixin, have_ids, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, silu
 
 STACKED = {
     "q_proj": ("qkv_proj", "q"),
@@ -150,21 +151,28 @@ class TimeEmbedding(nn.Module):
         """Return embeddings [n, C] of times [n]."""
         half = self.enter.input_size // 2
         steps = torch.arange(half, dtype=torch.float32, device=times.device)
-        waves = torch.exp(steps * -(torch.tensor(LONGEST_WAVE).log() / (half - 1)))
+        waves = torch.exp(steps * -float(torch.tensor(LONGEST_WAVE).log() / (half - 1)))
         angles = TIME_SCALE * times[:, None] * waves
         return self.leave(silu(self.enter(torch.cat([angles.sin(), angles.cos()], -1))))
 
 
-class Schedule(NamedTuple):
-    """Steps of a solver.
+def solver_steps(number: int) -> torch.Tensor:
+    """Return the time and the width of each step of a solver of `number` steps, [n, 2], with the authors' times.
 
-    Attributes:
-        times: Embedded time of each step, [n, C].
-        widths: Width of each step, [n]; 0 for the first steps, which leave the noise unchanged.
+    The width is 0 for the first steps, which leave the noise unchanged.
     """
-
-    times: torch.Tensor
-    widths: torch.Tensor
+    ends = torch.linspace(1, 0, number + 1)
+    ends = ends + (torch.cos(torch.pi / 2 * ends) - 1 + ends)
+    time, width = ends[0], ends[0] - ends[1]
+    steps = list[torch.Tensor]()
+    for step in range(1, number + 1):
+        steps.append(torch.stack([time, width]))
+        time = time - width
+        if step < number:
+            width = time - ends[step + 1]
+    for step in range(max(1, int((number + 1) * UNCHANGED_PART))):
+        steps[step][1] = 0
+    return torch.stack(steps)
 
 
 class DiffusionHead(nn.Module):
@@ -182,33 +190,33 @@ class DiffusionHead(nn.Module):
         self.transformer = LocalTransformer(config, config.head, rotation)
         self.leave = linear(width, num_numbers)
         self.time, self.time_step = TimeEmbedding(width), TimeEmbedding(width)
-        self._schedules: dict[int, Schedule] = {}
+
+    def prepare(self, steps: range) -> "DiffusionHead":
+        """Compute the steps of all permitted solvers, and return this head."""
+        device = self.leave.get_parameter("weight").device
+        self._times = SolverTable(lambda number: solver_steps(number)[:, 0], steps, partial(self._embedded, device))
+        self._widths = SolverTable(lambda number: solver_steps(number)[:, 1:], steps, lambda rows: rows.to(device))
+        return self
 
     def forward(
         self,
         hidden: torch.Tensor,
         noise: torch.Tensor,
         steps: torch.Tensor,
-        before: torch.Tensor,
+        plan: SolverPlan,
+        other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the patches [N, D]; see `GuidedLatentPredictor`."""
+        """Return the patches [N, D] after the patches `other` [N, D]; see `GuidedLatentPredictor`."""
         states = hidden[:, : 2 * self.width].unflatten(1, (2, self.width))
-        context = self._tokens(self.condition, before)
-        numbers = steps.tolist()
-        schedules = [self._schedule(number) for number in numbers]
-        scale = guidance[:, None]
-        is_guided, x = bool((guidance != 1).any()), noise
-        for step in range(max(numbers)):
-            places = [min(step, number - 1) for number in numbers]
-            width = torch.stack([each.widths[at] for each, at in zip(schedules, places, strict=True)])[:, None]
-            width = torch.where(step < steps[:, None], width, 0.0)
-            if not width.any():
-                continue
-            times = torch.stack([each.times[at] for each, at in zip(schedules, places, strict=True)])[:, None]
+        context = self._tokens(self.condition, other)
+        scale, x = guidance[:, None], noise
+        for step in range(1, plan.num_steps):  # the first step of every solver leaves the noise unchanged
+            width = torch.where(step < steps[:, None], self._widths.at(step, steps), 0.0)
+            times = self._times.at(step, steps)[:, None]
             around = torch.cat([times, context, self._tokens(self.enter, x)], 1)
             velocity = self._velocity(torch.cat([states, around], 1))
-            if is_guided:
+            if plan.is_guided:
                 plain = self._velocity(torch.cat([torch.zeros_like(states), around], 1))
                 velocity = torch.where(scale == 1, velocity, self._merged(velocity, plain, scale))
             x = torch.where(width == 0, x, x - width * velocity)
@@ -229,25 +237,9 @@ class DiffusionHead(nn.Module):
         out = self.transformer(tokens)[:, -self.num_latents :]
         return self.leave(out.reshape(-1, self.width)).view(len(tokens), -1)
 
-    def _schedule(self, number: int) -> Schedule:
-        """Return the steps of a solver of `number` steps, with the authors' times."""
-        if number not in self._schedules:
-            ends = torch.linspace(1, 0, number + 1)
-            ends = ends + (torch.cos(torch.pi / 2 * ends) - 1 + ends)
-            time, width = ends[0], ends[0] - ends[1]
-            times, widths = list[torch.Tensor](), list[torch.Tensor]()
-            for step in range(1, number + 1):
-                times.append(time)
-                widths.append(width)
-                time = time - width
-                if step < number:
-                    width = time - ends[step + 1]
-            for index in range(max(1, int((number + 1) * UNCHANGED_PART))):
-                widths[index] = torch.zeros(())
-            device = self.leave.get_parameter("weight").device
-            embedded = self.time(torch.stack(times).to(device)) + self.time_step(torch.zeros(number, device=device))
-            self._schedules[number] = Schedule(embedded, torch.stack(widths).to(device))
-        return self._schedules[number]
+    def _embedded(self, device: torch.device, times: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [n, C] of times [n]."""
+        return self.time(times.to(device)) + self.time_step(torch.zeros(1, device=device))
 
 
 class Bottleneck(nn.Module):
@@ -370,7 +362,8 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
 
     def latent_predictor(self) -> DiffusionHead:
         """Return the diffusion head."""
-        return self.head
+        assert self.family.layout.latents is not None
+        return self.head.prepare(self.family.layout.latents.steps)
 
     def end_weight(self) -> torch.Tensor:
         """Return the weight of the end-of-speech logit, which is 0 for the states of the diffusion head."""

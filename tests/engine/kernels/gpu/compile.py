@@ -21,6 +21,7 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 
 DRAW = {
@@ -67,7 +68,9 @@ CSM |= {"query_weight": None, "key_weight": None}
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
     **dict.fromkeys((*WIDE, "begins", "streams", "transition"), "*i64"),
-    **dict.fromkeys(("logits", "offset", "maxima"), "*fp32"),
+    **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
+    "numbers": "*i64",
+    "flags": "*i1",
     "denied": "*i1",
     "seen": "*u8",
     "places": "*u8",
@@ -87,6 +90,9 @@ AUDIO = {
     "excludes": False,
     "fill_id": -1,
     "given_id": -1,
+    "denied": None,
+    "is_greedy": False,
+    "end_mark": -1,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
@@ -98,12 +104,18 @@ SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "b
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
 PLAIN_RULES = RULES._replace(
-    max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False, group_words=0, track_stop=3
+    max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False, group_words=0, track_stop=3, last_frame=-1
 )
+# Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
+MARKED = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
+MARKED |= {"offset": None, "end_mark": 151_653}
+MARKED = {name: value for name, value in MARKED.items() if name != "denied"}
+INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "tokens_stride": 8193, "begin": 151_652, "block": 256}
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
 # Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that
 # four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
+STACK |= {(capability, "latent_inputs_kernel"): 40 for capability in (80, 90, 100)}  # an array of CUDA's cosine
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
@@ -122,6 +134,9 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
+    (draw_streams_kernel, {}, MARKED, 4),
+    (latent_inputs_kernel, {}, INPUTS, 1),
+    (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {"rules": PLAIN_RULES, "block": 8}, 1),
 ]

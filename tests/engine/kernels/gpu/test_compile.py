@@ -19,6 +19,7 @@ KERNELS = (
     "draw_text_kernel",
     "advance_kernel",
     "keep_kernel",
+    "latent_inputs_kernel",
 )
 
 

@@ -32,6 +32,7 @@ from stretto.engine.kernels.gpu.step_draw import (
     SAMPLED_TAIL,
     SAMPLES,
     SLOT,
+    TAIL_ROWS,
     TASK,
     TEXT_MAX,
 )
@@ -84,6 +85,21 @@ def end_frame_of(
     num_others = tl.sum((codes != ends).to(tl.int32), 0)
     is_end = may_end & (token == tl.load(end_frame)) & (num_others == 0)
     return tl.where(is_end, rules.end_of_audio, token)
+
+
+@triton.jit
+def countdown_of(
+    token: tl.tensor, is_cut: tl.tensor, at: tl.tensor, position: tl.tensor, in_audio: tl.tensor,
+    tail_rows: tl.tensor, rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return stream 0 and the cut flag, with the end of audio a fixed number of rows after speech ended."""
+    first_end = tl.load(at + FIRST_END)
+    is_last = in_audio & (token == rules.last_frame) & (first_end < 0)
+    token = tl.where((token == rules.last_frame) & (is_last == 0), rules.first_start, token)
+    first_end = tl.where(is_last, position, first_end)
+    tl.store(at + FIRST_END, first_end)
+    is_over = in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
+    return tl.where(is_over, rules.end_of_audio, token), is_cut & (is_over == 0)
 
 
 @triton.jit
@@ -344,11 +360,12 @@ def _write(
 
 @triton.jit
 def _share(
-    results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, position: tl.tensor, mine: tl.tensor,
+    results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, lengths: tl.tensor, mine: tl.tensor,
     streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the row for the unconditional request, and mask the streams that this request does not see."""
     other = tl.load(mine + OTHER * rules.num_rows)
+    position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
     if rules.hides_first:
         is_shown = (token < rules.first_start) | (token >= rules.first_stop)
@@ -427,7 +444,7 @@ def advance_kernel(
         column = tl.where((column >= 0) & (column < num_counted), column, num_counted)
         tl.store(seen + slot * rules.num_seen_columns + column, 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
-        _share(results, codes, token, laid, position, mine, streams, lanes, rules)
+        _share(results, codes, token, laid, lengths, mine, streams, lanes, rules)
 
 
 @triton.jit
@@ -468,6 +485,9 @@ def _row(
         is_given = is_given & (audio_token != rules.end_of_audio)
         audio_token = tl.where(is_given, given_token, audio_token)
         given_word = _count_given(at, is_given, given_token, in_audio, rules)
+    if rules.last_frame >= 0:
+        tail_rows = tl.load(mine + TAIL_ROWS * rules.num_rows)
+        audio_token, audio_is_cut = countdown_of(audio_token, audio_is_cut, at, position, in_audio, tail_rows, rules)
     if rules.num_end_frame > 0:
         may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
         audio_token = end_frame_of(audio_token, own, lanes, may_end, end_frame, rules)

@@ -85,7 +85,7 @@ def _state_at(name: str) -> tl.constexpr:
 
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
-SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL = map(_at, COLUMNS[13:17])
+SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = map(_at, COLUMNS[13:19])
 GIVEN_FIRST, GIVEN_TOTAL = map(_at, COLUMNS[19:21])
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[21:27])
 SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[27:])
@@ -120,6 +120,8 @@ class StepRules(NamedTuple):
         fill_id: Id of the first given row after a group.
         given_id: Id of the other given rows.
         text_lane: Index of the text stream of the given rows among streams 1 to S - 1.
+        last_frame: Id of a frame of latents in which speech ends; `first_start` is that of other frames. -1 for none.
+        end_mark: Id of the row that ends a stretch of audio, in a family with marks; else -1.
     """
 
     num_rows: int
@@ -160,6 +162,8 @@ class StepRules(NamedTuple):
     fill_id: int
     given_id: int
     text_lane: int
+    last_frame: int
+    end_mark: int
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
@@ -300,7 +304,7 @@ def _is_repeated(
 
 @triton.jit
 def _rules(
-    mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr
+    mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Return temperature, top-k, top-p and min-p (distance from the largest logit) of stream 0 or the others."""
     if first_stream == 0:
@@ -311,7 +315,18 @@ def _rules(
         temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + DEPTH_TOP_K * plan_stride), real_of(mine + DEPTH_TOP_P * plan_stride)
         span = tl.full((), float("inf"), tl.float32)
+    if is_greedy:
+        temperature *= 0
     return temperature, top_k, top_p, span
+
+
+@triton.jit
+def _after_mark(
+    values: tl.tensor, is_after: tl.tensor, denied: tl.tensor, columns: tl.tensor, inside: tl.tensor
+) -> tl.tensor:
+    """Return `values` without the columns in `denied` if the row is after the mark of an end."""
+    is_denied = tl.load(denied + columns, mask=inside, other=1) != 0
+    return tl.where(is_after & is_denied, float("-inf"), values)
 
 
 @triton.jit
@@ -348,6 +363,7 @@ def draw_streams_kernel(
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
+    denied: tl.tensor,  # [C] bool, True for columns that are forbidden after the id `end_mark`; or None
     first_lane: tl.tensor,  # index of the first stream of this launch
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
@@ -360,6 +376,8 @@ def draw_streams_kernel(
     excludes: tl.constexpr,  # True if a repeated id is not sampled again
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
+    is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
+    end_mark: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -386,7 +404,10 @@ def draw_streams_kernel(
     if places is not None:
         denied = places + (position - audio_start) % num_places * num_columns + columns
         values = tl.where(tl.load(denied, mask=inside, other=1) != 0, float("-inf"), values)
-    temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride)
+    if denied is not None:
+        previous = history + slot * history_slot_stride + (position - 1) * history_row_stride
+        values = _after_mark(values, tl.load(previous) == end_mark, denied, columns, inside)
+    temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span)
     if seen is not None and penalty_follows:
