@@ -1,5 +1,6 @@
 """Frames that are latents: the same bits in every batch, near a plain computation, ended by a countdown."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from stretto.config import EngineConfig
 from stretto.engine.admission import Capacity, admit
+from stretto.engine.llm import SpeechLLM
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import LatentStepProgram
-from stretto.errors import InvalidRequest
+from stretto.errors import InvalidRequest, StrettoError
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.sampling import gaussian, seed_key, stream_keys
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing.conformance import Answer
-from tests.engine.harness import Engine
+from tests.engine.forking import forked_processes
+from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.test_no_sync import as_on_a_gpu
-from tests.latent_model import NUM_WORDS, guided_reference_latent, reference_latent, write
+from tests.latent_model import NUM_WORDS, FlowHead, guided_reference_latent, reference_latent, write
 from tests.speech_families import GUIDED_LATENTS, LATENTS
 from tests.tiers import by_night
 
@@ -206,6 +210,41 @@ def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
     assert limit.trailer.was_cut
     assert answers["longer"].rows[:end] == expected[:end]
     assert [row[0] for row in answers["longer"].rows].index(LAST) > end
+
+
+def test_a_latent_that_is_not_finite_fails_its_reply_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other replies are the same beside it and after it, in the KV blocks that it used."""
+    forward = FlowHead.forward
+
+    def overflow(self: FlowHead, hidden: torch.Tensor, *given: Any) -> torch.Tensor:
+        is_large = (given[1] == 4)[:, None]  # solver steps of the failing requests alone
+        return torch.where(is_large, torch.nan, forward(self, hidden, *given))
+
+    monkeypatch.setattr(FlowHead, "forward", overflow)
+    folder = write(tmp_path, 64, 2)
+
+    async def frames(llm: SpeechLLM, prompt: Prompt) -> list[Any]:
+        codes = [chunk.codes async for chunk in llm.generate(prompt)]
+        return np.concatenate([each for each in codes if each is not None], 1).tolist()
+
+    async def run() -> tuple[list[Any], list[Any], list[Any]]:
+        with forked_processes():
+            arguments = {**DEFAULTS, "max_num_seqs": 4, "num_gpu_blocks_override": 8, "max_model_len": 128}
+            llm = await SpeechLLM.start(EngineConfig(folder, arguments))
+
+        async def fail(index: int) -> None:
+            with pytest.raises(StrettoError, match="expected finite latents, got NaN or infinity"):
+                await frames(llm, make_prompt(index))
+
+        try:
+            alone = await frames(llm, make_prompt(1))
+            beside, *_ = await asyncio.gather(frames(llm, make_prompt(1)), fail(3), fail(7))
+            return alone, beside, await frames(llm, make_prompt(1))
+        finally:
+            llm.shutdown()
+
+    alone, beside, after = asyncio.run(run())
+    assert alone == beside == after
 
 
 RULES = SegmentRules(LATENTS, 256)

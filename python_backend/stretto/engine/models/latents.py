@@ -22,6 +22,8 @@ from stretto.engine.worker.predictors import (
 from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for models of families
 from stretto.errors import CheckpointError
 
+LARGEST = 1e9  # magnitude of latents; their squares are finite in float32
+
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
@@ -142,8 +144,13 @@ class LatentMixin(MultiStreamMixin):
         return self.end_of_speech.weight.data
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the embedding of each row's latent, or else of its stream 0, to `out` [N, H] for `rows` [N, 1 + D]."""
+        """Write the embedding of each row's latent, or else of its stream 0, to `out` [N, H] for `rows` [N, 1 + D].
+
+        A latent that is not finite fails its reply. It is embedded as 0, because the reply's KV blocks are reused, and
+        attention multiplies unused positions of a block by 0, which does not remove a NaN.
+        """
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
+        latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
         super().embed_rows(rows[:, :1], out)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]
         if self.voice_ids:
