@@ -55,7 +55,7 @@ class LiveTurn:
 class Transcriber:
     """Background transcription of items, which sends an event for each piece of text.
 
-    With a model that reads live audio, the transcription of a turn begins with its first samples (`hear`).
+    With a model that reads live audio, the transcription of a turn begins with its first samples.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel):
