@@ -23,10 +23,10 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.engines import SteppedEngine, StepTime, Watch, forced_prompt, layout_engine, stock_config, watch
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line
@@ -38,9 +38,14 @@ from stretto.records.prompt import Prompt
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
+from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
+from vllm.v1.serial_utils import MsgpackEncoder  # noqa: E402
 
+from stretto.engine.client import EngineClient, EngineReady  # noqa: E402
+from stretto.engine.host import StartedEngines, vllm_config  # noqa: E402
 from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
-from stretto.engine.llm import vllm_config  # noqa: E402
+from stretto.engine.llm import SpeechLLM  # noqa: E402
+from stretto.engine.protocol import SharedStats  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 
 PROMPT_ROWS, TEXT_ROWS = 40, 8
@@ -58,7 +63,7 @@ class SpeechArm:
     """Replies of Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
-        self.engine = SteppedEngine(vllm_config(engine_args))
+        self._config, self.engine = engine_args, SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
 
     def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
@@ -81,7 +86,7 @@ class SpeechArm:
         steps = []
         while self.engine.scheduler.has_requests():
             steps += self.engine.step().values()
-        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self.engine.core.vllm_config)
+        return cpu_ms_per_frame(steps, dict(zip(ids, prompts, strict=True)), self._config)
 
 
 class StockArm:
@@ -169,56 +174,40 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-prepare_environment()
+class NoConnection:
+    """Connection to an engine that sends nothing.
 
-from vllm import SamplingParams  # noqa: E402
-from vllm.outputs import RequestOutput  # noqa: E402
-from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest  # noqa: E402
-from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder  # noqa: E402
+    Args:
+        ready: Sizes of the engine.
+    """
 
-from stretto.engine.llm import SpeechLLM  # noqa: E402
-from stretto.engine.protocol import SharedStats  # noqa: E402
+    def __init__(self, ready: EngineReady) -> None:
+        self.readies, self.started = {b"": ready}, StartedEngines([])
 
+    def listen(self, on_message: Callable[[bytes], None]) -> None:
+        """Do nothing."""
 
-class RecordedEngine:
-    """Replacement of `AsyncLLM` with recorded outputs, each step encoded as the engine's process sends it."""
-
-    def __init__(self, steps: list[EngineCoreOutputs]):
-        self._processor = OutputProcessor(None, log_stats=False)
-        encoder = MsgpackEncoder()
-        self._steps = [encoder.encode(outputs) for outputs in steps]
-
-    async def generate(
-        self, inputs: Any, params: SamplingParams, request_id: str, lora_request: None = None
-    ) -> AsyncGenerator[RequestOutput]:
-        """Yield the outputs of one request as they arrive."""
-        tokens = inputs["prompt_token_ids"]
-        request = EngineCoreRequest(request_id, tokens, None, params, None, time.time(), None, None, None)
-        request.external_req_id = request_id
-        queue = RequestOutputCollector(params.output_kind, request_id)
-        self._processor.add_request(request, None, queue=queue)
-        is_finished = False
-        while not is_finished:
-            output = await queue.get()
-            assert isinstance(output, RequestOutput)
-            is_finished = output.finished
-            yield output
-
-    async def play(self) -> None:
-        """Send all steps; each one is consumed before the next is sent."""
-        decoder = MsgpackDecoder(EngineCoreOutputs)
-        for step in self._steps:
-            self._processor.process_outputs(decoder.decode(step).outputs)
-            for _ in range(3):  # for a task that wakes up, and for tasks that it wakes up
-                await asyncio.sleep(0)
+    def send(self, engine: bytes, kind: bytes, record: bytes) -> None:
+        """Drop a message."""
 
 
-def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: Any) -> float:
-    """Return milliseconds of processor time per frame from the engine's process to the chunks of `prompts`, by id."""
+def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: EngineConfig) -> float:
+    """Return milliseconds of processor time per frame from the engine's messages to chunks.
+
+    Args:
+        steps: Outputs of each step.
+        prompts: Prompts by request id.
+        config: Configuration of the engine.
+    """
+    encoder = MsgpackEncoder()
+    internal = {request_id: f"{request_id}-{index}" for index, request_id in enumerate(prompts)}  # the client's names
+    for output in (each for step in steps for each in step.outputs):
+        output.request_id = internal[output.request_id]
+    messages = [encoder.encode(outputs)[0] for outputs in steps]
     shared = SharedStats.create(1)
     shared.close()
-    engine: Any = RecordedEngine(steps)
+    arguments = config.engine_args
+    engine = EngineClient(cast(Any, NoConnection(EngineReady(arguments["max_model_len"], 1 << 20, 32, 1 << 20))))
     llm = SpeechLLM(engine, config, shared)
 
     async def consume(request_id: str) -> int:
@@ -230,7 +219,10 @@ def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Promp
         tasks = [asyncio.create_task(consume(request_id)) for request_id in prompts]
         await asyncio.sleep(0)
         start = time.thread_time()
-        await engine.play()
+        for message in messages:
+            engine.receive(cast(bytes, message))
+            for _ in range(3):  # for a task that wakes up, and for tasks that it wakes up
+                await asyncio.sleep(0)
         num_frames = sum(await asyncio.gather(*tasks))
         return 1e3 * (time.thread_time() - start) / num_frames
 

@@ -28,10 +28,11 @@ from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from stretto.engine.llm import vllm_config  # noqa: E402
-from stretto.engine.protocol import Trailer, sampling_params  # noqa: E402
+from stretto.engine.host import vllm_config  # noqa: E402
+from stretto.engine.protocol import Trailer  # noqa: E402
 from stretto.engine.worker import sampler as drawing  # noqa: E402
 from stretto.engine.worker.step_program import StepSampler  # noqa: E402
+from stretto.testing.conformance import sampling_params  # noqa: E402
 
 HIDDEN, LAYERS = 256, 4  # of random backbones
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from stretto.launcher import background
 from stretto.launcher.processes import GONE, Process, descendants
+from stretto.worker_process import HOST_NAME, SPARE_NAME
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # of the bundled model, from the root
@@ -335,6 +336,8 @@ def name_of(process: Process) -> str:
         return next((Path(word).parents[1].name for word in words if word.endswith("/model.py")), "stub")
     if process.command.startswith("VLLM::"):
         return "engine"
+    if process.name == SPARE_NAME or process.name.startswith(HOST_NAME):
+        return "engine_spare" if process.name == SPARE_NAME else "engine_host"
     if process.is_tracker:
         return "resource tracker"
     if "-m" in words[:-1]:

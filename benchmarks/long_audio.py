@@ -34,11 +34,12 @@ from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.engine import EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 
-from stretto.engine.protocol import Trailer, read_rows, sampling_params  # noqa: E402
+from stretto.engine.protocol import Trailer, read_rows  # noqa: E402
 from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
 from stretto.engine.utterance import Utterance  # noqa: E402
 from stretto.families.tiny.prompt import TEXT_CODEC  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
+from stretto.testing.conformance import sampling_params  # noqa: E402
 
 SPAN = 1000  # rows at the beginning and at the end that are compared
 WARM_UP = 100

@@ -24,7 +24,7 @@ from stretto_client.errors import ClientError
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
 AUDIO = "audio_worker"  # decodes files for the preprocessor
-PROCESSES = ("tritonserver", *STUBS, "engine", "proxy", AUDIO)
+PROCESSES = ("tritonserver", *STUBS, "engine", "engine_host", "engine_spare", "proxy", AUDIO)
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 POLL_S, MAX_S = 0.02, 600.0
 NOTICE_S = 3.0  # if readiness has not dropped by then, the fault counts as unnoticed

@@ -41,7 +41,9 @@ ALLOWED = {
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
     "decoder": {"aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
     "engine/kernels": {"sampling", "errors"},
-    "engine": {"engine/kernels", "families", "records", "streams", "config", "errors", "untrusted_files"},
+    "engine": {
+        "engine/kernels", "families", "records", "streams", "config", "worker_process", "errors", "untrusted_files",
+    },
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
     "engine/worker": {
         "engine", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs", "errors",
@@ -49,7 +51,7 @@ ALLOWED = {
     "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "disconnects"},
-    "launcher": {"triton_io", "proxy", "disconnects", "errors", "untrusted_files"},
+    "launcher": {"triton_io", "proxy", "disconnects", "worker_process", "errors", "untrusted_files"},
     "convert": {
         "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config",
         "untrusted_files", "errors",

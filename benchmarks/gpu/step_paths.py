@@ -25,8 +25,9 @@ from benchmarks.engines import forced_prompt
 from benchmarks.gpu.jobs import Setup, failure
 from benchmarks.gpu.models import DRY, MODELS
 from stretto.cuda_graphs import record
-from stretto.engine.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import sampler as array_path
 from stretto.engine.worker.predictors import AudioHeads, DepthFrames, FirstHead, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, RunSlots

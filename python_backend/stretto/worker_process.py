@@ -8,6 +8,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+# How the launcher finds the processes that start engines (`engine/host.py`): names, and an environment variable.
+SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # of at most 15 characters; a stub's pid follows the second
+ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket at which the spare listens
+
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 START_S = 300.0  # for imports and models, on a machine that is busy with the server's own start
 

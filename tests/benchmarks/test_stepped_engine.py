@@ -14,7 +14,7 @@ pytestmark = pytest.mark.engine
 prepare_environment()
 
 from benchmarks.engines import SteppedEngine, engine_args  # noqa: E402
-from stretto.engine.llm import vllm_config  # noqa: E402
+from stretto.engine.host import vllm_config  # noqa: E402
 
 
 def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from stretto.engine.llm import PROCESS_METHOD
+from stretto.engine.environment import PROCESS_METHOD
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params
+from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.records.prompt import Prompt
+from stretto.testing.conformance import sampling_params
 
 
 class Reader:

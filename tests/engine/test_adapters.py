@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stretto.config import EngineConfig
-from stretto.engine.llm import vllm_config
+from stretto.engine.host import vllm_config
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stretto.engine.admission import Capacity, admit, known_ids, max_rows
+from stretto.engine.host import StartedEngines
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
@@ -38,14 +40,9 @@ def test_a_good_prompt_passes_unchanged() -> None:
 
 @pytest.mark.parametrize("num_engines", [1, 2, 4])
 def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
-    """vLLM reports the number of blocks of all engines together."""
-    config = SimpleNamespace(
-        cache_config=SimpleNamespace(num_gpu_blocks=25 * num_engines, block_size=32),
-        parallel_config=SimpleNamespace(data_parallel_size=num_engines),
-        scheduler_config=SimpleNamespace(max_num_seqs=16),
-        model_config=SimpleNamespace(hf_config=SimpleNamespace()),
-    )
-    assert Capacity.from_config(config) == Capacity(25, 32, 16, num_engines=num_engines)
+    ready = SimpleNamespace(num_gpu_blocks=25, block_size=32, max_num_seqs=16)
+    engine: Any = SimpleNamespace(ready=ready, started=StartedEngines([], 64, 8), num_engines=num_engines)
+    assert Capacity.from_engine(engine) == Capacity(25, 32, 16, 64, 8, num_engines)
 
 
 def test_guidance_means_nothing_where_there_is_no_audio() -> None:

@@ -25,7 +25,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from stretto.engine.kernels.gpu import advance, draw, products
-from stretto.engine.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.protocol import SpeechParams
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, run_slots, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from stretto.config import EngineConfig
-from stretto.engine import llm
-from stretto.engine.llm import captured_rows, vllm_config
+from stretto.engine import host
+from stretto.engine.host import captured_rows, vllm_config
 from stretto.engine.worker.model_state import captured_steps
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
@@ -65,8 +65,8 @@ def test_products_are_batch_invariant_by_default_for_latents_on_a_gpu(
     def ask() -> None:
         raise Asked
 
-    monkeypatch.setattr(llm, "require_batch_invariance", ask)
-    monkeypatch.setattr(llm, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(host, "require_batch_invariance", ask)
+    monkeypatch.setattr(host, "is_cpu_build", lambda: False)
     latents = write_checkpoint(tmp_path / "latents", LATENTS, "latents", layers=1)
     codes = write_checkpoint(tmp_path / "codes", EIGHT_STREAMS, "eight_streams", layers=1)
     for checkpoint, choice, is_asked in ((latents, None, True), (latents, False, False), (codes, None, False)):

@@ -11,10 +11,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import pytest_asyncio
-from transformers import PretrainedConfig
 
 from stretto.config import EngineConfig
 from stretto.engine.admission import Permits
+from stretto.engine.client import EngineReady, Output
+from stretto.engine.host import StartedEngines
 from stretto.engine.llm import SpeechLLM
 from stretto.engine.protocol import EngineStats, Trailer
 from stretto.errors import InvalidRequest, NoCapacity
@@ -128,23 +129,21 @@ async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypat
 class Silent:
     """An engine whose replies end before their first row."""
 
-    async def generate(self, *_: object, lora_request: object) -> AsyncIterator[SimpleNamespace]:
-        completion = SimpleNamespace(token_ids=[0] * len(Trailer._fields), finish_reason="stop")
-        yield SimpleNamespace(outputs=[completion], finished=True, request_id="r")
+    ready = EngineReady(max_model_len=512, num_gpu_blocks=100, block_size=32, max_num_seqs=4)
+    started, num_engines = StartedEngines([]), 1
+
+    def has(self, request_id: str) -> bool:
+        return False
+
+    async def generate(self, *_: object) -> AsyncIterator[Output]:
+        yield Output([0] * len(Trailer._fields), "stop")
 
 
-async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> None:
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=PretrainedConfig(), model="", max_model_len=512),
-        cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
-        parallel_config=SimpleNamespace(data_parallel_size=1),
-        scheduler_config=SimpleNamespace(max_num_seqs=4),
-        additional_config={},
-    )
+async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stretto.engine.llm.family_of", lambda _: CSM)
+        patch.setattr("stretto.engine.llm.read_family", lambda _: CSM)
         patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
-        speaker = SpeechLLM(cast(Any, Silent()), cast(Any, config), cast(Any, None))
+        speaker = SpeechLLM(cast(Any, Silent()), EngineConfig(folder), cast(Any, None))
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
     with pytest.raises(InvalidRequest, match=r"options.adapter: expected no value \(this server has no adapters"):
@@ -161,24 +160,19 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row() -> N
 class Endless(Silent):
     """An engine whose replies do not end."""
 
-    async def generate(self, *_: object, lora_request: object) -> AsyncIterator[SimpleNamespace]:
+    ready = EngineReady(max_model_len=160, num_gpu_blocks=16, block_size=32, max_num_seqs=4)
+
+    async def generate(self, *_: object) -> AsyncIterator[Output]:
         await asyncio.Event().wait()
-        yield SimpleNamespace()
+        yield Output([], None)
 
 
-async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one() -> None:
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=PretrainedConfig(), model="", max_model_len=160),
-        cache_config=SimpleNamespace(num_gpu_blocks=16, block_size=32),
-        parallel_config=SimpleNamespace(data_parallel_size=1),
-        scheduler_config=SimpleNamespace(max_num_seqs=4),
-        additional_config={},
-    )
+async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stretto.engine.llm.family_of", lambda _: KYUTAI_STT)
+        patch.setattr("stretto.engine.llm.read_family", lambda _: KYUTAI_STT)
         patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
         shared = SimpleNamespace(read=EngineStats)
-        llm = SpeechLLM(cast(Any, Endless()), cast(Any, config), cast(Any, shared))
+        llm = SpeechLLM(cast(Any, Endless()), EngineConfig(folder), cast(Any, shared))
     prompt = replace(make_prompt(KYUTAI_STT, 1), track=(), is_open=True)
     sessions = [llm.generate(prompt, f"s{at}") for at in range(2)]  # (15 - 5) // 5 blocks
     tasks = [asyncio.ensure_future(anext(session)) for session in sessions]

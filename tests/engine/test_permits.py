@@ -1,11 +1,13 @@
 """Slots for requests: a limit for running and one for waiting requests; a guided reply takes two."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from stretto.config import EngineConfig
 from stretto.engine.admission import Permits
 from stretto.errors import NoCapacity
 
@@ -88,15 +90,12 @@ def test_without_a_bound_all_are_let_in() -> None:
 
 @pytest.mark.parametrize(("num_engines", "expected"), [(1, 7), (2, 11)])
 def test_several_engines_run_more(num_engines: int, expected: int) -> None:
-    config = SimpleNamespace(
-        additional_config={"max_waiting": 3},
-        parallel_config=SimpleNamespace(data_parallel_size=num_engines),
-        scheduler_config=SimpleNamespace(max_num_seqs=4),
-    )
-    ids = {"all": ["all-1"]}
-    engine = SimpleNamespace(output_processor=SimpleNamespace(external_req_ids=ids))
+    ids = {"all"}
+    ready = SimpleNamespace(max_num_seqs=4)
+    engine = SimpleNamespace(ready=ready, num_engines=num_engines, has=ids.__contains__)
     values = SimpleNamespace(replies_without_words=0.0)
-    permits = Permits.from_config(cast(Any, config), cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
+    config = EngineConfig(Path(), max_waiting=3)
+    permits = Permits.from_config(config, cast(Any, engine), cast(Any, SimpleNamespace(read=lambda: values)))
     with permits.acquire("all", expected) as permit:
         permit.has_begun = True
         with pytest.raises(NoCapacity), permits.acquire("one more", 1):

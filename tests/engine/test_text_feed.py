@@ -1,7 +1,6 @@
 """Streamed text reaches the engine in order, after the reply has started, and always with an end."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,19 +14,20 @@ pytestmark = pytest.mark.asyncio
 
 
 class FakeEngine:
-    """Fake vLLM engine that records known replies and the text updates sent to it."""
+    """Fake client of the engine that records the text updates sent for a known reply."""
 
     def __init__(self) -> None:
-        self.output_processor = SimpleNamespace(external_req_ids={"r": ["r-1"]})
-        self.engine_core = self
+        self.ids = {"r"}
         self.told: list[tuple[str, TextUpdate | None]] = []
         self.aborted = asyncio.Event()
 
-    async def add_request_async(self, request: Any) -> None:
-        await asyncio.sleep(0)
-        self.told.append((request.request_id, TextUpdate.from_extra_args(request.sampling_params.extra_args)))
+    def has(self, request_id: str) -> bool:
+        return request_id in self.ids
 
-    async def abort(self, request_id: str) -> None:
+    def append(self, request_id: str, fields: dict[str, Any]) -> None:
+        self.told.append((request_id, TextUpdate.from_extra_args(fields["extra_args"])))
+
+    def abort(self, request_id: str) -> None:
         self.aborted.set()
 
 
@@ -40,55 +40,37 @@ def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> TextFeed:
 async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
     engine = FakeEngine()
     written = text(engine)
-    await written.write([1, 2], False)
+    written.write([1, 2], False)
     assert engine.told == []
-    await asyncio.gather(written.begin(), written.write([3], False), written.write([4], True), written.begin())
-    assert {name for name, _ in engine.told} == {"r-1"}
+    written.begin()
+    written.write([3], False)
+    written.write([4], True)
+    written.begin()
+    assert {name for name, _ in engine.told} == {"r"}
     updates = [update for _, update in engine.told]
     assert [token for update in updates for token in update.ids] == [1, 2, 3, 4]
     assert [update.is_last for update in updates] == [False] * (len(updates) - 1) + [True]
     written.end()
 
 
-async def test_a_part_that_is_slow_to_leave_is_not_overtaken() -> None:
-    engine, may_leave = FakeEngine(), asyncio.Event()
-    send = engine.add_request_async
-
-    async def send_late(request: Any) -> None:
-        engine.add_request_async = send  # type: ignore[method-assign]
-        await may_leave.wait()
-        await send(request)
-
-    engine.add_request_async = send_late  # type: ignore[method-assign]
-    written = text(engine)
-    await written.begin()
-    parts = [asyncio.ensure_future(written.write([number], False)) for number in (1, 2)]
-    for _ in range(9):
-        await asyncio.sleep(0)
-    may_leave.set()
-    await asyncio.gather(*parts)
-    assert [update and update.ids for _, update in engine.told] == [[1], [2]]
-    written.end()
-
-
 async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
     written = text(FakeEngine(), room=3)
     with pytest.raises(InvalidRequest, match="text: expected at most 3 more tokens, got 4"):
-        await written.write([1] * 4, False)
-    await written.write([1, 2, 3], False)
+        written.write([1] * 4, False)
+    written.write([1, 2, 3], False)
     with pytest.raises(InvalidRequest, match="text: expected at most 0 more tokens, got 1"):
-        await written.write([1, 7], True)
-    await written.write([7], True)  # the end, which always has room
+        written.write([1, 7], True)
+    written.write([7], True)  # the end, which always has room
     with pytest.raises(InvalidRequest, match="text: expected no more text, because it is complete, got 1 tokens"):
-        await written.write([1], False)
+        written.write([1], False)
 
 
 async def test_words_for_a_reply_that_has_ended_are_not_sent() -> None:
     engine = FakeEngine()
     written = text(engine)
-    await written.begin()
-    engine.output_processor.external_req_ids.clear()
-    await written.write([1], True)
+    written.begin()
+    engine.ids.clear()
+    written.write([1], True)
     assert engine.told == []
 
 
@@ -99,7 +81,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     with pytest.raises(InvalidRequest, match="text: expected more text, or its end, within 0 s, got none"):
         written.check()
     complete = text(engine)
-    await complete.write([], True)
+    complete.write([], True)
     complete.check()
 
 
@@ -109,7 +91,7 @@ async def test_a_text_without_end_aborts_despite_empty_writes(
     monkeypatch.setattr(TextFeed, "longest_s", 0.0)
     engine = FakeEngine()
     written = text(engine)
-    await written.write([], False)
+    written.write([], False)
     await engine.aborted.wait()
     with pytest.raises(
         InvalidRequest, match="text: expected the complete text within 0 s of its start, got only a part"
@@ -120,9 +102,9 @@ async def test_a_text_without_end_aborts_despite_empty_writes(
 async def test_a_reply_stands_still_behind_its_last_word_until_the_text_is_complete() -> None:
     written = text(FakeEngine())
     assert [written.is_awaited(rows) for rows in (0, 2, 3)] == [False, False, True]
-    await written.write([7], False)
+    written.write([7], False)
     assert [written.is_awaited(rows) for rows in (3, 4)] == [False, True]
-    await written.write([], True)
+    written.write([], True)
     assert not written.is_awaited(4)
     written.end()
 
@@ -136,12 +118,12 @@ class Session:
 
     async def write(self, num_frames: int, is_last: bool = False) -> None:
         frames = np.arange(2 * num_frames, dtype=np.int32).reshape(-1, 2)
-        await self.feed.write_frames(frames, is_last, seconds=0.08 * num_frames)
+        self.feed.write_frames(frames, is_last, seconds=0.08 * num_frames)
 
 
 async def test_frames_go_to_the_engine_row_by_row_and_nothing_beyond_the_limit() -> None:
     session = Session(room=5)
-    await session.feed.begin()
+    session.feed.begin()
     await session.write(3)
     await session.write(4)
     await session.write(4, is_last=True)

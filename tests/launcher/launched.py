@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from stretto.launcher import command, faults, processes, server, supervisor
+from stretto.launcher import command, faults, front_ends, processes, server, supervisor
 from stretto.launcher.faults import LAUNCH_ID
 from stretto.launcher.installation import Installation
 from stretto.launcher.processes import Process, all_processes, environment_of
@@ -103,6 +103,14 @@ if (here / "gives up").exists():  # as Triton does a stub that has shown no life
 path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-address="))
 Socket(path, Ready).serve_forever()
 """
+# In place of the process that has imported vLLM; its last argument is its socket.
+SPARE = """
+import ctypes, socket, sys, time
+ctypes.CDLL(None).prctl(15, b"engine_spare")
+bound = socket.socket(socket.AF_UNIX)
+bound.bind(sys.argv[-1])
+time.sleep(600)
+"""
 
 
 def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
@@ -118,6 +126,8 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     wait, true_time, back = supervisor.Waits.wait, time.time, folder / "set back by"
     factor = float(os.environ.get(WAITS, 0.05))
     supervisor.Waits.wait = lambda self, seconds: wait(self, seconds * factor)  # type: ignore[method-assign]
+    front_ends.SpareProcess.command = (sys.executable, "-c", SPARE)
+    front_ends.RESTART_S = 0.1
     supervisor.POLL_S = supervisor.LOOK_S = processes.LOOK_S = 0.05
     server.STUCK_S = 0.5
     server.slowness = lambda: 1.0

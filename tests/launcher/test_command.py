@@ -60,7 +60,7 @@ def test_a_start_that_hangs_is_tried_again(launch: Launch, tmp_path: Path, way: 
     server.until_ready()
     assert f"start 1 of 10 aborted: the server has {HANGS[way]} for 0.5 s" in server.said
     assert server.num_starts == 2
-    assert len(server.processes()) == 2, "only the server and its stub, nothing of the start that hung"
+    assert len(server.processes()) == 3, "only the spare, the server and its stub, nothing of the start that hung"
 
 
 @pytest.mark.parametrize("way", ["waiting", *by_night("lost")])

@@ -13,11 +13,13 @@ import pytest
 
 from stretto.launcher import front_ends
 from stretto.launcher.config import launch_config, parser
-from stretto.launcher.faults import begin_launch
+from stretto.launcher.faults import LAUNCH_ID, begin_launch
 from stretto.launcher.front_ends import ProxyProcess
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch_log import LaunchLog
+from stretto.launcher.processes import all_processes, environment_of
 from stretto.proxy.access import Ports
+from stretto.worker_process import SPARE_NAME
 from tests.launcher.launched import Launch, answers
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
@@ -46,6 +48,28 @@ def test_a_dead_proxy_is_restarted_on_the_same_ports(launch: Launch, tmp_path: P
     server.process.kill()
     server.process.wait()
     server.until(lambda: not any(answers(port) for port in ports.values()))
+
+
+def test_the_spare_outlives_the_server_is_replaced_and_ends_with_the_launcher(launch: Launch) -> None:
+    def spares() -> list[int]:
+        names = [(each.pid, each.name, environment_of(each.pid, LAUNCH_ID)) for each in all_processes()]
+        return [pid for pid, name, launch_id in names if (name, launch_id) == (SPARE_NAME, server.launch_id)]
+
+    server = launch()
+    server.until_ready()
+    server.until(lambda: len(spares()) == 1)
+    (first,) = spares()
+    path = Path(f"/dev/shm/stretto_launch_{server.launch_id}.run/spare")
+    os.kill(server.server_pid, signal.SIGKILL)
+    server.until(lambda: server.num_ready == 2)
+    assert spares() == [first]
+    assert path.is_socket()
+    os.kill(first, signal.SIGKILL)
+    server.until(lambda: spares() not in ([], [first]) and path.is_socket())
+    assert server.num_ready == 2
+    server.process.kill()
+    server.process.wait()
+    server.until(lambda: not spares())
 
 
 def test_a_proxy_restarts_once_its_port_is_free_again(launch: Launch) -> None:

@@ -32,7 +32,7 @@ class Nice:
 @pytest.fixture
 def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
     monkeypatch.setattr(processes, "LOOK_S", 0.0)
-    monkeypatch.setattr(LoadPriority, "_session_file", tmp_path / "autogroup")
+    monkeypatch.setattr(LoadPriority, "_session_file", staticmethod(lambda session: tmp_path / "autogroup"))
     (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
     return Nice(monkeypatch)
 
@@ -95,6 +95,24 @@ def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None
     hurry.poll()
     hurry.end()
     assert nice.of == {}
+
+
+def test_the_session_of_an_engines_host_is_raised_too(hurry: LoadPriority, nice: Nice, tmp_path: Path) -> None:
+    """The host is no child of the server and has another session; its name contains the pid of its stub."""
+    LoadPriority._session_file = staticmethod(lambda session: tmp_path / f"autogroup-{session}")
+    program = f"from ctypes import *; CDLL(None).prctl(15, b'host_of_{os.getpid()}'); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **pipes) as host:
+        assert host.stdout is not None
+        host.stdout.readline()
+        file = tmp_path / f"autogroup-{host.pid}"
+        file.write_text("/autogroup-8 nice 2\n")
+        hurry.poll()
+        assert (nice.of, file.read_text()) == ({host.pid: -15}, "-13")
+        nice.of = dict.fromkeys(threads_of({host.pid}), -15)
+        hurry.end()
+        assert (nice.of[host.pid], file.read_text()) == (0, "2")
+        host.kill()
 
 
 def test_without_the_right_nothing_changes(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from stretto.launcher.processes import (
     Process,
@@ -106,7 +109,21 @@ def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
 def test_stubs_and_engines_are_workers() -> None:
     assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
     assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
+    assert Process(1, 0, 1, "host_of_7", "python3 -m stretto.engine.host").is_worker
     assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
+
+
+def test_the_parent_of_an_engines_host_is_its_stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "from ctypes import *; CDLL(None).prctl(15, b'host_of_4711'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as host:
+        assert host.stdout is not None
+        host.stdout.readline()
+        found = read_process(host.pid)
+        assert found is not None
+        assert found.parent == 4711
+        monkeypatch.setattr(os, "geteuid", lambda: -1)
+        assert read_process(host.pid) == replace(found, parent=os.getpid()), "another user's process has any name"
+        host.kill()
 
 
 def stub(pid: int, parent: int, model: str) -> Process:

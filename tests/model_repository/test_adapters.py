@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -148,7 +149,7 @@ class Speaking:
     @classmethod
     def launch(cls, config: Any) -> "Speaking":
         model = cls()
-        model.config, model.threads = config, threading.enumerate()
+        model.config, model.engine_pids = config, [os.getpid()]
         return model
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
@@ -171,14 +172,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stretto.engine.llm", module)
 
 
-def test_the_language_model_streams_and_shuts_down(engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_model_streams_and_shuts_down(engine: None) -> None:
     module = load("language_model")
-    monkeypatch.setattr("stretto.engine.environment.prepare_environment", lambda: None)
-    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "")  # left alone by the adapter, and as it was for other tests
     model = module.TritonPythonModel()
-    threads = threading.enumerate()
     model.initialize(arguments("language_model"))
-    assert model.model.threads == threads, "the engine is forked while this process has no thread of ours"
     inputs = {each.name(): each.as_numpy() for each in write_prompt(Prompt("tts", ROWS, SAMPLING), model.key.seal)}
     request = Request(inputs, AnsweringSender(model.service.table))
     assert model.execute([request]) is None
@@ -218,3 +215,22 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert broken.sender.is_final
     model.finalize()
     assert made == []
+
+
+def test_the_language_models_stub_imports_neither_vllm_nor_torch() -> None:
+    """Their imports would be most of the time in which a killed language model is restarted."""
+    program = f"""
+import sys
+sys.path[:0] = [{str(ROOT.parent)!r}]
+from tests.fakes_triton import install
+install()
+import stretto.engine.llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
+from stretto.families.plugin import family_at
+from stretto.families.text import load_text_codec
+from pathlib import Path
+folder = Path({str(ROOT / "language_model" / "1" / "checkpoint")!r})
+load_text_codec(family_at(folder), folder)
+print(sorted({{"torch", "vllm", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -19,20 +19,13 @@ class TritonPythonModel:
         stub.close_inherited_sockets()
         stub.use_utf8()
         stub.keep_large_memory()
-        stub.fork_engine()
-        import multiprocessing
-
         from stretto.config import EngineConfig
-        from stretto.engine.environment import prepare_environment
+        from stretto.engine.llm import SpeechLLM
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
         from stretto.triton_io.speech_service import SpeechService
         from stretto.triton_io.stub import EventLoop, HangWatch
         from stretto.triton_io.tensors import ModelParameters, SealKey
-
-        prepare_environment()
-        with stub.no_collection():
-            from stretto.engine.llm import SpeechLLM  # vLLM reads the environment at import
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))
@@ -42,8 +35,8 @@ class TritonPythonModel:
             max_ahead_s=parameters.seconds("max_audio_ahead_s"),
         )
         self.model = SpeechLLM.launch(config)
-        engines = [(process.pid, process.pid) for process in multiprocessing.active_children()]
-        self.loop = EventLoop("language model")  # after the engine's process was forked from this one
+        engines = [(pid, pid) for pid in self.model.engine_pids]
+        self.loop = EventLoop("language model")
         self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
@@ -59,4 +52,3 @@ class TritonPythonModel:
         self.service.close()
         self.key.close()
         self.model.shutdown()
-        del self.service, self.model  # delete now: vLLM's destructor fails at interpreter shutdown

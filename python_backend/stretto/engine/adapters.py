@@ -10,7 +10,8 @@ from vllm.config import VllmConfig
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
-from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.engine.protocol import Adapters
+from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 
 KEY = "adapters"  # key in vLLM's `additional_config`
@@ -22,26 +23,10 @@ PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT's keys are regular expressions,
 TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
-class Adapters(dict[str, LoRARequest]):
-    """LoRA adapters that the engine can serve, by name."""
-
-    @classmethod
-    def from_config(cls, config: VllmConfig) -> "Adapters":
-        """Return the adapters configured for an engine, with vLLM's integer ids 1, 2, … in their order."""
-        assert isinstance(config.additional_config, dict)
-        paths = config.additional_config.get(KEY, {})
-        return cls({name: LoRARequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)})
-
-    def named(self, name: str | None) -> LoRARequest | None:
-        """Return the adapter called `name`, or None if `name` is None.
-
-        Raises:
-            InvalidRequest: If there is no adapter of this name.
-        """
-        if name is None or name in self:
-            return None if name is None else self[name]
-        expected = f"one of {', '.join(self)}" if self else "no value (this server has no adapters)"
-        raise InvalidRequest("options.adapter", expected, shown(name))
+def lora_requests(config: VllmConfig) -> list[LoRARequest]:
+    """Return vLLM's records of the adapters configured for an engine."""
+    assert isinstance(config.additional_config, dict)
+    return [LoRARequest(*each) for each in Adapters.from_paths(config.additional_config.get(KEY, {})).values()]
 
 
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
@@ -172,6 +157,7 @@ def check_config(config: VllmConfig) -> None:
         raise ValueError(f"scheduling_policy: expected fcfs, got {scheduling.policy}")
     refused = {
         "nnodes": parallel.nnodes > 1,  # multi-node setups need vLLM's own command line
+        "data_parallel_size of a mixture of experts": parallel.data_parallel_size > 1 and config.model_config.is_moe,
         "pipeline_parallel_size": parallel.pipeline_parallel_size > 1,
         "prefill_context_parallel_size": parallel.prefill_context_parallel_size > 1,
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1,
@@ -179,8 +165,7 @@ def check_config(config: VllmConfig) -> None:
         "enable_dbo": parallel.enable_dbo,
         "long_prefill_token_threshold": scheduling.long_prefill_token_threshold > 0,
         "speculative_config": config.speculative_config is not None,
-        "lora_config": config.lora_config is not None
-        and not Adapters.from_config(config),  # set by our option `adapters`
+        "lora_config": config.lora_config is not None and not lora_requests(config),  # set by our option `adapters`
     }
     if any(refused.values()):
         names = [name for name in refused if refused[name]]

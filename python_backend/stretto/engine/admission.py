@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stretto.config import EngineConfig
+from stretto.engine.client import EngineClient
 from stretto.engine.protocol import SPARE_BLOCKS, SharedStats, blocks_in_window, num_guided
 from stretto.engine.reply_rules import SegmentRules, num_leading
 from stretto.errors import InvalidRequest, NoCapacity, shown
@@ -21,10 +22,6 @@ from stretto.records.chunk import GuidanceChange
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-    from vllm.v1.engine.async_llm import AsyncLLM
 
 MIN_FACTOR = 0.5  # minimum factor of one decrease
 UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use
@@ -87,9 +84,6 @@ class FlightLimit:
             self._round += 1
 
 
-KEY, TARGET_KEY = "max_waiting", "first_frame_target_s"  # keys in vLLM's `additional_config`
-
-
 @dataclass(slots=True, eq=False)
 class Permit:
     """Permit of one reply.
@@ -136,19 +130,14 @@ class Permits:
         self._permits: set[Permit] = set()
 
     @classmethod
-    def from_config(cls, config: "VllmConfig", engine: "AsyncLLM", shared: SharedStats) -> "Permits":
+    def from_config(cls, config: EngineConfig, engine: EngineClient, shared: SharedStats) -> "Permits":
         """Return the permits shared by all data-parallel engines of one front end."""
-        assert isinstance(config.additional_config, dict)
-        max_running = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
-
-        def is_in_engine(request_id: str) -> bool:
-            return request_id in engine.output_processor.external_req_ids
+        max_running = engine.ready.max_num_seqs * engine.num_engines
 
         def num_blocked() -> int:
             return int(shared.read().replies_without_words)
 
-        waiting, target_s = (config.additional_config.get(key) for key in (KEY, TARGET_KEY))
-        return cls(max_running, waiting, is_in_engine, num_blocked, target_s)
+        return cls(max_running, config.max_waiting, engine.has, num_blocked, config.first_frame_target_s)
 
     def num_in_flight(self) -> int:
         """Return the number of sequences in flight: not yet received by the engine, or not finished by it."""
@@ -259,9 +248,6 @@ class FrameStats:
         self._num_unguided = num_unguided
 
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 MAX_STEPS_IN_FLIGHT = 2  # with asynchronous scheduling
 
 
@@ -286,24 +272,16 @@ class Capacity:
     num_engines: int = 1
 
     @classmethod
-    def from_config(cls, config: "VllmConfig") -> "Capacity":
-        """Return the capacity of each engine.
-
-        Args:
-            config: Configuration after start-up, which has the total number of blocks of all engines.
-        """
-        num_blocks = config.cache_config.num_gpu_blocks
-        assert num_blocks is not None, "the engine has not reported its number of KV blocks"
-        num_engines = config.parallel_config.data_parallel_size
-        kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
-        window = config.model_config.hf_config.sliding_window if kinds == {"sliding_attention"} else None
+    def from_engine(cls, engine: EngineClient) -> "Capacity":
+        """Return the capacity of each engine."""
+        ready, limits = engine.ready, engine.started
         return cls(
-            num_blocks // num_engines,
-            config.cache_config.block_size,
-            config.scheduler_config.max_num_seqs,
-            window,
-            0 if window is None else config.max_in_flight_tokens,
-            num_engines,
+            ready.num_gpu_blocks,
+            ready.block_size,
+            ready.max_num_seqs,
+            limits.window,
+            limits.num_in_flight,
+            engine.num_engines,
         )
 
     def max_sessions(self, rules: SegmentRules) -> int:

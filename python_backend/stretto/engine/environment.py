@@ -8,6 +8,7 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 # Without these the engine does not start, or starts with the old model runner.
 REQUIRED = {
     # vLLM may choose the old model runner, which the plugin does not support.

@@ -1,187 +1,51 @@
-"""`SpeechLLM`: the Python API of the language model.
+"""`SpeechLLM`: the Python API of the language model."""
 
-vLLM's configuration for the engine. The environment is set first; vllm is imported only after that.
-"""
-
-import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import Capacity, Permit, Permits, admit, known_ids, max_frames, max_words, num_text_ids
-from stretto.engine.environment import is_cpu_build, prepare_environment, require_batch_invariance
+from stretto.engine.admission import (
+    Capacity,
+    FrameStats,
+    Permit,
+    Permits,
+    Stats,
+    admit,
+    known_ids,
+    max_frames,
+    max_words,
+    num_text_ids,
+)
+from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk, last_chunks
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
-from stretto.families.plugin import config_at, family_at
+from stretto.families.plugin import config_at, read_family
+from stretto.families.text import SubwordStream, load_text_codec
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-from stretto.streams.layout import LatentSpec
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
-
-SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
-WORKER = "stretto.engine.worker.model_state.SpeechWorker"
-PROCESS_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
-CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
-MAX_CAPTURED_ROWS = 512  # vLLM's own limit
-LATENT_PART = 8  # latents may take at most 1 / LATENT_PART of the KV cache's memory
-
-
-def vllm_config(config: EngineConfig) -> "VllmConfig":
-    """Return vLLM's configuration for `config`, with the plugin's scheduler, worker and options.
-
-    Raises:
-        ValueError: If an option is not supported.
-        CheckpointError: If the checkpoint or an adapter cannot be used.
-    """
-    prepare_environment()
-    latents = family_at(config.checkpoint).layout.latents
-    is_invariant = config.batch_invariant
-    if is_invariant is None:
-        is_invariant = latents is not None and not is_cpu_build()
-    if is_invariant:
-        require_batch_invariance()
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-
-    from stretto.engine import adapters
-    from stretto.engine.adapters import check_config
-
-    folders = config.adapter_folders
-    config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
-    arguments = config.engine_args | adapters.lora_arguments(folders)
-    paths = {name: str(folder) for name, folder in folders.items()}
-    check_latent_steps(config, latents)
-    names = "kv_share", "max_waiting", "first_frame_target_s", "live_reserve", "latent_steps"
-    ours = {name: getattr(config, name) for name in names}
-    ours[adapters.KEY] = paths
-    ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
-    if ours:
-        arguments["additional_config"] = arguments.get("additional_config", {}) | ours
-    if current_platform.is_cpu():
-        from stretto.engine.kernels.cpu.products import IR_OP_PRIORITY
-
-        arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
-    else:
-        arguments |= captured_rows(config)
-        if latents is not None:  # by default, attention would multiply float32 in reduced precision (TF32)
-            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
-    arguments.setdefault("use_tqdm_on_load", False)  # no progress bar in the log
-    args = AsyncEngineArgs(
-        model=str(config.checkpoint),
-        skip_tokenizer_init=True,
-        scheduler_cls=ASYNC_SCHEDULER if wants_async else SCHEDULER,
-        async_scheduling=wants_async,
-        worker_cls=WORKER,
-        **arguments,
-    )
-    method = os.environ.get(PROCESS_METHOD)
-    built = args.create_engine_config()
-    if method is not None:
-        os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
-    check_config(built)
-    check_latent_table(built, latents)
-    adapters.restrict_to_backbone(built, folders)
-    # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
-    built.scheduler_config.async_scheduling = wants_async
-    return built
-
-
-def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None:
-    """Raise ValueError unless all of `latent_steps` are numbers of solver steps that the family permits."""
-    permitted = range(0) if latents is None else latents.steps
-    for number in config.latent_steps:
-        if number not in permitted:
-            expected = f"numbers in [{permitted.start}, {permitted[-1]}]" if permitted else "none (frames are codes)"
-            raise ValueError(f"latent_steps: expected {expected}, got {number}")
-
-
-def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check the dtype, and that the table of latents, with an entry per slot and position, is small for the KV cache.
-
-    Args:
-        config: vLLM's configuration.
-        latents: Latents of the family; None if its frames are codes.
-
-    Raises:
-        ValueError: If the dtype is not float32, or the table is larger than an eighth of the KV cache. A cache without
-            a fixed size is not checked.
-    """
-    if latents is None:
-        return
-    dtype = str(config.model_config.dtype).removeprefix("torch.")
-    if dtype != "float32":
-        raise ValueError(f"dtype: expected 'float32', because latents are fed back in float32, got {dtype!r}")
-    memory = config.cache_config.kv_cache_memory_bytes
-    if memory is None:
-        return
-    num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
-    position_bytes = num_slots * latents.num_words * 4  # float32
-    if (length + 1) * position_bytes > memory // LATENT_PART:
-        longest = max(memory // LATENT_PART // position_bytes - 1, 0)
-        raise ValueError(
-            f"max_model_len: expected at most {longest} with max_num_seqs {num_slots}, so that latents take at most an"
-            f" eighth of kv_cache_memory_bytes ({memory}), got {length}"
-        )
-
-
-def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
-
-    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
-    """
-    arguments, family = config.engine_args, family_at(config.checkpoint)
-    bursts = family.bursts
-    compilation = arguments.get("compilation_config")
-    given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
-    if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
-        return {}
-    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, bursts.window * given["max_num_seqs"])}
-
-
-prepare_environment()
-
-from vllm.inputs import TokensPrompt  # noqa: E402
-from vllm.outputs import RequestOutput  # noqa: E402
-from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
-
-from stretto.engine.adapters import Adapters  # noqa: E402
-from stretto.engine.admission import FrameStats, Stats  # noqa: E402
-from stretto.engine.protocol import STATS_KEY, SharedStats, Trailer, family_of, read_rows, sampling_params  # noqa: E402
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker  # noqa: E402
-from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk, last_chunks  # noqa: E402
-from stretto.families.text import (  # noqa: E402
-    SubwordStream,
-    load_text_codec,
-)
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 
 class SpeechLLM:
     """Speech language model: generates text and frames of codes on one vLLM engine."""
 
-    def __init__(self, engine: AsyncLLM, config: "VllmConfig", shared: SharedStats):
+    def __init__(self, engine: EngineClient, config: EngineConfig, shared: SharedStats):
+        record = config_at(config.checkpoint)
         self._engine, self._shared = engine, shared
-        self.family: Family = family_of(config.model_config.hf_config)
-        self._text = load_text_codec(self.family, Path(config.model_config.model))
-        self._audio_format = AudioFormat.from_config(config.model_config.hf_config.to_dict())
-        self._rules = SegmentRules(self.family, config.model_config.max_model_len)
-        self._capacity, self._adapters = Capacity.from_config(config), Adapters.from_config(config)
+        self.family: Family = read_family(record)
+        self._text = load_text_codec(self.family, config.checkpoint)
+        self._audio_format = AudioFormat.from_config(record)
+        self._rules = SegmentRules(self.family, engine.ready.max_model_len)
+        self._capacity, self._adapters = Capacity.from_engine(engine), Adapters.from_paths(config.adapter_folders)
         self._stats = Stats()
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
@@ -196,19 +60,21 @@ class SpeechLLM:
 
     @classmethod
     def launch(cls, config: EngineConfig) -> "SpeechLLM":
-        """Start the engine in a separate process; raise ValueError for an unsupported configuration.
+        """Start the engine in separate processes.
 
-        The engine is bound to the event loop in which it is first used. The process may be forked from this one, so
-        call this before other threads are started and, if possible, before the event loop runs.
+        The engine is bound to the event loop in which it is first used.
+
+        Raises:
+            ValueError: If an option is not supported.
+            CheckpointError: If the checkpoint or an adapter cannot be used.
+            RuntimeError: If the engine fails to start; the log has the reason.
         """
-        built = vllm_config(config)
-        shared = SharedStats.create(built.parallel_config.data_parallel_size)
-        assert isinstance(built.additional_config, dict)
-        built.additional_config = built.additional_config | {STATS_KEY: str(shared.path)}
+        shared = SharedStats.create(config.engine_args.get("data_parallel_size", 1))
         try:
-            return cls(AsyncLLM.from_vllm_config(built, disable_log_stats=True), built, shared)
+            connection = EngineConnection(config, shared.path)
         finally:
             shared.close()
+        return cls(EngineClient(connection), config, shared)
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of front end and scheduler, by name."""
@@ -218,11 +84,16 @@ class SpeechLLM:
         """Return True if the engine has an unfinished request that is not waiting for streamed text or live audio."""
         shared = self._shared.read()
         waiting = shared.replies_without_words + shared.replies_without_frames
-        return self._engine.get_num_unfinished_requests() > waiting
+        return self._engine.num_requests > waiting
 
     def shutdown(self) -> None:
         """Stop the engine and its process."""
         self._engine.shutdown()
+
+    @property
+    def engine_pids(self) -> list[int]:
+        """Pids of the engine's processes."""
+        return self._engine.started.pids
 
     def text_stream(self) -> SubwordStream:
         """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
@@ -250,7 +121,7 @@ class SpeechLLM:
         if request_id not in self._texts:
             raise InvalidRequest("request_id", "the id of a reply whose streamed text is open", request_id)
         end = (self.family.text_track.end_id,) if is_last and self.family.text_track else ()
-        await self._texts[request_id].write([*known_ids(ids, self._rules), *end], is_last)
+        self._texts[request_id].write([*known_ids(ids, self._rules), *end], is_last)
 
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
@@ -278,7 +149,7 @@ class SpeechLLM:
         assert track is not None, "only such families have sessions"
         if frames.shape[1:] != (len(track.streams),) or (frames.size and not 0 <= frames.min() <= frames.max() < size):
             raise InvalidRequest("frames", f"ids [n, {len(track.streams)}] in [0, {size})", f"{list(frames.shape)}")
-        await feed.write_frames(frames, is_last, seconds)
+        feed.write_frames(frames, is_last, seconds)
         self._stats.live_frames_total += len(frames)
         return feed.num_frames, await feed.wait_until_read(max_ahead)
 
@@ -350,8 +221,7 @@ class SpeechLLM:
         pacer = pacer or Pacer(prompt.delivery.chunking)
         utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
-        inputs = TokensPrompt(prompt_token_ids=prompt.rows[:, 0].tolist())
-        params, adapter = sampling_params(prompt, self._rules), self._adapters.named(prompt.adapter)
+        fields, adapter = sampling_fields(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:
@@ -359,13 +229,14 @@ class SpeechLLM:
             utterance.num_chunks = 1
         else:
             utterance.alignment, utterance.sound = prompt.alignment, prompt.sound
-        async with aclosing(self._engine.generate(inputs, params, request_id, lora_request=adapter)) as outputs:
+        ids = prompt.rows[:, 0].tolist()
+        async with aclosing(self._engine.generate(ids, fields, request_id, adapter)) as outputs:
             async for output in outputs:
                 permit.has_begun = True
                 text.check()
-                await text.begin()
-                ids, trailer = _split(output)
-                rows = read_rows(ids, width)
+                text.begin()
+                new_ids, trailer = _split(output, request_id)
+                rows = read_rows(new_ids, width)
                 num_rows = tracker.position + len(rows) - len(prompt.rows)
                 num_given = tracker.num_given + int(np.isin(rows[:, 1], self._rules.given_ids).sum())
                 pacer.is_stalled = text.is_awaited(num_rows, num_given)
@@ -435,13 +306,11 @@ class _Clock:
             self._permit.record_first_frame(self.first_frame_s)
 
 
-def _split(output: RequestOutput) -> tuple[list[int], Trailer | None]:
+def _split(output: Output, request_id: str) -> tuple[list[int], Trailer | None]:
     """Return the row ids in `output`, and the trailer of statistics if the reply has ended."""
-    (completion,) = output.outputs
-    ids = list(completion.token_ids)
-    if not output.finished:
-        return ids, None
-    if completion.finish_reason not in ("stop", "length"):
-        raise StrettoError(f"{output.request_id}: the engine ended the reply with {completion.finish_reason!r}")
+    if output.finish_reason is None:
+        return output.ids, None
+    if output.finish_reason not in ("stop", "length"):
+        raise StrettoError(f"{request_id}: the engine ended the reply with {output.finish_reason!r}")
     size = len(Trailer._fields)
-    return ids[:-size], Trailer(*ids[-size:])
+    return output.ids[:-size], Trailer(*output.ids[-size:])

@@ -1,26 +1,26 @@
-"""Messages between front end, scheduler and worker: request parameters, streamed text, statistics."""
+"""Messages between front end and scheduler: request parameters, adapters, rows, statistics."""
 
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from transformers import PretrainedConfig
-from vllm import SamplingParams
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 
-from stretto.engine.reply_rules import SegmentRules, Track
+from stretto.engine.reply_rules import SegmentRules
+from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def family_of(config: PretrainedConfig) -> Family:
+
+def family_of(config: "PretrainedConfig") -> Family:
     """Return the family named in a checkpoint's config.json; raise CheckpointError if there is none."""
     return read_family(config.to_dict())
 
@@ -127,8 +127,11 @@ class SpeechParams:
         return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track, is_open)
 
 
-def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
-    """Return vLLM's sampling parameters for `prompt`: its stop condition, and our parameters as `extra_args`.
+DELTA = 1  # vLLM's RequestOutputKind: each output has the new ids only
+
+
+def sampling_fields(prompt: Prompt, rules: SegmentRules) -> dict[str, Any]:
+    """Return fields of vLLM's `SamplingParams`: the stop condition, and our parameters as `extra_args`.
 
     Args:
         prompt: Admitted prompt with a seed.
@@ -146,73 +149,49 @@ def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
         track=prompt.track,
         is_open=prompt.is_open,
     )
-    return SamplingParams(
-        temperature=0.0,
-        max_tokens=rules.max_model_len - len(prompt.rows),
-        stop_token_ids=[rules.family.end_of_reply],
-        ignore_eos=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-        extra_args=params.to_extra_args(),
-    )
+    return {
+        "temperature": 0.0,
+        "max_tokens": rules.max_model_len - len(prompt.rows),
+        "stop_token_ids": [rules.family.end_of_reply],
+        "ignore_eos": True,
+        "detokenize": False,
+        "output_kind": DELTA,
+        "extra_args": params.to_extra_args(),
+    }
 
 
-@dataclass
-class SpeechRequestData(NewRequestData):
-    """vLLM's record of a newly scheduled request, with our fields added.
+class Adapter(NamedTuple):
+    """Leading fields of vLLM's `LoRARequest`.
 
     Attributes:
-        params: Request parameters.
-        codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
-        track: Ids of the input-only text stream, if the family has one.
+        name: Name used in requests.
+        number: Positive id.
+        path: Folder.
     """
 
-    params: SpeechParams | None = None
-    codes: np.ndarray | None = None
-    track: Track | None = None
+    name: str
+    number: int
+    path: str
+
+
+class Adapters(dict[str, Adapter]):
+    """LoRA adapters that the engine can serve, by name."""
 
     @classmethod
-    def extending(
-        cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
-    ) -> "SpeechRequestData":
-        """Return a copy of vLLM's `data` with the request's parameters, rows and text stream."""
-        stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
-        return cls(**stock, params=params, codes=codes, track=track)
+    def from_paths(cls, paths: Mapping[str, str | Path]) -> "Adapters":
+        """Return the adapters in these folders, with ids 1, 2, … in their order."""
+        return cls({name: Adapter(name, number, str(path)) for number, (name, path) in enumerate(paths.items(), 1)})
 
+    def named(self, name: str | None) -> Adapter | None:
+        """Return the adapter called `name`, or None if `name` is None.
 
-class NewText(NamedTuple):
-    """Streamed text or live audio that has arrived for a request since its last step.
-
-    Attributes:
-        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`; the others
-            follow.
-        ids: Token ids, row by row.
-        min_rows: Minimum number of frames of the reply, once its text is complete; None before.
-        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once that is complete; None
-            before.
-    """
-
-    place: int
-    ids: list[int]
-    min_rows: int | None = None
-    max_text_rows: int | None = None
-
-
-@dataclass
-class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of the requests that continue, with our field added.
-
-    Attributes:
-        new_text: Streamed text and live audio that have arrived since the last step, by request id.
-    """
-
-    new_text: Mapping[str, NewText] = field(default_factory=dict)
-
-    @classmethod
-    def extending(cls, data: CachedRequestData, new_text: Mapping[str, NewText]) -> "SpeechCachedRequests":
-        """Return a copy of vLLM's `data` with the streamed text that has arrived."""
-        stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
-        return cls(**stock, new_text=new_text)
+        Raises:
+            InvalidRequest: If there is no adapter of this name.
+        """
+        if name is None or name in self:
+            return None if name is None else self[name]
+        expected = f"one of {', '.join(self)}" if self else "no value (this server has no adapters)"
+        raise InvalidRequest("options.adapter", expected, shown(name))
 
 
 NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2

@@ -7,13 +7,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from vllm import SamplingParams
-from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.async_llm import AsyncLLM
 
+from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import SegmentTracker, TextUpdate, Track
 from stretto.errors import Closing, InvalidRequest, StrettoError
@@ -132,7 +129,7 @@ class TextFeed:
         what: Description of the input in error messages.
 
     Args:
-        engine: vLLM engine.
+        engine: Client of the engine.
         request_id: Id of the request.
         track: Text sent with the prompt, to which ids that are written are added; None for live audio.
         room: Maximum number of further ids, not counting the end id.
@@ -143,20 +140,18 @@ class TextFeed:
     longest_s = LONGEST_S
 
     def __init__(
-        self, engine: AsyncLLM, request_id: str, track: Track | None, room: int, patience_s: float = PATIENCE_S
+        self, engine: EngineClient, request_id: str, track: Track | None, room: int, patience_s: float = PATIENCE_S
     ):
-        self._engine: Any = engine
+        self._engine = engine
         self._request_id, self._track, self._room = request_id, track, room
         self._patience_s, self._begun_s = patience_s, time.monotonic()
         self._waiting: list[int] = []
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
         self._failure: StrettoError | None = None
-        self._sending = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._abort: asyncio.Task[None] | None = None
         self._wait()
 
-    async def write(self, ids: Sequence[int], is_last: bool) -> None:
+    def write(self, ids: Sequence[int], is_last: bool) -> None:
         """Append ids; if `is_last`, the final one is the text's end id.
 
         Raises:
@@ -166,9 +161,9 @@ class TextFeed:
             raise InvalidRequest("text", "no more text, because it is complete", f"{len(ids)} tokens")
         if len(ids) - is_last > self._room:
             raise InvalidRequest("text", f"at most {self._room} more tokens", f"{len(ids) - is_last} tokens")
-        await self._append(ids, is_last)
+        self._append(ids, is_last)
 
-    async def _append(self, ids: Sequence[int], is_last: bool) -> None:
+    def _append(self, ids: Sequence[int], is_last: bool) -> None:
         self._room -= len(ids)
         if self._track is not None:
             self._track.extend(ids, is_last)
@@ -176,13 +171,13 @@ class TextFeed:
         self._is_complete = is_last
         self._wait()
         if self._has_begun:
-            await self._send()
+            self._send()
 
-    async def begin(self) -> None:
+    def begin(self) -> None:
         """Send the ids written so far; called when the engine has accepted the request."""
         if not self._has_begun:
             self._has_begun = True
-            await self._send()
+            self._send()
 
     def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
         """Return True if a reply of `num_rows` rows, of which some are given, can continue only with more text."""
@@ -220,19 +215,15 @@ class TextFeed:
     def abort(self, failure: StrettoError) -> None:
         """Abort the reply; `check` then raises `failure`."""
         self._failure = self._failure or failure
-        self._abort = asyncio.ensure_future(self._engine.abort(self._request_id))
+        self._engine.abort(self._request_id)
 
-    async def _send(self) -> None:
-        async with self._sending:
-            ids, self._waiting = self._waiting, []
-            known = self._engine.output_processor.external_req_ids.get(self._request_id)
-            if not known or self._is_last_sent or not (ids or self._is_complete):
-                return
-            self._is_last_sent = self._is_complete
-            update = TextUpdate(ids, self._is_last_sent)
-            params = SamplingParams(max_tokens=1, extra_args=update.to_extra_args())
-            request = EngineCoreRequest(known[0], [0], None, params, None, time.time(), None, None, None)
-            await self._engine.engine_core.add_request_async(request)
+    def _send(self) -> None:
+        ids, self._waiting = self._waiting, []
+        if not self._engine.has(self._request_id) or self._is_last_sent or not (ids or self._is_complete):
+            return
+        self._is_last_sent = self._is_complete
+        update = TextUpdate(ids, self._is_last_sent)
+        self._engine.append(self._request_id, {"max_tokens": 1, "extra_args": update.to_extra_args()})
 
 
 IDLE_S = 60.0  # between two parts of a live session
@@ -246,7 +237,7 @@ class FrameFeed(TextFeed):
     by more than MAX_LAG_S. A file that arrives at once is therefore not late.
 
     Args:
-        engine: vLLM engine.
+        engine: Client of the engine.
         request_id: Id of the request.
         width: Number of ids per frame.
         room: Maximum number of frames; the reply ends with them.
@@ -263,7 +254,7 @@ class FrameFeed(TextFeed):
 
     def __init__(
         self,
-        engine: AsyncLLM,
+        engine: EngineClient,
         request_id: str,
         width: int,
         room: int,
@@ -279,7 +270,7 @@ class FrameFeed(TextFeed):
         self.seconds = 0.0
         self._moved = asyncio.Event()
 
-    async def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
+    def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
         """Append codes, int32 [n, K]; those beyond the maximum are dropped, because the reply ends before them.
 
         Args:
@@ -299,7 +290,7 @@ class FrameFeed(TextFeed):
                 Closing(f"the session is {behind_s:.1f} s behind its audio, of at most {MAX_LAG_S:g} s; try again")
             )
         self.check()
-        await self._append(frames.reshape(-1).tolist(), is_last)
+        self._append(frames.reshape(-1).tolist(), is_last)
 
     def note_rows(self, num_rows: int) -> None:
         """Record that the reply has `num_rows` rows; the first one precedes the first frame."""
@@ -337,7 +328,7 @@ class FrameFeed(TextFeed):
 class _NoText:
     """Null object in place of a `TextFeed`, for replies without streamed text."""
 
-    async def begin(self) -> None:
+    def begin(self) -> None:
         """Do nothing."""
 
     def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:

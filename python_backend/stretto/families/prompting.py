@@ -5,13 +5,12 @@ Conversations: the JSON turns of a request, the task that answers them, and the 
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, NotRequired, Protocol, get_args
 
 import numpy as np
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Role, Task
 from stretto.families.plugin import plugin
@@ -21,6 +20,9 @@ from stretto.records.prompt import InputAudio
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes
 from stretto_client.schema import OptionsRecord
+
+if TYPE_CHECKING:
+    from stretto.codecs.base import Codec
 
 ROLES = get_args(Role)
 MAX_BYTES = 1 << 20  # 30 s of codes take 80 kB
@@ -448,7 +450,7 @@ class Template(Protocol):
         ...
 
 
-def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str) -> Template:
     """Return the family's prompt template.
 
     Args:

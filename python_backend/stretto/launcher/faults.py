@@ -19,6 +19,7 @@ from stretto.launcher import processes
 from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
 from stretto.proxy.access import BEATS
 from stretto.triton_io.flow import remove_stale_tables
+from stretto.worker_process import SPARE_NAME
 
 FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
@@ -173,6 +174,11 @@ class Launch:
         return self.folder / "draining"
 
     @property
+    def spare_socket(self) -> Path:
+        """Unix socket of the spare process, which starts engines."""
+        return self.folder / "spare"
+
+    @property
     def disconnects_file(self) -> Path:
         """File of client-disconnect flags, which the proxy sets and the models read."""
         return self.folder / "disconnects"
@@ -201,7 +207,9 @@ class Launch:
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
         for path in self.folder.iterdir():
-            if path.is_socket():
+            if path.is_dir():  # of an engine's client
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_socket() and path != self.spare_socket:
                 path.unlink()
 
     def close(self) -> None:
@@ -257,7 +265,12 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
 
 def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
-    processes.end_all(lambda each: each.pid != me and processes.environment_of(each.pid, LAUNCH_ID) == launch_id)
+
+    def is_left(each: Process) -> bool:
+        is_spare = each.name == SPARE_NAME  # it outlives servers, and ends with the launcher
+        return each.pid != me and not is_spare and processes.environment_of(each.pid, LAUNCH_ID) == launch_id
+
+    processes.end_all(is_left)
     for path in directory.glob(f"{PREFIX}{launch_id}_*"):
         with suppress(OSError):  # a file created by another user must not end the launcher
             path.unlink()

@@ -1,4 +1,4 @@
-"""Proxy and gateway: processes in front of Triton that outlive restarts of the server."""
+"""Processes that outlive restarts of the server: proxy and gateway in front of Triton, and a spare behind it."""
 
 import importlib.util
 import ipaddress
@@ -8,13 +8,14 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import Launch, Pulse, slowness
-from stretto.launcher.installation import MALLOC, LaunchError, state_folder
+from stretto.launcher.installation import KEEP_LARGE, MALLOC, LaunchError, state_folder
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import die_with_the_launcher
 from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
@@ -168,6 +169,48 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
     descriptor = os.open(launch.folder / f"key-{grpc_port}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
+
+
+class SpareProcess:
+    """Process that has imported vLLM and forks the hosts of engines, so that a restarted model need not import it.
+
+    It is started again if it ends. Without it, models start a host themselves.
+    """
+
+    command = (sys.executable, "-P", "-m", "stretto.engine.host")
+
+    def __init__(self, environment: Mapping[str, str], socket: Path, log: LaunchLog) -> None:
+        """Start the process.
+
+        Args:
+            environment: Environment variables of the server.
+            socket: Unix socket at which it listens.
+            log: Log for its output and that of engines.
+        """
+        self._environment = {**environment, **KEEP_LARGE}
+        self._socket, self._log = socket, log
+        self._start()
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self._socket.unlink(missing_ok=True)
+        self._process, _ = self._log.start(
+            [*self.command, str(self._socket)],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=die_with_the_launcher,
+        )
+
+    def keep_alive(self) -> None:
+        """Start the process again if it has ended."""
+        if self._process.poll() is not None and time.monotonic() - self._started > RESTART_S:
+            with suppress(OSError):  # process creation failed; the next call retries
+                self._start()
+
+    def stop(self) -> None:
+        """Kill the process. Hosts end with their models."""
+        self._process.kill()
+        self._process.wait()
 
 
 MODULE = "stretto_gateway"  # a separate program: run, not imported

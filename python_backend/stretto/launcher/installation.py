@@ -20,7 +20,8 @@ from pathlib import Path
 
 from stretto.disconnects import DISCONNECTS_FILE
 from stretto.launcher.faults import LAUNCH_ID, Launch
-from stretto.triton_io.stub import DRAIN_FILE, LARGE
+from stretto.triton_io.stub import DRAIN_FILE, LARGE, LARGEST
+from stretto.worker_process import ENGINE_SPARE
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
@@ -289,6 +290,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(LARGE),
     "MALLOC_ARENA_MAX": "2",
 }
+# For processes that compute: the settings of `stub.keep_large_memory`.
+KEEP_LARGE = {"MALLOC_MMAP_THRESHOLD_": str(LARGEST), "MALLOC_TRIM_THRESHOLD_": str(2 * LARGEST)}
 
 
 def server_environment(
@@ -316,6 +319,7 @@ def server_environment(
         DRAIN_FILE: str(launch.drain_file),
         DISCONNECTS_FILE: str(launch.disconnects_file),
         "VLLM_RPC_BASE_PATH": str(launch.folder),
+        ENGINE_SPARE: str(launch.spare_socket),
     }
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))

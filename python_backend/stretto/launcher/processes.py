@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.worker_process import HOST_NAME
+
 PROC = Path("/proc")
 END_S = 3.0  # a process that survives SIGKILL for this long is blocked in the kernel
 MODEL_FILE = re.compile(r"/([^/]+)/\d+/model\.py ")
@@ -23,7 +25,7 @@ class Process:
 
     Attributes:
         pid: Process id.
-        parent: Pid of the parent.
+        parent: Pid of the parent; for the host of an engine, the stub for which it was started.
         group: Process group id.
         name: Name of the executable, at most 15 characters.
         command: Command line, each argument followed by a space.
@@ -37,8 +39,9 @@ class Process:
 
     @property
     def is_worker(self) -> bool:
-        """True if the server cannot work without this process: a stub, or a process of a vLLM engine."""
-        return self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
+        """True if the server cannot work without this process: a stub, or a process or the host of a vLLM engine."""
+        is_host = self.name.startswith(HOST_NAME)
+        return is_host or self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
 
     @property
     def model(self) -> str | None:
@@ -79,9 +82,13 @@ def read_process(pid: int) -> Process | None:
     try:
         name, fields = _stat(pid)
         command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        owner = name.removeprefix(HOST_NAME)
+        # other users may choose such a name, too
+        is_host = owner != name and owner.isdigit() and (PROC / str(pid)).stat().st_uid == os.geteuid()
     except GONE:
         return None
-    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), int(fields[2]), name, command)
+    parent = int(owner if is_host else fields[1])
+    return None if fields[0] in "ZX" else Process(pid, parent, int(fields[2]), name, command)
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
@@ -243,7 +250,7 @@ AUTOGROUP = re.compile(r" nice (-?\d+)$")
 class LoadPriority:
     """Raised CPU priority of the processes of a server that are loading models, until `end`.
 
-    Both the processes and their session are raised, because with autogroups Linux schedules a session as one unit
+    Both the processes and their sessions are raised, because with autogroups Linux schedules a session as one unit
     (sched(7)). Without CAP_SYS_NICE, or a limit on nice that permits it, nothing changes.
     """
 
@@ -260,12 +267,12 @@ class LoadPriority:
         self._raised = set[int]()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
         self._raise_by = min(RAISE, self._normal - HIGHEST)  # the kernel would cut off more
-        self._session_nice: int | None = None
+        self._session_nice = dict[int, int]()  # by session id, which is the pid of its first process
         self._next_s = time.monotonic()
         self._may = True
 
     def poll(self) -> None:
-        """Raise the priority of stubs that were started since the last poll."""
+        """Raise the priority of stubs, and of hosts of engines, that were started since the last poll."""
         if not self._may or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + LOOK_S
@@ -279,10 +286,10 @@ class LoadPriority:
                 continue
 
     def _loading(self) -> set[int]:
-        stubs = {each.pid for each in descendants(self._server) if each.name.startswith("triton_python_b")}
-        if self._is_new_server:  # a stub that was started before the raise has not inherited it
-            return {self._server, *(pid for pid in stubs if self._is_normal(pid))}
-        return stubs - self._others
+        named = ("triton_python_b", HOST_NAME)
+        found = {each.pid for each in descendants(self._server) if each.name.startswith(named)}
+        normal = {pid for pid in found if self._is_normal(pid)}  # the others have inherited the raise
+        return normal | {self._server} if self._is_new_server else normal - self._others
 
     def _is_normal(self, pid: int) -> bool:
         with suppress(OSError):
@@ -292,21 +299,22 @@ class LoadPriority:
     def _raise(self, pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) - self._raise_by)
         self._raised.add(pid)
-        if self._session_nice is None:
+        session = os.getsid(pid)
+        if session not in self._session_nice:
             with suppress(OSError):  # the kernel has no autogroups
-                nice = self._session_file.read_text().strip()
-                self._session_nice = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
-                self._session_file.write_text(str(max(HIGHEST, self._session_nice - RAISE)))
+                nice = self._session_file(session).read_text().strip()
+                self._session_nice[session] = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
+                self._session_file(session).write_text(str(max(HIGHEST, self._session_nice[session] - RAISE)))
 
-    @property
-    def _session_file(self) -> Path:
-        return PROC / str(self._server) / "autogroup"
+    @staticmethod
+    def _session_file(session: int) -> Path:
+        return PROC / str(session) / "autogroup"
 
     def end(self) -> None:
         """Restore the priority of the raised processes, and of the processes and threads that inherited it."""
-        if self._session_nice is not None:
+        for session, nice in self._session_nice.items():
             with suppress(OSError):
-                self._session_file.write_text(str(self._session_nice))
+                self._session_file(session).write_text(str(nice))
         pids = self._raised | {child.pid for pid in self._raised for child in descendants(pid)}
         seen, found = set[int](), threads_of(pids)
         while new := found - seen:

@@ -11,8 +11,8 @@ from types import FrameType
 from stretto.launcher import background, mps
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named
-from stretto.launcher.front_ends import GatewayProcess, ProxyProcess
-from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
+from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProcess
+from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, Server
 from stretto.triton_io.flow import DIRECTORY, tables_of
@@ -118,15 +118,16 @@ class StatePublisher:
 
 
 class FrontEndProcesses:
-    """The proxy and the optional gateway; they outlive restarts of Triton.
+    """The proxy, the optional gateway and the spare engine host; they outlive restarts of Triton.
 
     Attributes:
         proxy: The proxy.
         config: Launcher configuration with the ports at which the proxy listens.
     """
 
-    def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
+    def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog) -> None:
         self.proxy = ProxyProcess(config, launch, log)
+        self._spare = SpareProcess(server_environment(installation, launch), launch.spare_socket, log)
         self.config = config = config.listening_at(self.proxy.ports)
         self._gateway: GatewayProcess | None = None
         self._is_draining = False
@@ -134,12 +135,14 @@ class FrontEndProcesses:
             try:
                 self._gateway = GatewayProcess(config, config.gateway_port, log)
             except BaseException:
+                self._spare.stop()
                 self.proxy.stop()
                 raise
 
     def keep_alive(self) -> None:
-        """Restart the front-end processes that have ended or hang."""
+        """Restart the processes that have ended or hang."""
         self.proxy.keep_alive()
+        self._spare.keep_alive()
         if self._gateway is not None and not self._is_draining:
             self._gateway.keep_alive()
 
@@ -158,7 +161,8 @@ class FrontEndProcesses:
             self._gateway.drain(polls)
 
     def stop(self) -> None:
-        """Stop the proxy and the gateway."""
+        """Stop the processes."""
+        self._spare.stop()
         if self._gateway is not None:
             self._gateway.stop()
         self.proxy.stop()
@@ -211,7 +215,7 @@ class Supervisor:
         wait_for_ports(self._config.ports)
         self._log = LaunchLog(self._config.log_file)
         try:
-            self._front_ends = FrontEndProcesses(self._config, self._launch, self._log)
+            self._front_ends = FrontEndProcesses(self._config, self._installation, self._launch, self._log)
             self._config = self._front_ends.config
             self._waits.on_poll = self._front_ends.keep_alive
             self._publisher = StatePublisher(self._config, self._front_ends.proxy)

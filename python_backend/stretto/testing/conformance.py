@@ -12,7 +12,8 @@ import numpy as np
 
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.llm import vllm_config
+from stretto.engine.host import vllm_config
+from stretto.engine.reply_rules import SegmentRules
 from stretto.families.base import Family
 from stretto.families.plugin import FamilyPlugin
 from stretto.families.plugin import plugin as registered
@@ -23,14 +24,28 @@ from stretto.testing.reference import Reference, Row
 
 prepare_environment()
 
+from vllm import SamplingParams  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.v1.core.sched.output import SchedulerOutput  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.engine.core import EngineCore  # noqa: E402
 from vllm.v1.executor import Executor  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 
-from stretto.engine.adapters import Adapters  # noqa: E402
-from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_params  # noqa: E402
+from stretto.engine.adapters import lora_requests  # noqa: E402
+from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_fields  # noqa: E402
+
+
+def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
+    """Return the parameters of a request as the engine reads them.
+
+    Args:
+        prompt: Admitted prompt with a seed.
+        rules: Rules of the family's replies.
+    """
+    fields = sampling_fields(prompt, rules)
+    return SamplingParams(**fields | {"output_kind": RequestOutputKind(fields["output_kind"])})
+
 
 DEFAULTS = {
     "enforce_eager": True,
@@ -99,7 +114,8 @@ class Engine:
         params = sampling_params(prompt, self.rules)
         tokens = prompt.rows[:, 0].tolist()
         hasher = self.core.request_block_hasher
-        adapter = Adapters.from_config(self.core.vllm_config).named(prompt.adapter)
+        adapters = {each.lora_name: each for each in lora_requests(self.core.vllm_config)}
+        adapter = adapters[prompt.adapter] if prompt.adapter else None
         request = Request(request_id, tokens, params, None, lora_request=adapter, block_hasher=hasher)
         self.core.add_request(request)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 from stretto.config import parse_parameter
@@ -206,10 +205,9 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
-    # Exported by torch, because the way in which the stub marks a capsule as used makes numpy (but not torch) free it
-    # twice. Torch requires writable memory, which bytes objects do not have.
-    exportable = torch.from_numpy(np.require(array, requirements=("C", "W")))
-    return pb_utils.Tensor.from_dlpack(spec.name, exportable)
+    # Not by DLPack: the way in which the stub marks a capsule as used makes numpy free it twice, and torch, which does
+    # not, takes seconds to import.
+    return pb_utils.Tensor(spec.name, np.ascontiguousarray(array))
 
 
 def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:

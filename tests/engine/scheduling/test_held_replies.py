@@ -7,11 +7,12 @@ from vllm import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import NewText, SpeechCachedRequests, sampling_params
 from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
+from stretto.engine.step_records import NewText, SpeechCachedRequests
 from stretto.testing.checkpoints import make_prompt
+from stretto.testing.conformance import sampling_params
 from tests.engine.scheduling.tables import BLOCK, FakeBlocks, run, table
 from tests.speech_families import TRACKED
 

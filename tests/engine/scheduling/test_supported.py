@@ -20,6 +20,7 @@ PARALLEL = SimpleNamespace(
     enable_batch_sharded_sampling=False,
     enable_dbo=False,
     nnodes=1,
+    data_parallel_size=1,
 )
 
 

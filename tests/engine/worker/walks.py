@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.protocol import SpeechParams, SpeechRequestData
+from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram, StretchDraw
 from stretto.engine.worker.predictors import DepthFrames, LatentReadout, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import RunSlots, SolverPlan

@@ -8,10 +8,10 @@ from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.protocol import NewText, SpeechCachedRequests
 from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.step_records import NewText, SpeechCachedRequests
 
 NOTHING_SKIPPED = nullcontext()  # shared by the many steps that skip no request
 

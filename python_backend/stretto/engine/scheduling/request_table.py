@@ -12,17 +12,9 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import (
-    GUIDANCE_OFF,
-    GUIDANCE_ON,
-    NO_CHANGE,
-    SpeechParams,
-    SpeechRequestData,
-    Trailer,
-    num_guided,
-    partner_of,
-)
+from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
 from stretto.engine.reply_rules import UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track
+from stretto.engine.step_records import SpeechRequestData
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment

@@ -13,8 +13,8 @@ import triton
 from vllm import envs
 
 from stretto.engine.kernels.gpu.step_latents import NO_MARK, latent_inputs_kernel
-from stretto.engine.protocol import SpeechRequestData
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.predictors import LatentFeedback, LatentReadout
 from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick

@@ -23,12 +23,13 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from stretto.engine.adapters import Adapters
+from stretto.engine.adapters import lora_requests
 from stretto.engine.kernels.cpu.products import HostDepth, pad_products
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.products import DeviceDepth
-from stretto.engine.protocol import SpeechCachedRequests, SpeechRequestData, family_of
+from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
 from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, LatentStepProgram, StretchDraw
 from stretto.engine.worker.predictors import (
     AudioHeads,
@@ -304,7 +305,7 @@ class SpeechWorker(Base):
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""
         times = super().compile_or_warm_up_model()
-        for adapter in Adapters.from_config(self.vllm_config).values():
+        for adapter in lora_requests(self.vllm_config):
             self.add_lora(adapter)
         return times
 

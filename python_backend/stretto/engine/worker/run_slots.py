@@ -14,8 +14,9 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.protocol import NewText, SpeechParams, SpeechRequestData, partner_of
+from stretto.engine.protocol import SpeechParams, partner_of
 from stretto.engine.reply_rules import GroupTrack, SegmentRules, SegmentTracker
+from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.families.base import BurstSchedule
 from stretto.sampling import DrawParams, DrawPlan

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from stretto.engine.protocol import NewText, SpeechParams
+from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ENDLESS, UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track, rows_of
+from stretto.engine.step_records import NewText
 from stretto.sampling import min_p_span, seed_key
 
 Array = Any  # np.ndarray or torch.Tensor

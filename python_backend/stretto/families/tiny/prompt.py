@@ -5,10 +5,10 @@ Conversion of the bundled model's text segments to readable text: phonemes, or a
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
@@ -29,6 +29,9 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
 
+if TYPE_CHECKING:
+    from stretto.codecs.base import Codec
+
 INDEX_STREAM = LAYOUT.num_output_streams
 MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
 FRAME_S = 0.02  # of the search for speech
@@ -43,7 +46,7 @@ MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables 
 class TinyTemplate:
     """Prompt template of the bundled model."""
 
-    def __init__(self, codec: Codec):
+    def __init__(self, codec: "Codec"):
         self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -149,7 +152,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     return spoken
 
 
-def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str) -> Template:
     """Return the template with the bundled codec."""
     return TinyTemplate(codec)
 

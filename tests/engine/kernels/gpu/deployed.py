@@ -38,9 +38,9 @@ from benchmarks.gpu.jobs import JOBS, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import engine_arguments, quantization
+from stretto.engine.host import vllm_config
 from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, fp8_product, use_fused_operators
-from stretto.engine.llm import vllm_config
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.multi_stream import check_quantization
 from stretto.families.plugin import config_at

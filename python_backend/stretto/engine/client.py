@@ -1,0 +1,324 @@
+"""Client of vLLM's engine processes: starts them, sends requests and distributes outputs.
+
+It imports neither vLLM nor torch. It speaks the protocol of vLLM's own clients: MessagePack over ZMQ, with requests
+and outputs as arrays of their fields.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import zmq
+
+from stretto.config import EngineConfig
+from stretto.engine.host import StartedEngines, StartRequest, connect_host
+from stretto.errors import StrettoError
+
+ADD, ABORT = b"\x00", b"\x01"  # vLLM's EngineCoreRequestType
+DEAD = b"ENGINE_CORE_DEAD"
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
+READY_S = 60.0  # from the end of an engine's start to its first message
+END_S = 15.0  # more than a host waits for its engines
+
+
+class EngineOutput(msgspec.Struct, array_like=True):
+    """Leading fields of vLLM's `EngineCoreOutput`."""
+
+    request_id: str
+    new_token_ids: list[int]
+    new_logprobs: Any = None
+    new_prompt_logprobs_tensors: Any = None
+    pooling_output: Any = None
+    finish_reason: int | None = None
+
+
+class EngineOutputs(msgspec.Struct, array_like=True):
+    """Leading fields of vLLM's `EngineCoreOutputs`."""
+
+    engine_index: int = 0
+    outputs: list[EngineOutput] = []
+
+
+class EngineReady(msgspec.Struct):
+    """Fields of vLLM's `EngineCoreReadyResponse` that admission needs.
+
+    Attributes:
+        max_model_len: Maximum number of rows of a request.
+        num_gpu_blocks: Number of KV blocks of this engine.
+        block_size: Rows per block.
+        max_num_seqs: Maximum number of requests in a step.
+    """
+
+    max_model_len: int
+    num_gpu_blocks: int
+    block_size: int
+    max_num_seqs: int
+
+
+class Output(NamedTuple):
+    """New ids of a request.
+
+    Attributes:
+        ids: All ids since the last output.
+        finish_reason: vLLM's reason if the request has ended, else None.
+    """
+
+    ids: list[int]
+    finish_reason: str | None
+
+
+class _Request:
+    """Unread output of a request in flight."""
+
+    def __init__(self, request_id: str, engine: bytes) -> None:
+        self.id, self.engine = request_id, engine
+        self._ids: list[int] = []
+        self.finish_reason: str | None = None
+        self._error: StrettoError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, ids: list[int], finish_reason: str | None) -> None:
+        """Add an output, and wake the reader."""
+        self._ids += ids
+        self.finish_reason = finish_reason
+        self._wake()
+
+    def fail(self, error: StrettoError) -> None:
+        """Raise `error` at the reader."""
+        self._error = error
+        self._wake()
+
+    async def pop(self) -> Output:
+        """Return all unread output; wait for some if there is none."""
+        while not self._ids and self.finish_reason is None and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+        ids, self._ids = self._ids, []
+        return Output(ids, self.finish_reason)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class EngineConnection:
+    """Connection to vLLM's engine processes, which a separate host process starts and ends.
+
+    Attributes:
+        readies: Sizes of each engine, by its ZMQ identity.
+        started: Pids of the engine processes, and their limits.
+    """
+
+    def __init__(self, config: EngineConfig, stats: Path) -> None:
+        """Start the engines and wait until they are ready; see `SpeechLLM.launch` for the exceptions.
+
+        Args:
+            config: Configuration of the engines.
+            stats: Path of the shared statistics.
+        """
+        self._host, self._host_pid = connect_host(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="engine_", dir=os.environ.get("VLLM_RPC_BASE_PATH")))
+        self._context = zmq.Context()
+        self._context.linger = 0  # or it would wait for engines that have ended
+        self._inputs, self._outputs = self._context.socket(zmq.ROUTER), self._context.socket(zmq.PULL)
+        inputs, outputs = (f"ipc://{self._folder / name}" for name in ("inputs", "outputs"))
+        try:
+            for socket, address in ((self._inputs, inputs), (self._outputs, outputs)):
+                socket.set_hwm(0)
+                socket.bind(address)
+            self._host.send(StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid()))
+            self.started = self._started()
+            self.readies = dict(self._ready() for _ in range(config.engine_args.get("data_parallel_size", 1)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _started(self) -> StartedEngines:
+        try:
+            answer = self._host.recv()
+        except EOFError:
+            raise StrettoError("the engine's host process ended during the start; see the log") from None
+        if isinstance(answer, Exception):
+            raise answer
+        started: StartedEngines = answer
+        return started
+
+    def _ready(self) -> tuple[bytes, EngineReady]:
+        if not self._inputs.poll(round(READY_S * 1000)):
+            raise StrettoError(f"an engine has not sent its sizes within {READY_S:g} s of its start")
+        engine, record = self._inputs.recv_multipart()
+        return engine, msgspec.msgpack.decode(record, type=EngineReady)
+
+    def send(self, engine: bytes, kind: bytes, record: bytes) -> None:
+        """Send a message to an engine, without waiting.
+
+        Args:
+            engine: ZMQ identity of the engine.
+            kind: ADD or ABORT.
+            record: Content in MessagePack.
+        """
+        self._inputs.send_multipart([engine, kind, record])
+
+    def listen(self, on_message: Callable[[bytes], None]) -> None:
+        """Pass messages of the engines to `on_message` on the running event loop; DEAD if the host has ended."""
+        self._loop, self._on_message = asyncio.get_running_loop(), on_message
+        self._loop.add_reader(self._outputs.FD, self._read)
+        self._loop.add_reader(self._host.fileno(), self._end)
+        self._read()  # the descriptor signals changes only
+
+    def _read(self) -> None:
+        with suppress(zmq.Again):
+            while True:
+                self._on_message(self._outputs.recv_multipart(zmq.NOBLOCK)[0])
+
+    def _end(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._host.fileno())
+        self._on_message(DEAD)
+
+    def close(self) -> None:
+        """End the engines."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._outputs.FD)
+            self._loop.remove_reader(self._host.fileno())
+        with suppress(OSError):
+            self._host.send(None)
+            self._host.poll(END_S)  # until the host has closed it, after the engines' end
+        self._host.close()
+        if self._host_pid is not None:
+            os.kill(self._host_pid, signal.SIGKILL)  # no effect unless it hangs
+            os.waitpid(self._host_pid, 0)
+            self._host_pid = None
+        self._context.destroy()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class EngineClient:
+    """Requests in flight on vLLM's engines.
+
+    Args:
+        connection: Connection to the engines.
+
+    Attributes:
+        ready: Sizes of one engine; all engines are equal.
+        num_engines: Number of engines.
+        started: Pids of the engine processes, and their limits.
+    """
+
+    def __init__(self, connection: EngineConnection) -> None:
+        self._connection, self.started = connection, connection.started
+        self.ready, self.num_engines = next(iter(connection.readies.values())), len(connection.readies)
+        self._load = dict.fromkeys(connection.readies, 0)  # requests in flight
+        self._requests: dict[str, _Request] = {}
+        self._ids: dict[str, str] = {}  # internal ids by the ids of callers
+        self._numbers, self._is_listening = count(), False
+        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(EngineOutputs)
+
+    @property
+    def num_requests(self) -> int:
+        """Number of requests in flight."""
+        return len(self._requests)
+
+    def has(self, request_id: str) -> bool:
+        """Return True if the engines have a request with this id, and have not finished it."""
+        return request_id in self._ids
+
+    async def generate(
+        self, ids: Sequence[int], fields: dict[str, Any], request_id: str, adapter: tuple[str, int, str] | None = None
+    ) -> AsyncGenerator[Output, None]:
+        """Yield the output of a request; closing the iterator aborts it.
+
+        Args:
+            ids: Token ids of the prompt.
+            fields: Fields of vLLM's `SamplingParams`.
+            request_id: Id that no other request in flight has.
+            adapter: Leading fields of vLLM's `LoRARequest`, or None.
+
+        Raises:
+            StrettoError: If an engine has ended.
+        """
+        if not self._is_listening:
+            self._is_listening = True
+            self._connection.listen(self.receive)
+        engine = min(self._load, key=lambda each: self._load[each])
+        # a number, because outputs of an aborted request with the same id may still arrive
+        request = _Request(f"{request_id}-{next(self._numbers)}", engine)
+        self._requests[request.id], self._ids[request_id] = request, request.id
+        self._load[engine] += 1
+        try:
+            self._send(request, ids, fields, adapter)
+            output = await request.pop()
+            while output.finish_reason is None:
+                yield output
+                output = await request.pop()
+            yield output
+        finally:
+            self._load[engine] -= 1
+            self._abort(request)
+
+    def append(self, request_id: str, fields: dict[str, Any]) -> None:
+        """Send a further message to the engine of a request; no effect if it has ended.
+
+        Args:
+            request_id: Id of the request.
+            fields: Fields of vLLM's `SamplingParams`.
+        """
+        if self.has(request_id):
+            self._send(self._requests[self._ids[request_id]], [0], fields)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its iterator ends with the reason `abort`."""
+        if self.has(request_id):
+            request = self._requests[self._ids[request_id]]
+            self._abort(request)
+            request.push([], "abort")
+
+    def receive(self, message: bytes) -> None:
+        """Distribute the outputs in a message from an engine."""
+        if message == DEAD:
+            for request in list(self._requests.values()):
+                self._forget(request)
+                request.fail(StrettoError("the engine has ended"))
+            return
+        for output in self._decoder.decode(message).outputs:
+            found = self._requests.get(output.request_id)
+            if found is None:
+                continue  # aborted
+            reason = None if output.finish_reason is None else FINISH_REASONS[output.finish_reason]
+            if reason is not None:
+                self._forget(found)
+            found.push(output.new_token_ids, reason)
+
+    def shutdown(self) -> None:
+        """End the engines."""
+        self._connection.close()
+
+    def _send(
+        self, request: _Request, ids: Sequence[int], fields: dict[str, Any], adapter: Sequence[str | int] | None = None
+    ) -> None:
+        # leading fields of vLLM's EngineCoreRequest
+        record = [request.id, ids, None, fields, None, time.time(), adapter, None, None]
+        self._connection.send(request.engine, ADD, self._encoder.encode(record))
+
+    def _abort(self, request: _Request) -> None:
+        if self._forget(request):
+            self._connection.send(request.engine, ABORT, self._encoder.encode([request.id]))
+
+    def _forget(self, request: _Request) -> bool:
+        """Remove a request from those in flight; return False if it is not one of them."""
+        if self._requests.pop(request.id, None) is None:
+            return False
+        del self._ids[request.id.rpartition("-")[0]]
+        return True

@@ -1,0 +1,344 @@
+"""Host process of vLLM's engines; and the spare process, which has imported vLLM and forks hosts.
+
+    python -m stretto.engine.host DESCRIPTOR    # one host, for the client at the other end of a connection
+    python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
+
+A host builds vLLM's configuration, lets vLLM start its engine processes, and ends them when its client ends. The spare
+forks a host in milliseconds, while importing vLLM takes seconds. It never initialises a device, because a process
+that has done so cannot be forked.
+"""
+
+import ctypes
+import gc
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from stretto.config import EngineConfig
+from stretto.engine.environment import PROCESS_METHOD, is_cpu_build, prepare_environment, require_batch_invariance
+from stretto.engine.protocol import STATS_KEY
+from stretto.errors import StrettoError
+from stretto.families.plugin import config_at, family_at
+from stretto.streams.layout import LatentSpec
+from stretto.worker_process import ENGINE_SPARE, HOST_NAME, SPARE_NAME
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+END_S = 5.0
+# Imported before a host is forked, because engines need them.
+WARM = (
+    "vllm.engine.arg_utils",
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.utils",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.model_executor.model_loader",
+    "stretto.engine.scheduling.scheduler",
+    "stretto.engine.worker.model_state",
+    "stretto.engine.models.backbones",
+)
+
+
+SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
+WORKER = "stretto.engine.worker.model_state.SpeechWorker"
+ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
+CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
+MAX_CAPTURED_ROWS = 512  # vLLM's own limit
+LATENT_PART = 8  # latents may take at most 1 / LATENT_PART of the KV cache's memory
+
+
+def vllm_config(config: EngineConfig) -> "VllmConfig":
+    """Return vLLM's configuration for `config`, with the plugin's scheduler, worker and options.
+
+    Raises:
+        ValueError: If an option is not supported.
+        CheckpointError: If the checkpoint or an adapter cannot be used.
+    """
+    prepare_environment()
+    latents = family_at(config.checkpoint).layout.latents
+    if is_batch_invariant(config):
+        require_batch_invariance()
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    from stretto.engine import adapters
+    from stretto.engine.adapters import check_config
+
+    folders = config.adapter_folders
+    config_at(config.checkpoint)  # rejects keys that make vLLM load code or a model from elsewhere
+    arguments = config.engine_args | adapters.lora_arguments(folders)
+    paths = {name: str(folder) for name, folder in folders.items()}
+    check_latent_steps(config, latents)
+    names = "kv_share", "live_reserve", "latent_steps"
+    ours = {name: getattr(config, name) for name in names}
+    ours[adapters.KEY] = paths
+    ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
+    if ours:
+        arguments["additional_config"] = arguments.get("additional_config", {}) | ours
+    if current_platform.is_cpu():
+        from stretto.engine.kernels.cpu.products import IR_OP_PRIORITY
+
+        arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
+    else:
+        arguments |= captured_rows(config)
+        if latents is not None:  # by default, attention would multiply float32 in reduced precision (TF32)
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
+    arguments.setdefault("use_tqdm_on_load", False)  # no progress bar in the log
+    args = AsyncEngineArgs(
+        model=str(config.checkpoint),
+        skip_tokenizer_init=True,
+        scheduler_cls=ASYNC_SCHEDULER if wants_async else SCHEDULER,
+        async_scheduling=wants_async,
+        worker_cls=WORKER,
+        **arguments,
+    )
+    method = os.environ.get(PROCESS_METHOD)
+    built = args.create_engine_config()
+    if method is not None:
+        os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
+    check_config(built)
+    check_latent_table(built, latents)
+    adapters.restrict_to_backbone(built, folders)
+    # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
+    built.scheduler_config.async_scheduling = wants_async
+    return built
+
+
+def is_batch_invariant(config: EngineConfig) -> bool:
+    """Return True if logits must not depend on the batch; by default for latents on a GPU."""
+    if config.batch_invariant is not None:
+        return config.batch_invariant
+    return family_at(config.checkpoint).layout.latents is not None and not is_cpu_build()
+
+
+def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None:
+    """Raise ValueError unless all of `latent_steps` are numbers of solver steps that the family permits."""
+    permitted = range(0) if latents is None else latents.steps
+    for number in config.latent_steps:
+        if number not in permitted:
+            expected = f"numbers in [{permitted.start}, {permitted[-1]}]" if permitted else "none (frames are codes)"
+            raise ValueError(f"latent_steps: expected {expected}, got {number}")
+
+
+def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
+    """Check the dtype, and that the table of latents, with an entry per slot and position, is small for the KV cache.
+
+    Args:
+        config: vLLM's configuration.
+        latents: Latents of the family; None if its frames are codes.
+
+    Raises:
+        ValueError: If the dtype is not float32, or the table is larger than an eighth of the KV cache. A cache without
+            a fixed size is not checked.
+    """
+    if latents is None:
+        return
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    if dtype != "float32":
+        raise ValueError(f"dtype: expected 'float32', because latents are fed back in float32, got {dtype!r}")
+    memory = config.cache_config.kv_cache_memory_bytes
+    if memory is None:
+        return
+    num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
+    position_bytes = num_slots * latents.num_words * 4  # float32
+    if (length + 1) * position_bytes > memory // LATENT_PART:
+        longest = max(memory // LATENT_PART // position_bytes - 1, 0)
+        raise ValueError(
+            f"max_model_len: expected at most {longest} with max_num_seqs {num_slots}, so that latents take at most an"
+            f" eighth of kv_cache_memory_bytes ({memory}), got {length}"
+        )
+
+
+def captured_rows(config: EngineConfig) -> dict[str, Any]:
+    """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
+
+    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
+    """
+    arguments, family = config.engine_args, family_at(config.checkpoint)
+    bursts = family.bursts
+    compilation = arguments.get("compilation_config")
+    given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
+    if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
+        return {}
+    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, bursts.window * given["max_num_seqs"])}
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """Request to a host process to start engines.
+
+    Attributes:
+        config: Configuration of the engines.
+        stats: Path of the shared statistics (`protocol.SharedStats`).
+        inputs: ZMQ address from which engines read requests.
+        outputs: ZMQ address to which engines write outputs.
+        environment: Environment variables of the engines.
+        owner: Pid of this process.
+    """
+
+    config: EngineConfig
+    stats: str
+    inputs: str
+    outputs: str
+    environment: dict[str, str]
+    owner: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEngines:
+    """Answer of a host whose engines are ready.
+
+    Attributes:
+        pids: Pids of the engine processes.
+        window: Rows that each row attends to, if all layers have a sliding window; else None.
+        num_in_flight: Maximum number of rows of a request that are being computed; only set with a window.
+    """
+
+    pids: list[int]
+    window: int | None = None
+    num_in_flight: int = 0
+
+
+def run(connection: Connection) -> None:
+    """Start engines for a client, and end them when it asks for that or ends.
+
+    Args:
+        connection: Connection to the client, which sends a `StartRequest` and later None. It receives
+            `StartedEngines`, or the exception of the start.
+    """
+    request: StartRequest = connection.recv()
+    LIBC.prctl(PR_SET_NAME, f"{HOST_NAME}{request.owner}".encode())
+    os.environ.update(request.environment)
+    os.environ.setdefault(PROCESS_METHOD, "fork")
+    os.register_at_fork(after_in_child=die_with_parent)
+    try:
+        started, config = _start(request)
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        connection.send(error if isinstance(error, StrettoError) else kind(str(error)))
+        return
+    processes = started.engine_manager.processes
+    kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
+    window = config.model_config.hf_config.sliding_window if kinds == {"sliding_attention"} else None
+    num_in_flight = 0 if window is None else config.max_in_flight_tokens
+    connection.send(StartedEngines([process.pid for process in processes], window, num_in_flight))
+    ready = wait([connection, *(process.sentinel for process in processes)])
+    has_asked = connection in ready and _has_message(connection)
+    if started.coordinator is not None:
+        started.coordinator.shutdown()
+    started.engine_manager.shutdown(timeout=END_S if has_asked else 0.0)
+
+
+def _start(request: StartRequest) -> "tuple[Any, VllmConfig]":
+    config = vllm_config(request.config)  # sets the environment before vLLM is imported
+
+    from vllm.v1.engine.core import EngineZmqAddresses
+    from vllm.v1.engine.core_client import launch_core_engines
+    from vllm.v1.executor import Executor
+
+    assert isinstance(config.additional_config, dict)
+    config.additional_config = config.additional_config | {STATS_KEY: request.stats}
+    addresses = EngineZmqAddresses(inputs=[request.inputs], outputs=[request.outputs])
+    with launch_core_engines(config, Executor.get_class(config), False, addresses) as started:
+        pass  # waits until the engines are ready
+    return started, config
+
+
+def _has_message(connection: Connection) -> bool:
+    try:
+        connection.recv()
+    except EOFError:
+        return False
+    return True
+
+
+def die_with_parent() -> None:
+    """Make the kernel kill this process when its parent dies."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_forked(connection: Connection) -> NoReturn:
+    """Run a host in a process that was forked for it, and exit."""
+    try:
+        run(connection)
+    finally:
+        connection.close()
+        os._exit(0)
+
+
+def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
+    """Import modules, then fork a host for each client that connects to the Unix socket `path`.
+
+    Raises:
+        RuntimeError: If the imports have initialised a GPU.
+    """
+    LIBC.prctl(PR_SET_NAME, SPARE_NAME.encode())
+    listener = Listener(path, "AF_UNIX")  # clients may connect during the imports
+    gc.disable()  # importing vLLM, which frees no objects, gets 10 % faster
+    prepare_environment()
+    for module in modules:
+        importlib.import_module(module)
+    import torch
+
+    if torch.cuda.is_initialized():
+        raise RuntimeError("a GPU was initialised by imports, so this process cannot be forked")
+    gc.freeze()  # so that collections in hosts do not copy shared pages
+    gc.enable()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for hosts
+    while True:
+        connection = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener._listener._socket.close()  # type: ignore[attr-defined]
+            run_forked(connection)
+        connection.close()
+
+
+def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
+    """Return the connection to a new host process, and its pid if it is a child of this process.
+
+    The launcher's spare process, which has imported vLLM, forks one. Without it, this process forks one if vLLM's
+    processes are to be forked, or starts a new Python. The spare is not used for batch-invariant engines, because vLLM
+    reads that setting while it is imported.
+    """
+    spare = os.environ.get(ENGINE_SPARE)
+    if spare and not is_batch_invariant(config):
+        with suppress(OSError):
+            return Client(spare, "AF_UNIX"), None
+    ours, theirs = Pipe()
+    if os.environ.get(PROCESS_METHOD) == "fork":
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            run_forked(theirs)
+    else:
+        os.set_inheritable(theirs.fileno(), True)
+        command = [sys.executable, "-P", "-m", "stretto.engine.host", str(theirs.fileno())]
+        pid = os.posix_spawn(sys.executable, command, os.environ)
+    theirs.close()
+    return ours, pid
+
+
+def main(argument: str) -> None:
+    """Run a host or the spare; see the module."""
+    with suppress(ImportError):  # vLLM then sets no titles of processes
+        import setproctitle
+
+        setproctitle.getproctitle()  # finds where the title is, which must precede changes of the environment
+    if argument.isdigit():
+        run(Connection(int(argument)))
+    else:
+        serve(argument)
+
+
+if __name__ == "__main__":  # records that a process sends must not be of the module `__main__`
+    importlib.import_module("stretto.engine.host").main(sys.argv[1])

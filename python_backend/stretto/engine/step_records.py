@@ -1,0 +1,69 @@
+"""Records that the scheduler sends to the worker with a step: new requests, continued requests, streamed text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import numpy as np
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
+
+from stretto.engine.protocol import SpeechParams
+from stretto.engine.reply_rules import Track
+
+
+@dataclass
+class SpeechRequestData(NewRequestData):
+    """vLLM's record of a newly scheduled request, with our fields added.
+
+    Attributes:
+        params: Request parameters.
+        codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
+        track: Ids of the input-only text stream, if the family has one.
+    """
+
+    params: SpeechParams | None = None
+    codes: np.ndarray | None = None
+    track: Track | None = None
+
+    @classmethod
+    def extending(
+        cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
+    ) -> "SpeechRequestData":
+        """Return a copy of vLLM's `data` with the request's parameters, rows and text stream."""
+        stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
+        return cls(**stock, params=params, codes=codes, track=track)
+
+
+class NewText(NamedTuple):
+    """Streamed text or live audio that has arrived for a request since its last step.
+
+    Attributes:
+        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`; the others
+            follow.
+        ids: Token ids, row by row.
+        min_rows: Minimum number of frames of the reply, once its text is complete; None before.
+        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once that is complete; None
+            before.
+    """
+
+    place: int
+    ids: list[int]
+    min_rows: int | None = None
+    max_text_rows: int | None = None
+
+
+@dataclass
+class SpeechCachedRequests(CachedRequestData):
+    """vLLM's record of the requests that continue, with our field added.
+
+    Attributes:
+        new_text: Streamed text and live audio that have arrived since the last step, by request id.
+    """
+
+    new_text: Mapping[str, NewText] = field(default_factory=dict)
+
+    @classmethod
+    def extending(cls, data: CachedRequestData, new_text: Mapping[str, NewText]) -> "SpeechCachedRequests":
+        """Return a copy of vLLM's `data` with the streamed text that has arrived."""
+        stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
+        return cls(**stock, new_text=new_text)

@@ -1,0 +1,182 @@
+"""The client of the engines speaks vLLM's protocol, aborts abandoned requests, and fails those of an ended engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing.connection import Pipe
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+import zmq
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import (
+    FINISH_REASON_STRINGS,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreReadyResponse,
+    EngineCoreRequest,
+    EngineCoreRequestType,
+    FinishReason,
+)
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from stretto.config import EngineConfig
+from stretto.engine import client as module
+from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.host import StartedEngines
+from stretto.engine.protocol import DELTA, Adapter
+from stretto.errors import CheckpointError, StrettoError
+
+pytestmark = pytest.mark.asyncio
+READY = dict.fromkeys(("max_model_len", "num_gpu_blocks", "block_size", "max_num_seqs"), 7)
+FIELDS = {"max_tokens": 5, "stop_token_ids": [3], "output_kind": DELTA, "extra_args": {"codes": b"1234"}}
+
+
+class Engines:
+    """Engines without a model: their end of the sockets, and their host's end of the connection."""
+
+    def __init__(self, connection: Any, number: int) -> None:
+        self.connection, self.number = connection, number
+        self.answer: object = StartedEngines([1] * number)
+        self.sockets: list[zmq.Socket] = []
+        self.context = zmq.Context()
+
+    def start(self) -> None:
+        """Answer a client as a host and its engines do."""
+        request = self.connection.recv()
+        if isinstance(self.answer, StartedEngines):
+            for index in range(self.number):
+                socket = self.context.socket(zmq.DEALER)
+                socket.setsockopt(zmq.IDENTITY, index.to_bytes(2, "little"))
+                socket.connect(request.inputs)
+                socket.send(msgspec.msgpack.encode(READY))
+                self.sockets.append(socket)
+            self.output = self.context.socket(zmq.PUSH)
+            self.output.connect(request.outputs)
+        self.connection.send(self.answer)
+
+    def read(self, index: int = 0) -> tuple[EngineCoreRequestType, Any]:
+        """Return the next message to an engine as vLLM reads it."""
+        assert self.sockets[index].poll(10_000)
+        kind, record = self.sockets[index].recv_multipart()
+        kind = EngineCoreRequestType(kind)
+        return kind, MsgpackDecoder(*([EngineCoreRequest] if kind is EngineCoreRequestType.ADD else [])).decode(record)
+
+    def write(self, *outputs: EngineCoreOutput) -> None:
+        """Send outputs as vLLM sends them."""
+        self.output.send_multipart(MsgpackEncoder().encode(EngineCoreOutputs(outputs=list(outputs))))
+
+
+class Started:
+    """The connection to a host that starts when it is asked."""
+
+    def __init__(self, connection: Any, engines: Engines) -> None:
+        self._connection, self._engines = connection, engines
+
+    def send(self, message: object) -> None:
+        self._connection.send(message)
+        if message is None:
+            self._engines.connection.close()
+        else:
+            self._engines.start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+    ours, theirs = Pipe()
+    found = Engines(theirs, 2)
+    monkeypatch.setattr(module, "connect_host", lambda _: (Started(ours, found), None))
+    yield found
+    found.context.destroy(linger=0)
+
+
+@pytest_asyncio.fixture
+async def client(engines: Engines) -> AsyncIterator[EngineClient]:
+    made = EngineClient(EngineConnection(EngineConfig(Path(), {"data_parallel_size": 2}), Path("stats")))
+    yield made
+    made.shutdown()
+
+
+async def test_requests_and_outputs_are_those_of_vllm(client: EngineClient, engines: Engines) -> None:
+    assert (client.num_engines, msgspec.to_builtins(client.ready)) == (2, READY)
+    reply = client.generate([1, 2], FIELDS, "r", Adapter("narrator", 1, "folder"))
+    first = asyncio.create_task(anext(reply))
+    await asyncio.sleep(0)
+    kind, request = engines.read()
+    kinds = {**FIELDS, "output_kind": RequestOutputKind.DELTA}
+    assert kind is EngineCoreRequestType.ADD
+    assert (request.prompt_token_ids, request.sampling_params) == ([1, 2], SamplingParams(**kinds))
+    assert request.lora_request == LoRARequest("narrator", 1, "folder")
+    assert client.has("r")
+    engines.write(EngineCoreOutput(request.request_id, [5, 6]))
+    assert await first == Output([5, 6], None)
+    client.append("r", {"max_tokens": 1, "extra_args": {"text": ([4], True)}})
+    _, update = engines.read()
+    assert (update.request_id, update.sampling_params.extra_args) == (request.request_id, {"text": [[4], True]})
+    engines.write(EngineCoreOutput(request.request_id, [7]))
+    engines.write(EngineCoreOutput(request.request_id, [8], finish_reason=FinishReason.STOP))
+    while client.has("r"):
+        await asyncio.sleep(0.01)
+    assert [output async for output in reply] == [Output([7, 8], "stop")], "unread outputs are merged"
+    assert client.num_requests == 0
+
+
+async def test_requests_go_to_the_engine_with_the_fewest(client: EngineClient, engines: Engines) -> None:
+    replies = [asyncio.create_task(anext(client.generate([1], FIELDS, name))) for name in "abc"]
+    await asyncio.sleep(0)
+    ids = [engines.read(index)[1].request_id for index in (0, 1, 0)]
+    assert [each[0] for each in ids] == ["a", "b", "c"]
+    replies[1].cancel()
+    await asyncio.wait(replies[1:2])
+    assert engines.read(1) == (EngineCoreRequestType.ABORT, [ids[1]])
+    again = asyncio.create_task(anext(client.generate([1], FIELDS, "b")))
+    await asyncio.sleep(0)
+    engines.write(EngineCoreOutput(ids[1], [1]))  # of the aborted request, late
+    engines.write(EngineCoreOutput(engines.read(1)[1].request_id, [2]))
+    assert (await again).ids == [2]
+
+
+async def test_an_aborted_request_ends_with_that_reason(client: EngineClient, engines: Engines) -> None:
+    reply = client.generate([1], FIELDS, "r")
+    first = asyncio.create_task(anext(reply))
+    await asyncio.sleep(0)
+    client.abort("r")
+    assert await first == Output([], "abort")
+    assert [engines.read()[0] for _ in range(2)] == [EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT]
+    client.abort("r")
+    client.append("r", FIELDS)  # no effect
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_replies_of_an_engine_that_has_ended_fail(client: EngineClient, engines: Engines, is_told: bool) -> None:
+    first = asyncio.create_task(anext(client.generate([1], FIELDS, "r")))
+    await asyncio.sleep(0)
+    if is_told:
+        engines.output.send(b"ENGINE_CORE_DEAD")
+    else:
+        engines.connection.close()
+    with pytest.raises(StrettoError, match="the engine has ended"):
+        await first
+    assert client.num_requests == 0
+
+
+async def test_the_hosts_exception_is_raised_here(engines: Engines) -> None:
+    engines.answer = CheckpointError("config.json: broken")
+    with pytest.raises(CheckpointError, match=r"config.json: broken"):
+        EngineConnection(EngineConfig(Path()), Path("stats"))
+
+
+async def test_the_protocol_is_vllms() -> None:
+    assert module.FINISH_REASONS == FINISH_REASON_STRINGS
+    assert {module.ADD, module.ABORT} == {EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value}
+    assert module.EngineOutput.__struct_fields__ == EngineCoreOutput.__struct_fields__[:6]
+    assert module.EngineOutputs.__struct_fields__ == EngineCoreOutputs.__struct_fields__[:2]
+    assert set(READY) <= set(EngineCoreReadyResponse.__dataclass_fields__)
+    assert RequestOutputKind(DELTA) is RequestOutputKind.DELTA

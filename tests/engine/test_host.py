@@ -1,0 +1,109 @@
+"""Hosts of engines: forked by the spare process, they end their engines with their client."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from stretto.config import EngineConfig
+from stretto.engine import host
+from stretto.engine.llm import SpeechLLM
+from stretto.errors import CheckpointError, StrettoError
+from stretto.families.tiny.family import TINY
+from stretto.launcher.processes import birth, descendants, read_process
+from stretto.testing.checkpoints import make_prompt
+from stretto.worker_process import ENGINE_SPARE, SPARE_NAME
+from tests.engine.harness import DEFAULTS
+from tests.patience import until
+from tests.random_checkpoints import write_checkpoint
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The pid of a spare process, which all engines of this module use."""
+    path = tmp_path_factory.mktemp("spare") / "socket"
+    process = subprocess.Popen([sys.executable, "-P", "-m", "stretto.engine.host", str(path)])
+    until(path.is_socket)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENGINE_SPARE, str(path))
+        yield process.pid
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    return EngineConfig(write_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY, "tiny"), DEFAULTS)
+
+
+def has_ended(pid: int) -> bool:
+    found = read_process(pid)
+    return found is None or birth(pid) is None
+
+
+async def speak(llm: SpeechLLM) -> int:
+    report = [chunk async for chunk in llm.generate(make_prompt(TINY, 6))][-1].chunk.report
+    assert report is not None
+    return report.num_frames
+
+
+async def test_an_engine_of_the_spare_serves_and_ends_with_its_client(spare: int, config: EngineConfig) -> None:
+    llm = SpeechLLM.launch(config)
+    assert await speak(llm) > 0
+    (engine,) = llm.engine_pids
+    assert engine in [each.pid for each in descendants(os.getpid())], "as the launcher finds the processes of a stub"
+    found = read_process(engine)
+    assert found is not None
+    assert found.command.startswith("VLLM::")
+    spared = read_process(spare)
+    assert spared is not None
+    assert spared.name == SPARE_NAME
+    with socket.socket(fileno=os.dup(llm._engine._connection._host.fileno())) as connection:
+        connection.shutdown(socket.SHUT_RDWR)  # as the kernel does when this process is killed
+    until(lambda: has_ended(engine))
+    llm.shutdown()
+
+
+async def test_a_killed_engine_or_host_fails_its_replies_and_the_spare_starts_the_next(
+    spare: int, config: EngineConfig
+) -> None:
+    for is_host in (False, True):
+        llm = SpeechLLM.launch(config)
+        (engine,) = llm.engine_pids
+        reply = asyncio.create_task(speak(llm))
+        await asyncio.sleep(0)
+        found = read_process(engine)
+        assert found is not None
+        os.kill(found.parent if is_host else engine, signal.SIGKILL)
+        with pytest.raises(StrettoError, match="the engine has ended"):
+            await reply
+        until(partial(has_ended, engine))
+        llm.shutdown()
+
+
+def test_a_batch_invariant_engine_is_not_forked_by_the_spare(
+    spare: int, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_invariant in (False, True):
+        monkeypatch.setattr(host, "is_batch_invariant", lambda _, answer=is_invariant: answer)
+        connection, child = host.connect_host(config)
+        connection.close()  # the host ends without a request
+        assert (child is not None) == is_invariant
+        if child is not None:
+            os.waitpid(child, 0)
+
+
+async def test_errors_of_the_start_reach_the_client(spare: int, config: EngineConfig) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        SpeechLLM.launch(EngineConfig(Path("/nowhere"), DEFAULTS))
+    with pytest.raises(ValueError, match="does not support"):
+        SpeechLLM.launch(EngineConfig(config.checkpoint, {**DEFAULTS, "pipeline_parallel_size": 2}))
