@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stretto.triton_io.ring import CudaMemory
+from stretto.triton_io.cuda_memory import CudaMemory
 from stretto_client import shared_memory
 
 HANDLE = bytes(range(64))

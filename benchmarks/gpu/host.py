@@ -96,7 +96,7 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
 
 
 def _write(connection: Connection) -> None:
-    from stretto.triton_io.ring import open_cuda_memory
+    from stretto.triton_io.cuda_memory import open_cuda_memory
 
     memory = open_cuda_memory(connection.recv_bytes(), 0, SHARED)
     memory.write(SHARED - len(WORD), np.frombuffer(WORD, np.uint8))

@@ -11,7 +11,8 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.records.sampling import RingAddress
-from stretto.triton_io.ring import CudaMemory, CudaPayload, PcmRing, check_ring
+from stretto.triton_io.cuda_memory import CudaMemory
+from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
 from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
 from tests.cuda_runtime import FakeDriver, Handle, OldHandle, install
 
