@@ -105,9 +105,11 @@ def test_adapters_that_are_no_names_and_folders_are_refused(adapters: object, tm
         EngineConfig(tmp_path, adapters=adapters)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["batch_invariant", "live_reserve"])
-def test_a_switch_is_true_or_false(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be true or false, got 'yes'"):
+@pytest.mark.parametrize(
+    ("name", "expected"), [("batch_invariant", "true, false or null"), ("live_reserve", "true or false")]
+)
+def test_a_switch_is_true_or_false(name: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be {expected}, got 'yes'"):
         EngineConfig(tmp_path, **{name: "yes"})  # type: ignore[arg-type]
 
 

@@ -186,7 +186,7 @@ def test_without_the_networks_recordings_are_refused(
     preprocessor = Preprocessor(tmp_path / "checkpoint")
     with pytest.raises(InvalidRequest, match=r"messages\[0\].role: expected 'user' for task 'tts', got 'system'"):
         preprocessor.prepare(asked(at_24_khz(NAME)))
-    with pytest.raises(InvalidRequest, match=r"options.exaggeration: expected no value \(this model takes no"):
+    with pytest.raises(InvalidRequest, match=r"options.exaggeration: expected no value \(this model does not"):
         preprocessor.prepare(RawRequest(text="a", options='{"exaggeration": 1}'))
 
 
