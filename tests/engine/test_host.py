@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.connection import Listener
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -88,6 +90,23 @@ async def test_a_killed_engine_or_host_fails_its_replies_and_the_spare_starts_th
             await reply
         until(partial(has_ended, engine))
         llm.shutdown()
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it hangs"])
+def test_a_spare_without_an_answer_is_not_waited_for(
+    ends: bool, config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    monkeypatch.setenv(ENGINE_SPARE, path)
+    monkeypatch.setattr(host, "SPARE_S", 600.0 if ends else 0.1)
+    with Listener(path, "AF_UNIX") as listener:
+        accepting = Thread(target=lambda: listener.accept().close()) if ends else Thread()
+        accepting.start()
+        connection, child = host.connect_host(config)
+        accepting.join()
+    connection.close()
+    assert child is not None, "this process starts the host itself"
+    os.waitpid(child, 0)
 
 
 def test_a_batch_invariant_engine_is_not_forked_by_the_spare(

@@ -138,17 +138,17 @@ class EngineConnection:
             for socket, address in ((self._inputs, inputs), (self._outputs, outputs)):
                 socket.set_hwm(0)
                 socket.bind(address)
-            self._host.send(StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid()))
-            self.started = self._started()
+            self.started = self._start(StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid()))
             self.readies = dict(self._ready() for _ in range(config.engine_args.get("data_parallel_size", 1)))
         except BaseException:
             self.close()
             raise
 
-    def _started(self) -> StartedEngines:
+    def _start(self, request: StartRequest) -> StartedEngines:
         try:
+            self._host.send(request)
             answer = self._host.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise StrettoError("the engine's host process ended during the start; see the log") from None
         if isinstance(answer, Exception):
             raise answer

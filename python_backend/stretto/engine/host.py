@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from stretto.config import EngineConfig
 from stretto.engine.environment import PROCESS_METHOD, is_cpu_build, prepare_environment, require_batch_invariance
 from stretto.engine.protocol import STATS_KEY
-from stretto.errors import StrettoError
+from stretto.errors import CheckpointError
 from stretto.families.plugin import config_at, family_at
 from stretto.streams.layout import LatentSpec
 from stretto.worker_process import ENGINE_SPARE, HOST_NAME, SPARE_NAME
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 END_S = 5.0
+SPARE_S = 120.0  # time for the spare's imports on a busy machine
 # Imported before a host is forked, because engines need them.
 WARM = (
     "vllm.engine.arg_utils",
@@ -223,8 +224,8 @@ def run(connection: Connection) -> None:
     try:
         started, config = _start(request)
     except Exception as error:
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        connection.send(error if isinstance(error, StrettoError) else kind(str(error)))
+        kind = next((each for each in (CheckpointError, ValueError) if isinstance(error, each)), RuntimeError)
+        connection.send(kind(str(error)))  # other exceptions may not be restored from their pickle
         return
     processes = started.engine_manager.processes
     kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
@@ -266,9 +267,11 @@ def die_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run_forked(connection: Connection) -> NoReturn:
-    """Run a host in a process that was forked for it, and exit."""
+def run_forked(connection: Connection, greets: bool = False) -> NoReturn:
+    """Run a host in a process that was forked for it, and exit; with `greets`, first send None."""
     try:
+        if greets:
+            connection.send(None)
         run(connection)
     finally:
         connection.close()
@@ -282,7 +285,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
         RuntimeError: If the imports have initialised a GPU.
     """
     LIBC.prctl(PR_SET_NAME, SPARE_NAME.encode())
-    listener = Listener(path, "AF_UNIX")  # clients may connect during the imports
+    listener = Listener(path, "AF_UNIX", backlog=16)  # clients may connect during the imports
     gc.disable()  # importing vLLM, which frees no objects, gets 10 % faster
     prepare_environment()
     for module in modules:
@@ -296,11 +299,25 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for hosts
     while True:
         connection = listener.accept()
-        if os.fork() == 0:
+        is_host = False
+        with suppress(OSError):  # without a host, the client starts one itself
+            is_host = os.fork() == 0
+        if is_host:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener._listener._socket.close()  # type: ignore[attr-defined]
-            run_forked(connection)
+            run_forked(connection, greets=True)
         connection.close()
+
+
+def _connect_spare(path: str) -> Connection | None:
+    """Return the connection to a new host of the spare process at `path`; None if the spare does not fork one."""
+    with suppress(OSError, EOFError):
+        connection = Client(path, "AF_UNIX")
+        if connection.poll(SPARE_S):
+            connection.recv()
+            return connection
+        connection.close()
+    return None
 
 
 def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
@@ -311,9 +328,8 @@ def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
     reads that setting while it is imported.
     """
     spare = os.environ.get(ENGINE_SPARE)
-    if spare and not is_batch_invariant(config):
-        with suppress(OSError):
-            return Client(spare, "AF_UNIX"), None
+    if spare and not is_batch_invariant(config) and (host := _connect_spare(spare)) is not None:
+        return host, None
     ours, theirs = Pipe()
     if os.environ.get(PROCESS_METHOD) == "fork":
         pid = os.fork()
