@@ -103,8 +103,8 @@ def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path, optio
     preprocessor = Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
     for index, (steps, scale) in enumerate(((2, 1.0), (5, 3.0), (10, 1.0), (50, 0.0))):
-        options = f'{{"latents": {{"steps": {steps}}}, "guidance_scale": {scale}, "audio": {{"max_rows": 14}}}}'
-        prompt = preprocessor.prepare(RawRequest(text="a b " * (1 + index), options=options))
+        asked = f'{{"latents": {{"steps": {steps}}}, "guidance_scale": {scale}, "audio": {{"max_rows": 14}}}}'
+        prompt = preprocessor.prepare(RawRequest(text="a b " * (1 + index), options=asked))
         prompts[f"{steps} steps"] = replace(prompt, sampling=replace(prompt.sampling, seed=index))
     alone = replies(checkpoint, prompts, **options)
     firsts = {tuple(answer.rows[0]) for answer in alone.values()}
