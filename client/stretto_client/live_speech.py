@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 import numpy as np
@@ -20,18 +21,67 @@ from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_r
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import SpeakOptions, SpeechStream, audio_inputs, strings, with_seed
 
+Piece = TypeVar("Piece")
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
 
 
-class UnreadText:
+class Unread(ABC, Generic[Piece]):
     """Buffer that a background task fills from `pieces`; `async with` starts and stops the task."""
 
-    def __init__(self, pieces: AsyncIterable[str]):
+    def __init__(self, pieces: AsyncIterable[Piece]):
         self._pieces = pieces
-        self._text, self._is_complete = "", False
+        self._is_complete = False
         self._failure: Exception | None = None
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    def _add(self, piece: Piece) -> None:
+        """Append a piece to the buffer."""
+
+    @property
+    @abstractmethod
+    def _is_full(self) -> bool:
+        """True while `pieces` is not read."""
+
+    async def _read(self) -> None:
+        try:
+            async for piece in self._pieces:
+                async with self._changed:
+                    self._add(piece)
+                    self._changed.notify_all()
+                    await self._changed.wait_for(lambda: not self._is_full)
+        except Exception as error:
+            self._failure = error
+        async with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if close := getattr(self._pieces, "aclose", None):
+            await close()
+
+
+class UnreadText(Unread[str]):
+    """Buffer of streamed text."""
+
+    def __init__(self, pieces: AsyncIterable[str]):
+        super().__init__(pieces)
+        self._text = ""
+
+    def _add(self, piece: str) -> None:
+        self._text += piece
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._text) >= MAX_WAITING_CHARS
 
     @property
     def is_complete(self) -> bool:
@@ -62,30 +112,6 @@ class UnreadText:
         if not text and self._failure is not None:
             raise self._failure
         return text
-
-    async def _read(self) -> None:
-        try:
-            async for piece in self._pieces:
-                async with self._changed:
-                    self._text += piece
-                    self._changed.notify_all()
-                    await self._changed.wait_for(lambda: len(self._text) < MAX_WAITING_CHARS)
-        except Exception as error:
-            self._failure = error
-        async with self._changed:
-            self._is_complete = True
-            self._changed.notify_all()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._read())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if close := getattr(self._pieces, "aclose", None):
-            await close()
 
 
 class PartStream:
@@ -328,8 +354,8 @@ PART_S, MAX_PART_S = 0.08, 10.0  # least and most audio per part, in seconds; mo
 NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
 
 
-class UnreadAudio:
-    """Buffer that a background task fills from `pieces`; `async with` starts and stops the task.
+class UnreadAudio(Unread[NDArray[Any]]):
+    """Buffer of live audio.
 
     Args:
         pieces: Parts of the samples, floating-point [n] or int16 [n].
@@ -337,12 +363,17 @@ class UnreadAudio:
     """
 
     def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int):
-        self._pieces, self.sample_rate = pieces, sample_rate
+        super().__init__(pieces)
+        self.sample_rate = sample_rate
         self._waiting: list[NDArray[np.float32]] = []
-        self._is_complete = False
-        self._failure: Exception | None = None
-        self._changed = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
+
+    def _add(self, piece: NDArray[Any]) -> None:
+        pcm = piece / 32768 if piece.dtype == np.int16 else piece
+        self._waiting.append(np.asarray(pcm, np.float32))
+
+    @property
+    def _is_full(self) -> bool:
+        return self._num_samples >= 2 * MAX_PART_S * self.sample_rate
 
     @property
     def _num_samples(self) -> int:
@@ -363,31 +394,6 @@ class UnreadAudio:
             self._waiting = [pcm[size:]]
             self._changed.notify_all()
             return pcm[:size], self._is_complete and len(pcm) <= size
-
-    async def _read(self) -> None:
-        try:
-            async for piece in self._pieces:
-                pcm = piece / 32768 if piece.dtype == np.int16 else piece
-                async with self._changed:
-                    self._waiting.append(np.asarray(pcm, np.float32))
-                    self._changed.notify_all()
-                    await self._changed.wait_for(lambda: self._num_samples < 2 * MAX_PART_S * self.sample_rate)
-        except Exception as error:
-            self._failure = error
-        async with self._changed:
-            self._is_complete = True
-            self._changed.notify_all()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._read())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if close := getattr(self._pieces, "aclose", None):
-            await close()
 
 
 async def follow_audio(
