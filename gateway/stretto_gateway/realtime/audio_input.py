@@ -231,16 +231,18 @@ class InputBuffer:
         """Number of buffered samples."""
         return len(self._pcm) // SAMPLE_BYTES
 
-    def configure(self, vad: ServerVad | None, max_samples: int) -> None:
-        """Set the rules of turn detection for audio that arrives from now on.
+    def configure(self, vad: ServerVad | None, max_samples: int) -> bool:
+        """Set the rules of turn detection for audio that arrives from now on; return True if they changed.
 
         Args:
             vad: Rules of turn detection; None to switch it off.
             max_samples: Maximum length of a turn.
         """
-        if (vad, max_samples) != (self.vad, self.max_samples):
-            self.vad, self.max_samples = vad, max_samples
-            self._begin()
+        if (vad, max_samples) == (self.vad, self.max_samples):
+            return False
+        self.vad, self.max_samples = vad, max_samples
+        self._begin()
+        return True
 
     def _begin(self) -> None:
         self._detector = None if self.vad is None else TurnDetector(self.vad, self.end, self.max_samples)

@@ -107,7 +107,10 @@ class Session:
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         self._is_live = profile.reads_live_audio and settings.audio.input.transcription is not None
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
-        self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
+        begins_anew = self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
+        if begins_anew or not self._is_live:
+            self._transcriber.drop()
+            self._heard = 0  # a later transcription of the turn begins with its first buffered sample
         self._settings = settings
 
     def _record(self) -> dict[str, Any]:
@@ -121,16 +124,22 @@ class Session:
             try:
                 if edge is not None:
                     await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
-                self._hear(self._input.settled)
+                await self._hear(self._input.settled)
             except ApiError as error:  # continue with the remaining samples
                 await self._channel.send_error(error, event.event_id)
-        self._hear(self._input.settled)
+        await self._hear(self._input.settled)
 
-    def _hear(self, until: int) -> None:
-        """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio."""
+    async def _hear(self, until: int) -> None:
+        """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio.
+
+        A failure ends only the transcription, never the turn.
+        """
         if self._is_live and until > self._heard:
             pcm, self._heard = self._input.since(self._heard, until), until
-            self._transcriber.hear(self._next_id, pcm, self._tasks)
+            try:
+                self._transcriber.hear(self._next_id, pcm, self._tasks)
+            except ApiError as error:
+                await self._transcriber.fail(error)
 
     async def _start_turn(self, edge: Edge) -> None:
         self._heard = edge.sample
@@ -142,7 +151,7 @@ class Session:
     async def _end_turn(self, edge: Edge) -> None:
         place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_stopped", **place)
-        self._hear(edge.sample)
+        await self._hear(edge.sample)
         await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
@@ -153,14 +162,18 @@ class Session:
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        self._hear(self._input.end)
+        await self._hear(self._input.end)
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
         item, self._next_id = Item("user", [Part("input_audio", None, pcm)], self._next_id), new_id("item")
         before, self._last_id = self._last_id, item.item_id
         if isinstance(self._settings, RealtimeSettings):
-            before = self._talk.add(item)
+            try:
+                before = self._talk.add(item)
+            except ApiError:
+                self._transcriber.drop()  # the next turn has its own transcription
+                raise
         place = {"previous_item_id": before, "item_id": item.item_id}
         await self._channel.send("input_audio_buffer.committed", **place)
         await self._talk.announce(item, before)

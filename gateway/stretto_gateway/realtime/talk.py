@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client import Speech
+from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.chat import given
@@ -34,22 +35,39 @@ class LiveTurn:
 
     Args:
         item: Item of the turn, which has its samples once it is committed.
+        held: Memory account of the samples that wait for the transcription.
     """
 
-    def __init__(self, item: Item):
-        self.item, self.num_bytes = item, 0
+    def __init__(self, item: Item, held: Held):
+        self.item, self._held, self._num_bytes = item, held, 0
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None  # None if there is no memory for the first samples
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the transcription has failed, and its failure has been reported."""
+        return self.task is None or self.task.done()
+
+    def start(self, task: asyncio.Task[None]) -> None:
+        """Set the task that transcribes the turn."""
+        self.task = task
+        task.add_done_callback(lambda _: self._release(self._num_bytes))
 
     def add(self, pcm: bytes) -> None:
-        """Append samples, pcm16 at 24 kHz; none end the turn."""
+        """Append samples, pcm16 at 24 kHz; none end the turn. Raise ApiError if the memory limit is exceeded."""
+        self._held.add(len(pcm))
+        self._num_bytes += len(pcm)
         self._pieces.put_nowait(pcm)
-        self.num_bytes += len(pcm)
 
     async def pieces(self) -> AsyncIterator[NDArray[Any]]:
-        """Yield the samples as they come, int16 [n]."""
+        """Yield the samples as they come, int16 [n], and release their memory."""
         while pcm := await self._pieces.get():
+            self._release(len(pcm))
             yield np.frombuffer(pcm, "<i2")
+
+    def _release(self, num_bytes: int) -> None:
+        self._held.remove(num_bytes)
+        self._num_bytes -= num_bytes
 
 
 class Transcriber:
@@ -77,18 +95,25 @@ class Transcriber:
         """
         if not pcm or (self._live is None and len(self._running) >= MAX_WAITING):
             return
-        held = self._gateway.sessions.held
-        held.add(len(pcm))
         if self._live is None:
-            live = self._live = LiveTurn(Item("user", [Part("input_audio", None)], item_id))
-            live.task = tasks.create_task(self._run(live.item, live))
-            self._running.add(live.task)
-            live.task.add_done_callback(self._running.discard)
-            live.task.add_done_callback(lambda _: held.remove(live.num_bytes))
-        if self._live.task is None or self._live.task.done():
-            held.remove(len(pcm))  # the transcription has failed, and has been reported
-            return
-        self._live.add(pcm)
+            live = LiveTurn(Item("user", [Part("input_audio", None)], item_id), self._gateway.sessions.held)
+            self._live = live
+            live.add(pcm)
+            task = tasks.create_task(self._run(live.item, live))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            live.start(task)
+        elif not self._live.has_ended:
+            self._live.add(pcm)
+
+    async def fail(self, error: ApiError) -> None:
+        """End the transcription of the turn in progress with an error, and ignore the remaining samples of the turn."""
+        live = self._live
+        if live is not None:
+            if live.task is not None:
+                live.task.cancel()
+            live.task = None
+            await self._fail(live.item, error)
 
     def drop(self) -> None:
         """Cancel the transcription of the turn in progress, whose samples were discarded."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stretto_gateway.realtime.settings import Change, RealtimeSettings, ServerVad, joined
-from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
+from tests.client.fake_server import Chunk, ErrorText, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, call, codes, silence, spoken
 from tests.patience import PATIENCE_S
@@ -609,89 +609,3 @@ async def test_what_the_server_refuses_of_a_reply_has_its_name_here(start: Start
         # OpenAI's type of the error has no room for its message, which is sent beside it.
         assert (done.status, done.status_details.error.code) == ("failed", "invalid_value")
         assert done.status_details.error.message == f"{ours}: expected another one"
-
-
-class Listening:
-    """A server that reads live audio: the first word follows 0.3 s of it, and the second one its end."""
-
-    def __init__(self) -> None:
-        self.pcm, self.has_word, self.is_complete = list[float](), asyncio.Event(), asyncio.Event()
-        self.num_sessions = 0
-
-    def __call__(self, request: Request) -> list[Step]:
-        if "session" not in request:
-            self.num_sessions += 1
-            first, last = Chunk(1, None, "fine"), Chunk(2, None, " then", is_final=True, is_last=True)
-            return [Chunk(0, None, session="s1"), Until(self.has_word), first, Until(self.is_complete), last]
-        record = json.loads(request["session"])
-        self.pcm += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
-        if len(self.pcm) > 0.3 * RATE:
-            self.has_word.set()
-        if record["is_last"]:
-            self.is_complete.set()
-        return [Taken(record["part"])]
-
-
-LISTENS = PROFILE | {"reads_live_audio": True}
-
-
-@pytest.mark.parametrize("detects_turns", [True, False])
-async def test_words_come_while_one_speaks(start: Start, detects_turns: bool) -> None:
-    """The first word comes before the turn ends. The server gets the turn without the silence before it."""
-    listening = Listening()
-    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
-        if not detects_turns:
-            await caller.update(type="transcription")
-        said = np.concatenate([silence(2.0), spoken()]) if detects_turns else spoken()
-        await caller.hear(said)
-        events = await caller.until("conversation.item.input_audio_transcription.delta")
-        kinds = [event.type for event in events]
-        assert "input_audio_buffer.committed" not in kinds
-        assert events[-1].delta == "fine"
-        if detects_turns:
-            assert kinds[-2:] == [
-                "input_audio_buffer.speech_started",
-                "conversation.item.input_audio_transcription.delta",
-            ]
-            await caller.hear(silence(1))
-        else:
-            await caller.send("input_audio_buffer.commit")
-        events += await caller.until("conversation.item.input_audio_transcription.completed")
-        assert events[-1].transcript == "fine then"
-        named = [event.item_id for event in events if hasattr(event, "item_id")]
-        assert len(set(named)) == 1
-    sent = np.rint(np.array(listening.pcm) * 32768).astype(np.int16)
-    whole = np.concatenate([said, silence(1)])
-    begin = 0 if not detects_turns else round(RATE * events[0].audio_start_ms / 1000)
-    assert 0.9 * len(spoken()) < len(sent) < len(spoken()) + 1.2 * RATE
-    assert any((whole[at : at + len(sent)] == sent).all() for at in range(max(0, begin - 50), begin + 50))
-    assert listening.num_sessions == 1
-
-
-async def test_audio_that_is_cleared_is_not_transcribed(start: Start) -> None:
-    listening = Listening()
-    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
-        await caller.update(type="transcription")
-        await caller.hear(spoken()[:RATE])
-        await caller.until("conversation.item.input_audio_transcription.delta")
-        await caller.ask("input_audio_buffer.clear")
-        listening.pcm = []
-        await caller.hear(spoken()[:RATE])
-        await caller.send("input_audio_buffer.commit")
-        assert (await caller.until("conversation.item.input_audio_transcription.completed"))[
-            -1
-        ].transcript == "fine then"
-    assert len(listening.pcm) == RATE
-    assert listening.num_sessions == 2
-
-
-async def test_a_live_transcript_that_fails_is_told_once(start: Start) -> None:
-    refused = start([ErrorText("full: 4 sessions are open, try again")], LISTENS)
-    async with call(await refused, "gpt-4o-transcribe") as caller:
-        await caller.update(type="transcription")
-        await caller.hear(spoken()[:RATE])
-        failed = (await caller.until("conversation.item.input_audio_transcription.failed"))[-1]
-        assert "try again" in failed.error.message
-        await caller.send("input_audio_buffer.commit")
-        committed = (await caller.until("conversation.item.done"))[0]
-        assert committed.item_id == failed.item_id

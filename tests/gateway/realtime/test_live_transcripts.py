@@ -1,0 +1,215 @@
+"""Transcripts of live audio in the realtime API: words come while one speaks, and a failure costs no turn."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from stretto_gateway.admission import Held
+from stretto_gateway.config import Limits
+from stretto_gateway.realtime.talk import LiveTurn
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
+from tests.gateway.conftest import Start
+from tests.gateway.realtime.caller import RATE, call, silence, spoken
+from tests.patience import until_async
+
+TRANSCRIPT = "conversation.item.input_audio_transcription"
+VAD = {"type": "server_vad"}
+
+
+class Listening:
+    """A server that reads live audio: the first word follows 0.3 s of it, and the second one its end."""
+
+    def __init__(self) -> None:
+        self.heard = list[list[float]]()  # samples of each session
+        self.has_word, self.is_complete = asyncio.Event(), asyncio.Event()
+
+    def __call__(self, request: Request) -> list[Step]:
+        if "session" not in request:
+            self.heard.append([])
+            first, last = Chunk(1, None, "fine"), Chunk(2, None, " then", is_final=True, is_last=True)
+            return [
+                Chunk(0, None, session=str(len(self.heard) - 1)),
+                Until(self.has_word),
+                first,
+                Until(self.is_complete),
+                last,
+            ]
+        record = json.loads(request["session"])
+        pcm = self.heard[int(record["id"])]
+        pcm += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
+        if len(pcm) > 0.3 * RATE:
+            self.has_word.set()
+        if record["is_last"]:
+            self.is_complete.set()
+        return [Taken(record["part"])]
+
+
+LISTENS = PROFILE | {"reads_live_audio": True}
+
+
+@pytest.mark.parametrize("detects_turns", [True, False])
+async def test_words_come_while_one_speaks(start: Start, detects_turns: bool) -> None:
+    """The first word comes before the turn ends. The server gets the turn without the silence before it."""
+    listening = Listening()
+    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
+        if not detects_turns:
+            await caller.update(type="transcription")
+        said = np.concatenate([silence(2.0), spoken()]) if detects_turns else spoken()
+        await caller.hear(said)
+        events = await caller.until("conversation.item.input_audio_transcription.delta")
+        kinds = [event.type for event in events]
+        assert "input_audio_buffer.committed" not in kinds
+        assert events[-1].delta == "fine"
+        if detects_turns:
+            assert kinds[-2:] == [
+                "input_audio_buffer.speech_started",
+                "conversation.item.input_audio_transcription.delta",
+            ]
+            await caller.hear(silence(1))
+        else:
+            await caller.send("input_audio_buffer.commit")
+        events += await caller.until("conversation.item.input_audio_transcription.completed")
+        assert events[-1].transcript == "fine then"
+        named = [event.item_id for event in events if hasattr(event, "item_id")]
+        assert len(set(named)) == 1
+    sent = np.rint(np.array(listening.heard[0]) * 32768).astype(np.int16)
+    whole = np.concatenate([said, silence(1)])
+    begin = 0 if not detects_turns else round(RATE * events[0].audio_start_ms / 1000)
+    assert 0.9 * len(spoken()) < len(sent) < len(spoken()) + 1.2 * RATE
+    assert any((whole[at : at + len(sent)] == sent).all() for at in range(max(0, begin - 50), begin + 50))
+    assert len(listening.heard) == 1
+
+
+async def test_audio_that_is_cleared_is_not_transcribed(start: Start) -> None:
+    listening = Listening()
+    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(spoken()[:RATE])
+        await caller.until("conversation.item.input_audio_transcription.delta")
+        await caller.ask("input_audio_buffer.clear")
+        await caller.hear(spoken()[:RATE])
+        await caller.send("input_audio_buffer.commit")
+        assert (await caller.until("conversation.item.input_audio_transcription.completed"))[
+            -1
+        ].transcript == "fine then"
+    assert len(listening.heard) == 2
+    assert len(listening.heard[1]) == RATE
+
+
+async def test_a_live_transcript_that_fails_is_told_once(start: Start) -> None:
+    refused = start([ErrorText("full: 4 sessions are open, try again")], LISTENS)
+    async with call(await refused, "gpt-4o-transcribe") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(spoken()[:RATE])
+        failed = (await caller.until("conversation.item.input_audio_transcription.failed"))[-1]
+        assert "try again" in failed.error.message
+        await caller.send("input_audio_buffer.commit")
+        committed = (await caller.until("conversation.item.done"))[0]
+        assert committed.item_id == failed.item_id
+
+
+def full() -> Held:
+    """Return a memory account without room."""
+    return Held(Limits(max_held_bytes=1))
+
+
+async def test_a_turn_is_committed_without_memory_for_its_transcript(start: Start) -> None:
+    """The transcript fails once, and the next turn is another item with a transcript of its own."""
+    running = await start(Listening(), LISTENS)
+    sessions = running.app.state.gateway.sessions
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await caller.update(VAD, type="transcription")
+        buffered, sessions.held = sessions.held, full()
+        await caller.hear(np.concatenate([spoken(), silence(1)]))
+        events = await caller.until("conversation.item.done")
+        assert [event.type for event in events] == [
+            "input_audio_buffer.speech_started",
+            f"{TRANSCRIPT}.failed",
+            "input_audio_buffer.speech_stopped",
+            "input_audio_buffer.committed",
+            "conversation.item.added",
+            "conversation.item.done",
+        ]
+        assert "bytes are held" in events[1].error.message
+        sessions.held = buffered
+        await caller.hear(np.concatenate([spoken(), silence(1)]))
+        completed = (await caller.until(f"{TRANSCRIPT}.completed"))[-1]
+        assert completed.transcript == "fine then"
+        assert events[1].item_id == events[3].item_id != completed.item_id
+
+
+async def test_a_client_can_commit_when_memory_runs_out_within_a_turn(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start(Listening(), LISTENS)
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(spoken()[:RATE])
+        delta = (await caller.until(f"{TRANSCRIPT}.delta"))[-1]
+        with monkeypatch.context() as patched:
+            patched.setattr(LiveTurn, "add", lambda turn, pcm: full().add(len(pcm)))
+            await caller.hear(spoken()[:RATE])
+            failed = (await caller.until(f"{TRANSCRIPT}.failed"))[-1]
+            await caller.send("input_audio_buffer.commit")
+            committed = (await caller.until("input_audio_buffer.committed"))[-1]
+        assert delta.item_id == failed.item_id == committed.item_id
+        await caller.hear(spoken()[:RATE])
+        await caller.send("input_audio_buffer.commit")
+        completed = (await caller.until(f"{TRANSCRIPT}.completed"))[-1]
+        assert completed.item_id != failed.item_id
+
+
+async def test_live_audio_is_released_as_it_is_read(start: Start) -> None:
+    """While the turn goes on, only the buffer holds its samples."""
+    running = await start(Listening(), LISTENS)
+    held = running.app.state.gateway.sessions.held
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(spoken()[:RATE])
+        await until_async(lambda: held.num_bytes == 2 * RATE)
+        await caller.send("input_audio_buffer.commit")
+        await caller.until(f"{TRANSCRIPT}.completed")
+    await until_async(lambda: not held.num_bytes)
+
+
+async def test_transcription_that_is_switched_off_leaves_no_live_session(start: Start) -> None:
+    """The slot is free at once, and a later turn is transcribed as an item of its own."""
+    listening = Listening()
+    running = await start(listening, LISTENS)
+    admission = running.app.state.gateway.admission
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await caller.update(type="transcription")
+        await caller.hear(spoken()[:RATE])
+        await caller.until(f"{TRANSCRIPT}.delta")
+        assert admission.num_active == 1
+        await caller.update(type="transcription", input={"transcription": None})
+        await until_async(lambda: not admission.num_active)
+        await caller.send("input_audio_buffer.commit")
+        without = (await caller.until("input_audio_buffer.committed"))[-1]
+        await caller.update(type="transcription", input={"transcription": {"model": "whisper-1"}})
+        await caller.hear(spoken()[:RATE])
+        await caller.send("input_audio_buffer.commit")
+        completed = (await caller.until(f"{TRANSCRIPT}.completed"))[-1]
+        assert completed.item_id != without.item_id
+    assert len(listening.heard) == 2
+    assert len(listening.heard[1]) == RATE
+
+
+async def test_other_turn_detection_begins_another_live_session(start: Start) -> None:
+    """It gets the whole turn that the client commits, also the samples that the first session had."""
+    listening = Listening()
+    running = await start(listening, LISTENS)
+    admission = running.app.state.gateway.admission
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await caller.update(VAD, type="transcription")
+        await caller.hear(spoken()[:RATE])
+        await caller.until(f"{TRANSCRIPT}.delta")
+        await caller.update(type="transcription")
+        await until_async(lambda: not admission.num_active)
+        await caller.hear(spoken()[RATE : 2 * RATE])
+        await caller.send("input_audio_buffer.commit")
+        await caller.until(f"{TRANSCRIPT}.completed")
+    assert len(listening.heard) == 2
+    assert 1.5 * RATE < len(listening.heard[1]) <= 2 * RATE
