@@ -142,8 +142,18 @@ def test_a_text_that_a_package_cannot_read_fails_alone(checkpoint: Path) -> None
     with pytest.raises(
         InvalidRequest, match="text: expected text that the package for japanese can read, got KeyError"
     ):
-        found.pieces("a", "ja")
-    assert found.pieces("A", "en") == [9, "a"]
+        found.pieces("a", "ja", 10)
+    assert found.pieces("A", "en", 10) == [9, "a"]
+
+
+def test_the_length_of_a_text_is_checked_after_decomposition(checkpoint: Path) -> None:
+    """U+FDFA is decomposed into 18 characters."""
+    family, template = family_at(checkpoint), with_words(checkpoint, [])
+    most = family.max_text_chars
+    number = most // 18 + 1
+    expected = f"text: expected at most {most} characters, got {18 * number + 1} after decomposition"
+    with pytest.raises(InvalidRequest, match=expected):
+        write(template, family, "\ufdfa" * number, language="ar")
 
 
 @pytest.fixture(scope="module")

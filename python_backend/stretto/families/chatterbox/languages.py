@@ -135,18 +135,21 @@ class Languages:
         self._tokens, self._cangjie = tokens, cangjie
         self._segment, self._read, self._stress = segment, read, stress
 
-    def pieces(self, text: str, language: str) -> list[str | int]:
+    def pieces(self, text: str, language: str, max_chars: int) -> list[str | int]:
         """Return a text as plain parts and ids of tokens that only the language's rules add.
 
         Args:
             text: Text of the request, with even punctuation.
             language: Name or code of the language.
+            max_chars: Maximum number of characters of the decomposed text, which may have 18 for one.
 
         Raises:
-            InvalidRequest: If a package that the language needs cannot read the text.
+            InvalidRequest: If the text is too long, or a package that the language needs cannot read it.
         """
         code = CODES[language]
         text = unicodedata.normalize("NFKD", text.lower())
+        if len(text) > max_chars:
+            raise InvalidRequest("text", f"at most {max_chars} characters", f"{len(text)} after decomposition (NFKD)")
         try:
             parts = self._by_rules(text, code)
         except Exception as error:  # a package may raise anything

@@ -164,7 +164,8 @@ class ChatterboxTemplate:
             parts: list[str | int] = [normalised(text)]
         else:
             assert language is not None, "checked with the options"
-            parts = self._languages.pieces(normalised(text, ends=MULTILINGUAL_ENDS), language)
+            text = normalised(text, ends=MULTILINGUAL_ENDS)
+            parts = self._languages.pieces(text, language, self._family.max_text_chars)
         ids = list[int]()
         for part in parts:
             if isinstance(part, int):
