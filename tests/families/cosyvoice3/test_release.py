@@ -13,14 +13,15 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, NARROW, convert, recording, voice, write_release
 from stretto.codecs.cosyvoice3 import load
 from stretto.convert.command import main
-from stretto.errors import InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.cosyvoice3.family import FILL, SOS, TASK
-from stretto.families.cosyvoice3.voices import FOLDER, SPEAKER, TOKENIZER
+from stretto.families.cosyvoice3.voices import FOLDER, NAMED, SPEAKER, TOKENIZER, read_named_voices
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.cosyvoice3_release import REPLIES, written
@@ -220,6 +221,17 @@ def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
     assert len(recorded.sound.arrays()[0]) == 50, "a recording is used instead"
     with pytest.raises(InvalidRequest, match=r"options.voice: expected one of anna, .*, got 'nobody'"):
         ask(preprocessor, None, options='{"voice": "nobody"}')
+
+
+def test_a_named_voice_without_the_end_of_its_instruction_is_named(tmp_path: Path) -> None:
+    """In a checkpoint that was edited after its conversion."""
+    text = {"0.text": np.array([5, 6], np.int32)}
+    tokens_, mel, x_vector = voice(3, 40)
+    (tmp_path / NAMED).mkdir()
+    path = tmp_path / NAMED / "model.safetensors"
+    save_file(text | {"0.tokens": tokens_, "0.mel": mel, "0.x_vector": x_vector}, path)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: anna: expected text with the id 7 of .*, got none"):
+        read_named_voices(tmp_path, ["anna"], 7)
 
 
 class Harmful:

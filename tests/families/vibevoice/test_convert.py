@@ -236,6 +236,9 @@ def test_names_are_those_of_the_authors_checkpoint() -> None:
         ("semantic_tokenizer_config", {"encoder_depths": "3-x"}, "downsampling_ratios and depths must be lists, got"),
         ("diffusion_head_config", {"prediction_type": "epsilon"}, "prediction_type: expected 'v_prediction', got 'eps"),
         ("diffusion_head_config", {"head_ffn_ratio": "3"}, "expected hidden_size and head_ffn_ratio, got [128, '3']"),
+        ("diffusion_head_config", {"head_ffn_ratio": float("inf")}, "diffusion_head_config.head_ffn_ratio: expected a"),
+        ("diffusion_head_config", {"head_ffn_ratio": float("nan")}, "diffusion_head_config.head_ffn_ratio: expected a"),
+        ("diffusion_head_config", {"head_ffn_ratio": 1e308}, "diffusion_head_config.head_ffn_ratio: expected a number"),
         ("diffusion_head_config", {"head_layers": 0}, "diffusion_head_config: expected sizes, got"),
     ],
 )

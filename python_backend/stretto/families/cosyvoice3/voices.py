@@ -136,7 +136,7 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
     """Return the named voices of a checkpoint; `end` is the id of `<|endofprompt|>`.
 
     Raises:
-        CheckpointError: If a voice is missing.
+        CheckpointError: If a voice, or `end` in its text, is missing.
     """
     if not names:
         return {}
@@ -148,6 +148,8 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
             raise CheckpointError(f"{path}: expected the voice {name}, got none")
         text, tokens, mel, x_vector = (np.asarray(each) for each in values.values())
         ids = text.astype(np.int32).tolist()
+        if end not in ids:
+            raise CheckpointError(f"{path}: {name}: expected text with the id {end} of <|endofprompt|>, got none")
         sound = Sound.from_arrays(tokens.astype(np.int32), mel, x_vector.reshape(-1))
         found[name] = NamedVoice(sound, ids[: ids.index(end) + 1], ids[ids.index(end) + 1 :])
     return found

@@ -39,6 +39,7 @@ from stretto.weights.loading import Part, Plan
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
 MARKS = {"model.latent_scaling_factor": "VibeVoice", "model.speech_scaling_factor": "VibeVoice"}
+MAX_SIZE = 1 << 20  # of the diffusion head
 MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
 HEAD: dict[str, Any] = {  # required settings of the diffusion head
@@ -193,6 +194,10 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
         raise CheckpointError(
             f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
         )
+    for name, value in (("hidden_size", width), ("head_ffn_ratio", ratio)):
+        if not 0 < value < MAX_SIZE:  # False for NaN, which JSON may have as well as Infinity
+            expected = f"a number above 0 and below {MAX_SIZE}"
+            raise CheckpointError(f"diffusion_head_config.{name}: expected {expected}, got {shown(value)}")
     names = "hidden_size", "latent_size", "rms_norm_eps"
     return {
         "text_config": text,
@@ -269,7 +274,7 @@ class Shape:
         if (found := {name: head.get(name) for name in expected}) != expected:
             raise CheckpointError(f"diffusion_head_config: expected {expected}, got {found}")
         self.head = {name: head[name] for name in ("intermediate_size", "num_hidden_layers", "rms_norm_eps")}
-        if not all(type(head[name]) is int and 0 < head[name] < 1 << 20 for name in list(self.head)[:2]):
+        if not all(type(head[name]) is int and 0 < head[name] < MAX_SIZE for name in list(self.head)[:2]):
             raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
         self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
         self.vocabulary = VibeVoiceVocabulary.from_record(
