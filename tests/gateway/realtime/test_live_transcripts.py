@@ -11,7 +11,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.realtime.talk import LiveTurn
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Start
-from tests.gateway.realtime.caller import RATE, call, silence, spoken
+from tests.gateway.realtime.caller import RATE, TALKS, call, silence, spoken
 from tests.patience import until_async
 
 TRANSCRIPT = "conversation.item.input_audio_transcription"
@@ -213,3 +213,17 @@ async def test_other_turn_detection_begins_another_live_session(start: Start) ->
         await caller.until(f"{TRANSCRIPT}.completed")
     assert len(listening.heard) == 2
     assert 1.5 * RATE < len(listening.heard[1]) <= 2 * RATE
+
+
+async def test_a_turn_for_which_there_is_no_room_leaves_no_live_session(start: Start) -> None:
+    """Without memory for the item, the turn is refused, and its transcription ends."""
+    running = await start(Listening(), TALKS | {"reads_live_audio": True})
+    admission = running.app.state.gateway.admission
+    async with call(running) as caller:
+        await caller.update(input={"transcription": {"model": "whisper-1"}})
+        await caller.hear(spoken()[:RATE])
+        await caller.until(f"{TRANSCRIPT}.delta")
+        running.app.state.gateway.sessions.held.limits = Limits(max_held_bytes=1)
+        refused = await caller.ask("input_audio_buffer.commit")
+        assert refused.type == "error"
+        await until_async(lambda: not admission.num_active)
