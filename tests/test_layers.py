@@ -42,7 +42,8 @@ ALLOWED = {
     "decoder": {"aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
     "engine/kernels": {"sampling", "errors"},
     "engine": {
-        "engine/kernels", "families", "records", "streams", "config", "worker_process", "errors", "untrusted_files",
+        "engine/kernels", "families", "records", "streams", "config", "limits", "worker_process", "errors",
+        "untrusted_files",
     },
     "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
     "engine/worker": {

@@ -186,11 +186,19 @@ async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one(fo
             await llm.write_frames("s0", bad, False, 0.16, max_ahead=2)
     with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session, got s2"):
         await llm.write_frames("s2", frames, False, 0.16, max_ahead=2)
+    with llm.session_place("a"):
+        with pytest.raises(NoCapacity, match="1 sessions are open, 1 of them from this host, try again"):
+            llm.session_place("a").__enter__()
+        with llm.session_place("b"), pytest.raises(NoCapacity, match="2 sessions are open, 0 of them"):
+            llm.session_place("c").__enter__()
+    llm._places.limit = 1
+    with llm.session_place("a"):
+        pass
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
     counts = asdict(llm._stats)
-    assert (counts["live_sessions"], counts["live_refused_total"], counts["live_frames_total"]) == (0, 1, 2)
+    assert (counts["live_sessions"], counts["live_refused_total"], counts["live_frames_total"]) == (0, 3, 2)
 
 
 async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others_end_as_alone(llm: SpeechLLM) -> None:

@@ -179,3 +179,16 @@ async def test_a_session_without_audio_ends() -> None:
     with pytest.raises(InvalidRequest, match="pcm_in: expected more audio, or its end, within 0 s, got none"):
         session.feed.check()
     session.feed.end()
+
+
+async def test_parts_without_frames_do_not_keep_a_session_alive() -> None:
+    session = Session()
+    await session.write(1)
+    timer = session.feed._timer
+    await session.write(0)
+    assert session.feed._timer is timer
+    await session.write(1)
+    assert session.feed._timer is not timer
+    await session.write(0, is_last=True)
+    assert session.feed._timer.cancelled()  # type: ignore[union-attr]
+    session.feed.end()

@@ -1,12 +1,13 @@
 """Live sessions of the language model: parts in order, once each, with receipts, and an end with an error."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from stretto.errors import Closing, InvalidRequest, StrettoError
+from stretto.errors import Closing, InvalidRequest, NoCapacity, StrettoError
 from stretto.records.chunk import Chunk, FlowAddress, LMChunk
 from stretto.records.prompt import AudioPart, Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
@@ -31,6 +32,7 @@ class Model:
         self.is_listening, self.max_ahead = False, 0
         self.is_complete = asyncio.Event()
         self.failure: StrettoError | None = None
+        self.hosts: list[str] = []
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
         self.is_listening = True
@@ -39,6 +41,16 @@ class Model:
         if self.failure is not None:
             raise self.failure
         yield LMChunk(Chunk(1, Segment.TEXT, " word", is_final=True), None)
+
+    @contextmanager
+    def session_place(self, host: str) -> Iterator[None]:
+        if host in self.hosts:
+            raise NoCapacity(f"{host} has a session")
+        self.hosts.append(host)
+        try:
+            yield
+        finally:
+            self.hosts.remove(host)
 
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
@@ -66,7 +78,7 @@ class Session:
 
     async def begin(self) -> None:
         prompt = make_prompt(KYUTAI_STT, 1, "asr")
-        self.stream = self.sessions.follow(prompt, "u", FLOW, Pacer(ChunkPolicy()))
+        self.stream = self.sessions.follow(prompt, "u", FLOW, Pacer(ChunkPolicy()), "host")
         self.chunks = [(await anext(self.stream)).chunk, (await anext(self.stream)).chunk]
         self.name = self.chunks[0].session
 
@@ -127,6 +139,17 @@ async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bo
         await session.sessions.write(session.part(number, lost="gone; try again"))
     with pytest.raises(Closing, match="gone; try again"):
         await session.rest()
+
+
+async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
+    """The place is free again once the session has ended."""
+    prompt = make_prompt(KYUTAI_STT, 1, "asr")
+    with pytest.raises(NoCapacity, match="host has a session"):
+        await anext(session.sessions.follow(prompt, "v", FLOW, Pacer(ChunkPolicy()), "host"))
+    assert list(session.sessions._open) == [session.name]
+    await session.sessions.write(session.part(0, is_last=True))
+    await session.rest()
+    assert session.model.hosts == []
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "A" * 43, "é", "A" * 43 + "="])

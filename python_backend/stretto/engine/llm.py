@@ -2,8 +2,8 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
 from stretto.families.plugin import config_at, read_family
 from stretto.families.text import SubwordStream, load_text_codec
+from stretto.limits import FairLimit
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
@@ -50,7 +51,7 @@ class SpeechLLM:
         self._active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
         self._sessions: dict[str, FrameFeed] = {}
-        self._max_sessions = self._capacity.max_sessions(self._rules) if self.family.code_track else 0
+        self._places = FairLimit(self._capacity.max_sessions(self._rules) if self.family.code_track else 0)
         self._permits = Permits.from_config(config, engine, shared)
 
     @classmethod
@@ -153,6 +154,19 @@ class SpeechLLM:
         self._stats.live_frames_total += len(frames)
         return feed.num_frames, await feed.wait_until_read(max_ahead)
 
+    @contextmanager
+    def session_place(self, host: str) -> Iterator[None]:
+        """Reserve a live session for `host` for the duration of the `with` block; raise NoCapacity if none is free.
+
+        Sessions are shared fairly among hosts (`FairLimit`).
+        """
+        with self._places.reserving(host) as is_left:
+            if not is_left:
+                self._stats.live_refused_total += 1
+                total, own = self._places.held, self._places.held_by(host)
+                raise NoCapacity(f"{total} sessions are open, {own} of them from this host, try again")
+            yield
+
     def end_session(self, request_id: str, failure: StrettoError) -> None:
         """End a live session with an error, if it is open."""
         if request_id in self._sessions:
@@ -207,7 +221,7 @@ class SpeechLLM:
             text = self._rules.track(len(prompt.rows), prompt.track, is_open=True)
             self._texts[request_id] = TextFeed(self._engine, request_id, text, self.max_words(prompt))
             return
-        if len(self._sessions) >= self._max_sessions:
+        if len(self._sessions) >= self._places.limit:
             self._stats.live_refused_total += 1
             raise NoCapacity(f"{len(self._sessions)} sessions are open, try again")
         room, frame_s = max_frames(prompt, self._rules), 1 / self.family.frame_rate

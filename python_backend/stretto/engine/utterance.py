@@ -273,12 +273,15 @@ class FrameFeed(TextFeed):
     def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
         """Append codes, int32 [n, K]; those beyond the maximum are dropped, because the reply ends before them.
 
+        A part without frames does not restart the timer, unless it is the last one.
+
         Args:
             frames: Ids of the frames.
             is_last: True if they complete the audio.
             seconds: Duration of the whole input so far, in seconds.
         """
         self.check()
+        is_input = len(frames) > 0 or is_last
         frames, now = frames[: self._room // self._width], self._clock()
         for _ in range(len(frames)):
             self._last_due_s = max(now, self._last_due_s + self._frame_s)
@@ -290,7 +293,8 @@ class FrameFeed(TextFeed):
                 Closing(f"the session is {behind_s:.1f} s behind its audio, of at most {MAX_LAG_S:g} s; try again")
             )
         self.check()
-        self._append(frames.reshape(-1).tolist(), is_last)
+        if is_input:
+            self._append(frames.reshape(-1).tolist(), is_last)
 
     def note_rows(self, num_rows: int) -> None:
         """Record that the reply has `num_rows` rows; the first one precedes the first frame."""

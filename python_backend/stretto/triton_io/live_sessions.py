@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class LiveModel(Protocol):
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
         """Append frames, and wait until at most `max_ahead` are unread; return the number of all, and of the unread."""
+        ...
+
+    def session_place(self, host: str) -> AbstractContextManager[None]:
+        """Reserve a live session for `host` for the duration of the `with` block; raise NoCapacity if none is free."""
         ...
 
     def end_session(self, request_id: str, failure: StrettoError) -> None:
@@ -120,7 +124,7 @@ class LiveSessions:
         )
 
     async def follow(
-        self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer
+        self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer, host: str
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply to live audio.
 
@@ -131,15 +135,20 @@ class LiveSessions:
             utterance: Id of the utterance.
             flow: Address of the utterance's flow-control slot.
             pacer: Decides when frames are sent.
+            host: Host of the client.
+
+        Raises:
+            NoCapacity: If too many sessions are open, in total or from `host`.
         """
         session = LiveSession(new_session(self._seal), utterance, flow)
-        self._open[session.name] = session
         segment = self._model.family.task(prompt.task).segments[0]
-        try:
-            yield LMChunk(Chunk(0, segment, session=session.name), None)
-            # No other coroutine runs from here until the model accepts frames, so none are lost.
-            async with aclosing(self._model.generate(prompt, utterance, pacer)) as chunks:
-                async for each in chunks:
-                    yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
-        finally:
-            del self._open[session.name]
+        with self._model.session_place(host):
+            self._open[session.name] = session
+            try:
+                yield LMChunk(Chunk(0, segment, session=session.name), None)
+                # No other coroutine runs from here until the model accepts frames, so none are lost.
+                async with aclosing(self._model.generate(prompt, utterance, pacer)) as chunks:
+                    async for each in chunks:
+                        yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
+            finally:
+                del self._open[session.name]

@@ -335,19 +335,24 @@ class SpeechService:
         self._gauges.add("utterances_total", 1)
         with ExitStack() as held:
             try:
-                if prompt.is_open:
+                if prompt.is_open and not self._is_live(prompt):  # `follow` has a limit of its own
                     held.enter_context(self._texts.place(host))
                 chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
             except Overloaded as error:
                 self._gauges.add("rejected_total", 1)
                 await responses.refuse(error, f"utterance {utterance}")
                 return
-            await self._answer(utterance, prompt, responses, chunk_sender)
+            await self._answer(utterance, prompt, responses, chunk_sender, host)
 
-    async def _answer(self, utterance: str, prompt: Prompt, responses: Responses, chunk_sender: ChunkSender) -> None:
+    def _is_live(self, prompt: Prompt) -> bool:
+        return prompt.is_open and self._model.family.code_track is not None
+
+    async def _answer(
+        self, utterance: str, prompt: Prompt, responses: Responses, chunk_sender: ChunkSender, host: str
+    ) -> None:
         self._gauges.add("active_utterances", 1)
         try:
-            failure = await self._speak(chunk_sender, prompt, utterance)
+            failure = await self._speak(chunk_sender, prompt, utterance, host)
         except asyncio.CancelledError:
             failure = Closing("server is stopping")
         finally:
@@ -355,14 +360,14 @@ class SpeechService:
             self._gauges.add("active_utterances", -1)
         await self._end(utterance, responses, failure)
 
-    async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> Exception | None:
+    async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str, host: str) -> Exception | None:
         """Send all chunks and wait until the decoder has answered them.
 
         Return the error that ended the utterance, if any.
         """
         failure: Exception | None = None
         try:
-            await chunk_sender.pump(self._chunks(chunk_sender, prompt, utterance))
+            await chunk_sender.pump(self._chunks(chunk_sender, prompt, utterance, host))
         except Exception as error:
             failure = error
         try:
@@ -371,12 +376,15 @@ class SpeechService:
             failure = failure or error
         return failure
 
-    def _chunks(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str) -> AsyncGenerator[LMChunk, None]:
+    def _chunks(
+        self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str, host: str
+    ) -> AsyncGenerator[LMChunk, None]:
+        flow, pacer = chunk_sender.flow, chunk_sender.pacer
+        if self._is_live(prompt):
+            return self._live.follow(prompt, utterance, flow, pacer, host)
         if prompt.is_open:
-            is_live = self._model.family.code_track is not None
-            follow = self._live.follow if is_live else self._texts.speak
-            return follow(prompt, utterance, chunk_sender.flow, chunk_sender.pacer)
-        return self._model.generate(prompt, utterance, chunk_sender.pacer)
+            return self._texts.speak(prompt, utterance, flow, pacer)
+        return self._model.generate(prompt, utterance, pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
         """Send the final flag, with the error if there is one, and count the outcome."""
