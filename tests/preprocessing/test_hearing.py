@@ -197,6 +197,8 @@ def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
 
 
 def test_bad_parts_have_no_effect(client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
+    with pytest.raises(InvalidRequest, match="sample_rate: expected the rate of the session's audio in Hz, got none"):
+        client.send("s", 0, pcm[:0], rate=None)
     client.send("s", 0, pcm[:1000])
     with_nan = pcm[:100].copy()
     with_nan[3] = np.nan

@@ -120,7 +120,7 @@ class Hearing:
             session: Name of the session.
             number: Number of the part, from 0.
             pcm: Samples, float32 [n], which the queue keeps.
-            rate: Sample rate in Hz; None only without samples.
+            rate: Sample rate in Hz; None only without samples, in a later part or the last one.
             is_last: True if the audio ends with this part.
             host: Host of the client.
             answer: Called once on another thread, with the part's frames or the reason why the session is lost.
@@ -139,6 +139,8 @@ class Hearing:
                 return
             check_part(pcm, rate, None if stream is None else stream.rate)
             if stream is None:
+                if rate is None and not is_last:
+                    raise InvalidRequest("sample_rate", "the rate of the session's audio in Hz", "none")
                 if not self._places.has_free(host):
                     raise Overloaded(f"{len(self._streams)} sessions are open, try again")
                 stream = _Stream(host, rate or MIN_RATE_HZ, self._clock())
