@@ -16,6 +16,7 @@ import pytest
 
 from stretto.config import EngineConfig
 from stretto.engine import host
+from stretto.engine.environment import PROCESS_METHOD
 from stretto.engine.llm import SpeechLLM
 from stretto.errors import CheckpointError, StrettoError
 from stretto.families.tiny.family import TINY
@@ -75,9 +76,11 @@ async def test_an_engine_of_the_spare_serves_and_ends_with_its_client(spare: int
     llm.shutdown()
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 async def test_a_killed_engine_or_host_fails_its_replies_and_the_spare_starts_the_next(
-    spare: int, config: EngineConfig
+    spare: int, config: EngineConfig, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(PROCESS_METHOD, method)
     for is_host in (False, True):
         llm = SpeechLLM.launch(config)
         (engine,) = llm.engine_pids

@@ -50,6 +50,8 @@ def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
         ("tritonserver", "/opt/bin/tritonserver --model-repository=m", "tritonserver"),
         ("triton_python_b", "/opt/stub /srv/repository/language_model/1/model.py prefix 1 2", "language_model"),
         ("VLLM::EngineCor", "VLLM::EngineCore", "engine"),
+        ("host_of_12", "python -P -m stretto.engine.host /run/spare", "engine_host"),
+        ("engine_spare", "python -P -m stretto.engine.host /run/spare", "engine_spare"),
         ("python", "python -m stretto serve --http-port 1", "launcher"),
         ("python", "python -P -m stretto.proxy", "proxy"),
         ("python", "python -P -m stretto.preprocessing.audio_worker 9 0", "audio_worker"),
@@ -62,5 +64,6 @@ def test_a_process_is_called_what_it_is(name: str, command: str, expected: str) 
 
 
 def test_every_process_that_recovery_kills_has_such_a_name() -> None:
-    known = {"tritonserver", "preprocessor", "language_model", "acoustic_decoder", "engine", "proxy", "audio_worker"}
-    assert set(recovery.PROCESSES) == known
+    models = {"preprocessor", "language_model", "acoustic_decoder"}
+    others = {"tritonserver", "engine", "engine_host", "engine_spare", "proxy", "audio_worker"}
+    assert set(recovery.PROCESSES) == models | others

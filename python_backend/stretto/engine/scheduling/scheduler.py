@@ -18,6 +18,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.adapters import check_config
+from stretto.engine.host import die_with_parent
 from stretto.engine.protocol import (
     NO_CHANGE,
     STATS_KEY,
@@ -340,7 +341,10 @@ class PairedScheduling(Base):
         self.table.followers = self.guidance, self.texts
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
-        self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share_of(config))
+        share = share_of(config)
+        if share is not None:
+            die_with_parent()  # the host, whose hook for forks an engine that was spawned has not run
+        self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share)
         # Planned step: rows granted to each running request, and whether new requests may be admitted.
         self._grants, self._admits = dict[str, int](), True
         # Step whose output is processed: scheduled requests and their samples.
