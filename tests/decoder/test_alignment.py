@@ -17,6 +17,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, frames, joined, push
 from tests.fakes import FakeCodec, RecordedReply
+from tests.patience import until
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)
 WORDS = [TimedWord("the", 0.02, 0.08, 0.75), TimedWord("cat", 0.12345, 0.2, 0.5)]
@@ -70,9 +71,10 @@ def speak(
 
 
 def until_jobs(aligner: FakeAligner, worker: DecoderWorker, number: int = 1) -> None:
-    """Wait until the decoder has handed over its last chunks: an utterance pushed later is answered after them."""
+    """Wait until the decoder has handed over the jobs of its last chunks; other utterances are answered meanwhile."""
     for index in range(3):
         push(worker, f"later{index}", 0, frames(1), is_final=True).wait()
+    until(lambda: len(aligner.jobs) >= number)
     assert len(aligner.jobs) == number
 
 
