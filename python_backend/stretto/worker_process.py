@@ -53,7 +53,7 @@ class WorkerProcess:
     def start_again_if_ended(self) -> None:
         """Start the process again if it has ended."""
         if self._process.poll() is not None:
-            self._restart()
+            self.restart()
 
     def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
         """Run a job.
@@ -79,8 +79,13 @@ class WorkerProcess:
             answer: dict[str, Any] = json.loads(line)
             return answer
         if not self._is_killed:
-            self._restart()
+            self.restart()
         return None
+
+    def restart(self) -> None:
+        """Kill the process and start another one; raise OSError if none can be started."""
+        self._end()
+        self._process = self._start()
 
     def release_memory(self) -> None:
         """Truncate the shared memory to 0 bytes; must be called between jobs."""
@@ -106,10 +111,6 @@ class WorkerProcess:
             env=os.environ | ONE_THREAD,
             text=True,
         )
-
-    def _restart(self) -> None:
-        self._end()
-        self._process = self._start()
 
     def _end(self) -> None:
         with suppress(BrokenPipeError), self._process:  # closes its pipes and waits

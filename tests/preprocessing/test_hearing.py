@@ -23,7 +23,7 @@ from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_heari
 from stretto.preprocessing.hearing_worker import Resampler, Streams, answer
 from stretto.records.prompt import AudioPart
 from tests.kyutai_release import make_checkpoint, replies
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from tests.small_vocabularies import CHATTERBOX
 
 RATE = 24_000
@@ -69,17 +69,25 @@ class Inside:
         self.may_run = threading.Event()
         self.may_run.set()
         self.has_job = threading.Event()
-        self.dies = False
+        self.dies = self.fails = False
+        self.num_starts = 1
 
     def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
         self.has_job.set()
         self.may_run.wait()
+        if self.fails:
+            self.fails = False
+            raise OSError("the disk is full")
         if self.dies:
-            self.streams, self.dies = Streams(self.live), False
+            self.dies = False
+            self.restart()
             return None
         self.jobs.append(job)
         made: dict[str, Any] = json.loads(json.dumps(answer(self.streams, self.memory, json.loads(json.dumps(job)))))
         return made
+
+    def restart(self) -> None:
+        self.streams, self.num_starts = Streams(self.live), self.num_starts + 1
 
     def release_memory(self) -> None:
         os.ftruncate(self.memory, 0)
@@ -95,10 +103,12 @@ class Client:
         self.hearing = hearing
         self.answers: dict[str, list[AudioPart]] = {}
         self.order: list[str] = []  # sessions of all answers
+        self.ended: set[str] = set()
         self.changed = threading.Condition()
 
     def send(self, session: str, number: int, pcm: np.ndarray, is_last: bool = False, rate: int | None = RATE) -> None:
-        self.hearing.submit(session, number, pcm.astype(np.float32), rate, is_last, "host", self._take)
+        given = (pcm.astype(np.float32), rate, is_last, "host", self._take, lambda: session not in self.ended)
+        self.hearing.submit(session, number, *given)
 
     def _take(self, part: AudioPart) -> None:
         with self.changed:
@@ -196,6 +206,36 @@ def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
     assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
 
 
+def test_after_a_failure_of_its_own_the_process_is_replaced(
+    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
+) -> None:
+    """The process would keep the streams of lost sessions, which no session of that name could use again."""
+    client.send("old", 0, pcm[:9000])
+    client.until("old", 1)
+    inside.fails = True
+    client.send("old", 1, pcm[:9000])
+    assert client.until("old", 2)[-1].lost == LOST
+    client.send("new", 0, pcm, is_last=True)
+    assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+    assert inside.num_starts == 2
+    assert len(inside.streams) == 0
+
+
+def test_a_process_that_cannot_be_replaced_is_no_end(
+    client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("no memory")
+
+    inside.fails = True
+    with monkeypatch.context() as patched:
+        patched.setattr(inside, "restart", refuse)
+        client.send("old", 0, pcm[:9000])
+        assert client.until("old", 1)[-1].lost == LOST
+        client.send("new", 0, pcm, is_last=True)
+        assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
+
+
 def test_bad_parts_have_no_effect(client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
     with pytest.raises(InvalidRequest, match="sample_rate: expected the rate of the session's audio in Hz, got none"):
         client.send("s", 0, pcm[:0], rate=None)
@@ -232,22 +272,34 @@ def test_limits_of_waiting_parts_and_sessions(client: Client, inside: Inside, pc
     client.until("s", MAX_WAITING)
 
 
-def test_idle_sessions_are_dropped(live: LiveInput, inside: Inside, pcm: np.ndarray) -> None:
-    now = [0.0]
-    hearing = Hearing(inside, live.encoder.num_codebooks, lambda: now[0])
-    client = Client(hearing)
-    client.send("idle", 0, pcm[:100])
-    client.until("idle", 1)
-    now[0] = hearing_module.IDLE_S + 1
-    for number in range(2):
-        client.send("other", number, pcm[:100])
-        client.until("other", number + 1)
-    assert hearing.num_streams == len(inside.streams) == 1
-    client.send("idle", 1, pcm[:100])
-    assert client.until("idle", 2)[-1].lost == LOST
+def test_sessions_that_have_ended_are_dropped(
+    client: Client, inside: Inside, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their places are free again, and parts that wait are not encoded."""
+    monkeypatch.setattr(hearing_module, "POLL_S", 0.01)
+    client.send("gone", 0, pcm[:100])
+    client.until("gone", 1)
+    inside.may_run.clear()
+    inside.has_job.clear()
+    client.send("other", 0, pcm[:100])
+    assert inside.has_job.wait(PATIENCE_S)
+    client.send("gone", 1, pcm)
+    client.ended.add("gone")
+    inside.may_run.set()
+    assert client.until("gone", 2)[-1].lost == LOST
+    client.send("other", 1, pcm[:100])
+    client.until("other", 2)
+    assert client.hearing.num_streams == len(inside.streams) == 1
+    assert [name for job in inside.jobs for name, *_ in job["parts"]] == ["gone", "other", "other"]
+    client.ended.add("other")
+    until(lambda: not client.hearing.num_streams and not len(inside.streams))
+
+
+def test_after_its_end_nothing_is_accepted(inside: Inside, pcm: np.ndarray) -> None:
+    hearing = Hearing(inside, inside.live.encoder.num_codebooks)
     hearing.close()
     with pytest.raises(Closing):
-        client.send("late", 0, pcm[:100])
+        Client(hearing).send("late", 0, pcm[:100])
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])

@@ -14,7 +14,7 @@ from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt
 from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSessions
-from stretto.triton_io.tensors import Seal, check_session
+from stretto.triton_io.tensors import Seal, session_slot
 from tests.small_vocabularies import KYUTAI_STT
 
 SEAL = Seal(bytes(32))
@@ -98,7 +98,7 @@ async def session() -> Session:
 
 
 async def test_parts_reach_the_model_in_order_and_have_receipts(session: Session) -> None:
-    check_session(session.name, SEAL)
+    assert session_slot(session.name, SEAL) == (FLOW.slot, FLOW.generation)
     receipt = await session.sessions.write(session.part(0, 2))
     assert (receipt.receipt, receipt.frames, receipt.lag_frames) == (0, 2, 3)
     assert session.model.max_ahead == MAX_AHEAD_S * KYUTAI_STT.frame_rate
@@ -155,4 +155,4 @@ async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
 @pytest.mark.parametrize("name", ["", "nobody", "A" * 43, "é", "A" * 43 + "="])
 def test_other_names_are_nobody_s(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
-        check_session(name, SEAL)
+        session_slot(name, SEAL)

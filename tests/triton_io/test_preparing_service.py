@@ -1,5 +1,6 @@
 """The preprocessor's I/O layer: text is answered at once, audio when it has been read, and each request once."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 
 from stretto.disconnects import DISCONNECTS_FILE, HOST, STREAM, Disconnects
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.records.prompt import Prompt, TextPart
+from stretto.records.prompt import AudioPart, Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.triton_io.flow import FlowTable, HeldSlots
 from stretto.triton_io.preparing_service import PreparingService
 from stretto.triton_io.stub import DrainGate, is_passing
-from stretto.triton_io.tensors import Seal, read_prompt
+from stretto.triton_io.tensors import Seal, read_prompt, session_name
 from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)
@@ -201,3 +203,56 @@ def test_a_part_of_a_text_goes_on_sealed_as_one_even_while_the_server_drains(rim
     inputs.fault = InvalidRequest("session.part", "an integer", "'a'")
     response, _ = rim.ask(inputs)
     assert response.error.message() == "invalid request: session.part: expected an integer, got 'a'"
+
+
+class Encoder:
+    """Hearing process that answers each part with one frame."""
+
+    def __init__(self) -> None:
+        self.is_open: list[Callable[[], bool]] = []
+
+    def submit(
+        self,
+        session: str,
+        number: int,
+        pcm: np.ndarray,
+        rate: int | None,
+        is_last: bool,
+        host: str,
+        answer: Callable[[AudioPart], None],
+        is_open: Callable[[], bool],
+    ) -> None:
+        self.is_open.append(is_open)
+        answer(AudioPart(session, number, b"1234", is_last))
+
+
+def test_audio_is_accepted_while_its_session_lasts(tmp_path: Path) -> None:
+    """Names of other or ended sessions are refused, also after the language model was restarted."""
+    table, encoder = FlowTable.create(1, 4, tmp_path), Encoder()
+    slots, gate = HeldSlots(1, tmp_path), DrainGate(tmp_path / "draining")
+    service = PreparingService(lambda raw: PROMPT, lambda raw: PART, Waiting(), SEAL, gate, encoder, slots)
+
+    def send(name: str) -> Any:
+        inputs = Inputs()
+        inputs.text = inputs.audio = inputs.messages = inputs.task = inputs.options = inputs.sample_rate = None
+        inputs.session = json.dumps({"id": name, "part": 0, "is_last": False})
+        request = Request({})
+        return service.answer(request, lambda asked: inputs) or request.sender.responses[0]
+
+    slot = table.claim()
+    name = session_name(slot.address, SEAL)
+    part = read_prompt(Request({"prompt": send(name).array("prompt")}), SEAL)
+    assert part == AudioPart(name, 0, b"1234", False)
+    assert encoder.is_open[0]()
+    slot.release()
+    assert not encoder.is_open[0]()
+    for old in (name, session_name(slot.address, Seal(bytes(31) + b"1"))):
+        message = send(old).error.message()
+        assert message.startswith("invalid request: session.id: expected the id of an open session, got ")
+    unremoved = table.claim()
+    table.close()  # as after the death of its process
+    table = FlowTable.create(1, 4, tmp_path)
+    assert "session.id" in send(session_name(unremoved.address, SEAL)).error.message()
+    assert send(session_name(table.claim().address, SEAL)).error is None
+    assert len(encoder.is_open) == 2
+    table.remove()

@@ -28,6 +28,7 @@ class TritonPythonModel:
         from stretto.preprocessing.hearing import open_hearing
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
+        from stretto.triton_io.flow import HeldSlots
         from stretto.triton_io.preparing_service import PreparingService
         from stretto.triton_io.stub import DrainGate
         from stretto.triton_io.tensors import ModelParameters, SealKey, read_inputs
@@ -46,7 +47,8 @@ class TritonPythonModel:
         found = parameters.path("checkpoint"), parameters.device
         self.hearing = open_hearing(self.preprocessor.family, *found)
         prepare, seal = self.preprocessor.prepare, self.key.seal
-        self.service = PreparingService(prepare, read_part, self.lanes, seal, gate, self.hearing)
+        slots = HeldSlots(stub.server_pid())
+        self.service = PreparingService(prepare, read_part, self.lanes, seal, gate, self.hearing, slots)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.service.answer(request, self.read) for request in requests]

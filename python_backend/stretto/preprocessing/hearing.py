@@ -7,7 +7,6 @@ a job are the next one: no frame waits for others.
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ MAX_PEAK = 2.0  # as for recordings
 MAX_WAITING = 8  # parts of one session
 MAX_STREAMS = 256
 MAX_BYTES = 128 << 20  # of waiting samples
-IDLE_S = 90.0  # longer than the time after which the language model ends a session
+POLL_S = 1.0  # interval in which sessions that have ended are looked for
 LOST = "the process that encodes live audio has ended; try again"
 Answer = Callable[[AudioPart], None]
 
@@ -45,6 +44,10 @@ class Process(Protocol):
 
     def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
         """Run a job; return None if the process ended, and start it again."""
+        ...
+
+    def restart(self) -> None:
+        """Replace the process; raise OSError if none can be started."""
         ...
 
     def release_memory(self) -> None:
@@ -72,6 +75,7 @@ class _Stream:
     """Session that has sent audio.
 
     Attributes:
+        is_open: Returns False once the session has ended.
         next_part: Number of the next part.
         num_samples: Number of samples received.
         is_begun: True if the first waiting part is in the process.
@@ -79,7 +83,7 @@ class _Stream:
 
     host: str
     rate: int
-    used_s: float
+    is_open: Callable[[], bool]
     next_part: int = 0
     num_samples: int = 0
     is_complete: bool = False
@@ -93,15 +97,14 @@ class Hearing:
     Args:
         process: The hearing process.
         num_codebooks: Number of ids per frame.
-        clock: Function that returns the time in seconds.
 
     Attributes:
         num_jobs: Number of jobs that encoded frames.
         num_encoded: Number of streams in those jobs; divided by `num_jobs`, the mean batch size.
     """
 
-    def __init__(self, process: Process, num_codebooks: int, clock: Callable[[], float] = time.monotonic):
-        self._process, self._width, self._clock = process, num_codebooks, clock
+    def __init__(self, process: Process, num_codebooks: int):
+        self._process, self._width = process, num_codebooks
         self._streams: dict[str, _Stream] = {}
         self._closed: list[str] = []
         self._places, self._bytes = FairLimit(MAX_STREAMS), FairLimit(MAX_BYTES)
@@ -112,7 +115,15 @@ class Hearing:
         self._thread.start()
 
     def submit(
-        self, session: str, number: int, pcm: np.ndarray, rate: int | None, is_last: bool, host: str, answer: Answer
+        self,
+        session: str,
+        number: int,
+        pcm: np.ndarray,
+        rate: int | None,
+        is_last: bool,
+        host: str,
+        answer: Answer,
+        is_open: Callable[[], bool],
     ) -> None:
         """Accept the next part of a session's audio, as a whole.
 
@@ -124,6 +135,7 @@ class Hearing:
             is_last: True if the audio ends with this part.
             host: Host of the client.
             answer: Called once on another thread, with the part's frames or the reason why the session is lost.
+            is_open: Returns False once the session has ended; its audio is then dropped.
 
         Raises:
             InvalidRequest: The part is out of order, or its samples or their rate are invalid. It has no effect.
@@ -143,7 +155,7 @@ class Hearing:
                     raise InvalidRequest("sample_rate", "the rate of the session's audio in Hz", "none")
                 if not self._places.has_free(host):
                     raise Overloaded(f"{len(self._streams)} sessions are open, try again")
-                stream = _Stream(host, rate or MIN_RATE_HZ, self._clock())
+                stream = _Stream(host, rate or MIN_RATE_HZ, is_open)
             self._check_order(stream, number)
             if not self._bytes.has_free(stream.host, pcm.nbytes) or len(stream.waiting) >= MAX_WAITING:
                 raise Overloaded(f"{len(stream.waiting)} parts of this session are waiting, try again")
@@ -152,7 +164,7 @@ class Hearing:
                 self._places.acquire(host)
             self._bytes.acquire(stream.host, pcm.nbytes)
             stream.waiting.append(_Waiting(number, pcm, is_last, answer))
-            stream.next_part, stream.is_complete, stream.used_s = number + 1, is_last, self._clock()
+            stream.next_part, stream.is_complete = number + 1, is_last
             self._changed.notify()
 
     def _check_order(self, stream: _Stream, number: int) -> None:
@@ -178,32 +190,41 @@ class Hearing:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work, timeout=IDLE_S / 4)
+                self._changed.wait_for(self._has_work, timeout=POLL_S if self._streams else None)
                 if self._is_closed:
                     return
-                self._drop_idle()
-                if not self._has_work():
-                    continue
+                dropped = self._drop_ended()
                 closed, self._closed = self._closed, []
                 begun = [(name, each.waiting[0]) for name, each in self._streams.items() if each.waiting]
                 begun = [(name, part) for name, part in begun if not self._streams[name].is_begun]
                 for name, _ in begun:
                     self._streams[name].is_begun = True
+                has_job = self._has_ready or bool(begun) or bool(closed)
+            self._lose(dropped)
             try:
-                self._encode(begun, closed)
+                if has_job:
+                    self._encode(begun, closed)
             except Exception:  # such as a full disk; without this thread, no session would go on
                 logger.exception("live audio could not be encoded")
                 self._lose_all()
+                self._replace_process()
 
     def _has_work(self) -> bool:
         fresh = any(each.waiting and not each.is_begun for each in self._streams.values())
         return self._is_closed or self._has_ready or bool(self._closed) or fresh
 
-    def _drop_idle(self) -> None:
-        oldest_s = self._clock() - IDLE_S
-        for name in [name for name, each in self._streams.items() if each.used_s < oldest_s and not each.waiting]:
-            self._remove(name)
-            self._closed.append(name)
+    def _drop_ended(self) -> list[tuple[str, _Waiting]]:
+        """Remove the streams of sessions that have ended, and return their parts."""
+        ended = [name for name, each in self._streams.items() if not each.is_open()]
+        self._closed += ended
+        return [(name, part) for name in ended for part in self._remove(name)]
+
+    def _replace_process(self) -> None:
+        """Start the process again, because its streams are unknown; a failure is handled at the next job."""
+        try:
+            self._process.restart()
+        except OSError:
+            logger.exception("the hearing process could not be started")
 
     def _encode(self, begun: list[tuple[str, _Waiting]], closed: list[str]) -> None:
         """Run one job with the parts in `begun`, and answer the parts that are done."""
@@ -260,18 +281,21 @@ class Hearing:
 
     def _lose_all(self) -> None:
         with self._changed:
-            lost = [(name, part) for name, each in self._streams.items() for part in each.waiting]
-            for name in list(self._streams):
-                self._remove(name)
+            lost = [(name, part) for name in list(self._streams) for part in self._remove(name)]
             self._has_ready, self._closed = False, []
-        for name, part in lost:
+        self._lose(lost)
+
+    def _lose(self, parts: list[tuple[str, _Waiting]]) -> None:
+        for name, part in parts:
             self._answer(part, AudioPart(name, part.number, b"", part.is_last, lost=LOST))
 
-    def _remove(self, name: str) -> None:
+    def _remove(self, name: str) -> deque[_Waiting]:
+        """Remove a stream, and return its parts."""
         stream = self._streams.pop(name)
         self._places.release(stream.host)
         for part in stream.waiting:
             self._bytes.release(stream.host, part.pcm.nbytes)
+        return stream.waiting
 
 
 def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | None:

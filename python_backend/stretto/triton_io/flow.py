@@ -348,3 +348,29 @@ class FlowTables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
         return self._tables[address.table].slot_at(address)
+
+
+class HeldSlots:
+    """Lookup of utterances in progress by slot and generation, in the table of a server's language model.
+
+    Args:
+        server_pid: Pid of the Triton server.
+        directory: Directory of the tables.
+    """
+
+    def __init__(self, server_pid: int, directory: Path = DIRECTORY) -> None:
+        self._pattern, self._directory = f"{PREFIX}{server_pid}_*", directory
+        self._table: FlowTable | None = None
+
+    def has(self, slot: int, generation: int) -> bool:
+        """Return True if an utterance holds the slot, and its generation is the given one."""
+        if self._table is None or not self._table.path.exists():  # the language model was restarted
+            self._table = self._opened()
+        table = self._table
+        return table is not None and table.holds(FlowAddress(table.path.name, slot, generation))
+
+    def _opened(self) -> FlowTable | None:
+        for path in self._directory.glob(self._pattern):
+            with suppress(OSError, ValueError):
+                return FlowTable.open(path.name, self._directory)
+        return None

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from stretto.errors import Closing, InvalidRequest, StrettoError, shown
+from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import AudioPart, Prompt
 from stretto.streams.chunking import Pacer
-from stretto.triton_io.tensors import Seal, new_session
+from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # of audio that the reply has not read; beyond it, receipts wait
 PART_S = 10.0  # for the parts before one that was overtaken between the models
@@ -50,7 +50,7 @@ class LiveSession:
     """Live audio of one utterance.
 
     Args:
-        name: Random name by which the client sends audio.
+        name: Name by which the client sends audio.
         utterance: Id of the utterance.
         flow: Address of the utterance's flow-control slot.
     """
@@ -108,7 +108,7 @@ class LiveSessions:
         """
         session, track = self._open.get(part.session), self._model.family.code_track
         if session is None or track is None:
-            raise InvalidRequest("session.id", "the id of an open session", shown(part.session))
+            raise unknown_session(part.session)
         if part.lost:
             session.check(part)
             failure = Closing(part.lost)
@@ -140,7 +140,7 @@ class LiveSessions:
         Raises:
             NoCapacity: If too many sessions are open, in total or from `host`.
         """
-        session = LiveSession(new_session(self._seal), utterance, flow)
+        session = LiveSession(session_name(flow, self._seal), utterance, flow)
         segment = self._model.family.task(prompt.task).segments[0]
         with self._model.session_place(host):
             self._open[session.name] = session

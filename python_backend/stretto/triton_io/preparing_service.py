@@ -6,6 +6,7 @@ slow may happen before `execute` returns.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +16,10 @@ from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
 from stretto.records.prompt import AudioPart, Prompt, TextPart, read_session
 from stretto.triton_io.callers import Caller, failed_response, log_failure
+from stretto.triton_io.flow import HeldSlots
 from stretto.triton_io.ring import check_ring
 from stretto.triton_io.stub import DrainGate
-from stretto.triton_io.tensors import Seal, check_session, write_part, write_prompt
+from stretto.triton_io.tensors import Seal, session_slot, unknown_session, write_part, write_prompt
 
 NAME = "preprocessor"
 
@@ -70,8 +72,12 @@ class Hearing(Protocol):
         is_last: bool,
         host: str,
         answer: Callable[[AudioPart], None],
+        is_open: Callable[[], bool],
     ) -> None:
-        """Accept the next part of a session's audio; `answer` gets its frames, on another thread."""
+        """Accept the next part of a session's audio; `answer` gets its frames, on another thread.
+
+        `is_open` returns False once the session has ended; its audio is then dropped.
+        """
         ...
 
 
@@ -88,6 +94,7 @@ class PreparingService:
         seal: MAC for prompts and parts.
         gate: Gate that refuses requests while the server drains.
         hearing: Encoder of live audio; None if the family reads none.
+        slots: Utterances in progress; None without `hearing`.
     """
 
     def __init__(
@@ -98,8 +105,9 @@ class PreparingService:
         seal: Seal,
         gate: DrainGate,
         hearing: Hearing | None = None,
+        slots: HeldSlots | None = None,
     ) -> None:
-        self._hearing = hearing
+        self._hearing, self._slots = hearing, slots
         self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
         self._disconnects = Disconnects.from_environment()
 
@@ -131,9 +139,12 @@ class PreparingService:
         return None
 
     def _hear(self, hearing: Hearing, raw: Raw, request: Any) -> None:
-        """Queue a part of live audio."""
+        """Queue a part of live audio; raise InvalidRequest if its session has ended."""
+        assert self._slots is not None, "live audio needs the sessions in progress"
         session = read_session(raw, ("text", "audio", "messages", "task", "options"))
-        check_session(session["id"], self._seal)
+        is_open = partial(self._slots.has, *session_slot(session["id"], self._seal))
+        if not is_open():
+            raise unknown_session(session["id"])
         caller = Caller(request, self._disconnects)
         pcm = np.zeros(0, np.float32) if raw.pcm_in is None else raw.pcm_in.copy()
 
@@ -141,7 +152,7 @@ class PreparingService:
             send(caller.sender, pb_utils.InferenceResponse(write_part(part, self._seal)))
 
         number, is_last = session["part"], session["is_last"]
-        hearing.submit(session["id"], number, pcm, raw.sample_rate, is_last, caller.host, answer)
+        hearing.submit(session["id"], number, pcm, raw.sample_rate, is_last, caller.host, answer, is_open)
 
     def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:

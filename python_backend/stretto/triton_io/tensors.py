@@ -26,7 +26,8 @@ from stretto.config import parse_parameter
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
-from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, TextPart
+from stretto.records.chunk import FlowAddress
+from stretto.records.prompt import AudioPart, Prompt, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,17 +425,29 @@ def write_part(part: TextPart | AudioPart, seal: Seal) -> list[Any]:
     return [bytes_tensor(PROMPT, seal.close(name, part.to_bytes()))]
 
 
-def new_session(seal: Seal) -> str:
-    """Return a random name of a live session, which `check_session` accepts."""
-    return urlsafe_b64encode(seal.close(SESSION_NAME, secrets.token_bytes(ID_BYTES))).decode()
+SLOT = struct.Struct("<IQ")  # of a live session's utterance in the flow table, and its generation
 
 
-def check_session(name: str, seal: Seal) -> None:
-    """Raise InvalidRequest if a live session's name is not one that this server has given."""
+def session_name(flow: FlowAddress, seal: Seal) -> str:
+    """Return the name of a live session: the slot of its utterance, with a MAC.
+
+    The preprocessor encodes audio only for sessions whose utterance holds its slot.
+    """
+    return urlsafe_b64encode(seal.close(SESSION_NAME, SLOT.pack(flow.slot, flow.generation))).decode()
+
+
+def session_slot(name: str, seal: Seal) -> tuple[int, int]:
+    """Return slot and generation from a live session's name; raise InvalidRequest if this server has not given it."""
     try:
-        seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True))
-    except (InvalidRequest, ValueError):
-        raise InvalidRequest("session.id", "the id of an open session", shown(name)) from None
+        slot, generation = SLOT.unpack(seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True)))
+    except (InvalidRequest, ValueError, struct.error):
+        raise unknown_session(name) from None
+    return slot, generation
+
+
+def unknown_session(name: str) -> InvalidRequest:
+    """Return the error for a part of a live session that does not exist, or has ended."""
+    return InvalidRequest("session.id", "the id of an open session", shown(name))
 
 
 def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart:
