@@ -109,7 +109,7 @@ class Session:
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
         begins_anew = self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
         if begins_anew or not self._is_live:
-            self._transcriber.drop()
+            self._drop_transcript()
             self._heard = 0  # a later transcription of the turn begins with its first buffered sample
         self._settings = settings
 
@@ -132,9 +132,10 @@ class Session:
     async def _hear(self, until: int) -> None:
         """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio.
 
-        A failure ends only the transcription, never the turn.
+        A failure ends only the transcription, never the turn. While too many recordings wait, the samples stay in the
+        buffer, so that a transcription that begins later has the whole turn.
         """
-        if self._is_live and until > self._heard:
+        if self._is_live and until > self._heard and self._transcriber.can_hear:
             pcm, self._heard = self._input.since(self._heard, until), until
             try:
                 self._transcriber.hear(self._next_id, pcm, self._tasks)
@@ -182,8 +183,13 @@ class Session:
 
     async def _clear(self, _: client.ClientEvent) -> None:
         self._input.pop_turn()
-        self._transcriber.drop()
+        self._drop_transcript()
         await self._channel.send("input_audio_buffer.cleared")
+
+    def _drop_transcript(self) -> None:
+        """End the transcription of the turn in progress; another one is that of another item."""
+        if self._transcriber.drop():
+            self._next_id = new_id("item")
 
     async def _create_item(self, event: client.ItemCreate) -> None:
         self._conversing(event)

@@ -82,6 +82,11 @@ class Transcriber:
         self._running: set[asyncio.Task[None]] = set()
         self._live: LiveTurn | None = None
 
+    @property
+    def can_hear(self) -> bool:
+        """True if the turn in progress is being transcribed, or its transcription can begin."""
+        return self._live is not None or len(self._running) < MAX_WAITING
+
     def hear(self, item_id: str, pcm: bytes, tasks: asyncio.TaskGroup) -> None:
         """Transcribe the next samples of the turn in progress, which will be item `item_id`.
 
@@ -93,7 +98,7 @@ class Transcriber:
         Raises:
             ApiError: The memory limit is exceeded.
         """
-        if not pcm or (self._live is None and len(self._running) >= MAX_WAITING):
+        if not pcm:
             return
         if self._live is None:
             live = LiveTurn(Item("user", [Part("input_audio", None)], item_id), self._gateway.sessions.held)
@@ -115,11 +120,12 @@ class Transcriber:
             live.task = None
             await self._fail(live.item, error)
 
-    def drop(self) -> None:
-        """Cancel the transcription of the turn in progress, whose samples were discarded."""
+    def drop(self) -> bool:
+        """Cancel the transcription of the turn in progress; return True if there was one."""
         live, self._live = self._live, None
         if live is not None and live.task is not None:
             live.task.cancel()
+        return live is not None
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
         """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""

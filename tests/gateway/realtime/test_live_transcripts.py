@@ -87,13 +87,13 @@ async def test_audio_that_is_cleared_is_not_transcribed(start: Start) -> None:
     async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
         await caller.update(type="transcription")
         await caller.hear(spoken()[:RATE])
-        await caller.until("conversation.item.input_audio_transcription.delta")
+        cleared = (await caller.until(f"{TRANSCRIPT}.delta"))[-1]
         await caller.ask("input_audio_buffer.clear")
         await caller.hear(spoken()[:RATE])
         await caller.send("input_audio_buffer.commit")
-        assert (await caller.until("conversation.item.input_audio_transcription.completed"))[
-            -1
-        ].transcript == "fine then"
+        completed = (await caller.until(f"{TRANSCRIPT}.completed"))[-1]
+        assert completed.transcript == "fine then"
+        assert completed.item_id != cleared.item_id
     assert len(listening.heard) == 2
     assert len(listening.heard[1]) == RATE
 
@@ -205,12 +205,13 @@ async def test_other_turn_detection_begins_another_live_session(start: Start) ->
     async with call(running, "gpt-4o-transcribe") as caller:
         await caller.update(VAD, type="transcription")
         await caller.hear(spoken()[:RATE])
-        await caller.until(f"{TRANSCRIPT}.delta")
+        first = (await caller.until(f"{TRANSCRIPT}.delta"))[-1]
         await caller.update(type="transcription")
         await until_async(lambda: not admission.num_active)
         await caller.hear(spoken()[RATE : 2 * RATE])
         await caller.send("input_audio_buffer.commit")
-        await caller.until(f"{TRANSCRIPT}.completed")
+        completed = (await caller.until(f"{TRANSCRIPT}.completed"))[-1]
+        assert completed.item_id != first.item_id, "the client has the words of the first transcription"
     assert len(listening.heard) == 2
     assert 1.5 * RATE < len(listening.heard[1]) <= 2 * RATE
 
@@ -227,3 +228,21 @@ async def test_a_turn_for_which_there_is_no_room_leaves_no_live_session(start: S
         refused = await caller.ask("input_audio_buffer.commit")
         assert refused.type == "error"
         await until_async(lambda: not admission.num_active)
+
+
+async def test_a_transcription_that_has_to_wait_begins_with_its_turn(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples that arrive while too many recordings wait are not lost."""
+    listening = Listening()
+    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
+        with monkeypatch.context() as patched:
+            patched.setattr("stretto_gateway.realtime.talk.MAX_WAITING", 0)
+            await caller.update(type="transcription")
+            await caller.hear(spoken()[:RATE])
+            await caller.update(type="transcription")  # answered once the samples have been handled
+        assert not listening.heard
+        await caller.hear(spoken()[RATE : 2 * RATE])
+        await caller.send("input_audio_buffer.commit")
+        await caller.until(f"{TRANSCRIPT}.completed")
+    assert [len(pcm) for pcm in listening.heard] == [2 * RATE]
