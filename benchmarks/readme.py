@@ -4,7 +4,7 @@
 
 Measures, one after another and with nothing else running: the bundled model with its proxy (`ensemble`), a small
 Qwen3-TTS with random weights (`ensemble --family`) and, with `--package`, Pocket TTS alternating with the authors'
-package (`pocket_tts`). Each appends its lines to its file in `--results`. The README's text between the two comments
+package (`authors`). Each appends its lines to its file in `--results`. The README's text between the two comments
 that name this command is then replaced. `--only-write` takes the latest lines instead of measuring.
 """
 
@@ -37,7 +37,7 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
     run("ensemble", "speech", BUNDLED)
     run("ensemble", "families", FAMILY, "--family", SMALL_FAMILY)
     if package is not None:
-        run("pocket_tts", "pocket_tts", POCKET, "--package", str(package.resolve()))
+        run("authors", "authors", POCKET, "--family", "pocket_tts", "--package", str(package.resolve()))
 
 
 def latest(records: Iterable[Record], place: str, places: Sequence[int], **wanted: Any) -> list[Record]:

@@ -1,12 +1,12 @@
-"""The benchmark of Pocket TTS: dimensions of its release, and the files that the authors' package reads."""
+"""The benchmark against authors' code: dimensions of the releases, and the files that the packages read."""
 
 from math import prod
 from pathlib import Path
 
 import yaml
 
+from benchmarks.authors import pocket_tts_config
 from benchmarks.checkpoints.random_pocket import config, shapes, write_release
-from benchmarks.pocket_tts import write_theirs
 
 
 def test_the_release_is_as_large_as_the_published_one() -> None:
@@ -19,7 +19,7 @@ def test_the_release_is_as_large_as_the_published_one() -> None:
 
 def test_the_package_reads_the_release(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", "english_2m")
-    record = yaml.safe_load(write_theirs(release).read_text())
+    record = yaml.safe_load(pocket_tts_config(release).read_text())
     assert Path(record["weights_path"]).exists()
     assert Path(record["flow_lm"]["lookup_table"]["tokenizer_path"]).name == "tokenizer.model"
     assert record["mimi"] == config("english_2m")["mimi"]
