@@ -48,7 +48,7 @@ async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -
         await pace.wait(LARGE)
     waiting = [asyncio.create_task(pace.wait(LARGE)) for _ in range(2)]
     await let_run()
-    with pytest.raises(BadRequest, match=f"^{2 * LARGE} bytes of large requests are waiting, of at most ") as refused:
+    with pytest.raises(BadRequest, match=f"^{2 * LARGE} bytes of large requests are already waiting, ") as refused:
         await pace.wait(LARGE)
     assert refused.value.client_message.startswith("full: ")
     waiting[0].cancel()  # its client has left

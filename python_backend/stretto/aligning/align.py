@@ -44,7 +44,7 @@ class TimedWord(NamedTuple):
 def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) -> NDArray[np.int32]:
     """Return the most likely path of labels that yields `targets` when repetitions and blanks are removed.
 
-    Equal to `torchaudio.functional.forced_align`, also in the choice among equally likely paths.
+    Equal to `torchaudio.functional.forced_align`, including the choice among equally likely paths.
 
     Args:
         log_p: Log probabilities of C labels in T frames, float32 [T, C].
@@ -66,13 +66,13 @@ def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) ->
     needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
     if num_frames < needed:
         raise CannotAlign(f"expected at least {needed} frames for {len(ids)} labels, got {num_frames}")
-    labels = np.full(2 * len(ids) + 1, blank)  # a state before, between and after the targets is blank
+    labels = np.full(2 * len(ids) + 1, blank)  # blank states are before, between and after the targets
     labels[1::2] = ids
-    may_skip = np.zeros(len(labels), np.bool_)  # over a blank, unless the targets around it are equal
+    may_skip = np.zeros(len(labels), np.bool_)  # a path may skip a blank unless the targets around it are equal
     may_skip[3::2] = ids[1:] != ids[:-1]
     best = np.full(len(labels), -np.inf, np.float32)
     best[:2] = log_p[0, labels[:2]]
-    moves = np.zeros((num_frames, len(labels)), np.int8)  # states advanced into each state of each frame
+    moves = np.zeros((num_frames, len(labels)), np.int8)  # number of states advanced to reach each state
     one, two = np.full_like(best, -np.inf), np.full_like(best, -np.inf)
     for frame in range(1, num_frames):
         one[1:] = best[:-1]
@@ -90,7 +90,7 @@ def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) ->
 
 
 def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -> list[Span]:
-    """Return the runs of equal labels in a path, without blanks.
+    """Return the runs of equal labels in a path, excluding blanks.
 
     Args:
         path: Label of each frame, int32 [T].
@@ -107,7 +107,7 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text, without units that contain neither a letter nor a digit.
+    """Return the words of a text, omitting units that contain neither a letter nor a digit.
 
     Words are separated by spaces; in Chinese, Japanese and Thai each character is a word.
     """
@@ -139,7 +139,7 @@ class Alphabet:
         return None if found == self.blank else found
 
     def spell(self, word: str) -> list[int]:
-        """Return the labels of a word, without characters that the alphabet lacks."""
+        """Return the labels of a word, omitting characters that are not in the alphabet."""
         plain = unicodedata.normalize("NFKC", word)
         for apostrophe in APOSTROPHES:
             plain = plain.replace(apostrophe, "'")

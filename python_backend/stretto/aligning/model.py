@@ -18,7 +18,7 @@ RATE = 16_000  # sample rate in Hz
 WEIGHTS, CONFIG, VOCABULARY, PREPROCESSOR = "model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"
 FILES = (CONFIG, VOCABULARY, PREPROCESSOR, WEIGHTS)
 BLANK = "<blank>"
-MAX_LAYERS, MAX_WIDTH = 100, 1 << 15  # far above published models: 48 layers of 1280, with 5120 inside
+MAX_LAYERS, MAX_WIDTH = 100, 1 << 15  # far above published models: 48 layers, width 1280, feed-forward width 5120
 VARIANCE = 1e-7  # added before normalising, as when these models were trained
 
 
@@ -85,7 +85,7 @@ class Aligner:
         device: torch device.
 
     Raises:
-        CheckpointError: If the files do not match.
+        CheckpointError: If a file is missing, or does not have the wav2vec2 layout.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:

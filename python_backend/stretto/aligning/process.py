@@ -51,8 +51,8 @@ class AlignerProcess:
             text: Text that is spoken in the recording.
 
         Raises:
-            ProcessFailed: The process reported an error, ended, or did not answer for MAX_WAIT_S. In the last two cases
-                another one is started.
+            ProcessFailed: If the process reported an error, ended, or did not answer for MAX_WAIT_S. In the last two
+                cases a new process is started.
         """
         if self._is_closed:
             raise ProcessFailed("the alignment process was ended")
@@ -128,7 +128,7 @@ class Job:
         return self._answer is None
 
     def answer(self, words: list[TimedWord] | None) -> None:
-        """Pass on the answer, unless the job has been answered already, and free the samples."""
+        """Give the answer to the caller, unless the job has been answered already; free the samples."""
         with self._lock:
             answer, self._answer, self.pcm = self._answer, None, []
         if answer is not None:
@@ -158,7 +158,7 @@ def make_timer(seconds: float, expire: Callable[[], None]) -> Timer:
 
 
 class AlignmentQueue:
-    """Jobs for one process, in order of arrival, on a separate thread.
+    """Queue of jobs for one process; a separate thread runs them in order of arrival.
 
     Args:
         process: The alignment process.
@@ -181,13 +181,13 @@ class AlignmentQueue:
         self._thread.start()
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Align a text with a recording, and call `answer` once, at most `limit_s` later.
+        """Align a text with a recording; `answer` is called once, no later than `limit_s` from now.
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
             rate: Sample rate in Hz.
             text: Text that is spoken in the recording.
-            answer: Function that is called with the word times, or with None if there are none in time.
+            answer: Function that is called with the word times, or with None if they are not found in time.
         """
         timer: Timer | None = None
 

@@ -1,1 +1,1 @@
-"""Launcher: finds a Triton server installation; starts, watches and stops the server; and cleans up after it."""
+"""Launcher, which finds a Triton installation, starts, watches and stops the server, and cleans up after it."""

@@ -1,4 +1,4 @@
-"""Server that runs in the background on this machine: its pid file, and starting it on demand."""
+"""Background server of this machine: handling of its pid file, and start on demand."""
 
 import fcntl
 import importlib.util
@@ -70,7 +70,7 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Return True if the process that wrote the record is running, and not another one with its pid."""
+    """Return True if the process that wrote the record still runs, and its pid has not been reused."""
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 
@@ -195,7 +195,7 @@ class BackgroundServer:
             log_line(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
     def _launch(self) -> "subprocess.Popen[bytes]":
-        """Start the launcher in its own session, so that it does not get signals meant for this process."""
+        """Start the launcher in its own session, so that it does not receive signals meant for this process."""
         http, grpc, metrics = range(self.port, self.port + 3)
         log = self.folder / f"server-{http}.log"
         log_line(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")

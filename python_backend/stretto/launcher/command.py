@@ -68,7 +68,7 @@ def serve(config: LaunchConfig) -> int:
 
 
 def with_plain_paths(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
-    """Return config and installation with paths that Triton accepts; unacceptable ones are replaced by links.
+    """Return the config and the installation, with links in place of paths that Triton does not accept.
 
     Args:
         config: Launcher configuration.
@@ -96,8 +96,8 @@ def cannot_write(error: OSError, config: LaunchConfig, choice: str) -> LaunchErr
 
     Args:
         error: Cause.
-        config: Launcher configuration; its cache is named if `error` names no file.
-        choice: Suggested remedy.
+        config: Launcher configuration; the message mentions its cache folder if `error` has no file name.
+        choice: Alternative to suggest, for example another folder.
     """
     return LaunchError(f"cannot write {error.filename or config.cache} ({error.strerror or error}): choose {choice}")
 

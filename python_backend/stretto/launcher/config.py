@@ -24,7 +24,7 @@ class LaunchConfig:
     Attributes:
         model_repository: Triton model repository.
         address: IP address to listen at.
-        allowed: Closed APIs that are open to all clients.
+        allowed: APIs of `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         http_port: HTTP port.
         grpc_port: gRPC port.
@@ -36,7 +36,7 @@ class LaunchConfig:
         start_seconds: Time limit of a start, scaled by the machine's load, in seconds.
         start_attempts: Maximum number of aborted starts before the server has been ready for the first time.
         drain_seconds: Time limit for streams in progress when stopping, in seconds.
-        passed: Flags for tritonserver.
+        passed: Flags that are passed to tritonserver.
         gateway_args: Arguments for the gateway.
     """
 
@@ -65,7 +65,7 @@ class LaunchConfig:
 
     @property
     def stop_seconds(self) -> float:
-        """Maximum time that a stop takes, in seconds: draining gateway and streams, and process exits."""
+        """Maximum duration of a stop in seconds, including draining and process exits."""
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
 
     def listening_at(self, ports: Ports) -> "LaunchConfig":
@@ -92,7 +92,7 @@ def default_port() -> int:
 
 
 def default_pid_file(http_port: int, folder: Path) -> Path:
-    """Return the default pid file in `folder` of a launcher with this HTTP port."""
+    """Return the path in `folder` of the default pid file for this HTTP port."""
     return folder / f"server-{http_port}.pid"
 
 
@@ -247,10 +247,10 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:
-    """Return the pid file selected by the flags: the named one, or the default for the HTTP port.
+    """Return the path of the pid file: the given one, or the default for the HTTP port.
 
     Raises:
-        LaunchError: If no file is named and the HTTP port is 0.
+        LaunchError: If no pid file is given and the HTTP port is 0.
     """
     if not flags.http_port and flags.pid_file is None:
         raise LaunchError("--http-port 0: requires --pid-file, the file to which the port is written")

@@ -1,4 +1,4 @@
-"""Faults of server and front ends (crashes, clock steps, dead locks, missing heartbeats), and clean-up after them."""
+"""Detection of faults (crashes, clock steps, orphaned mutexes, missing heartbeats), and the clean-up afterwards."""
 
 import fcntl
 import os
@@ -99,7 +99,7 @@ def _own_region(path: Path) -> Iterator[int | None]:
     """Open a shared-memory file without following links.
 
     Yields:
-        Its descriptor; None if the file belongs to another user or has several names (hard links).
+        The file's descriptor, or None if the file belongs to another user or has several hard links.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -110,7 +110,7 @@ def _own_region(path: Path) -> Iterator[int | None]:
 
 
 def _dead(descriptor: int, offset: int) -> Iterator[int]:
-    """Yield the file offsets of mutexes that the kernel has marked, because their owners have died."""
+    """Yield the file offsets of mutexes that the kernel has marked as orphaned by dead owners."""
     data = os.pread(descriptor, PIECE + HEAD.size, offset)
     for found in KIND.finditer(data):
         start = found.end() - HEAD.size
@@ -122,7 +122,7 @@ def _dead(descriptor: int, offset: int) -> Iterator[int]:
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "stretto_launch_"
-LAUNCH_ID = "STRETTO_LAUNCH_ID"  # environment variable of its processes
+LAUNCH_ID = "STRETTO_LAUNCH_ID"  # environment variable of all processes of a launcher instance
 IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
 
 
@@ -207,7 +207,7 @@ class Launch:
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
         for path in self.folder.iterdir():
-            if path.is_dir():  # of an engine's client
+            if path.is_dir():  # created by an engine's client
                 shutil.rmtree(path, ignore_errors=True)
             elif path.is_socket() and path != self.spare_socket:
                 path.unlink()
@@ -337,8 +337,8 @@ LOOK_S = 2.0  # each poll reads one file per thread, 130 in all
 class CrashWatch:
     """Detector of a server that has crashed but does not exit, because its handler of fatal signals hangs.
 
-    A thread in the handler has the signal blocked. Threads that have it blocked from their start, as those of GPU
-    drivers may, are ignored.
+    A thread inside the handler has the signal blocked. Threads that block it from their start, as GPU driver threads
+    may do, are ignored.
     """
 
     def __init__(self, pid: int) -> None:
@@ -361,7 +361,7 @@ MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
 
 
 class ClockWatch:
-    """Detector of a wall clock that is set back. Triton's gRPC timers can hang until it has caught up."""
+    """Detector of a wall clock that is set back. Triton's gRPC timers can hang until the clock has caught up."""
 
     def __init__(self) -> None:
         self._ahead_s = _ahead_s()
@@ -388,8 +388,8 @@ MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a heartbeat
 class Pulse:
     """Health of a front-end process, judged by the heartbeats of its event loop and by /proc.
 
-    Missed heartbeats are counted per poll, not by elapsed time, so a launcher that was itself stopped finds no fault:
-    the heartbeats of that time are in the pipe.
+    Missed heartbeats are counted per poll, not by elapsed time. A launcher that was itself stopped therefore finds no
+    fault, because the heartbeats sent in the meantime are still in the pipe.
 
     Attributes:
         writing: Write end of the heartbeat pipe; -1 once a process has inherited it.

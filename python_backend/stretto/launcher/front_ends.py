@@ -1,4 +1,4 @@
-"""Processes that outlive restarts of the server: proxy and gateway in front of Triton, and a spare behind it."""
+"""Processes that outlive restarts of the server: the proxy, the gateway, and the spare process that starts engines."""
 
 import importlib.util
 import ipaddress
@@ -54,7 +54,7 @@ class ProxyProcess:
         write_key(launch, self._config.grpc_port, self._config.key)
 
     def report_ready(self, is_ready: bool) -> None:
-        """Report to the proxy whether the server is ready; it also asks Triton itself."""
+        """Report to the proxy whether the server is ready; the proxy also asks Triton itself."""
         self._send_state(READY if is_ready else UNREADY)
 
     def close_gate(self, spares_answered: bool) -> None:
@@ -112,7 +112,7 @@ class ProxyProcess:
     def unhealthy_model(self) -> str | None:
         """Return a model that Triton has reported as unhealthy to the proxy since the last call, or None."""
         lines = self._lines() if self._has_written(0.0) else []
-        if lines and not self._has_sent_ports:  # or why a restarted proxy cannot listen: it ends, and is restarted
+        if lines and not self._has_sent_ports:  # ports of a restarted proxy, or its last error
             self._has_sent_ports = True
             del lines[0]
         return lines[-1] if lines else None
@@ -172,9 +172,9 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
 
 
 class SpareProcess:
-    """Process that has imported vLLM and forks the hosts of engines, so that a restarted model need not import it.
+    """Process that has imported vLLM and forks engine hosts, so that a restarted model need not import vLLM.
 
-    It is started again if it ends. Without it, models start a host themselves.
+    It is started again if it ends. While it is not running, models start an engine host themselves.
     """
 
     command = (sys.executable, "-P", "-m", "stretto.engine.host")
@@ -185,7 +185,7 @@ class SpareProcess:
         Args:
             environment: Environment variables of the server.
             socket: Unix socket at which it listens.
-            log: Log for its output and that of engines.
+            log: Log for the output of this process and of engines.
         """
         self._environment = {**environment, **KEEP_LARGE}
         self._socket, self._log = socket, log
@@ -208,7 +208,7 @@ class SpareProcess:
                 self._start()
 
     def stop(self) -> None:
-        """Kill the process. Hosts end with their models."""
+        """Kill the process. Engine hosts end with their models."""
         self._process.kill()
         self._process.wait()
 
@@ -236,7 +236,7 @@ class GatewayProcess:
         self._start()
 
     def command_line(self) -> list[str]:
-        """Return the gateway's command, which names the proxy as its server; the user's arguments come last."""
+        """Return the gateway's command line, with the proxy as its server and the user's arguments last."""
         is_any = ipaddress.ip_address(self._config.address).is_unspecified
         host = "localhost" if is_any else self._config.address
         server = f"[{host}]:{self._config.grpc_port}" if ":" in host else f"{host}:{self._config.grpc_port}"

@@ -27,7 +27,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 
 
 def plain_path(path: Path, folder: Path, name: str) -> Path:
-    """Return `path` if a shell reads it as one word of plain ASCII; otherwise create a link to it and return that.
+    """Return `path` if a shell reads it as one word of plain ASCII; otherwise return a new link to it.
 
     Args:
         path: Folder.
@@ -204,9 +204,10 @@ def _not_ours(folder: str, names: list[str]) -> list[str]:
 
 
 def python_library() -> Path:
-    """Return the folder of this Python's shared library, so that the stub does not load the system's.
+    """Return the folder of this Python's shared library, so that the stub does not load another Python.
 
-    For a Python without a shared library, STRETTO_LIBPYTHON may name the folder of another one of the same version.
+    If this Python has no shared library, STRETTO_LIBPYTHON may name the folder with the library of another Python of
+    the same version.
 
     Raises:
         LaunchError: If no shared library is found.
@@ -248,7 +249,7 @@ def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:
 
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it: ignore ports in TIME_WAIT
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: ignore TIME_WAIT
         try:
             probe.bind(("", port))
         except OSError:
@@ -301,7 +302,7 @@ def server_environment(
 
     The interpreter's folder is first in PATH, because the stub derives the virtual environment from PATH, not
     PYTHONPATH. SPT_NOENV keeps vLLM's process titles from overwriting the launcher id in /proc. vLLM puts its sockets
-    into the runtime directory, where those of a killed engine are removed, too.
+    into the runtime directory, so that the sockets of a killed engine are removed as well.
 
     Args:
         installation: The Triton server.
@@ -329,7 +330,8 @@ def server_environment(
 def bytecode_folder() -> dict[str, str]:
     """Return the environment variable that makes Python write bytecode to the cache folder.
 
-    It is needed (vLLM starts 10 s faster with bytecode) only if the installation is read-only and has no bytecode.
+    The variable is needed only if the installation is read-only and has no bytecode. vLLM starts 10 s faster with
+    bytecode.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
         return {}

@@ -190,7 +190,7 @@ class LaunchLog:
 
         Args:
             command: Command line.
-            options: Options of Popen, which override the redirections.
+            options: Keyword arguments of Popen, which override the redirections.
 
         Returns:
             The process and its output.

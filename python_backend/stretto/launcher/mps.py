@@ -47,7 +47,7 @@ def is_wanted(repository: Path) -> bool:
 def start(repository: Path, launch: Launch) -> None:
     """Start the MPS daemon of a launcher instance if the model repository requests one.
 
-    If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon, for example the host's, that one is used instead.
+    If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's daemon), that one is used.
 
     Raises:
         LaunchError: If the daemon cannot be started, or the variable does not name a folder.
@@ -103,7 +103,7 @@ def stop(launch: Launch) -> None:
 
 
 def client_environment(launch: Launch) -> dict[str, str]:
-    """Return the environment variables by which processes find the launcher's own daemon; empty if there is none."""
+    """Return the environment variables that lead processes to the launcher's own daemon; empty if there is none."""
     folder = _folder(launch)
     return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
 

@@ -1,4 +1,4 @@
-"""Processes and threads in /proc: search, watching, priority, and killing."""
+"""Processes and threads in /proc: how to find, watch, prioritise and kill them."""
 
 import os
 import re
@@ -25,7 +25,7 @@ class Process:
 
     Attributes:
         pid: Process id.
-        parent: Pid of the parent; for the host of an engine, the stub for which it was started.
+        parent: Pid of the parent; for an engine host, pid of the stub that it was started for.
         group: Process group id.
         name: Name of the executable, at most 15 characters.
         command: Command line, each argument followed by a space.
@@ -39,7 +39,7 @@ class Process:
 
     @property
     def is_worker(self) -> bool:
-        """True if the server cannot work without this process: a stub, or a process or the host of a vLLM engine."""
+        """True if the server cannot work without this process: a stub, an engine host or a vLLM engine process."""
         is_host = self.name.startswith(HOST_NAME)
         return is_host or self.name.startswith("triton_python_b") or self.command.startswith("VLLM::")
 
@@ -71,7 +71,7 @@ def birth(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return True if a signal has stopped the process; a debugger does not count."""
+    """Return True if a signal has stopped the process; a stop by a debugger does not count."""
     with suppress(*GONE):
         return _stat(pid)[1][0] == "T"
     return False
@@ -123,7 +123,7 @@ def waits_for_a_child(pid: int) -> bool:
 
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
-    """Return, by thread id, True if the thread has any of these signals blocked."""
+    """Return a dict from thread id to True if that thread has any of these signals blocked, else False."""
     mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
@@ -214,7 +214,7 @@ class Watch:
         return [process for process in self._watched.values() if process.model == model]
 
     def models_of(self, processes: list[Process]) -> set[str] | None:
-        """Return the models to whose stubs these processes belong; None if a process belongs to no stub."""
+        """Return the models whose stubs own these processes; None if a process belongs to no stub."""
         by_pid = {process.pid: process for process in self._watched.values()}
         found = set()
         for process in processes:
@@ -248,10 +248,10 @@ AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
 class LoadPriority:
-    """Raised CPU priority of the processes of a server that are loading models, until `end`.
+    """Raised CPU priority for server processes that are loading models, until `end` restores it.
 
     Both the processes and their sessions are raised, because with autogroups Linux schedules a session as one unit
-    (sched(7)). Without CAP_SYS_NICE, or a limit on nice that permits it, nothing changes.
+    (sched(7)). Nothing changes if this process may not raise priorities (by CAP_SYS_NICE or a permissive nice limit).
     """
 
     def __init__(self, server_pid: int, is_new_server: bool = False) -> None:
@@ -272,7 +272,7 @@ class LoadPriority:
         self._may = True
 
     def poll(self) -> None:
-        """Raise the priority of stubs, and of hosts of engines, that were started since the last poll."""
+        """Raise the priority of stubs and engine hosts that were started since the last poll."""
         if not self._may or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + LOOK_S

@@ -1,4 +1,4 @@
-"""One tritonserver process: start, readiness, watching, restart of single models, end."""
+"""One tritonserver process: start, readiness, monitoring, restart of single models, and shutdown."""
 
 import ctypes
 import http.client
@@ -45,7 +45,7 @@ Connect = Callable[[], http.client.HTTPConnection]
 
 
 def encodings_environment(config: LaunchConfig) -> dict[str, str]:
-    """Return the server's environment variable for the folder in which encodings of stored voices outlast a restart.
+    """Return the environment variable for the folder that keeps encodings of stored voices across restarts.
 
     Empty if there is no gateway (which stores voices), or if the user has set the variable.
     """
@@ -117,8 +117,8 @@ class ModelRestart:
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
-MAX_MODEL_RESTARTS = 8  # of one server: see `restart_models`
-STUCK_S = 20.0  # twice the time within which a stub exits on request
+MAX_MODEL_RESTARTS = 8  # per server process: see `restart_models`
+STUCK_S = 20.0  # twice the time that a stub may take to exit on request
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
 HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
@@ -160,9 +160,9 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 def loading(config: LaunchConfig) -> list[str]:
     """Return the flags that load all models and permit the launcher to reload single ones.
 
-    Empty if the user passes flags for model control. Empty also if other users could then load models, whose code
-    Triton would execute: if the repository API is open to all, or if Triton's own HTTP service is open (all users of
-    this host can read its key in `ps`).
+    Empty if the user passes flags for model control. Empty also if other users could then load models, because Triton
+    executes a model's code. They could if the repository API is open to all, or if Triton's own HTTP service is open,
+    whose key all users of this host can read in `ps`.
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
@@ -255,7 +255,7 @@ class Server:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the server, or the restart of some of its models, was started."""
+        """Seconds since the start of the server, or of the latest restart of some of its models."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
@@ -332,7 +332,7 @@ class Server:
     def wait(self, timeout_s: float) -> Fault | None:
         """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
 
-        Faults reported by the clock and by crash handlers are returned as well.
+        Faults found by the clock watch and the crash watch are returned as well.
         """
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
@@ -379,7 +379,7 @@ class Server:
         return self._restart
 
     def terminate(self) -> None:
-        """Request the server's exit; it takes at most the exit timeout on its command line."""
+        """Ask the server to exit, which takes at most the exit timeout on its command line."""
         self._process.terminate()
 
     def has_ended(self) -> bool:

@@ -47,7 +47,7 @@ class Waits:
 
         Args:
             seconds: Time limit.
-            num_signals: Number of signals received before; another one ends the iteration.
+            num_signals: Number of signals received earlier; one more signal ends the iteration.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.num_signals == num_signals:
@@ -155,7 +155,7 @@ class FrontEndProcesses:
         return self.proxy.unhealthy_model()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Let the gateway complete its responses, for which the server must still run, until `polls` ends."""
+        """Let the gateway complete its responses until `polls` ends; the server must still run meanwhile."""
         self._is_draining = True
         if self._gateway is not None:
             self._gateway.drain(polls)

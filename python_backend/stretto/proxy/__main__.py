@@ -1,8 +1,8 @@
 """Process of the proxy.
 
 It reads a ProxyConfig (one line of JSON) and then state messages from standard input, and serves until standard input
-is closed. It writes one line with its ports (`Ports`), or the reason why it cannot listen; later one line for each
-model that Triton reports as unhealthy.
+is closed. It first writes one line with its ports (`Ports`), or with the reason why it cannot listen. Later it writes
+one line for each model that Triton reports as unhealthy.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, 
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.proxy.triton_stream import Gate, Uploads
 
-STOP_S = 2.0  # for complete responses in transit
+STOP_S = 2.0  # time for complete responses to reach their clients
 
 
 class Launcher:
@@ -160,8 +160,8 @@ def first_line() -> str:
 def main() -> int:
     """Serve; return 1 if a port is not available.
 
-    If the launcher dies, this process executes the cleanup command in its own place, because it may be the only process
-    that outlives the launcher.
+    If the launcher dies, this process replaces itself with the cleanup command, because it may be the only process that
+    outlives the launcher.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection uses a descriptor

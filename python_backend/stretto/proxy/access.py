@@ -1,8 +1,7 @@
-"""Access rules of the proxy (calls, models, shared memory), and the order in which connections and calls are ended.
+"""Access rules of the proxy, the eviction order of connections and calls, and the launcher's messages to the proxy.
 
-Messages between the launcher and the proxy.
-
-They are sent through pipes, because other users can read command lines, and thereby the key, in `ps`.
+The rules cover calls, models and shared memory. The messages are sent through pipes, because other users can read
+command lines in `ps`, and would thus learn the key.
 """
 
 import heapq
@@ -72,7 +71,7 @@ class ProxyConfig:
         triton_metrics: Path of Triton's metrics socket.
         disconnects: Path of the client-disconnect flags.
         key: Secret whose holders may use all APIs.
-        allowed: Closed APIs that are open to all clients.
+        allowed: APIs of `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         cleanup: Command to execute if the launcher has died; empty for none.
     """
@@ -150,7 +149,7 @@ class Access:
 
     Attributes:
         key: Secret whose holders may use all APIs.
-        allowed: Closed APIs that are open to all clients of this server.
+        allowed: APIs of `CLOSED` that the user has opened to all clients of this server.
     """
 
     key: str

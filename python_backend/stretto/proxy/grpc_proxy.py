@@ -51,7 +51,7 @@ from stretto.proxy.triton_stream import (
     client_status,
 )
 
-MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, with files in the message
+MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, whose files are in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods
 # A health check is also a single string (grpc/health/v1/health.proto); its package is not installed.
 _KINDS: dict[str, type[Message]] = {HEALTH_CHECK: StringValue}
@@ -104,7 +104,7 @@ class UnaryCalls:
             request: Serialised message.
             metadata: Metadata of the client's call.
             place: Slot of the client's host, held until the response has arrived even if the client disconnects.
-            is_ours: False for third-party models, which query Triton for cancellation.
+            is_ours: False for third-party models, which ask Triton whether a request was cancelled.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))
         answering = self._background.start(_result(call))
@@ -167,7 +167,7 @@ TRITON_OPTIONS = [
 NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
-Context = Any  # grpc.aio.ServicerContext, of bytes
+Context = Any  # grpc.aio.ServicerContext with messages of bytes
 # A handler may keep the call's slot after returning, by taking over the stack.
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
 CROWDED = "full: this host has reached its share of open calls"

@@ -16,8 +16,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from stretto.disconnects import HOST, STREAM
 
 MAX_HEAD_BYTES = 1 << 20
-MAX_FIELDS = 256  # including fields of tensors; a request with all inputs of all our models has less than half
-MAX_ID = 1024  # characters, also of names: each response repeats them, and Triton buffers unread responses
+MAX_FIELDS = 256  # including fields of tensors; a request with all inputs of all our models has fewer than half as many
+MAX_ID = 1024  # characters of an id or a name; each response repeats both, and Triton buffers unread responses
 MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of the ensemble parses them, the decoder for each chunk
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
@@ -82,7 +82,7 @@ def read_infer_request(data: bytes) -> InferRequest:
         data: Serialised ModelInferRequest.
 
     Raises:
-        BadRequest: If `data` is malformed, exceeds a limit, or has a tensor whose size does not match its shape.
+        BadRequest: If `data` is malformed or exceeds a limit, or if a tensor's size does not match its shape.
     """
     head, raw_sizes = bytearray(), []
     for number, start, content, end in _few_fields(data):
@@ -128,7 +128,7 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 def _few_fields(data: bytes) -> Iterator[Field]:
     """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS, including those of its tensors.
 
-    A field can be as small as two bytes and costs a loop iteration or an object each. Meanwhile the event loop serves
+    A field can be as small as two bytes, but each costs a loop iteration or an object. Meanwhile the event loop serves
     no other call.
     """
     came = 0

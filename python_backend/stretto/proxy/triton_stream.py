@@ -1,6 +1,6 @@
-"""Streams of clients, and the streams to Triton that answer them and outlive a disconnected client.
+"""Client streams, and the Triton streams that answer them and outlive a disconnected client.
 
-Limits on calls whose client is still sending: their number, memory, and the forwarding rate of large requests.
+Calls whose client is still sending are limited in number, in memory, and in the forwarding rate of large requests.
 """
 
 import asyncio
@@ -241,7 +241,7 @@ class TritonStream:
         self._call.cancel()
 
 
-Context = Any  # grpc.aio.ServicerContext, of bytes
+Context = Any  # grpc.aio.ServicerContext with messages of bytes
 Check = Callable[[bytes], Awaitable[None]]
 
 
@@ -259,8 +259,8 @@ class ClientStream:
     async def feed(self, check: Check, host: str) -> None:
         """Forward valid requests until the client half-closes.
 
-        Answer invalid ones with an error and keep the stream open.
-        No request is read while the client has not taken a response, because requests would only be buffered.
+        Invalid requests are answered with an error, and the stream stays open. No request is read while the client has
+        not taken a response, because requests would only be buffered.
 
         Args:
             check: Raises BadRequest for an invalid request.
@@ -331,8 +331,8 @@ class Pace:
             return
         if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:
             raise BadRequest(
-                f"{self._num_waiting_bytes} bytes of large requests are waiting, of at most "
-                f"{self._max_waiting_bytes}; this one has {num_bytes}",
+                f"{self._num_waiting_bytes} bytes of large requests are already waiting, at most "
+                f"{self._max_waiting_bytes} may wait, and this one has {num_bytes} bytes",
                 kind=FULL,
             )
         self._num_waiting_bytes += num_bytes
