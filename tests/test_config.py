@@ -122,7 +122,7 @@ def test_a_number_that_may_wait_out_of_range_is_named(value: object, tmp_path: P
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        ([0.5], r"kv_share: expected an object of shares by name, got \[0.5\]"),
+        ([0.5], r"kv_share: expected an object that maps names to shares, got \[0.5\]"),
         ({"singing": 0.5}, "kv_share: expected understanding or generation, got 'singing'"),
         ({"generation": 0}, r"kv_share.generation must be in \(0, 1\], got 0"),
         ({"generation": 1.5}, r"kv_share.generation must be in \(0, 1\], got 1.5"),

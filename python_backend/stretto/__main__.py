@@ -1,4 +1,4 @@
-"""`python -m stretto`: the console command `stretto`."""
+"""Entry point of `python -m stretto`, which runs the console command `stretto`."""
 
 import sys
 

@@ -72,7 +72,7 @@ def serve(words: list[str]) -> int:
 
 
 def gateway(words: list[str]) -> int:
-    """Run the OpenAI-compatible gateway without a server."""
+    """Run only the OpenAI-compatible gateway, for a server that is started separately."""
     from stretto_gateway.command import main
 
     return main(words)

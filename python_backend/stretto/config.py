@@ -22,12 +22,12 @@ class EngineConfig:
         first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
             admitted (`FlightLimit`). None for no target.
         batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
-            it reduces throughput. None for True on a GPU if the family's frames are latents, else False.
+            it reduces throughput. None means True on a GPU if the family's frames are latents, and False otherwise.
         live_reserve: True if live sessions keep the KV blocks of their attention window, and are never preempted. False
-            if they may be preempted, which delays them by the time to compute all their rows again.
+            if they may be preempted. Recomputing all rows of a preempted session delays it.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, by the name used in requests.
-        latent_steps: Numbers of solver steps of a latent for which CUDA graphs are captured, in addition to the
-            family's default. Steps with other numbers are launched without graphs.
+        latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
+            Latents with other step counts are computed without graphs.
     """
 
     checkpoint: Path
@@ -48,7 +48,7 @@ class EngineConfig:
         if reserved:
             raise ValueError(f"engine arguments {reserved} are set by the plugin and cannot be changed")
         if not isinstance(self.kv_share, Mapping):
-            raise ValueError(f"kv_share: expected an object of shares by name, got {self.kv_share!r}")
+            raise ValueError(f"kv_share: expected an object that maps names to shares, got {self.kv_share!r}")
         for name, share in self.kv_share.items():
             if name not in self.SHARED_BY:
                 raise ValueError(f"kv_share: expected {' or '.join(self.SHARED_BY)}, got {name!r}")
@@ -67,7 +67,7 @@ class EngineConfig:
         ):
             raise ValueError(f"first_frame_target_s must be > 0, or null for none, got {target!r}")
         if not isinstance(self.adapters, Mapping):
-            raise ValueError(f"adapters: expected an object of folders by name, got {self.adapters!r}")
+            raise ValueError(f"adapters: expected an object that maps names to folders, got {self.adapters!r}")
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
@@ -82,7 +82,7 @@ class EngineConfig:
 
     @classmethod
     def from_file(cls, engine_json: Path, checkpoint: Path) -> "EngineConfig":
-        """Return the configuration in a JSON file.
+        """Read the configuration from a JSON file.
 
         Args:
             engine_json: File `language_model/1/engine.json` of the model repository. Keys that are not fields of this
@@ -120,9 +120,9 @@ class DecoderConfig:
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
         stop_timeout_s: Maximum time for which a stopping decoder continues with open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
-        reference_mb: Maximum size of the cache of codec states after voice references, in MiB.
+        reference_mb: Maximum size of the cache that holds codec states after voice references, in MiB.
         aligner: Folder of the CTC model for word times; empty for none.
-        aligner_device: Device of that model.
+        aligner_device: Device of the aligner.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
     """
@@ -177,7 +177,7 @@ class DecoderConfig:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":
-        """Return the configuration in a Triton model's parameters; raise ValueError if a value is invalid.
+        """Read the configuration from a Triton model's parameters; raise ValueError if a value is invalid.
 
         Unknown parameters are ignored.
         """
@@ -187,11 +187,11 @@ class DecoderConfig:
 
 
 def parse_parameter(name: str, kind: Any, text: str) -> Any:
-    """Return the value of a Triton model parameter.
+    """Convert the text of a Triton model parameter to a value.
 
     Args:
         name: Name of the parameter, for error messages.
-        kind: Type of the value: int, float, str, bool, or an optional one of these.
+        kind: Type of the value: int, float, str or bool, or one of these types or None.
         text: Value as text.
 
     Raises:

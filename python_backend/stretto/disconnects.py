@@ -21,8 +21,8 @@ NUM_PLACES = 1 << 16
 class Disconnects:
     """Flags of disconnected client streams, in a memory-mapped table.
 
-    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`, which contains the
-    number of the last disconnected stream with that value.
+    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`. The entry contains
+    the number of the stream with that value that disconnected last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Disconnects:
 
     @classmethod
     def from_environment(cls) -> "Disconnects | None":
-        """Open the file whose path the launcher put in the environment; None if the process has no launcher."""
+        """Open the file whose path the launcher put in the environment; return None without a launcher."""
         named = os.environ.get(DISCONNECTS_FILE)
         return cls(Path(named)) if named else None
 

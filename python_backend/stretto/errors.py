@@ -8,7 +8,7 @@ StrettoError
 ├── Cancelled           the client disconnected or cancelled
 └── CheckpointError     a checkpoint file is missing or invalid; the model is not loaded
 
-Argument parser shared by all commands.
+The module also defines the argument parser that all commands share.
 """
 
 import argparse
@@ -28,7 +28,7 @@ class InvalidRequest(StrettoError, ValueError):
     Attributes:
         field: Path of the invalid field, for example `options.audio.top_k`.
         expected: Description of valid values.
-        got: Value in the request, or its description.
+        got: Value in the request, or a description of it.
     """
 
     def __init__(self, field: str, expected: str, got: object):

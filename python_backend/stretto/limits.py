@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class FairLimit:
-    """Fair-share limit: a client host may hold at most as many units as remain free after it.
+    """Fair-share limit: a client host may hold no more units than remain free.
 
     One host alone can hold half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
     Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
@@ -41,7 +41,7 @@ class FairLimit:
 
     @contextmanager
     def reserving(self, host: str) -> Iterator[bool]:
-        """Hold one unit for the duration of the `with` block, if one is free; yield True if so."""
+        """Hold one unit during the `with` block if one is free; yield True if it is held."""
         is_left = self.has_free(host)
         if is_left:
             self.acquire(host)

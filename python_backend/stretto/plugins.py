@@ -51,7 +51,7 @@ def installed(group: str) -> list[Installed]:
 
 @lru_cache(maxsize=16)
 def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
-    """Return the entry points of a group on a path; reading the metadata of all packages takes some 20 ms."""
+    """Return the entry points of a group on a path, cached because reading all metadata takes about 20 ms."""
     found: dict[tuple[str, str], Installed] = {}
     for each in entry_points(group=group):
         package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")
@@ -81,7 +81,7 @@ def names(group: str) -> str:
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; there are no arguments but --help."""
+    """Parse the command line, whose only option is --help."""
     return CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
 
 

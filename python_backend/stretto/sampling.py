@@ -1,9 +1,11 @@
 """Sampling noise as a function of seed, position, stream and token id only.
 
-Because there is no generator state, a request yields the same codes alone, in any batch, after preemption and on any
-device. The mixer is lowbias32 of C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public domain).
+Because there is no generator state, a request yields the same codes on its own, in any batch, after preemption and on
+any device. The mixer is lowbias32 from C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public
+domain).
 
-Sampling of one token id per row and stream: logits processors, guidance, temperature, top-k, top-p, Gumbel noise.
+The module also samples one token id per row and stream, with logits processors, guidance, temperature, top-k, top-p and
+Gumbel noise.
 """
 
 import math
@@ -76,14 +78,14 @@ def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
 
 
 def gaussian(keys: Words, step: int = 0) -> Words:
-    """Return standard Gaussian noise, float32, for int32 `keys` of any shape; numpy's and torch's agree.
+    """Return standard Gaussian noise, float32, for int32 `keys` of any shape.
 
-    Box-Muller over two uniforms, in float64 and rounded once, so that libraries and devices rarely differ in the last
-    bit.
+    The Box-Muller transform is computed from two uniforms in float64 and rounded once. NumPy, torch and the devices
+    therefore rarely differ in the last bit.
 
     Args:
         keys: Noise keys.
-        step: Number of the draw from the same keys.
+        step: Index of the draw, for several draws from the same keys.
     """
     if isinstance(keys, torch.Tensor):
         one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
@@ -93,7 +95,7 @@ def gaussian(keys: Words, step: int = 0) -> Words:
 
 
 def _uniform64(keys: Words, counter: int) -> Words:
-    """Return `uniform` of one token id in float64, which represents it exactly."""
+    """Return the noise of `uniform` for the token id `counter`, as float64."""
     offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
     bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
     return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23
@@ -102,7 +104,7 @@ def _uniform64(keys: Words, counter: int) -> Words:
 def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
     """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax.
 
-    Arguments and result are those of `uniform`.
+    The arguments, and the shape and dtype of the result, are the same as for `uniform`.
     """
     noise = uniform(keys, token_ids)
     torch.from_numpy(noise).log_().neg_().log_().neg_()
@@ -169,12 +171,12 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
 # 23-bit Gumbel noise is in (-2.82, 16.64): at temperature 1, a logit more than their difference below the largest is
 # never sampled.
 NOISE_SPAN = 20.0
-FIRST_REACH = 128  # number of largest logits to examine first for top-p without top-k
+FIRST_REACH = 128  # how many of the largest logits to examine first for top-p without top-k
 
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Properties of a batch, known on the host; operations that no row needs are skipped.
+    """Batch properties known on the host, by which operations that no row needs are skipped.
 
     Attributes:
         is_random: True if any row has a temperature above 0.
@@ -204,12 +206,12 @@ class DrawPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Sampling parameters of N pairs of row and stream, [N, 1] each; greedy ones have top-k 1 at temperature 1.
+    """Sampling parameters of N (row, stream) pairs, [N, 1] each; a greedy pair has top-k 1 and temperature 1.
 
     Attributes:
         index: Position of each pair in the batch, [N]; None for all pairs in order.
         place: First column of the pair's stream in the flattened table of token ids, [N, 1].
-        reach: Number of largest logits to examine first.
+        reach: How many of the largest logits to examine first.
         is_open: True for pairs without top-k; None if all pairs have it.
         is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
@@ -229,7 +231,7 @@ class _Rows:
 
     @classmethod
     def from_parameters(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
-        """Return the parameters of every pair of row and stream, in at most two groups.
+        """Return the parameters of all (row, stream) pairs, in at most two groups.
 
         Pairs that keep all tokens form their own group, because the number of candidates is padded to the maximum of a
         group.
@@ -270,8 +272,7 @@ class _Rows:
 class DrawParams:
     """Sampling parameters of B rows: temperature float32 [B] (0 greedy), top_k int [B] (0 off), top_p float32 [B].
 
-    The object is reused while the batch has the same rows, so derived arrays are cached per number of streams and
-    columns.
+    The object is reused while the batch has the same rows, so derived arrays are cached for each shape of the logits.
     """
 
     temperature: torch.Tensor
@@ -373,16 +374,17 @@ def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the smallest logit that top-k and top-p keep, and True for rows of which `values` may lack kept logits.
+    """Return the smallest logit that top-k and top-p keep, and the rows for which `values` has too few logits.
 
     Args:
         values: Largest logits of each row, [N, M].
         rows: Sampling parameters.
-        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows without top-k, 0 for others, [N,
-            1]; None if every row has top-k.
+        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows without top-k, 0 for others,
+            [N, 1]; None if every row has top-k.
 
     Returns:
-        float [N, 1] and bool [N, 1]; None for the latter if no row can lack any.
+        Smallest kept logit, float [N, 1], and True for rows that may keep logits not in `values`, bool [N, 1]. The
+        latter is None if there cannot be such a row.
     """
     ranked = np.sort(values, axis=1)[:, ::-1]
     last = np.minimum(rows.top_k, ranked.shape[1]) - 1
@@ -402,9 +404,9 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
 
 
 def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
-    """Set the logits that `draw` would not sample because of top-k and top-p to -inf.
+    """Set to -inf the logits that top-k or top-p exclude in `draw`.
 
-    Rows of temperature 0 are unchanged.
+    Rows at temperature 0 are unchanged.
 
     Args:
         logits: float32 [B, C] on the CPU.
@@ -427,19 +429,19 @@ def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
 
 
 def min_p_span(min_p: float, temperature: float) -> float:
-    """Return how far below the maximum a logit may lie to be kept by min-p.
+    """Return how far below the maximum a logit may be if min-p keeps it.
 
     Infinite if `min_p` is 0 or sampling is greedy.
 
     Args:
-        min_p: Minimum probability relative to that of the most likely token.
+        min_p: Minimum probability relative to the probability of the most likely token.
         temperature: Sampling temperature; 0 is greedy.
     """
     return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
 
 
 def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """Set logits that lie too far below their row's maximum to -inf.
+    """Set to -inf the logits that are too far below their row's maximum.
 
     Args:
         logits: Logits, [B, C].

@@ -21,8 +21,8 @@ MAX_TEXT_BYTES = 64 << 20  # the largest known tokenizer.json has 35 MB, the lar
 MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
-MAX_DIGITS = 20  # of a 64-bit number
-MAX_LAYERS = 1024  # of a network; published models have at most some 130
+MAX_DIGITS = 20  # digits of the largest 64-bit number
+MAX_LAYERS = 1024  # layers of a network; published models have at most about 130
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
 # Keys of a config.json, at any level, that make transformers import code or vLLM load another model.
 LEADS_ELSEWHERE = (
@@ -120,13 +120,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_layers(record: Any, path: Path | str) -> None:
-    """Raise CheckpointError for a number of layers above MAX_LAYERS, at any level of a config.
+    """Raise CheckpointError if a config specifies more than MAX_LAYERS layers, at any level.
 
-    Configs and plans of conversions have an entry for each layer, so a large number would take all memory.
+    Configs and conversion plans have an entry for each layer, so a large number would exhaust the memory.
 
     Args:
         record: Contents of the config.
-        path: File of the config, for error messages.
+        path: Path of the config file, for error messages.
     """
     for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
         if isinstance(value, Mapping | list):
@@ -136,7 +136,7 @@ def check_layers(record: Any, path: Path | str) -> None:
 
 
 def leading_elsewhere(value: Any) -> str | None:
-    """Return the first key of LEADS_ELSEWHERE that has a value, at any level of JSON, or None."""
+    """Return the first key of LEADS_ELSEWHERE that has a value at any level of JSON; None if there is none."""
     if isinstance(value, Mapping):
         found = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
         return found or next(filter(None, map(leading_elsewhere, value.values())), None)
@@ -144,7 +144,7 @@ def leading_elsewhere(value: Any) -> str | None:
 
 
 def without_keys(value: Any, names: Iterable[str] = LEADS_ELSEWHERE) -> Any:
-    """Return a copy of JSON without the keys `names`, at any level."""
+    """Return a copy of a JSON value with the keys `names` removed at every level."""
     if isinstance(value, Mapping):
         return {name: without_keys(each, names) for name, each in value.items() if name not in names}
     return [without_keys(each, names) for each in value] if isinstance(value, list) else value

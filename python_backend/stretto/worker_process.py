@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 # How the launcher finds the processes that start engines (`engine/host.py`): names, and an environment variable.
-SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # of at most 15 characters; a stub's pid follows the second
+SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # at most 15 characters; the stub's pid is appended to HOST_NAME
 ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket at which the spare listens
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -31,7 +31,7 @@ class WorkerProcess:
 
         Args:
             module: Module that the process runs.
-            *arguments: Its first arguments.
+            *arguments: First arguments of the module.
             niceness: Nice level of the process, 0 to 19.
         """
         self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
@@ -60,8 +60,8 @@ class WorkerProcess:
 
         Args:
             job: JSON object.
-            max_wait_s: Time in seconds after which a process that has not answered is replaced. Its first answer
-                may take START_S longer.
+            max_wait_s: Time in seconds after which a process that has not answered is replaced. The first answer of a
+                process may take START_S longer.
 
         Returns:
             The answer; None if the process ended or did not answer in time.

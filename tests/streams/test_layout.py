@@ -21,12 +21,12 @@ LATENTS = {
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
-        (TWO, {"delays": (0,)}, "delays must start with 0, one per stream of 2, got (0,)"),
-        (TWO, {"delays": (1, 0)}, "delays must start with 0, one per stream of 2, got (1, 0)"),
+        (TWO, {"delays": (0,)}, "delays must start with 0 and have 2 entries, got (0,)"),
+        (TWO, {"delays": (1, 0)}, "delays must start with 0 and have 2 entries, got (1, 0)"),
         (TWO, {"delays": (0, -1)}, "delays must be >= 0, got (0, -1)"),
         (TWO, {"vocab_size": 29}, "intervals must lie in [0, 29), got (range(10, 20), range(20, 30))"),
         (TWO, {"codebook_streams": (0, 2)}, "codebook_streams must be in [0, 2), got (0, 2)"),
-        (TWO, {"extra": ((1,),)}, "extra must have an entry per stream of 2, got 1"),
+        (TWO, {"extra": ((1,),)}, "extra must have 2 entries, one per stream, got 1"),
         (TWO, {"extra": ((1,), (30,))}, "extra ids must lie in [0, 30), got ((1,), (30,))"),
         (TWO, {"audio": (range(10, 20), range(20, 25))}, "all codebooks must have the same size"),
         (
@@ -42,7 +42,7 @@ LATENTS = {
         (
             LATENTS,
             {"audio": (range(10, 13),)},
-            "audio must be 2 ids of stream 0, for frames of latents, got (range(10, 13),)",
+            "with latents, audio must be one interval of 2 ids, got (range(10, 13),)",
         ),
         (LATENTS, {"delays": (0, 0, 1)}, "streams 1 to 2 must be the words of latents, without delays"),
         (

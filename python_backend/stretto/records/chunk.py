@@ -1,6 +1,6 @@
 """Chunks of codes that the language model sends to the decoder, with their addressing.
 
-Event of each response to the client: the JSON tensor `event`.
+The module also defines the events sent to the client: the JSON tensor `event` of each response.
 """
 
 from dataclasses import dataclass, field
@@ -35,8 +35,9 @@ class WordMark:
 class GuidanceChange:
     """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
 
-    A guided reply begins guided. A change after the last frame concerns the rows that complete delayed codebooks. If
-    frames without codes are left out, a chunk's frame numbers do not count them, but those in the report do.
+    Guidance is on at the start of a guided reply. A change after the last frame applies to the rows that complete
+    delayed codebooks. If frames without codes are left out, the frame numbers in chunks do not count them, but the
+    frame numbers in the report do.
     """
 
     frame: int
@@ -52,7 +53,7 @@ class Report:
             segment.
         num_frames: Number of generated frames.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
-        guidance_changes: All changes under the other policies, counted over all frames.
+        guidance_changes: All guidance changes under the other policies, with frame numbers that count all frames.
         queue_s: Time before the request was first scheduled, in seconds.
         first_frame_s: Time to the first frame, in seconds; None if there is none.
         total_s: Time to the last row, in seconds.
@@ -99,7 +100,7 @@ MAX_SOUND_TOKENS, MAX_SOUND_BYTES, MAX_MELS, MAX_X_VECTOR = 1024, 1 << 20, 512, 
 class Sound:
     """Voice recording, encoded for a decoder that supports recorded voices. The language model does not use it.
 
-    It is personal data, so its representation for logs contains no values.
+    It is personal data, so its `repr`, which may be logged, omits the arrays.
 
     Attributes:
         tokens: Codes of the recording, int32 [n].
@@ -115,7 +116,7 @@ class Sound:
 
     @classmethod
     def from_arrays(cls, tokens: NDArray[Any], mel: NDArray[Any], x_vector: NDArray[Any]) -> "Sound":
-        """Return the record of tokens [n], mel frames [F, M] and an x-vector [E]."""
+        """Create the record from tokens [n], mel frames [F, M] and an x-vector [E]."""
         parts = tokens.astype("<i4").tobytes(), mel.astype("<f4").tobytes(), x_vector.astype("<f4").tobytes()
         return cls(parts[0], parts[1], mel.shape[1], parts[2])
 
@@ -159,7 +160,7 @@ class Chunk:
         sound: In the first chunk, recording of the voice if one is used instead of `voice`.
         alignment: In the first chunk, request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
-        written: In the last chunk of a streamed text, the whole text, if word times were requested.
+        written: The whole streamed text, in the last chunk, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
     """
@@ -193,7 +194,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LMChunk:
-    """Chunk with its codes, int32 [K, T] with the delays undone, in [0, codebook_size), or None without audio."""
+    """Chunk with its codes, without delays: int32 [K, T] in [0, codebook_size), or None if there is no audio."""
 
     chunk: Chunk
     codes: NDArray[np.int32] | None
@@ -297,7 +298,7 @@ class RingSlots(TypedDict):
 
 
 class ReportEvent(TypedDict):
-    """Summary of the whole utterance: the decoder's fields and, if the language model sent one, those of its `Report`.
+    """Summary of the whole utterance: fields from the decoder and, if one was sent, from the language model's `Report`.
 
     Attributes:
         guidance_changes: (frame, is_guided) pairs.
@@ -363,7 +364,7 @@ class PartEvent(TypedDict):
 
     Attributes:
         frames: Number of frames of live audio so far.
-        lag_frames: Number of those that the reply has not read.
+        lag_frames: Number of these frames that the reply has not read yet.
     """
 
     utterance: str

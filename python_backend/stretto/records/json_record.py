@@ -1,6 +1,6 @@
 """Records as JSON, and bounded parsing of JSON from untrusted requests.
 
-Records exchanged by the processes of one server: MessagePack, validated against the types of dataclasses.
+The processes of one server exchange records as MessagePack, which is validated against the types of dataclasses.
 """
 
 import json
@@ -29,8 +29,8 @@ UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error
 class JsonRecord(Generic[T]):
     """JSON reader and writer for one type: a dataclass, or a TypedDict of optional fields.
 
-    An error message describes the expected value by the type's `Field(description=…)` or `Expected` annotation if there
-    is one, otherwise by pydantic's message.
+    Error messages take the description of the expected value from the type's `Field(description=…)` or `Expected`
+    annotation. Without one they contain pydantic's message.
     """
 
     def __init__(self, kind: type[T] | Any) -> None:
@@ -78,7 +78,10 @@ class JsonRecord(Generic[T]):
 
 
 def _listed(known: Iterable[str], key: str) -> str:
-    """Return known keys for a message. Of many, list only those most similar to `key`: Triton truncates long errors."""
+    """Return a list of known keys for an error message.
+
+    If there are many, only the keys most similar to `key` are listed, because Triton truncates long errors.
+    """
     names = sorted(known)
     if len(names) <= MAX_LISTED:
         return ", ".join(names)
@@ -116,7 +119,7 @@ def _element(kind: Any) -> Any:
 
 
 def described(kind: Any) -> str | None:
-    """Return the description of the expected value in a type's annotations, or in those of a nested type."""
+    """Return the description of the expected value from the annotations of a type or of a nested type."""
     for mark in getattr(kind, "__metadata__", ()):
         if isinstance(mark, FieldInfo | Expected) and mark.description:
             return mark.description
@@ -192,7 +195,7 @@ def measured(text: str) -> tuple[int, int]:
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)  # errors of msgspec for data that it cannot decode
 AT = " - at `"  # separates message and path in msgspec's errors
-STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # of such a path
+STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # one step of such a path
 MAX_MESSAGE = 200  # maximum number of characters quoted from msgspec's message, which may contain a value
 
 
@@ -233,7 +236,7 @@ class PackedRecord(Generic[T]):
 
 
 def limits_of(option: Any) -> msgspec.Meta:
-    """Return the limits in the type of an option, such as `SampleRate`, as msgspec's annotation."""
+    """Convert the limits in an option type, such as `SampleRate`, to a msgspec annotation."""
     (expected,) = (each for each in option.__metadata__ if isinstance(each, Expected))
     if expected.pattern is None:
         return msgspec.Meta(ge=expected.ge, le=expected.le)
@@ -264,7 +267,7 @@ def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
 
 
 def _value_at(path: str, data: bytes) -> str | None:
-    """Return the value at `path` in `data` for an error message; None if the data after it cannot be decoded."""
+    """Return the value at `path` in `data` for an error message; None if `data` cannot be decoded."""
     try:
         value = msgspec.msgpack.decode(data)
     except UNREADABLE:

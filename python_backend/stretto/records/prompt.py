@@ -26,7 +26,7 @@ class InputAudio:
     Attributes:
         first_row: Index of the first placeholder row.
         num_rows: Number of placeholder rows.
-        features: Encoder input, float32 [F, M]: F frames of M mel bins. For a cloned voice its x-vector, [1, H].
+        features: Encoder input, float32 [F, M]: F frames of M mel bins. For a cloned voice, the x-vector, [1, H].
     """
 
     first_row: int
@@ -254,14 +254,14 @@ SESSION: JsonRecord[SessionRecord] = JsonRecord(Annotated[SessionRecord, Field(d
 
 
 def read_session(raw: Any, excluded: Sequence[str]) -> SessionRecord:
-    """Return the input `session` of a part.
+    """Parse the input `session` of a part.
 
     Args:
-        raw: Inputs of the request, as attributes.
+        raw: Object that has the request's inputs as attributes.
         excluded: Names of the inputs that only the session's first request may have.
 
     Raises:
-        InvalidRequest: It is invalid, or an excluded input has a value.
+        InvalidRequest: `session` is invalid, or an excluded input has a value.
     """
     for name in excluded:
         if getattr(raw, name) is not None:

@@ -115,7 +115,7 @@ class LatentSampling:
         _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
 
     def check_steps(self, allowed: range) -> None:
-        """Raise InvalidRequest unless `steps` is in `allowed`, the numbers of solver steps that the family supports."""
+        """Raise InvalidRequest unless `steps` is in `allowed`, the step counts that the family supports."""
         if self.steps not in allowed:
             expected = f"an integer in [{allowed.start}, {allowed.stop - 1}]"
             raise InvalidRequest("options.latents.steps", expected, self.steps)
@@ -136,13 +136,13 @@ class SamplingConfig:
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
         ras_max_repeats: Number of occurrences in the window at which a code is sampled again from the softmax of all
             logits, without temperature, top-k and top-p. Applies at temperature 0, too.
-        min_p: Minimum probability of a stream-0 id in an audio segment, relative to that of the most likely id; less
+        min_p: Minimum probability of a stream-0 id in an audio segment, as a fraction of the highest probability. Less
             likely ids are dropped before top-k and top-p. 0 is off.
         schedule: Numbers of rows that the main model and the MCTP modules generate alternately, or the name of such a
             schedule; None for the family's default.
-        repetition_penalty: Divisor of positive logits, and factor of negative ones, of stream-0 ids that occurred
-            before; 1 is off. The family defines which ids count.
-        depth: Sampling parameters of the depth transformer; None for those of stream 0 in audio segments.
+        repetition_penalty: Penalty for stream-0 ids that occurred before: positive logits are divided by it, negative
+            logits multiplied by it. 1 is off. The family defines which ids count.
+        depth: Sampling parameters of the depth transformer; None to use `audio`.
         latents: Parameters of frames that are latents; None for families without them.
     """
 
@@ -192,7 +192,7 @@ class SamplingConfig:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "SamplingConfig":
-        """Return the configuration with the fields in `record`, in which tuples may have become lists."""
+        """Create the configuration from the fields in `record`, where tuples may have become lists."""
         fields = {"text": SegmentSampling(**record["text"]), "audio": SegmentSampling(**record["audio"])}
         depth, schedule, latents = record["depth"], record["schedule"], record["latents"]
         return cls(
@@ -225,7 +225,7 @@ class OutputForm:
 
     Attributes:
         encoding: Sample format.
-        sample_rate: Sample rate in Hz; None for that of the codec.
+        sample_rate: Sample rate in Hz; None for the codec's sample rate.
         ring: Shared-memory ring for the samples, for a client on the same host; None to send them in the response.
         deterministic: True to decode without batching, so that the samples do not depend on other utterances at all.
     """

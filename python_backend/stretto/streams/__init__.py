@@ -1,1 +1,1 @@
-"""Order of codes in the rows of a sequence, in numpy and plain Python, independent of model and server."""
+"""Row layout and chunk sizes of generated audio, in NumPy and plain Python, independent of model and server."""

@@ -2,7 +2,7 @@
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: the player has played all audio sent so far
-                                ^ now: send a chunk if, at twice the recent latency, it would arrive at `dry`
+                                ^ now: send a chunk if it would arrive at `dry`, given twice the recent latency
 """
 
 import math
@@ -22,10 +22,10 @@ class ChunkPolicy:
         frame_rate: Frame rate of the codec, in Hz.
         held_frames: Right context of the codec: number of frames that the decoder withholds until later frames arrive.
         deterministic: True for chunk sizes that do not depend on timing, so that every run splits the same frames in
-            the same way. The first chunk then has its minimum size, and each later one twice the size of the previous
+            the same way. The first chunk then has its minimum size. Each later chunk is twice as large as the previous
             one, up to `steady_frames`.
-        blocks: Block sizes of a codec that decodes whole blocks, the last size repeated; chunks then have exactly these
-            sizes. Empty if any size is possible.
+        blocks: Block sizes of a codec that decodes whole blocks; the last size repeats. Chunks then have exactly these
+            sizes. Empty if a chunk may have any size.
     """
 
     first_frames: int = 4
@@ -45,14 +45,16 @@ class ChunkPolicy:
             raise ValueError(f"expected held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
     def round_down(self, num_frames: int) -> int:
-        """Return the largest permitted chunk size of at most `num_frames` >= 1: a power of two, or `steady_frames`.
+        """Return the largest permitted chunk size that is at most `num_frames`, which must be at least 1.
+
+        Permitted sizes are the powers of two below `steady_frames`, and `steady_frames`.
 
         With few sizes, windows of different utterances have equal shapes and are decoded as one batch.
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
     def round_up(self, num_frames: int) -> int:
-        """Return the smallest permitted chunk size of at least `num_frames` >= 1, at most `steady_frames`."""
+        """Return the smallest permitted chunk size that is at least `num_frames`, or `steady_frames`."""
         return min(1 << (num_frames - 1).bit_length(), self.steady_frames)
 
 
@@ -143,9 +145,9 @@ class Pacer:
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of a chunk of all ready frames.
+        """Return the size of the next chunk in which ready frames are sent without waiting, or 0 if none are left.
 
-        Exclude the following wait from the inter-arrival estimate.
+        The wait that follows is excluded from the inter-arrival estimate.
         """
         held = self.policy.held_frames if self._dry_s is None else 0
         self._grown_s, self._num_left = None, 0

@@ -1,9 +1,8 @@
 """Layout of a row: token ids per stream, reply segments, and the delay pattern.
 
-Both ends of a delay pattern: ids before a stream's first frame, and ids after the audio has ended.
-
-Example with delays (0, 1, 2) and frames A B C: `e` is end_of_audio, `E` end_of_reply, `.` the pad, and `~` a sampled id
-that belongs to no frame of the reply.
+A delay pattern has two ends: the ids before a stream's first frame, and the ids after the audio has ended. This example
+has delays (0, 1, 2) and frames A B C. `e` is end_of_audio, `E` end_of_reply, `.` the pad, and `~` a sampled id that
+belongs to no frame of the reply.
 
                PADDED_WARM_UP    SAMPLED_WARM_UP
     stream 0   A B C …           A B C …
@@ -15,20 +14,20 @@ that belongs to no frame of the reply.
     stream 1   B C .          B C ~ ~         B C ~ .        B C ~ .
     stream 2   A B C          A B C ~         A B C ~        A B C .
 
-If a length limit forces `e`, PADDED_TAIL skips its first row after it, so the `~` of that row becomes `.`.
+If a length limit forces `e`, PADDED_TAIL skips the first row after `e`, so the `~` of that row becomes `.`.
 
 A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once any
-stream has sampled its end id, one more stream per row is forced to its end id (`f`), in the order of the streams. The
-other streams continue to be sampled. The row in which all streams have their end id is that of end_of_audio. The number
-of rows depends on the sampled ids:
+stream has sampled its end id, one more stream per row is forced to its end id (`f`), in stream order. The other streams
+continue to be sampled. end_of_audio is in the row where all streams have their end id. The number of rows depends on
+the sampled ids:
 
                as trained       one stream ends early
     stream 0   A B C d f e      A B C f f e
     stream 1   b A B C d .      b A d ~ f .
     stream 2   b b A B C .      b b A ~ ~ .
 
-`behind` is a row's position relative to that of end_of_audio: 0 there, negative before, positive after. Arrays are
-numpy or torch arrays.
+`behind` is a row's position relative to the end_of_audio row: 0 in that row, negative before it, positive after it.
+Arrays are NumPy or torch arrays.
 """
 
 from abc import ABC, abstractmethod
@@ -133,7 +132,7 @@ ROWS_ARE_FRAMES = FrameCodec()
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Latent vectors in the rows of frames, stored as words: the bits of float32 numbers as int32.
+    """Latent vectors in frame rows, stored as words: int32 numbers with the bits of float32 numbers.
 
     stream 0                                  streams 1 ... num_words
     first id of `audio[0]`: a frame           words of its latent
@@ -156,7 +155,7 @@ class LatentSpec:
     three kinds of rows may alternate; the prompt ends with a begin.
 
     Attributes:
-        num_words: Number of words of a latent, including those of a row with `marks`.
+        num_words: Number of words in a row: the latent and, with `marks`, the flag of the first frame and the features.
         steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
@@ -191,12 +190,12 @@ class LatentSpec:
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:
-    """Return the words of latents: float32 [..., D] -> int32 [..., D]."""
+    """Reinterpret latents as words: float32 [..., D] -> int32 [..., D]."""
     return np.ascontiguousarray(latents, np.float32).view(np.int32)
 
 
 def latents_of(words: np.ndarray) -> np.ndarray:
-    """Return the latents of words: integers [..., D] -> float32 [..., D]."""
+    """Reinterpret words as latents: integers [..., D] -> float32 [..., D]."""
     return np.ascontiguousarray(words, np.int32).view(np.float32)
 
 
@@ -205,13 +204,13 @@ class StreamLayout:
     """Streams of a model family.
 
     Attributes:
-        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Words of latents
-            have none.
+        audio: Id interval of each output stream in an audio segment; for a codebook, one id per code. Streams of latent
+            words have no interval.
         extra: Additional ids of each output stream in an audio segment that are not codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
         pad_id: Id of an empty stream.
-        pad_is_silent: True if a pad adds nothing to the row's embedding. On stream 0 a pad never does.
+        pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 never adds anything.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
         latents: Latents on streams 1 and up; None if all output streams carry ids.
     """
@@ -232,7 +231,7 @@ class StreamLayout:
             self._check_latents(self.latents)
             return
         if len(self.delays) != len(self.audio) or self.delays[0] != 0:
-            raise ValueError(f"delays must start with 0, one per stream of {len(self.audio)}, got {self.delays}")
+            raise ValueError(f"delays must start with 0 and have {len(self.audio)} entries, got {self.delays}")
         if min(self.delays) < 0:
             raise ValueError(f"delays must be >= 0, got {self.delays}")
         if any(ids.stop > self.vocab_size or ids.start < 0 for ids in self.audio):
@@ -240,7 +239,7 @@ class StreamLayout:
         if not all(0 <= s < len(self.audio) for s in self.codebook_streams):
             raise ValueError(f"codebook_streams must be in [0, {len(self.audio)}), got {self.codebook_streams}")
         if self.extra and len(self.extra) != len(self.audio):
-            raise ValueError(f"extra must have an entry per stream of {len(self.audio)}, got {len(self.extra)}")
+            raise ValueError(f"extra must have {len(self.audio)} entries, one per stream, got {len(self.extra)}")
         if any(not 0 <= token < self.vocab_size for ids in self.extra for token in ids):
             raise ValueError(f"extra ids must lie in [0, {self.vocab_size}), got {self.extra}")
         if len({len(self.audio[s]) for s in self.codebook_streams}) > 1:
@@ -254,7 +253,7 @@ class StreamLayout:
     def _check_latents(self, latents: LatentSpec) -> None:
         streams, number = tuple(range(1, 1 + latents.num_decoded)), 1 if latents.marks else 2
         if len(self.audio) != 1 or len(self.audio[0]) != number or self.audio[0].stop > self.vocab_size:
-            raise ValueError(f"audio must be {number} ids of stream 0, for frames of latents, got {self.audio}")
+            raise ValueError(f"with latents, audio must be one interval of {number} ids, got {self.audio}")
         if self.codebook_streams != streams or self.delays != (0,) * (1 + latents.num_words):
             raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
         if self.extra != ((latents.marks,) if latents.marks else ()) or len(latents.marks) not in (0, 2):
@@ -310,8 +309,7 @@ class Tail(ABC):
     """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        num_skipped_by_cut: Number of these rows to skip, by adding it to `behind`, if a length limit forced
-            end_of_audio.
+        num_skipped_by_cut: Number of these rows to skip if a length limit forced end_of_audio. It is added to `behind`.
     """
 
     num_skipped_by_cut: ClassVar[int] = 0
@@ -352,7 +350,7 @@ class ForcedTail(Tail):
     """Tail in which delayed streams complete the last frame and then have pads; stream 0 has pads."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return the largest delay minus 1, at least 1: the last frame is completed in the row of end_of_reply."""
+        """Return the largest delay minus 1, or 1 if that is less: the end_of_reply row completes the last frame."""
         return max(1, max_delay - 1)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
@@ -369,7 +367,7 @@ class SampledTail(Tail):
     """Tail of as many rows as the largest delay, in which all streams are sampled."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return the largest delay, at least 1: one row more than the last frame needs."""
+        """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""
         return max(1, max_delay)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
@@ -383,7 +381,7 @@ class SampledTail(Tail):
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, in which the pads of each stream begin with the second row after its last frame."""
+    """Tail as long as SampledTail, where a stream has pads from the second row after its last frame."""
 
     num_skipped_by_cut = 1
 
@@ -392,7 +390,7 @@ class PaddedTail(SampledTail):
         return pad_id + (drawn - pad_id) * (behind <= 1)
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True in rows in which a stream keeps its sampled id.
+        """Return True for rows where a stream keeps its sampled id.
 
         The last one is the first row after end_of_audio or the row after the stream's last frame, whichever is later.
         """
@@ -416,7 +414,7 @@ class NoTail(Tail):
         return pad_id
 
     def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True in every row before that of end_of_audio."""
+        """Return True for every row before end_of_audio."""
         return (behind < 0) & (delays >= 0)
 
 
