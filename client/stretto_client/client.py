@@ -1,10 +1,11 @@
 """Asynchronous client of the server. Each utterance has its own gRPC stream, so it can be cancelled separately."""
 
 import asyncio
+import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -37,7 +38,7 @@ from stretto_client.speech_stream import (
 )
 
 DIRECTORY = Path("/dev/shm")  # in the folder of shared memory, so that every client that can share memory finds the key
-HEADER = "triton-grpc-protocol-stretto-key"
+HEADER, CALLER_HEADER = "triton-grpc-protocol-stretto-key", "stretto-caller"
 
 
 def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
@@ -88,6 +89,8 @@ class SpeechClient:
         model: Name of the ensemble.
         shared_memory: `system` or `cuda` to exchange audio with a server on the same host through shared memory.
         ring: Size of the shared memory for the samples of one utterance.
+        caller: Function that returns for whom the current request is made, if this program serves several callers. A
+            server on the same host shares its limits among them.
     """
 
     def __init__(
@@ -97,12 +100,13 @@ class SpeechClient:
         model: str = "speech",
         shared_memory: Memory | None = None,
         ring: RingSize | None = None,
+        caller: Callable[[], str] | None = None,
     ):
         if shared_memory not in (None, "system", "cuda"):
             raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {shared_memory!r}")
         self.server = server
         self.timeouts = timeouts or Timeouts()
-        self.model = model
+        self.model, self._caller = model, caller
         self._memory, self._ring_size = shared_memory, ring or RingSize()
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -257,12 +261,19 @@ class SpeechClient:
                 await sharing.register(self._client)
             yield {"model_name": self.model, "inputs": inputs}
 
-        responses = self._client.stream_infer(requests())
+        responses = self._client.stream_infer(requests(), headers=self._headers())
         return SpeechStream(responses, self, sharing, timeouts)
 
     def parts(self) -> PartStream:
         """Return a gRPC stream for the parts of streamed text."""
-        return PartStream(self._client, self.model, self.server, self.timeouts.between_s)
+        return PartStream(self._client, self.model, self.server, self.timeouts.between_s, self._headers())
+
+    def _headers(self) -> dict[str, str] | None:
+        """Return the headers that name the caller; None if there is none, or the server is not on this host."""
+        key = key_headers(self.server) if self._caller is not None else {}
+        if not key or self._caller is None:
+            return None
+        return {**key, CALLER_HEADER: hashlib.blake2b(self._caller().encode(), digest_size=16).hexdigest()}
 
     def release(self, sharing: Sharing) -> None:
         """Free an utterance's shared memory in the background; `close` frees all that remains."""

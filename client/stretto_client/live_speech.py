@@ -122,10 +122,19 @@ class PartStream:
         model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
+        headers: Headers of the stream; None for none.
     """
 
-    def __init__(self, client: InferenceServerClient, model: str, server: str, timeout_s: float):
+    def __init__(
+        self,
+        client: InferenceServerClient,
+        model: str,
+        server: str,
+        timeout_s: float,
+        headers: dict[str, str] | None = None,
+    ):
         self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
+        self._headers = headers
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._responses: Any = None
 
@@ -163,7 +172,7 @@ class PartStream:
     async def _send(self, inputs: list[InferInput]) -> None:
         self._requests.put_nowait({"model_name": self._model, "inputs": inputs})
         if self._responses is None:
-            self._responses = self._client.stream_infer(self._sent())
+            self._responses = self._client.stream_infer(self._sent(), headers=self._headers)
         try:
             async with asyncio.timeout(self._timeout_s):
                 _, error = await anext(self._responses)

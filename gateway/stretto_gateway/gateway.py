@@ -3,7 +3,7 @@
 import asyncio
 
 from stretto_client import SpeechClient, Timeouts
-from stretto_gateway.admission import Admission, Sessions
+from stretto_gateway.admission import CALLER, Admission, Sessions
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics, open_spans
@@ -23,7 +23,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict = config.limits, config.strict
-        self.client = client or SpeechClient(config.server, Timeouts())
+        self.client = client or SpeechClient(config.server, Timeouts(), caller=CALLER.get)
         self.catalogue = Catalogue(self.client, config.model_aliases)
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)

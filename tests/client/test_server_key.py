@@ -1,11 +1,19 @@
 """The key of a server on this host is found by its port, and sent to no other server."""
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from stretto_client.client import HEADER, key_headers
+from stretto_client import SpeechClient
+from stretto_client.client import CALLER_HEADER, HEADER, key_headers
+from tests.client.fake_server import Chunk, FakeServer, Step, Taken, Until
+from tests.patience import until_async
 
 
 def leave(directory: Path, launch: str, key: str) -> Path:
@@ -45,3 +53,40 @@ def test_the_latest_start_is_meant(tmp_path: Path) -> None:
     late = leave(tmp_path, "2_b", "open sesame")
     os.utime(late, ns=(late.stat().st_mtime_ns + 10**9,) * 2)
     assert key_headers("localhost:8001", tmp_path) == {HEADER: "open sesame"}
+
+
+async def pieces() -> AsyncIterator[np.ndarray]:
+    yield np.zeros(2000, np.int16)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+async def test_callers_are_named_to_a_server_on_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    """Both streams of a live session name its caller, by a digest."""
+
+    def script(request: dict[str, Any]) -> list[Step]:
+        return [Taken(0)] if "session" in request else [Chunk(0, None, session="s"), Until(done), last]
+
+    done, last = asyncio.Event(), Chunk(1, None, is_final=True, is_last=True)
+    server, callers = FakeServer(script), list[str]()
+    address = await server.start()
+    if is_here:
+        path = leave(tmp_path, "1_a", "open sesame")
+        path.rename(path.with_name(f"key-{address.rpartition(':')[2]}"))
+    monkeypatch.setattr("stretto_client.client.key_headers", partial(key_headers, directory=tmp_path))
+    async with SpeechClient(address, caller=lambda: callers[-1]) as client:
+        for caller in ("mia", "tom"):
+            callers.append(caller)
+            done.clear()
+            async for _ in client.transcribe_live(pieces(), 24_000):
+                await until_async(lambda: len(server.metadata) % 2 == 0)
+                done.set()
+    named = [metadata.get(CALLER_HEADER) for metadata in server.metadata]
+    if is_here:
+        assert named[0] == named[1] != named[2] == named[3]
+        assert all(name and name not in ("mia", "tom") for name in named)
+        assert all(metadata[HEADER] == "open sesame" for metadata in server.metadata)
+    else:
+        assert named == [None] * 4
+    await server.stop()

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from stretto.disconnects import HOST, STREAM
 from stretto.proxy import grpc_proxy
 from stretto.proxy.__main__ import Launcher, grpc_listener
-from stretto.proxy.access import KEY_HEADER
+from stretto.proxy.access import CALLER_HEADER, KEY_HEADER
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until
@@ -91,6 +91,23 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     proxy.triton.parameters.clear()
     await call(proxy.address, "ModelInfer", forged, None)
     assert proxy.triton.parameters == [{HOST: "127.0.0.1", STREAM: "0", "mine": "as it was"}]
+
+
+async def test_a_holder_of_the_key_names_its_callers(proxy: Proxied) -> None:
+    """Limits of the models are then shared among them; names without the key have no effect."""
+    named = (CALLER_HEADER, "5f3a")
+    for metadata, host in (
+        ([named, (KEY_HEADER, KEY)], "127.0.0.1/5f3a"),
+        ([named, (KEY_HEADER, KEY[:-1])], "127.0.0.1"),
+        ([named], "127.0.0.1"),
+        ([(KEY_HEADER, KEY)], "127.0.0.1"),
+        ([(CALLER_HEADER, 'a"'), (KEY_HEADER, KEY)], "127.0.0.1"),
+        ([(CALLER_HEADER, "a" * 65), (KEY_HEADER, KEY)], "127.0.0.1"),
+    ):
+        proxy.triton.parameters.clear()
+        await answers(proxy.address, request(), metadata=metadata)
+        await call(proxy.address, "ModelInfer", request(), metadata)
+        assert [each[HOST] for each in proxy.triton.parameters] == [host, host]
 
 
 async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:

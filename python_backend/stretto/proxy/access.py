@@ -8,6 +8,7 @@ import heapq
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -114,6 +115,7 @@ def _parse(kind: type[Message], text: str) -> Message:
     return kind(**values)
 
 
+CALLER_HEADER = "stretto-caller"  # of a holder of the key: for whom the call is made
 KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
 OPEN, REPOSITORY = "open", "model-repository"
 MODELS, HTTP = "models", "http"  # direct calls to the ensemble's steps; Triton's HTTP service instead of ours
@@ -158,6 +160,20 @@ class Access:
     def admits(self, api: str, metadata: Metadata) -> bool:
         """Return True if a call with this metadata may use the API `api`."""
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
+
+    def client(self, peer: str, metadata: Metadata) -> str:
+        """Return the client among whom the limits of the models are shared: its host, and the caller that it names.
+
+        Only a holder of the key, such as a gateway on the server's host, can name callers.
+
+        Args:
+            peer: gRPC's peer of the call.
+            metadata: Metadata of the call.
+        """
+        host, caller = host_of_call(peer), next((value for name, value in metadata if name == CALLER_HEADER), "")
+        if not isinstance(caller, str) or not re.fullmatch(r"[0-9a-z]{1,64}", caller, re.ASCII):
+            return host
+        return f"{host}/{caller}" if self.is_key_holder(metadata) else host
 
     def is_key_holder(self, metadata: Metadata) -> bool:
         """Return True if the metadata contains the secret."""

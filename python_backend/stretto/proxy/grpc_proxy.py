@@ -283,14 +283,13 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
         metadata = context.invocation_metadata() or ()
         read = await self._check_infer(request, metadata)
-        request_with_origin, is_ours = (
-            with_origin(request, host_of_call(context.peer())),
-            read.head.model_name in OUR_MODELS,
-        )
+        request_with_origin = with_origin(request, self._access.client(context.peer(), metadata))
+        is_ours = read.head.model_name in OUR_MODELS
         return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
-        metadata, host = context.invocation_metadata() or (), host_of_call(context.peer())
+        metadata = context.invocation_metadata() or ()
+        host = self._access.client(context.peer(), metadata)
         stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._disconnects.next_number())
         client = ClientStream(stream, context, self._gate.report_dead_stub)
         answering = asyncio.current_task()
