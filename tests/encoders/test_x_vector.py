@@ -64,7 +64,7 @@ def test_the_release_says_no_more_than_a_width_and_a_rate() -> None:
     [
         ({"sample_rate": 24_000}, "enc_dim"),
         ({"enc_dim": 8, "sample_rate": 16_000}, "sample_rate must be 24000, got 16000"),
-        ({"enc_dim": 8, "enc_dilations": [1, 2]}, "must have one length"),
+        ({"enc_dim": 8, "enc_dilations": [1, 2]}, "expected equal lengths >= 3"),
         ({"enc_dim": 8, "depth": 3}, "depth"),
     ],
     ids=str,

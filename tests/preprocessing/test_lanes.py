@@ -109,7 +109,7 @@ def test_bytes_over_the_limit_are_refused_until_others_are_done(
 ) -> None:
     opened = lanes()
     jobs = [opened.hold(LONG) for _ in range(4)]
-    told = f"{4 * LONG} bytes are being processed, {4 * LONG} of them from this host, of at most {8 * LONG}"
+    told = f"{4 * LONG} bytes are being processed, {4 * LONG} of them from this host \\(limit {8 * LONG}\\)"
     with pytest.raises(Overloaded, match=told):
         opened.hold(1)
     jobs += [opened.hold(LONG, "other"), opened.hold(LONG, "other")]
@@ -124,7 +124,7 @@ def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) 
     opened = lanes()
     jobs = [opened.hold(1) for _ in range(8)]
     with pytest.raises(
-        Overloaded, match="8 requests are being processed, 8 of them from this host, of at most 16; try again"
+        Overloaded, match=r"8 requests are being processed, 8 of them from this host \(limit 16\); try again"
     ):
         opened.hold(1)
     jobs += [opened.hold(1, "other") for _ in range(4)]

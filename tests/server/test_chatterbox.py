@@ -162,7 +162,7 @@ def test_bad_input_is_refused_by_its_field(english: ServedCheckpoint) -> None:
         ),
         (
             recorded(at_24_khz(RECORDED), "a") | {"options": '{"voice": "anna"}'},
-            "options.voice: expected no value with a recording of the voice, got 'anna'",
+            "options.voice: expected no value, because the request contains a recording of the voice, got 'anna'",
         ),
     ):
         english.server.refuses(inputs, message)

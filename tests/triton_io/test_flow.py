@@ -181,7 +181,7 @@ def test_a_table_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.
     name = FlowTable.create(1, 4, tmp_path).path.name
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-    with pytest.raises(ValueError, match=f"{name} is another user's"):
+    with pytest.raises(ValueError, match=f"{name} belongs to another user"):
         FlowTable.open(name, tmp_path)
 
 

@@ -111,5 +111,5 @@ def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_
 
 def test_a_folder_that_others_may_look_into_holds_no_key(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir(mode=0o755)
-    with pytest.raises(PermissionError, match="must belong to this user alone"):
+    with pytest.raises(PermissionError, match="must be accessible to this user only"):
         SealKey(os.getpid(), tmp_path / "keys")

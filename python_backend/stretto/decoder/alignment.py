@@ -115,8 +115,8 @@ class Collected:
 
         Args:
             queue: The aligner; None if this decoder has none.
-            answer: Function that is called with the words, or with None if there is no aligner, nothing to align, or
-                too much.
+            answer: Function that is called with the words. It gets None if there is no aligner, nothing to align, or
+                more audio than may be stored.
         """
         if queue is None or not self.pcm or not self.text:
             self.drop()

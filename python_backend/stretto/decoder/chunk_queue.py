@@ -103,7 +103,7 @@ class PendingChunk:
         chunk: Record of the chunk.
         codes: Integers [K, T], or None for a chunk without audio.
         reply: Receiver of the answer.
-        form: Output format requested by the client; the first chunk's applies to the whole utterance.
+        form: Output format requested by the client; the format of the first chunk applies to the whole utterance.
         on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
             sent.
         on_progress: Called during long operations, so that the language model does not time out.

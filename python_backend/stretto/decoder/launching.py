@@ -1,4 +1,4 @@
-"""Execution of batches on the host or on a CUDA stream, with CUDA graphs; and the warm-up.
+"""Execution of batches on the host or on a CUDA stream, with CUDA graphs and a warm-up.
 
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
@@ -24,7 +24,7 @@ from stretto.streams.chunking import ChunkPolicy
 
 logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
-Key = tuple[int, int, int, int]  # left, frames in all, right, batch
+Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
 WORTH_CAPTURING = 8  # number of uses after which a shape is captured
 MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`), the others on demand
 
@@ -121,7 +121,7 @@ class GraphCache:
         _fill(still, window)
         try:
             (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
-        except RuntimeError:  # of any kind, as in `stretto.cuda_graphs`
+        except RuntimeError:  # any error, as in `stretto.cuda_graphs`
             logger.warning("decoding without CUDA graphs: cannot capture %s", key, exc_info=True)
             self._has_failed = True
             self._graphs.clear()
@@ -330,7 +330,7 @@ def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
 def warm_up(
     launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> int:
-    """Decode batches of the default chunk shapes in all sizes, small ones first; return the number of batches.
+    """Decode batches of all sizes with the default chunk shapes, smallest first; return the number of batches.
 
     Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
 

@@ -2,10 +2,10 @@
 
     queue ─► jobs: one window per utterance ─► batch: windows of equal shape ─► in flight ─► replies
 
-Waiting chunks are decoded at once, at most one per utterance and batch; the loop never waits for a larger batch. The
-job with the earliest deadline comes first: that of the client that underruns next, or waits for its first audio.
+Waiting chunks are decoded immediately, at most one per utterance and batch; the loop never waits for a larger batch.
+The job with the earliest deadline comes first. Its client will underrun next, or still waits for its first audio.
 
-Batches of windows of different utterances, for the codec or for a refinement model.
+A batch combines windows of different utterances, for the codec or for a refinement model.
 """
 
 import logging
@@ -149,8 +149,8 @@ def batch_limit(spec: CodecSpec, max_batch: int) -> int:
 def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
     """Return the jobs of the next batch, earliest deadline first.
 
-    These are the earliest job and up to `limit` - 1 others of the same shape, or the earliest job alone if it may not
-    share a batch.
+    These are the earliest job and up to `limit` - 1 others of the same shape. If the earliest job may not share a
+    batch, it is returned on its own.
     """
     ordered = sorted(jobs, key=lambda job: job.due_s)
     first = ordered[0]
@@ -360,7 +360,7 @@ class DecodingLoop:
         return is_wanted
 
     def _launch(self, group: list[Job]) -> None:
-        """Launch a batch; if that fails, launch each job alone, so that only the faulty utterance fails."""
+        """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group, begun = still_connected(group, self._fail), self.stopwatch()
         try:

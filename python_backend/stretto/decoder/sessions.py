@@ -183,7 +183,7 @@ class Sessions:
 
     @property
     def num_speaking(self) -> int:
-        """Number of utterances of which at least one frame has been decoded, not counting voice references."""
+        """Number of utterances with at least one decoded frame, not counting frames of voice references."""
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
@@ -224,7 +224,7 @@ class Sessions:
     def apply_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and prompt, if any, to its session.
 
-        The decoder state after a reference that is in the cache is reused.
+        If the reference is in the cache, its decoder state is reused.
 
         Raises:
             InvalidRequest: If the codec cannot use them.

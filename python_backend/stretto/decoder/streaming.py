@@ -205,8 +205,8 @@ class _Recorded:
 class SoundTable:
     """Recorded voices in the codec, by digest.
 
-    Voices in use are never evicted; their number is limited by that of open utterances. Unused voices are evicted, the
-    least recently used first, when the total exceeds `max_bytes`. Not thread-safe, except for `num_bytes`.
+    Voices in use are never evicted; there are at most as many as open utterances. When the total exceeds `max_bytes`,
+    unused voices are evicted, the least recently used first. Not thread-safe, except for `num_bytes`.
     """
 
     def __init__(self, codec: Codec, max_bytes: int) -> None:
@@ -308,7 +308,7 @@ class Filling:
         self._spoken.append(pcm)
 
     def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """Return all samples of the utterance, given those of its last window, [n]."""
+        """Return all samples of the utterance; `pcm` [n] contains the samples of its last window."""
         return np.concatenate([*self._spoken, pcm])
 
 
@@ -324,7 +324,7 @@ def collect_prompt(
         codes: Codes of the chunk, or None.
 
     Raises:
-        InvalidRequest: If the prompt is missing, or was sent to a codec without refinement model.
+        InvalidRequest: If the prompt is missing, or was sent to a codec without a refinement model.
     """
     if chunk.index:
         if chunk.is_prompt:

@@ -4,8 +4,8 @@
                      └► 16 kHz ─► log-mel ─► S3 tokenizer v2   [n], n about F / 2
                                └► fbank ─► CAM++               [192]
 
-Modules and tensors are named as in `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox, in which the
-tokenizer is `tokenizer` and CAM++ `speaker_encoder`. Sizes are inferred from the shapes of the tensors. References:
+Modules and tensors are named as in `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox, which calls the
+tokenizer `tokenizer`, and CAM++ `speaker_encoder`. Sizes are inferred from the shapes of the tensors. References:
 https://github.com/xingchensong/S3Tokenizer (Apache-2.0) and https://github.com/modelscope/3D-Speaker (Apache-2.0).
 """
 
@@ -38,7 +38,7 @@ def power_spectrum(pcm: Tensor, fourier: int, hop: int) -> Tensor:
 
 @cache
 def _sinc_kernel(source: int, target: int, width: int = 6, rolloff: float = 0.99) -> tuple[Tensor, int]:
-    """Return the windowed sinc filters, float32 [target, 1, m], and their number of samples before the first one."""
+    """Return windowed sinc filters, float32 [target, 1, m], and how many samples each extends to the left."""
     cutoff = min(source, target) * rolloff
     before = math.ceil(width * source / cutoff)
     offsets = torch.arange(-before, before + source, dtype=torch.float64) / source
@@ -49,7 +49,7 @@ def _sinc_kernel(source: int, target: int, width: int = 6, rolloff: float = 0.99
 
 
 def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
-    """Resample by a Hann-windowed sinc of width 6 with a rolloff of 0.99, as torchaudio does by default.
+    """Resample with a Hann-windowed sinc of width 6 and a rolloff of 0.99, as torchaudio does by default.
 
     Args:
         pcm: Samples, float32 [n].
@@ -98,7 +98,7 @@ def _fbank_filters(num_bands: int) -> Tensor:
 def fbank(pcm: Tensor, num_bands: int = 80) -> Tensor:
     """Return Kaldi's log filter bank, float32 [T, num_bands], of samples [n] at 16 kHz in [-1, 1], n >= 400.
 
-    Frames of 25 ms every 10 ms, without dither, with a Povey window.
+    A frame of 25 ms starts every 10 ms and is multiplied by a Povey window. No dither is added.
     """
     frames = pcm.unfold(0, FBANK_FRAME, FBANK_HOP)
     frames = frames - frames.mean(1, keepdim=True)
@@ -109,7 +109,7 @@ def fbank(pcm: Tensor, num_bands: int = 80) -> Tensor:
     return filtered.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
-HEAD_WIDTH, MEMORY, THETA = 64, 31, 10_000.0  # attention head width, kernel of the memory, base of the rotation
+HEAD_WIDTH, MEMORY, THETA = 64, 31, 10_000.0  # attention head width, FSMN kernel size, rotary base
 TOKEN_FOURIER, TOKEN_HOP, TOKEN_MELS = 400, 160, 128
 FRAMES_PER_TOKEN = 4  # log-mel frames
 FSQ_SCALE = 0.9990000128746033
@@ -123,7 +123,7 @@ def token_mel(pcm: Tensor) -> Tensor:
 
 
 class _MemoryAttention(nn.Module):
-    """Attention with rotated queries and keys, and a depthwise convolution over the values (FSMN memory)."""
+    """Attention with rotary positions, plus a depthwise convolution over the values (FSMN memory)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -149,7 +149,7 @@ class _MemoryAttention(nn.Module):
 
 
 class _TokenizerLayer(nn.Module):
-    """Layer of the tokenizer's encoder, with norms before its two parts."""
+    """Pre-norm layer of the tokenizer's encoder: attention and a feed-forward network."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -164,7 +164,7 @@ class _TokenizerLayer(nn.Module):
 
 
 class S3Tokenizer(nn.Module):
-    """S3 tokenizer v2: recordings of at most 30 s at 16 kHz to tokens at 25 Hz.
+    """S3 tokenizer v2, which encodes recordings of at most 30 s at 16 kHz as tokens at 25 Hz.
 
     Args:
         width: Width of the encoder, a multiple of 64.
@@ -185,7 +185,7 @@ class S3Tokenizer(nn.Module):
         """Return the tokens of a recording.
 
         Args:
-            pcm: Samples, float32 [n] at 16 kHz. Loudness is relative to the loudest frame of all of them.
+            pcm: Samples, float32 [n] at 16 kHz. Mel values are clipped relative to the loudest frame of the recording.
             most: Maximum number of tokens; None for all.
 
         Returns:
@@ -223,7 +223,7 @@ class _Norm(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.ones(channels)) if is_affine else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised."""
+        """Normalise x."""
         return F.batch_norm(x, self.get_buffer("running_mean"), self.get_buffer("running_var"), self.weight, self.bias)
 
 
@@ -233,7 +233,7 @@ def _norm(channels: int, is_affine: bool = True) -> nn.Module:
 
 
 def _active(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return ReLU of the normalised x, given a module of `_norm`."""
+    """Normalise x with `norm`, a module from `_norm`, and apply ReLU."""
     return F.relu(norm.get_submodule("batchnorm")(x))
 
 
@@ -256,7 +256,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _BandReduction(nn.Module):
-    """First part of CAM++: bands [B, bands, T] to [B, channels * bands / 8, T]."""
+    """First part of CAM++, which reduces bands [B, bands, T] to [B, channels * bands / 8, T]."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -319,7 +319,7 @@ BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the dense blocks
 
 
 class CamPlusPlus(nn.Module):
-    """CAM++ speaker encoder: recordings at 16 kHz to x-vectors of `width` numbers."""
+    """CAM++ speaker encoder, which converts recordings at 16 kHz to x-vectors of `width` numbers."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return attention outputs for x [B, T, H].
 
-        Mask, bool [B, 1, T, T], marks the keys that each query attends to.
+        `mask`, bool [B, 1, T, T], is True for the keys that each query attends to.
         """
         query, key, value = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -137,7 +137,7 @@ class WhisperVq(nn.Module):
         return distances.argmin(2)
 
     def _steps(self, features: Tensor) -> Tensor:
-        """Return the transformer inputs [B, T / 2, H], with position embeddings, of features [B, mels, T]."""
+        """Convert features [B, mels, T] to transformer inputs [B, T / 2, H], including position embeddings."""
         padding = (2, 0) if self.config.is_causal else (1, 1)
         steps = F.gelu(self.conv1(F.pad(features, padding)))
         steps = F.gelu(self.conv2(F.pad(steps, padding))).transpose(1, 2)
@@ -225,7 +225,8 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
 def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
     """Load the speech tokenizer in `folder`.
 
-    Raise CheckpointError if it does not match or its number of codes differs.
+    Raises:
+        CheckpointError: If the tokenizer does not match, or its number of codes differs from `num_codes`.
     """
     try:
         config = WhisperVqConfig.from_record(json_object(folder / CONFIG))

@@ -1,4 +1,4 @@
-"""XEUS, the speech encoder of OpusLM's semantic tokens, for inference on one waveform at a time.
+"""XEUS, the speech encoder behind OpusLM's semantic tokens. Inference takes one waveform at a time.
 
     pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 per s
 
@@ -6,18 +6,18 @@
     x ─► ½ feed forward┤                   ├► merge ─► ½ feed forward ─► norm        (each with its residual)
                        └► gated convolution┘
 
-Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names are
-those of espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
-https://github.com/espnet/espnet. The output of the position layer replaces its input instead of being added to it, as
-in ESPnet's ConvolutionalPositionalEmbedding without `use_residual`, with which XEUS was trained.
+Chen et al., "Towards Robust Speech Representation Learning for Thousands of Languages" (2024). Layers and names follow
+espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.py in
+https://github.com/espnet/espnet. The output of the position layer replaces its input instead of being added to it. XEUS
+was trained in this way, with ESPnet's ConvolutionalPositionalEmbedding without `use_residual`.
 
 `XeusTokenizer` converts audio to OpusLM's semantic codes: the nearest k-means centre of each feature. It is an optional
 part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from
 https://huggingface.co/espnet/xeus. Without it a checkpoint accepts audio only as codes.
 
-As in OpusLM's training data, the features are those of the last layer (18, counted from 0) after the encoder's final
-norm (`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's
-branch). No frame is masked. A code is the index of the nearest centre by Euclidean distance (dump_km_label.py there).
+As in OpusLM's training data, the features come from the last layer (18, counted from 0), after the encoder's final norm
+(`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's branch). No
+frame is masked. A code is the index of the nearest centre by Euclidean distance (dump_km_label.py in that branch).
 """
 
 import pickle
@@ -51,7 +51,7 @@ class XeusConfig:
         convolutions: (channels, kernel, stride) of the front end's layers.
         gate: Twice the width of the gated branch.
         norm: `layer_norm` for a norm after each layer of the front end, `group_norm` for one after the first layer.
-        normalizes_audio: True if the waveform is first normalised to mean 0 and variance 1.
+        normalizes_audio: True if the waveform is first normalised to zero mean and unit variance.
         normalizes_output: True if the output of the front end is normalised.
     """
 
@@ -338,7 +338,8 @@ def _dtype(record: Record) -> np.dtype:
 def read_centres(path: Path) -> np.ndarray:
     """Return the centres, float32 [C, H], of the k-means model in a joblib file.
 
-    Raise CheckpointError if it has none.
+    Raises:
+        CheckpointError: If the file contains no such model.
     """
     try:
         with regular_file(path).open("rb") as file:

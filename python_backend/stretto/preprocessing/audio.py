@@ -4,7 +4,7 @@ Files are decoded by libsndfile, or by FFmpeg (PyAV) if libsndfile has no decode
 audio libraries are imported here, because every audio process imports this module at its start. PyAV is imported on
 first use.
 
-Queues of requests with audio: one queue per class of length, each fair among client hosts.
+Requests with audio wait in queues, one for short and one for long recordings, each fair among client hosts.
 """
 
 import os
@@ -29,7 +29,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 MAX_CHANNELS = 8
 MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; unscaled integers far exceed this limit
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
-BLOCK_SAMPLES = 1 << 16  # samples per channel decoded at once
+BLOCK_SAMPLES = 1 << 16  # samples per channel and decoding step
 READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
 HEAD_BYTES = 26  # enough to detect a format
 FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits with the number of samples, 0 if unknown (RFC 9639, section 8.2)
@@ -113,7 +113,7 @@ def check_file_size(num_bytes: int, field: str) -> None:
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode an audio file, at most `max_s` of it even if the header declares more.
+    """Decode an audio file, but never more than `max_s` of it, even if the header declares more.
 
     Args:
         data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
@@ -131,7 +131,7 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
 
 
 def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode a file object, or a file descriptor, which is not closed; otherwise like `read_file`."""
+    """Decode a file object or a file descriptor, without closing it; otherwise like `read_file`."""
     demuxer = _demuxer(source)
     if demuxer is None:
         pcm, rate = _decode_by_libsndfile(source, max_s, field)
@@ -247,7 +247,7 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample by soxr to the same number of samples that librosa and torchaudio return.
+    """Resample with soxr, returning as many samples as librosa and torchaudio do.
 
     Args:
         pcm: Mono samples, float32 [n].
@@ -364,7 +364,7 @@ class Job:
 
 
 class AudioLanes:
-    """Threads with an audio process each. A submitted job is refused, or runs once."""
+    """Worker threads, each with its own audio process. A submitted job is either refused or run once."""
 
     def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
         """Start the lanes.
@@ -425,11 +425,11 @@ class AudioLanes:
             raise Closing("server is stopping")
         if not self._bytes.has_free(host, num_bytes):
             held = f"{self._bytes.held} bytes are being processed, {self._bytes.held_by(host)} of them from this host"
-            raise Overloaded(f"audio: {held}, of at most {self._bytes.limit}; this request has {num_bytes}; try again")
+            raise Overloaded(f"audio: {held} (limit {self._bytes.limit}); this request has {num_bytes}; try again")
         if not self._requests.has_free(host):
             own = self._requests.held_by(host)
             held = f"{self._requests.held} requests are being processed, {own} of them from this host"
-            raise Overloaded(f"audio: {held}, of at most {self._requests.limit}; try again")
+            raise Overloaded(f"audio: {held} (limit {self._requests.limit}); try again")
 
     def _lane(self, queue: FairQueue[Job], process: Process) -> tuple[FairQueue[Job], threading.Thread]:
         thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")

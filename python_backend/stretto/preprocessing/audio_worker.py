@@ -5,7 +5,7 @@
 
 A job's audio is in a shared-memory file that both processes have open, and is replaced by the resulting samples.
 
-Separate process that decodes audio, so that the caller is protected from its CPU time, memory and crashes.
+Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the caller.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Program of the hearing process: reads jobs from standard input and writes results to standard output.
+"""Program of the process that encodes live audio: reads jobs from standard input, writes results to standard output.
 
     job      {"parts": [[stream, num_samples, rate, is_last], …], "closed": [stream, …]}      a line of JSON
     answer   {"frames": [[stream, num_frames, is_done], …]}                                   a line of JSON
@@ -27,7 +27,7 @@ FRAMES_AT_ONCE = 4
 
 
 class Resampler:
-    """Conversion of a stream's sample rate that equals converting all of it at once.
+    """Streaming sample-rate conversion whose output equals that of converting the whole stream in one call.
 
     Args:
         rate: Sample rate of the input in Hz.
@@ -40,7 +40,7 @@ class Resampler:
         self._stream = None if rate == target_rate else soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
 
     def push(self, pcm: np.ndarray, is_last: bool) -> np.ndarray:
-        """Return the samples that follow from `pcm`, float32 [n], and from the end of the stream if `is_last`."""
+        """Resample the next samples, `pcm`, float32 [n]; flush the resampler if `is_last`."""
         if self._stream is None:
             return pcm
         self._num_in += len(pcm)
@@ -64,7 +64,7 @@ class Streams:
         return len(self._streams)
 
     def push(self, name: str, pcm: np.ndarray, rate: int, is_last: bool) -> None:
-        """Append samples to a stream, which begins if there is none of this name.
+        """Append samples to a stream; a new stream begins if there is none of this name.
 
         Args:
             name: Name of the stream.
@@ -88,7 +88,8 @@ class Streams:
         """Encode a few frames of each stream that has complete ones.
 
         Returns:
-            Name, ids int32 [n, K], and True if no complete frame is left, of each stream; ended streams are removed.
+            For each stream, its name, ids int32 [n, K], and True if no complete frame is left. Ended streams are
+            removed.
         """
         encode_round(self._live.encoder, [encoded for encoded, _ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
         made = []

@@ -123,7 +123,7 @@ class Preprocessor:
 
         Args:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
-            codec: Codec to use instead of the checkpoint's; None for the checkpoint's.
+            codec: Codec to use; None for the codec of the checkpoint.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             has_aligner: True if the decoder has an aligner for word times.
             encodings: Folder for the encodings of reused voices; None to store none.
@@ -160,7 +160,8 @@ class Preprocessor:
         spec = self.codec.spec
         options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
-            raise InvalidRequest("options.voice", "no value with a recording of the voice", shown(options.voice))
+            expected = "no value, because the request contains a recording of the voice"
+            raise InvalidRequest("options.voice", expected, shown(options.voice))
         sampling = options.sampling.with_seed()
         if spec.max_frames is not None and sampling.audio.max_rows > spec.max_frames * self.family.rows_per_frame:
             longest = spec.max_frames * self.family.rows_per_frame
@@ -269,9 +270,10 @@ def string(field: str, value: str | bytes | None) -> str | None:
 
 
 def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
-    """Return the turns in `messages`, or one user turn with the other inputs.
+    """Return the turns in `messages`, or a single user turn with the other inputs.
 
-    Raise InvalidRequest if one is invalid.
+    Raises:
+        InvalidRequest: An input is invalid.
     """
     given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
@@ -483,7 +485,7 @@ def _segment(
 
 
 def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
-    """Cap the family's default minimum number of rows by the requested maximum."""
+    """Cap the family's default minimum number of rows at the requested maximum."""
     if "min_rows" in given or given.get("max_rows", 1) < 1:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
@@ -504,7 +506,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the sampling parameters of the depth transformer's streams, by default those of stream 0."""
+    """Return the sampling parameters of the depth transformer's streams, copied from stream 0 by default."""
     if family.depth is None:
         raise InvalidRequest("options.depth", "no value (this model has no depth transformer)", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
@@ -514,7 +516,7 @@ def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> Co
 def _latents(
     options: OptionsRecord, family: Family, defaults: SamplingConfig, guidance: dict[str, Any]
 ) -> LatentSampling | None:
-    """Return the parameters of frames that are latents; None for frames of codes.
+    """Return the sampling parameters of latent frames, or None if frames consist of codes.
 
     Args:
         options: Options of the request.

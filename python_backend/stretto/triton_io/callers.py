@@ -12,7 +12,8 @@ from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
 EXPECTED_ERRORS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
-# The proxy's parameters in Triton's JSON, which is not parsed for every chunk. Quotes in other texts are escaped there.
+# Matches the proxy's parameters in Triton's JSON, so that the JSON need not be parsed for each chunk. Other texts never
+# match, because their quotes are escaped.
 FROM_PROXY = re.compile(rf'"({HOST}|{STREAM})"\s*:\s*"([^"\\]*)"')
 CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are meant for clients
 
@@ -43,7 +44,7 @@ def client_message(error: BaseException, subject: str) -> str:
 def log_failure(error: BaseException, subject: str) -> None:
     """Log an internal error with its traceback.
 
-    Mistakes of clients, rejections and errors that were logged before are not logged.
+    Client errors, rejections and errors that have already been logged are skipped.
     """
     if not isinstance(error, EXPECTED_ERRORS):
         incident(error)
@@ -51,7 +52,7 @@ def log_failure(error: BaseException, subject: str) -> None:
 
 
 def refuse(sender: Any, error: BaseException, subject: str) -> None:
-    """End a request with an error, which is logged if it is an internal one."""
+    """End a request with an error; log the error if it is internal."""
     log_failure(error, subject)
     sender.send(failed_response(error, subject), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -95,7 +96,7 @@ class Caller:
     def has_disconnected(self) -> bool:
         """Return True if the client has disconnected, according to the proxy or to Triton.
 
-        Must not be called after the request has been answered, because Triton then frees the data that this reads.
+        Must not be called after the request has been answered, because Triton then frees the data that is read here.
         """
         return self.is_flagged or self.sender.is_cancelled()
 

@@ -1,4 +1,4 @@
-"""Sending of one utterance's chunks to the decoder, with flow control; responses are sent by a separate thread."""
+"""Sender of one utterance's chunks to the decoder, with flow control. A separate thread sends the responses."""
 
 import asyncio
 import time
@@ -171,7 +171,7 @@ class ChunkSender:
 
         Raises:
             Cancelled: If the client has disconnected.
-            Exception: The decoder's error, or the generator's own.
+            Exception: If the decoder reported an error, or the generator raised one.
         """
         try:
             async with asyncio.timeout(None) as scope:
@@ -181,7 +181,7 @@ class ChunkSender:
                         self._check()
                         self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
                         self._form = None
-        except TimeoutError:  # the scope, ended by `_look`
+        except TimeoutError:  # `_look` ended the scope
             self._check()
             raise
         finally:
@@ -201,7 +201,7 @@ class ChunkSender:
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed, if playback began with the first chunk."""
+        """Return True if more than `max_ahead_s` of audio is unplayed, assuming playback began with the first chunk."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         heard_s = time.monotonic() - self._first_sent_s

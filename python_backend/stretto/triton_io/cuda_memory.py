@@ -1,4 +1,4 @@
-"""GPU memory of a client, opened by its CUDA IPC handle. Imports nothing of Triton, so that it also runs without."""
+"""Client GPU memory, opened by its CUDA IPC handle. Imports nothing from Triton, so that it also works without it."""
 
 import ctypes
 from typing import Any
@@ -38,7 +38,7 @@ class CudaMemory:
         """Copy data that has been fully computed.
 
         Args:
-            offset: Byte offset of the copy.
+            offset: Destination offset in bytes.
             address: Source address, on the host or a GPU.
             num_bytes: Size in bytes.
         """

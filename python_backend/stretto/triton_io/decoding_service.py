@@ -1,4 +1,4 @@
-"""Triton service of the decoder: receives chunks and probes, sends waveform and events."""
+"""Triton service of the decoder: receives chunks and probes, and sends samples and events."""
 
 import threading
 import time
@@ -77,7 +77,7 @@ class ChunkReply:
         self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, chunk_record.EVENT.write(event))]))
 
     def fail(self, error: BaseException) -> None:
-        """End the utterance with an error, which has been logged already."""
+        """End the utterance with an error that has already been logged."""
         self.slot.conclude(outcome_of(error), client_message(error, NAME))
         if not self._is_answered:
             self._answer()

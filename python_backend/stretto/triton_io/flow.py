@@ -31,7 +31,7 @@ class DecoderFailed(StrettoError):
 
 
 class DecoderRefused(StrettoError):
-    """The decoder has detected an error of the client, for example in its ring."""
+    """The decoder has detected a client error, for example an invalid ring."""
 
 
 class DecoderStalled(StrettoError):
@@ -106,7 +106,7 @@ class FlowTable:
         descriptor = os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW)
         try:
             if os.fstat(descriptor).st_uid != os.geteuid():
-                raise ValueError(f"{name} is another user's")
+                raise ValueError(f"{name} belongs to another user")
             return cls(directory / name, descriptor)
         finally:
             os.close(descriptor)
@@ -222,7 +222,7 @@ class FlowTable:
             os.close(self._lock)
 
     def remove(self) -> None:
-        """Close the table and remove its file; for the owner."""
+        """Close the table and remove its file; only the owner may call this."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -277,7 +277,7 @@ class FlowSlot:
         return self.table.read(self.address, 4)
 
     def note_progress(self) -> None:
-        """Signal that the decoder works on the utterance although it has not answered; for the decoder's thread."""
+        """Signal that the decoder still works on an unanswered utterance; only the decoder's thread may call this."""
         self.table.note_progress(self.address)
 
     def conclude(self, outcome: Outcome, reason: str = "") -> None:
@@ -336,7 +336,7 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
 
 
 class FlowTables:
-    """Tables that this process has opened, by name; for the decoder."""
+    """Tables that the decoder process has opened, by name."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory

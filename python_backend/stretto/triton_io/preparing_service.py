@@ -1,4 +1,4 @@
-"""Triton service of the preprocessor: answers requests without audio immediately, others once their audio is decoded.
+"""Triton service of the preprocessor: answers requests without audio immediately, others after decoding.
 
 WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, for example on a busy machine, the
 server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore nothing
@@ -88,12 +88,13 @@ class PreparingService:
     completed.
 
     Args:
-        prepare: Returns the prompt for a request's inputs and, if they contain audio, a reader of it.
+        prepare: Returns the prompt for a request's inputs. Its second argument, an audio reader, is passed only if they
+            contain audio.
         read_part: Returns the part of a streamed text in a request's inputs.
         lanes: Queues for requests with audio.
         seal: MAC for prompts and parts.
         gate: Gate that refuses requests while the server drains.
-        hearing: Encoder of live audio; None if the family reads none.
+        hearing: Encoder of live audio; None if the family does not accept live audio.
         slots: Utterances in progress; None without `hearing`.
     """
 
@@ -181,7 +182,7 @@ class PreparingService:
 
 
 def failure(error: Exception) -> Any:
-    """Return the error response for `error`, which is logged if it is an internal one."""
+    """Return the error response for `error`; log the error if it is internal."""
     log_failure(error, NAME)
     return failed_response(error, NAME)
 

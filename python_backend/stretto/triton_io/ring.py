@@ -1,7 +1,4 @@
-"""Output rings in shared memory of the clients, and the answers that wait for free slots in them.
-
-GPU memory of a client, opened by its CUDA IPC handle.
-"""
+"""Output rings in the clients' shared memory or GPU memory, and the answers that wait for free slots in them."""
 
 import base64
 import logging
@@ -98,7 +95,7 @@ class PcmRing:
 
         Args:
             samples: Samples [n].
-            address: GPU address of the same samples, or None; a ring in GPU memory is copied from there.
+            address: GPU address of the same samples, or None; the source of the copy for a ring in GPU memory.
 
         Returns:
             The `ring` record of the event, or None if too few slots are free.
@@ -187,7 +184,7 @@ def _open_header(address: RingAddress, directory: Path) -> int:
         raise InvalidRequest(
             "options.output.ring.name",
             "shared memory of this host",
-            f"{address.name}: not a regular file, or a file with several names",
+            f"{address.name}: not a regular file, or a file with several hard links",
         )
     return header
 
@@ -272,13 +269,14 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk: at once if slots are free and no earlier answer waits, otherwise later.
+        """Answer a chunk: immediately if slots are free and no earlier answer waits, otherwise later.
 
         Args:
             reply: Answer to the chunk.
             pcm: Samples [n], or None.
             event: Event of the chunk.
-            address: GPU address of the samples, valid until this returns, or None; later copies are made from the host.
+            address: GPU address of the samples, valid until this method returns, or None. Later copies are made from
+                host memory.
         """
         with self._lock:
             if not self._is_open:
@@ -293,7 +291,7 @@ class RingWriter:
                     raise
 
     def flush(self) -> None:
-        """Send the waiting answers for which slots are free now.
+        """Send as many waiting answers as there are free slots for.
 
         Ends the utterance if the client has disconnected, or has released no slot for STALL_S.
         """

@@ -198,7 +198,7 @@ class TextSessions:
             del self._open[session.id]
 
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
-        """Return the prompt with the text so far: the first id in its last row, the others for the reply's first rows.
+        """Return the prompt with the text so far: the first id in its last row, the others in the reply's first rows.
 
         With `TextGroups`, all ids are for rows of the reply. If the text is complete, the result is an ordinary prompt
         whose minimum length covers the text and its end id.
@@ -335,7 +335,7 @@ class SpeechService:
         self._gauges.add("utterances_total", 1)
         with ExitStack() as held:
             try:
-                if prompt.is_open and not self._is_live(prompt):  # `follow` has a limit of its own
+                if prompt.is_open and not self._is_live(prompt):  # `follow` has its own limit
                     held.enter_context(self._texts.place(host))
                 chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
             except Overloaded as error:
@@ -363,7 +363,7 @@ class SpeechService:
     async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str, host: str) -> Exception | None:
         """Send all chunks and wait until the decoder has answered them.
 
-        Return the error that ended the utterance, if any.
+        Return the error that ended the utterance, or None.
         """
         failure: Exception | None = None
         try:

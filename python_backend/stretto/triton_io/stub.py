@@ -110,7 +110,7 @@ def is_passing(path: Path) -> bool:
     """Return True if a stub has admitted a request that the language model does not have yet (see `DrainGate`).
 
     Args:
-        path: The drain file of the launch.
+        path: Drain file of the launcher instance.
     """
     if not _lock_file(path).exists():
         return False
@@ -157,7 +157,7 @@ def end(reason: str) -> None:
 
 
 def start_thread(name: str, run: Callable[[], None]) -> None:
-    """Start a daemon thread without which this process cannot work: an exception in it ends the process."""
+    """Start an essential daemon thread: an exception in the thread ends this process."""
 
     def guarded() -> None:
         try:
@@ -175,7 +175,7 @@ def server_pid() -> int:
 
 
 def give_back_large_memory() -> None:
-    """Make malloc return blocks larger than LARGE to the system when they are freed (the launcher's setting).
+    """Make malloc return freed blocks larger than LARGE to the system, as the launcher configures it.
 
     Otherwise malloc keeps blocks of up to LARGEST once one of that size has been freed.
     """
@@ -185,7 +185,7 @@ def give_back_large_memory() -> None:
 def keep_large_memory() -> None:
     """Make malloc keep freed blocks of up to LARGEST for reuse, contrary to the launcher's setting.
 
-    Tensors are allocated and freed constantly, and page faults of new memory take as long as the work on it.
+    Tensors are allocated and freed constantly, and page faults on new memory would take as long as the computation.
     """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST)
     ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)
@@ -266,7 +266,7 @@ class HangWatch:
         )
 
     def _processes(self) -> Iterator[int]:
-        """Yield the pids of the watched threads' processes, of all their descendants, and the others."""
+        """Yield the pids of the watched threads' processes, of their descendants, and of the other processes."""
         yield from self._others
         queue = list({pid for pid, _ in self._threads})
         while queue:

@@ -1,6 +1,6 @@
-"""Tensors of the ensemble's models: their schema, conversion to and from arrays and text; and model parameters.
+"""Tensors of the ensemble's models: schema, conversion to and from arrays and text, and message authentication.
 
-Message authentication between the models of the ensemble, and the tensors of prompts.
+Also reads the parameters of a Triton model, and writes prompts as tensors.
 """
 
 import fcntl
@@ -141,8 +141,9 @@ NUMPY = {
 
 
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
-    """Return a numeric tensor as an array that is valid as long as the request; None if an optional one is missing.
+    """Return a numeric tensor as an array, or None if an optional tensor is missing.
 
+    The array is valid only as long as the request exists.
     Raises:
         InvalidRequest: If dtype or shape is wrong, or a required tensor is missing.
     """
@@ -206,8 +207,8 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
-    # Not by DLPack: the way in which the stub marks a capsule as used makes numpy free it twice, and torch, which does
-    # not, takes seconds to import.
+    # Not by DLPack: numpy frees a capsule twice because of how the stub marks it as used. torch does not, but it takes
+    # seconds to import.
     return pb_utils.Tensor(spec.name, np.ascontiguousarray(array))
 
 
@@ -249,7 +250,7 @@ def read_inputs(request: Any) -> dict[str, Any]:
 class ModelParameters:
     """Parameters of a Triton model: strings in config.pbtxt, and paths relative to the model's folder.
 
-    All methods raise ValueError that names the parameter if it is missing or invalid.
+    If a parameter is missing or invalid, all methods raise a ValueError with the parameter's name.
 
     Args:
         args: Arguments of the model's `initialize`.
@@ -277,7 +278,7 @@ class ModelParameters:
         return value
 
     def path(self, name: str) -> Path:
-        """Return the parameter as a path; a relative one starts at the model's folder."""
+        """Return the parameter as a path; relative paths are resolved against the model's folder."""
         # normalised without resolving links, because the folder may be a link
         return Path(os.path.normpath(self._folder / self._text(name)))
 
@@ -384,7 +385,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
-            raise PermissionError(f"{folder} must belong to this user alone (mode 0700)")
+            raise PermissionError(f"{folder} must be accessible to this user only (mode 0700)")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -408,7 +409,7 @@ def _start_time(pid: int) -> str:
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
 
 
-PART, AUDIO_PART, SESSION_NAME = "part", "audio part", "session"  # MAC names, which differ from a prompt's
+PART, AUDIO_PART, SESSION_NAME = "part", "audio part", "session"  # names for the MAC, other than the prompt tensor
 
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
@@ -437,7 +438,7 @@ def session_name(flow: FlowAddress, seal: Seal) -> str:
 
 
 def session_slot(name: str, seal: Seal) -> tuple[int, int]:
-    """Return slot and generation from a live session's name; raise InvalidRequest if this server has not given it."""
+    """Return the slot and generation in a live session's name; raise InvalidRequest if it is not from this server."""
     try:
         slot, generation = SLOT.unpack(seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True)))
     except (InvalidRequest, ValueError, struct.error):

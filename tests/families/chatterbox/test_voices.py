@@ -144,7 +144,7 @@ def test_exaggeration_changes_the_last_row(preprocessor: Preprocessor, checkpoin
         (asked(np.ones(24_000 * 31, np.float32)), "pcm_in: expected at most 30 s, got 31.0 s"),
         (
             asked(at_24_khz(NAME), voice="anna"),
-            "options.voice: expected no value with a recording of the voice",
+            "options.voice: expected no value, because the request contains a recording of the voice",
         ),
         (asked(at_24_khz(NAME), exaggeration=2.1), r"options.exaggeration: expected a number in \[0, 2\], got 2.1"),
         (
