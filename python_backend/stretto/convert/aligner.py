@@ -1,9 +1,9 @@
-"""Convert a published CTC model of the wav2vec2 layout (config, labels, weights) to an aligner for word times.
+"""Convert a published CTC model in the wav2vec2 layout (config, labels, weights) to an aligner for word times.
 
     stretto convert aligner --model FOLDER --out ALIGNER
 
-Checks that labels, configuration and weights match, and copies what the server needs. `stretto make-repository
---aligner ALIGNER` then makes a model repository whose replies can have word times.
+The command checks that labels, configuration and weights match, and copies the files that the server needs. `stretto
+make-repository --aligner ALIGNER` then creates a model repository whose replies can have word times.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NAME = "aligner"
 
 
 def convert(model: Path, out: Path) -> Aligner:
-    """Write the aligner of a released model, and return it.
+    """Convert a released model to an aligner, and return the aligner.
 
     Args:
         model: Folder of the release.
@@ -41,7 +41,7 @@ def convert(model: Path, out: Path) -> Aligner:
             record = json_object(source)
             record = without_keys(record) if name == CONFIG else record
             (folder / name).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        return Aligner(folder)  # what will be served, without other files of the release
+        return Aligner(folder)  # load the written files, as the server will
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

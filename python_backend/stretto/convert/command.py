@@ -2,9 +2,9 @@
 
     stretto convert FAMILY --model model.pt --config config.yaml --tokenizer TOKENIZER --codec CODEC --out CHECKPOINT
 
-Writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and, if
-requested, `ssl_tokenizer/`, and prints the SHA-256 of each file. Tensors are copied from file to file one at a time. If
-any file does not match the others, the mismatch is reported and nothing is written. `stretto convert aligner --help`
+The command writes config.json, model-0000N-of-0000M.safetensors with their index, the tokenizer's files, `codec/` and,
+if requested, `ssl_tokenizer/`. It prints the SHA-256 of each file. Tensors are copied from file to file one at a time.
+If the files do not match each other, the mismatch is reported and nothing is written. `stretto convert aligner --help`
 describes models for word times.
 """
 
@@ -45,7 +45,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="the release's config.yaml or config.json, if it has one; default: config.json, or the only YAML file, in "
         "the directory of the model's files",
     )
-    add("--tokenizer", type=Path, help="directory of the public tokenizer; default: that of the model's files")
+    add("--tokenizer", type=Path, help="directory of the public tokenizer; default: the directory of the model's files")
     add("--out", type=Path, required=True, help="directory to create")
     add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
     add(
@@ -55,7 +55,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "ssl_tokenizer/",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
-    add("--backbone", type=Path, help="config.json of the backbone, if it is not one of the published releases'")
+    add("--backbone", type=Path, help="config.json of the backbone, if no published release uses that backbone")
     add("--no-hearing", action="store_true", help="omit the networks that encode voice recordings")
     add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
@@ -65,8 +65,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="config.json of the audio encoder, if it differs from the one named by the release",
     )
-    audio.add_argument("--n-window", type=int, help="half a chunk, in mel frames; default: as trained")
-    audio.add_argument("--n-window-infer", type=int, help="mel frames that attend to each other; default: as trained")
+    audio.add_argument("--n-window", type=int, help="half the chunk length, in mel frames; default: as trained")
+    audio.add_argument(
+        "--n-window-infer", type=int, help="number of mel frames that attend to each other; default: as trained"
+    )
     audio.add_argument("--no-normalize", action="store_true", help="do not normalise the loudness of waveforms")
     args = parser.parse_args(words)
     if not args.shard_gb > 0:
@@ -120,7 +122,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Return tensor names with shapes as lines; several names with a common prefix are one line with their number."""
+    """Return one line per tensor, with its shape, or per group of tensors with a common prefix, with their number."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)

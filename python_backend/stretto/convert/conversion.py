@@ -51,7 +51,7 @@ from stretto.weights.loading import (
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Tensors by which a file that is not the codec is recognised; codecs and families' conversion modules add more.
+# Names of tensors that identify files other than the codec's; codecs and conversion modules of families add more.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
@@ -60,9 +60,9 @@ MARKS = {
 
 
 def check_codec(folder: Path, family: Family) -> list[Path]:
-    """Return the codec's files to copy.
+    """Check a codec folder and return the files to copy.
 
-    Raise CheckpointError if the folder contains another codec than the family's.
+    Raise CheckpointError if the folder does not contain the family's codec.
     """
     try:
         published_shape = getattr(codec_module(family.codec), "published_shape", None)
@@ -84,7 +84,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
         raise CheckpointError(f"{folder}: expected weights ({known}) and the codec's parameters, got no weights")
     try:
-        # as the server does, so that a file that does not fit is reported before it is copied
+        # load it as the server does, so that a file that does not match is reported before it is copied
         load_codec(family.codec, folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_holds(files)}") from error
@@ -111,7 +111,7 @@ def _holds(files: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class CodecCopy:
-    """Codec inside a release's weights, to be written in transformers' layout.
+    """Codec inside a release's weights, to be written in the transformers layout.
 
     Attributes:
         record: Contents of its config.json.
@@ -125,13 +125,13 @@ class CodecCopy:
     def from_tensors(
         cls, family: Family, folder: Path | None, release: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix: str
     ) -> "CodecCopy":
-        """Return the codec formed by the tensors under `prefix`.
+        """Create the codec from the tensors whose names begin with `prefix`.
 
         Args:
             family: Family of the release.
-            folder: Folder of the published codec, whose config.json is used; None to use the release's.
-            release: config.json of the release. Its `codec_config` is used if present, else the defaults of
-                transformers' class.
+            folder: Folder of the published codec, whose config.json is used; None to use the release's config.
+            release: config.json of the release. Its `codec_config` is used if present, else the defaults of the
+                transformers class.
             tensors: Tensors of the release by name.
             prefix: Prefix of the codec's tensor names.
 
@@ -182,7 +182,7 @@ class ConvertedNetwork:
 
     @classmethod
     def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
-        """Check a network's tensors and return it.
+        """Check the tensors of a network and return the parts to write.
 
         Args:
             network: The network.
@@ -331,7 +331,7 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
         conversion: Parts to write.
         out: Directory to create.
         max_bytes: Maximum size of a shard.
-        progress: Called with the number of bytes after each part.
+        progress: Function that is called after each write with the number of bytes written.
 
     Returns:
         Written files.

@@ -1,4 +1,4 @@
-"""Triton model repositories for converted checkpoints, and the model profile that clients read."""
+"""Create a Triton model repository for a converted checkpoint, with the model profile that clients read."""
 
 import argparse
 import json
@@ -68,7 +68,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
 
 
 def reads_live_audio(family: Family) -> bool:
-    """Return True if the family follows audio while it arrives."""
+    """Return True if the family processes audio while it arrives."""
     found = plugin(family.name)
     return found is not None and found.open_live_input is not None
 
@@ -114,7 +114,7 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BATCHED_ROWS = 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
-MAX_COUNT = 1 << 24  # far above layers, widths and rows of any model
+MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
@@ -179,10 +179,11 @@ class Placement:
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
     """Return vLLM's engine arguments for a checkpoint.
 
-    On the CPU, the KV cache has room for 1024 rows per batch slot, and at least for a CFG pair with a reply of maximum
-    length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that weights and codec leave;
-    with 256 batch slots its CUDA graphs also cover steps of up to 512 rows that include prompts. The number of waiting
-    requests is limited to a quarter of the batch slots; more are rejected and may be retried.
+    On the CPU, the KV cache has room for 1024 rows per batch slot. It always has room for a CFG pair with a reply of
+    maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
+    weights and codec. With 256 batch slots, its CUDA graphs also cover steps of up to 512 rows that include prompts.
+    The number of waiting requests is limited to a quarter of the batch slots; further requests are rejected and may be
+    retried.
 
     Args:
         record: config.json of the checkpoint.
@@ -215,7 +216,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
-    """Return vLLM's engine arguments by which it quantizes weights while it loads them.
+    """Return the vLLM engine arguments for quantizing the weights while they are loaded.
 
     Args:
         record: config.json of the checkpoint.
@@ -223,7 +224,7 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
         dtype: dtype to serve in.
 
     Raises:
-        CheckpointError: If the checkpoint is already quantized, or in float32.
+        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32.
     """
     if name is None:
         return {}
@@ -237,16 +238,17 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
 
 
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
-    """Return the dtype to serve in: that of the checkpoint, because vLLM would choose 16 bits for float32.
+    """Return the dtype to serve in, which is the checkpoint's dtype except for float16 on a CPU.
 
-    On a CPU, float16 becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
+    It is set explicitly, because vLLM would choose a 16-bit dtype for a float32 checkpoint. On a CPU, float16 becomes
+    float32: most CPUs compute float16 in float32, with a conversion around every product.
 
     Args:
         record: config.json of the checkpoint.
         is_on_gpu: True to serve on a GPU.
 
     Raises:
-        CheckpointError: If the checkpoint names none of NUM_BYTES.
+        CheckpointError: If the dtype in config.json is missing, or is not a key of NUM_BYTES.
     """
     stored = record.get("dtype") or record.get("torch_dtype")  # key of transformers 5.0 and later, and of earlier ones
     if not isinstance(stored, str) or stored not in NUM_BYTES:
@@ -346,7 +348,7 @@ def parameter(name: str) -> str:
 
 
 def change(config: Path, changes: dict[str, str]) -> None:
-    """Replace each pattern of `changes`, which must match exactly once, in a config file."""
+    """Apply the substitutions in `changes` to a config file; each pattern must match exactly once."""
     text = config.read_text()
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)

@@ -1,7 +1,7 @@
 """Reading of a release: everything except the values of its tensors.
 
 The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. If a family generates no text, it may also
-be SentencePiece's tokenizer.model.
+be a SentencePiece tokenizer.model.
 """
 
 import json
@@ -40,7 +40,7 @@ FILES = ("vocab.json", "merges.txt")
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Prefixes of a tokenizer's file names. Its folder may be a whole repository.
+# Prefixes of tokenizer file names, needed because the folder may be a whole repository.
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
 
 
@@ -67,7 +67,7 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
 
 
 def read_named_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer in a file of SentencePiece that has any name; raise CheckpointError if it is unreadable."""
+    """Read a SentencePiece tokenizer from a file with any name; raise CheckpointError if it is unreadable."""
     tokens = sentencepiece_at(path).tokens
     return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
 
@@ -75,11 +75,11 @@ def read_named_tokenizer(path: Path) -> Tokenizer:
 def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer defined by vocab.json, merges.txt and the added tokens of tokenizer_config.json.
 
-    Text is split as in Qwen 2's training. If the authors' code opens a directory, it may use Mistral's regular
-    expression instead (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for words in mixed case.
+    Text is split as in the training of Qwen 2. The authors' code may use the Mistral regular expression instead when it
+    opens a directory (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for mixed-case words.
 
     Raises:
-        CheckpointError: If a file is missing or invalid, or an added token would get another id than in the file.
+        CheckpointError: If a file is missing or invalid, or an added token would not get the id in the file.
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
@@ -135,7 +135,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Return descriptions of releases by the name of a tensor that only such a release has.
+    """Return a dict from tensor names to descriptions of the only kind of release that has such a tensor.
 
     Converters that cannot be imported are logged and skipped.
     """
@@ -151,7 +151,7 @@ def marks() -> dict[str, str]:
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-# Last parts of the names of tensors in the formats AWQ, GPTQ, compressed-tensors and FP8.
+# Last components of tensor names in the AWQ, GPTQ, compressed-tensors and FP8 formats.
 QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
 
 
@@ -183,7 +183,7 @@ def _config(release: Release) -> dict[str, Any]:
 
 
 def _refuse_quantized(release: Release, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
-    """Raise CheckpointError for quantized weights, because converters combine tensors, which needs their values."""
+    """Raise CheckpointError for quantized weights: converters combine tensors and need unquantized values."""
     record = config.get("quantization_config")
     names = sorted(name for name in tensors if name.rpartition(".")[2] in QUANTIZED)
     if record or names:
@@ -229,7 +229,7 @@ def read_defaults(
     Args:
         release: The release. The file is next to its config, or in the folder of its weights.
         family: Family with the defaults of its authors' code.
-        names: Fields of `speech_sampling` by keys of the file; a `…do_sample` that is false makes a segment greedy.
+        names: Fields of `speech_sampling`, by key of the file. If a `…do_sample` key is false, the segment is greedy.
 
     Raises:
         CheckpointError: If a value is invalid; the message names its key.

@@ -1,4 +1,4 @@
-"""Test kit for model families: random checkpoints, prompts, a step-by-step engine, a slow reference, conformance."""
+"""Test kit for model families: checkpoints and prompts, a step-by-step engine, a slow reference, a conformance test."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

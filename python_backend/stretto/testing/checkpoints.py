@@ -1,6 +1,6 @@
-"""Random checkpoints whose weights are large enough that the largest logit leads by a clear margin.
+"""Randomly initialised checkpoints, and prompts for them.
 
-Prompts for random checkpoints.
+The weights are large enough that the largest logit exceeds the second largest by a clear margin.
 """
 
 import json
@@ -63,7 +63,7 @@ def write_checkpoint(
         "max_position_embeddings": family.max_model_len,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": family.depth is not None,  # its first head is not over this vocabulary
+        "tie_word_embeddings": family.depth is not None,  # the heads are then among the depth transformer's tensors
         "dtype": "float32",
     }
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +166,10 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 def _norms(config: dict) -> dict[str, torch.Tensor]:
-    """Return the norms of a layer by name. OLMo's vary along their width, which tensor parallelism splits."""
+    """Return the norm weights of a layer by name.
+
+    The OLMo norms vary along the width, because tensor parallelism splits them.
+    """
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}
@@ -228,9 +231,10 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
 
 def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, changes: dict[str, Any]) -> Prompt:
-    """Return a prompt that ends with frames if `index` is odd; steps, noise and guidance vary.
+    """Return a prompt for a family whose frames are latents; steps, noise and guidance vary with `index`.
 
-    In a family with marks, it has latents of a recording instead, and ends with the mark that begins audio.
+    If `index` is odd, the prompt ends with frames or, in a family with marks, contains latents of a recording. In a
+    family with marks, every prompt ends with the mark that begins audio.
     """
     random = np.random.default_rng(index)
     rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
@@ -258,9 +262,10 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:
-    """Return the ids of a streamed text, often shorter than the reply, sometimes longer, or the codes of a recording.
+    """Return the ids of a streamed text, or the codes of a recording, for a test prompt.
 
-    In a family with `TextGroups` both, codes first. Empty if the family has neither.
+    The text is often shorter than the reply, and sometimes longer. A family with `TextGroups` gets both, codes first. A
+    family without streamed text and codes gets an empty tuple.
     """
     track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
     if codes is not None:

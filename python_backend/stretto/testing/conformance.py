@@ -1,6 +1,6 @@
 """Conformance test of a model family: the engine generates the same ids as the slow reference.
 
-vLLM engine in this process, run step by step, without a server or a second process.
+The vLLM engine runs step by step in this process, without a server or a second process.
 """
 
 from collections.abc import Callable, Mapping
@@ -76,7 +76,7 @@ class Answer:
 
 
 class Engine:
-    """vLLM's engine core with its scheduler and its worker."""
+    """Engine core of vLLM with its scheduler and its worker."""
 
     def __init__(
         self,
@@ -130,8 +130,8 @@ class Engine:
 
         Args:
             prompts: Prompts by request id.
-            arrivals: By request id, index of the step before which the prompt is queued; 0 if missing.
-            aborts: By request id, index of the step before which the request is aborted.
+            arrivals: Dict from request id to the step before which the prompt is queued; 0 if missing.
+            aborts: Dict from request id to the step before which the request is aborted.
             after_step: Function that is called after each step.
         """
         arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
@@ -160,7 +160,7 @@ class Engine:
         return bool(self.scheduler.has_requests() or self.core.batch_queue)
 
     def step(self) -> dict[int, EngineCoreOutputs]:
-        """Run one step of the engine core; the attribute `moved` is then True if anything was computed."""
+        """Run one step of the engine core; set the attribute `moved` to True if anything was computed."""
         outputs, self.moved = self.core.step_fn()
         self.core.post_step(self.moved)
         self.num_steps += 1
@@ -199,11 +199,11 @@ class Engine:
         self.core.shutdown()
 
 
-# Fewer rows per step than most prompts have, and four slots.
+# Fewer rows per step than most prompts have, and only four slots.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160}
 NUM_BLOCKS = 7  # KV blocks: little more than one reply needs; a CFG pair has two more
-MIN_LEAD = 1e-5  # minimum lead of the reference's decisions, in logits
-NUM_ALONE = 3  # number of prompts that are also run alone
+MIN_LEAD = 1e-5  # minimum margin between the reference's best and second-best candidates, in logits
+NUM_ALONE = 3  # number of prompts that are also run unbatched
 
 
 def assert_family_conforms(
@@ -216,11 +216,12 @@ def assert_family_conforms(
 ) -> None:
     """Assert that a family is registered, and that the engine's replies equal those of the slow reference.
 
-    Replies are generated alone, and then in one batch by an engine with so few KV blocks that some are preempted. All
-    ids of all rows must equal those of the reference, so replies alone, batched and preempted are equal.
+    The first NUM_ALONE replies are generated one at a time. All replies are then generated in one batch, by an engine
+    with so few KV blocks that some are preempted. All ids in all rows must equal the reference, so unbatched, batched
+    and preempted replies are equal.
 
-    The reference cannot generate latents. If a family's frames are latents, all words in a batch must have the same
-    bits as those of the same reply alone; compare latents with another implementation in a test of the family.
+    The reference cannot generate latents. If a family's frames are latents, batched replies must be bit-identical to
+    unbatched replies. A test of the family must compare its latents with another implementation.
 
     Args:
         plugin: Plug-in of the family.
@@ -231,7 +232,7 @@ def assert_family_conforms(
         **shape: Additional arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
 
     Raises:
-        AssertionError: If the family does not conform. The message names the request and the first row that differs.
+        AssertionError: If the family does not conform. The message gives the request and the first row that differs.
     """
     assert registered(plugin.name) is plugin, f"{plugin.name}: expected this plug-in under its name in stretto.families"
     family = plugin.build(vocabulary)
@@ -258,7 +259,7 @@ def assert_family_conforms(
 
 
 def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -> dict[str, list[Row]]:
-    """Return the reference's replies by request id: the ids of the output streams in every row."""
+    """Generate replies with the reference; return the output-stream ids of all rows by request id."""
     reference = Reference(folder, family, TIGHT["max_model_len"])
     found = {}
     for name, prompt in prompts.items():

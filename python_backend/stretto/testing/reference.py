@@ -1,7 +1,7 @@
-"""Slow reference of a speech language model: transformers' model class, one row at a time, and plain Python.
+"""Slow reference for a speech language model: a transformers model class, one row at a time, in plain Python.
 
-It shares no code with the engine except the family's data. `Reference.reply` returns every row of a reply on all
-streams, and the smallest lead of a decision over the second-best candidate.
+It shares no code with the engine except the family's data. `Reference.reply` returns all rows of a reply on all
+streams, and its lead: the smallest margin between the best and the second-best candidate of a decision.
 """
 
 import json
@@ -56,12 +56,12 @@ def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool =
 
 
 def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
-    """Yield the index of the MCTP module that samples each token of a reply, -1 for the main model.
+    """For each token of a reply, yield the index of the MCTP module that samples it, or -1 for the main model.
 
     Args:
-        schedule: Numbers of tokens of the main model and of the modules, alternating; the last pair is repeated.
-        num_modules: Number of modules. If a number in the schedule is larger, the main model samples the token after
-            the last module's, and the modules continue from there.
+        schedule: Numbers of tokens that the main model and the modules sample, alternating. The last pair repeats.
+        num_modules: Number of modules. If a number in the schedule is larger, the main model samples one token after
+            the last module. The modules then start again with the first.
     """
     pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
     while True:
@@ -136,7 +136,7 @@ class Context:
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
-        """Return the hidden states [n, H] of those `rows` that are new; earlier rows are in the cache."""
+        """Return the hidden states [n, H] of the new rows in `rows`; earlier rows are in the cache."""
         first, self.num_read = self.num_read, len(rows)
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
@@ -156,7 +156,7 @@ class Context:
     def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
         """Return the hidden state [1, H] from which the row after `rows` is sampled.
 
-        Instead of MCTP modules, a rule is used: the previous hidden state plus the last row's embedding, normalised.
+        A simple rule replaces the MCTP modules: the previous hidden state plus the last row's embedding, normalised.
 
         Args:
             rows: All rows so far.
@@ -171,7 +171,7 @@ class Context:
 
 
 class Reference:
-    """Slow model of a checkpoint.
+    """Slow reference model for a checkpoint.
 
     Attributes:
         was_cut: True if a length limit ended a segment of the last reply before the model did.
@@ -200,7 +200,7 @@ class Reference:
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits over the vocabulary of all streams, [n, H] -> [n, S, V], or [n, 1, V] if they are equal."""
+        """Return the logits of all streams over the vocabulary, [n, H] -> [n, S, V], or [n, 1, V] if they are equal."""
         return self.model.lm_head(hidden[:, None] if self.bias is None else hidden[:, None] + self.bias)
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
@@ -238,7 +238,7 @@ class Reference:
             changes: For policy `adaptive`: frames at which guidance is switched on (True) or off.
 
         Returns:
-            Rows of the reply, [n][S], and the smallest lead of a decision.
+            Rows of the reply, [n][S], and the smallest margin of a decision over the second-best candidate.
         """
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()
@@ -254,7 +254,7 @@ def merged(conditional: list[float], unconditional: list[float], scale: float) -
 
 
 def given_runs(family: Family, track: list[int]) -> list[list[int]]:
-    """Return the runs of given ids in a reply, of which all but the last are followed by a group of sampled rows."""
+    """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
     groups: Any = family.text_groups
     codes = [token for token in track if token in family.layout.audio[0]]
     *words, end = track[len(codes) :]
@@ -285,11 +285,15 @@ class _Given:
 
     @property
     def may_sample(self) -> bool:
-        """True if the next row is given only if the id that ends a group is sampled."""
+        """True if the next row is sampled, unless the sampled id is the one that ends a group."""
         return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
 
     def next_ids(self, sampled: int) -> tuple[int, int] | None:
-        """Return stream 0 and the text id of the next row, or None if it is sampled; `sampled` is the id for it."""
+        """Return stream 0 and the text id of the next row if it is given, or None if it is sampled.
+
+        Args:
+            sampled: Id sampled for stream 0 of that row.
+        """
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):
@@ -319,7 +323,7 @@ class _Reply:
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
         self.extra = slowest if self.family.tail is NO_TAIL else 0
         self.given: Any = _Given(self.family, list(prompt.track)) if self.family.text_groups else None
-        self.kinds = ""  # M: a row of the main model's, m: one of a module's
+        self.kinds = ""  # one letter per row; M: generated by the main model, m: by an MCTP module
         if self.family.bursts is not None:
             bursts = self.family.bursts
             drawers = drawn_by(bursts.schedule(self.sampling.schedule).mode, bursts.num_modules)
@@ -370,10 +374,10 @@ class _Reply:
         """Return True if row `frame` of the audio segment is sampled with guidance."""
         if frame < 0:
             return False
-        if self.sampling.policy == "until_s":  # the term takes 0.28 s at 25 Hz for 7 rows, not 7.000000000000001
+        if self.sampling.policy == "until_s":  # -1e-6: 0.28 s at 25 Hz are 7 rows, but 0.28 * 25 is 7.000000000000001
             until_s: Any = self.sampling.guided_until_s
             limit = self.family.rows_per_frame * math.ceil(until_s * self.family.frame_rate - 1e-6)
-            while self.kinds[limit : limit + 1] == "m":  # guidance ends with a step; such a reply is audio alone
+            while self.kinds[limit : limit + 1] == "m":  # guidance ends with a step; such a reply has only audio
                 limit += 1
             return frame < limit
         return [is_on for first, is_on in [(0, True), *self.changes] if first <= frame][-1]
@@ -435,7 +439,10 @@ class _Reply:
         return self.ended(row, frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
-        """Return stream 0's logits after the repetition penalty: for text or, without text, for audio."""
+        """Return the stream-0 logits with the repetition penalty.
+
+        The penalty applies to text segments or, if the family generates no text, to audio segments.
+        """
         writes = any(task.text for task in self.family.tasks)
         if not self.family.penalized or writes != (self.audio_start is None):
             return logits
@@ -456,7 +463,7 @@ class _Reply:
         return [family.end_of_audio] + [family.layout.pad_id] * (len(row) - 1)
 
     def is_read(self, position: int, spoken: int) -> bool:
-        """Return True if a stream after the first, at its frame `spoken`, is sampled at `position`."""
+        """Return True if a stream other than stream 0 is sampled at `position`, where its frame index is `spoken`."""
         if self.family.warm_up is PADDED_WARM_UP and spoken < 0:
             return False
         if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
@@ -467,7 +474,7 @@ class _Reply:
         return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
 
     def distance_after_audio(self, position: int) -> int:
-        """Return a row's distance from the end of audio, for a padded tail, which is one row shorter after a limit."""
+        """Return a row's distance from the end of audio; a padded tail is one row shorter after a length limit."""
         return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
 
     def ids(self, stream: int) -> list[int]:
@@ -481,7 +488,7 @@ class _Reply:
         if places:  # a frame takes several rows, and the audio ends between two frames
             place = frame % len(places)
             return list(places[place]) + ends * (place == 0 and frame >= self.sampling.audio.min_rows)
-        if self.given and not self.given.is_over:  # the end of the reply follows that of the text
+        if self.given and not self.given.is_over:  # the reply cannot end before the text
             return [*self.ids(0), self.given.groups.fill_id]
         return self.ids(0) + ends * (frame >= self.sampling.audio.min_rows)
 
@@ -527,7 +534,7 @@ class _Reply:
         return family.end_of_audio if is_end or self.audio_met_limit else token
 
     def meets_limit(self, frame: int) -> bool:
-        """Return True if row `frame` of the audio must end it."""
+        """Return True if a length limit ends the audio at its row `frame`."""
         is_last = len(self.rows) >= self.reference.max_model_len - 1 - self.tail
         return frame >= self.sampling.audio.max_rows or is_last
 
@@ -582,7 +589,7 @@ class _Reply:
         if stream not in layout.codebook_streams or (token not in layout.audio[stream] and not is_fill):
             return False
         before = [row[stream] for row in self.rows[max(self.audio_start, position - window) :]]
-        if self.given:  # of a run of given rows, only the first counts
+        if self.given:  # only the first row of a run of given rows counts
             said = [row[0] for row in self.rows[self.audio_start :] if row[0] != self.given.groups.given_id]
             before = said[-window:]
         return before.count(token) >= self.sampling.ras_max_repeats

@@ -1,4 +1,4 @@
-"""Hyperparameters of a backbone that a release only names: from the backbone's own config.json, or from a table."""
+"""Hyperparameters of backbones that releases mention only by name, from a config.json or a table."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, read_json, without_keys
 from stretto.weights.loading import shapes_of
 
-# Keys of a backbone with Llama's layers.
+# Config keys of a backbone with Llama layers.
 LLAMA_NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -40,7 +40,7 @@ LLAMA_NUMBERS = (
 
 
 def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
-    """Return config.json as a `config_class`; raise CheckpointError if it belongs to another model, or is invalid."""
+    """Parse a config.json as `config_class`; raise CheckpointError if it is invalid or belongs to another model."""
     kind = config_class.model_type
     if record.get("model_type") != kind:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
@@ -61,7 +61,12 @@ def check_heads(config: Any) -> None:
 
 
 def check_plain_layers(config: Any, prefix: str = "") -> None:
-    """Raise CheckpointError for layers with biases, or without silu; `prefix` is the path of `config`, with a dot."""
+    """Raise CheckpointError if layers have biases or an activation other than SiLU.
+
+    Args:
+        config: Configuration of the layers.
+        prefix: Path of `config` within config.json, with a dot at the end, for error messages.
+    """
     for name, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if (found := getattr(config, name)) != expected:
             raise CheckpointError(f"config.json: {prefix}{name}: expected {expected}, got {shown(found)}")
@@ -119,7 +124,7 @@ SMOLLM2_1_7B = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Contents of the repositories' config.json, by the names in releases.
+# Contents of published config.json files, by the backbone name in releases.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B-Base": QWEN3_8B,
     "allenai/OLMo-2-1124-7B": OLMO2_7B,
@@ -145,10 +150,10 @@ def read_backbone(
         tag: Name of the backbone in the release.
         path: config.json of the backbone, or its folder; None if not given.
         tokenizer: Folder of the tokenizer.
-        known: Contents of config.json by name of the backbone.
+        known: Contents of config.json by backbone name.
 
     Raises:
-        CheckpointError: If the backbone is unknown, or of an unknown type.
+        CheckpointError: If the backbone or its type is unknown.
     """
     if path is not None:
         record = read_json(path)
@@ -166,7 +171,7 @@ def read_backbone(
 
 
 def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str, Any]:
-    """Return config.json of a language model with an untied head.
+    """Return the contents of config.json for a language model with an untied head.
 
     Args:
         backbone: Hyperparameters of the backbone.
@@ -184,7 +189,7 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the language model's tensors by name; raise CheckpointError if `config` is incomplete."""
+    """Return tensor shapes by name for the language model; raise CheckpointError if `config` is incomplete."""
     config_class, model_class = CLASSES[config["model_type"]]
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))

@@ -1,6 +1,6 @@
-"""Strict reading of checkpoints and releases: tensors, configs, and transformers' models.
+"""Strict reading of checkpoints and releases: tensors, configs, and transformers models.
 
-Tensors of a conversion: mapping from published names, and sharded safetensors output.
+For conversions, the module also maps published tensor names and writes sharded safetensors files.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Written:
 
 
 def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
-    """Split entries, in order, into shards of at most `max_bytes`; a larger entry has a shard of its own."""
+    """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets its own shard."""
     shards: list[list[Entry]] = []
     size = max_bytes
     for each in entries:
@@ -89,13 +89,13 @@ def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
 
 
 def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: Progress) -> list[Written]:
-    """Write `model-0000N-of-0000M.safetensors` and their index.
+    """Write the shards `model-0000N-of-0000M.safetensors` and their index.
 
     Args:
         folder: Existing folder.
         entries: Tensors to write, in order.
         max_bytes: Maximum size of a shard.
-        progress: Called with the number of bytes after each part.
+        progress: Function that is called after each write with the number of bytes written.
 
     Returns:
         Written files.
@@ -192,7 +192,7 @@ class Part:
     Attributes:
         name: Name in the checkpoint.
         stored: Shape of the published tensor.
-        edit: Conversion of the published tensor; None if it is unchanged.
+        edit: Function that converts the published tensor; None if it is unchanged.
     """
 
     name: str
@@ -210,7 +210,7 @@ Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a transformers model's tensors by name, without allocating them."""
+    """Return tensor shapes by name for a transformers model, without allocating the tensors."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -228,7 +228,7 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
         Names of the unused tensors.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or of another shape; the message names them.
+        CheckpointError: If tensors are missing or unknown, or have another shape; the message lists them.
     """
     prefixes = tuple(dropped)
     others = [name for name in published if name not in plan]
@@ -271,7 +271,7 @@ UNREADABLE = (
     SafetensorError,
     zipfile.BadZipFile,
 )
-ARCHIVE = b"PK\x03\x04"  # first bytes of a file of `torch.save` since torch 1.6
+ARCHIVE = b"PK\x03\x04"  # first bytes of a file written by `torch.save` of torch 1.6 or later
 
 
 def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = False) -> Any:
@@ -280,7 +280,8 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
     Args:
         path: The file.
         expected: Description of the expected contents, for error messages.
-        stays_in_file: True to memory-map tensors, which are then read on use; files from before torch 1.6 are rejected.
+        stays_in_file: True to memory-map the tensors and read them on use. Files from torch versions before 1.6 are
+            then rejected.
 
     Raises:
         CheckpointError: If the file is missing, or contains anything but tensors and plain values.
@@ -293,7 +294,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError for an archive whose contents exceed its size; `torch.save` never compresses."""
+    """Raise CheckpointError if an archive is compressed, which `torch.save` never does, or exceeds its file size."""
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             return
@@ -306,7 +307,7 @@ def _check_archive(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors in a file in float32.
+    """Read the tensors in a file and convert them to float32.
 
     Args:
         path: A safetensors file, recognised by its suffix, or a file written by `torch.save`.
@@ -331,7 +332,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
     Args:
         tensors: Tensors by name.
-        path: File of the tensors, for error messages.
+        path: Path of the file that contains the tensors, for error messages.
 
     Raises:
         CheckpointError: If tensors are not dense or not real.
@@ -365,7 +366,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         assign: True to make the tensors themselves the parameters, as required for a module on the device `meta`.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown, of another shape or not finite.
+        CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
     """
     wanted = module.state_dict()
     wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
@@ -379,9 +380,10 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
 
 
 def first(names: list[str]) -> str:
-    """Return the beginning of a sorted list of names as text for an error message.
+    """Return a sorted list of tensor names, shortened for an error message.
 
-    If the list is long, the text has one name of each part of the model, and the number of other names.
+    A long list is cut to NAMED names, with at least one from each part of the model if possible. The number of omitted
+    names is appended.
     """
     if len(names) <= NAMED:
         return str(names)
@@ -415,7 +417,7 @@ def codec_directory(checkpoint: Path) -> Path:
 
 
 def load_config(config_class: type[Config], directory: Path) -> Config:
-    """Return the configuration in a folder.
+    """Read the configuration from a folder.
 
     Raises:
         CheckpointError: If it belongs to another model, or is invalid.
@@ -443,19 +445,19 @@ def _check_files(directory: Path) -> None:
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
-    """Load one of transformers' models from a checkpoint.
+    """Load a transformers model from a checkpoint.
 
     Args:
         model_class: Class of the model.
         directory: Folder of the checkpoint.
-        optional: First components of parameter names (`encoder`, …) that a checkpoint for decoding may lack, but only
-            all at once. Missing parts are uninitialized and must not be used.
+        optional: First components of parameter names (`encoder`, …) that a decoding-only checkpoint may omit. Either
+            all of them or none must be present. Missing parts are uninitialized and must not be used.
 
     Returns:
         Model in float32, and True if its optional parts were loaded.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown, of another shape or not finite.
+        CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
     """
     config_class: Any = model_class.config_class
     loaded: Any
@@ -516,8 +518,8 @@ def safetensors_files(path: Path) -> list[Path] | None:
 
     A folder may contain the same weights twice, so files are chosen as in transformers: the value of
     `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
-    Without any of these, all safetensors files of the folder are returned. For an index, the files that it names are
-    returned.
+    Without any of these, all safetensors files of the folder are returned. If `path` is an index, the files listed in
+    it are returned.
 
     Raises:
         CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
@@ -536,7 +538,7 @@ def safetensors_files(path: Path) -> list[Path] | None:
 
 
 def _named_files(path: Path) -> list[Path] | None:
-    """Return the files of an index, or `path` itself if it is a safetensors file; None for another kind of file."""
+    """Return the files listed in an index, or `path` itself if it is a safetensors file; None for other files."""
     if not path.name.endswith(INDEX):
         return [path] if path.suffix == SUFFIX else None
     names = json_object(path).get("weight_map")
