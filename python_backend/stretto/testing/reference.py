@@ -289,11 +289,7 @@ class _Given:
         return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
 
     def next_ids(self, sampled: int) -> tuple[int, int] | None:
-        """Return stream 0 and the text id of the next row if it is given, or None if it is sampled.
-
-        Args:
-            sampled: Id sampled for stream 0 of that row.
-        """
+        """Return the ids of the next row, whose sampled id is `sampled`, if the row is given; None if it is sampled."""
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):
@@ -439,10 +435,7 @@ class _Reply:
         return self.ended(row, frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
-        """Return the stream-0 logits with the repetition penalty.
-
-        The penalty applies to text segments or, if the family generates no text, to audio segments.
-        """
+        """Return stream-0 logits with the repetition penalty, which applies to audio only if there is no text."""
         writes = any(task.text for task in self.family.tasks)
         if not self.family.penalized or writes != (self.audio_start is None):
             return logits
