@@ -78,7 +78,7 @@ def test_constants(codec: AudioVae) -> None:
         ({"depthwise": False}, r"expected \{'depthwise': True\}"),
         ({"cond_type": "add"}, r"expected \{'cond_type': 'scale_bias'\}"),
         ({"sr_bin_boundaries": None}, "cannot be read as an AudioVAE"),
-        ({"decoder_rates": [8, 6]}, "equally many latents per second"),
+        ({"decoder_rates": [8, 6]}, "the same number of latents per second"),
         ({"decoder_dim": 100}, "multiples of 64, got 100"),
         ({"encoder_rates": "2588"}, "cannot be read as an AudioVAE"),
     ],

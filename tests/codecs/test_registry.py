@@ -41,7 +41,7 @@ def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     points = "[stretto.codecs]\nbrook = stretto.errors\npond = pond_that_is_not_there\n"
     (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(CheckpointError, match=r"codec brook: expected a module with `load` as stretto.errors"):
+    with pytest.raises(CheckpointError, match=r"codec brook: expected a module with `load`, got stretto.errors"):
         codec_module("brook")
     with pytest.raises(CheckpointError, match="pond: cannot import pond_that_is_not_there"):
         codec_module("pond")

@@ -1,11 +1,12 @@
-"""`audiovae`: codec of VoxCPM2 (16 kHz to latents, latents to 48 kHz), exact for chunks of any size.
+"""`audiovae`: codec of VoxCPM2, which encodes 16 kHz and decodes to 48 kHz, exactly for chunks of any size.
 
 4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
 6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
 A frame is a patch of latents, in the order of a model's row: word p * D + d is element d of latent p. All layers are
-causal and store their last inputs in the state. Weight norms are folded by the converter, and the condition on the
-output's sample rate is the scale and offset before each block. The encoder returns the mean of its distribution.
+causal and store their last inputs in the state; the drawing counts these as "back". The converter folds weight norms.
+The condition on the output sample rate is a scale and an offset before each block. The encoder returns the mean of its
+distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +28,9 @@ from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "audiovae"
-EPS = 1e-9  # of Snake
+EPS = 1e-9  # avoids a division by zero in Snake
 MEAN_KERNEL = 3
-# Settings of which only one value is supported, and the published code's defaults of all settings.
+# Settings that support a single value only, and the default values of all settings in the published code.
 SERVED = {"depthwise": True, "use_noise_block": False, "cond_type": "scale_bias", "cond_out_layer": False}
 DEFAULTS: dict[str, Any] = SERVED | {
     "encoder_dim": 128,
@@ -101,7 +102,7 @@ class AudioVaeConfig:
             if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
                 raise ValueError(f"expected rates >= 2 and channels in multiples of {factor}, got {channels} channels")
             if found.input_rate * found.samples_per_patch != found.sample_rate * found.heard_per_patch:
-                raise ValueError("encoder and decoder must have equally many latents per second")
+                raise ValueError("encoder and decoder must have the same number of latents per second")
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"audio_vae_config: cannot be read as an AudioVAE: {error!r}") from error
         return found
@@ -123,7 +124,7 @@ class AudioVaeConfig:
 
 
 class WholeSignal:
-    """Replacement of `Memory` for a signal that is processed as a whole and preceded by zeros."""
+    """Replacement for `Memory` when a whole signal is processed in one pass; zeros precede the signal."""
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
         """Return x unchanged."""
@@ -189,7 +190,7 @@ class Encoder(nn.Module):
         self.mean = Convolution(channels[-1], config.num_numbers, MEAN_KERNEL)
 
     def forward(self, pcm: Tensor) -> Tensor:
-        """Return latents [B, D, n] of samples [B, 1, n * rates]."""
+        """Encode samples [B, 1, n * rates] to latents [B, D, n]."""
         past: Any = WholeSignal()
         x = self.enter(pcm, past)
         for block in self.blocks:
@@ -198,7 +199,7 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Scale and offset for the output's sample rate, upsampling to half as many channels, then residual units."""
+    """Scale and offset for the output sample rate, upsampling to half as many channels, then residual units."""
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
@@ -215,7 +216,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder of latents to samples."""
+    """Decoder that converts latents to samples."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class Decoder(nn.Module):
         self.act, self.leave = Snake(channels[-1]), Convolution(channels[-1], 1, KERNEL)
 
     def forward(self, latents: Tensor, memory: Memory) -> Tensor:
-        """Return samples [B, n * rates] of latents [B, D, n]."""
+        """Decode latents [B, D, n] to samples [B, n * rates]."""
         x = self.widen(self.enter(latents, memory), memory)
         for block in self.blocks:
             x = block(x, memory)
@@ -256,7 +257,7 @@ class AudioVae(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the patches of a recording, padded with silence at its end: words as int64 [K, T]."""
+        """Encode a recording to patches: words, int64 [K, T]. Silence completes the last patch."""
         unit = self.config.heard_per_patch
         weight = self.decoder.leave.conv.weight
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)
@@ -264,12 +265,12 @@ class AudioVae(nn.Module):
         return latents.reshape(-1, self.config.num_words).view(np.int32).T.astype(np.int64)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: no frame has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return self.decoder.leave.conv.weight.new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
         words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(window.state.dtype)
         patches = latents.transpose(1, 2).unflatten(2, (self.config.num_latents, self.config.num_numbers))
@@ -304,13 +305,13 @@ def published_names(config: AudioVaeConfig) -> dict[str, str]:
 
 
 def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the codec's tensors by name."""
+    """Return a dict from tensor name to shape for the tensors of the codec."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in AudioVae(config).state_dict().items()}
 
 
 def load(directory: Path, device: str = "cpu") -> AudioVae:
-    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     vae, size = record.get("audio_vae_config"), record.get("patch_size")

@@ -1,10 +1,10 @@
 """Protocol of a codec: constants, streaming modes, decoding windows and state.
 
-Codecs by name: modules that installed packages register (entry points of the group `stretto.codecs`).
+Codecs are found by name: installed packages register codec modules as entry points of the group `stretto.codecs`.
 
 A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. Optional attributes:
 
-    published_shape(directory) -> (K, C)    for `stretto convert --codec`: numbers of codebooks and of codes in each
+    published_shape(directory) -> (K, C)    for `stretto convert --codec`: number of codebooks, and codebook size
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
     MARKS = {tensor: description}               names of tensors that only this codec has, for error messages about a
                                                 file that contains this codec instead of the expected model
@@ -51,11 +51,11 @@ class Stateful:
 class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones.
 
-    Block borders are fixed, so every chunking gives the same samples. These differ from those of one decode of the
-    whole utterance, unless the codec itself limits the dependence of its frames to blocks.
+    Block borders are fixed, so every chunking gives the same samples. These differ from a single decode of the whole
+    utterance, unless the codec itself makes frames depend only on their own and earlier blocks.
 
     Attributes:
-        sizes: Numbers of frames per block, the last size repeated.
+        sizes: Number of frames in each block; the last size repeats.
         right: Number of frames at the end of a block that are decoded with the next block.
         history: Maximum number of frames before a block that its samples depend on.
         step: The index of the first of these frames is a multiple of `step`.
@@ -102,7 +102,7 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Mode of a codec that does not stream: it decodes a whole utterance of at most `frames` frames at once."""
+    """Mode of a codec that does not stream: it decodes a whole utterance of at most `frames` frames in one pass."""
 
     frames: int
     left: int = 0
@@ -124,16 +124,16 @@ class CodecSpec:
 
     Attributes:
         num_codebooks: Number of codebooks; `with_codebooks` returns a spec with fewer.
-        streaming: Streaming mode: `Windowed` and `Stateful` give the context with which a window's samples equal those
-            of one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
+        streaming: Streaming mode. `Windowed` and `Stateful` contain the context that a window needs for its samples to
+            equal one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
             looks ahead, so a window without right context is the end of the utterance. Negative if samples follow the
             last frame. If it is a whole frame, the last frame is not played unless it is the only one.
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
         num_voices: Number of voices, if codes alone do not define the voice. The first number of an utterance's state
             is then the index of its voice.
-        are_latents: True if frames are latents: codes are then words, the bits of float32 numbers, one per number of a
-            latent, and `codebook_size` is 0.
+        are_latents: True if frames are latents. Codes are then words, the bits of float32 numbers, with one word per
+            element of a latent, and `codebook_size` is 0.
     """
 
     name: str
@@ -218,7 +218,7 @@ class CodecSpec:
     def with_codebooks(self, number: int) -> "CodecSpec":
         """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer.
 
-        Latents have all their numbers.
+        For latents, `number` must be their size, because they always keep all elements.
         """
         if self.are_latents and number != self.num_codebooks:
             raise ValueError(f"expected {self.num_codebooks} numbers in latents of {self.name}, got {number}")
@@ -227,9 +227,10 @@ class CodecSpec:
         return replace(self, num_codebooks=number)
 
     def with_right_frames(self, right: int) -> "CodecSpec":
-        """Return the spec with `right` context frames, fewer than exact audio needs.
+        """Return the spec with only `right` right-context frames, possibly fewer than exact audio needs.
 
-        Raise ValueError if out of range.
+        Raises:
+            ValueError: If `right` is out of range.
         """
         least, exact = self.min_right_frames, self.right_frames
         if not least <= right <= exact:
@@ -261,7 +262,7 @@ class Window:
 class Codec(Protocol):
     """Neural codec that decodes an utterance window by window.
 
-    The concatenated samples of the windows equal those of one decode of the whole utterance, except under `Blocks`.
+    The concatenated samples of the windows equal one decode of the whole utterance, except with `Blocks`.
     `spec` may be replaced by one with fewer codebooks or less right context.
     """
 
@@ -300,7 +301,7 @@ class Codec(Protocol):
 
 @runtime_checkable
 class RecordedVoices(Protocol):
-    """Codec that supports voices of recordings, in addition to its own.
+    """Codec that supports recorded voices in addition to its own.
 
     The first number of an utterance's state is the number of its voice. Only the decoder's thread calls these methods.
     """
@@ -345,7 +346,7 @@ def codec_module(name: str) -> Any:
 def _module(found: Installed) -> Any:
     loaded: Any = found.load()
     if not isinstance(loaded, ModuleType) or not hasattr(loaded, "load"):
-        raise CheckpointError(f"codec {found.name}: expected a module with `load` as {found.entry_point.value}")
+        raise CheckpointError(f"codec {found.name}: expected a module with `load`, got {found.entry_point.value}")
     return loaded
 
 

@@ -2,21 +2,22 @@
 
 a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel ─► causal HiFT ─► pcm
 
-Each token becomes two frames of the mel spectrogram. A frame attends to those of its chunk of 25 tokens and of earlier
-chunks (`dit.py`), and a token depends on three later ones. A block of tokens therefore ends with three tokens that only
-the previous chunk reads. Each block decodes the voice and all tokens of the reply again, since the states of all solver
-steps would take 1.8 MB per frame. Samples of an utterance equal those of one decode with the same mask, up to `HISTORY`
-tokens; a longer one is decoded without its beginning.
+Each token becomes two frames of the mel spectrogram. A frame attends to its own chunk of 25 tokens and to earlier
+chunks (`dit.py`), and a token depends on the next three tokens. A block of tokens therefore ends with three tokens that
+serve only as look-ahead. Each block decodes the voice and all tokens of the reply again, because the states of all
+solver steps would take 1.8 MB per frame. Up to `HISTORY` tokens, the samples of an utterance equal a single decode with
+the same mask. A longer utterance is decoded without its beginning.
 
-A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as by the authors if they do not
-stream: all frames of an utterance attend to each other, so it is decoded once it is complete.
+A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, like the authors' code when it
+does not stream. All frames of an utterance then attend to each other, so it is decoded once it is complete.
 
-HiFT is causal except that it reads four frames ahead, and that its phases add up from the beginning. The state of an
-utterance is the number of its voice and this phase.
+HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning. The state of
+an utterance consists of the number of its voice and this phase.
 
-The tokens of a voice are a multiple of 25, so that blocks of all utterances have equal sizes. The noise that the flow
-begins with is the authors' (`CausalConditionalCFM`); that of HiFT, which they draw anew at each start, depends on a
-sample's position. Modules and tensors are named as in https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
+The number of tokens of a voice is a multiple of 25, so that blocks of all utterances have equal sizes. The initial
+noise of the flow is the same as in the authors' `CausalConditionalCFM`. The noise of HiFT depends on the position of a
+sample; the authors generate it anew at each start. Modules and tensors are named as in
+https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
 from dataclasses import dataclass, replace
@@ -51,10 +52,10 @@ CHUNK = 25  # tokens that attend to each other
 SIZES = (CHUNK + AHEAD, 2 * CHUNK, 4 * CHUNK)  # tokens in a block: the authors' 25, 50, 100
 HISTORY = 60 * CHUNK  # tokens, one minute
 MAX_VOICE_TOKENS = 30 * CHUNK
-NOISE_FRAMES = 15_000  # frames of the authors' noise
-NOISE_PERIOD = 500  # frames after which HiFT's noise repeats
+NOISE_FRAMES = 15_000  # number of frames in the authors' noise
+NOISE_PERIOD = 500  # number of frames after which HiFT's noise repeats
 NOISE_SEED = 45
-FOURIER_REACH = 1  # frames, more than the window of the Fourier transform
+FOURIER_REACH = 1  # number of frames; covers the window of the Fourier transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Flow(nn.Module):
             noise: Initial value, [M, 2 (T - ahead)].
             prompt: Known mel frames at the beginning, [B, M, n].
             speaker: x-vectors, [B, E].
-            ahead: Number of tokens at the end that only earlier ones depend on; 0 at the end of an utterance.
+            ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of an utterance.
         """
         goal = self.pre_lookahead_layer(self.input_embedding(tokens))[:, : tokens.shape[1] - ahead]
         goal = goal.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
@@ -123,7 +124,7 @@ class Flow(nn.Module):
 
 
 def frames_heard(shape: VocoderShape) -> int:
-    """Return the number of mel frames before a frame that its samples depend on, except through phases."""
+    """Return how many earlier mel frames the samples of a frame depend on, other than through the phase."""
 
     def reach(residual: tuple[int, tuple[int, ...]]) -> int:
         kernel, dilations = residual
@@ -137,13 +138,13 @@ def frames_heard(shape: VocoderShape) -> int:
     return int(frames + source + POST_KERNEL / rate) + 2 + FOURIER_REACH
 
 
-PITCH_HEARD = (PITCH_LAYERS - 1) * (PITCH_KERNEL - 1)  # frames before a frame that its pitch depends on
-MEL_RIGHT = MEL_AHEAD + FOURIER_REACH  # frames after a frame that its samples depend on
+PITCH_HEARD = (PITCH_LAYERS - 1) * (PITCH_KERNEL - 1)  # earlier frames that a frame's pitch depends on
+MEL_RIGHT = MEL_AHEAD + FOURIER_REACH  # later frames that a frame's samples depend on
 RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 
 
 class CosyVoice3Codec(RecordedVoiceCodec):
-    """Decoder of CosyVoice 3 for voices of recordings.
+    """Decoder of CosyVoice 3 for recorded voices.
 
     The state of an utterance is float64 [2], on the host: the number of its voice, 0 for none, and the phase of HiFT's
     fundamental in cycles, before the first frame that the next window decodes again.
@@ -158,7 +159,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
         Args:
             config: Sizes in the checkpoint.
-            sizes: Numbers of tokens per block; the first, less `AHEAD`, and the others are multiples of `CHUNK`.
+            sizes: Numbers of tokens per block. The first size minus `AHEAD`, and all others, are multiples of `CHUNK`.
             history: Maximum number of tokens before a block that it depends on, a multiple of `CHUNK`.
             is_whole: True to decode complete utterances of at most `history` tokens, without the mask.
         """
@@ -190,7 +191,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, n] of tokens [first, last), and the state after them, float64 [B, 2]."""
+        """Decode tokens [first, last); return the samples [B, n] and the next state, float64 [B, 2]."""
         codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
         for row, first, (number, phase) in zip(codes, window.first.tolist(), window.state.tolist(), strict=True):
             voice, parts, begin = self._voice(int(number)), [], first - window.left
@@ -205,16 +206,17 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return torch.stack(spoken), window.state.new_tensor(states)
 
     def _voice(self, number: int) -> Voice:
-        """Return a voice; one without tokens for number 0."""
+        """Return the voice with this number; number 0 is a voice without tokens."""
         if number:
             return self._recorded.voices[number]
         return Voice(0, self.config.mels, self.config.speaker).to(self.noise.device)
 
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
-        """Return the tokens to decode together in a window of one utterance, `length` tokens from `first` - `left`.
+        """Return the ranges of tokens to decode together in a window of one utterance.
 
-        Each item has the first token to read, the index after the last one to read, and that after the last one whose
-        samples are returned. Blocks that begin to read at the same token are one item.
+        The window consists of `length` tokens from `first` - `left`. An item (start, end, last) means that the tokens
+        [start, end) are read, and the samples up to token `last` are returned. Blocks that start to read at the same
+        token are merged into one item.
         """
         blocks, end = self.spec.streaming, first - left + length
         if not isinstance(blocks, Blocks):
@@ -239,7 +241,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             codes: Tokens `start` to `start` + T.
             voice: Voice of the utterance.
             start: Index of the first token, a multiple of 25.
-            ahead: Number of tokens at the end that only earlier ones depend on; 0 at the end of the utterance.
+            ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
         """
         heard, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
         begin = heard + FRAMES_PER_TOKEN * start
@@ -273,7 +275,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
     """Load the codec from a converted `codec/` folder.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))
@@ -284,9 +287,10 @@ def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
 
 
 def is_whole(path: Path) -> bool:
-    """Return the setting `whole` of a codec's config.json, False without one.
+    """Return the setting `whole` in a codec's config.json; False if the file or the setting is missing.
 
-    Raise CheckpointError if it is neither true nor false.
+    Raises:
+        CheckpointError: If it is neither true nor false.
     """
     whole = json_object(path).get("whole", False) if path.exists() else False
     if not isinstance(whole, bool):
@@ -295,7 +299,7 @@ def is_whole(path: Path) -> bool:
 
 
 def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:
-    """Return the codec in evaluation mode, with a pitch predictor in float64: phases add up errors of the pitch."""
+    """Return the codec in evaluation mode. The pitch predictor runs in float64, because its errors add up in phases."""
     codec = codec.eval().requires_grad_(False).to(device)
     codec.hift.f0_predictor.double()
     return codec

@@ -13,7 +13,7 @@ from stretto.weights.loading import codec_directory, load_model
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
-    """Return the layers of a DAC decoder, for the calculation of its receptive field.
+    """Return the layers of a DAC decoder, from which its receptive field is computed.
 
     The order of the strides determines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
 
@@ -52,18 +52,19 @@ class DacCodec(WindowedCodec):
         share_snake(model.decoder)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the waveform [B, n] of codes [B, K, T]."""
+        """Decode codes [B, K, T] to a waveform [B, n]."""
         return self.model.decode(audio_codes=codes, return_dict=False)[0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Return the codes [B, K, T] of pcm [B, n], padded by `fit`."""
+        """Encode pcm [B, n], padded by `fit`, to codes [B, K, T]."""
         return self.model.encode(pcm[:, None]).audio_codes
 
 
 def load(directory: Path, device: str = "cpu") -> DacCodec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     model, _ = load_model(DacModel, codec_directory(directory))
     return DacCodec(model).to(device)

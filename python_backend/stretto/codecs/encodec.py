@@ -40,7 +40,7 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+        """Encode mono samples, float32 [n], to codes, int64 [K, T].
 
         The last frame may be shorter than the others.
         """
@@ -55,7 +55,7 @@ class EncodecCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes = window.codes.to(window.state.device)
         latents = self.model.quantizer.decode(codes.transpose(0, 1))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
@@ -74,7 +74,8 @@ def check(config: EncodecConfig) -> None:
 def load(directory: Path, device: str = "cpu") -> EncodecCodec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     directory = codec_directory(directory)
     check(load_config(EncodecConfig, directory))

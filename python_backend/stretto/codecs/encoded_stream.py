@@ -1,4 +1,4 @@
-"""Streams of audio that are encoded frame by frame, those of several recordings as one batch."""
+"""Audio streams that are encoded frame by frame; frames of several recordings form a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ MAX_FRAMES = 64  # per call; bounds the memory of a call
 
 
 class FrameEncoder(Protocol):
-    """Encoder with a state of one size per recording, exact in parts of whole frames.
+    """Encoder with a fixed-size state per recording. Encoding whole frames in parts gives the same codes.
 
     Attributes:
         samples_per_frame: Samples per frame.
@@ -23,7 +23,7 @@ class FrameEncoder(Protocol):
     num_codebooks: int
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the states of recordings that begin, float [batch, D]."""
+        """Return the states of `batch` recordings before their first frames, float [batch, D]."""
         ...
 
     def encode(self, pcm: Tensor, first: Tensor, state: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class FrameEncoder(Protocol):
 
 @dataclass
 class EncodedStream:
-    """One recording: samples that wait for the end of their frame, state, and codes.
+    """One recording: samples that are not encoded yet, the encoder state, and codes.
 
     Attributes:
         num_frames: Number of frames encoded so far.
@@ -58,11 +58,11 @@ class EncodedStream:
         self.state = self.encoder.initial_state(1)
 
     def push(self, pcm: np.ndarray) -> None:
-        """Append samples, float32 [n], of any number."""
+        """Append any number of samples, float32 [n]."""
         self._waiting = np.concatenate([self._waiting, pcm])
 
     def complete_frame(self) -> None:
-        """Append silence to the end of a frame."""
+        """Append silence until the last frame is complete."""
         self.push(np.zeros(-len(self._waiting) % self.encoder.samples_per_frame, np.float32))
 
     @property
@@ -88,7 +88,7 @@ class EncodedStream:
 
 
 def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16) -> None:
-    """Encode all complete frames of `streams`, those of several recordings as one batch.
+    """Encode all complete frames of `streams`, batching frames of several recordings.
 
     Args:
         encoder: Encoder of all streams.
@@ -108,7 +108,7 @@ def encode_round(
         encoder: Encoder of all streams.
         streams: The recordings, at any position.
         max_batch: Maximum number of recordings in a batch.
-        max_frames: Maximum number of frames of a recording.
+        max_frames: Maximum number of frames to encode per recording.
     """
     ready = sorted((each for each in streams if each.num_ready), key=lambda each: each.num_ready)
     for begin in range(0, len(ready), max_batch):

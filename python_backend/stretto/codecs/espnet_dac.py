@@ -218,7 +218,7 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+        """Encode mono samples, float32 [n], to codes, int64 [K, T].
 
         A partial last frame is padded by reflection.
         """
@@ -233,7 +233,7 @@ class EspnetDac(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         latents = self.quantizer.decode(window.codes.to(self.quantizer.embed.device))
         pcm, state = self.stream(latents, window.left, window.right, window.state)
         return pcm.clamp(-1, 1), state
@@ -242,7 +242,8 @@ class EspnetDac(nn.Module):
 def load(directory: Path, device: str = "cpu") -> EspnetDac:
     """Return the codec published in `directory` or its subfolder `codec/`.
 
-    Raise CheckpointError if files do not match.
+    Raises:
+        CheckpointError: If files do not match.
     """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))
@@ -251,6 +252,6 @@ def load(directory: Path, device: str = "cpu") -> EspnetDac:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     config = read_config(directory)
     return config.num_codebooks, config.codebook_size

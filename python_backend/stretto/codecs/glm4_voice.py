@@ -3,14 +3,14 @@
 tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
                                                   └ the mel of its last 5 tokens is faded into the next block
 
-Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of one
-decode of the whole utterance. Blocks, fades and prompts are those of the authors' `web_demo.py` and
-`flow_inference.py`, with two exceptions. From the third block on, the authors' prompt repeats a frame, which shifts it
-by one frame and loses 12 ms per block; ours does not. And the mel held back at the end of a complete last block is
-decoded here, not dropped.
+Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from a single
+decode of the whole utterance. Blocks, fades and prompts follow the authors' `web_demo.py` and `flow_inference.py`, with
+two exceptions. From the third block on, the authors' prompt repeats a frame, which shifts the prompt by one frame and
+loses 12 ms per block; ours does not. The mel held back at the end of a complete last block is decoded here, whereas the
+authors drop it.
 
 `config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
-is HyperPyYAML, in which the tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each yields the
+is HyperPyYAML, whose tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each of them yields the
 mapping that follows it. `!ref <name>` yields the top-level value of that name.
 
 The flow:
@@ -363,7 +363,7 @@ class Flow(nn.Module):
 
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
-HISTORY = 512  # tokens (41 s), as many as VITA-Audio's demo decodes in one call
+HISTORY = 512  # tokens (41 s), the number that VITA-Audio's demo decodes in one call
 OVERLAP = 5  # tokens, as in flow_inference.py
 HEARD_RATE = 16_000  # Hz, input rate of `encoders/whisper_vq.py`
 
@@ -413,7 +413,7 @@ class Glm4VoiceCodec(nn.Module):
             self.register_buffer(name, table, persistent=False)
 
     def mels(self, tokens: int) -> int:
-        """Return the number of whole mel frames of `tokens` tokens."""
+        """Return the number of whole mel frames for a number of tokens."""
         return int(tokens * self.rate)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -501,7 +501,8 @@ class Glm4VoiceCodec(nn.Module):
 def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
     """Return the decoder published in `directory` or its subfolder `codec/`.
 
-    Raise CheckpointError if files do not match.
+    Raises:
+        CheckpointError: If files do not match.
     """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = Glm4VoiceCodec(read_config(directory))
@@ -511,5 +512,5 @@ def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     return 1, read_config(directory).codebook_size

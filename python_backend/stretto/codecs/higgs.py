@@ -1,6 +1,6 @@
 """`higgs`: codec of Higgs Audio v2: X-codec at 24 kHz with 25 frames per second and projected codebooks.
 
-transformers' class requires torchaudio even for decoding. This one reads the same checkpoint with the same
+The class in transformers requires torchaudio even for decoding. The class here reads the same checkpoint with the same
 configuration class, and is derived from transformers' X-codec.
 """
 
@@ -95,7 +95,7 @@ class HiggsModel(XcodecModel):
 class HiggsCodec(SemanticCodec):
     """X-codec of Higgs Audio v2, which encodes recordings of any length without padding the last frame.
 
-    `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. The number of codes is then that of the
+    `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. There are then as many codes as
     semantic features. If the acoustic encoder would return another number, `XcodecModel.encode` adds half a frame of
     silence on both sides of its input.
     """
@@ -108,12 +108,13 @@ class HiggsCodec(SemanticCodec):
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     config = load_config(HiggsAudioV2TokenizerConfig, directory)
     return config.num_quantizers, config.codebook_size

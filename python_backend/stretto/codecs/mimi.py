@@ -5,14 +5,15 @@ codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─�
 
 transformers' own `decode` with past keys and values is not exact, because its convolutions have no state.
 
-Streaming encoder of Mimi: frames of several recordings as one batch, equal to encoding each recording at once.
+The streaming encoder encodes frames of several recordings as one batch. Its codes equal those of separate recordings,
+each encoded in one pass.
 
 pcm ─► SEANet encoder ─► transformer ─► downsample ×2 ─► residual codebooks ─► codes
        last inputs of    keys and        last steps
        each convolution  values          (the first one repeated at first)
 
-All of it is causal, and a frame makes two steps, so a bounded state is exact. The authors' own stream is not: its ring
-lacks a key in the first step of each frame once the transformer's window is full.
+The encoder is causal, and a frame makes two steps, so a bounded state is exact. The authors' own streaming is not
+exact: its ring lacks a key in the first step of each frame once the transformer's window is full.
 """
 
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class MimiCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n].
+        """Encode mono samples, float32 [n], to codes, int64 [K, T].
 
         The last frame may be shorter than the others.
         """
@@ -149,7 +150,7 @@ class MimiCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         state = window.state.clone()
         rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
         rings, outputs = (
@@ -190,7 +191,8 @@ def check(config: MimiConfig) -> None:
 def load(directory: Path, device: str = "cpu") -> MimiCodec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
@@ -201,7 +203,7 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     config = load_config(MimiConfig, directory)
     return config.num_quantizers, config.codebook_size
 
@@ -213,7 +215,7 @@ class _Paddings:
     Attributes:
         contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.
         is_first: True for recordings that begin, bool [B, 1, 1].
-        repeated: Index of the convolution whose context is its first input at the beginning.
+        repeated: Index of the convolution that repeats its first input as context at the beginning.
     """
 
     contexts: list[Tensor]
@@ -279,7 +281,7 @@ class MimiEncoder:
         return self._model.quantizer.encode(frames, self.num_codebooks).transpose(0, 1)
 
     def encode_all(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n]; silence completes the last frame."""
+        """Encode mono samples, float32 [n], to codes, int64 [K, T]; silence completes the last frame."""
         stream = EncodedStream(self)
         stream.push(pcm)
         stream.complete_frame()

@@ -54,7 +54,7 @@ class OnnxCodec:
         return torch.zeros(batch, self._state.shape[1], dtype=STATE_DTYPES[self._state.type])
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         last = window.codes.shape[2] - window.right
         start = window.left * self.spec.samples_per_frame
         stop = start + self.spec.num_samples(last - window.left, window.right)

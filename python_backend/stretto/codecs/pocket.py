@@ -3,9 +3,9 @@
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
 
-All layers are causal and store their last inputs in the state. Names are those of the published file, which also
+All layers are causal and store their last inputs in the state. Tensor names follow the published file, which also
 contains the language model. The first 5 ms of an utterance fade in, because its first sample is rarely 0. The encoder,
-which not all releases have, has the same layers in reverse order; its latents are not normalised.
+which some releases lack, has the same layers in reverse order; its latents are not normalised.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "pocket"
 CONVTR = "convtr"  # published name of transposed convolutions
 NORM_EPS = 1e-5
-ENCODED_FRAMES = 25  # frames of a recording encoded at once, to limit the memory of attention
+ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit the memory of attention
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
@@ -199,7 +199,7 @@ class Transformer(nn.Module):
         return self.output_projs[0](x).transpose(1, 2)
 
     def _visible(self, first: Tensor, num_steps: int) -> Tensor:
-        """Return the attention mask of n steps from position `first` [B]: bool [B, 1, n, before + n]."""
+        """Return the attention mask for n steps from position `first` [B]: bool [B, 1, n, before + n]."""
         key = torch.arange(self.before + num_steps, device=first.device)
         ahead = key - torch.arange(num_steps, device=first.device)[:, None]
         is_there = key >= self.before - first[:, None]
@@ -350,7 +350,7 @@ class PocketCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the words of a recording's latents, int32 [D, T]; the last frame is padded with zeros.
+        """Encode a recording to latents, as words, int32 [D, T]; the last frame is padded with zeros.
 
         Args:
             pcm: Samples, float32 [n].
@@ -375,12 +375,12 @@ class PocketCodec(nn.Module):
         return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: no frame has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return self.emb_mean.new_zeros(batch, self._num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
         words, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         latents = words.to(torch.int32).contiguous().view(torch.float32).to(self.emb_mean.dtype)
         memory = Memory(window.state, first, words.shape[2])
@@ -395,13 +395,13 @@ class PocketCodec(nn.Module):
 
 
 def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the codec's tensors by name."""
+    """Return a dict from tensor name to shape for the tensors of the codec."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in PocketCodec(config).state_dict().items()}
 
 
 def load(directory: Path, device: str = "cpu") -> PocketCodec:
-    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     if record.get("model_type") != MODEL_TYPE or not isinstance(record.get("mimi"), Mapping):

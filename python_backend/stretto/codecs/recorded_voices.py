@@ -1,4 +1,4 @@
-"""Voices of recordings in the codecs of Chatterbox and CosyVoice 3."""
+"""Recorded voices in the codecs of Chatterbox and CosyVoice 3."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ FRAMES_PER_TOKEN = 2  # mel frames
 
 
 class Voice(nn.Module):
-    """Voice of the flow: tokens [n] and mel [M, 2 n] of a recording, and its x-vector [E]."""
+    """Voice as an input of the flow: tokens [n], mel [M, 2 n] and x-vector [E] of a recording."""
 
     tokens: Tensor
     mel: Tensor
@@ -29,15 +29,15 @@ class Voice(nn.Module):
 
 @dataclass(slots=True)
 class VoiceTable:
-    """Voices of recordings by number.
+    """Recorded voices by number.
 
     Attributes:
-        first: Smallest number.
+        first: Smallest number of a recorded voice.
         num_codes: Number of different codes.
         num_mels: Number of mel bins.
         speaker: Width of an x-vector.
         most: Maximum number of tokens of a voice.
-        step: The number of tokens is a multiple of it.
+        step: Number that divides the number of tokens of every voice.
         voices: The voices.
     """
 
@@ -86,7 +86,7 @@ class VoiceTable:
 
 
 class RecordedVoiceCodec(nn.Module):
-    """Base of codecs that only decode, in voices of recordings among others.
+    """Base class of decode-only codecs that support recorded voices besides their own.
 
     Attributes:
         spec: Constants of the codec.

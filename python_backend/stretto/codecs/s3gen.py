@@ -3,16 +3,17 @@
 a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
 
 The estimator attends to all frames of an utterance, so no sample is available before the last token has arrived. The
-result equals that of the authors' `S3Token2Wav.inference` except for the noise, which is determined by a frame's
-position. Ids that are not codes do not occur. No watermark is added.
+result equals that of the authors' `S3Token2Wav.inference` except for the noise, which depends on the position of a
+frame. Ids that are not codes do not occur. No watermark is added.
 
 The decoder of Chatterbox Turbo and Nano (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
-tokens of silence to each utterance, so samples follow the last token. Those of Multilingual drop the samples of the
-last token (`leaves_out_last` in config.json of the codec).
+tokens of silence to each utterance, so samples follow the last token. The authors' code for Multilingual drops the
+samples of the last token (`leaves_out_last` in config.json of the codec).
 
-With `blocks` in that file, a list of numbers of tokens, the codec streams: each block is decoded once its tokens are
-there, given the voice, at most `history` previous tokens and the mel that was made of them. The mel then differs from
-that of one decode. The vocoder runs as over the mel of all blocks at once, with its phase carried from block to block.
+If that file has `blocks`, a list of block sizes in tokens, the codec streams. A block is decoded once its tokens have
+arrived, given the voice, up to `history` previous tokens, and the mel generated from them. The mel then differs from a
+single decode. The vocoder produces the same samples as one pass over the mel of all blocks, because its phase is
+carried from block to block.
 
 `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
 shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
@@ -60,7 +61,7 @@ from stretto.weights.loading import load_strictly, read_tensors
 
 SAMPLE_RATE = 24_000
 GUIDANCE = 0.7
-MIXER = "time_embed_mixer.weight"  # tensor of the estimator that only a mean flow has
+MIXER = "time_embed_mixer.weight"  # tensor that exists only in the estimator of a mean flow
 HEAD_WIDTH = 64  # head width of the estimator's attention
 EPSILON = 1e-12  # epsilon of the conformer's norms
 HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
@@ -74,7 +75,12 @@ MAX_WIDTH, MAX_MELS = 1 << 15, 512  # far above published ones: 6561 codes, 80 m
 
 @dataclass(frozen=True, slots=True)
 class S3GenConfig:
-    """Sizes in a checkpoint. up_layers: conformer layers after the doubling. voices: number of tokens of each voice."""
+    """Sizes in a checkpoint.
+
+    Attributes:
+        up_layers: Number of conformer layers after the doubling.
+        voices: Number of tokens of each voice.
+    """
 
     codebook_size: int
     mels: int
@@ -151,7 +157,7 @@ def vocoder_shape(channels: int, pitch_channels: int, is_causal: bool = False) -
 
 
 def count(names: Iterable[str], prefix: str) -> int:
-    """Return the number of numbered modules under `prefix` among tensor names."""
+    """Return how many numbered modules below `prefix` occur in the tensor names."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({found[1] for name in names if (found := pattern.match(name))})
 
@@ -160,8 +166,8 @@ def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     """Return the shape of a tensor that defines sizes.
 
     Raises:
-        CheckpointError: It is missing, has other than `rank` dimensions, or one beyond [1, MAX_WIDTH]. A file can claim
-            any size for an empty tensor, and noise of that size would be drawn.
+        CheckpointError: If it is missing, does not have `rank` dimensions, or has a size outside [1, MAX_WIDTH]. A file
+            can claim any size for an empty tensor, and noise of that size would be generated.
     """
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
@@ -176,7 +182,7 @@ AHEAD = 3  # tokens
 
 
 class LookAhead(nn.Module):
-    """Convolution over a token and those after it, then a causal convolution, with a residual connection."""
+    """Convolution over a token and the next ones, then a causal convolution, with a residual connection."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -249,7 +255,7 @@ class Flow(nn.Module):
 
         Args:
             tokens: Tokens, [B, T].
-            noise: Initial value, [M, n]. Tokens beyond its frames only influence those before them.
+            noise: Initial value, [M, n]. Tokens beyond its frames serve only as look-ahead.
             prompt: Known mel frames at the beginning, [B, M, k].
             speaker: x-vectors, [B, E].
         """
@@ -260,18 +266,18 @@ class Flow(nn.Module):
 
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
-HISTORY = 250  # tokens before a block that it depends on, 10 s
+HISTORY = 250  # previous tokens that a block depends on, 10 s
 MAX_BLOCKS = 16  # sizes of blocks in config.json
 LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
 SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
 MOST_HEARD = 250  # tokens of a recorded voice, 10 s
-SILENT_S = 0.02  # muted at an utterance's start, followed by a fade-in of the same length
+SILENT_S = 0.02  # time that is muted at an utterance's start, followed by a fade-in of the same length
 
 
 def frames_around(shape: VocoderShape) -> int:
-    """Return the number of mel frames on either side of a frame that its samples depend on, an even number.
+    """Return how many mel frames on either side of a frame its samples depend on, rounded up to even.
 
-    Frames further away matter only through phases.
+    Frames further away matter only through the phase.
     """
 
     def reach(residual: tuple[int, tuple[int, ...]]) -> int:
@@ -282,7 +288,7 @@ def frames_around(shape: VocoderShape) -> int:
     rest, furthest = 0.5, 0.0  # the last convolution and the windows of the Fourier transform
     for rate, kernel, residual in reversed(list(zip(rates, shape.kernels, shape.source_residuals, strict=True))):
         rest += max(map(reach, shape.residuals)) / rate
-        furthest = max(furthest, PITCH_REACH + reach(residual) / rate + rest)  # by way of the source
+        furthest = max(furthest, PITCH_REACH + reach(residual) / rate + rest)  # through the source
         rest += kernel / (2 * rate)
     return 2 * math.ceil(max(furthest, MEL_KERNEL // 2 + rest) / 2)
 
@@ -293,10 +299,10 @@ PITCH_REACH = PITCH_LAYERS * (PITCH_KERNEL // 2)  # frames on either side that t
 class S3GenCodec(RecordedVoiceCodec):
     """S3Gen, a codec that decodes utterances one at a time, whole or in blocks.
 
-    The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` are those of
-    the checkpoint's voices; others are given to recordings by `add_voice`. With blocks, the phase of the vocoder's
-    fundamental in cycles follows, and the last mel frames. Tensors are named as published; those of the voices are
-    added.
+    The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
+    voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. With blocks, the phase of the
+    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names. The tensors of
+    the voices are additional.
     """
 
     source_noise: Tensor
@@ -314,8 +320,8 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             config: Sizes in the checkpoint.
-            blocks: Numbers of tokens per block, the last one repeated; empty to decode whole utterances.
-            history: Maximum number of tokens before a block that it depends on.
+            blocks: Number of tokens in each block; the last size repeats. Empty to decode whole utterances.
+            history: Maximum number of previous tokens that a block depends on.
             leaves_out_last: True if the samples of an utterance's last token are not played.
 
         Raises:
@@ -367,7 +373,7 @@ class S3GenCodec(RecordedVoiceCodec):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, n] of tokens [first, last), and the state after them."""
+        """Decode tokens [first, last); return the samples [B, n] and the next state."""
         codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
         for row, first, state in zip(codes, window.first.tolist(), window.state, strict=True):
             pcm, after = self._spoken(row, int(first) - window.left, window, state)
@@ -380,7 +386,7 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             codes: Tokens of the window, [T].
-            begin: Index of the first of them in the utterance.
+            begin: Index of the first token of `codes` in the utterance.
             window: The window.
             state: State of the utterance, [D].
         """
@@ -411,15 +417,15 @@ class S3GenCodec(RecordedVoiceCodec):
         return FRAMES_PER_TOKEN * (border - AHEAD) - self.around if border else 0
 
     def _with_new_frames(self, mel: Tensor, codes: Tensor, voice: Voice, done: int, begin: int, ahead: int) -> Tensor:
-        """Return the mel [1, M, n] of an utterance up to its token T - `ahead`, given that of earlier blocks.
+        """Return the mel [1, M, n] of an utterance up to token T - `ahead`, given the mel of earlier blocks.
 
         Args:
-            mel: Mel of the tokens before `done` - AHEAD; may lack the beginning.
+            mel: Mel of the tokens before `done` - AHEAD; its beginning may be missing.
             codes: Tokens, [T].
             voice: Voice of the utterance.
             done: End of the last block in `codes`; 0 before the first block.
-            begin: Index of the first of `codes` in the utterance.
-            ahead: Number of tokens that only influence those before them.
+            begin: Index of the first token of `codes` in the utterance.
+            ahead: Number of tokens at the end that serve only as look-ahead.
         """
         blocks = self.spec.streaming
         assert isinstance(blocks, Blocks)
@@ -429,7 +435,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return torch.cat([mel, self.mel(codes[start:], voice, known, begin + start, ahead)[..., num_known:]], 2)
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
-        """Return the samples [n] of the tokens [T] of a whole utterance, and of the silence that follows them."""
+        """Decode the tokens [T] of a whole utterance, followed by silence, to samples [n]."""
         assert isinstance(voice, Voice)
         mel = self.mel(torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)]), voice)
         return self._vocode(mel, mel.shape[2], 0, mel.shape[2], 0.0)[0]
@@ -440,9 +446,9 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             codes: Tokens `start` to `start` + T of an utterance.
             voice: Voice of the utterance.
-            known: Mel of the first of them, [1, M, k]; None if there is none.
+            known: Mel of the first tokens, [1, M, k]; None if it is not known.
             start: Index of the first token.
-            ahead: Number of tokens that only influence those before them.
+            ahead: Number of tokens at the end that serve only as look-ahead.
         """
         tokens, heard = torch.cat([voice.tokens, codes]), voice.mel.shape[1]
         begin = heard + FRAMES_PER_TOKEN * start
@@ -478,7 +484,7 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             pitch: Pitch of each frame.
             begin: Index of the first frame in the utterance.
-            phase: Phase of the fundamental in cycles before it.
+            phase: Phase of the fundamental before that frame, in cycles.
         """
         hop, sines = self.config.vocoder.samples_per_mel, self.mel2wav.m_source
         places = torch.arange(begin * hop, (begin + pitch.shape[1]) * hop, device=self.noise.device)
@@ -490,7 +496,8 @@ class S3GenCodec(RecordedVoiceCodec):
 def load(directory: Path, device: str = "cpu") -> S3GenCodec:
     """Load the codec from a converted `codec/` folder.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     folder = directory / "codec"
     path = folder / "model.safetensors"
@@ -504,7 +511,7 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
 
 
 def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:
-    """Return the sizes of blocks, the history and `leaves_out_last` in a codec's config.json; defaults without a file.
+    """Return the block sizes, the history and `leaves_out_last` in a codec's config.json, or their defaults.
 
     Raises:
         CheckpointError: If a value is invalid; the message names it.

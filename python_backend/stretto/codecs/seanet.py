@@ -1,7 +1,7 @@
 """SEANet decoders: receptive field, exact streaming, and the encoder and decoder layers of ESPnet's variant.
 
 ESPnet's encoder and decoder process whole signals: they are non-causal, with reflection padding and Snake activations.
-Layers are numbered as in its `model` lists, in which Snake counts as a layer, so that tensor names match.
+Layers are numbered as in ESPnet's `model` lists, where Snake counts as a layer, so that tensor names match.
 """
 
 import math

@@ -58,7 +58,7 @@ class TokenizerConfig:
         depths: Numbers of blocks of the encoder at each rate, in its order.
         expansion: Width of a block's inner layer, relative to its channels.
         eps: Epsilon of the norms.
-        deviation: Standard deviation of the factor of the noise that is added to a latent of a recording.
+        deviation: Standard deviation of the random factor that scales the noise added to the latents of a recording.
     """
 
     size: int
@@ -121,7 +121,7 @@ class TokenizerConfig:
 
     @property
     def reach(self) -> int:
-        """Number of frames before a frame on which the frame's output depends, in the encoder and in the decoder."""
+        """Number of earlier frames that the output of a frame depends on, in the encoder and in the decoder."""
         hops = [prod(self.ratios[:level]) for level in range(len(self.depths))]
         steps = 1 + self.hop + sum(depth * hop for depth, hop in zip(self.depths, hops, strict=True))
         return ceil(((self.kernel - 1) * steps + sum(hops[1:])) / self.hop)
@@ -223,7 +223,7 @@ class Network(nn.Module):
 
 
 class Encoder(Network):
-    """Samples [B, 1, n * hop] to latents [B, D, n]."""
+    """Encoder from samples [B, 1, n * hop] to latents [B, D, n]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         channels = [config.filters << level for level in range(len(config.depths))]
@@ -235,7 +235,7 @@ class Encoder(Network):
 
 
 class Decoder(Network):
-    """Latents [B, D, n] to samples [B, 1, n * hop]."""
+    """Decoder from latents [B, D, n] to samples [B, 1, n * hop]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         channels = [config.filters << level for level in reversed(range(len(config.depths)))]
@@ -287,10 +287,10 @@ class VibeVoiceCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the scaled latents of a recording, padded with silence at its end: words as int64 [K, T].
+        """Encode a recording to scaled latents: words, int64 [K, T]. Silence completes the last frame.
 
-        The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. It depends on the
-        samples only, so that a recording always gives the same voice.
+        The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
+        only on the samples, so that a recording always gives the same voice.
         """
         heard = normalised(pcm)
         weight = self.decoder.head.conv.weight
@@ -304,12 +304,12 @@ class VibeVoiceCodec(nn.Module):
         return np.concatenate([scaled, begins], 1).view(np.int32).T.astype(np.int64)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros: no frame has been decoded."""
+        """Return zeros, the state before any frame has been decoded."""
         return self.decoder.head.conv.weight.new_zeros(batch, self.decoder.num_kept)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's latents, and the state before the next window."""
+        """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
         words, state = window.codes[:, :, window.left :].to(window.state.device), window.state
         numbers = words.to(torch.int32).contiguous().view(torch.float32).to(state.dtype)
         latents, begins = numbers[:, :-1] / self.scale.factor - self.scale.bias, numbers[:, -1] == 1
@@ -323,7 +323,7 @@ class VibeVoiceCodec(nn.Module):
 
 
 def normalised(pcm: np.ndarray) -> np.ndarray:
-    """Return a recording, float32 [n], normalised to -25 dBFS, or to full scale if that is quieter."""
+    """Normalise a recording, float32 [n], to -25 dBFS, or to a full-scale peak if it would clip."""
     wide = pcm.astype(np.float64)
     loud = wide * 10 ** (LOUDNESS_DB / 20) / (np.sqrt(np.square(wide).mean()) + SILENCE)
     peak = np.abs(loud).max()
@@ -331,7 +331,7 @@ def normalised(pcm: np.ndarray) -> np.ndarray:
 
 
 def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
-    """Return Gaussian noise, float64 [number], that depends on the samples of a recording only."""
+    """Return Gaussian noise, float64 [number], that is determined by the samples of a recording."""
     digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
     bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
         2 * number
@@ -341,7 +341,7 @@ def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
 
 
 def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the codec's tensors by name."""
+    """Return a dict from tensor name to shape for the tensors of the codec."""
     with torch.device("meta"):
         codec = VibeVoiceCodec(config, Scale(1.0, 0.0))
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
@@ -356,7 +356,7 @@ def published_name(name: str) -> str:
 
 
 def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
-    """Return the codec in a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     section = record.get(PARTS)

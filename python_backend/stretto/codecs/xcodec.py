@@ -39,11 +39,11 @@ class SemanticCodec(WindowedCodec):
             delattr(model, part)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the waveform [B, n] of codes [B, K, T]."""
+        """Decode codes [B, K, T] to a waveform [B, n]."""
         return self.model.decode(codes, return_dict=False)[:, 0]
 
     def codes_of(self, pcm: Tensor) -> Tensor:
-        """Return the codes [B, K, T] of pcm [B, n], padded by `fit`."""
+        """Encode pcm [B, n], padded by `fit`, to codes [B, K, T]."""
         return self.model.encode(pcm[:, None], return_dict=False)
 
 
@@ -74,12 +74,13 @@ def load_semantic(
 def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     return load_semantic("xcodec", XcodecModel, directory).to(device)
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     config = load_config(XcodecConfig, directory)
     return config.num_quantizers, config.codebook_size

@@ -217,7 +217,8 @@ class TritonStream:
     async def read(self) -> bytes | None:
         """Return the next serialised response, or None at the end.
 
-        Raise AioRpcError if the stream ends with an error.
+        Raises:
+            AioRpcError: If the stream ends with an error.
         """
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._call.read())

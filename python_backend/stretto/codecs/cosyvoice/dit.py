@@ -38,13 +38,13 @@ class DitShape:
 
 
 def chunk_mask(frames: int, chunk: int, device: torch.device) -> Tensor:
-    """Return True where a frame attends to another one, bool [frames, frames]."""
+    """Return a mask that is True where a frame attends to another one, bool [frames, frames]."""
     place = torch.arange(frames, device=device)
     return place < (place[:, None] // chunk + 1) * chunk
 
 
 class _TimeInput(nn.Module):
-    """Time embedding: sinusoids through two linear layers with SiLU."""
+    """Time embedding: sinusoids passed through two linear layers with SiLU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

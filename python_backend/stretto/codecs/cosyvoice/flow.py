@@ -78,8 +78,8 @@ class VocoderShape:
     The transform has `fourier` samples per window and a hop of `hop` samples.
 
     Attributes:
-        is_causal: True for the vocoder of CosyVoice 3: convolutions are padded on the left, except for the first ones
-            of vocoder and pitch predictor, and samples are repeated instead of transposed convolutions.
+        is_causal: True for the vocoder of CosyVoice 3. Its convolutions are padded on the left, except the first ones
+            of the vocoder and of the pitch predictor. It repeats samples instead of using transposed convolutions.
     """
 
     channels: int
@@ -105,7 +105,7 @@ SEEDS = {"flow": 42, "source": 43, "phases": 44}
 
 
 def gaussian(columns: int, rows: int, seed: int) -> Tensor:
-    """Return Gaussian noise of unit variance, [rows, columns], that is equal on every machine.
+    """Return Gaussian noise of unit variance, [rows, columns], that is identical on every machine.
 
     The result for fewer columns is a prefix of the result for more.
     """
@@ -114,7 +114,7 @@ def gaussian(columns: int, rows: int, seed: int) -> Tensor:
 
 
 def noise_tables(mels: int, shape: VocoderShape, flow_frames: int, vocoder_frames: int) -> dict[str, Tensor]:
-    """Return the noise tables of flow and vocoder.
+    """Return the noise tables of the flow and the vocoder.
 
     Args:
         mels: Number of mel bins, M.
@@ -304,7 +304,7 @@ class Estimator(nn.Module):
         Args:
             x: State and conditions, [B, 4 M, T].
             waves: Row of `waves_of_time`, [4 M].
-            until: The same for the later time of a mean flow.
+            until: Row of `waves_of_time` for the later time of a mean flow; None for other flows.
         """
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
         if self.time_embed_mixer is not None:
@@ -347,7 +347,7 @@ MEANFLOW_STEPS = 2
 
 
 class Matching(nn.Module):
-    """Solver of the flow by Euler steps with classifier-free guidance (Ho and Salimans), and its estimator.
+    """Euler solver of the flow, with classifier-free guidance (Ho and Salimans), and its estimator.
 
     With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow takes two unguided
     steps of equal length.
@@ -411,7 +411,7 @@ LONGEST_WAVE = 10_000.0
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention with relative positions, over all tokens or over those of the same and previous blocks."""
+    """Self-attention with relative positions, over all tokens or only tokens of the same and previous blocks."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()

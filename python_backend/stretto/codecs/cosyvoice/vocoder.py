@@ -15,11 +15,11 @@ from stretto.codecs.cosyvoice.flow import CausalConv, SourceShape, VocoderShape
 LOUDEST = 100.0  # largest magnitude of a frequency bin
 PITCH_LAYERS, PITCH_KERNEL = 5, 3
 MEL_KERNEL, POST_KERNEL = 7, 7  # kernels of the first and last convolution
-PITCH_AHEAD, MEL_AHEAD = 3, 4  # frames after a frame that the first convolutions of the causal vocoder read
+PITCH_AHEAD, MEL_AHEAD = 3, 4  # number of later frames that the first convolutions of the causal vocoder read
 
 
 class Snake(streaming.Snake):
-    """Snake activation x + sin(a x)² / a with one learned a per channel."""
+    """Snake activation x + sin(a x)² / a, with a learned a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Source(nn.Module):
 class Fourier(nn.Module):
     """Short-time Fourier transform with a Hann window, and its inverse, computed as convolutions.
 
-    torch's `istft` synchronises with the device to check that the windows cover every sample.
+    It replaces torch's `istft`, which synchronises with the device to check that the windows cover every sample.
     """
 
     forth: Tensor

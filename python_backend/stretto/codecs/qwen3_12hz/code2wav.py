@@ -2,10 +2,10 @@
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
-Except for the codebooks it has the layers of Qwen3-TTS's decoder, but trims its transposed convolutions at both ends.
-Therefore the output of each starts one step later (`late`), and layers mask the steps before the utterance's start. A
-frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as in
-transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole utterance, because it
+Except for the codebooks, it has the layers of the Qwen3-TTS decoder, but trims transposed convolutions at both ends.
+Therefore each of their outputs starts one step later (`late`), and layers mask the steps before the utterance's start.
+A frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as
+in transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole utterance, because it
 drops samples where chunks meet.
 """
 
@@ -41,7 +41,7 @@ SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
 
 
 class Code2Wav(nn.Module):
-    """Code2wav, a codec without an encoder. The state is the last inputs of every layer."""
+    """Code2wav, a codec without an encoder. The state consists of the last inputs of every layer."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Code2Wav(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right)
@@ -109,7 +109,8 @@ class Code2Wav(nn.Module):
 def read_config(directory: Path) -> DecoderShape:
     """Return the sizes in a folder's `config.json`.
 
-    Raise CheckpointError if it is missing or belongs to another codec.
+    Raises:
+        CheckpointError: If it is missing or belongs to another codec.
     """
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))

@@ -26,7 +26,7 @@ KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
 
 
 class Encoder(nn.Module):
-    """Audio encoder, samples to codes: transformers' modules under their names in MimiModel."""
+    """Audio encoder from samples to codes, built of transformers' modules under their names in MimiModel."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         self.quantizer = MimiSplitResidualVectorQuantizer(config)
 
     def forward(self, pcm: Tensor, num_codebooks: int) -> Tensor:
-        """Return the codes [K, T] of samples [n]; the last frame may be shorter than the others."""
+        """Encode samples [n] to codes [K, T]; the last frame may be shorter than the others."""
         steps = self.encoder(pcm[None, None]).transpose(1, 2)
         steps = self.encoder_transformer(steps, use_cache=False).last_hidden_state.transpose(1, 2)
         return self.quantizer.encode(self.downsample(steps), num_codebooks)[:, 0]
@@ -48,7 +48,7 @@ NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_fi
 
 
 class Qwen3Codec(nn.Module):
-    """Codec of Qwen3-TTS. The state is the last inputs of every layer, so windows need no context frames."""
+    """Codec of Qwen3-TTS. The state consists of the last inputs of every layer, so windows need no context frames."""
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Qwen3Codec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes, int64 [K, T], of mono samples, float32 [n], T = ceil(n / samples_per_frame)."""
+        """Encode mono samples, float32 [n], to codes, int64 [K, T], T = ceil(n / samples_per_frame)."""
         if len(pcm) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
         samples = torch.from_numpy(np.asarray(pcm)).to(next(self.parameters()))
@@ -77,7 +77,7 @@ class Qwen3Codec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of frames [first, last), and the state after the window."""
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         memory = Memory(window.state, first, codes.shape[2])
         pcm = self.decoder(codes, first, memory)
@@ -88,7 +88,8 @@ class Qwen3Codec(nn.Module):
 def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
     """Load the codec of a published checkpoint.
 
-    Raise CheckpointError if files or tensors are missing or do not match.
+    Raises:
+        CheckpointError: If files or tensors are missing or do not match.
     """
     directory = codec_directory(directory)
     codec = Qwen3Codec(read_config(directory))
@@ -102,6 +103,6 @@ def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
 
 
 def published_shape(directory: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes per codebook, of the codec published in `directory`."""
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
     decoder = read_config(directory).decoder
     return decoder.num_quantizers, decoder.codebook_size

@@ -1,12 +1,12 @@
-"""Decoder of Qwen3-TTS's codec: frames of codes to samples, window by window.
+"""Decoder of the Qwen3-TTS codec, which converts frames of codes to samples, window by window.
 
 codes ─► 1 + 15 codebooks ─► conv ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
          12.5 per second     2 back  71 back, 8 times   6 steps back      6 back   78 steps back each       6 back
 
 All layers are causal and store their last inputs in the state, so a window is decoded without the frames before it.
 
-`config.json` is that of `speech_tokenizer/` in a Qwen3-TTS checkpoint (https://huggingface.co/Qwen). The defaults of
-the published classes differ from the values in the published files, so every value that the decoder needs is required.
+`config.json` comes from `speech_tokenizer/` in a Qwen3-TTS checkpoint (https://huggingface.co/Qwen). Every value that
+the decoder needs is required, because the defaults of the published classes differ from the published files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,7 +143,8 @@ class Qwen3CodecConfig:
 def read_config(directory: Path) -> Qwen3CodecConfig:
     """Return the sizes in a folder's `config.json`.
 
-    Raise CheckpointError if it is missing or belongs to another codec.
+    Raises:
+        CheckpointError: If it is missing or belongs to another codec.
     """
     try:
         return Qwen3CodecConfig.from_record(json_object(directory / CONFIG_FILE))
@@ -226,7 +227,7 @@ KERNEL = 7
 DILATIONS = (1, 3, 9)
 EPS = 1e-9  # of SnakeBeta
 NEXT_EPS = 1e-6  # of ConvNeXt's norm
-CACHE_BYTES = 1_200_000  # of activations that a CPU decodes at once; its second-level cache has 1 to 2 MB
+CACHE_BYTES = 1_200_000  # size of activations that a CPU decodes in one part; its L2 cache has 1 to 2 MB
 
 
 class Convolution(nn.Module):
@@ -255,7 +256,7 @@ class Convolution(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right. With a kernel longer than the rate, a step affects the next one.
+    """Transposed convolution trimmed on the right. If its kernel is longer than the rate, steps overlap.
 
     Args:
         late: Number of steps at an utterance's start to set to zero.
@@ -373,7 +374,8 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
 def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
     """Apply layers one after another to x [B, C, n].
 
-    On a CPU utterances go through the rest in parts once the activations of all are too large for its caches.
+    On a CPU, once the activations of the batch are too large for its caches, the remaining layers process the batch in
+    parts.
     """
     for index, layer in enumerate(layers):
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
@@ -399,7 +401,11 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention. `kept`: number of elements in its part of the state, keys then values."""
+    """Sliding-window attention.
+
+    Attributes:
+        kept: Number of elements in its part of the state, which has keys followed by values.
+    """
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -464,7 +470,7 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Transformer over latents [B, n, C] at positions `first` to `first + n - 1` of each utterance.
 
-    `is_projected`: True if latents are projected to the transformer's width and back.
+    If `is_projected` is True, latents are projected to the transformer's width and back.
     """
 
     frequencies: Tensor
@@ -488,7 +494,7 @@ class Transformer(nn.Module):
         return self.output_proj(self.norm(x))
 
     def visible(self, first: Tensor, steps: int) -> Tensor:
-        """Return the attention mask of `steps` steps from positions `first` [B], bool [B, 1, steps, before + steps]."""
+        """Return the attention mask for steps from positions `first` [B]: bool [B, 1, steps, before + steps]."""
         key = torch.arange(self.before + steps, device=first.device)
         ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
         is_near, is_there = (ahead >= 0) & (ahead <= self.before), key >= self.before - first[:, None]
@@ -563,7 +569,7 @@ class Quantizer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder of Qwen3-TTS's codec: codes to samples."""
+    """Decoder of the Qwen3-TTS codec, from codes to samples."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

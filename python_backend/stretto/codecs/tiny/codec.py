@@ -1,6 +1,7 @@
-"""`tiny`: bundled codec (16 kHz, 25 frames per second, 7 codebooks): residual quantisation of log-mel frames, vocoder.
+"""`tiny`: bundled codec (16 kHz, 25 frames per second, 7 codebooks).
 
-The source-filter vocoder filters pulses and noise by minimum-phase filters that are derived from log-mel frames.
+It quantises log-mel frames residually. Its source-filter vocoder filters pulses and noise with minimum-phase filters
+that are derived from log-mel frames.
 """
 
 import math
@@ -127,7 +128,7 @@ def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
 
 
 def noise_table() -> Tensor:
-    """Return uniform noise of unit power, float32 [NOISE_PERIOD], from an integer hash: equal on every machine."""
+    """Return uniform noise of unit power, float32 [NOISE_PERIOD]; an integer hash, identical on every machine."""
     with np.errstate(over="ignore"):
         mixed = np.arange(1, NOISE_PERIOD + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
@@ -140,9 +141,9 @@ def noise_table() -> Tensor:
 SPAN = 2 * HOP  # source samples filtered by one frame: a Hann window, so that neighbours sum to 1
 LEAD = HOP // 2  # samples by which a span precedes its frame
 BLOCK = 1024  # FFT size of the filtering, at least SPAN + FFT_SIZE - 1: no wrap-around
-FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # frames after which a frame is still audible
+FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # number of later frames in which a frame is audible
 SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # distance of the oldest audible source sample, in frames
-FRAMES_AHEAD = -(-LEAD // HOP)  # frames before a frame in which it becomes audible
+FRAMES_AHEAD = -(-LEAD // HOP)  # number of earlier frames in which a frame is audible
 
 
 def minimum_phase(log_gain: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ def apply_filters(sources: Tensor, responses: Tensor) -> Tensor:
 
 
 class ConvBlock(nn.Module):
-    """Depthwise convolution with a look-ahead of `lookahead` frames, and a pointwise network, residual."""
+    """Residual block: depthwise convolution with a look-ahead of `lookahead` frames, then a pointwise network."""
 
     def __init__(self, channels: int, kernel: int, lookahead: int) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class ConvBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stack of blocks of which the first `lookahead` have a look-ahead of one frame, and the others none.
+    """Stack of blocks. The first `lookahead` blocks look one frame ahead, the others do not look ahead.
 
     Frame t of the output depends on frames [t - left, t + lookahead] of the input.
     """
@@ -234,7 +235,7 @@ VOICING_SLOPE = 0.5
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of the pitch network and the filter network; look-ahead in mel frames."""
+    """Sizes of the pitch network and the filter network; look-ahead is counted in mel frames."""
 
     channels: int = 192
     blocks: int = 5
@@ -344,7 +345,7 @@ class Vocoder(nn.Module):
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantiser of mel frames, several of which are stacked to one vector of width M.
+    """Residual vector quantiser for vectors of width M, each made of several stacked mel frames.
 
     It has a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` computes in float64, because the pitch derived
     from its result is integrated over the whole utterance.
@@ -361,7 +362,7 @@ class ResidualVQ(nn.Module):
         self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
 
     def encode(self, stacked: Tensor) -> Tensor:
-        """Return codes, int64 [T, K], of stacked mel frames [T, M]: the nearest vector of each codebook in turn."""
+        """Encode stacked mel frames [T, M] to codes, int64 [T, K]: the nearest vector of each codebook in turn."""
         residual = (stacked - self.mean) @ self.basis
         codes = []
         for codebook in self.codebooks:
@@ -372,7 +373,7 @@ class ResidualVQ(nn.Module):
         return torch.stack(codes, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return stacked mel frames, float64 [B, T, M], of codes [B, K, T]; the last codebooks may be missing."""
+        """Decode codes [B, K, T] to stacked mel frames, float64 [B, T, M]; the last codebooks may be missing."""
         books = torch.arange(codes.shape[1], device=codes.device)
         vectors = self.codebooks[books[:, None], codes].double().sum(1)
         return vectors @ self.basis.double().T + self.mean.double()
@@ -425,7 +426,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes, int64 [K, T], of mono samples, float32 [n] at 16 kHz; the last frame is padded with silence."""
+        """Encode mono samples, float32 [n] at 16 kHz, to codes, int64 [K, T]; silence completes the last frame."""
         samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
         if len(samples) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
@@ -438,7 +439,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return samples, float32 [B, n] in [-1, 1], of frames [first, last), and the phase after them."""
+        """Decode frames [first, last); return samples, float32 [B, n] in [-1, 1], and the phase after them."""
         mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
         stacked = self.quantiser.decode(window.codes.to(self.device))
         mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)

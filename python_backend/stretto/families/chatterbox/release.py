@@ -197,7 +197,8 @@ TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Return the contents of the voice files by name, the default voice first.
 
-    Raise CheckpointError if one is invalid.
+    Raises:
+        CheckpointError: If one is invalid.
     """
     found, place = {"default": read_voice(released_file(folder, DEFAULT))}, (folder / VOICES).resolve()
     if not place.is_relative_to(folder.resolve()):

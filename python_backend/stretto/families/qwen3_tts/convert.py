@@ -164,7 +164,8 @@ def check_positions(talker: Numbers) -> None:
 def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
     """Return the ids of words and markers that occur in every prompt.
 
-    Raise CheckpointError if the tokenizer does not match.
+    Raises:
+        CheckpointError: If the tokenizer does not match.
     """
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
