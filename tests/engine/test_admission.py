@@ -125,7 +125,7 @@ def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
     for track, said in (
         ((5,) * 14 + (7,), "text: expected at most 14 tokens after the prompt, got 15 tokens"),
         ((code,) * 6 + (5,) * 12 + (7,), "text: expected at most 12 tokens after the prompt, got 13 tokens"),
-        ((code,) * 110, "track: expected at most 105 ids, codes of a recording among them, got 110"),
+        ((code,) * 110, "track: expected at most 105 ids, including codes of a recording, got 110"),
     ):
         assert said in str(refusal(replace(prompt, track=track), rules))
     assert "expected at most 13 tokens" in str(refusal(replace(prompt, track=(5,) * 14, is_open=True), rules))

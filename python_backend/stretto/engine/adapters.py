@@ -1,4 +1,4 @@
-"""LoRA adapters (vLLM's engine arguments and file checks), and checks of the engine's configuration."""
+"""Engine arguments and file checks for LoRA adapters, and checks of vLLM's configuration."""
 
 import re
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ def lora_requests(config: VllmConfig) -> list[LoRARequest]:
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
     """Return vLLM's engine arguments for `adapters`; empty without adapters.
 
-    One slot in addition to those of the adapters is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`,
-    `bgmv_expand`) use index -1 for rows without an adapter, which selects the last slot.
+    One extra slot is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`) use index -1 for rows
+    without an adapter, which selects the last slot.
 
     Args:
-        adapters: Folder of each adapter, in PEFT's format, by name.
+        adapters: Adapter folders in PEFT format, by name.
 
     Raises:
         CheckpointError: If an adapter cannot be read, uses an unsupported feature, or has too large a rank.
@@ -57,10 +57,10 @@ def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> No
 
     Args:
         config: vLLM's configuration, changed in place.
-        adapters: Folder of each adapter by name.
+        adapters: Adapter folders by name.
 
     Raises:
-        CheckpointError: If an adapter has tensors for other layers, or tensors of another shape.
+        CheckpointError: If an adapter has tensors for other layers, or tensors with another shape.
     """
     if config.lora_config is None:
         return
@@ -83,7 +83,7 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
         raise CheckpointError(f"adapters.{name}: {folder / CONFIG}: r: expected an integer, got {shown(config.r)}")
     for key in patterns:
         if PLAIN_PATTERN.fullmatch(key) is None:
-            expected = "a module's name, of letters, digits, _ and ."
+            expected = "a module name made of letters, digits, _ and ."
             raise CheckpointError(f"adapters.{name}: {folder / CONFIG}: expected {expected}, got {shown(key)}")
     refused = config._validate_features()
     if config.bias != "none":
@@ -94,10 +94,10 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
 
 
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
-    """Raise CheckpointError unless each tensor of the adapter belongs to a backbone layer and has its shape and rank.
+    """Raise CheckpointError unless each tensor of an adapter belongs to a backbone layer and has the right shape.
 
-    vLLM does not check this. It would apply a tensor that is too small to a part of the layer, and would compute the
-    scale of a tensor from the configured rank even if the tensor has another one.
+    vLLM does not check this. It would apply a tensor that is too small to only a part of the layer. It would compute
+    the scale of a tensor from the configured rank, even if the tensor has another rank.
     """
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()

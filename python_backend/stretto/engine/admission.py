@@ -1,6 +1,7 @@
-"""Validation of requests before they are queued; each error names the field, the limit and the value.
+"""Validation of requests before they are queued, admission control, and counters.
 
-Admission control: a limit on replies in flight that follows the measured times to first frame; and counters.
+Each validation error contains the field, the limit and the value. Admission control limits the replies in flight and
+adapts the limit to the measured times to first frame.
 """
 
 import math
@@ -92,7 +93,7 @@ class Permit:
         request_id: Id of the request.
         num_sequences: Number of vLLM requests of the reply: 2 if guided, else 1.
         record_first_frame: Callback for the time from admission to the first frame, in seconds.
-        has_begun: True once the engine has received the request.
+        has_begun: True once the engine has sent output for the request.
     """
 
     request_id: str
@@ -110,8 +111,8 @@ class Permits:
     Args:
         max_running: Maximum number of sequences in the engine's batches.
         max_waiting: Maximum number of queued sequences; None for no limit.
-        is_in_engine: Returns True while the engine has the request with this id.
-        num_blocked: Returns the number of replies that are waiting for streamed text.
+        is_in_engine: Function that returns True while the engine has the request with an id.
+        num_blocked: Function that returns the number of replies that are waiting for streamed text.
         target_s: Target time to the first frame in seconds, see `FlightLimit`; None for no adaptive limit.
     """
 
@@ -140,7 +141,7 @@ class Permits:
         return cls(max_running, config.max_waiting, engine.has, num_blocked, config.first_frame_target_s)
 
     def num_in_flight(self) -> int:
-        """Return the number of sequences in flight: not yet received by the engine, or not finished by it."""
+        """Return the number of sequences in flight, without replies that are waiting for streamed text."""
         taken = sum(
             permit.num_sequences
             for permit in self._permits
@@ -155,7 +156,7 @@ class Permits:
         Args:
             request_id: Id of the request.
             num_sequences: Number of vLLM requests of the reply.
-            is_timed: True if its time to first frame adjusts the limit.
+            is_timed: True if the reply's time to first frame adjusts the limit.
 
         Raises:
             NoCapacity: If no permit is free.
@@ -259,7 +260,7 @@ class Capacity:
         num_blocks: Number of KV blocks.
         block_size: Rows per block.
         max_num_seqs: Maximum number of requests in a step.
-        window: Rows that each row attends to, if all layers have a sliding window; blocks behind it are freed.
+        window: Rows that each row attends to, if all layers have a sliding window. Blocks before it are freed.
         num_in_flight: Maximum number of rows that are being computed; only needed with a window.
         num_engines: Number of engines.
     """
@@ -297,7 +298,7 @@ class Capacity:
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """Return `prompt` ready for queueing, with guidance switched off if its task generates no audio.
+    """Check a prompt and return it ready for queueing, with guidance off if its task generates no audio.
 
     Args:
         prompt: Prompt from the preprocessor.
@@ -413,13 +414,13 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{num_ids} tokens")
     longest = rules.max_model_len - len(prompt.rows) - 2  # the end id, and a frame
     if rules.family.text_groups is not None and len(prompt.track) > longest:
-        raise InvalidRequest("track", f"at most {longest} ids, codes of a recording among them", len(prompt.track))
+        raise InvalidRequest("track", f"at most {longest} ids, including codes of a recording", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
-    """Check the codes that the rows of a reply carry; `width` is their number per row."""
+    """Check the codes for the rows of a reply, which have `width` codes each."""
     size, last = rules.family.layout.vocab_size, max_frames(prompt, rules)
     if prompt.is_open and not prompt.track:
         return
@@ -432,7 +433,7 @@ def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
 
 
 def max_frames(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the maximum number of frames of a recording that a reply follows to its end."""
+    """Return the maximum number of frames of a recording if the reply continues to the end of the recording."""
     return rules.max_model_len - len(prompt.rows) - 2
 
 
@@ -471,7 +472,7 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 
 def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the number of text ids in the track of a prompt, without codes of a recording (`TextGroups`)."""
+    """Return the number of text ids in the track of a prompt, excluding codes of a recording (`TextGroups`)."""
     if rules.family.text_groups is None:
         return len(prompt.track)
     return len(prompt.track) - num_leading(prompt.track, rules.family.layout.audio[0])
@@ -532,9 +533,9 @@ def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capac
 
 
 def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
-    """Refuse a request that needs more KV blocks than exist.
+    """Reject a request that needs more KV blocks than exist.
 
-    vLLM would queue the request forever, and with it all later ones.
+    vLLM would queue this request, and all later requests, forever.
     """
     is_guided = prompt.sampling.is_guided
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)

@@ -1,7 +1,7 @@
 """Client of vLLM's engine processes: starts them, sends requests and distributes outputs.
 
-It imports neither vLLM nor torch. It speaks the protocol of vLLM's own clients: MessagePack over ZMQ, with requests
-and outputs as arrays of their fields.
+It imports neither vLLM nor torch. It uses the protocol of vLLM's own clients: MessagePack over ZMQ, with each request
+and output encoded as an array of its fields.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ ADD, ABORT = b"\x00", b"\x01"  # vLLM's EngineCoreRequestType
 DEAD = b"ENGINE_CORE_DEAD"
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
 READY_S = 60.0  # from the end of an engine's start to its first message
-END_S = 15.0  # more than a host waits for its engines
+END_S = 15.0  # longer than a host waits for its engines
 
 
 class EngineOutput(msgspec.Struct, array_like=True):
@@ -93,12 +93,12 @@ class _Request:
         self._wake()
 
     def fail(self, error: StrettoError) -> None:
-        """Raise `error` at the reader."""
+        """Make `pop` raise `error`."""
         self._error = error
         self._wake()
 
     async def pop(self) -> Output:
-        """Return all unread output; wait for some if there is none."""
+        """Return all unread output; wait if there is none."""
         while not self._ids and self.finish_reason is None and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -116,7 +116,7 @@ class EngineConnection:
     """Connection to vLLM's engine processes, which a separate host process starts and ends.
 
     Attributes:
-        readies: Sizes of each engine, by its ZMQ identity.
+        readies: Sizes of each engine, by ZMQ identity.
         started: Pids of the engine processes, and their limits.
     """
 
@@ -172,7 +172,7 @@ class EngineConnection:
         self._inputs.send_multipart([engine, kind, record])
 
     def listen(self, on_message: Callable[[bytes], None]) -> None:
-        """Pass messages of the engines to `on_message` on the running event loop; DEAD if the host has ended."""
+        """Call `on_message` on the running event loop with each engine message, and with DEAD if the host ends."""
         self._loop, self._on_message = asyncio.get_running_loop(), on_message
         self._loop.add_reader(self._outputs.FD, self._read)
         self._loop.add_reader(self._host.fileno(), self._end)
@@ -195,7 +195,7 @@ class EngineConnection:
             self._loop.remove_reader(self._host.fileno())
         with suppress(OSError):
             self._host.send(None)
-            self._host.poll(END_S)  # until the host has closed it, after the engines' end
+            self._host.poll(END_S)  # the host closes the connection after the engines have ended
         self._host.close()
         if self._host_pid is not None:
             os.kill(self._host_pid, signal.SIGKILL)  # no effect unless it hangs
@@ -206,13 +206,13 @@ class EngineConnection:
 
 
 class EngineClient:
-    """Requests in flight on vLLM's engines.
+    """Client that sends requests to vLLM's engines and tracks those in flight.
 
     Args:
         connection: Connection to the engines.
 
     Attributes:
-        ready: Sizes of one engine; all engines are equal.
+        ready: Sizes of one engine, which are the same for all engines.
         num_engines: Number of engines.
         started: Pids of the engine processes, and their limits.
     """
@@ -222,7 +222,7 @@ class EngineClient:
         self.ready, self.num_engines = next(iter(connection.readies.values())), len(connection.readies)
         self._load = dict.fromkeys(connection.readies, 0)  # requests in flight
         self._requests: dict[str, _Request] = {}
-        self._ids: dict[str, str] = {}  # internal ids by the ids of callers
+        self._ids: dict[str, str] = {}  # from callers' ids to internal ids
         self._numbers, self._is_listening = count(), False
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(EngineOutputs)
 
@@ -243,7 +243,7 @@ class EngineClient:
         Args:
             ids: Token ids of the prompt.
             fields: Fields of vLLM's `SamplingParams`.
-            request_id: Id that no other request in flight has.
+            request_id: Id that is unique among the requests in flight.
             adapter: Leading fields of vLLM's `LoRARequest`, or None.
 
         Raises:
@@ -269,7 +269,7 @@ class EngineClient:
             self._abort(request)
 
     def append(self, request_id: str, fields: dict[str, Any]) -> None:
-        """Send a further message to the engine of a request; no effect if it has ended.
+        """Send a further message to the engine of a request; no effect if the request has ended.
 
         Args:
             request_id: Id of the request.
@@ -317,7 +317,7 @@ class EngineClient:
             self._connection.send(request.engine, ABORT, self._encoder.encode([request.id]))
 
     def _forget(self, request: _Request) -> bool:
-        """Remove a request from those in flight; return False if it is not one of them."""
+        """Remove a request from the requests in flight; return False if it is not in flight."""
         if self._requests.pop(request.id, None) is None:
             return False
         del self._ids[request.id.rpartition("-")[0]]

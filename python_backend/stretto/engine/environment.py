@@ -38,7 +38,7 @@ DEFAULTS_ON_CPU = {
 
 
 def is_cpu_build() -> bool:
-    """Return True if the installed vLLM is a CPU build, by its package name or version, as vLLM itself decides."""
+    """Return True if the installed vLLM is a CPU build, judged by package name or version as vLLM does."""
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:

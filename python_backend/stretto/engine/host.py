@@ -1,4 +1,4 @@
-"""Host process of vLLM's engines; and the spare process, which has imported vLLM and forks hosts.
+"""Host process of vLLM's engines, and the spare process, which has imported vLLM and forks hosts.
 
     python -m stretto.engine.host DESCRIPTOR    # one host, for the client at the other end of a connection
     python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
@@ -115,14 +115,14 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
 
 def is_batch_invariant(config: EngineConfig) -> bool:
-    """Return True if logits must not depend on the batch; by default for latents on a GPU."""
+    """Return True if logits must not depend on the batch; the default is True for latents on a GPU."""
     if config.batch_invariant is not None:
         return config.batch_invariant
     return family_at(config.checkpoint).layout.latents is not None and not is_cpu_build()
 
 
 def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None:
-    """Raise ValueError unless all of `latent_steps` are numbers of solver steps that the family permits."""
+    """Raise ValueError unless the family permits all solver step counts in `latent_steps`."""
     permitted = range(0) if latents is None else latents.steps
     for number in config.latent_steps:
         if number not in permitted:
@@ -131,7 +131,9 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check the dtype, and that the table of latents, with an entry per slot and position, is small for the KV cache.
+    """Check the dtype, and that the table of latents is small compared to the KV cache.
+
+    The table has one entry per slot and position.
 
     Args:
         config: vLLM's configuration.
@@ -160,9 +162,10 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the maximum number of rows in a CUDA graph as a vLLM argument; empty if the operator has set it.
+    """Return the vLLM argument for the maximum number of rows in a CUDA graph; empty to keep vLLM's value.
 
-    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more.
+    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more, unless the
+    operator has set the value.
     """
     arguments, family = config.engine_args, family_at(config.checkpoint)
     bursts = family.bursts
@@ -210,11 +213,11 @@ class StartedEngines:
 
 
 def run(connection: Connection) -> None:
-    """Start engines for a client, and end them when it asks for that or ends.
+    """Start engines for a client, and end them when the client requests it or ends.
 
     Args:
         connection: Connection to the client, which sends a `StartRequest` and later None. It receives
-            `StartedEngines`, or the exception of the start.
+            `StartedEngines`, or the exception that the start raised.
     """
     request: StartRequest = connection.recv()
     LIBC.prctl(PR_SET_NAME, f"{HOST_NAME}{request.owner}".encode())
@@ -225,7 +228,7 @@ def run(connection: Connection) -> None:
         started, config = _start(request)
     except Exception as error:
         kind = next((each for each in (CheckpointError, ValueError) if isinstance(error, each)), RuntimeError)
-        connection.send(kind(str(error)))  # other exceptions may not be restored from their pickle
+        connection.send(kind(str(error)))  # exceptions of other types may not survive pickling
         return
     processes = started.engine_manager.processes
     kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
@@ -268,7 +271,12 @@ def die_with_parent() -> None:
 
 
 def run_forked(connection: Connection, greets: bool = False) -> NoReturn:
-    """Run a host in a process that was forked for it, and exit; with `greets`, first send None."""
+    """Run a host in this forked process, then exit.
+
+    Args:
+        connection: Connection to the client.
+        greets: True to send None first, which confirms the fork.
+    """
     try:
         if greets:
             connection.send(None)
@@ -286,7 +294,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
     """
     LIBC.prctl(PR_SET_NAME, SPARE_NAME.encode())
     listener = Listener(path, "AF_UNIX", backlog=16)  # clients may connect during the imports
-    gc.disable()  # importing vLLM, which frees no objects, gets 10 % faster
+    gc.disable()  # the imports free no objects, and are 10 % faster without collections
     prepare_environment()
     for module in modules:
         importlib.import_module(module)
@@ -296,7 +304,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
         raise RuntimeError("a GPU was initialised by imports, so this process cannot be forked")
     gc.freeze()  # so that collections in hosts do not copy shared pages
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for hosts
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process does not wait for hosts
     while True:
         connection = listener.accept()
         is_host = False
@@ -310,7 +318,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
 
 
 def _connect_spare(path: str) -> Connection | None:
-    """Return the connection to a new host of the spare process at `path`; None if the spare does not fork one."""
+    """Connect to a new host, forked by the spare process at `path`; return None if it does not fork one."""
     with suppress(OSError, EOFError):
         connection = Client(path, "AF_UNIX")
         if connection.poll(SPARE_S):
@@ -323,9 +331,9 @@ def _connect_spare(path: str) -> Connection | None:
 def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
     """Return the connection to a new host process, and its pid if it is a child of this process.
 
-    The launcher's spare process, which has imported vLLM, forks one. Without it, this process forks one if vLLM's
-    processes are to be forked, or starts a new Python. The spare is not used for batch-invariant engines, because vLLM
-    reads that setting while it is imported.
+    The host is forked by the launcher's spare process, which has imported vLLM. Without a spare, this process forks the
+    host if vLLM is configured to fork, or else starts a new Python process. The spare is not used for batch-invariant
+    engines, because vLLM reads that setting while it is imported.
     """
     spare = os.environ.get(ENGINE_SPARE)
     if spare and not is_batch_invariant(config) and (host := _connect_spare(spare)) is not None:
@@ -345,16 +353,16 @@ def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
 
 
 def main(argument: str) -> None:
-    """Run a host or the spare; see the module."""
-    with suppress(ImportError):  # vLLM then sets no titles of processes
+    """Run a host or the spare; the module docstring describes the argument."""
+    with suppress(ImportError):  # without it, vLLM sets no process titles
         import setproctitle
 
-        setproctitle.getproctitle()  # finds where the title is, which must precede changes of the environment
+        setproctitle.getproctitle()  # locates the title in memory; must run before the environment changes
     if argument.isdigit():
         run(Connection(int(argument)))
     else:
         serve(argument)
 
 
-if __name__ == "__main__":  # records that a process sends must not be of the module `__main__`
+if __name__ == "__main__":  # pickled records must not belong to the module `__main__`
     importlib.import_module("stretto.engine.host").main(sys.argv[1])

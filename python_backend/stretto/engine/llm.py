@@ -180,7 +180,7 @@ class SpeechLLM:
         Args:
             prompt: Prompt from the preprocessor.
             request_id: Unique id; a random one if None.
-            pacer: Decides when frames are sent; None assumes an infinitely fast decoder.
+            pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
 
         Raises:
             InvalidRequest: If the request can never run; it is not queued.

@@ -12,7 +12,7 @@ ARCHITECTURES = {
 
 
 def register() -> None:
-    """Register the model classes with vLLM and, on a CPU, replace vLLM's Triton kernels by CPU kernels."""
+    """Register the model classes with vLLM and, on a CPU, replace vLLM's Triton kernels with CPU kernels."""
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 

@@ -52,7 +52,7 @@ def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_
     Args:
         num_rows: Number of rows, including the prompt.
         block_size: Rows per block.
-        window: Rows that each row attends to, including itself; None for all. Blocks behind it are freed.
+        window: Rows that each row attends to, including itself; None for all. Blocks before the window are freed.
         num_in_flight: Maximum number of rows of the request that are being computed.
     """
     spanned = -(-num_rows // block_size)
@@ -114,7 +114,7 @@ class SpeechParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
-        """Return the parameters in `extra_args`, written by `to_extra_args`; rows have `num_streams` streams."""
+        """Return the parameters that `to_extra_args` wrote to `extra_args`, for rows of `num_streams` streams."""
         record = extra_args[KEY]
         sampling = SamplingConfig.from_record(record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
@@ -179,14 +179,14 @@ class Adapters(dict[str, Adapter]):
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, str | Path]) -> "Adapters":
-        """Return the adapters in these folders, with ids 1, 2, … in their order."""
+        """Return the adapters in the folders `paths`, with ids 1, 2, … in order."""
         return cls({name: Adapter(name, number, str(path)) for number, (name, path) in enumerate(paths.items(), 1)})
 
     def named(self, name: str | None) -> Adapter | None:
         """Return the adapter called `name`, or None if `name` is None.
 
         Raises:
-            InvalidRequest: If there is no adapter of this name.
+            InvalidRequest: If there is no adapter called `name`.
         """
         if name is None or name in self:
             return None if name is None else self[name]
@@ -237,7 +237,7 @@ class EngineStats:
     Attributes:
         engine_busy_seconds_total: Time with at least one step in flight, in seconds.
         step_seconds: Time from scheduling the last step to its output, in seconds.
-        held_pairs: CFG pairs of which one request runs while the other waits.
+        held_pairs: CFG pairs with one running and one waiting request.
         kv_usage: Fraction of the KV blocks in use.
         replies_without_words: Replies that are waiting for streamed text.
         seconds_without_words_total: Total time of such waits, in seconds.

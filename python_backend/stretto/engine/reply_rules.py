@@ -40,7 +40,7 @@ class TextUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class Track:
-    """Ids of K input-only streams (text, positions or given codes), beginning with row `first_row`; then `pad_id`.
+    """Ids of K input-only streams (text, positions or given codes): `ids` from row `first_row`, then `pad_id`.
 
     Attributes:
         lanes: Indices of the streams among streams 1 to S - 1.
@@ -74,10 +74,10 @@ class Track:
         return list(ids)
 
     def follow(self, tracker: "SegmentTracker") -> None:
-        """Note the state of the reply; only the rows of a `GroupTrack` depend on it."""
+        """Update the state of the reply, which only a `GroupTrack` uses."""
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if a reply needs ids that have not arrived, as its text is open.
+        """Return True if a reply needs ids that have not arrived because its text is still open.
 
         Args:
             num_rows: Number of rows of the reply.
@@ -87,7 +87,7 @@ class Track:
 
     @property
     def place(self) -> int:
-        """Place of the next id in the tables of a slot: its row."""
+        """Index of the next id in the tables of a slot, which is its row."""
         return self.end
 
     @property
@@ -123,18 +123,18 @@ class Track:
 
 @dataclass(slots=True)
 class GroupTrack(Track):
-    """Ids of given rows (`TextGroups`), in the order in which the reply reads them: `ids` [n, 1].
+    """Ids of given rows (`TextGroups`), in the order the reply reads them: `ids` [n, 1].
 
-    A row of the reply that is given has the word -1 - i on the text stream until `fill` replaces it by id i.
+    A given row of the reply has -1 - i on the text stream until `fill` replaces it with id number i.
 
     Attributes:
         groups: Layout of the groups.
-        codes: Codes of a recording that have not been laid yet.
-        num_words: Number of text ids laid.
-        num_first: Number of given rows before the first sampled row, unless the text ends before.
+        codes: Codes of a recording that are not in `ids` yet.
+        num_words: Number of text ids in `ids`, without the end id.
+        num_first: Number of given rows before the first sampled row, unless the text ends earlier.
         num_before: Number of codes before the first sampled row in its group.
         position: Index of the reply's next row, counted from the first row of the prompt.
-        num_given: Number of given rows before it.
+        num_given: Number of given rows before that row.
     """
 
     groups: TextGroups | None = None
@@ -171,7 +171,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int], is_last: bool) -> list[int]:
-        """Append ids of the text; return them with the codes of the recording that follow them."""
+        """Append ids of the text; return them together with the codes of the recording that belong after them."""
         assert self.groups is not None
         laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
         for token_id in ids[:-1] if is_last else ids:
@@ -180,13 +180,13 @@ class GroupTrack(Track):
             if self.num_words % num_words == 0:
                 laid += self.codes[:num_frames]
                 self.codes = self.codes[num_frames:]
-        if is_last:  # the end id is no word, and the codes that are left follow it
+        if is_last:  # the end id is not a word, and the remaining codes follow it
             laid += [*ids[-1:], *self.codes]
             self.codes = ()
         return Track.extend(self, laid, is_last)
 
     def follow(self, tracker: "SegmentTracker") -> None:
-        """Note the state of the reply."""
+        """Record the reply's position and number of given rows."""
         self.position, self.num_given = tracker.position, tracker.num_given
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
@@ -195,7 +195,7 @@ class GroupTrack(Track):
 
     @property
     def place(self) -> int:
-        """Place of the next id in the tables of a slot: its index."""
+        """Index of the next id in the tables of a slot, which is its index in `ids`."""
         return len(self.ids)
 
     @property
@@ -210,7 +210,7 @@ class GroupTrack(Track):
 
     @property
     def min_frames(self) -> int:
-        """Minimum number of frames: 0, because no row ends the reply before its text."""
+        """Minimum number of frames: 0, because the reply cannot end before its text."""
         return 0
 
     def fill(self, codes: np.ndarray, first: int) -> None:
@@ -221,18 +221,18 @@ class GroupTrack(Track):
 
 
 def num_leading(ids: Sequence[int], codes: range) -> int:
-    """Return the number of `codes` before the first other id."""
+    """Return how many ids at the start of `ids` are in `codes`."""
     return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
 
 
 def rows_of(ids: Sequence[int] | range, width: int) -> np.ndarray:
-    """Return `ids`, which are in row order, as the rows of a text track, int32 [n, width]."""
+    """Reshape ids in row order to the rows of a track, int32 [n, width]."""
     return np.asarray(ids, np.int32).reshape(-1, width)
 
 
 @dataclass(frozen=True)
 class SegmentRules:
-    """Rules by which a family's replies begin, change segments and end within `max_model_len` rows.
+    """Rules for the start, the segments and the end of a family's replies within `max_model_len` rows.
 
     Positions are row indices, counted from the first row of the prompt.
     """
@@ -312,8 +312,8 @@ class SegmentRules:
     def first_end_id(self) -> int | None:
         """Id of stream 0 whose first occurrence determines the row of the end of audio; None for other families.
 
-        In a family with BOS and EOS ids per stream, it is stream 0's EOS id. In a family with latents, it is the id of
-        the frame in which speech ends.
+        In a family with BOS and EOS ids per stream, it is the EOS id of stream 0. In a family with latents, it is the
+        id of the frame in which speech ends.
         """
         if self.has_countdown:
             return self.family.layout.audio[0][1]
@@ -330,7 +330,7 @@ class SegmentRules:
         return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
 
     def cut_of_text(self, task: Task) -> int:
-        """Return the id to write in the row in which a length limit ends the text of `task`."""
+        """Return the id to write in the row where a length limit ends the text of `task`."""
         end = self.end_of_text(task)
         return self.family.transition[0] if end is None else end
 
@@ -350,7 +350,7 @@ class SegmentRules:
     def audio_ids(self, stream: int) -> list[int]:
         """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it.
 
-        Words of latents do not count as ids.
+        Latent words do not count as ids.
         """
         layout = self.family.layout
         if stream >= len(layout.audio):
@@ -422,16 +422,16 @@ class SegmentRules:
 
     @cached_property
     def given_ids(self) -> tuple[int, ...]:
-        """Ids of stream 0 in given rows, that of a run's first row after a group first; empty without `TextGroups`."""
+        """Ids of stream 0 in given rows: (`fill_id`, `given_id`) of `TextGroups`; empty for other families."""
         groups = self.family.text_groups
         return () if groups is None else (groups.fill_id, groups.given_id)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
-        """Return the maximum number of text ids, without the end id, of a reply of `num_rows` rows.
+        """Return the maximum number of text ids, without the end id, for a reply of `num_rows` rows.
 
         Args:
-            ids: Ids with which the track begins; codes of a recording among them take rows as well.
-            num_rows: Maximum number of rows of the reply, without the one that ends it.
+            ids: Ids at the start of the track; codes of a recording among them take rows as well.
+            num_rows: Maximum number of rows of the reply, without its last row.
         """
         groups = self.family.text_groups
         if groups is None:
@@ -488,7 +488,7 @@ class SegmentTracker:
             at which the end of speech was detected, for families with latents.
         stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end and without marks.
         num_given: Number of given rows (`TextGroups`).
-        num_in_group: Number of codes since the last of them, with those of a recording before the first sampled row.
+        num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         segment: Segment of the next row.
     """
 

@@ -38,11 +38,11 @@ class NewText(NamedTuple):
     """Streamed text or live audio that has arrived for a request since its last step.
 
     Attributes:
-        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`; the others
-            follow.
+        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`. The other ids
+            follow it.
         ids: Token ids, row by row.
         min_rows: Minimum number of frames of the reply, once its text is complete; None before.
-        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once that is complete; None
+        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once the audio is complete; None
             before.
     """
 
@@ -54,7 +54,7 @@ class NewText(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of the requests that continue, with our field added.
+    """vLLM's record of continued requests, with our field added.
 
     Attributes:
         new_text: Streamed text and live audio that have arrived since the last step, by request id.

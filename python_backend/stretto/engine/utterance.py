@@ -98,7 +98,7 @@ class FrameCodes:
         return self._kept(codes, is_kept & self._is_short_pause(codes[0]), first)
 
     def _is_short_pause(self, codes: np.ndarray) -> np.ndarray:
-        """Return True for each code [n] of the first codebook that does not follow `Family.max_quiet` quiet ones."""
+        """Return False for quiet codes [n] of the first codebook after `Family.max_quiet` quiet codes, else True."""
         is_kept = np.ones(len(codes), np.bool_)
         for index in range(len(codes) if self._max_quiet else 0):
             self._num_quiet = self._num_quiet + 1 if codes[index] in self._quiet else 0
@@ -111,7 +111,7 @@ class FrameCodes:
         return codes[:, is_kept] if is_kept.any() else None
 
     def kept_index(self, frame: int) -> int:
-        """Return the number of kept frames before `frame`: its own index among them if it was kept."""
+        """Return the number of kept frames before `frame`, which is also its index among kept frames."""
         return frame - bisect_left(self._left_out, frame)
 
 
@@ -131,7 +131,7 @@ class TextFeed:
     Args:
         engine: Client of the engine.
         request_id: Id of the request.
-        track: Text sent with the prompt, to which ids that are written are added; None for live audio.
+        track: Text sent with the prompt; further ids are appended to it. None for live audio.
         room: Maximum number of further ids, not counting the end id.
         patience_s: Maximum time between two writes, in seconds.
     """
@@ -180,11 +180,11 @@ class TextFeed:
             self._send()
 
     def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
-        """Return True if a reply of `num_rows` rows, of which some are given, can continue only with more text."""
+        """Return True if a reply of `num_rows` rows, `num_given` of them given, can continue only with more text."""
         return self._track is not None and self._track.is_behind(num_rows, num_given)
 
     def check(self) -> None:
-        """Raise the error with which the reply was aborted, such as an input that did not go on in time."""
+        """Raise the error that aborted the reply, if there is one: for example, the input did not continue in time."""
         if self._failure is not None:
             raise self._failure
 
@@ -398,7 +398,7 @@ class Utterance:
         tracker: Segment tracker of the reply.
         words: Words of the prompt, for word timestamps.
         codec: Text codec of the family.
-        pacer: Decides when frames are sent.
+        pacer: Pacer that decides when frames are sent.
         with_codes: True to include the codes of all output streams in the chunks.
 
     Attributes:
@@ -508,7 +508,7 @@ class Utterance:
             self._entry_words = self._codec.words(self._text)
             spoken = {word for word in self._entry_words if word is not None}
             if len(spoken) != len(self._words):
-                self._entry_words = []  # the generated words are not those of the prompt
+                self._entry_words = []  # the generated words differ from the words of the prompt
         entry = self.tracker.pointer - 1
         if entry >= len(self._entry_words):
             return
@@ -564,7 +564,7 @@ class Utterance:
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
-        """Return `chunk`, which contains `alignment` and `sound` if it is the reply's first."""
+        """Return `chunk` and, if it is the first chunk of the reply, add `alignment` and `sound`."""
         chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
         self.alignment = self.sound = None
         return chunk
