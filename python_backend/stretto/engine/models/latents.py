@@ -1,6 +1,7 @@
 """Mix-in for models that generate frames as latents and read them as embeddings."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +24,34 @@ from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for mode
 from stretto.errors import CheckpointError
 
 LARGEST = 1e9  # magnitude of latents; their squares are finite in float32
+UNROLLED = 64  # a multiple of the number of elements in an iteration of torch's vectorised loops
+GRAIN = (1 << 15) - 1  # largest number of elements for which torch uses one thread
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """Return x * sigmoid(x) for x [N, H] with H a multiple of 8.
+    """Return x * sigmoid(x) for x [N, H], with the same bits for a row in every batch."""
+    return _activate_rows(F.silu, x)
 
-    On a CPU, torch's kernel uses a different code path for the last elements of a batch, or of a thread's part of it,
-    so the bits of a row depend on its position in the batch. vLLM's kernel computes each row independently.
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """Return GELU in its tanh form for x [N, H], with the same bits for a row in every batch."""
+    return _activate_rows(partial(F.gelu, approximate="tanh"), x)
+
+
+def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Apply an elementwise function of torch to x [N, H], with the same bits for a row in every batch.
+
+    On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
+    No row contains such elements if its width is a multiple of `UNROLLED` and one thread computes the batch.
+    Otherwise the batch is computed in parts that are too small for several threads. A part is then one row if the
+    width is not such a multiple. vLLM's kernels compute each row independently, but take up to ten times as long.
     """
-    if x.device.type != "cpu":
-        return F.silu(x)
-    out = torch.empty_like(x)
-    torch.ops._C.silu_and_mul(out, torch.cat([x, torch.ones_like(x)], -1))
-    return out
+    if x.device.type != "cpu" or x.shape[0] == 1:
+        return activate(x)
+    has_whole_rows = x.shape[1] % UNROLLED == 0
+    if has_whole_rows and torch.get_num_threads() == 1:
+        return activate(x)
+    return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_whole_rows else 1)])
 
 
 class SolverTable:

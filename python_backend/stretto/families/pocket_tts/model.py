@@ -19,7 +19,7 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, gelu_tanh, silu
 
 NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
 
@@ -58,12 +58,7 @@ class PocketLayer(nn.Module):
         query, key, value = self.in_proj(self.norm1(x)).split(self.sizes, -1)
         query, key = self.rotary_emb(positions, query.contiguous(), key.contiguous())
         x = x + self.o_proj(self.attn(query, key, value.contiguous()))
-        opened = self.up_proj(self.norm2(x))
-        if opened.device.type == "cpu":
-            torch.ops._C.gelu_tanh(opened, opened)
-        else:
-            opened = F.gelu(opened, approximate="tanh")
-        return x + self.down_proj(opened)
+        return x + self.down_proj(gelu_tanh(self.up_proj(self.norm2(x))))
 
 
 class PocketTransformer(nn.Module):
