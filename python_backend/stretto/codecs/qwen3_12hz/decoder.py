@@ -374,8 +374,7 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
 def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
     """Apply layers one after another to x [B, C, n].
 
-    On a CPU, once the activations of the batch are too large for its caches, the remaining layers process the batch in
-    parts.
+    On a CPU, the remaining layers process the batch in parts once its activations are too large for the caches.
     """
     for index, layer in enumerate(layers):
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
@@ -401,11 +400,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention.
-
-    Attributes:
-        kept: Number of elements in its part of the state, which has keys followed by values.
-    """
+    """Sliding-window attention. Its part of the state has `kept` elements: keys, then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
