@@ -1,1 +1,1 @@
-"""Scheduling, in the engine's process: which rows the next step computes."""
+"""Scheduling: the choice of the rows that the engine computes in the next step."""

@@ -15,7 +15,7 @@ from stretto.streams.layout import Segment
 SETTLE_STEPS = 8
 # Minimum number of steps averaged before one unconditional request is re-created, which costs a prefill.
 RESTORE_STEPS = 16
-# Window of the average, long enough that one long prompt does not look like overload.
+# Window of the moving average, so long that a single long prompt does not look like overload.
 AVERAGED_STEPS = 16
 # Maximum predicted step time with one more request, relative to the row period. The rest is left for new requests.
 RESTORE_BELOW = 0.85
@@ -41,7 +41,7 @@ class StepLoad:
         self._began_s: float | None = None
 
     def begin_step(self, is_counted: bool) -> None:
-        """Record the start of a step, and thus the duration of the previous one.
+        """Record the start of a step, which ends the previous step.
 
         Args:
             is_counted: False to exclude the previous step from the average.
@@ -55,7 +55,7 @@ class StepLoad:
     def end_schedule(self, num_rows: int) -> None:
         """Record that a step of `num_rows` rows was scheduled.
 
-        An empty one is not timed, because the engine may sleep.
+        An empty step is not timed, because the engine may sleep.
         """
         if num_rows == 0:
             self._began_s = None
@@ -75,7 +75,7 @@ class StepLoad:
         return 0
 
     def start_over(self) -> None:
-        """Discard the average, because steps before a change do not predict those after it."""
+        """Discard the average, because steps before a change do not predict the steps after it."""
         self._num_steps, self.step_s = 0, 0.0
 
 
@@ -84,7 +84,7 @@ class GuidanceChanges(NamedTuple):
 
     Attributes:
         dropped: Conditional requests that lose their unconditional request.
-        restored: Conditional requests that regain one.
+        restored: Conditional requests that get an unconditional request again.
     """
 
     dropped: Sequence[RequestState] = ()
@@ -95,19 +95,19 @@ UNCHANGED = GuidanceChanges()
 
 
 class AdaptiveGuidance:
-    """Decides before each step which unconditional requests are removed or re-created.
+    """Policy that decides before each step which unconditional requests are removed or re-created.
 
     Args:
         table: Request table.
         blocks: KV block counts.
         load: Measured step time.
-        lag: Number of steps for which the worker may still compute a removed request, so that its id cannot be reused.
+        lag: Number of steps for which the worker may still compute a removed request. Its id cannot be reused sooner.
 
     Attributes:
         limited: Requests with policy `until_s` whose guidance has not ended yet, by id.
         adaptive: Ids of requests with policy `adaptive`.
         dropped: Step at which each request lost its unconditional request, by id.
-        returning: The same for requests that are regaining one.
+        returning: The same for requests that are about to get an unconditional request again.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
@@ -179,9 +179,10 @@ class AdaptiveGuidance:
         self.load.end_schedule(num_rows)
 
     def _follow(self, state: RequestState) -> bool:
-        """Check a request that is regaining guidance; return True if its unconditional request can be created now.
+        """Return True if the unconditional request of `state`, which is in `returning`, can be created now.
 
-        It can be created once all sampled rows of the request are known.
+        It can be created once all sampled rows of the request are known. A request that is guided again, or can no
+        longer be guided, is removed from `returning`.
         """
         request, pair = state.request, state.pair
         assert pair is not None
@@ -213,7 +214,7 @@ class AdaptiveGuidance:
         return dropped
 
     def _restore_one(self, running: Sequence[Request], step: int) -> list[RequestState]:
-        """Select the oldest request without guidance to regain it.
+        """Select the oldest request that has lost guidance and can regain it.
 
         Return it if its unconditional request can be created now.
         """

@@ -1,4 +1,4 @@
-"""Replies that are blocked until more text or audio arrives, and changes of order in vLLM's waiting queue."""
+"""Replies that are blocked until more text or audio arrives, and functions that reorder vLLM's waiting queue."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
 
 
 def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Move a new unconditional request to the head of the queue, but after its partner if that was preempted.
+    """Move a new unconditional request to the head of the queue, or behind its partner if that was preempted.
 
     The partner may have been preempted while the row that ended its text was in flight.
     """
@@ -94,7 +94,7 @@ class HeldReplies:
         self._blocks.sessions.discard(request_id)
 
     def absorb_update(self, request: Request) -> bool:
-        """Apply the text that `request` carries for a request in progress; return False if it is an ordinary request.
+        """Apply `request` if it only adds text to a request in progress; return False if it is an ordinary request.
 
         Text for a request that has ended is dropped.
         """
@@ -140,19 +140,19 @@ class HeldReplies:
                 self.held_s += held_s
 
     def attach_new_text(self, requests: CachedRequestData) -> CachedRequestData:
-        """Return vLLM's record of the running requests with the text that has arrived since the last step."""
+        """Add the text that has arrived since the last step to vLLM's record of the running requests."""
         if not self._new_text:
             return requests
         new_text, self._new_text = self._new_text, {}
         return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked: the track's ids of its newest row have not arrived."""
+        """Return True if the request is blocked, because the track ids of its newest row have not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_text
 
     def held(self, requests: Iterable[Request]) -> list[Request]:
-        """Return those of `requests` that are blocked, in order."""
+        """Return the blocked requests among `requests`, in order."""
         return [request for request in requests if self.is_held(request)] if self._open else []
 
     @property

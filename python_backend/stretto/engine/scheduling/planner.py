@@ -13,12 +13,12 @@ from stretto.engine.scheduling.request_table import NOT_YET, RequestTable
 
 
 class RunningRow(NamedTuple):
-    """A running request, reduced to the data that the grants depend on.
+    """Properties of a running request that its grant depends on.
 
     Attributes:
         request_id: vLLM's request id.
         remaining: Number of rows still to compute.
-        partner: Id of the other request of the CFG pair, whether it runs or not, if the next sample is guided; else
+        partner: If the next sample is guided, the id of the other request of the CFG pair, whether it runs or not; else
             None.
         may_finish: False if the last row may not be computed yet, as for an unconditional request before guidance
             begins.
@@ -69,7 +69,8 @@ class KvBlocks:
         manager: vLLM's cache manager.
         block_size: Rows per block.
         num_open: Number of newest rows that may be computed again; their blocks are not added to the prefix cache yet.
-        max_held: Maximum number of blocks that a request holds at once if a sliding window frees older ones; or None.
+        max_held: Maximum number of blocks that a request holds at once, if a sliding window frees older blocks; or
+            None.
         session_blocks: Maximum number of blocks that a live session holds at once.
 
     Attributes:
@@ -94,7 +95,7 @@ class KvBlocks:
         self.session_room = session_blocks + (0 if max_held is None else SPARE_BLOCKS)
 
     def num_free(self) -> int:
-        """Return the number of free blocks, without those that running live sessions may still need."""
+        """Return the number of free blocks, excluding blocks that running live sessions may still need."""
         free = self._manager.block_pool.get_num_free_blocks()
         return free - sum(map(self._reserved, self.sessions)) if self.sessions else free
 
@@ -103,11 +104,11 @@ class KvBlocks:
         return self.session_room - min(held, self._session_blocks) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks of a running request, including older ones that a sliding window has freed."""
+        """Return the number of blocks of a running request, including blocks that a sliding window has freed."""
         return len(self._manager.get_blocks(request_id).blocks[0])
 
     def spanned(self, num_rows: int) -> int:
-        """Return the number of blocks that `num_rows` rows span, including older ones that a sliding window frees."""
+        """Return the number of blocks that `num_rows` rows span, including blocks that a sliding window frees."""
         return -(-num_rows // self._block_size)
 
     def needed(self, num_rows: int) -> int:
@@ -127,7 +128,7 @@ class KvBlocks:
         Args:
             request: A request whose row of the last step has been processed.
             num_known: Number of computed rows.
-            num_new: Number of them that are new.
+            num_new: Number of computed rows that are new.
         """
         if self._num_open or num_known % self._block_size < num_new:
             self._manager.cache_blocks(request, num_known)
@@ -145,8 +146,8 @@ UNDERSTANDING, GENERATION = "understanding", "generation"
 class KvShares:
     """Limits on the share of the KV cache per class: `understanding` (text replies) and `generation` (speech).
 
-    A queued request is admitted if the blocks that its class needs, including its own, are within the limit. A class
-    without a limit is always admitted.
+    A queued request is admitted if its blocks and the blocks of all running requests of its class are within the limit.
+    Requests of a class without a limit are always admitted.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, config: VllmConfig, kv_cache: KVCacheConfig):
@@ -157,7 +158,7 @@ class KvShares:
         self._limits = {name: int(share * num_blocks) for name, share in shares.items()}
 
     def full(self, waiting: Iterable[Request], running: list[Request]) -> list[Request]:
-        """Return the queued requests of the classes whose first waiting request exceeds the limit."""
+        """Return the queued requests of all classes whose first queued request exceeds the limit."""
         if not self._limits:
             return []
         has_room: dict[str, bool] = {}
@@ -185,7 +186,7 @@ class KvShares:
         return limit is None or held == 0 or held + self._needed(request) <= limit
 
     def _is_awaited(self, request: Request, running: list[Request]) -> bool:
-        """Return True if the CFG partner of `request` is running; the blocks of both have then been counted for it."""
+        """Return True if the CFG partner of `request` is running; its admission has counted the blocks of both."""
         partner = self._table.partner(request.request_id)
         return partner is not None and any(other.request_id == partner for other in running)
 
@@ -196,7 +197,7 @@ class KvShares:
     def _needed(self, request: Request) -> int:
         """Return the number of blocks of `request`.
 
-        A conditional request counts for its whole pair, its partner as 0.
+        The blocks of a CFG pair are attributed to its conditional request; the unconditional request has 0.
         """
         state = self._table[request.request_id]
         if state.is_unconditional:
@@ -210,8 +211,8 @@ class StepPlan(NamedTuple):
     Attributes:
         running: Running requests in scheduling order.
         grants: Number of rows that each request may compute, by request id.
-        awaited: Queued requests whose CFG partner runs, those of the oldest pair first.
-        to_preempt: Requests to preempt (one pair or one single request), in the order in which they are put at the head
+        awaited: Queued requests whose CFG partner runs, oldest pair first.
+        to_preempt: Requests to preempt (one pair or one single request), in the order that they will have at the head
             of the queue. If not empty, the rest of the plan is void.
     """
 
@@ -260,9 +261,9 @@ class PairPlanner:
         return StepPlan(running, grants, awaited, () if fits else self._with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
-        """Return True if the previous plan still holds: the same requests decode, and there is a free block for each.
+        """Return True if the previous plan still holds: the same requests decode, and each can have a free block.
 
-        A request that was admitted and ended in between changes the count of running ids, and voids the plan.
+        The plan is void if a request was admitted and ended in between. This changes the count of running ids.
         """
         return (
             running == self._steady
@@ -271,9 +272,9 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each request the rows that its previous step generated, whose number varies.
+        """Grant each request the rows that its previous step generated; return False if they do not fit.
 
-        Return False if they do not fit.
+        Their number varies from step to step.
         """
         grants = {request.request_id: _num_unread(request) for request in running}
         num_granted = sum(grants.values())
@@ -283,7 +284,7 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Return True if `row` decodes, is granted in full, and its CFG pair, if guided, is complete."""
+        """Return True if `row` decodes with a full grant, and neither text nor guidance can change its next plan."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
@@ -294,7 +295,7 @@ class PairPlanner:
     def _in_order(self, running: list[Request]) -> list[Request]:
         """Return `running` with each unconditional request directly after its partner.
 
-        The older one determines their place.
+        The older request of a pair determines its position.
         """
         by_id = {request.request_id: request for request in running}
         ordered: dict[str, Request] = {}
@@ -324,8 +325,8 @@ class PairPlanner:
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
         """Return True if enough blocks are free for the grants and for the queued requests that older pairs wait for.
 
-        The youngest pair's queued request is not counted, because no pair is preempted for it. A cheap upper bound is
-        checked first and suffices in most steps.
+        A queued request of the youngest pair is not counted, because no pair is preempted for it. A cheap upper bound
+        is checked first and suffices in most steps.
 
         Args:
             running: Running requests.
@@ -344,7 +345,7 @@ class PairPlanner:
         return needed <= free
 
     def awaited(self, running: list[Request]) -> list[Request]:
-        """Return the queued requests whose CFG partner runs, those of older pairs first."""
+        """Return the queued requests whose CFG partner runs, oldest pair first."""
         ids = {request.request_id for request in running}
         others = (self._table.partner(request.request_id) for request in running)
         return [self._table[other].request for other in others if other is not None and other not in ids]
@@ -352,8 +353,8 @@ class PairPlanner:
     def _tail(self, running: list[Request]) -> list[Request]:
         """Return the running members of the pair (or the single request) to preempt first.
 
-        This is the youngest one that is blocked on streamed text, otherwise the youngest one. Live sessions are never
-        preempted; empty if there are only such.
+        This is the youngest one that is blocked on streamed text or, if none is blocked, the youngest one. Live
+        sessions are never preempted. If all running requests are live sessions, the list is empty.
         """
         sessions = self._blocks.sessions
         others = [each for each in running if each.request_id not in sessions] if sessions else running
@@ -364,17 +365,17 @@ class PairPlanner:
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
     def _with_partner(self, tail: list[Request]) -> list[Request]:
-        """Return `tail` together with its partner, if that waits in the queue; the conditional request is last."""
+        """Return `tail`, after its partner if that is queued; of two running requests, the conditional one is last."""
         halves = sorted(tail, key=lambda half: not self._table[half.request_id].is_unconditional)
         partner = self._table.partner(halves[0].request_id) if halves else None
         waiting = [] if partner is None or len(halves) == 2 else [self._table[partner].request]
         return waiting + halves
 
     def stuck(self, running: list[Request]) -> list[Request]:
-        """Return the requests to preempt after an empty step, if running pairs hold blocks that others need.
+        """Return the requests to preempt after an empty step, if running pairs hold blocks that other requests need.
 
-        Empty if the step was empty for another reason: all running requests wait for streamed text, or a step is in
-        flight.
+        The list is empty if the step was empty for another reason: all running requests wait for streamed text, or a
+        step is in flight.
         """
         tail = self._tail(running)
         is_moving = all(self._table[each.request_id].waits_for_text for each in running) or any(
@@ -383,7 +384,7 @@ class PairPlanner:
         return [] if is_moving or tail == running else self._with_partner(tail)
 
     def has_slot(self, request_id: str, running: list[Request], num_slots: int) -> bool:
-        """Return True if a queued request may take a run slot, not counting those reserved for running ones' partners.
+        """Return True if a queued request may take a run slot; slots are reserved for partners of running requests.
 
         A guided request needs two slots, unless its partner runs.
 
@@ -407,7 +408,7 @@ class PairPlanner:
             self._running_ids.add(request.request_id)
 
     def check(self, scheduled: Mapping[str, int], num_rows: int, running: list[Request]) -> None:
-        """Assert for a scheduled step that guided pairs are sampled together, see `check_pairs`.
+        """Assert that a scheduled step samples both requests of each guided pair, see `check_pairs`.
 
         The assertion is skipped if the requests of a steady plan were scheduled exactly as granted.
 
@@ -422,7 +423,7 @@ class PairPlanner:
 
 
 def _num_unread(request: Request) -> int:
-    """Return the number of rows generated but not yet computed, including those of a step in flight."""
+    """Return the number of rows that are generated but not computed, including the rows of a step in flight."""
     return request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
 
 

@@ -31,16 +31,15 @@ def row_block_hasher(
 ) -> Callable[[Request], list[BlockHash]]:
     """Return a block hasher for one request that covers all streams.
 
-    As in vLLM, each hash also covers all rows before its block, through the previous hash. The hash of a block in which
-    an audio input begins covers the features of that whole input. Rows whose streamed text has not arrived are not
-    hashed.
+    As in vLLM, each hash also covers all rows before its block, through the previous hash. If an audio input begins in
+    a block, the hash covers the features of that whole input. Rows whose streamed text has not arrived are not hashed.
 
     Args:
         block_size: Rows per block.
         codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
-        audios: Audio inputs with the row at which each begins.
-        is_read_by_modules: True if MCTP modules process the rows; such blocks are shared only among such requests.
-        track: Ids of the input-only text stream, if any.
+        audios: Audio inputs, with the row where each begins.
+        is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
+        track: Ids of the input-only text stream, or None.
     """
     audio_digests: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
     for audio in audios:
@@ -139,7 +138,7 @@ class RowHistory:
 MAX_WAIT_S = 0.2
 WAIT_SHARE = 0.25  # share of the audio generated ahead of playback
 SCRIPT_WAITS_S = 0.1, 0.5  # minimum and maximum wait of text that will be spoken
-LEAST_LEAD_S = 0.25  # in addition to the lead that the first chunks need, which are sent frame by frame
+LEAST_LEAD_S = 0.25  # audio ahead of playback up to which each row is sent immediately, as the first chunks need
 
 
 class OutgoingRows:
@@ -160,11 +159,11 @@ class OutgoingRows:
         self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
 
     def push(self, rows: list[int], is_last: bool) -> list[int]:
-        """Add the newest rows, and return the rows to send now: all that wait, or none.
+        """Add the newest rows, and return the rows to send now: all waiting rows, or none.
 
         Args:
             rows: Rows, already pushed to the tracker.
-            is_last: True to send them at once.
+            is_last: True to send them immediately.
         """
         now = self._clock()
         is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
@@ -203,9 +202,9 @@ class GuidancePair:
         conditional: Id of the conditional request.
         first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
         unconditional: Id of the unconditional request; None while there is none.
-        awaits_unconditional: True if the conditional request may not sample until an unconditional one exists.
-        held_at: Index in the reply of the first row that may not be sampled until an unconditional request exists: the
-            second frame of a stretch of audio that has just begun; `NOT_YET` for none.
+        awaits_unconditional: True if the conditional request may not sample until an unconditional request exists.
+        held_at: Index in the reply of the first row that may not be sampled until an unconditional request exists. It
+            is the second frame of a stretch of audio that has just begun; `NOT_YET` if there is no such row.
     """
 
     conditional: str
@@ -233,14 +232,14 @@ class RequestState:
         history: Ids of streams 1 to S - 1 in all rows.
         tracker: Segment tracker of the conditional request; both requests of a pair share it.
         pair: CFG pair; None if the reply is not guided, or no longer guided.
-        limit: Index in the reply of the first row after the guided ones, once known.
+        limit: Index in the reply of the first row after the guided rows, once known.
         is_guided: True if the newest audio row was guided.
         track: Ids of the input-only streams that are known, if the family has any.
         held_s: Time that the reply was blocked until text arrived, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
-        queue_s: Time from then to its first step, in seconds.
+        queue_s: Time from `added_s` to the first step, in seconds.
         outgoing: Rows that have not been sent to the front end yet.
         schedule: Schedule of the rows that MCTP modules generate; None if the model has no modules.
     """
@@ -274,7 +273,7 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if MCTP modules process the request's rows: its schedule has rows for them to generate."""
+        """True if MCTP modules process the request's rows, because its schedule has rows that they generate."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
@@ -284,12 +283,12 @@ class RequestState:
 
     @property
     def waits_for_text(self) -> bool:
-        """True if the track's ids of the request's newest row, text or codes, have not arrived."""
+        """True if the track ids (text or codes) of the request's newest row have not arrived."""
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property
     def has_followed_track(self) -> bool:
-        """True if the reply has ended because its track has, which is not a cut."""
+        """True if the reply has ended because its track has ended, which does not count as a cut."""
         return self.track is not None and self.track.ends_reply and self.tracker.position > self.track.end + 1
 
     @property
@@ -338,8 +337,8 @@ class RequestState:
 def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     """Return the prompt of the unconditional request, int32 [n, S].
 
-    It covers all rows of the conditional request so far and, if the audio segment has not begun, the forced rows before
-    it. If it begins with a mark of audio, it covers the rows of the current stretch.
+    The prompt covers all rows of the conditional request so far and, if the audio segment has not begun, the forced
+    rows before it. In a family with `begins_with_mark`, it covers only the rows of the current stretch of audio.
     """
     layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
     known = request.num_tokens
@@ -357,7 +356,7 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
-    """Return context rows with the condition hidden.
+    """Hide the condition in the rows before the audio.
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].
@@ -374,9 +373,9 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
-    """Return the text stream of the unconditional request.
+    """Return the track of the unconditional request.
 
-    It is that of the conditional request, or only pads if unconditional requests of the family do not see the text.
+    It equals the track of the conditional request, or has only pads if the family hides the text from it.
     """
     if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
         return track
@@ -407,7 +406,7 @@ class Follower(Protocol):
 
 
 class RequestTable(dict[str, RequestState]):
-    """State of every request by id; an entry exists exactly as long as vLLM has the request.
+    """State of every request by id; an entry exists exactly as long as the request exists in vLLM.
 
     Attributes:
         followers: Observers of added and removed requests.
@@ -512,7 +511,7 @@ class RequestTable(dict[str, RequestState]):
         self.revision += 1
 
     def hold_after_frame(self, state: RequestState) -> None:
-        """Mark the CFG pair of `state` as waiting for a new unconditional request after the next sampled row."""
+        """Mark the CFG pair of `state`: after its next sampled row, it waits for a new unconditional request."""
         assert state.pair is not None
         state.pair.held_at = state.request.num_output_tokens + 1
         self.revision += 1
@@ -542,7 +541,7 @@ class RequestTable(dict[str, RequestState]):
     def add_unconditional(self, state: RequestState) -> Request:
         """Create and return the unconditional request of `state`; the caller must queue it.
 
-        Its prompt covers all rows so far, and at least those before the audio.
+        Its prompt covers all rows so far, and at least all rows before the audio.
         """
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None

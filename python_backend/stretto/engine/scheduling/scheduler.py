@@ -1,4 +1,4 @@
-"""vLLM's synchronous and asynchronous schedulers, extended by CFG pairs and streamed text."""
+"""Subclasses of vLLM's synchronous and asynchronous schedulers that support CFG pairs and streamed text."""
 
 import time
 from collections import deque
@@ -38,7 +38,7 @@ from stretto.streams.layout import Segment, StreamLayout
 
 
 class SampledRows:
-    """Sampled rows of the step whose output is being processed, at most `max_rows` per request.
+    """Rows sampled in the step whose output is being processed, at most `max_rows` per request.
 
     Attributes:
         codes: Ids of streams 1 to S - 1 by request id, [n][S - 1].
@@ -88,7 +88,7 @@ class SampledRows:
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
-        """Record a preempted request; its rows that wait are sent with the next output."""
+        """Record a preempted request, whose waiting rows are sent with the next output."""
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
@@ -165,7 +165,7 @@ class StepStats:
         values.running_requests = len(running)
         values.waiting_requests = num_waiting
         values.running_pairs = both / 2
-        # Pairs of which one request runs and the other exists but does not run.
+        # Pairs with one running request, whose other request exists but does not run.
         values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
         values.dropped_halves_total = self._guidance.num_dropped
         values.restored_halves_total = self._guidance.num_restored
@@ -176,7 +176,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics to the front end, or None if it reads none."""
+    """Return the function that publishes this scheduler's statistics, or None if the front end does not read them."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -194,7 +194,7 @@ def reserves_live(config: VllmConfig) -> bool:
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
-    """Raise ValueError if the engine's configuration is not supported, or does not fit the family.
+    """Raise ValueError if the engine's configuration is unsupported or incompatible with the family.
 
     Args:
         config: vLLM's configuration.
@@ -218,8 +218,8 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 def check_track(family: Family) -> None:
     """Raise ValueError unless the family's track advances with its rows.
 
-    It must be either text or positions, in a family whose replies are audio only, or the codes of a recording, in a
-    family whose replies are text only. There must be one row per step.
+    A track of text or positions requires a family whose replies are audio only. A track of recorded codes requires a
+    family whose replies are text only. In both cases, a step must generate one row.
     """
     tracks = [family.text_track, family.positions, family.code_track]
     if sum(each is not None for each in tracks) > 1:
@@ -236,7 +236,7 @@ def check_track(family: Family) -> None:
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
-    """Raise ValueError if the family's multi-token steps do not fit the configuration."""
+    """Raise ValueError if the configuration is incompatible with the family's multi-token steps."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
         raise ValueError(f"{name}: guidance is not supported with multi-token steps from text to audio")
@@ -256,10 +256,10 @@ RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in 
 
 
 class UnconditionalOutput:
-    """Processing of the rows sampled by unconditional requests, in place of vLLM's loop.
+    """Processing of the rows sampled by unconditional requests, which replaces vLLM's loop.
 
     vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
-    and has no client output. It is left to vLLM's loop only if it was preempted while the row was in flight.
+    and has no client output. vLLM's loop handles it only if it was preempted while the row was in flight.
 
     Args:
         table: Request table.
@@ -273,7 +273,7 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the sampled rows of unconditional requests; return the other entries of `scheduled`, for vLLM's loop.
+        """Record the sampled rows of unconditional requests; return the other entries of `scheduled` for vLLM's loop.
 
         Args:
             output: Output of the step.
@@ -343,14 +343,14 @@ class PairedScheduling(Base):
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         share = share_of(config)
         if share is not None:
-            die_with_parent()  # the host, whose hook for forks an engine that was spawned has not run
+            die_with_parent()  # the parent is the host; in a spawned engine, its fork hook has not run
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share)
         # Planned step: rows granted to each running request, and whether new requests may be admitted.
         self._grants, self._admits = dict[str, int](), True
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
-        self._ended_stretches: list[str] = []  # conditional requests, since the last step was scheduled
+        self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs, and record statistics."""
@@ -400,7 +400,7 @@ class PairedScheduling(Base):
             self._preempt(to_preempt)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
-        """Preempt requests and move them to the head of the queue, but after those that running pairs wait for."""
+        """Preempt requests and move them to the head of the queue, behind the requests that running pairs wait for."""
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
@@ -420,7 +420,7 @@ class PairedScheduling(Base):
         """Return the number of rows of `request` to compute in this step (vLLM's hook)."""
         grant = self._grants.get(request.request_id)
         if grant is not None:  # the request ran when this step was planned
-            return grant if grant <= num_new_tokens else 0  # never part of a multi-token step
+            return grant if grant <= num_new_tokens else 0  # a multi-token step is never split
         if (
             not self._admits
             or not self.planner.has_slot(request.request_id, self.running, self.max_num_active_reqs)
@@ -464,7 +464,7 @@ class PairedScheduling(Base):
             super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """Finish requests together with their CFG partners; return those that the front end knows.
+        """Finish requests together with their CFG partners; return the finished requests that the front end knows.
 
         Args:
             request_ids: One id or several; None for all requests.
@@ -480,7 +480,7 @@ class PairedScheduling(Base):
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_unfinished_requests(self) -> bool:
-        """Return True if a step has work to do; False also if all replies are blocked until text arrives."""
+        """Return True if a step has work to do, which is not the case if all replies are blocked on text or audio."""
         return super().has_unfinished_requests() and not self.texts.all_held
 
     def update_from_output(
@@ -550,7 +550,7 @@ class PairedScheduling(Base):
         return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to a finished request's output; return False if the output has no receiver."""
+        """Append the trailer to the output of a finished request; return False if the output has no receiver."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
