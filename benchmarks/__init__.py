@@ -6,5 +6,5 @@ Importing this package registers the families that only tests and benchmarks use
 import sys
 from pathlib import Path
 
-# Entry points of these families, in the form of an installed package.
+# Entry points of these families, declared as an installed package declares them.
 sys.path.append(str(Path(__file__).parent / "checkpoints" / "registered"))

@@ -1,15 +1,15 @@
-"""Streaming properties of each codec: context, exactness, the error of less right context, and decoding speed.
+"""Measure the streaming properties of each codec: context, exactness, error with less right context, and speed.
 
-    python -m benchmarks.codecs                          # all, narrow, with random weights: a minute
-    python -m benchmarks.codecs xcodec --wide            # one, as wide as published: its speed
-    python -m benchmarks.codecs dac --checkpoint <dir>   # one with its published weights: its errors
-    python -m benchmarks.codecs --long 600               # exactness of ten minutes in one stream
-    python -m benchmarks.codecs --blocks 4 --wide        # GLM-4-Voice's decoder in blocks: costs and deviation
-    python -m benchmarks.codecs s3gen --blocks 4         # Chatterbox's; s3gen_meanflow: that of Turbo and Nano
+    python -m benchmarks.codecs                          # all codecs, narrow, random weights: takes a minute
+    python -m benchmarks.codecs xcodec --wide            # speed of one codec of published width
+    python -m benchmarks.codecs dac --checkpoint <dir>   # errors of one codec with its published weights
+    python -m benchmarks.codecs --long 600               # exactness of a stream of ten minutes
+    python -m benchmarks.codecs --blocks 4 --wide        # GLM-4-Voice's block decoder: costs and deviation
+    python -m benchmarks.codecs s3gen --blocks 4         # the same for Chatterbox; s3gen_meanflow: Turbo and Nano
 
-Prints two Markdown tables (other ones with `--long` and `--blocks`) and one line of JSON. Contexts and exactness depend
-on strides and kernels only. The error of less context depends on the weights, so a trained codec's errors may differ
-from those with random weights.
+The benchmark prints two Markdown tables (different ones with `--long` and `--blocks`) and one line of JSON. Contexts
+and exactness depend only on strides and kernels. The error with less context depends on the weights, so a trained codec
+may have other errors than one with random weights.
 """
 
 import argparse
@@ -39,14 +39,17 @@ from stretto.codecs.s3gen import S3GenCodec, S3GenConfig
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.plugins import CODECS, names
 
-CHUNK = 5  # frames of a chunk
-OTHER_CHUNK = 7  # in a long stream, to compare with chunks of the steady size
-STEADY = 25  # frames of the timed window
+CHUNK = 5  # frames per chunk
+OTHER_CHUNK = 7  # another chunk size, to compare with chunks of the steady size in a long stream
+STEADY = 25  # frames in the timed window
 
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """One row of the first table. max_difference: between streamed samples and one decode of the whole."""
+    """One row of the first table.
+
+    `max_difference` is the largest difference between streamed samples and a one-shot decode.
+    """
 
     codec: str
     weights: str
@@ -62,7 +65,10 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """One row of the second table. relative_error: rms of the difference over the standard deviation of the whole."""
+    """One row of the second table.
+
+    `relative_error` is the rms difference from the one-shot decode, divided by the decode's standard deviation.
+    """
 
     codec: str
     right_frames: int
@@ -77,10 +83,10 @@ class Long:
 
     Attributes:
         level: Root mean square of the samples.
-        chunkings: Chunks of STEADY frames against chunks of OTHER_CHUNK.
-        streamed: Chunks of STEADY frames against one decode of the whole.
-        streamed_from_float64: Chunks of STEADY frames against one decode of the whole in float64.
-        whole_from_float64: One decode of the whole against the same in float64.
+        chunkings: Chunks of STEADY frames against chunks of OTHER_CHUNK frames.
+        streamed: Chunks of STEADY frames against a one-shot decode.
+        streamed_from_float64: Chunks of STEADY frames against a one-shot decode in float64.
+        whole_from_float64: A one-shot decode in float32 against one in float64.
     """
 
     codec: str
@@ -98,7 +104,7 @@ def ms_of(codec: Codec, frames: int) -> float:
 
 
 def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
-    """Measure how a codec streams codes [B, K, T]."""
+    """Measure how exactly and how fast a codec streams codes [B, K, T]."""
     spec, total = codec.spec, codes.shape[2]
     difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
     return Streaming(
@@ -116,7 +122,7 @@ def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor
 
 
 def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
-    """Yield the error of every right context from the smallest to the exact one, in windows of CHUNK frames."""
+    """For each right context from the smallest to the exact one, yield the error in windows of CHUNK frames."""
     exact, total = codec.spec, codes.shape[2]
     whole = stream(codec, codes, [total])
     for right in range(exact.min_right_frames, exact.right_frames + 1):
@@ -128,7 +134,7 @@ def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]
 
 
 def measure_long(name: str, codec: Codec, seconds: float) -> Long:
-    """Measure how exactly one utterance of `seconds` streams, in float32 and against float64."""
+    """Measure how exactly an utterance of `seconds` streams, compared with float32 and float64 decodes."""
     assert isinstance(codec, nn.Module), type(codec)
     exact = copy.deepcopy(codec).double()  # before `codec` decodes, because Mimi caches derived codebooks
     total = round(seconds * codec.spec.frame_rate)
@@ -141,7 +147,7 @@ def measure_long(name: str, codec: Codec, seconds: float) -> Long:
 
 
 def seconds_of_a_window(codec: Codec, frames: int) -> float:
-    """Return the processor time of one steady window of one utterance."""
+    """Return the processor seconds that one steady window of one utterance takes."""
     spec = codec.spec
     codes = random_codes(codec, 1, spec.left_frames + frames + spec.right_frames)
     first = torch.tensor([spec.left_frames])
@@ -150,7 +156,7 @@ def seconds_of_a_window(codec: Codec, frames: int) -> float:
 
 
 def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
-    """Return the processor time of `work`, the best of `repeats` runs after a warm-up."""
+    """Return the processor seconds that `work` takes: the best of `repeats` runs after a warm-up."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -172,7 +178,7 @@ def _cell(value: object) -> str:
 
 
 def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator[tuple[str, str, Codec]]:
-    """Yield the name, the kind of weights and the codec of each."""
+    """For each name, yield the name, the kind of weights, and the codec."""
     kind = "random, wide" if is_wide else "random, narrow"
     for name in names:
         if checkpoint is not None:
@@ -193,7 +199,7 @@ def blocks_in(codec: BlockCodec) -> Blocks:
 
 
 def block_codec(arguments: argparse.Namespace) -> BlockCodec:
-    """Return the codec that decodes in blocks which the command line names."""
+    """Return the block codec that the command line names."""
     name = (arguments.codecs or ["glm4_voice"])[0]
     if name not in S3GEN:
         with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +214,7 @@ def block_codec(arguments: argparse.Namespace) -> BlockCodec:
 
 
 def random_s3gen_codec(is_meanflow: bool, is_wide: bool) -> S3GenCodec:
-    """Return S3Gen in blocks with random weights and one random voice."""
+    """Return S3Gen as a block codec, with random weights and one random voice."""
     shape = random_s3gen.WIDE if is_wide else random_s3gen.NARROW
     shape = replace(shape, estimator=replace(shape.estimator, is_meanflow=is_meanflow))
     drawn = multiply_weight_norm_out(random_s3gen.tensors(shape))
@@ -224,7 +230,7 @@ def random_s3gen_codec(is_meanflow: bool, is_wide: bool) -> S3GenCodec:
 
 
 def spans_of(codec: BlockCodec, number: int) -> list[tuple[int, int]]:
-    """Return the first and last frame of each of the first blocks of an utterance."""
+    """Return the frame range (start, stop) of each of the first `number` blocks."""
     borders = [0]
     for _ in range(number):
         borders.append(borders[-1] + blocks_in(codec).size_after(borders[-1]))
@@ -232,7 +238,7 @@ def spans_of(codec: BlockCodec, number: int) -> list[tuple[int, int]]:
 
 
 def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
-    """Return the windows of the first blocks of an utterance."""
+    """Return the windows of the first `number` blocks of an utterance with random codes."""
     spans = spans_of(codec, number)
     codes, windower = random_codes(codec, 1, spans[-1][1])[0].numpy(), Windower(codec.spec)
     pushed = [windower.push(codes[:, begin:end], False) for begin, end in spans]
@@ -240,7 +246,11 @@ def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
 
 
 def cost(codec: BlockCodec, window: FrameWindow) -> tuple[int, int, float, float, float]:
-    """Return input tokens, new tokens, processor seconds, and processor seconds and GFLOP per second of audio."""
+    """Return what one window costs.
+
+    Returns:
+        Input tokens, new tokens, processor seconds, and per second of audio: processor seconds and GFLOP.
+    """
     size = blocks_in(codec).size_after(window.left + blocks_in(codec).right if window.left else 0)
     codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
     batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
@@ -259,7 +269,7 @@ def one_decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the vocoder's input for codes [1, 1, T], a mel with each frame once, and the samples."""
+    """Decode codes [1, 1, T]; return the vocoder's input mel, in which each frame occurs once, and the samples."""
     mels: list[Tensor] = []
     if isinstance(codec, S3GenCodec):
         make = codec.mel
@@ -286,7 +296,7 @@ def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def differences(codec: BlockCodec, frames: int) -> tuple[float, float]:
-    """Return the differences of blocks from one decode: of the mel and of the samples, both relative."""
+    """Return the relative differences of the mel and of the samples between block and one-shot decoding."""
     codes = random_codes(codec, 1, frames)
     (mel, pcm), (whole_mel, whole_pcm) = decode(codec, codes), one_decode(codec, codes)
     of_mel = (mel - whole_mel).square().mean().sqrt() / whole_mel.std()
@@ -295,7 +305,7 @@ def differences(codec: BlockCodec, frames: int) -> tuple[float, float]:
 
 
 def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
-    """Print the costs of blocks, and the deviation of utterances decoded in blocks from one decode."""
+    """Print what blocks cost, and how far utterances decoded in blocks deviate from a one-shot decode."""
     costs = [cost(codec, window) for window in blocks_of(codec, arguments.blocks)]
     print("| tokens read | of them new | s of a core | for a second of audio | GFLOP |\n|---|---|---|---|---|")
     for read, new, spent, share, operations in costs:
@@ -308,16 +318,16 @@ def print_blocks(codec: BlockCodec, arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the measurement that the command line selects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ["tiny", *MODELS, *STATEFUL]
     parser.add_argument("codecs", nargs="*", metavar="codec", help=f"of {', '.join(known)}; default: all")
-    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one codec, of {names(CODECS)}")
-    parser.add_argument("--wide", action="store_true", help="random weights as wide as published")
-    parser.add_argument("--frames", type=int, default=60, help="length of the utterances")
+    parser.add_argument("--checkpoint", type=Path, help=f"a published checkpoint of one of the codecs {names(CODECS)}")
+    parser.add_argument("--wide", action="store_true", help="use random weights of the published width")
+    parser.add_argument("--frames", type=int, default=60, help="frames per utterance")
     parser.add_argument("--batch", type=int, default=4, help="utterances")
-    parser.add_argument("--long", type=float, metavar="SECONDS", help="length of one utterance, for the third table")
-    parser.add_argument("--blocks", type=int, help="number of timed blocks of a codec that decodes in blocks")
+    parser.add_argument("--long", type=float, metavar="SECONDS", help="seconds of one utterance, for the third table")
+    parser.add_argument("--blocks", type=int, help="number of blocks to time, for a block codec")
     parser.add_argument("--lengths", type=int, nargs="*", default=[60, 175], help="frames to compare, with --blocks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

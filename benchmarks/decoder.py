@@ -1,20 +1,20 @@
-"""The acoustic decoder alone: gain of batching, and playback of many live streams.
+"""Measure the acoustic decoder on its own: the gain from batching, and the playback of many live streams.
 
     python -m benchmarks.decoder --streams 64 --frames 8
     python -m benchmarks.decoder --live 1 8 32 64 --seconds 10
 
-The first form decodes the same steady windows of `--frames` frames, one for each of `--streams` utterances, alternately
-one at a time and in batches; a figure is the median over the rounds. `speedup_over_one_at_a_time` is the ratio of their
-wall times, `speedup_cpu` that of their processor times, which a busy machine disturbs less. `streams_real_time` is the
-number of streams that the batched decoder can serve in real time.
+The first form decodes one steady window of `--frames` frames for each of `--streams` utterances. It alternates between
+decoding them one at a time and in batches. A figure is the median over the rounds. `speedup_over_one_at_a_time` is the
+ratio of the wall times. `speedup_cpu` is the ratio of the processor times, which are less sensitive to other load.
+`streams_real_time` is the number of streams that the batched decoder can serve in real time.
 
-The second form plays live streams: frames arrive at `--fps` (default: real time), are sent as the chunk policy decides,
-and are played by players that start with the first chunk. Metrics are defined in benchmarks/README.md. With `--clock
-processor` time advances by the processor time of the decoder, as if it had its own core, so that other load on the
-machine does not affect the figures.
+The second form plays live streams. Frames arrive at `--fps` (default: real time) and are sent to the decoder as the
+chunk policy decides. Each player starts with the first chunk. Metrics are defined in benchmarks/README.md. With
+`--clock processor`, time advances by the decoder's processor time, as if it had its own core. Other load on the machine
+then does not affect the figures.
 
-The bundled codec has its own weights. Other codecs have random weights, with few channels but the published strides and
-kernels.
+The bundled codec uses its trained weights. Other codecs have random weights and few channels, but the published strides
+and kernels.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from stretto.triton_io.flow import FlowSlot, FlowTable
 
 
 class RealTime:
-    """A decoder thread in real time."""
+    """A decoder thread that runs in real time."""
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._worker = DecoderWorker(codec, config)
@@ -86,7 +86,7 @@ class ProcessorTime:
         self._loop.stopwatch = stopwatch
         self._loop.enter()
         self._now = self._free_at = 0.0
-        self._turn_s: float | None = None  # value of the stopwatch at the start of the current turn
+        self._turn_s: float | None = None  # stopwatch reading at the start of the current turn
 
     def now(self) -> float:
         return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
@@ -98,7 +98,10 @@ class ProcessorTime:
         self._queue.put(PendingChunk(utterance, chunk, codes, reply))
 
     def until(self, at: float) -> None:
-        """Advance the time to `at`. A turn that begins before may end after it; later chunks wait for the next turn."""
+        """Advance the time to `at`.
+
+        A turn that begins before `at` may end after it. Chunks that arrive meanwhile wait for the next turn.
+        """
         self._free_at = max(self._free_at, self._now)
         while self._free_at < at and len(self._queue) + self._loop.num_jobs:
             self._turn_s = self._stopwatch()
@@ -118,8 +121,8 @@ class LiveLoad:
     """`streams` utterances of `seconds` each.
 
     Attributes:
-        frames_per_s: Speed of the language model, in which all streams advance together.
-        stagger_s: Time over which their starts are spread.
+        frames_per_s: Speed of the language model, which advances all streams together.
+        stagger_s: Time over which the starts of the streams are spread.
     """
 
     streams: int
@@ -130,7 +133,7 @@ class LiveLoad:
 
 @dataclass
 class _Reply:
-    """Records when the samples of a chunk arrive."""
+    """Reply that records when the samples of each chunk arrive."""
 
     stream: "_Stream"
     sent_s: float
@@ -151,7 +154,7 @@ class _Reply:
 
 
 class _Stream:
-    """One utterance: frames in, as the engine's `Utterance` sends them, and the trace of its client."""
+    """One utterance, which sends frames as the engine's `Utterance` does and records its client's trace."""
 
     def __init__(self, name: str, codes: np.ndarray, slot: FlowSlot, policy: ChunkPolicy, stage: Stage) -> None:
         self.slot, self.stage = slot, stage
@@ -182,7 +185,7 @@ class _Stream:
 
 
 class LiveStreams:
-    """Plays loads on a stage and records their traces."""
+    """Player of loads on a stage, which records their traces."""
 
     def __init__(self, stage: Stage, spec: CodecSpec, codes: np.ndarray, table: FlowTable) -> None:
         self._stage, self._spec, self._codes, self._table = stage, spec, codes, table
@@ -224,9 +227,9 @@ def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor
 
 
 def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
-    """Return the samples [B, n] of codes [B, K, T] that arrive in chunks of the given sizes.
+    """Decode codes [B, K, T] that arrive in chunks of the given sizes; return the samples [B, n].
 
-    The rows of the batch arrive together and are decoded as one batch. The last chunk ends with `codes`.
+    The rows of the batch arrive together and are decoded as one batch. The last chunk is cut at the end of `codes`.
     """
     batch, _, total = codes.shape
     windowers = [Windower(codec.spec) for _ in range(batch)]
@@ -255,7 +258,7 @@ def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
 
 
 def chunks_of(size: int, total: int) -> list[int]:
-    """Return chunk sizes for `total` frames: all equal, so the last chunk may be shorter than its size."""
+    """Return equal chunk sizes for at least `total` frames; the last chunk may be shorter than its size."""
     return [size] * -(-total // size)
 
 
@@ -263,7 +266,7 @@ def chunks_of(size: int, total: int) -> list[int]:
 
 
 def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
-    """Return the bundled codec, or one of `random_codecs.py` with random weights."""
+    """Return the bundled codec, or a codec from `random_codecs.py` with random weights."""
     if name == "tiny":
         return load_codec(name, CHECKPOINT, device)
     from benchmarks.checkpoints.random_codecs import (  # needs transformers, unlike the bundled codec
@@ -312,7 +315,7 @@ class CountingReply:
 
 
 class Arm:
-    """A decoder and the time it took: wall time and processor time in seconds."""
+    """A decoder, and the wall and processor times of its runs in seconds."""
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._codec = codec
@@ -322,7 +325,7 @@ class Arm:
         self.cpu_s: list[float] = []
 
     def run(self, streams: int, frames: int) -> None:
-        """Decode two steady windows of `frames` frames of each of `streams` utterances, and time the second."""
+        """Decode two steady windows of `frames` frames for each of `streams` utterances; time the second."""
         self._num_runs += 1
         spec = self._codec.spec
         start = spec.left_frames + frames + spec.right_frames
@@ -345,10 +348,10 @@ class Arm:
 
 
 def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: int, rounds: int) -> dict[str, Any]:
-    """Return how much faster windows decode in batches than one at a time."""
+    """Return figures on how much faster windows are decoded in batches than one at a time."""
     alone = Arm(codec, DecoderConfig(**asdict(config) | {"max_batch": 1}))
     together = Arm(codec, config)
-    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # to capture all graphs
+    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # captures all graphs
     for turn in range(rounds + warm_up):
         for arm in (alone, together):
             arm.run(streams, frames)
@@ -395,21 +398,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         __doc__,
         "decoder",
         codec=("tiny", "tiny, or a name in random_codecs.py"),
-        device=("cpu", "device of torch"),
-        threads=(1, "threads of torch, on the CPU"),
-        max_batch=(int, "windows at once; default 16 on the CPU, 64 on a GPU"),
+        device=("cpu", "torch device"),
+        threads=(1, "number of torch threads on the CPU"),
+        max_batch=(int, "windows per batch; default: 16 on the CPU, 64 on a GPU"),
         streams=(64, "utterances"),
-        frames=(8, "frames of a window"),
-        rounds=(9, "turns of each arm"),
+        frames=(8, "frames per window"),
+        rounds=(9, "number of turns for each arm"),
         fps=(float, "frames per second of each live stream"),
         seconds=(10.0, "seconds of audio in a live stream"),
-        first=(4, "first_frames of the chunk policy"),
+        first=(4, "`first_frames` of the chunk policy"),
         steady=(25, "steady_frames of the chunk policy"),
         playout=(0.0, "playout_s of the chunk policy"),
     )
-    parser.add_argument("--wide", action="store_true", help="as many channels as published")
+    parser.add_argument("--wide", action="store_true", help="use the published number of channels")
     parser.add_argument("--dtype", default="float32", choices=DecoderConfig.DTYPES)
-    parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--no-graphs", action="store_true", help="do not use CUDA graphs")
     parser.add_argument("--live", type=int, nargs="+", metavar="STREAMS", help="numbers of live streams to play")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="clock of live streams")
     return parser.parse_args(argv)

@@ -1,20 +1,21 @@
-"""Decode steps of the engine, in this process, compared with stock vLLM on the plain backbone with as many rows.
+"""Compare the engine's decode steps, in this process, with stock vLLM on the plain backbone at equal row counts.
 
     python -m benchmarks.engine --requests 1 4 8 16 --frames 64 --guidance 1.5
 
-Four arms take turns: guided and unguided replies of Stretto, and greedy decoding by stock vLLM with as many rows as
-either has in a step (a guided reply has two). Only steps in which every row decodes are timed; a figure is the median
-over the rounds. `engine_efficiency` is stock's step time over Stretto's, guided; `engine_efficiency_unguided` the same
-without guidance. `cfg_retention` is the unguided step time over the guided one; as both steps yield a frame for each
-reply, this is the throughput that guidance keeps. The `_cpu` figures are the same ratios of processor time, which a
-busy machine disturbs less. `front_end_cpu_ms_per_frame` is the time of the callers' process per guided frame:
-vLLM's output processor plays recorded steps to `SpeechLLM`. One line of JSON for each number of requests.
+Four arms take turns: guided and unguided replies from Stretto, and greedy decoding by stock vLLM with the row counts of
+each (a guided reply has two rows per step). Only steps in which every row decodes are timed. A figure is the median
+over the rounds. `engine_efficiency` is the step time of stock vLLM divided by Stretto's guided step time;
+`engine_efficiency_unguided` is the same without guidance. `cfg_retention` is the unguided step time divided by the
+guided step time. Both steps yield a frame for each reply, so this is the share of throughput left with guidance. The
+`_cpu` figures are the same ratios in processor time, which is less sensitive to other load.
+`front_end_cpu_ms_per_frame` is the callers' processor time per guided frame. To measure it, vLLM's output processor
+plays recorded steps to `SpeechLLM`. The benchmark writes one line of JSON for each number of requests.
 
     python -m benchmarks.engine --layout bagpiper-small --requests 16 --frames 64 --guidance 3.0
 
-Stretto alone, with the streams and the vocabulary of a published model on random weights. Every reply is audio from its
-first row. A run counts completely: prompts, frames and the rows that drain the delays. `ms_per_step` is that of the
-run's steps, divided into their parts.
+This form measures only Stretto, with a published model's streams and vocabulary and random weights. Every reply is
+audio from its first row. The whole run is timed: prompts, frames, and the last rows of the delay pattern. `ms_per_step`
+is the time of the run's steps, by part.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
 
 
 class SpeechArm:
-    """Replies of Stretto's engine."""
+    """Replies from Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
         self._config, self.engine = engine_args, SteppedEngine(vllm_config(engine_args))
@@ -72,15 +73,15 @@ class SpeechArm:
         return [forced(prompt, frames, scale) for prompt in prompts]
 
     def time_steps(self, number: int, frames: int, scale: float) -> StepTime:
-        """Return the median time of steps in which `number` replies decode audio, guided unless `scale` is 1."""
+        """Return the median step time while `number` replies decode audio, guided unless `scale` is 1."""
         return self.engine.time_steps(*self.requests(number, frames, scale), number * (1 if scale == 1.0 else 2))
 
     def requests(self, number: int, frames: int, scale: float) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Return stream 0 of `number` prompts, and their parameters."""
+        """Return stream 0 of `number` prompts, and their sampling parameters."""
         return self.engine.requests(self._prompts(number, frames, scale))
 
     def front_end_ms_per_frame(self, number: int, frames: int, scale: float) -> float:
-        """Return the processor time from the engine's outputs to chunks, per frame of `number` replies at once."""
+        """Return the milliseconds of processor time per frame from engine outputs to chunks, for `number` replies."""
         prompts = self._prompts(number, frames, scale)
         ids = self.engine.add_prompts(prompts)
         steps = []
@@ -96,11 +97,11 @@ class StockArm:
         self.engine = SteppedEngine(stock_config(engine_args.checkpoint, engine_args.engine_args))
 
     def time_steps(self, num_rows: int, steps: int) -> StepTime:
-        """Return the median time of `steps` steps that decode `num_rows` rows."""
+        """Return the median time of `steps` steps that each decode `num_rows` rows."""
         return self.engine.time_steps(*self.requests(num_rows, steps), num_rows)
 
     def requests(self, num_rows: int, steps: int) -> tuple[list[list[int]], list[SamplingParams]]:
-        """Return `num_rows` prompts, and their parameters."""
+        """Return `num_rows` prompts, and their sampling parameters."""
         params = SamplingParams(temperature=0.0, max_tokens=steps, ignore_eos=True, detokenize=False)
         return [[20 + index] * PROMPT_ROWS for index in range(num_rows)], [params] * num_rows
 
@@ -140,7 +141,7 @@ def measure(number: int, arguments: argparse.Namespace, ours: SpeechArm, stock: 
 
 
 def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the median run, by frames per second of processor time, for each number of requests."""
+    """For each number of requests, yield the median run by frames per second of processor time."""
     with tempfile.TemporaryDirectory() as folder:
         family, engine = layout_engine(Path(folder), arguments.layout, max(arguments.requests))
         task, scale = family.tasks[0], arguments.guidance
@@ -192,7 +193,7 @@ class NoConnection:
 
 
 def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Prompt], config: EngineConfig) -> float:
-    """Return milliseconds of processor time per frame from the engine's messages to chunks.
+    """Return the milliseconds of processor time per frame from the engine's messages to chunks.
 
     Args:
         steps: Outputs of each step.
@@ -200,7 +201,7 @@ def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Promp
         config: Configuration of the engine.
     """
     encoder = MsgpackEncoder()
-    internal = {request_id: f"{request_id}-{index}" for index, request_id in enumerate(prompts)}  # the client's names
+    internal = {request_id: f"{request_id}-{index}" for index, request_id in enumerate(prompts)}  # ids from the client
     for output in (each for step in steps for each in step.outputs):
         output.request_id = internal[output.request_id]
     messages = [encoder.encode(outputs)[0] for outputs in steps]
@@ -221,7 +222,7 @@ def cpu_ms_per_frame(steps: list[EngineCoreOutputs], prompts: Mapping[str, Promp
         start = time.thread_time()
         for message in messages:
             engine.receive(cast(bytes, message))
-            for _ in range(3):  # for a task that wakes up, and for tasks that it wakes up
+            for _ in range(3):  # lets a task wake up, and then the tasks that it wakes
                 await asyncio.sleep(0)
         num_frames = sum(await asyncio.gather(*tasks))
         return 1e3 * (time.thread_time() - start) / num_frames
@@ -250,18 +251,20 @@ def parse() -> argparse.Namespace:
     parser = command_line(
         __doc__,
         "engine",
-        requests=([1, 4, 8, 16], "replies in a step"),
-        frames=(64, "frames of each reply"),
+        requests=([1, 4, 8, 16], "numbers of replies per step"),
+        frames=(64, "frames per reply"),
         guidance=(1.5, "guidance scale of the guided arm"),
-        rounds=(5, "turns of each arm"),
+        rounds=(5, "number of turns for each arm"),
         checkpoint=(CHECKPOINT, "checkpoint to load"),
     )
-    parser.add_argument("--layout", choices=LAYOUTS, help="streams and vocabulary of this model, on random weights")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="model whose streams and vocabulary to use, with random weights"
+    )
     parser.set_defaults(out=None)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     main(parse())
-    gc.unfreeze()  # objects that the plugin froze, or Triton's bindings report them as leaked after the last line
+    gc.unfreeze()  # or Triton's bindings report objects that the plugin froze as leaked
     gc.collect()

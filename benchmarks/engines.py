@@ -1,4 +1,4 @@
-"""Engine cores in this process, stepped by hand; replies of forced length; and the time of a step by part."""
+"""Engine cores that run in this process step by step, replies of forced length, and step times by part."""
 
 import itertools
 import json
@@ -39,14 +39,14 @@ HIDDEN, LAYERS = 256, 4  # of random backbones
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Milliseconds of a decode step: wall time, and processor time of this thread."""
+    """Wall time of a decode step, and processor time of this thread, in milliseconds."""
 
     wall_ms: float
     cpu_ms: float
 
 
 class SteppedEngine:
-    """One engine core in this process. Its KV cache is freed with it."""
+    """An engine core in this process. Its KV cache is freed with it."""
 
     def __init__(self, config: Any):
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
@@ -69,7 +69,7 @@ class SteppedEngine:
 
     def add(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams]) -> list[str]:
         """Queue prompts of stream 0, each with its parameters; return their ids."""
-        # This setting belongs to the process, and the last engine that started has set it.
+        # The setting is global to the process, and its value is that of the engine that started last.
         self.core.vllm_config.kernel_config.ir_op_priority.set_default()
         ids = list[str]()
         for tokens, wanted in zip(prompts, params, strict=True):
@@ -107,7 +107,7 @@ class SteppedEngine:
         return steps
 
     def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
-        """Run the prompts to their end; return the median time of steps in which `num_rows` rows decode."""
+        """Run the prompts until all replies end; return the median time of steps that decode `num_rows` rows."""
         self.add(prompts, params)
         wall_ms, cpu_ms = [], []
         while self.scheduler.has_requests():
@@ -121,13 +121,13 @@ class SteppedEngine:
         return StepTime(statistics.median(wall_ms), statistics.median(cpu_ms))
 
     def num_decoding(self) -> int:
-        """Return the number of rows that the next step decodes: running requests whose prompts are complete."""
+        """Return how many rows the next step decodes: one for each running request with a complete prompt."""
         running = self.scheduler.running
         return sum(request.num_computed_tokens >= request.num_prompt_tokens for request in running)
 
 
 def stock_config(checkpoint: Path, engine_args: dict[str, Any]) -> Any:
-    """Return the configuration of stock vLLM on the backbone of a checkpoint, with the same engine arguments."""
+    """Return the configuration for stock vLLM on a checkpoint's backbone, with the same engine arguments."""
     (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
     overrides = {"architectures": [architecture.removeprefix("Stretto")]}
     args = EngineArgs(model=str(checkpoint), skip_tokenizer_init=True, hf_overrides=overrides, **engine_args)
@@ -135,7 +135,7 @@ def stock_config(checkpoint: Path, engine_args: dict[str, Any]) -> Any:
 
 
 def engine_args(max_model_len: int, max_requests: int, **others: Any) -> dict[str, Any]:
-    """Return vLLM arguments with room for `max_requests` pairs, and for all their prompts in one step."""
+    """Return vLLM arguments that fit `max_requests` CFG pairs, and all their prompts in one step."""
     return {
         "dtype": "float32",
         "max_model_len": max_model_len,
@@ -148,7 +148,7 @@ def engine_args(max_model_len: int, max_requests: int, **others: Any) -> dict[st
 
 
 def layout_engine(folder: Path, layout: str, max_requests: int) -> tuple[Family, SteppedEngine]:
-    """Return the family of a layout, and an engine over a random checkpoint of it that is written to `folder`."""
+    """Write a randomly initialised checkpoint of a layout to `folder`; return the family and an engine for it."""
     name, family = LAYOUTS[layout]
     write_checkpoint(folder, family, name, HIDDEN, LAYERS)
     return family, SteppedEngine.from_args(folder, engine_args(family.max_model_len, max_requests))
@@ -165,18 +165,18 @@ def forced_prompt(
     ids: range | None = None,
     stream: int = 0,
 ) -> Prompt:
-    """Return a random prompt of a reply of forced length.
+    """Return a random prompt whose reply has a forced length.
 
     Args:
         family: Family of the model.
-        task: Task, whose sampling applies otherwise.
+        task: Task of the prompt. Its sampling defaults apply, except for the values given here.
         seed: Seed of the prompt and of the reply.
-        audio: Frames of audio.
-        text: Rows of text before them; None leaves them free.
-        scale: Guidance scale; None for the default of the task.
-        num_rows: Rows of the prompt.
-        ids: Ids to choose its text from; default: TEXT.
-        stream: Input stream of the text.
+        audio: Number of audio frames in the reply.
+        text: Number of text rows before the audio; None leaves it to the model.
+        scale: Guidance scale; None for the task's default.
+        num_rows: Number of rows in the prompt.
+        ids: Ids from which the prompt's text is drawn; default: TEXT.
+        stream: Input stream that carries the text.
     """
     ids, sampling = ids or TEXT, task.sampling
     rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
@@ -190,19 +190,19 @@ def forced_prompt(
 
 
 def split_trailer(ids: Sequence[int]) -> tuple[list[int], Trailer]:
-    """Split the ids of a complete reply into those of its rows and its statistics."""
+    """Split the ids of a complete reply into the ids of its rows and the statistics in its trailer."""
     size = len(Trailer._fields)
     return list(ids[:-size]), Trailer(*ids[-size:])
 
 
 class MethodWatch:
-    """Replaces methods of single objects, and functions of modules, until `stop` or the end of a `with` block."""
+    """Temporary replacement of object methods and module functions, until `stop` or the end of a `with` block."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def replace(self, owner: Any, method: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Replace `owner.method` by what `make` returns for it."""
+        """Replace `owner.method` with `make(owner.method)`."""
         self._replaced.append((owner, method, vars(owner).get(method)))
         setattr(owner, method, make(getattr(owner, method)))
 
@@ -213,14 +213,14 @@ class MethodWatch:
         self.stop()
 
     def stop(self) -> None:
-        """Restore all methods, so that the watch does not slow later steps."""
+        """Restore all methods, so that the watch does not slow down later steps."""
         while self._replaced:
             owner, method, own = self._replaced.pop()
             delattr(owner, method) if own is None else setattr(owner, method, own)
 
 
 class Watch(MethodWatch):
-    """Processor time by part. A nested call counts only for its own part, so the parts add up."""
+    """Processor time by part. A nested call counts only towards its own part, so the parts add up to the total."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class Watch(MethodWatch):
 
 
 def watch(engine: SteppedEngine) -> Watch:
-    """Return a watch over the parts of a decode step of Stretto's engine."""
+    """Return a watch over the parts of a decode step in Stretto's engine."""
     parts, runner, scheduler = Watch(), engine.runner, engine.scheduler
     state, sampler = runner.model_state, runner.sampler
     watched: list[tuple[Any, str, str]] = [

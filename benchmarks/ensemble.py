@@ -1,24 +1,25 @@
-"""Seconds of speech per second: the ensemble under load, guided and unguided, and the engine alone.
+"""Measure seconds of speech per second of the ensemble under load, guided and unguided, and of the bare engine.
 
     python -m benchmarks.ensemble --concurrency 1 4 8 16 --rounds 3
 
-In a closed loop every stream sends its next request when the last one has ended; every text is new. For each
-concurrency and round, three arms take turns, so that other load on the machine affects all alike: guided and unguided
-requests through Triton, and guided requests to the engine alone, without Triton, codec and client. `cfg_retention` and
-`triton_tax` compare arms at equal, forced frame counts. The latencies are those of a fourth arm, whose utterances end
-by themselves. For the first two arms the processor time, user and system, of every process of the server and of this
-one, the client, is counted. `rim_ms` is the cost around the models: the proxy, Triton's own process, the language
-model's stub and the client. One line of JSON for each concurrency.
+In a closed loop, every stream sends its next request as soon as the last one has ended. Every text is new. For each
+concurrency and round, three arms take turns, so that other load on the machine affects all of them alike: guided
+requests through Triton, unguided requests through Triton, and guided requests to the bare engine, which involve neither
+Triton nor codec nor client. `cfg_retention` and `triton_tax` compare arms with equal, forced frame counts. The
+latencies come from a fourth arm, whose utterances end by themselves. For the first two arms, the benchmark counts the
+processor time (user and system) of every server process and of this process, which is the client. `rim_ms` is the
+processor time outside the models: the proxy, Triton's own process, the language model's stub and the client. The
+benchmark writes one line of JSON for each concurrency.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 
-A small version of a published family: a random checkpoint is written, converted (`small_models.py`) and served. The
-frames of replies, and the rows of text before them, are forced. The arms take turns: `speaking`; `unguided`, if the
-family supports guidance; and `mixed`, if it understands audio, in which as many closed loops of requests with audio
-input run during the streams. For `speaking` the processor time is counted. With `--open-loop` requests then arrive at
-random times, at shares of the rate that the last closed loop reached. For a family with a depth transformer the cost of
-the parts of a frame is measured last, in this process (`frames.py`). A family that is not served has only this
-measurement.
+This form measures a small version of a published family. It writes a randomly initialised checkpoint, converts it
+(`small_models.py`) and serves it. Replies have forced numbers of text rows and frames. The arms take turns: `speaking`;
+`unguided`, if the family supports guidance; and `mixed`, if the family understands audio. In `mixed`, an equal number
+of closed loops with audio input run alongside the streams. Processor time is counted for `speaking`. With
+`--open-loop`, requests then arrive at random times, at shares of the rate that the last closed loop reached. For a
+family with a depth transformer, the cost of each part of a frame is measured last, in this process (`frames.py`). A
+family that the server does not include has only this last measurement.
 """
 
 import argparse
@@ -71,11 +72,11 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
 from stretto_client.speech_stream import audio_inputs, options_json, strings
 
-MAX_ROWS = 64  # of a step
+MAX_ROWS = 64  # per engine step
 TEXT_ROWS = 8  # before the audio
 INPUT_S, INPUT_RATE, FRAME_RATE = 5, 16_000, 50
-LEAST_REQUESTS = 16  # of an open loop
-ENGINE, CLIENT = "engine", "client"  # two of the processes
+LEAST_REQUESTS = 16  # least number of requests in an open loop
+ENGINE, CLIENT = "engine", "client"  # names of two processes
 RIM = ("proxy", "tritonserver", "language_model", CLIENT)
 ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
 QUESTION = "what do you hear?"
@@ -87,7 +88,7 @@ Count = Callable[[], dict[str, float]]
 
 
 def through_engine(engine: Any, preprocessor: Preprocessor, frame_rate: float) -> Speak:
-    """Return a function that sends a text to the engine alone; its codes count as the audio that they encode."""
+    """Return a function that sends a text directly to the engine; codes count as the audio that they encode."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         trace = Trace(sent=time.perf_counter(), sound=0.0)
@@ -108,11 +109,11 @@ async def measure(
     """Run all arms at one concurrency and return the record.
 
     Args:
-        concurrency: Streams at once.
+        concurrency: Number of simultaneous streams.
         arguments: Command line.
         server: Sends a request to the server.
-        engine: Sends a request to the engine alone.
-        count: Returns the seconds of processor time so far by process; nothing if they are not to be counted.
+        engine: Sends a request directly to the engine.
+        count: Returns the seconds of processor time so far by process. The default counts nothing.
     """
     lines = texts()
     scale = arguments.guidance
@@ -122,7 +123,7 @@ async def measure(
         "engine": (Load(concurrency, arguments.requests, arguments.frames, scale), engine),
         "natural": (Load(concurrency, arguments.requests, None, scale), server),
     }
-    for load, speak in arms.values():  # warm up every path, with its own texts
+    for load, speak in arms.values():  # warms up every path with texts of its own
         await run(Load(min(concurrency, 4), 1, load.frames, load.guidance_scale), speak, lines)
     throughput: dict[str, list[float]] = {name: [] for name in arms}
     used: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
@@ -152,13 +153,13 @@ async def measure(
 
 
 def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median cost of each process, of the rim and of all, from the costs by process of each round."""
+    """Return the median cost over the rounds for each process, for all outside the models, and in total."""
     parts = [each | {"rim": sum(map(each.__getitem__, RIM)), "all": sum(each.values())} for each in rounds]
     return {name: round(statistics.median(each[name] for each in parts), 2) for name in parts[0]}
 
 
 def speaker(client: SpeechClient, model: SmallModel) -> Speak:
-    """Return a function that sends one user turn, which is answered by speech."""
+    """Return a function that sends one user turn and receives speech."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         messages = json.dumps([{"role": "user", "text": text}])
@@ -169,7 +170,10 @@ def speaker(client: SpeechClient, model: SmallModel) -> Speak:
 
 
 def listener(client: SpeechClient, model: SmallModel) -> Listen:
-    """Return a function that sends five seconds of audio: samples and a question to Bagpiper, codes to OpusLM."""
+    """Return a function that sends five seconds of audio.
+
+    Bagpiper gets samples and a question, OpusLM gets codes.
+    """
     task = model.listen
     assert task is not None
 
@@ -192,7 +196,7 @@ def listener(client: SpeechClient, model: SmallModel) -> Listen:
 
 
 def input_codes(random: np.random.Generator) -> list[list[int]]:
-    """Return random codes of OpusLM's nine streams, semantic tokens first."""
+    """Return random codes for OpusLM's nine streams, with semantic tokens first."""
     vocabulary = OpusVocabulary()
     sizes = [vocabulary.ssl[1] - vocabulary.ssl[0], *[vocabulary.codebook_size] * (NUM_STREAMS - 1)]
     return [random.integers(0, size, INPUT_S * FRAME_RATE).tolist() for size in sizes]
@@ -201,7 +205,10 @@ def input_codes(random: np.random.Generator) -> list[list[int]]:
 async def beside(
     listen: Listen, number: int, seeds: Iterator[int], speaking: Awaitable[Any]
 ) -> tuple[Any, list[float]]:
-    """Await `speaking` while `number` closed loops of `listen` run; return its result and the seconds of each answer.
+    """Await `speaking` while `number` closed loops of `listen` run.
+
+    Returns:
+        The result of `speaking`, and the seconds that each answer of `listen` took.
 
     Raises:
         ClientError: A request with audio input was refused or failed.
@@ -225,7 +232,7 @@ async def beside(
 
 
 class FamilyLoad:
-    """The arms at one concurrency.
+    """Runner of the arms of a family.
 
     Args:
         model: Model to measure.
@@ -243,7 +250,7 @@ class FamilyLoad:
         self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
 
     async def measure(self, concurrency: int) -> dict[str, Any]:
-        """Return the record of one concurrency."""
+        """Run all arms at one concurrency and return the record."""
         listeners = concurrency if self._arguments.listeners is None else self._arguments.listeners
         rounds: defaultdict[str, list[Run]] = defaultdict(list)
         answers: list[float] = []
@@ -265,7 +272,7 @@ class FamilyLoad:
         return record
 
     async def measure_open(self, share: float, full_rate: float) -> dict[str, Any]:
-        """Return the record of an open loop of `--open-s` seconds at a share of a rate."""
+        """Run an open loop of `--open-s` seconds at `share` of `full_rate` and return the record."""
         rate = share * full_rate
         load = self._load(1, max(LEAST_REQUESTS, math.ceil(rate * self._arguments.open_s)), self._scale)
         traces, wall_s = await run_open(load, rate, self._speak, self._lines)
@@ -308,7 +315,7 @@ class FamilyLoad:
 
 
 def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]:
-    """Return medians over rounds of `num_frames` frames, from the seconds of processor time of each process."""
+    """Return medians over rounds of `num_frames` frames, given each round's processor seconds by process."""
 
     def per_s(seconds: Callable[[dict[str, float]], float]) -> float:
         return round(statistics.median(num_frames / max(seconds(each), 1e-9) for each in used), 1)
@@ -324,7 +331,7 @@ def cpu_figures(used: list[dict[str, float]], num_frames: int) -> dict[str, Any]
 
 
 def mixed_figures(mixed: list[Run], speaking: list[Run]) -> dict[str, Any]:
-    """Return the figures of streams during audio input, and their ratios to the same streams alone."""
+    """Return the figures of streams with concurrent audio input, and their ratios to streams without it."""
     figures = summarise([trace for run in mixed for trace in run[0]], sum(run[1] for run in mixed))
     return {
         "ttfp_ratio": ratio(list(map(ttfp, mixed)), list(map(ttfp, speaking))),
@@ -350,7 +357,10 @@ def rtf(run: Run) -> float:
 
 
 async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Yield the benchmark's name and the record of each concurrency, of each open loop, and of the parts of a frame."""
+    """Measure a family; for each measurement, yield the benchmark's name and the record.
+
+    The measurements are closed loops at each concurrency, open loops, and the parts of a frame.
+    """
     model = SMALL_MODELS[arguments.family]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
@@ -398,7 +408,7 @@ async def _measure_bundled(server: str, arguments: argparse.Namespace) -> None:
     prepare_environment()
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 
-    pids = {} if arguments.server else served_processes() | {CLIENT: os.getpid()}  # without the engine below
+    pids = {} if arguments.server else served_processes() | {CLIENT: os.getpid()}  # without the engine in this process
     preprocessor = Preprocessor(CHECKPOINT)
     engine = await SpeechLLM.start(EngineConfig.from_file(ENGINE_ARGS, CHECKPOINT))
     try:
@@ -418,18 +428,25 @@ def parse() -> argparse.Namespace:
         __doc__,
         "speech",
         serves=True,
-        server=(str, "gRPC address of a running server; default: one of its own"),
-        concurrency=([1, 4, 8, 16], "streams at once"),
-        requests=(4, "utterances of each stream in a run"),
-        rounds=(3, "turns of each arm"),
-        frames=(75, "frames of an utterance of forced length"),
-        guidance=(float, "guidance scale of the guided arms; default: 1.5, or the family's own"),
-        listeners=(int, "requests with audio input during the streams; default: as many as streams"),
-        open_s=(20.0, "seconds of each open loop, which has at least 16 requests"),
+        server=(str, "gRPC address of a running server; default: start one"),
+        concurrency=([1, 4, 8, 16], "numbers of simultaneous streams"),
+        requests=(4, "utterances per stream in each run"),
+        rounds=(3, "number of turns for each arm"),
+        frames=(75, "frames per utterance in arms with forced lengths"),
+        guidance=(float, "guidance scale of the guided arms; default: 1.5, or the default of the family"),
+        listeners=(int, "concurrent requests with audio input; default: as many as streams"),
+        open_s=(20.0, "seconds per open loop; each has at least 16 requests"),
     )
-    parser.add_argument("--family", choices=SMALL_MODELS, help="small published family, with its own server")
     parser.add_argument(
-        "--open-loop", type=float, nargs="+", default=[], metavar="SHARE", help="of the last closed loop's requests/s"
+        "--family", choices=SMALL_MODELS, help="small version of a published family to measure on its own server"
+    )
+    parser.add_argument(
+        "--open-loop",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="request rates of open loops, as shares of the last closed loop's rate",
     )
     parser.set_defaults(out=None)
     arguments = parser.parse_args()

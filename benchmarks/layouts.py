@@ -1,6 +1,6 @@
-"""Families that only benchmarks use: stream layouts of published models, for random weights.
+"""Families that only benchmarks use: stream layouts of published models, for randomly initialised checkpoints.
 
-Entry points in `checkpoints/registered` make them known to the engine. Only values that affect speed are as published.
+Entry points in `checkpoints/registered` register them with the engine. Only values that affect speed are as published.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from stretto.streams.layout import Segment, StreamLayout
 
 PAD, END_OF_REPLY, END_OF_AUDIO, AUDIO = 0, 2, 3, 8
 TEXT = range(256, 152_192)
-NUM_STREAMS, INTERVAL = 8, 1025  # the pad of a stream, then its 1024 codes
+NUM_STREAMS, INTERVAL = 8, 1025  # ids per stream: a pad, then 1024 codes
 PROMPT_ROWS = 53
 
 _SAMPLING = SamplingConfig(
@@ -23,7 +23,7 @@ _SAMPLING = SamplingConfig(
 SPEAK = Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING)
 CHAT = Task("chat", (Segment.TEXT, Segment.AUDIO), (TEXT,), ("text",), _SAMPLING)
 
-# Bagpiper's vocabulary of 152,192 + 8 * 1025 ids, its delays, and its published default sampling.
+# The Bagpiper vocabulary of 152,192 + 8 * 1025 ids, with Bagpiper's delays and published default sampling.
 BAGPIPER_SMALL = Family(
     name="bagpiper-small",
     layout=StreamLayout(
@@ -46,7 +46,7 @@ BAGPIPER_SMALL = Family(
 )
 LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
 
-# `sesame/csm-1b` an eighth as wide, and the same streams without its depth transformer.
+# `sesame/csm-1b` at an eighth of its width, and the same streams without a depth transformer.
 NUM_TEXT_IDS = 2048
 CSM = csm(
     CsmVocabulary(
@@ -61,5 +61,5 @@ CSM = csm(
 )
 PARALLEL = replace(CSM, name="csm_in_parallel", depth=None, end_frame=())
 
-# Layouts to choose on a command line: the name of the family in config.json, and the family.
+# Layouts by command-line name: the family's name in config.json, and the family.
 LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}

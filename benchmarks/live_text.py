@@ -1,11 +1,11 @@
-"""Time to the first audio of a text that is spoken while it is written: small Qwen3-TTS, random weights, own server.
+"""Measure the time to the first audio for text that is spoken while it is being written.
 
     python -m benchmarks.live_text --streams 1 4
 
-Three arms with equal texts, seeds and frames take turns: `at_once` sends the complete text in one request, which the
-model reads alongside the frames; `by_words` sends word by word without a pause; `at_pace` sends word by word at the
-speed of a language model, `--words-per-s`. Times count from the first word. One line of JSON for each number of
-streams.
+The benchmark starts its own server with a small, randomly initialised Qwen3-TTS. Three arms with equal texts, seeds and
+frames take turns. `at_once` sends the complete text in a single request, and the model reads it alongside the frames.
+`by_words` sends the text word by word without pauses. `at_pace` sends it word by word at the speed of a language model
+(`--words-per-s`). Times count from the first word. The benchmark writes one line of JSON for each number of streams.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from stretto.convert.make_repository import make
 from stretto_client import SpeechClient
 
 FAMILY = "qwen3-tts-small"
-MAX_ROWS = 64  # of a step
+MAX_ROWS = 64  # most rows in a step
 ARMS = ("at_once", "by_words", "at_pace")
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, each with the space before it."""
+    """Split a text into words, each with its preceding space."""
     first, *others = text.split()
     return [first, *(f" {word}" for word in others)]
 
@@ -44,7 +44,7 @@ async def written(text: str, pause_s: float) -> AsyncIterator[str]:
 
 
 def speaker(client: SpeechClient, arm: str, words_per_s: float) -> Speak:
-    """Return the function that speaks a text in one arm."""
+    """Return a function that requests speech for a text in the way of one arm."""
     known = SMALL_MODELS[FAMILY].options
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
@@ -58,7 +58,7 @@ def speaker(client: SpeechClient, arm: str, words_per_s: float) -> Speak:
 
 
 def figures(arm: str, runs: list[tuple[list[Trace], float]]) -> dict[str, float]:
-    """Return seconds to the first audio, the longest underrun of a player, and seconds of audio per second."""
+    """Return an arm's figures: time to first audio, longest underrun, and seconds of audio per second."""
     traces = [trace for each, _ in runs for trace in each]
     first = percentiles(f"{arm}_first_audio", [trace.first_s for trace in traces])
     waits = percentiles(f"{arm}_underrun", [underrun_s(trace) for trace in traces])
@@ -107,11 +107,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return command_line(
         __doc__,
         "live_text",
-        streams=([1, 4], "streams at once"),
-        requests=(3, "utterances of each stream in a round"),
-        rounds=(5, "turns of each arm"),
-        frames=(40, "frames of each utterance; more than its words have tokens"),
-        words_per_s=(8.0, "speed of the writer"),
+        streams=([1, 4], "numbers of simultaneous streams"),
+        requests=(3, "utterances per stream in each round"),
+        rounds=(5, "number of turns for each arm"),
+        frames=(40, "frames per utterance; must exceed the number of its text tokens"),
+        words_per_s=(8.0, "words per second in the arm `at_pace`"),
     ).parse_args(words)
 
 

@@ -1,7 +1,7 @@
-"""Loads of speech requests, and metrics as seen by their clients.
+"""Loads of speech requests, and metrics that their clients observe.
 
-In a closed loop a stream sends its next request when the last one has ended. In an open loop requests are sent at
-random times, whether earlier ones have ended or not. Texts do not repeat. Metrics are defined in benchmarks/README.md.
+In a closed loop, a stream sends its next request when the last one has ended. In an open loop, requests are sent at
+random times, whether or not earlier ones have ended. Texts do not repeat. Metrics are defined in benchmarks/README.md.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.harness import median_ratio
 from stretto_client import ClientError, ServerFull
 
-if TYPE_CHECKING:  # benchmarks on a GPU host have no sentencex, which cuts long texts
+if TYPE_CHECKING:  # a GPU host lacks sentencex, which splits long texts
     import psutil
 
     from stretto_client import Speech, SpeechClient
@@ -31,14 +31,14 @@ SILENCE_DBFS = -50.0
 
 @dataclass(slots=True)
 class Trace:
-    """One request as seen by its client; all times in seconds on one clock.
+    """One request as its client sees it; all times are in seconds on one clock.
 
     Attributes:
         arrivals: Time of each response with samples.
-        durations: Seconds of audio in each of them.
-        sound: Seconds from the start of the audio to the first sample above -50 dBFS; None if there is none.
+        durations: Seconds of audio in each of these responses.
+        sound: Seconds from the start of the audio to the first sample above -50 dBFS; None if all is silent.
         unguided_frames: Frames generated without guidance although the request asked for it.
-        is_refused: True if the server was full and did not begin the request.
+        is_refused: True if the server was full and did not start the request.
     """
 
     sent: float
@@ -62,7 +62,7 @@ class Trace:
 
     @property
     def succeeded(self) -> bool:
-        """True if the request ended without error and its audio is not silent."""
+        """True if the request ended without an error and its audio is not silent."""
         return self.error is None and self.finished is not None and self.sound is not None
 
     def add(self, now: float, pcm: np.ndarray, sample_rate: int) -> None:
@@ -76,7 +76,7 @@ class Trace:
 
 
 def underrun_s(trace: Trace) -> float:
-    """Return the longest wait for a chunk of a player that starts with the first chunk, in seconds."""
+    """Return how long a player that starts with the first chunk waits for a late chunk, at most, in seconds."""
     played = np.concatenate([[0.0], np.cumsum(trace.durations)[:-1]])
     return float(np.max(np.asarray(trace.arrivals) - trace.arrivals[0] - played, initial=0.0))
 
@@ -115,8 +115,8 @@ class Load:
     """`concurrency` streams of `requests` utterances each.
 
     Attributes:
-        frames: Forced number of frames of each utterance; None lets utterances end by themselves.
-        guidance_scale: None for a model that is not guided.
+        frames: Forced number of frames per utterance; None lets utterances end by themselves.
+        guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if there are none or they are not forced.
     """
 
@@ -147,7 +147,7 @@ def texts() -> Iterator[str]:
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:
-    """Return quiet noise [n] at NOISE_RATE, float32, as input of a transcription."""
+    """Return quiet noise, float32 [n] at NOISE_RATE, as input for a transcription."""
     return (0.05 * np.random.default_rng(seed).standard_normal(int(seconds * NOISE_RATE))).astype(np.float32)
 
 
@@ -165,7 +165,7 @@ async def run(load: Load, speak: Speak, lines: Iterator[str]) -> tuple[list[Trac
 
 
 def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
-    """Return the times at which requests of a Poisson process are sent.
+    """Return the times at which a Poisson process sends requests.
 
     Args:
         rate: Mean number of requests per second.
@@ -180,7 +180,11 @@ def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
 
 
 async def run_open(load: Load, rate: float, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:
-    """Run an open loop of as many requests as `load` has in all, `rate` per second; return as `run` does."""
+    """Run an open loop with the same number of requests as `load`, at `rate` per second.
+
+    Returns:
+        Traces and wall time, as `run` returns them.
+    """
     traces: list[Trace] = []
 
     async def send(index: int, due_s: float) -> None:
@@ -194,7 +198,7 @@ async def run_open(load: Load, rate: float, speak: Speak, lines: Iterator[str]) 
 
 
 async def follow(trace: Trace, stream: "Speech") -> Trace:
-    """Record the events of `stream` in `trace` until the stream ends; an error is recorded too."""
+    """Record the events of `stream` in `trace` until it ends; an error is recorded too."""
     try:
         async for event in stream:
             if event.pcm is not None and event.pcm.size:
@@ -208,7 +212,7 @@ async def follow(trace: Trace, stream: "Speech") -> Trace:
 
 
 def through_triton(client: "SpeechClient", **fixed: Any) -> Speak:
-    """Return a function that speaks a text over gRPC through the ensemble, with `fixed` options added."""
+    """Return a function that requests speech from the ensemble over gRPC, with the options `fixed` added."""
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
         return await follow(Trace(sent=time.perf_counter()), client.speak(text, **fixed, **options))
@@ -217,29 +221,29 @@ def through_triton(client: "SpeechClient", **fixed: Any) -> Speak:
 
 
 def check(traces: list[Trace]) -> None:
-    """Raise RuntimeError if requests failed, because the figures of the others would be of a smaller load."""
+    """Raise RuntimeError if requests failed, because the remaining figures would be for a smaller load."""
     failed = [trace.error for trace in traces if trace.error]
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(traces)} requests failed: {failed[0]}")
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> float:
-    """Return `median_ratio` with four decimal places."""
+    """Return `median_ratio`, rounded to four decimal places."""
     return round(median_ratio(numerators, denominators), 4)
 
 
 async def compare(
     name: str, load: Load, rounds: int, process: "psutil.Process", through: Speak, past: Speak
 ) -> dict[str, Any]:
-    """Run one load alternately with and without a process in front of the server; return the cost of the process.
+    """Alternate one load with and without a process in front of the server; return what the process costs.
 
-    A small load warms both ways up. In a round both ways get the same texts and seeds; which one is first changes from
-    round to round.
+    A small load first warms up both paths. Within a round, both paths get the same texts and seeds. The order of the
+    paths changes from round to round.
 
     Args:
-        name: Prefix of the figures of the process.
+        name: Prefix for the figures of the process.
         load: Load of one turn.
-        rounds: Number of turns of each way.
+        rounds: Number of turns for each path.
         process: Process whose processor time is counted.
         through: Sends a request through the process.
         past: Sends a request directly to the server.

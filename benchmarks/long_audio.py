@@ -1,15 +1,17 @@
-"""Ten minutes of audio in one request: cost of the last steps, and growth of memory.
+"""Measure the cost of the last steps and the growth of memory when one request generates ten minutes of audio.
 
     python -m benchmarks.long_audio [--rows 30000] [--guidance 3.0]
 
-The engine core and both front ends, vLLM's and Stretto's, run in this process on one thread, with Bagpiper's streams on
-random weights. Compared are the median steps of the first and of the last thousand rows: processor time of the model's
-forward pass, whose attention reads every row so far, and of everything else; and resident memory. The KV cache is
-touched beforehand, because pages that are written for the first time would count as growth.
+The engine core and both front ends (vLLM's and Stretto's) run in this process on one thread, with Bagpiper's streams
+and random weights. The benchmark compares the median step of the first thousand rows with that of the last thousand. It
+compares resident memory and two parts of the processor time: the model's forward pass, whose attention reads all rows
+so far, and everything else. The KV cache is touched beforehand, because pages that are written for the first time would
+count as growth.
 
-Everything else does the same work at the end as at the beginning but takes longer, because attention has filled the
-processor's caches. `ms_per_step_control` shows this effect alone: the first thousand rows of another reply, in which
-each forward pass reads in addition as much of the KV cache as attention reads at the end. One line of JSON.
+"Everything else" does the same work at the end as at the beginning, but takes longer, because attention has filled the
+processor's caches. `ms_per_step_control` isolates this effect. It covers the first thousand rows of another reply, in
+which each forward pass also reads as much of the KV cache as attention reads at the end. The benchmark writes one line
+of JSON.
 """
 
 import itertools
@@ -41,7 +43,7 @@ from stretto.families.tiny.prompt import TEXT_CODEC  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
 from stretto.testing.conformance import sampling_params  # noqa: E402
 
-SPAN = 1000  # rows at the beginning and at the end that are compared
+SPAN = 1000  # number of rows at the beginning and at the end that are compared
 WARM_UP = 100
 BLOCK_SIZE = 32
 MAX_ROWS = 32_768 - 128
@@ -49,7 +51,7 @@ MAX_ROWS = 32_768 - 128
 
 @dataclass(frozen=True)
 class Mark:
-    """State of a run after a row: processor seconds so far, and resident memory."""
+    """Processor seconds and resident memory of a run after a row."""
 
     forward_s: float
     other_s: float
@@ -63,7 +65,7 @@ def resident_mb() -> float:
 
 
 class LongReplies:
-    """Replies one after another, each from the scheduler to its chunks."""
+    """Runner of replies one after another, each from the scheduler to its chunks."""
 
     def __init__(self, folder: Path, guidance_scale: float):
         write_checkpoint(folder, LONG, "benchmark_long", hidden=64, layers=2)
@@ -88,7 +90,7 @@ class LongReplies:
         return result
 
     def read_as_after(self, num_rows: int) -> None:
-        """Let each later forward pass also read as much of the KV cache as attention reads after `num_rows` rows."""
+        """Make each later forward pass also read as much of the KV cache as attention reads after `num_rows` rows."""
         num_halves = 1 if self._guidance_scale == 1.0 else 2
         share = num_halves * (PROMPT_ROWS + num_rows) / (self._engine.scheduler.kv_cache_config.num_blocks * BLOCK_SIZE)
         caches = [cache.view(-1) for cache in self._engine.runner.kv_caches]
@@ -130,7 +132,7 @@ class LongReplies:
 
 
 def ms_per_step(span: list[Mark]) -> dict[str, float]:
-    """Return the milliseconds of the median step between the marks, by part."""
+    """Return the median step between the marks, in milliseconds by part."""
     steps = list(itertools.pairwise(span))
     forward = statistics.median(after.forward_s - before.forward_s for before, after in steps)
     other = statistics.median(after.other_s - before.other_s for before, after in steps)
@@ -138,7 +140,7 @@ def ms_per_step(span: list[Mark]) -> dict[str, float]:
 
 
 def compare(marks: list[Mark], control: list[Mark]) -> dict[str, Any]:
-    """Return the figures of the first and last `SPAN` rows and of the control, and the growth of memory."""
+    """Return the figures for the first and last `SPAN` rows and for the control, and the growth of memory."""
     first, last = marks[WARM_UP : WARM_UP + SPAN + 1], marks[-SPAN - 1 :]
     return {
         "ms_per_step_first": ms_per_step(first),
@@ -150,7 +152,7 @@ def compare(marks: list[Mark], control: list[Mark]) -> dict[str, Any]:
 
 
 def check(num_rows: int, guidance_scale: float) -> dict[str, Any]:
-    """Return the figures of one reply of `num_rows` rows, and of the control."""
+    """Generate a reply of `num_rows` rows and the control, and return their figures."""
     with tempfile.TemporaryDirectory() as folder:
         replies = LongReplies(Path(folder), guidance_scale)
         marks = replies.run(num_rows)
@@ -163,7 +165,10 @@ def check(num_rows: int, guidance_scale: float) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = command_line(
-        __doc__, "long_audio", rows=(30_000, "rows of audio, 50 per second"), guidance=(3.0, "scale; 1.0 for none")
+        __doc__,
+        "long_audio",
+        rows=(30_000, "number of audio rows, 50 per second"),
+        guidance=(3.0, "guidance scale; 1.0 for no guidance"),
     )
     given = parser.parse_args()
     if not 2 * SPAN + WARM_UP <= given.rows <= MAX_ROWS:

@@ -1,15 +1,15 @@
-"""Open loop: time to the first sound at request rates up to and beyond saturation, and the knee of the curve.
+"""Measure the time to the first sound in an open loop, at request rates up to and beyond saturation.
 
-    python -m benchmarks.open_loop                          # own server: results/open_loop.jsonl
+    python -m benchmarks.open_loop                          # starts a server; results/open_loop.jsonl
     python -m benchmarks.open_loop --shares 0.5 1 --arrivals bursts --seconds 30
     python -m benchmarks.open_loop --first-frame-target-s 1 --closed-loop-rate 3.7    # at the rates of another run
 
-A closed loop of `--concurrency` streams first measures how many requests per second the server completes. Requests are
-then sent at shares of that rate, at random times (Poisson) or in bursts of `--burst` at random times. They have three
-lengths; two in three are guided, and one in six is a transcription. Requests refused because the server is full are
-counted separately. Goodput is the number of requests per second whose first audible sample arrives within `--target-s`
-and whose player never waits longer than 0.2 s. The knee is the highest rate up to which 95 % are in time and at most
-1 % are refused. One line of JSON for each rate.
+First, a closed loop of `--concurrency` streams measures how many requests per second the server completes. Then
+requests are sent at shares of that rate, either singly at random times (Poisson) or in bursts of `--burst` at random
+times. They have three lengths. Two in three are guided, and one in six is a transcription. Requests that are refused
+because the server is full are counted separately. Goodput is the number of requests per second whose first audible
+sample arrives within `--target-s` and whose player never waits longer than 0.2 s. The knee is the highest rate up to
+which 95 % of the requests are in time and at most 1 % are refused. The benchmark writes one line of JSON for each rate.
 """
 
 import argparse
@@ -30,21 +30,21 @@ from benchmarks.loads import NOISE_RATE, Trace, arrivals, follow, noise, summari
 from stretto_client import ClientError, SpeechClient
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0)
-WORDS = (4, 9, 14)  # of a text
-INPUT_S = 3.0  # of a recording to transcribe
-TRANSCRIPTIONS = 1 / 6  # share of the requests
+WORDS = (4, 9, 14)  # numbers of words in a text
+INPUT_S = 3.0  # duration of a recording to transcribe
+TRANSCRIPTIONS = 1 / 6  # share of requests that are transcriptions
 UNDERRUN_S = 0.2
 MAX_REFUSED = 0.01  # of the requests below the knee
 
 
 class Mix:
-    """Random requests, the same for the same seed."""
+    """Random mix of requests; equal seeds give equal requests."""
 
     def __init__(self, client: SpeechClient, seed: int):
         self._client, self._random, self._lines = client, random.Random(seed), texts()
 
     def draw(self) -> Callable[[], Awaitable[Trace | None]]:
-        """Return a function that sends the next request and returns its trace, or None for a transcription."""
+        """Return a function that sends the next request; it returns the trace, or None for a transcription."""
         draw = self._random
         options: dict[str, Any] = {"seed": draw.randrange(1 << 40)}
         if draw.random() < TRANSCRIPTIONS:
@@ -64,13 +64,13 @@ class Mix:
 
 
 def in_bursts(rate: float, number: int, burst: int, seed: int = 0) -> np.ndarray:
-    """Return the times in seconds [number] of requests sent in bursts of `burst`, `rate` requests per second."""
+    """Return send times in seconds [number] for bursts of `burst` requests, `rate` requests per second in all."""
     starts = arrivals(rate / burst, -(-number // burst), seed)
     return np.repeat(starts, burst)[:number]
 
 
 async def closed(mix: Mix, concurrency: int, seconds: float) -> float:
-    """Return the requests per second of `concurrency` closed loops."""
+    """Run `concurrency` closed loops and return how many requests per second they complete."""
     ended, begun = 0, time.perf_counter()
 
     async def loop() -> None:
@@ -104,7 +104,7 @@ def is_good(trace: Trace, target_s: float) -> bool:
 
 
 def figures(traces: Sequence[Trace], times: np.ndarray, wall_s: float, target_s: float) -> dict[str, Any]:
-    """Return the figures of one rate. Those of `summarise` cover admitted requests only."""
+    """Return the figures for one rate. Figures from `summarise` cover admitted requests only."""
     admitted = [trace for trace in traces if not trace.is_refused]
     span_s = max(float(times[-1]), 1e-9)
     good = sum(is_good(trace, target_s) for trace in traces)
@@ -119,7 +119,11 @@ def figures(traces: Sequence[Trace], times: np.ndarray, wall_s: float, target_s:
 
 
 def knee(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the highest rate up to which 95 % of first sounds are in time and few requests are refused, or None."""
+    """Return the highest rate up to which 95 % of first sounds are in time and at most 1 % of requests are refused.
+
+    Returns:
+        Requests per second, or None if even the lowest rate fails.
+    """
     found = None
     for record in sorted(records, key=lambda each: each["rate"]):
         late = record.get("first_sound_p95", float("inf")) > record["target_s"]
@@ -130,7 +134,7 @@ def knee(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the records of all rates, lowest first."""
+    """Measure all rates and return their records, lowest rate first."""
     records = []
     async with SpeechClient(server) as client:
         mix = Mix(client, arguments.seed)
@@ -159,7 +163,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def with_target(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Return the repository to serve: a copy in `folder` if a target of first frames is to be set."""
+    """Return the model repository to serve; if a first-frame target is given, it is a changed copy in `folder`."""
     repository: Path = arguments.model_repository
     if arguments.first_frame_target_s is None:
         return repository
@@ -177,13 +181,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "open_loop",
         serves=True,
         shares=([*SHARES], "shares of the closed loop's requests per second"),
-        burst=(8, "requests of a burst"),
-        concurrency=(16, "streams of the closed loop"),
-        closed_loop_rate=(float, "result of the closed loop of another run, to use its rates"),
-        first_frame_target_s=(float, "value for `engine.json`: fewer requests are admitted while it is missed"),
-        seconds=(60.0, "duration of the closed loop, and of each rate"),
-        least=(120, "fewest requests of a rate; a p99 needs 100 of speech"),
-        target_s=(1.5, "limit for the first sound"),
+        burst=(8, "requests per burst"),
+        concurrency=(16, "number of streams in the closed loop"),
+        closed_loop_rate=(float, "requests per second of another run's closed loop, to use the same rates"),
+        first_frame_target_s=(
+            float,
+            "value for `engine.json`; the server admits fewer requests while it misses this target",
+        ),
+        seconds=(60.0, "duration of the closed loop and of each open loop"),
+        least=(120, "minimum number of requests per rate; a p99 needs 100 requests for speech"),
+        target_s=(1.5, "latest time of a first sound that counts as good"),
         seed=(0, "seed of the requests"),
     )
     parser.add_argument("--arrivals", choices=("poisson", "bursts"), default="poisson")

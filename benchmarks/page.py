@@ -1,10 +1,11 @@
-"""Time to the first sound on the web page and on the command line, alternately with the same text and seed.
+"""Compare the time to the first sound on the web page with that of the command line, for equal texts and seeds.
 
     python -m benchmarks.page --rounds 15
 
-The benchmark starts its own server, gateway and Chromium on this host. The page's time is its own measurement, from the
-click to the first sample at the loudspeaker, including the delay of the audio device as the browser reports it. The
-command line's time is that of its summary, from the request to the first audio received.
+The benchmark starts its own server, gateway and Chromium on this host, and alternates between page and command line.
+The page measures its own time, from the click to the first sample at the loudspeaker. This includes the delay of the
+audio device, as reported by the browser. The command line prints its time in its summary, from the request to the first
+audio received.
 """
 
 import asyncio
@@ -40,12 +41,12 @@ FLAGS = (
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--hide-scrollbars"),
     *("--remote-debugging-port=0", "about:blank"),
 )
-PATIENCE_S = 120.0  # for a busy machine
+PATIENCE_S = 120.0  # generous, for a busy machine
 Record = dict[str, Any]
 
 
 class Browser:
-    """Connection to a Chromium. `on` holds event handlers by session and name."""
+    """DevTools connection to a Chromium. `on` holds event handlers by session and event name."""
 
     def __init__(self, connection: ClientConnection):
         self._connection = connection
@@ -78,7 +79,7 @@ class Browser:
                     answer.set_result(record["result"])
 
     async def tab(self) -> "Tab":
-        """Open a tab in its own context, without the storage of other tabs."""
+        """Open a tab in its own browser context, which does not share storage with other tabs."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
         self._contexts.append(context)
         target = await self.send("Target.createTarget", url="about:blank", browserContextId=context)
@@ -96,7 +97,7 @@ class Browser:
 
 
 class Tab:
-    """A page, with the addresses that it has requested and its error messages."""
+    """A page, with the addresses that it has requested and the errors that it has logged."""
 
     def __init__(self, browser: Browser, session: str, context: str):
         self._browser, self._session, self._context = browser, session, context
@@ -112,7 +113,7 @@ class Tab:
         return await self._browser.send(method, self._session, **params)
 
     async def open(self, url: str, until: str) -> None:
-        """Load a page and wait for a condition."""
+        """Load a page and wait until the JavaScript expression `until` is true."""
         is_loaded = asyncio.Event()
         self._browser.on[self._session, "Page.loadEventFired"] = lambda _: is_loaded.set()
         await self.send("Page.navigate", url=url)
@@ -129,7 +130,7 @@ class Tab:
         return answer["result"].get("value")
 
     async def wait(self, condition: str) -> None:
-        """Wait until a JavaScript expression is true; raise TimeoutError with the page's errors after PATIENCE_S."""
+        """Wait until a JavaScript expression is true; after PATIENCE_S, raise TimeoutError with the page's errors."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while not await self.value(f"Boolean({condition})"):
@@ -154,7 +155,7 @@ class Tab:
         await self.send("Input.insertText", text=text)
 
     async def press(self, key: str, modifiers: int = 0) -> None:
-        """Press a key; modifiers: 2 is Control, 8 is Shift."""
+        """Press a key. In `modifiers`, 2 is Control and 8 is Shift."""
         text = {"Enter": "\r", " ": " "}.get(key, "") if not modifiers else ""
         code = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowRight": 39, "ArrowLeft": 37}[key]
         known = {"key": key, "modifiers": modifiers, "windowsVirtualKeyCode": code}
@@ -175,13 +176,13 @@ class Tab:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     async def choose(self, selector: str, file: Path) -> None:
-        """Choose a file in a file input."""
+        """Select a file in a file input."""
         document = await self.send("DOM.getDocument")
         node = await self.send("DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector)
         await self.send("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(file)])
 
     async def serve(self, pattern: str, content: str, media_type: str) -> None:
-        """Answer the page's requests for matching addresses instead of the server."""
+        """Answer the page's requests for matching addresses with `content`, in place of the server."""
         body = base64.b64encode(content.encode()).decode()
         answer = {"responseCode": 200, "body": body}
         headers = [{"name": "content-type", "value": media_type}]
@@ -208,7 +209,7 @@ def shown_text(selector: str) -> str:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[str]:
-    """Yield the DevTools address of a Chromium with its files in an empty folder; it ends with the `with` block."""
+    """Run a Chromium with its profile in an empty folder during the `with` block; yield its DevTools address."""
     own = {name: str(folder) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     log = folder / "log"
     command = [EXECUTABLE, f"--user-data-dir={folder / 'profile'}", *FLAGS]
@@ -222,13 +223,13 @@ def chromium(folder: Path) -> Iterator[str]:
             time.sleep(0.05)
         yield match[1]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # with its children; its files are discarded
+        os.killpg(process.pid, signal.SIGKILL)  # kills the children too; the files are discarded
         process.wait()
 
 
 @asynccontextmanager
 async def driving(address: str) -> AsyncIterator[Browser]:
-    """Yield a connection to a Chromium."""
+    """Connect to a Chromium during the `with` block and yield the connection."""
     async with connect(address, max_size=None, proxy=None) as connection:
         browser = Browser(connection)
         try:
@@ -244,7 +245,7 @@ IS_OPEN = "document.querySelector('#speak').checkVisibility()"
 
 
 async def by_page(tab: Tab, seed: int) -> float:
-    """Return the seconds to the first sound on the page."""
+    """Speak on the page and return the seconds to the first sound."""
     await tab.write("#seed", str(seed))
     await tab.click("#speak-button")
     await tab.wait(f"document.querySelector('#used-seed').textContent === '{seed}'")
@@ -253,7 +254,7 @@ async def by_page(tab: Tab, seed: int) -> float:
 
 
 def by_command_line(server: str, seed: int, folder: Path) -> float:
-    """Return the seconds from the command's request to its first audio, without its start-up time."""
+    """Speak on the command line; return the seconds from its request to its first audio, excluding start-up."""
     command = [sys.executable, "-m", "stretto_client", "speak", TEXT, "--json", "--play", "off"]
     flags = ["--server", server, "--seed", str(seed), "--out", str(folder / "speech.wav")]
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
@@ -261,7 +262,7 @@ def by_command_line(server: str, seed: int, folder: Path) -> float:
 
 
 async def measure(server: str, rounds: int) -> dict[str, Any]:
-    """Return medians of both ways and of the differences of pairs, and the first click of a new tab."""
+    """Return the medians for page and command line, the median paired difference, and the first click's time."""
     with tempfile.TemporaryDirectory() as folder, gateway(server) as (url, _), chromium(Path(folder)) as address:
         async with driving(address) as browser:
             tab = await browser.tab()
@@ -285,7 +286,9 @@ async def measure(server: str, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    given = command_line(__doc__, "page", serves=True, rounds=(15, "pairs of page and command")).parse_args()
+    given = command_line(
+        __doc__, "page", serves=True, rounds=(15, "number of pairs of page and command line")
+    ).parse_args()
     stop_on_sigterm()
     with serving(given.model_repository) as address:
         append_result(given.out, "page", asyncio.run(measure(address, given.rounds)))

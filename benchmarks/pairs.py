@@ -1,13 +1,14 @@
-"""Guided replies in a KV cache too small for all: throughput relative to unguided replies, and a check of all frames.
+"""Measure guided replies in a KV cache that is too small for all of them, and check every frame.
 
     python -m benchmarks.pairs --pairs 1 4 16 --share 0.75
 
-Replies of Chatterbox's T3 with small random weights run in this process, as many guided as unguided ones in turns, of
-equal, forced lengths. One cache holds `--share` of what both halves of all guided replies take at their end, but at
-least one pair. `cfg_retention` is the time of the unguided replies over that of the guided ones, from the first prompt
-to the last frame, so preempted work that is repeated counts; `cfg_retention_cpu` is the same in processor time.
-`wrong_frames` counts rows that differ from the reply to the same prompt alone. `unguided_total` counts frames of guided
-replies that were generated without guidance. One line of JSON for each number of pairs.
+A Chatterbox T3 model with small random weights runs in this process. Equal numbers of guided and unguided replies with
+equal, forced lengths take turns. The KV cache holds `--share` of the blocks that all CFG pairs need at their end, but
+at least one pair. `cfg_retention` is the time of the unguided replies divided by the time of the guided replies, from
+the first prompt to the last frame. It therefore includes work that is repeated after a preemption. `cfg_retention_cpu`
+is the same in processor time. `wrong_frames` counts rows that differ from the unbatched reply to the same prompt.
+`unguided_total` counts frames of guided replies that were generated without guidance. The benchmark writes one line of
+JSON for each number of pairs.
 """
 
 import argparse
@@ -34,7 +35,7 @@ Rows = list[list[int]]
 
 @dataclass
 class Run:
-    """Replies that began together, in order."""
+    """Times and rows of replies that started together."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -43,7 +44,7 @@ class Run:
 
 
 class PairArm:
-    """An engine with room for a share of its replies."""
+    """An engine whose KV cache fits only a share of its replies."""
 
     def __init__(self, checkpoint: Path, number: int, arguments: argparse.Namespace):
         template, task = open_chatterbox(checkpoint), chatterbox(KNOWN).tasks[0]
@@ -63,12 +64,12 @@ class PairArm:
             max_num_batched_tokens=512,
             block_size=BLOCK_SIZE,
             kv_cache_memory_bytes=1 << 28,
-            num_gpu_blocks_override=1 + self.num_blocks,  # vLLM keeps one for itself
+            num_gpu_blocks_override=1 + self.num_blocks,  # vLLM reserves one block
         )
         self._engine = SteppedEngine.from_args(checkpoint, args)
 
     def run(self, scale: float, only: int | None = None) -> Run:
-        """Run all replies at once, or the one with index `only`, with an empty prefix cache."""
+        """Run all replies together, or only the reply with index `only`, starting with an empty prefix cache."""
         assert self._engine.scheduler.reset_prefix_cache()
         chosen = self._prompts if only is None else self._prompts[only : only + 1]
         prompts = [replace(each, sampling=replace(each.sampling, guidance_scale=scale)) for each in chosen]
@@ -86,7 +87,7 @@ class PairArm:
 
 
 def num_wrong(rows: Rows, expected: Rows) -> int:
-    """Return how many rows differ or are missing on one side."""
+    """Return how many rows differ, or exist in only one of the replies."""
     differ = sum(mine != theirs for mine, theirs in zip(rows, expected, strict=False))
     return differ + abs(len(rows) - len(expected))
 
@@ -131,10 +132,10 @@ if __name__ == "__main__":
     given = command_line(
         __doc__,
         "pairs",
-        pairs=([1, 4, 16], "replies at once"),
-        frames=(96, "frames of each reply"),
-        share=(0.75, "share of the KV blocks that all pairs take at their end"),
-        rounds=(5, "turns of each arm"),
+        pairs=([1, 4, 16], "numbers of simultaneous replies"),
+        frames=(96, "frames per reply"),
+        share=(0.75, "KV cache size, as a share of the blocks that all pairs need at their end"),
+        rounds=(5, "number of turns for each arm"),
     ).parse_args()
     cpu_kernels.install()
     with tempfile.TemporaryDirectory() as temporary:

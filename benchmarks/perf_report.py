@@ -1,14 +1,14 @@
-"""Percentiles of streams from profile exports of perf_analyzer, whose summary lacks them for streaming models.
+"""Compute the percentiles of streams from perf_analyzer's profile exports.
 
     python -m benchmarks.perf_report export.json …
     python -m benchmarks.perf_report --count export.json …      # only the number of complete requests
 
-perf_analyzer prints one latency per request. For a stream, the first response, the first response with audio and the
-gaps between responses matter. A table goes to standard output, and one JSON object is its last line. Exports of the
-same load are combined into one line.
+The summary of perf_analyzer has only one latency per request. For a stream, the first response, the first response with
+audio and the gaps between responses matter. The report prints a table; its last line is a JSON object. Exports with the
+same load are combined.
 
-An export may be truncated: for an empty output perf_analyzer writes a value from uninitialised memory, and its writer
-stops if that is not a finite number (one empty output in some hundreds). The requests before it count.
+An export may be truncated. For an empty output, perf_analyzer writes a value from uninitialised memory. If that is not
+a finite number (about one empty output in some hundreds), its writer stops. The requests before that point still count.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 PERCENTILES = (50, 95, 99)
-MIN_VALUES_FOR_P99 = 100  # fewer values do not determine a p99
+MIN_VALUES_FOR_P99 = 100  # with fewer values, a p99 is not meaningful
 INTERVALS = "intervals"
 MEASURES = ("first_response", "first_audio", "inter_response", "total")
 
-Load = tuple[str, Any]  # the load of perf_analyzer, such as "concurrency", and its value
+Load = tuple[str, Any]  # kind of load in perf_analyzer, such as "concurrency", and its value
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request: seconds from sending it to each response, and seconds of audio in each."""
+    """One request: for each response, the seconds since the request was sent and the seconds of audio."""
 
     arrivals_s: tuple[float, ...]
     audio_s: tuple[float, ...]
@@ -51,7 +51,10 @@ def read_exchange(request: dict[str, Any]) -> Exchange:
 
 
 def summarise(load: Load, exchanges: list[Exchange]) -> dict[str, Any]:
-    """Return the load, counts, and percentiles in seconds of every measure that has values; p99 from 100 values on."""
+    """Return the load, counts, and percentiles in seconds of every measure that has values.
+
+    A p99 needs at least 100 values.
+    """
     answered = [exchange for exchange in exchanges if exchange.arrivals_s]
     values = {
         "first_response": [exchange.arrivals_s[0] for exchange in answered],
@@ -76,7 +79,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def read_export(path: Path) -> dict[Load, list[Exchange]]:
-    """Return the complete requests of an export by load; raise ValueError if the file is not an export."""
+    """Read the complete requests of an export, by load; raise ValueError if the file is not an export."""
     try:
         return {
             read_load(path, experiment["experiment"]): [read_exchange(request) for request in experiment["requests"]]
@@ -87,14 +90,14 @@ def read_export(path: Path) -> dict[Load, list[Exchange]]:
 
 
 def read_load(path: Path, experiment: dict[str, Any]) -> Load:
-    """Return the load of an export, from its contents and its file name."""
+    """Return an export's load, from its contents and file name."""
     if path.name.startswith(f"{INTERVALS}-"):
         return INTERVALS, path.name.removeprefix(f"{INTERVALS}-").partition(".")[0]
     return experiment["mode"], experiment["value"]
 
 
 def parse(export: str) -> Any:
-    """Parse an export; drop the last request if it is truncated (no string contains a bare quote)."""
+    """Parse an export; drop the last request if it is truncated."""
     try:
         return json.loads(export)
     except json.JSONDecodeError:
@@ -102,7 +105,7 @@ def parse(export: str) -> Any:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """Return a summary as text, in milliseconds."""
+    """Return a summary as a text table in milliseconds."""
     load = next(iter(summary))
     head = (
         f"{load} {summary[load]}: {summary['answered']} of {summary['requests']} requests answered, "
@@ -118,8 +121,10 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the report; return 1 if a file is not an export or a request was not answered."""
-    parser = argparse.ArgumentParser(description="Percentiles of the streams in perf_analyzer's profile exports.")
+    """Print the report; return 1 if a file is not an export, or if a request got no answer."""
+    parser = argparse.ArgumentParser(
+        description="Compute percentiles of the streams in perf_analyzer's profile exports."
+    )
     parser.add_argument("exports", nargs="+", type=Path)
     parser.add_argument("--count", action="store_true", help="print only the number of complete requests")
     arguments = parser.parse_args(argv)

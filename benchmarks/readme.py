@@ -1,11 +1,12 @@
-"""Measurement of the README's figures on this machine.
+"""Measure the figures in the README on this machine and write them there.
 
     python -m benchmarks.readme [--package FOLDER]
 
-Measures, one after another and with nothing else running: the bundled model with its proxy (`ensemble`), a small
-Qwen3-TTS with random weights (`ensemble --family`) and, with `--package`, Pocket TTS alternating with the authors'
-package (`authors`). Each appends its lines to its file in `--results`. The README's text between the two comments
-that name this command is then replaced. `--only-write` takes the latest lines instead of measuring.
+The command runs benchmarks one after another; nothing else should run meanwhile. They measure the bundled model behind
+its proxy (`ensemble`), a small, randomly initialised Qwen3-TTS (`ensemble --family`) and, with `--package`, Pocket TTS
+in alternation with its authors' package (`authors`). Each benchmark appends its lines to its file in `--results`.
+Then the command replaces the README's text between the two comments that name it. `--only-write` uses the latest result
+lines instead of measuring.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SMALL_FAMILY = "qwen3-tts-small"
 
 
 def measure(results: Path, rounds: int, package: Path | None) -> None:
-    """Run the benchmarks one after another; each appends to its file in `results`."""
+    """Run the benchmarks one after another; each appends its lines to its file in `results`."""
 
     def run(benchmark: str, file: str, streams: Sequence[int], *words: str) -> None:
         command = [sys.executable, "-m", f"benchmarks.{benchmark}", *words, "--out", str(results / f"{file}.jsonl")]
@@ -41,30 +42,30 @@ def measure(results: Path, rounds: int, package: Path | None) -> None:
 
 
 def latest(records: Iterable[Record], place: str, places: Sequence[int], **wanted: Any) -> list[Record]:
-    """Return the latest record at each place on an axis.
+    """Return the latest record for each value of a field.
 
     Args:
         records: Result lines, oldest first.
-        place: Field with the place.
-        places: Wanted places.
-        **wanted: Values of other fields.
+        place: Name of the field.
+        places: Wanted values of the field.
+        **wanted: Values that other fields must have.
 
     Returns:
-        As many records as places; empty if a place has no record.
+        One record for each of `places`; an empty list if any of them has no record.
     """
     found = {each[place]: each for each in records if place in each and wanted.items() <= each.items()}
     return [found[each] for each in places] if found.keys() >= set(places) else []
 
 
 def machine(record: Record) -> str:
-    """Return where and when a record was measured, as text."""
+    """Return a text that describes where and when a record was measured."""
     host, day = record["hardware"], record["time"][:10]
     vectors = "AVX-512" if host.get("avx512") else "AVX2 only"
     return f"{host['cores']} cores of an {host['cpu']} with {vectors}, {day}, revision `{record['revision']}`"
 
 
 def text(records: Sequence[Record]) -> str:
-    """Return the README's figures as Markdown; raise ValueError if those of the bundled model are missing."""
+    """Return the README's figures as Markdown; raise ValueError if the bundled model's figures are missing."""
     bundled = latest(records, "concurrency", BUNDLED, benchmark="speech")
     if not bundled:
         raise ValueError(f"results: expected lines of `ensemble` at {BUNDLED} concurrent requests")
@@ -102,7 +103,7 @@ def _slashed(records: Iterable[Record], name: str) -> str:
 
 
 def replaced(page: str, figures: str) -> str:
-    """Return the page with the text between the two comments replaced; raise ValueError if it lacks them."""
+    """Replace the text between the page's two comments; raise ValueError if the page lacks them."""
     parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", page)
     if parts[1::2] != [BEGIN, END]:
         raise ValueError(f"README.md: expected {BEGIN.strip()} and {END.strip()}, once each")
@@ -112,10 +113,10 @@ def replaced(page: str, figures: str) -> str:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", type=Path, help="folder with pocket-tts and its requirements")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result lines; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm; default: %(default)s")
-    parser.add_argument("--only-write", action="store_true", help="measure nothing; take the latest result lines")
+    parser.add_argument("--package", type=Path, help="folder with the package pocket-tts and its requirements")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with result files; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="number of turns for each arm; default: %(default)s")
+    parser.add_argument("--only-write", action="store_true", help="do not measure; use the latest result lines")
     return parser.parse_args(words)
 
 

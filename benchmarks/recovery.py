@@ -1,9 +1,10 @@
-"""Time until the server works again after one of its processes is killed or stopped.
+"""Measure how long the server takes to work again after one of its processes is killed or stopped.
 
     python -m benchmarks.recovery --pid-file PATH       # kill each process in turn; also stop the decoder
     python -m benchmarks.recovery --pid-file PATH --processes engine --rounds 5
 
-The server must run on this host, started with `stretto serve` by this user, and must have no other clients.
+The server must run on this host, must have been started with `stretto serve` by this user, and must have no other
+clients.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ NOTICE_S = 3.0  # if readiness has not dropped by then, the fault counts as unno
 
 
 def seconds_until(condition: Callable[[], bool], begun: float, max_s: float = MAX_S) -> float | None:
-    """Return the seconds from `begun` until the condition holds; None if it does not within `max_s`."""
+    """Return the seconds from `begun` until the condition holds, or None after `max_s`."""
     while not condition():
         if time.perf_counter() - begun > max_s:
             return None
@@ -49,7 +50,7 @@ def recording() -> bytes:
 
 
 def answers(port: int, name: str) -> bool:
-    """Return True if a short text is spoken completely, or for the audio worker if a recording is answered."""
+    """Return True if the server speaks a short text completely or, for the audio worker, answers a recording."""
 
     async def ask() -> bool:
         async with SpeechClient(f"localhost:{port}") as client:
@@ -62,7 +63,10 @@ def answers(port: int, name: str) -> bool:
 
 
 def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Kill or stop a process; return the seconds until readiness dropped, returned, and until a request succeeded."""
+    """Kill or stop a process and return the record.
+
+    The record has the seconds until readiness drops, until it returns, and until a request succeeds.
+    """
     ports, processes = record["ports"], served_processes(record["pid"])
     if name not in processes:
         raise LookupError(f"the launcher with pid {record['pid']} has no process {name!r}")
@@ -76,14 +80,14 @@ def measure(name: str, how: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write one line for each signal."""
+    """Write a line of measurements for each signal sent to a process."""
     flags = command_line(
         __doc__,
         "recovery",
-        rounds=(1, "times that each process is killed"),
-        settle_s=(61.0, "pause between two; after a minute the launcher no longer counts them as repeated"),
+        rounds=(1, "how often each process is killed"),
+        settle_s=(61.0, "seconds between two faults; after a minute, the launcher no longer counts them as repeated"),
     )
-    flags.add_argument("--pid-file", type=Path, required=True, help="file of the launcher")
+    flags.add_argument("--pid-file", type=Path, required=True, help="PID file of the launcher")
     flags.add_argument("--processes", nargs="+", choices=PROCESSES, default=PROCESSES)
     given = flags.parse_args()
     turns = [(name, "killed") for name in given.processes]

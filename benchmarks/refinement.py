@@ -1,14 +1,18 @@
-"""Refinement of complete utterances (the codebooks after the first): one at a time, and in batches of similar length.
+"""Measure the refinement of complete utterances, which fills the codebooks after the first.
 
     python -m benchmarks.refinement --utterances 1 4 16 --width 256 --layers 4
 
 VALL-E's non-autoregressive model with random weights (head width 64, eight codebooks of 1024 codes) fills utterances of
-about `--frames` frames after prompts of `--rows` rows. Lengths differ by up to a tenth. Single utterances and one batch
-alternate; figures are medians over the rounds. `fill_s`: time of one utterance alone. `speedup_over_one_at_a_time`:
-wall time of all of them one at a time over that of the batch; `speedup_cpu` the same in processor time.
-`real_time_factor`: seconds to fill an utterance as part of the batch, over its duration. `differ`: utterances of which
-a code differs in the batch, because two candidates differ by less than float32 rounding. One line of JSON for each
-number of utterances.
+about `--frames` frames after prompts of `--rows` rows. Lengths differ by up to a tenth. The benchmark alternates
+between filling the utterances one at a time and in one batch. Figures are medians over the rounds:
+
+    fill_s                       time to fill a single utterance on its own
+    speedup_over_one_at_a_time   wall time of all utterances one at a time, divided by the wall time of the batch
+    speedup_cpu                  the same ratio in processor time
+    real_time_factor             seconds per utterance in the batch, divided by the utterance's duration
+    differ                       utterances with different codes in the batch, because of float32 rounding
+
+The benchmark writes one line of JSON for each number of utterances.
 """
 
 import argparse
@@ -29,7 +33,7 @@ HEAD_WIDTH = 64
 
 
 def make_refinement(width: int, num_layers: int, device: str) -> ValleRefinement:
-    """Return a model with torch's default random weights and the default vocabulary of the family."""
+    """Return a model with torch's default initialisation and the family's default vocabulary."""
     torch.manual_seed(0)
     shape = ValleShape(
         width=width,
@@ -59,14 +63,14 @@ def passages(number: int, num_frames: int, num_rows: int) -> list[Passage]:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the wall time and processor time of `work` in seconds."""
+    """Run `work` and return its wall time and processor time in seconds."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
 def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the figures of `number` utterances."""
+    """Fill `number` utterances one at a time and in a batch; return the figures."""
     given = passages(number, arguments.frames, arguments.rows)
     refinement.fill(given[:1])  # warms up
     alone, batch, differ = list[tuple[float, float]](), list[tuple[float, float]](), 0
@@ -93,14 +97,14 @@ if __name__ == "__main__":
     flags = command_line(
         __doc__,
         "refinement",
-        utterances=([1, 4, 16], "utterances of a batch"),
-        frames=(200, "frames of an utterance"),
-        rows=(200, "rows of a prompt"),
+        utterances=([1, 4, 16], "numbers of utterances per batch"),
+        frames=(200, "frames per utterance"),
+        rows=(200, "rows per prompt"),
         width=(256, "width of the model"),
         layers=(4, "layers of the model"),
-        rounds=(3, "turns of each arm"),
-        threads=(1, "threads of torch"),
-        device=("cpu", "device of torch"),
+        rounds=(3, "number of turns for each arm"),
+        threads=(1, "number of torch threads"),
+        device=("cpu", "torch device"),
     ).parse_args()
     torch.set_num_threads(flags.threads)
     model = make_refinement(flags.width, flags.layers, flags.device)

@@ -1,4 +1,4 @@
-"""Plots of benchmarks/results/*.jsonl in benchmarks/plots/, for the pages of results: the latest value of every point.
+"""Plot the latest value of every point in benchmarks/results/*.jsonl, for the result pages.
 
 python -m benchmarks.report [--results benchmarks/results] [--plots benchmarks/plots]
 """
@@ -22,13 +22,13 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: fields of a benchmark's lines against their field `over`, as curves, or as bars if `over` is a name.
+    """A plot of result fields over the field `over`: curves, or bars if the values of `over` are names.
 
     Attributes:
-        fields: Names of fields, with dots if nested.
-        by: Field of which each value has its own curves.
-        only: Values that a line must have to be drawn.
-        knee: Field with the place on the axis that is marked as the knee.
+        fields: Names of the fields to plot, with dots if nested.
+        by: Field that splits the lines into groups; each of its values gets its own curves.
+        only: Field values that a line must have to be drawn.
+        knee: Field with the position on the axis that is marked as the knee.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Plot:
 
 PLOTS = (
     Plot("open_loop", "open_loop", "rate", ("first_sound_p50", "first_sound_p95", "refused"),
-         "Open loop: first audible sample, share refused, by the target of first frames", "seconds, share",
+         "Open loop: first audible sample and share refused, by first-frame target", "seconds, share",
          by="first_frame_target", only={"arrivals": "poisson"}, knee="knee"),
     Plot("frame_parts", "frame_parts", "requests",
          tuple(f"cpu_ms_per_frame.{part}" for part in ("talker", "predictor", "rest", "codec")),
          "Small Qwen3-TTS: processor time of a frame by part", "ms", only={"family": "qwen3-tts-small"}),
     Plot("schedules_ids", "schedules", "streams", ("over_vanilla", "allowed"),
-         "VITA-Audio's schedules: ids per second of processor time over one id per forward pass", "ratio",
+         "VITA-Audio schedules: ids per second of processor time, relative to one id per forward pass", "ratio",
          by="schedule"),
     Plot("schedules_passes", "schedules", "schedule", ("passes_to_first_code", "passes_to_first_block"),
-         "VITA-Audio's schedules: forward passes before the first sound", "forward passes"),
+         "VITA-Audio schedules: forward passes before the first sound", "forward passes"),
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def read_results(folder: Path) -> list[Record]:
 
 
 def value(record: Record, name: str) -> Any:
-    """Return the field `name`, with `a.b` for field b of record a; None if there is none."""
+    """Return the field `name` of a record, or None; `a.b` is field b of the nested record a."""
     found: Any = record
     for part in name.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -72,7 +72,7 @@ def value(record: Record, name: str) -> Any:
 
 
 def points(records: Iterable[Record], plot: Plot) -> dict[Any, Record]:
-    """Return the latest record at each place on the axis of `plot`, in order."""
+    """Return the latest record for each position on the axis of `plot`, in order."""
     latest = {
         value(record, plot.over): record
         for record in records
@@ -84,7 +84,7 @@ def points(records: Iterable[Record], plot: Plot) -> dict[Any, Record]:
 
 
 def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]]:
-    """Return the points of each value of `plot.by` that has any, by the prefix of its legend entries."""
+    """Group the points by the values of `plot.by`; keys are the prefixes of legend entries."""
     if plot.by is None:
         found = {"": points(records, plot)}
     else:
@@ -122,14 +122,14 @@ def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) ->
 
 
 def knee_of(records: Mapping[Any, Record], plot: Plot) -> list[float]:
-    """Return a list with the position of the knee in the latest measurement that has one."""
+    """Return a list with the knee's position from the latest measurement that has one; empty if none has."""
     latest = sorted(records.values(), key=lambda record: record["time"])
     marked = [value(record, plot.knee) for record in latest if plot.knee is not None]
     return [place for place in marked if place is not None][-1:]
 
 
 def draw_curves(axes: Axes, plot: Plot, found: Mapping[str, Mapping[Any, Record]]) -> None:
-    """Draw a curve for each group and field. Groups differ in colour, and fields of a group in dashes."""
+    """Draw a curve for each group and field. Groups differ in colour; fields within a group differ in dashes."""
     for color, (group, records) in enumerate(found.items()):
         for dashes, name in enumerate(plot.fields):
             line = {place: value(record, name) for place, record in records.items() if value(record, name) is not None}
@@ -139,7 +139,7 @@ def draw_curves(axes: Axes, plot: Plot, found: Mapping[str, Mapping[Any, Record]
 
 
 def draw_bars(axes: Axes, plot: Plot, records: Mapping[str, Record]) -> None:
-    """Draw adjacent bars for the fields, with their heights above them."""
+    """Draw adjacent bars for the fields, labelled with their heights."""
     width = 0.8 / len(plot.fields)
     for index, name in enumerate(plot.fields):
         starts = [place + index * width for place in range(len(records))]

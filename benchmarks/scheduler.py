@@ -1,17 +1,19 @@
-"""Cost of scheduling: `schedule` and `update_from_output` of a step with CFG pairs, compared with stock vLLM.
+"""Measure the cost of scheduling a step with CFG pairs, compared with stock vLLM.
 
     python -m benchmarks.scheduler --pairs 1 8 32
 
-Guided replies in their audio segment and greedy decoding by stock vLLM with as many rows alternate in this process;
-only steps in which every row decodes are counted. `scheduler_ratio` is Stretto's time over stock's, in processor time
-of the thread while the engine runs; between the two calls the model empties the processor's caches. `replayed` covers
-the two calls alone, with the model's last output repeated: microseconds, which other processes disturb less, and Python
-instructions, which they do not disturb.
+The calls measured are `schedule` and `update_from_output`. Guided replies in their audio segment alternate, in this
+process, with greedy decoding by stock vLLM at the same number of rows. Only steps in which every row decodes are
+counted. `scheduler_ratio` is Stretto's time divided by the time of stock vLLM, in processor time of the thread while
+the engine runs. Between the two calls, the model's forward pass evicts the processor's caches. `replayed` covers only
+the two calls, with the model's last output repeated. It has microseconds, which are less sensitive to other processes,
+and counts of Python instructions, which are not sensitive to them.
 
-`step` has the Python instructions of a complete step: everything that the engine core does, from `schedule` to the
-outputs. Work that a GPU runs as a graph or a kernel counts as one call on both sides: the model's forward pass and
-vLLM's kernels. The launches of our sampler are left out; it repeats the same rows. The sampler is that of a GPU, with
-its tables in host memory, so waits for a device are not measured. One line of JSON for each number of pairs.
+`step` has the number of Python instructions in a complete step: everything that the engine core does, from `schedule`
+to the outputs. Work that a GPU runs as a graph or kernel (the model's forward pass and vLLM's kernels) counts as one
+call on both sides. The sampler is the one for GPUs, with its tables in host memory, so waits for a device are not
+measured. Its kernel launches are left out, and it repeats the same rows. The benchmark writes one line of JSON for each
+number of pairs.
 """
 
 import argparse
@@ -40,11 +42,11 @@ from vllm.v1.request import RequestStatus  # noqa: E402
 
 Call = Callable[[], Any]
 
-ROUNDS, STEPS = 15, 12  # of the clock, whose first round warms up; steps for each count
+ROUNDS, STEPS = 15, 12  # timed rounds, the first of which warms up; counted steps
 
 
 def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda code: False) -> int:
-    """Return how many Python instructions `call` runs in this thread; each call of a C function counts as one.
+    """Return how many Python instructions `call` runs in this thread; a call to a C function counts as one.
 
     Args:
         call: Function to run.
@@ -80,7 +82,7 @@ def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda c
 
 
 class ReplayedSteps:
-    """Requests that decode one row per step from the view of the scheduler of `engine`. They end with this object."""
+    """Requests that, for the scheduler of `engine`, decode one row per step. They end with this object."""
 
     def __init__(
         self, engine: SteppedEngine, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int
@@ -99,7 +101,7 @@ class ReplayedSteps:
         del self._scheduler.update_from_output
 
     def _decodes(self) -> bool:
-        """Step the engine; return True if every row decoded before and after."""
+        """Step the engine; return True if every row was decoding both before and after the step."""
         before = self._engine.num_decoding()
         self._engine.step()
         return before == self._engine.num_decoding() == self._num_rows
@@ -114,7 +116,7 @@ class ReplayedSteps:
         self._engine.step()  # informs the worker
 
     def step(self, gauge: Callable[[Call], float]) -> dict[str, float]:
-        """Run one step; return the gauge of `schedule`, of `update_from_output`, and their sum."""
+        """Run one step; return what `gauge` measures for `schedule` and `update_from_output`, and the sum."""
         scheduled: Any = None
 
         def schedule() -> None:
@@ -122,7 +124,7 @@ class ReplayedSteps:
             scheduled = self._scheduler.schedule()
 
         of_schedule = gauge(schedule)
-        assert scheduled.total_num_scheduled_tokens == self._num_rows, "a request has ended, or was preempted"
+        assert scheduled.total_num_scheduled_tokens == self._num_rows, "a request has ended or was preempted"
         output = self._output
         output.logprobs, output.sampled_token_ids = self._logprobs, [list(ids) for ids in output.sampled_token_ids]
         of_update = gauge(lambda: self._scheduler.update_from_output(scheduled, output))
@@ -130,7 +132,7 @@ class ReplayedSteps:
 
 
 def cpu_us(call: Call) -> float:
-    """Return the microseconds of this thread's processor time that `call` takes."""
+    """Return how many microseconds of this thread's processor time `call` takes."""
     begun = time.thread_time()
     call()
     return 1e6 * (time.thread_time() - begun)
@@ -140,7 +142,7 @@ GAUGES: dict[str, Callable[[Call], float]] = {"cpu_us": cpu_us, "instructions": 
 
 
 def host_work(ours: ReplayedSteps, stock: ReplayedSteps) -> dict[str, Any]:
-    """Return the median step of both arms by every gauge, and the median ratio; the arms take turns."""
+    """Alternate the arms; return each arm's median step for every gauge, and the median ratio."""
     return {name: _compare(gauge, ours, stock, ROUNDS if name == "cpu_us" else 1) for name, gauge in GAUGES.items()}
 
 
@@ -148,7 +150,7 @@ def _compare(gauge: Callable[[Call], float], ours: ReplayedSteps, stock: Replaye
     turns = [
         {name: median_parts([arm.step(gauge) for _ in range(STEPS)], 1) for name, arm in arms.items()}
         for arms in [{"ours": ours, "stock": stock}] * (rounds + 1)
-    ][1:]  # the first warms up
+    ][1:]  # the first round warms up
     ratio = median_ratio(*([turn[name]["all"] for turn in turns] for name in ("ours", "stock")))
     return {"ratio": round(ratio, 4)} | {
         name: median_parts([turn[name] for turn in turns], 1) for name in ("ours", "stock")
@@ -156,7 +158,7 @@ def _compare(gauge: Callable[[Call], float], ours: ReplayedSteps, stock: Replaye
 
 
 def median_parts(parts: list[dict[str, float]], digits: int) -> dict[str, float]:
-    """Return the median of each part."""
+    """Return the median of each part, rounded to `digits`."""
     return {part: round(statistics.median(each[part] for each in parts), digits) for part in parts[0]}
 
 
@@ -165,7 +167,7 @@ REPLAYED_FRAMES = 400
 
 
 class SchedulerWatch(MethodWatch):
-    """Seconds that the two calls of one scheduler took, for each step that decodes `num_rows` rows."""
+    """Times of the two calls of a scheduler, for each step that decodes `num_rows` rows."""
 
     def __init__(self, scheduler: Any, num_rows: int):
         super().__init__()
@@ -188,7 +190,7 @@ class SchedulerWatch(MethodWatch):
         return timed
 
     def take_ms(self) -> dict[str, float]:
-        """Return the median milliseconds of a step since the last call."""
+        """Return the median milliseconds per step since the last call of this method."""
         taken = {"schedule": self.schedule_s, "update": self.update_s}
         figures = {name: 1e3 * statistics.median(times) for name, times in taken.items()}
         for times in taken.values():
@@ -197,7 +199,7 @@ class SchedulerWatch(MethodWatch):
 
 
 def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
-    """Run both arms alternately; return medians over the rounds, and of the ratio within a round."""
+    """Alternate both arms; return the medians over the rounds of their times and of the ratio within a round."""
     num_rows, frames = 2 * pairs, arguments.frames
     watches = {name: SchedulerWatch(arm.engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))}
     rounds = []
@@ -232,13 +234,13 @@ MODELS = "multi_stream.py", "backbones.py"
 
 
 def is_of_the_device(code: CodeType) -> bool:
-    """Return True for a function that is one call on a GPU: the CPU version of a kernel, or the model's forward."""
+    """Return True if a function is a single call on a GPU: a kernel's CPU version, or the model's forward pass."""
     is_forward = code.co_name == "forward" and code.co_filename.endswith(MODELS)
     return is_forward or code.co_filename.startswith(TWINS)
 
 
 def settle(engine: SteppedEngine, num_rows: int) -> None:
-    """Step until every row decodes, and then WARM_UP steps."""
+    """Step until every row decodes, then run WARM_UP further steps."""
     left = WARM_UP
     while left:
         before = engine.num_decoding()
@@ -247,7 +249,7 @@ def settle(engine: SteppedEngine, num_rows: int) -> None:
 
 
 def sample_as_a_gpu(engine: SteppedEngine) -> SpeechSampler:
-    """Replace the sampler of the CPU, which is returned, by that of a GPU, which repeats the last output."""
+    """Replace the CPU sampler with the GPU sampler, which repeats the last output; return the CPU sampler."""
     runner, outputs = engine.runner, list[Any]()
     state, plain = runner.model_state, runner.sampler
     inner = SpeechSampler.__call__
@@ -273,9 +275,9 @@ def sample_as_a_gpu(engine: SteppedEngine) -> SpeechSampler:
 
 
 def instructions(engine: SteppedEngine, num_rows: int) -> float:
-    """Return the instructions of the median step that decodes `num_rows` rows."""
+    """Return the median number of instructions in a step that decodes `num_rows` rows."""
     counts = [count_instructions(engine.step, is_of_the_device) for _ in range(COUNTED_STEPS)]
-    assert engine.num_decoding() == num_rows, "a request has ended, or was preempted"
+    assert engine.num_decoding() == num_rows, "a request has ended or was preempted"
     return statistics.median(counts)
 
 
@@ -286,7 +288,7 @@ def finish(engine: SteppedEngine) -> None:
 
 
 def measure_step(pairs: int, ours: SpeechArm, stock: StockArm) -> dict[str, float]:
-    """Return the Python instructions of a complete step of both arms, and their ratio."""
+    """Return the number of Python instructions in a complete step of each arm, and the ratio."""
     num_rows = 2 * pairs
     ours.engine.add(*ours.requests(pairs, FRAMES, SCALE))
     settle(ours.engine, num_rows)
@@ -308,14 +310,14 @@ if __name__ == "__main__":
     given = command_line(
         __doc__,
         "scheduler",
-        pairs=([1, 8, 32], "guided replies in a step"),
-        frames=(64, "frames of each reply"),
-        rounds=(15, "turns of each arm"),
+        pairs=([1, 8, 32], "numbers of guided replies per step"),
+        frames=(64, "frames per reply"),
+        rounds=(15, "number of turns for each arm"),
         checkpoint=(CHECKPOINT, "checkpoint to load"),
     ).parse_args()
     config = EngineConfig.from_file(ENGINE_ARGS, given.checkpoint)
     cpu_kernels.install()
-    shared = SharedStats.create(1)  # our scheduler publishes its statistics, as it does in service
+    shared = SharedStats.create(1)  # our scheduler publishes its statistics, as in production
     observed = replace(config, engine_args={**config.engine_args, "additional_config": {STATS_KEY: str(shared.path)}})
     both = SpeechArm(observed), StockArm(config)
     shared.close()

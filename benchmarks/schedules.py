@@ -1,13 +1,13 @@
-"""Gain of VITA-Audio's schedules: ids per processor-second relative to Vanilla, and passes until the first sound.
+"""Measure what VITA-Audio's schedules gain: ids per processor-second relative to Vanilla, and passes to first sound.
 
     python -m benchmarks.schedules --streams 1 4 16 --ids 55
 
-Greedy replies of a random model of the published proportions (28 layers, 10 modules, the published ratio of head to
-layer), each schedule in turn, `--rounds` times. `allowed` is the speed-up if only reading weights took time: an id of
-the main model reads all its weights; an id of a module reads a layer, a projection and the head. `passes` counts
-forward passes of the main model from the start of the reply, with words and codes alternating as in training: until
-the first code, and until the first block of 25 codes plus the 6 that its decoder needs. One line of JSON for each
-schedule at each number of streams.
+A randomly initialised model with the published proportions (28 layers, 10 modules, the published ratio of head to
+layer) generates greedy replies. The schedules take turns, `--rounds` times. `allowed` is the speed-up that would result
+if only reading weights took time. An id from the main model reads all of its weights. An id from a module reads a
+layer, a projection and the head. `passes` counts the main model's forward passes from the start of the reply, with
+words and codes alternating as in training. They are counted until the first code, and until the decoder's first block
+of 25 codes and the 6 codes after it. The benchmark writes one line of JSON for each schedule and number of streams.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from stretto.families.vita_audio.family import MARKERS, SCHEDULES, VANILLA, Vita
 from stretto.records.prompt import Prompt
 
 LAYERS = 28
-# Hidden size, inner size and ids are an eighth of the published ones; attention needs heads of at least 32.
+# Hidden size, inner size and number of ids are an eighth of the published ones. Attention needs a head width of 32.
 CONFIG: dict[str, Any] = {
     **SMALL,
     "num_hidden_layers": LAYERS + MODULES,
@@ -51,11 +51,11 @@ VOCABULARY = VitaVocabulary(
 )
 FAMILY = vita_audio(VOCABULARY)
 FIRST_BLOCK = 25 + 6  # `codecs/glm4_voice.py`
-TRAINED = {"balance": SCHEDULES["balance"]}  # the others were trained with Boost's ratio
+TRAINED = {"balance": SCHEDULES["balance"]}  # the other schedules use Boost's training ratio
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Write the random model as the converter would."""
+    """Write the randomly initialised model as the converter would."""
     save_file(tensors(CONFIG, 0), folder / "model.safetensors")
     names = {"architectures": ["StrettoQwen2ForCausalLM"], "model_type": "qwen2", "dtype": "float32"}
     vocabulary = {"speech_family": FAMILY.name, "speech_vocabulary": VOCABULARY.to_record()}
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def prompt(schedule: str, seed: int, num_ids: int) -> Prompt:
-    """Return a short prompt of a reply of `num_ids` ids."""
+    """Return a short prompt whose reply has `num_ids` ids."""
     task = FAMILY.task("dialogue")
     text = replace(task.sampling.text, min_rows=num_ids, max_rows=num_ids)
     rows = np.random.default_rng(seed).integers(0, 18_000, (16, 1)).astype(np.int32)
@@ -71,7 +71,7 @@ def prompt(schedule: str, seed: int, num_ids: int) -> Prompt:
 
 
 def ids_per_second(engine: SteppedEngine, schedule: str, streams: int, num_ids: int) -> float:
-    """Return ids per second of this process's processor time, after the prompts have been processed."""
+    """Return the ids generated per second of this process's processor time, excluding the prompts."""
     engine.add_prompts([prompt(schedule, seed, num_ids) for seed in range(streams)])
     while engine.num_decoding() < streams:
         engine.step()
@@ -81,11 +81,11 @@ def ids_per_second(engine: SteppedEngine, schedule: str, streams: int, num_ids: 
 
 
 def allowed(mode: Sequence[int], config: Mapping[str, Any] = MAIN) -> float:
-    """Return the weights that Vanilla reads per id, divided by those that the last pair of `mode` reads per id.
+    """Return the weights that Vanilla reads per id, divided by the weights that the last pair of `mode` reads per id.
 
     Args:
-        mode: Schedule: ids of the main model and of modules, in pairs.
-        config: Configuration of the main model, with its layers only.
+        mode: Schedule as pairs: the number of ids from the main model, then from modules.
+        config: Configuration of the main model; it counts only the main layers.
     """
     width, inner = config["hidden_size"], config["intermediate_size"]
     keys = 2 * width // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -96,7 +96,10 @@ def allowed(mode: Sequence[int], config: Mapping[str, Any] = MAIN) -> float:
 
 
 def is_code(ratio: Sequence[int]) -> Iterator[bool]:
-    """Yield for each id of a reply as trained True if it is a code; an audio turn begins and ends with a marker."""
+    """For each id of a reply that alternates as in training, yield True if it is a code.
+
+    An audio turn begins and ends with a marker.
+    """
     turn = 0
     while True:
         text, audio = (sizes[min(turn, len(sizes) - 1)] for sizes in (ratio[::2], ratio[1::2]))
@@ -105,7 +108,7 @@ def is_code(ratio: Sequence[int]) -> Iterator[bool]:
 
 
 def passes(schedule: str, num_codes: int) -> int:
-    """Return the forward passes of the main model until a reply has `num_codes` codes."""
+    """Return how many forward passes of the main model it takes until a reply has `num_codes` codes."""
     burst, kinds = BurstSchedule(schedule, SCHEDULES[schedule]), is_code(TRAINED.get(schedule, SCHEDULES["boost"]))
     index = steps = 0
     while num_codes > 0:
@@ -116,7 +119,7 @@ def passes(schedule: str, num_codes: int) -> int:
 
 
 def ids_after(schedule: str, num_passes: int) -> int:
-    """Return the number of ids of a reply after `num_passes` forward passes of the main model."""
+    """Return how many ids a reply has after `num_passes` forward passes of the main model."""
     burst, index = BurstSchedule(schedule, SCHEDULES[schedule]), 0
     for _ in range(num_passes):
         index += 1 + burst.num_extra(index)
@@ -124,7 +127,7 @@ def ids_after(schedule: str, num_passes: int) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure all schedules alternately; yield a record for each at each number of streams."""
+    """Measure all schedules in turns; yield a record for each schedule and number of streams."""
     speeds: dict[int, dict[str, list[float]]] = {n: {name: [] for name in SCHEDULES} for n in arguments.streams}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder))
@@ -153,9 +156,9 @@ if __name__ == "__main__":
     given = command_line(
         __doc__,
         "schedules",
-        streams=([1, 4, 16], "replies at once"),
-        ids=(55, "ids of a reply"),
-        rounds=(3, "turns of each schedule"),
+        streams=([1, 4, 16], "numbers of simultaneous replies"),
+        ids=(55, "ids per reply"),
+        rounds=(3, "number of turns for each schedule"),
     ).parse_args()
     for figures in measure(given):
         append_result(given.out, "schedules", figures)

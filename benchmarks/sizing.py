@@ -1,13 +1,13 @@
-"""Estimates: concurrent streams of each family on each GPU; for 1 to 1000 GPUs gateways, network and cost of speech.
+"""Estimate how many streams of each family a GPU serves, and what 1 to 1000 GPUs need in gateways, network and money.
 
     python -m benchmarks.sizing                     # the tables of docs/gpu.md, then those of docs/scale.md
-    python -m benchmarks.sizing --gpu-price 3.20    # price of an hour of a GPU
+    python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
-A step computes one row for each stream, two for a guided one, and must end before the next frame is due. It reads all
-weights once and the KV cache of every row, and computes two operations per weight and row. For a family with a depth
-transformer, the depth layers are read again for each code. Memory holds the weights and the KV cache of the longest
-reply. The codec computes in float32, on its own GPU, or for the cost of speech on that of the language model. The cost
-of gateways per second of audio is measured. The constants are the other assumptions.
+A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
+is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
+family with a depth transformer, the depth layers are read again for each code. Memory holds the weights and the KV
+cache of the longest reply. The codec computes in float32 on its own GPU; for the cost of speech, it shares the language
+model's GPU. The cost of gateways per second of audio is measured. All other assumptions are constants in this module.
 """
 
 import argparse
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 BYTES = 2  # bfloat16
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # of the data sheet's values, reached by kernels
+SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
 SHARE_OF_MEMORY = 0.85  # `gpu_memory_utilization` of `make-repository --gpu`
-SHARE_OF_FLOAT32 = 0.3  # reached by a codec's convolutions
+SHARE_OF_FLOAT32 = 0.3  # share that a codec's convolutions reach
 RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
-SHARE_OF_TIME = 0.8  # of the time between two frames that a step may take
+SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
-# Least time of a depth transformer's layer and of what surrounds its layers in a pass: eight and five small consecutive
-# kernels (counted, tests/engine/kernels/gpu/test_depth.py) of 3 µs, of which the draw takes 6 µs.
+# Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
+# another (counted in tests/engine/kernels/gpu/test_depth.py). A kernel takes 3 µs, except that the draw takes 6 µs.
 LAYER_MS, DRAW_MS = 0.024, 0.018
-SECONDS, PROMPT_ROWS = 30.0, 200  # of the longest reply; streams are halfway through it on average
+SECONDS, PROMPT_ROWS = 30.0, 200  # longest reply; on average, streams are halfway through it
 MOST_STREAMS = 1024
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of a decoder. inner: width of the MLP, or the sum of widths if a layer has several."""
+    """Layers of a decoder. `inner` is the width of the MLP, or the sum of widths if a layer has several MLPs."""
 
     hidden: int
     layers: int
@@ -48,7 +48,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Depth(Shape):
-    """A depth transformer: `passes` sample the codes of a frame after the first, from `columns` logits each."""
+    """A depth transformer, whose `passes` passes sample a frame's codes after the first from `columns` logits each."""
 
     passes: int
     columns: int
@@ -59,7 +59,7 @@ class Depth(Shape):
         return self.layer_weights + 2 * self.passes * self.columns * self.hidden
 
     def ms(self, gpu: "Gpu", rows: int) -> float:
-        """Return the milliseconds to complete the frames of `rows` rows."""
+        """Return how many milliseconds it takes to complete the frames of `rows` rows."""
         return self.passes * max(
             products_ms(self.layer_weights + self.columns * self.hidden, gpu, rows), self.launch_ms
         )
@@ -95,23 +95,23 @@ class Backbone(Shape):
 
     @property
     def kv_bytes(self) -> int:
-        """KV cache of one row in bytes: keys and values of every layer."""
+        """Size of the KV cache per row in bytes: keys and values of every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
 
     @property
     def rows(self) -> int:
-        """Rows of a stream in a step."""
+        """Number of rows per stream in a step."""
         return 2 if self.is_guided else 1
 
     @property
     def longest(self) -> int:
-        """Rows of the longest reply with its prompt."""
+        """Number of rows in the longest reply, including its prompt."""
         return PROMPT_ROWS + round(SECONDS * self.frame_rate)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Data sheet values: memory, bandwidth, and operations per second in dense bfloat16 and in float32."""
+    """Data sheet values of a GPU: memory, bandwidth, and operations per second in dense bfloat16 and float32."""
 
     name: str
     memory_gb: float
@@ -122,7 +122,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class CodecCost:
-    """Operations per second of audio, in chunks of 25 and of 8 frames with context (torch's `FlopCounterMode`)."""
+    """Operations per second of audio in chunks of 25 and of 8 frames, with context (counted by `FlopCounterMode`)."""
 
     name: str
     gflop: dict[int, float]
@@ -152,13 +152,16 @@ CODECS = (CodecCost("xcodec (Bagpiper)", {25: 44.0, 8: 85.6}), CodecCost("espnet
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many of the longest replies the KV cache holds; 0 or less if the weights do not fit."""
+    """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
     free = 1e9 * (SHARE_OF_MEMORY * gpu.memory_gb - RESERVED_GB) - BYTES * backbone.weights
     return int(free // (backbone.rows * backbone.longest * backbone.kv_bytes))
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step of `streams` streams halfway through: device or host, whichever is slower."""
+    """Return the milliseconds of a step with `streams` streams halfway through their replies.
+
+    The slower of device and host determines the time.
+    """
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.longest / 2 * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
@@ -167,7 +170,7 @@ def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
 
 
 def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
-    """Return the milliseconds of matrix products: the time to read the weights or to compute, whichever is longer."""
+    """Return the milliseconds of matrix products: the longer of reading the weights and computing."""
     read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
     return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
 
@@ -179,12 +182,12 @@ def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
 
 
 def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """Return how many streams, in chunks of `frames` frames, the codec serves on its own GPU."""
+    """Return how many streams the codec serves on its own GPU, in chunks of `frames` frames."""
     return int(1e3 * SHARE_OF_FLOAT32 * gpu.float32_tflops // codec.gflop[frames])
 
 
 def tables() -> str:
-    """Return the tables in Markdown."""
+    """Return the tables for docs/gpu.md in Markdown."""
     lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
     for each in BACKBONES:
         weights_gb, stream_gb = BYTES * each.weights / 1e9, each.rows * each.longest * each.kv_bytes / 1e9
@@ -208,9 +211,9 @@ def _cell(backbone: Backbone, gpu: Gpu) -> str:
 
 
 BUSY = 0.75  # share of a server's streams in use: deploy/kubernetes/scaling.yaml, deploy/ray
-CHUNK_FRAMES = 25  # of a steady stream
+CHUNK_FRAMES = 25  # frames per chunk of a steady stream
 GATEWAY_MS = 12.7  # processor time per second of mp3, the most expensive format (measured: docs/scale.md)
-GATEWAY_BUSY = 0.6  # of a gateway's processor: the target of its autoscaler
+GATEWAY_BUSY = 0.6  # target share of a gateway's processor, for its autoscaler
 GATEWAY_STREAMS = 256  # `--max-active` of a gateway
 INSIDE_KBIT = 16 * 24.0 * 1.05  # server to gateway: 16-bit samples at 24 kHz, plus gRPC (estimated)
 OUTSIDE_KBIT = {"pcm, wav": 16 * 24.0, "mp3, aac": 64.0, "opus": 32.0}  # `stretto_gateway.encoding.CODECS`
@@ -221,7 +224,7 @@ COUNTED = tuple(each for each in BACKBONES if any(each.name.split()[0] in codec.
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices of an hour, in one currency: a GPU with its share of a host, and a core of a gateway's host."""
+    """Prices per hour in any currency: for a GPU with its share of a host, and for a core of a gateway host."""
 
     gpu: float = 2.50
     core: float = 0.04
@@ -241,43 +244,43 @@ class Fleet:
 
     @property
     def gateway_cores(self) -> float:
-        """Cores of gateways, each of which is one process on one core."""
+        """Number of cores for the gateways; each gateway is a single process on one core."""
         return max(self.busy_streams * GATEWAY_MS / 1e3 / GATEWAY_BUSY, self.busy_streams / GATEWAY_STREAMS)
 
     @property
     def inside_gbit(self) -> float:
-        """Gbit per second between servers and gateways."""
+        """Network traffic between servers and gateways in Gbit per second."""
         return self.busy_streams * INSIDE_KBIT / 1e6
 
     def outside_gbit(self, kbit: float) -> float:
-        """Return Gbit per second to clients."""
+        """Return the network traffic to clients in Gbit per second, at `kbit` kbit/s per stream."""
         return self.busy_streams * kbit / 1e6
 
     def hour_of_speech(self, prices: Prices) -> float:
-        """Return the cost of an hour of speech with all streams in use."""
+        """Return the cost of an hour of speech when all `busy_streams` are in use."""
         return (self.num_gpus * prices.gpu + self.gateway_cores * prices.core) / self.busy_streams
 
 
 def codec_of(backbone: Backbone) -> CodecCost:
-    """Return the codec of a model in COUNTED."""
+    """Return the codec cost of a model in COUNTED."""
     (found,) = [codec for codec in CODECS if backbone.name.split()[0] in codec.name]
     return found
 
 
 def share_of_time(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the share of the time between two frames that a step and the codec take on one GPU."""
+    """Return the share of the frame period that a step and the codec take on one GPU."""
     codec = streams / max(1, streams_of_codec(codec_of(backbone), gpu, CHUNK_FRAMES))
     return step_ms(backbone, gpu, streams) * backbone.frame_rate / 1e3 + codec
 
 
 def streams_of(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many streams one GPU serves with both language model and codec; 0 if none in real time."""
+    """Return how many streams one GPU serves in real time with both language model and codec; may be 0."""
     most = max(0, streams_in_memory(backbone, gpu))
     return max((n for n in range(1, most + 1) if share_of_time(backbone, gpu, n) <= SHARE_OF_TIME), default=0)
 
 
 def fleet_tables(prices: Prices) -> str:
-    """Return the fleet_tables in Markdown."""
+    """Return the tables for docs/scale.md in Markdown."""
     head = [gpu.name for gpu in GPUS]
     lines = ["| one GPU: streams, hour of speech | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
     for backbone in COUNTED:
@@ -306,10 +309,10 @@ def _cost_cell(streams: int, prices: Prices) -> str:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Print the fleet_tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu-price", type=float, default=Prices.gpu, help="price of an hour; default: %(default)s")
-    parser.add_argument("--core-price", type=float, default=Prices.core, help="price of an hour; default: %(default)s")
+    parser.add_argument("--gpu-price", type=float, default=Prices.gpu, help="price per hour; default: %(default)s")
+    parser.add_argument("--core-price", type=float, default=Prices.core, help="price per hour; default: %(default)s")
     arguments = parser.parse_args(words)
     print(tables(), fleet_tables(Prices(arguments.gpu_price, arguments.core_price)), sep="\n\n")
 

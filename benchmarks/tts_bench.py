@@ -1,9 +1,10 @@
-"""tts-bench, a public load test of streaming speech servers, against a running gateway, with its own defaults.
+"""Run tts-bench, a public load test for streaming speech servers, against a running gateway.
 
     python -m benchmarks.tts_bench --bench ~/tts-bench/.venv/bin/bench --url http://127.0.0.1:8003
 
-Requests arrive at random times: the first target at each rate, then the other targets at one rate. The texts are those
-of `perf_inputs.json`. One line of JSON for each run.
+tts-bench runs with its default settings, and requests arrive at random times. The first target runs at each rate, the
+other targets at a single rate. The texts come from `perf_inputs.json`. The benchmark writes one line of JSON for each
+run.
 """
 
 import json
@@ -16,17 +17,17 @@ from typing import Any
 from benchmarks.harness import append_result, command_line
 
 TARGETS = ("vllm-omni", "sglang-omni", "voxserve", "mstar", "nari")
-LATE = "audio_stall"  # tts-bench's name for audio that is complete but was late by more than 0.5 s
+LATE = "audio_stall"  # tts-bench's error kind for complete audio that was late by more than 0.5 s
 
 
 def write_texts(path: Path) -> None:
-    """Write the texts as tts-bench reads them."""
+    """Write the texts in tts-bench's format."""
     texts = [each["text"][0] for each in json.loads(Path("benchmarks/perf_inputs.json").read_text())["data"]]
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)))
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
-    """Return the figures of a finished run: numbers of requests, and medians in milliseconds."""
+    """Read the figures of a finished run: counts of requests, and medians in milliseconds."""
     summary = json.loads((folder / "summary.json").read_text())
     results = [json.loads(line) for line in (folder / "requests.jsonl").read_text().splitlines()]
     kinds = Counter(result["error_kind"] for result in results if result["phase"] == "measurement")
@@ -46,7 +47,7 @@ def main() -> None:
     args = command_line(
         __doc__,
         "tts_bench",
-        bench=("bench", "command of tts-bench"),
+        bench=("bench", "path of the tts-bench command"),
         url=("http://127.0.0.1:8003", "address of the gateway"),
         rates=([0.5, 1, 2, 4], "requests per second for the first target"),
         others_at=(1.0, "requests per second for the other targets"),

@@ -2,11 +2,12 @@
 
     scripts/soak.sh --minutes 60        # with its own shared memory and disk, so that they can be filled
 
-First every request of `load.py` is sent alone, which gives its reference. Then `--streams` clients send requests at
-random and read the answers in several ways. Every answer must equal its reference or be an error, and must not be
-late (`--limit-s`). Memory is monitored. Threads, descriptors, shared memory and the server's own metrics must
-afterwards be those of an idle server. Then each fault of `faults.py` occurs while clients send requests. One line of
-JSON goes to `--out` with a report next to it. The exit status is 1 if there are findings.
+First, every request from `load.py` is sent on its own, and its answer becomes the reference. Then `--streams` clients
+send randomly chosen requests and read the answers in several ways. Every answer must equal its reference or be an
+error, and must not be late (`--limit-s`). Memory is monitored. Afterwards, threads, descriptors, shared memory and the
+server's own metrics must return to the values of an idle server. Then each fault in `faults.py` is injected while
+clients send requests. One line of JSON is appended to `--out`, and a report is written next to it. The exit status is 1
+if there are findings.
 """
 
 import argparse
@@ -46,7 +47,7 @@ SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # seconds of load before a fault, and after t
 
 
 class Soak:
-    """One run against one launcher."""
+    """A soak test of one launcher."""
 
     def __init__(self, launch: Launch, arguments: argparse.Namespace):
         self._launch, self._arguments = launch, arguments
@@ -56,7 +57,7 @@ class Soak:
         self.wrong: list[str] = []
 
     async def take_references(self) -> None:
-        """Send each request alone; raise RuntimeError if two answers differ."""
+        """Send each request on its own; raise RuntimeError if two answers differ."""
         self._references = await take_references(self._servers, self._asks, self._arguments.limit_s)
 
     async def calm(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Soak:
         return record if skipped is None else {"fault": fault.name, "skipped": skipped}
 
     async def _until_right(self, begun: float) -> float | None:
-        """Return the seconds until server and gateway answer correctly; None if they do not within the limit."""
+        """Return the seconds until server and gateway answer correctly, or None after the time limit."""
         probes = [next(ask for ask in self._asks if ask.door == door) for door in self._servers]
         while probes and time.monotonic() - begun < self._arguments.limit_s:
             streams = self._streams(seed=0)
@@ -139,12 +140,12 @@ class Soak:
 
 
 def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
-    """Return outcomes for the record."""
+    """Return the outcomes as part of the JSON record."""
     return {"verdicts": dict(sorted(outcomes.verdicts.items())), "errors": dict(outcomes.errors.most_common())}
 
 
 def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
-    """Return the faults of these kinds for the running processes, except the clock's; the launcher is killed last."""
+    """Return the faults of the given kinds, except clock faults; the launcher is killed last."""
     names = [name for name in served_processes() if name != LAUNCHER] + [LAUNCHER]
     made: dict[str, list[Fault]] = {
         "stop": [Stop(name) for name in STOPPED if name not in FRONT_ENDS],
@@ -158,7 +159,7 @@ def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run everything; return the number of findings."""
+    """Run the load and the faults; return the number of findings."""
     record: dict[str, Any] = {"streams": arguments.streams, "seed": arguments.seed}
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -201,17 +202,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         __doc__,
         "chaos",
         serves=True,
-        minutes=(5.0, "minutes of load before the faults"),
-        warm_up_minutes=(float, "minutes of these before the slopes begin; default: a third"),
-        streams=(64, "clients at once"),
-        limit_s=(240.0, "a client that waits longer is hung"),
+        minutes=(5.0, "minutes of load before the first fault"),
+        warm_up_minutes=(float, "warm-up minutes that memory slopes leave out; default: a third of --minutes"),
+        streams=(64, "number of simultaneous clients"),
+        limit_s=(240.0, "seconds after which a waiting client counts as hung"),
         interval_s=(5.0, "seconds between two readings of the processes"),
         seed=(0, "seed of requests and readers"),
-        folder=(Path, "folder of logs, which `disk` fills; only for this run"),
+        folder=(Path, "folder for logs, which the fault `disk` fills; used only by this run"),
         report=(Path("benchmarks/results/chaos.md"), "Markdown report"),
     )
     add = parser.add_argument
-    add("--faults", nargs="*", choices=KINDS, default=list(KINDS), help="faults to cause; none: the load alone")
+    add(
+        "--faults",
+        nargs="*",
+        choices=KINDS,
+        default=list(KINDS),
+        help="kinds of faults to inject; none: only the load runs",
+    )
     arguments = parser.parse_args(argv)
     if arguments.warm_up_minutes is None:
         arguments.warm_up_minutes = arguments.minutes / 3

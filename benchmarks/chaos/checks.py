@@ -25,7 +25,7 @@ class Follower:
         self.usages: dict[str, list[Usage]] = {name: [] for name in self.pids}
 
     def look(self) -> dict[str, Usage]:
-        """Return the current usage of the processes; raise RuntimeError if one has ended."""
+        """Record and return the current usage of the processes; raise RuntimeError if one has ended."""
         at_s = time.monotonic() - self._begun
         seen = {}
         for name, pid in self.pids.items():
@@ -71,10 +71,10 @@ IDLE_GAUGES = (
     "replies_without_words",
     "decoder_waiting_chunks",
 )
-NEVER = ("unguided_total",)  # counters of bugs
+NEVER = ("unguided_total",)  # counts events that only a bug can cause
 SERVER, REGION = "tritonserver", "stretto_launch_"
-ABANDONED_THREADS = 35  # of a model instance in Triton's Python backend: a pool of 32, and three
-SLACK = 4  # additional threads and descriptors of a process: a pool's thread, a connection that is being closed
+ABANDONED_THREADS = 35  # per model instance in Triton's Python backend: a pool of 32, and three more
+SLACK = 4  # permitted extra threads or descriptors per process: a pool's thread, a connection that is being closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ class Held:
     """Resources of an idle server.
 
     Attributes:
-        threads: Number for each process.
-        descriptors: Number for each process.
+        threads: Number of threads in each process.
+        descriptors: Number of open descriptors in each process.
         files: Number of files in shared memory.
-        shared_mb: Their size.
+        shared_mb: Total size of these files in MB of 2^20 bytes.
         gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
         abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
-            bounds their number (`Server.restart_models`); the resources of each are not a finding.
+            bounds their number (`Server.restart_models`). The resources that they hold do not count as findings.
     """
 
     threads: Mapping[str, int]
@@ -160,17 +160,22 @@ def of_calm(outcomes: Outcomes) -> list[str]:
         f"{count} times: {message}" for message, count in outcomes.errors.items() if not message.startswith(f"{FULL}: ")
     ]
     if not outcomes.num(Verdict.RIGHT):
-        found.append("no answer was right: nothing has been tested")
+        found.append("no answer was correct, so nothing has been tested")
     return found
 
 
 def of_fault(outcomes: Outcomes, right_s: float | None) -> list[str]:
-    """Return the findings about answers during a fault. right_s: seconds until a correct answer, or None."""
-    return outcomes.bad + (["the server has not become right again"] if right_s is None else [])
+    """Return the findings about answers during a fault.
+
+    Args:
+        outcomes: Answers during the fault.
+        right_s: Seconds until a correct answer, or None if there was none in time.
+    """
+    return outcomes.bad + (["the server did not answer correctly again"] if right_s is None else [])
 
 
 def of_memory(processes: Mapping[str, Mapping[str, Any]], steady_min: float) -> list[str]:
-    """Return the findings about the slopes of each process's memory; none if `steady_min` minutes are too few."""
+    """Return the findings about memory growth; empty if `steady_min` minutes are too short to judge."""
     if steady_min < LEAST_STEADY_MIN:
         return []
     return [

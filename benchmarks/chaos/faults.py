@@ -1,4 +1,4 @@
-"""Faults: processes killed and stopped, memory and disk filled, the clock moved."""
+"""Faults that a soak test injects: processes killed or stopped, memory or disk filled, the clock moved."""
 
 import asyncio
 import os
@@ -20,21 +20,21 @@ LAUNCHER = "launcher"
 SHARED_MEMORY = Path("/dev/shm")
 STOPPED_S, FULL_S, JUMPED_S = 20.0, 10.0, 20.0
 REPLACED_S = 200.0  # for a busy machine; a replacement takes seconds on an idle one
-MAX_FILLED = 4 << 30  # bytes of a file system that may be filled; a larger one may be shared
+MAX_FILLED = 4 << 30  # largest file system to fill, in bytes; a larger one may be shared with others
 CLOCK = Path(__file__).with_name("clock.c")
 
 
 class Skipped(Exception):
-    """The fault cannot be injected on this machine; the message gives the reason."""
+    """Raised if a fault cannot be injected on this machine; the message gives the reason."""
 
 
 class Ended(Exception):
-    """A fault has ended processes that it should not affect; the message names them."""
+    """Raised if a fault has ended processes that it should not affect; the message names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `label` is its name in the report, with the fault's fields."""
+    """A fault to inject. `label` is the format string of its name in the report."""
 
     label: ClassVar[str] = ""
 
@@ -50,7 +50,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Kill(Fault):
-    """SIGKILL of a process. A killed launcher is started again by its supervisor, which is this process here."""
+    """SIGKILL of a process. If it is the launcher, this process starts it again, as a supervisor would."""
 
     label: ClassVar[str] = "kill {0.process}"
     process: str
@@ -72,7 +72,7 @@ class Stop(Fault):
     seconds: float = STOPPED_S
 
     async def strike(self, launch: Launch) -> None:
-        """Stop the process and continue it later, if it still exists."""
+        """Stop the process, and continue it later if it still exists."""
         pid = find(self.process)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -91,7 +91,11 @@ class Replaced(Fault):
     limit_s: float = REPLACED_S
 
     async def strike(self, launch: Launch) -> None:
-        """Stop the process and wait until it is gone; raise TimeoutError after `limit_s`, when it is continued."""
+        """Stop the process and wait until it is gone.
+
+        Raises:
+            TimeoutError: The process still exists after `limit_s`; it has been continued.
+        """
         pid = find(self.process)
         born = birth(pid)
         os.kill(pid, signal.SIGSTOP)
@@ -105,7 +109,7 @@ class Replaced(Fault):
 
 @dataclass(frozen=True, slots=True)
 class FullDiskKill(Fault):
-    """SIGKILL of a process while the disk of its log is full, until the process runs again or for `limit_s`."""
+    """SIGKILL of a process while the disk with its log is full, until the server is ready or `limit_s` has passed."""
 
     label: ClassVar[str] = "kill {0.process} with no room for logs"
     folder: Path
@@ -121,7 +125,7 @@ class FullDiskKill(Fault):
         os.kill(find(self.process), signal.SIGKILL)
         until_s = time.monotonic() + self.limit_s
         try:
-            while await asyncio.to_thread(is_ready, launch.http):  # not noticed yet
+            while await asyncio.to_thread(is_ready, launch.http):  # the server has not noticed the kill yet
                 await asyncio.sleep(0.05)
             while not await asyncio.to_thread(is_ready, launch.http):
                 if time.monotonic() > until_s:
@@ -134,7 +138,7 @@ class FullDiskKill(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Fill(Fault):
-    """A full file system for some seconds; skipped if it is so large that others may share it."""
+    """A file system that is full for some seconds; skipped if it is so large that others may share it."""
 
     folder: Path
     seconds: float = FULL_S
@@ -165,7 +169,7 @@ class Fill(Fault):
 
 @dataclass(frozen=True, slots=True)
 class Jump(Fault):
-    """Step of the server's clock by `seconds`, and back (`clock_environment`)."""
+    """A step of the server's clock by `seconds`, and later back (`clock_environment`)."""
 
     label: ClassVar[str] = "clock {0.seconds:+g} s"
     seconds: float
@@ -181,7 +185,7 @@ class Jump(Fault):
 
 
 def find(name: str) -> int:
-    """Return the pid of the server's process of that name; raise Skipped if there is none."""
+    """Return the pid of the server process called `name`; raise Skipped if there is none."""
     found = served_processes()
     if name not in found:
         raise Skipped(f"no such process; there are {', '.join(sorted(found))}")
@@ -189,8 +193,8 @@ def find(name: str) -> int:
 
 
 def fill(file: int, folder: Path) -> None:
-    """Allocate all free space in the file system of `folder` to an open file in it."""
-    with suppress(OSError):  # another process was faster
+    """Extend an open file in `folder` until its file system has no free space."""
+    with suppress(OSError):  # another process has taken the space first
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
         if free > 0:
             os.posix_fallocate(file, os.fstat(file).st_size, free)
@@ -207,7 +211,7 @@ def clock_environment(folder: Path) -> Mapping[str, str]:
 
 
 def set_clock(folder: Path, seconds: float) -> None:
-    """Move the clock of a server of `clock_environment` to `seconds` later than now."""
+    """Set a server's clock `seconds` ahead of the real time; the server must run in `clock_environment`."""
     place = folder / "clock"
     with open(place, "r+b" if place.exists() else "wb") as file:  # keep the file, which servers have mapped
         file.write(struct.pack("q", round(seconds)))

@@ -1,9 +1,10 @@
-"""Load of a soak test: requests over gRPC or through the gateway, clients, answers and their verdicts.
+"""Load of a soak test: requests, the clients that send them, and verdicts on the answers.
 
-They cover every task of the bundled model with fixed seeds, so that each has one correct answer. Most go to the server
-directly. Some receive samples through shared memory, and some go through the gateway.
+The requests cover every task of the bundled model. Their seeds are fixed, so that each has one correct answer. Most
+requests go directly to the server over gRPC; some of these receive samples through shared memory. The others go
+through the gateway.
 
-The reference of an answer is the answer to the same request sent alone.
+The reference of an answer is the answer to the same request when no other request runs.
 """
 
 import asyncio
@@ -38,7 +39,14 @@ SAMPLE_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class GrpcAsk:
-    """A request over gRPC. is_near: samples arrive through shared memory if the address is local."""
+    """A request over gRPC.
+
+    Attributes:
+        name: Unique name.
+        kind: Kind of request, under which its answers are counted.
+        send: Sends the request through a client and returns the stream of events.
+        is_near: True if samples arrive through shared memory when the server's address is local.
+    """
 
     name: str
     kind: str
@@ -68,7 +76,7 @@ Event = SpeechEvent | Part
 
 @dataclass(frozen=True, slots=True)
 class GatewayAsk:
-    """A request to the gateway: OpenAI's speech API, raw samples."""
+    """A request for raw samples to the gateway, over OpenAI's speech API."""
 
     name: str
     kind: str
@@ -108,7 +116,7 @@ FIXED_GUIDANCE: tuple[dict[str, Any], ...] = (
     {"guidance_scale": 1.5},
     {"guidance_scale": 3.0},
     {"guidance": {"scale": 2.0, "policy": "until_s", "until_s": 1.0}},
-)  # not `adaptive`, whose codes depend on the load
+)  # not `adaptive`, because its codes depend on the load
 MALFORMED: tuple[dict[str, str | bytes], ...] = (
     {},
     {"text": "hello", "task": "sing"},
@@ -124,7 +132,7 @@ UPLOADS = ("prepared", "long", "corrupt")
 
 
 def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: int = 4) -> list[Ask]:
-    """Return requests of each task, large uploads and malformed requests; the same for the same seed."""
+    """Return requests for each task, large uploads and malformed requests; equal seeds give equal requests."""
     draw, lines = random.Random(seed), texts()
     asks: list[Ask] = [_speaking(number, next(lines), draw) for number in range(speak)]
     asks += [_transcribing(number, draw) for number in range(transcribe)]
@@ -180,7 +188,7 @@ def _uploading(kind: str) -> Ask:
 
 @cache
 def large_file(kind: str) -> bytes:
-    """Return a file of 19 MB, built at first use."""
+    """Return a 19 MB file, which is built on first use."""
     return FILES[kind]()
 
 
@@ -195,8 +203,9 @@ FULL_SCALE = {np.dtype(np.float32): 1.0, np.dtype(np.int16): 32_768.0}
 class Verdict(StrEnum):
     """Judgement of an answer. WRONG, INCOMPLETE and HUNG must never occur.
 
-    right: equal to the complete reference, or rejected like it. left: the client disconnected; its part equals the
-    beginning of the reference. error: an error, before which the answer equals the beginning of the reference.
+    RIGHT: the answer equals the complete reference, or was rejected as the reference was. LEFT: the client
+    disconnected, and its part equals the beginning of the reference. ERROR: the answer ended with an error, and its
+    part equals the beginning of the reference.
     """
 
     RIGHT = "right"
@@ -212,15 +221,15 @@ BAD = (Verdict.WRONG, Verdict.INCOMPLETE, Verdict.HUNG)
 
 @dataclass(slots=True)
 class Answer:
-    """One answer, as far as it has been read.
+    """The part of one answer that has been read so far.
 
     Attributes:
         pcm: Samples of each event with samples.
-        error: Class of the error that ended it, or None.
+        error: Class of the error that ended the answer, or None.
         message: Message of the error.
         is_final: True if the last event has arrived.
         has_left: True if the reader disconnected.
-        is_overdue: True if it did not end in time.
+        is_overdue: True if the answer did not end in time.
     """
 
     text: str = ""
@@ -255,7 +264,7 @@ def judge(reference: Answer, answer: Answer) -> Verdict:
 
 
 def begins(reference: Answer, answer: Answer) -> bool:
-    """Return True if the answer so far is the beginning of the reference."""
+    """Return True if the answer so far equals the beginning of the reference."""
     expected, got = reference.samples(), answer.samples()
     if not reference.text.startswith(answer.text) or len(got) > len(expected):
         return False
@@ -303,7 +312,7 @@ async def relay(server: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
         reset()
 
 
-SILENT_S = 8.0  # pause of a reader that stops
+SILENT_S = 8.0  # for which a stopped reader reads nothing
 CRAWL_S = 0.3  # between two events
 MAX_BEFORE = 4  # events before a reader disconnects, stops or is reset
 
@@ -368,7 +377,7 @@ async def take(stream: AsyncIterator[Event], answer: Answer, events: int | None 
 
 
 async def read(ask: Ask, server: str, reader: Reader, draw: random.Random, limit_s: float) -> Answer:
-    """Return the answer to a request; a client that waits longer than `limit_s` for anything counts as hung."""
+    """Return the answer to a request; it is overdue if any wait takes longer than `limit_s` seconds."""
     answer = Answer()
     try:
         async with asyncio.timeout(3 * limit_s):
@@ -388,12 +397,12 @@ Servers = Mapping[Door, str]  # addresses
 
 @dataclass(slots=True)
 class Outcomes:
-    """Numbers of answers.
+    """Counts of answers.
 
     Attributes:
         verdicts: Number of answers by kind of request and verdict.
-        errors: Errors by message.
-        bad: The first of the answers that must never occur.
+        errors: Number of errors by message.
+        bad: Descriptions of the first answers with a verdict that must never occur.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -411,12 +420,12 @@ class Outcomes:
             )
 
     def num(self, *verdicts: Verdict) -> int:
-        """Return the number of answers with one of these verdicts."""
+        """Return the number of answers that have one of the given verdicts."""
         return sum(count for name, count in self.verdicts.items() if name.rpartition(": ")[2] in verdicts)
 
 
 class Streams:
-    """Closed loops of random requests, until they are stopped."""
+    """Closed loops that send random requests until they are stopped."""
 
     def __init__(
         self, servers: Servers, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float
@@ -432,7 +441,7 @@ class Streams:
         self._loops = [asyncio.create_task(self._loop(random.Random(f"{self._seed} {each}"))) for each in range(number)]
 
     async def stop(self) -> None:
-        """Complete all requests in flight and begin no other; raise the exception of a loop that failed."""
+        """Let all requests in flight finish without starting new ones; re-raise the exception of a failed loop."""
         self._is_over = True
         await asyncio.gather(*self._loops)
 
@@ -454,7 +463,11 @@ class Streams:
 
 
 async def take_references(servers: Servers, asks: Sequence[Ask], limit_s: float) -> dict[str, Answer]:
-    """Return the answer to each request alone; raise RuntimeError if it is wrong or differs when repeated."""
+    """Send each request on its own and return the answers by name.
+
+    Raises:
+        RuntimeError: An answer is wrong, or differs when the request is repeated.
+    """
     references = {}
     for ask in asks:
         first, second = [await read(ask, servers[ask.door], listen, random.Random(0), limit_s) for _ in range(2)]

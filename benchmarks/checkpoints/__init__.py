@@ -1,1 +1,1 @@
-"""Random checkpoints, codecs and releases in published layouts, for benchmarks, tests and scripts."""
+"""Randomly initialised checkpoints and codecs in published layouts, for benchmarks, tests and scripts."""

@@ -1,4 +1,4 @@
-"""Random checkpoints in the published layout of Chatterbox (Resemble AI): small, the same on every machine.
+"""Small randomly initialised checkpoints in Chatterbox's published layout (Resemble AI), identical on every machine.
 
 English        t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
                backbone.json (not part of the published release)
@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-# A voice has six rows instead of 32; the number of ids is as published.
+# A voice has 8 rows instead of 34; the number of ids is as published.
 KNOWN = ChatterboxVocabulary(num_text_positions=66, num_speech_positions=260, num_voice_rows=8, max_model_len=256)
 MULTILINGUAL = replace(
     KNOWN,
@@ -61,20 +61,20 @@ MULTILINGUAL = replace(
 )
 T3_FILE, MULTILINGUAL_T3_FILE = "t3_cfg.safetensors", "t3_mtl23ls_v3.safetensors"
 VOICES = {"default": 3, "anna": 4}  # seeds
-ENDING = 3.0  # factor of the logit of the end, so that some replies end by themselves
+ENDING = 3.0  # factor on the end token's logit, so that some replies end by themselves
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?'\"-"
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "u"), ("e", "r"), ("a", "n"))
 
 
 def tensors(known: ChatterboxVocabulary = KNOWN, seed: int = 1) -> dict[str, np.ndarray]:
-    """Return the tensors of T3 by published name."""
+    """Return a dict from published tensor name to random T3 tensor."""
     made = random_tensors(published_shapes(SMALL, known), seed)
     made[HEAD][END_OF_SPEECH] *= ENDING
     return made
 
 
 def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
-    """Return the contents of a voice as the authors' `Conditionals.save` writes it."""
+    """Return a random voice as the dict that the authors' `Conditionals.save` writes."""
     random = np.random.Generator(np.random.PCG64(seed))
     t3 = {
         "speaker_emb": torch.from_numpy(random.standard_normal((1, 256)).astype(np.float32)),
@@ -87,10 +87,10 @@ def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
 
 
 def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
-    """Return the tensors of the networks that encode recordings, each drawn by its name.
+    """Return random tensors for the networks that encode recordings.
 
-    Names are published ones, those of `ve.safetensors` after `ve.`. Only the tokenizer is smaller than the published
-    one: `width` 1280 and `num_layers` 6.
+    Each tensor depends only on its name and shape. Names are as published; names from `ve.safetensors` get the prefix
+    `ve.`. Only the tokenizer is smaller than published, where `width` is 1280 and `num_layers` is 6.
     """
     with torch.device("meta"):
         shapes = {name: tuple(each.shape) for name, each in Hearing(width, num_layers, 192, 80).state_dict().items()}
@@ -101,7 +101,10 @@ def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of letters and some pairs, split at spaces and punctuation, with the published marker ids."""
+    """Write a tokenizer for letters and some letter pairs, with the published marker ids.
+
+    It splits text at spaces and punctuation.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     spelled = ["[STOP]", "[UNK]", SPACE, *LETTERS, *("".join(pair) for pair in MERGES)]
@@ -113,7 +116,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-# Characters of the multilingual tokenizer after decomposition, by Unicode range.
+# Unicode ranges of the characters that the multilingual tokenizer knows after decomposition.
 ALPHABETS = (
     range(0x21, 0x41),
     range(0x5B, 0x7F),
@@ -131,13 +134,13 @@ ALPHABETS = (
     range(0x3041, 0x30FD),  # kana
 )
 MULTILINGUAL_MERGES = (*MERGES, ("ㄱ", "ㅏ"), ("か", "ら"), ("с", "т"), ("ा", "र"), ("ו", "ם"), ("ו", "ל"))
-SPELLED = (  # characters of the Cangjie table by code; some share one
+SPELLED = (  # Cangjie code -> characters; some codes have several
     "你好今天气真不错希望有一个愉快的周末他说中文很吃过饭了吗欢迎来到北京图书馆在哪里我们明见"
 )
 
 
 def write_multilingual_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of characters, with tokens of languages and Cangjie codes, and a table of such codes."""
+    """Write a character tokenizer with tokens for languages and Cangjie codes, and a table of these codes."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     characters = [chr(code) for alphabet in ALPHABETS for code in alphabet]
@@ -158,7 +161,7 @@ def write_multilingual_tokenizer(folder: Path) -> None:
 
 
 def write_networks(folder: Path, file: str, encoder: str, codec: Mapping[str, torch.Tensor]) -> None:
-    """Write S3Gen with the networks that encode recordings, and the voice encoder, to the files of these names."""
+    """Write S3Gen, including the networks that encode recordings, to `file`, and the voice encoder to `encoder`."""
     from safetensors.torch import save_file
 
     networks = hearing()
@@ -174,14 +177,14 @@ def write_networks(folder: Path, file: str, encoder: str, codec: Mapping[str, to
 
 
 def write_voices(folder: Path, seeds: Mapping[str, int]) -> None:
-    """Write voices, drawn by their seeds."""
+    """Write one random voice for each name in `seeds`."""
     (folder / "voices").mkdir(parents=True)
     for name, seed in seeds.items():
         torch.save(voice(seed), folder / ("conds.pt" if name == "default" else f"voices/{name}.pt"))
 
 
 def write_release(folder: Path, is_multilingual: bool = False) -> Path:
-    """Write the English or the multilingual release as published to `folder`."""
+    """Write a small English or multilingual release to `folder`, in the published layout."""
     from safetensors.numpy import save_file
 
     write_voices(folder, VOICES)
@@ -209,19 +212,19 @@ def command(release: Path, out: Path) -> list[str]:
 
 
 def convert(folder: Path, is_multilingual: bool = False) -> Path:
-    """Write the small English or multilingual release and convert it; return the checkpoint."""
+    """Write a small English or multilingual release and convert it; return the checkpoint's folder."""
     assert main(command(write_release(folder / "release", is_multilingual), folder / "checkpoint")) == 0
     return folder / "checkpoint"
 
 
 @dataclass(frozen=True)
 class Gpt2Sizes:
-    """Sizes of a small Turbo or Nano.
+    """Sizes of a small Turbo or Nano model.
 
     Attributes:
-        file: Name of T3's file.
+        file: Name of the T3 file.
         width: Width of the backbone.
-        num_layers: Number of its layers.
+        num_layers: Number of backbone layers.
         seed: Seed of the weights.
     """
 
@@ -242,7 +245,7 @@ TURBO_VOICES = {"default": 5, "anna": 6}  # seeds
 def turbo_shapes(
     sizes: Gpt2Sizes = TURBO, num_text_ids: int = NUM_TURBO_IDS, num_positions: int = TURBO_POSITIONS
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of T3 of Turbo or Nano by published name."""
+    """Return a dict from published tensor name to shape for the T3 model of Turbo or Nano."""
     width, num_speech_ids = sizes.width, END_OF_SPEECH + 1
     layers = {
         f"tfmr.h.{layer}.{name}": tuple(width * times for times in shape)
@@ -266,7 +269,7 @@ def turbo_shapes(
 
 
 def turbo_tensors(sizes: Gpt2Sizes = TURBO) -> dict[str, np.ndarray]:
-    """Return the tensors of T3 of a small Turbo or Nano by published name."""
+    """Return a dict from published tensor name to random tensor for the T3 model of Turbo or Nano."""
     random, made = np.random.Generator(np.random.PCG64(sizes.seed)), dict[str, np.ndarray]()
     for name, shape in turbo_shapes(sizes).items():
         noise = random.standard_normal(shape)
@@ -280,7 +283,7 @@ def turbo_tensors(sizes: Gpt2Sizes = TURBO) -> dict[str, np.ndarray]:
 
 
 def write_turbo_tokenizer(folder: Path) -> None:
-    """Write the files of a byte-level BPE, with tags as added tokens."""
+    """Write the files of a byte-level BPE tokenizer with tags as added tokens."""
     spelled = [*BYTE_OF, *("".join(pair) for pair in MERGES)]
     (folder / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(spelled)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{first} {second}\n" for first, second in MERGES))
@@ -289,7 +292,7 @@ def write_turbo_tokenizer(folder: Path) -> None:
 
 
 def write_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
-    """Write a small release of Turbo or Nano as published to `folder`."""
+    """Write a small Turbo or Nano release to `folder`, in the published layout."""
     from safetensors.numpy import save_file
 
     write_voices(folder, TURBO_VOICES)
@@ -300,7 +303,7 @@ def write_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
 
 
 def convert_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
-    """Write the small Turbo or Nano and convert it; return the checkpoint."""
+    """Write a small Turbo or Nano release and convert it; return the checkpoint's folder."""
     words = ["chatterbox", "--model", str(write_turbo(folder / "release", sizes)), "--out", str(folder / "checkpoint")]
     assert main(words) == 0
     return folder / "checkpoint"

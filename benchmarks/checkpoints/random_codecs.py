@@ -1,7 +1,7 @@
-"""Published codecs with their strides, kernels and codebooks, and random weights that give audible output.
+"""Published codecs with random weights that give audible output.
 
-They are narrow (few channels) for tests and for errors, which depend on the strides, or as wide as published for speed
-measurements.
+Strides, kernels and codebooks are as published. Narrow codecs (few channels) serve tests and measurements of streaming
+errors, which depend on the strides. Codecs of published width serve speed measurements.
 """
 
 import math
@@ -39,7 +39,10 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def hubert_config(is_narrow: bool) -> HubertConfig:
-    """Return the configuration of X-codec's semantic encoder: always two layers, because decoding does not use it."""
+    """Return the configuration of X-codec's semantic encoder.
+
+    It always has two layers, because decoding does not use it.
+    """
     width = 16 if is_narrow else 768
     return HubertConfig(
         hidden_size=width,
@@ -53,7 +56,7 @@ def hubert_config(is_narrow: bool) -> HubertConfig:
 
 
 def acoustic_config(ratios: list[int], is_narrow: bool) -> DacConfig:
-    """Return the configuration of X-codec's DAC, whose encoder strides are in the order of the decoder's."""
+    """Return the configuration of X-codec's DAC, whose encoder and decoder list their strides in the same order."""
     record = {
         "encoder_hidden_size": 2 if is_narrow else 64,
         "downsampling_ratios": ratios,
@@ -76,7 +79,7 @@ def xcodec(is_narrow: bool, codebook_size: int = 1024) -> XcodecModel:
 
 
 def higgs(is_narrow: bool) -> HiggsModel:
-    """Return Higgs Audio's codec: 8 codebooks at 24 kHz."""
+    """Return the Higgs Audio codec: 8 codebooks at 24 kHz."""
     config = HiggsAudioV2TokenizerConfig(
         acoustic_model_config=acoustic_config([8, 5, 4, 2, 3], is_narrow),
         semantic_model_config=hubert_config(is_narrow),
@@ -87,7 +90,7 @@ def higgs(is_narrow: bool) -> HiggsModel:
 
 
 def dac(sampling_rate: int, is_narrow: bool) -> DacModel:
-    """Return DAC as published for 16, 24 or 44.1 kHz: 12, 32 or 9 codebooks."""
+    """Return DAC for 16, 24 or 44.1 kHz, which has 12, 32 or 9 codebooks as published."""
     config = DacConfig(
         encoder_hidden_size=2 if is_narrow else 64,
         downsampling_ratios=[2, 4, 8, 8] if sampling_rate == 44_100 else [2, 4, 5, 8],
@@ -108,14 +111,14 @@ MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {
 
 
 def codec_of(model: str) -> str:
-    """Return the name in `codecs.registry` of a name in MODELS."""
+    """Return the `codecs.registry` name for a key of MODELS."""
     return model.split("_")[0]
 
 
 def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedModel:
-    """Return one of MODELS with random weights whose layers roughly preserve the size of their input.
+    """Return one of MODELS with random weights whose layers roughly preserve the magnitude of their input.
 
-    With transformers' own initialisation the signal fades before it reaches the waveform.
+    With the default initialisation of transformers, the signal fades before it reaches the waveform.
     """
     torch.manual_seed(seed)  # for weights that `randomize` does not set
     model = randomize(MODELS[name](is_narrow), seed)
@@ -125,7 +128,7 @@ def make_model(name: str, is_narrow: bool = True, seed: int = 0) -> PreTrainedMo
 
 
 def randomize(model: Model, seed: int) -> Model:
-    """Draw the weights of `make_model`."""
+    """Fill a model with the random weights of `make_model`."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -141,7 +144,7 @@ def randomize(model: Model, seed: int) -> Model:
 
 
 def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path:
-    """Write the published layout of one of MODELS, without parts of X-codec that only encoding and training use."""
+    """Write one of MODELS in the published layout, excluding X-codec parts that only encoding and training use."""
     model = make_model(name, is_narrow)
     model.save_pretrained(directory)
     if codec_of(name) != "dac":
@@ -169,7 +172,7 @@ def encodec_24khz(is_narrow: bool) -> Codec:
 
 
 def encodec_32khz(is_narrow: bool) -> Codec:
-    """Return facebook/encodec_32khz, Musicgen's codec."""
+    """Return facebook/encodec_32khz, the MusicGen codec."""
     config = EncodecConfig.from_dict(MUSICGEN | {"num_filters": 4 if is_narrow else 64})
     return EncodecCodec(loud(EncodecModel(config)))
 
@@ -184,7 +187,7 @@ def mimi(is_narrow: bool) -> Codec:
 
 
 def espnet_dac(is_narrow: bool) -> Codec:
-    """Return OpusLM's codec."""
+    """Return the OpusLM codec."""
     shape = SeanetShape(ratios=(8, 5, 4, 2), residual_kernel=7, num_residual_layers=3)
     widths = SeanetWidths(base=4 if is_narrow else 32, latent=64 if is_narrow else 512)
     config = EspnetDacConfig(16_000, num_codebooks=8, codebook_size=1024, shape=shape, widths=widths)
@@ -192,12 +195,12 @@ def espnet_dac(is_narrow: bool) -> Codec:
 
 
 def qwen3_12hz(is_narrow: bool) -> Codec:
-    """Return Qwen3-TTS' codec."""
+    """Return the Qwen3-TTS codec."""
     return make_qwen3_codec("narrow" if is_narrow else "wide")
 
 
 def qwen3_12hz_small(is_narrow: bool) -> Codec:
-    """Return Qwen3-TTS' codec with an eighth of all widths, or as wide as published."""
+    """Return the Qwen3-TTS codec: an eighth of all widths if `is_narrow`, otherwise the published widths."""
     return make_qwen3_codec("small" if is_narrow else "wide")
 
 
@@ -212,7 +215,7 @@ STATEFUL: dict[str, Callable[[bool], Codec]] = {
 
 
 def loud(module: Module) -> Module:
-    """Fill the codebooks of a module, which are zero initially, and set it to evaluation."""
+    """Fill a module's codebooks, which are initially zero, and switch the module to evaluation mode."""
     for name, buffer in module.named_buffers():
         if name.endswith(("codebook.embed", "quantizer.embed", "embed_sum")):
             buffer.normal_(0, 0.2)  # many are summed
@@ -220,7 +223,7 @@ def loud(module: Module) -> Module:
 
 
 def make_stateful(name: str, is_narrow: bool = True, seed: int = 0, device: str = "cpu") -> Codec:
-    """Return one of STATEFUL on a device, as the loader of a published checkpoint does."""
+    """Return one of STATEFUL on a device, prepared as the loader prepares a published checkpoint."""
     torch.manual_seed(seed)
     codec = STATEFUL[name](is_narrow)
     assert isinstance(codec, nn.Module)

@@ -1,9 +1,10 @@
-"""CosyVoice 3's release as published, with random weights that give audible output: small, or the decoder's full width.
+"""CosyVoice 3 releases in the published layout, with random weights that give audible output.
 
 cosyvoice3.yaml   llm.pt   flow.pt   hift.pt   campplus.onnx   speech_tokenizer_v3.onnx   CosyVoice-BlankEN/
 
-Weights are drawn by numpy in the order of their names, so that an external reference has the same ones. The networks
-that encode recordings are far smaller than the published ones: a single product each.
+A release is small, except that the decoder can have its published width. Weights are drawn by numpy in the order of
+their names, so that an external reference can draw the same ones. The networks that encode recordings are far smaller
+than the published ones: each is a single matrix product.
 """
 
 import json
@@ -33,7 +34,7 @@ from stretto.families.cosyvoice3.voices import SPEAKER as SPEAKER_FILE
 from stretto.families.cosyvoice3.voices import TOKENIZER
 
 NUM_CODES, MELS, SPEAKER = 6561, 80, 192
-SEEDS = (0, 1)  # of the releases that the authors' code decoded
+SEEDS = (0, 1)  # seeds of the releases that the authors' code decoded
 NARROW = CosyVoice3Config(
     codebook_size=NUM_CODES,
     mels=MELS,
@@ -53,7 +54,7 @@ WIDE = replace(
 
 
 def tensors(config: CosyVoice3Config = NARROW, seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of `flow` and `hift` by published name."""
+    """Return the random tensors of `flow` and of `hift`, each a dict by published name."""
     codec, rng = CosyVoice3Codec(config), np.random.default_rng(seed)
     flow, hift = random_weights(codec.flow, rng), random_vocoder(codec.hift, rng)
     return {"flow": flow | _rotation(codec), "hift": as_published(hift, MAGNITUDE, DIRECTION)}
@@ -66,7 +67,7 @@ def write_parts(folder: Path, config: CosyVoice3Config = NARROW, seed: int = 0) 
 
 
 def write_codec(folder: Path, config: CosyVoice3Config = NARROW, seed: int = 0) -> Path:
-    """Write the codec as converted, to `codec/`."""
+    """Write the converted codec to `codec/` in `folder`."""
     (folder / "codec").mkdir()
     parts = {f"{part}.{name}": each for part, named in tensors(config, seed).items() for name, each in named.items()}
     save_file(parts, folder / "codec" / "model.safetensors")
@@ -87,7 +88,7 @@ def _rotation(codec: CosyVoice3Codec) -> dict[str, Tensor]:
 
 
 def voice(seed: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return tokens int32 [n], mel float32 [2 n, M] and x-vector float32 [E] of a voice."""
+    """Return a random voice: tokens int32 [n], mel float32 [2 n, M] and x-vector float32 [E]."""
     rng = np.random.default_rng(seed)
     return (
         rng.integers(NUM_CODES, size=num_tokens).astype(np.int32),
@@ -112,7 +113,7 @@ SMALL: dict[str, Any] = {
 FIRST_MARKER = 300
 SPECIAL = {"<|endoftext|>": FIRST_MARKER, "<|im_start|>": FIRST_MARKER + 1, "<|im_end|>": FIRST_MARKER + 2}
 KNOWN = CosyVoice3Vocabulary(num_text_ids=FIRST_MARKER + 3 + len(ADDED) + 7, end_of_prompt=FIRST_MARKER + 3)
-ENDING = 0.9  # factor of the logits of the end, so that some replies end by themselves
+ENDING = 0.9  # factor on the end token's logit, so that some replies end by themselves
 YAML = """\
 __set_seed1: !apply:random.seed [1986]
 sample_rate: 24000
@@ -153,7 +154,7 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
 
 
 def language_model(seed: int = 1) -> dict[str, np.ndarray]:
-    """Return the tensors of the language model by published name, without Qwen's own head."""
+    """Return a dict from published name to random language-model tensor, excluding Qwen's own head."""
     made = random_tensors(published_shapes(SMALL, KNOWN), seed)
     made[HEAD] = made[HEAD] * np.float32(3.0)
     made[HEAD][KNOWN.num_codes :] *= ENDING
@@ -161,7 +162,7 @@ def language_model(seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def write_networks(folder: Path) -> None:
-    """Write the networks that encode recordings: ONNX files with the published inputs, outputs and frame rates."""
+    """Write the networks that encode recordings, as ONNX files with the published inputs, outputs and frame rates."""
     rng = np.random.default_rng(7)
     kernel = (rng.standard_normal((1, 128, 4)) * 50).astype(np.float32)
     tokens = helper.make_graph(
@@ -205,7 +206,7 @@ def write_networks(folder: Path) -> None:
 
 
 def write_release(folder: Path, seed: int = 1) -> Path:
-    """Write a release as published to `folder`."""
+    """Write a release to `folder`, in the published layout."""
     (folder / BACKBONE).mkdir(parents=True)
     (folder / CONFIG).write_text(YAML)
     (folder / BACKBONE / "config.json").write_text(json.dumps(SMALL))
@@ -219,14 +220,14 @@ def write_release(folder: Path, seed: int = 1) -> Path:
 
 
 def convert(folder: Path, seed: int = 1) -> Path:
-    """Write the small release and convert it; return the checkpoint."""
+    """Write the small release and convert it; return the checkpoint's folder."""
     release = write_release(folder / "release", seed)
     assert main(["cosyvoice3", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"
 
 
 def recording(seconds: float = 2.3, seed: int = 5) -> np.ndarray:
-    """Return noise whose loudness changes, float32 [n] at 24 kHz."""
+    """Return noise of varying loudness, float32 [n] at 24 kHz."""
     rng = np.random.default_rng(seed)
     size = int(24_000 * seconds)
     loudness = 0.1 + 0.1 * np.sin(np.arange(size) / 4000)

@@ -1,11 +1,11 @@
-"""Small random checkpoints in the layouts in which ESPnet publishes Bagpiper, OpusLM with its codec, and VALL-E.
+"""Small randomly initialised checkpoints in ESPnet's published layouts: Bagpiper, OpusLM with its codec, and VALL-E.
 
     bagpiper   model.pt {"module": …}, config.yaml, tokenizer/ (with the backbone's config.json), codec/ (X-codec)
     opuslm     model.pth or 2epoch.pth, config.yaml, tokenizer/, backbone/config.json (another repository's)
     valle      valle.pth, config.yaml, tokenizer/, codec/ (ESPnet's DAC)
 
-Weights are large enough that the best logit leads by a clear margin. Norms vary along their width. Row 0 of tables,
-which old checkpoints use for padding, is not zero.
+Weights are large enough that the best logit leads by a clear margin. Norm weights vary across channels. Row 0 of the
+embedding tables, which old checkpoints use for padding, is not zero.
 """
 
 import json
@@ -75,7 +75,7 @@ AUDIO_TOWER = {
     "output_dim": AUDIO_WIDTH,
     "downsample_hidden_size": 8,
 }
-STORED_HEADS = 12  # rows of head_emb, of which the model uses nine
+STORED_HEADS = 12  # rows of head_emb; the model uses nine of them
 SENTENCES = (
     "the birch canoe slid on the smooth planks, and the garden door was open.",
     "glue the sheet to the dark blue background; it is easy to tell the depth of a well.",
@@ -88,8 +88,8 @@ class Published:
     """Files of one release.
 
     Attributes:
-        codec: Directory of its codec, None if there is none yet.
-        audio: Configuration of the audio tower, which a real release takes from another repository.
+        codec: Directory of the codec, or None if none has been written yet.
+        audio: Configuration of the audio encoder, which a real release takes from another repository.
     """
 
     model: Path
@@ -101,9 +101,10 @@ class Published:
 
 
 def write_tokenizer(folder: Path, size: int, seed_text: tuple[str, ...] = SENTENCES) -> Path:
-    """Write a byte-level BPE in Hugging Face's layout, of at most `size` - 4 tokens, so that some ids stay unused.
+    """Write a byte-level BPE tokenizer in Hugging Face's layout.
 
-    With fewer than 280 ids it knows only the characters of `seed_text`.
+    At most `size` - 4 ids are tokens, so that some stay unused. If `size` is below 280, the tokenizer knows only the
+    characters of `seed_text`.
     """
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     whole = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -123,7 +124,11 @@ def write_tokenizer(folder: Path, size: int, seed_text: tuple[str, ...] = SENTEN
 
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Return the tensor of a name: norms near 1, large tables and heads, matrices that preserve sizes."""
+    """Return a random tensor scaled by its role.
+
+    Norm weights are near 1, embedding tables and heads are large, and other matrices preserve the magnitude of their
+    input.
+    """
     if name.endswith(("layernorm.weight", "layer_norm.weight", "norm.weight", "ln_post.weight")):
         return torch.linspace(0.9, 1.1, shape[0])[torch.randperm(shape[0], generator=generator)]
     noise = torch.randn(shape, generator=generator)
@@ -135,7 +140,7 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return random tensors for each name of a Hugging Face model."""
+    """Return a random tensor for each parameter name of a Hugging Face model."""
     with torch.device("meta"):
         model: nn.Module = model_class(config)
     names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -143,7 +148,7 @@ def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict
 
 
 def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
-    """Return config.json of the backbone's own repository. Only Qwen3 shares keys between heads."""
+    """Return the config of the backbone's own repository. Only Qwen3 shares keys between heads."""
     is_qwen, hidden = backbone == "qwen3", size.hidden
     record = {
         "vocab_size": vocab_size,
@@ -165,7 +170,10 @@ def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
 def write_bagpiper(
     folder: Path, vocabulary: BagpiperVocabulary, seed: int = 0, dtype: str = "float32", size: Size = SMALL
 ) -> Published:
-    """Write Bagpiper's release: backbone, stream embeddings, audio tower, adaptor, copy of the codec, loss weights."""
+    """Write a Bagpiper release.
+
+    The release has the backbone, stream embeddings, audio encoder, adaptor, a copy of the codec, and loss weights.
+    """
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config("qwen3", vocabulary.vocab_size, size)
     module = _tensors(Qwen3ForCausalLM, config, generator)
@@ -185,7 +193,7 @@ def write_bagpiper(
     names = ("model.pt", "config.yaml", "tokenizer", "tokenizer", "codec", "audio")
     published = Published(*[folder / name for name in names])
     write_tokenizer(published.tokenizer, len(vocabulary.text))
-    config.vocab_size = len(vocabulary.text)  # the public backbone has only text
+    config.vocab_size = len(vocabulary.text)  # the public backbone knows only text ids
     config.save_pretrained(published.tokenizer)
     codec.save_pretrained(folder / "codec")
     encoder.save_pretrained(folder / "audio")
@@ -227,7 +235,7 @@ def write_opuslm(
     seed: int = 0,
     size: Size = SMALL,
 ) -> Published:
-    """Write OpusLM's release, or the dialogue model's, which also contains its reference model and criterion."""
+    """Write an OpusLM release, or a dialogue release, which also contains a reference model and a criterion."""
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config(backbone, vocabulary.vocab_size, size)
     untied = {**config.to_dict(), "tie_word_embeddings": False}
@@ -279,7 +287,7 @@ def _opuslm_yaml(vocabulary: OpusVocabulary, tokenizer: Path, backbone: str, is_
 
 
 def token_list(vocabulary: OpusVocabulary, tokenizer: Path) -> list[str]:
-    """Return the names of all ids as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
+    """Return ESPnet's names of all ids (espnet2/speechlm/definitions.py); the tokenizer's names come last."""
     named = {0: "<pad>", 1: "<unk>", 2: "<blank>", 3: "<space>", 4: "<continuous_placeholder>", 5: "<sos/eos>"}
     named |= {6: "<local_sos/eos>", 7: "<unkown_task_identifer>", 8: "<system_prompt>", 9: "<user_input>"}
     named |= {10: "<assistant_output>", 11: "<eou>"}
@@ -293,7 +301,7 @@ def token_list(vocabulary: OpusVocabulary, tokenizer: Path) -> list[str]:
 
 
 def tokenizer_words(tokenizer: Path, first: int, stop: int) -> list[str]:
-    """Return the names of the tokenizer's ids, which take the ids from `first` on, and of unused ids up to `stop`."""
+    """Return names for the ids from `first` to `stop`: the tokenizer's tokens, then unused ids."""
     record = json.loads((tokenizer / "tokenizer.json").read_text())
     words = record["model"]["vocab"] | {token["content"]: token["id"] for token in record["added_tokens"]}
     found = sorted(words, key=lambda word: words[word])
@@ -392,20 +400,20 @@ def write_codec(directory: Path, codebook_size: int, seed: int = 0) -> Path:
 
 
 NUMBERS: dict[str, Any] = {"att_unit": 64, "head": 2, "ar_layer": 2, "nar_layer": 2, "n_ctx": 256, "qk_norm": False}
-# 256 special tokens, eight codebooks of 12 codes, 60 ids of text; a voice of 6 frames.
+# 256 special tokens, eight codebooks of 12 codes, 60 text ids; a voice has 6 frames.
 KNOWN = ValleVocabulary(412, (352, 412), 256, 8, 12, voice_frames=6, max_model_len=256)
-ENDING = 1.3  # factor of the logit of the end, so that some replies end by themselves
+ENDING = 1.3  # factor on the end token's logit, so that some replies end by themselves
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors by published name."""
+    """Return a dict from published tensor name to shape."""
     first = {name: part.stored for name, part in autoregressive_plan(NUMBERS, KNOWN, {}).items()}
     second = {name: part.stored for name, part in refinement_plan(refinement_shape(NUMBERS, KNOWN), KNOWN).items()}
     return first | folded_shapes(NUMBERS) | {name: second[name] for name in second if name.startswith(SECOND)}
 
 
 def tensors(seed: int = 1) -> dict[str, Tensor]:
-    """Return the tensors as training leaves them, with one tensor for the table and the head."""
+    """Return random tensors by published name; the embedding table and the head share one, as after training."""
     random = np.random.Generator(np.random.PCG64(seed))
     made = {name: random.standard_normal(shape) for name, shape in shapes().items() if name != HEAD}
     for name, noise in made.items():
@@ -419,7 +427,7 @@ def tensors(seed: int = 1) -> dict[str, Tensor]:
 
 
 def valle_token_list(tokenizer: Path) -> list[str]:
-    """Return the names of all ids as ESPnet makes them (espnet2/speechlm/definitions.py), the tokenizer's last."""
+    """Return ESPnet's names of all ids (espnet2/speechlm/definitions.py); the tokenizer's names come last."""
     named = {0: "<pad>", 1: "<unk>", 2: "<blank>", 3: "<space>", SOS_EOS: "<sos/eos>"}
     named |= {KNOWN.codec_marker: "<codec_start/end>", KNOWN.text_marker: "<text_bpe_start/end>"}
     named |= {KNOWN.voice_marker: "<spk_start/end>", KNOWN.task: "<bpe_tts_task>"}
@@ -446,7 +454,7 @@ def config(tokenizer: Path) -> dict[str, Any]:
 
 
 def write_release(folder: Path, seed: int = 1) -> Path:
-    """Write a release, as a recipe leaves it, to `folder`."""
+    """Write a release to `folder`, in the layout that the training recipe leaves."""
     folder.mkdir(parents=True)
     tokenizer = write_tokenizer(folder / "tokenizer", len(range(*KNOWN.text)))
     write_codec(folder / "codec", KNOWN.codebook_size, seed)
@@ -463,6 +471,6 @@ def command(release: Path, out: Path) -> list[str]:
 
 
 def convert(folder: Path) -> Path:
-    """Write the small release and convert it; return the checkpoint."""
+    """Write the small release and convert it; return the checkpoint's folder."""
     assert main(command(write_release(folder / "release"), folder / "checkpoint")) == 0
     return folder / "checkpoint"

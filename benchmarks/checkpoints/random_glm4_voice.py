@@ -1,7 +1,7 @@
-"""GLM-4-Voice's decoder, narrow or of published width, and its tokenizer, narrow, in the published layout.
+"""The GLM-4-Voice decoder and audio tokenizer in the published layout, with random weights that give audible output.
 
-Weights are random and give audible output. They are drawn by numpy in the order of their names, so that an external
-reference has the same ones.
+The decoder is narrow or has its published width; the tokenizer is narrow. Weights are drawn by numpy in the order of
+their names, so that an external reference can draw the same ones.
 """
 
 import json
@@ -131,7 +131,7 @@ def write_glm4_voice(folder: Path, is_narrow: bool = True, seed: int = 0) -> Pat
 
 
 def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Return weights of a HiFT vocoder with a pitch near PITCH_HZ."""
+    """Return random weights for a HiFT vocoder whose pitch is near PITCH_HZ."""
     drawn = random_weights(vocoder, rng)
     drawn["f0_predictor.classifier.bias"] += PITCH_HZ
     drawn["f0_predictor.classifier.weight"] *= 0.3 * PITCH_HZ
@@ -139,7 +139,10 @@ def random_vocoder(vocoder: nn.Module, rng: np.random.Generator) -> dict[str, Te
 
 
 def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Return weights that roughly preserve the size of their input, with biases near 0 and norm scales near 1."""
+    """Return random weights that roughly preserve the magnitude of their input.
+
+    Biases are near 0, and norm scales near 1.
+    """
     drawn = {}
     for name, tensor in sorted(module.state_dict().items()):
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))
@@ -158,7 +161,7 @@ def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Ten
 def as_published(
     tensors: dict[str, Tensor], magnitude: str = "weight_g", direction: str = "weight_v"
 ) -> dict[str, Tensor]:
-    """Return HiFT's tensors with the published weight norms: magnitude and direction instead of a weight."""
+    """Return HiFT tensors as published: each normalised weight is split into magnitude and direction."""
     published = {}
     for name, tensor in tensors.items():
         if WEIGHT_NORMS.match(name) and name.endswith(".weight"):
@@ -212,8 +215,9 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
     """Write `config.json` (with `values`), `preprocessor_config.json` and `model.safetensors` to a new folder.
 
     Args:
-        folder: Folder to be made.
-        prefix: Prefix of the tensors' names. Published are a complete model, `model.encoder.`, and the encoder alone.
+        folder: Folder to create.
+        prefix: Prefix of the tensor names. The published complete model has `model.encoder.`, the published encoder
+            has none.
         **values: Entries of `config.json` to replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +230,10 @@ def write_glm4_tokenizer(folder: Path, prefix: str = "", **values: object) -> Pa
 
 
 def tokenizer_weights(config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Return the encoder's tensors, drawn by numpy in the order of their names, with those that only training uses."""
+    """Return random encoder tensors, drawn in the order of their names.
+
+    They include the tensors that only training uses.
+    """
     rng, drawn = np.random.default_rng(0), dict[str, Tensor]()
     for name, tensor in sorted(WhisperVq(config).state_dict().items()):
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))

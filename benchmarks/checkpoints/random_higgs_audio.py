@@ -1,4 +1,4 @@
-"""Higgs Audio's release with small random weights, in transformers' published layout."""
+"""Small randomly initialised Higgs Audio releases in the published transformers layout."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NUM_TEXT_IDS, HEAD = 330, 32
 MARKERS = {name: 316 + index for index, name in enumerate((*NEEDED, SCENE_START, SCENE_END))}
 AUDIO_OUT, DELAY, PAD = 324, 325, 326
 SPELLED = MARKERS | {"<|AUDIO_OUT|>": AUDIO_OUT, "<|reserved_special_token_6|>": DELAY, "<|end_of_text|>": PAD}
-# As published, with lengths that tests can exceed.
+# As published, but with limits short enough for tests to exceed.
 ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}
 ROPE |= {"low_freq_factor": 0.125, "high_freq_factor": 0.5, "original_max_position_embeddings": 32}
 
@@ -30,7 +30,7 @@ def make_model(
     layers: int = 2,
     max_rows: int = 256,
 ) -> HiggsAudioV2ForConditionalGeneration:
-    """Return random weights whose best logit leads clearly. ends: factor of the logits of the streams' end codes."""
+    """Return a random model whose best logit leads clearly; `ends` scales the logits of the end codes."""
     torch.manual_seed(seed)
     config = HiggsAudioV2Config(
         vocab_size=NUM_TEXT_IDS,
@@ -65,7 +65,7 @@ def make_model(
 
 @dataclass(frozen=True)
 class HiggsAudioRelease:
-    """Folder of a release, and the model in it."""
+    """A release's folder, and the model in it."""
 
     folder: Path
     model: HiggsAudioV2ForConditionalGeneration
@@ -79,13 +79,13 @@ class HiggsAudioRelease:
         return [*words, "--codec", str(codec)] if codec.exists() else words
 
     def convert(self, out: Path) -> Path:
-        """Convert the release; return the checkpoint."""
+        """Convert the release; return the checkpoint's folder."""
         assert main([*self.command, "--out", str(out)]) == 0
         return out
 
 
 def write_release(folder: Path, model: HiggsAudioV2ForConditionalGeneration) -> HiggsAudioRelease:
-    """Write the release of a model and, if their shapes match, that of its codec next to it."""
+    """Write a model as a release; if the shapes match, write a codec release next to it."""
     model.save_pretrained(folder)
     write_tokenizer(folder, NUM_TEXT_IDS - 10)
     record = json.loads((folder / "tokenizer.json").read_text())

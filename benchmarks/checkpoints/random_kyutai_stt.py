@@ -1,4 +1,7 @@
-"""Small random releases in Kyutai's published layout. Each weight follows from its published name and a seed alone."""
+"""Small randomly initialised releases in Kyutai's published layout.
+
+Each weight depends only on its published name and a seed.
+"""
 
 import json
 import re
@@ -68,13 +71,13 @@ MIMI = MimiConfig(
     intermediate_size=64,
     sliding_window=20,
 )
-# The same as the authors write it, as far as it is read.
+# The same configuration in the authors' format; only fields that are read.
 MIMI_RECORD: dict[str, Any] = {
     "seanet": {"dimension": 32, "n_filters": 4, "ratios": [8, 6, 5, 4]},
     "quantizer": {"dimension": 16, "n_q": 32, "bins": 64},
     "transformer": {"d_model": 32, "num_heads": 4, "num_layers": 2, "context": 20, "dim_feedforward": 64},
 }
-# transformers' names of Mimi's tensors -> published ones.
+# Mimi tensor names in transformers -> published names.
 PUBLISHED = [
     (r"^(encoder|decoder)\.layers\.", r"\1.model."),
     (r"^(encoder|decoder)_transformer\.", r"\1_transformer.transformer."),
@@ -97,7 +100,7 @@ PUBLISHED = [
 
 
 def values(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Return the weight of that published name, as the oracle makes it."""
+    """Return the random weight for a published name, as the test oracle draws it."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if name.endswith(("alpha", "norm1.weight", "norm2.weight")):
         return torch.from_numpy((1 + 0.1 * rng.standard_normal(shape)).astype(np.float32))
@@ -107,16 +110,16 @@ def values(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
         return torch.full(shape, 0.3)
     is_table = "emb" in name.rsplit(".", 2)[-2] or name.split(".")[0] == "emb" or ".embed." in name
     std = 1.0 if is_table or len(shape) == 1 else 1.5 / np.sqrt(np.prod(shape[1:]))
-    if "linear" in name.split(".")[0] and "linear_" not in name:  # heads: wide leads between ids
+    if "linear" in name.split(".")[0] and "linear_" not in name:  # heads: clear margins between logits
         std *= 4
     made = (std * rng.standard_normal(shape) * (0.2 if len(shape) == 1 else 1)).astype(np.float32)
-    if name == "text_linear.weight":  # words begin, and pads come, as often as other ids or oftener
+    if name == "text_linear.weight":  # word starts and pads are at least as likely as other ids
         made[[0, 3]] *= 2.5
     return torch.from_numpy(made)
 
 
 def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the language model's tensors by published name."""
+    """Return a dict from published tensor name to shape for the language model."""
     width = config["dim"]
     inner = (2 * int(config["hidden_scale"] * width)) // 3
     shapes: dict[str, tuple[int, ...]] = {
@@ -142,7 +145,7 @@ def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def mimi_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shapes of Mimi's tensors by published name; queries, keys and values are one tensor."""
+    """Return a dict from published tensor name to shape for Mimi; queries, keys and values are one tensor."""
     with torch.device("meta"):
         model = MimiModel(MIMI)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -156,7 +159,7 @@ def mimi_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
-    """Write a release; `changed` are fields of its config.json."""
+    """Write a release; `changed` replaces fields of its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, **changed}
     (folder / "config.json").write_text(json.dumps(config))

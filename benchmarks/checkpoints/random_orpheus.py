@@ -1,4 +1,4 @@
-"""Small releases in the layouts of Orpheus and SNAC, with random weights derived from the tensors' names."""
+"""Small Orpheus and SNAC releases in the published layouts, with random weights derived from the tensor names."""
 
 import json
 import zlib
@@ -32,7 +32,7 @@ SNAC: dict[str, Any] = {
 
 
 def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return the tensor of a name in the published layout, in which a weight has a magnitude and a direction."""
+    """Return the random tensor for a published name; convolution weights are split into magnitude and direction."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("alpha"):
         return torch.from_numpy(1 + np.abs(noise))
@@ -42,7 +42,7 @@ def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def published_shapes(plain: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes in the published layout of the decoder's tensors `plain`, with one of the encoder's."""
+    """Return published tensor names and shapes for the decoder tensors `plain`, plus one encoder tensor."""
     found: dict[str, tuple[int, ...]] = {"encoder.block.0.bias": (4,)}
     for name, tensor in plain.items():
         module, _, kind = name.rpartition(".")
@@ -55,7 +55,7 @@ def published_shapes(plain: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def write_snac(folder: Path) -> Path:
-    """Write a folder in SNAC's published layout."""
+    """Write a folder in the published SNAC layout."""
     from stretto_orpheus.snac import SnacCodec, read_config
 
     folder.mkdir(parents=True)
@@ -66,7 +66,7 @@ def write_snac(folder: Path) -> Path:
 
 
 def write_release(folder: Path) -> Path:
-    """Write a folder in Orpheus' published layout: Llama with a tied head, and codes as the last tokens."""
+    """Write a folder in the published Orpheus layout: Llama with a tied head, and codes as the last tokens."""
     write_tokenizer(folder, 300)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     custom = [f"<custom_token_{number}>" for number in range(11)]

@@ -1,11 +1,11 @@
-"""Random releases of Pocket TTS in the published layout: language model, codec, tokenizer and voices.
+"""Randomly initialised Pocket TTS releases in the published layout: language model, codec, tokenizer and voices.
 
     python -m benchmarks.checkpoints.random_pocket FOLDER [KIND]
 
-They are small, except for the kind `published`, which has the dimensions of Kyutai's `english` (110 M parameters). The
-others differ as the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another
-width, a low-rank table) and `english_18m` (drifting head). All but the first have their own decoder, and their
-tokenizer as a model of SentencePiece.
+The kind `published` has the dimensions of Kyutai's `english` (110 M parameters); the others are small. They differ as
+the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another width, a low-rank
+table) and `english_18m` (drifting head). `english_2m` and `english_18m` have their own decoder and store their
+tokenizer as a SentencePiece model.
 """
 
 import json
@@ -55,9 +55,9 @@ OWN_DECODER = {
     "decoder_seanet": SEANET | {"kernel_size": 3, "n_filters": 8},
     "decoder_transformer": STACK | {"num_layers": 1, "context": 12},
 }
-# Logits of the end that some frame of a reply exceeds, as one of a trained model's does.
+# End thresholds that the end logit of some frame in a reply exceeds, as with a trained model.
 THRESHOLDS = {"english": 1.205, "english_2m": 0.73, "english_18m": 2.5465}
-# Weights so small that latents are about as large as trained ones, and samples are within [-1, 1].
+# Factors that make latents about as large as trained ones and keep samples within [-1, 1].
 SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15, "mimi.decoder.model.11.conv.weight": 0.2}
 TOKENIZERS = {
     False: {"tokenizer": "sentencepiece", "tokenizer_path": "tokenizer.model"},
@@ -78,7 +78,7 @@ PUBLISHED_STACK = STACK | {
 
 
 def published() -> dict[str, Any]:
-    """Return a YAML file with the dimensions of Kyutai's `english`."""
+    """Return a release's YAML record with the dimensions of Kyutai's `english`."""
     record = config("english")
     lm, mimi = record["flow_lm"], record["mimi"]
     lm["flow"] |= {"depth": 6, "dim": 512}
@@ -90,7 +90,7 @@ def published() -> dict[str, Any]:
 
 
 def config(kind: str) -> dict[str, Any]:
-    """Return the release's YAML file."""
+    """Return the release's YAML record."""
     if kind == "published":
         return published()
     flow = {"english": "lsd", "english_2m": "pointwise", "english_18m": "drifting"}[kind]
@@ -127,7 +127,7 @@ def config(kind: str) -> dict[str, Any]:
 
 
 def shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of a release by their published names."""
+    """Return a dict from published tensor name to shape for a release."""
     lm = lm_shapes(record["flow_lm"], record["mimi"]["quantizer"]["dimension"])
     return {f"flow_lm.{name}": shape for name, shape in lm.items()} | {
         f"mimi.{name}": shape for name, shape in mimi_shapes(record["mimi"]).items()
@@ -181,7 +181,7 @@ def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
 
 
 def layer_shapes(name: str, width: int, inner: int, queried: int, held: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a transformer's layer."""
+    """Return the shapes of a transformer layer."""
     return {
         f"{name}self_attn.in_proj.weight": (queried + 2 * held, width),
         f"{name}self_attn.out_proj.weight": (width, queried),
@@ -209,7 +209,7 @@ def mimi_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def convolution(name: str, *shape: int, bias: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a convolution; `bias` is the number of its outputs if that is not the first number."""
+    """Return the shapes of a convolution; `bias` is its number of outputs if that differs from `shape[0]`."""
     return {f"{name}.weight": shape, f"{name}.bias": (shape[0] if bias is None else bias,)}
 
 
@@ -247,7 +247,7 @@ def residual_shapes(name: str, channels: int, seanet: Mapping[str, Any]) -> dict
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a random tensor that depends on its name only, of about the size that training gives it."""
+    """Return a random tensor that depends only on its name; its values are about as large as trained ones."""
     random = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
     if name.endswith("freqs"):
         return torch.exp(-torch.arange(shape[0]) / shape[0] * 9.210340371976184)
@@ -264,7 +264,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def write_tokenizer(folder: Path, table: Mapping[str, Any]) -> None:
-    """Write a unigram tokenizer: punctuation, letters and fillers."""
+    """Write a unigram tokenizer with punctuation, letters and filler pieces."""
     pieces = [
         "<unk>",
         "▁",
@@ -288,7 +288,7 @@ def write_tokenizer(folder: Path, table: Mapping[str, Any]) -> None:
 
 
 def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
-    """Return a unigram model of SentencePiece with these pieces, the first of which is for unknown characters."""
+    """Return a serialised SentencePiece unigram model; its first piece represents unknown characters."""
     formats: Any = import_module("transformers.utils.sentencepiece_model_pb2_new")  # SentencePiece's needs protobuf 7
     model = formats.ModelProto()
     for at, (piece, score) in enumerate(scored):
@@ -300,7 +300,7 @@ def sentencepiece_model(scored: list[tuple[str, float]]) -> bytes:
 
 
 def recording() -> np.ndarray:
-    """Return a recording of a voice: tones that change every 100 ms, and a quiet end, float32 [n] at 24 kHz."""
+    """Return a recording of a voice, float32 [n] at 24 kHz: tones that change every 100 ms, then a quiet end."""
     time = np.arange(int(RECORDING_S * 24000)) / 24000
     pitch = np.random.default_rng(5).uniform(90, 400, len(time) // 2400 + 1).repeat(2400)[: len(time)]
     phase = 2 * np.pi * np.cumsum(pitch) / 24000
@@ -309,14 +309,14 @@ def recording() -> np.ndarray:
 
 
 def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
-    """Return the embedded rows [n, W] of a voice: the model's begin of a voice, then random ones."""
+    """Return the embedded rows [n, W] of a voice: the model's begin-of-voice embedding, then random rows."""
     width = record["flow_lm"]["transformer"]["d_model"]
     begin = tensor("flow_lm.bos_before_voice", (1, 1, width))[0]
     return torch.cat([begin, 0.3 * tensor(f"voice {name}", (VOICES[name] - 1, width))])
 
 
 def write_release(folder: Path, kind: str = "english", clones: bool = True) -> Path:
-    """Write a release and return its folder; zeros instead of the encoder unless it clones voices."""
+    """Write a release and return its folder; if not `clones`, the cloning tensors are zeros."""
     from stretto.families.pocket_tts.convert import CLONING, Shape
     from stretto.families.pocket_tts.voices import Backbone
 
@@ -336,7 +336,7 @@ def write_release(folder: Path, kind: str = "english", clones: bool = True) -> P
 
 
 def keys_and_values(backbone: Any, rows: Tensor) -> dict[str, Tensor]:
-    """Return the published tensors of a voice, with room for further rows as NaN."""
+    """Return the published tensors of a voice; unused cache rows are NaN."""
     found = dict[str, Tensor]()
     rows = rows.double()
     for layer in range(backbone.num_layers):

@@ -1,7 +1,7 @@
-"""Qwen3-TTS' codec and speaker encoder as published, with random weights: wide, small or narrow.
+"""The Qwen3-TTS codec and speaker encoder in the published layout, with random weights: wide, small or narrow.
 
 All strides, kernels, windows and codebooks are as published. `small` has an eighth of every width, which preserves the
-proportions of the decoder: 1.7 M parameters without its codebooks. `narrow` is for tests.
+proportions of the decoder; it has 1.7 M parameters, not counting the codebooks. `narrow` is for tests.
 """
 
 import json
@@ -22,7 +22,7 @@ from stretto.codecs.streaming import prepare
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
 CODEBOOKS, INPUT_CODEBOOKS = 16, 32
-LEVEL = 0.15  # factor of the last layer's weights, for samples about as loud as speech
+LEVEL = 0.15  # factor on the last layer's weights, so that samples are about as loud as speech
 
 
 def _decoder(*numbers: int) -> dict[str, int]:
@@ -56,7 +56,7 @@ PREPROCESSOR = {
 
 
 def record_of(width: str) -> dict[str, Any]:
-    """Return `config.json`, with the entries that the release has at any width."""
+    """Return the contents of `config.json` for a width."""
     widths = WIDTHS[width]
     decoder = {
         "attention_bias": False,
@@ -92,7 +92,10 @@ def record_of(width: str) -> dict[str, Any]:
 
 
 def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Return weights by published name, drawn by numpy in the order of names; layers roughly preserve sizes."""
+    """Return random weights by published name, drawn in the order of names.
+
+    Layers roughly preserve the magnitude of their input.
+    """
     rng, drawn = np.random.default_rng(seed), dict[str, Tensor]()
     width = config.decoder.codebook_dim
     shapes = {name: tuple(tensor.shape) for name, tensor in Qwen3Codec(config).state_dict().items()}
@@ -105,7 +108,7 @@ def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]
 
 
 def _last(names: Mapping[str, Tensor]) -> str:
-    """Return the name of the decoder's last weight."""
+    """Return the name of the decoder's last weight tensor."""
     numbers = [int(name.split(".")[2]) for name in names if name.startswith("decoder.decoder.")]
     return f"decoder.decoder.{max(numbers)}.conv.weight"
 
@@ -137,7 +140,7 @@ def write_qwen3_codec(folder: Path, width: str = "narrow", **values: object) -> 
 
 
 def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
-    """Return the codec."""
+    """Return the codec with random weights."""
     config = Qwen3CodecConfig.from_record(record_of(width))
     codec = Qwen3Codec(config)
     weights = random_weights(config, seed)
@@ -147,7 +150,7 @@ def make_qwen3_codec(width: str, seed: int = 0) -> Qwen3Codec:
 
 
 def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> dict[str, Any]:
-    """Return `code2wav_config` of a small release of Qwen3-Omni; strides, kernels and windows are as published."""
+    """Return `code2wav_config` for a small Qwen3-Omni release; strides, kernels and windows are as published."""
     return {
         "attention_bias": False,
         "codebook_size": codes,
@@ -170,7 +173,7 @@ def code2wav_record(hidden: int = 32, codebooks: int = 16, codes: int = 64) -> d
 
 
 def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Return random tensors of code2wav by name, drawn as the codec's."""
+    """Return random code2wav tensors by name, drawn in the same way as the codec's tensors."""
     rng = np.random.default_rng(seed)
     return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
@@ -179,7 +182,7 @@ def code2wav_tensors(record: Mapping[str, Any], seed: int = 0) -> dict[str, Tens
 
 
 def write_code2wav(folder: Path) -> Path:
-    """Write `config.json` and `model.safetensors`, as `stretto convert` writes them, to a new folder."""
+    """Write code2wav's `config.json` and `model.safetensors` to a new folder, as `stretto convert` does."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"model_type": MODEL_TYPE, "decoder_config": code2wav_record()}
     (folder / "config.json").write_text(json.dumps(record))
@@ -188,7 +191,7 @@ def write_code2wav(folder: Path) -> Path:
 
 
 def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write `config.json` and `model.safetensors` of a speaker encoder to a new folder."""
+    """Write a speaker encoder's `config.json` and `model.safetensors` to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(record))
     save_file(speaker_tensors(record), folder / "model.safetensors")
@@ -196,7 +199,7 @@ def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def speaker_tensors(record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return random tensors of a speaker encoder by name."""
+    """Return random speaker-encoder tensors by name."""
     network, rng = SpeakerEncoder(SpeakerConfig.from_record(record)).network, np.random.default_rng(5)
     return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))

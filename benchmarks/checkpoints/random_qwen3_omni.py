@@ -1,6 +1,6 @@
-"""Small random weights of Qwen3-Omni's talker in the published layout of the complete model.
+"""Small random weights of the Qwen3-Omni talker, in the published layout of the complete model.
 
-The thinker's tensors are its embedding table, which the talker uses, and one that it does not use.
+The thinker has only two tensors: its embedding table, which the talker uses, and one that the talker does not use.
 """
 
 import json
@@ -31,7 +31,7 @@ UNUSED = "thinker.model.norm.weight"
 
 
 def small_config() -> dict[str, Any]:
-    """Return config.json of a small release."""
+    """Return config.json for a small release."""
     return {
         "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
         "model_type": "qwen3_omni_moe",
@@ -54,7 +54,7 @@ def small_config() -> dict[str, Any]:
 
 
 def question(words: Sequence[int]) -> list[int]:
-    """Return a user turn of `words` and the beginning of the answer, in the thinker's ids."""
+    """Return the thinker's ids for a user turn of `words` and the beginning of the answer."""
     start = SPECIAL["<|im_start|>"]
     asked = [start, ROLES["user"], NEWLINE, *words, SPECIAL["<|im_end|>"], NEWLINE]
     return [*asked, start, ROLES["assistant"], NEWLINE]
@@ -63,8 +63,8 @@ def question(words: Sequence[int]) -> list[int]:
 def proportioned_config() -> dict[str, Any]:
     """Return config.json of a release with the published proportions.
 
-    The talker is a quarter as wide, with 4 layers of 20 and 1 of the depth transformer's 5; code2wav an eighth as wide.
-    Experts, codes, codebooks and head width are as published.
+    The talker is a quarter as wide as published. It has 4 of 20 layers, and its depth transformer has 1 of 5. code2wav
+    is an eighth as wide. Experts, codes, codebooks and head width are as published.
     """
     config = small_config()
     talker = config["talker_config"] = _talker(256, layers=4, depth_layers=1, codebooks=16, codes=2048, experts=128)
@@ -115,7 +115,7 @@ def _talker(
 
 
 def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the talker's layers: Qwen3's with experts instead of one feed-forward network."""
+    """Return the shapes of the talker's layers: Qwen3 layers with experts instead of a single feed-forward network."""
     hidden, inner, shared = (
         numbers[name] for name in ("hidden_size", "moe_intermediate_size", "shared_expert_intermediate_size")
     )
@@ -133,7 +133,7 @@ def _moe_layers(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes by published name of the talker without code2wav, and of two of the thinker's tensors."""
+    """Return a dict from published tensor name to shape for the talker and two thinker tensors, excluding code2wav."""
     talker = config["talker_config"]
     text, depth = talker["text_config"], talker["code_predictor_config"]
     hidden, inner, thinker = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
@@ -163,7 +163,7 @@ def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1) -> Path:
-    """Write a release as published without most of its thinker: weights, index, configuration, tokenizer."""
+    """Write a release without most of its thinker: weights, index, configuration and tokenizer."""
     from safetensors.numpy import save_file
 
     config = config or small_config()

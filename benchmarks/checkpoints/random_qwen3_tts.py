@@ -63,7 +63,7 @@ def small_config(
     codebooks: int = 4,
     codes: int = 32,
 ) -> dict[str, Any]:
-    """Return config.json of a small release; if the widths differ, the depth transformer's input is projected."""
+    """Return config.json for a small release; if the widths differ, the depth transformer's input is projected."""
     talker = {
         **backbone(hidden, layers, 32),
         "num_code_groups": codebooks,
@@ -96,10 +96,10 @@ def small_config(
 
 
 def proportioned_config() -> dict[str, Any]:
-    """Return config.json of a release with the proportions of the 0.6B model.
+    """Return config.json for a release with the proportions of the 0.6B model.
 
-    It is a quarter as wide, with 4 layers of 28 and 1 of the depth transformer's 5. Codes, codebooks and head width are
-    as published. Its text has few ids.
+    It is a quarter as wide as published. It has 4 of 28 layers, and its depth transformer has 1 of 5. Codes, codebooks
+    and head width are as published. There are few text ids.
     """
     config = small_config(hidden=256, depth_hidden=256, layers=4, depth_layers=1, codebooks=16, codes=2048)
     talker = config["talker_config"]
@@ -147,7 +147,7 @@ def layer_shapes(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes by published name of a model with this config.json, without those of the speaker encoder."""
+    """Return a dict from published tensor name to shape for a config.json, excluding the speaker encoder."""
     talker = config["talker_config"]
     depth = talker["code_predictor_config"]
     hidden, text, inner = talker["hidden_size"], talker["text_hidden_size"], depth["hidden_size"]
@@ -177,12 +177,12 @@ def tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: Iterable[str] = ()) -> None:
-    """Write a byte-level BPE as published: vocab.json, merges.txt, and special tokens in tokenizer_config.json.
+    """Write a byte-level BPE tokenizer: vocab.json, merges.txt, and special tokens in tokenizer_config.json.
 
     Args:
         folder: Existing folder.
-        special: Special tokens with their ids.
-        words: Words to be single tokens, with or without a space before them.
+        special: Ids by special token.
+        words: Words that become single tokens. A word may begin with a space, written `Ġ`.
     """
     from tokenizers import models, pre_tokenizers
 
@@ -200,12 +200,12 @@ def write_tokenizer(folder: Path, special: Mapping[str, int] = SPECIAL, words: I
 
 
 def _chain(word: str) -> list[tuple[str, str]]:
-    """Return the merges that make a word one token."""
+    """Return the merges that turn a word into a single token."""
     return [(word[:end], word[end]) for end in range(1, len(word))]
 
 
 def plain_ids(text: str) -> list[int]:
-    """Return the ids of ASCII text in which the tokenizer merges nothing."""
+    """Return the ids of an ASCII text, one per character; the text must contain nothing that the tokenizer merges."""
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -215,13 +215,13 @@ def plain_ids(text: str) -> list[int]:
 def write_release(
     folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1, words: Iterable[str] = ()
 ) -> Path:
-    """Write a release as published without its codec: weights, configuration and tokenizer.
+    """Write a release without its codec: weights, configuration and tokenizer.
 
     Args:
-        folder: Folder to be made.
-        config: config.json; None for `small_config`.
+        folder: Folder to create.
+        config: Contents of config.json; None for `small_config`.
         seed: Seed of the weights.
-        words: Single tokens of the tokenizer (`write_tokenizer`).
+        words: Words that become single tokens (`write_tokenizer`).
     """
     from safetensors.numpy import save_file
 

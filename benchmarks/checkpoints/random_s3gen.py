@@ -1,6 +1,7 @@
-"""Chatterbox's S3Gen as published, with random weights that give audible output: narrow, or of published width.
+"""Chatterbox's S3Gen in the published layout, with random weights that give audible output.
 
-Weights are drawn by numpy in the order of their names, so that an external reference has the same ones.
+It is narrow or has the published width. Weights are drawn by numpy in the order of their names, so that an external
+reference can draw the same ones.
 """
 
 from dataclasses import replace
@@ -38,7 +39,7 @@ WIDE = replace(
 
 
 def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
-    """Return the tensors by published name, with one each of the parts for audio input."""
+    """Return a dict from published name to random tensor, with one tensor for each audio-input part."""
     codec, rng = S3GenCodec(config), np.random.default_rng(seed)
     flow = random_weights(codec.flow, rng)
     vocoder = as_published(random_vocoder(codec.mel2wav, rng), MAGNITUDE, DIRECTION)
@@ -53,7 +54,7 @@ def write_s3gen(path: Path, config: S3GenConfig = NARROW, seed: int = 0) -> None
 
 
 def conditions(seed: int, num_tokens: int, is_odd: bool = False) -> dict[str, Any]:
-    """Return the result of the authors' `embed_ref` for a recording; one of odd length has one more frame."""
+    """Return random values in the form of the authors' `embed_ref`; `is_odd` adds a mel frame."""
     rng = np.random.default_rng(seed)
     frames = FRAMES_PER_TOKEN * num_tokens + is_odd
     return {

@@ -1,4 +1,4 @@
-"""Random tensors by published name, the same on every machine; needs only numpy."""
+"""Random tensors by published name, identical on every machine. This module needs only numpy."""
 
 import math
 import zlib
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Return float32 tensors of a language model, in the order of `shapes`, whose best logit leads clearly."""
+    """Return random float32 tensors of a language model whose best logit leads clearly, in the order of `shapes`."""
     random = np.random.Generator(np.random.PCG64(seed))
     found = {}
     for name, shape in shapes.items():

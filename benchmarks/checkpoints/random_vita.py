@@ -1,8 +1,8 @@
 """Small random weights of VITA-Audio in the published layout, identical on every machine.
 
-`model.layers` holds the main model's decoder layers, then those of the modules. The other tensors of the modules belong
-to the wrapper around the model, which has the head. The weights need only `random_tensors.py` and numpy. A release
-with SenseVoice as its audio encoder has a narrow one.
+`model.layers` holds the decoder layers of the main model, followed by the layers of the multi-token-prediction modules.
+The other tensors of these modules belong to the wrapper around the model, which also has the head. The weights need
+only `random_tensors.py` and numpy. In a release with SenseVoice as its audio encoder, the encoder is narrow.
 """
 
 import json
@@ -15,7 +15,7 @@ from benchmarks.checkpoints.random_tensors import random_tensors
 
 MAIN_LAYERS, MODULES = 2, 10
 
-# config.json of a small release: as many modules as published, two main layers of 28.
+# config.json of a small release: as many modules as published, but only two of 28 main layers.
 SMALL: dict[str, Any] = {
     "architectures": ["Qwen2MTPForCausalLM"],
     "model_type": "qwen2_mtp",
@@ -53,7 +53,7 @@ GENERATION = {
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes by published name of a model with this config.json."""
+    """Return a dict from published tensor name to shape for a config.json."""
     hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     width = hidden // config["num_attention_heads"]
     keys = config["num_key_value_heads"] * width
@@ -75,12 +75,12 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Return the language model's tensors by published name, without its audio encoder."""
+    """Return a dict from published name to random tensor, excluding the audio encoder."""
     return random_tensors(shapes(config), seed)
 
 
 def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int = 1) -> Path:
-    """Write a release as published: weights, configuration, and the tokenizer with its markers and codes."""
+    """Write a release: weights, configuration, and the tokenizer with its markers and codes."""
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer
 
@@ -142,7 +142,7 @@ frontend_conf:
 
 
 def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
-    """Return the encoder_shapes by published name; the backbone is `hidden` wide."""
+    """Return a dict from published tensor name to shape for the audio encoder of a backbone of width `hidden`."""
     found: dict[str, tuple[int, ...]] = {f"{TOWER}embed.weight": (16, WIDTH)}
     blocks = [("encoders0.0", WIDTH)]
     blocks += [(f"encoders.{index}", SIZE) for index in range(NUM_BLOCKS - 1)]
@@ -160,7 +160,7 @@ def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 
 def encoder_tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random float32 encoder_tensors by published name, the same on every machine."""
+    """Return random float32 tensors of the audio encoder by published name, identical on every machine."""
     random, found = np.random.default_rng(seed), dict[str, np.ndarray]()
     for name, shape in sorted(encoder_shapes(hidden).items()):
         noise = random.standard_normal(shape, np.float32)

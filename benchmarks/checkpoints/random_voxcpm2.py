@@ -1,9 +1,9 @@
-"""Small random releases of VoxCPM2 in the published layout: language models, diffusion head, AudioVAE and tokenizer.
+"""Small randomly initialised VoxCPM2 releases in the published layout, from language models to tokenizer.
 
     python -m benchmarks.checkpoints.random_voxcpm2 FOLDER [KIND]
 
-Kinds: `plain`, as published; `scaled`, with muP scales and long-range rotation factors; and `wide`, with few layers of
-the published widths.
+A release has the language models, the diffusion head, the AudioVAE and the tokenizer. KIND is `plain` (options as
+published), `scaled` (muP scales and long-range rotation factors) or `wide` (few layers of the published widths).
 """
 
 import json
@@ -33,14 +33,14 @@ VAE: dict[str, Any] = {
 }
 HEAD_DIM = 32
 RECORDINGS = {"reference": 3 * 2560 + 7, "prompt": 5 * 2560 - 9}  # samples at 16 kHz
-# Mean of the stop head's second row: the model stops after some patches, as a trained one does.
+# Mean of the stop head's second row, chosen so that the model stops after some patches, as a trained one does.
 STOPS = {"plain": 0.0130, "scaled": 0.0160, "wide": 0.0010}
-# Gain of the last convolution, so small that samples are within [-1, 1].
+# Gain of the last convolution, small enough to keep samples within [-1, 1].
 LAST_GAIN = 0.01
 
 
 def config(kind: str = "plain") -> dict[str, Any]:
-    """Return the release's config.json."""
+    """Return the contents of the release's config.json."""
     is_scaled, is_wide = kind == "scaled", kind == "wide"
     steps = range(HEAD_DIM // 2)
     lm = {
@@ -98,7 +98,7 @@ def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
 
 
 def stack(name: str, lm: Mapping[str, Any], width: int, inner: int, heads: int, layers: int) -> dict[str, Any]:
-    """Return the shapes of a transformer, whose numbers of key heads and of their channels are the language model's."""
+    """Return the shapes of a transformer with the key heads and head width of the language model `lm`."""
     queried, held = heads * lm["kv_channels"], lm["num_key_value_heads"] * lm["kv_channels"]
     found: dict[str, tuple[int, ...]] = {f"{name}.norm.weight": (width,)}
     for index in range(layers):
@@ -139,7 +139,7 @@ def lm_shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def convolution(name: str, rows: int, columns: int, kernel: int, bias: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a weight-normalised convolution; `bias` is the number of outputs of a transposed one."""
+    """Return the shapes of a weight-normalised convolution; `bias` is the number of outputs if it is transposed."""
     return {
         f"{name}.weight_g": (rows, 1, 1),
         f"{name}.weight_v": (rows, columns, kernel),
@@ -184,7 +184,7 @@ def vae_shapes(vae: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a random tensor that depends on its name only, of about the size that training gives it."""
+    """Return a random tensor that depends only on its name; its values are about as large as trained ones."""
     random = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
     if name.endswith("alpha"):
         return 1 + 0.3 * random.clamp(-2, 2)
@@ -200,13 +200,13 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def recording(name: str) -> np.ndarray:
-    """Return noise as a recording, float32 [n] at 16 kHz."""
+    """Return noise that serves as a recording, float32 [n] at 16 kHz."""
     random = np.random.default_rng(crc32(name.encode()))
     return (0.1 * random.standard_normal(RECORDINGS[name])).astype(np.float32)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a unigram tokenizer with letters, two Chinese characters, and a token of both."""
+    """Write a unigram tokenizer with letters, two Chinese characters, and a token that joins both."""
     pieces = ["<unk>", "<s>", "</s>", "▁", *".,!()", *map(chr, range(97, 123)), "你", "好", "你好", "▁the", "ing"]
     pieces += [f"<filler{index}>" for index in range(NUM_TOKENS - len(pieces))]
     made = Tokenizer(models.Unigram([(piece, -1.0 - 0.001 * at) for at, piece in enumerate(pieces)], unk_id=0))

@@ -1,9 +1,10 @@
-"""Small versions of the published families, for benchmarks and for trying them: random releases, converted.
+"""Small, randomly initialised versions of the published families, converted for the server.
 
-Everything that affects speed, except the backbone, is as published: vocabulary, streams, delays, strides of the codec,
-chunks. The backbone has four layers of 256; codec and audio tower have few channels. Qwen3-TTS' depth transformer is as
-wide as its backbone, its codec an eighth as wide as published, and its text, which is only looked up, has few ids. The
-same holds for Qwen3-Omni's talker, which has as many experts as published. Higgs Audio's text has few ids, too.
+They serve benchmarks and first experiments. Everything that affects speed, except the backbone, is as published:
+vocabulary, streams, delays, codec strides and chunks. The backbone has four layers of width 256. The codec and the
+audio encoder have few channels. In Qwen3-TTS, the depth transformer is as wide as the backbone, the codec is an eighth
+as wide as published, and there are few text ids, because text is only looked up. The same holds for the Qwen3-Omni
+talker, which has as many experts as published. Higgs Audio also has few text ids.
 """
 
 import argparse
@@ -34,16 +35,16 @@ SIZE = Size(hidden=256, layers=4)
 
 @dataclass(frozen=True)
 class SmallModel:
-    """A family of the converter, and the requests of a benchmark.
+    """A small model, and the requests that a benchmark sends to it.
 
     Attributes:
-        family: Name for the converter.
+        family: Family name for the converter.
         speak: Task that generates speech.
         listen: Task with audio input, or None.
         has_text: True if the model generates text before speech.
-        guidance_scale: The authors' scale; None if the model is not guided.
-        options: Options of every request for speech.
-        tail_rows: Rows after a reply's last frame that count towards a limit.
+        guidance_scale: Guidance scale of the authors; None if the model is not guided.
+        options: Options that every request for speech gets.
+        tail_rows: Number of rows after a reply's last frame that count towards a length limit.
     """
 
     family: str
@@ -68,7 +69,10 @@ SMALL_MODELS = {
 def write_release(
     family: str, folder: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> tuple[Published, Path]:
-    """Write a random release; return its files and its codec directory. The dialogue model uses Llama, as published."""
+    """Write a randomly initialised release; return its files and its codec directory.
+
+    The dialogue model uses Llama, as published.
+    """
     if family == "bagpiper":
         assert not isinstance(vocabulary, OpusVocabulary)
         published = random_espnet.write_bagpiper(folder, vocabulary or BagpiperVocabulary(), size=size)
@@ -85,7 +89,10 @@ def write_release(
 def write_checkpoint(
     family: str, out: Path, vocabulary: BagpiperVocabulary | OpusVocabulary | None = None, size: Size = SIZE
 ) -> Path:
-    """Write a random release and convert it to a directory for the server. The converter's output goes to stderr."""
+    """Write a randomly initialised release and convert it; return the checkpoint's folder.
+
+    The converter's output goes to stderr.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         if family in WRITERS:
             words = WRITERS[family](Path(folder))
@@ -101,7 +108,7 @@ def write_checkpoint(
 
 
 def _write_qwen3_tts(folder: Path) -> list[str | Path]:
-    """Write a release of Qwen3-TTS with one token per word; return the converter's arguments."""
+    """Write a Qwen3-TTS release with one token per word; return the converter's arguments."""
     lines = " ".join(itertools.islice(texts(), len(CITIES) * len(ANIMALS)))
     words = {word.replace(" ", "Ġ") for word in re.findall(" ?[a-zA-Z]+", lines)}
     config = random_qwen3_tts.proportioned_config()
@@ -112,19 +119,19 @@ def _write_qwen3_tts(folder: Path) -> list[str | Path]:
 
 
 def _write_higgs_audio(folder: Path) -> list[str | Path]:
-    """Write a release of Higgs Audio with the published codebooks and codes; return the converter's arguments."""
+    """Write a Higgs Audio release with the published codebooks and codes; return the converter's arguments."""
     model = random_higgs_audio.make_model(width=SIZE.hidden, layers=SIZE.layers, max_rows=1024)
     return [*random_higgs_audio.write_release(folder / "release", model).command[1:]]
 
 
 def _write_talker(folder: Path) -> list[str | Path]:
-    """Write the parts of a Qwen3-Omni release for the talker and code2wav; return the converter's arguments."""
+    """Write the talker and code2wav parts of a Qwen3-Omni release; return the converter's arguments."""
     release = random_qwen3_omni.write_release(folder, random_qwen3_omni.proportioned_config())
     files = "--model", release / "model.safetensors.index.json", "--config", release / "config.json"
     return [*files, "--tokenizer", release]
 
 
-# Families with one small release each.
+# Families whose small release has one fixed size.
 WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
     "qwen3-tts": _write_qwen3_tts,
     "higgs-audio-v2": _write_higgs_audio,
@@ -133,7 +140,7 @@ WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write one model."""
+    """Write the model that the command line names."""
     write_checkpoint(SMALL_MODELS[arguments.model].family, arguments.out)
 
 

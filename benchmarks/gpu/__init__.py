@@ -1,1 +1,1 @@
-"""Checks and measurements on a host with a GPU: jobs, each in its own process (`jobs.py` lists them)."""
+"""Checks and measurements on a host with a GPU. Each job runs in its own process (`jobs.py` lists them)."""

@@ -1,13 +1,13 @@
-"""Checks and measurements of the engine and the decoder on a host with a GPU, in one call of ten minutes.
+"""Check and measure the engine and the decoder on a host with a GPU, in one call of ten minutes.
 
     python -m benchmarks.gpu --out DIR             # on the GPU
-    python -m benchmarks.gpu --out DIR --dry-run   # every job on the CPU, tiny: runs all code paths, measures nothing
+    python -m benchmarks.gpu --out DIR --dry-run   # tiny jobs on the CPU: run all code paths, measure nothing
     python -m benchmarks.gpu plan                  # prints the command lines for a host without a network
 
-Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. One that fails, crashes or
-hangs does not end the others. DIR/all.jsonl has a line for each figure and for the outcome of each job; DIR/logs.txt
-has everything that was printed. Both are written immediately. The last lines of standard output are the verdicts of
-jobs that have one, and a table of the jobs.
+Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. If a job fails, crashes or
+hangs, the others still run. DIR/all.jsonl gets a line for each figure and for the outcome of each job; DIR/logs.txt
+gets everything that is printed. Both are written as the jobs run. Standard output ends with the verdicts of the jobs
+that have one, and with a table of the jobs.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from benchmarks.gpu.jobs import JOBS, Children, Job, Setup, enter_job, summary, 
 from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
 
-# All traffic stays on the host, whose interfaces may have no address. NVML lists devices without initialising CUDA.
+# All traffic stays on the host, because its interfaces may have no address. NVML lists devices without initialising
+# CUDA.
 ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -41,7 +42,7 @@ PRELOADED_ON_THE_CPU = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu.model_r
 def preload(is_small: bool) -> None:
     """Import the modules that jobs need, and exclude their objects from garbage collection in all children.
 
-    A dry run also loads vLLM's plugins, which otherwise each engine would load in its own process.
+    A dry run also loads vLLM's plugins, which each engine would otherwise load in its own process.
     """
     for module in (*PRELOADED, *(PRELOADED_ON_THE_CPU if is_small else ())):
         importlib.import_module(module)
@@ -52,7 +53,7 @@ def preload(is_small: bool) -> None:
 
 
 def can_fork() -> bool:
-    """Return True if a forked child can use CUDA, which is impossible after this process has used it."""
+    """Return True if a forked child can use CUDA; it cannot after this process has initialised CUDA."""
 
     def touch() -> None:
         import torch
@@ -68,13 +69,13 @@ def can_fork() -> bool:
 def parse(
     line: Iterable[str] | None = None, jobs: Mapping[str, Job] = JOBS, description: str | None = __doc__
 ) -> argparse.Namespace:
-    """Parse the command line of a call that runs `jobs`."""
+    """Parse the command line of a module that runs `jobs`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of the two files")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for the two output files")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="the same as --device cpu")
+    parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="same as --device cpu")
     parser.add_argument("--jobs", nargs="+", choices=list(jobs), default=list(jobs))
-    parser.add_argument("--limit-s", type=float, default=530.0, help="seconds for all jobs together")
+    parser.add_argument("--limit-s", type=float, default=530.0, help="time limit for all jobs together, in seconds")
     parser.add_argument("--one", nargs=3, metavar=("NAME", "JOB", "END_S"), help=argparse.SUPPRESS)
     return parser.parse_args(None if line is None else list(line))
 
@@ -88,13 +89,13 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
         name, job, end_s = arguments.one
         enter_job(name, Job(**json.loads(job)), setup, float(end_s))
     if not setup.is_small and is_cpu_build():
-        raise SystemExit("gpu_check: this vLLM is built for the CPU; --dry-run runs the same code there")
+        raise SystemExit("gpu_check: this vLLM is built for the CPU; use --dry-run to run the same code there")
     setup.out.mkdir(parents=True, exist_ok=True)
     know_this_host()
     preload(setup.is_small)
     children = Children(setup, is_cold=not setup.is_small and not can_fork())
     chosen = {name: jobs[name] for name in arguments.jobs}
-    if setup.is_small:  # the time limits are for a GPU
+    if setup.is_small:  # time limits hold for a GPU only
         chosen = {name: replace(job, limit_s=arguments.limit_s) for name, job in chosen.items()}
     outcomes = children.run_all(chosen, arguments.limit_s)
     print("\n".join([*verdicts(setup), table(outcomes)]))

@@ -1,8 +1,8 @@
-"""One codec on the device: exactness with and without graphs, error of narrow types, and real-time streams.
+"""Jobs that check a codec on the device: exactness with and without graphs, narrow types, and real-time streams.
 
-For a codec that decodes in blocks: the speed of each block of an utterance through the decoder. `rtf` is the time from
-the chunk that completes a block to the last client's samples, divided by the duration of the block; above 1 a player
-underruns. Utterances run together, their blocks in the same batch.
+For a block codec, a job measures the speed of each block in an utterance. `rtf` is the time from the chunk that
+completes a block to the samples of the last client, divided by the block's duration. Above 1, players underrun.
+Utterances run together, with their blocks in the same batch.
 """
 
 import logging
@@ -32,14 +32,14 @@ from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
 
 CHUNKS = (2, 5, 25)
-EXACT, ALIKE = 1e-5, 1e-3  # streamed against one decode on the device; device against CPU
+EXACT, ALIKE = 1e-5, 1e-3  # tolerances: streamed against one-shot decode on the device; device against CPU
 BATCHES = (1, 16, 64)
-FRAMES = 25  # frames of a window
+FRAMES = 25  # frames per window
 PATIENCE_S = 120.0
 
 
 class Listener:
-    """Collects the samples of one utterance."""
+    """Reply that collects the samples of one utterance."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
@@ -68,7 +68,7 @@ class Listener:
 
 
 class CaptureErrors(logging.Handler):
-    """Collects the decoder's log messages about shapes that could not be captured."""
+    """Log handler that collects the decoder's messages about shapes that could not be captured."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -92,7 +92,10 @@ def capture_errors() -> Iterator[list[str]]:
 
 
 def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, *sizes: int) -> list[np.ndarray]:
-    """Return samples [B, n] of codes [B, K, T] for each size of chunks; one worker captures its graphs once for all."""
+    """Decode codes [B, K, T] once for each chunk size and return the samples [B, n] of each.
+
+    All sizes share a worker, which captures its graphs once.
+    """
     worker = DecoderWorker(codec, config)
     try:
         return [_stream(worker, codes, size) for size in sizes]
@@ -101,7 +104,7 @@ def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, *sizes: int
 
 
 def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
-    """Return samples [B, n] of codes [B, K, T] sent in chunks of `size`, all utterances together."""
+    """Decode codes [B, K, T] in chunks of `size`, all utterances together; return the samples [B, n]."""
     listeners, starts = [Listener() for _ in codes], range(0, codes.shape[2], size)
     for index, start in enumerate(starts):
         chunk = Chunk(index, Segment.AUDIO, is_final=index == len(starts) - 1)
@@ -111,7 +114,7 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Yield a line without graphs and with them, then for each batch size, then for each narrow type."""
+    """Yield result lines: without graphs, with graphs, for each batch size, and for each narrow type."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     parts = (_exactness, _speed, _narrow)
     for part in parts:
@@ -131,7 +134,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             with capture_errors() as errors:
                 parts = streamed(codec, config, codes.numpy(), *(CHUNKS[1:2] if setup.is_small else CHUNKS))
             seams = max(float(np.abs(pcm - whole).max()) for pcm in parts)
-        except torch.AcceleratorError:  # the device is unusable after this
+        except torch.AcceleratorError:  # the device is unusable after this error
             raise
         except Exception as error:
             yield {"graphs": graphs, "capture_errors": errors, **failure(error)}
@@ -141,7 +144,7 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure how many real-time streams the decoder serves at each batch size, as wide as published."""
+    """Measure how many real-time streams a decoder of published width serves at each batch size."""
     batches, rounds = ((2,), 1) if setup.is_small else (BATCHES, 5)
     codec = make_codec(name, setup.device, setup.is_small)
     config = DecoderConfig(device=setup.device, max_batch=batches[-1], max_utterances=1024)
@@ -161,7 +164,7 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure the error of narrow types, relative to the root mean square of the exact samples."""
+    """Measure the error of narrow types, relative to the rms of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
     codes = random_codes(codec, 2, 50).numpy()
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
@@ -176,7 +179,7 @@ BLOCK_BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3
 
 
 def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each block and number of utterances, without graphs and with them."""
+    """For each block and number of utterances, yield a result line, without graphs and with them."""
     batches, num_blocks, rounds = ((1,), 2, 1) if setup.is_small else (BLOCK_BATCHES, NUM_BLOCKS, ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         codec = load(write_glm4_voice(Path(folder) / "codec", is_narrow=setup.is_small), setup.device)
@@ -198,7 +201,10 @@ def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[int]) -> list[float]:
-    """Return the seconds of each block of `batch` utterances together; then end them to decode retained tokens."""
+    """Decode `batch` utterances together and return the seconds that each block takes.
+
+    At the end, the utterances are finished, so that retained tokens are decoded.
+    """
     random, times = np.random.default_rng(0), list[float]()
     for index, size in enumerate(sizes):
         codes = random.integers(0, codec.spec.codebook_size, (batch, 1, size))

@@ -1,4 +1,4 @@
-"""Properties of the host: versions, compilers, and requirements of the other jobs and of the Triton server."""
+"""Job that checks the host: versions, compilers, and what the other jobs and the Triton server require."""
 
 import importlib.util
 import multiprocessing
@@ -19,9 +19,9 @@ SHARED, WORD = 1 << 20, b"shared"
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each check; one that fails does not prevent the others."""
+    """For each check, yield a result line; a check that fails does not prevent the others."""
     questions: tuple[Callable[[Setup], dict[str, Any]], ...] = (_share_memory, _software, _server_parts, _rms_norm)
-    for question in questions:  # the first one forks, which must happen before CUDA is used
+    for question in questions:  # the first check forks, which must happen before CUDA is used
         try:
             figures = question(setup)
         except Exception as error:
@@ -36,7 +36,7 @@ def _software(setup: Setup) -> dict[str, Any]:
     from vllm.triton_utils import HAS_TRITON
 
     plugins = entry_points(group="vllm.general_plugins").names
-    has_tests = importlib.util.find_spec("tests.reference.module_lm") is not None  # not another package named tests
+    has_tests = importlib.util.find_spec("tests.reference.module_lm") is not None  # not another package called tests
     facts: dict[str, Any] = {
         "platform": type(current_platform).__name__,
         "triton": version("triton"),
@@ -56,7 +56,7 @@ def _software(setup: Setup) -> dict[str, Any]:
 
 
 def _server_parts(setup: Setup) -> dict[str, Any]:
-    """Check requirements of the second call: libpython, and MPS, without which processes use a GPU one at a time."""
+    """Check what the second call requires: libpython, and MPS, which lets processes use a GPU concurrently."""
     from stretto.launcher.installation import python_library
 
     return {
@@ -76,7 +76,7 @@ def _first_line(*command: str) -> str | None:
 
 
 def _share_memory(setup: Setup) -> dict[str, Any]:
-    """Check that another process can write to the client's GPU memory, as the CUDA ring does."""
+    """Check that another process can write to this process's GPU memory, as the CUDA ring requires."""
     if setup.is_small:
         return {"left_out": "needs a GPU"}
     here, there = multiprocessing.Pipe()
@@ -87,7 +87,7 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
     region = CudaRegion("gpu_check", SHARED)
     here.send_bytes(region.handle)
     if not here.poll(8):
-        raise TimeoutError("the other process has not written within 8 s")
+        raise TimeoutError("the other process did not write within 8 s")
     size = int(here.recv())
     writer.join(5)
     found = bytes(region.read(SHARED - len(WORD), len(WORD)))
@@ -105,7 +105,7 @@ def _write(connection: Connection) -> None:
 
 
 def _rms_norm(setup: Setup) -> dict[str, Any]:
-    """Compare one of vLLM's compiled kernels with torch, to check that its extension fits this torch and this GPU."""
+    """Compare a compiled vLLM kernel with torch, to check that the extension works with this torch and GPU."""
     import torch
     from vllm import _custom_ops
 

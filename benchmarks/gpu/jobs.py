@@ -1,7 +1,7 @@
-"""Table of jobs, the most informative first, and their execution.
+"""Table of jobs, the most informative first, and the code that runs them.
 
-A job is a generator of figures, written immediately. Jobs run one after another, each in a forked process group, so
-that a crash or a hang ends only one job.
+A job is a generator of figures, each of which is written immediately. Jobs run one after another, each in a forked
+process group, so that a crash or a hang ends only one job.
 """
 
 import faulthandler
@@ -24,7 +24,7 @@ from benchmarks.harness import Result
 
 @dataclass(frozen=True)
 class Setup:
-    """Device and output folder. On the CPU everything is tiny: all code paths run, nothing is measured."""
+    """Device and output folder. On the CPU, everything is tiny: all code paths run, but nothing is measured."""
 
     device: str
     out: Path
@@ -53,8 +53,9 @@ class Job:
         run: Generator function of a Setup and `arguments`, as `module:function`.
         limit_s: Time limit in seconds.
         arguments: Keyword arguments of the function.
-        environment: Variables that a library reads on import, so on a GPU the job runs in a new interpreter.
-        reads: Jobs whose results it compares with. A call that has no results of them runs them first.
+        environment: Environment variables that a library reads on import. If there are any, the job runs in a new
+            interpreter on a GPU.
+        reads: Jobs whose results this job compares with. A call without those results runs these jobs first.
     """
 
     run: str
@@ -90,8 +91,9 @@ def _sanitizer(tool: str, limit_s: float) -> Job:
     return Job("benchmarks.gpu.sanitizers:run_tool", limit_s, {"tool": tool, "limit_s": limit_s - 5})
 
 
-# The most informative first. The limits of all but `IF_TIME_IS_LEFT` fit one call of 600 s with unpacking and imports;
-# later jobs may use time that earlier ones left. `plan.py` prints the calls that run all of them.
+# The most informative jobs come first. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s
+# that also unpacks and imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that
+# run all jobs.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
     "kernels": Job("benchmarks.gpu.kernels:run", 38),
@@ -135,7 +137,7 @@ SERVED = {"ensemble": Job("benchmarks.gpu.served:run", 500)}  # needs a Triton s
 
 
 def run_job(name: str, job: Job, setup: Setup) -> bool:
-    """Write every line of a job, and its error if it fails; return True if everything was correct."""
+    """Run a job and write its lines, or its error if it fails; return True if everything was correct."""
     is_right = True
     try:
         for figures in job.load()(setup, **job.arguments):
@@ -159,7 +161,7 @@ def append(setup: Setup, figures: Mapping[str, Any]) -> None:
         file.write(Result("gpu_check", {"device": setup.device, **figures}).to_line() + "\n")
 
 
-# CUDA's messages. With blocking launches, the stack is that of the failing call.
+# CUDA error messages. With blocking launches, the stack trace shows the failing call.
 ILLEGAL_ACCESS = (b"illegal memory access", b"CUDA_ERROR_ILLEGAL_ADDRESS")
 BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1"}
 FAILED = 1
@@ -177,13 +179,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Children:
-    """Runs jobs. is_cold: each runs in a new interpreter, because a fork of this process cannot use CUDA."""
+    """Runner of jobs in child processes.
+
+    If `is_cold`, each job runs in a new interpreter, because a fork of this process cannot use CUDA.
+    """
 
     setup: Setup
     is_cold: bool = False
 
     def run_all(self, jobs: Mapping[str, Job], limit_s: float) -> list[Outcome]:
-        """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs left of their limits."""
+        """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs did not need."""
         begun = time.monotonic()
         planned, outcomes = begun, list[Outcome]()
         for name, job in jobs.items():
@@ -230,7 +235,7 @@ class Children:
         print(f"{outcome.job}: {outcome.status}, {outcome.seconds} s", flush=True)
 
     def _enter(self, name: str, job: Job, end_s: float) -> None:
-        """Run in the child: create a process group, redirect output to the log, and run the job."""
+        """Run a job in the child: create a process group, redirect output to the log, and run the job."""
         os.setsid()
         log = self.setup.logs.open("a", buffering=1)
         os.dup2(log.fileno(), 1)
@@ -246,11 +251,11 @@ class Children:
 
 
 def enter_job(name: str, job: Job, setup: Setup, end_s: float) -> None:
-    """Run a job in this process, which ends with it; after a crash or a hang, the log has the stacks of all threads.
+    """Run a job in this process and exit. After a crash or a hang, the log has the stacks of all threads.
 
-    The stacks of a hang are printed shortly before `end_s` of the monotonic clock, when the parent kills this process.
+    At `end_s` on the monotonic clock, the parent kills this process; a hang's stacks are printed shortly before.
     """
-    faulthandler.disable()  # a library may have replaced an earlier handler
+    faulthandler.disable()  # again, because a library may have replaced the handler
     faulthandler.enable()
     faulthandler.dump_traceback_later(max(0.05, 0.9 * (end_s - time.monotonic())))
     is_right = run_job(name, job, setup)
@@ -269,7 +274,7 @@ def _status(child: ForkProcess) -> str:
 def _end_group(child: ForkProcess) -> None:
     """Kill a child and its process group, which includes engine and worker processes."""
     assert child.pid is not None
-    for end in (os.killpg, os.kill):  # also the child itself, which may not have created its group yet
+    for end in (os.killpg, os.kill):  # kill the child itself too, because it may not have created its group yet
         try:
             end(child.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -278,7 +283,7 @@ def _end_group(child: ForkProcess) -> None:
 
 
 def verdicts(setup: Setup) -> list[str]:
-    """Return a line for the last verdict of each job that has one."""
+    """Return a text line with the last verdict of each job that has one."""
     lines = map(json.loads, setup.results.read_text().splitlines()) if setup.results.exists() else ()
     found = {line["job"]: line for line in lines if "verdict" in line}
     return [f"{job}: {line['verdict']} ({line['rule']})" for job, line in found.items()]

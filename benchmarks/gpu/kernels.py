@@ -1,4 +1,7 @@
-"""Stretto's GPU kernels and the sampler built from them, without an engine: equality with the CPU, and speed."""
+"""Job that checks Stretto's GPU kernels, and the sampler built from them, against the CPU, and measures their speed.
+
+It needs no engine.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.tiny.family import TINY
 from stretto.sampling import DrawParams, DrawPlan, gaussian, guide, stream_keys
 
-# (streams, columns) of the published 8B: codes of its streams, stream 0 in audio, and text.
+# (streams, columns) of the published 8B model: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
 WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
@@ -26,11 +29,11 @@ SCALE = 3.0
 # Small families with parallel heads, with a depth transformer, with separate heads, and with latents.
 LATENTS = "LATENTS", "GUIDED_LATENTS", "MARKED_LATENTS"
 SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", *LATENTS, "TINY"
-ROUNDED = 2e-3  # error of guided logits of size 1: products in float32 stay well below, in bfloat16 they exceed it
+ROUNDED = 2e-3  # error bound for guided logits near 1: float32 products stay well below it, bfloat16 products exceed it
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each kernel and size."""
+    """For each kernel and size, yield a result line."""
     rows = (1, 2) if setup.is_small else (1, 32, 64)
     for kind, sampling in ((kind, sampling) for kind in DRAWS for sampling in SAMPLINGS):
         for num_rows in rows:
@@ -48,14 +51,17 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
 def _attempt(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return measure()
-    except torch.AcceleratorError:  # the device is unusable after this
+    except torch.AcceleratorError:  # the device is unusable after this error
         raise
     except Exception as error:
         return failure(error)
 
 
 def _ms(setup: Setup, step: Callable[[], Any]) -> float:
-    """Return the milliseconds of a call on the device; calls are queued without waiting, so launches cost nothing."""
+    """Return how many milliseconds a call takes on the device.
+
+    Calls are queued without waiting, so launch overhead is not counted.
+    """
     number = 1 if setup.is_small else 50
     step()
     _wait(setup)
@@ -86,7 +92,7 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     params_there = DrawParams(*(each.to(setup.device) for each in params))
     drawn = draw(*there, params_there, plan).cpu()
     different, number = int((drawn != expected).sum()), expected.numel()
-    # Logarithms of device and host differ in the last bit, which rarely changes a sample.
+    # Logarithms on device and host differ in the last bit, which rarely changes a sampled id.
     is_right = different <= number / 100 if sampling != "greedy" else different == 0
     return {
         "different": different,
@@ -107,11 +113,11 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     found = embed_rows(table_there, ids_there, PAD, True).cpu()
     difference = float((found.float() - expected.float()).abs().max())
     ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
-    return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # one step of bfloat16 above 8
+    return {"max_difference": difference, "ms": ms, "ok": difference <= 2**-4}  # spacing of bfloat16 values above 8
 
 
 def _noise(setup: Setup) -> dict[str, Any]:
-    """Compare the Gaussian noise of a step's latents with numpy's; rounding rarely shows a difference in float64."""
+    """Compare the Gaussian noise for a step's latents with numpy; differences in float64 rarely survive rounding."""
     number = 1 << (12 if setup.is_small else 20)
     keys = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, number).astype(np.int32)
     test = import_module("tests.engine.kernels.gpu.test_latent_noise")
@@ -123,7 +129,7 @@ def _noise(setup: Setup) -> dict[str, Any]:
 
 
 def _sampler(setup: Setup, name: str) -> dict[str, Any]:
-    """Compare the GPU's sampler, with graphs, with that of the CPU, row by row over complete replies."""
+    """Compare the GPU sampler, with graphs, with the CPU sampler, row by row over complete replies."""
     walks = import_module("tests.engine.worker.walks")
     module = "tests.speech_families" if "LATENTS" in name else "tests.small_vocabularies"
     family = TINY if name == "TINY" else getattr(import_module(module), name)
@@ -139,7 +145,7 @@ def _sampler(setup: Setup, name: str) -> dict[str, Any]:
 
 
 def _head(setup: Setup, num_columns: int) -> dict[str, Any]:
-    """Measure the error of logits of 32 guided rows against float64, in bfloat16 and in float32, and both times."""
+    """Measure time and error of the logits of 32 guided rows, in bfloat16 and float32, against float64."""
     width, num_rows = (64, 2) if setup.is_small else (WIDTH, 32)
     random = torch.Generator(setup.device).manual_seed(0)
     hidden = torch.randn(2 * num_rows, width, device=setup.device, generator=random).bfloat16()

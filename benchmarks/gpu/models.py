@@ -1,7 +1,7 @@
 """Models of published shape for speed measurements, with random weights that are created on the device.
 
-Only config.json is written, as by the converter. In a dry run the backbone is tiny, but streams and vocabulary are as
-published.
+Only config.json is written, as the converter writes it. In a dry run, the backbone is tiny, but streams and vocabulary
+are as published.
 """
 
 import itertools
@@ -62,13 +62,13 @@ WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 @dataclass(frozen=True)
 class Model:
-    """A family over a backbone.
+    """A family with its backbone.
 
     Attributes:
-        scale: Guidance scale, 1 for a family without guidance.
-        task: Task that begins with audio or interleaves audio and text.
-        written: Task that begins with text, or None.
-        dry: Vocabulary of a dry run if it contains sizes of the model; None for the published one.
+        scale: Guidance scale; 1 for a family without guidance.
+        task: Task whose reply begins with audio or interleaves audio and text.
+        written: Task whose reply begins with text, or None.
+        dry: Vocabulary for a dry run if the vocabulary contains model sizes; None for the published one.
     """
 
     family: str
@@ -80,7 +80,7 @@ class Model:
 
     @property
     def rows_per_request(self) -> int:
-        """Rows in a step, two for a guided reply."""
+        """Rows per step: two for a guided reply, otherwise one."""
         return 1 if self.scale == 1.0 else 2
 
     def named(self, setup: Setup) -> dict[str, Any]:
@@ -106,17 +106,16 @@ def write_config(folder: Path, model: Model, setup: Setup) -> Path:
     backbone = {**model.backbone, **(DRY if setup.is_small else {})}
     family = model.read_family(setup)
     record = config_of(backbone, family.layout.vocab_size, "float32" if setup.is_small else "bfloat16")
-    record["tie_word_embeddings"] = family.depth is not None  # a depth family's first head is not over this vocabulary
+    record["tie_word_embeddings"] = family.depth is not None  # a depth family's first head covers other ids
     (folder / "config.json").write_text(json.dumps(record | model.named(setup)))
     return folder
 
 
 def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True) -> dict[str, Any]:
-    """Return vLLM arguments for all replies at once, guided or not, with a graph for every number of rows.
+    """Return vLLM arguments with room for all replies, guided or not, and a graph for every number of rows.
 
-    They are those of `make-repository --gpu`, which leaves the compilation mode to vLLM, unless `is_compiled` is False.
-
-    For a model with multi-token-prediction modules, which read several rows of each reply, there is another graph.
+    If `is_compiled`, they equal the arguments from `make-repository --gpu`, which leaves the compilation mode to vLLM.
+    A model with multi-token-prediction modules reads several rows per reply, so it gets an additional graph.
     """
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
     args: dict[str, Any] = {
@@ -137,13 +136,13 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
 
 
 class PromptMaker:
-    """Prompts of random text that are all different, so that none finds cached blocks of another."""
+    """Maker of random prompts that all differ, so that none finds the cached blocks of another."""
 
     def __init__(self, family: Family):
         self._family, self._seeds = family, itertools.count()
 
     def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
-        """Return `number` prompts of replies of forced length."""
+        """Return `number` prompts whose replies have a forced length."""
         family, track = self._family, self._family.text_track
         place: dict[str, Any] = {"ids": family.subwords, "stream": 0 if track is None else track.stream}
         return [

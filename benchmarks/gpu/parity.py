@@ -1,11 +1,13 @@
-"""Codes from the device against a slow reference on the CPU in fp32, in one mode; in bf16, graphs against no graphs.
+"""Jobs that compare codes from the device with references.
 
-Covered are random checkpoints of two families, and the bundled model if its weights are present. If two candidates of
-the reference are nearly equal (`LEAD`), the device may choose the other one. Such replies are counted, not wrong.
+In fp32, a job compares one mode of the engine with a slow reference on the CPU. In bf16, a job compares runs with CUDA
+graphs with runs without them. The jobs use randomly initialised checkpoints of two families, and the bundled model if
+its weights are present. If the reference's two best candidates are nearly equal (`LEAD`), the device may choose the
+other one. Such replies are counted, but are not errors.
 
-One job also detects waits in a step. For the device, vLLM lets torch raise an error at the first synchronising call.
-For Triton, kernels compiled after the start of the engine are named; one of Stretto's is an error, because its
-specialisation would depend on the batch.
+Another job detects waits within a step. vLLM lets torch raise an error at the first call that synchronises with the
+device. The job also lists the kernels that Triton compiles after the engine has started. If one of them is Stretto's,
+this is an error, because its specialisation would depend on the batch.
 """
 
 import importlib
@@ -28,7 +30,7 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
-LEAD = 3e-4  # in logits; fp32 sums in another order differ by about 1e-5
+LEAD = 3e-4  # difference of logits; fp32 sums in another order differ by about 1e-5
 MAX_MODEL_LEN = 160
 CHUNKED = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 SIZES = [1, 2, 4, 8, 16, 32]
@@ -49,8 +51,9 @@ MODES: dict[str, dict[str, Any]] = {
     "FULL_AND_PIECEWISE, async": graphs("FULL_AND_PIECEWISE", compiler=3),
 }
 WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # for all modes, in a dry run
-# As the 8B model: bfloat16, FlashAttention; a graph for every number of rows, so that no product is padded.
-# With graphs FlashAttention splits the keys up to 32 ways by default, without graphs not at all for such short replies.
+# As for the 8B model: bfloat16, FlashAttention, and a graph for every number of rows, so that no product is padded.
+# By default, FlashAttention splits the keys up to 32 ways with graphs, but not at all without graphs for such short
+# replies.
 HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", "gpu_memory_utilization": 0.3}
 HALF["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": 1}
 EVERY_SIZE = {**graphs("FULL_DECODE_ONLY"), "async_scheduling": False}
@@ -59,7 +62,7 @@ EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagra
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint, its prompts, and for each the rows and the smallest lead of the reference."""
+    """A checkpoint and its prompts; for each prompt, the reference's rows and the smallest lead of its best logit."""
 
     name: str
     folder: Path
@@ -74,7 +77,7 @@ def answer(
     prompts: dict[str, Prompt],
     reference: str = "stretto.testing.reference:Reference",
 ) -> Case:
-    """Return the case of `prompts`, answered by a slow reference."""
+    """Answer `prompts` with a slow reference and return the case."""
     module, reference_class = reference.split(":")
     made = getattr(importlib.import_module(module), reference_class)
     computed, width, replies = made(folder, family, MAX_MODEL_LEN), family.layout.num_output_streams, {}
@@ -85,7 +88,7 @@ def answer(
 
 
 def cases(setup: Setup, folder: Path) -> Iterator[Case]:
-    """Yield two random checkpoints, then the bundled model."""
+    """Yield two randomly initialised checkpoints, then the bundled model."""
     for family, name in families():
         checkpoint = write_checkpoint(folder / family.name, family, name)
         yield answer(family.name, checkpoint, family, prompts_of(setup, family))
@@ -94,7 +97,7 @@ def cases(setup: Setup, folder: Path) -> Iterator[Case]:
 
 
 def modules(setup: Setup, folder: Path) -> Case:
-    """Return a random checkpoint with multi-token-prediction modules, which yield several rows per step."""
+    """Return a random checkpoint with multi-token-prediction modules, which give several rows per step."""
     name, family = "modules", importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
     return answer(
@@ -103,7 +106,7 @@ def modules(setup: Setup, folder: Path) -> Case:
 
 
 def families() -> tuple[tuple[Family, str], ...]:
-    """Return the families of the random checkpoints and their names in config.json."""
+    """Return the families of the randomly initialised checkpoints and their names in config.json."""
     eight_streams = importlib.import_module("tests.speech_families").EIGHT_STREAMS
     return (TINY, "tiny"), (eight_streams, "eight_streams")
 
@@ -124,7 +127,7 @@ def bundled_prompts() -> dict[str, Prompt]:
 
 
 def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
-    """Yield a line for each checkpoint."""
+    """For each checkpoint, yield a result line."""
     be_exact()
     with tempfile.TemporaryDirectory() as folder:
         for case in itertools.islice(cases(setup, Path(folder)), _some(setup, mode)):
@@ -132,7 +135,7 @@ def run(setup: Setup, mode: str) -> Iterator[dict[str, Any]]:
 
 
 def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for the checkpoint with modules, which are replayed in steps without prompts, too."""
+    """Yield the result line for the checkpoint with modules; their graph is replayed in steps without prompts."""
     be_exact()
     mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +144,7 @@ def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each family whose depth transformer samples codes one after another in the graph of a step."""
+    """For each family whose depth transformer runs inside the graph of a step, yield a result line."""
     be_exact()
     small, mode = importlib.import_module("tests.small_vocabularies"), "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +158,7 @@ def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for a random release of Higgs Audio, whose rows of codes have their own layers."""
+    """Yield the result line for a randomly initialised Higgs Audio release, whose audio rows have their own layers."""
     be_exact()
     random_models = importlib.import_module("benchmarks.checkpoints.random_higgs_audio")
     published = importlib.import_module("tests.published_higgs_audio")
@@ -175,7 +178,7 @@ def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class LatentCase:
-    """A release, its prompts, and for some of them expected latents [T, D] with the bound of each frame [T]."""
+    """A release with prompts; for some prompts, the expected latents [T, D] and the error bound of each frame [T]."""
 
     folder: Path
     prompts: dict[str, Prompt]
@@ -183,9 +186,10 @@ class LatentCase:
 
 
 def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each random release: latents against the authors' or a slow reference's, in batches and alone.
+    """For each random release, yield a line that compares batched and unbatched latents with a reference.
 
-    The bounds are those of the CPU's tests. A reply has the same bits alone and in a batch.
+    The reference is the authors' code or a slow implementation, with the error bounds from the CPU tests. Batched and
+    unbatched replies must be bit-identical.
     """
     be_exact()
     mode = "FULL_DECODE_ONLY, async, chunked, preempted"
@@ -204,13 +208,13 @@ def run_latents(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def _latents(rows: list[list[int]]) -> np.ndarray:
-    """Return the latents [T, D] of a reply's frames; rows without a latent have words of 0."""
+    """Return the latents [T, D] of a reply's frames; rows whose words are all 0 have no latent and are skipped."""
     words = np.array(rows, np.int32)[:, 1:]
     return np.ascontiguousarray(words[words.any(1)]).view(np.float32)
 
 
 def _exceeds(found: np.ndarray, latents: np.ndarray, bound: np.ndarray) -> bool:
-    """Return True if a latent differs by more than its bound, or there are fewer than expected."""
+    """Return True if a latent differs by more than its bound, or if there are too few latents."""
     number, size = latents.shape
     return len(found) < number or bool((np.abs(found[:number, :size] - latents).max(1) > bound).any())
 
@@ -257,12 +261,12 @@ LATENTS = {"pocket_tts": _pocket_tts, "voxcpm2": _voxcpm2, "vibevoice": _vibevoi
 
 
 def _some(setup: Setup, mode: str) -> int | None:
-    """Return the number of checkpoints, or None for all; a dry run has no graphs, so one is enough."""
+    """Return how many checkpoints to run, or None for all; a dry run has no graphs, so one is enough."""
     return 1 if setup.is_small and mode != "eager" and "preempted" not in mode else None
 
 
 def be_exact() -> None:
-    """Prevent torch and Triton from multiplying float32 as TF32, which Triton's attention does by default."""
+    """Disable TF32 in torch and Triton; Triton's attention would use it by default."""
     os.environ["TRITON_F32_DEFAULT"] = "ieee"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
@@ -271,7 +275,7 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 
 def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
-    """Return how many of the engine's replies equal the reference's; they are generated inside of `watch`."""
+    """Generate replies inside `watch` and return how many equal the reference."""
     args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
     answers = replies(case.folder, args, case.prompts, watch)
     other = [request_id for request_id, (rows, _) in case.replies.items() if answers[request_id].rows != rows]
@@ -282,7 +286,7 @@ def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> 
 
 
 def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watch: Watch = nullcontext) -> Any:
-    """Return an engine's answers to prompts that arrive one after another."""
+    """Return an engine's replies to prompts that arrive one after another."""
     engine = importlib.import_module("tests.engine.harness").Engine(folder, max_model_len=MAX_MODEL_LEN, **args)
     try:
         with watch():
@@ -292,7 +296,7 @@ def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watc
 
 
 def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each random checkpoint: bfloat16 with graphs against bfloat16 without."""
+    """For each randomly initialised checkpoint, yield a line that compares bfloat16 with and without graphs."""
     for family, name in itertools.islice(families(), _some(setup, "bfloat16")):
         with tempfile.TemporaryDirectory() as folder:
             hidden = 64 if setup.is_small else 256  # heads of 64, which FlashAttention 3 supports
@@ -320,7 +324,7 @@ OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
 
 @contextmanager
 def compiled(names: list[str]) -> Iterator[None]:
-    """Append the module and name of each kernel that Triton compiles during the `with` block."""
+    """Append to `names` the module and name of each kernel that Triton compiles during the `with` block."""
     from triton import knobs
 
     former = knobs.runtime.jit_post_compile_hook
@@ -338,7 +342,9 @@ def compiled(names: list[str]) -> Iterator[None]:
 
 
 def run_waits(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield one line; an error names the call. Only CUDA has such calls, so a dry run_waits just runs the code.
+    """Yield one result line; its error names a synchronising call.
+
+    Only CUDA has such calls, so a dry run only exercises the code.
 
     The job sets VLLM_GPU_SYNC_CHECK, which vLLM reads on import.
     """

@@ -1,11 +1,12 @@
-"""Command lines of all calls on a GPU host without a network, which starts empty and is available for ten minutes.
+"""Print the command lines of all calls on a GPU host without a network.
 
     python -m benchmarks.gpu plan                 # the first call, then the calls for the jobs that it may not reach
     python -m benchmarks.gpu plan --out results   # only the jobs that have not passed in `results`
 
-A call takes the working tree and a bundle along. It runs one command on the host, and at most eight files of the folder
-$OUT come back. Each call installs its bundle itself. The bundle of the served ensemble, with a Triton server, is too
-large for one call: it is sent in two calls that must reach the same host.
+Such a host starts empty and is available for ten minutes per call. A call transfers the working tree and a bundle, and
+runs one command on the host. At most eight files from the folder $OUT come back. Each call installs its own bundle. The
+bundle for the served ensemble contains a Triton server and is too large for one call. It is sent in two calls, which
+must reach the same host.
 """
 
 import argparse
@@ -21,20 +22,20 @@ from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup
 CALL_S = 600.0
 SETUP_S = 70.0  # unpacking, imports, and a margin
 LIMIT_S = CALL_S - SETUP_S
-HERE, THERE = ".bundle", "/tmp/stretto"  # folder for bundles, which git ignores; folder on the host
+HERE, THERE = ".bundle", "/tmp/stretto"  # folder for bundles (git ignores it); folder on the host
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call.
+    """One call on the GPU host.
 
     Attributes:
-        title: Heading.
-        bundle: Name in `BUNDLES`.
+        title: Heading of the call.
+        bundle: Name of the bundle in `BUNDLES`.
         module: Module that runs the jobs.
         jobs: Jobs by name, in order.
-        is_whole: True if these are all jobs of the module, so the command does not name them.
-        part: Part of the bundle that is sent, from 1 on.
+        is_whole: True if these are all jobs of the module, so that the command need not list them.
+        part: Number of the bundle part that is sent, counted from 1.
     """
 
     title: str
@@ -51,23 +52,23 @@ class Call:
 
     @property
     def files(self) -> str:
-        """Files that are taken along, which git ignores."""
+        """Files that the call transfers although git ignores them."""
         return f"{self.folder}/manifest.json {self.folder}/part-{self.part:02}"
 
     @property
     def is_last(self) -> bool:
-        """True if the bundle is complete on the host, so the jobs run."""
+        """True if this call completes the bundle on the host, so that the jobs can run."""
         return self.part == len(BUNDLES[self.bundle].part_bytes)
 
     @property
     def preparation(self) -> str:
-        """Command that packs the bundle, with a network."""
+        """Command that packs the bundle on a machine with a network."""
         options = " ".join(BUNDLES[self.bundle].options)
         return f"python -m benchmarks.gpu.bundling pack {options} --out {self.folder}"
 
     @property
     def command(self) -> str:
-        """Command for the host, in the root of the working tree."""
+        """Command to run on the host, in the root of the working tree."""
         install = f"python3 -m benchmarks.gpu.bundling install --into {THERE}/{self.bundle} {self.files}"
         if not self.is_last:
             return install
@@ -77,7 +78,7 @@ class Call:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that travel: the working tree and one part."""
+        """Number of bytes transferred: the working tree and one part."""
         return tree_bytes() + BUNDLES[self.bundle].part_bytes[self.part - 1]
 
     @property
@@ -116,7 +117,10 @@ def calls(done: Iterable[str] | None = None) -> list[Call]:
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:
-    """Return parts of the jobs `names`, in order, each with limits that fit a call and with the jobs that it reads."""
+    """Divide the jobs `names` into groups whose time limits fit into a call each.
+
+    The order stays the same. A group includes the jobs whose results its jobs read.
+    """
     parts: list[dict[str, Job]] = [{}]
     for name in names:
         wanted = {each: jobs[each] for each in (*jobs[name].reads, name)}
@@ -127,7 +131,7 @@ def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[s
 
 
 def passed(results: Path) -> set[str]:
-    """Return the jobs that have passed by the results of a call."""
+    """Return the jobs that have passed according to a call's result file."""
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     return {line["job"] for line in lines if line.get("status") == "passed"}
 

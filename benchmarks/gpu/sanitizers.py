@@ -1,10 +1,11 @@
-"""Checks of the GPU code by sanitizers: NVIDIA's compute-sanitizer on our kernels, torch's on the decoder's streams.
+"""Jobs that check the GPU code with sanitizers: compute-sanitizer for our kernels, torch's for the decoder's streams.
 
-    python -m benchmarks.gpu.sanitizers --device cuda     # the walk that compute-sanitizer watches
+    python -m benchmarks.gpu.sanitizers --device cuda     # the kernel launches that compute-sanitizer watches
 
-memcheck finds accesses outside of allocations, racecheck conflicts in shared memory. Torch's sanitizer
-(`TORCH_CUDA_SANITIZER`) finds tensors that two streams use without an event between them. If compute-sanitizer is not
-installed, or refuses the GPU, the job passes and its line has the reason in `left_out`.
+In compute-sanitizer, memcheck finds accesses outside of allocations, and racecheck finds conflicts in shared memory.
+Torch's sanitizer (`TORCH_CUDA_SANITIZER`) finds tensors that two streams use without an event between them. If
+compute-sanitizer is not installed or does not support the GPU, the job passes and its line gives the reason in
+`left_out`.
 """
 
 import argparse
@@ -33,11 +34,11 @@ from stretto.engine.environment import prepare_environment
 
 TOOL = "compute-sanitizer"
 WHEEL = "nvidia-cuda-sanitizer-api"
-FAMILIES = "TINY", "BAGPIPER", "QWEN3_TTS"  # a script; CFG pairs; a depth transformer
+FAMILIES = "TINY", "BAGPIPER", "QWEN3_TTS"  # an alignment pointer; CFG pairs; a depth transformer
 DONE = "walked"
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 ERRORS = 86  # exit status of compute-sanitizer for errors found
-# One allocation per tensor, or an access outside of a tensor is inside of torch's pool.
+# One allocation per tensor; otherwise an access outside of a tensor may stay inside torch's pool and go unnoticed.
 WITHOUT_POOL = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
@@ -60,7 +61,7 @@ def find() -> Path | None:
 
 
 def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]]:
-    """Yield a line with the number of errors that `tool` finds in a walk, which may take `limit_s` seconds."""
+    """Run the walk under `tool`, for at most `limit_s` seconds; yield a line with the number of errors found."""
     executable = find()
     if executable is None:
         reason = f"{TOOL} is not installed: neither on PATH, nor in a CUDA toolkit, nor from the wheel {WHEEL}"
@@ -95,7 +96,7 @@ def read(output: str) -> dict[str, Any]:
 
 
 def walk(device: torch.device) -> None:
-    """Launch each of our kernels in two steps of each family, in a frame of a depth transformer, and alone."""
+    """Launch all our kernels: in two steps of each family, in a depth transformer's frame, and on their own."""
     walks, small = import_module("tests.engine.worker.walks"), import_module("tests.small_vocabularies")
     rules_of = import_module("stretto.engine.reply_rules").SegmentRules
     tiny = import_module("stretto.families.tiny.family").TINY
@@ -135,11 +136,14 @@ def embed(device: torch.device) -> None:
 
 RACE = "CUDASanitizerErrors"
 
-Report = Callable[[Any, Any, Any, Any], Any]  # (operator, types, arguments, keyword arguments) -> its result
+Report = Callable[[Any, Any, Any, Any], Any]  # (operator, types, arguments, keyword arguments) -> the operator's result
 
 
 class Delegate(TorchDispatchMode):
-    """Reports the operators of one thread to a sanitizer, whose own mode covers only the thread that enabled it."""
+    """Dispatch mode that reports this thread's operators to a sanitizer.
+
+    A sanitizer's own mode covers only the thread that enabled it.
+    """
 
     def __init__(self, report: Report):
         super().__init__()
@@ -151,7 +155,7 @@ class Delegate(TorchDispatchMode):
 
 @contextmanager
 def watched_decoders(watch: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Make decoders that start during the `with` block run their threads inside of `watch`."""
+    """Make decoders that start during the `with` block run their threads inside `watch`."""
     former = DecoderWorker._run
 
     def watched(self: DecoderWorker) -> None:
@@ -166,13 +170,15 @@ def watched_decoders(watch: Callable[[], AbstractContextManager[object]]) -> Ite
 
 
 def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a line for a codec that decodes utterances in chunks, without graphs, which the sanitizer cannot look into.
+    """Decode utterances in chunks under a sanitizer and yield a result line.
+
+    CUDA graphs are off, because the sanitizer cannot inspect them.
 
     Args:
         setup: Device and output folder.
         name: Codec.
-        report: Runs an operator and checks it; None for torch's sanitizer, which the job enables by
-            TORCH_CUDA_SANITIZER, or for no check in a dry run.
+        report: Runs an operator and checks it. None selects torch's sanitizer, which the job enables through
+            TORCH_CUDA_SANITIZER. In a dry run, None means no check.
     """
     report = report or (run_operator if setup.is_small else sanitizing())
     seen, races = 0, list[str]()
@@ -192,14 +198,14 @@ def run_decoder(setup: Setup, name: str, report: Report | None = None) -> Iterat
     with watched_decoders(lambda: Delegate(count)):
         try:
             streamed(codec, config, codes, *CHUNKS[1:])
-        except Exception:  # the decoder raises one of its own instead of a race
+        except Exception:  # the decoder raises its own error instead of the sanitizer's
             if not races:
                 raise
     yield {"codec": name, "operators": seen, "races": races, "ok": not races and seen > 0}
 
 
 def run_operator(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator."""
+    """Run an operator without checking it."""
     return func(*args, **kwargs)
 
 

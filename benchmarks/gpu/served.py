@@ -1,12 +1,13 @@
-"""The second call on a host with a GPU: the complete ensemble in the Triton server, with the decoder on the GPU too.
+"""Check and measure the complete ensemble in a Triton server on a host with a GPU (the second call).
 
     python -m benchmarks.gpu.served --out DIR             # on the GPU
     python -m benchmarks.gpu.served --out DIR --dry-run   # on the CPU, few short requests
 
-A repository of the bundled model is made for GPU 0, or for the CPU, and served. Checked are that it speaks, and that
-samples through a ring in GPU or system memory equal those over gRPC. Measured is `triton_tax` at 1 and 16 streams, with
-the engine alone running in this process. The host needs nvidia-pytriton, numpy below 2, Python's shared library and the
-bundled model's weights. Files and table are those of `benchmarks.gpu`.
+The bundled model is served from a model repository for GPU 0 or for the CPU; on a GPU, the decoder runs there too. The
+job checks that the server speaks, and that samples through a ring in GPU or system memory equal samples over gRPC. It
+measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. The host needs nvidia-pytriton,
+numpy below 2, Python's shared library and the bundled model's weights. Output files and table are as for
+`benchmarks.gpu`.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from stretto_client.shared_memory import Memory
 
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
-SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder on one GPU
+SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield a line for each check of one server."""
+    """Start a server and yield a result line for each check."""
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "repository"
         gpu = None if setup.is_small else 0
@@ -66,14 +67,14 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
 
 
 async def speak(client: SpeechClient) -> np.ndarray:
-    """Return the samples of one utterance."""
+    """Request one utterance and return its samples."""
     async with client:
         parts = [event.pcm async for event in client.speak(TEXT, seed=SEED) if event.pcm is not None]
     return np.concatenate([part for part in parts if part.size])
 
 
 async def tax(setup: Setup, repository: Path, address: str) -> AsyncIterator[dict[str, Any]]:
-    """Yield `triton_tax` and the other figures of `benchmarks.ensemble` for each number of streams."""
+    """For each number of streams, yield `triton_tax` and the other figures of `benchmarks.ensemble`."""
     from benchmarks.ensemble import measure, through_engine, through_triton
     from stretto.engine.llm import SpeechLLM  # vllm reads the environment when it is imported
 

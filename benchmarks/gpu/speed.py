@@ -1,16 +1,17 @@
-"""Speed of a model: a step and its parts, the cost of guidance, the first audio; and stock vLLM on the same backbone.
+"""Jobs that measure a model's speed: a step and its parts, guidance, first audio, and stock vLLM's step.
 
-`engine_efficiency` is the step time of stock vLLM, which decodes as many rows greedily with the same arguments, over
-Stretto's. Only steps in which every row decodes count; a figure is the median over them.
+`engine_efficiency` is the step time of stock vLLM divided by the step time of Stretto. Stock vLLM decodes the same
+number of rows greedily, on the same backbone and with the same arguments. Only steps in which every row decodes count,
+and a figure is the median over them.
 
 `ttfp_floor` is prefill + (longest delay + first chunk + right context of the codec) x median step + one decode of the
-first chunk. `ttfp` is measured at the engine, from the queue to the last row of a reply's first chunk, plus the same
-decode. `prefill` lasts until every reply has its first row. Replies start together.
+first chunk. `ttfp` is the time from queueing a reply to the last row of its first chunk, measured at the engine, plus
+the same decode. `prefill` lasts until every reply has its first row. Replies start together.
 
-VITA-Audio's schedules run against Vanilla. `over_vanilla` is ids per second over those of Vanilla, in turns, with
-replies that start together. `allowed` is the same ratio computed from the weights that are read per id. `first_block_s`
-is the time from the queue until every reply has as many ids as contain the 31 codes of the decoder's first block, with
-words and codes alternating as in training; random weights generate ids of any kind.
+The schedules of VITA-Audio alternate with the schedule Vanilla. `over_vanilla` is ids per second divided by the ids per
+second of Vanilla. `allowed` is the same ratio computed from the weights that are read per id. `first_block_s` is the
+time from queueing until every reply is long enough for the decoder's first block of 31 codes. It assumes that words and
+codes alternate as in training, because random weights generate ids of any kind.
 """
 
 import itertools
@@ -50,7 +51,7 @@ from benchmarks.engines import MethodWatch, stock_config, watch  # noqa: E402
 
 @dataclass(frozen=True)
 class Run:
-    """One complete run, and the median step in which all rows decode."""
+    """Time and steps of a complete run, and its median step in which all rows decode."""
 
     wall_s: float
     steps: int
@@ -59,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Load:
-    """Replies of `frames` frames of audio, after `text_rows` rows of text if there is text; rounds after a warm-up."""
+    """Size of a run: audio frames and text rows per reply, and the number of rounds after a warm-up."""
 
     frames: int
     text_rows: int
@@ -67,12 +68,12 @@ class Load:
 
 
 def load(setup: Setup) -> Load:
-    """Return the load: two seconds of audio, or as few frames as make several chunks."""
+    """Return two seconds of audio, or for a dry run the fewest frames that fill several chunks."""
     return Load(24, 4, 1) if setup.is_small else Load(96, 48, 2)
 
 
 class Arm:
-    """Replies of forced length that start together."""
+    """Engine for replies of forced length that start together."""
 
     def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
         self.model, self.load = MODELS[name], load(setup)
@@ -109,9 +110,9 @@ def time_run(engine: SteppedEngine, num_rows: int) -> Run:
 
 
 def run_ours(setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield a line for the start, for the step at the first two numbers of requests, and more if compiled.
+    """Yield result lines for the start-up time and for a step at the first two numbers of requests.
 
-    The others are for the cost of guidance and for the first audio, at each number of requests.
+    If `is_compiled`, further lines have the cost of guidance and the first audio at each number of requests.
     """
     requests, begun = requests[: 2 if setup.is_small else None], time.perf_counter()
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
@@ -135,9 +136,9 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], is_compiled: b
 
 
 def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
-    """Return a step and its milliseconds by part: processor time of this thread and, on a GPU, device time.
+    """Return the step time, and milliseconds by part: processor time of this thread and, on a GPU, device time.
 
-    The step itself is measured without a watch.
+    The step time is measured in separate runs, without a watch.
     """
     scale = arm.model.scale
     arm.run(number, scale)
@@ -153,7 +154,7 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
 
 
 def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
-    """Run guided and unguided replies alternately; frame counts are equal, so wall times give the ratio."""
+    """Alternate guided and unguided replies with equal frame counts; return the ratio of their wall times."""
     scale, frames = arm.model.scale, arm.load.frames
     arm.run(number, scale, task)
     rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]
@@ -173,7 +174,7 @@ def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
 
 
 def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
-    """Return the time to the first audio, and the audio of all replies per second."""
+    """Return the time to the first audio, and the seconds of audio that all replies generate per second."""
     rows, streams = first_rows(arm.family, codec), arm.family.layout.num_output_streams
     bursts = []
     for _ in range(arm.load.rounds):
@@ -183,7 +184,10 @@ def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
 
 
 def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each number of requests: stock vLLM's step, and its ratio to Stretto's if that was measured."""
+    """For each number of requests, yield a line with the step time of stock vLLM.
+
+    The line has the ratio to Stretto's step time if an earlier job measured it.
+    """
     chosen, forced = MODELS[model], load(setup)
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
     seeds, ours = itertools.count(1000), our_steps(setup, model)
@@ -203,7 +207,7 @@ def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[d
 
 
 def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ...]) -> SteppedEngine:
-    """Return stock vLLM on a model's backbone, with the same arguments."""
+    """Return a stock vLLM engine for a model's backbone, with the same arguments."""
     args = engine_args(setup, MODELS[model], requests)
     wants_async = args.pop("async_scheduling")
     checkpoint = write_config(folder, MODELS[model], setup)
@@ -213,7 +217,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 
 
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
-    """Return the milliseconds of Stretto's step by number of requests, from the results of an earlier job."""
+    """Read Stretto's step time in milliseconds by number of requests from the results of an earlier job."""
     lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
     ours = [line for line in lines if line.get("model") == model and line.get("is_compiled")]
     guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
@@ -221,7 +225,7 @@ def our_steps(setup: Setup, model: str) -> dict[int, float]:
 
 
 class DeviceWatch(MethodWatch):
-    """Time on the GPU from the start to the end of the work that a method queues."""
+    """Watch that measures the GPU time from the start to the end of the work that a method queues."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +257,7 @@ class DeviceWatch(MethodWatch):
 
 @dataclass(frozen=True)
 class Burst:
-    """Times in seconds of replies that start together. ttfp_s: median over the replies."""
+    """Times in seconds for replies that start together. `ttfp_s` is the median over the replies."""
 
     prefill_s: float
     ttfp_s: float
@@ -262,18 +266,21 @@ class Burst:
 
 
 def first_rows(family: Family, codec: Codec) -> int:
-    """Return the rows of an audio reply until its first chunk can be decoded."""
+    """Return how many rows an audio reply needs before its first chunk can be decoded."""
     return max(family.layout.delays) + family.first_chunk_frames + codec.spec.right_frames
 
 
 def audio_s(family: Family, num_rows: int) -> float:
-    """Return the seconds of audio in a reply of `num_rows` rows of audio."""
+    """Return the seconds of audio in a reply of `num_rows` audio rows."""
     incomplete = family.tail.num_closing_rows(family.layout.max_delay)
     return (num_rows - incomplete) / family.frame_rate
 
 
 def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int, num_streams: int) -> Burst:
-    """Step `engine` until all replies have ended. Full steps decode `num_rows` rows; a first chunk has `first` rows."""
+    """Step `engine` until all replies have ended and return their times.
+
+    Full steps decode `num_rows` rows. The first chunk of a reply needs `first` rows.
+    """
     core, scheduler = engine.core, engine.scheduler
     rows, reached = dict.fromkeys(request_ids, 0.0), dict[str, float]()
     prefill_s, step_s, begun = 0.0, [], time.perf_counter()
@@ -296,7 +303,7 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
 
 
 def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_rows: int) -> dict[str, float]:
-    """Return medians over bursts of `number` replies of `num_rows` rows each."""
+    """Return the medians over bursts, each of `number` replies with `num_rows` rows."""
 
     def median(figure: Callable[[Burst], float]) -> float:
         return statistics.median(map(figure, bursts))
@@ -320,8 +327,8 @@ def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_
 def make_codec(family: Family, device: str, is_small: bool) -> Codec:
     """Return the family's codec with random weights.
 
-    X-codec and Qwen3-TTS' codec are as wide as published. ESPnet's is narrow, because its published width is known only
-    from the release.
+    X-codec and the Qwen3-TTS codec have their published width. The ESPnet codec is narrow, because only the release
+    itself shows its width.
     """
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "codec"
@@ -335,7 +342,10 @@ def make_codec(family: Family, device: str, is_small: bool) -> Codec:
 
 
 def time_decode(codec: Codec, number: int, num_frames: int) -> float:
-    """Return the seconds of one decode of the first chunks of `number` utterances: median of five after two more."""
+    """Return how many seconds it takes to decode the first chunks of `number` utterances in one batch.
+
+    This is the median of five runs, after two warm-up runs.
+    """
     spec = codec.spec
     shape = (number, spec.num_codebooks, num_frames)
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, spec.codebook_size, shape))
@@ -351,14 +361,14 @@ def time_decode(codec: Codec, number: int, num_frames: int) -> float:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds from the queue to the end of all replies, and until all had the ids of their first block."""
+    """Seconds from queueing until all replies have ended, and until all have the ids for their first block."""
 
     wall_s: float
     first_block_s: float
 
 
 def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Yield a line for the start, then one for each schedule at each number of requests."""
+    """Yield a line with the start-up time, then a line for each schedule at each number of requests."""
     begun = time.perf_counter()
     requests = requests[:1] if setup.is_small else requests
     num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
@@ -390,7 +400,7 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
 
 
 def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num_ids: int, num_codes: int) -> Timed:
-    """Run `number` replies of `num_ids` ids on one schedule."""
+    """Run `number` replies of `num_ids` ids with one schedule and return their times."""
     made = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
     made = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made]
     begun, needed, first_block_s = time.perf_counter(), ids_after(name, passes(name, num_codes)), math.inf

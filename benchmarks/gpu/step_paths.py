@@ -1,11 +1,12 @@
-"""Comparison of two implementations of a step after the backbone: the hand-written kernels and the array path.
+"""Job that compares two implementations of a step after the backbone: hand-written kernels and array code.
 
-Both run on the same inputs, each in a CUDA graph: the launches of `StepProgram`, and those of `SpeechSampler` on torch
-tensors, as written and through torch.compile. Rows are equal before times count. Families have published vocabularies,
-head widths and sampling; weights are random. All rows are in audio.
+The kernels are launched by `StepProgram`. The array path is `SpeechSampler` on torch tensors, both as written and
+through torch.compile. All run on the same inputs, each in a CUDA graph. Times count only if the rows are equal.
+Families have published vocabularies, head widths and sampling, but random weights. All rows are audio rows.
 
-`step_ms` is the time of the backbone's matrix products (and of the depth transformer's) plus that of the kernels, less
-than a real step, so it favours the kernels. `gain` is the share of it that the kernels save. RULE gives the verdict.
+`step_ms` is the time of the matrix products in the backbone and the depth transformer, plus the time of the kernels. A
+real step takes longer, so this favours the kernels. `gain` is the share of `step_ms` that the kernels save. RULE gives
+the verdict.
 """
 
 import itertools
@@ -39,14 +40,14 @@ from stretto.families.base import DepthSpec, Family
 from stretto.sampling import DrawParams, DrawPlan, stream_keys
 from stretto.sampling import draw as draw_on_host
 
-# Delays; delays and guidance; a depth transformer.
+# Families with delays, with delays and guidance, and with a depth transformer.
 CASES = {"opuslm": "1b7", "bagpiper": "8b", "qwen3_tts": "qwen3_tts"}
 ROWS, COMPILED_ROWS, DRY_ROWS = (1, 16, 64, 256), (64,), (2,)
 LENGTH, AUDIO_START, STEPS = 512, 16, 3
 SHARE = 0.10
 RULE = f"the kernels stay if they save more than {SHARE:.0%} of a step in any case; else the array path replaces them"
 NOT_MEASURED = {"part": "verdict", "verdict": "none: a dry run measures nothing", "rule": RULE}
-DIFFERENT = 0.01  # of all ids: logarithms and sums may differ in the last bit
+DIFFERENT = 0.01  # permitted share of differing ids, because logarithms and sums may differ in the last bit
 
 
 # ----- inputs of both paths
@@ -72,7 +73,7 @@ def _(
 def opaque_draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample as `kernels.gpu.draw.draw`, as one operator that is opaque to torch.compile."""
+    """Sample as `kernels.gpu.draw.draw` does, in a single operator that is opaque to torch.compile."""
     return _draw(logits, token_ids, keys, [params.temperature, params.top_k, params.top_p], plan.is_random)
 
 
@@ -87,7 +88,7 @@ def opaque_draws() -> Iterator[None]:
 
 
 class FixedArrays(DeviceArrays):
-    """Arrays whose uploads happen before a capture; tensors on the device pass through."""
+    """Array backend that uploads before a graph is captured; tensors on the device pass through."""
 
     def __init__(self, device: torch.device):
         super().__init__(device)
@@ -102,7 +103,7 @@ class FixedArrays(DeviceArrays):
 
 
 class FixedSampler(SpeechSampler):
-    """Array path for one batch whose noise keys are computed on the device."""
+    """Array path for one batch, with noise keys computed on the device."""
 
     seeds: torch.Tensor  # int32 [M]
     drawing: torch.Tensor  # int64 [M], rows of the batch
@@ -134,7 +135,7 @@ class NoLayers:
 
 
 def readout_of(rules: SegmentRules, width: int, device: torch.device, dtype: torch.dtype) -> Readout:
-    """Return heads of random weights over hidden states of `width`."""
+    """Return heads with random weights for hidden states of size `width`."""
     torch.manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -169,7 +170,7 @@ def fill(slots: RunSlots, family: Family, scale: float) -> None:
 
 @dataclass
 class Path:
-    """One implementation of a step: `launch` reads `hidden` [N, W] and `lengths` [N], `rows` returns its results."""
+    """One implementation of a step. `launch` reads `hidden` [N, W] and `lengths` [N]; `rows` returns the results."""
 
     hidden: torch.Tensor
     lengths: torch.Tensor
@@ -179,7 +180,7 @@ class Path:
 
 
 def batch_of(slots: RunSlots, lengths: torch.Tensor) -> Any:
-    """Return vLLM's batch of all slots, each with one row."""
+    """Return vLLM's batch with one row for each slot."""
     num_rows = slots.num_slots
     return SimpleNamespace(
         num_reqs=num_rows,
@@ -193,7 +194,7 @@ def batch_of(slots: RunSlots, lengths: torch.Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """A family over a backbone of hidden size `width`, and N rows of a step."""
+    """N rows of a step for a family whose backbone has hidden size `width`."""
 
     family: Family
     width: int
@@ -207,7 +208,7 @@ class Case:
 
     @property
     def rules(self) -> SegmentRules:
-        """Rules for the length of these replies."""
+        """Segment rules of the replies."""
         return SegmentRules(self.family, LENGTH)
 
     def _slots(self) -> RunSlots:
@@ -237,7 +238,7 @@ class Case:
         return Path(hidden, program.lengths, lambda: program.launch(variant, size), results, slots.tables)
 
     def arrays(self, readout: Readout, compiler: Callable[..., Any] | None = None) -> Path:
-        """Return the array path, compiled by `compiler` if there is one."""
+        """Return the array path, compiled by `compiler` unless it is None."""
         slots, (tokens, hidden, lengths) = self._slots(), self._buffers()
         rules, tables, arrays = self.rules, slots.tables, slots.arrays
         segments = SegmentState(rules, arrays)
@@ -250,7 +251,7 @@ class Case:
         sampler.drawing = arrays.upload(plan.drawing)
         sample = _sampling(sampler, plan, step)
         if compiler is not None:
-            sample(hidden, lengths)  # fills cached properties, which torch.compile does not trace
+            sample(hidden, lengths)  # fills cached properties, because torch.compile does not trace them
             sample = compiler(sample)
         found: list[torch.Tensor] = []
 
@@ -283,26 +284,26 @@ def _sampling(sampler: FixedSampler, plan: BatchPlan, step: PlanArrays) -> Calla
 
 @dataclass(frozen=True)
 class Recorded:
-    """Recorded launches, and their number, None if unknown."""
+    """Recorded launches and their number, which is None if unknown."""
 
     replay: Callable[[], object]
     launches: int | None
 
 
 class Device(Protocol):
-    """Recorder and clock."""
+    """Recorder and clock of a device."""
 
     def record(self, name: str, work: Callable[[], object]) -> Recorded:
-        """Return the launches of `work`, which has run before; `name` describes them."""
+        """Record the launches of `work`, which must have run before; `name` describes them."""
         ...
 
     def ms(self, name: str, replay: Callable[[], object]) -> float:
-        """Return the milliseconds of `replay` on the device."""
+        """Return how many milliseconds `replay` takes on the device."""
         ...
 
 
 class Gpu:
-    """CUDA graphs, and CUDA events around replays."""
+    """Device that records CUDA graphs and measures their replays with CUDA events."""
 
     REPLAYS = 30
 
@@ -310,7 +311,7 @@ class Gpu:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, name: str, work: Callable[[], object]) -> Recorded:
-        """Return the launches of `work` as a graph."""
+        """Capture the launches of `work` in a CUDA graph."""
         graph = record(work, self._pool)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             graph.replay()
@@ -319,7 +320,7 @@ class Gpu:
         return Recorded(graph.replay, len(on_device) or None)
 
     def ms(self, name: str, replay: Callable[[], object]) -> float:
-        """Return the milliseconds of a replay, the mean of many between two events."""
+        """Return how many milliseconds a replay takes: the mean of many replays between two events."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         replay()
         begin.record()
@@ -331,14 +332,14 @@ class Gpu:
 
 
 class Host:
-    """No graphs, and the host's clock: for a dry run."""
+    """Device for a dry run, with no graphs and the host's clock."""
 
     def record(self, name: str, work: Callable[[], object]) -> Recorded:
         """Return `work` itself."""
         return Recorded(work, None)
 
     def ms(self, name: str, replay: Callable[[], object]) -> float:
-        """Return the milliseconds of a call."""
+        """Return how many milliseconds a call takes."""
         begun = time.perf_counter()
         replay()
         return 1e3 * (time.perf_counter() - begun)
@@ -363,7 +364,7 @@ def products(layers: int, shape: Mapping[str, int], num_rows: int, case: Case) -
 
 
 def products_ms(device: Device, case: Case, backbone: Mapping[str, Any]) -> float:
-    """Return the milliseconds of a step's matrix products, of two layers for all of the backbone."""
+    """Return the milliseconds of a step's matrix products, extrapolated from two layers to the whole backbone."""
     head_dim = backbone.get("head_dim") or backbone["hidden_size"] // backbone["num_attention_heads"]
     some = products(2, {**backbone, "head_dim": head_dim}, case.num_rows, case)
     some()
@@ -387,11 +388,14 @@ def products_ms(device: Device, case: Case, backbone: Mapping[str, Any]) -> floa
 
 
 def run(setup: Setup, device: Device | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a line for each family and number of rows, the verdict, the same with torch.compile, and the verdict.
+    """Compare both paths for each family and number of rows, first without torch.compile and then with it.
 
     Args:
         setup: Device and output folder.
-        device: Recorder and clock; None for those of the setup.
+        device: Recorder and clock; None to derive them from `setup`.
+
+    Yields:
+        A line for each comparison, and a verdict after each of the two passes.
     """
     device = device or (Host() if setup.is_small else Gpu())
     lines = list[dict[str, Any]]()
@@ -401,7 +405,7 @@ def run(setup: Setup, device: Device | None = None) -> Iterator[dict[str, Any]]:
                 about = {"family": name, "rows": num_rows, "path": "compiled" if compiler else "array"}
                 try:
                     figures = compare(device, case_of(setup, name, num_rows), _backbone(setup, name), compiler)
-                except torch.AcceleratorError:  # the device is unusable after this
+                except torch.AcceleratorError:  # the device is unusable after this error
                     raise
                 except Exception as error:
                     figures = failure(error)
@@ -411,7 +415,7 @@ def run(setup: Setup, device: Device | None = None) -> Iterator[dict[str, Any]]:
 
 
 def _compiler(setup: Setup) -> Callable[..., Any]:
-    torch._dynamo.config.recompile_limit = 64  # a function per case
+    torch._dynamo.config.recompile_limit = 64  # each case compiles its own function
     return lambda function: torch.compile(function, fullgraph=True, backend="eager" if setup.is_small else "inductor")
 
 
@@ -420,7 +424,7 @@ def _backbone(setup: Setup, name: str) -> dict[str, Any]:
 
 
 def case_of(setup: Setup, name: str, num_rows: int) -> Case:
-    """Return the case of a family; guided rows come in pairs, and a dry run has a small vocabulary."""
+    """Return the case for a family. Guided rows come in pairs; a dry run has a small vocabulary."""
     model = MODELS[CASES[name]]
     family = model.read_family(setup)
     if setup.is_small:
@@ -434,7 +438,7 @@ def case_of(setup: Setup, name: str, num_rows: int) -> Case:
 def compare(
     device: Device, case: Case, backbone: Mapping[str, Any], compiler: Callable[..., Any] | None
 ) -> dict[str, Any]:
-    """Return how many ids differ between both paths, launches and milliseconds of both, and the kernels' gain."""
+    """Return the number of differing ids, the launches and milliseconds of both paths, and the kernels' gain."""
     readout = readout_of(case.rules, case.width, case.device, case.dtype)
     other = "array" if compiler is None else "compiled"
     paths = {"kernels": case.kernels(readout), other: case.arrays(readout, compiler)}
@@ -453,7 +457,10 @@ def compare(
 
 
 def differences(case: Case, paths: Mapping[str, Path], recorded: Mapping[str, Recorded]) -> tuple[int, int]:
-    """Return how many ids of replayed steps and of the tables after them differ, and the number of ids compared."""
+    """Replay the steps of both paths; return how many ids differ, and how many were compared.
+
+    The ids are the sampled ones and those in the tables afterwards.
+    """
     different = number = 0
     lengths = LENGTH // 2 + torch.arange(case.num_rows, device=case.device) // (1 if case.scale == 1.0 else 2) % 7
     for step in range(STEPS):
@@ -471,9 +478,10 @@ def differences(case: Case, paths: Mapping[str, Path], recorded: Mapping[str, Re
 
 
 def verdict(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the verdict of all comparisons; in each case the faster of the array paths that equal the kernels counts.
+    """Return the verdict on all comparisons.
 
-    There is none if no array path equals the kernels in some case.
+    In each case, the fastest array path whose ids equal those of the kernels counts. There is no verdict if a case has
+    no such path.
     """
     cases = {(line["family"], line["rows"]) for line in lines}
     gains: dict[tuple[str, int], float] = {}
@@ -485,5 +493,5 @@ def verdict(lines: list[dict[str, Any]]) -> dict[str, Any]:
         missing = ", ".join(f"{family} with {rows} rows" for family, rows in sorted(cases - gains.keys()))
         return {"part": "verdict", "verdict": f"none: the paths differ or could not run for {missing}", "rule": RULE}
     (family, rows), gain = max(gains.items(), key=lambda item: item[1])
-    kept = "keep the step kernels" if gain > SHARE else "replace the step kernels by the array path"
+    kept = "keep the step kernels" if gain > SHARE else "replace the step kernels with the array path"
     return {"part": "verdict", "verdict": kept, "rule": RULE, "largest_gain": gain, "family": family, "rows": rows}

@@ -1,1 +1,1 @@
-"""Steps of `benchmarks/gpu/bundling/__main__.py`: select wheels, trim them, cut them into parts, join the parts."""
+"""Steps that `benchmarks/gpu/bundling/__main__.py` runs: select, trim and split wheels, and join the parts."""

@@ -1,15 +1,15 @@
-"""Files for a GPU host without a network, in parts of at most 60 MB, and their installation there.
+"""Bundle the files that a GPU host without a network needs, in parts of at most 60 MB, and install them there.
 
     python -m benchmarks.gpu.bundling pack --out bundle                         # here: vLLM for CUDA, and the rest
     python -m benchmarks.gpu.bundling install --into DIR manifest.json part-01      # there, in one or more calls
     python -m benchmarks.gpu.bundling install --into DIR part-02                    # as the parts arrive
 
-The host must have torch for CUDA, triton, transformers and numpy for Python 3.12 (`--python` for another). `pack` lets
-uv resolve and pip download the wheels of vLLM and of its dependencies that the host lacks (`--have`). It leaves out
-kernels and distributions that Stretto does not use and the code for other GPUs (`contents.py`). It adds this package,
-its benchmarks and tests, and cuts everything into parts with their SHA-256.
-`install` verifies and stores each part. When all are there, it unpacks them and prints the line that sets Python's
-path. It needs only the standard library.
+The host must have torch for CUDA, triton, transformers and numpy, for Python 3.12 or the version in `--python`. `pack`
+resolves with uv, and downloads with pip, the wheels of vLLM and of those dependencies that the host lacks (`--have`).
+It leaves out kernels and distributions that Stretto does not use, and machine code for other GPUs (`contents.py`). It
+adds this package with its benchmarks and tests, splits everything into parts and records their SHA-256 checksums.
+`install` verifies and stores each part. Once all parts have arrived, it unpacks them and prints the shell line that
+sets Python's path. It needs only the standard library.
 """
 
 import argparse
@@ -51,7 +51,7 @@ SOURCES = (
 
 
 def build_package(folder: Path) -> Path:
-    """Build the wheel of this package from the current tree, without weights, which go with the sources."""
+    """Build the wheel of this package from the current tree, excluding weights, which travel with the sources."""
     tree = folder / "package"
     for name in ("python_backend", "client", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
@@ -73,19 +73,22 @@ def copy_sources(into: Path, with_weights: bool) -> None:
 
 
 def is_vllm(wheel: Path) -> bool:
-    """Return True if `wheel` is vLLM's, whose extensions hold code for many GPUs."""
+    """Return True if `wheel` is the vLLM wheel, whose extensions contain machine code for many GPUs."""
     return wheel.name.startswith("vllm-")
 
 
 def trim_library(name: str, data: bytes, architecture: int | None, with_ptx: bool) -> bytes:
-    """Return a file of a wheel: an extension with the code of one GPU or without symbols, any other file unchanged."""
+    """Trim a file of a wheel.
+
+    An extension keeps the machine code of one GPU, or loses its symbols. Any other file stays unchanged.
+    """
     if not name.endswith(".so"):
         return data
     return without_symbols(data) if architecture is None else trim(data, architecture, with_ptx)
 
 
 def tree_bytes(root: Path = ROOT) -> int:
-    """Return the bytes of the files that travel as they are: tracked, or untracked and not ignored by git."""
+    """Return the total size of the files in the working tree that git does not ignore, in bytes."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     files = {root / name for name in filter(None, listed.split("\0"))}
@@ -93,7 +96,12 @@ def tree_bytes(root: Path = ROOT) -> int:
 
 
 def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str, Any]:
-    """Write the parts; return the contents of the manifest. `package`: wheel to use instead of building this tree's."""
+    """Write the parts and return the contents of the manifest.
+
+    Args:
+        arguments: Command line.
+        package: Wheel of this package; None builds one from the current tree.
+    """
     from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, read_have
 
     have = read_have(arguments.have)
@@ -129,7 +137,7 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
 
 
 def install(arguments: argparse.Namespace) -> int:
-    """Store parts, and unpack when all are there; return 0 if the bundle is ready, 3 while parts are missing."""
+    """Store parts and unpack them once all have arrived; return 0 if the bundle is ready, 3 if parts are missing."""
     installation = Installation(arguments.into)
     if not installation.bundle.exists():
         try:
@@ -150,26 +158,42 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="make the parts (needs a network)")
-    packing.add_argument("--out", type=Path, required=True, help="an empty folder for the parts and their manifest")
-    packing.add_argument("--wheelhouse", type=Path, default=Path(".bundle/wheels"), help="folder of downloaded wheels")
-    packing.add_argument("--offline", action="store_true", help="use only wheels in that folder")
+    packing.add_argument("--out", type=Path, required=True, help="empty folder for the parts and their manifest")
+    packing.add_argument("--wheelhouse", type=Path, default=Path(".bundle/wheels"), help="folder for downloaded wheels")
+    packing.add_argument("--offline", action="store_true", help="use only wheels that are in that folder")
     packing.add_argument(
-        "--have", type=Path, default=COMMON_HOST, help="packages on the host: a file of names, or output of pip freeze"
+        "--have",
+        type=Path,
+        default=COMMON_HOST,
+        help="file that lists the packages on the host: one name per line, or output of pip freeze",
     )
-    packing.add_argument("--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="versions to prefer")
-    packing.add_argument("--python", default="3.12", help="Python of the host")
-    packing.add_argument("--architecture", type=int, default=90, help="of the host's GPU; 90: Hopper")
-    ptx_help = "with PTX of kernels without machine code for this GPU: on Hopper those of int4 weights (5.6 MB)"
-    packing.add_argument("--ptx", action="store_true", help=ptx_help)
-    packing.add_argument("--libpython", type=Path, help="libpython3.12.so.1.0, which a Triton server needs there")
-    packing.add_argument("--flash-attention", choices=["2", "3"], default="3", help="3: Hopper (11 MB), 2: before it")
-    packing.add_argument("--triton", action="store_true", help="with the Triton server's wheel")
-    packing.add_argument("--weights", action="store_true", help="with the bundled model's weights")
     packing.add_argument(
-        "--no-source", action="store_true", help="without scripts, tests and models: the host has them"
+        "--lock", type=Path, default=ROOT / "requirements/embedded.txt", help="file with preferred versions"
+    )
+    packing.add_argument("--python", default="3.12", help="Python version of the host")
+    packing.add_argument(
+        "--architecture", type=int, default=90, help="compute capability of the host's GPU; 90: Hopper"
+    )
+    ptx_help = (
+        "keep the PTX of kernels that have no machine code for this GPU; on Hopper, those for int4 weights (5.6 MB)"
+    )
+    packing.add_argument("--ptx", action="store_true", help=ptx_help)
+    packing.add_argument(
+        "--libpython", type=Path, help="path of libpython3.12.so.1.0, which a Triton server needs on the host"
+    )
+    packing.add_argument(
+        "--flash-attention",
+        choices=["2", "3"],
+        default="3",
+        help="FlashAttention version; 3: Hopper (11 MB), 2: older GPUs",
+    )
+    packing.add_argument("--triton", action="store_true", help="include the Triton server's wheel")
+    packing.add_argument("--weights", action="store_true", help="include the bundled model's weights")
+    packing.add_argument(
+        "--no-source", action="store_true", help="leave out scripts, tests and models, which the host already has"
     )
     packing.add_argument("--part-mb", type=float, default=60.0)
-    installing = commands.add_parser("install", help="store parts, on the host")
+    installing = commands.add_parser("install", help="store parts on the host")
     installing.add_argument("--into", type=Path, required=True)
     installing.add_argument("parts", type=Path, nargs="*", help="parts and, once, manifest.json")
     return top

@@ -1,9 +1,9 @@
-"""Contents of a bundle: lists of files to leave out, and extensions with the code of one GPU only.
+"""Contents of a bundle: lists of files to leave out, and removal of machine code for other GPUs from extensions.
 
-A section `.nv_fatbin` holds containers one after another, each with entries for several architectures: machine code
+The ELF section `.nv_fatbin` holds a sequence of containers. Each has entries for several architectures: machine code
 (cubins), and PTX that the driver can compile. Entries that the GPU does not run are filled with zeros, which compress
-to nothing. Offsets and sizes stay the same, so the loader still finds everything. Kernels without machine code for the
-GPU can be kept as PTX. Other libraries lose their symbols, which are most of some.
+to almost nothing. Offsets and sizes stay the same, so the loader still finds everything. Kernels without machine code
+for the GPU can be kept as PTX. Other libraries lose their symbols, which make up most of the size of some.
 """
 
 import re
@@ -18,11 +18,11 @@ from pathlib import Path
 
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
-# In addition to vLLM's dependencies: Stretto reads and writes audio, normalises text, and has a client for its server.
+# Stretto needs these in addition to vLLM's dependencies: to read and write audio, normalise text, and call its server.
 OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
 
-# Dependencies of vLLM, direct or indirect, that `SpeechLLM` does not import: for other models, front ends and hardware,
-# and tools. The engine was tested with all of them hidden.
+# Direct and indirect dependencies of vLLM that `SpeechLLM` does not import: tools, and support for other models, front
+# ends and hardware. The engine was tested with all of them hidden.
 UNUSED = frozenset(
     """
     anthropic blake3 depyf docopt email-validator fastapi-cli fastsafetensors flashinfer-python helion humming-kernels
@@ -64,10 +64,10 @@ SHARED_PYTHON = re.compile(r"nvidia_pytriton\.libs/libpython3-[0-9a-f]+\.(\d+)\.
 
 
 def is_wanted(name: str, flash_attention: str, python: str = "3.12") -> bool:
-    """Return True if file `name` of a wheel is part of a bundle with FlashAttention `2` or `3` for one Python version.
+    """Return True if file `name` of a wheel belongs in the bundle.
 
-    One of them is required: `vllm.vllm_flash_attn` cannot be imported on CUDA otherwise, whatever attention is used.
-    Triton's wheel has a stub for each version of Python.
+    The bundle has FlashAttention `2` or `3`, because `vllm.vllm_flash_attn` cannot be imported on CUDA without one of
+    them, whichever attention is used. Of the stubs for each Python version in Triton's wheel, it has only one.
     """
     if name == FLASH_ATTENTION[flash_attention]:
         return True
@@ -78,13 +78,13 @@ def is_wanted(name: str, flash_attention: str, python: str = "3.12") -> bool:
     return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
 
 
-# A call takes the working tree and the parts along, together at most 64 MiB; the rest is for changes of the tree.
+# A call transfers the working tree and the parts, at most 64 MiB in all; the difference is left for a growing tree.
 CALL_BYTES = 61 << 20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Options of `pack`, and the bytes of all parts as it printed them last; they change with vLLM's release."""
+    """Options of `pack`, and the sizes of all parts that it last printed; they change with each vLLM release."""
 
     options: tuple[str, ...]
     num_bytes: int
@@ -115,7 +115,7 @@ PTX, CUBIN = 1, 2
 
 @dataclass(frozen=True)
 class Entry:
-    """A payload of one container. kind: CUBIN or PTX; architecture: 90 for compute capability 9.0."""
+    """A payload in a container. `kind` is CUBIN or PTX; `architecture` is 90 for compute capability 9.0."""
 
     kind: int
     architecture: int
@@ -131,7 +131,7 @@ def trim(library: bytes, architecture: int, with_ptx: bool = False) -> bytes:
         with_ptx: True to keep the PTX of kernels that have no machine code for the GPU.
 
     Raises:
-        ValueError: Its fat binaries have an unknown layout.
+        ValueError: The library's fat binaries have an unknown layout.
     """
     trimmed = bytearray(library)
     for section in _sections(library, SECTION):
@@ -142,7 +142,10 @@ def trim(library: bytes, architecture: int, with_ptx: bool = False) -> bytes:
 
 
 def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[Entry]:
-    """Return the entries to remove; machine code runs on GPUs of the same major and no lower minor number."""
+    """Return the entries to remove.
+
+    Machine code runs on GPUs with the same major compute capability and an equal or higher minor one.
+    """
     major = architecture // 10
     cubins = [each for each in entries if each.kind == CUBIN and 10 * major <= each.architecture <= architecture]
     best = max((each.architecture for each in cubins), default=None)
@@ -153,7 +156,7 @@ def _useless(entries: list[Entry], architecture: int, with_ptx: bool) -> list[En
 
 
 def _sections(library: bytes, name: bytes) -> Iterator[range]:
-    """Yield the ranges of the sections of that name in a 64-bit ELF file; none for any other file."""
+    """Yield the byte ranges of all sections called `name` in a 64-bit ELF file; none for any other file."""
     if library[:5] != b"\x7fELF\x02":
         return
     (table,) = struct.unpack_from("<Q", library, 0x28)
@@ -192,7 +195,7 @@ def _entries(library: bytes, span: range) -> Iterator[Entry]:
 
 
 def without_symbols(data: bytes) -> bytes:
-    """Return a library without symbols that only debuggers read; unchanged if the host has no `strip`."""
+    """Strip the symbols that only debuggers read; return the library unchanged if this host has no `strip`."""
     strip = shutil.which("strip")
     if strip is None:
         return data

@@ -1,8 +1,8 @@
-"""Split archive with parts of limited size, their manifest and their installation. Standard library only.
+"""Archives split into parts of limited size, with a manifest, and their installation.
 
-The archive is one `.tar.xz`; a part is a range of its bytes, so any file fits. The same tree gives the same bytes:
-names are sorted, times and owners are zero. An installation stores parts as they
-arrive, and unpacks them when all are there.
+This module needs only the standard library. The archive is a single `.tar.xz`. A part is a range of its bytes, so files
+may be larger than a part. The archive is reproducible: names are sorted, times and owners are zero. An installation
+stores parts as they arrive and unpacks them once it has all.
 """
 
 import json
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Part:
-    """One part."""
+    """One part of the archive."""
 
     name: str
     size: int
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All parts in order. contents: description of the archive, for information."""
+    """All parts in order. `contents` describes the archive for readers."""
 
     parts: list[Part]
     contents: dict[str, Any] = field(default_factory=dict)
@@ -71,13 +71,13 @@ def write_parts(tree: Path, folder: Path, part_bytes: int, contents: dict[str, A
 
 
 def sha256_of(path: Path) -> str:
-    """Return the checksum of a file."""
+    """Return the SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def unpack(paths: Iterable[Path], into: Path) -> None:
-    """Unpack the archive of the parts `paths`, in order, into a new folder `into`."""
+    """Unpack the archive that the parts `paths` form, in order, into a new folder `into`."""
     unfinished = into.with_name(into.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     with tempfile.TemporaryFile(dir=into.parent) as whole:
@@ -93,12 +93,12 @@ SITE, SOURCE, LIBRARIES, PARTS = "site", "source", "lib", "parts"
 
 
 class DamagedPart(ValueError):
-    """A part does not match the manifest."""
+    """Raised if a part does not match the manifest."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """The bundle below `root`: parts as received, then the tree `root/bundle`."""
+    """A bundle below `root`: the parts received so far and, once all have arrived, the tree `root/bundle`."""
 
     root: Path
 
@@ -109,7 +109,7 @@ class Installation:
 
     @property
     def environment(self) -> str:
-        """Line for the shell that lets Python find the bundle."""
+        """Shell line that lets Python find the bundle."""
         site, source, libraries = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES))
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
         return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
@@ -118,10 +118,10 @@ class Installation:
         """Verify and store parts; return the names of missing parts.
 
         Args:
-            files: Parts, with their manifest among or next to them.
+            files: Parts; the manifest is one of the files or lies next to one.
 
         Raises:
-            DamagedPart: A file differs from the manifest; nothing of it is stored.
+            DamagedPart: A file differs from the manifest; it is not stored.
         """
         kept = self.root / PARTS
         kept.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Installation:
         return [name for name in expected if not (kept / name).exists()]
 
     def _manifest(self, files: list[Path]) -> Manifest:
-        """Return the manifest of the first call, which any later one must equal."""
+        """Return the manifest from the first call; a manifest in a later call must be equal."""
         kept = self.root / PARTS / MANIFEST
         beside = {file.parent / MANIFEST for file in files} | {file for file in files if file.name == MANIFEST}
         for path in sorted(path for path in beside if path.exists()):
@@ -152,7 +152,7 @@ class Installation:
         return Manifest.read(kept)
 
     def finish(self) -> None:
-        """Unpack the stored parts and delete them; do nothing if that has been done."""
+        """Unpack the stored parts and delete them; do nothing if the bundle is already unpacked."""
         if self.bundle.exists():
             return
         kept = self.root / PARTS

@@ -1,4 +1,4 @@
-"""Wheels for the target: uv resolves the missing ones, pip downloads them to a folder, and they are unpacked."""
+"""Wheels for the target host: uv resolves the missing ones, pip downloads them, and they are unpacked here."""
 
 import re
 import subprocess
@@ -11,18 +11,18 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-# Platform tags for pip, which matches them exactly.
+# Platform tags for pip, which only accepts exact matches.
 GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 26, 24, 17)
 
 
 class Wheelhouse:
-    """A folder of wheels for one Python version on x86-64 Linux, filled from the index unless `is_offline`.
+    """A folder of wheels for one Python version on x86-64 Linux, filled from the package index unless `is_offline`.
 
     Args:
         folder: Folder of the wheels.
-        python: Version, such as "3.12".
-        lock: File of preferred versions, used where they fit.
-        is_offline: True to use only wheels that are in the folder.
+        python: Python version, such as "3.12".
+        lock: File with preferred versions, which are used if they are compatible.
+        is_offline: True to use only wheels that are already in the folder.
     """
 
     def __init__(self, folder: Path, python: str, lock: Path | None = None, is_offline: bool = False):
@@ -30,7 +30,7 @@ class Wheelhouse:
         folder.mkdir(parents=True, exist_ok=True)
 
     def closure(self, roots: Iterable[str], left_out: frozenset[str]) -> list[Path]:
-        """Return the wheels of `roots` and of all their dependencies, without those named in `left_out`.
+        """Return the wheels of `roots` and of all their dependencies, excluding the names in `left_out`.
 
         Raises:
             LookupError: No compatible versions exist, or wheels are missing.
@@ -50,7 +50,7 @@ class Wheelhouse:
             wanted, overrides, pinned = (Path(scratch, name) for name in ("roots", "overrides", "pinned"))
             wanted.write_text("\n".join(roots))
             overrides.write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in sorted(left_out)))
-            pinned.write_text("" if self._lock is None else self._lock.read_text())  # uv keeps versions that fit
+            pinned.write_text("" if self._lock is None else self._lock.read_text())  # uv keeps compatible versions
             command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-header"]
             command += ["--no-annotate", "--python-version", self._python, "--python-platform", "x86_64-manylinux_2_35"]
             command += ["--override", str(overrides), "--output-file", str(pinned), str(wanted)]
@@ -62,7 +62,7 @@ class Wheelhouse:
             return [line for line in pinned.read_text().splitlines() if "sys_platform == 'never'" not in line]
 
     def _find(self, pin: Requirement) -> Path | None:
-        """Return the wheel of a version, if it is in the folder."""
+        """Return the wheel for a pinned version, or None if it is not in the folder."""
         for path in self.folder.glob("*.whl"):
             name, version, _, _ = parse_wheel_filename(path.name)
             if name == canonicalize_name(pin.name) and pin.specifier.contains(version, prereleases=True):
@@ -83,7 +83,7 @@ class Wheelhouse:
 
 
 def read_have(path: Path) -> frozenset[str]:
-    """Return the distributions of the target from a file with one name per line, or from the output of `pip freeze`."""
+    """Read the names of the target's distributions from a list, one per line, or from `pip freeze` output."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     names = (re.split(r"[@=]", line)[0].strip() for line in lines if line and not line.startswith("-"))
     return frozenset(canonicalize_name(name) for name in names if name)
@@ -101,7 +101,7 @@ def extract(
         wheel: File of the wheel.
         site: Folder of packages.
         is_wanted: Returns True for the name of a file to unpack.
-        change: Returns the contents to write, from a file's name and contents.
+        change: Maps a file's name and contents to the contents to write.
     """
     count = 0
     with zipfile.ZipFile(wheel) as archive:

@@ -71,12 +71,12 @@ def test_a_calm_server_may_be_full_and_nothing_else() -> None:
     assert of_calm(outcomes(RIGHT, FULL)) == []
     assert of_calm(outcomes(RIGHT, FAILED, FAILED)) == ["2 times: ServerFailed: internal error"]
     assert of_calm(outcomes(RIGHT, HUNG)) == ["speak 0, listen: hung; 0 samples, ''"]
-    assert of_calm(outcomes(FULL)) == ["no answer was right: nothing has been tested"]
+    assert of_calm(outcomes(FULL)) == ["no answer was correct, so nothing has been tested"]
 
 
 def test_under_a_fault_errors_are_right_but_a_server_that_stays_ill_is_not() -> None:
     assert of_fault(outcomes(FAILED, RIGHT), right_s=3.0) == []
-    assert of_fault(outcomes(RIGHT), right_s=None) == ["the server has not become right again"]
+    assert of_fault(outcomes(RIGHT), right_s=None) == ["the server did not answer correctly again"]
     assert of_fault(outcomes(RIGHT, HUNG), right_s=3.0) == ["speak 0, listen: hung; 0 samples, ''"]
 
 
