@@ -2,11 +2,21 @@
 
 from typing import Any, Self
 
+from vllm import SamplingParams
+from vllm.v1.request import Request
+
+from stretto.engine.reply_rules import TextUpdate, updates_to_extra_args
 from stretto.testing.conformance import DEFAULTS, Answer
 from stretto.testing.conformance import Engine as SteppedEngine
 from tests import heap
 
-__all__ = ["DEFAULTS", "Answer", "Engine"]
+__all__ = ["DEFAULTS", "Answer", "Engine", "update_request"]
+
+
+def update_request(*updates: TextUpdate) -> Request:
+    """Return the request that carries further ids of requests in progress."""
+    params = SamplingParams(max_tokens=1, extra_args=updates_to_extra_args(updates))
+    return Request(updates[0].request_id, [0], params, None)
 
 
 class Engine(SteppedEngine):

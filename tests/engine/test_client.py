@@ -29,6 +29,7 @@ from stretto.engine import client as module
 from stretto.engine.client import EngineClient, EngineConnection, Output
 from stretto.engine.host import StartedEngines
 from stretto.engine.protocol import DELTA, Adapter
+from stretto.engine.reply_rules import updates_in
 from stretto.errors import CheckpointError, StrettoError
 
 pytestmark = pytest.mark.asyncio
@@ -66,6 +67,10 @@ class Engines:
         kind = EngineCoreRequestType(kind)
         return kind, MsgpackDecoder(*([EngineCoreRequest] if kind is EngineCoreRequestType.ADD else [])).decode(record)
 
+    def has_message(self, index: int = 0) -> bool:
+        """Return True if a message to an engine is unread."""
+        return bool(self.sockets[index].poll(0))
+
     def write(self, *outputs: EngineCoreOutput) -> None:
         """Send outputs as vLLM sends them."""
         self.output.send_multipart(MsgpackEncoder().encode(EngineCoreOutputs(outputs=list(outputs))))
@@ -86,6 +91,13 @@ class Started:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
+
+
+def sent_ids(request: EngineCoreRequest) -> list[tuple[str, list[int], bool]]:
+    """Return the ids that a message carries for requests in progress."""
+    updates = updates_in(request.sampling_params.extra_args)
+    assert updates is not None
+    return [(each.request_id, each.ids.tolist(), each.is_last) for each in updates]
 
 
 @pytest.fixture
@@ -117,9 +129,9 @@ async def test_requests_and_outputs_are_those_of_vllm(client: EngineClient, engi
     assert client.has("r")
     engines.write(EngineCoreOutput(request.request_id, [5, 6]))
     assert await first == Output([5, 6], None)
-    client.append("r", {"max_tokens": 1, "extra_args": {"text": ([4], True)}})
-    _, update = engines.read()
-    assert (update.request_id, update.sampling_params.extra_args) == (request.request_id, {"text": [[4], True]})
+    client.append("r", [4], True)
+    await asyncio.sleep(0)
+    assert sent_ids(engines.read()[1]) == [(request.request_id, [4], True)]
     engines.write(EngineCoreOutput(request.request_id, [7]))
     engines.write(EngineCoreOutput(request.request_id, [8], finish_reason=FinishReason.STOP))
     while client.has("r"):
@@ -151,7 +163,33 @@ async def test_an_aborted_request_ends_with_that_reason(client: EngineClient, en
     assert await first == Output([], "abort")
     assert [engines.read()[0] for _ in range(2)] == [EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT]
     client.abort("r")
-    client.append("r", FIELDS)  # no effect
+    client.append("r", [1], False)  # no effect
+    await asyncio.sleep(0)
+    assert not engines.has_message()
+
+
+async def test_ids_of_all_requests_are_one_message_per_engine(client: EngineClient, engines: Engines) -> None:
+    """Requests that have ended are left out; ids of one request are joined in order."""
+    replies = {name: client.generate([1], FIELDS, name) for name in ("a", "b", "c", "d")}
+    waiting = [asyncio.create_task(anext(reply)) for reply in replies.values()]
+    await asyncio.sleep(0)
+    own = [[engines.read(engine)[1].request_id for _ in range(2)] for engine in (0, 1)]
+    assert [[name[0] for name in names] for names in own] == [["a", "c"], ["b", "d"]]
+    for name, ids, is_last in (("a", [1, 2], False), ("b", [3], False), ("c", [4], True), ("a", [5], True)):
+        client.append(name, ids, is_last)
+    client.append("d", [6], False)
+    client.abort("d")
+    await asyncio.sleep(0)
+    assert sent_ids(engines.read(0)[1]) == [(own[0][0], [1, 2, 5], True), (own[0][1], [4], True)]
+    assert engines.read(1)[0] is EngineCoreRequestType.ABORT
+    assert sent_ids(engines.read(1)[1]) == [(own[1][0], [3], False)]
+    client.append("b", [7], False)
+    client.append("b", [8], False)
+    while not engines.has_message(1):
+        await asyncio.sleep(0.001)
+    assert sent_ids(engines.read(1)[1]) == [(own[1][0], [7, 8], False)]
+    for task in waiting:
+        task.cancel()
 
 
 @pytest.mark.parametrize("is_told", [True, False])

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vllm import SamplingParams
-from vllm.v1.request import Request
 
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
-from tests.engine.harness import Answer, Engine
+from tests.engine.harness import Answer, Engine, update_request
 from tests.kyutai_release import make_checkpoint, replies
 from tests.tiers import ASYNC_BY_DAY, by_night
 
@@ -84,9 +82,8 @@ class Speaker:
         self.due = step + int(self.random.integers(1, self.slowest + 1))
 
     def send(self, frames: np.ndarray, is_last: bool) -> None:
-        update = TextUpdate(frames.reshape(-1).tolist(), is_last)
-        params = SamplingParams(max_tokens=1, extra_args=update.to_extra_args())
-        self.engine.core.add_request(Request(self.name, [0], params, None))
+        update = TextUpdate(self.name, frames.reshape(-1).astype(np.int32), is_last)
+        self.engine.core.add_request(update_request(update))
         self.is_open = not is_last
 
 

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vllm import SamplingParams
-from vllm.v1.request import Request
 
 from stretto.engine.admission import num_text_ids
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from tests.engine.harness import Answer, Engine
+from tests.engine.harness import Answer, Engine, update_request
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import GROUPED
@@ -77,8 +75,7 @@ class Writer:
 
 
 def extend(engine: Engine, name: str, ids: list[int], is_last: bool) -> None:
-    params = SamplingParams(max_tokens=1, extra_args=TextUpdate(ids, is_last).to_extra_args())
-    engine.core.add_request(Request(name, [0], params, None))
+    engine.core.add_request(update_request(TextUpdate(name, np.array(ids, np.int32), is_last)))
 
 
 def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dict[str, Answer], int]:

@@ -1,12 +1,13 @@
 """Streamed text reaches the engine in order, after the reply has started, and always with an end."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stretto.engine.reply_rules import TextUpdate, Track, rows_of
+from stretto.engine.reply_rules import Track, rows_of
 from stretto.engine.utterance import MAX_LAG_S, FrameFeed, TextFeed
 from stretto.errors import Closing, InvalidRequest
 
@@ -18,14 +19,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.ids = {"r"}
-        self.told: list[tuple[str, TextUpdate | None]] = []
+        self.told: list[tuple[str, list[int], bool]] = []
         self.aborted = asyncio.Event()
 
     def has(self, request_id: str) -> bool:
         return request_id in self.ids
 
-    def append(self, request_id: str, fields: dict[str, Any]) -> None:
-        self.told.append((request_id, TextUpdate.from_extra_args(fields["extra_args"])))
+    def append(self, request_id: str, ids: Sequence[int], is_last: bool) -> None:
+        self.told.append((request_id, list(ids), is_last))
 
     def abort(self, request_id: str) -> None:
         self.aborted.set()
@@ -46,10 +47,9 @@ async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
     written.write([3], False)
     written.write([4], True)
     written.begin()
-    assert {name for name, _ in engine.told} == {"r"}
-    updates = [update for _, update in engine.told]
-    assert [token for update in updates for token in update.ids] == [1, 2, 3, 4]
-    assert [update.is_last for update in updates] == [False] * (len(updates) - 1) + [True]
+    assert {name for name, _, _ in engine.told} == {"r"}
+    assert [token for _, ids, _ in engine.told for token in ids] == [1, 2, 3, 4]
+    assert [is_last for _, _, is_last in engine.told] == [False] * (len(engine.told) - 1) + [True]
     written.end()
 
 
@@ -127,8 +127,7 @@ async def test_frames_go_to_the_engine_row_by_row_and_nothing_beyond_the_limit()
     await session.write(3)
     await session.write(4)
     await session.write(4, is_last=True)
-    updates = [update for _, update in session.engine.told]
-    assert updates == [TextUpdate([*range(6)], False), TextUpdate([*range(4)], False), TextUpdate([], True)]
+    assert session.engine.told == [("r", [*range(6)], False), ("r", [*range(4)], False), ("r", [], True)]
     assert session.feed.num_frames == 5
     session.feed.end()
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import zmq
 
 from stretto.config import EngineConfig
 from stretto.engine.host import StartedEngines, StartRequest, connect_host
+from stretto.engine.reply_rules import TextUpdate, updates_to_extra_args
 from stretto.errors import StrettoError
 
 ADD, ABORT = b"\x00", b"\x01"  # vLLM's EngineCoreRequestType
@@ -28,6 +31,7 @@ DEAD = b"ENGINE_CORE_DEAD"
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
 READY_S = 60.0  # from the end of an engine's start to its first message
 END_S = 15.0  # longer than a host waits for its engines
+APPEND_S = 0.002  # between two messages with further ids, each of which costs as much as a short request
 
 
 class EngineOutput(msgspec.Struct, array_like=True):
@@ -224,6 +228,10 @@ class EngineClient:
         self._requests: dict[str, _Request] = {}
         self._ids: dict[str, str] = {}  # from callers' ids to internal ids
         self._numbers, self._is_listening = count(), False
+        self._appended: dict[str, array[int]] = {}  # ids that have not been sent, by internal id
+        self._completed: set[str] = set()
+        self._flushing: asyncio.Handle | None = None
+        self._flushed_s = float("-inf")
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(EngineOutputs)
 
     @property
@@ -268,15 +276,39 @@ class EngineClient:
             self._load[engine] -= 1
             self._abort(request)
 
-    def append(self, request_id: str, fields: dict[str, Any]) -> None:
-        """Send a further message to the engine of a request; no effect if the request has ended.
+    def append(self, request_id: str, ids: Sequence[int], is_last: bool) -> None:
+        """Send further ids of a request's open track to its engine; no effect if the request has ended.
+
+        Ids of all requests that are appended within APPEND_S are one message.
 
         Args:
             request_id: Id of the request.
-            fields: Fields of vLLM's `SamplingParams`.
+            ids: Token ids, row by row.
+            is_last: True if they complete the track.
         """
-        if self.has(request_id):
-            self._send(self._requests[self._ids[request_id]], [0], fields)
+        if not self.has(request_id):
+            return
+        name = self._ids[request_id]
+        self._appended.setdefault(name, array("i")).extend(ids)
+        if is_last:
+            self._completed.add(name)
+        if self._flushing is None:
+            loop = asyncio.get_running_loop()
+            left_s = self._flushed_s + APPEND_S - loop.time()
+            self._flushing = loop.call_later(left_s, self._flush) if left_s > 0 else loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        appended, completed, self._flushing = self._appended, self._completed, None
+        self._appended, self._completed = {}, set()
+        self._flushed_s = asyncio.get_running_loop().time()
+        updates: dict[bytes, list[TextUpdate]] = {}
+        for name, ids in appended.items():
+            if name in self._requests:
+                update = TextUpdate(name, np.frombuffer(ids, np.int32), name in completed)
+                updates.setdefault(self._requests[name].engine, []).append(update)
+        for each in updates.values():
+            fields = {"max_tokens": 1, "extra_args": updates_to_extra_args(each)}
+            self._send(self._requests[each[0].request_id], [0], fields)
 
     def abort(self, request_id: str) -> None:
         """End a request; its iterator ends with the reason `abort`."""

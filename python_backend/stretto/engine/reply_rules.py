@@ -1,7 +1,7 @@
 """Rules of a reply (segments, lengths and end ids), and the host-side tracker of its state."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -18,24 +18,29 @@ ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
-    """Further ids of an open track (streamed text or live audio), sent to the engine with the id of their request.
+    """Further ids of a request's open track (streamed text or live audio).
 
     Attributes:
-        ids: Token ids, row by row.
+        request_id: Id of the request in the engine.
+        ids: Token ids, row by row, int32 [n].
         is_last: True if they complete the track.
     """
 
-    ids: list[int]
+    request_id: str
+    ids: np.ndarray
     is_last: bool
 
-    def to_extra_args(self) -> dict[str, Any]:
-        """Return this update as plain data for `SamplingParams.extra_args`."""
-        return {TEXT_KEY: tuple(self)}
 
-    @classmethod
-    def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "TextUpdate | None":
-        """Return the update in `extra_args`, or None if they belong to an ordinary request."""
-        return None if extra_args is None or TEXT_KEY not in extra_args else cls(*extra_args[TEXT_KEY])
+def updates_to_extra_args(updates: Iterable[TextUpdate]) -> dict[str, Any]:
+    """Return updates of any number of requests as plain data for `SamplingParams.extra_args` of one message."""
+    return {TEXT_KEY: [(each.request_id, each.ids.tobytes(), each.is_last) for each in updates]}
+
+
+def updates_in(extra_args: dict[str, Any] | None) -> list[TextUpdate] | None:
+    """Return the updates in `extra_args`, or None if they belong to an ordinary request."""
+    if extra_args is None or TEXT_KEY not in extra_args:
+        return None
+    return [TextUpdate(name, np.frombuffer(ids, np.int32), is_last) for name, ids, is_last in extra_args[TEXT_KEY]]
 
 
 @dataclass(slots=True)
@@ -61,8 +66,8 @@ class Track:
     ends_reply: bool = False
     _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
 
-    def extend(self, ids: Sequence[int], is_last: bool) -> list[int]:
-        """Append the ids of further rows, row by row, and return them."""
+    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
+        """Append the ids of further rows, row by row, and return them, int32 [n, K]."""
         rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
         end = num_known + len(rows)
         if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
@@ -71,7 +76,7 @@ class Track:
         self._room[num_known:end] = rows
         self.ids = self._room[:end]
         self.is_open = not is_last
-        return list(ids)
+        return rows
 
     def follow(self, tracker: "SegmentTracker") -> None:
         """Update the state of the reply, which only a `GroupTrack` uses."""
@@ -170,7 +175,7 @@ class GroupTrack(Track):
         track.extend(ids[num_codes:], not is_open)
         return track
 
-    def extend(self, ids: Sequence[int], is_last: bool) -> list[int]:
+    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
         """Append ids of the text; return them together with the codes of the recording that belong after them."""
         assert self.groups is not None
         laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
@@ -225,7 +230,7 @@ def num_leading(ids: Sequence[int], codes: range) -> int:
     return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
 
 
-def rows_of(ids: Sequence[int] | range, width: int) -> np.ndarray:
+def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
     """Reshape ids in row order to the rows of a track, int32 [n, width]."""
     return np.asarray(ids, np.int32).reshape(-1, width)
 

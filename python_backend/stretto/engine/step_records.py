@@ -40,14 +40,14 @@ class NewText(NamedTuple):
     Attributes:
         place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`. The other ids
             follow it.
-        ids: Token ids, row by row.
+        ids: Token ids of further rows, int32 [n, K].
         min_rows: Minimum number of frames of the reply, once its text is complete; None before.
         max_text_rows: Maximum number of text rows of a reply that ends with its audio, once the audio is complete; None
             before.
     """
 
     place: int
-    ids: list[int]
+    ids: np.ndarray
     min_rows: int | None = None
     max_text_rows: int | None = None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
-from stretto.engine.reply_rules import SegmentTracker, TextUpdate, Track
+from stretto.engine.reply_rules import SegmentTracker, Track
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec, TimedReader
@@ -222,8 +222,7 @@ class TextFeed:
         if not self._engine.has(self._request_id) or self._is_last_sent or not (ids or self._is_complete):
             return
         self._is_last_sent = self._is_complete
-        update = TextUpdate(ids, self._is_last_sent)
-        self._engine.append(self._request_id, {"max_tokens": 1, "extra_args": update.to_extra_args()})
+        self._engine.append(self._request_id, ids, self._is_last_sent)
 
 
 IDLE_S = 60.0  # between two parts of a live session

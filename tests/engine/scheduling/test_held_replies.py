@@ -2,17 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from vllm import SamplingParams
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate
+from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate, rows_of
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.step_records import NewText, SpeechCachedRequests
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import sampling_params
+from tests.engine.harness import update_request
 from tests.engine.scheduling.tables import BLOCK, FakeBlocks, run, table
 from tests.speech_families import TRACKED
 
@@ -44,8 +45,7 @@ class World:
             self.texts.note_generated(self.table[request.request_id])
 
     def write(self, name: str, *ids: int, is_last: bool = False) -> bool:
-        params = SamplingParams(max_tokens=1, extra_args=TextUpdate(list(ids), is_last).to_extra_args())
-        return self.texts.absorb_update(Request(name, [0], params, None))
+        return self.texts.absorb_updates(update_request(TextUpdate(name, np.array(ids, np.int32), is_last)))
 
 
 @pytest.fixture
@@ -88,9 +88,11 @@ def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: Wor
     world.write("r", 22, 23)
     told = world.texts.attach_new_text(NOTHING)
     assert isinstance(told, SpeechCachedRequests)
-    assert told.new_text == {"r": NewText(6, [21, 22, 23], None)}
+    assert repr(told.new_text) == repr({"r": NewText(6, rows_of([21, 22, 23], 1), None)})
     world.write("r", 7, is_last=True)
-    assert world.texts.attach_new_text(NOTHING).new_text == {"r": NewText(9, [7], 5)}
+    told = world.texts.attach_new_text(NOTHING)
+    assert isinstance(told, SpeechCachedRequests)
+    assert repr(told.new_text) == repr({"r": NewText(9, rows_of([7], 1), 5)})
     assert world.texts.attach_new_text(NOTHING) is NOTHING
 
 

@@ -6,7 +6,7 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import ENDLESS, SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ENDLESS, SegmentRules, SegmentTracker, rows_of
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
@@ -91,10 +91,10 @@ def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
     assert tables.codes[1, 9:, 7].unique().tolist() == [6]
     assert tables.limits[1, LIMITS["audio_min"]] == ENDLESS
     version = slots.version
-    slots.extend_texts({"r": NewText(7, [22, 23], None), "gone": NewText(7, [50], 3)})
+    slots.extend_texts({"r": NewText(7, rows_of([22, 23], 1), None), "gone": NewText(7, rows_of([50], 1), 3)})
     assert tables.codes[1, 5:10, 7].tolist() == [20, 21, 22, 23, 6]
     assert slots.version == version
-    slots.extend_texts({"r": NewText(9, [7], 5)})
+    slots.extend_texts({"r": NewText(9, rows_of([7], 1), 5)})
     assert tables.codes[1, 8:11, 7].tolist() == [23, 7, 6]
     assert tables.limits[1, LIMITS["audio_min"]] == 5
     assert slots.version > version, "the plan of the step is made anew"

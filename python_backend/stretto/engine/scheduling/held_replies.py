@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import numpy as np
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.reply_rules import TextUpdate
+from stretto.engine.reply_rules import TextUpdate, updates_in
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.step_records import NewText, SpeechCachedRequests
@@ -93,26 +94,25 @@ class HeldReplies:
             some.pop(request_id, None)
         self._blocks.sessions.discard(request_id)
 
-    def absorb_update(self, request: Request) -> bool:
-        """Apply `request` if it only adds text to a request in progress; return False if it is an ordinary request.
+    def absorb_updates(self, request: Request) -> bool:
+        """Apply the text and audio that `request` carries; return False if it is an ordinary request.
 
-        Text for a request that has ended is dropped.
+        Updates for requests that have ended are dropped.
         """
         assert request.sampling_params is not None
-        update = TextUpdate.from_extra_args(request.sampling_params.extra_args)
-        if update is None:
-            return False
-        state = self._open.get(request.request_id)
-        if state is not None:
-            self._extend(state, update)
-        return True
+        updates = updates_in(request.sampling_params.extra_args)
+        for update in updates or ():
+            state = self._open.get(update.request_id)
+            if state is not None:
+                self._extend(state, update)
+        return updates is not None
 
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        new_text, sampling = self._new_text.get(request.request_id, NewText(track.place, [])), state.params.sampling
+        before, place, sampling = self._new_text.get(request.request_id), track.place, state.params.sampling
         ids = track.extend(update.ids, update.is_last)
-        new_text = NewText(new_text.place, new_text.ids + ids)
+        new_text = NewText(place, ids) if before is None else NewText(before.place, np.concatenate([before.ids, ids]))
         if update.is_last and track.ends_reply:
             new_text = new_text._replace(max_text_rows=min(sampling.text.max_rows, track.max_text_rows))
         elif update.is_last:

@@ -443,8 +443,8 @@ class PairedScheduling(Base):
 
     def add_request(self, request: Request) -> None:
         """Queue a request, followed by its unconditional request if the reply begins with guided audio."""
-        if self.texts.absorb_update(request):
-            return  # more text for a request in progress is sent as a request, too
+        if self.texts.absorb_updates(request):
+            return  # more text or audio for requests in progress is sent as a request, too
         state = self.table.add(request)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import ENDLESS, UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track, rows_of
+from stretto.engine.reply_rules import ENDLESS, UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track
 from stretto.engine.step_records import NewText
 from stretto.sampling import min_p_span, seed_key
 
@@ -345,9 +345,10 @@ class SlotTables:
         """
         parts = []
         for slot, each in new_text.items():
-            ids = rows_of(each.ids, lanes.stop - lanes.start)
-            at = np.arange(each.place, each.place + len(ids), dtype=np.int32)
-            parts.append(np.column_stack([np.full(len(ids), slot, np.int32), at, ids]))
+            ids = each.ids
+            part = np.empty((len(ids), 2 + ids.shape[1]), np.int32)
+            part[:, 0], part[:, 1], part[:, 2:] = slot, range(each.place, each.place + len(ids)), ids
+            parts.append(part)
             if each.min_rows is not None and self._rules.given_ids:
                 self.limits[slot, LIMITS["given_total"]] = each.place + len(ids)
             elif each.min_rows is not None:
