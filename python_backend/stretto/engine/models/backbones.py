@@ -65,7 +65,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
         quantized: dict[str, Any] = {"quant_config": vllm_config.quant_config, "return_bias": False}
         self.mtp_projs = nn.ModuleList(
             ReplicatedLinear(2 * size, size, bias=False, prefix=f"mtp_projs.{k}", **quantized) for k in range(number)
-        )  # not torch's, whose order of summation depends on the number of rows
+        )  # not nn.Linear, whose order of summation depends on the number of rows
         self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
         self._last_norm: Callable[..., Any] = self.model.norm.forward
@@ -87,11 +87,11 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
     def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return the output of module k, [N, H].
 
-        As published, rotary positions are those of the embedded rows, not of the processed ones.
+        As in the published model, rotary positions are the positions of the embedded rows, not of the processed rows.
 
         Args:
             k: Index of the module.
-            embeds: Embeddings of the rows k + 1 positions after the processed ones, [N, H].
+            embeds: Embeddings of the rows k + 1 positions after the processed rows, [N, H].
             hidden: Output of module k - 1, or of the backbone if k is 0, [N, H].
             positions: Positions of the processed rows, int [N].
         """
@@ -151,7 +151,7 @@ def full_width_norm(size: int, eps: float) -> nn.Module:
 
 
 class Olmo2Attention(Qwen3Attention):
-    """Attention of OLMo 2: Qwen3's, but with query and key norms over all heads together instead of per head."""
+    """Attention of OLMo 2, which is Qwen3 attention with query and key norms over all heads instead of per head."""
 
     def __init__(self, config: Olmo2Config, **layer_args: Any):
         set_default_rope_theta(config, default_theta=500000)
@@ -251,19 +251,19 @@ class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.transformer.embed_tokens = self.transformer.wte  # the attribute name that other backbones have
+        self.transformer.embed_tokens = self.transformer.wte  # the attribute name that other backbones use
 
     @property
     def model(self) -> GPT2Model:
-        """The transformer, under the attribute name that other backbones have."""
+        """The transformer, under the attribute name that other backbones use."""
         return self.transformer
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights as vLLM does, but raise an error if any is missing, unknown or of another shape."""
+        """Load weights as vLLM does, but raise an error if a weight is missing, unknown or has another shape."""
         return load_strictly(self, self._load, weights)
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load all weights. The audio head is loaded here, because GPT-2's loader would treat it as a layer's."""
+        """Load all weights. The audio head is loaded here, because GPT-2's loader would treat it as part of a layer."""
         loaded = set[str]()
 
         def layers() -> Iterator[tuple[str, torch.Tensor]]:

@@ -41,7 +41,7 @@ class DepthTransformer(nn.Module):
         num_codes: C.
         num_ends: E.
         width: W.
-        quant_config: Quantization of the linear layers; embeddings and heads have none.
+        quant_config: Quantization of the linear layers; embeddings and heads are not quantized.
         prefix: Name of this module in the model.
 
     Attributes:

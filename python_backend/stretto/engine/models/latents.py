@@ -29,22 +29,23 @@ GRAIN = (1 << 15) - 1  # largest number of elements for which torch uses one thr
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
-    """Return x * sigmoid(x) for x [N, H], with the same bits for a row in every batch."""
+    """Return x * sigmoid(x) for x [N, H]; the result for a row is bit-identical in every batch."""
     return _activate_rows(F.silu, x)
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU in its tanh form for x [N, H], with the same bits for a row in every batch."""
+    """Return GELU in its tanh form for x [N, H]; the result for a row is bit-identical in every batch."""
     return _activate_rows(partial(F.gelu, approximate="tanh"), x)
 
 
 def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Apply an elementwise function of torch to x [N, H], with the same bits for a row in every batch.
+    """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
 
     On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
-    No row contains such elements if its width is a multiple of `UNROLLED` and one thread computes the batch.
-    Otherwise the batch is computed in parts that are too small for several threads. A part is then one row if the
-    width is not such a multiple. vLLM's kernels compute each row independently, but take up to ten times as long.
+    No row contains such elements if the width is a multiple of `UNROLLED` and one thread computes the batch. If there
+    are several threads, the batch is split into parts that are too small for more than one thread. If the width is not
+    a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up to ten times as
+    long.
     """
     if x.device.type != "cpu" or x.shape[0] == 1:
         return activate(x)
@@ -55,12 +56,12 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
 
 
 class SolverTable:
-    """Values of each step of a solver, for all numbers of steps up to the largest: n rows for n steps.
+    """Per-step values of a solver, for all step counts up to the largest; a step count of n has n rows.
 
-    Steps are looked up on the device, so that the launches of a solver do not depend on the rows' numbers of steps.
+    Steps are looked up on the device, so that the launches of a solver do not depend on the step counts of the rows.
 
     Args:
-        values: Function that returns the values of the steps of a solver of n steps, [n, ...].
+        values: Function that returns the per-step values of a solver with n steps, [n, ...].
         steps: Permitted numbers of steps.
         embed: Function applied to all rows at once, or None.
     """
@@ -75,7 +76,10 @@ class SolverTable:
         self._rows = rows if embed is None else embed(rows)
 
     def at(self, step: int, steps: torch.Tensor) -> torch.Tensor:
-        """Return the values [N, ...] of a step in solvers of `steps` [N] steps; the last step's if it is after it."""
+        """Return the values [N, ...] of step `step` in solvers with `steps` [N] steps.
+
+        If a solver has fewer steps, the values of its last step are returned.
+        """
         last = steps * (steps + 1) // 2 - 1
         return self._rows[torch.minimum(last - steps + 1 + step, last)]
 
@@ -94,8 +98,8 @@ class LatentMixin(MultiStreamMixin):
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
     recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. Their matrix products
-    must return the same bits for a row in every batch. On a CPU, vLLM's linear layers do; torch's do not. On a GPU,
-    both do if vLLM is batch-invariant.
+    must be bit-identical for a row in every batch. On a CPU, this is true for vLLM's linear layers, but not for those
+    of torch. On a GPU, it is true for both if vLLM is batch-invariant.
 
     Attributes:
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
@@ -129,7 +133,7 @@ class LatentMixin(MultiStreamMixin):
         raise NotImplementedError
 
     def state_of_row(self, token_id: int) -> torch.Tensor:
-        """Return the hidden state [H] after a prompt that consists of this id, for a family with `LatentSpec.marks`."""
+        """Return the hidden state [H] after a prompt of this one id, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -147,7 +151,7 @@ class LatentMixin(MultiStreamMixin):
         return LatentReadout(stop, predictor, len(weight))
 
     def first_rows(self, rules: SegmentRules) -> torch.Tensor:
-        """Return the weights [n, H] of stream 0's ids in audio: rows of `audio_head` or of the embedding table."""
+        """Return the weights [n, H] of the stream-0 ids in audio: rows of `audio_head` or of the embedding table."""
         if self.family.has_audio_head:
             return self.audio_head.weight.data
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
@@ -162,7 +166,7 @@ class LatentMixin(MultiStreamMixin):
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write the embedding of each row's latent, or else of its stream 0, to `out` [N, H] for `rows` [N, 1 + D].
 
-        A latent that is not finite fails its reply. It is embedded as 0, because the reply's KV blocks are reused, and
+        A latent that is not finite makes its reply fail. It is embedded as 0, because the KV blocks are reused, and
         attention multiplies unused positions of a block by 0, which does not remove a NaN.
         """
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)

@@ -1,6 +1,6 @@
 """Embeddings of several streams, and strict weight loading, for vLLM's causal language models.
 
-Quantization, of checkpoints and while loading: vLLM's methods, and checks for unsupported ones.
+The module also checks whether the quantization of a model, by its checkpoint or while loading, is supported.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -118,7 +118,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 
 def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that a checkpoint must have, by name; those of a quantized KV cache have defaults."""
+    """Return the parameters that a checkpoint must contain, by name; parameters with defaults are excluded."""
     built = {
         f"{name}.{kind}"
         for name, module in model.named_modules()
@@ -133,7 +133,7 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded.
 
-    Each comes with the name of the fused parameter, which a checkpoint may have instead of all its parts.
+    Each comes with the name of the fused parameter, which a checkpoint may contain instead of its parts.
     """
     for name, parameter in stored_parameters(model).items():
         module, _, kind = name.rpartition(".")

@@ -47,7 +47,7 @@ class LatentDraw(RowDraw):
         logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
         token = self._countdown(self._segments.end_audio(token, rows), rows)
-        # numpy's root is rounded correctly, as a GPU's is; torch's is not on a CPU.
+        # NumPy and GPUs round square roots correctly; torch on a CPU does not.
         deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
         noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
@@ -63,17 +63,17 @@ class LatentDraw(RowDraw):
 
 
 MAX_ASIDE_BYTES = 256 << 20
-# Number of frames that a batch-invariant GPU decodes at once: convolutions choose their algorithm by the batch's size.
+# Number of frames that a batch-invariant GPU decodes at once: convolutions choose their algorithm by batch size.
 GROUP = 16
 
 
 class Aside(NamedTuple):
-    """Memory of a request that has left its slot, in host memory.
+    """Saved memory of a request that has left its slot, on the host.
 
     Attributes:
         row: Position of the last latent in the memory, int64 [1].
         memory: The memory, float32 [num_kept].
-        copied: Event after the copies from a GPU; None on a CPU.
+        copied: Event recorded after the copies from a GPU; None on a CPU.
     """
 
     row: torch.Tensor
@@ -82,10 +82,10 @@ class Aside(NamedTuple):
 
 
 class FeedbackMemory:
-    """Recurrent states ("memories") of a feedback network by slot; those of preempted requests are saved.
+    """Recurrent states ("memories") of a feedback network by slot; memories of preempted requests are saved.
 
-    If a request resumes and its memory was not saved, it is computed again from the latents, one by one, with the same
-    bits.
+    If a request resumes and its memory was not saved, it is recomputed from the latents, one by one. The result is
+    bit-identical.
 
     Args:
         network: The network.
@@ -175,7 +175,7 @@ class FeedbackMemory:
         self._rebuild(slot, row, data)
 
     def _rebuild(self, slot: int, row: int, data: SpeechRequestData) -> None:
-        """Compute the memory after position `row` again from the latents of the stretch."""
+        """Recompute the memory after position `row` from the latents of the stretch."""
         assert data.codes is not None
         self.num_rebuilt += 1
         first = max(self._stretch_start(data), row - self._network.reach)
@@ -191,7 +191,7 @@ class FeedbackMemory:
     ) -> torch.Tensor:
         """Return the features [A, E] of latents [A, D], and update the memories at `places` [A].
 
-        The batch is decoded in groups of a fixed size, so that the bits of a row do not depend on the others.
+        The batch is decoded in groups of a fixed size, so that the result of a row does not depend on the other rows.
         """
         number, group = len(latents), self._group or len(latents)
         missing = -number % group
@@ -278,7 +278,7 @@ class StretchDraw(RowDraw):
         is_frame = self._arrays.tensor(pick(token == self._frame, index))
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
         noise = self._tensor(gaussian(keys[:, 1 : 1 + self._num_drawn]))
-        # A row of a CFG pair is guided by the unconditional row, the first row of a stretch by a constant state.
+        # A row of a CFG pair is guided by the unconditional row, and the first row of a stretch by a constant state.
         is_guided = begins.clone()
         is_guided[: len(others)] = True
         scale = self._arrays.tensor(pick(rows.scales.guidance, index))
@@ -295,8 +295,8 @@ class StretchDraw(RowDraw):
 class LatentStepProgram(StepProgram):
     """Launches that sample a step of a family whose frames are latents; see `StepProgram`.
 
-    The predictor and the feedback network run between the draw of stream 0 and the advance of the replies' state. A
-    variant is captured for each number of solver steps in `captured_steps`, without and with guidance.
+    The predictor and the feedback network run after stream 0 is sampled and before the state of the replies is updated.
+    A variant is captured for each solver step count in `captured_steps`, without and with guidance.
 
     Args:
         readout: Heads and networks of the model.
@@ -304,7 +304,7 @@ class LatentStepProgram(StepProgram):
         tables: Slot tables.
         tokens: Stream 0 of every slot by position, int32 [R, T].
         num_rows: Maximum number of rows in a step.
-        captured_steps: Numbers of solver steps that graphs are captured for.
+        captured_steps: Solver step counts for which graphs are captured.
 
     Attributes:
         memory: Memories of the feedback network; None for families without marks.
@@ -333,7 +333,7 @@ class LatentStepProgram(StepProgram):
         self._noise = torch.zeros(num_rows, latents.num_drawn, device=device)
         self._before = torch.zeros(num_rows, latents.num_words if latents.is_guided else 0, device=device)
         self._guidance = torch.ones(num_rows, device=device)
-        # Solver steps, row of the unconditional request, slot, position; first frame of a stretch; a frame.
+        # Numbers: solver steps, row of the unconditional request, slot, position. Flags: begins a stretch, is a frame.
         self._numbers = torch.zeros(4, num_rows, dtype=torch.int64, device=device)
         self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
 

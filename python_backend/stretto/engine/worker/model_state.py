@@ -1,6 +1,6 @@
 """Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, and sampler selection.
 
-vLLM worker that applies streamed-text updates before each step.
+The module also defines the vLLM worker, which applies streamed-text updates before each step.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ class AudioEmbeddings:
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
-    """Return the numbers of solver steps for which graphs are captured: those of the tasks and of the operator."""
+    """Return the solver step counts to capture graphs for: the tasks' defaults and the operator's `latent_steps`."""
     options = config.additional_config
     given = options.get("latent_steps", ()) if isinstance(options, dict) else ()
     own = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
@@ -196,7 +196,7 @@ class SpeechModelState(DefaultModelState):
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-        """Return inputs with the shapes of those of `prepare_inputs`, for profiling and graph capture."""
+        """Return inputs with the same shapes as from `prepare_inputs`, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
@@ -212,7 +212,7 @@ class SpeechModelState(DefaultModelState):
         return self._step_sampler, None
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Pass the allocated KV cache to the MCTP modules, if any (vLLM's hook)."""
+        """Pass the allocated KV cache to the MCTP modules, if the model has any (vLLM's hook)."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self._row_predictor is not None:
             self._row_predictor.bind(kv_cache_config, block_tables)

@@ -67,7 +67,7 @@ class ModuleAttention:
     def gather(self, slots: torch.Tensor) -> None:
         """Copy the block-table rows of the requests in `slots` [B] to the buffer that the attention reads.
 
-        Must not be captured, because vLLM's kernel takes the numbers of blocks from two host buffers alternately.
+        The copy must not be captured, because vLLM's kernel reads block counts from two host buffers in turn.
         """
         self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
 
@@ -103,22 +103,22 @@ class ModuleAttention:
         )
 
     def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:
-        """Return a forward context in which attention uses `metadata` and the KV-cache slots computed by `map`."""
+        """Return a forward context where attention uses `metadata` and the KV-cache slots computed by `map`."""
         mapping = build_slot_mappings_by_layer(self._slot_mappings[:, :num_rows], self._kv_cache_config)
         return set_forward_context(metadata, self._vllm_config, num_tokens=num_rows, slot_mapping=mapping)
 
 
-# Per row: slot, position, index of its hidden state in this step, True if that is in the ring instead, and True if
-# modules process it now. Per request: slot, and index of its last row.
+# Per row: slot, position, index of its hidden state in this step, True if the hidden state is in the ring instead, and
+# True if modules process the row now. Per request: slot, and index of its last row.
 SLOT, POSITION, NOW, IS_KEPT, IS_READ = range(5)
 NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Runner of the modules. Its launches are the same for any batch of a size, so that they can be captured.
+    """Runner of the modules. Its launches depend only on the size of the batch, so that they can be captured.
 
-    With a recorder there is one graph per module and padded number of requests. Each request has a window of rows;
-    those that need no processing are computed, but their keys and values are not stored.
+    With a recorder, there is one graph per module and padded number of requests. The modules run over a window of rows
+    per request. Rows that need no processing are computed, too, but their keys and values are not stored.
 
     Args:
         model: Model with `run_module` and `rows_hidden`.
@@ -237,9 +237,9 @@ class Runs:
 
     Attributes:
         index: Index of the request in the batch.
-        slots: Its run slot.
+        slots: Run slot of the request.
         first: First row of the run.
-        stop: Row after the last.
+        stop: Row after the last row of the run.
     """
 
     index: np.ndarray
@@ -318,7 +318,7 @@ class ModuleRows:
     def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
         """Run all modules over exactly the rows of `runs`.
 
-        Sample a row after each module for which a schedule has one.
+        After each module, sample a row if any schedule has a row for that module.
         """
         upload = self._generated.arrays.upload
         which = np.repeat(np.arange(len(runs.index)), runs.counts)
@@ -346,7 +346,7 @@ class ModuleRows:
                 sample_row(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Return the backbone's hidden states of the rows to process, [N, H], from this step or from those kept.
+        """Return the backbone's hidden states of the rows to process, [N, H], from this step or from the ring.
 
         Args:
             step: Batch of the step.
@@ -374,7 +374,7 @@ class ModuleRows:
     def _read_by_attention(
         self, runs: Runs, starts: np.ndarray, positions: torch.Tensor
     ) -> AbstractContextManager[None]:
-        """Return the forward context in which the modules' attention layers process the rows of `runs`."""
+        """Return the forward context where the modules' attention layers process the rows of `runs`."""
         lengths = runs.stop.astype(np.int32)
         spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
         self._attention.gather(spans.slots)

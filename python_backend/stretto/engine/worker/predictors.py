@@ -1,4 +1,4 @@
-"""Output heads, and the predictors of a frame's other codebooks and of a step's additional rows."""
+"""Output heads, and predictors for the other codebooks of a frame and the additional rows of a step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def exact_product(rows: torch.Tensor) -> Product:
-    """Return the function x -> `x @ rows.T` in float32 on the device of the constant weight `rows` [n, H]."""
+    """Return a function that computes `x @ rows.T` in float32 on the device of the constant `rows` [n, H]."""
     return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
 
 
@@ -69,14 +69,14 @@ class StreamHeads:
     def raw_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of stream 0 in a text segment before the bias is added, [N, H] -> [N, V].
 
-        May be strided.
+        The result may be strided.
         """
         return self._gather(self._text(hidden))
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of stream 0 in audio before the bias is added, [N, H] -> float32 [N, C0 + E].
 
-        May be strided.
+        The result may be strided.
         """
         return self._first(hidden)
 
@@ -113,7 +113,7 @@ class StreamHeads:
 
 
 class FirstHead(StreamHeads):
-    """Head of stream 0 in audio, for models without text whose other codebooks a depth transformer predicts.
+    """Head of stream 0 in audio, for models without text that use a depth transformer for the other codebooks.
 
     Args:
         rows: Weight, [C0 + E, H], replicated on every rank.
@@ -132,10 +132,10 @@ class FirstHead(StreamHeads):
 
 
 class AudioHeads(FirstHead):
-    """Heads of all streams in audio, for models without text that predict all codebooks at once.
+    """Heads of all streams in audio, for models without text that predict all codebooks in parallel.
 
     Args:
-        rows: Weights of all streams, [n, H], replicated on every rank; stream 0's end ids follow its codes.
+        rows: Weights of all streams, [n, H], replicated on every rank. The end ids of stream 0 follow its codes.
         rules: Rules of the family's replies.
         bias: Biases of the logits, [n], or None.
     """
@@ -151,8 +151,8 @@ class StopHead(FirstHead):
     """Head of stream 0 in audio, for a family with latents; its two ids are a frame and a frame in which speech ends.
 
     Args:
-        weight: Weight of the end's logit, [H], complete on each rank. The logit for continuing is 0.
-        bias: Bias of the end's logit, [1].
+        weight: Weight of the end-of-speech logit, [H], complete on each rank. The logit for continuing is 0.
+        bias: Bias of the end-of-speech logit, [1].
         rules: Rules of the family.
     """
 
@@ -220,7 +220,7 @@ class FramePredictor(Protocol):
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 to S - 1, [N, K].
 
-        For a CFG pair both requests' rows are passed, and the ids returned for the conditional one are used for both.
+        The rows of both requests of a CFG pair are passed, and the ids of the conditional row are used for both.
 
         Args:
             hidden: Hidden states, [N, H].
@@ -231,7 +231,7 @@ class FramePredictor(Protocol):
 
 
 class ParallelHeads:
-    """Predictor that samples all streams at once from one hidden state."""
+    """Predictor that samples all streams in parallel from one hidden state."""
 
     reads_drawn = False
 
@@ -285,14 +285,14 @@ class Readout(NamedTuple):
 
 
 class LatentPredictor(Protocol):
-    """Predictor of the latents of audio rows. A row's latent has the same bits in every batch."""
+    """Predictor of the latents of audio rows. The latent of a row is bit-identical in every batch."""
 
     def __call__(
         self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, plan: SolverPlan
     ) -> torch.Tensor:
         """Return the latents, float32 [N, D].
 
-        The kernels that are launched depend on `plan` and N only, so that they can be captured in a CUDA graph.
+        The kernel launches depend on `plan` and N only, so that they can be captured in a CUDA graph.
 
         Args:
             hidden: Hidden states, [N, H].
@@ -331,10 +331,10 @@ class GuidedLatentPredictor(Protocol):
 
 
 class LatentFeedback(Protocol):
-    """Network that encodes the decoded audio of latents; the features are further words of their rows.
+    """Network that encodes the decoded audio of latents; its features are stored as additional words of their rows.
 
     Attributes:
-        num_kept: Size of its memory of earlier latents, in float32 numbers.
+        num_kept: Size of the network's memory of earlier latents, in float32 numbers.
         reach: Number of previous latents on which features and memory depend.
     """
 
@@ -342,11 +342,11 @@ class LatentFeedback(Protocol):
     reach: int
 
     def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of the next latents of N replies, and the memories after them.
+        """Return the features of the next latents of N replies, and the updated memories.
 
         Args:
             latents: Latents, float32 [N, D].
-            memory: Memories before them, float32 [N, num_kept]; zeros before the first latent.
+            memory: Memories before these latents, float32 [N, num_kept]; zeros before the first latent.
 
         Returns:
             Features, float32 [N, E], and the memories, [N, num_kept].
@@ -387,7 +387,7 @@ class BurstBatch:
         batch: vLLM's batch.
         num_read: Number of rows of each request that are computed after this step, which is also the index of the first
             row that the step generates, int64 [B].
-        num_extra: Number of rows that the modules generate after that one, int64 [B].
+        num_extra: Number of rows that the modules generate after that row, int64 [B].
         is_read: True if modules process the request's rows, bool [B].
     """
 
@@ -415,12 +415,12 @@ class RowPredictor(Protocol):
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
         """Generate the rows after the first one.
 
-        Called in every step, even if no request generates more rows, because prompt rows must pass through the modules.
+        This is called in every step, even if no request generates more rows, because the modules must process prompts.
 
         Args:
             hidden: Hidden states from which the first row was sampled, [B, H].
             step: Batch of the step.
-            sample_row: Samples and records the next row.
+            sample_row: Function that samples and records the next row.
         """
         ...
 
@@ -442,7 +442,7 @@ class GeneratedRows:
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:
-        """Return the embeddings of rows, [N, H]; those of rows that have not been generated yet are undefined.
+        """Return the embeddings of rows, [N, H]; rows that have not been generated yet have undefined embeddings.
 
         Args:
             slots: Run slot of each row, int64 [N].

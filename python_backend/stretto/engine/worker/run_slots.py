@@ -1,6 +1,6 @@
 """Assignment of requests and CFG pairs to run slots, and their segments as far as the host knows them.
 
-Host-side plan of a step: which rows are sampled, their CFG pairs, and the sampling methods that they need.
+The module also plans each step on the host: which rows are sampled, their CFG pairs, and the sampling methods needed.
 """
 
 import itertools
@@ -33,7 +33,7 @@ class StepRows:
         slots: Run slots, int.
         samples: True if the row is sampled; False for an incomplete chunk of a prompt.
         may_write: True if the row may be in a text segment.
-        may_speak: True if the row may be after the text segment. Both are True while the host does not know which.
+        may_speak: True if the row may be after the text segment. If the host does not know the segment, both are True.
     """
 
     slots: np.ndarray
@@ -47,7 +47,7 @@ class StepRows:
 
 
 class SolverPlan(NamedTuple):
-    """The host's knowledge about the latents of a step, from which a predictor's launches follow.
+    """Properties of a step's latents that the host knows and that determine the launches of the predictor.
 
     Attributes:
         num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
@@ -59,7 +59,7 @@ class SolverPlan(NamedTuple):
 
     @classmethod
     def of_rows(cls, limits: np.ndarray, scales: np.ndarray) -> "SolverPlan":
-        """Return the plan for rows with the request parameters `limits` [M, 14] and `scales` [M, 10]."""
+        """Return the plan for rows with the request parameters `limits` [M, 16] and `scales` [M, 10]."""
         num_steps = int(limits[:, LIMITS["latent_steps"]].max(initial=0))
         return cls(num_steps, num_steps > 0 and bool((scales[:, SCALES["guidance"]] != 1).any()))
 
@@ -271,7 +271,7 @@ def is_warm_up(request_id: str) -> bool:
 
 
 def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
-    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request; they cycle through the tasks.
+    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request; the tasks take turns.
 
     Raises:
         TypeError: If the request is not a warm-up request and did not come through `SpeechLLM`.
@@ -354,7 +354,7 @@ class DeviceReadback:
 
 
 class _Copy:
-    """Pinned host copy of the column `audio_start` [R], with the step and the slots' occupants that it belongs to."""
+    """Pinned host copy of the column `audio_start` [R], with its step and the occupants of the slots in that step."""
 
     def __init__(self, num_slots: int):
         self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
@@ -463,14 +463,14 @@ class RunSlots:
 
         Args:
             rows: Rows to sample.
-            place: Index of these rows among those that the step generates.
+            place: Index of these rows among the rows that the step generates.
         """
         return self._planners[place].plan(rows, self.partner, self.is_unconditional)
 
     def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
         """Return the number of rows that modules generate in this step, int64 [B].
 
-        An unconditional request generates as many as its partner.
+        An unconditional request generates as many rows as its partner.
 
         Args:
             rows: First rows of the step.

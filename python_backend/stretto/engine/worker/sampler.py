@@ -94,7 +94,7 @@ class RepetitionGuard:
 
         position, start = column(rows.position), column(rows.state.audio_start)
         slots, num_rows = column(rows.slots)[:, None], window
-        if self._groups is not None:  # of a run of given rows only the first counts
+        if self._groups is not None:  # only the first row of a run of given rows counts
             num_rows *= self._groups.num_words
         positions = position[:, None] - torch.arange(1, num_rows + 1, device=position.device)
         counts = positions >= start.clamp(min=0)[:, None]
@@ -151,7 +151,7 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Samples the conditional rows of a batch; guided rows also use the logits of their CFG partner."""
+    """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner."""
 
     _frames: FramePredictor
 
@@ -228,7 +228,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Sample stream 0 of the rows that may be in a text segment; return [M], with zeros for the others."""
+        """Sample stream 0 of the rows that may be in a text segment; return [M], with zeros for other rows."""
         own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
         if self._seen is not None:
@@ -342,7 +342,7 @@ class RowDraw:
 
 
 def pick(values: Array, index: Array | None) -> Array:
-    """Return the values at `index`, or all of them if it is None."""
+    """Return the values at `index`, or all values if `index` is None."""
     return values if index is None else values[index]
 
 
@@ -352,7 +352,7 @@ def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
 
 
 def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-    """Apply guidance: the first P of A rows are guided by the P rows after them: [A + P, ...] -> [A, ...]."""
+    """Apply guidance to the first P of A rows, with P unconditional rows at the end: [A + P, ...] -> [A, ...]."""
     num_paired = len(scale)
     guided = guide(logits[:num_paired], logits[num_rows:], scale)
     return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])
@@ -406,7 +406,7 @@ class SpeechSampler:
             hidden: Hidden states, [B, H].
             batch: vLLM's batch.
             rows: Rows to sample.
-            place: Index of these rows among those that the step generates.
+            place: Index of these rows among the rows that the step generates.
         """
         plan, step = self._slots.plan(rows, place)
         if not len(plan.drawing):
@@ -425,7 +425,7 @@ class SpeechSampler:
         Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row; it is set
         for conditional requests only.
         """
-        # The row sampled follows the request's last token.
+        # The sampled row follows the request's last token.
         lengths = self._arrays.wrap(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
         position = position + place if place else position
@@ -459,7 +459,7 @@ class SpeechSampler:
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append the first P rows for their unconditional requests, and mask the streams that these do not see."""
+        """Append the first P rows for their unconditional requests, with the streams masked that these do not see."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout
@@ -496,7 +496,7 @@ class Bursts:
         Args:
             hidden: Last hidden states of the requests, [B, H].
             batch: vLLM's batch.
-            draw_row: Samples one row of each request.
+            draw_row: Function that samples one row of each request.
         """
         slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)
@@ -547,7 +547,7 @@ class BurstSampler(SpeechSampler):
 
 
 class BurstStepSampler(StepSampler):
-    """`StepSampler` for several rows per step; the step program runs once for each of them."""
+    """`StepSampler` for several rows per step; the step program runs once per row."""
 
     def __init__(
         self,

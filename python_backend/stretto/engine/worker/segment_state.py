@@ -19,7 +19,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     Returns:
         is_end: True if the id ends the text of the task, bool [tasks, ids + 1]; the last column is for all other ids.
         num_rows: Number of rows from the row of that id to the audio, int64 [tasks, ids + 1]; 0 if the text continues.
-        written: Id written in place of a sampled end, by task; `AS_DRAWN` to keep the sampled one.
+        written: Id written in place of a sampled end, by task; `AS_DRAWN` to keep the sampled id.
         cut: Id written when a limit ends the text, by task.
     """
     tasks = rules.family.tasks
@@ -47,7 +47,7 @@ class SegmentEnds:
         self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
 
     def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids to write in text rows, and True for rows in which a limit ends the text, [B] each.
+        """Return the ids to write in text rows, and True for rows where a limit ends the text, [B] each.
 
         Args:
             token: Sampled ids, [B].
@@ -61,7 +61,7 @@ class SegmentEnds:
         return self._xp.where(is_end, written, self._xp.where(is_cut, self._cut[task], token)), is_cut
 
     def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids to write in audio rows, and True for rows in which a limit ends the audio, [B] each.
+        """Return the ids to write in audio rows, and True for rows where a limit ends the audio, [B] each.
 
         Args:
             token: Sampled ids, [B].
@@ -146,7 +146,7 @@ class SegmentState:
         self._given_rows = GivenRows(family, family.text_groups, rules, arrays) if family.text_groups else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask ids that a text may not contain, and its end before the minimum length, in `logits` [W, V], in place."""
+        """Mask ids that a text may not contain, and end ids before its minimum length, in `logits` [W, V], in place."""
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
         task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
@@ -183,9 +183,9 @@ class SegmentState:
         return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """Return `token` with `end_of_audio` in rows in which a sampled id or a limit ends the audio.
+        """Return `token` with `end_of_audio` in rows where a sampled id or a limit ends the audio.
 
-        Set `rows.is_cut` for a limit.
+        Set `rows.is_cut` if a limit ends the audio.
         """
         must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
         must_end = must_end & rows.in_audio
@@ -193,7 +193,8 @@ class SegmentState:
             token, is_cut = self._ends.audio(token, must_end)
         else:
             is_given, given = self._given_rows.given_ids(token, rows)
-            token = self._xp.where(is_given, self.family.layout.audio[0].start, token)  # a sampled id ends nothing here
+            # The sampled id of a given row cannot end the audio.
+            token = self._xp.where(is_given, self.family.layout.audio[0].start, token)
             token, is_cut = self._ends.audio(token, must_end)
             token = self._xp.where(is_given & ~must_end, given, token)
         rows.is_cut = rows.is_cut | is_cut
@@ -362,7 +363,7 @@ def _take(values: Array, index: Array | None) -> Array:
 
 
 class GivenRows:
-    """Rows of a reply in which text is given, and the groups of sampled rows between them (`TextGroups`)."""
+    """Given rows of a reply, which contain text, and the groups of sampled rows between them (`TextGroups`)."""
 
     def __init__(self, family: Family, groups: TextGroups, rules: SegmentRules, arrays: Arrays):
         self._where, self._groups, self._pad_id = arrays.xp.where, groups, family.layout.pad_id
@@ -370,7 +371,7 @@ class GivenRows:
         self.lane = family.track_streams.start - 1
 
     def hidden_ends(self, is_short: Array, rows: Rows) -> Array:
-        """Return True for end ids that may not be sampled, [B, E]: in a group all except the one that ends it.
+        """Return True for end ids that may not be sampled, [B, E]: in a group, all except the id that ends it.
 
         Args:
             is_short: True for rows before the minimum length, [B].

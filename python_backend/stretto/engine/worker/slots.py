@@ -129,9 +129,10 @@ class SlotLimits:
 
     Attributes:
         forced_until: Position up to which delayed streams continue audio of the prompt; 0 for none.
-        latent_steps: Number of solver steps of a latent; 0 for families without latents, as is `tail_rows`.
-        tail_rows: Number of rows from the detected end of speech to the end of the audio.
-        given_first: Number of given rows with which the reply begins (`TextGroups`); 0 for other families.
+        latent_steps: Number of solver steps of a latent; 0 for families without latents.
+        tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
+            latents.
+        given_first: Number of given rows at the start of the reply (`TextGroups`); 0 for other families.
         given_total: Number of all given rows; ENDLESS while the text is open.
     """
 
@@ -182,7 +183,7 @@ STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
-    """Return a request's values of the fields of SlotLimits."""
+    """Return the row of a request in the table of SlotLimits."""
     text, audio, latents = params.sampling.text, params.sampling.audio, params.sampling.latents
     assert params.sampling.seed is not None
     row = {
@@ -207,7 +208,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
 
 
 def scales_row(params: SpeechParams) -> list[float]:
-    """Return a request's values of the fields of SlotScales."""
+    """Return the row of a request in the table of SlotScales."""
     sampling = params.sampling
     inside = (
         None if sampling.guidance_scale != 1.0 else sampling.latents
@@ -228,7 +229,7 @@ def scales_row(params: SpeechParams) -> list[float]:
 
 
 def state_row(tracker: SegmentTracker) -> list[int]:
-    """Return the values of the fields of SlotState that correspond to `tracker`."""
+    """Return the row of a reply in the table of SlotState, from its `tracker`."""
     row = {
         "audio_start": tracker.audio_start,
         "audio_end": tracker.audio_end,
@@ -243,7 +244,7 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the first position at which any stream sampled its EOS id, or speech ended, or UNKNOWN.
+    """Return the first position at which any stream sampled its EOS id, or speech ended; UNKNOWN if there is none.
 
     Args:
         tracker: Segment tracker of the reply, which knows this for stream 0.
@@ -258,7 +259,7 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
-    """Return the column of each id in the repetition penalty's table; ids not in `counted` share the last one."""
+    """Return the column of each id in the repetition penalty's table; ids not in `counted` share the last column."""
     column = tokens - counted.start
     is_counted = (column >= 0) & (column < len(counted))
     return column * is_counted + len(counted) * ~is_counted
@@ -271,8 +272,8 @@ class SlotTables:
         state: Values of SlotState, int64 [R, 8].
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
-            input-only stream are written as soon as they are known, also for future rows. In a given row
-            (`TextGroups`), -1 - i on the text stream stands for id i of `given`.
+            input-only stream are written as soon as they are known, even for future rows. In a given row
+            (`TextGroups`), -1 - i on the text stream refers to id i of `given`.
         given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
@@ -336,10 +337,10 @@ class SlotTables:
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, new_text: Mapping[int, NewText], lanes: slice, arrays: Arrays) -> None:
-        """Write streamed text or live audio that has arrived, of all requests in one transfer.
+        """Write streamed text or live audio that has arrived, for all requests in one transfer.
 
         Args:
-            new_text: By run slot, ids with their place and, if the track is complete, a limit of the reply.
+            new_text: Ids by run slot, with their place and, if the track is complete, a limit of the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """

@@ -1,4 +1,4 @@
-"""Sampling on a GPU: from hidden states to the next rows in a few launches, replayed by CUDA graphs."""
+"""Sampling on a GPU: from hidden states to the next rows in a few launches, which CUDA graphs replay."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -34,7 +34,7 @@ from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TA
 
 
 class CudaRecorder:
-    """Recorder of CUDA graphs on the current stream; they share memory because they never run concurrently."""
+    """Recorder of CUDA graphs on the current stream. They share memory, because they never run concurrently."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -44,7 +44,7 @@ class CudaRecorder:
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Return the launches of `work` as a CUDA graph."""
+        """Record the launches of `work` as a CUDA graph."""
         return record(work, self._pool)
 
 
@@ -270,7 +270,7 @@ class StepTable:
 
 
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
-# Round product and sum separately, as torch does, so that guided logits equal the reference's.
+# Round product and sum separately, as torch does, so that guided logits equal the reference.
 EXACT = {"enable_fp_fusion": False}
 
 
@@ -329,7 +329,7 @@ class StepProgram:
         self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
         self._text, first = int32(num_rows), int32(num_rows, 1)
         codes = int32(num_rows, len(heads.codes))
-        codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows without a draw
+        codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows that are not sampled
         num_ends, num_other_ends = rules.num_end_columns
         self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
         self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
@@ -341,14 +341,14 @@ class StepProgram:
         start = rules.family.layout.audio[0].start
         self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
         self._penalty_follows = rules.family.penalty_follows
-        self._after_end: torch.Tensor | None = None  # columns of stream 0 that are forbidden after the mark of an end
+        self._after_end: torch.Tensor | None = None  # columns of stream 0 forbidden after the mark that ends a stretch
         if rules.marks:
             ids = heads.first_ids
             self._after_end = (ids == start) | (ids == rules.marks[1])
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return False for numbers of solver steps without a graph, and if ranks exchange the logits of a text head."""
+        """Return False for solver step counts without a graph, and if ranks exchange the logits of a text head."""
         return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -461,7 +461,7 @@ class Recorder(Protocol):
 
 
 def padded_sizes(max_rows: int) -> list[int]:
-    """Return the captured sizes: 1, 2, 4, multiples of 8, from 256 on multiples of 16, and `max_rows`."""
+    """Return the captured sizes: 1, 2, 4, multiples of 8 below 256, then multiples of 16, and `max_rows`."""
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_rows, 16)]
     return [size for size in sizes if size < max_rows] + [max_rows]
 
@@ -470,10 +470,10 @@ class StepGraphs(Generic[Kind]):
     """Runner of steps: replays a graph if there is one; without a recorder, launches every step directly.
 
     Args:
-        launch: Launches a step, given its variant and number of rows.
+        launch: Function that launches a step, given its variant and number of rows.
         max_rows: Maximum number of rows.
         recorder: Recorder, or None.
-        can_capture: Returns True if a variant at a size may be recorded.
+        can_capture: Function that returns True if a variant at a size may be recorded.
     """
 
     def __init__(
@@ -512,7 +512,7 @@ class StepGraphs(Generic[Kind]):
         self._capture(variant, size)  # for later steps; recording does not run the step
 
     def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
-        """Capture `variants` at `sizes`, or at all sizes, the largest first, so that smaller graphs reuse its memory.
+        """Capture `variants` at `sizes`, or at all sizes, largest first, so that smaller graphs reuse the memory.
 
         Each step is launched once before it is captured, because loading and allocation at first use cannot be
         recorded. All rows must be inactive.
@@ -536,7 +536,7 @@ class StepGraphs(Generic[Kind]):
 
 
 class StepSampler:
-    """Sampler of one row (all streams) per request and step, like `SpeechSampler`, in a few launches."""
+    """Sampler of one row (all streams) per request and step, like `SpeechSampler`, but in a few launches."""
 
     def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs[Variant]):
         self.penalties_state = stock.penalties_state

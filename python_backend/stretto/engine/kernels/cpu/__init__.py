@@ -44,7 +44,7 @@ def install() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
-    from stretto.engine.kernels.cpu import products  # noqa: F401  (offers its norms on import)
+    from stretto.engine.kernels.cpu import products  # noqa: F401  (registers its norms on import)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the registry's search accesses deprecated torch names

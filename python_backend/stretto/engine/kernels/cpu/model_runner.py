@@ -1,7 +1,4 @@
-"""CPU versions of vLLM's kernels for block tables, staged writes and input batches.
-
-CPU versions of vLLM's sampling kernels and their noise.
-"""
+"""CPU versions of vLLM's kernels for block tables, staged writes, input batches, and sampling with its noise."""
 
 import ctypes
 from functools import cache
@@ -275,7 +272,7 @@ def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.nda
 def gumbel(values: np.ndarray) -> np.ndarray:
     """Return Gumbel noise -log(-log(1 - value)) for values in (0, 1).
 
-    As in the kernel, log(1 - x) is computed by its series below 1/4.
+    As in the kernel, log(1 - x) is computed as a series for x below 1/4.
     """
     series = np.full_like(values, 1 / 8)
     for n in range(7, 0, -1):
@@ -306,7 +303,7 @@ def apply_min_p(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Mask tokens less probable than `min_p` times the most probable one."""
+    """Mask tokens whose probability is below `min_p` times the highest probability."""
     threshold = logits.amax(dim=-1).float() + min_p[expanded_idx_mapping].log()
     logits.masked_fill_(logits < threshold[:, None], float("-inf"))
 
@@ -439,5 +436,5 @@ def ranks(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Count the tokens of each row that are at least as probable as the given one."""
+    """Count the tokens of each row that are at least as probable as the given token."""
     output.copy_((logits >= logits.gather(1, token_ids[:, None])).sum(dim=1))

@@ -59,7 +59,7 @@ def fused_add_rms_norm(
 
 MAX_PREPARED = 128  # batch sizes for which prepared products are cached; vLLM's default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
-# Largest width at which a single row gives the same bits as several rows; minimum number of rows for larger widths.
+# Largest width at which a single row is bit-identical to a row in a batch; minimum number of rows for larger widths.
 NARROW, MIN_WIDE_ROWS = 1024, 2
 
 
@@ -87,7 +87,7 @@ class Product:
 
 
 class Float32Product(Product):
-    """Product in float32; a half-precision weight is converted, and the copy takes twice its memory."""
+    """Product in float32. A half-precision weight is converted, and the copy takes twice the memory."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.float())
@@ -101,7 +101,7 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
     """Pad the batches of vLLM's linear layers to a few sizes, for which oneDNN prepares its products once.
 
     Args:
-        model: Model whose linear layers are changed; other layers are not.
+        model: Model whose linear layers are changed.
         is_traced: True if the model may be traced by torch.compile.
     """
     padded = _multiply_unless_traced if is_traced else _multiply_padded
@@ -125,7 +125,7 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
 def _multiply_unless_traced(
     multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
 ) -> torch.Tensor:
-    """Do the same as `_multiply_padded`, but without padding while traced: the graph must accept any number of rows."""
+    """Do the same as `_multiply_padded`, but do not pad in a traced graph, which must accept any number of rows."""
     if torch.compiler.is_compiling():
         return multiply(x, *weight_and_bias)
     return _multiply_padded(multiply, x, *weight_and_bias)
@@ -235,7 +235,7 @@ class _HeadNorms:
         self._size, self._plain = spec.head_dim, (torch.ones_like(query), spec.eps)
 
     def __call__(self, heads: torch.Tensor) -> None:
-        """Normalise the heads [N, heads * D], part of a wider table, in place."""
+        """Normalise the heads [N, heads * D], which are part of a wider table, in place."""
         rows = heads.reshape(-1, self._size)
         normed = torch.empty_like(rows)
         torch.ops._C.rms_norm(normed, rows, *self._plain)
@@ -243,7 +243,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function that computes a linear layer in vLLM: the layer itself if it is quantized."""
+    """Return the function with which vLLM computes a linear layer; for a quantized layer, the layer itself."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias

@@ -130,13 +130,13 @@ def gather_rows(
     """Gather the rows of a step on all streams.
 
     Args:
-        rows: Output, int32 [P, S]; rows from N on are filled with pads.
+        rows: Output, int32 [P, S]; rows after the first N are filled with pads.
         ids: Stream 0 of each row, [N].
         slots: Run slot of each row, [N].
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         pad_id: Id of padding.
-        given: Ids that negative words of `codes` stand for, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
+        given: Ids that negative entries of `codes` refer to, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
     """
@@ -276,7 +276,7 @@ def _follow_script(
 def _given(
     token: tl.tensor, at: tl.tensor, mine: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return True if a row is given (`TextGroups`), and its id, for the sampled id `token`."""
+    """Return True if a row whose sampled id is `token` is given (`TextGroups`), and the id that it then has."""
     num_given, first = tl.load(at + NUM_GIVEN), tl.load(mine + GIVEN_FIRST * rules.num_rows)
     is_next = (num_given < first) | ((num_given - first) % rules.group_words > 0)
     begins = (tl.load(at + NUM_IN_GROUP) >= rules.group_frames) | (token == rules.fill_id)
@@ -288,7 +288,7 @@ def _given(
 def _count_given(
     at: tl.tensor, is_given: tl.tensor, token: tl.tensor, in_audio: tl.tensor, rules: tl.constexpr
 ) -> tl.tensor:
-    """Update the state for a row that is given with `token`, or not; return the word of its text stream."""
+    """Update the counters of given rows and of codes in the group; return the row's entry on the text stream."""
     num_given = tl.load(at + NUM_GIVEN)
     num_in_group = tl.load(at + NUM_IN_GROUP) + (in_audio & (is_given == 0)).to(tl.int64)
     tl.store(at + NUM_GIVEN, num_given + is_given.to(tl.int64))
@@ -317,7 +317,7 @@ def _first_stream(
 
 @triton.jit
 def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Return True for streams, delayed by `delays`, whose sampled id is used `behind` rows after the end of audio."""
+    """Return True for streams with these `delays` that keep their sampled id `behind` rows after the end of audio."""
     carries = delays >= 0
     if rules.tail == FORCED_TAIL:
         carries = behind < delays
@@ -350,7 +350,7 @@ def _write(
     results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a row and its flags to `results`, from which the host copies them."""
+    """Write a row and its flags to `results`, which is copied to the host."""
     tl.store(results + row, token.to(tl.int32))
     codes = results + rules.num_rows + row * rules.num_others + lanes
     tl.store(codes, laid.to(tl.int32), mask=lanes < rules.num_others)
@@ -477,7 +477,7 @@ def _row(
     if rules.group_words > 0:
         is_given, given_token = _given(audio_token, at, mine, rules)
         is_given = is_given & in_audio
-        audio_token = tl.where(is_given, rules.first_start, audio_token)  # a sampled id ends nothing here
+        audio_token = tl.where(is_given, rules.first_start, audio_token)  # a given row's sampled id cannot end audio
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     audio_token, audio_is_cut = audio_of(audio_token, frame, position, in_audio, audio_max, ends_of_audio, rules)
     given_word = position * 0 + rules.pad_id

@@ -1,4 +1,4 @@
-"""Triton kernel equivalent to `sampling.py`, with its noise; one program per row and stream."""
+"""Triton kernel that samples as `sampling.draw` does, with the same noise; one program per row and stream."""
 
 import torch
 import triton
@@ -21,27 +21,27 @@ def mixed(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -> tl.tensor:
-    """Return the noise key of one row and stream, uint32, as `sampling.noise.stream_keys` does."""
+    """Return the noise key of one row and stream, uint32, as `sampling.stream_keys` does."""
     row = mixed(seed_key.to(tl.uint32, bitcast=True) + position.to(tl.uint32) * 0x9E3779B1)
     return mixed(row + stream.to(tl.uint32) * 0x85EBCA6B)
 
 
 @triton.jit
 def redraw_key_of(key: tl.tensor) -> tl.tensor:
-    """Return the key for sampling again, as `sampling.noise.redraw_keys` does."""
+    """Return the key for sampling again, as `sampling.redraw_keys` does."""
     return mixed(key + 0x27D4EB2F)
 
 
 @triton.jit
 def uniform_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
-    """Return uniform noise per token id, as `sampling.noise.uniform` does."""
+    """Return uniform noise per token id, as `sampling.uniform` does."""
     bits = mixed(key + token_ids.to(tl.uint32) * 0xC2B2AE35)
     return ((bits >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
 
 @triton.jit
 def gumbel_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
-    """Return Gumbel noise per token id, as `sampling.noise.gumbel` does, with the GPU's logarithm."""
+    """Return Gumbel noise per token id, as `sampling.gumbel` does, but with the GPU's logarithm."""
     return -tl.log(-tl.log(uniform_of(key, token_ids)))
 
 
@@ -51,7 +51,7 @@ MAX_BLOCK = 4096
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample ids as `sampling.draw.draw` does, on the device of `logits`."""
+    """Sample ids as `sampling.draw` does, on the device of `logits`."""
     if logits.device.type == "cpu":
         return draw_on_host(logits, token_ids, keys, params, plan)
     return draw_on_device(logits, token_ids, keys, params)
@@ -60,7 +60,7 @@ def draw(
 def draw_on_device(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams
 ) -> torch.Tensor:
-    """Sample ids as `sampling.draw.draw` does, with the kernel.
+    """Sample ids with the kernel, as `sampling.draw` does.
 
     An id may differ if the last bit of a logarithm or of a sum decides between two candidates.
     """
@@ -166,7 +166,7 @@ def _split(
     temperature: tl.tensor,
     block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return the mass of the logits above a threshold, and the logits next to the threshold on both sides.
+    """Return the mass of the logits above a threshold, and the nearest logits on both sides of the threshold.
 
     The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
     `ordered_of` returns.
@@ -196,7 +196,7 @@ def _nucleus(
 ) -> tl.tensor:
     """Return the top-p threshold: the smallest value with less than `top_p` of the mass above it.
 
-    The mass is that of the logits of at least `floor`, see `_split`.
+    Only logits of at least `floor` contribute to the mass, see `_split`.
     """
     low = ordered_of(floor) - 1
     high = ordered_of(largest)

@@ -1,12 +1,12 @@
-"""Sum of the embeddings of all streams, and float32 products with constant weights, on a GPU.
+"""Operators on a GPU: sums of embeddings, float32 products, a depth transformer, and vLLM's fused operators.
 
-Depth transformer on a GPU: eight launches per layer, including the norm after it.
+The depth transformer takes eight launches per layer, including the norm after it.
 
 `depth_attention_kernel` does everything between the attention's projections in one launch: it normalises and rotates
 the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
 `DepthTransformer`.
 
-Direct calls of vLLM's fused CUDA operators, for layers that run outside torch.compile.
+Layers that run outside torch.compile call vLLM's fused CUDA operators directly.
 
 vLLM's default compilation mode disables these operators and relies on torch.compile to fuse the native ones. In layers
 that are not compiled, each norm, activation and rotation would then take up to fourteen kernel launches.
@@ -109,8 +109,8 @@ ALIGNED, MAX_COPIED = 8, 1 << 16
 class Float32Product:
     """Product `x @ weight.T` in float32 with a constant `weight` [N, H]: x [M, H] -> [M, N].
 
-    cuBLAS is fast if rows of the result are multiples of 16 bytes. A small weight is therefore padded with zeros to a
-    multiple of 8 rows, and the result is a view without the padding.
+    cuBLAS is fast if the rows of the result are multiples of 16 bytes. A small weight is therefore padded with zeros to
+    a multiple of 8 rows, and the result is a view without the padding.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -122,7 +122,7 @@ class Float32Product:
             self.weight = self.weight.float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x @ weight.T` in float32, [M, N]; may be strided."""
+        """Return `x @ weight.T` in float32, [M, N]; the result may be strided."""
         if self._is_mixed:
             product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
         else:
@@ -193,7 +193,7 @@ MAX_POSITIONS = 32
 def _read_head(
     head: tl.tensor, weight: tl.tensor, cos_sin: tl.tensor, dims: tl.tensor, head_dim: tl.constexpr, eps: tl.constexpr
 ) -> tl.tensor:
-    """Return a head of D features, rotated, and normalised before that if there is a weight: float32 [block]."""
+    """Return a rotated head of D features, float32 [block]; if there is a weight, it is normalised first."""
     half: tl.constexpr = head_dim // 2
     inside, is_first = dims < head_dim, dims < half
     others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
@@ -214,7 +214,7 @@ def _read_head(
 def depth_attention_kernel(
     out: tl.tensor,  # [N * T, Q * D], written
     qkv: tl.tensor,  # [N * T, (Q + 2 G) * D]: queries, keys and values of T positions of each row
-    keys: tl.tensor,  # [max N, G, P, D]; positions from `first` on are written
+    keys: tl.tensor,  # [max N, G, P, D]; T positions, beginning with `first`, are written
     values: tl.tensor,  # like `keys`
     query_weight: tl.tensor,  # [D], or None without head norms
     key_weight: tl.tensor,

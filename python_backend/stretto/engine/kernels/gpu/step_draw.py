@@ -2,9 +2,10 @@
 
 Each program applies guidance and masks, computes its noise key and samples. The parameters of each row are in tables on
 the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
-references are `sampling.py` and `sampling.py`.
+reference is `sampling.py`.
 
-Columns of the step table (one 32-bit word per row each), and compile-time constants of the step kernels.
+The module also defines the columns of the step table (one 32-bit word per row each) and the compile-time constants of
+the step kernels.
 """
 
 from typing import NamedTuple
@@ -102,8 +103,8 @@ class StepRules(NamedTuple):
 
     Attributes:
         num_rows: N, the maximum number of rows in a step.
-        num_others: S - 1, the number of streams without stream 0.
-        num_drawn: Number of those that are sampled; they come first.
+        num_others: S - 1, the number of streams other than stream 0.
+        num_drawn: Number of these streams that are sampled; they come first.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         max_entries: Maximum number of alignment-pointer entries; 0 without a pointer.
@@ -111,16 +112,16 @@ class StepRules(NamedTuple):
         first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
         first_stop: Id after the last such id.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
-        first_seen_id: Id of its first column.
+        first_seen_id: Id of the first column of that table.
         track_start: Index among streams 1 to S - 1 of the first input-only stream whose ids are in the table already.
-        track_stop: Index after the last one; equal to `track_start` without any.
+        track_stop: Index after the last such stream; equal to `track_start` if there is none.
         has_staircase: True if each stream has its own BOS and EOS ids.
         group_words: Number of text ids of a group (`TextGroups`); 0 for none.
         group_frames: Maximum number of sampled rows of a group.
         fill_id: Id of the first given row after a group.
         given_id: Id of the other given rows.
         text_lane: Index of the text stream of the given rows among streams 1 to S - 1.
-        last_frame: Id of a frame of latents in which speech ends; `first_start` is that of other frames. -1 for none.
+        last_frame: Id of a latent frame in which speech ends; other frames have the id `first_start`. -1 for none.
         end_mark: Id of the row that ends a stretch of audio, in a family with marks; else -1.
     """
 
@@ -190,7 +191,7 @@ def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
 def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_p: tl.tensor) -> tl.tensor:
     """Return the top-p threshold: the smallest value with less than `top_p` of the probability mass above it.
 
-    The mass is that of the values of at least `floor`.
+    Only values of at least `floor` contribute to the mass.
     """
     ordered, largest = ordered_of(values), tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
@@ -211,7 +212,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column with the largest noisy value among values >= `floor`; without noise at temperature 0."""
+    """Return the column with the largest noisy value among values >= `floor`; at temperature 0 there is no noise."""
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -266,7 +267,7 @@ def _num_before(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return how often `token` occurs in the last audio rows without `given_id`."""
+    """Return how often `token` occurs in the last audio rows, not counting rows with `given_id`."""
     count, left, stop = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride), position
     lanes = tl.arange(0, HISTORY)
     while (left > 0) & (stop > audio_start):
@@ -285,7 +286,7 @@ def _is_repeated(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if `token` occurs too often in the last audio rows; `history` is the stream's ids by position.
+    """Return True if `token` occurs too often in the last audio rows; `history` has the stream's ids by position.
 
     Rows with `given_id` do not count.
     """
@@ -306,7 +307,7 @@ def _is_repeated(
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return temperature, top-k, top-p and min-p (distance from the largest logit) of stream 0 or the others."""
+    """Return temperature, top-k, top-p and min-p (distance from the largest logit) for stream 0 or other streams."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
@@ -324,7 +325,7 @@ def _rules(
 def _after_mark(
     values: tl.tensor, is_after: tl.tensor, denied: tl.tensor, columns: tl.tensor, inside: tl.tensor
 ) -> tl.tensor:
-    """Return `values` without the columns in `denied` if the row is after the mark of an end."""
+    """Mask the columns in `denied` if the row directly follows the mark that ends a stretch."""
     is_denied = tl.load(denied + columns, mask=inside, other=1) != 0
     return tl.where(is_after & is_denied, float("-inf"), values)
 
@@ -372,8 +373,8 @@ def draw_streams_kernel(
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row gets the ids as well
-    penalty_follows: tl.constexpr,  # True if the penalty applies to what top-k and top-p keep
-    excludes: tl.constexpr,  # True if a repeated id is not sampled again
+    penalty_follows: tl.constexpr,  # True if the penalty is applied after top-k and top-p
+    excludes: tl.constexpr,  # True if the second draw excludes the repeated id
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
@@ -396,7 +397,7 @@ def draw_streams_kernel(
     ids = tl.load(token_ids + own, mask=inside, other=0)
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
     is_hidden = (columns >= num_columns - num_ends) & is_short
-    if fill_id >= 0:  # in a group, only the id that ends it; after the text, the ends of a reply
+    if fill_id >= 0:  # of the end ids, a group permits only the one that ends it; after the text, all are permitted
         is_free = tl.load(state + slot * state_stride + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
         is_hidden = tl.where(ids == fill_id, is_short & is_free, is_short | (is_free == 0))
         is_hidden = (columns >= num_columns - num_ends) & is_hidden

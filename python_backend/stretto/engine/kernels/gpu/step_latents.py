@@ -24,7 +24,7 @@ NO_MARK = -1
 
 @triton.jit
 def _wide_uniform_of(key: tl.tensor, counter: tl.constexpr) -> tl.tensor:
-    """Return uniform noise in float64, as `sampling.uniform` of the token id `counter`."""
+    """Return uniform noise in float64, as `sampling.uniform` does for the token id `counter`."""
     bits = mixed(key + counter * 0xC2B2AE35)
     return ((bits >> 9).to(tl.int32).to(tl.float64) + 0.5) * 1.1920928955078125e-07
 
@@ -45,7 +45,7 @@ def latent_inputs_kernel(
     flags: tl.tensor,  # [2, N] bool, written: 1 in the first frame of a stretch; 1 if the row is a frame
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 6] int64
+    state: tl.tensor,  # [R, 8] int64
     codes: tl.tensor,  # [R, T + 1, S - 1] int32
     tokens: tl.tensor,  # stream 0, [R, T, 1] int32
     first: tl.tensor,  # sampled ids of stream 0, [N] int32

@@ -3,8 +3,8 @@
 The first kernel reads all logits once, in parallel blocks. It masks forbidden ids and stores the maximum of every group
 of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound on these, so only groups whose
 maximum reaches it matter. The second kernel, one program per row, lists these groups (about 50 of 1,200 at top-k 50)
-and applies top-k and top-p to them by bisection. For top-p without top-k it starts with the 128 groups of largest
-maximum, and reads all columns only if these have too little mass.
+and applies top-k and top-p to them by bisection. For top-p without top-k it starts with the 128 groups that have the
+largest maxima, and reads all columns only if these have too little mass.
 """
 
 import triton
@@ -47,7 +47,7 @@ NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling.py`
 
 @triton.jit
 def text_maxima_kernel(
-    logits: tl.tensor,  # [N, V] float32, lines apart by `logits_stride`; masked in place
+    logits: tl.tensor,  # [N, V] float32, with row stride `logits_stride`; masked in place
     maxima: tl.tensor,  # [N, G] float32, written
     offset: tl.tensor,  # [V] float32, or None
     denied: tl.tensor,  # [T, 2, V] bool
@@ -135,7 +135,7 @@ def _split(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the mass of the listed logits above a threshold, and the logits next to the threshold on both sides.
+    """Return the mass of the listed logits above a threshold, and the nearest logits on both sides of the threshold.
 
     The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
     `ordered_of` returns.
@@ -179,7 +179,7 @@ def _noisiest(
 ) -> tl.tensor:  # fmt: skip
     """Return the column with the largest noisy logit; the first one if several are equal.
 
-    Only logits of at least `floor` take part.
+    Only logits of at least `floor` are considered.
     """
     best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, num_listed, TILE):

@@ -1,4 +1,4 @@
-"""Triton backend for hosts without a GPU, with which vLLM can import its kernels; none is compiled.
+"""Triton backend that lets vLLM import its kernels on hosts without a GPU; no kernel is compiled.
 
 vLLM's Model Runner V2 starts only if Triton reports a backend. With TRITON_INTERPRET=1 kernels run in Triton's
 interpreter, and `engine/kernels/cpu` replaces those that a step needs, so this compiler is never called.
