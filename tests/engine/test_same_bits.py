@@ -12,7 +12,7 @@ import torch
 from vllm import _custom_ops as ops
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.kernels.cpu.products import NARROW
+from stretto.engine.kernels.cpu.products import NARROW, HostLayer
 from stretto.engine.worker.run_slots import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
@@ -38,6 +38,13 @@ RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
         lambda folder: write_checkpoint(folder, CSM, "small_csm", hidden=2048, layers=1),
     ),
     "modules": (MODULES, lambda folder: write_modules(folder, MODULES, "modules")),
+}
+RELEASES |= {
+    backbone: (
+        EIGHT_STREAMS,
+        lambda folder, backbone=backbone: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams", backbone=backbone),
+    )
+    for backbone in ("llama", "qwen3")
 }
 # Prompts in chunks, the last of one row.
 CHUNKS: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 3}
@@ -103,3 +110,19 @@ def test_hidden_states_do_not_depend_on_batches(tmp_path: Path, name: str, seen:
     assert len(seen) > 30
     assert not [key for key, states in seen.items() if len(states) > 1]
     assert name == "modules" or min(multiplied) == 2, "on some processors a product of one row has other bits"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama")])
+def test_host_layers_compute_the_same_bits_as_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
+    family, write = RELEASES[name]
+    folder, prompts = write(tmp_path), make_prompts(family)
+    for is_replaced in (True, False):
+        with Engine(folder, max_model_len=160, **CHUNKS) as engine:
+            layers = engine.model_state.model.model.layers
+            assert {type(vars(layer)["forward"]) for layer in layers} == {HostLayer}
+            if not is_replaced:
+                for layer in layers:
+                    del layer.forward
+            engine.run(prompts)
+    assert len(seen) > 30
+    assert not [key for key, states in seen.items() if len(states) > 1]

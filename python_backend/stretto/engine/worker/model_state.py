@@ -24,7 +24,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from stretto.engine.adapters import lora_requests
-from stretto.engine.kernels.cpu.products import HostDepth, pad_products
+from stretto.engine.kernels.cpu.products import HostDepth, pad_products, use_host_layers
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.products import DeviceDepth
 from stretto.engine.protocol import family_of
@@ -136,6 +136,7 @@ class SpeechModelState(DefaultModelState):
         self.arrays = arrays_on(device)
         if device.type == "cpu":
             pad_products(model, vllm_config.compilation_config.mode != CompilationMode.NONE)
+            use_host_layers(model, vllm_config)
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams

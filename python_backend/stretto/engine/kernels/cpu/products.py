@@ -1,4 +1,4 @@
-"""Matrix products with constant weights (oneDNN), RMS norms, and the depth transformer on a CPU."""
+"""Matrix products with constant weights (oneDNN), RMS norms, decoder layers and the depth transformer on a CPU."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +13,11 @@ from vllm import (
     ir,
 )
 from vllm import _custom_ops as ops
+from vllm.config import CompilationMode, VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.llama import LlamaDecoderLayer
+from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
+from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
 
 PROVIDER = "cpu_c"
 # For `EngineArgs.kernel_config`: vLLM uses the first supported entry.
@@ -132,6 +137,8 @@ def _multiply_unless_traced(
 
 
 Norm = tuple[torch.Tensor, float]  # weight and epsilon
+# Chosen once: torch would choose among an operator's overloads in each call.
+_rms_norm, _add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
 
 
 class HostDepth:
@@ -140,7 +147,7 @@ class HostDepth:
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
         self._depth, self._embed, self._norm = depth, depth.embed.data, _norm(depth.norm)
-        self._layers = [_Layer(layer, depth.rotary) for layer in depth.layers]
+        self._layers = [_DepthLayer(layer, depth.rotary) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
         """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
@@ -180,29 +187,157 @@ class HostDepth:
         residual = torch.zeros_like(x)
         for layer in self._layers:
             x = layer(x, residual, first, positions)
-        torch.ops._C.fused_add_rms_norm(x, residual, *self._norm)
+        _add_norm(x, residual, *self._norm)
         return x
 
 
 class _Layer:
-    """Layer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
+    """Norms and products of a decoder layer.
+
+    Args:
+        layer: Layer with the norms before attention and MLP.
+        attention: Module with the projections of attention.
+        mlp: Module with the projections of the MLP.
+    """
+
+    def __init__(self, layer: Any, attention: Any, mlp: Any):
+        self._qkv, self._o = _product(attention.qkv_proj), _product(attention.o_proj)
+        self._gate_up, self._down = _product(mlp.gate_up_proj), _product(mlp.down_proj)
+        self._before, self._behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+
+
+class HostLayer(_Layer):
+    """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
+
+    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM passes through several
+    Python functions per operator, which takes longer than the operators if a batch has few rows.
+    """
+
+    def __init__(self, layer: Any):
+        attention = layer.self_attn
+        super().__init__(layer, attention, layer.mlp)
+        self._attention, self._rotate = attention.attn, attention.rotary_emb.forward
+        self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self._head_norms = [_norm(each) for each in norms if each is not None]
+        self._cache, self._keys, self._values = (torch.empty(0),) * 3
+        self._write = torch.ops._C.cpu_attn_reshape_and_cache.default
+        self._read = torch.ops._C.cpu_attention_with_kv_cache.default
+
+    def __call__(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output of the MLP and the residual, [N, H] each.
+
+        Args:
+            positions: Rotary positions of the rows, [N].
+            hidden_states: Output of the previous layer's MLP, which is overwritten; in the first layer the embeddings,
+                which become the residual. [N, H].
+            residual: Residual [N, H], updated in place; None in the first layer.
+        """
+        if residual is None:
+            residual = hidden_states
+            hidden_states = torch.empty_like(residual)
+            _rms_norm(hidden_states, residual, *self._before)
+        else:
+            _add_norm(hidden_states, residual, *self._before)
+        query, key, value = self._qkv(hidden_states).split(self._sizes, -1)
+        if self._head_norms:
+            query, key = map(_normed_heads, (query, key), self._head_norms)
+        query, key = self._rotate(positions, query, key)
+        hidden_states = self._o(self._attend(query, key, value))
+        _add_norm(hidden_states, residual, *self._behind)
+        gate, up = self._gate_up(hidden_states).chunk(2, -1)
+        return self._down(F.silu(gate).mul_(up)), residual
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Write keys and values to the KV cache, and return the attention output [N, heads * D]."""
+        layer: Any = self._attention
+        context: Any = get_forward_context()
+        out = torch.empty_like(query)
+        if context.attn_metadata is None:  # vLLM's profile run
+            return out
+        name, attend, (keys, values) = layer.layer_name, layer.impl, self._halves(layer.kv_cache)
+        metadata, slots = context.attn_metadata[name], context.slot_mapping[name]
+        cache_format = layer._k_scale_float, layer._v_scale_float, attend.kv_cache_dtype
+        by_head, by_query = (-1, layer.num_kv_heads, layer.head_size), (-1, layer.num_heads, layer.head_size)
+        self._write(key.view(by_head), value.view(by_head), keys, values, slots, layer.isa, *cache_format)
+        self._read(
+            query.view(by_query)[: metadata.num_actual_tokens],
+            keys,
+            values,
+            out.view(by_query)[: metadata.num_actual_tokens],
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            attend.scale,
+            metadata.causal,
+            attend.alibi_slopes,
+            attend.sliding_window,
+            metadata.block_table,
+            attend.logits_soft_cap,
+            metadata.scheduler_metadata,
+            attend.sinks,
+            metadata.dynamic_causal,
+            *cache_format,
+        )
+        return out
+
+    def _halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and the values of a KV cache, as the operators expect them."""
+        if self._cache is not kv_cache:
+            num_blocks, num_heads, size, _ = kv_cache.shape
+            self._keys, self._values = kv_cache.view(num_blocks, num_heads, 2 * size, -1).chunk(2, 2)
+            self._cache = kv_cache
+        return self._keys, self._values
+
+
+def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
+    """Replace the `forward` method of the decoder layers that `HostLayer` supports.
+
+    Layers with adapters, quantized weights, tensor parallelism or KV transfer keep vLLM's method, as do compiled ones.
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    is_eager = config.compilation_config.mode == CompilationMode.NONE
+    is_plain = is_eager and config.parallel_config.tensor_parallel_size == 1
+    if not is_plain or config.lora_config is not None or config.kv_transfer_config is not None:
+        return
+    layer: Any
+    for layer in model.modules():
+        if type(layer) not in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer):
+            continue
+        attention, mlp = layer.self_attn, layer.mlp
+        products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        is_cached = type(attention.attn.impl) is CPUAttentionBackendImpl and attention.attn.query_quant is None
+        if is_cached and all("cpu_linear" in vars(each) for each in products):
+            layer.forward = HostLayer(layer)
+
+
+def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Return the RMSNorm of each head of `heads`, [N, heads * D]."""
+    rows = heads.reshape(-1, len(norm[0]))
+    normed = torch.empty_like(rows)
+    _rms_norm(normed, rows, *norm)
+    return normed.view(heads.shape)
+
+
+class _DepthLayer(_Layer):
+    """Layer of the depth transformer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
 
     kv: torch.Tensor
 
     def __init__(self, layer: Any, rotary: Any):
+        super().__init__(layer, layer, layer)
         spec = layer.spec
         self._size, self._num_heads, self._num_kv_heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
-        self._qkv, self._o = _product(layer.qkv_proj), _product(layer.o_proj)
-        self._gate_up, self._down = _product(layer.gate_up_proj), _product(layer.down_proj)
-        self._before, self._behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
         self._rotate = rotary.forward_cpu
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
         """Return the MLP's output [N * T, H] for `x`, which is overwritten; `residual` is updated in place."""
-        torch.ops._C.fused_add_rms_norm(x, residual, *self._before)
+        _add_norm(x, residual, *self._before)
         x = self._o(self._attend(self._qkv(x), first, positions))
-        torch.ops._C.fused_add_rms_norm(x, residual, *self._behind)
+        _add_norm(x, residual, *self._behind)
         opened = self._gate_up(x)
         x = opened.new_empty(opened.shape[0], opened.shape[1] // 2)
         torch.ops._C.silu_and_mul(x, opened)
