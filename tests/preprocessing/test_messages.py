@@ -83,7 +83,10 @@ def test_unknown_keys_without_number_are_refused_before_each_becomes_an_error() 
             [{"role": "user", "codes": [[1]] * 33}],
             "messages[0].codes: expected 1 to 32 lists of codes, one for each stream",
         ),
-        ([{"role": "user", "codes": [[1], [1, 2]]}], "messages[0].codes: expected equally many codes for each stream"),
+        (
+            [{"role": "user", "codes": [[1], [1, 2]]}],
+            "messages[0].codes: expected the same number of codes for each stream",
+        ),
         ([{"role": "user", "codes": [[]]}], "messages[0].codes[0]: expected a list of at least one code, got 0"),
         (
             [{"role": "user", "codes": [[1], [-1]]}],

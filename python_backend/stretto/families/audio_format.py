@@ -1,6 +1,6 @@
 """Input formats of audio encoders, and a cache of their results.
 
-Encodings of recordings in files, so that a voice is encoded once and not again after a restart.
+Encodings of recordings are also stored in files, so that a voice is not encoded again after a restart.
 
     FOLDER/<name>.encoding      nonce (12 bytes), then the array in numpy's format, encrypted with AES-256-GCM
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".encoding", ".unfinished"
-CACHE_BYTES = 256 << 20  # of all files together
+CACHE_BYTES = 256 << 20  # limit of all files together
 UNUSED_S = 30 * 86_400.0  # age at which an unused file is removed
 NONCE_BYTES = 12
 
@@ -80,7 +80,7 @@ class EncodedFiles:
         return found
 
     def read(self, digest: bytes) -> np.ndarray | None:
-        """Return the encoding of the recording with a digest of its samples; None if there is none."""
+        """Return the stored encoding of a recording, given a digest of its samples; None if there is none."""
         from cryptography.exceptions import InvalidTag
 
         path = self._path(digest)
@@ -157,7 +157,10 @@ def stored_in(files: EncodedFiles | None) -> Iterator[None]:
 
 
 def files_of_encoder() -> EncodedFiles | None:
-    """Return the files for the next encoder that is opened, each with its own identity; None outside `stored_in`."""
+    """Return the files for the next encoder that is opened, or None outside `stored_in`.
+
+    The files of each encoder have a separate identity.
+    """
     opened = _current.get([])
     if not opened:
         return None
@@ -174,7 +177,7 @@ class CachedEncoder:
     """Audio encoder (to codes or a vector) with an LRU cache of its results, bounded in bytes.
 
     The cache key is a hash of the samples, so results are shared by all clients. A result that is used again, such as
-    that of a stored voice, is also written to the files of the template (`encoded_files`).
+    the encoding of a stored voice, is also written to the files of the template (`encoded_files`).
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):

@@ -19,7 +19,7 @@ class Vocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the vocabulary in a record; keys that it lacks have their defaults.
+        """Return the vocabulary in a record; missing keys get their defaults.
 
         Raises:
             InvalidRequest: A key is unknown, or a value has another type or is invalid. The message names it.
@@ -33,12 +33,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class BurstSchedule:
-    """Schedule of multi-token steps: which rows of a reply the backbone generates, and which the MCTP modules.
+    """Schedule of multi-token steps: which rows the backbone generates, and which rows the MCTP modules.
 
     Attributes:
         name: Name of the schedule in requests and error messages.
-        mode: M1, m1, M2, m2 …: the backbone generates M1 rows, one per step; the last of these steps generates m1 more
-            rows by the modules. Then M2 and m2. The last pair repeats.
+        mode: M1, m1, M2, m2 …: the backbone generates M1 rows, one per step. In the last of these steps, the modules
+            generate m1 more rows. Then M2 and m2 apply. The last pair repeats.
         num_modules: Number of modules. If an m is larger, the backbone generates the row after the last module's row,
             and the modules continue from there.
     """
@@ -78,7 +78,7 @@ class BurstSchedule:
         return step
 
     def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # 0 for the backbone's row directly before those of the modules
+        behind = place - (main - 1)  # 0 for the backbone's row directly before the rows of the modules
         if behind < 0:
             return 0
         assert behind % (self.num_modules + 1) == 0, (
@@ -154,7 +154,7 @@ class Bursts:
 
 @dataclass(frozen=True)
 class DepthSpec:
-    """Hyperparameters of a depth transformer with layers of Llama or Qwen3.
+    """Hyperparameters of a depth transformer with Llama or Qwen3 layers.
 
     Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p is used
     to sample stream p. Codes have embedding tables of width `hidden`, which already include any projection in the
@@ -210,7 +210,7 @@ class Script:
 
 @dataclass(frozen=True)
 class UnconditionalContext:
-    """Rules by which the rows of a CFG pair's unconditional request differ from those of its conditional request.
+    """Rules for how the unconditional request of a CFG pair differs from the conditional request.
 
     Both requests have the same positions. These rows differ:
 
@@ -220,8 +220,9 @@ class UnconditionalContext:
       of `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
 
     With `begins_with_mark`, the context instead consists of the conditional request's rows from the last mark that
-    begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. Each such mark begins anew: the
-    first frame of a stretch is guided by a constant hidden state, and the unconditional request begins after it.
+    begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. The unconditional request
+    restarts at each such mark: a constant hidden state guides the first frame of a stretch, and the request begins
+    after that frame.
     """
 
     null_id: int
@@ -241,9 +242,9 @@ class TextGroups:
 
     A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. A
     sampled `fill_id` ends a group early: it is the first given row, whose other streams are known already. A reply
-    begins with a given row. If the prompt has a recording with codes that no words precede, the track gives them in
-    the first run: `num_frames` after each `num_words` ids, fewer in the last group, and the rest after the text's end.
-    All rows of the first run have `given_id`.
+    begins with a given row. If the recording in the prompt has more codes than its words can precede, the track
+    supplies the remaining codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last
+    group, and the rest after the text's end. All rows of the first run have `given_id`.
 
     The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
     `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
@@ -295,9 +296,9 @@ class PositionStream:
 class CodeTrack:
     """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
 
-    Such replies are text that follows the recording, and they end with it: the row after the last frame is the last one
-    before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so they are
-    encoded before the reply (`Prompt.track`).
+    Such a reply is text that follows the recording, and it ends with the recording: the row after the last frame is the
+    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
+    they are encoded before the reply (`Prompt.track`).
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
@@ -350,7 +351,7 @@ class Family:
     Attributes:
         end_of_reply: Id of stream 0 in the row that ends the reply; this row is not read by the model.
         end_of_text: Id of stream 0 in the row that ends a text followed by audio. None: the sampled id is kept, and if
-            a limit ended the text, the transition follows at once.
+            a limit ended the text, the transition follows immediately.
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
@@ -360,7 +361,7 @@ class Family:
             suffices.
         languages: Names of the languages in lower case.
         requires_language: True if a request has to name its language.
-        unavailable_languages: What is missing on this machine for languages that the model speaks, by their names.
+        unavailable_languages: Missing packages or files, by the name of a language that cannot be spoken without them.
         plain_languages: Languages whose text is read without marks, such as vowels, that a missing helper would add.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
@@ -375,13 +376,13 @@ class Family:
         markers: Ids that occur in prompts only, by their names in the checkpoint.
         bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
             any.
-        penalized: Ids to which a repetition penalty applies in a text: `drawn` for generated ids, `all` to include
-            those of the prompt; None if the family has no such penalty.
+        penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
+            prompt as well; None if the family has no such penalty.
         penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. With other families
-            top-k and top-p see penalized logits. A family with this rule generates no text. Sampling at temperature 0
-            has neither, so it follows the penalty.
+            top-k and top-p see penalized logits. A family with this rule generates no text. At temperature 0 neither
+            top-k nor top-p is used, and the id with the largest penalized logit is taken.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
-            are sampled at once from the row's hidden state.
+            are sampled together from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
             audio; such a family's stream 0 never samples `end_of_audio` itself.
         text_track: Stream for streamed text, if the family has one.
@@ -392,10 +393,10 @@ class Family:
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
             count as sampled (SAMPLED_WARM_UP, NO_TAIL).
         has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It
-            contains the heads of all output streams in audio segments, one after the other; the rows for the ids that
-            end stream 0 follow those of its codes.
+            contains the heads of all output streams in audio segments, one after the other. The rows for the ids that
+            end stream 0 follow the rows for its codes.
         has_audio_bias: True if the checkpoint also has `audio_head.bias` [n].
-        num_filled_codebooks: Number of codebooks after those of the layout. They are not sampled, but filled in by the
+        num_filled_codebooks: Number of codebooks beyond the layout. They are not sampled, but filled in by the
             decoder for the whole utterance (`FamilyPlugin.load_refinement`).
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
@@ -473,7 +474,7 @@ class Family:
     def track_streams(self) -> range:
         """Input-only streams whose ids are known before the row is sampled: streamed text, positions or given codes.
 
-        Empty without any.
+        Empty if the family has none.
         """
         if self.code_track is not None:
             return self.code_track.streams

@@ -115,7 +115,7 @@ class Network:
         folder: Name of the folder.
         record: Contents of its config.json.
         plan: Tensors to write, by published name.
-        tensors: Published tensors by name; None for those of the release.
+        tensors: Published tensors by name; None to use the tensors of the release.
     """
 
     folder: str
@@ -134,8 +134,8 @@ class Converted:
         dropped: Names, or prefixes of names, of unused tensors.
         folded: Names of tensors that are merged into others.
         networks: Networks that are written to separate folders.
-        tokenizer: Tokenizer to write; None for that of the release.
-        copies: Files to copy unchanged, by their names in the checkpoint, each in a folder.
+        tokenizer: Tokenizer to write; None to use the tokenizer of the release.
+        copies: Files to copy unchanged, by their paths in the checkpoint (`folder/name`).
     """
 
     record: dict[str, Any]
@@ -175,9 +175,9 @@ class Published(Protocol):
         CODEC: Prefix of the codec's tensors in the model file; empty if the file does not contain the codec.
         GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
         MARKS: Descriptions of its releases, for error messages, by the name of a tensor that only they have.
-        IS_BARE: True if releases have no config and any kind of tokenizer, as the family generates no text.
+        IS_BARE: True if releases have no config, and a tokenizer of any kind because the family generates no text.
         IS_FLOAT32: True if `--dtype` should not be recommended.
-        TOKENIZER_KEY: Key of the config that names the tokenizer's file, which is SentencePiece's.
+        TOKENIZER_KEY: Config key that names the tokenizer file, which is a SentencePiece model.
         SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `from_folder(folder, num_codes)`; None
             to reject the option.
     """
@@ -210,16 +210,16 @@ class Published(Protocol):
 
     @staticmethod
     def located(release: Release) -> Release:
-        """Return the release with its files named, if `--model` may be a folder of several releases' files.
+        """Return the release with file paths resolved, because `--model` may be a folder.
 
         Raises:
-            CheckpointError: The files are not those of one release.
+            CheckpointError: The folder does not contain the files of exactly one release.
         """
         return release
 
     @staticmethod
     def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
-        """Return the text tokenizer, if it has other files; None for the usual ones."""
+        """Return the text tokenizer if its files are not the usual ones, else None."""
         return None
 
     def convert(self, release: Release, contents: Contents) -> Converted:
@@ -236,7 +236,7 @@ class Published(Protocol):
 
 
 def published_by(module: ModuleType) -> Published:
-    """Return a conversion module with the defaults of the names that it lacks."""
+    """Return a conversion module, with defaults for the names that it does not define."""
     defaults = {name: getattr(Published, name) for name in dir(Published) if not name.startswith("_")}
     return cast(Published, SimpleNamespace(**{**defaults, **vars(module)}))
 
@@ -244,7 +244,7 @@ def published_by(module: ModuleType) -> Published:
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
     """Return the `speech_sampling` fields of a segment by generation_config.json keys that begin with `prefix`.
 
-    The keys are those of temperature, top-k, top-p and the sampling switch.
+    The keys set the temperature, top-k, top-p and the sampling switch.
     """
     names: dict[str, tuple[str, ...]] = {f"{prefix}{name}": (f"{segment}.{name}",) for name in DRAWN}
     return names | {f"{prefix}do_sample": (f"{segment}.temperature",)}

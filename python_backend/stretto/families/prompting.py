@@ -119,7 +119,7 @@ def _codes(streams: list[list[int]], path: str) -> np.ndarray:
     """Return S lists of T codes as int64 [S, T]; their values are checked later by the family."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
-        raise InvalidRequest(path, "equally many codes for each stream", shown(lengths))
+        raise InvalidRequest(path, "the same number of codes for each stream", shown(lengths))
     return np.array(streams, np.int64)
 
 

@@ -223,7 +223,7 @@ CANGJIE = {
             lambda folder: change(folder, "s3gen.pt", lambda each: without(each, "flow.encoder_proj.bias")),
             "missing: flow.encoder_proj.bias",
         ),
-        (retag, "expected a tokenizer with tokens of languages, such as [fr]"),
+        (retag, "expected a tokenizer with language tokens, such as [fr]"),
         (
             lambda folder: (folder / "grapheme_mtl_merged_expanded_v1.json").unlink(),
             "grapheme_mtl_merged_expanded_v1.json is missing",
@@ -257,7 +257,7 @@ def test_a_checkpoint_whose_tokenizer_lacks_a_language_is_refused(tmp_path: Path
     checkpoint = convert(tmp_path, is_multilingual=True)
     path = checkpoint / "tokenizer.json"
     path.write_text(path.read_text().replace('"[fr]"', '"[xx]"'))
-    with pytest.raises(CheckpointError, match=r"expected tokens of languages, got no \[fr\]"):
+    with pytest.raises(CheckpointError, match=r"expected language tokens, got no \[fr\]"):
         open_chatterbox(checkpoint)
 
 

@@ -139,7 +139,7 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
                 "messages": talk(turn("system", text="b"), turn("user", text="a")),
                 "options": '{"instruct": "c"}',
             },
-            "options.instruct: expected no value if a system turn describes the scene",
+            "options.instruct: expected no value, because a system turn describes the scene",
         ),
         ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
     ],

@@ -122,7 +122,7 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         ),
         (asked(USER, instruct="\ud800"), "options.instruct: expected text without lone surrogates"),
         (asked(USER, instruct="low " * 251), "options.instruct: expected at most 1000 characters, got 1004"),
-        (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected no value with audio to continue"),
+        (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected no value, as audio is continued"),
         (
             asked({"role": "system", "codes": [[1]]}, USER),
             r"messages\[0\].codes: expected a voice recording as a file or samples, got codes",

@@ -1,6 +1,6 @@
 """Conversion of Bagpiper's release: tensor names, vocabulary, audio encoder, and the release's copy of the codec.
 
-Names and orders: espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
+Names and orders follow espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
 https://github.com/espnet/espnet.
 """
 
@@ -90,8 +90,8 @@ def vocabulary(
     text_span = vocab_size - NUM_SPECIAL - audio_span
     if text_span < tokenizer.size:
         raise CheckpointError(
-            f"{tokenizer.folder}: expected a tokenizer of at most {text_span} tokens, which is what {vocab_size} ids "
-            f"leave after {NUM_SPECIAL} special ones and {NUM_STREAMS} x {size + 1} codes; got {tokenizer.size}"
+            f"{tokenizer.folder}: expected a tokenizer of at most {text_span} tokens ({vocab_size} ids without "
+            f"{NUM_SPECIAL} special ids and {NUM_STREAMS} x {size + 1} codes), got {tokenizer.size}"
         )
     start, starts = NUM_SPECIAL, {}
     for name in entry(config, "multimodal_io"):
@@ -131,7 +131,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
 
     Args:
         config: config.yaml of the release.
-        path: config.json of the audio encoder; None for Qwen3-Omni's.
+        path: config.json of the audio encoder; None for the parameters of Qwen3-Omni.
         overrides: Values from the command line.
 
     Raises:

@@ -12,7 +12,7 @@ the text. Earlier turns are allowed except for tts and speak, because the fine-t
 two without earlier turns and without a system turn.
 
 In an audio segment all eight streams are sampled, including pads. Stream s is delayed by s rows and carries the pad of
-its own codebook in rows without a frame. The numbers are those of the published checkpoints `espnet/bagpiper*`. A
+its own codebook in rows without a frame. The numbers come from the published checkpoints `espnet/bagpiper*`. A
 checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values of the release.
 """
 
@@ -79,7 +79,7 @@ class BagpiperVocabulary:
 def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary.
 
-    Sampling defaults (temperature, top-k, lengths, guidance 3) are the authors'.
+    Sampling defaults (temperature, top-k, lengths, guidance 3) are taken from the authors' code.
     """
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.6, top_k=20, min_rows=1, max_rows=8192),
@@ -146,8 +146,8 @@ class MelFormat(AudioFormat):
     def num_rows(self, num_frames: int) -> int:
         """Return the number of rows after three convolutions of stride 2 over each chunk.
 
-        A shorter last chunk is separate.
-        The number is computed from the convolutions, because transformers' helper is correct for n_window 50 only.
+        A shorter last chunk is convolved separately. The number is computed from the convolutions, because the helper
+        in transformers is correct for n_window 50 only.
         """
         chunks, rest = divmod(num_frames, 2 * self.n_window)
         return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)

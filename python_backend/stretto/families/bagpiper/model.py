@@ -1,4 +1,4 @@
-"""Bagpiper's audio encoder (Qwen3-Omni's), and the adaptor from its width to that of the backbone."""
+"""Audio encoder of Bagpiper, which comes from Qwen3-Omni, and the adaptor from its width to the backbone's width."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from stretto.families.bagpiper.family import MelFormat
 
 
 def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
-    """Create the audio encoder described by `audio_config` of a checkpoint's config.json, without weights."""
+    """Create the audio encoder that `audio_config` in config.json describes; its weights are loaded later."""
     return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**config)).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
-    """Create the projection of the encoder's output to the backbone's width, without weights."""
+    """Create the projection of the encoder's output to the backbone's width; its weights are loaded later."""
     return nn.Linear(config["output_dim"], hidden_size)
 
 

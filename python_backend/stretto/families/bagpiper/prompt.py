@@ -2,9 +2,9 @@
 
     [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
 
-The end is [eot] if the next piece has the same role, and [eos] otherwise. Audio input is one row of pads per output row
-of the audio encoder. Earlier speech of the assistant consists of codes, with delays and with the pads of the codebooks.
-The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as in training. Layout:
+The end is [eot] if the next piece has the same role, and [eos] otherwise. Audio input has one row of pads per output
+row of the audio encoder. Earlier speech of the assistant consists of codes, with delays and with the pads of the
+codebooks. The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as in training. Layout:
 espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
 """
 
@@ -49,7 +49,7 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
 def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
     """Return the encoder input for a recording.
 
-    Nothing is padded. The last frames see the end of the waveform reflected, as in training, instead of silence.
+    The waveform is not padded with silence. For the last frames, it is reflected at its end, as in training.
 
     Args:
         pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz, at most 30 s.

@@ -1,4 +1,4 @@
-"""Chatterbox's T3: rows of text followed by codes; Llama, guided by default, or in Turbo and Nano GPT-2, unguided."""
+"""Chatterbox's T3, a language model over text followed by codes. Turbo and Nano use GPT-2 without guidance."""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 

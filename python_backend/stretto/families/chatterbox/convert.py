@@ -1,15 +1,15 @@
 """Conversion of Chatterbox's release: T3's tensors as published by Resemble AI, and the voices next to them.
 
 https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`,
-`ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters are those of the
-authors' code (`T3Config`). More voices, as written by its `Conditionals.save`, may be in `voices/<name>.pt`. Only
-tensors are read from voice files.
+`ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters come from the authors'
+code (`T3Config`). `voices/<name>.pt` may contain more voices, as written by its `Conditionals.save`. Only tensors are
+read from voice files.
 
 A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
-computes from codes, and one row for the emotion. They are computed here and become rows of the embedding table. The
-networks that encode recordings are written to `hearing/`, with the tensors that make such rows.
+computes from codes, and one row for the emotion. These rows are computed here and stored in the embedding table. The
+networks that encode recordings are written to `hearing/`, together with the tensors that compute such rows.
 
-Multilingual: `t3_mtl23ls_v2.safetensors` or `_v3`, with the same tensors and a larger table of text, `s3gen.pt` and
+Multilingual: `t3_mtl23ls_v2.safetensors` or `_v3`, with the same tensors and a larger text table, `s3gen.pt` and
 `ve.pt`, which are read as tensors only, `grapheme_mtl_merged_expanded_v1.json` and `Cangjie5_TC.json`.
 
 Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
@@ -75,7 +75,7 @@ from stretto.weights.loading import Part, Plan, check
 
 
 def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
-    """Return the networks that encode recordings of voices, with the tensors that make rows of their results.
+    """Return the networks that encode recordings of voices, with the tensors that turn their results into rows.
 
     Args:
         folder: Folder of the release.
@@ -168,7 +168,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note that samples have no watermark, unlike those of the authors' code."""
+    """Return a note that samples have no watermark, unlike the output of the authors' code."""
     return ["samples will have no watermark: its authors add theirs (Perth) after the model"]
 
 
@@ -190,7 +190,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
     if num_text_ids == NUM_MULTILINGUAL_IDS:
         languages = tuple(code for code in LANGUAGES if f"[{code}]" in tokenizer.tokens.values())
         if not languages:
-            raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer with tokens of languages, such as [fr]")
+            raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer with language tokens, such as [fr]")
     return ChatterboxVocabulary(
         num_text_ids=num_text_ids,
         num_codes=START_OF_SPEECH,
@@ -213,7 +213,7 @@ def _num_queries(tensors: Mapping[str, Tensor]) -> int:
 
 
 def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of T3, by name."""
+    """Return a dict from tensor name to shape for all tensors of T3."""
     width = backbone["hidden_size"]
     found: dict[str, tuple[int, ...]] = {
         EMBEDDINGS: (known.num_text_ids, width),
@@ -301,10 +301,10 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
 
 
 def located(release: Release) -> Release:
-    """Return the release with the file of its language model; the codec is in the same folder unless named.
+    """Return the release with the path of its language model; by default the codec is in the same folder.
 
     Raises:
-        CheckpointError: A folder holds no such file, or several.
+        CheckpointError: The folder contains no such file, or several.
     """
     if not release.model.is_dir():
         return release
@@ -318,7 +318,7 @@ def located(release: Release) -> Release:
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
-    """Return the tokenizer of a release, in which no text can spell a marker.
+    """Return the tokenizer of a release, changed so that no text can spell a marker.
 
     Args:
         release: The release.

@@ -4,20 +4,20 @@
     position                     │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
     unconditional  voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
 
-Each id has a learned position, in a stream of its own, in addition to the position of attention. A voice has 34 rows:
-one for the speaker, 32 for the sound, and one for the emotion. Guidance is part of the authors' code: the unconditional
-request has the positions of the text without its ids. The numbers are those of
-https://github.com/resemble-ai/chatterbox, `T3Config`, because the release has no config.json; a checkpoint's
-config.json may override them (`speech_vocabulary`).
+Each id has a learned position, in a separate stream, in addition to the position used by attention. A voice has 34
+rows: one for the speaker, 32 for the sound, and one for the emotion. Guidance is part of the authors' code: the
+unconditional request has the positions of the text without its ids. The numbers come from `T3Config` of
+https://github.com/resemble-ai/chatterbox, because the release has no config.json; a checkpoint's config.json may
+override them (`speech_vocabulary`).
 
-Chatterbox Turbo and Nano have GPT-2 instead, and neither guidance nor positions of their own:
+Chatterbox Turbo and Nano use GPT-2 instead, with neither guidance nor a stream of positions:
 
     token          voice, codes of its recording │ Hello , Ġyou │ S │ c0 c1 c2 …
 
-The first row is one for the speaker, up to 375 rows are codes, and names of tags such as `[laugh]` are tokens.
+The first row represents the speaker, up to 375 rows are codes, and names of tags such as `[laugh]` are tokens.
 
-Chatterbox Multilingual has the English model's layout, a larger table of text, and a token of the language in front of
-the text (`languages.py`).
+Chatterbox Multilingual has the English model's layout, a larger text table, and a language token in front of the text
+(`languages.py`).
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ class ChatterboxVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream; also of the text in the unconditional request."""
+        """Id of an empty stream; in the unconditional request it also replaces the text."""
         return self.num_text_ids
 
     @property
@@ -174,7 +174,7 @@ class TurboVocabulary(Vocabulary):
     Attributes:
         num_text_ids: Number of ids of the tokenizer, including tags.
         num_codes: Number of codes.
-        voices: Codes of the recording of each voice, by its name.
+        voices: Codes of each voice's recording, by the name of the voice.
         max_model_len: Maximum number of rows.
         clones: True if the checkpoint can encode recordings of voices.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
@@ -197,7 +197,7 @@ class TurboVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream, which no row has."""
+        """Id of an empty stream; no row contains it."""
         return self.num_text_ids
 
     @property

@@ -1,11 +1,11 @@
-"""Text of Chatterbox Multilingual: the rules of its 23 languages, as in the authors' `MTLTokenizer`.
+"""Text rules for the 23 languages of Chatterbox Multilingual, as in the authors' `MTLTokenizer`.
 
 Text is lower-cased and decomposed (NFKD), which also spells Korean syllables as letters. Chinese characters are spelled
 as Cangjie codes, Japanese kanji as hiragana. A token of the language, such as `[fr]`, precedes the text.
 
-Some languages need a package that is no dependency of the server. Without spacy-pkuseg (MIT) and its model there is no
-Chinese, and without pykakasi (GPL) no Japanese. Russian is read without stress marks if russian_text_stresser is
-missing. Hebrew is read without vowels: the authors' code calls dicta_onnx without the file of its model, which fails.
+Some languages need a package that the server does not depend on. Chinese requires spacy-pkuseg (MIT) and its model, and
+Japanese requires pykakasi (GPL). Russian is read without stress marks if russian_text_stresser is missing. Hebrew is
+read without vowels: the authors' code calls dicta_onnx without the file of its model, which fails.
 """
 
 import json
@@ -43,7 +43,7 @@ LED_BY_SPACE = ("は", "へ")  # readings that begin like a particle
 
 
 def missing_packages(has_cangjie: bool) -> dict[str, str]:
-    """Return what is missing for each language that cannot be spoken here, by its code.
+    """Return, by language code, the missing packages and files of languages that cannot be spoken here.
 
     Args:
         has_cangjie: True if the checkpoint has a table of Cangjie codes.
@@ -71,7 +71,7 @@ def chinese_model() -> Path:
 
 
 def read_cangjie(path: Path) -> dict[str, str]:
-    """Return the spelling of each Chinese character: its Cangjie code, and a number if others precede it in that code.
+    """Return the spelling of each Chinese character: its Cangjie code, and a number if earlier ones share it.
 
     Args:
         path: JSON list of texts `character<TAB>code`; further columns are ignored.
@@ -102,7 +102,7 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
     """Return a Japanese text with its kanji as hiragana, decomposed.
 
     Args:
-        words: Words of the text by pykakasi: `orig` and its reading `hira`.
+        words: Words of the text as split by pykakasi: `orig` and its reading `hira`.
     """
     found = []
     for word in words:
@@ -139,9 +139,9 @@ class Languages:
         """Return a text as plain parts and ids of tokens that only the language's rules add.
 
         Args:
-            text: Text of the request, with even punctuation.
+            text: Text of the request, with normalised punctuation.
             language: Name or code of the language.
-            max_chars: Maximum number of characters of the decomposed text, which may have 18 for one.
+            max_chars: Maximum length after decomposition, which may turn one character into 18.
 
         Raises:
             InvalidRequest: If the text is too long, or a package that the language needs cannot read it.
@@ -170,7 +170,7 @@ class Languages:
         return [text]
 
     def _chinese(self, text: str) -> list[str | int]:
-        """Return a Chinese text whose known characters are ids of the tokens of their Cangjie codes."""
+        """Replace the known characters of a Chinese text by the token ids of their Cangjie codes."""
         parts: list[str | int] = []
         for character in text:
             code = self._cangjie.get(character) if unicodedata.category(character) == "Lo" else None

@@ -1,4 +1,4 @@
-"""Input of Chatterbox's T3 for the voice of a recording: embedding rows, which the preprocessor computes."""
+"""Input of Chatterbox's T3 for a recorded voice: embedding rows, which the preprocessor computes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,5 +18,5 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Identity:
 
 
 def embed_audio(tower: nn.Identity, adaptor: nn.Identity, features: torch.Tensor) -> torch.Tensor:
-    """Return the rows [N, H], which are the features."""
+    """Return `features`, which already are the rows [N, H]."""
     return adaptor(tower(features))

@@ -1,7 +1,7 @@
 """Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and the start of speech twice.
 
-Text is normalised as by `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
-can spell a marker. Turbo and Nano have a byte-level BPE instead, in which tags are tokens. The text of Multilingual is
+Text is normalised as in `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
+can spell a marker. Turbo and Nano use a byte-level BPE instead, where tags are tokens. The text of Multilingual is
 first changed by the rules of its language.
 
 Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
@@ -48,7 +48,7 @@ EVENED = (
     ("‘", "'"),
     ("’", "'"),
 )
-# Punctuation that Turbo and Nano leave as it is.
+# Punctuation that Turbo and Nano leave unchanged.
 UNCHANGED_BY_TURBO = ("...", " - ", ";")
 EXAGGERATION = 0.5  # default for recordings, as in the authors' code
 ENDS = (".", "!", "?", "-", ",")
@@ -74,7 +74,7 @@ def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...]
 
 
 class Recordings:
-    """Voices of recordings, cached by their samples.
+    """Recorded voices, cached by the samples of their recordings.
 
     Args:
         hearing: Networks that encode recordings.
@@ -127,9 +127,9 @@ class ChatterboxTemplate:
         self._space = spaces[0]
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's text.
+        """Return the rows for the text of the last piece.
 
-        The voice is that of a recording before the text, or the one called `voice`.
+        The voice comes from a recording before the text, or is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name
@@ -151,7 +151,7 @@ class ChatterboxTemplate:
         return PromptRows(rows, audios=(InputAudio(0, len(vectors), vectors),), sound=recorded.sound)
 
     def _emotion(self, exaggeration: float) -> np.ndarray:
-        """Return the last row of a voice, float32 [1, H]."""
+        """Return the emotion row, which is the last row of a voice, float32 [1, H]."""
         assert self._recordings is not None, "checked by the family"
         return self._recordings.hearing.emotion_row(exaggeration)
 
@@ -198,9 +198,9 @@ class TurboTemplate:
         self._recordings = None if hearing is None else Recordings(hearing)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's text.
+        """Return the rows for the text of the last piece.
 
-        The voice is that of a recording before the text, or the one called `voice`.
+        The voice comes from a recording before the text, or is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name
@@ -226,7 +226,7 @@ class TurboTemplate:
 
 
 def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
-    """Return Turbo's or Nano's template with a checkpoint's tokenizer and, if it has them, encoders of recordings."""
+    """Return the template of Turbo or Nano with the tokenizer and, if present, the encoders of recordings."""
     config = config_at(checkpoint)
     known = TurboVocabulary.from_record(config[VOCABULARY])
     hearing = load_hearing(checkpoint, 1, config["hidden_size"], device, TurboHearing) if known.clones else None
@@ -236,7 +236,7 @@ def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
-    """Return the template with a checkpoint's tokenizer and, if it has them, networks that encode recordings."""
+    """Return the template with a checkpoint's tokenizer and, if present, the networks that encode recordings."""
     config = config_at(checkpoint)
     known = ChatterboxVocabulary.from_record(config[VOCABULARY])
     hearing = load_hearing(checkpoint, known.num_voice_rows, config["hidden_size"], device) if known.clones else None
@@ -246,9 +246,7 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
         tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
         lacking = [code for code in known.languages if f"[{code}]" not in tokens]
         if lacking:
-            raise CheckpointError(
-                f"{checkpoint}: {TOKENIZER_FILE}: expected tokens of languages, got no [{lacking[0]}]"
-            )
+            raise CheckpointError(f"{checkpoint}: {TOKENIZER_FILE}: expected language tokens, got no [{lacking[0]}]")
         languages = open_languages(checkpoint / LANGUAGE_FOLDER, tokens)
     return ChatterboxTemplate(read_family(config), known, tokenizer, hearing, languages)
 

@@ -1,4 +1,4 @@
-"""Parts that all releases of Chatterbox have: voices, S3Gen, and the networks that encode recordings."""
+"""Parts that all Chatterbox releases have in common: voices, S3Gen, and the networks that encode recordings."""
 
 import re
 from collections.abc import Mapping
@@ -83,7 +83,7 @@ def hearing_with(
     Args:
         folder: Folder of the release.
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
-        condition: Tensors that make rows, by published name.
+        condition: Tensors that compute rows, by published name.
         kind: Class of the networks.
         voice_encoder: Name of the voice encoder's file.
 
@@ -109,8 +109,8 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a file by name, read on access.
 
     Raises:
-        CheckpointError: If it cannot be read, or tensors of a state dictionary are not dense and real. A broadcast one
-            could claim any size.
+        CheckpointError: If it cannot be read, or tensors of a state dictionary are not dense and real. A broadcast
+            tensor could claim any size.
     """
     tensors = open_tensors(path)
     odd = [] if path.suffix == ".safetensors" else sorted(name for name, each in tensors.items() if not is_plain(each))
@@ -120,7 +120,7 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
 
 
 def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of S3Gen and of the voices, by name."""
+    """Return a dict from tensor name to shape for all tensors of S3Gen and of the voices."""
     with torch.device("meta"):
         plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
@@ -143,7 +143,7 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
         names: Names of the tensors.
 
     Raises:
-        CheckpointError: If one is missing, is not a tensor of floats or of int32 or int64, or is not finite.
+        CheckpointError: If one is missing, has a dtype other than a float type, int32 or int64, or is not finite.
     """
     values = voice.get(part)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):

@@ -57,7 +57,7 @@ MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # tags are listed in the server'
 
 
 def turbo_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of Turbo and Nano in a folder: GPT-2's with tags.
+    """Return the tokenizer of Turbo and Nano in a folder: the GPT-2 tokenizer with tags.
 
     It is read from tokenizer.json, or from vocab.json, merges.txt and added_tokens.json. Tokens that are added to the
     BPE are tags: they are marked as not special, so that their names in a text are one token each.
@@ -180,7 +180,7 @@ def _num_layers(tensors: Mapping[str, Tensor]) -> int:
 
 
 def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of Turbo's T3 that are used, by name; raise CheckpointError if one is missing.
+    """Return a dict from name to shape for the used tensors of Turbo's T3; raise CheckpointError if one is missing.
 
     Args:
         tensors: Published tensors by name, from which the sizes are taken.

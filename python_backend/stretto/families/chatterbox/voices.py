@@ -5,11 +5,11 @@
                     └► the first 10 s ─► S3 tokens, mel and x-vector for S3Gen (`Sound`)
                                              exaggeration ─► 1 row
 
-The steps and constants are those of `ChatterboxTTS.prepare_conditionals`, `VoiceEncoder` and `T3CondEnc` in
-https://github.com/resemble-ai/chatterbox. Both 16 kHz signals are resampled in different ways, as there.
+The steps and constants follow `ChatterboxTTS.prepare_conditionals`, `VoiceEncoder` and `T3CondEnc` in
+https://github.com/resemble-ai/chatterbox. As in that code, the two 16 kHz signals are resampled in different ways.
 
-Turbo and Nano first bring a recording to a loudness of -27 LUFS (ITU-R BS.1770-4). T3 then reads the S3 tokens of its
-first 15 s themselves, and no emotion.
+Turbo and Nano first normalise a recording to a loudness of -27 LUFS (ITU-R BS.1770-4). T3 then reads the S3 tokens of
+the first 15 s directly, and there is no emotion row.
 """
 
 import math
@@ -50,18 +50,18 @@ NUM_HEADS = 4  # attention heads of the perceiver
 MAX_CODES = 150  # tokens for T3
 CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds for T3's tokens, for S3Gen, and the shortest recording
 MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
-LOUDNESS = -27.0  # LUFS, to which Turbo and Nano bring a recording
+LOUDNESS = -27.0  # LUFS; Turbo and Nano normalise recordings to it
 MAX_WIDTH = 1 << 14  # limit of widths of the networks
 QUIET = 1e-4  # magnitude below which a recording is silent
 FRAMES_PER_TOKEN = 2  # mel frames
 
 TRIM_FRAME, TRIM_HOP, TRIM_DB = 2048, 512, 20.0
 FOURIER, HOP, BANDS, WIDTH, NUM_LAYERS = 400, 160, 40, 256, 3
-WINDOW, STEP, LEAST_REST = 160, 77, 45  # frames of a window, from one to the next, and of the last one's rest
+WINDOW, STEP, LEAST_REST = 160, 77, 45  # frames per window, frames between windows, minimum rest for one more window
 
 
 def trimmed(pcm: np.ndarray) -> np.ndarray:
-    """Return samples [n] at 16 kHz without the frames at both ends that are 20 dB below the loudest one."""
+    """Trim frames that are 20 dB below the loudest frame from both ends of samples [n] at 16 kHz."""
     padded = np.pad(pcm, TRIM_FRAME // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, TRIM_FRAME)[::TRIM_HOP]
     power = np.maximum(np.square(frames, dtype=np.float32).mean(1), 1e-10)
@@ -135,7 +135,7 @@ def loudness(pcm: np.ndarray, rate: int) -> float:
 
 
 class VoiceEncoder(nn.Module):
-    """Encoder of a speaker for T3: an LSTM over windows of 1.6 s."""
+    """Speaker encoder for T3: an LSTM over windows of 1.6 s."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,9 +213,9 @@ class RecordedVoice:
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def to_array(self) -> np.ndarray:
-        """Return rows, tokens, mel and x-vector, one after the other, as float32 [N]. Tokens are below 2^24.
+        """Concatenate rows, tokens, mel and x-vector to a float32 array [N]. Tokens are below 2^24.
 
-        Codes and their number are in front, if there are any.
+        If there are codes, their number and the codes come first.
         """
         front = [np.array([len(self.codes)]), self.codes] if len(self.codes) else []
         parts = [*front, self.rows, *self.sound.arrays()]
@@ -256,9 +256,9 @@ class Hearing(nn.Module):
         num_mels: Number of bins of S3Gen's mel spectrogram.
 
     Attributes:
-        condition: T3's tensors that make rows, by published name.
-        min_s: Length that a recording must have, or exceed, in seconds.
-        excludes_min: True if it must be longer than that.
+        condition: T3's tensors that compute rows, by published name.
+        min_s: Minimum length of a recording in seconds.
+        excludes_min: True if a recording must be longer than `min_s`.
     """
 
     condition_names: tuple[str, ...] = (CONDITIONS, SPEECH, SPEECH_POSITIONS)
@@ -282,7 +282,7 @@ class Hearing(nn.Module):
             Array of `RecordedVoice.to_array`, float32 [N].
 
         Raises:
-            InvalidRequest: The recording is silent, or almost.
+            InvalidRequest: The recording is silent or almost silent.
         """
         if np.abs(pcm).max() < QUIET:
             raise InvalidRequest("audio", "a recording of a voice", "silence")
@@ -297,7 +297,7 @@ class Hearing(nn.Module):
         return self.recorded(speaker, codes, self.sound(pcm)).to_array()
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Return a recording, float32 [n] at 24 kHz, at the loudness that the model expects; here unchanged."""
+        """Bring a recording, float32 [n] at 24 kHz, to the loudness that the model expects; unchanged by default."""
         return pcm
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
@@ -305,7 +305,7 @@ class Hearing(nn.Module):
         return RecordedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if the tensors that make rows are missing or of other sizes than T3's.
+        """Raise CheckpointError if the tensors that compute rows are missing, or their sizes do not match T3.
 
         Args:
             num_rows: Number of rows of a voice.
@@ -355,14 +355,14 @@ class Hearing(nn.Module):
 
 
 class TurboHearing(Hearing):
-    """Networks that encode recordings for Turbo and Nano: to codes and one row for the speaker."""
+    """Networks that encode recordings for Turbo and Nano, as codes and one row for the speaker."""
 
     condition_names = (CONDITIONS,)
     min_s, excludes_min = TURBO_MIN_S, True
     codes_s, max_codes = TURBO_CODES_S, MAX_TURBO_CODES
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Return a recording, float32 [n] at 24 kHz, at -27 LUFS."""
+        """Bring a recording, float32 [n] at 24 kHz, to -27 LUFS."""
         gain = 10 ** ((LOUDNESS - loudness(pcm, MEL_RATE)) / 20)
         return (pcm * gain).astype(np.float32) if 0 < gain < math.inf else pcm
 
@@ -377,7 +377,7 @@ class TurboHearing(Hearing):
         return RecordedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if the tensors that make the speaker's row are missing or of other sizes than T3's."""
+        """Raise CheckpointError if the tensors of the speaker row are missing, or their sizes do not match T3."""
         made = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
         if made.shape != (1, hidden_size):
             raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(made.shape)}")

@@ -77,7 +77,7 @@ NORMED = re.compile(
 
 
 def located(release: Release) -> Release:
-    """Return the release with its files named; raise CheckpointError if the language model is missing."""
+    """Return the release with file paths resolved; raise CheckpointError if the language model is missing."""
     folder = release.model if release.model.is_dir() else release.model.parent
     model = released_file(folder, MODEL) if release.model.is_dir() else release.model
     tokenizer = folder / BACKBONE if release.tokenizer == folder else release.tokenizer
@@ -114,11 +114,11 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
     """Return a note on the voices."""
-    return [f"voices are those of recordings, and those in {VOICES} if there is one"]
+    return [f"voices come from recordings, and from {VOICES} if there is one"]
 
 
 def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of the voices in `spk2info.pt` by name in lower case, empty without that file.
+    """Return the tensors of the voices in `spk2info.pt`, by lower-case name; empty if the file is missing.
 
     Raises:
         CheckpointError: If the file contains anything else.
@@ -147,8 +147,8 @@ def check_config(folder: Path) -> None:
     """Check the numbers in `cosyvoice3.yaml`.
 
     Raises:
-        CheckpointError: If the file is missing, belongs to an earlier CosyVoice, or has a number that this module does
-            not assume.
+        CheckpointError: If the file is missing, belongs to an earlier CosyVoice, or differs from the numbers that this
+            module assumes.
     """
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
@@ -167,7 +167,7 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     """Return Qwen's tokenizer with the tokens that the authors' code adds.
 
     Raises:
-        CheckpointError: If the tokens do not get consecutive ids after those of the file.
+        CheckpointError: If the added tokens do not get consecutive ids after the tokens of the file.
     """
     text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
     made = FastTokenizer.from_str(text)
@@ -198,7 +198,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
 
 
 def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the language model's tensors by published name, without those of `DROPPED`."""
+    """Return a dict from published name to shape for the language model's tensors, excluding `DROPPED`."""
     width = backbone["hidden_size"]
     plain = shapes({**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False})
     found = {f"llm.model.{name}": shape for name, shape in plain.items()}

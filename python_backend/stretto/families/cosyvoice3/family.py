@@ -4,8 +4,8 @@
     other prompts  [SOS] instruction [end of prompt]                         text [TASK]           │ c0 c1 c2 …
     streamed text  [SOS] instruction [end of prompt] │ 5 words  15 codes  5 words  15 codes …  rest [TASK] codes …
 
-The language model has no other part of the voice: tokens, mel spectrogram and x-vector of the recording go to the
-decoder. Every id of speech that is not a code ends a reply, as in the authors' code.
+The language model reads nothing else of the voice. Tokens, mel spectrogram and x-vector of the recording go to the
+decoder. Every speech id that is not a code ends a reply, as in the authors' code.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 FRAME_RATE = 25.0
 MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # length of a recording in seconds
 MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes for each token of the text
-# Codes of silence and breath. From the sixth in a row on they are read by the model, but not decoded.
+# Codes of silence and breath. After five in a row, the model still reads further ones, but they are not decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
 SOS, EOS, TASK, FILL, NUM_MARKERS = 0, 1, 2, 3, 5
-NUM_WORDS, NUM_GROUP_CODES = 5, 15  # of a group of streamed text
+NUM_WORDS, NUM_GROUP_CODES = 5, 15  # text ids and codes in a group of streamed text
 
 
 @dataclass(frozen=True)
 class CosyVoice3Vocabulary(Vocabulary):
-    """Ids of text, then those of speech: codes, markers and spare ids.
+    """Text ids, followed by speech ids: codes, markers and spare ids.
 
     Attributes:
         num_text_ids: Number of rows of the text table.
@@ -65,7 +65,7 @@ class CosyVoice3Vocabulary(Vocabulary):
 
     @property
     def given(self) -> int:
-        """Id of the rows that carry words of a streamed text, except the first of each group's."""
+        """Id of rows that carry words of a streamed text, except the first row of each group."""
         return self.ends[-1]
 
     @property

@@ -57,9 +57,9 @@ class CosyVoice3Template:
         self._voices = CachedEncoder(hearing.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's text.
+        """Return the rows for the text of the last piece.
 
-        The voice is that of the recording in the pieces before it, or else the one called `voice`.
+        The voice comes from a recording in the earlier pieces, or else is the one called `voice`.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name
@@ -91,7 +91,7 @@ class CosyVoice3Template:
     def _in_groups(
         self, head: list[int], words: list[int], codes: list[int], text: list[int], sound: Sound
     ) -> PromptRows:
-        """Return a prompt whose text is read in groups: those of the recording alone are rows of the prompt.
+        """Return a prompt whose text is read in groups; groups that only contain the recording are prompt rows.
 
         Args:
             head: Ids before the first group.

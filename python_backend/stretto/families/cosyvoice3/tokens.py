@@ -1,7 +1,7 @@
 """Names of the tokens that CosyVoice 3 adds to Qwen's tokenizer, in the order of their ids.
 
-The release has only Qwen's tokenizer; the names are those of `CosyVoice3Tokenizer` in
-https://github.com/FunAudioLLM/CosyVoice (Apache-2.0). They are sounds, phonemes of ARPAbet and parts of pinyin.
+The release has only Qwen's tokenizer; the names come from `CosyVoice3Tokenizer` in
+https://github.com/FunAudioLLM/CosyVoice (Apache-2.0). They stand for sounds, ARPAbet phonemes and parts of pinyin.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ ADDED = (MARKERS[0], *SOUNDS, MARKERS[1], *(f"[{name}]" for name in (*ARPABET, *
 def with_added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
     """Add the tokens to a tokenizer, and return their ids by name.
 
-    Tags are found in any text. Markers are special, so that no text contains their ids.
+    Tags are recognised in any text. Markers are special tokens, so that no text contains their ids.
     """
     values: dict[str, Any] = {"normalized": False}
     for name in ADDED:

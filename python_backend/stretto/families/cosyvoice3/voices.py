@@ -1,11 +1,11 @@
-"""Voices of CosyVoice 3: codes, mel spectrogram and x-vector of a recording, by the release's own ONNX networks.
+"""Voices of CosyVoice 3: codes, mel spectrogram and x-vector of a recording, computed with the release's ONNX files.
 
     recording 24 kHz ─► mel 0 … 12 kHz                                     [F, 80]
                      └► 16 kHz ─► log-mel ─► speech_tokenizer_v3.onnx      [n]
                                └► fbank ─► campplus.onnx                   [192]
 
-The steps are those of `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/CosyVoice. The files are data of a release:
-operators other than those of ONNX, and weights in other files, are rejected at conversion.
+The steps follow `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/CosyVoice. The files come from a release, so
+custom operators, and weights in other files, are rejected at conversion.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ QUIET = 1e-4  # magnitude below which a recording is silent
 
 
 def check_network(path: Path) -> None:
-    """Raise CheckpointError if an ONNX file cannot be read, needs other files, or has operators of its own."""
+    """Raise CheckpointError if an ONNX file cannot be read, needs other files, or has custom operators."""
     try:
         model = onnx.load(str(regular_file(path, MAX_BYTES)), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
@@ -105,7 +105,7 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
 
 
 def check_ids(path: Path, name: str, parts: dict[str, Tensor], num_codes: int, num_text: int, end: int) -> None:
-    """Raise CheckpointError unless the ids of a voice are in the vocabulary, and one of its text is `end`."""
+    """Raise CheckpointError unless a voice's ids are in the vocabulary, and its text contains `end` once."""
     for part, number in (("tokens", num_codes), ("text", num_text)):
         ids = parts[part]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:

@@ -1,4 +1,4 @@
-"""CSM: Llama over frames of Mimi, with a depth transformer that completes each frame."""
+"""CSM: Llama over Mimi frames, with a depth transformer that completes each frame."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -71,7 +71,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
-    """Return the vocabulary: ids of the tokenizer, followed by those of Mimi's codebooks."""
+    """Return the vocabulary: tokenizer ids, followed by the ids of Mimi's codebooks."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in (BEGIN, END) if name not in ids]
     if missing or tokenizer.size > config.text_vocab_size:
@@ -134,7 +134,7 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
         return torch.cat([text, table(other(read, text)).flatten(0, 1)])
 
     def projected(codes: Tensor) -> Tensor:
-        """Return the projected embeddings that the depth decoder reads: those of all codebooks except the last."""
+        """Return the projected embeddings that the depth decoder reads, for all codebooks except the last."""
         seen = table(codes)[:-1].flatten(0, 1)
         return (seen.float() @ other(PROJECTOR, codes).float().T).to(codes.dtype)
 

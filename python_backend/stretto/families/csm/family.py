@@ -1,4 +1,4 @@
-"""CSM (Sesame): Llama 3.2 1B over rows of text or of 32 codes of Mimi, with a depth transformer.
+"""CSM (Sesame): Llama 3.2 1B over rows of text or of 32 Mimi codes, with a depth transformer.
 
     tts      [bos][0]Hello[eos] ─► frames … end frame
     speak    [bos][1]Hi[eos] frames … end frame  [bos][0]Hello[eos] frames … end frame  [bos][0]Bye[eos] ─► frames …
@@ -7,7 +7,7 @@ A turn is a speaker's number and words, followed by the speech, one row per fram
 backbone samples the first code of a frame. The depth transformer samples the others one after the other. The reply ends
 with a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The model
 generates no text, replies begin with audio, and no stream is delayed. Guidance is an addition of this server: the
-unconditional request contains neither the words nor earlier turns. The numbers are those of `sesame/csm-1b`; a
+unconditional request contains neither the words nor earlier turns. The numbers come from `sesame/csm-1b`; a
 checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
@@ -50,7 +50,7 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CsmVocabulary(Vocabulary):
-    """Ids of text, followed by those of the codebooks, one codebook after the other.
+    """Text ids, followed by the ids of the codebooks, one codebook after the other.
 
     Attributes:
         begin, end: Begin and end of a text.

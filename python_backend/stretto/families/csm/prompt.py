@@ -42,7 +42,7 @@ class CsmTemplate:
         """Return the rows of a turn: words followed by audio, in any order in the request."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
-            raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio alone")
+            raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio only")
         rows = [self._text(words[0], speaker)]
         return np.concatenate([*rows, *(self._audio(piece) for piece in turn if piece.text is None)])
 

@@ -6,7 +6,7 @@ Earlier speech is given as turns: a user's turn with the words, and the assistan
 cloned by such a pair of turns. A row in which all streams carry their begin id `B` precedes the first sampled row. Each
 stream has its own begin and end ids (`Staircase` in `streams/layout.py`). The model generates no text. Rows of codes
 have separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request
-contains neither words nor voices. The numbers are those of `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
+contains neither words nor voices. The numbers come from `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).
 """
 

@@ -68,7 +68,7 @@ class HiggsAudioTemplate:
         scene, path = manner.instruct, "options.instruct"
         if system and not has_voice:
             if scene:
-                raise InvalidRequest(path, "no value if a system turn describes the scene", "both")
+                raise InvalidRequest(path, "no value, because a system turn describes the scene", "both")
             scene, path = system[0].text or "", system[0].path
         parts = [self._opening(scene, path)]
         parts += self._voice(system) if has_voice else []
@@ -87,7 +87,7 @@ class HiggsAudioTemplate:
         """Return the rows of a cloned voice as turns: the words and the audio of its recording."""
         words = [piece for piece in pieces if piece.text is not None]
         if not words:
-            raise InvalidRequest(pieces[0].path, "audio together with its transcript", "audio alone")
+            raise InvalidRequest(pieces[0].path, "audio together with its transcript", "audio only")
         return [self._words(words[0]), *(self._audio(piece) for piece in pieces if piece.text is None)]
 
     def _turn(self, turn: Sequence[Piece]) -> np.ndarray:

@@ -9,7 +9,7 @@
 
 Stream s is delayed by s rows, also in prompts. Every pad adds a learned embedding. A stream carries pads before its
 first frame. After the model has sampled the end id on stream 0, eight more rows complete the last frames. The numbers
-are those of `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them (`speech_vocabulary`).
+come from `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping

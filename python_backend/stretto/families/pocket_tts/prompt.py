@@ -96,7 +96,7 @@ class PocketTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of a text, with the number of frames after its end.
 
-        The voice is that of a recording before the text, or the one called `voice`.
+        The voice comes from a recording before the text, or is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name

@@ -6,7 +6,7 @@ r"""Talker of Qwen3-Omni (Alibaba): rows, streams and depth transformer of Qwen3
 A thinker generates the text of the reply. The talker reads the users' turns, and then this text word by word, one per
 frame. Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's
 projection (`convert.py`). For audio input of the thinker, the talker receives hidden states of one of the thinker's
-layers, one per row. The thinker is not part of this package. The numbers are those of
+layers, one per row. The thinker is not part of this package. The numbers come from
 `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
 """
 

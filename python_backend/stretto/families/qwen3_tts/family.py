@@ -6,7 +6,7 @@ r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, w
 A row is the sum of a text id's embedding and those of the codec streams: a marker on stream 0, or a frame of 16 codes.
 The backbone samples the first code of a frame, or the end. The depth transformer samples the other codes one after the
 other. Text is an input-only stream after the codebooks; once the text has ended, it carries `tts_pad`. The text table
-already includes the talker's projection (`convert.py`). The numbers are those of
+already includes the talker's projection (`convert.py`). The numbers come from
 `Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 

@@ -84,7 +84,7 @@ class VoxCpmTemplate:
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         if manner.instruct.strip():
             if continued is not None:
-                raise InvalidRequest("options.instruct", "no value with audio to continue", shown(manner.instruct))
+                raise InvalidRequest("options.instruct", "no value, as audio is continued", shown(manner.instruct))
             check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
             text = f"({manner.instruct.strip()}){text}"
         prompt = "" if transcript is None else self._checked(transcript)
@@ -108,7 +108,7 @@ class VoxCpmTemplate:
         recordings = [piece for piece in system if piece.text is None]
         transcripts = [piece for piece in system if piece.text]
         if transcripts and not recordings:
-            raise InvalidRequest(transcripts[0].path, "a transcript with its audio in the system turn", "text alone")
+            raise InvalidRequest(transcripts[0].path, "a transcript with its audio in the system turn", "text only")
         if not history:
             recording = recordings[0] if recordings else None
             return (None, transcripts[0], recording) if transcripts else (recording, None, None)
