@@ -2,7 +2,7 @@
 
 python examples/clone_voice.py me.wav "Good morning." --words "The words of the recording."
 
-Requires a server with a family that clones voices, such as Pocket TTS or Qwen3-TTS Base (docs/families.md).
+The server must run a family that clones voices, such as Pocket TTS or Qwen3-TTS Base (docs/families.md).
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 python examples/openai_client.py "Good morning." [--url http://HOST:PORT/v1] [--out FILE]
 
-Requires a server with the gateway: `stretto serve --gateway`.
+The server must run with the gateway: `stretto serve --gateway`.
 """
 
 import argparse

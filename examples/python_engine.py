@@ -1,8 +1,8 @@
-"""Generate speech without a server: preprocessor, language model and codec of the bundled model in one process.
+"""Generate speech without a server, with the bundled model's preprocessor, language model and codec in one process.
 
 python examples/python_engine.py "Good morning." [--out FILE]
 
-The server does the same with chunks of frames and batches (docs/architecture.md).
+The server does the same in chunks and batches (docs/architecture.md).
 """
 
 import argparse

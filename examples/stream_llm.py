@@ -1,4 +1,4 @@
-"""Speak the answer of a language model while the model writes it.
+"""Speak a language model's answer while the model generates it.
 
 OPENAI_BASE_URL=… OPENAI_API_KEY=… python examples/stream_llm.py "Why is the sky blue?" --model NAME
 
@@ -16,7 +16,7 @@ from stretto_client import SpeechClient
 
 
 async def written(question: str, model: str) -> AsyncIterator[str]:
-    """Yield the pieces of the answer as the language model writes them."""
+    """Yield the pieces of the answer as the language model generates them."""
     async with AsyncOpenAI() as llm:
         messages = [{"role": "user", "content": question}]
         async for chunk in await llm.chat.completions.create(model=model, messages=messages, stream=True):

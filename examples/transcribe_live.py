@@ -1,8 +1,8 @@
-"""Transcribe a WAV file while it plays: words are printed as the model knows them.
+"""Transcribe a WAV file while it plays, and print words as soon as the model generates them.
 
 python examples/transcribe_live.py recording.wav
 
-The served model must read live audio, such as Kyutai STT.
+The served model must accept live audio, as Kyutai STT does.
 """
 
 import argparse
@@ -20,7 +20,7 @@ PIECE_S = 0.08
 
 
 async def played(file: wave.Wave_read) -> AsyncIterator[NDArray[np.int16]]:
-    """Yield the samples of a 16-bit mono file at its own pace."""
+    """Yield the samples of a 16-bit mono file in real time."""
     while pcm := file.readframes(round(PIECE_S * file.getframerate())):
         yield np.frombuffer(pcm, np.int16)
         await asyncio.sleep(PIECE_S)

@@ -1,11 +1,12 @@
-"""Generate a test fixture with the token ids of Chatterbox's reference `MTLTokenizer` in its 23 languages.
+"""Generate a test fixture with token ids from Chatterbox's reference `MTLTokenizer` in its 23 languages.
 
     CHATTERBOX_SRC=src/chatterbox python -m scripts.chatterbox_languages tests/data/chatterbox_languages.json
 
-CHATTERBOX_SRC is as in `scripts.chatterbox_replies`. pykakasi 2.3.0 and spacy-pkuseg 1.0.2 must be importable; the
-latter downloads its model at first use. The tokenizer's file and the table of Cangjie codes are those of the small
-random release. Each sentence is also tokenized by the server's code with the same packages. The fixture's Chinese words
-are pairs of characters, so that they need no model; its Japanese words and readings are pykakasi's.
+CHATTERBOX_SRC is the folder that `scripts.chatterbox_replies` describes. pykakasi 2.3.0 and spacy-pkuseg 1.0.2 must be
+importable; spacy-pkuseg downloads its model on first use. The tokenizer file and the table of Cangjie codes come from
+the small randomly initialised release. Each sentence is also tokenized by the server's code with the same packages. The
+fixture's Chinese words are pairs of characters, so that they need no model. Its Japanese words and readings come from
+pykakasi.
 """
 
 import json
@@ -95,7 +96,7 @@ def our_template(folder: Path) -> ChatterboxTemplate:
 
 
 def ids_of(template: ChatterboxTemplate, text: str, language: str) -> list[int]:
-    """Return the server's ids of a text."""
+    """Return the token ids that the server's code gives for a text."""
     family = chatterbox(MULTILINGUAL)
     piece = Piece("user", "text", text=text)
     rows = template.write(family.tasks[0], (piece,), "default", Manner(language=language)).rows
@@ -103,7 +104,7 @@ def ids_of(template: ChatterboxTemplate, text: str, language: str) -> list[int]:
 
 
 def tokenized() -> Iterator[dict[str, Any]]:
-    """Yield each sentence with the reference ids, and the words that a package found in it."""
+    """For each sentence, yield the reference ids and the words that a package found in it."""
     import pykakasi
 
     empty_packages()

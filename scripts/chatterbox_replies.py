@@ -1,12 +1,12 @@
-"""Generate a test fixture with replies of Chatterbox's reference T3, greedy and sampled with our noise.
+"""Generate a test fixture with replies from Chatterbox's reference T3, both greedy and sampled with our noise.
 
     CHATTERBOX_SRC=src/chatterbox python -m scripts.chatterbox_replies tests/data/chatterbox_replies.json
 
-CHATTERBOX_SRC is that folder of https://github.com/resemble-ai/chatterbox at revision 5de7a54. Generating codes needs
-nothing else of the package, so it is imported in this environment, in which vLLM provides einops. `torch.multinomial`,
-which samples after the logits warpers, is replaced by the most probable id, or by the largest logit with the engine's
-noise. For a greedy reply of Turbo or Nano, the authors' loop gets neither top-k nor top-p, and the likeliest id after
-the penalty is taken.
+CHATTERBOX_SRC is the folder src/chatterbox of https://github.com/resemble-ai/chatterbox at revision 5de7a54. Generating
+codes needs no other part of the package, so it is imported in this environment, where vLLM provides einops. The script
+replaces `torch.multinomial`, which samples after the logits warpers. The replacement returns the most probable id or,
+for sampled replies, the id with the largest logit after the engine's noise is added. For greedy Turbo and Nano replies,
+the authors' loop runs without top-k and top-p, and the most probable id after the penalty is taken.
 """
 
 import ast
@@ -62,7 +62,7 @@ PACKAGES = ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.infer
 
 
 def empty_packages() -> None:
-    """Replace the packages of the reference code by empty modules, whose own modules can be imported."""
+    """Replace the reference code's packages with empty ones whose modules can still be imported."""
     for name in PACKAGES:
         module = ModuleType(f"chatterbox{name}")
         module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
@@ -70,7 +70,7 @@ def empty_packages() -> None:
 
 
 def even(text: str, file: str) -> str:
-    """Return the reference `punc_norm` of a text, without importing the rest of its file."""
+    """Normalise a text with the reference `punc_norm`, without importing the rest of its file."""
     tree = ast.parse((SOURCE / file).read_text())
     (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "punc_norm")
     found: dict[str, Any] = {}
@@ -88,10 +88,10 @@ def reference_tokenizer(folder: Path) -> Any:
 
 
 class Draws:
-    """Replacement of `torch.multinomial` for one reply after a prompt of `num_rows` rows.
+    """Replacement for `torch.multinomial` during one reply to a prompt of `num_rows` rows.
 
     Attributes:
-        lead: Smallest lead of a sampled id over the next, in logits or in logits with noise.
+        lead: Smallest margin of a sampled id over the runner-up, in logits (with noise if the reply is sampled).
     """
 
     def __init__(self, num_rows: int, case: dict[str, Any], ids: np.ndarray):
@@ -111,16 +111,16 @@ class Draws:
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference T3 of one release, and the cases of its fixture.
+    """Reference T3 for one release, and the cases in its fixture.
 
     Attributes:
         cases: Texts with options.
-        num_codes: Maximum number of codes.
+        num_codes: Maximum number of codes per reply.
         load: Function that returns T3.
-        ids: Function that tokenizes a case with the files in a folder that it writes.
+        ids: Function that tokenizes a case; it writes the tokenizer's files to the given folder.
         voices: Seeds of the voices by name.
         codes: Function that generates codes: (T3, condition, ids, case, number) -> (codes, draws).
-        num_rows: Number of a voice's rows to record.
+        num_rows: Number of rows per voice to record; None for all.
     """
 
     cases: tuple[dict[str, Any], ...]
@@ -171,7 +171,7 @@ def load_guided(known: ChatterboxVocabulary, seed: int) -> Any:
 
 
 def english_ids(case: dict[str, Any], folder: Path) -> list[int]:
-    """Tokenize as `EnTokenizer.encode`: spaces become markers in a single string."""
+    """Tokenize as `EnTokenizer.encode` does, with spaces turned into markers in a single string."""
     from tokenizers import Tokenizer
 
     write_tokenizer(folder)
@@ -181,7 +181,7 @@ def english_ids(case: dict[str, Any], folder: Path) -> list[int]:
 
 
 def multilingual_ids(case: dict[str, Any], folder: Path) -> list[int]:
-    """Tokenize by `MTLTokenizer`."""
+    """Tokenize with `MTLTokenizer`."""
     ids = reference_tokenizer(folder).encode(even(case["text"], "mtl_tts.py"), case["language"])
     return [START_OF_TEXT, *ids, END_OF_TEXT]
 
@@ -189,7 +189,7 @@ def multilingual_ids(case: dict[str, Any], folder: Path) -> list[int]:
 def guided_codes(
     known: ChatterboxVocabulary, t3: Any, condition: Any, ids: list[int], case: dict[str, Any], number: int
 ) -> tuple[list[int], Draws]:
-    """Return at most `number` codes by `T3.inference`."""
+    """Return at most `number` codes from `T3.inference`."""
     first, order = known.speech.start, np.empty(known.num_speech_ids, np.int64)
     order[[*range(END_OF_SPEECH), *range(END_OF_SPEECH + 1, known.num_speech_ids), END_OF_SPEECH]] = np.arange(
         first, first + known.num_speech_ids
@@ -218,7 +218,7 @@ def gpt2_case(text: str, name: str, penalty: float, temperature: float, top_k: i
 
 
 def load_gpt2(sizes: Gpt2Sizes, published: str) -> Any:
-    """Return the reference T3 with the weights of a small Turbo or Nano, whose published config is `published`."""
+    """Return the reference T3 with the weights of a small Turbo or Nano model; `published` names its config."""
     from chatterbox.models.t3 import llama_configs
     from chatterbox.models.t3.modules.t3_config import T3Config
 
@@ -238,13 +238,13 @@ def load_gpt2(sizes: Gpt2Sizes, published: str) -> Any:
 
 
 def gpt2_ids(case: dict[str, Any], folder: Path) -> list[int]:
-    """Tokenize by GPT-2's tokenizer with tags."""
+    """Tokenize with the GPT-2 tokenizer, extended by tags."""
     write_turbo_tokenizer(folder)
     return gpt2_tokenizer(folder).encode(even(case["text"], "tts_turbo.py")).ids
 
 
 def gpt2_codes(t3: Any, condition: Any, ids: list[int], case: dict[str, Any], number: int) -> tuple[list[int], Draws]:
-    """Return at most `number` codes by `T3.inference_turbo`."""
+    """Return at most `number` codes from `T3.inference_turbo`."""
     known = TurboVocabulary(num_text_ids=NUM_TURBO_IDS)
     num_rows = 1 + condition.cond_prompt_speech_tokens.shape[1] + len(ids) + 1
     order = np.arange(known.codes.start, known.end + 1)
@@ -258,7 +258,7 @@ def gpt2_codes(t3: Any, condition: Any, ids: list[int], case: dict[str, Any], nu
         repetition_penalty=case["penalty"],
         max_gen_len=number - 1,
     )[0].tolist()
-    return [*codes, END_OF_SPEECH] if len(codes) < number else codes, draws  # the loop removes the end
+    return [*codes, END_OF_SPEECH] if len(codes) < number else codes, draws  # the loop removes the end code
 
 
 GPT2_CASES = (
@@ -324,7 +324,7 @@ REFERENCES = {
 
 @torch.inference_mode()
 def replies() -> dict[str, Replies]:
-    """Return each case with its text ids, codes, lead and the sums of its voice's rows, by release."""
+    """Return the replies of each release: each case with text ids, codes, lead, and the sums of its voice's rows."""
     torch.set_num_threads(1)  # steps are too small to parallelise
     empty_packages()
     from chatterbox.models.t3.modules.cond_enc import T3Cond
@@ -354,7 +354,7 @@ def write(fixture: Path, made: dict[str, Replies]) -> None:
 
 
 def compare(fixture: Path, made: dict[str, Replies]) -> None:
-    """Raise AssertionError if cases, text ids or codes of the fixture differ."""
+    """Raise AssertionError if the fixture has other cases, text ids or codes."""
     for release, replies in made.items():
         equal_in(*REFERENCES[release].cases[0], "seed", "ids", "codes")(fixture, replies, release)
 

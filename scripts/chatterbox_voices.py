@@ -1,10 +1,10 @@
-"""Generate a test fixture with the authors' encodings of recordings for Chatterbox, by small random networks.
+"""Generate a test fixture with recordings as Chatterbox's authors' code encodes them, with small random networks.
 
     CHATTERBOX_SRC=chatterbox python -m scripts.chatterbox_voices tests/data/chatterbox_voices.npz
 
-CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. The script runs in an environment with that
-package's requirements (torch and torchaudio 2.6.0, librosa 0.11.0, s3tokenizer 0.3.0, pyloudnorm), without Perth. Only
-the tokenizer is smaller than the published one. Recordings of more than 5 s are encoded for Turbo, too.
+CHATTERBOX_SRC is the folder chatterbox in the wheel chatterbox-tts 0.1.7. The script runs in an environment with that
+package's requirements (torch and torchaudio 2.6.0, librosa 0.11.0, s3tokenizer 0.3.0, pyloudnorm), except Perth. Only
+the tokenizer is smaller than the published one. Recordings longer than 5 s are also encoded for Turbo.
 """
 
 import ast
@@ -22,7 +22,7 @@ from benchmarks.checkpoints.random_tensors import drawn_by_name
 from scripts.reply_fixture import run
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
-WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # of the tokenizer; published: 1280, 20, 6
+WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # sizes of the tokenizer; published: 1280, 20, 6
 WITH_MEL = ("odd", "short")  # recordings whose mel spectrogram is stored
 CODES_S, SOUND_S = 6, 10
 TURBO_CODES_S, TURBO_MIN_S = 15, 5.0
@@ -30,7 +30,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def recordings() -> dict[str, tuple[np.ndarray, int]]:
-    """Return recordings by name, float32 [n] or [n, 2], with their rates: tones and noise, some with silence."""
+    """Return tones and noise, some with silence, as recordings by name: float32 [n] or [n, 2], and the sample rate."""
     draw = np.random.default_rng(1)
 
     def tone(seconds: float, rate: int, quiet: float = 0.0) -> np.ndarray:
@@ -52,8 +52,8 @@ def recordings() -> dict[str, tuple[np.ndarray, int]]:
 
 
 def networks() -> SimpleNamespace:
-    """Return the authors' networks with weights drawn by name."""
-    for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.s3gen"):  # their files are not run
+    """Return the authors' networks with random weights that depend on the weight names."""
+    for name in ("", ".models", ".models.t3", ".models.t3.modules", ".models.s3gen"):  # skips these packages' code
         module: Any = ModuleType(f"chatterbox{name}")
         module.__path__ = [str(SOURCE.joinpath(*name.split(".")[1:]))]
         sys.modules[module.__name__] = module
@@ -76,7 +76,7 @@ def networks() -> SimpleNamespace:
 
 
 def method(file: str, name: str, scope: dict[str, Any]) -> Any:
-    """Return a method of the package's class in `file`, without the imports of that file."""
+    """Return a method of the package's class in `file`, without running that file's imports."""
     tree = ast.parse((SOURCE / file).read_text())
     named = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     (found,) = (node for node in named if node.name == name)
@@ -85,7 +85,7 @@ def method(file: str, name: str, scope: dict[str, Any]) -> Any:
 
 
 def encodings() -> Arrays:
-    """Return the arrays of all recordings, as "recording.array"."""
+    """Encode all recordings; return arrays under keys "recording.array"."""
     parts = networks()
     import librosa
     import pyloudnorm
@@ -134,7 +134,7 @@ def encodings() -> Arrays:
 
 
 def turbo_arrays(name: str, conditions: Any) -> Arrays:
-    """Return the arrays of a recording for Turbo, as "turbo.recording.array"."""
+    """Return a recording's arrays for Turbo under keys "turbo.recording.array"."""
     arrays = {
         "t3_tokens": conditions.t3.cond_prompt_speech_tokens[0].numpy().astype(np.int16),
         "prompt_token": conditions.gen["prompt_token"][0].numpy().astype(np.int16),

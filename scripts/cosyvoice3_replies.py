@@ -1,17 +1,19 @@
-"""Replies of the authors' own language model of CosyVoice 3 with the small random weights, for the tests.
+"""Generate a test fixture with replies from CosyVoice 3's authors' code, with small random weights.
 
     pip install torch transformers tokenizers
     COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client \\
         python -m scripts.cosyvoice3_replies tests/data/cosyvoice3_replies.json [--check]
 
-COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. Prompts are those of their
-`CosyVoice3Tokenizer` and `CosyVoice3LM.inference`, codes those of their loop and `ras_sampling` in float32. Only three
-things are replaced: `multinomial`, by the engine's noise; `sampling_ids`, because theirs masks an id that is not the
-end before the smallest length, and here all ends are masked; and the attention mask of a step, whose length of 1 newer
-releases of transformers read as a mask of all earlier rows.
+COSYVOICE_ROOT is the repository https://github.com/FunAudioLLM/CosyVoice at ace7c47. The authors' `CosyVoice3Tokenizer`
+and `CosyVoice3LM.inference` make the prompts. Their loop and `ras_sampling` generate the codes in float32. The script
+replaces only three things:
 
-Replies to streamed text are those of `CosyVoice3LM.inference_bistream`, one token at a time, with three corrections
-(`MENDED`). Before the end of a text they equal those of the original function, which is checked here.
+- `multinomial` uses the engine's noise.
+- `sampling_ids` masks all end ids before the minimum length; the original masks an id that is not an end.
+- The attention mask of a step is dropped. Newer transformers releases read its length of 1 as masking all earlier rows.
+
+For streamed text, `CosyVoice3LM.inference_bistream` gets one token at a time, with three corrections (`MENDED`). The
+script checks that codes before the end of a text equal those of the original function.
 """
 
 import inspect
@@ -42,7 +44,7 @@ MISSING = {
     "cosyvoice.utils.onnx": ("SpeechTokenExtractor", "online_feature", "onnx_path"),
     "cosyvoice.utils.file_utils": ("logging",),
     "torchaudio": (),
-}  # imports of their modules that are not needed here
+}  # modules that the authors' code imports but that are not needed here
 HELPFUL = "You are a helpful assistant."
 # text, words of the recording, number of its codes, instruction, top-k, top-p
 CASES = (
@@ -51,7 +53,7 @@ CASES = (
     ("Good", "good", 26, "<strong>Fast</strong>.", 0, 0.8),
     ("a", "", 25, "", 0, 0.5),
 )
-# Streamed texts: text, words of the recording, number of its codes, instruction, and a limit of all rows.
+# Streamed texts: text, words of the recording, number of its codes, instruction, and a limit on all rows.
 LIVE_CASES = (
     (
         "ab cd efg [laughter] hij kl m",
@@ -59,15 +61,16 @@ LIVE_CASES = (
         20,
         "",
         160,
-    ),  # 5 words, 15 codes, 5 words, 5 codes of two groups
-    ("ab cd efg hij kl", "", 30, "", 120),  # no codes of the recording without its words
+    ),  # two groups: 5 words, 15 codes, 5 words, 5 codes
+    ("ab cd efg hij kl", "", 30, "", 120),  # without its words, no codes of the recording are used
     ("no", "one two three four", 44, "", 100),  # the text ends before the recording's codes
-    ("ab cd [breath] efg", "one two", 15, "", 100),  # codes that fill their groups
+    ("ab cd [breath] efg", "one two", 15, "", 100),  # the recording's codes fill their groups
     ("a", "", 25, "<strong>Fast</strong>.", 90),
 )
 LIVE_NAMES = ("text", "words", "num_codes", "instruct", "limit")
-# Corrections of `inference_bistream`. A reply asks for five words at each border of groups, also where the recording's
-# codes fill theirs. The last code before the end is read once. Codes left of the recording follow the end of the text.
+# Corrections of `inference_bistream`. A reply asks for five words at each border between groups, even if the codes of
+# the recording fill their group. The last code before the end is read only once. The recording's remaining codes follow
+# the end of the text.
 MENDED = (
     ("(len(out_tokens) == 0 and lm_input.size(1) == 1)", "(len(out_tokens) == 0 and next_fill_index == 15)"),
     (
@@ -76,19 +79,19 @@ MENDED = (
         "prompt_speech_token_emb], dim=1)",
     ),
 )
-ASSERTED = 151646  # their loop looks for this id of <|endofprompt|>
+ASSERTED = 151646  # the id of <|endofprompt|> that the authors' loop looks for
 NAMES = ("text", "words", "num_codes", "instruct", "top_k", "top_p")
 
 
 class Full(Exception):
-    """A reply has reached its limit."""
+    """Raised when a reply has reached its limit."""
 
 
 class Draws:
-    """Replacement of `Tensor.multinomial` for the rows of one reply after `num_rows` rows.
+    """Replacement for `Tensor.multinomial` during one reply to a prompt of `num_rows` rows.
 
     Attributes:
-        lead: Smallest lead of a sampled id over the next, in logits with noise.
+        lead: Smallest margin of a sampled id over the runner-up, in logits with noise.
         num_again: Number of ids that were sampled again.
     """
 
@@ -97,7 +100,7 @@ class Draws:
         self._is_again, self.num_again = False, 0
 
     def begin(self, scores: torch.Tensor) -> None:
-        """Begin a row with these log probabilities."""
+        """Begin a row whose log probabilities are `scores`."""
         self._order, self._is_again = scores.softmax(0).sort(descending=True, stable=True)[1], False
 
     def __call__(self, probabilities: torch.Tensor, num_samples: int, replacement: bool) -> torch.Tensor:
@@ -136,7 +139,7 @@ def stand_in() -> None:
 
 
 def load(seed: int) -> Any:
-    """Return their language model with the random weights."""
+    """Return the authors' language model with random weights."""
     from cosyvoice.llm.llm import CosyVoice3LM, Qwen2Encoder
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -156,7 +159,7 @@ def load(seed: int) -> Any:
 
 
 def recorded_codes(number: int) -> list[int]:
-    """Return the codes of a recording of the fixture."""
+    """Return `number` codes for a recording in the fixture."""
     return np.random.default_rng(number).integers(KNOWN.num_codes, size=number).tolist()
 
 
@@ -192,7 +195,7 @@ def spoken(model: Any, tokenizer: Any, case: dict[str, Any]) -> Iterator[tuple[s
 
 
 def bistream(is_mended: bool) -> Callable[..., Iterator[int]]:
-    """Return their `inference_bistream`, corrected or as it is."""
+    """Return the authors' `inference_bistream`, with or without the corrections."""
     module = import_module("cosyvoice.llm.llm")
     source = textwrap.dedent(inspect.getsource(module.Qwen2LM.inference_bistream))
     for old, new in MENDED if is_mended else ():
@@ -204,13 +207,13 @@ def bistream(is_mended: bool) -> Callable[..., Iterator[int]]:
 
 
 class Steps:
-    """Replacement of `Qwen2Encoder.forward_one_step`, which counts the rows read and wraps the cache."""
+    """Replacement for `Qwen2Encoder.forward_one_step` that counts the rows read and wraps the cache."""
 
     def __init__(self, encoder: Any, draws: Draws, limit: int):
         self._encoder, self._draws, self._limit, self._cache, self.num_rows = encoder, draws, limit, None, 0
 
     def __call__(self, rows: torch.Tensor, masks: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
-        """Return the hidden states of rows [1, n, H], and a cache of which their loop reads the length only."""
+        """Return the hidden states for rows [1, n, H], and a cache; the authors' loop reads only its length."""
         if self.num_rows + rows.shape[1] >= self._limit:
             raise Full
         self.num_rows += rows.shape[1]
@@ -221,7 +224,7 @@ class Steps:
 
 
 def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = True) -> dict[str, Any]:
-    """Return the fields of a reply to a streamed text; `border` is the number of codes before the text's end."""
+    """Return the fields of a reply to streamed text; `border` is the number of codes before the end of the text."""
     ras_sampling = import_module("cosyvoice.utils.common").ras_sampling
     instruction = f"{HELPFUL} {case['instruct']}" if case["instruct"] else HELPFUL
     has_codes = bool(case["words"]) and not case["instruct"]
@@ -286,7 +289,7 @@ def replies() -> Replies:
                 case = {**dict(zip(LIVE_NAMES, each, strict=True)), "release": release, "seed": number, "live": True}
                 reply = live(model, tokenizer, case)
                 plain = live(model, tokenizer, case, is_mended=False)
-                if case["words"] and each[2] % 15:  # the corrections concern the end alone
+                if case["words"] and each[2] % 15:  # the corrections change only the end
                     assert plain["codes"][: reply["border"]] == reply["codes"][: reply["border"]], case
                 found.append(case | reply)
             model.llm.forward_one_step = step

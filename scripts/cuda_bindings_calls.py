@@ -1,10 +1,10 @@
-"""Check of all our calls to NVIDIA's `cuda-bindings` against the installed release, without a GPU.
+"""Check all our calls to NVIDIA's `cuda-bindings` against the installed release, without a GPU.
 
     python -m scripts.cuda_bindings_calls          # prints the release and the calls, or fails with an error
 
 A binding converts its arguments before it calls the driver, so a wrong number or type of arguments is an error on any
-host. Results that need a GPU are substituted, including the bytes of a handle, which must be passed unchanged. On a
-host with a GPU nothing is called, because the GPU tests cover it.
+host. Results that need a GPU are made up, including the bytes of a handle, which must be passed on unchanged. On a host
+with a GPU, the script makes no calls, because the GPU tests cover them.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 class WithoutGpu:
-    """Wrapper of a bindings module that replaces failures by successful results."""
+    """Wrapper around a bindings module that replaces failures with successful results."""
 
     def __init__(self, bindings: Any, success: Any, made_up: dict[str, tuple[Any, ...]]):
         self._bindings, self._success, self._made_up = bindings, success, made_up
@@ -53,7 +53,7 @@ class WithoutGpu:
 
 
 def handle_of(runtime: Any) -> Any:
-    """Return an IPC handle filled with `HANDLE`, as a GPU driver would fill it."""
+    """Return an IPC handle with the bytes `HANDLE`, as if a GPU driver had filled it."""
     handle = runtime.cudaIpcMemHandle_t()
     ctypes.memmove(int(handle.getPtr()), HANDLE, len(HANDLE))
     return handle

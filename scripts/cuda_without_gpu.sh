@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks of the GPU code without a GPU: the CUDA builds of torch and vLLM over stand-ins for the driver's libraries.
-# - A bundle for a GPU host (benchmarks/gpu/bundling) installs, and every benchmark job loads from it alone.
-# - vLLM's configurations of all benchmark models build, and importing all that leaves CUDA untouched, so jobs can fork.
-# - Depth transformers and MCTP modules launch no more operators than expected in the configuration of a server.
-# - All kernels compile for sm_80, sm_90 and sm_100 with the Triton of that host.
-# Downloads about 3 GB and takes about ten minutes. If the wheels cannot be downloaded, it prints a message and exits with 0.
+# Check the GPU code without a GPU, with the CUDA builds of torch and vLLM and stand-ins for the driver's libraries.
+# - A bundle for a GPU host (benchmarks/gpu/bundling) installs, and every benchmark job loads from the bundle only.
+# - vLLM configurations for all benchmark models can be created. The imports do not initialise CUDA, so jobs can fork.
+# - Depth transformers and MCTP modules launch no more operators than expected in a server's configuration.
+# - All kernels compile for sm_80, sm_90 and sm_100 with the Triton release of such a host.
+# The script downloads about 3 GB and takes about ten minutes. If a download fails, it prints a message and exits with 0.
 # Usage: scripts/cuda_without_gpu.sh [FOLDER]   (keeps environment and bundle in FOLDER; default: a temporary folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,7 @@
-"""Hooks of the documentation site (`mkdocs.yml`), and the table of options in `docs/options.md`.
+"""Hooks for the documentation site (`mkdocs.yml`), and the generator of the option table in `docs/options.md`.
 
-`python -m scripts.docs_site` writes the table. The site also has pages that lie outside `docs/`; links between files of
-the repository are converted, so that the same pages work on GitHub and on the site.
+`python -m scripts.docs_site` writes the table. The site includes pages from outside `docs/`. Links between files of the
+repository are converted, so that the same pages work on GitHub and on the site.
 """
 
 import posixpath
@@ -40,7 +40,7 @@ FENCE = re.compile(r"^(```.*?^```|    [^\n]*)$", re.MULTILINE | re.DOTALL)
 
 
 def site_paths() -> dict[str, str]:
-    """Return the path on the site of every file of the repository that the site has."""
+    """Return a dict from repository path to site path for every file that the site includes."""
     pictures = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks" / "plots").glob("*.png"))]
     docs = [path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()]
     return (
@@ -53,8 +53,8 @@ def site_paths() -> dict[str, str]:
 def converted_links(markdown: str, source: str) -> str:
     """Return `markdown` with links that work on the site.
 
-    A link to a file of the repository that the site lacks becomes its label. A link to a missing file is kept, and
-    mkdocs reports it.
+    If a link's target exists in the repository but not on the site, only the link's label remains. A link to a missing
+    file is kept, and mkdocs reports it.
 
     Args:
         markdown: Text of a page.
@@ -93,11 +93,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:
-    """Return name, expected value and description of each option, an object's fields after it.
+    """Return the name, expected value and description of each option; an object's fields follow the object.
 
     Args:
         record: TypedDict with an `Annotated` type, an `Expected` and a `Doc` for each key.
-        prefix: Path of the object that holds the options.
+        prefix: Dotted path of the object that contains the options.
     """
     rows = []
     for name, hint in get_type_hints(record, include_extras=True).items():
@@ -117,7 +117,7 @@ def option_table() -> str:
 
 
 def page_with_table(page: str) -> str:
-    """Return the options page with a current table."""
+    """Return the options page with its table brought up to date."""
     return TABLE.sub(lambda _: option_table(), page)
 
 

@@ -3,10 +3,11 @@
     python -m scripts.export_onnx dac --checkpoint <dir>     # writes <dir>/codec/codec.onnx or <dir>/codec.onnx
     python -m scripts.export_onnx tiny                       # the bundled codec, next to its weights
     python -m scripts.export_onnx mel --out mel.onnx         # log-mel frames for the bundled codec's quantiser
-    python -m scripts.export_onnx xcodec --wide              # random weights of the published width: size and speed
+    python -m scripts.export_onnx xcodec --wide              # random weights of the published width, to measure speed
 
-An exported decoder runs in `acoustic_decoder` with the parameter `runtime: onnx`. The last output line is JSON with the
-file size, the time of a steady window of one utterance on one thread, and the greatest difference from torch.
+An exported decoder runs in `acoustic_decoder` with the parameter `runtime: onnx`. The last output line is JSON. It has
+the file size, the time that a steady window of one utterance takes on one thread, and the largest difference from
+torch.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from stretto.errors import CheckpointError
 from stretto.families.plugin import family_at
 
 TOLERANCE = 1e-4
-SHAPES = ((1, 1), (2, 13), (3, 40))  # utterances and frames of each comparison
+SHAPES = ((1, 1), (2, 13), (3, 40))  # numbers of utterances and frames in each comparison
 
 
 def export(
@@ -41,10 +42,10 @@ def export(
     """Return the ONNX model of a graph.
 
     Args:
-        graph: The graph.
+        graph: Module to export.
         inputs: Example inputs by name.
         outputs: Names of the outputs.
-        dynamic: Names of the dynamic axes of each input, by axis.
+        dynamic: For each input, the names of its dynamic axes, by axis.
     """
     program = torch.onnx.export(
         graph.eval(),
@@ -60,7 +61,7 @@ def export(
 
 
 def export_codec(codec: Codec, file: Path) -> None:
-    """Write the decoder of a codec; raise ValueError for a codec that only torch can run."""
+    """Write a codec's decoder; raise ValueError if only torch can run the codec."""
     codes, axes = random_codes(codec, 2, 13), {"codes": {0: "batch", 2: "frames"}}
     if isinstance(codec, WindowedCodec):
         model = export(codec, {"codes": codes}, ["pcm"], axes)
@@ -76,7 +77,7 @@ def export_codec(codec: Codec, file: Path) -> None:
 
 
 def export_mel(file: Path) -> None:
-    """Write the feature extractor: pcm [B, n] to log-mel frames."""
+    """Write the feature extractor, which maps pcm [B, n] to log-mel frames."""
     pcm = torch.zeros(2, SAMPLE_RATE)
     write(export(LogMel(), {"pcm": pcm}, ["log_mel"], {"pcm": {0: "batch", 1: "samples"}}), file, {})
 
@@ -90,7 +91,7 @@ def write(model: bytes, file: Path, metadata: dict[str, str]) -> None:
 
 
 def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
-    """Return the cost of the exported codec and of the original, and their greatest difference."""
+    """Return what decoding costs in the exported and the original codec, and their largest difference."""
     exported = onnx_runtime.load_file(file)
     differences = []
     for batch, frames in SHAPES:
@@ -101,7 +102,7 @@ def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
 
 
 def compare_mel(file: Path) -> dict[str, float]:
-    """Return the cost of the exported extractor and of torch's for 5 s of audio, and their greatest difference."""
+    """Return what 5 s of audio cost in the exported and the torch extractor, and their largest difference."""
     session = onnx_runtime.open_session(file)
     differences = []
     for batch, length in ((1, HOP), (2, 12_345), (1, 5 * SAMPLE_RATE)):
@@ -113,7 +114,7 @@ def compare_mel(file: Path) -> dict[str, float]:
 
 
 def report(differences: list[Tensor], seconds: list[float], audio_s: float) -> dict[str, float]:
-    """Return the greatest difference, and the time that `audio_s` of audio takes in torch and in onnxruntime."""
+    """Return the largest difference, and how long `audio_s` of audio takes in torch and in onnxruntime."""
     return {
         "max_difference": float(max(differences)),
         "torch_ms": round(1000 * seconds[0], 2),
@@ -129,7 +130,7 @@ def codec_file(checkpoint: Path) -> Path:
 
 
 def codebooks_of(checkpoint: Path) -> int | None:
-    """Return the number of codebooks of a checkpoint's speech model; None (all) for a codec alone."""
+    """Return how many codebooks a checkpoint's speech model uses, or None (all) if the folder has only a codec."""
     try:
         return family_at(checkpoint).layout.num_codebooks
     except CheckpointError:

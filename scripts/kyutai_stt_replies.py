@@ -1,11 +1,11 @@
-"""Generate a test fixture with replies of Kyutai's authors' code on a small random release: text, pauses, Mimi's codes.
+"""Generate a test fixture with replies from Kyutai's own code for a small random release: text, pauses, Mimi codes.
 
     python -m scripts.kyutai_stt_replies tests/data/kyutai_stt_replies.npz
     python -m scripts.kyutai_stt_replies --check tests/data/kyutai_stt_replies.npz
 
 The first command writes the fixture, the second compares it with new replies. moshi 0.2.13 must be importable, with
-einops and sphn. The language model reads random codes. Mimi encodes random samples at once, because the authors' own
-stream is not exact once the window of its transformer is full.
+einops and sphn. The language model reads random codes. Mimi encodes random samples in one pass, because the authors'
+own streaming is no longer exact once the window of Mimi's transformer is full.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ NOT_FOR_THE_MODEL = {
     "stt_config",
     "lm_gen_config",
 }
-# The rest of Mimi's record, as published.
+# The rest of Mimi's configuration, as published.
 MIMI_DEFAULTS: dict[str, Any] = {
     "sample_rate": 24000,
     "channels": 1,
@@ -61,12 +61,12 @@ MIMI_DEFAULTS: dict[str, Any] = {
         "output_dimensions": [32],
     },
 }
-TOLERANCE = 1e-5  # of pauses, between processors
+TOLERANCE = 1e-5  # permitted difference of pause probabilities between processors
 
 
 @torch.no_grad()
 def make() -> dict[str, np.ndarray]:
-    """Return the arrays of the fixture."""
+    """Generate the arrays of the fixture."""
     from moshi.models import LMGen, loaders
 
     with tempfile.TemporaryDirectory() as name:
@@ -82,7 +82,7 @@ def make() -> dict[str, np.ndarray]:
     text, pauses = [], []
     generator = LMGen(lm, temp=0, temp_text=0.0, check=True)
     with generator.streaming(1):
-        for frame in [0, *range(NUM_FRAMES)]:  # the first call reads initial ids, whatever it is given
+        for frame in [0, *range(NUM_FRAMES)]:  # the first call reads initial ids and ignores its input
             said, heads = generator.step_with_extra_heads(torch.from_numpy(codes[None, :, frame : frame + 1]))
             text.append(said[0, 0, 0].item())
             pauses.append([head[0, 0, 0].item() for head in heads])

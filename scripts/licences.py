@@ -1,4 +1,4 @@
-"""Generator of docs/licences.md, the table of licences of an SBOM's packages.
+"""Generate docs/licences.md, a table of the licences of all packages in an SBOM.
 
     python -m scripts.licences dist/sbom.cdx.json docs/licences.md
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# Packages without a licence classifier; from their metadata or LICENSE file.
+# Packages without a licence classifier; the licence comes from their metadata or LICENSE file.
 KNOWN: Mapping[str, str] = {
     "compressed-tensors": "Apache-2.0",
     "nvidia-pytriton": "Apache-2.0",
@@ -37,7 +37,7 @@ among them. Anyone who redistributes an environment or an image with it redistri
 
 
 def licences_of(component: Mapping[str, Any]) -> str:
-    """Return the licences of a component, names or expressions; empty if none is known."""
+    """Return a component's licence names or expressions; empty if none is known."""
     found = []
     for each in component.get("licenses", []):
         said = each.get("expression") or each.get("license", {}).get("id") or each.get("license", {}).get("name", "")
@@ -48,7 +48,11 @@ def licences_of(component: Mapping[str, Any]) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the name, version and licences of each package, sorted by name; raise ValueError if it is no SBOM."""
+    """For each package, sorted by name, yield the name, version and licences.
+
+    Raises:
+        ValueError: `record` is not a CycloneDX SBOM.
+    """
     if record.get("bomFormat") != "CycloneDX":
         raise ValueError(f"expected an SBOM of CycloneDX, got bomFormat {record.get('bomFormat')!r}")
     for component in sorted(record["components"], key=lambda each: each["name"].lower()):

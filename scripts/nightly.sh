@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Nightly checks. A failed one does not keep the others from running: the last lines name each with its seconds and result.
+# Run the nightly checks. If one fails, the others still run. The last lines list each with its seconds and result.
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
-# - Three releases of NVIDIA's cuda-bindings accept the calls that we make to them.
+# - Three releases of NVIDIA's cuda-bindings accept our calls.
 # - The reference code of Qwen3-TTS, Chatterbox, Pocket TTS, VoxCPM2 and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
-#   VALL-E's is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
-# - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh; if its wheels can be downloaded).
-# - No package of the serving environment has a known advisory (if OSV is reachable).
+#   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
+# - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
+# - No package in the serving environment has a known advisory (if OSV is reachable).
 # - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh).
 # - The nightly tier of the tests passes (tests/README.md).
 # - Thousands of new random histories pass, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
@@ -125,7 +125,7 @@ check_advisories() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
-    # CPU builds have a local version (`+cpu`), which no advisory database contains.
+    # CPU builds have a local version (`+cpu`), which advisory databases do not contain.
     sed -E 's/\+[a-z0-9.]+//' requirements/embedded.txt >"$env/requirements.txt"
     curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
         { echo "nightly: advisories are not checked, because https://api.osv.dev is not reachable" >&2; exit 0; }

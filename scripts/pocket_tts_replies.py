@@ -1,11 +1,11 @@
-"""Generate a test fixture with replies of Pocket TTS' authors' code, with our noise, on small random releases.
+"""Generate a test fixture with replies from Pocket TTS's authors' code for small random releases, with our noise.
 
     python -m scripts.pocket_tts_replies tests/data/pocket_tts_replies.npz
     python -m scripts.pocket_tts_replies --check tests/data/pocket_tts_replies.npz
 
 The first command writes the fixture, the second compares it with new replies. pocket-tts 4.0.1 must be importable, with
-scipy, requests, beartype and sentencepiece. `torch.nn.init.normal_`, which draws its noise, is replaced by the engine's
-noise for the position of the row that carries the latent.
+scipy, requests, beartype and sentencepiece. The authors' code draws noise with `torch.nn.init.normal_`. The script
+replaces this function with the engine's noise for the position of the row that carries the latent.
 """
 
 import copy
@@ -30,14 +30,14 @@ TEXTS = {
     "english_18m": "a bird sang; then it rained.",
 }
 NUDGE, NUM_NUDGES = 1e-6, 3
-NO_END = 1e9  # threshold of the logit
+NO_END = 1e9  # an end threshold that no logit exceeds
 NUM_PCM_FRAMES, NUM_LAST_SAMPLES, NUM_CLONED_FRAMES = 5, 480, 16
-TOLERANCE = 1e-5  # of `--check`, between processors
+TOLERANCE = 1e-5  # permitted difference between processors, for `--check`
 
 
 @contextmanager
 def noise_at(position: list[int]) -> Iterator[None]:
-    """Replace torch's normal noise by that of the row at `position[0]`."""
+    """Replace torch's normal noise with the engine's noise for the row at `position[0]`."""
     normal = torch.nn.init.normal_
 
     def own(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: object = None) -> torch.Tensor:
@@ -56,15 +56,15 @@ def noise_at(position: list[int]) -> Iterator[None]:
 def generate(
     model: Any, state: Any, tokens: torch.Tensor, threshold: float, tail: int, nudge: torch.Tensor | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Return latents [T, D], logits of the end [T] and the frame of the end, as `_autoregressive_generation` does.
+    """Generate latents [T, D] as `_autoregressive_generation` does; also return end logits [T] and the end frame.
 
     Args:
         model: The authors' `TTSModel`.
-        state: Its state after a voice.
-        tokens: Ids of the text, [1, n].
+        state: The model's state after it has read a voice.
+        tokens: Token ids of the text, [1, n].
         threshold: Logit above which speech ends.
-        tail: Number of frames from that of the end.
-        nudge: Added to the first latent.
+        tail: Number of frames to generate from the end frame on.
+        nudge: Value added to the first latent.
     """
     state, logits, latents, ended = copy.deepcopy(state), list[float](), list[torch.Tensor](), None
     start = model._flow_lm_current_end(state) + tokens.shape[1]
@@ -90,7 +90,7 @@ def generate(
 
 
 def effect_of_nudges(model: Any, state: Any, tokens: torch.Tensor, latents: np.ndarray) -> np.ndarray:
-    """Return the largest change of each of some latents [T, D], float32 [T], by changes of the first one."""
+    """Return how much small changes of the first latent change each latent [T, D] at most, float32 [T]."""
     largest = np.zeros(len(latents), np.float32)
     for number in range(NUM_NUDGES):
         nudge = NUDGE * torch.randn(latents.shape[1], generator=torch.Generator().manual_seed(number))
@@ -101,7 +101,7 @@ def effect_of_nudges(model: Any, state: Any, tokens: torch.Tensor, latents: np.n
 
 @torch.no_grad()
 def samples(model: Any, latents: np.ndarray) -> np.ndarray:
-    """Return the samples of latents [T, D], with the fade-in of `_decode_audio_worker`."""
+    """Decode latents [T, D] to samples, with the fade-in of `_decode_audio_worker`."""
     from pocket_tts.modules.stateful_module import init_states
 
     steps = int(model.mimi.encoder_frame_rate / model.mimi.frame_rate)
@@ -113,7 +113,7 @@ def samples(model: Any, latents: np.ndarray) -> np.ndarray:
 
 
 def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
-    """Return the values of `tests.pocket_release.Reply` for a text, on a release of a kind."""
+    """Speak a text with a release of the given kind; return the values of `tests.pocket_release.Reply`."""
     from pocket_tts.data.audio_utils import end_on_pause
     from pocket_tts.models.text_chunking import prepare_text_prompt
     from pocket_tts.models.tts_model import TTSModel
@@ -154,7 +154,7 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
 
 
 def replies() -> dict[str, Any]:
-    """Return the fixture's arrays."""
+    """Generate the arrays of the fixture."""
     torch.set_num_threads(1)
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -173,9 +173,9 @@ def write(fixture: Path, made: dict[str, Any]) -> None:
 
 
 def compare(fixture: Path, made: dict[str, Any]) -> None:
-    """Raise AssertionError unless numbers equal the fixture's within `TOLERANCE`, and all else exactly.
+    """Raise AssertionError unless floats match the fixture within `TOLERANCE` and all other values match exactly.
 
-    The effect of nudges is of the order of rounding, and is not compared.
+    The effect of nudges is about as large as rounding errors, so it is not compared.
     """
     known = np.load(fixture)
     assert set(known) == set(made), sorted(set(known) ^ set(made))

@@ -1,13 +1,13 @@
-"""Generate a test fixture with greedy replies of the Qwen3-TTS package for a random release.
+"""Generate a test fixture with greedy replies from the Qwen3-TTS package for small random releases.
 
     python -m scripts.qwen3_tts_replies tests/data/qwen3_tts_replies.npz
 
-Requires a separate environment: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa soundfile
-einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime and
-torchaudio are imported only for the 25 Hz tokenizer; stubs suffice.
+The script requires a separate environment: `pip install torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa
+soundfile einops` and `pip install --no-deps qwen-tts==0.1.1` (https://github.com/QwenLM/Qwen3-TTS). sox, onnxruntime
+and torchaudio are imported only for the 25 Hz tokenizer, so the script replaces them with stubs.
 
-Each case has `prompt` [P, H], the talker's input embeddings; `codes` [T, K]; `first` [n, C + 1], raw logits of the
-codes and the end id on stream 0; and `others` [T, K - 1, C], logits of the depth transformer.
+Each case has `prompt` [P, H], the talker's input embeddings; `codes` [T, K]; `first` [n, C + 1], raw logits for the
+codes and the end id on stream 0; and `others` [T, K - 1, C], logits from the depth transformer.
 """
 
 import importlib.machinery
@@ -29,7 +29,7 @@ START, END = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"]
 ROLE, USER = (
     [START, 263, 198],
     [START, 266, 198],
-)  # assistant and user as `random_qwen3_tts.write_tokenizer` spells them
+)  # assistant and user in the ids of `random_qwen3_tts.write_tokenizer`
 GREEDY = dict.fromkeys(("top_k", "top_p", "temperature")) | {"do_sample": False}
 
 
@@ -47,7 +47,10 @@ def load_package() -> tuple[Any, Any]:
 
 
 def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str, np.ndarray]:
-    """Return the inputs of all cases: ids of words and of an instruction, codes of two references, an x-vector."""
+    """Return the inputs that the cases share.
+
+    They are the ids of words and of an instruction, the codes of two references, and an x-vector.
+    """
     return {
         "words": np.array(plain_ids(TEXT)),
         "reference_words": np.array(plain_ids(REFERENCE)),
@@ -59,7 +62,7 @@ def inputs(random: np.random.Generator, codes: int, codebooks: int) -> dict[str,
 
 
 def cases(kind: str, given: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return the arguments of the package's `generate` for each case of a kind of release."""
+    """Return the arguments of the package's `generate` for each case with this kind of release."""
     instruction = [torch.tensor([[*USER, *given["instruction"], END, 198]])]
     if kind == "custom_voice":
         return {
@@ -129,7 +132,7 @@ class Recorder:
 
 @torch.no_grad()
 def replies() -> dict[str, np.ndarray]:
-    """Return the fixture's arrays."""
+    """Generate the arrays of the fixture."""
     config_class, model_class = load_package()
     given = inputs(np.random.default_rng(0), 32, 4)
     made = dict(given)
@@ -159,7 +162,7 @@ def write(fixture: Path, made: dict[str, np.ndarray]) -> None:
 
 
 def compare(fixture: Path, made: dict[str, np.ndarray]) -> None:
-    """Raise AssertionError unless each array equals the fixture's within 1e-4."""
+    """Raise AssertionError unless each array matches the fixture within 1e-4."""
     known = np.load(fixture)
     assert set(known) == set(made), sorted(set(known) ^ set(made))
     for name, array in made.items():

@@ -1,6 +1,7 @@
-"""Command line of scripts for test fixtures with replies of reference implementations.
+"""Command line for scripts that generate test fixtures from reference implementations.
 
-Only the standard library is imported, because the scripts also run in the reference implementations' environments.
+This module imports only the standard library, because the scripts also run in the environments of these
+implementations.
 """
 
 import argparse
@@ -23,22 +24,23 @@ def run(
 
     Args:
         description: Help text.
-        make: Makes the replies.
-        write: Writes them to a file.
-        compare: Raises AssertionError if the file differs from them.
+        make: Generates the replies.
+        write: Writes replies to a file.
+        compare: Raises AssertionError if a file differs from the replies.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fixture", type=Path)
-    parser.add_argument("--check", action="store_true", help="compare with the stored replies, and write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the stored replies without writing anything")
     args = parser.parse_args()
     made = make()
     (compare if args.check else write)(args.fixture, made)
 
 
 def equal_in(*names: str) -> Callable[..., None]:
-    """Return a function that compares these fields of each of a JSON fixture's `replies` with new replies.
+    """Return a function that compares the named fields of each reply in a JSON fixture with a new reply.
 
-    A fixture of several models has them under the model's name, which is then the third argument.
+    In a fixture for several models, the replies are stored under the model's name. The returned function takes that
+    name as its third argument.
     """
 
     def compare(fixture: Path, made: Replies, model: str = "") -> None:

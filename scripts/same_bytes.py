@@ -1,10 +1,10 @@
-"""Normalizer of source distributions: the same tree always gives the same bytes.
+"""Make source distributions reproducible, so that equal trees give equal bytes.
 
     SOURCE_DATE_EPOCH=1700000000 python -m scripts.same_bytes dist/stretto-0.2.0.tar.gz
 
-setuptools records build time and user. Members are rewritten in sorted order, all with the given date (that of the
-latest commit in `scripts/release.sh`), without an owner, and readable by all. Contents and names are unchanged. Wheels
-honour the variable anyway.
+setuptools records build time and user. The script rewrites the members in sorted order. All get the given date, no
+owner, and are readable by everyone; `scripts/release.sh` passes the date of the latest commit. Contents and names stay
+unchanged. Wheel builds already honour the variable.
 """
 
 import gzip
@@ -18,7 +18,7 @@ EPOCH = "SOURCE_DATE_EPOCH"
 
 
 def normalize(path: Path, epoch: int) -> None:
-    """Rewrite a .tar.gz in place; `epoch` is the date of all members, in seconds since 1970."""
+    """Rewrite a .tar.gz in place; all members get the date `epoch`, in seconds since 1970."""
     with tarfile.open(path) as given:
         members = {member.name: (member, _contents(given, member)) for member in given.getmembers()}
     held = io.BytesIO()
@@ -35,7 +35,7 @@ def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
-    """Return a member without its owner and its date of writing."""
+    """Return a member without its owner and with the date `epoch`."""
     plain = tarfile.TarInfo(member.name)
     plain.type, plain.linkname = member.type, member.linkname
     plain.size = member.size if member.isreg() else 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/setup.sh [embedded|docs|dev]   (default: embedded)
-# Create .venv from a lock file in requirements/ and install this package into it. `embedded` has the dependencies of
-# the server, `docs` only those of the documentation site, and `dev` both, with those of tests and training.
+# Create .venv from a lock file in requirements/ and install this package into it. `embedded` installs the server's
+# dependencies, `docs` only those of the documentation site, and `dev` both, together with those for tests and training.
 # The script can be interrupted and run again. It does nothing if the environment is complete.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ lock=requirements/$set_name.txt
 
 fail() { echo "setup: $*" >&2; exit 1; }
 
-# A set is installed if its stamp, or that of a set that contains it, matches the current lock files.
+# A set counts as installed if its stamp, or the stamp of a larger set, matches the current lock files.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
 package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py | sha256sum | cut -c1-16)
 is_installed() {
@@ -39,7 +39,7 @@ done
 [ -n "$PYTHON" ] || fail "needs Python 3.11 or 3.12 on the PATH (or in \$PYTHON)"
 [ "$(uname -m)" = x86_64 ] || fail "the embedded environment is for x86_64, this is $(uname -m); use the Dockerfile"
 
-# Triton's stubs support ASCII paths only, and libraries in them resolve links, so the real path of .venv must be ASCII.
+# Triton's stubs support only ASCII paths, and their libraries resolve links, so the real path of .venv must be ASCII.
 is_ascii() { [ -z "$(LC_ALL=C tr -d '\000-\177' <<<"$1")" ]; }
 if ! is_ascii "$PWD" && [ ! -e .venv ]; then
     place=${XDG_CACHE_HOME:-$HOME/.cache}/stretto/venv-$(sha256sum <<<"$PWD" | cut -c1-16)

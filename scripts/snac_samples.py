@@ -1,10 +1,10 @@
-"""Generate a test fixture with samples of SNAC's reference decoder.
+"""Generate a test fixture with samples from SNAC's reference decoder.
 
     python -m pip install --target snac --no-deps snac==1.2.1 einops
     SNAC_SRC=snac python -m scripts.snac_samples tests/data/snac.npz
 
-Weights follow from the tensors' names (`benchmarks/checkpoints/random_orpheus.py`). Noise blocks read a cosine of the
-position instead of random numbers.
+Weights are derived from the tensor names (`benchmarks/checkpoints/random_orpheus.py`). Noise blocks read a cosine of
+the position instead of random numbers.
 """
 
 import os
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def cosine(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
-    """Return a cosine of the position on the last axis, in place of random numbers."""
+    """Return a cosine of the position on the last axis, instead of random numbers."""
     return torch.arange(shape[-1]).cos().double().expand(shape)
 
 

@@ -3,9 +3,9 @@
 # Send all kinds of requests from many clients for the given number of minutes. Then inject faults under the same load:
 # kill and stop each process of the server, fill memory and disk, and move the clock. Check that every answer is correct
 # or an error (benchmarks/results/chaos.md).
-# Filling memory and disk needs a small /dev/shm and disk for this run only, and so a user namespace. Without one, both
-# faults are skipped with a message. The clock is moved only for the server, if there is a C compiler
-# (benchmarks/chaos/clock.c).
+# To fill memory and disk safely, this run needs a small /dev/shm and disk of its own, and therefore a user namespace.
+# Without one, both faults are skipped with a message. The clock moves only for the server, and only if there is a C
+# compiler (benchmarks/chaos/clock.c).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python

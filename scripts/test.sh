@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-# One worker more than two cores, because many tests wait for processes.
+# One more worker than the two cores, because many tests wait for processes.
 workers=(-n "${STRETTO_TEST_WORKERS:-3}" --dist loadgroup --no-loadscope-reorder)
 case "${1:-}" in
     --fast)

@@ -1,5 +1,6 @@
 # To be sourced. Passes pip's package sources on this machine to uv, which does not read pip's settings.
-# CPU torch comes from pip's find-links folder if that is configured and has it, and otherwise from PyTorch's CPU index.
+# The CPU build of torch comes from pip's find-links folder if one is configured and contains it, otherwise from
+# PyTorch's CPU index.
 pip_setting() { "${PYTHON:-python3}" -m pip config get "global.$1" 2>/dev/null || true; }
 
 links=$(pip_setting find-links)

@@ -1,18 +1,18 @@
-"""Generate a test fixture with greedy replies of ESPnet's reference VALL-E with small random weights.
+"""Generate a test fixture with greedy replies from ESPnet's reference VALL-E, with small random weights.
 
     ESPNET_SRC=espnet python -m scripts.valle_replies tests/data/valle_replies.json
 
-ESPNET_SRC is the folder that contains `espnet2/` of the wheel espnet 202412. The released code generates the first
-codebook but fails for the others, so two fixes of commit 07d20880 of https://github.com/espnet/espnet are required:
+ESPNET_SRC is the folder that contains `espnet2/` from the wheel espnet 202412. The released code generates the first
+codebook but fails for the others. It needs two fixes from commit 07d20880 of https://github.com/espnet/espnet:
 
     espnet2/speechlm/module/valle.py          take the commit's file; the released one reads a mask that its base
                                               class does not have
     espnet2/speechlm/core_lm/valle.py         in the second loop, `prev_tok` is `generated["token"][-1]`: the codes of
                                               the frames only
 
-Only `ValleLM` and its imports are run, in this environment, one reply at a time. No mask is therefore needed: every row
-attends to all others, including the end, as in training. Replies that do not end by themselves produce an error and are
-left out.
+The script runs only `ValleLM` and its imports, in this environment, one reply at a time. Therefore no mask is needed:
+every row attends to all others, including the end, as in training. Replies that do not end by themselves raise an error
+and are left out.
 """
 
 import json
@@ -32,8 +32,8 @@ from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.valle.family import PAD, SOS_EOS
 
 SOURCE = Path(os.environ.get("ESPNET_SRC", "espnet"))
-MOST = 120  # frames of a reply
-# text, frames of the voice, seed of the voice
+MOST = 120  # frames per reply
+# text, frames in the voice, seed of the voice
 CASES = (
     ("the birch canoe slid on the smooth planks", 6, 0),
     ("what do you hear?", 3, 2),
@@ -49,10 +49,10 @@ CASES = (
 
 
 class Leads:
-    """Wrapper of `logits_to_tokens` that records leads.
+    """Wrapper around `logits_to_tokens` that records leads.
 
     Attributes:
-        found: Smallest lead of a logit over the next, by codebook, at the rows that become codes.
+        found: For each codebook, the smallest margin of the best logit over the runner-up, at rows that become codes.
     """
 
     def __init__(self, choose: Callable[..., Any], num_prefix: int):
@@ -93,7 +93,7 @@ def masks() -> torch.Tensor:
 
 @torch.inference_mode()
 def replies() -> Replies:
-    """Return each case with its prefix, its codes [K][T] and their leads."""
+    """Return each case with its prefix, codes [K][T] and leads."""
     sys.path.insert(0, str(SOURCE))
     from espnet2.speechlm.core_lm import valle
     from espnet2.speechlm.core_lm.abs_core_lm import SpeechLMInferenceOptions
@@ -138,7 +138,7 @@ def replies() -> Replies:
 
 
 def write(fixture: Path, made: Replies) -> None:
-    """Write the fixture; print the number of rows and frames, and the leads, of each reply."""
+    """Write the fixture; for each reply, print the number of rows and frames, and the leads."""
     fixture.write_text(json.dumps({"replies": made}) + "\n")
     for reply in made:
         print(len(reply["prefix"]), len(reply["codes"][0]), reply["drawn_lead"], reply["filled_lead"])

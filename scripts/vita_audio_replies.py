@@ -1,11 +1,11 @@
-"""Generate a test fixture with greedy replies of VITA-Audio's reference for all its schedules.
+"""Generate a test fixture with greedy replies from VITA-Audio's reference code for all its schedules.
 
     VITA_SRC=VITA-Audio/vita_audio/models python -m scripts.vita_audio_replies tests/data/vita_audio_replies.json
 
-Requires a separate environment with transformers 4.48.3, and https://github.com/VITA-MLLM/VITA-Audio at 0abaf17. Its
-model requires flash attention 2, which needs a GPU. On the CPU a replacement applies the same causal mask, aligned to
-the lower right corner, and ignores the given mask. With any other attention the published file is wrong after the first
-multi-token step.
+The script requires a separate environment with transformers 4.48.3, and https://github.com/VITA-MLLM/VITA-Audio at
+0abaf17. The reference model requires FlashAttention 2, which needs a GPU. On the CPU, the script uses a replacement
+that applies the same causal mask, aligned to the lower right corner, and ignores the given mask. With any other
+attention, the published code is wrong after the first multi-token step.
 """
 
 import json
@@ -38,7 +38,7 @@ PENALTIES = (1.0, 1.05, 1.3)
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, scaling: float = 1.0, **_: object
 ) -> tuple[Tensor, None]:
-    """Return causal attention aligned to the lower right corner: [B, heads, n, D] over [B, kv heads, t, D]."""
+    """Apply causal attention, aligned to the lower right corner, from [B, heads, n, D] to [B, kv heads, t, D]."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     new, known = query.shape[2], key.shape[2]
@@ -71,7 +71,7 @@ def authors_model() -> Any:
 
 @torch.no_grad()
 def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) -> tuple[list[int], float]:
-    """Return the ids of a greedy reply, and the smallest lead of an id over its runner-up."""
+    """Return the ids of a greedy reply, and the smallest margin of an id over its runner-up."""
     model.generation_config.mtp_inference_mode = list(schedule)
     ids = torch.tensor([prompt])
     found = model.generate(
@@ -88,7 +88,7 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
 
 
 def replies() -> Replies:
-    """Return the fixture's replies."""
+    """Generate the replies of the fixture."""
     torch.set_default_dtype(torch.float64)
     model, made = authors_model(), []
     for name, schedule in SCHEDULES.items():

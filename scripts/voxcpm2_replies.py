@@ -1,9 +1,10 @@
-"""Generate a test fixture with replies of VoxCPM2's authors' code, with our noise, on small random releases.
+"""Generate a test fixture with replies from VoxCPM2's authors' code for small random releases, with our noise.
 
     python -m scripts.voxcpm2_replies tests/data/voxcpm2_replies.npz
 
-voxcpm 2.0.3 must be importable, with einops. librosa and torchaudio only read files there; stubs replace them.
-`torch.randn`, which draws the noise, is replaced by the engine's noise for the position of the row with the latents.
+voxcpm 2.0.3 must be importable, with einops. It uses librosa and torchaudio only to read files, so stubs replace them.
+It draws noise with `torch.randn`. The script replaces this function with the engine's noise for the position of the row
+that carries the latents.
 """
 
 import sys
@@ -32,13 +33,13 @@ MODES: dict[str, dict[str, str]] = {
     "both": {"reference_wav_path": "reference", "prompt_wav_path": "prompt", "prompt_text": PROMPT_TEXT},
 }
 NUDGE, NUM_NUDGES = 1e-6, 3
-NUM_SAMPLES = 1500  # stored at the start and at the end of the samples
-TOLERANCE = 1e-3  # of numbers that another processor computes
-LEAST_MARGIN = 1e-5  # of bottleneck values to where they round, and of the stop's logits to each other
+NUM_SAMPLES = 1500  # number of samples stored from the start and from the end
+TOLERANCE = 1e-3  # permitted difference between processors
+LEAST_MARGIN = 1e-5  # least distance of bottleneck values from rounding points, and between the two stop logits
 
 
 def import_authors() -> Any:
-    """Return the authors' module of the model."""
+    """Import and return the authors' model module."""
     from transformers import PreTrainedTokenizerFast  # before the stubs, because it looks for installed packages
 
     librosa: Any = types.ModuleType("librosa")
@@ -58,7 +59,7 @@ def import_authors() -> Any:
 
 
 class Recorder:
-    """Spies of a model's inputs and outputs during a reply, with its noise replaced and one patch nudged."""
+    """Recorder of a model's inputs and outputs during a reply, with its noise replaced and one patch nudged."""
 
     def __init__(self, model: Any, nudge: torch.Tensor | float, stops: bool):
         self.patches, self.leads = list[torch.Tensor](), list[torch.Tensor]()
@@ -69,7 +70,7 @@ class Recorder:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Replace the model's functions."""
+        """Replace the model's functions during the `with` block."""
         model, cfm = self._model, sys.modules["voxcpm.modules.locdit.unified_cfm"]
         saved = model._inference, model.feat_decoder.forward, model.stop_head.forward, torch.randn
         generate, decode, stop, _ = saved
@@ -112,7 +113,7 @@ class Recorder:
 
 
 def reply(model: Any, mode: str, nudge: torch.Tensor | float = 0.0, stops: bool = True) -> tuple[Recorder, np.ndarray]:
-    """Return the record of a reply, and its samples."""
+    """Generate a reply; return its record and its samples."""
     recorder = Recorder(model, nudge, stops)
     with recorder.installed():
         pcm = model.generate(TEXT, cfg_value=GUIDANCE, inference_timesteps=STEPS, max_len=MAX_PATCHES, **MODES[mode])
@@ -120,7 +121,7 @@ def reply(model: Any, mode: str, nudge: torch.Tensor | float = 0.0, stops: bool 
 
 
 def values(model: Any, mode: str, name: str) -> dict[str, np.ndarray]:
-    """Return the values of `tests.voxcpm2_release.Reply` for a mode."""
+    """Generate a reply in a mode; return the values of `tests.voxcpm2_release.Reply`."""
     found, pcm = reply(model, mode)
     latents = torch.stack(found.patches).flatten(1).numpy()
     text, is_audio, feat = found.rows
@@ -151,7 +152,7 @@ def values(model: Any, mode: str, name: str) -> dict[str, np.ndarray]:
 
 
 def replies() -> dict[str, Any]:
-    """Return the fixture's arrays."""
+    """Generate the arrays of the fixture."""
     torch.set_num_threads(1)
     authors = import_authors()
     fixture = dict[str, Any]()
@@ -177,9 +178,9 @@ def write(fixture: Path, made: dict[str, Any]) -> None:
 
 
 def compare(fixture: Path, made: dict[str, Any]) -> None:
-    """Raise AssertionError unless numbers equal the fixture's within `TOLERANCE`, and all else exactly.
+    """Raise AssertionError unless floats match the fixture within `TOLERANCE` and all other values match exactly.
 
-    The effect of nudges is of the order of rounding, and is not compared.
+    The effect of nudges is about as large as rounding errors, so it is not compared.
     """
     known = np.load(fixture)
     assert set(known) == set(made), sorted(set(known) ^ set(made))

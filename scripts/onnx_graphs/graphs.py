@@ -1,4 +1,4 @@
-"""Log-mel features from operators that ONNX runtimes have: real matrices instead of torch's complex FFTs."""
+"""Log-mel features from operators that ONNX runtimes support: real matrices instead of torch's complex FFTs."""
 
 import math
 
@@ -19,7 +19,7 @@ def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 class LogMel(nn.Module):
-    """Batched `codecs.tiny.codec.log_mel`: pcm [B, n] to log-mel frames [B, n // HOP, NUM_MELS]."""
+    """Batched version of `codecs.tiny.codec.log_mel`, from pcm [B, n] to log-mel frames [B, n // HOP, NUM_MELS]."""
 
     kernels: Tensor
     filters: Tensor

@@ -1,7 +1,7 @@
-"""ONNX graph of the bundled codec's decoder: `codecs.tiny` with real matrices for its Fourier transforms.
+"""ONNX graph of the bundled codec's decoder. It equals `codecs.tiny`, with Fourier transforms as real matrices.
 
-onnxruntime has no float64 convolution and no float64 erf, which the pitch needs (see `codecs.tiny.codec`).
-Convolutions are therefore sums of shifted frames, and erf is a sum of sines.
+The pitch needs float64 (see `codecs.tiny.codec`), but onnxruntime has neither a float64 convolution nor a float64 erf.
+The graph therefore computes convolutions as sums of shifted frames, and erf as a sum of sines.
 """
 
 import math
@@ -29,9 +29,9 @@ ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is
 
 
 def erf(x: Tensor) -> Tensor:
-    """Return the float64 error function, to 1e-14.
+    """Return the float64 error function with an error of at most 1e-14.
 
-    It is the Fourier series of a square wave smoothed by a Gaussian:
+    It is computed as the Fourier series of a square wave that is smoothed by a Gaussian:
 
     2 / pi * (h x + sum over n >= 1 of exp(-(n h)^2) / n * sin(2 n h x)) for |x| < pi / h - ERF_END (Salzer, 1951). The
     sum uses Clenshaw's recurrence, with one sine and one cosine for all terms.
@@ -80,7 +80,7 @@ def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
 def phase_matrix() -> Tensor:
     """Return the matrix [bins, bins] from log gains to the phase of the minimum-phase response.
 
-    It folds the cepstrum (see `filters`).
+    The matrix folds the cepstrum (see `filters`).
     """
     cepstrum = inverse_fourier(FFT_SIZE)[0]
     folded = torch.cat([cepstrum[:, :1], 2 * cepstrum[:, 1 : FFT_SIZE // 2], cepstrum[:, FFT_SIZE // 2, None]], dim=1)
@@ -88,14 +88,14 @@ def phase_matrix() -> Tensor:
 
 
 class TinyGraph(nn.Module):
-    """Decoder of a window.
+    """Decoder for a window of frames.
 
-    Its outputs are the samples of all frames, including context, and the phase after the last frame to output.
+    Its outputs are the samples of all frames, including context frames, and the phase after the last frame to output.
     """
 
     neighbours: Tensor
     phase: Tensor
-    longer: Tensor  # from the spectrum of a response to that of the zero-padded response, for the longer block
+    longer: Tensor  # maps the spectrum of a response to the spectrum of the zero-padded response, for the longer block
     span_spectrum: Tensor
     blocks: Tensor
 
@@ -115,13 +115,13 @@ class TinyGraph(nn.Module):
             self.register_buffer(name, matrix if name == "neighbours" else matrix.float())
 
     def upsample(self, frames: Tensor) -> Tensor:
-        """Interpolate frames [B, T] to samples [B, T * HOP], as `excitation.upsample`."""
+        """Interpolate frames [B, T] to samples [B, T * HOP], as `excitation.upsample` does."""
         before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
         after = torch.cat([frames[:, 1:], frames[:, -1:]], dim=1)
         return (torch.stack([before, frames, after], dim=2) @ self.neighbours.to(frames.dtype)).flatten(1)
 
     def apply_filters(self, sources: Tensor, log_gain: Tensor) -> Tensor:
-        """Apply `filters.apply_filters` with the `filters.minimum_phase` of log gains [B, C, T, bins]."""
+        """Apply `filters.apply_filters` with the minimum-phase filters of log gains [B, C, T, bins]."""
         angle, gain = log_gain @ self.phase, log_gain.exp()
         response = torch.cat([gain * angle.cos(), gain * angle.sin()], dim=-1)
         filter_real, filter_imaginary = (response @ self.longer).chunk(2, dim=-1)
@@ -142,8 +142,8 @@ class TinyGraph(nn.Module):
         Args:
             codes: Codes, [B, K, T].
             left: First frame to output, [1].
-            last: Frame after the last one to output, [1].
-            first: Position in the stream of the first frame to output, [B].
+            last: Index after the last frame to output, [1].
+            first: Stream position of the first frame to output, [B].
             state: Phase at the first frame to output, [B, 1].
 
         Returns:

@@ -3,8 +3,8 @@
     words ─► flite ─► shards ─► quantiser ─► codes ─► language model ─┐
                          └────► vocoder ────────────► codec ──────────┴─► checkpoint ─► word error rates
 
-Steps with a result are skipped, and interrupted steps continue, so the command may be repeated. It needs flite
-(`apt-get install flite`) and the extra `train`, and takes about four hours on two cores.
+Finished steps are skipped and interrupted steps continue, so the command may be repeated. It needs flite (`apt-get
+install flite`) and the extra `train`, and takes about four hours on two cores.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SEEDS = 3
 
 
 def synthesise_all(folder: Path, utterances: int) -> None:
-    """Synthesise the training sentences, without those of the test sets, in one process per worker."""
+    """Synthesise the training sentences, excluding test sentences, with one process per worker."""
     load_pronunciations(folder)
     avoid = {*domain_sentences(), *open_sentences()}
     with get_context("spawn").Pool(WORKERS) as pool:

@@ -25,7 +25,7 @@ class Batch:
         ids: Rows, int64 [B, T, 9].
         target: Stream 0 of the next row, or NO_TARGET, int64 [B, T].
         codes: Codes of the next row, or NO_TARGET, int64 [B, T, 7].
-        look: Target spans of the guided heads, int64 [B, T, 4, 2], as in `Rows`.
+        look: Spans of rows that the guided attention heads should attend to, int64 [B, T, 4, 2], as in `Rows`.
     """
 
     ids: Tensor
@@ -39,8 +39,8 @@ class Losses:
     """Losses of a batch.
 
     Attributes:
-        total: Weighted sum, used for training.
-        sums: Sum of cross-entropies and number of targets by kind: text, frame, code0 … code6, look0 … look3.
+        total: Weighted sum that is minimised in training.
+        sums: Sum of losses and number of targets for each kind: text, frame, code0 … code6, look0 … look3.
     """
 
     total: Tensor
@@ -48,7 +48,7 @@ class Losses:
 
 
 def collate(examples: Sequence[Rows]) -> Batch:
-    """Pad examples to the length of the longest, rounded up to a multiple of eight rows."""
+    """Pad examples to the longest length, rounded up to a multiple of eight rows."""
     length = -(-max(len(rows.ids) for rows in examples) // 8) * 8
     count = len(examples)
     ids = np.full((count, length, tiny.LAYOUT.num_input_streams), tiny.PAD, dtype=np.int64)
@@ -68,7 +68,7 @@ def collate(examples: Sequence[Rows]) -> Batch:
 
 
 def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> Losses:
-    """Return the losses of one batch; the total is audio + text_weight · text + guide · look."""
+    """Return the losses of a batch. The total is audio + text_weight · text + guide · guided attention."""
     scores: list[Tensor] = []
     with torch.autocast("cpu", torch.bfloat16):
         hidden = network(batch.ids, scores if guide else None)
@@ -86,7 +86,7 @@ def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> 
 
 
 def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[float, int]]) -> tuple[Tensor, Tensor, float]:
-    """Return the mean over text segments, and the sum and count over audio rows of stream 0."""
+    """Return the mean stream 0 loss over text segments, and its sum and count over audio rows."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
     frames, words = each[in_audio], each[~in_audio]
@@ -107,7 +107,7 @@ def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[float, int
 
 
 def _look_losses(scores: list[Tensor], look: Tensor, sums: dict[str, tuple[float, int]]) -> Tensor:
-    """Return the negative log of each guided head's attention to its span, averaged over rows, then over heads."""
+    """Return the negative log attention of the guided heads to their spans, averaged over rows, then heads."""
     assert len(scores) == len(GUIDED)
     column = torch.arange(look.shape[1])
     found = []

@@ -1,10 +1,10 @@
 """Assignment of a sentence's phonemes to its words.
 
-flite does not report word boundaries, and it pronounces some words differently in a sentence (`a` is ey alone, ax in
-passing). A sentence is therefore aligned with its words pronounced alone, by edit distance. Each phoneme belongs to the
-word that it is aligned with:
+flite does not report word boundaries, and it pronounces some words differently in a sentence (`a` is ey in isolation,
+but ax in a sentence). A sentence is therefore aligned, by edit distance, with its words pronounced in isolation. Each
+phoneme belongs to the word that it is aligned with:
 
-    alone      ey | b er ch              sentence   pau ax b er ch pau
+    isolated   ey | b er ch              sentence   pau ax b er ch pau
     word        0   1 1  1               word        -  0  1 1  1   -
 """
 
@@ -22,7 +22,7 @@ def _swap_cost(a: str, b: str) -> float:
 
 
 def _costs(sentence: Sequence[str], alone: Sequence[str]) -> list[list[float]]:
-    """Return `table[i][j]`, the minimal cost of changing the first j of `alone` into the first i of `sentence`."""
+    """Return `table[i][j]`, the minimal cost of turning `alone[:j]` into `sentence[:i]`."""
     table = [[float(j) for j in range(len(alone) + 1)]]
     for i, phoneme in enumerate(sentence, start=1):
         row = [float(i)]
@@ -34,11 +34,11 @@ def _costs(sentence: Sequence[str], alone: Sequence[str]) -> list[list[float]]:
 
 
 def word_of_phonemes(sentence: Sequence[str], words: Sequence[Sequence[str]]) -> list[int] | None:
-    """Return the index of the word of each phoneme, with NO_WORD for silence; None if a word has no phoneme.
+    """Return the word index of each phoneme, with NO_WORD for silence; None if a word has no phoneme.
 
     Args:
         sentence: Phonemes of the sentence.
-        words: Phonemes of each word pronounced alone, in order.
+        words: Phonemes of each word in isolation, in order.
     """
     spoken = [phoneme for phoneme in sentence if phoneme != SILENCE]
     alone = [(phoneme, index) for index, word in enumerate(words) for phoneme in word]

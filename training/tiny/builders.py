@@ -1,4 +1,4 @@
-"""Training sequences of each task, built from utterances or transcripts (see `sequences`)."""
+"""Builders of training sequences for each task, from utterances or transcripts (see `sequences`)."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
 
 
 def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, int]:
-    """Return the rows of context, phoneme text, [end_of_text] and `tail`, and the first row of the phoneme text."""
+    """Return rows for context, phoneme text, [end_of_text] and `tail`, and the index where the phoneme text starts."""
     source_ids, source = phoneme_text(transcript)
     head = [tiny.TTS, tiny.VOICES[voice], *characters(transcript.text), tiny.BEGIN_TEXT]
     first = len(head)
@@ -43,7 +43,7 @@ def g2p(transcript: Transcript, voice: str) -> Rows:
 
 
 def frame_tokens(spoken: Spoken) -> np.ndarray:
-    """Return stream 0 of each frame: the token of its phoneme, with a mark on the phoneme's first frame."""
+    """Return the stream 0 token of each frame: its phoneme, with a mark on the phoneme's first frame."""
     phonemes = np.asarray(spoken.transcript.phonemes)[spoken.phoneme_of_frame]
     continues = np.diff(spoken.phoneme_of_frame, prepend=-1) == 0
     return tiny.FIRST_FRAME_TOKEN + 2 * phonemes + continues
@@ -65,7 +65,7 @@ def tts(spoken: Spoken) -> Rows:
 
 
 def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
-    """Set the guided attention of audio rows to the text rows of their phoneme and of the next."""
+    """Set the guided attention of each audio row to the text rows of its phoneme and of the next phoneme."""
     _, source = phoneme_text(spoken.transcript)
     at = np.asarray([text + position for position, index in enumerate(source) if index >= 0])
     for frame, phoneme in enumerate(spoken.phoneme_of_frame):
@@ -87,7 +87,7 @@ def unconditional(spoken: Spoken) -> Rows:
 
 
 def _write(transcript: Transcript, head: Rows) -> Rows:
-    """Append phoneme text, [separator], characters and [end_of_reply] to `head`, which ends in [begin_text]."""
+    """Append phoneme text, [separator], characters and [end_of_reply] to `head`, which ends with [begin_text]."""
     source_ids, source = phoneme_text(transcript)
     first = len(head.ids)
     tail = blank([*source_ids, tiny.SEPARATOR, *characters(transcript.text), tiny.END_OF_REPLY])
@@ -113,7 +113,7 @@ def spell(transcript: Transcript) -> Rows:
 
 
 def audio_prompt(codes: np.ndarray) -> np.ndarray:
-    """Return the rows int64 [T + 9, 9] of an audio prompt: codes [T, 7] delayed, with frames numbered from 1."""
+    """Return the rows of an audio prompt, int64 [T + 9, 9]: delayed codes [T, 7], with frames numbered from 1."""
     count = len(codes) + MAX_DELAY
     ids = blank([tiny.PAD] * count).ids
     ids[:, FIRST_CODEC:LAST_CODEC] = codec_rows(codes, count)
@@ -124,8 +124,8 @@ def audio_prompt(codes: np.ndarray) -> np.ndarray:
 def asr(spoken: Spoken) -> Rows:
     """Return a sequence from audio to phoneme text and then characters.
 
-    The target of each audio row whose frame is complete is that frame's token. This is used only in training: it makes
-    the network recognise phonemes while it reads audio.
+    Each audio row that completes a frame has this frame's token as its target. Only training uses these targets: they
+    make the network recognise phonemes while it reads audio.
     """
     frames = len(spoken.codes)
     head = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (frames + MAX_DELAY), tiny.BEGIN_TEXT])

@@ -17,7 +17,7 @@ HOP_MS = 1000 * HOP / SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance, cut to T mel frames that fill whole codec frames.
+    """An utterance, cut to T mel frames so that all codec frames are complete.
 
     Attributes:
         pcm: Samples, float32 [T * HOP].
@@ -32,7 +32,7 @@ class Clip:
 
 def read_pitch(pcm: np.ndarray, frames: int) -> Tensor:
     """Return the pitch in Hz at the middle of each mel frame, 0 if unvoiced (WORLD's DIO and StoneMask)."""
-    import pyworld  # dependency of training only
+    import pyworld  # only training depends on it
 
     wave = pcm.astype(np.float64)
     coarse, times = pyworld.dio(wave, SAMPLE_RATE, f0_floor=60, f0_ceil=400, frame_period=HOP_MS / 2)
@@ -50,7 +50,7 @@ def make_clip(utterance: Utterance) -> Clip:
 
 
 def load_clips(data: Path, cache: Path, num_shards: int) -> list[Clip]:
-    """Return the clips of the first shards; those of each shard are computed once and stored in `cache`."""
+    """Return the clips of the first shards; each shard's clips are computed once and stored in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     clips: list[Clip] = []
     for shard in sorted(data.glob("shard_*.pt"))[:num_shards]:
@@ -65,7 +65,7 @@ def load_clips(data: Path, cache: Path, num_shards: int) -> list[Clip]:
 
 
 def load_quantiser(path: Path) -> ResidualVQ:
-    """Return the residual quantiser that `fit_codec` fitted."""
+    """Load the residual quantiser that `fit_codec` has fitted."""
     tables = torch.load(path)
     books = tables["cb"]
     quantiser = ResidualVQ(tables["mu"].shape[0], tables["P"].shape[1], books.shape[0], books.shape[1])
@@ -74,7 +74,7 @@ def load_quantiser(path: Path) -> ResidualVQ:
 
 
 def quantise(quantiser: ResidualVQ, mel: Tensor, num_codebooks: int) -> Tensor:
-    """Return mel frames [T, NUM_MELS] as reconstructed from the first codebooks."""
+    """Quantise mel frames [T, NUM_MELS] with the first codebooks and return the reconstruction."""
     codes = quantiser.encode(mel.reshape(-1, MEL_FRAMES * NUM_MELS)).T[:num_codebooks]
     return quantiser.decode(codes[None])[0].float().reshape(-1, NUM_MELS)
 
@@ -108,7 +108,7 @@ def draw_batch(clips: list[Clip], mels: list[list[Tensor]], rng: random.Random, 
     """Return random segments of whole codec frames.
 
     Args:
-        mels: Variants of the mel frames of each clip, of which one is chosen at random.
+        mels: For each clip, variants of its mel frames; one is chosen at random.
         size: Number of segments.
     """
     parts: list[tuple[Tensor, ...]] = []

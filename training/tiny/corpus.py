@@ -16,10 +16,9 @@ from training.tiny.words import load_words
 Item = TypeVar("Item")
 
 BUCKET = 240  # number of utterances that are sorted by length together
-MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # because frames of an audio prompt are numbered up to 255
-CONTEXTUAL = (
-    150  # number of most frequent words that are learned only from sentences, because they sound different alone
-)
+MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered up to 255
+# Number of most frequent words that are learned only from sentences, because they sound different in isolation.
+CONTEXTUAL = 150
 
 
 def write_encoded(path: Path, utterances: list[Spoken]) -> None:
@@ -30,13 +29,13 @@ def write_encoded(path: Path, utterances: list[Spoken]) -> None:
 
 
 def read_encoded(path: Path) -> list[Spoken]:
-    """Return the utterances in a file of `write_encoded`."""
+    """Return the utterances in a file that `write_encoded` wrote."""
     records = torch.load(path, weights_only=False)
     return [Spoken(**{**record, "transcript": Transcript(**record["transcript"])}) for record in records]
 
 
 class Corpus:
-    """Encoded utterances of a folder; `refresh` adds files that have been written since."""
+    """Encoded utterances in a folder; `refresh` adds newly written files."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -50,7 +49,10 @@ class Corpus:
                 self.utterances += read_encoded(path)
 
     def batches(self, rows: int, rng: random.Random, max_frames: int = 1 << 20) -> Iterator[list[Spoken]]:
-        """Yield endless batches of similar length with at most `rows` rows; each epoch has every utterance once."""
+        """Yield batches of utterances of similar length forever, with at most `rows` rows each.
+
+        Each epoch contains every utterance once.
+        """
         while True:
             self.refresh()
             pool = [utterance for utterance in self.utterances if len(utterance.codes) <= max_frames]
@@ -62,13 +64,13 @@ class Corpus:
 
 
 def num_rows(utterance: Spoken) -> int:
-    """Return the number of rows of a sequence, without spaces between words."""
+    """Return the number of rows in a sequence, not counting spaces between words."""
     transcript = utterance.transcript
     return len(utterance.codes) + len(transcript.phonemes) + len(transcript.text) + MAX_DELAY
 
 
 def cut(items: list[Item], num_rows: Callable[[Item], int], rows: int) -> list[list[Item]]:
-    """Sort by length and cut into batches with a padded size of at most `rows`, or with a single item."""
+    """Sort items by length and cut them into batches of at most `rows` padded rows; a longer item is on its own."""
     batches: list[list[Item]] = [[]]
     for item in sorted(items, key=num_rows):
         if batches[-1] and (len(batches[-1]) + 1) * num_rows(item) > rows:

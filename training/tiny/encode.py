@@ -13,7 +13,7 @@ from training.tiny.synthesise import Utterance, read_shard
 
 
 def encode_one(utterance: Utterance, quantiser: ResidualVQ) -> Spoken | None:
-    """Return the utterance with its codes; None if it has more phonemes than frames."""
+    """Return the utterance with its codes, or None if it has more phonemes than frames."""
     codes = quantiser.encode(stacked_mel(utterance)).numpy().astype(np.uint8)
     return encode_utterance(utterance, codes)
 

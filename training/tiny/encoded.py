@@ -1,4 +1,4 @@
-"""Utterances with text, phonemes, words and the codes of each frame."""
+"""Utterances with text, phonemes, words, and codes for each frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Transcript:
     Attributes:
         text: Normalised text.
         phonemes: Indices into PHONEMES.
-        words: Index of the word of each phoneme; -1 for silence.
+        words: Word index of each phoneme; -1 for silence.
     """
 
     text: str
@@ -43,15 +43,15 @@ class Spoken:
 
 
 def frame_starts(ends_s: Sequence[float], num_frames: int, frame_rate: float = FRAME_RATE) -> list[int]:
-    """Return the first frame of each phoneme, strictly increasing from 0, so that each phoneme has a frame.
+    """Return the first frame of each phoneme; the frames strictly increase from 0, so each phoneme has a frame.
 
-    The frames are the nearest to the true start times by least squares (isotonic regression with pooling).
+    They are the least-squares fit to the true start times (isotonic regression with pooling).
     """
     count = len(ends_s)
     assert count <= num_frames, (count, num_frames)
     pools: list[tuple[float, int]] = []
     for index, start_s in enumerate([0.0, *ends_s[:-1]]):
-        pools.append((start_s * frame_rate - index, 1))  # a start minus its index may stay equal but never decrease
+        pools.append((start_s * frame_rate - index, 1))  # start minus index may stay equal but must not decrease
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (b, nb), (a, na) = pools.pop(), pools.pop()
             pools.append(((a * na + b * nb) / (na + nb), na + nb))
@@ -61,7 +61,7 @@ def frame_starts(ends_s: Sequence[float], num_frames: int, frame_rate: float = F
 
 
 def phoneme_of_frames(starts: Sequence[int], num_frames: int) -> np.ndarray:
-    """Return the index of the phoneme of each frame, int64 [T]."""
+    """Return the phoneme index of each frame, int64 [T]."""
     return np.searchsorted(np.asarray(starts), np.arange(num_frames), side="right") - 1
 
 

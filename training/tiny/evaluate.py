@@ -1,6 +1,6 @@
 """Evaluate an exported checkpoint on the test sets: python -m training.tiny.evaluate --folder DIR --checkpoint DIR
 
-Appends one JSON line per result to `wer.jsonl` in the folder. Existing results are not measured again.
+The command appends one JSON line per result to `wer.jsonl` in the folder. Existing results are not measured again.
 """
 
 import argparse
@@ -28,21 +28,21 @@ BATCH = 30
 
 
 def resynthesise(codec: Codec, codes: np.ndarray) -> np.ndarray:
-    """Return the samples [n] of codes [T, K], decoded in one window."""
+    """Decode codes [T, K] in a single window and return the samples [n]."""
     whole = torch.from_numpy(codes.T.astype(np.int64))[None]
     pcm, _ = codec.decode(Window(whole, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1)))
     return pcm[0].numpy()
 
 
 def error_rate(references: list[list], found: list[list]) -> float:
-    """Return the edit errors in percent of the references' length."""
+    """Return the number of edit errors in percent of the references' total length."""
     errors = sum(word_errors(reference, other) for reference, other in zip(references, found, strict=True))
     return 100 * errors / sum(map(len, references))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement: its quantity, test set, voice and settings."""
+    """Quantity, test set, voice and settings of a measurement."""
 
     what: str
     test_set: str
@@ -55,7 +55,7 @@ class Figure:
 
 
 class Evaluation:
-    """Evaluation on one test set in one voice; each method measures one quantity."""
+    """Evaluation on a test set in one voice; each method measures one quantity."""
 
     def __init__(self, folder: Path, checkpoint: Path, test_set: str, voice: str):
         self.test_set, self.voice = test_set, voice
@@ -88,7 +88,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def phonemes(self) -> tuple[float, None]:
-        """Return the error rate of the generated phoneme text against flite's, including spaces."""
+        """Return the error rate of the generated phoneme text against flite's phonemes, including spaces."""
         wanted = [phoneme_text(utterance.transcript)[0] for utterance in self._encoded]
         prompts = [text_prompt(text, self.voice) for text in self.texts]
         return error_rate(
@@ -114,7 +114,7 @@ class Evaluation:
 
 
 def plan(scales: list[float], seeds: int, test_set: str, voice: str) -> dict[Figure, Callable]:
-    """Return the measurements for one test set in one voice."""
+    """Return the measurements to make for one test set in one voice."""
     simple = {
         Figure(what, test_set, voice): getattr(Evaluation, what)
         for what in ("original", "codec", "phonemes", "transcription")

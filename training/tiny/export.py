@@ -1,4 +1,4 @@
-"""Export of a training checkpoint as the directory that the engine loads: Hugging Face's Qwen3 names, float16."""
+"""Export of a training checkpoint to the directory that the engine loads: Hugging Face's Qwen3 names, float16."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE = "model.safetensors", "config.json",
 
 
 def checkpoint_config(config: NetworkConfig) -> dict[str, Any]:
-    """Return `config.json`: a Qwen3 configuration with this project's architecture and the family's name."""
+    """Return the contents of `config.json`: a Qwen3 configuration with our architecture and the family's name."""
     return {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -53,7 +53,7 @@ def export(checkpoint: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.half().contiguous() for name, weight in saved["network"].items()}
     (out / WEIGHTS_FILE).write_bytes(save(weights, metadata={"format": "pt"}))
-    # Without an index, vLLM would also load the codec's weights from the same folder.
+    # Without an index, vLLM would also load the codec's weights, which are in the same folder.
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, WEIGHTS_FILE)}
     (out / f"{WEIGHTS_FILE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     config = checkpoint_config(NetworkConfig(**saved["config"]))
@@ -63,7 +63,7 @@ def export(checkpoint: Path, out: Path) -> None:
 
 
 def load_exported(directory: Path) -> Network:
-    """Return the network of an exported directory, its float16 weights converted to float32."""
+    """Load the network from an exported directory; its float16 weights are converted to float32."""
     record = json.loads((directory / CONFIG_FILE).read_text())
     names = NetworkConfig.__dataclass_fields__
     network = Network(NetworkConfig(**{name: record[name] for name in names}))

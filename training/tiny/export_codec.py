@@ -1,6 +1,6 @@
 """Write the codec's files: python -m training.tiny.export_codec --vocoder FILE --rvq FILE --out DIR
 
-`codec.json` has the sizes. `codec.safetensors` has the weights in float16, those of the pitch trunk in float32.
+`codec.json` has the sizes. `codec.safetensors` has the weights in float16, except that the pitch trunk is in float32.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from stretto.codecs.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
 from training.tiny.clips import MEL_FRAMES, load_quantiser
 
-PRECISE = "vocoder.pitch_trunk."  # its error is integrated over the utterance
+PRECISE = "vocoder.pitch_trunk."  # errors in the pitch add up over the utterance
 
 
 def export(vocoder_file: Path, quantiser_file: Path, out: Path) -> None:
@@ -34,7 +34,7 @@ def export(vocoder_file: Path, quantiser_file: Path, out: Path) -> None:
     save_file(
         {n: (t if n.startswith(PRECISE) else t.half()).contiguous() for n, t in tensors.items()}, out / WEIGHTS_FILE
     )
-    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes it readable only by the owner
+    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes the file readable only by its owner
 
 
 if __name__ == "__main__":

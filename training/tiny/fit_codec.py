@@ -1,7 +1,7 @@
-"""Fit of the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
+"""Fitting of the codec's residual quantiser: principal components of stacked log-mel frames, then k-means per codebook.
 
-The quantiser has seven codebooks of 256 entries for 4 mel frames (40 ms), so 25 frames per second. Fitting takes well
-under a minute on one core.
+The quantiser has seven codebooks of 256 entries. Each of its frames covers 4 mel frames (40 ms), which gives 25 frames
+per second. Fitting takes well under a minute on one core.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ NUM_SHARDS = 10
 
 
 def stacked_mel(utterance: Utterance) -> Tensor:
-    """Return log-mel frames in groups of four, [T, 4 * NUM_MELS]; the last frame is repeated to fill a group."""
+    """Return log-mel frames in groups of four, [T, 4 * NUM_MELS]; the last frame is repeated to fill its group."""
     mel = log_mel(utterance.pcm.float() / 32768)
     missing = -len(mel) % MEL_FRAMES
     return torch.cat([mel, mel[-1:].expand(missing, -1)]).reshape(-1, MEL_FRAMES * NUM_MELS)
@@ -35,7 +35,7 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def k_means(points: Tensor, size: int, iterations: int) -> Tensor:
-    """Return centres [size, D]; a centre without points restarts at a random point."""
+    """Return k-means centres [size, D]; a centre without points restarts at a random point."""
     centres = points[torch.randperm(len(points))[:size]].clone()
     for _ in range(iterations):
         owner = nearest(points, centres)
@@ -47,12 +47,12 @@ def k_means(points: Tensor, size: int, iterations: int) -> Tensor:
 
 
 def fit(frames: Tensor) -> dict[str, Tensor | int]:
-    """Return the tables for stacked frames [N, 256]: mean `mu`, basis `P` [256, D], codebooks `cb` [K, V, D]."""
+    """Fit stacked frames [N, 256]; return the mean `mu`, the basis `P` [256, D] and codebooks `cb` [K, V, D]."""
     if len(frames) > MAX_FRAMES:
         frames = frames[torch.randperm(len(frames))[:MAX_FRAMES]]
     mean = frames.mean(0)
     centred = frames - mean
-    # not whitened: the distance between two projections is the distance between their log-mel frames
+    # not whitened, so that distances between projections equal distances between log-mel frames
     basis = torch.linalg.svd(centred.T @ centred / len(centred)).U[:, :RANK]
     residual = centred @ basis
     codebooks = []

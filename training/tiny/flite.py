@@ -1,4 +1,4 @@
-"""Calls of the flite program (Debian package `flite`): pronunciations, and speech with exact phoneme times."""
+"""Calls to the program flite (Debian package `flite`): pronunciations, and speech with exact phoneme times."""
 
 import subprocess
 import tempfile
@@ -14,11 +14,11 @@ PRONOUNCING_VOICE = "kal"  # the fastest voice; all have the same lexicon and le
 
 @dataclass(frozen=True)
 class Speech:
-    """Output of flite.
+    """Speech that flite has synthesised.
 
     Attributes:
         phonemes: Phonemes.
-        ends: End of each phoneme in seconds.
+        ends: End time of each phoneme in seconds.
         pcm: Samples at 16 kHz, int16 [n].
     """
 
@@ -33,7 +33,7 @@ def _run(arguments: list[str]) -> list[str]:
 
 
 def pronounce(words: list[str], batch: int = 500) -> dict[str, tuple[str, ...]]:
-    """Return each word's phonemes without silence; words that flite splits are left out."""
+    """Return each word's phonemes, excluding silence; words that flite splits are left out."""
     said: dict[str, tuple[str, ...]] = {}
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "words.txt"
@@ -52,7 +52,11 @@ def pronounce(words: list[str], batch: int = 500) -> dict[str, tuple[str, ...]]:
 
 
 def speak(text: str, voice: str, wav: Path) -> Speech | None:
-    """Synthesise `text` in `voice`, with `wav` as scratch file; return None if flite splits it into utterances."""
+    """Synthesise `text` in `voice`, with `wav` as a scratch file.
+
+    Returns:
+        The speech, or None if flite splits the text into several utterances.
+    """
     lines = _run(["-voice", voice, "-psdur", "-t", text, "-o", str(wav)])
     if len(lines) != 1:
         return None

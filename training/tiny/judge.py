@@ -1,7 +1,9 @@
-"""Word error rate by pocketsphinx, a recogniser that was trained neither on the voices nor on the model.
+"""Word error rates measured with pocketsphinx, a recogniser that was trained neither on the voices nor on the model.
 
-domain   bigram grammar of the domain's words, counted on templated sentences
-open     uniform loop over about 900 words
+Each test set has its own grammar:
+
+    domain   bigrams over the domain's words, counted on templated sentences
+    open     uniform loop over about 900 words
 """
 
 import math
@@ -24,7 +26,7 @@ DISCOUNT = 0.5
 
 
 def word_errors(reference: list[str], heard: list[str]) -> int:
-    """Return the minimal number of substitutions, insertions and deletions that change one list into the other."""
+    """Return the minimal number of substitutions, insertions and deletions between two lists."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(reference, start=1):
         above, row = row, [i]
@@ -34,7 +36,7 @@ def word_errors(reference: list[str], heard: list[str]) -> int:
 
 
 def uniform_grammar(words: list[str]) -> str:
-    """Return an ARPA unigram model with equal probabilities of all words and of the end."""
+    """Return an ARPA unigram model with equal probabilities for all words and for the end."""
     share = math.log10(1 / (len(words) + 1))
     lines = [f"{share:.4f} {word}" for word in words]
     head = f"\\data\\\nngram 1={len(words) + 2}\n\n\\1-grams:\n-99 <s> 0\n{share:.4f} </s>\n"
@@ -42,7 +44,7 @@ def uniform_grammar(words: list[str]) -> str:
 
 
 def bigram_grammar(sentences: list[list[str]], words: list[str]) -> str:
-    """Return an ARPA bigram model with absolute discounting; words without a count get a count of one."""
+    """Return an ARPA bigram model with absolute discounting; words that do not occur count as occurring once."""
     pairs: Counter[tuple[str, str]] = Counter()
     for sentence in sentences:
         pairs.update(zip(["<s>", *sentence], [*sentence, "</s>"], strict=True))
@@ -76,7 +78,7 @@ def _write(path: Path, text: str) -> None:
 
 
 class Judge:
-    """Recogniser of one test set, `domain` or `open`; its grammar is stored in `folder`."""
+    """Recogniser for a test set, `domain` or `open`; its grammar is stored in `folder`."""
 
     def __init__(self, kind: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,10 @@ class Judge:
         )
 
     def hear(self, pcm: np.ndarray) -> list[str]:
-        """Recognise the words in samples at 16 kHz, float [n], with normalised loudness and silence at both ends."""
+        """Recognise the words in samples at 16 kHz, float [n].
+
+        Loudness is normalised first, and silence is added at both ends.
+        """
         padded = np.concatenate([np.zeros(1600), pcm, np.zeros(3200)])
         padded = padded + np.random.RandomState(0).randn(len(padded)) * 1e-4
         scaled = np.clip(padded * (0.6 / max(np.abs(padded).max(), 1e-3)), -1, 1) * 32767
@@ -107,7 +112,7 @@ class Judge:
         return heard.hypstr.split() if heard else []
 
     def rate(self, texts: list[str], recordings: list[np.ndarray]) -> float:
-        """Return the word error rate of a whole set in percent."""
+        """Return the word error rate over a whole set in percent."""
         errors = count = 0
         for text, pcm in zip(texts, recordings, strict=True):
             reference = spelled_words(text)

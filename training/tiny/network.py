@@ -1,7 +1,8 @@
-"""Language model: a Qwen3 decoder that computes like Hugging Face's `Qwen3Model`, with the same weight names.
+"""Language model: a Qwen3 decoder that computes what Hugging Face's `Qwen3Model` does, with the same weight names.
 
-One table embeds all streams, and a row is the sum of its streams' vectors. Training also needs the attention scores of
-the guided heads, and heads that are applied only to trained rows; the published module has neither.
+A single table embeds all streams, and a row's embedding is the sum of its streams' vectors. Training also needs the
+attention scores of the guided heads, and output heads that run only on rows with targets. The Hugging Face module
+offers neither.
 """
 
 import math
@@ -19,7 +20,7 @@ GUIDED = {1: (0, 1), 2: (2, 3)}  # layer -> its guided heads, in the order of `s
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes, with the names of Hugging Face's Qwen3Config."""
+    """Sizes of the network, named as in Hugging Face's Qwen3Config."""
 
     hidden_size: int = 256
     num_hidden_layers: int = 5
@@ -32,7 +33,7 @@ class NetworkConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, epsilon 1e-6."""
+    """Root-mean-square norm with epsilon 1e-6."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -43,7 +44,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary position embedding, with halves paired like Hugging Face's `rotate_half`."""
+    """Apply the rotary position embedding; halves are paired as in Hugging Face's `rotate_half`."""
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
@@ -67,8 +68,8 @@ class Pass:
     """Data shared by the layers of one forward pass.
 
     Attributes:
-        mask: Added to the attention scores, [T, T] or [B, 1, T, S]; minus infinity forbids attention.
-        scores: Attention scores of the guided heads, [B, 2, T, T], collected in the pass.
+        mask: Values added to the attention scores, [T, T] or [B, 1, T, S]; minus infinity forbids attention.
+        scores: Attention scores of the guided heads, [B, 2, T, T], collected during the pass.
     """
 
     cos: Tensor
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.config.head_dim))
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
-        weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])  # one product instead of three
+        weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])  # one product, not three
         sizes = [p.weight.shape[0] for p in (self.q_proj, self.k_proj, self.v_proj)]
         q, k, v = (self._heads(part) for part in F.linear(x, weight).split(sizes, -1))
         q = rotate(self.q_norm(q).transpose(1, 2), shared.cos, shared.sin)
@@ -108,7 +109,7 @@ class Attention(nn.Module):
             shared.scores.append(self._scores(q, k))
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        # explicit, because it is 2.6 times faster in bfloat16 than the fused operator on a CPU without matrix units
+        # explicit, because in bfloat16 on a CPU without matrix units it is 2.6 times as fast as the fused operator
         weights = (q @ k.transpose(2, 3) / math.sqrt(self.config.head_dim) + shared.mask).softmax(-1)
         return self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
 
@@ -159,7 +160,7 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed rows [B, T, 9] as vectors [B, T, H], summed over streams; padding adds nothing except on stream 0."""
+        """Embed rows [B, T, 9] as vectors [B, T, H], summed over streams; padding counts only on stream 0."""
         batch, length, streams = ids.shape
         table = self.embed_tokens.weight
         summed = F.embedding_bag(ids.view(-1, streams), table, mode="sum", padding_idx=tiny.PAD)
@@ -180,7 +181,7 @@ class Trunk(nn.Module):
 
 
 class Network(nn.Module):
-    """Trunk, and a head over all ids; ids that are never predicted have zero rows in the head."""
+    """Trunk with a head over all ids. Ids that are never predicted have zero rows in the head."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -199,7 +200,7 @@ class Network(nn.Module):
                 self.model.embed_tokens.weight[base : base + 256] = _ordinal_vectors(config.hidden_size)
 
     def forward(self, ids: Tensor, scores: list[Tensor] | None = None) -> Tensor:
-        """Return the hidden states [B, T, H] of whole sequences from position 0."""
+        """Return the hidden states [B, T, H] of complete sequences, starting at position 0."""
         cos, sin = self.model.angles(torch.arange(ids.shape[1]))
         vectors = self.model.embed(ids)
         mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
@@ -217,7 +218,7 @@ class Network(nn.Module):
 
 
 def _ordinal_vectors(size: int) -> Tensor:
-    """Return sines and cosines [256, size] with wavelengths of 3 to 240, distinct for neighbouring ordinals."""
+    """Return sines and cosines [256, size] with wavelengths from 3 to 240, which differ between adjacent ordinals."""
     ordinal = torch.arange(256)[:, None].float()
     rates = 2 * math.pi / (3.0 * 80 ** (torch.arange(size // 2) / (size // 2 - 1)))
     return 0.03 * torch.cat([(ordinal * rates).sin(), (ordinal * rates).cos()], 1)

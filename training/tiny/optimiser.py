@@ -1,6 +1,6 @@
-"""Muon for the matrices of the layers, AdamW for the table, the head and the norms.
+"""Optimiser: Muon for the layers' matrices, and AdamW for the embedding table, the head and the norms.
 
-Muon (Jordan et al. 2024) replaces the momentum of each matrix by the nearest orthogonal matrix, computed by five
+Muon (Jordan et al. 2024) replaces each matrix's momentum with the nearest orthogonal matrix, which is computed by five
 Newton-Schulz iterations with the published coefficients.
 """
 
@@ -19,7 +19,7 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return the approximately nearest (semi-)orthogonal matrices to [N, rows, columns], in bfloat16."""
+    """Return approximations of the (semi-)orthogonal matrices nearest to [N, rows, columns], in bfloat16."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -33,7 +33,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 @torch.no_grad()
 def clip(parameters: Sequence[Tensor]) -> float:
-    """Scale all gradients to a joint norm of at most 1, and return the previous norm."""
+    """Scale all gradients to a joint norm of at most 1; return the norm before scaling."""
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
     norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
     for gradient in gradients:
@@ -42,7 +42,7 @@ def clip(parameters: Sequence[Tensor]) -> float:
 
 
 class Optimiser:
-    """Both optimisers under one learning-rate scale in [0, 1]."""
+    """Both optimisers with a common learning-rate scale in [0, 1]."""
 
     def __init__(self, network: Network):
         self._matrices = [weight for weight in network.model.layers.parameters() if weight.dim() == 2]
@@ -59,7 +59,7 @@ class Optimiser:
             weight.grad = None
 
     def step(self, scale: float) -> float:
-        """Make one update at `scale` times the full rates; return the gradient's norm before it was clipped to 1."""
+        """Make one update at `scale` times the full rates; return the gradient norm before clipping."""
         norm = clip(self._parameters)
         for group in self._adam.param_groups:
             group["lr"] = ADAM_RATE * scale

@@ -1,4 +1,4 @@
-"""Print `wer.jsonl` as the tables of docs/bundled_model.md: python -m training.tiny.report FILE"""
+"""Print `wer.jsonl` as the table for docs/bundled_model.md: python -m training.tiny.report FILE"""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[st
 
 
 def cell(values: list[float]) -> str:
-    """Return the mean, followed by the single values if there are several."""
+    """Return the mean, followed by the individual values if there are several."""
     if not values:
         return ""
     mean = f"{sum(values) / len(values):.1f}"

@@ -1,4 +1,4 @@
-"""Write the samples of docs/: python -m training.tiny.samples --checkpoint DIR --out DIR"""
+"""Write the audio samples for docs/: python -m training.tiny.samples --checkpoint DIR --out DIR"""
 
 import argparse
 from dataclasses import replace
@@ -26,7 +26,7 @@ UNGUIDED = "birch_canoe"
 
 
 def write_samples(checkpoint: Path, out: Path) -> None:
-    """Write each sentence in both voices, and one of them also without guidance."""
+    """Write each sentence in both voices, and one sentence also without guidance."""
     network, codec = load_exported(checkpoint), load_codec("tiny", checkpoint)
     out.mkdir(parents=True, exist_ok=True)
 

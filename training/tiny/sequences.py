@@ -1,11 +1,11 @@
-"""Training sequences: the rows as the engine feeds them at run time, their targets and the guided attention.
+"""Training sequences: rows as the engine feeds them at run time, with targets and spans for guided attention.
 
     tts    [tts][voice] c a t [begin_text] pau k ae t pau [end_of_text] [begin_audio] audio rows …
-    g2p    the same, cut after [end_of_text]
+    g2p    as tts, but cut after [end_of_text]
     asr    [asr][begin_audio] audio rows [begin_text] pau k ae t pau [separator] c a t [end_of_reply]
-    spell  the same without audio rows
+    spell  as asr, but without audio rows
 
-`look` has the spans of earlier rows that guided attention heads are trained to attend to. It is used only in training.
+`look` has the spans of earlier rows that guided attention heads are trained to attend to. Only training uses it.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MAX_DELAY = tiny.LAYOUT.max_delay
 
 
 class Head(IntEnum):
-    """The guided heads, each with the rows that it attends to."""
+    """Guided attention heads, with the rows that each is trained to attend to."""
 
     NEXT_PHONEME = 0  # audio row -> text row of the phoneme after the one being spoken
     THIS_PHONEME = 1  # audio row -> text row of the phoneme being spoken
@@ -44,7 +44,7 @@ class Rows:
         ids: Token ids, int64 [R, 9].
         target: Stream 0 of the next row, or NO_TARGET, int64 [R].
         speaks: True if the codec streams of the next row are targets, bool [R].
-        look: Span of rows for each Head, int64 [R, 4, 2]; empty if both ends are equal.
+        look: Span of rows that each Head should attend to, int64 [R, 4, 2]; empty if both ends are equal.
     """
 
     ids: np.ndarray
@@ -54,7 +54,7 @@ class Rows:
 
 
 def blank(stream_0: Sequence[int]) -> Rows:
-    """Return rows with these ids on stream 0, without targets and guided attention."""
+    """Return rows with these ids on stream 0 and with neither targets nor guided attention."""
     rows = len(stream_0)
     ids = np.full((rows, STREAMS), tiny.PAD, dtype=np.int64)
     ids[:, 0] = stream_0
@@ -67,7 +67,7 @@ def blank(stream_0: Sequence[int]) -> Rows:
 
 
 def letter_spans(text: str) -> list[tuple[int, int]]:
-    """Return the letters of each word as [first, last) in the text, without punctuation."""
+    """Return the span [first, last) of each word's letters in the text, excluding punctuation."""
     spans, start = [], 0
     for piece in text.split(" "):
         stripped = piece.strip(",.?")
@@ -79,7 +79,7 @@ def letter_spans(text: str) -> list[tuple[int, int]]:
 
 
 def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
-    """Return the text segment's ids, and the index of each id's phoneme in the transcript, -1 for a space."""
+    """Return the ids of the text segment, and each id's phoneme index in the transcript; -1 for a space."""
     ids: list[int] = []
     source: list[int] = []
     word = 0
@@ -94,14 +94,14 @@ def phoneme_text(transcript: Transcript) -> tuple[list[int], list[int]]:
 
 
 def _diagonal(position: int, count: int, span: tuple[int, int]) -> tuple[int, int]:
-    """Return the part of `span` opposite item `position` of `count`, extended by 1.5 on each side."""
+    """Return the part of `span` that lies at the relative place of item `position` of `count`, ± 1.5 items."""
     first, last = span
     centre = first + (position + 0.5) / count * (last - first)
     return max(first, floor(centre - 1.5)), min(last, ceil(centre + 1.5))
 
 
 def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """Return the phonemes of each word as [first, last)."""
+    """Return the span [first, last) of each word's phonemes."""
     spans: dict[int, tuple[int, int]] = {}
     for index, word in enumerate(words):
         if word >= 0:
@@ -110,9 +110,10 @@ def _phoneme_spans(words: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the source characters of each id of the phoneme text as [first, last) in the text; may be empty.
+    """For each id of the phoneme text, return the span [first, last) of its source characters; may be empty.
 
-    A space comes from the space before its word, and a silence from the character after the previous word.
+    The source of a space is the space before the word. The source of a silence is the character after the previous
+    word.
     """
     letters = letter_spans(transcript.text)
     spans = _phoneme_spans(transcript.words)
@@ -131,7 +132,7 @@ def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the ids of the phoneme text for each character of the text, as a span that may be empty."""
+    """For each character of the text, return the span of its ids in the phoneme text; may be empty."""
     at = {index: position for position, index in enumerate(source) if index >= 0}
     spans = _phoneme_spans(transcript.words)
     found = [(0, 0)] * len(transcript.text)
@@ -145,7 +146,7 @@ def phonemes_of_letters(transcript: Transcript, source: Sequence[int]) -> list[t
 
 
 def number_phonemes(rows: Rows, first: int, source: Sequence[int]) -> None:
-    """Number the phonemes of the text that starts at row `first`, from 1, on the index stream."""
+    """Write phoneme numbers, from 1 on, to the index stream of the phoneme text that starts at row `first`."""
     for position, index in enumerate(source):
         if index >= 0:
             rows.ids[first + position, INDEX] = tiny.PHONEME_INDEX_BASE + index + 1
@@ -162,7 +163,7 @@ def characters(text: str) -> list[int]:
 
 
 def codec_rows(codes: np.ndarray, rows: int) -> np.ndarray:
-    """Return delayed streams [rows, 7] of codes [T, 7]: stream k of row j has frame j - delays[k], or padding."""
+    """Return codes [T, 7] as delayed streams [rows, 7]; stream k of row j has frame j - delays[k], or padding."""
     frames, streams = codes.shape
     delayed = np.full((rows, streams), tiny.PAD, dtype=np.int64)
     for k in range(streams):

@@ -1,4 +1,4 @@
-"""Batched generation in plain torch: sequences that grow row by row with a key-value cache."""
+"""Batched generation in plain torch, for sequences that grow row by row with a key-value cache."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from training.tiny.network import KeyValues, Network, Pass
 
 
 class Session:
-    """B prompts, padded on the left and masked; `hidden` [B, H] is the hidden state of the last row."""
+    """Batch of B prompts, padded on the left and masked. `hidden` [B, H] is the hidden state of the last row."""
 
     def __init__(self, network: Network, prompts: list[np.ndarray]):
         self._network = network
@@ -23,7 +23,7 @@ class Session:
         self.hidden = self._read(torch.from_numpy(ids))
 
     def _read(self, ids: Tensor) -> Tensor:
-        """Return the hidden state [B, H] of the last of the new rows [B, T, 9]."""
+        """Read new rows [B, T, 9] and return the hidden state [B, H] of the last one."""
         start, self._length = self._length, self._length + ids.shape[1]
         row = torch.arange(start, self._length)
         column = torch.arange(self._length)

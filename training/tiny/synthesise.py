@@ -1,6 +1,6 @@
-"""Shards of training speech: sentences synthesised by flite in two voices, with phonemes, times and words.
+"""Shards of training speech: sentences that flite synthesises in two voices, with phonemes, times and words.
 
-A shard is a list of `Utterance` records saved by torch. A worker that was killed continues with its next shard.
+A shard is a list of `Utterance` records saved by torch. After a restart, a worker continues with its next shard.
 """
 
 import json
@@ -27,7 +27,7 @@ class Utterance:
     """A synthesised sentence.
 
     Attributes:
-        words: Index of the word of each phoneme; -1 for silence.
+        words: Word index of each phoneme; -1 for silence.
         pcm: Samples at 16 kHz, int16 [n].
     """
 
@@ -40,12 +40,12 @@ class Utterance:
 
 
 def spelled_words(text: str) -> list[str]:
-    """Return the words of a normalised text, without punctuation."""
+    """Return the words of a normalised text, excluding punctuation."""
     return [word for word in (piece.strip(",.?") for piece in text.split()) if word]
 
 
 def load_pronunciations(folder: Path) -> Pronunciations:
-    """Return the separate pronunciation of each word of all lists; cached in `pronunciations.json`."""
+    """Return the isolated pronunciation of every listed word; the result is cached in `pronunciations.json`."""
     path = folder / "pronunciations.json"
     if not path.exists():
         words = load_words()
@@ -55,7 +55,7 @@ def load_pronunciations(folder: Path) -> Pronunciations:
 
 
 def utter(text: str, voice: str, pronunciations: Pronunciations, scratch: Path) -> Utterance | None:
-    """Synthesise one sentence; return None if flite splits it or its words cannot be aligned."""
+    """Synthesise a sentence; return None if flite splits it or its words cannot be aligned."""
     words = spelled_words(text)
     if not all(word in pronunciations for word in words):
         return None
@@ -93,7 +93,7 @@ def read_shard(path: Path) -> list[Utterance]:
 
 
 def synthesise(folder: Path, worker: int, num_workers: int, count: int, avoid: set[str]) -> None:
-    """Write this worker's part of `count` utterances, without sentences in `avoid`; existing shards are kept."""
+    """Write this worker's share of `count` utterances, skipping sentences in `avoid` and existing shards."""
     pronunciations = load_pronunciations(folder)
     for shard in range(worker, -(-count // SHARD_SIZE), num_workers):
         path = folder / f"shard_{shard:04d}.pt"

@@ -1,6 +1,6 @@
-"""Test sentences that are in no training example: 60 of the domain, 60 of the open vocabulary, in both voices.
+"""Test sentences that occur in no training example: 60 domain and 60 open-vocabulary sentences, in both voices.
 
-An open-vocabulary sentence is a string of words, six in ten of which are held out of all training.
+An open-vocabulary sentence is a string of words. Six in ten of them are held out of all training data.
 """
 
 import random
@@ -16,7 +16,7 @@ FAMILIAR = 3000
 
 
 def domain_sentences() -> list[str]:
-    """Return distinct domain sentences from a seed that training does not use."""
+    """Return distinct domain sentences, drawn with a seed that training does not use."""
     rng = random.Random(424_242)
     found: dict[str, None] = {}
     while len(found) < SENTENCES:
@@ -35,7 +35,7 @@ def open_sentences() -> list[str]:
 
 
 def open_vocabulary() -> list[str]:
-    """Return the vocabulary of the open-vocabulary judge: the words of its sentences and 600 others."""
+    """Return the vocabulary of the open-vocabulary judge: the words in the test sentences, and 600 others."""
     others = random.Random(7).sample(load_words().spoken[:FAMILIAR], 600)
     return sorted({word for sentence in open_sentences() for word in sentence.split()} | set(others))
 

@@ -1,7 +1,7 @@
-"""Generator of domain sentences: times, dates, weather, travel, the home, shopping, numbers, small talk.
+"""Generator of domain sentences about times, dates, weather, travel, the home, shopping, numbers, and of small talk.
 
-Text is written as it is spoken: in lower case, with numbers in words. Templates have slots in braces, which are filled
-from `SLOTS`; fillings may have slots too. This module does not depend on audio or token ids.
+Text is written as it is spoken, in lower case and with numbers as words. Templates have slots in braces, which are
+filled from `SLOTS`. Fillings may contain slots too. This module does not depend on audio or token ids.
 """
 
 import random
@@ -145,7 +145,7 @@ _SLOT = re.compile(r"{(\w+)}")
 
 
 def fill(template: str, rng: random.Random) -> str:
-    """Return the template with all slots, including nested ones, filled at random."""
+    """Fill all slots of the template at random, including nested ones."""
     while "{" in template:
         template = _SLOT.sub(lambda slot: rng.choice(SLOTS[slot[1]]), template)
     return template
@@ -158,7 +158,7 @@ def domain_vocabulary() -> list[str]:
 
 
 def clause(rng: random.Random) -> str:
-    """Return one statement, or rarely two joined by `and`."""
+    """Return a statement or, rarely, two statements joined by `and`."""
     first = fill(rng.choice(STATEMENTS), rng)
     if rng.random() < 0.15 and len(first) < 60:
         return f"{first} and {fill(rng.choice(STATEMENTS), rng)}"
@@ -166,7 +166,7 @@ def clause(rng: random.Random) -> str:
 
 
 def domain_sentence(rng: random.Random) -> str:
-    """Return a domain sentence: usually a statement, or a question, two statements or separate words."""
+    """Return a domain sentence: usually a statement, otherwise a question, two statements, or separate words."""
     kind = rng.random()
     if kind < 0.12:
         return fill(rng.choice(QUESTIONS), rng) + "?"

@@ -1,7 +1,7 @@
-"""Training of the language model on one core for a fixed time; continues from its last checkpoint.
+"""Training of the language model on one core for a fixed time; an interrupted run continues from its last checkpoint.
 
-Each step mixes three batches: speech (one utterance in ten without text), transcription, and word strings to read or
-to spell. The learning rate depends on the training time so far.
+Each step mixes three batches: speech (a tenth of the utterances have no text), transcription, and word strings to
+pronounce or spell. The learning rate depends on the training time so far.
 """
 
 import math
@@ -26,7 +26,10 @@ from training.tiny.synthesise import load_pronunciations
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Folder and duration. `speak`, `listen`, `read`: rows per step of speech, transcription and word strings."""
+    """Settings of a training run.
+
+    `speak`, `listen` and `read` are the numbers of rows per step for speech, transcription and word strings.
+    """
 
     folder: Path
     minutes: float
@@ -45,7 +48,10 @@ class TrainingConfig:
 
 
 def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
-    """Return the learning-rate scale: linear warm-up, constant until `flat` of the time, half a cosine to 1 %."""
+    """Return the learning-rate scale.
+
+    The scale has a linear warm-up, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
+    """
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
     return min(1.0, (step + 1) / config.warm_up_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 
@@ -70,7 +76,7 @@ class Mixer:
         return builders.g2p(transcript, self._rng.choice(list(tiny.VOICES)))
 
     def _read(self, step: int) -> list[builders.Rows]:
-        """Return word strings of similar length; short ones come first."""
+        """Return word strings of similar length; early steps get short ones."""
         if not self._pool:
             high = 2 if step < self._config.short_strings_until else 6
             strings = [self._string(high) for _ in range(2 * BUCKET)]
@@ -83,7 +89,7 @@ class Mixer:
         return builders.unconditional(utterance) if hide else builders.tts(utterance)
 
     def draw(self, step: int) -> dict[str, Batch]:
-        """Return the batches of one step, by task."""
+        """Return the batches for a step, by task."""
         return {
             "tts": collate([self._speech(utterance) for utterance in next(self._speak)]),
             "asr": collate([builders.asr(u) for u in next(self._listen)]),
@@ -124,12 +130,12 @@ class Trainer:
         os.replace(partial, self.config.checkpoint)
 
     def run(self) -> None:
-        """Train until the time is spent; save every minute and log every fifty steps."""
+        """Train until the time is used up; save every minute and log every fifty steps."""
         mixer = Mixer(self.config, seed=self.step)
         saved_s = self.spent_s
         while self.spent_s < self.config.minutes * 60:
             start = time.monotonic()
-            self._one_step(mixer.draw(self.step))  # the schedule includes the time for building batches
+            self._one_step(mixer.draw(self.step))  # time to build batches counts, too
             self.spent_s += time.monotonic() - start
             if self.step % 50 == 0:
                 self._report()
@@ -151,7 +157,7 @@ class Trainer:
         self.step += 1
 
     def _report(self) -> None:
-        """Append the means since the last report to `train.log`, and print them."""
+        """Append the mean losses since the last report to `train.log`, and print them."""
         means = [f"{kind} {total / count:.3f}" for kind, (total, count) in self._sums.items() if count]
         line = " ".join([f"step {self.step} s {self.spent_s:.0f}", *means])
         with (self.config.folder / "train.log").open("a") as log:

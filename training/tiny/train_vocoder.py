@@ -20,17 +20,17 @@ from stretto.codecs.tiny.codec import HOP, Vocoder, VocoderConfig
 from training.tiny.clips import Batch, Clip, draw_batch, load_clips, load_quantiser, quantise
 from training.tiny.spectral_loss import spectral_loss
 
-# Of the segments, 70 % are reconstructed with seven codebooks, 20 % are lossless, and 10 % use five codebooks.
+# 70 % of the segments are reconstructed with seven codebooks, 10 % with five, and 20 % are lossless.
 VARIANTS = (7, 7, 7, 7, 7, 7, 7, 0, 0, 5)
 BATCH, SEGMENT_FRAMES = 8, 68
-WARM_UP_FRAMES, LOOKAHEAD_FRAMES = 12, 4  # frames at the ends of a segment, where the vocoder lacks context
+WARM_UP_FRAMES, LOOKAHEAD_FRAMES = 12, 4  # frames at both ends of a segment, where the vocoder lacks context
 PEAK_RATE, WARM_UP_ITERATIONS, LAST_RATE = 1.5e-3, 100, 0.02
-LARGEST_STEP = 1.0  # limit on the gradient of one weight
-AVERAGED = 0.998  # share of the old weights in the running mean, which is exported
+LARGEST_STEP = 1.0  # limit on the gradient of each weight
+AVERAGED = 0.998  # share of the previous mean in the running mean of the weights, which is exported
 
 
 def speak(vocoder: Vocoder, batch: Batch, seed: int) -> Tensor:
-    """Return the samples of the batch's mel frames at their true pitch, with a random noise position."""
+    """Vocode the batch's mel frames at their true pitch, with a random noise position; return the samples."""
     pitch_hz = excitation.upsample(batch.pitch_hz.double(), vocoder.neighbours)
     generator = torch.Generator().manual_seed(seed)
     position = torch.randint(excitation.NOISE_PERIOD, (len(pitch_hz),), generator=generator)
@@ -39,7 +39,7 @@ def speak(vocoder: Vocoder, batch: Batch, seed: int) -> Tensor:
 
 
 def losses(vocoder: Vocoder, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """Return the waveform distance, the log-pitch distance of voiced frames and the voicing cross-entropy."""
+    """Return three losses: waveform distance, log-pitch distance in voiced frames, and voicing cross-entropy."""
     inner = slice(WARM_UP_FRAMES * HOP, -LOOKAHEAD_FRAMES * HOP)
     frames = slice(WARM_UP_FRAMES, -LOOKAHEAD_FRAMES)
     log_hz, logit = vocoder.pitch(batch.mel)
@@ -53,14 +53,14 @@ def losses(vocoder: Vocoder, batch: Batch, seed: int) -> dict[str, Tensor]:
 
 
 def rate(iteration: int, iterations: int) -> float:
-    """Return the learning rate: a short warm-up, then half a cosine."""
+    """Return the learning rate, which has a short warm-up and then falls as half a cosine."""
     warm = min(1.0, (iteration + 1) / WARM_UP_ITERATIONS)
     cosine = 0.5 + 0.5 * math.cos(math.pi * iteration / iterations)
     return PEAK_RATE * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
 def mel_variants(clips: list[Clip], quantiser_file: Path) -> list[list[Tensor]]:
-    """Return the mel frames of each clip after the numbers of codebooks in VARIANTS; 0 is lossless."""
+    """Return each clip's mel frames, quantised with each number of codebooks in VARIANTS; 0 means unquantised."""
     quantiser = load_quantiser(quantiser_file)
     kinds = sorted(set(VARIANTS))
     made = [{n: quantise(quantiser, clip.mel, n) if n else clip.mel for n in kinds} for clip in clips]
@@ -68,14 +68,14 @@ def mel_variants(clips: list[Clip], quantiser_file: Path) -> list[list[Tensor]]:
 
 
 def new_vocoder(clips: list[Clip]) -> Vocoder:
-    """Return an untrained vocoder with the mean and deviation of its input."""
+    """Return an untrained vocoder that normalises its input with the clips' mean and deviation."""
     mel = torch.cat([clip.mel for clip in clips[:500]])
     config = replace(VocoderConfig(), mel_mean=round(mel.mean().item(), 4), mel_deviation=round(mel.std().item(), 4))
     return Vocoder(config)
 
 
 class Training:
-    """The vocoder, its optimiser and the running mean of its weights, which are saved and resumed together."""
+    """Training state that is saved and resumed together: vocoder, optimiser, and the weights' running mean."""
 
     def __init__(self, vocoder: Vocoder, path: Path) -> None:
         self.vocoder = vocoder
@@ -87,7 +87,7 @@ class Training:
             self._resume(torch.load(path))
 
     def step(self, terms: dict[str, Tensor], rate: float) -> None:
-        """Make one optimiser step on the sum of the losses."""
+        """Take an optimiser step on the sum of the losses."""
         self.optimiser.param_groups[0]["lr"] = rate
         self.optimiser.zero_grad()
         (terms["spectral"] + 3 * terms["pitch"] + 0.5 * terms["voicing"]).backward()
@@ -101,7 +101,7 @@ class Training:
             self.mean[name].lerp_(weight, 1 - share)
 
     def save(self) -> None:
-        """Write a checkpoint; `export_codec` uses its `config` and `vocoder`, the averaged weights."""
+        """Write a checkpoint. `export_codec` reads its `config` and its `vocoder`, which has the averaged weights."""
         state = {
             "config": asdict(self.vocoder.config),
             "vocoder": self.mean,
@@ -120,7 +120,7 @@ class Training:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train to the last iteration; log every 100 and save every 250 iterations."""
+    """Train until the last iteration; log every 100 and save every 250 iterations."""
     torch.manual_seed(arguments.seed)
     clips = load_clips(arguments.data, arguments.out, arguments.shards)
     mels = mel_variants(clips, arguments.rvq)

@@ -1,8 +1,8 @@
-"""Vocabulary: a frequency list, split into spoken, read-only and held-out words.
+"""Vocabulary from a frequency list, split into spoken, read-only and held-out words.
 
-spoken     in synthesised utterances                (rank < SPOKEN)
-read       only in text-to-phoneme examples         (the other words of the list)
-held out   in no training example; used by the open-vocabulary test
+spoken     occur in synthesised utterances (rank < SPOKEN)
+read       occur only in text-to-phoneme examples (the remaining words)
+held out   occur in no training example; the open-vocabulary test uses them
 """
 
 import random
@@ -55,7 +55,7 @@ def load_words(size: int = 60_000) -> Words:
 
 
 def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int) -> str:
-    """Return between `low` and `high` words, by frequency, with an occasional comma and full stop."""
+    """Return between `low` and `high` words, drawn by frequency, with an occasional comma and full stop."""
     chosen = []
     for _ in range(rng.randint(low, high)):
         skew = 3 if rng.random() < 0.5 else 1
@@ -64,7 +64,10 @@ def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int)
 
 
 def training_sentence(rng: random.Random) -> str:
-    """Return the text of a training utterance: a third are domain sentences, the rest word strings, a few long."""
+    """Return the text of a training utterance.
+
+    A third are domain sentences. The rest are word strings, a few of them long.
+    """
     from training.tiny.text import domain_sentence
 
     kind = rng.random()

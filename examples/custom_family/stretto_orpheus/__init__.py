@@ -1,4 +1,4 @@
-"""Orpheus 3B (Canopy Labs) for Stretto: its plug-in, registered by the entry point `orpheus` of `stretto.families`."""
+"""Orpheus 3B (Canopy Labs) as a Stretto plug-in, registered by the entry point `orpheus` in `stretto.families`."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -1,7 +1,7 @@
-"""Conversion of Orpheus' release: a Llama in transformers' layout, whose tensors keep their names.
+"""Conversion of the Orpheus release, a Llama model in the transformers layout; its tensors keep their names.
 
-https://huggingface.co/canopylabs/orpheus-3b-0.1-ft, with `--codec` a folder of
-https://huggingface.co/hubertsiuzdak/snac_24khz. Text and codes share one table, which is also the head.
+The release is https://huggingface.co/canopylabs/orpheus-3b-0.1-ft. `--codec` is a folder with
+https://huggingface.co/hubertsiuzdak/snac_24khz. Text and codes share an embedding table, which is also the head.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ from stretto_orpheus.snac import published_shape
 
 GENERATION = AUDIO
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FIRST, CODE_0 = "<custom_token_0>", "<custom_token_10>"  # spelling of the first id after text; of the first code
-# Spelling of the markers in the tokenizer.
+FIRST, CODE_0 = "<custom_token_0>", "<custom_token_10>"  # tokens of the first id after text and of the first code
+# Tokens of the markers in the tokenizer.
 SPELLED = {
     "begin_of_text": "<|begin_of_text|>",
     "end_of_turn": "<|eot_id|>",
@@ -34,7 +34,7 @@ assert SPELLED.keys() == MARKERS.keys()
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint: all tensors as published."""
+    """Return the checkpoint, with all tensors as published."""
     config = read_numbers(LlamaConfig, contents.config)
     check_heads(config)
     codebook_size = published_shape(release.codec)[1] if release.codec else OrpheusVocabulary.codebook_size
@@ -56,7 +56,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer, codebook_size: int) -> OrpheusVocabulary:
-    """Return the vocabulary; raise CheckpointError if the tokenizer lacks a marker, or the table has too few rows."""
+    """Return the vocabulary; raise CheckpointError if a marker is missing or the table has too few rows."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in (*SPELLED.values(), FIRST, CODE_0) if name not in ids]
     if missing:

@@ -1,11 +1,11 @@
-"""Orpheus 3B (Canopy Labs): Llama 3.2 3B that generates the seven codes of a frame of SNAC one after another.
+"""Orpheus 3B (Canopy Labs), a Llama 3.2 3B that generates the seven codes of each SNAC frame one after another.
 
     tts    [human][begin] tara: Hello [end of turn][end of human][AI][speech] ─► a b c d e f g a b c … [end of speech]
 
-Each of the seven places of a frame has its own 4096 ids. Only ids of the row's place are sampled, whereas the authors'
-code samples any id and drops those that are out of place. Audio ends between two frames. There is no text in a reply,
-no delay, and no guidance. The numbers are those of `canopylabs/orpheus-3b-0.1-ft`; the vocabulary in config.json of a
-checkpoint may override them.
+Each of the seven positions in a frame has its own 4096 ids. Only ids for the row's position are sampled, whereas the
+authors' code samples any id and drops those that do not fit. Audio ends between two frames. A reply has no text, no
+delay and no guidance. The numbers are those of `canopylabs/orpheus-3b-0.1-ft`. The vocabulary in a checkpoint's
+config.json may override them.
 """
 
 import re
@@ -43,13 +43,13 @@ def _is_name(value: str) -> bool:
 
 @dataclass(frozen=True)
 class OrpheusVocabulary(Vocabulary):
-    """Ids of text, followed by markers and by the codes of the seven places, one place after another.
+    """Text ids, followed by markers and by the codes of the seven positions in a frame, position by position.
 
     Attributes:
-        vocab_size: Number of rows of the table.
-        num_text_ids: Number of ids of the tokenizer of Llama 3.
-        first_code: Id of code 0 of the first place.
-        codebook_size: Number of codes of a place.
+        vocab_size: Number of rows in the embedding table.
+        num_text_ids: Number of ids in the Llama 3 tokenizer.
+        first_code: Id of code 0 at the first position.
+        codebook_size: Number of codes per position.
         markers: Ids that no text contains, by name.
         voices: Names of the voices, the default first.
     """
@@ -69,7 +69,7 @@ class OrpheusVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        """One stream, and seven rows per frame."""
+        """Layout with a single stream and seven rows per frame."""
         size, first = self.codebook_size, self.first_code
         places = tuple(range(start, start + size) for start in range(first, first + ROWS_PER_FRAME * size, size))
         return StreamLayout(
@@ -82,7 +82,7 @@ class OrpheusVocabulary(Vocabulary):
         )
 
 
-# Defaults of the authors' package, orpheus-speech 0.1.0. The penalty counts codes that were generated.
+# Defaults of the authors' package, orpheus-speech 0.1.0. The penalty applies to generated codes.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.6, top_p=0.8, min_rows=1, max_rows=MAX_FRAMES * ROWS_PER_FRAME),
@@ -118,5 +118,5 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
 
 
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default the published one."""
+    """Return the family for a checkpoint's vocabulary; if None, for the published one."""
     return orpheus(OrpheusVocabulary.from_record(vocabulary) if vocabulary else OrpheusVocabulary())

@@ -1,9 +1,9 @@
-"""Prompts of Orpheus: the voice's name and the text, between markers.
+"""Orpheus prompts, which have the voice's name and the text between markers.
 
     [human][begin of text] tara: Hello [end of turn][end of human][AI][speech]
 
-Emotions such as `<laugh>` are plain text. The authors' package decodes this prompt to a string, which its tokenizer
-reads with a second `begin of text` in front; the model was trained with one.
+Emotions such as `<laugh>` are plain text. The authors' package decodes this prompt to a string, and its tokenizer then
+adds a second `begin of text` in front. The model was trained with a single one.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ BEFORE, BEHIND = ("human", "begin_of_text"), ("end_of_turn", "end_of_human", "ai
 
 
 class OrpheusTemplate:
-    """Prompt template of Orpheus."""
+    """Prompt template for Orpheus."""
 
     def __init__(self, family: Family, subwords: Subwords):
         self._family, self._subwords = family, subwords
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the text to speak, in the voice called `voice`."""
+        """Return the prompt rows for the text to speak in the voice called `voice`."""
         text, markers = pieces[-1].text, self._family.markers
         assert text is not None, "the task takes text alone"
         if not text.strip():

@@ -1,16 +1,16 @@
-"""`snac`: SNAC at 24 kHz (Siuzdak et al., 2024), which has one, two and four codes per frame on its three levels.
+"""Codec `snac`: SNAC at 24 kHz (Siuzdak et al., 2024), with one, two and four codes per frame on its three levels.
 
     frame        0                 1
     level 0      c0                …        repeated 4 times
     level 1      c1      c4                 repeated twice
     level 2      c2  c3  c5  c6             ─► 4 latents of 512 samples
 
-The seven codes of a frame are the codebooks of this codec, in the order in which Orpheus generates them. The decoder is
-convolutional, so windows with three frames of context on either side equal one decode of the whole utterance. Its noise
-blocks multiply by Gaussian noise. The authors' code draws new noise in each call. Here the noise is a function of the
-position in the utterance, so that equal codes give equal samples for chunks of any size.
+The seven codes of a frame serve as the codebooks of this codec, in the order that Orpheus generates them. The decoder
+is convolutional, so windows with three frames of context on either side equal a one-shot decode of the utterance. Its
+noise blocks multiply by Gaussian noise. The authors' code draws new noise in each call. Here, the noise is a function
+of the position in the utterance, so that equal codes give equal samples for chunks of any size.
 
-Layout of a published folder (https://huggingface.co/hubertsiuzdak/snac_24khz): `config.json`, `pytorch_model.bin`.
+A published folder (https://huggingface.co/hubertsiuzdak/snac_24khz) has `config.json` and `pytorch_model.bin`.
 """
 
 from dataclasses import dataclass
@@ -61,11 +61,11 @@ class SnacConfig:
 
 
 def read_config(folder: Path) -> SnacConfig:
-    """Return the hyperparameters in a published folder's config.json.
+    """Read the hyperparameters from a published folder's config.json.
 
     Raises:
-        CheckpointError: If it is not the config of the 24 kHz model. The models at 32 and 44 kHz have attention, which
-            does not stream, and another number of levels.
+        CheckpointError: This is not the config of the 24 kHz model. The models at 32 and 44 kHz have attention, which
+            does not stream, and a different number of levels.
     """
     path = folder / "config.json"
     record = json_object(path)
@@ -140,7 +140,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, D, T] to samples [B, T * samples_per_latent]; `noise` has a tensor [B, 1, n] for each block."""
+    """Decoder from latents [B, D, T] to samples [B, T * samples_per_latent].
+
+    `noise` has a tensor [B, 1, n] for each block.
+    """
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -160,7 +163,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Codebook of a level, with its projection to the latents."""
+    """A level's codebook, with its projection to the latents."""
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -169,7 +172,7 @@ class Level(nn.Module):
 
 
 class Levels(nn.Module):
-    """The three levels; their latents are added up."""
+    """The three levels, whose latents are added up."""
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
@@ -188,7 +191,7 @@ class Levels(nn.Module):
 
 
 class SnacCodec(WindowedCodec):
-    """SNAC, which can only decode here."""
+    """SNAC decoder; encoding is not implemented."""
 
     noise: Tensor
 
@@ -210,7 +213,7 @@ class SnacCodec(WindowedCodec):
         self.register_buffer("noise", torch.from_numpy(table), persistent=False)
 
     def noise_at(self, first: Tensor, num_frames: int) -> list[Tensor]:
-        """Return the noise [B, 1, n] of each block for `num_frames` frames from frame `first` [B] on."""
+        """Return each block's noise [B, 1, n] for `num_frames` frames, starting at frame `first` [B]."""
         found = []
         for table, steps in zip(
             self.noise.split([NOISE_FRAMES * steps for steps in self.steps]), self.steps, strict=True
@@ -221,7 +224,7 @@ class SnacCodec(WindowedCodec):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the waveform [B, n] in [-1, 1] of the window's frames; there is no state."""
+        """Decode a window's frames to a waveform [B, n] in [-1, 1]; the state is empty."""
         codes, step = window.codes.to(self.device), self.spec.samples_per_frame
         noise = self.noise_at(window.first - window.left, codes.shape[2])
         pcm = self.decoder(self.quantizer(codes), noise)
@@ -229,12 +232,12 @@ class SnacCodec(WindowedCodec):
 
 
 def published_shape(folder: Path) -> tuple[int, int]:
-    """Return the number of codebooks, and of codes in each, of the codec published in `folder`."""
+    """Return the number of codebooks and the codebook size of the codec published in `folder`."""
     return len(LEVEL_OF_PLACE), read_config(folder).codebook_size
 
 
 def plain_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the decoder's tensors, with each weight norm multiplied out; the encoder's are left out."""
+    """Return the decoder's tensors with weight norms multiplied out, excluding encoder tensors."""
     plain = {}
     for name, tensor in tensors.items():
         if name.startswith(ENCODER) or name.endswith(LENGTH):
@@ -250,7 +253,7 @@ def plain_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(directory: Path, device: str = "cpu") -> SnacCodec:
-    """Return the codec in a published folder; raise CheckpointError if tensors do not match."""
+    """Load the codec from a published folder; raise CheckpointError if tensors do not match."""
     folder = codec_directory(directory)
     codec = SnacCodec(read_config(folder))
     load_strictly(codec, plain_weights(read_tensors(released_file(folder, WEIGHTS))), folder)

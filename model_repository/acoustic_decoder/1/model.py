@@ -7,7 +7,7 @@ from stretto.triton_io import stub  # other imports follow later; see triton_io/
 
 
 class TritonPythonModel:
-    """Conversion of an utterance's chunks to audio; each chunk has one response with the final flag.
+    """Conversion of an utterance's chunks to audio. Each chunk gets a single response, which has the final flag.
 
     in   codes  INT32 [K, T]  codes of T new frames without the delay pattern; absent in a text-only chunk
          chunk  UINT8 [n]     authenticated MessagePack: Envelope

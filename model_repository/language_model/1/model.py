@@ -6,7 +6,7 @@ from stretto.triton_io import stub  # other imports follow later; see triton_io/
 
 
 class TritonPythonModel:
-    """Generation of a chunk stream from a prompt, ended by the final flag; a text part returns a receipt.
+    """Generation of a stream of chunks from a prompt; the final flag ends it. A text part returns a receipt.
 
     in   rows    INT32 [P, S]  token ids of the prompt; absent for a text part
          prompt  UINT8 [n]     authenticated MessagePack: Prompt without its rows and features, or TextPart
