@@ -15,6 +15,12 @@ unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s 
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" HISTORIES="${HISTORIES:-nightly}"
 
+# Usage: clone URL COMMIT FOLDER. Ends the subshell of the check, which then counts as passed, if URL is not reachable.
+clone() {
+    git clone --quiet "$1" "$3" || { echo "nightly: not checked, because $1 is not reachable" >&2; exit 0; }
+    git -C "$3" checkout --quiet "$2"
+}
+
 speak_from_an_empty_environment() (
     . scripts/uv_sources.sh
     empty=$(mktemp -d)
@@ -46,8 +52,7 @@ check_chatterbox_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    git clone --quiet https://github.com/resemble-ai/chatterbox "$folder/source" # imported in this environment
-    git -C "$folder/source" checkout --quiet 5de7a54
+    clone https://github.com/resemble-ai/chatterbox 5de7a54 "$folder/source" # imported in this environment
     export CHATTERBOX_SRC="$folder/source/src/chatterbox"
     python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
     uv pip install --quiet --target "$folder/packages" --no-deps pykakasi==2.3.0 jaconv deprecated wrapt \
@@ -60,8 +65,7 @@ check_cosyvoice3_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    git clone --quiet https://github.com/FunAudioLLM/CosyVoice "$folder/source"
-    git -C "$folder/source" checkout --quiet ace7c47
+    clone https://github.com/FunAudioLLM/CosyVoice ace7c47 "$folder/source"
     uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
     export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
     python -m scripts.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
@@ -112,9 +116,7 @@ check_vita_audio_replies() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
-    git clone --quiet https://github.com/VITA-MLLM/VITA-Audio "$env/source" ||
-        { echo "nightly: VITA-Audio's replies are not checked, because its repository is not reachable" >&2; exit 0; }
-    git -C "$env/source" checkout --quiet 0abaf17
+    clone https://github.com/VITA-MLLM/VITA-Audio 0abaf17 "$env/source"
     uv venv --quiet --python .venv/bin/python "$env/env"
     uv pip install --quiet --python "$env/env/bin/python" torch==2.13.0 transformers==4.48.3
     VITA_SRC="$env/source/vita_audio/models" "$env/env/bin/python" -m scripts.vita_audio_replies --check \
