@@ -22,7 +22,7 @@ class Disconnects:
     """Flags of disconnected client streams, in a memory-mapped table.
 
     Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`. The entry contains
-    the number of the stream with that value that disconnected last.
+    the number of the last stream with that value to disconnect.
     """
 
     def __init__(self, path: Path) -> None:

@@ -30,7 +30,7 @@ class FairLimit:
         return self._taken[host] + amount <= self.limit - self.held
 
     def acquire(self, host: str, amount: int = 1) -> None:
-        """Add `amount` units to those held by `host`."""
+        """Add `amount` units to the units held by `host`."""
         self._taken[host] += amount
 
     def release(self, host: str, amount: int = 1) -> None:

@@ -80,8 +80,8 @@ def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
 def gaussian(keys: Words, step: int = 0) -> Words:
     """Return standard Gaussian noise, float32, for int32 `keys` of any shape.
 
-    The Box-Muller transform is computed from two uniforms in float64 and rounded once. NumPy, torch and the devices
-    therefore rarely differ in the last bit.
+    The Box-Muller transform of two uniforms is computed in float64 and rounded once. NumPy and torch, and different
+    devices, therefore rarely differ in the last bit.
 
     Args:
         keys: Noise keys.

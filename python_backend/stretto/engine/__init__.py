@@ -1,1 +1,1 @@
-"""The language model: a plugin on stock vLLM 0.32. The only package that imports vllm."""
+"""Language model: a plugin for stock vLLM 0.32."""

@@ -1,6 +1,7 @@
-"""Process environment required by vLLM, especially on a host without a GPU. Imports neither torch nor vllm.
+"""Process environment required by vLLM, especially on a host without a GPU.
 
-vLLM reads these variables while it is imported, and its child processes inherit them.
+vLLM reads these variables while it is imported, and its child processes inherit them. This module therefore imports
+neither torch nor vLLM.
 """
 
 import locale

@@ -4,8 +4,8 @@
     python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
 
 A host builds vLLM's configuration, lets vLLM start its engine processes, and ends them when its client ends. The spare
-forks a host in milliseconds, while importing vLLM takes seconds. It never initialises a device, because a process
-that has done so cannot be forked.
+forks a host in milliseconds, while importing vLLM takes seconds. The spare never initialises a device, because a
+process that has initialised one cannot be forked.
 """
 
 import ctypes
@@ -186,7 +186,7 @@ class StartRequest:
         inputs: ZMQ address from which engines read requests.
         outputs: ZMQ address to which engines write outputs.
         environment: Environment variables of the engines.
-        owner: Pid of this process.
+        owner: Pid of the process that sends the request.
     """
 
     config: EngineConfig
@@ -199,7 +199,7 @@ class StartRequest:
 
 @dataclass(frozen=True, slots=True)
 class StartedEngines:
-    """Answer of a host whose engines are ready.
+    """Reply of a host whose engines are ready.
 
     Attributes:
         pids: Pids of the engine processes.

@@ -37,7 +37,7 @@ from stretto.streams.chunking import Pacer
 
 
 class SpeechLLM:
-    """Speech language model: generates text and frames of codes on one vLLM engine."""
+    """Speech language model that generates text and frames of codes with vLLM."""
 
     def __init__(self, engine: EngineClient, config: EngineConfig, shared: SharedStats):
         record = config_at(config.checkpoint)
@@ -88,7 +88,7 @@ class SpeechLLM:
         return self._engine.num_requests > waiting
 
     def shutdown(self) -> None:
-        """Stop the engine and its process."""
+        """Stop the engine and its processes."""
         self._engine.shutdown()
 
     @property

@@ -218,7 +218,7 @@ class Trailer(NamedTuple):
 def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
     """Return the rows in vLLM's flat output, int64 [n, 1 + S].
 
-    Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`), the others are the streams.
+    Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`); the other columns are streams.
 
     Args:
         ids: Output ids, n * (1 + S) numbers.
@@ -242,7 +242,7 @@ class EngineStats:
         replies_without_words: Replies that are waiting for streamed text.
         seconds_without_words_total: Total time of such waits, in seconds.
         replies_without_frames: Live sessions that are waiting for audio, which keep their slots and KV blocks.
-        live_rows_recomputed_total: Rows of live sessions that were preempted; 0 while their blocks are reserved.
+        live_rows_recomputed_total: Rows that preempted live sessions must compute again; 0 while blocks are reserved.
     """
 
     engine_steps_total: float = 0.0

@@ -32,7 +32,7 @@ class TextUpdate(NamedTuple):
 
 
 def updates_to_extra_args(updates: Iterable[TextUpdate]) -> dict[str, Any]:
-    """Return updates of any number of requests as plain data for `SamplingParams.extra_args` of one message."""
+    """Encode updates of any number of requests as plain data for `SamplingParams.extra_args` of one message."""
     return {TEXT_KEY: [(each.request_id, each.ids.tobytes(), each.is_last) for each in updates]}
 
 
@@ -296,8 +296,8 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        Empty if a whole frame ends the audio, or if it ends a fixed number of rows after the detected end of speech
-        (latents).
+        The tuple is empty if a whole frame ends the audio. It is also empty for latents, because the audio then ends a
+        fixed number of rows after the detected end of speech.
         """
         if self.family.end_frame or self.has_countdown:
             return ()
@@ -326,9 +326,9 @@ class SegmentRules:
 
     @cached_property
     def num_end_columns(self) -> tuple[int, int]:
-        """Number of end ids in an audio head, which are its last columns: (stream 0, each other stream).
+        """Numbers of end ids in the audio heads of (stream 0, each other stream).
 
-        They are masked until the reply has its minimum length.
+        End ids are the last columns of a head. They are masked until the reply has its minimum length.
         """
         if self.has_countdown:
             return 1, 0  # the id that begins the countdown
@@ -394,7 +394,7 @@ class SegmentRules:
 
     @cached_property
     def max_rows_per_step(self) -> int:
-        """Maximum number of rows that a step generates per reply; the next step computes as many."""
+        """Maximum number of rows that a step generates per reply; the next step processes the same number."""
         return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
 
     @cached_property
@@ -524,7 +524,7 @@ class SegmentTracker:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames begun, not counting those that would stay incomplete if the audio ended here."""
+        """Number of frames begun, not counting frames that would stay incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
         stop = (self.position if self.audio_end == UNKNOWN else self.audio_end) - self.num_given

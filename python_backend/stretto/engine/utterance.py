@@ -152,7 +152,7 @@ class TextFeed:
         self._wait()
 
     def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append ids; if `is_last`, the final one is the text's end id.
+        """Append ids; if `is_last`, the last id is the text's end id.
 
         Raises:
             InvalidRequest: If the text is already complete, or becomes too long.
@@ -174,7 +174,7 @@ class TextFeed:
             self._send()
 
     def begin(self) -> None:
-        """Send the ids written so far; called when the engine has accepted the request."""
+        """Send the ids written so far, once the engine has accepted the request."""
         if not self._has_begun:
             self._has_begun = True
             self._send()
@@ -492,7 +492,7 @@ class Utterance:
     def _due_chunks(self, segment: Segment) -> Iterator[LMChunk]:
         """Yield chunks of the frames that the pacer releases.
 
-        If all frames of a chunk are omitted, no chunk is sent; guidance changes at them are reported by a later chunk.
+        If all frames of a chunk are omitted, no chunk is sent, and a later chunk reports its guidance changes.
         """
         while size := self._pacer.num_to_send(self._num_ready):
             if (codes := self._frames.pop_frames(size)) is not None:

@@ -183,7 +183,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """JSON tensor `session` of a part: session name, number from 0, and True for the last part."""
+    """JSON tensor `session` of a part: session name, part number (from 0), and True for the last part."""
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]

@@ -101,7 +101,7 @@ class LatentSampling:
 
     Attributes:
         steps: Number of solver steps.
-        tail_rows: Number of frames to keep, beginning with the one in which the end of speech is detected.
+        tail_rows: Number of frames to keep, beginning with the frame where the end of speech is detected.
         guidance_scale: Scale of classifier-free guidance within the predictor (`LatentSpec.is_guided`); 1 is unguided.
     """
 
@@ -135,7 +135,7 @@ class SamplingConfig:
             engine's speed permits (`adaptive`).
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
         ras_max_repeats: Number of occurrences in the window at which a code is sampled again from the softmax of all
-            logits, without temperature, top-k and top-p. Applies at temperature 0, too.
+            logits, without temperature, top-k and top-p. This also applies at temperature 0.
         min_p: Minimum probability of a stream-0 id in an audio segment, as a fraction of the highest probability. Less
             likely ids are dropped before top-k and top-p. 0 is off.
         schedule: Numbers of rows that the main model and the MCTP modules generate alternately, or the name of such a

@@ -145,7 +145,7 @@ class Pacer:
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the next chunk in which ready frames are sent without waiting, or 0 if none are left.
+        """Return the size of the next chunk while no frame can follow, or 0 if no frame is left to send.
 
         The wait that follows is excluded from the inter-arrival estimate.
         """

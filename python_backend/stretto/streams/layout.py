@@ -160,8 +160,8 @@ class LatentSpec:
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
             the latent of the previous row (`GuidedLatentPredictor`). Its noise has a variance of 1.
-        marks: Ids of a row that begins a stretch of audio, and of a row that ends it; empty for one stretch per reply.
-            Guidance then needs a CFG pair (`UnconditionalContext.begins_with_mark`), and noise has a variance of 1.
+        marks: Ids of the rows that begin and end a stretch of audio; empty if a reply has a single stretch. With marks,
+            guidance needs a CFG pair (`UnconditionalContext.begins_with_mark`), and noise has a variance of 1.
         num_feedback: Number of words at the end of a row that a network computes from the decoded audio of the stretch
             so far (`LatentFeedback`); only with `marks`.
     """
@@ -318,7 +318,7 @@ class Tail(ABC):
     def num_rows(self, max_delay: int) -> int:
         """Return the number of rows from end_of_audio to end_of_reply, for a reply with at least one frame.
 
-        0 if both are the same row.
+        The number is 0 if both are the same row.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:
@@ -364,7 +364,7 @@ class ForcedTail(Tail):
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
-    """Tail of as many rows as the largest delay, in which all streams are sampled."""
+    """Tail that has as many rows as the largest delay, with all streams sampled."""
 
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""

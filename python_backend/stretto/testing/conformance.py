@@ -37,7 +37,7 @@ from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, 
 
 
 def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
-    """Return the parameters of a request as the engine reads them.
+    """Return the parameters of a request in the form that the engine reads.
 
     Args:
         prompt: Admitted prompt with a seed.
@@ -214,7 +214,7 @@ def assert_family_conforms(
     num_prompts: int = 10,
     **shape: Any,
 ) -> None:
-    """Assert that a family is registered, and that the engine's replies equal those of the slow reference.
+    """Assert that a family is registered, and that the engine generates the same replies as the slow reference.
 
     The first NUM_ALONE replies are generated one at a time. All replies are then generated in one batch, by an engine
     with so few KV blocks that some are preempted. All ids in all rows must equal the reference, so unbatched, batched

@@ -289,7 +289,7 @@ class _Given:
         return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
 
     def next_ids(self, sampled: int) -> tuple[int, int] | None:
-        """Return the ids of the next row, whose sampled id is `sampled`, if the row is given; None if it is sampled."""
+        """Return the ids of the next row if it is given, else None; `sampled` is the id sampled for the row."""
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):

@@ -1,1 +1,1 @@
-"""Kernels: our own Triton kernels, CPU versions of vLLM's, and a Triton backend for hosts without a GPU."""
+"""Our own Triton kernels, CPU versions of vLLM's kernels, and a Triton backend for hosts without a GPU."""

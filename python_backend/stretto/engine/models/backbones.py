@@ -223,7 +223,7 @@ class Olmo2Model(Qwen2Model):
 
 
 class Olmo2ForCausalLM(Qwen3ForCausalLM):
-    """OLMo 2 with its LM head. All layers are on one rank: no pipeline parallelism."""
+    """OLMo 2 with its LM head. All layers are on one rank, because pipeline parallelism is not supported."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         nn.Module.__init__(self)

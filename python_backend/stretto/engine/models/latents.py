@@ -56,7 +56,7 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
 
 
 class SolverTable:
-    """Per-step values of a solver, for all step counts up to the largest; a step count of n has n rows.
+    """Per-step values of a solver, for all step counts up to the largest; a solver with n steps has n rows.
 
     Steps are looked up on the device, so that the launches of a solver do not depend on the step counts of the rows.
 
@@ -98,8 +98,8 @@ class LatentMixin(MultiStreamMixin):
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
     recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. Their matrix products
-    must be bit-identical for a row in every batch. On a CPU, this is true for vLLM's linear layers, but not for those
-    of torch. On a GPU, it is true for both if vLLM is batch-invariant.
+    must be bit-identical for a row in every batch. On a CPU, this is true for vLLM's linear layers, but not for torch's
+    own layers. On a GPU, it is true for both if vLLM is batch-invariant.
 
     Attributes:
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
@@ -133,7 +133,7 @@ class LatentMixin(MultiStreamMixin):
         raise NotImplementedError
 
     def state_of_row(self, token_id: int) -> torch.Tensor:
-        """Return the hidden state [H] after a prompt of this one id, for a family with `LatentSpec.marks`."""
+        """Return the hidden state [H] after a prompt with only `token_id`, for a family with `LatentSpec.marks`."""
         raise NotImplementedError
 
     @torch.inference_mode()

@@ -131,7 +131,7 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the checkpoint names of the tensors from which the model's fused parameters are loaded.
+    """Yield the checkpoint names of the tensors that are loaded into fused parameters of the model.
 
     Each comes with the name of the fused parameter, which a checkpoint may contain instead of its parts.
     """
@@ -163,7 +163,7 @@ class AudioHead(nn.Module):
 
 
 class MultiStreamMixin(Decoder):
-    """Mix-in that feeds a model with the sum of the embeddings of all streams of a row.
+    """Mix-in for a model whose input is the sum of the embeddings of a row's streams.
 
     The heads are applied by the sampler, which knows whether a row is text or audio.
     """
@@ -231,12 +231,12 @@ class MultiStreamMixin(Decoder):
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Return additional keyword arguments of the backbone, derived from `rows` [N, S].
 
-        Tensors need fixed addresses.
+        The tensors must have fixed addresses.
         """
         return {}
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the sum of the embeddings of all streams of each row to `out`, and return it.
+        """Write the sum of each row's stream embeddings to `out`, and return it.
 
         Args:
             rows: Ids of all input streams, [N, S]. A silent pad contributes on stream 0 only.

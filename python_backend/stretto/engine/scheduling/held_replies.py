@@ -56,9 +56,9 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
 
 
 class HeldReplies:
-    """Requests with an open track. Applies updates, and tracks replies blocked until more text or audio arrives.
+    """Requests with an open track, and replies that are blocked until more text or audio arrives.
 
-    A blocked reply to streamed text gives up its slot and KV blocks first. A live session keeps them, see
+    A reply that is blocked on streamed text is the first to lose its slot and KV blocks. A live session keeps them, see
     `KvBlocks.sessions`.
 
     Attributes:

@@ -63,7 +63,7 @@ def _grant(row: RunningRow, may_finish: bool, budget: int) -> int:
 
 
 class KvBlocks:
-    """KV cache manager of vLLM, reduced to block counts and the prefix cache.
+    """Wrapper of vLLM's KV cache manager for block counts and the prefix cache.
 
     Args:
         manager: vLLM's cache manager.
@@ -91,7 +91,7 @@ class KvBlocks:
             manager.coordinator.num_reprefillable_tokens = num_open
         self.sessions: set[str] = set()
         self._max_held, self._session_blocks = max_held, session_blocks
-        # Blocks behind the window are freed when the next ones are allocated.
+        # Blocks before the window are freed when the next ones are allocated.
         self.session_room = session_blocks + (0 if max_held is None else SPARE_BLOCKS)
 
     def num_free(self) -> int:
@@ -284,7 +284,7 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Return True if `row` decodes with a full grant, and neither text nor guidance can change its next plan."""
+        """Return True if `row` decodes with a full grant, and waits for neither text nor guidance in the next step."""
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track

@@ -146,8 +146,8 @@ class OutgoingRows:
 
     Rows are sent in groups, because each message costs CPU time in both processes. Audio rows wait at most for a share
     of the audio that a player, started with the first row, has not played yet. Text rows wait at most as long as the
-    text has taken so far. If audio follows, they may wait twice as long, because it begins only after the complete
-    text.
+    text has taken so far. If audio follows, they may wait twice as long, because the audio begins only after the
+    complete text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
@@ -479,9 +479,9 @@ class RequestTable(dict[str, RequestState]):
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
         """Return True if a prefix-cache hit must be shortened by one block.
 
-        A request that is bound to its CFG partner must compute at least one row before the one that samples. With MCTP
-        modules, the KV entries of the last rows of a block depend on the ids after it, which differ from the cached
-        ones.
+        A request that is bound to its CFG partner must compute at least one row before the row that samples. With MCTP
+        modules, the KV entries of the last rows of a block depend on the ids after the block, which may differ from
+        the ids of the cached request.
 
         Args:
             request: The request.
@@ -511,7 +511,7 @@ class RequestTable(dict[str, RequestState]):
         self.revision += 1
 
     def hold_after_frame(self, state: RequestState) -> None:
-        """Mark the CFG pair of `state`: after its next sampled row, it waits for a new unconditional request."""
+        """Make the CFG pair of `state` wait for a new unconditional request after its next sampled row."""
         assert state.pair is not None
         state.pair.held_at = state.request.num_output_tokens + 1
         self.revision += 1

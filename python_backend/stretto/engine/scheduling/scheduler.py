@@ -54,7 +54,7 @@ class SampledRows:
     def extract(self, output: ModelRunnerOutput) -> None:
         """Read codes and cut flags from a step's output, and remove the fields that carry them.
 
-        They are sent in the log-probability fields, which vLLM must not process.
+        Codes and flags are sent in the log-probability fields, which vLLM must not process.
         """
         self.codes, self._cut = {}, {}
         if output.logprobs is None:
@@ -105,7 +105,7 @@ PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than most s
 
 
 class StepStats:
-    """Metrics of the scheduler, published through `share` every PERIOD_S; None to publish nothing."""
+    """Metrics of the scheduler, published through `share` every PERIOD_S; if `share` is None, they stay unpublished."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class StepStats:
         self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
 
     def report(self, running: Sequence[Request], num_waiting: int) -> None:
-        """Publish all metrics, given the running requests and the number of queued ones."""
+        """Publish all metrics, given the running requests and the number of queued requests."""
         if self._share is not None:
             self._describe({request.request_id for request in running}, num_waiting)
             self._share(self.values)

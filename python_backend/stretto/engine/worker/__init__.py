@@ -1,1 +1,1 @@
-"""Worker process: from hidden states to the ids of the next rows."""
+"""Worker process, which turns hidden states into the ids of the next rows."""

@@ -126,7 +126,7 @@ class FeedbackMemory:
             latents: Latents, [A, D].
             slots: Slots of the rows, int64 [A].
             positions: Positions of the rows, int64 [A].
-            begins: True for the first frame of a stretch, before which a memory is zero, bool [A].
+            begins: True for the first frame of a stretch, whose memory starts at zero, bool [A].
             is_frame: True for rows with a frame, bool [A]. The features of other rows are 0, and their memory is
                 unchanged.
         """

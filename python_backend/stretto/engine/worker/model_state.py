@@ -86,7 +86,7 @@ class AudioEmbeddings:
         self._of_slot.pop(slot, None)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows to which they apply."""
+        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows that use them."""
         return {"audio_embeds": self._embeds[:num_rows], "is_audio": self._is_audio[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ class Spans(NamedTuple):
 
 
 class ModuleAttention:
-    """Attention metadata of the modules. Its buffers are separate from those that the model's captured graphs read.
+    """Attention metadata of the modules, with buffers separate from the buffers that captured graphs of the model read.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -154,7 +154,7 @@ class ModuleProgram:
         self._graphs = StepGraphs(self._launch, num_reqs, recorder, lambda module, num_reqs: num_reqs <= max_captured)
 
     def capture(self) -> None:
-        """Capture all modules at all sizes; called before the first request, when all rows are inactive."""
+        """Capture all modules at all sizes, before the first request, while all rows are inactive."""
         self._rows.zero_()
         for size in self._graphs.sizes:
             self._build(size, np.full(size, self._window, np.int32))
@@ -199,7 +199,7 @@ class ModuleProgram:
     def _build(self, size: int, lengths: np.ndarray) -> None:
         """Update the attention metadata for `size` requests with `lengths` positions each.
 
-        Captured graphs read its buffers.
+        Captured graphs read the buffers of the metadata.
         """
         arrays = self._generated.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
@@ -280,7 +280,7 @@ class ModuleRows:
         self._program = ModuleProgram(self._model, self._generated, self._ring, self._attention, recorder)
 
     def capture(self) -> None:
-        """Capture graphs; called before the first request."""
+        """Capture graphs, before the first request."""
         if self._program is not None:
             self._program.capture()
 

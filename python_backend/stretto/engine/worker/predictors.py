@@ -171,9 +171,9 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
 
 
 class WeightRows:
-    """Rows of the weight of an LM head or an embedding table by token id.
+    """Weight rows of an LM head or an embedding table, by token id.
 
-    With tensor parallelism they are gathered from all ranks.
+    With tensor parallelism, the rows are gathered from all ranks.
     """
 
     def __init__(self, lm_head: VocabParallelEmbedding):
@@ -405,7 +405,7 @@ class RowPredictor(Protocol):
         ...
 
     def capture(self) -> None:
-        """Capture graphs; called before the first request."""
+        """Capture graphs, before the first request."""
         ...
 
     def place(self, slot: int, num_read: int) -> None:

@@ -69,7 +69,7 @@ NO_LATENTS = SolverPlan()
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Rows of one step, reused while the batch stays the same. Indices are int64 on the host.
+    """Plan of the rows of one step, reused while the batch stays the same. Indices are int64 on the host.
 
     Attributes:
         num_rows: B, including unconditional requests.
@@ -165,7 +165,7 @@ class PlanArrays:
 
     Attributes:
         sampling: Rows of the batch, [M + P].
-        slots: Their slots, [M + P].
+        slots: Slots of these rows, [M + P].
         limits: Integer parameters of the rows in `drawing`, [M] each.
         scales: Real parameters of the rows in `drawing`, [M] each.
         writing: Indices into `drawing` of rows that may be in a text segment, [W].
@@ -313,7 +313,7 @@ class DeviceReadback:
 
     `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
     because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
-    same knowledge at the same step. An old copy stays valid, because a segment never changes from audio back to text.
+    same information in the same step. An old copy stays valid, because a segment never changes from audio back to text.
     """
 
     is_exact = False
@@ -344,7 +344,7 @@ class DeviceReadback:
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Start a copy of the table after the launched step; not needed after steps in which no text can have ended."""
+        """Start a copy of the table after the launched step; it is not needed if no text can have ended in the step."""
         copy = self._spare.pop()
         copy.step = self._step
         copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)

@@ -285,7 +285,7 @@ class RowDraw:
         """Return the logits of stream 0 in audio, with guidance, [A, C0 + E].
 
         Args:
-            hidden: Hidden states of A rows, followed by those of P unconditional rows, [A + P, H].
+            hidden: Hidden states of A rows, followed by P unconditional rows, [A + P, H].
             num_rows: A.
             scale: Guidance scales of the first P rows, [P].
         """
@@ -459,7 +459,7 @@ class SpeechSampler:
         return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append the first P rows for their unconditional requests, with the streams masked that these do not see."""
+        """Append copies of the first P rows for their unconditional requests, with hidden streams masked."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout

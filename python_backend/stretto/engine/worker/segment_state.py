@@ -172,7 +172,7 @@ class SegmentState:
         """Return the ids to write in text rows, [B]; set `rows.is_cut` if a limit ends the text.
 
         If a sampled id ends the text, the result is the task's end-of-text id, or the sampled id if the task has none.
-        If a limit is reached, it is the closing id.
+        If a limit is reached, the result is the id from `SegmentRules.cut_of_text`.
         """
         state, limits = rows.state, rows.limits
         must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
@@ -304,7 +304,7 @@ class SegmentState:
             may_write: True if any row may be in a text segment.
 
         Returns:
-            Number of the alignment-pointer entry that each row adds (0 for none), [B]; None if no row can add one.
+            Index of the alignment-pointer entry that each row adds (0 for none), [B]; None if no row can add an entry.
         """
         state, limits, where = rows.state, rows.limits, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)

@@ -160,7 +160,7 @@ class SlotScales:
 
     Attributes:
         guidance: Guidance scale of a CFG pair, or within the predictor of a latent.
-        audio_span: Maximum distance of a logit of stream 0 in audio from the largest one (min-p); infinite if unused.
+        audio_span: Maximum distance of a stream-0 logit in audio from the largest logit (min-p); infinite if unused.
     """
 
     text_temperature: Array
@@ -247,7 +247,7 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
     """Return the first position at which any stream sampled its EOS id, or speech ended; UNKNOWN if there is none.
 
     Args:
-        tracker: Segment tracker of the reply, which knows this for stream 0.
+        tracker: Segment tracker of the reply, which has recorded this for stream 0.
         codes: Streams 1 to S - 1 of the request's rows so far, [n, S - 1].
     """
     staircase = tracker.rules.family.staircase

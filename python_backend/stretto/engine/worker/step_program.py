@@ -34,7 +34,7 @@ from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TA
 
 
 class CudaRecorder:
-    """Recorder of CUDA graphs on the current stream. They share memory, because they never run concurrently."""
+    """Recorder of CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -49,7 +49,7 @@ class CudaRecorder:
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
-    """Return a recorder for `device`; None if it has no CUDA graphs or vLLM's configuration disables them."""
+    """Return a recorder for `device`; None if the device has no CUDA graphs or vLLM's configuration disables them."""
     wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
     return CudaRecorder() if wanted and device.type == "cuda" else None
 
@@ -348,7 +348,7 @@ class StepProgram:
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return False for solver step counts without a graph, and if ranks exchange the logits of a text head."""
+        """Return True unless the solver step count has no graph, or ranks exchange the logits of a text head."""
         return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -401,7 +401,7 @@ class StepProgram:
 
         Args:
             streams: Set that contains the streams.
-            logits: Their logits, [N, k * C].
+            logits: Logits of these streams, [N, k * C].
             lanes: Slice of the k streams in the set.
         """
         drawn, history, first = streams.drawn, streams.history, streams.first_stream
@@ -553,7 +553,7 @@ class StepSampler:
         """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def capture(self) -> None:
-        """Capture all variants at all sizes; called before the first request."""
+        """Capture all variants at all sizes, before the first request."""
         self._program.columns.clear()
         self._graphs.capture(self._program.variants)
 

@@ -1,1 +1,1 @@
-"""Our own Triton kernels, each with an equivalent in numpy or torch and the function that selects one of the two."""
+"""Our own Triton kernels, each with an equivalent in NumPy or torch and a function that selects one of the two."""

@@ -31,7 +31,7 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 def embed_rows(
     table: torch.Tensor, ids: torch.Tensor, pad_id: int, pad_is_silent: bool, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the sum of the embeddings of all streams of each row, [N, H], in the table's dtype.
+    """Return the sum of each row's stream embeddings, [N, H], in the table's dtype.
 
     The sum is computed in float32. Ids are not checked.
 
