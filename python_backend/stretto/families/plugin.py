@@ -4,9 +4,8 @@ An installed package registers a family by an entry point of the group `stretto.
 family's name and refers to a `FamilyPlugin`, or to a `Family` if the family has no prompts. The stretto package
 registers the built-in families in the same way.
 
-Registry of families: plug-ins by name, and the family of a checkpoint.
-
-A checkpoint can name an installed family, but cannot contain or name code.
+This module also looks up plug-ins by name, and the family of a checkpoint. A checkpoint can name an installed family,
+but cannot contain or name code.
 
 `speech_sampling` in config.json overrides the sampling defaults of the family:
 
@@ -80,7 +79,7 @@ class FamilyPlugin:
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
-            reads no live audio. The `Template` is then a `LiveTemplate`.
+            does not accept live audio. If there is one, the `Template` is a `LiveTemplate`.
     """
 
     name: str
@@ -226,7 +225,7 @@ def plugin_at(checkpoint: Path) -> FamilyPlugin:
 
 
 def family_at(checkpoint: Path) -> Family:
-    """Return the family for a checkpoint folder; raise CheckpointError if config.json is not a checkpoint's."""
+    """Return the family for a checkpoint folder; raise CheckpointError if config.json is not from a checkpoint."""
     return read_family(config_at(checkpoint))
 
 

@@ -1,6 +1,6 @@
 """Interface of prompt templates, speaking options, and functions that write rows of ids.
 
-Conversations: the JSON turns of a request, the task that answers them, and the pieces of a prompt.
+The module also defines conversations: the JSON turns of a request, the task that answers them, and their pieces.
 """
 
 from dataclasses import dataclass, field, replace
@@ -143,7 +143,7 @@ class Piece:
 
 
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
-    """Return the named task; without a name, the family's first task that accepts `turns`.
+    """Return the named task or, if no name is given, the family's first task that accepts `turns`.
 
     Args:
         name: Name of a task, or None.
@@ -404,8 +404,8 @@ class PromptRows:
         num_reference_rows: See `Prompt`.
         voice: See `Prompt`.
         sound: See `Prompt`.
-        max_rows: Largest number of audio rows that this text may take; None for the limit of the options alone.
-        min_rows: Smallest number of audio rows for this text, if that of the options is lower.
+        max_rows: Maximum number of audio rows for this text; None if only the options limit it.
+        min_rows: Minimum number of audio rows for this text, if it is higher than the minimum in the options.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
     """
 

@@ -37,7 +37,7 @@ class TextTokenizer:
         if spells_bytes and not isinstance(tokenizer.decoder, decoders.ByteLevel):
             got = type(tokenizer.decoder).__name__ if tokenizer.decoder else "none"
             raise CheckpointError(f"{TOKENIZER_FILE}: expected a byte-level decoder, got {got}")
-        tokenizer.encode_special_tokens = True  # "<|im_end|>" in a request means these characters
+        tokenizer.encode_special_tokens = True  # treat "<|im_end|>" in a request as plain characters
         self._tokenizer = tokenizer
         self._spelled: dict[int, bytes] = {}
 
@@ -79,7 +79,7 @@ class TextTokenizer:
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def check_size(self, num_tokens: int, checkpoint: Path) -> None:
-        """Raise CheckpointError, which names `checkpoint`, if there are ids from `num_tokens` on."""
+        """Raise CheckpointError, mentioning `checkpoint`, if an id is `num_tokens` or greater."""
         size = max(self.tokens, default=-1) + 1
         if size > num_tokens:
             raise CheckpointError(f"{checkpoint}: expected at most {num_tokens} tokens, got {size}")
@@ -160,7 +160,7 @@ def sentencepiece_at(path: Path) -> "SentencePieceTokenizer":
     model = regular_file(path, MAX_TEXT_BYTES).read_bytes()
     try:
         return SentencePieceTokenizer(model)
-    except Exception as error:  # RuntimeError is all that SentencePiece documents
+    except Exception as error:  # SentencePiece documents only RuntimeError
         raise CheckpointError(f"{path}: cannot be loaded as a SentencePiece model: {error}") from error
 
 
@@ -204,7 +204,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
 
 
 class Subwords:
-    """Converter of text to a family's ids: those of the checkpoint's tokenizer plus the start of `Family.subwords`."""
+    """Converter of text to a family's ids: tokenizer ids plus the start of `Family.subwords`."""
 
     def __init__(self, tokenizer: TextTokenizer, family: Family):
         assert family.subwords is not None, family.name
@@ -348,7 +348,7 @@ class TextReader(Protocol):
 
 @runtime_checkable
 class TimedReader(TextReader, Protocol):
-    """Reader of a text whose tokens have times: those of the recording that is transcribed."""
+    """Reader of a transcript whose tokens have times in the recording."""
 
     def pop_marks(self) -> list[WordMark]:
         """Remove and return the words whose times have become known since the last call."""
@@ -406,7 +406,7 @@ SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
-    """Return the text codec of a family whose text ids are those of a tokenizer plus `subwords.start`."""
+    """Return the text codec of a family whose text ids are tokenizer ids plus `subwords.start`."""
     return TextCodec(
         lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
     )

@@ -2,8 +2,8 @@
 
 https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights have other
 names, by which they are detected. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, either in
-transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names are
-those of boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The
+transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names
+follow boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The
 folder may contain transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
 """
 
@@ -115,7 +115,7 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 
 def _stems(num_blocks: int) -> dict[str, str]:
-    """Return transformers' names of the acoustic encoder's and decoder's modules by Boson's names."""
+    """Map Boson's names of the acoustic encoder's and decoder's modules to transformers' names."""
     found = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
@@ -205,7 +205,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
-    """Return the vocabulary: ids of the tokenizer, followed by those of the codebooks."""
+    """Return the vocabulary: tokenizer ids, followed by the ids of the codebooks."""
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     missing = [name for name in NEEDED if name not in ids]
     if missing or tokenizer.size > config.vocab_size:

@@ -35,7 +35,7 @@ MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), str
 
 @dataclass(frozen=True)
 class HiggsAudioVocabulary(Vocabulary):
-    """Ids of text, followed by those of the codebooks, one after the other: codes, begin id and end id of each.
+    """Text ids, followed by the ids of each codebook in turn: codes, begin id and end id.
 
     Attributes:
         codebook_size: Number of codes per codebook, without begin and end.

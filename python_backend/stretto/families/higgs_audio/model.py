@@ -43,7 +43,7 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
         residual: torch.Tensor | None,
         is_audio: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the MLP, and the residual to which it is to be added.
+        """Return the output of the MLP, and the residual that it is to be added to.
 
         `is_audio` [N, 1] is True for rows of codes.
         """

@@ -3,8 +3,7 @@
     [bos]<system>Generate audio following instruction.[scene]A quiet room.[/scene][eot]
     <user>Hi[eot]  <assistant>[audio]B … its speech … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
 
-The audio of a turn begins with a row of the streams' begin ids and ends with a row that has an end id, each stream
-delayed:
+The audio of a turn begins with a row of begin ids and ends with a row of end ids. Each stream is delayed:
 
     stream 0   B 0 1 2 E E E
     stream 1   B B 0 1 2 E E

@@ -1,4 +1,4 @@
-"""OpusLM and OpusLM dialogue."""
+"""OpusLM and its dialogue model."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -1,6 +1,7 @@
-"""Conversion of OpusLM's release: tensor names, and the vocabulary by token name, because task ids vary.
+"""Conversion of OpusLM's release: tensor names, and the vocabulary, which is read by token name as task ids vary.
 
-Names: espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of https://github.com/espnet/espnet.
+Names follow espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of
+https://github.com/espnet/espnet.
 """
 
 import re

@@ -29,9 +29,9 @@ GAP = NUM_STREAMS - 1
 
 
 class InputCodes(CachedEncoder):
-    """Cached encoder of audio to codes, int64 [S, T], by the semantic tokenizer and the codec.
+    """Cached encoder from audio to codes, int64 [S, T], with the semantic tokenizer and the codec.
 
-    T is the shorter length.
+    If these return different lengths, T is the shorter one.
     """
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):

@@ -1,4 +1,4 @@
-"""Conversion of Pocket TTS' releases: names and shapes as published by Kyutai, one folder per language and size.
+"""Conversion of Pocket TTS releases: names and shapes as published by Kyutai, one folder per language and size.
 
 https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
 `embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The file of the weights
@@ -110,8 +110,8 @@ def convert(release: Release, contents: Contents) -> Converted:
 def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
     """Return True if a release has the weights that encode recordings of voices.
 
-    The repository without voice cloning has zeros instead, or no such tensors. Latents of recordings must have as many
-    numbers as those of frames, because rows carry both.
+    The repository without voice cloning has zeros instead, or no such tensors. Latents of recordings and latents of
+    frames must have the same size, because rows carry both.
     """
     found = [name for name in tensors if name.startswith(CLONING)]
     is_trained = SPEAKER in found and all(tensors[name].any() for name in found if name.endswith("weight"))
@@ -272,7 +272,7 @@ def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clone
     """Return the rows of the voices in a release's folder, float32 [n, H] by name. The first one is the default voice.
 
     Raises:
-        CheckpointError: If there is none and the release clones no voices, or a voice's keys and values are those of
+        CheckpointError: If there is none and the release clones no voices, or a voice's keys and values belong to
             another release.
     """
     first = next((voice for key, voice in FIRST_VOICES.items() if key in folder.parent.resolve().name), FIRST_VOICE)

@@ -3,9 +3,9 @@
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
 A row of the prompt is an id: a row of a voice, a text token, or the beginning-of-speech id. A row of the reply carries
-the latent that a flow head generates from the hidden state of the previous row. Speech ends a few frames after the one
-in which the model detects its end. A named voice is a sequence of embedded rows; the first one is the model's
-begin-of-voice row. A recorded voice is that row, followed by rows that carry the latents of the recording.
+the latent that a flow head generates from the hidden state of the previous row. Speech ends a few frames after the
+model has detected its end. A named voice is a sequence of embedded rows; the first one is the model's begin-of-voice
+row. A recorded voice is that row, followed by rows that carry the latents of the recording.
 """
 
 from collections.abc import Mapping
@@ -107,7 +107,7 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, including those of the rows of voices."""
+        """Number of ids, including the ids of voice rows."""
         return self.voice_begin + 1 + sum(rows for _, rows in self.voices)
 
     def voice(self, name: str) -> range:

@@ -115,7 +115,7 @@ class FlowTime(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Flow head: from noise to a latent, given the hidden state, in one or several Euler steps.
+    """Flow head, which turns noise into a latent in one or more Euler steps, given the hidden state.
 
     `lsd` reads both ends of a step's time, `flow_matching` its start, and `pointwise` and `drifting` no time;
     the output of `drifting` is the latent itself.

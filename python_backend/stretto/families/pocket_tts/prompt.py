@@ -68,9 +68,10 @@ def ended(text: str) -> str:
 
 
 def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return a recording that ends on 80 ms of silence, as in training (`end_on_pause` of the authors' code).
+    """Return a recording that ends with 80 ms of silence, as in training (`end_on_pause` of the authors' code).
 
-    Silence at its end is removed before: frames of 20 ms that are 35 dB below the loudest one. The last 20 ms fade out.
+    Trailing silence, that is frames of 20 ms that are 35 dB below the loudest frame, is removed first. The last 20 ms
+    fade out.
 
     Args:
         pcm: Samples, float32 [n], of at least 20 ms.
@@ -134,7 +135,7 @@ class PocketTemplate:
         return rows
 
     def _tail_rows(self, text: str) -> int:
-        """Return the number of frames from the detected end, which is larger for few words."""
+        """Return the number of frames from the detected end of speech; it is larger for texts of few words."""
         if self._known.tail_rows is not None:
             return self._known.tail_rows
         return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS

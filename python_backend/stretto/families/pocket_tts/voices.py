@@ -17,7 +17,7 @@ NUM_STEPS, DIFFERENCE = 12, 1e-5  # Gauss-Newton steps, and relative step of num
 
 
 class Backbone:
-    """Transformer of a release in float64, for rows of one voice without a cache.
+    """Transformer of a release in float64, which processes the rows of one voice without a KV cache.
 
     Args:
         tensors: Published tensors.
@@ -33,11 +33,11 @@ class Backbone:
         self.kv_width = head_dim * num_kv_heads
 
     def weight(self, layer: int, name: str) -> Tensor:
-        """Return a tensor of a layer in float64."""
+        """Return the tensor `name` of a layer in float64."""
         return self._tensors[f"flow_lm.transformer.layers.{layer}.{name}"].double()
 
     def norm(self, layer: int, name: str, x: Tensor) -> Tensor:
-        """Return the LayerNorm `name` of x [n, H]."""
+        """Apply the LayerNorm `name` of a layer to x [n, H]."""
         weight, bias = self.weight(layer, f"{name}.weight"), self.weight(layer, f"{name}.bias")
         return F.layer_norm(x, x.shape[-1:], weight, bias, NORM_EPS)
 
@@ -92,7 +92,7 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
     attended = backbone.attended(0, normed)
 
     def missed(scale: Tensor) -> Tensor:
-        """Return the difference [n, H] between layer 1's normalised rows and those that its keys and values imply."""
+        """Return the difference [n, H] between layer 1's normalised rows and the rows implied by its cache."""
         rows = backbone.fed_forward(0, first * scale[:, None] + attended)
         return F.layer_norm(rows, rows.shape[-1:], eps=NORM_EPS) - second
 

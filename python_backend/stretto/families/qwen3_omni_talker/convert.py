@@ -1,9 +1,9 @@
 """Conversion of Qwen3-Omni's release to its talker: names, shapes and ids as published by Qwen.
 
-https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model, of which `talker.…` is a tenth. Only
-the tensors in use are read, including the thinker's embedding table, from which the talker's text table is computed.
-All hyperparameters are those of config.json, because the defaults of transformers' classes belong to another model.
-Everything else is as in Qwen3-TTS.
+https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model; the tensors `talker.…` are a tenth of
+it. Only the tensors in use are read. They include the thinker's embedding table, because the talker's text table is
+computed from it. All hyperparameters come from config.json, because the defaults of transformers' classes belong to
+another model. Everything else is as in Qwen3-TTS.
 """
 
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 
 
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors in use, by name."""
+    """Return a dict from tensor name to shape for all tensors in use."""
     talker = numbers.part("talker_config")
     text, thinker_width = talker.part("text_config"), talker.number("thinker_hidden_size")
     inner, width = text.number("intermediate_size"), text.number("hidden_size")
@@ -170,7 +170,7 @@ def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write: that of Qwen3-TTS, and the projection of the thinker's hidden states."""
+    """Return the plan of tensors to write: the Qwen3-TTS plan plus the projection of the thinker's states."""
     parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
     parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
     for name, shape in shapes.items():

@@ -44,7 +44,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     seen: tuple[int, ...] = (151655, 151656)
 
 
-# Defaults of the whole model's `generate` in transformers, with those of the codes after the first.
+# Defaults of the whole model's `generate` in transformers, including the defaults for codes after the first.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, max_rows=4095),

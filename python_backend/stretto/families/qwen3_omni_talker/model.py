@@ -31,5 +31,5 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Projection:
 
 
 def embed_audio(tower: nn.Identity, adaptor: Projection, features: torch.Tensor) -> torch.Tensor:
-    """Return the rows [N, H] that the thinker's hidden states [N, W] are projected to."""
+    """Project the thinker's hidden states [N, W] to rows [N, H]."""
     return adaptor(tower(features))

@@ -36,7 +36,7 @@ class TalkerPrompts:
 
     @classmethod
     def at(cls, checkpoint: Path) -> "TalkerPrompts":
-        """Return the writer for a checkpoint folder; raise CheckpointError if its config.json is of another family."""
+        """Return the writer for a checkpoint folder; raise CheckpointError if it belongs to another family."""
         config = config_at(checkpoint)
         if config.get("speech_family") != NAME:
             raise CheckpointError(f"{checkpoint}: expected a checkpoint of {NAME}, got {config.get('speech_family')!r}")
@@ -99,7 +99,7 @@ class TalkerPrompts:
             raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0])[:60])
 
     def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the users' turns as ids, each from its `im_start` to just before that of the next turn."""
+        """Yield the users' turns as ids, each from its `im_start` up to the `im_start` of the next turn."""
         text, ids = self._known.text, list(conversation)
         starts = [index for index, token in enumerate(ids) if token == text.im_start]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):

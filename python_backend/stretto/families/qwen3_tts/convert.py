@@ -1,8 +1,8 @@
-"""Conversion of Qwen3-TTS's releases: names, shapes and ids as published by Qwen; the codec is in `speech_tokenizer/`.
+"""Conversion of Qwen3-TTS releases: names, shapes and ids as published by Qwen; the codec is in `speech_tokenizer/`.
 
-https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and the other models of that series. All hyperparameters of
-the talker are those of config.json. The defaults of the authors' classes belong to another model, so a config.json that
-lacks a value is rejected.
+It converts https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and the other models of that series. All
+hyperparameters of the talker come from config.json. A config.json that lacks a value is rejected, because the defaults
+of the authors' classes belong to another model.
 
 The talker's text projection, fc2(silu(fc1(x))), and the depth transformer's projection of codes are functions of a
 single id. The converted tables therefore contain the projected embeddings. Base, which clones voices, has a speaker
@@ -266,7 +266,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of the talker, by name."""
+    """Return a dict from tensor name to shape for all tensors of the talker."""
     talker = numbers.part("talker_config")
     depth = talker.part("code_predictor_config")
     width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
@@ -284,7 +284,7 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
 
 
 def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the codebooks' embedding tables and heads by name, for a backbone of width `width`."""
+    """Return a dict from name to shape for the embedding tables and heads of the codebooks."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
     for k in range(known.num_codebooks - 1):
         shapes[_codes(k)] = (known.codebook_size, width)
@@ -298,7 +298,7 @@ def _codes(k: int) -> str:
 
 
 def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of Qwen3's layers and of the final norm, by name."""
+    """Return a dict from tensor name to shape for Qwen3's layers and the final norm."""
     width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {

@@ -3,7 +3,8 @@ r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, w
     text    im_start assistant \n  pad    pad       pad      pad       pad   bos  Hello , eos  pad │ pad  pad  pad …
     codec                           think think_bos language think_eos voice pad   pad  … pad  bos │ f0   f1   f2 …
 
-A row is the sum of a text id's embedding and those of the codec streams: a marker on stream 0, or a frame of 16 codes.
+A row is the sum of a text embedding and the embeddings of the codec streams: a marker on stream 0, or a frame of 16
+codes.
 The backbone samples the first code of a frame, or the end. The depth transformer samples the other codes one after the
 other. Text is an input-only stream after the codebooks; once the text has ended, it carries `tts_pad`. The text table
 already includes the talker's projection (`convert.py`). The numbers come from
@@ -89,7 +90,7 @@ class TextIds:
 
 @dataclass(frozen=True)
 class Qwen3TtsVocabulary(Vocabulary):
-    """Ids of text, then of the codec vocabulary (codes, then markers), then of codebook 1, codebook 2, and so on.
+    """Text ids, then the codec vocabulary (codes, then markers), then codebook 1, codebook 2, and so on.
 
     Attributes:
         kind: How the voice is chosen: by name, by a description, or by a recording.

@@ -119,8 +119,7 @@ class Qwen3TtsTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for the text of the last piece.
 
-        The voice is the one called `voice`, the one described by `manner`, or that of the recording in the earlier
-        pieces.
+        The voice is the one called `voice`, the one described by `manner`, or the one recorded in the earlier pieces.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name
@@ -165,7 +164,7 @@ class RowWriter:
     def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
         """Return the rows before the words, [n, S]: instruction, role, language and voice.
 
-        The row of a cloned voice, the last but one, is a placeholder for the x-vector.
+        For a cloned voice, the second-to-last row is a placeholder for the x-vector.
         """
         text, codec = self._known.text, self._known.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 INDEX_STREAM = LAYOUT.num_output_streams
 MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
-FRAME_S = 0.02  # of the search for speech
+FRAME_S = 0.02  # frame length of the search for speech
 ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
 QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits of that level, relative to the loudest frames
-NUM_LOUDEST = 5  # frames: the loudest 0.1 s but one click of 0.08 s
-NUM_SPEECH = 3  # loud frames within any NUM_LOUDEST that are speech, because a click has fewer
+NUM_LOUDEST = 5  # the fifth-loudest frame sets the peak level, so that a click of 0.08 s does not
+NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a click has fewer
 MAX_GROWTH = 4  # most characters in ASCII per character of a text; some symbols have 10
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
@@ -96,10 +96,11 @@ class TinyTemplate:
 
 
 def trim_silence(pcm: np.ndarray, margin: int, frame: int) -> np.ndarray:
-    """Remove silence and steady noise from both ends, except `margin` samples; return all of `pcm` without speech.
+    """Remove silence and steady noise from both ends, except `margin` samples.
 
-    A frame is loud if its level is above that of the quietest frames, which are taken as noise. Speech has several loud
-    frames close together. The cost is linear in the number of samples, apart from sorting the levels.
+    If there is no speech, `pcm` is returned unchanged. A frame is loud if its level exceeds the level of the quietest
+    frames, which are taken as noise. Speech has several loud frames close together. The cost is linear in the number of
+    samples, apart from sorting the levels.
 
     Args:
         pcm: Mono samples, float32 [n].
@@ -131,8 +132,8 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
         transliterates: True to transliterate letters of other scripts to Latin.
 
     Raises:
-        InvalidRequest: If the text is too long, in ASCII or in words as well, has letters of another script, or nothing
-            that can be spoken.
+        InvalidRequest: If the text is too long, also after conversion to ASCII or to words, has letters of another
+            script, or contains nothing that can be spoken.
     """
     limit = TINY.max_text_chars
     if len(text) > limit:

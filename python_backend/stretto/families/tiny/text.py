@@ -124,7 +124,7 @@ def _iso_date(match: re.Match[str]) -> str:
 
 def _slashed_date(match: re.Match[str]) -> str:
     first, second, year_text = match.groups()
-    # As in the United States: the month comes first, unless it is no month.
+    # As in the United States, the month comes first, unless the number cannot be a month.
     month, day = (first, second) if int(first) <= 12 else (second, first)
     if int(month) > 12:
         return " over ".join(map(number, match.groups()))
@@ -307,7 +307,7 @@ SHOUTED = set(
     "get has had her him his how its let may new not now off old one our out say see she the too two use was way who "
     "why yes yet you man men put got big ten six red".split()
 )
-# Words of four or five letters with a vowel that are spelled all the same.
+# Words of four or five letters that are spelled out although they have a vowel.
 SPELLED = set("AARP ADHD ASAP ESPN HDMI ICBM IEEE IMDB ISBN ISSN NAACP NCAA OECD UCLA USDA USPS USSR".split())
 VOWELS = set("AEIOUY")
 
@@ -360,7 +360,7 @@ def normalise(text: str, characters: str) -> str:
 
 
 def in_ascii(text: str) -> str:
-    """Return `text` in ASCII and the characters of KEPT, which may be several times as long."""
+    """Convert `text` to ASCII and the characters of KEPT; the result may be several times as long."""
     return _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
 
 

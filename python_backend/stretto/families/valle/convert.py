@@ -1,8 +1,8 @@
 """Conversion of VALL-E's release: names and hyperparameters of ESPnet's recipes.
 
-Names: espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of
-https://github.com/espnet/espnet. Values of `corelm_conf` that are missing in `config.yaml` have the defaults there.
-`token_list` and `token_bias` are as in OpusLM.
+Names follow espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of
+https://github.com/espnet/espnet. Values of `corelm_conf` that are missing in `config.yaml` get the defaults of these
+files. `token_list` and `token_bias` are as in OpusLM.
 """
 
 from collections.abc import Callable, Mapping
@@ -175,7 +175,7 @@ def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tens
 
 
 def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that are merged into the autoregressive model's query tensors."""
+    """Return a dict from name to shape for the tensors that are merged into query tensors."""
     width = numbers["att_unit"]
     shapes: dict[str, tuple[int, ...]] = {
         "key.weight": (width, width),

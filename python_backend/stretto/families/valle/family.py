@@ -3,8 +3,8 @@
     tts     [sos][tts][text] words … [spk] 150 frames of a voice [codec] ─► c0 c1 c2 … [sos]
 
 A prompt row has one stream per codebook. Frames of the voice have all their codes; other rows have an id and pads,
-which have an embedding of their own. Rows of the reply have only the first codebook. For the whole utterance the
-decoder fills in the other codebooks from these rows and the prompt's (`families/valle/refinement.py`), so a reply is
+which have an embedding of their own. Rows of the reply have only the first codebook. After the end of the utterance,
+the decoder fills in the other codebooks from these rows and the prompt (`families/valle/refinement.py`), so a reply is
 audible only after its end. Guidance is an addition of this server: the unconditional request contains neither words nor
 voice. No weights are known to be published in this layout. Every recipe has its own vocabulary, which config.json
 contains (`speech_vocabulary`).

@@ -23,7 +23,7 @@ class ValleTemplate:
         self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the last piece's text, to be spoken in the voice of the piece before it."""
+        """Return the rows for the text of the last piece, to be spoken in the voice of the piece before it."""
         *voices, text = pieces
         assert text.text is not None, task.name
         if not voices:

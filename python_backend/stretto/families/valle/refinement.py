@@ -2,13 +2,14 @@
 
     row        words … voice … start   c0  c1 … c(T-1)   end
     level 1    embeddings of codebook 0             ─► codebook 1 of every frame, the most likely code
-    level 2    plus those of codebook 1             ─► codebook 2
+    level 2    plus embeddings of codebook 1        ─► codebook 2
     …
 
 Attention is bidirectional, so each frame of an utterance depends on all others. The scale and shift of every norm
-depend on the level. Names are those of ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
-https://github.com/espnet/espnet). Two of its details are reproduced: after each level the embedding of the start id is
-added to its row once more, and the row of the end id gets the embedding of the code sampled at its position.
+depend on the level. Names follow ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
+https://github.com/espnet/espnet). Two details of ESPnet's code are reproduced: after each level the embedding of the
+start id is added to its row once more, and the row of the end id gets the embedding of the code sampled at its
+position.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,11 +1,11 @@
-"""Conversion of VibeVoice's releases 1.5B and 7B, in the layout of transformers or of the authors.
+"""Conversion of the VibeVoice 1.5B and 7B releases, in the layout of transformers or of the authors.
 
 https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
 decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
 head are kept.
 
 https://huggingface.co/microsoft/VibeVoice-1.5B has the same tensors under other names, another config.json, and no
-tokenizer: it uses that of Qwen2.5.
+tokenizer, because it uses the Qwen2.5 tokenizer.
 """
 
 import re
@@ -39,7 +39,7 @@ from stretto.weights.loading import Part, Plan
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
 MARKS = {"model.latent_scaling_factor": "VibeVoice", "model.speech_scaling_factor": "VibeVoice"}
-MAX_SIZE = 1 << 20  # of the diffusion head
+MAX_SIZE = 1 << 20  # limit of the diffusion head's sizes
 MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
 HEAD: dict[str, Any] = {  # required settings of the diffusion head
@@ -99,7 +99,7 @@ SEMANTIC = "semantic_model_config"
 
 
 def check_kind(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless config.json is that of a 1.5B or 7B release."""
+    """Raise CheckpointError unless config.json belongs to a 1.5B or 7B release."""
     kind = config.get("model_type")
     if REALTIME in config or kind == "vibevoice_streaming":
         raise CheckpointError(
@@ -130,15 +130,15 @@ AUTHORS_NETWORK: dict[str, Any] = {
     "mixer_layer": "depthwise_conv",
     "pad_mode": "constant",
 }
-# Keys of a tokenizer's hyperparameters in transformers' config.json, by the authors' keys.
+# The authors' keys of a tokenizer's hyperparameters, with the keys of transformers' config.json.
 NETWORK_KEYS = {
     "channels": "channels",
     "vae_dim": "hidden_size",
     "encoder_n_filters": "num_filters",
     "layernorm_eps": "rms_norm_eps",
 }
-NOISE_PART = 0.8  # `fix_std` relative to the standard deviation of the factor of a recording's noise
-# Replacements that turn a name of transformers into the authors'; `+` is one more than the number in the match.
+NOISE_PART = 0.8  # `fix_std` divided by the standard deviation of the factor that scales the noise of a recording
+# Replacements that turn transformers' names into the authors' names; `+` is the number in the match plus one.
 AUTHORS_NAMES = (
     (r"^model\.latent_(scaling|bias)_factor$", r"model.speech_\1_factor"),
     (r"^model\.multi_modal_projector\.", "model.acoustic_connector."),
@@ -164,7 +164,7 @@ AUTHORS_NAMES = (
 
 
 def authors_name(name: str) -> str:
-    """Return the name in the authors' layout of a tensor of transformers' layout."""
+    """Convert a tensor name from transformers' layout to the authors' layout."""
     for pattern, made in AUTHORS_NAMES:
         found = re.search(pattern, name)
         if found is not None:
@@ -174,7 +174,7 @@ def authors_name(name: str) -> str:
 
 
 def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return a config.json of the authors' layout in that of transformers.
+    """Convert a config.json from the authors' layout to transformers' layout.
 
     Args:
         config: Contents of the file.
@@ -228,7 +228,7 @@ def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, A
 
 
 def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a value in a section of config.json is another than the expected one."""
+    """Raise CheckpointError if a value in a section of config.json differs from the expected one."""
     for name, value in expected.items():
         if name in given and given[name] != value:
             raise CheckpointError(f"{section}.{name}: expected {shown(value)}, got {shown(given[name])}")

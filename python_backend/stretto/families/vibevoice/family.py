@@ -3,7 +3,7 @@
     tts     system prompt, voices, script, [begin] ─► x0 x1 … xn [end] [begin] … [end] [end of reply]
 
 A row is an id of the text or a frame: its latent, and the semantic encoder's features of the audio decoded so far. The
-model chooses among frame, begin, end and end of reply by its head. The latent of a frame is generated from the previous
+head of the model chooses among frame, begin, end and end of reply. The latent of a frame is generated from the previous
 row. The unconditional request for guidance reads only the current stretch: the mark that begins it, and its frames.
 """
 
@@ -37,7 +37,7 @@ class VibeVoiceVocabulary(Vocabulary):
         num_numbers: Number of elements in an acoustic latent.
         num_features: Number of semantic features of a frame's audio.
         max_model_len: Maximum number of rows.
-        is_tied: True if the head's rows are those of the embedding table.
+        is_tied: True if the head uses the rows of the embedding table.
     """
 
     num_text_ids: int = 151936

@@ -84,7 +84,7 @@ class LastLayer(nn.Module):
         shift, scale = self.linear_1(condition).chunk(2, -1)
         if x.device.type == "cpu":
             normed = torch.empty_like(x)
-            # vLLM's kernel computes each row independently; sums of torch may depend on the position in the batch.
+            # vLLM's kernel computes each row independently; torch's sums may depend on the position in the batch.
             torch.ops._C.rms_norm(normed, x.contiguous(), x.new_ones(x.shape[1]), self.eps)
         else:
             normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps)
@@ -121,8 +121,8 @@ def cosine_schedule(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def solver_factors(number: int) -> torch.Tensor:
     """Return the factors of each step of a solver of `number` steps, float32 [n, 5].
 
-    A step computes data = f0 x - f1 v, then x = f2 x - f3 (data + f4 (data - data of the step before)). After the last
-    step, x is data.
+    A step computes data = f0 x - f1 v, then x = f2 x - f3 (data + f4 (data - previous data)). After the last step, x
+    equals data.
     """
     _, alpha, sigma = cosine_schedule(number)
     log_ratio = np.log(alpha[:-1] / sigma[:-1])

@@ -1,4 +1,4 @@
-"""Conversion of VITA-Audio's release in Hugging Face's layout, with the modules' layers after those of the backbone.
+"""Conversion of VITA-Audio's release in Hugging Face's layout, where the modules' layers follow the backbone's layers.
 
 Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
 https://github.com/VITA-MLLM/VITA-Audio. The modules' projections and norms belong to the class that has the head, so
@@ -94,7 +94,7 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
 
 
 def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
-    """Return the plan of the tensors of encoder and adaptor; names are unchanged except for the prefix.
+    """Return the plan of the encoder's and adaptor's tensors; names are unchanged except for the prefix.
 
     Args:
         audio: `audio_config` of config.json.
@@ -231,7 +231,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
-    """Return the plan of tensors to write; names are unchanged, except that those of the modules lose `prefix`.
+    """Return the plan of tensors to write; names are unchanged, but the names of the modules lose `prefix`.
 
     Args:
         record: config.json of the checkpoint.

@@ -14,7 +14,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
 FRAME_RATE = 12.5
-# Ids by name in a release's tokenizer, `<|im_start|>` and so on; those of releases with discrete audio input.
+# Ids by name in a release's tokenizer, `<|im_start|>` and so on, for releases with discrete audio input.
 MARKERS = {
     "endoftext": 151643,
     "im_start": 151644,
@@ -65,7 +65,7 @@ class VitaVocabulary(Vocabulary):
 
     @property
     def bursts(self) -> Bursts | None:
-        """MCTP modules with the default schedule first, then the others that their number permits.
+        """MCTP modules with their schedules: the default one, then the others that their number permits.
 
         None if there are no modules.
         """
@@ -139,7 +139,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default that of VITA-Audio-Boost."""
+    """Return the family for a checkpoint's vocabulary; None selects the vocabulary of VITA-Audio-Boost."""
     return vita_audio(VitaVocabulary.from_record(vocabulary) if vocabulary else VitaVocabulary())
 
 

@@ -1,4 +1,4 @@
-"""Audio encoder of VITA-Audio-Plus (SenseVoiceSmall's), and the adaptor from its width to that of the backbone.
+"""Audio encoder of VITA-Audio-Plus, which is SenseVoiceSmall, and the adaptor from its width to the backbone's width.
 
     queries ┐                                      language, event, emotion, text form: four learned rows
             ├─► + sine positions ─► 50 blocks ─► norm ─► 20 blocks ─► norm ─► adaptor ─► rows of the backbone
@@ -128,12 +128,12 @@ def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
 
 
 def audio_tower(config: Mapping[str, Any]) -> SenseVoice:
-    """Create the audio encoder described by `audio_config` of a checkpoint's config.json, without weights."""
+    """Create the audio encoder that `audio_config` in config.json describes; its weights are loaded later."""
     return SenseVoice(config).eval()
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Adaptor:
-    """Create the projection of the encoder's output to the backbone's width, without weights."""
+    """Create the projection of the encoder's output to the backbone's width; its weights are loaded later."""
     return Adaptor(config["output_size"], hidden_size)
 
 

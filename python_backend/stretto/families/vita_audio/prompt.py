@@ -4,7 +4,7 @@ r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
 
     tts            user       Convert the text to speech.\n text
     asr            user       Convert the speech to text.\n audio
-    dialogue       user       text \n audio, or text alone
+    dialogue       user       text \n audio, or text only
     audio          <|begin_of_audio|> codes <|end_of_audio|>
     audio (Plus)   <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>
 

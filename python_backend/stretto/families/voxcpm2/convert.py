@@ -1,8 +1,8 @@
-"""Conversion of VoxCPM2's releases: names and shapes as published by OpenBMB.
+"""Conversion of VoxCPM2 releases: names and shapes as published by OpenBMB.
 
 https://huggingface.co/openbmb/VoxCPM2: `config.json`, `model.safetensors`, a tokenizer, and the codec as
 `audiovae.safetensors` or `audiovae.pth`. The factors of muP are multiplied into the weights, in float32. The codec's
-weight norms are folded, and the condition on the output's sample rate becomes a scale and an offset per block.
+weight norms are folded, and the condition on the output sample rate becomes a scale and an offset per block.
 """
 
 import math
@@ -139,7 +139,7 @@ def size(record: Mapping[str, Any], name: str) -> int:
 
 
 def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    """Return the base, the frequencies' divisors and the scale of a rotation, as the authors' LongRoPE chooses them."""
+    """Return base, frequency divisors and scale of the rotary embedding, as chosen by the authors' LongRoPE."""
     scaling, longest = entry(lm, "rope_scaling"), size(lm, "max_position_embeddings")
     original = size(scaling, "original_max_position_embeddings")
     name = "long_factor" if longest > original else "short_factor"

@@ -2,9 +2,9 @@
 
     tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
 
-A row is an id of the text or a patch. A reference determines only the voice; a transcript with its audio is continued
-by the reply. A row's patch is generated from the previous row: its hidden states in both language models, and its
-patch.
+A row is an id of the text or a patch. A reference determines only the voice. A transcript with its audio is continued
+by the reply. A row's patch is generated from the previous row, namely from its hidden states in both language models
+and its patch.
 """
 
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ def linear(columns: int, rows: int) -> ReplicatedLinear:
 
 
 def rotary(config: Any) -> RotaryEmbedding:
-    """Return the rotation of queries and keys, whose frequencies and scale are those of LongRoPE."""
+    """Return the rotary embedding of queries and keys, with LongRoPE's frequencies and scale."""
     rope, size, longest = config.long_rope, config.head_dim, config.max_position_embeddings
     made = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
     frequencies = 1.0 / (rope["theta"] ** (torch.arange(0, size, 2).float() / size))
@@ -52,7 +52,7 @@ def rotary(config: Any) -> RotaryEmbedding:
 
 
 class NoRotation(nn.Module):
-    """Rotation of the residual model's layers, which have none."""
+    """Identity that replaces the rotary embedding in layers of the residual model."""
 
     def forward(
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
@@ -176,10 +176,10 @@ def solver_steps(number: int) -> torch.Tensor:
 
 
 class DiffusionHead(nn.Module):
-    """Diffusion head: from noise to a patch, given both hidden states and the previous patch, with guidance.
+    """Guided diffusion head, which turns noise into a patch, given both hidden states and the previous patch.
 
-    The unconditional velocity is computed without hidden states. It is scaled by its projection on the conditional one
-    before both are merged (CFG-Zero*).
+    The unconditional velocity is computed without hidden states. Before the two velocities are merged, it is scaled by
+    its projection on the conditional one (CFG-Zero*).
     """
 
     def __init__(self, config: Any, num_words: int, num_numbers: int, rotation: nn.Module):
@@ -251,8 +251,8 @@ class Bottleneck(nn.Module):
         self.enter, self.leave = linear(config.hidden_size, narrow), linear(narrow, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output of the bottleneck, hidden states [N, H]."""
-        # In float64: torch's float32 tanh has other bits at the end of a batch, which could change the result of
+        """Pass hidden states [N, H] through the bottleneck."""
+        # In float64, because torch's float32 tanh gives different bits at the end of a batch, which could change the
         # rounding.
         narrow = torch.tanh(self.enter(hidden).double()).float()
         return self.leave(torch.round(narrow * self.scale) / self.scale)
@@ -286,7 +286,7 @@ class VoxCpmTransformer(nn.Module):
         embeds: torch.Tensor | None,
         is_patch: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the states of the head, then those of the end of speech, [N, 2 * C + H].
+        """Return the head's states, followed by the states for the end of speech, [N, 2 * C + H].
 
         Args:
             ids: Ids of stream 0, [N]; unused if `embeds` is given.

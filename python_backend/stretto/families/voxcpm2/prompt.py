@@ -29,7 +29,7 @@ from stretto.families.voxcpm2.family import (
 
 # Longest reply: the authors' `retry_badcase_ratio_threshold` patches per token of the text, and some more.
 PATCHES_PER_TOKEN, SPARE_PATCHES = 6, 10
-NUM_CONTEXT_PATCHES = 3  # of the continued audio, from which the decoder begins
+NUM_CONTEXT_PATCHES = 3  # patches of the continued audio that the decoder starts from
 MIN_AUDIO_S = 0.4
 CHINESE = range(0x4E00, 0xA000)
 WORD_START, UNKNOWN = "▁", "<unk>"
@@ -131,7 +131,7 @@ class VoxCpmTemplate:
     def _patches(self, piece: Piece, is_continued: bool) -> np.ndarray:
         """Return the rows [n, S] of a recording.
 
-        A reference is padded at its end, and audio to continue at its start, so that the reply begins where it ends.
+        A reference is padded at its end. Audio to continue is padded at its start, so that the reply follows directly.
         """
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
