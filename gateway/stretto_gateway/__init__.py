@@ -1,1 +1,1 @@
-"""Gateway: OpenAI's audio API over HTTP for a Stretto server, accessed through `stretto_client` only."""
+"""Gateway that offers OpenAI's audio API over HTTP for a Stretto server, which it calls only via `stretto_client`."""

@@ -1,4 +1,4 @@
-"""Entry point of `python -m stretto_gateway`: the console command `stretto gateway`."""
+"""Entry point of `python -m stretto_gateway`, which runs the console command `stretto gateway`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Admission control: limits on concurrent and queued utterances, on open WebSockets, and on memory held for callers.
 
-Identity of the caller, and cancellation of work when the caller disconnects.
+This module also identifies callers, and cancels work when its caller disconnects.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def network(host: str) -> str:
 
 
 class CallerGone(ApiError):
-    """The client has disconnected."""
+    """Raised if the client has disconnected."""
 
     def __init__(self) -> None:
         super().__init__(499, "the client has disconnected", code="client_closed_request")
@@ -58,7 +58,7 @@ async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`, which is cancelled if the client disconnects first.
 
     Args:
-        receive: ASGI's `receive` of the request.
+        receive: The request's ASGI `receive`.
         work: Work for the request.
 
     Raises:
@@ -84,16 +84,16 @@ async def _until_gone(receive: Receive) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiter:
-    """Queued caller; the future `is_given` is done once the caller has a slot."""
+    """Queued caller. The future `is_given` is done once the caller has a slot."""
 
     caller: str
     is_given: asyncio.Future[None]
 
 
 class Admission:
-    """Slots for utterances: `max_active` at once, and a queue of at most `max_waiting` requests in order of arrival.
+    """Slots for at most `max_active` concurrent utterances, and a first-come queue of at most `max_waiting` requests.
 
-    A caller may use at most as many units of either limit as remain free: one caller alone half, a second one a
+    A caller may use at most as many units of either limit as remain free. A single caller gets half, and a second one a
     quarter. Some capacity therefore always remains for the next caller.
 
     Args:
@@ -114,7 +114,7 @@ class Admission:
 
     @property
     def num_waiting(self) -> int:
-        """Number of queued requests."""
+        """Number of requests in the queue."""
         return len(self._waiting)
 
     @asynccontextmanager
@@ -168,7 +168,7 @@ def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool
         taken: Units taken by each caller.
         caller: The caller.
         limit: Total number of units.
-        more: Number of additional units.
+        more: Number of units that the caller requests.
     """
     return taken[caller] + more <= limit - taken.total()
 
@@ -176,9 +176,9 @@ def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool
 class Held:
     """Memory held for callers in bytes, at most `max_held_bytes` in total.
 
-    The guard has one instance for HTTP requests: bodies beyond the first 64 KiB of each, recordings of stored voices,
-    and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as remain
-    free, so one caller alone gets half, and none can exhaust the limit.
+    The guard has an instance for HTTP requests. It counts the part of each body beyond 64 KiB, recordings of stored
+    voices, and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as
+    remain free, so a single caller gets half, and none can exhaust the limit.
     """
 
     def __init__(self, limits: Limits):
@@ -214,7 +214,7 @@ class Held:
 class Sessions:
     """Open sessions of all callers.
 
-    A caller may open at most as many sessions as remain free, so one caller alone gets half, and none can exhaust the
+    A caller may open at most as many sessions as remain free, so a single caller gets half, and none can exhaust the
     limit.
 
     Attributes:

@@ -14,7 +14,7 @@ from stretto_client import ClientError, RequestCancelled, RequestRefused, Server
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
-OPTIONS = "options"  # the server's field that contains most other fields
+OPTIONS = "options"  # field of the server's requests that contains most other fields
 REFUSED, FAILED = "invalid_request_error", "server_error"
 
 
@@ -33,7 +33,7 @@ class ApiError(HTTPException):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP response. Its JSON is ASCII, so that any text can be encoded, even lone surrogates."""
+        """Return the HTTP response. Its JSON is ASCII, so any text can be encoded, even with lone surrogates."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -102,7 +102,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """Return the server's error, with the server's field name replaced by that of the request."""
+    """Return the server's error, with the server's field name replaced by the request's field name."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")
@@ -119,7 +119,7 @@ Described = dict[int | str, dict[str, Any]]  # the `responses` argument of FastA
 
 
 class ErrorFields(TypedDict):
-    """OpenAI's error object. `param`: the request field that caused the error."""
+    """OpenAI's error object. `param` is the request field that caused the error."""
 
     message: str
     type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
@@ -136,8 +136,8 @@ class ErrorAnswer(TypedDict):
 class Talks(TypedDict):
     """Task that answers the turns of a conversation.
 
-    `needs`: parts that a user's turn must have. `also`: parts that it may have in addition. `speaks`: true if replies
-    are audio.
+    `needs` lists the parts that a user's turn must have, and `also` the parts that it may have in addition. `speaks` is
+    true if replies are audio.
     """
 
     task: str
@@ -147,7 +147,7 @@ class Talks(TypedDict):
 
 
 class NamedId(TypedDict):
-    """Value of a field, with a display name."""
+    """Id that a request may name, with its display name."""
 
     id: str
     name: str
@@ -156,8 +156,8 @@ class NamedId(TypedDict):
 class Model(TypedDict):
     """OpenAI's model object, with additional properties.
 
-    root: the id again, which `vllm bench serve` reads if no model is specified. voices: the model's voices as objects,
-    because Speaches' clients read their `name`. sample_rate: sample rate of the codec in Hz.
+    `root` repeats the id, because `vllm bench serve` reads it if no model is specified. `voices` has the model's voices
+    as objects, because clients of Speaches read their `name`. `sample_rate` is the codec's sample rate in Hz.
     """
 
     id: str
@@ -200,9 +200,9 @@ class Voice(TypedDict):
 class Voices(TypedDict):
     """All voices that a request may name.
 
-    `voices`: the model's voices and the caller's own. `names`: the model's voices. `titles`: display names of the
-    model's voices. `aliases`: the voice that each voice alias selects. `form`: fields of a request that adds a voice,
-    empty if voices cannot be added. `data`: the caller's own voices with all their fields.
+    `voices` has the model's voices and the caller's own voices. `names` has only the model's voices, and `titles` their
+    display names. `aliases` has the voice that each alias selects. `form` lists the fields of a request that adds a
+    voice; it is empty if voices cannot be added. `data` has the caller's own voices with all fields.
     """
 
     object: Literal["list"]
@@ -223,7 +223,7 @@ class DeletedVoice(TypedDict):
 
 
 class SpokenItem(TypedDict):
-    """Audio of one text of a batch. `audio_data`: the file in base64."""
+    """Audio for one text in a batch. `audio_data` is the file in base64."""
 
     index: int
     status: Literal["success"]
@@ -232,7 +232,7 @@ class SpokenItem(TypedDict):
 
 
 class FailedItem(TypedDict):
-    """Error of one text of a batch."""
+    """Error for one text in a batch."""
 
     index: int
     status: Literal["error"]
@@ -283,7 +283,7 @@ class TranscribedWord(TypedDict):
 
 
 class TimedText(TypedDict):
-    """Transcript in the `verbose_json` format. `words`: if requested, and the server has an aligner."""
+    """Transcript in the `verbose_json` format. `words` is present if it was requested and the server has an aligner."""
 
     task: Literal["transcribe", "translate"]
     language: str
@@ -294,7 +294,7 @@ class TimedText(TypedDict):
 
 
 class SpokenReply(TypedDict):
-    """Reply as audio. `data`: the file in base64."""
+    """Reply as audio. `data` is the file in base64."""
 
     id: str
     expires_at: int
@@ -311,7 +311,7 @@ class ReplyMessage(TypedDict):
 
 
 class Choice(TypedDict):
-    """Only choice of a completion."""
+    """The only choice in a completion."""
 
     index: int
     message: ReplyMessage
@@ -339,9 +339,9 @@ class Completion(TypedDict):
 
 
 class ClientSecret(TypedDict):
-    """Short-lived key to the realtime API.
+    """Short-lived key for the realtime API.
 
-    `session`: OpenAI's session object. `stretto_ignored`: fields without effect.
+    `session` is OpenAI's session object. `stretto_ignored` lists fields without effect.
     """
 
     value: str
@@ -363,8 +363,8 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
 
     Args:
         what: Description of the response.
-        media_types: Media types of the response besides JSON.
-        model: Schema of the JSON form; None if there is none.
+        media_types: Media types of the response other than JSON.
+        model: Schema of the JSON form; None if the response is never JSON.
         schema: Schema of the other forms.
     """
     description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}

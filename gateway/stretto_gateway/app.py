@@ -1,4 +1,4 @@
-"""HTTP application: all routes, those of models and health checks, and exception handlers."""
+"""HTTP application, which combines all routes. Routes for models and health, and exception handlers, are here."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
 
     Args:
         config: Settings.
-        make_client: Function that creates a client of several servers at startup; None to use the configured server.
+        make_client: Function that creates a client for several servers at startup; None to use the configured server.
     """
 
     @asynccontextmanager
@@ -52,7 +52,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
         finally:
             await app.state.gateway.close()
 
-    # FastAPI's own documentation pages would load scripts from other hosts.
+    # No documentation pages from FastAPI, because they would load scripts from other hosts.
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
@@ -117,7 +117,7 @@ async def list_models(request: Request) -> Models:
 
 @router.get("/v1/audio/models")
 async def list_speech_models(request: Request) -> SpeechModels:
-    """List the served model in the form in which Open WebUI reads speech models."""
+    """List the served model in the form that Open WebUI expects for speech models."""
     gateway: Gateway = request.app.state.gateway
     family = (await gateway.catalogue.profile()).family
     return {"object": "list", "models": [{"id": family, "name": family}]}
@@ -146,7 +146,7 @@ async def ready(request: Request) -> Response:
 
 
 async def figures(request: Request) -> Response:
-    """Return the gateway's metrics in Prometheus' text format or as OpenMetrics."""
+    """Return the gateway's metrics in the Prometheus text format or as OpenMetrics."""
     gateway: Gateway = request.app.state.gateway
     page, media_type = gateway.metrics.page(request.headers.get("accept", ""))
     return Response(page, media_type=media_type)
@@ -159,7 +159,7 @@ async def api_error_response(_: Request, error: Exception) -> Response:
 
 
 async def validation_error_response(request: Request, error: Exception) -> Response:
-    """Return an error about the first field that violates the schema, or about the missing content type."""
+    """Return the error for the first field that violates the schema, or for a missing content type."""
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -174,7 +174,7 @@ async def validation_error_response(request: Request, error: Exception) -> Respo
 
 
 async def http_error_response(_: Request, error: Exception) -> Response:
-    """Return the response to an error of the framework: unknown path or method, or unreadable body."""
+    """Return the response to an error from the framework: unknown path or method, or unreadable body."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail)).response()
 

@@ -1,4 +1,4 @@
-"""Served model and its voices, under their own names and under those of OpenAI and other engines."""
+"""Served model and its voices, under their own names and under aliases from OpenAI and other engines."""
 
 import asyncio
 import re
@@ -12,12 +12,12 @@ from stretto_gateway.routed import RoutedClient
 MAX_NAME_CHARS = 64  # maximum length of a name to match against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
 MAX_FAILED = 3  # consecutive failed refreshes after which the profile is dropped
-# Names that stand for any served model. All of OpenAI's speech and audio models match, because the defaults of its
-# SDKs change with each release.
+# Names that select whichever model is served. All of OpenAI's speech and audio models match, because the defaults of
+# its SDKs change with each release.
 OPENAI_MODELS = re.compile(
     r"(tts|whisper)-\d[a-z0-9-]*|gpt-[a-z0-9.-]*(audio|live|realtime|transcribe|tts|whisper)[a-z0-9.-]*"
 )
-# Other default model names of clients, with the client.
+# Other default model names, and the clients that use them.
 MODEL_ALIASES = {
     "kokoro": "Kokoro-FastAPI's clients: wyoming-openai, Pipecat, Open WebUI's guide",
     "speaches-ai/Kokoro-82M-v1.0-ONNX": "wyoming-openai's example with Speaches",
@@ -27,8 +27,8 @@ MODEL_ALIASES = {
     "whisper": "LocalAI's guide",
     "tts": "LiteLLM's and LocalAI's guides",
 }
-# Preset voices of OpenAI, Qwen3-TTS and Kokoro. Ordered so that contrasting voices alternate, as they do in the
-# families' lists.
+# Preset voices of OpenAI, Qwen3-TTS and Kokoro, ordered so that contrasting voices alternate, as in the families'
+# lists.
 VOICE_ALIASES = (
     *("alloy", "ash", "coral", "ballad", "fable", "cedar", "marin", "echo"),
     *("nova", "onyx", "sage", "verse", "shimmer"),
@@ -41,8 +41,8 @@ class Catalogue:
     """Cached profile of the served model, refreshed in the background.
 
     Args:
-        client: Client of one server, or of several.
-        aliases: Additional model names, with the family that each one refers to.
+        client: Client for one or several servers.
+        aliases: Additional model names, each with the family that it refers to.
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
@@ -61,7 +61,7 @@ class Catalogue:
         """Return the last known profile; if it is old, refresh it in the background.
 
         Raises:
-            ApiError: No profile is known, and no server answers.
+            ApiError: No profile is known and no server responds.
         """
         if self._profile is None:
             self._profile = await self._ask()

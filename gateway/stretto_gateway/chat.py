@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: the next turn of a conversation, as text or speech."""
+"""`POST /v1/chat/completions`: generation of a conversation's next turn, as text or speech."""
 
 import base64
 import binascii

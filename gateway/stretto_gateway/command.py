@@ -1,7 +1,7 @@
-"""`stretto gateway`: OpenAI's audio API over HTTP, in front of a server that is already running.
+"""Command `stretto gateway`: offer OpenAI's audio API over HTTP in front of a running server.
 
 API keys are read from --keys FILE, one per line, and from STRETTO_API_KEYS, separated by commas. Voices that callers
-add are stored in --voices FOLDER or STRETTO_VOICES, and are available only with the key that added them.
+add are stored in the folder --voices FOLDER or STRETTO_VOICES. A voice is available only with the key that added it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
-    """uvicorn server that notifies the launcher once it listens, and the gateway of its shutdown."""
+    """uvicorn server that notifies the launcher once it listens, and the gateway when it shuts down."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
@@ -87,7 +87,7 @@ def main(words: list[str] | None = None) -> int:
     server = make_server(config, listener, args.certificate, args.private_key)
     try:
         server.config.load()
-    except OSError as error:  # OpenSSL's errors name no file
+    except OSError as error:  # OpenSSL's errors do not mention the file
         listener.close()
         key = "" if args.private_key is None else f", --private-key {args.private_key}"
         parser.error(f"--certificate {args.certificate}{key}: {error}")
@@ -98,7 +98,10 @@ def main(words: list[str] | None = None) -> int:
 
 
 def make_room_for_files(num_files: int) -> None:
-    """Raise the limit on open files towards `num_files`, as far as permitted; connections and uploads need one each."""
+    """Raise the limit on open files towards `num_files`, as far as permitted.
+
+    Each connection and each upload needs an open file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -121,7 +124,7 @@ def make_server(
         app,
         http=Connection,
         **socket_settings(config.limits.max_event_bytes),
-        log_level="critical",  # uvicorn's log has addresses and whole paths; the gateway has its own
+        log_level="critical",  # the gateway has its own log; uvicorn's contains addresses and complete paths
         access_log=False,
         server_header=False,
         proxy_headers=False,  # callers could forge their address in them
@@ -191,12 +194,12 @@ def port_in_row(offset: int) -> int:
 
 
 def address(text: str) -> str:
-    """Parse an IP address to listen at, for argparse."""
+    """Parse an IP address to listen on, for argparse."""
     return str(ipaddress.ip_address(text))
 
 
 def model_alias(text: str) -> tuple[str, str]:
-    """Parse `NAME=FAMILY` to both names, for argparse."""
+    """Parse `NAME=FAMILY` into both names, for argparse."""
     name, _, family = text.rpartition("=")
     if not all(
         part.isprintable() and 0 < len(part) <= MAX_ALIAS_CHARS and part == part.strip() for part in (name, family)
@@ -229,7 +232,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the keys in the file and the environment; raise ValueError for a weak key or an empty file."""
+    """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file."""
     try:
         lines = [] if path is None else path.read_text().splitlines()
     except UnicodeDecodeError:

@@ -12,23 +12,23 @@ class Limits:
     """Limits per request, per caller and in total. Times are in seconds.
 
     Attributes:
-        max_body_bytes: Maximum body of a request with audio.
-        max_json_bytes: Maximum body of any other request.
-        max_held_bytes: Maximum memory of all requests in progress together, beyond the first 64 KiB of each.
+        max_body_bytes: Maximum body size of a request with audio.
+        max_json_bytes: Maximum body size of any other request.
+        max_held_bytes: Maximum memory for all requests in progress, not counting the first 64 KiB of each.
         max_input_chars: Maximum length of a text, in characters.
         max_batch: Maximum number of items in a batch.
-        max_batch_bytes: Maximum audio of a batch.
-        max_active: Maximum number of concurrent utterances. One caller alone may use half.
-        max_waiting: Maximum number of queued requests; more get status 429. One caller alone may use half.
+        max_batch_bytes: Maximum size of the audio in a batch.
+        max_active: Maximum number of concurrent utterances. A single caller may use half.
+        max_waiting: Maximum number of queued requests; further requests get status 429. A single caller may use half.
         max_voices: Maximum number of stored voices per key.
-        max_voice_bytes: Maximum recording of a stored voice.
+        max_voice_bytes: Maximum size of the recording for a stored voice.
         max_connections: Maximum number of open connections.
-        stall_s: Time without progress of reading or writing after which a client is disconnected.
+        stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
-        drain_s: Maximum time for running responses at shutdown.
+        drain_s: Maximum time that running responses get at shutdown.
         max_sessions: Maximum number of open WebSockets.
         max_event_bytes: Maximum size of a WebSocket message.
-        max_turn_s: Maximum uncommitted audio of a realtime session.
+        max_turn_s: Maximum duration of uncommitted audio in a realtime session.
         max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
         session_s: Maximum duration of a session.
@@ -64,13 +64,13 @@ class GatewayConfig:
 
     Attributes:
         server: gRPC address of the server (host:port).
-        address: IP address to listen at.
-        port: TCP port to listen at.
+        address: IP address to listen on.
+        port: TCP port to listen on.
         keys: API keys; if empty, no key is required.
         limits: Limits on requests and connections.
         voices: Folder of uploaded voices; None to reject uploads.
         strict: True to reject request fields that have no effect, instead of ignoring them.
-        model_aliases: Additional model names, with the family that each one refers to.
+        model_aliases: Additional model names, each with the family that it refers to.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
     """
 

@@ -1,7 +1,4 @@
-"""HTTP connection with limits that apply before the caller has been authenticated.
-
-WebSocket protocol of uvicorn with limits on frames and messages.
-"""
+"""HTTP and WebSocket connections for uvicorn, with limits that apply before the caller has been authenticated."""
 
 import asyncio
 import logging
@@ -18,20 +15,21 @@ from websockets.frames import Frame, Opcode
 from stretto_gateway.admission import network
 
 LOG = logging.getLogger("stretto_gateway")
-HEAD_S = 60.0  # maximum time for the head of a request
+HEAD_S = 60.0  # maximum time for a request's head to arrive
 STALL_S = 30.0  # time in which the client must read part of a response
 # number of polls in that time, because a delayed event loop runs timers before pending reads
 NUM_LOOKS = 10
-MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # of a request head, including trailers
-MAX_UPGRADE_LINE = 8000  # bytes of a header or of the URL; the websockets library sends no response if a line is longer
-MAX_PIPELINED = 8  # requests queued on a connection
-# Limit on small reads plus requests per second, and on small messages of a WebSocket, whose parsing costs more than
-# their bytes. Excess data waits for the next second, in the kernel, which merges small writes.
+MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # limits on a request's head, including trailers
+MAX_UPGRADE_LINE = 8000  # size of a header or of the URL; if a line is longer, the websockets library sends no response
+MAX_PIPELINED = 8  # number of requests that a connection may queue
+# Limit on small reads plus requests per second, and on small WebSocket messages per second, because parsing them costs
+# more than their size suggests. Excess data waits in the kernel until the next second; the kernel merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
-# Each part of a body costs time, however small. After FREE_PARTS parts, their average size must be at least this.
+# Each part of a body costs time, however small it is. After FREE_PARTS parts, the average size must be at least this.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
-# After NUM_TINY reads of less than TINY_BYTES on average, and faster than TINY_PER_S, each read is delayed, so that the
-# kernel merges what a client writes byte by byte. Delays end once NUM_TINY reads have SMALL_BYTES on average.
+# If NUM_TINY reads have less than TINY_BYTES on average and arrive faster than TINY_PER_S, each further read is
+# delayed, so that the kernel merges data that a client writes byte by byte. The delays end once NUM_TINY reads have at
+# least SMALL_BYTES on average.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here, so that the client's reading progress is visible
 TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
@@ -42,7 +40,7 @@ class Rate:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
         self._loop, self._limit = loop, limit
-        self._count, self.ends_at = 0, 0.0  # ends_at: end of the second, by the loop's clock
+        self._count, self.ends_at = 0, 0.0  # ends_at: end of the current second on the loop's clock
 
     @property
     def is_over(self) -> bool:
@@ -107,7 +105,7 @@ class PacedFlow(FlowControl):
 
 
 class PlainCycle(RequestResponseCycle):
-    """HTTP/1.0 request. HTTP/1.0 has no chunks, so the end of the connection ends a body of unknown length."""
+    """HTTP/1.0 request. HTTP/1.0 has no chunks, so a body of unknown length ends when the connection closes."""
 
     _is_open_ended = False
 
@@ -125,24 +123,24 @@ class PlainCycle(RequestResponseCycle):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, closed if the head of a request takes too long or too much memory.
+    """uvicorn connection that is closed if the head of a request takes too long or too much memory.
 
     It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
     the connection is closed after pending responses have been sent. A response is never cut short.
 
-    Beyond `limit_concurrency` connections, an idle one is closed: of the host with the most idle connections, the one
-    that has been idle longest. If no connection is idle, uvicorn answers 503.
+    Beyond `limit_concurrency` connections, an idle connection is closed. It is the one that has been idle longest at
+    the host with the most idle connections. If no connection is idle, uvicorn answers 503.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._num_kept_bytes = 0  # upper bound on the number of received bytes that the application has not read yet
-        self._num_head_bytes = self._num_headers = 0  # of the request being received
-        self._num_parts = self._num_body_bytes = 0  # of its body
+        self._num_head_bytes = self._num_headers = 0  # in the request being received
+        self._num_parts = self._num_body_bytes = 0  # in its body
         self._refusal = ""  # reason for stopping the parser
         self._small, self._reads = Rate(self.loop, MAX_SMALL), Reads(self.loop)
-        self._timer: asyncio.TimerHandle | None = None  # runs while idle, or while the client does not read
-        self._waits_since = 0.0  # by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None  # runs while the connection is idle or the client does not read
+        self._waits_since = 0.0  # on the loop's clock
         self._answered: RequestResponseCycle | None = None  # the current or last request
         self._is_ending = False  # further data is ignored
 
@@ -287,7 +285,7 @@ class Connection(HttpToolsProtocol):
         raise OverflowError(why)
 
     def _wait(self) -> None:
-        """Start the timer for reading of the response or, if all of it has been read, for the next request head."""
+        """Start the timer for the client to read the response or, if it has, to send the next request head."""
         self._waits_since = self.loop.time()
         self._look_later(self.transport.get_write_buffer_size(), NUM_LOOKS)
 
@@ -300,7 +298,7 @@ class Connection(HttpToolsProtocol):
         """Check the client's progress; disconnect it if there was none and no checks are left.
 
         Args:
-            num_unread: Number of unsent bytes at the first check; fewer now are progress.
+            num_unread: Number of unsent bytes at the first check. A smaller number now counts as progress.
             num_looks: Number of checks left.
         """
         if self.transport.get_write_buffer_size() < num_unread:
@@ -326,17 +324,17 @@ class Connection(HttpToolsProtocol):
             oldest.transport.abort()
 
 
-MAX_FRAMES = 1024  # per message, because even empty frames need memory
-PART_BYTES = 1024  # bytes parsed at a time: at most 170 frames
+MAX_FRAMES = 1024  # frames per message; limited because even empty frames need memory
+PART_BYTES = 1024  # bytes parsed in one go: at most 170 frames
 TURN_FRAMES = 64  # frames or messages after which other connections are served
-MAX_CONTROL = 200  # pings, pongs and small fragments per second; above, the connection is closed
-CLOSE_S = 10.0  # time to send the remaining data at the end
+MAX_CONTROL = 200  # pings, pongs and small fragments per second; if there are more, the connection is closed
+CLOSE_S = 10.0  # time to send the remaining data before closing
 LINGER_S = 1.0  # delay between refusal and closing, because unread data would reset the connection and lose the refusal
 POLICY = 1008  # RFC 6455, section 7.4.1
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket with limits on frames and messages. At shutdown the application closes it, not uvicorn.
+    """uvicorn's WebSocket with limits on frames and messages. At shutdown, the application closes it, not uvicorn.
 
     Received data is parsed part by part. While a message waits for the application, neither parsing nor reading
     continues.
@@ -354,7 +352,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._is_refused = False  # further data is ignored
 
     def shutdown(self) -> None:
-        """Do nothing for a running session, which the application ends; uvicorn waits for it, up to a limit."""
+        """Do nothing for a running session: the application ends it, and uvicorn waits up to a limit."""
         if not self.handshake_complete:
             super().shutdown()
 

@@ -20,7 +20,7 @@ MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-# Rates of formats that do not support all of them.
+# Supported sample rates of the formats that do not support all rates.
 RATES = {
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
@@ -42,7 +42,7 @@ class Encoder(Protocol):
 
 
 class PcmEncoder:
-    """Encoder to little-endian samples without a header."""
+    """Encoder that outputs little-endian samples without a header."""
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
@@ -52,7 +52,7 @@ class PcmEncoder:
 
 
 class WavEncoder(PcmEncoder):
-    """Encoder to little-endian samples after a WAV header with unknown length."""
+    """Encoder that outputs a WAV header with unknown length, then little-endian samples."""
 
     def __init__(self, sample_rate: int):
         self._header = wav_header(sample_rate)
@@ -66,8 +66,8 @@ def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
     """Return the 44-byte header of mono 16-bit samples.
 
     Args:
-        sample_rate: In Hz.
-        num_bytes: Size of the samples; None if unknown.
+        sample_rate: Sample rate in Hz.
+        num_bytes: Size of the samples in bytes; None if unknown.
     """
     riff, data = (UNKNOWN_SIZE,) * 2 if num_bytes is None else (num_bytes + 36, num_bytes)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
@@ -130,7 +130,7 @@ class FfmpegEncoder:
 
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """Create the encoder of a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
+    """Create the encoder for a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
     plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
     return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)
 
@@ -153,7 +153,7 @@ class TimeStretch:
 
         Args:
             speed: From LEAST_SPEED to GREATEST_SPEED; 2 halves the duration.
-            sample_rate: In Hz.
+            sample_rate: Sample rate in Hz.
         """
         self._speed, self._rate = speed, sample_rate
         self._num_in = self._num_out = self._num_pushed = 0
@@ -166,7 +166,7 @@ class TimeStretch:
         self._graph.link_nodes(source, *stages, self._graph.add("abuffersink")).configure()
 
     def stretch(self, pcm: NDArray[Any]) -> NDArray[Any]:
-        """Return the samples, int16 [m], that are ready after `pcm`, int16 [n]; both mono."""
+        """Add samples `pcm`, int16 [n], and return the samples that are ready, int16 [m]; both are mono."""
         assert pcm.dtype == np.int16, pcm.dtype
         self._num_in += len(pcm)
         return self._run(pcm)

@@ -13,23 +13,23 @@ from stretto_gateway.admission import CallerGone, unless_gone
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.metrics import SpeechTrace, Trace
 
-PIECE_BYTES = 16_384  # bytes sent at a time, so that a slow client can read one piece within the time limit
+PIECE_BYTES = 16_384  # bytes per send, few enough that a slow client can read them within the time limit
 LOG = logging.getLogger("stretto_gateway")
 
 
 class Streamed(Response):
     """HTTP response that is sent part by part.
 
-    If an ApiError is raised before the first part, it becomes the whole response. After the first part, the connection
+    If an ApiError is raised before the first part, it becomes the whole response. If it is raised later, the connection
     is closed early, so that no client considers the response complete. If the format can represent an error, a last
-    part from `last_words` is sent before that. If the client disconnects, or reads nothing for `stall_s` seconds, the
-    parts are closed.
+    part from `last_words` is sent before that. The generator `parts` is closed if the client disconnects or reads
+    nothing for `stall_s` seconds.
 
     Args:
         parts: Parts of the body.
         media_type: Media type of the body.
-        stall_s: Maximum time in which the client reads nothing, in seconds.
-        last_words: Function that formats an error as a part.
+        stall_s: Maximum time for which the client may read nothing, in seconds.
+        last_words: Function that formats an error as a last part.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Streamed(Response):
                     LOG.warning("a response was aborted: %s", error.code)
                     if self._last_words is not None:
                         await send({"type": "http.response.body", "body": self._last_words(error), "more_body": True})
-                    return  # without the last message: the client sees an incomplete response
+                    return  # the last message is not sent, so the client sees an incomplete response
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

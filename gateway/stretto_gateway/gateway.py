@@ -18,7 +18,7 @@ class Gateway:
 
     Args:
         config: Settings.
-        client: Client of several servers; None to use the configured server.
+        client: Client for several servers; None to use the configured server.
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):

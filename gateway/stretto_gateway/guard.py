@@ -1,4 +1,4 @@
-"""ASGI middleware for all requests: request ids, API keys, origin checks, body limits, access log."""
+"""ASGI middleware for all requests: request ids, API keys, origin checks, body limits and the access log."""
 
 import asyncio
 import hashlib
@@ -22,25 +22,25 @@ from stretto_gateway.config import GatewayConfig
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 
 LOG = logging.getLogger("stretto_gateway")
-# Paths that need no key: for load balancers, and for browsers before the user has entered one.
+# Paths that need no key, for load balancers and for browsers before the user has entered a key.
 OPEN_PATHS = ("/health", "/health/live", "/health/ready", page.REFERENCE, *page.FILES)
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
 REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
-KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key among the subprotocols: browser pages cannot set headers
+KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key sent as a subprotocol; browser pages cannot set headers
 SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
-SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # may contain a recorded voice as base64
+SPEECH = ("/v1/audio/speech", "/v1/audio/speech/batch")  # bodies may contain a recorded voice in base64
 VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
 ANY_ORIGIN = "*"  # allows pages of any origin
 EVERYBODY = "everybody"  # owner of stored voices if there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
-VALUES = b"[{,"  # bytes that precede JSON values, except the first
-VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory of a parsed value, and number of values that is always admitted
-LISTS = b"[{"  # values that are slowest to parse: 1 MiB of empty ones blocks the event loop for 0.2 s
+VALUES = b"[{,"  # bytes before every JSON value except the first
+VALUE_BYTES, SMALL_VALUES = 64, 1024  # least memory per parsed value; number of values always admitted
+LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
 
@@ -70,7 +70,7 @@ class Keys:
 
 
 def key_in(authorization: str) -> str:
-    """Return the key in an `Authorization` header, which is the whole value if it has no scheme."""
+    """Return the key in an `Authorization` header; without a scheme, the key is the whole value."""
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else authorization
 
@@ -88,7 +88,7 @@ def is_address(place: str) -> bool:
 
 
 def origin_of(text: str) -> str:
-    """Return `text` in the form in which browsers send an origin, or `*`; raise ValueError if it is neither."""
+    """Return an origin as browsers send it, or `*`; raise ValueError if `text` is neither."""
     scheme, _, place = text.lower().rstrip("/").partition("://")
     if text != ANY_ORIGIN and (not scheme.replace("-", "").isalnum() or PLACE.fullmatch(place) is None):
         raise ValueError(f"--cors-origin: expected an origin such as https://app.example, or *, got {text!r}")
@@ -96,7 +96,7 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True if there is no Origin header, or if it is the gateway's own page at an IP address or localhost."""
+    """Return True if there is no Origin header, or if it names the gateway's page at an IP address or localhost."""
     scheme, _, place = (origin or "").partition("://")
     return origin is None or (bool(scheme) and place == host and is_address(place))
 
@@ -206,7 +206,7 @@ def is_realtime(scope: Scope) -> bool:
 def client_secret(scope: Scope, key: str) -> ClientSecret | None:
     """Return the client secret with value `key`.
 
-    None for other keys, and for requests that open no realtime session.
+    Other keys, and requests that do not open a realtime session, give None.
     """
     if not is_realtime(scope) or not key.startswith(PREFIX):
         return None
@@ -231,10 +231,10 @@ class Body:
         receive: The server's `receive`.
         max_bytes: Maximum size of the body.
         max_other: Maximum number of bytes outside the base64 alphabet; None for no limit. Files in base64 need about
-            their own size in memory. 32 MiB of empty lists would need 1 GB, and would block the event loop for seconds.
+            as much memory as their size. 32 MiB of empty lists would need 1 GB and block the event loop for seconds.
         held: Memory account of all requests.
-        is_json: True to count the memory of parsed values, too. It is overestimated, because texts may contain `[`, `{`
-            and `,`.
+        is_json: True to count the memory of parsed values, too. This overestimates it, because `[`, `{` and `,` may
+            also occur in texts.
     """
 
     def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held, is_json: bool):
@@ -308,7 +308,7 @@ class Exchange:
         self._status = 500 if self._status in (GONE, SWITCHED) else self._status
 
     async def converse(self, app: ASGIApp, receive: Receive) -> None:
-        """Run a WebSocket; if an internal error occurs, close it and log the traceback."""
+        """Run a WebSocket; after an internal error, close it and log the traceback."""
         try:
             await app(self._scope, receive, self.send)
         except (OSError, WebSocketDisconnect):  # client disconnected

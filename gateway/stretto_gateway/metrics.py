@@ -1,6 +1,6 @@
-"""Metrics of responses: Prometheus, under names that are common to speech servers, and OpenTelemetry spans.
+"""Metrics of responses, as Prometheus metrics with names common to speech servers, and as OpenTelemetry spans.
 
-Spans are exported to a collector (OTLP over HTTP) if configured:
+If a collector is configured, these spans are exported to it (OTLP over HTTP):
 
     speech                      from the request to its last event
       gateway queue             until admission
@@ -10,8 +10,8 @@ Spans are exported to a collector (OTLP over HTTP) if configured:
       frames                    until its last frame, or the last word of a text response
       decode                    from the first frame to the last audio
 
-The gateway measures start and end; the other values are durations in the server's report. They are placed relative to
-the first audio event, or to the end of a text. The remaining time is attributed to the preprocessor.
+The gateway measures start and end. The other values are durations from the server's report, placed relative to the
+first audio event or to the end of a text. The remaining time is attributed to the preprocessor.
 """
 
 import os
@@ -35,7 +35,7 @@ OURS = "STRETTO_OTLP"  # environment variable with the collector's address: http
 STANDARD = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 TRACES_PATH = "/v1/traces"
 EXPORTER = "opentelemetry.exporter.otlp.proto.http"
-EXPORT_S = 5.0  # timeout of a batch, so that an unresponsive collector delays nothing
+EXPORT_S = 5.0  # timeout per batch, so that an unresponsive collector delays nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Times:
     """Times of one response, in seconds of the monotonic clock.
 
     Attributes:
-        begun_s: Arrival of the request.
-        started_s: Admission.
-        first_s: First audio or text; None if there was none.
-        ended_s: Last event.
-        report: The server's report; empty if the response ended before it.
+        begun_s: Time when the request arrived.
+        started_s: Time of admission.
+        first_s: Time of the first audio or text; None if there was none.
+        ended_s: Time of the last event.
+        report: The server's report; empty if the response ended without one.
     """
 
     begun_s: float
@@ -77,7 +77,7 @@ class Times:
 
 
 class Spans:
-    """Exporter of spans in batches, in a separate thread; OpenTelemetry drops spans if its queue is full."""
+    """Exporter that sends spans in batches from a separate thread. OpenTelemetry drops spans if its queue is full."""
 
     def __init__(self, provider: "TracerProvider"):
         self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")
@@ -137,7 +137,7 @@ def _is_installed(module: str) -> bool:
 
 
 def open_spans() -> Spans | None:
-    """Return an exporter as configured by the environment; None if spans are off."""
+    """Return the exporter that the environment configures; None if spans are off."""
     if not spans_are_wanted():
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -146,7 +146,7 @@ def open_spans() -> Spans | None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     address = os.environ.get(OURS)
-    endpoint = address.rstrip("/") + TRACES_PATH if address else None  # None: use the standard variables
+    endpoint = address.rstrip("/") + TRACES_PATH if address else None  # None: the standard variables apply
     name = os.environ.get("OTEL_SERVICE_NAME", "stretto-gateway")
     provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))
@@ -218,7 +218,7 @@ class Metrics:
         opened.set_function(lambda: sessions.num_open)
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics and their media type: OpenMetrics if `accept` allows, else Prometheus' text format."""
+        """Return all metrics and their media type: OpenMetrics if `accept` allows it, else Prometheus text."""
         encode, media_type = choose_encoder(accept)
         return encode(self.registry), media_type
 

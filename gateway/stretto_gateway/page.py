@@ -1,6 +1,6 @@
-"""`GET /`: a page to try the models with text and microphone. `GET /docs`: the API reference.
+"""Web pages: `GET /` to try the models with text and microphone, and `GET /docs` with the API reference.
 
-All files of these pages are in this package; none is loaded from other hosts.
+All files of these pages are in this package. None is loaded from other hosts.
 """
 
 import re

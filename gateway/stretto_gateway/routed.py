@@ -1,4 +1,4 @@
-"""Client of several servers: a callback selects the server of each utterance."""
+"""Client for several servers, which lets a callback select the server of each utterance."""
 
 import asyncio
 import hashlib
@@ -50,10 +50,10 @@ It is the busier by one for as long as the block runs."""
 
 
 class RoutedClient:
-    """Subset of SpeechClient that the gateway uses, over the servers selected by `choose`.
+    """Client with the subset of SpeechClient's methods that the gateway uses; `choose` selects the servers.
 
-    If a server is unavailable, an utterance is retried on another one, unless some of its output has been received. An
-    utterance whose server is lost after that raises ServerUnavailable.
+    If a server is unavailable, an utterance is retried on another one, unless some of its output has been received. If
+    the server is lost after that, the utterance raises ServerUnavailable.
 
     Args:
         choose: Callback that selects a server.
@@ -66,22 +66,22 @@ class RoutedClient:
         self._profile: ModelProfile | None = None
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
-        """Speak a text like SpeechClient. Streamed text stays on one server."""
+        """Speak a text as SpeechClient does. Streamed text stays on a single server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
     def transcribe(self, audio: Audio, /, **options: Unpack[TaskOptions]) -> Speech:
-        """Transcribe a recording like SpeechClient."""
+        """Transcribe a recording as SpeechClient does."""
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def transcribe_live(
         self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, /, **options: Unpack[TaskOptions]
     ) -> Speech:
-        """Transcribe live audio like SpeechClient. It stays on one server."""
+        """Transcribe live audio as SpeechClient does. It stays on a single server."""
         return self._routed("", lambda client: client.transcribe_live(pieces, sample_rate, **options), attempts=1)
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Answer a conversation like SpeechClient. Its turns use the same server as long as that has capacity."""
+        """Answer a conversation as SpeechClient does. Its turns use the same server as long as it has capacity."""
         return self._routed(
             conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )
@@ -150,7 +150,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """Return a digest of the turns up to the user's first one, which is the same for all turns of a conversation."""
+    """Return a digest of the turns up to the user's first turn; it is the same throughout a conversation."""
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

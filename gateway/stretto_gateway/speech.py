@@ -55,7 +55,7 @@ from stretto_gateway.speech_request import (
 from stretto_gateway.voices import recorded_voice
 
 router = APIRouter()
-FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 for their first bytes
+FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
 # Request fields by the server's field names.
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
@@ -67,7 +67,7 @@ ANSWERS[200]["content"]["text/event-stream"] = TEXT
 
 @router.post("/v1/audio/speech", response_class=Response, responses=ANSWERS)
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
-    """Generate the audio of `input`, chunk by chunk; with `stream_format` `sse` as server-sent events."""
+    """Generate the audio of `input`, chunk by chunk; if `stream_format` is `sse`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
     options = await speech_options(gateway, body, request.state, ignored)
@@ -104,7 +104,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     Args:
         gateway: The gateway.
         item: Fields of the request.
-        asked: State of the request, set by the guard: its owner, and `keep`, which accounts for its memory.
+        asked: Request state that the guard has set: the owner, and `keep`, which accounts for memory.
         ignored: Receives the fields that this model does not support.
 
     Raises:
@@ -119,7 +119,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 async def audio_parts(
     gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the audio file of a text in parts, as they become ready.
+    """Yield the audio file of a text in parts as they become ready.
 
     Args:
         gateway: The gateway.
@@ -139,7 +139,7 @@ async def audio_parts(
 async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArguments) -> AsyncGenerator[bytes, None]:
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
-    With `timestamps`, words are sent before the audio in which they begin, or after a clause if they are aligned.
+    With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
     """
     encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
@@ -266,7 +266,7 @@ class BatchRequest(SpeechFields):
 
 @router.post("/v1/audio/speech/batch", response_model=Batch)
 async def create_batch(body: BatchRequest, request: Request) -> Response:
-    """Generate the audio of all `items`; the results have the order of the items, and contain the audio in base64."""
+    """Generate the audio of all `items`. Results are in the order of the items and contain the audio in base64."""
     gateway: Gateway = request.app.state.gateway
     if len(body.items) > gateway.limits.max_batch:
         raise mismatch("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
@@ -289,7 +289,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
 
 
 async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield `data` in parts; data that the client has not read yet counts as held memory."""
+    """Yield `data` in parts. Data that the client has not read yet counts as held memory."""
     for begin in range(0, len(data), PART_BYTES):
         yield data[begin : begin + PART_BYTES]
 
@@ -302,7 +302,7 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
 
 
 class Room:
-    """Byte budget for the audio of a batch, which is kept in memory until all its texts have been spoken."""
+    """Byte budget for the audio of a batch, which stays in memory until all texts have been spoken."""
 
     def __init__(self, num_bytes: int):
         self._size = self._left = num_bytes

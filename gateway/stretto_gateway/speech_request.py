@@ -1,4 +1,4 @@
-"""Body of a speech request: OpenAI's fields and, as `extra_body`, all options of the server."""
+"""Body of a speech request: OpenAI's fields and, through `extra_body`, all options of the server."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def field_path(error: Mapping[str, Any], record: Any) -> str:
 
 
 HEADER = "stretto-ignored"
-MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the header, because the caller chooses the names
+MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the response header, because the caller chooses the names
 UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
 UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
 
@@ -75,7 +75,7 @@ class Body(BaseModel):
 def first_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return at most the first MAX_NAMES + 1 names.
 
-    The response header lists MAX_NAMES; one more shows that the list was cut.
+    The response header lists MAX_NAMES names. The additional name shows that the list was cut.
     """
     return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
 
@@ -141,7 +141,7 @@ class Ignored:
 
 # The server's limits (`records/json_record.py`), checked here to limit memory.
 MAX_BYTES, MAX_DEPTH = 16 * 1024, 8
-OBJECT_BYTES = 48  # maximum memory per byte of JSON once parsed: two bytes can be a list
+OBJECT_BYTES = 48  # maximum memory per byte of JSON after parsing, because two bytes can be a list
 SMALL_BYTES = 1024  # JSON that is always admitted
 
 
@@ -166,7 +166,7 @@ def check_json(value: Any, param: str) -> None:
         depth, num_values = depth + 1, num_values + sum(map(len, level))
         if depth > MAX_DEPTH:
             raise mismatch(param, f"at most {MAX_DEPTH} levels of JSON", "more")
-        if num_values > MAX_BYTES:  # before they are serialised
+        if num_values > MAX_BYTES:  # checked before serialising
             raise mismatch(param, f"at most {MAX_BYTES} values of JSON", f"{num_values} values")
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
     if most_bytes(value) > MAX_BYTES and (num_bytes := len(json.dumps(value))) > MAX_BYTES:
@@ -174,7 +174,7 @@ def check_json(value: Any, param: str) -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise ApiError for the first option with which the options exceed the server's JSON limits."""
+    """Raise ApiError for the first option that makes the options exceed the server's JSON limits."""
     for name, value in options.items():
         check_json({name: value}, name)
     if most_bytes(options) <= MAX_BYTES:
@@ -194,7 +194,7 @@ def held_bytes(options: Mapping[str, object]) -> int:
 
 
 AUTO = "auto"  # the model chooses the language
-# ISO 639-1 and 639-2 codes of the languages that speech models name; others are given by their English names.
+# ISO 639-1 and 639-2 codes of languages that speech models list; other languages have only their English names.
 CODES = dict(
     pair.split(":")
     for pair in (
@@ -208,7 +208,7 @@ CODES = dict(
 
 
 def language_name(profile: ModelProfile, language: object) -> str:
-    """Return the model's name of a language, or AUTO.
+    """Return the model's name for a language, or AUTO.
 
     Args:
         profile: The served model. If it lists no languages, the server checks the name.
@@ -241,7 +241,7 @@ SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway sets from fi
 OPTIONS = tuple(name for name in schema.SpeechOptions.__annotations__ if name not in SET_BY_GATEWAY)
 WITH_FILE = Form(media_type="multipart/form-data")
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
-TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # Qwen3-TTS's names, as in vLLM-Omni's API
+TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # names from Qwen3-TTS, as in vLLM-Omni's API
 Speed = Annotated[float | None, Field(ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)]
 NumFrames = Annotated[int | None, Field(ge=1)]
 FRAME_LIMITS = ("max_new_tokens", "max_completion_tokens")
@@ -254,7 +254,7 @@ def given_options(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_characters(text: str) -> str:
-    """Return `text`; raise ValueError if it contains lone surrogates, which JSON allows and UTF-8 does not."""
+    """Return `text`; raise ValueError if it contains lone surrogates, which JSON allows but UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -303,7 +303,7 @@ class SpeechForm(Voiced):
 
 
 def option_field(hint: Any) -> Any:
-    """Return the request field of an option: documented by its type, and checked only by the server."""
+    """Return the request field for an option. Its type documents it; only the server checks its value."""
     (doc,) = [mark.documentation for mark in get_args(hint) if isinstance(mark, Doc)]
     documented = {"anyOf": [TypeAdapter(hint).json_schema(), {"type": "null"}]}
     return Annotated[Any, WithJsonSchema(documented)], Field(default=None, description=doc)
@@ -392,7 +392,7 @@ class SpeechFields(WithOptions):
             ignored.add("task_type", f"{' or '.join(known) or 'no value'} for {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
-        """Return `max_audio_s` for the requested number of frames if that is the tighter limit; empty otherwise."""
+        """Return `max_audio_s` for the requested number of frames if that is the tighter limit, otherwise nothing."""
         limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
         if not limits:
             return {}

@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: speech for streamed text. Events have vLLM-Omni's names."""
+"""`WS /v1/audio/speech/stream`: speech for streamed text. Event names are the same as in vLLM-Omni."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,8 @@ from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, he
 class StreamedText:
     """Text of one utterance that the client is still sending.
 
-    Its total length and the time until it is complete are limited. Unread text counts as held memory until `close`.
+    Its total length is limited, and so is the time until it is complete. Unread text counts as held memory until
+    `close`.
     """
 
     def __init__(self, limits: Limits, held: Held):
@@ -40,7 +41,7 @@ class StreamedText:
         return self._ended.is_set()
 
     def add(self, piece: str) -> None:
-        """Append a piece.
+        """Append a piece of text.
 
         If the text becomes too long or the memory limit is exceeded, this piece and all later ones are dropped, because
         a text with gaps would be wrong. `pieces` then raises the error.
@@ -107,7 +108,7 @@ KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
 class SessionConfig(SpeechFields):
-    """Client event with the settings of the following utterances, until the next such event."""
+    """Client event with the settings for all utterances until the next such event."""
 
     type: Literal["session.config"]
     stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
@@ -126,7 +127,7 @@ class InputText(Body):
 
 
 class Signal(Body):
-    """Client event without fields except its type."""
+    """Client event that has no fields except its type."""
 
     type: Annotated[str, Field(max_length=32)]
 
@@ -158,7 +159,7 @@ async def run(gateway: Gateway, socket: WebSocket) -> None:
 
 @contextmanager
 def asking(owner: str, held: Held) -> Iterator[State]:
-    """Yield a request state like that of the guard for one utterance of a connection; release its memory at the end."""
+    """Yield a request state for one utterance, as the guard provides for a request; release its memory at the end."""
     kept = list[int]()
 
     def keep(num_bytes: int) -> None:

@@ -26,7 +26,7 @@ TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 
 
 class TranslationForm(Body):
-    """Fields that OpenAI's translations and transcriptions have in common."""
+    """Fields that OpenAI's translation and transcription requests have in common."""
 
     file: UploadFile
     model: Text = "whisper-1"
@@ -52,7 +52,7 @@ class TranslationForm(Body):
 
 
 class TranscriptionForm(TranslationForm):
-    """Fields of OpenAI's transcriptions, and those that request vLLM's additional fields in events."""
+    """Fields of OpenAI's transcription requests, and fields that request vLLM's additional event fields."""
 
     language: Text | None = Field(default=None, description="no effect: the model decides")
     stream: bool = False
@@ -66,7 +66,7 @@ class TranscriptionForm(TranslationForm):
         return super().options(task, ignored)
 
     def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> bool:
-        """Request the times of words if the form asks for them; return True if the model reports them by itself."""
+        """Request word times if the form asks for them; return True if the model reports them by itself."""
         task = profile.task(TRANSCRIBE)
         if "word" in self.granularities and task is not None and task.times_words:
             return True
@@ -193,7 +193,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: TaskOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """Yield the event stream of a file's transcription; it is closed at the end of the `with` block."""
+    """Yield the event stream that transcribes a file; it is closed at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.slot():
         stream = gateway.client.transcribe(content, **options)
@@ -204,7 +204,7 @@ async def writing(
 def transcript_response(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
     """Return a transcript in the requested response format.
 
-    Formats with times have one segment for the whole recording.
+    Formats with times have a single segment for the whole recording.
 
     Args:
         response_format: One of OpenAI's formats.

@@ -1,6 +1,6 @@
-"""`stretto voices`: adds, lists and removes the recorded voices of a gateway, in the gateway's own folder.
+"""Command `stretto voices`, which adds, lists and removes a gateway's recorded voices in the gateway's own folder.
 
-A running gateway picks up the changes immediately. Run this as the gateway's user.
+A running gateway picks up the changes immediately. Run the command as the gateway's user.
 """
 
 import argparse
@@ -32,8 +32,8 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     """Return the command and its options; exit with status 2 if they are invalid.
 
     Args:
-        words: Arguments; None for those of the process.
-        default_folder: Folder if neither `--voices` nor STRETTO_VOICES names one; None to require one.
+        words: Arguments; None for the arguments of the process.
+        default_folder: Folder to use if neither `--voices` nor STRETTO_VOICES gives one; None to require one.
     """
     parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Parser(add_help=False)
@@ -60,7 +60,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
 
 
 def main(words: list[str] | None = None, default_folder: Path | None = None) -> int:
-    """Run one command.
+    """Run a command.
 
     Returns:
         0 for success, 1 for an unknown voice or a full store or disk, 2 for a rejected request, 3 if there is no
@@ -106,7 +106,7 @@ def open_store(args: argparse.Namespace) -> VoiceStore:
 
 
 def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
-    """Return the contents of a regular file; raise ValueError, which names `flag`, for another kind or size of file."""
+    """Read a regular file; if it is of another kind or too large, raise a ValueError that mentions `flag`."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{flag}: expected a regular file, got {path}")
@@ -116,7 +116,7 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
 
 
 def read_owner(key_file: Path | None) -> str:
-    """Return the owner of the voices: a digest of the key in the file, or that of a gateway without keys."""
+    """Return the owner of the voices: a digest of the key in the file, or the owner on a gateway without keys."""
     if key_file is None:
         return EVERYBODY
     try:
@@ -156,7 +156,7 @@ async def try_voice(server: str, voice: RecordedVoice) -> None:
 
 
 def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
-    """Print the voices of some owners; the recordings and the keys are not shown."""
+    """Print the voices of the given owners, without recordings or keys."""
     for owner in owners:
         for voice in store.all(owner):
             print(json.dumps(fields_of(voice)) if as_json else line_of(voice))
@@ -164,13 +164,13 @@ def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
 
 
 def fields_of(voice: StoredVoice) -> dict[str, str | int]:
-    """Return the metadata of a voice, named as in the API."""
+    """Return a voice's metadata, under the names that the API uses."""
     named: dict[str, str | int] = {"id": voice.id, "name": voice.name, "consent": voice.consent}
     return named | {"ref_text": voice.text, "created_at": voice.created_at}
 
 
 def line_of(voice: StoredVoice) -> str:
-    """Return one line about a voice; characters that a terminal could interpret are escaped."""
+    """Return a line that describes a voice; characters that a terminal could interpret are escaped."""
     day = time.strftime("%Y-%m-%d", time.gmtime(voice.created_at))
     name, consent = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in s) for s in (voice.name, voice.consent))
     return f"{voice.id}  {day}  {name}  ({consent})"

@@ -1,9 +1,9 @@
-"""Storage of the voices that callers add: recordings with metadata, by owner.
+"""Storage for voices that callers add: recordings with metadata, by owner.
 
     FOLDER/OWNER/voice_….recording      a line of JSON, then the bytes of the recording
 
-Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key that added the voice, or
-`everybody` if the gateway has no keys, so callers with other keys cannot find it. Files are written atomically.
+Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key that added the voice, so
+callers with other keys cannot find it. If the gateway has no keys, it is `everybody`. Files are written atomically.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from pathlib import Path
 LOG = logging.getLogger("stretto_gateway")
 ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(r"everybody|[0-9a-f]{64}")
 SUFFIX, UNFINISHED = ".recording", ".unfinished"
-ABANDONED_S = 3600.0  # age of stale files: another gateway on the same folder finishes its writes in seconds
+ABANDONED_S = 3600.0  # age of stale files; another gateway on the same folder finishes its writes within seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class StoredVoice:
 
 
 class TooManyVoices(Exception):
-    """The owner has the maximum number of voices."""
+    """Raised if the owner already has the maximum number of voices."""
 
 
 class VoiceStore:
@@ -107,7 +107,7 @@ class VoiceStore:
         return sorted(found, key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, owner: str, voice_id: str) -> tuple[StoredVoice, bytes] | None:
-        """Return a voice and its recording; None if the owner has no such voice."""
+        """Return a voice and its recording, or None if the owner has no such voice."""
         voice = self._head(owner, voice_id)
         if voice is None:
             return None

@@ -133,7 +133,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 async def recorded_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the recorded voice that a request selects; None if it selects a named voice, or none.
+    """Return the recorded voice that a request selects, or None if it selects a named voice or no voice.
 
     Args:
         gateway: The gateway, with the stored voices.
@@ -197,7 +197,7 @@ def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
 
 
 def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
-    """Return the names of the fields, except `model`, with which a voice is added; empty if none can be added."""
+    """Return the names of the fields that add a voice, except `model`; empty if voices cannot be added."""
     try:
         require_store(gateway)
         task = cloning_task(profile)
@@ -221,7 +221,7 @@ def unknown(status: int, voice_id: str) -> ApiError:
 
 
 def named(voice_id: str, name: str) -> NamedId:
-    """Return a voice in the form that Open WebUI reads."""
+    """Return a voice in the form that Open WebUI expects."""
     return {"id": voice_id, "name": name}
 
 
