@@ -1,4 +1,4 @@
-"""Python client of a Stretto server over gRPC.
+"""Python client for a Stretto server, over gRPC.
 
 It depends on tritonclient, numpy, typing_extensions, sentencex and markdown-it-py, but not on the server's code.
 

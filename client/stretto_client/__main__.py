@@ -1,9 +1,9 @@
-"""Command line: `stretto` or `python -m stretto_client` with `speak "text"`, `transcribe file` or `chat`.
+"""Command line `stretto` or `python -m stretto_client`, with the commands `speak "text"`, `transcribe file` and `chat`.
 
-Exit status: 0 success, 1 the server failed, 2 request rejected or invalid arguments, 3 no server, 4 timeout,
-130 interrupted.
+The exit status is 0 for success, 1 if the server failed, 2 for a rejected request or invalid arguments, 3 if there is
+no server, 4 after a timeout, and 130 after an interrupt.
 
-`stretto chat`: a conversation in which each line of standard input is a turn of the user.
+`stretto chat` holds a conversation in which each line of standard input is a user turn.
 """
 
 import argparse
@@ -33,9 +33,9 @@ MAX_READ_BYTES = 65_536
 
 
 def standard_input() -> str | AsyncIterator[str]:
-    """Return the whole text of a file, or an iterator over text from a pipe.
+    """Return the complete text if standard input is a file, or an iterator over text from a pipe.
 
-    Raise UnicodeDecodeError if it is not UTF-8.
+    Raise UnicodeDecodeError if the text is not UTF-8.
     """
     descriptor = sys.stdin.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -97,7 +97,7 @@ NEVER_SPEAKS = "options.output: expected no value"
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Answer turn by turn until the input ends; return 2 if a turn was rejected, 0 otherwise.
+    """Answer turn by turn until the input ends; return 2 if a turn was rejected, otherwise 0.
 
     A rejected turn does not become part of the conversation. On a terminal, Ctrl-C during a reply cancels only that
     reply; otherwise it ends the chat.
@@ -105,7 +105,7 @@ def chat(args: argparse.Namespace) -> int:
     status = 0
     if args.out_dir is not None:
         args.out_dir.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner() as runner:  # the event loop runs once per turn; input is read between turns
+    with asyncio.Runner() as runner:  # each turn runs the event loop; input is read between turns
         talk = runner.run(_begin(args))
         try:
             for line in _lines():
@@ -139,7 +139,7 @@ def _lines() -> Iterator[str]:
 
 
 def _read_turn(line: str) -> tuple[str | None, Path | None]:
-    """Return text and file of a line: `text`, `@file`, or `@file text`."""
+    """Return the text and the file in a line of the form `text`, `@file` or `@file text`."""
     if not line.startswith("@"):
         return line, None
     if Path(line[1:]).is_file():
@@ -202,7 +202,7 @@ class Talk:
 
 
 class Reply:
-    """Reply in progress: its text, its codes, and its audio, which is written to `sinks`."""
+    """Reply in progress, with its text and codes. Its audio is written to `sinks`."""
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):
         self._sinks, self._is_quiet = sinks, is_quiet
@@ -358,7 +358,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Print the transcript of the file while it is generated."""
+    """Print the transcript of a file while it is generated."""
 
     def read(event: SpeechEvent) -> None:
         if not args.json:
@@ -375,7 +375,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Run one command with one server."""
+    """Run a command with a client for its server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
 
@@ -388,7 +388,7 @@ def main(
     """Run a command; return its exit status, and print errors to standard error.
 
     Args:
-        argv: Arguments; None for those of the process.
+        argv: Arguments; None for the arguments of the process.
         default_server: Function that returns the server's address if the command does not contain one.
         prog: Program name in messages.
     """

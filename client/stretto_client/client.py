@@ -1,4 +1,4 @@
-"""Asynchronous client of the server. Each utterance has its own gRPC stream, so it can be cancelled separately."""
+"""Asynchronous client for the server. Each utterance has its own gRPC stream, so it can be cancelled separately."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ from stretto_client.speech_stream import (
     with_seed,
 )
 
-DIRECTORY = Path("/dev/shm")  # in the folder of shared memory, so that every client that can share memory finds the key
+DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
 HEADER, CALLER_HEADER = "triton-grpc-protocol-stretto-key", "stretto-caller"
 
 
@@ -58,7 +58,7 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
 
 
 def ours(path: Path) -> bool:
-    """Return True if this user owns the file, and no other user can have written it."""
+    """Return True if this user owns the file and no other user can have written it."""
     state, folder = path.lstat(), path.parent.lstat()
     return state.st_uid == folder.st_uid == os.getuid() and not (state.st_mode | folder.st_mode) & 0o077
 
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-# Keep gRPC's windows from growing to megabytes (minutes of unread speech). The rest are tritonclient's defaults.
+# Keep gRPC's windows from growing to megabytes (minutes of unread speech). The others are tritonclient's defaults.
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -131,7 +131,7 @@ class SpeechClient:
         markup: Markup = "none",
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Return the events of `text` as speech. For the task `tts`, the text may have any length.
+        """Speak `text` and return the events. For the task `tts`, the text may have any length.
 
         A text that is too long for the model is split into clauses. All clauses have the same options and seed, and
         each is requested when all events of the previous one have been received. Streamed text is an async iterable of
@@ -142,7 +142,7 @@ class SpeechClient:
             task: Name of the model's task. If the task generates text first, the events contain it.
             voice: Name of a voice, or a recording; None for the model's default.
             encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
-            sample_rate: In Hz, by default the codec's; short for `output={"sample_rate": ...}`.
+            sample_rate: Sample rate in Hz, by default the codec's; short for `output={"sample_rate": ...}`.
             markup: Markup of the text, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for a text that
                 begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken unchanged.
             options: Options of the server, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are
@@ -167,13 +167,13 @@ class SpeechClient:
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 
     def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
-        """Return the events of a single speech request.
+        """Send a single speech request and return its events.
 
         Args:
             task: Name of the model's task.
             options: Options of the server, and the voice.
             text: The text.
-            timeouts: Timeouts; None for the client's.
+            timeouts: Timeouts; None for the client's timeouts.
         """
         sharing = self._share()
         output: OutputOptions = {**options.get("output", {})}
@@ -185,7 +185,7 @@ class SpeechClient:
         return self.send(speech_inputs(text, task, options, sharing), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Unpack[OptionsRecord]) -> SpeechStream:
-        """Return the events of a transcription.
+        """Transcribe a recording and return the events.
 
         Args:
             audio: Path or contents of a file, or (samples [n], rate in Hz).
@@ -231,12 +231,12 @@ class SpeechClient:
         task: str | None = None,
         **options: Unpack[OptionsRecord],
     ) -> SpeechStream:
-        """Return the events of the reply to a conversation.
+        """Answer a conversation and return the events of the reply.
 
         Args:
             messages: Turns with `role` and `text`, `audio` or `codes`.
             recordings: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
-                `"audio": "pcm_in"`, of which there may be only one.
+                `"audio": "pcm_in"`. There may be only one such turn.
             task: Name of the model's task; None for the first task that accepts these turns.
             options: Options of the server.
         """
@@ -252,8 +252,8 @@ class SpeechClient:
 
         Args:
             inputs: Input tensors of the ensemble.
-            sharing: Shared memory of the request, which is freed at its end; None if there is none.
-            timeouts: Timeouts; None for the client's.
+            sharing: Shared memory of the request, which is freed when the request ends; None if it has none.
+            timeouts: Timeouts; None for the client's timeouts.
         """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -276,7 +276,7 @@ class SpeechClient:
         return {**key, CALLER_HEADER: hashlib.blake2b(self._caller().encode(), digest_size=16).hexdigest()}
 
     def release(self, sharing: Sharing) -> None:
-        """Free an utterance's shared memory in the background; `close` frees all that remains."""
+        """Free an utterance's shared memory in the background; `close` frees whatever remains."""
         with suppress(RuntimeError):  # the stream was deleted after the event loop had stopped
             task = asyncio.get_running_loop().create_task(self._free(sharing))
             self._closing.add(task)

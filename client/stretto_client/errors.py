@@ -1,10 +1,10 @@
 """Exceptions of the client.
 
 ClientError
-├── RequestRefused      the request cannot be served; the message contains field, limit and value
+├── RequestRefused      the request cannot be served; the message contains the field, the limit and the value
 ├── ServerUnavailable   there is no server, the connection was lost, or the server accepts no requests now
-│   └── ServerFull      the server is running, but at its capacity
-├── ServerFailed        the server failed on this request, or violated the protocol
+│   └── ServerFull      the server is running, but at capacity
+├── ServerFailed        the server failed on this request or violated the protocol
 ├── RequestCancelled    this client, or the server, cancelled the request
 └── TimedOut            a timeout of this client expired
 """
@@ -18,7 +18,7 @@ from tritonclient.grpc import InferenceServerException
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Timeouts in seconds: until the first response, between two responses, and for the whole utterance."""
+    """Timeouts in seconds: until the first response, between two responses, and for the complete utterance."""
 
     first_s: float = 30.0
     between_s: float = 15.0
@@ -36,33 +36,33 @@ class ClientError(Exception):
 
 
 class RequestRefused(ClientError):
-    """The request is invalid, or the server does not support it."""
+    """Raised if the request is invalid or the server does not support it."""
 
     exit_code = 2
 
 
 class ServerUnavailable(ClientError):
-    """No server accepts requests at present; a later attempt may succeed."""
+    """Raised if no server accepts requests at present; a later attempt may succeed."""
 
     exit_code = 3
 
 
 class ServerFull(ServerUnavailable):
-    """The server is at its capacity; it accepts requests again once others have ended."""
+    """Raised if the server is at capacity; it accepts requests again once others have ended."""
 
 
 class ServerFailed(ClientError):
-    """The server failed on this request."""
+    """Raised if the server failed on this request."""
 
 
 class RequestCancelled(ClientError):
-    """The request was cancelled."""
+    """Raised if the request was cancelled."""
 
     exit_code = 130
 
 
 class TimedOut(ClientError):
-    """A timeout of this client expired."""
+    """Raised if a timeout of this client expired."""
 
     exit_code = 4
 
@@ -77,7 +77,7 @@ BY_STATUS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-# An error on a stream is a text without a status. The server's models prefix it with its kind; Triton does not.
+# An error on a stream is a text without a status. Our models prefix it with the error's kind; Triton does not.
 KINDS: dict[str, type[ClientError]] = {
     "invalid request": RequestRefused,
     "full": ServerFull,
@@ -86,7 +86,7 @@ KINDS: dict[str, type[ClientError]] = {
     "failed": ServerFailed,
 }
 BY_MODEL = re.compile(rf"^(?:in ensemble '[^']*', )?({'|'.join(KINDS)}): (.*)", re.DOTALL)
-# gRPC's message if a write fails because the call has ended; the actual reason is unknown
+# gRPC's message if a write fails because the call has ended; it hides the actual reason
 BROKEN_OFF = "Internal error from Core"
 NOT_LOADED = "has no available versions"  # the model exists, but is being started or restarted
 BY_TRITON: dict[str, type[ClientError]] = {
@@ -114,7 +114,7 @@ def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
 
 
 def from_exception(error: InferenceServerException, server: str) -> ClientError:
-    """Return our exception for one of Triton's client, which contains the status as text."""
+    """Return our exception for an exception of Triton's client, which contains the status as text."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
     return _from_status(status, error.message() or name, server)

@@ -1,4 +1,4 @@
-"""Long texts to speech: clauses are requested one after the other and joined to one utterance."""
+"""Speech for long texts. Clauses are requested one after the other and joined into a single utterance."""
 
 import asyncio
 import re
@@ -18,19 +18,19 @@ from stretto_client.markup import READING, Markup, read_text
 from stretto_client.model_profile import ModelProfile
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 
-# Where to cut an overlong sentence, best first: after clause-ending punctuation and a space, after a comma or
+# Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
 # closing bracket and a space, at any space.
 PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
-# Block size for sentence detection, which takes quadratic time if quotes never close. Places to end a block, the best
-# first: a paragraph, punctuation that ends a sentence, any space.
+# Block size for sentence detection, which takes quadratic time if quotes never close. Where to end a block, from best
+# to worst: at a paragraph, after punctuation that ends a sentence, at any space.
 MAX_BLOCK_CHARS = 4000
 BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
 
 
 def split(text: str, max_chars: int, language: str = "en") -> list[str]:
-    """Split a text into pieces, each of as many whole sentences as fit.
+    """Split a text into pieces, each with as many whole sentences as fit.
 
-    Nothing is dropped except whitespace, and punctuation without a word if it does not fit.
+    Nothing is dropped except whitespace and punctuation that belongs to no word and does not fit.
 
     Args:
         text: Text of any length.
@@ -81,7 +81,7 @@ def _first_end(text: str, max_chars: int) -> int:
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
     """Yield pieces of a sentence.
 
-    They are cut by the first pattern in `places` that makes them short enough, or within a word.
+    They are cut at the first pattern in `places` that makes them short enough, otherwise within a word.
     """
     if len(text) <= max_chars:
         yield text
@@ -93,7 +93,7 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
 
 
 def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
-    """Join pieces by spaces as far as they fit, and yield the results; punctuation that does not fit is dropped."""
+    """Join pieces with spaces as long as they fit, and yield the results; punctuation that does not fit is dropped."""
     held = ""
     for piece in pieces:
         joined = f"{held} {piece}" if held else piece
@@ -113,11 +113,11 @@ SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "to
 
 
 class Joint:
-    """Converter of the events of successive utterances to those of one utterance.
+    """Converter that turns the events of successive utterances into the events of a single utterance.
 
-    Samples follow each other without a gap, except for pauses. Because a step between utterances would be an audible
-    click, each utterance starts at the last sample value of the previous one and fades to its own within FADE_S
-    seconds.
+    Samples follow each other without a gap, except for pauses. A step between utterances would be an audible click.
+    Therefore each utterance starts at the last sample value of the previous one, and fades to its own samples within
+    FADE_S seconds.
 
     Attributes:
         report: Combined report of the utterances that have ended.
@@ -141,7 +141,7 @@ class Joint:
         self._before_s += seconds
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield events of the pending silence before `event`, or at the end if `event` is the last of all."""
+        """Yield the pending silence as events that precede `event` or, if `event` is the very last, the end."""
         if event.pcm is not None and len(event.pcm):
             self._form = event.pcm[:0]
         elif not event.is_final:
@@ -164,9 +164,9 @@ class Joint:
             self._begins = True
 
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
-        """Return `event` as an event of the whole utterance.
+        """Return `event` as an event of the joined utterance.
 
-        `is_last` is True for the last of the joined utterances.
+        `is_last` is True if it belongs to the last of the utterances.
         """
         self._utterance = self._utterance or event.utterance
         joined = replace(
@@ -186,7 +186,7 @@ class Joint:
         return self._ended(joined, is_last) if event.is_final else joined
 
     def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
-        """Return the samples of `event` without a step from the previous ones; `is_counted` is False for silence."""
+        """Return the samples of `event`, smoothed to follow the previous ones; `is_counted` is False for silence."""
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):
@@ -226,10 +226,10 @@ def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any
 
 
 def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Return the combined report of two successive utterances: counts are added, other values are those of the first.
+    """Combine the reports of two successive utterances.
 
-    `finish_reason` is that of the first utterance that was cut off, and `first_sound_s` that of the first audible one.
-    `aligned` is true if it is for both.
+    Counts are added. `finish_reason` comes from the first utterance that was cut off, and `first_sound_s` from the
+    first audible one. `aligned` is true if it is true for both. All other values come from the first utterance.
     """
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
@@ -251,7 +251,9 @@ Items = asyncio.Queue[Item]
 
 
 class ProducedSpeech:
-    """Events that `produce` puts into a queue, with the interface of SpeechStream. The last event must be final.
+    """Stream of the events that `produce` puts into a queue, with the interface of SpeechStream.
+
+    The last event must be final.
 
     Exceptions of `produce` are raised to the reader of the events.
     """
@@ -275,7 +277,7 @@ class ProducedSpeech:
         return item
 
     def cancel(self) -> None:
-        """Cancel the utterance, also on the server; a pending or later read raises RequestCancelled."""
+        """Cancel the utterance here and on the server; a pending or later read raises RequestCancelled."""
         self._task.cancel()
         while not self._items.empty():
             self._items.get_nowait()
@@ -304,7 +306,7 @@ async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> Non
         await items.put(error)
 
 
-MAX_WHOLE_CHARS = 80  # every family accepts a text of this length without digits in one request
+MAX_WHOLE_CHARS = 80  # every family accepts a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a symbol, as in "π" or "Δt"
@@ -337,7 +339,8 @@ async def cut(
         profile: Function that returns the model profile.
         markup: Markup of the text.
         check: Function that speaks a piece. If the model reads only Latin letters, it is called with the first piece
-            that has others, so that the server rejects the text before any of it is spoken. Its events are not used.
+            that has other letters, so that the server rejects the text before any of it is spoken. Its events are not
+            used.
 
     Raises:
         RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
@@ -370,7 +373,7 @@ async def cut(
 
 
 def has_other_letters(text: str) -> bool:
-    """Return True if `text` has letters that are not Latin, except single Greek letters, which are symbols."""
+    """Return True if `text` has non-Latin letters, not counting single Greek letters, which are symbols."""
     if text.isascii():
         return False
     letters = filter(str.isalpha, LONE_GREEK.sub("", unicodedata.normalize("NFKC", text)))
@@ -378,11 +381,11 @@ def has_other_letters(text: str) -> bool:
 
 
 class LongSpeech(ProducedSpeech):
-    """Events of several texts as those of one utterance, with the interface of SpeechStream.
+    """Stream that joins several texts into a single utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause in seconds. A clause is requested when all events of the previous one have been
-    received, which is usually before they have been played. At most MAX_EVENTS_AHEAD events are received ahead of the
-    reader.
+    A number among the texts is a pause in seconds. A clause is requested when all events of the previous clause have
+    been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD events are received ahead of
+    the reader.
     """
 
     def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):
@@ -416,7 +419,7 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
 
 
 async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
-    """Put the end of the joined utterance into `items` after its `last` event: pending silence, and a final event."""
+    """Put the end of the joined utterance into `items` after its `last` event: pending silence and a final event."""
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
     for last in joint.silences(nothing):
@@ -428,7 +431,7 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
 async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of one text; while the server is full, retry up to `tries` attempts in total.
 
-    A long text that has been started is therefore not cut off because other requests have arrived.
+    This way, a long text that has been started is not cut off because other requests have arrived.
     """
     while True:
         has_begun, tries = False, tries - 1
@@ -445,9 +448,9 @@ async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[
 
 
 async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text, which is halved as often as the server rejects its length.
+    """Yield the events of one text; each time the server rejects its length, it is halved.
 
-    `tries` is that of `events_in_turn`.
+    `tries` is passed to `events_in_turn`.
     """
     try:
         async with aclosing(events_in_turn(speak, text, tries)) as events:

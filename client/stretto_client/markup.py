@@ -1,4 +1,4 @@
-"""Conversion of Markdown and SSML to the text to speak, also for streamed text."""
+"""Conversion of Markdown and SSML to the text to speak, for complete and for streamed text."""
 
 import asyncio
 import re
@@ -16,12 +16,12 @@ from stretto_client.errors import RequestRefused
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
-PAUSE = "\x1c"  # stands for a pause in a reader's output; its duration is the next value in the reader's `pauses`
+PAUSE = "\x1c"  # represents a pause in a reader's output; its duration is the next value in the reader's `pauses`
 MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all breaks of a text
 MAX_DEPTH = 32  # maximum nesting of SSML elements
-MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; if longer, its marks are text
-MAX_MARKS = 60  # maximum number of marks in one of those, to limit parsing time
-SHORT_CHARS, SLICE_CHARS = 100, 1000  # limits on the event loop, and per slice in the thread: 6 and 60 ms
+MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in a longer one, marks are text
+MAX_MARKS = 60  # maximum number of marks in such an unclosed run, to limit parsing time
+SHORT_CHARS, SLICE_CHARS = 100, 1000  # limits on the event loop (6 ms), and per slice in the thread (60 ms)
 READING = ThreadPoolExecutor(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 EMOJI = (
@@ -56,7 +56,7 @@ def has_marks(text: str) -> bool:
 
 
 async def read_text(text: str, markup: Markup) -> list[str | float]:
-    """Return the parts of the text to speak, and the silence between them in seconds.
+    """Return the parts of the text to speak and, between them, the silence in seconds.
 
     Raises:
         RequestRefused: SSML is not well-formed, or there is nothing to speak.
@@ -115,7 +115,7 @@ async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
 
 
 def last_sign(text: str) -> str:
-    """Return the last character of `text` except spaces and closing quotes or brackets; empty if there is none."""
+    """Return the last character of `text` that is not a space, closing quote or bracket; empty if there is none."""
     return text.rstrip().rstrip(CLOSING)[-1:]
 
 
@@ -132,7 +132,7 @@ def without_emoji(text: str) -> str:
 
 
 class AutoReader:
-    """Reader of SSML if the text begins with the root element `<speak`, otherwise of Markdown or plain text."""
+    """Reader that treats text as SSML if it begins with the root element `<speak`, otherwise as Markdown."""
 
     ROOT = re.compile(r"\s*(?:<\?xml\s|<speak[\s>/])")
     STARTS = ("<?xml ", "<speak>")
@@ -187,7 +187,7 @@ URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
 FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
 DANGLING = re.compile(r"(?<=\S)\*\*|\*\*(?=\S)")
 
-UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # beginning of a line whose kind is still undecided
+UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # a line whose beginning does not yet determine its kind
 PREFIX = re.compile(r"[ \t]*(?:(?P<quote>>)[ \t]?|(?P<item>[-*+])(?:[ \t]+|$)(?:\[[ xX]\][ \t]+)?)")
 NUMBERED = re.compile(r"[ \t]*\d{1,3}[.)][ \t]")
 RULE = re.compile(r"[ \t]*(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,}|={3,}[ \t]*)")
@@ -253,7 +253,7 @@ def is_open(text: str) -> bool:
 
 
 class MarkdownReader:
-    """Markdown reader that works line by line, and word by word within a line, so that most words are ready at once.
+    """Markdown reader that works line by line, and word by word within a line, so most words are ready immediately.
 
     It recognises blocks by the marks at the beginning of a line; markdown-it parses inline marks. Text without marks is
     unchanged. Headings, list items, quotes and table rows get a full stop unless they end with punctuation, so that the
@@ -263,11 +263,11 @@ class MarkdownReader:
     def __init__(self) -> None:
         self.pauses = deque[float]()
         self._line = ""  # unread part of the line
-        self._run = ""  # atoms held until an emphasis, a link or a tag ends
+        self._run = ""  # words held back until an emphasis, a link or a tag ends
         self._num_marks = 0  # marks in the run
         self._in_text = False  # True after the marks at the beginning of the line
         self._fence = ""  # closing mark of the current code block
-        self._block = ""  # "item", "quote": ends with a full stop; "": a paragraph
+        self._block = ""  # "item" and "quote" end with a full stop; "" is a paragraph
         self._gap = ""  # space not returned yet, because more may follow
         self._is_gap_read = False  # a dropped emoji needs no second space after it
         self._last = ""  # last character returned, as in `last_sign`
@@ -365,7 +365,7 @@ class MarkdownReader:
             self._stop()
 
     def _code(self, line: str) -> bool:
-        """Process a line of a code block: it is unchanged, or dropped if it closes the block."""
+        """Process a line of a code block, which is output unchanged, or dropped if it closes the block."""
         mark = line.strip()
         if len(mark) >= len(self._fence) and set(mark) == set(self._fence):
             self._fence = ""
@@ -425,7 +425,7 @@ class MarkdownReader:
         self._put(text)
 
     def _put(self, text: str) -> None:
-        """Append `text` to the output after the pending space; whitespace alone becomes pending."""
+        """Append `text` to the output after the pending space; if it is only whitespace, it becomes pending."""
         if not text.strip():
             self._gap = self._gap or text
             return
@@ -581,8 +581,7 @@ class SsmlReader:
 def say_as(text: str, kind: str) -> str:
     """Rewrite `text` so that it is spoken as `kind`, the value of SSML's `interpret-as`; unknown kinds change nothing.
 
-    Numbers get a form that every family reads correctly: thousands separators, which years do not have, or an ordinal
-    suffix.
+    Numbers get a form that every family reads correctly: thousands separators (except for years), or an ordinal suffix.
     """
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15

@@ -1,4 +1,4 @@
-"""Model profile: description of the served model in the ensemble's config (parameter `profile`)."""
+"""Model profile, which describes the served model in the ensemble's config (parameter `profile`)."""
 
 import json
 import math
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PARAMETER = "profile"
 Profile = TypeVar("Profile", bound="DataclassInstance")
-# Options that only some families, or servers, support.
+# Options that only some families or servers support.
 FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
 FAMILY_OPTIONS = (*FIRST_OPTIONS, "exaggeration", "words")
 
@@ -34,7 +34,7 @@ class TaskProfile:
         has_history: True if earlier turns may be sent.
         system: Content that a system turn may have.
         max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
-        max_speech_s: Maximum `max_audio_s` of a reply in seconds; 0 if unknown or if the task does not accept it.
+        max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
         times_words: True if events contain the times of words without the option `words`.
     """
 
@@ -82,9 +82,10 @@ class ModelProfile:
         reads_live_audio: True if audio may be transcribed while it is recorded (live audio input).
         languages: Names of the languages that a request may specify, in lower case.
         requires_language: True if a request has to specify one.
-        languages_plain: Languages whose text is read without marks, such as vowels, that a missing helper would add.
+        languages_plain: Languages whose text is read without marks such as vowels, because the helper that adds them
+            is missing.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
-        options: Subset of FAMILY_OPTIONS that this server supports.
+        options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
     """
 
@@ -102,12 +103,12 @@ class ModelProfile:
     requires_language: bool = False
     languages_plain: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    options: tuple[str, ...] = FIRST_OPTIONS  # of servers that do not report them
+    options: tuple[str, ...] = FIRST_OPTIONS  # for servers that do not report them
     frame_rate: float = 0.0
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Return the profile in the ensemble's config, without unknown fields.
+        """Read the profile from the ensemble's config; unknown fields are ignored.
 
         Raises:
             ValueError: The profile is missing or invalid.
@@ -142,7 +143,7 @@ def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[
         kind: The dataclass.
         record: JSON value.
         path: Path of the object in error messages.
-        own: Functions that read fields with other types than plain values, by field name.
+        own: Functions that read fields that are not plain values, by field name.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")

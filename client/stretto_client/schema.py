@@ -1,4 +1,4 @@
-"""Options of a request: the single definition shared by server, gateway, client and documentation.
+"""Options of a request, defined once for server, gateway, client and documentation.
 
 The server validates a request against these types with pydantic. This module does not import pydantic, so that the
 client can be installed without it. It imports no other module of this package, so that the server does not load gRPC.
@@ -22,7 +22,7 @@ POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Expected value of an option, as annotation of an `Annotated` type.
+    """Expected value of an option, as metadata in an `Annotated` type.
 
     Attributes:
         description: Expected value, for error messages and the documentation.
@@ -39,7 +39,7 @@ class Expected:
     is_checked: bool = True
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Return pydantic's schema of the value with these limits (hook of pydantic)."""
+        """Return pydantic's schema for the value, with these limits (pydantic hook)."""
         if not self.is_checked:
             return {"type": "any"}
         schema = handler(source)
@@ -151,7 +151,7 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class SpeechOptions(TypedDict, total=False):
-    """Options of a request except the voice. Missing options have the defaults of the family and the task."""
+    """Options of a request except the voice. Missing options get the defaults of the family and the task."""
 
     seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]

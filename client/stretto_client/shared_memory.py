@@ -1,4 +1,4 @@
-"""Memory shared with a server on the same host: regions, and rings for the samples of an utterance."""
+"""Memory that is shared with a server on the same host: regions, and rings for an utterance's samples."""
 
 import asyncio
 import base64
@@ -179,7 +179,7 @@ PATIENCE_S, POLL_S = 5.0, 0.01  # a running server releases the ring within a se
 
 @dataclass(frozen=True, slots=True)
 class RingSize:
-    """Size of an utterance's ring. The default, 64 slots of 16 KiB, has room for 10 s of float32 samples at 24 kHz."""
+    """Size of an utterance's ring. The default, 64 slots of 16 KiB, holds 10 s of float32 samples at 24 kHz."""
 
     slots: int = 64
     slot_bytes: int = 1 << 14
@@ -202,7 +202,7 @@ class Ring:
         self._words[0] = MAGIC
 
     def option(self) -> RingOptions:
-        """Return the value of `options.output.ring` by which the server opens the ring."""
+        """Return the value for `options.output.ring` that lets the server open the ring."""
         if self._device is None:
             return {"name": self._header.name}
         handle = base64.b64encode(self._device.handle).decode()
@@ -259,7 +259,7 @@ class Ring:
 
 
 class Sharing:
-    """Shared memory of one request, freed after the utterance. `headers` grant access to the server's API."""
+    """Shared memory of a request, which is freed after the utterance. `headers` grant access to the server's API."""
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
         self._memory, self._ring_size, self._headers = memory, ring_size, headers

@@ -1,4 +1,4 @@
-"""Destinations of samples (files and players), progress line, and summary."""
+"""Destinations for samples (files and players), the progress line, and the summary."""
 
 import queue
 import shutil
@@ -60,7 +60,7 @@ class Tally:
         return self.total_s / self.audio_s if self.audio_s else None
 
     def summary(self) -> str:
-        """Return one line with audio duration, time to first audio, real-time factor, seed and guidance."""
+        """Return a line with audio duration, time to first audio, real-time factor, seed and guidance."""
         drawn = f"seed {self.report['seed']}"
         if self.rtf is None:
             return f"no audio, complete after {self.total_s:.2f} s, {drawn}"
@@ -117,7 +117,7 @@ FILE_PLAYERS = ("afplay",)
 
 
 class Sink(Protocol):
-    """Destination of an utterance's samples."""
+    """Destination for an utterance's samples."""
 
     def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         """Write samples [n], float32 in [-1, 1] or int16."""
@@ -136,7 +136,10 @@ def pcm16(pcm: NDArray[Any]) -> bytes:
 
 
 class AudioFile:
-    """Audio file that is written as samples arrive: wav with the standard library, flac, ogg and mp3 with soundfile."""
+    """Audio file that is written as samples arrive.
+
+    The standard library writes wav; soundfile writes flac, ogg and mp3.
+    """
 
     def __init__(self, path: Path):
         if path.suffix.lower() not in FORMATS:
@@ -158,7 +161,7 @@ class AudioFile:
 
 
 class WavWriter:
-    """Writer of 16-bit wav. The header is updated by every write, so that the file can be played at any time."""
+    """Writer for 16-bit wav files. Every write updates the header, so the file can be played at any time."""
 
     def __init__(self, path: Path, sample_rate: int):
         self._file = wave.open(str(path), "wb")  # noqa: SIM115 - closed in `close`
@@ -174,7 +177,7 @@ class WavWriter:
 
 
 class SoundFileWriter:
-    """Writer of soundfile's formats, chosen by the file's suffix."""
+    """Writer for the formats of soundfile; the file's suffix selects the format."""
 
     def __init__(self, path: Path, sample_rate: int):
         import soundfile  # not needed for wav files

@@ -1,6 +1,6 @@
-"""gRPC stream of one utterance: request tensors, events, timeouts, cancellation.
+"""gRPC stream of an utterance: request tensors, events, timeouts and cancellation.
 
-Conversations and recorded voices that are sent with a request.
+This module also has the conversations and recorded voices that a request may contain.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ from stretto_client.markup import Markup
 from stretto_client.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_client.shared_memory import Ring, Sharing
 
-STRING_HEAD = 4  # length prefix of a string, in bytes
+STRING_HEAD = 4  # size of a string's length prefix, in bytes
 SAMPLES = {"pcm": np.float32, "pcm16": np.int16}
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Word and its times in the utterance, or in a transcribed recording.
+    """Word with its times in an utterance or in a transcribed recording.
 
     Attributes:
         word: The word.
         start_s: Start in seconds.
-        end_s: End in seconds; None unless the word was aligned, or the model itself reports it.
+        end_s: End in seconds; None unless the word was aligned or the model itself reports its end.
         score: Mean probability of the word's letters in the audio; None unless the word was aligned.
     """
 
@@ -129,7 +129,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
 
 
 def _contents(result: InferResult) -> dict[str, bytes]:
-    """Return the bytes of each tensor. `as_numpy` would be slower, because it converts strings, too."""
+    """Return the bytes of each tensor. `as_numpy` would be slower, because it also converts strings."""
     response = result.get_response()
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
 
@@ -141,7 +141,7 @@ def _samples(contents: dict[str, bytes], record: dict[str, Any], ring: Ring | No
 
 
 def is_last(result: InferResult) -> bool:
-    """Return True if a response has the final flag, which is sent with the last event or separately."""
+    """Return True if a response has the final flag, which comes with the last event or on its own."""
     parameters = result.get_response().parameters
     return "triton_final_response" in parameters and parameters["triton_final_response"].bool_param
 
@@ -251,7 +251,7 @@ class SpeechStream:
         raise StopAsyncIteration
 
     def cancel(self) -> None:
-        """Cancel the utterance, also on the server; a pending or later read raises RequestCancelled."""
+        """Cancel the utterance here and on the server; a pending or later read raises RequestCancelled."""
         self._responses.cancel()
 
     async def aclose(self) -> None:
@@ -261,7 +261,7 @@ class SpeechStream:
         self._end()
 
     def __del__(self) -> None:
-        # The iteration was left by `break`, and the stream deleted: cancel the request.
+        # The reader has left the loop with `break` and the stream was deleted, so cancel the request.
         if not self._is_over:
             self.cancel()
             self._end()
@@ -320,11 +320,11 @@ class SpeechStream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedVoice:
-    """Voice of a recording, for models that accept one in a system turn (`docs/families.md`).
+    """Voice given by a recording, for models that accept one in a system turn (`docs/families.md`).
 
     Attributes:
         audio: Path or contents of a file, or (samples [n], rate in Hz).
-        text: Transcript of the recording. Higgs Audio requires it. Qwen3-TTS's Base continues from it; without it, the
+        text: Transcript of the recording. Higgs Audio requires it. Qwen3-TTS Base continues from it; without it, the
             recording only determines the sound of the voice. Other models do not use it.
     """
 
@@ -332,7 +332,7 @@ class RecordedVoice:
     text: str = ""
 
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
-        """Return the input tensors of a request for `text` in this voice, in the memory of `sharing` if given."""
+        """Return the input tensors of a request for `text` in this voice; `sharing` provides memory if not None."""
         system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
         transcript = {"text": self.text} if self.text else {}
         turns = [system | transcript, {"role": "user", "text": text}]
@@ -340,7 +340,7 @@ class RecordedVoice:
 
 
 class SpeakOptions(SpeechOptions, total=False):
-    """Options of a speech request: those of the server, and a voice that may also be a recording."""
+    """Options of a speech request: the server's options, and a voice that may also be a recording."""
 
     voice: str | RecordedVoice | None
 
@@ -389,7 +389,7 @@ class Conversation:
 
     Args:
         instruction: Text of a system turn, or None.
-        voice: Recording of the voice for the replies, or None.
+        voice: Recording with the voice for the replies, or None.
     """
 
     def __init__(self, instruction: str | None = None, voice: Path | None = None):
@@ -399,11 +399,11 @@ class Conversation:
             self._add("system", voice, instruction)
 
     def add_user(self, text: str | None, file: Path | None = None) -> None:
-        """Add a turn of the user.
+        """Add a user turn.
 
         Args:
             text: Text, or None.
-            file: Audio file, or codes [S, T] in .npy; None for text alone.
+            file: Audio file, or codes [S, T] in .npy; None for a turn with only text.
 
         Raises:
             ValueError: The file's codes are invalid.
