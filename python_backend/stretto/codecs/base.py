@@ -240,7 +240,7 @@ class CodecSpec:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames [first - left, last + right) of B utterances, of which [first, last) are to be decoded.
+    """Frames [first - left, last + right) of B utterances; the frames [first, last) are to be decoded.
 
     For a codec with `Blocks`, the window contains all frames that it depends on, up to the end of a block. For other
     codecs, `left` is below `left_frames` only at the start of the utterances, and `right` below `right_frames` only at
@@ -293,8 +293,8 @@ class Codec(Protocol):
             window: Codes with context, positions, and the state before the window.
 
         Returns:
-            Waveform of frames [first, last), [B, n] in [-1, 1], where n is `spec.num_samples` of the window and the
-            dtype that of the codec's weights; and the state after the window, [B, D].
+            Waveform of frames [first, last), [B, n] in [-1, 1], in the dtype of the codec's weights, with n given by
+            `spec.num_samples`; and the state after the window, [B, D].
         """
         ...
 

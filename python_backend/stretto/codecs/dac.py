@@ -13,7 +13,7 @@ from stretto.weights.loading import codec_directory, load_model
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
-    """Return the layers of a DAC decoder, from which its receptive field is computed.
+    """Return the layers of a DAC decoder, for computing its receptive field.
 
     The order of the strides determines the receptive field: 10 frames for (8, 5, 4, 2), but 30 for (2, 4, 5, 8).
 

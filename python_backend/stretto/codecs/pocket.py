@@ -310,7 +310,7 @@ class Downsample(nn.Module):
 
 
 def num_kept(*parts: nn.Module) -> int:
-    """Return the number of elements in the state of all layers of some modules."""
+    """Return the total state size of all layers in these modules, in elements."""
     kinds = (Convolution, Upsampling, Downsampling, Attention)
     return sum(layer.kept for part in parts for layer in part.modules() if isinstance(layer, kinds))
 

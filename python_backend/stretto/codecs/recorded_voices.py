@@ -102,7 +102,7 @@ class RecordedVoiceCodec(nn.Module):
         raise InvalidRequest("audio", f"no audio ({self.spec.name} can only decode)", "audio")
 
     def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
-        """Add the voice of a recording, and return its number; arguments and errors are those of `VoiceTable.add`."""
+        """Add the voice of a recording, and return its number; see `VoiceTable.add`."""
         return self._recorded.add(tokens, mel, x_vector, self.noise.device)
 
     def remove_voice(self, number: int) -> None:

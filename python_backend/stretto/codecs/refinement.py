@@ -97,7 +97,7 @@ def _check_range(ids: np.ndarray, stop: int) -> None:
 
 
 class RefinedCodec:
-    """Codec together with the model that fills in its codebooks after the first. Its methods are those of the codec."""
+    """Codec combined with the model that fills in its codebooks after the first. It has the methods of a codec."""
 
     def __init__(self, codec: Codec, refinement: Refinement) -> None:
         self._codec = codec

@@ -16,7 +16,7 @@ single decode. The vocoder produces the same samples as one pass over the mel of
 carried from block to block.
 
 `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
-shapes of the tensors; other constants are those of `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
+shapes of the tensors; other constants come from `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
 
 In the flow, each token becomes two frames:
 
@@ -139,7 +139,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
 
 
 def vocoder_shape(channels: int, pitch_channels: int, is_causal: bool = False) -> VocoderShape:
-    """Return HiFT's sizes, given the numbers of channels of the vocoder and of its pitch predictor."""
+    """Return HiFT's sizes, given the channel counts of the vocoder and of its pitch predictor."""
     return VocoderShape(
         channels=channels,
         sample_rate=SAMPLE_RATE,

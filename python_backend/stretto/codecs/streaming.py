@@ -29,7 +29,7 @@ def is_time_major(x: Tensor) -> bool:
 
 
 def prepare(model: nn.Module) -> None:
-    """Store the weights of convolutions on a CPU in the order in which `convolve` and `upsample` read them."""
+    """Store the weights of convolutions on a CPU in the order that `convolve` and `upsample` need."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and layer.weight.device.type == "cpu":
             layer.weight.data = layer.weight.data.transpose(1, 2).contiguous().transpose(1, 2)

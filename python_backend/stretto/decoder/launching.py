@@ -175,7 +175,7 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Executor that decodes batches in the order in which they are launched.
+    """Executor that decodes batches in launch order.
 
     Attributes:
         depth: Maximum number of batches in flight while another one is prepared.
@@ -297,7 +297,7 @@ def _pinned(window: Window) -> Window:
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a context factory in which float32 products and convolutions run in `dtype`; float64 is not affected."""
+    """Return a factory of contexts that run float32 products and convolutions in `dtype`, but leave float64 alone."""
     if dtype == "float32":
         return nullcontext
     return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)

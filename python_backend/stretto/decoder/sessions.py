@@ -107,7 +107,7 @@ class Session:
         return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
 
     def store(self, pcm: np.ndarray | None) -> None:
-        """Keep samples [n] that are sent together with those of a later window.
+        """Keep samples [n] that are sent together with the samples of a later window.
 
         Samples of a voice reference are dropped.
         """

@@ -215,7 +215,7 @@ class SoundTable:
         self.num_bytes = 0
 
     def acquire(self, sound: Sound) -> tuple[int, bytes]:
-        """Return the voice's number and the key with which to release it.
+        """Return the voice's number and the key for releasing it.
 
         Raises:
             InvalidRequest: If the codec has no recorded voices, or the recording does not match it.
@@ -319,7 +319,7 @@ def collect_prompt(
 
     Args:
         filling: Collected codes before the chunk; None before the first chunk.
-        refinement: Refinement model of the codec, if any. The first chunk must then be the prompt.
+        refinement: Refinement model of the codec, or None. If there is one, the first chunk must be the prompt.
         chunk: Record of the chunk.
         codes: Codes of the chunk, or None.
 

@@ -149,7 +149,7 @@ class WhisperVq(nn.Module):
 
 
 def block_mask(is_sound: Tensor, block: int | None) -> Tensor:
-    """Return the attention mask, bool [B, 1, T, T]: steps of the same and previous blocks, without padding.
+    """Return the attention mask, bool [B, 1, T, T]: True for steps of the same and earlier blocks, except padding.
 
     Args:
         is_sound: False for padding, bool [B, T].
@@ -246,7 +246,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
 
 
 def _published(folder: Path) -> dict[str, Tensor]:
-    """Return the encoder's tensors by name, without their common prefix; raise FileNotFoundError if there are none."""
+    """Return the encoder's tensors by unprefixed name; raise FileNotFoundError if there are none."""
     places = dict[str, Path]()
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(regular_file(path), framework="pt") as file:

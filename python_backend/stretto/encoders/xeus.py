@@ -216,7 +216,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention without mask: [B, T, H] to [B, T, H]."""
+    """Unmasked self-attention: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()

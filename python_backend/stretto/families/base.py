@@ -271,7 +271,7 @@ class TextTrack:
         pad_id: Id of rows after the end of the text; not a silent id of the layout, except with `groups`.
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
-        groups: Layout in which ids of the text have rows of their own; None if they share rows with frames.
+        groups: Layout where text ids have separate rows; None if they share rows with frames.
     """
 
     stream: int
@@ -362,7 +362,7 @@ class Family:
         languages: Names of the languages in lower case.
         requires_language: True if a request has to name its language.
         unavailable_languages: Missing packages or files, by the name of a language that cannot be spoken without them.
-        plain_languages: Languages whose text is read without marks, such as vowels, that a missing helper would add.
+        plain_languages: Languages that are read without marks, such as vowels, because a helper to add them is missing.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         takes_exaggeration: True if the strength of the voice's emotion may be set.

@@ -108,7 +108,7 @@ class PlainTokenizer(Protocol):
     """Tokenizer for a model that generates no text. Ids start at 0."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without added ids."""
+        """Return the token ids of `text`; no special ids are added."""
         ...
 
     @property
@@ -130,7 +130,7 @@ class SentencePieceTokenizer:
         self._processor = SentencePieceProcessor(model_proto=model)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, without added ids."""
+        """Return the token ids of `text`; no special ids are added."""
         return self._processor.encode(text)
 
     @property

@@ -26,7 +26,7 @@ HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
 
 
 def slowness() -> float:
-    """Return the factor by which timeouts are scaled: the load average per core, at least 1."""
+    """Return the scale factor of timeouts: the load average per core, at least 1."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

@@ -91,7 +91,7 @@ class Installation:
         arguments: Flags that this installation needs.
         library_path: Folders of shared libraries, searched first.
         python: Folder of the Python interpreter whose packages the stubs use.
-        imports: Folder from which the stubs import our package.
+        imports: Folder that the stubs import our package from.
     """
 
     executable: Path
@@ -258,7 +258,7 @@ def _is_taken(port: int) -> bool:
 
 
 def reachable(address: str) -> str:
-    """Return the host name or address by which this machine reaches a server that listens at `address`."""
+    """Return the host name or address to reach a server that listens at `address` from this machine."""
     return "localhost" if ipaddress.ip_address(address).is_unspecified else address
 
 

@@ -27,7 +27,7 @@ FRAMES_AT_ONCE = 4
 
 
 class Resampler:
-    """Streaming sample-rate conversion whose output equals that of converting the whole stream in one call.
+    """Streaming sample-rate conversion that gives the same output as converting the whole stream in one call.
 
     Args:
         rate: Sample rate of the input in Hz.

@@ -255,7 +255,7 @@ def host_of_call(peer: str) -> str:
 
 
 def host_of(address: str) -> str:
-    """Return the unit by which clients are counted: the IPv4 address, or the /64 network of an IPv6 address.
+    """Return the unit for counting clients: the IPv4 address, or the /64 network of an IPv6 address.
 
     A single host can use any number of addresses of its IPv6 network.
     """

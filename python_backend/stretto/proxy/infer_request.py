@@ -126,7 +126,7 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:
-    """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS, including those of its tensors.
+    """Yield the request's fields; raise BadRequest if it and its tensors have more than MAX_FIELDS.
 
     A field can be as small as two bytes, but each costs a loop iteration or an object. Meanwhile the event loop serves
     no other call.

@@ -126,7 +126,7 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Host of the client, by which the limits count requests."""
+        """Host of the client, which the per-host limits refer to."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 

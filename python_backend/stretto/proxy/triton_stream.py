@@ -124,7 +124,7 @@ def _reworded_message(message: str, report_dead_stub: Report) -> str:
 
 
 def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tuple[grpc.StatusCode, str]:
-    """Return the status code and message with which the client's call ends.
+    """Return the status code and message that end the client's call.
 
     Args:
         error: Error of the call to Triton.
@@ -161,7 +161,7 @@ class TritonStream:
 
     Args:
         call: The call.
-        number: Number by which the models look up whether the client has disconnected.
+        number: Number that the models use to look up whether the client has disconnected.
 
     Attributes:
         model: (name, version) of the model of all requests of the stream; None before the first request.

@@ -65,7 +65,7 @@ class TextSession:
         first_word_s: Maximum wait for the first complete word, in seconds.
 
     Attributes:
-        id: Random name by which the client sends text.
+        id: Random name of the session, which the client needs to send text.
         is_complete: True once the last part has been accepted.
         text: The text so far, at most MAX_ALIGNED_CHARS characters, if word times were requested.
     """
@@ -119,7 +119,7 @@ class TextSession:
             self._first.set()
 
     async def begin(self) -> list[int]:
-        """Wait for the first word, and return the token ids with which the reply begins.
+        """Wait for the first word, and return the token ids that the reply begins with.
 
         Later ids are sent to the model as they become known.
 

@@ -156,7 +156,7 @@ class ChatterboxTemplate:
         return self._recordings.hearing.emotion_row(exaggeration)
 
     def _words(self, text: str, path: str, language: str | None) -> list[int]:
-        """Return the ids of a text without begin and end; raise InvalidRequest if there are none or too many."""
+        """Return the ids of a text, excluding begin and end; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))

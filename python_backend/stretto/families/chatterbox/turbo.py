@@ -183,7 +183,7 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return a dict from name to shape for the used tensors of Turbo's T3; raise CheckpointError if one is missing.
 
     Args:
-        tensors: Published tensors by name, from which the sizes are taken.
+        tensors: Published tensors by name, which determine the sizes.
     """
     found = {name: tuple(tensors[name].shape) for name in (POSITIONS, EMBEDDINGS, SPEECH) if name in tensors}
     for name in (POSITIONS, EMBEDDINGS, SPEECH):

@@ -38,7 +38,7 @@ class HiggsAudioVocabulary(Vocabulary):
     """Text ids, followed by the ids of each codebook in turn: codes, begin id and end id.
 
     Attributes:
-        codebook_size: Number of codes per codebook, without begin and end.
+        codebook_size: Number of codes per codebook, excluding begin and end.
         pad: Id that fills a stream without a code.
         end_of_reply: Id by which the engine recognises the end of the reply; its row is not fed to the model.
         markers: Ids by their spelling in the tokenizer. The two markers of a scene may be missing; they are then

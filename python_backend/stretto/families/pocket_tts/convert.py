@@ -58,7 +58,7 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, in which all releases are trained and served."""
+    """Return float32, the dtype that all releases are trained and served in."""
     return "float32"
 
 

@@ -87,7 +87,7 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Ids of frames: any frame, and the frame in which speech ends."""
+        """Ids of frames: the usual one, and the one of the frame where speech ends."""
         return range(self.bos + 1, self.bos + 3)
 
     @property

@@ -1,4 +1,4 @@
-"""Prompts of Pocket TTS: the rows of a voice, the ids of the text, and the begin of speech.
+"""Prompts of Pocket TTS: the rows of a voice, the ids of the text, and the beginning-of-speech id.
 
 Layout and changes to the text: `_generate_audio_stream_short_text` and `prepare_text_prompt` of the authors' code. A
 request corresponds to one of their pieces: they split a longer text at the ends of sentences and begin each piece with

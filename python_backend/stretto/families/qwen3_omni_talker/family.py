@@ -25,7 +25,7 @@ NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it thr
 
 @dataclass(frozen=True)
 class TalkerVocabulary(Qwen3TtsVocabulary):
-    """Vocabulary of the talker: that of Qwen3-TTS over the thinker's text ids, without languages.
+    """Vocabulary of the talker: as in Qwen3-TTS, but over the thinker's text ids, and without languages.
 
     Attributes:
         heard: Id of audio input in the thinker's prompt; in these rows the talker reads hidden states.

@@ -218,7 +218,7 @@ class RowWriter:
         return PromptRows(np.concatenate([head, self._frames(voice)]), audios=_x_vector(head, voice))
 
     def _frames(self, voice: ClonedVoice | None) -> np.ndarray:
-        """Return the rows of codes before the reply, [1 + T, S], without words: the begin id and the voice's frames."""
+        """Return the code rows before the reply, [1 + T, S]: the begin id and the voice's frames, but no words."""
         begin = self._pairs([self._known.text.pad], [self._known.codec.bos])
         if voice is None or voice.codes is None:
             return begin

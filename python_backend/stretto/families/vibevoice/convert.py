@@ -52,7 +52,7 @@ REALTIME = "tts_backbone_num_hidden_layers"
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, in which latents are fed back."""
+    """Return float32, because latents are fed back in float32."""
     return "float32"
 
 

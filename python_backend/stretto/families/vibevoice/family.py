@@ -61,7 +61,7 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Ids of a reply, in the order of the head's rows: the end of the reply is the last."""
+        """Ids of a reply, in the order of the head's rows; the end of the reply is last."""
         return *sorted((self.begin, self.end, self.frame)), self.end_of_reply
 
     @property

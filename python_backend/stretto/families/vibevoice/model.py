@@ -119,7 +119,7 @@ def cosine_schedule(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def solver_factors(number: int) -> torch.Tensor:
-    """Return the factors of each step of a solver of `number` steps, float32 [n, 5].
+    """Return the factors of each step of a solver with `number` steps, float32 [n, 5].
 
     A step computes data = f0 x - f1 v, then x = f2 x - f3 (data + f4 (data - previous data)). After the last step, x
     equals data.

@@ -50,7 +50,7 @@ class VoxCpmVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Ids of patches: any patch, and the patch in which speech ends."""
+        """Ids of patches: the usual one, and the one of the patch where speech ends."""
         return range(self.num_text_ids, self.num_text_ids + 2)
 
     @property

@@ -157,7 +157,7 @@ class TimeEmbedding(nn.Module):
 
 
 def solver_steps(number: int) -> torch.Tensor:
-    """Return the time and the width of each step of a solver of `number` steps, [n, 2], with the authors' times.
+    """Return the time and the width of each step of a solver with `number` steps, [n, 2], as the authors do.
 
     The width is 0 for the first steps, which leave the noise unchanged.
     """
