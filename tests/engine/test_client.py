@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import pytest_asyncio
 import zmq
@@ -129,7 +130,7 @@ async def test_requests_and_outputs_are_those_of_vllm(client: EngineClient, engi
     assert client.has("r")
     engines.write(EngineCoreOutput(request.request_id, [5, 6]))
     assert await first == Output([5, 6], None)
-    client.append("r", [4], True)
+    client.append("r", np.array([4], np.int32), True)
     await asyncio.sleep(0)
     assert sent_ids(engines.read()[1]) == [(request.request_id, [4], True)]
     engines.write(EngineCoreOutput(request.request_id, [7]))
@@ -163,7 +164,7 @@ async def test_an_aborted_request_ends_with_that_reason(client: EngineClient, en
     assert await first == Output([], "abort")
     assert [engines.read()[0] for _ in range(2)] == [EngineCoreRequestType.ADD, EngineCoreRequestType.ABORT]
     client.abort("r")
-    client.append("r", [1], False)  # no effect
+    client.append("r", np.array([1], np.int32), False)  # no effect
     await asyncio.sleep(0)
     assert not engines.has_message()
 
@@ -176,15 +177,15 @@ async def test_ids_of_all_requests_are_one_message_per_engine(client: EngineClie
     own = [[engines.read(engine)[1].request_id for _ in range(2)] for engine in (0, 1)]
     assert [[name[0] for name in names] for names in own] == [["a", "c"], ["b", "d"]]
     for name, ids, is_last in (("a", [1, 2], False), ("b", [3], False), ("c", [4], True), ("a", [5], True)):
-        client.append(name, ids, is_last)
-    client.append("d", [6], False)
+        client.append(name, np.array(ids, np.int32), is_last)
+    client.append("d", np.array([6], np.int32), False)
     client.abort("d")
     await asyncio.sleep(0)
     assert sent_ids(engines.read(0)[1]) == [(own[0][0], [1, 2, 5], True), (own[0][1], [4], True)]
     assert engines.read(1)[0] is EngineCoreRequestType.ABORT
     assert sent_ids(engines.read(1)[1]) == [(own[1][0], [3], False)]
-    client.append("b", [7], False)
-    client.append("b", [8], False)
+    client.append("b", np.array([7], np.int32), False)
+    client.append("b", np.array([8], np.int32), False)
     while not engines.has_message(1):
         await asyncio.sleep(0.001)
     assert sent_ids(engines.read(1)[1]) == [(own[1][0], [7, 8], False)]

@@ -1,7 +1,6 @@
 """Streamed text reaches the engine in order, after the reply has started, and always with an end."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ class FakeEngine:
     def has(self, request_id: str) -> bool:
         return request_id in self.ids
 
-    def append(self, request_id: str, ids: Sequence[int], is_last: bool) -> None:
-        self.told.append((request_id, list(ids), is_last))
+    def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
+        self.told.append((request_id, ids.tolist(), is_last))
 
     def abort(self, request_id: str) -> None:
         self.aborted.set()

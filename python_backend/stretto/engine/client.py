@@ -10,7 +10,6 @@ import shutil
 import signal
 import tempfile
 import time
-from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from itertools import count
@@ -228,7 +227,7 @@ class EngineClient:
         self._requests: dict[str, _Request] = {}
         self._ids: dict[str, str] = {}  # from callers' ids to internal ids
         self._numbers, self._is_listening = count(), False
-        self._appended: dict[str, array[int]] = {}  # ids that have not been sent, by internal id
+        self._appended: dict[str, bytearray] = {}  # ids that have not been sent, by internal id
         self._completed: set[str] = set()
         self._flushing: asyncio.Handle | None = None
         self._flushed_s = float("-inf")
@@ -276,20 +275,20 @@ class EngineClient:
             self._load[engine] -= 1
             self._abort(request)
 
-    def append(self, request_id: str, ids: Sequence[int], is_last: bool) -> None:
+    def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
         """Send further ids of a request's open track to its engine; no effect if the request has ended.
 
         Ids of all requests that are appended within APPEND_S are one message.
 
         Args:
             request_id: Id of the request.
-            ids: Token ids, row by row.
+            ids: Token ids, row by row, int32 [n].
             is_last: True if they complete the track.
         """
         if not self.has(request_id):
             return
         name = self._ids[request_id]
-        self._appended.setdefault(name, array("i")).extend(ids)
+        self._appended.setdefault(name, bytearray()).extend(ids.tobytes())
         if is_last:
             self._completed.add(name)
         if self._flushing is None:

@@ -103,7 +103,7 @@ class Track:
     @property
     def num_known(self) -> int:
         """Number of rows whose id on this stream is known; ENDLESS once the streamed text is complete."""
-        return self.end if self.is_open else ENDLESS
+        return self.first_row + len(self.ids) if self.is_open else ENDLESS
 
     @property
     def min_frames(self) -> int:

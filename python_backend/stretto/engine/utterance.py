@@ -145,7 +145,7 @@ class TextFeed:
         self._engine = engine
         self._request_id, self._track, self._room = request_id, track, room
         self._patience_s, self._begun_s = patience_s, time.monotonic()
-        self._waiting: list[int] = []
+        self._waiting = np.zeros(0, np.int32)
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
         self._failure: StrettoError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -163,11 +163,11 @@ class TextFeed:
             raise InvalidRequest("text", f"at most {self._room} more tokens", f"{len(ids) - is_last} tokens")
         self._append(ids, is_last)
 
-    def _append(self, ids: Sequence[int], is_last: bool) -> None:
+    def _append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
         self._room -= len(ids)
         if self._track is not None:
             self._track.extend(ids, is_last)
-        self._waiting += ids
+        self._waiting = np.concatenate([self._waiting, ids]) if len(self._waiting) else np.asarray(ids, np.int32)
         self._is_complete = is_last
         self._wait()
         if self._has_begun:
@@ -218,8 +218,8 @@ class TextFeed:
         self._engine.abort(self._request_id)
 
     def _send(self) -> None:
-        ids, self._waiting = self._waiting, []
-        if not self._engine.has(self._request_id) or self._is_last_sent or not (ids or self._is_complete):
+        ids, self._waiting = self._waiting, np.zeros(0, np.int32)
+        if not self._engine.has(self._request_id) or self._is_last_sent or not (len(ids) or self._is_complete):
             return
         self._is_last_sent = self._is_complete
         self._engine.append(self._request_id, ids, self._is_last_sent)
@@ -293,7 +293,7 @@ class FrameFeed(TextFeed):
             )
         self.check()
         if is_input:
-            self._append(frames.reshape(-1).tolist(), is_last)
+            self._append(frames.reshape(-1), is_last)
 
     def note_rows(self, num_rows: int) -> None:
         """Record that the reply has `num_rows` rows; the first one precedes the first frame."""

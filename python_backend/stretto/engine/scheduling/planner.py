@@ -105,7 +105,7 @@ class KvBlocks:
 
     def num_held(self, request_id: str) -> int:
         """Return the number of blocks of a running request, including blocks that a sliding window has freed."""
-        return len(self._manager.get_blocks(request_id).blocks[0])
+        return len(self._manager.coordinator.single_type_managers[0].req_to_blocks.get(request_id, ()))
 
     def spanned(self, num_rows: int) -> int:
         """Return the number of blocks that `num_rows` rows span, including blocks that a sliding window frees."""

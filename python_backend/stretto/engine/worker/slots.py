@@ -344,20 +344,21 @@ class SlotTables:
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """
-        parts = []
         for slot, each in new_text.items():
-            ids = each.ids
-            part = np.empty((len(ids), 2 + ids.shape[1]), np.int32)
-            part[:, 0], part[:, 1], part[:, 2:] = slot, range(each.place, each.place + len(ids)), ids
-            parts.append(part)
             if each.min_rows is not None and self._rules.given_ids:
-                self.limits[slot, LIMITS["given_total"]] = each.place + len(ids)
+                self.limits[slot, LIMITS["given_total"]] = each.place + len(each.ids)
             elif each.min_rows is not None:
                 self.limits[slot, LIMITS["audio_min"]] = each.min_rows
             if each.max_text_rows is not None:
                 self.limits[slot, LIMITS["text_max"]] = each.max_text_rows
-        if sum(map(len, parts)):
-            packed = arrays.tensor(arrays.upload(np.concatenate(parts)))
+        sizes = np.array([len(each.ids) for each in new_text.values()])
+        if num_rows := sizes.sum():
+            rows = np.empty((num_rows, 2 + lanes.stop - lanes.start), np.int32)
+            rows[:, 0] = np.repeat(list(new_text), sizes)
+            firsts = np.array([each.place for each in new_text.values()]) + sizes - np.cumsum(sizes)
+            rows[:, 1] = np.repeat(firsts, sizes) + np.arange(num_rows)
+            rows[:, 2:] = np.concatenate([each.ids for each in new_text.values()])
+            packed = arrays.tensor(arrays.upload(rows))
             slots, places = packed[:, 0].long(), packed[:, 1].long()
             if self._rules.given_ids:
                 self.given[slots, places] = packed[:, 2]

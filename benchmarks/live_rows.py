@@ -1,0 +1,174 @@
+"""Processor time of rows of live sessions, relative to rows of recordings: small Kyutai STT, random weights.
+
+    python -m benchmarks.live_rows --sessions 8 32 64
+
+Four arms take turns on one engine in this process. `recordings` reads complete recordings. `live` gives each session a
+frame before each step, in one message for all, as the front end sends it; `apart` sends one message for each session.
+`silent` gives frames to eight of the sessions, while the others wait. Time is that of this thread: encoding, decoding
+and applying the messages, and the step. One line of JSON for each number of sessions, with medians over the steps.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from benchmarks.checkpoints.random_kyutai_stt import write_release
+from benchmarks.engines import SteppedEngine, engine_args
+from benchmarks.harness import append_result, command_line, median_ratio
+from stretto.convert.command import main as convert
+from stretto.engine.client import EngineClient, EngineReady
+from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.kyutai_stt.prompt import initial_row
+from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.records.prompt import Prompt
+
+from vllm.v1.engine import EngineCoreRequest  # isort: skip
+from vllm.v1.serial_utils import MsgpackDecoder  # isort: skip
+
+NAME = "live_rows"
+SIZE: dict[str, Any] = {"dim": 256, "num_heads": 4, "num_layers": 4, "context": 64}
+ROWS_LEFT_OUT = 16  # at the beginning: prompts, and the first steps
+NUM_SPEAKING = 8  # in the arm `silent`
+ENGINE = b"\x00\x00"
+
+
+class Messages:
+    """Connection that keeps what the front end sends."""
+
+    def __init__(self) -> None:
+        sizes = EngineReady(max_model_len=1, num_gpu_blocks=1, block_size=1, max_num_seqs=1)
+        self.readies, self.started = {ENGINE: sizes}, SimpleNamespace(pids=[])
+        self.sent: list[bytes] = []
+
+    def listen(self, on_message: Callable[[bytes], None]) -> None:
+        """Do nothing: the engine's outputs are not sent."""
+
+    def send(self, engine: bytes, kind: bytes, record: bytes) -> None:
+        """Keep a message."""
+        self.sent.append(record)
+
+
+class Arms:
+    """Runs of one engine.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        most: Maximum number of sessions.
+        num_frames: Number of frames of each session.
+
+    Attributes:
+        num_messages: Number of messages in the last run of sessions.
+    """
+
+    def __init__(self, checkpoint: Path, most: int, num_frames: int):
+        args = engine_args(4 * num_frames, most, max_num_seqs=most)
+        self.engine, self._frames = SteppedEngine.from_args(checkpoint, args), num_frames
+        known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+        random, shape = np.random.default_rng(0), (most, num_frames, known.num_codebooks)
+        self._ids = (random.integers(0, known.codebook_size, shape) + np.array(known.first_codes)).astype(np.int32)
+        self._prompt = Prompt("asr", initial_row(known), replace(family_at(checkpoint).tasks[0].sampling, seed=0))
+        self._decoder, self.num_messages = MsgpackDecoder(EngineCoreRequest), 0
+
+    def recordings(self, number: int) -> float:
+        """Return the milliseconds per step of recordings that are complete."""
+        tracks = [tuple(self._ids[at].reshape(-1).tolist()) for at in range(number)]
+        self.engine.add_prompts([replace(self._prompt, track=track) for track in tracks])
+        return self._time_steps(lambda _: None)
+
+    async def live(self, number: int, speaking: int, is_apart: bool = False) -> float:
+        """Return the milliseconds per step of sessions, of which some get a frame before each step."""
+        sessions = self.engine.add_prompts([replace(self._prompt, is_open=True)] * number)
+        connection, self.num_messages = Messages(), 0
+        client = EngineClient(cast(Any, connection))
+        client._ids = {name: name for name in sessions}
+        client._requests = {name: cast(Any, SimpleNamespace(id=name, engine=ENGINE)) for name in sessions}
+
+        def write(step: int) -> None:
+            for at, name in enumerate(sessions[:speaking]):
+                client.append(name, self._ids[at][step], step == self._frames - 1)
+                if is_apart:
+                    client._flush()
+            if not is_apart:
+                client._flush()
+            for record in connection.sent:
+                request, wave = self.engine.core.preprocess_add_request(self._decoder.decode(record))
+                self.engine.core.add_request(request, wave)
+            self.num_messages += len(connection.sent)
+            connection.sent.clear()
+
+        taken = self._time_steps(write)
+        self.engine.core.abort_requests(sessions[speaking:])
+        self.engine.finish()
+        return taken
+
+    def _time_steps(self, before: Callable[[int], None]) -> float:
+        taken = []
+        for step in range(self._frames):
+            begun = time.thread_time()
+            before(step)
+            self.engine.step()
+            taken.append(time.thread_time() - begun)
+        self.engine.finish()
+        return 1e3 * statistics.median(taken[ROWS_LEFT_OUT:])
+
+
+async def measure(arms: Arms, number: int, rounds: int) -> dict[str, Any]:
+    """Run all arms in turns, and return the ratios between their medians."""
+    taken: dict[str, list[float]] = {name: [] for name in ("recordings", "live", "apart", "eight", "silent")}
+    for turn in range(1 + rounds):
+        found = {
+            "recordings": arms.recordings(number),
+            "live": await arms.live(number, number),
+            "apart": await arms.live(number, number, is_apart=True),
+            "eight": await arms.live(NUM_SPEAKING, NUM_SPEAKING),
+            "silent": await arms.live(number, NUM_SPEAKING),
+        }
+        for name, ms in found.items():
+            taken[name] += [ms] * (turn > 0)
+    return {
+        "sessions": number,
+        "live_over_recordings": round(median_ratio(taken["live"], taken["recordings"]), 3),
+        "apart_over_recordings": round(median_ratio(taken["apart"], taken["recordings"]), 3),
+        "silent_over_eight": round(median_ratio(taken["silent"], taken["eight"]), 3),
+        "cpu_ms_per_step": {name: round(statistics.median(each), 3) for name, each in taken.items()},
+    }
+
+
+def make_checkpoint(folder: Path, **size: int) -> Path:
+    """Write a release of Kyutai STT to `folder` and convert it."""
+    release, checkpoint = write_release(folder / "release", **size), folder / "checkpoint"
+    names = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(checkpoint)]
+    assert convert(["kyutai-stt", *names]) == 0
+    return checkpoint
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the figures of each number of sessions."""
+    with tempfile.TemporaryDirectory() as folder:
+        arms = Arms(make_checkpoint(Path(folder), **SIZE), max(arguments.sessions), arguments.frames)
+        for number in arguments.sessions:
+            append_result(arguments.out, NAME, asyncio.run(measure(arms, number, arguments.rounds)))
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    return command_line(
+        __doc__,
+        NAME,
+        sessions=([8, 32, 64], "sessions at once"),
+        frames=(96, "frames of each session"),
+        rounds=(5, "turns of each arm"),
+    ).parse_args(words)
+
+
+if __name__ == "__main__":
+    main(parse())

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+
+from stretto.engine.environment import prepare_environment
+
+pytestmark = pytest.mark.engine
+prepare_environment()
+
+from benchmarks.live_rows import Arms, make_checkpoint, measure  # noqa: E402
+
+
+async def test_frames_are_one_message_or_one_for_each_session(tmp_path: Path) -> None:
+    """Every arm runs to its end, and leaves nothing in the engine."""
+    arms = Arms(make_checkpoint(tmp_path), 10, 20)
+    await arms.live(3, 3)
+    assert arms.num_messages == 20
+    await arms.live(3, 2, is_apart=True)
+    assert arms.num_messages == 40
+    record = await measure(arms, 10, 1)
+    assert set(record["cpu_ms_per_step"]) == {"recordings", "live", "apart", "eight", "silent"}
+    assert min(record["cpu_ms_per_step"].values()) > 0
+    assert not arms.engine.scheduler.has_requests()
