@@ -234,7 +234,7 @@ class AlignmentQueue:
                 self._running = None
 
     def _next(self) -> Job | None:
-        """Wait for the next unanswered job; None once the queue is closed."""
+        """Wait for the next unanswered job and return it, or None once the queue is closed."""
         with self._changed:
             while not self._is_closed:
                 while self._waiting:

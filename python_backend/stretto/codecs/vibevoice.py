@@ -210,7 +210,7 @@ class Network(nn.Module):
         return self.head(x, memory)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of whole frames and the state after them.
+        """Process whole frames; return the output and the next state.
 
         Args:
             x: Input [B, C, n].

@@ -235,7 +235,7 @@ class UnconditionalContext:
 
 @dataclass(frozen=True)
 class TextGroups:
-    """Streamed text in rows of its own, which alternate with sampled rows: here 3 ids of text, then 4 frames.
+    """Streamed text in separate rows, which alternate with sampled rows: here 3 text ids, then 4 frames.
 
     stream 0      given given given   f0 f1 f2 f3   fill given given   f4 f5 f6 f7   fill given   f8 f9 … end
     text stream   w0    w1    w2      -  -  -  -    w3   w4    w5      -  -  -  -    w6   end_id  -  -

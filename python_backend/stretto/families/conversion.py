@@ -242,7 +242,7 @@ def published_by(module: ModuleType) -> Published:
 
 
 def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
-    """Return the `speech_sampling` fields of a segment by generation_config.json keys that begin with `prefix`.
+    """Map generation_config.json keys that begin with `prefix` to `speech_sampling` fields of a segment.
 
     The keys set the temperature, top-k, top-p and the sampling switch.
     """

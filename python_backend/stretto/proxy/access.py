@@ -162,12 +162,12 @@ class Access:
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
 
     def client(self, peer: str, metadata: Metadata) -> str:
-        """Return the client among whom the limits of the models are shared: its host, and the caller that it names.
+        """Return the client for the fair-share limits of the models: its host, and the caller that it names.
 
         Only a holder of the key, such as a gateway on the server's host, can name callers.
 
         Args:
-            peer: gRPC's peer of the call.
+            peer: Peer of the call, as reported by gRPC.
             metadata: Metadata of the call.
         """
         host, caller = host_of_call(peer), next((value for name, value in metadata if name == CALLER_HEADER), "")

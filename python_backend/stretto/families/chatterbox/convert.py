@@ -75,7 +75,7 @@ from stretto.weights.loading import Part, Plan, check
 
 
 def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
-    """Return the networks that encode recordings of voices, with the tensors that turn their results into rows.
+    """Return the networks that encode voice recordings, with the tensors that turn their results into rows.
 
     Args:
         folder: Folder of the release.

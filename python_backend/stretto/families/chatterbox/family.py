@@ -39,15 +39,15 @@ SPACE = "[SPACE]"  # token between words
 
 @dataclass(frozen=True)
 class ChatterboxVocabulary(Vocabulary):
-    """Ids of text, a pad, ids of speech, text positions, speech positions, and rows of the voices, in this order.
+    """Text ids, a pad, speech ids, text positions, speech positions, and voice rows, in this order.
 
-    Ids of speech are in the published order, except for the end, which is last: codes, start, unused ids, end.
+    Speech ids are in the published order, except for the end, which is last: codes, start, unused ids, end.
 
     Attributes:
         num_voice_rows: Number of rows of each voice in `voices`.
-        clones: True if the checkpoint can encode recordings of voices.
+        clones: True if the checkpoint can encode voice recordings.
         languages: Codes of the languages of a multilingual release; empty for the English one.
-        has_cangjie: True if the checkpoint has a table of Cangjie codes, which Chinese needs.
+        has_cangjie: True if the checkpoint has a Cangjie table, which Chinese needs.
     """
 
     num_text_ids: int = 704
@@ -79,7 +79,7 @@ class ChatterboxVocabulary(Vocabulary):
 
     @property
     def speech(self) -> range:
-        """All ids of speech."""
+        """All speech ids."""
         return range(self.pad + 1, self.pad + 1 + self.num_speech_ids)
 
     @property
@@ -169,14 +169,14 @@ TURBO: Literal["turbo"] = "turbo"  # `release` in the record of a vocabulary
 
 @dataclass(frozen=True)
 class TurboVocabulary(Vocabulary):
-    """Ids of text, a pad, ids of speech (codes, start, end), and one row per voice, in this order.
+    """Text ids, a pad, speech ids (codes, start, end), and one row per voice, in this order.
 
     Attributes:
         num_text_ids: Number of ids of the tokenizer, including tags.
         num_codes: Number of codes.
         voices: Codes of each voice's recording, by the name of the voice.
         max_model_len: Maximum number of rows.
-        clones: True if the checkpoint can encode recordings of voices.
+        clones: True if the checkpoint can encode voice recordings.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
         release: Mark of these releases in a record.
     """

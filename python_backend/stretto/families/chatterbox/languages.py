@@ -32,8 +32,8 @@ LANGUAGES = dict(
     ).split()
 )
 CODES = {name: code for code, name in LANGUAGES.items()} | {code: code for code in LANGUAGES}
-FOLDER = "languages"  # folder of a checkpoint, for the table of Cangjie codes
-CANGJIE_FILE = "Cangjie5_TC.json"  # published name of the table of Cangjie codes
+FOLDER = "languages"  # folder of a checkpoint, for the Cangjie table
+CANGJIE_FILE = "Cangjie5_TC.json"  # published name of the Cangjie table
 CHINESE_PACKAGE, CHINESE_MODEL = "spacy_pkuseg", "spacy_ontonotes"
 JAPANESE_PACKAGE, RUSSIAN_PACKAGE = "pykakasi", "russian_text_stresser"
 MAX_CHARACTERS = 200_000  # entries of the table; the published one has about 90,000
@@ -46,7 +46,7 @@ def missing_packages(has_cangjie: bool) -> dict[str, str]:
     """Return, by language code, the missing packages and files of languages that cannot be spoken here.
 
     Args:
-        has_cangjie: True if the checkpoint has a table of Cangjie codes.
+        has_cangjie: True if the checkpoint has a Cangjie table.
     """
     missing = {}
     if not has_cangjie:
@@ -114,7 +114,7 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
 
 
 class Languages:
-    """Converter of text to names of tokens and plain text, for the languages that can be spoken here.
+    """Converter of text to token names and plain text, for the languages that can be spoken here.
 
     Args:
         tokens: Ids of the tokenizer's tokens by name.
@@ -190,7 +190,7 @@ def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
     """Return the languages of a checkpoint, with the packages that are installed.
 
     Args:
-        folder: Folder of the table of Cangjie codes.
+        folder: Folder of the Cangjie table.
         tokens: Ids of the tokenizer's tokens by name.
 
     Raises:

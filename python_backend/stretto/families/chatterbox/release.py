@@ -78,7 +78,7 @@ def hearing_with(
     kind: type[Hearing],
     voice_encoder: str = VOICE_ENCODER_FILE,
 ) -> Network:
-    """Return the networks that encode recordings of voices.
+    """Return the networks that encode voice recordings.
 
     Args:
         folder: Folder of the release.

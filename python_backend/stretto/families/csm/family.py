@@ -53,7 +53,7 @@ class CsmVocabulary(Vocabulary):
     """Text ids, followed by the ids of the codebooks, one codebook after the other.
 
     Attributes:
-        begin, end: Begin and end of a text.
+        begin, end: Ids at the beginning and at the end of a text.
         pad: Id of an empty stream.
         end_of_audio: Id that marks the end of a reply for the engine; the model does not read it.
         num_end_codebooks: Number of codebooks, counted from the first, that are zero in the frame that ends the audio.

@@ -42,7 +42,7 @@ SYSTEM = "Generate audio following instruction."
 
 
 def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Return rows, int32 [T + K + 1, S], of codes [K, T]: delayed, each stream between its begin and its end ids."""
+    """Convert codes [K, T] to delayed rows, int32 [T + K + 1, S], with begin and end ids around each stream."""
     num_codebooks, num_frames = codes.shape
     begin, end = np.array(layout.extra).T
     rows = np.tile(end, (num_frames + num_codebooks + 1, 1))

@@ -108,7 +108,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if a release has the weights that encode recordings of voices.
+    """Return True if a release has the weights that encode voice recordings.
 
     The repository without voice cloning has zeros instead, or no such tensors. Latents of recordings and latents of
     frames must have the same size, because rows carry both.

@@ -61,7 +61,7 @@ class PocketVocabulary(Vocabulary):
         tail_rows: Number of frames from the detected end of speech; None to choose it by the number of words.
         max_model_len: Maximum number of rows.
         text: Changes to texts.
-        clones: True if the checkpoint can encode recordings of voices.
+        clones: True if the checkpoint can encode voice recordings.
         has_voice_begin: True if a separate row precedes the latents of a recorded voice.
     """
 
@@ -87,7 +87,7 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Ids of frames: the usual one, and the one of the frame where speech ends."""
+        """Frame ids: the usual one, and the id of the frame where speech ends."""
         return range(self.bos + 1, self.bos + 3)
 
     @property

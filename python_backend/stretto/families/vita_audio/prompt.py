@@ -203,8 +203,8 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
     Runs have the sizes of `ratio` as long as both text and codes remain; the last pair of runs has the rest of both.
 
     Args:
-        text: Ids of text.
-        codes: Ids of codes.
+        text: Text ids.
+        codes: Code ids.
         ratio: Numbers of text ids and of audio ids, including markers, in turn; the last pair repeats.
         markers: Begin and end of audio.
 

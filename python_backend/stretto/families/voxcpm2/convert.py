@@ -151,7 +151,7 @@ def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 
 def local_numbers(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the size of the patch encoder, or of the diffusion head."""
+    """Return the sizes of the patch encoder, or of the diffusion head."""
     names = {"width": "hidden_dim", "inner": "ffn_dim", "num_heads": "num_heads", "num_layers": "num_layers"}
     return {own: size(config, name) for own, name in names.items()}
 
@@ -276,7 +276,7 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
 
 
 def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
-    """Return the codec's tensors to write by published name, and those that are merged into them."""
+    """Return the codec's tensors to write, by published name, and the tensors that are merged into them."""
     names, num_classes = published_names(config), len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}

@@ -50,7 +50,7 @@ class VoxCpmVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Ids of patches: the usual one, and the one of the patch where speech ends."""
+        """Patch ids: the usual one, and the id of the patch where speech ends."""
         return range(self.num_text_ids, self.num_text_ids + 2)
 
     @property
