@@ -151,7 +151,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (
         "bagpiper",
         config(lambda record: record["model"]["model_conf"].update(dtype="bf16")),
-        "got 'bf16'; choose with --dtype",
+        "got 'bf16'; choose one with --dtype",
     ),
     (
         "opuslm",

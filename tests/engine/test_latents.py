@@ -292,9 +292,12 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
         (replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, ras_window=3)), "ras_window: expected 0"),
         (
             replace(make_prompt(0), sampling=replace(make_prompt(0).sampling, guidance_scale=2.0)),
-            r"guidance_scale: expected 1\.0, as latents has no guidance",
+            r"guidance_scale: expected 1\.0, because latents has no guidance",
         ),
-        (make_prompt(0, guidance_scale=2.0), r"guidance_scale: expected 1\.0, as latents has no guidance, got 2\.0"),
+        (
+            make_prompt(0, guidance_scale=2.0),
+            r"guidance_scale: expected 1\.0, because latents has no guidance, got 2\.0",
+        ),
         (replace(make_prompt(0), num_reference_rows=1), r"rows: expected codes of stream 0 in .* in the rows of a ref"),
     ],
 )
@@ -309,7 +312,7 @@ def test_a_guided_head_takes_noise_of_one_variance() -> None:
     with pytest.raises(InvalidRequest, match=r"options\.audio\.temperature: expected 1\.0"):
         admit(make_prompt(0), rules, ROOMY)
     pair = replace(guided_prompt(0), sampling=replace(guided_prompt(0).sampling, guidance_scale=2.0))
-    with pytest.raises(InvalidRequest, match=r"guidance_scale: expected 1\.0, as guided_latents has no guidance"):
+    with pytest.raises(InvalidRequest, match=r"guidance_scale: expected 1\.0, because guided_latents has no guidance"):
         admit(pair, rules, ROOMY)
 
 

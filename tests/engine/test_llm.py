@@ -103,7 +103,7 @@ async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, m
         if chunk.codes is not None:
             break
     with pytest.raises(
-        NoCapacity, match=r"as many as allow a first frame within 1e-09 s, and this reply has 2; try again"
+        NoCapacity, match=r"the maximum for a first frame within 1e-09 s, and this reply has 2; try again"
     ):
         await anext(llm.generate(prompts[0]))
     await first.aclose()

@@ -114,7 +114,7 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
     with permits.acquire("a", 2), permits.acquire("b", 2) as late:
         late.record_first_frame(1.0)
         said = (
-            "4 sequences are already in flight, as many as allow a first frame within 0.5 s, and this reply has 2; try"
+            "4 sequences are already in flight, the maximum for a first frame within 0.5 s, and this reply has 2; try"
         )
         with pytest.raises(NoCapacity, match=said), permits.acquire("c", 2):
             pass

@@ -243,7 +243,9 @@ def test_the_kit_refuses_a_family_that_is_not_installed(environment: Environment
 
     from stretto_orpheus import PLUGIN
 
-    with pytest.raises(AssertionError, match=r"orpheus: expected this plug-in under its name in stretto\.families"):
+    with pytest.raises(
+        AssertionError, match=r"orpheus: expected this plug-in to be registered under its name in stretto\.families"
+    ):
         assert_family_conforms(replace(PLUGIN, convert=None), tmp_path)
 
 

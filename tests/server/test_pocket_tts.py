@@ -53,7 +53,7 @@ def test_a_recording_gives_the_voice(served: ServedCheckpoint) -> None:
 def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
         ({"voice": "bob"}, "options.voice: expected one of alba, jean"),
-        ({"guidance_scale": 2.0}, "options.guidance_scale: expected 1.0, as pocket_tts has no guidance"),
+        ({"guidance_scale": 2.0}, "options.guidance_scale: expected 1.0, because pocket_tts has no guidance"),
         ({"audio": {"top_k": 5}}, "options.audio.top_k: expected 0 (frames of pocket_tts have no ids), got 5"),
         ({"output": {"codes": True}}, "options.output.codes: expected false"),
     ):

@@ -195,7 +195,7 @@ class ConvertedNetwork:
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
         odd = sorted(name for name in network.plan if tensors[name].dtype not in DTYPES)
         if odd:
-            expected = f"numbers of a dtype in {', '.join(DTYPES.values())}"
+            expected = f"one of the dtypes {', '.join(DTYPES.values())}"
             raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
             Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))

@@ -299,7 +299,7 @@ def make(
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
     if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
         raise CheckpointError(
-            f"{checkpoint}: expected {refinement.FOLDER}/, which fills {family.name}'s codebooks, got none"
+            f"{checkpoint}: expected {refinement.FOLDER}/, which fills in codebooks of {family.name}, got none"
         )
     if aligner is not None:
         check_config(aligner)

@@ -211,7 +211,7 @@ def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(
-            f"expected a model trained in one of {', '.join(DTYPES)}, got {dtype!r}; choose with --dtype"
+            f"expected a model trained in one of {', '.join(DTYPES)}, got {dtype!r}; choose one with --dtype"
         )
     return dtype
 

@@ -188,7 +188,7 @@ class Permits:
             )
         if self._limit and wanted > self._limit.value:
             raise NoCapacity(
-                f"{taken} sequences are already in flight, as many as allow a first frame within "
+                f"{taken} sequences are already in flight, the maximum for a first frame within "
                 f"{self._limit.target_s:g} s, and this reply has {num_sequences}; try again"
             )
 
@@ -368,7 +368,7 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
         raise InvalidRequest("options.latents", "an object", "none")
     given.check_steps(latents.steps)
     if given.guidance_scale != 1.0 and not latents.is_guided:
-        expected = f"1.0, as {rules.family.name} has no guidance"
+        expected = f"1.0, because {rules.family.name} has no guidance"
         raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
     if latents.marks and ids[-1] != latents.marks[0]:
         raise InvalidRequest("rows", f"{latents.marks[0]}, which begins audio, as the last id", ids[-1])
@@ -518,7 +518,7 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
 
 def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
     if not rules.family.guided_streams:
-        expected = f"1.0, as {rules.family.name} has no guidance"
+        expected = f"1.0, because {rules.family.name} has no guidance"
         raise InvalidRequest("options.guidance_scale", expected, prompt.sampling.guidance_scale)
     if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
         raise InvalidRequest(

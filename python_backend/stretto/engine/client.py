@@ -160,7 +160,7 @@ class EngineConnection:
 
     def _ready(self) -> tuple[bytes, EngineReady]:
         if not self._inputs.poll(round(READY_S * 1000)):
-            raise StrettoError(f"an engine has not sent its sizes within {READY_S:g} s of its start")
+            raise StrettoError(f"an engine has not reported its sizes within {READY_S:g} s of its start")
         engine, record = self._inputs.recv_multipart()
         return engine, msgspec.msgpack.decode(record, type=EngineReady)
 

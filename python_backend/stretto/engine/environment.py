@@ -70,7 +70,7 @@ def prepare_environment() -> None:
     is_cpu = is_cpu_build()
     required = REQUIRED | (REQUIRED_ON_CPU if is_cpu else {})
     if not is_cpu and os.environ.get("TRITON_INTERPRET", "0") != "0":
-        raise RuntimeError("TRITON_INTERPRET is set: vLLM's build for GPUs cannot run with interpreted kernels")
+        raise RuntimeError("TRITON_INTERPRET is set: vLLM's GPU build cannot run with interpreted kernels")
     missing = [f"{name}={value}" for name, value in required.items() if os.environ.get(name) != value]
     if missing and "vllm" in sys.modules:
         raise RuntimeError(f"vllm was imported before prepare_environment() had set {' '.join(missing)}")

@@ -234,7 +234,9 @@ def assert_family_conforms(
     Raises:
         AssertionError: If the family does not conform. The message gives the request and the first row that differs.
     """
-    assert registered(plugin.name) is plugin, f"{plugin.name}: expected this plug-in under its name in stretto.families"
+    assert registered(plugin.name) is plugin, (
+        f"{plugin.name}: expected this plug-in to be registered under its name in stretto.families"
+    )
     family = plugin.build(vocabulary)
     assert family.name == plugin.name, f"{plugin.name}: build returns a family called {family.name}"
     assert find(CODECS, family.codec) is not None, f"{plugin.name}: no installed codec is called {family.codec}"

@@ -543,7 +543,7 @@ def _named_files(path: Path) -> list[Path] | None:
         return [path] if path.suffix == SUFFIX else None
     names = json_object(path).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{path}: weight_map: expected file names by tensor, got {shown(names)}")
+        raise CheckpointError(f"{path}: weight_map: expected an object that maps tensors to files, got {shown(names)}")
     return [released_file(path.parent, name) for name in sorted(set(names.values()))]
 
 

@@ -253,7 +253,7 @@ def test_newer_releases_need_their_config(release: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("file", "name", "dtype", "message"),
     [
-        ("ve.safetensors", "lstm.bias_hh_l0", torch.complex64, "hearing: expected numbers of a dtype in F64, F32"),
+        ("ve.safetensors", "lstm.bias_hh_l0", torch.complex64, "hearing: expected one of the dtypes F64, F32"),
         ("s3gen.safetensors", "flow.encoder_proj.bias", torch.uint16, "got torch.uint16 in flow.encoder_proj.bias"),
         (T3_FILE, "tfmr.layers.0.mlp.up_proj.weight", torch.complex64, "up_proj.weight: expected real numbers, got"),
     ],

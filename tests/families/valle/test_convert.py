@@ -83,5 +83,5 @@ def test_a_checkpoint_without_its_second_half_is_not_served(tmp_path: Path, caps
     assert (record["vocab_size"], record["speech_family"]) == (413, "valle")
     shutil.rmtree(checkpoint / "refinement")
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
-    assert "expected refinement/, which fills valle's codebooks" in capsys.readouterr().err
+    assert "expected refinement/, which fills in codebooks of valle" in capsys.readouterr().err
     assert not (tmp_path / "served").exists()

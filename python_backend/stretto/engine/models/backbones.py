@@ -167,7 +167,9 @@ class Olmo2Attention(Qwen3Attention):
             **layer_args,
         )
         if self.total_num_kv_heads < get_tensor_model_parallel_world_size():
-            raise ValueError(f"OLMo 2: {self.total_num_kv_heads} key heads are fewer than tensor_parallel_size")
+            raise ValueError(
+                f"OLMo 2: expected tensor_parallel_size of at most {self.total_num_kv_heads}, the number of key heads"
+            )
         for name, heads in (("q_norm", self.total_num_heads), ("k_norm", self.total_num_kv_heads)):
             self.register_module(name, full_width_norm(heads * self.head_dim, config.rms_norm_eps))
 

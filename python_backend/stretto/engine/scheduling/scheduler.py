@@ -206,8 +206,8 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         raise ValueError("the speech plugin does not support models with several kinds of attention layers")
     if config.max_concurrent_batches > rules.min_rows_to_audio:
         raise ValueError(
-            f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the rows from its "
-            f"text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
+            f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
+            f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
         )
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
@@ -229,7 +229,7 @@ def check_track(family: Family) -> None:
             raise ValueError(f"{family.name}: given codes require replies of text only, with one row per step")
         return
     if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
-        raise ValueError(f"{family.name}: text in rows of its own requires one output stream without guidance")
+        raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track requires" if family.text_track else "positions require"
         raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")

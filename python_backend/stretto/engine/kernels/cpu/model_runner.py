@@ -86,7 +86,7 @@ def compute_slot_mappings(
     **launch: object,
 ) -> None:
     """Compute the KV-cache slot of each token per group; `PAD_ID` after the last token."""
-    assert CP_SIZE == 1, "context parallelism is not covered without a GPU"
+    assert CP_SIZE == 1, "context parallelism is not supported without a GPU"
     slots = idx_mapping.numpy()
     starts = query_start_loc.numpy()[: len(slots) + 1]
     slots, positions = np.repeat(slots, np.diff(starts)), pos.numpy()[: starts[-1]]
@@ -166,8 +166,8 @@ def combine_sampled_and_draft_tokens(
 ) -> None:
     """Insert the previously sampled token of decoding requests, and compute each request's logits index."""
     slots = idx_mapping.numpy()
-    assert draft_tokens.shape[-1] == 0, "speculative decoding is not covered without a GPU"
-    assert NUM_NEW_SAMPLED_TOKENS == 1, "a step that samples nothing is not covered without a GPU"
+    assert draft_tokens.shape[-1] == 0, "speculative decoding is not supported without a GPU"
+    assert NUM_NEW_SAMPLED_TOKENS == 1, "a step that samples nothing is not supported without a GPU"
     last = query_start_loc.numpy()[1 : len(slots) + 1] - 1
     logits_indices.numpy()[:] = last
     decoding = seq_lens.numpy()[: len(slots)] > prefill_len.numpy()[slots]
@@ -353,9 +353,9 @@ def gumbel_sample(
     **launch: object,
 ) -> None:
     """Sample one token per row with Gumbel noise; write it to the first block, and -inf to the others."""
-    assert logits_cache is None, "speculative decoding is not covered without a GPU"
-    assert not IS_DRAFTING, "speculative decoding is not covered without a GPU"
-    assert not USE_FP64, "fp64 sampling noise is not covered without a GPU"
+    assert logits_cache is None, "speculative decoding is not supported without a GPU"
+    assert not IS_DRAFTING, "speculative decoding is not supported without a GPU"
+    assert not USE_FP64, "fp64 sampling noise is not supported without a GPU"
     slots, scores = expanded_idx_mapping.numpy(), logits.float().numpy()
     temperatures = np.where(slots >= 0, temperature.numpy()[slots], np.float32(0))
     drawn = np.flatnonzero(temperatures)
