@@ -4,7 +4,7 @@
 6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
 A frame is a patch of latents, in the order of a model's row: word p * D + d is element d of latent p. All layers are
-causal and store their last inputs in the state; the drawing counts these as "back". The converter folds weight norms.
+causal and store their last inputs ("back" in the drawing) in the state. The converter folds weight norms.
 The condition on the output sample rate is a scale and an offset before each block. The encoder returns the mean of its
 distribution.
 """
@@ -179,7 +179,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encoder of a whole recording, samples to latents."""
+    """Encoder of whole recordings, from samples to latents."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()

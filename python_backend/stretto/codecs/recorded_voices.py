@@ -37,7 +37,7 @@ class VoiceTable:
         num_mels: Number of mel bins.
         speaker: Width of an x-vector.
         most: Maximum number of tokens of a voice.
-        step: Number that divides the number of tokens of every voice.
+        step: The number of tokens of every voice is a multiple of this.
         voices: The voices.
     """
 

@@ -214,7 +214,7 @@ def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
 
 
 class Unanswered:
-    """Chunks that have been removed from the queue but not answered yet. For one thread."""
+    """Chunks that have been removed from the queue but not answered yet. Not thread-safe."""
 
     def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
         self._counts, self._queue = counts, queue

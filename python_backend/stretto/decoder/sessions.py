@@ -151,7 +151,7 @@ class Session:
 
 
 class Sessions:
-    """Open utterances by id. For one thread."""
+    """Open utterances by id. Methods are for one thread, unless stated otherwise."""
 
     def __init__(
         self,

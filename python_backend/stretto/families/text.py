@@ -75,7 +75,7 @@ class TextTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id in the alphabet of the BPE; added tokens have their name."""
+        """Spelling of each id in the BPE alphabet; added tokens are spelled by their name."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def check_size(self, num_tokens: int, checkpoint: Path) -> None:

@@ -143,7 +143,9 @@ NUMPY = {
 def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
     """Return a numeric tensor as an array, or None if an optional tensor is missing.
 
-    The array is valid only as long as the request exists. Raises:
+    The array is valid only as long as the request exists.
+
+    Raises:
         InvalidRequest: If dtype or shape is wrong, or a required tensor is missing.
     """
     tensor = _find(request, spec)

@@ -176,7 +176,7 @@ class Fourier(nn.Module):
             self.register_buffer(name, table[:, None], persistent=False)
 
     def transform(self, samples: Tensor) -> Tensor:
-        """Return the real parts followed by the imaginary parts, [B, size + 2, n / hop + 1], of samples [B, 1, n]."""
+        """Transform samples [B, 1, n] to real parts followed by imaginary parts, [B, size + 2, n / hop + 1]."""
         half = self.size // 2
         return F.conv1d(F.pad(samples, (half, half), "reflect"), self.forth.to(samples.dtype), stride=self.hop)
 

@@ -200,7 +200,7 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
         return tensors[f"flow_lm.{name}"].float()
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, begin of speech, frames, end, begin of a voice and voices, [V, H]."""
+        """Return the embeddings [V, H]: text, beginning of speech, frames, end, beginning of a voice, voices."""
         num_rows = sum(len(rows) for rows in voices.values())
         if stored.is_meta:
             return torch.empty(shape.num_tokens + 7 + num_rows, width, device="meta")

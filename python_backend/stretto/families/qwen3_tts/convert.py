@@ -139,7 +139,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
-    """Return the dialect of each speaker that has one, which is one of the languages."""
+    """Return a dict from speaker to dialect, a language, for speakers that have a dialect."""
     entries = talker.optional_mapping("spk_is_dialect").items()
     dialects = {name.lower(): dialect for name, dialect in entries if dialect}
     for name, dialect in dialects.items():

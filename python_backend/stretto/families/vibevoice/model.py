@@ -48,7 +48,7 @@ class Connector(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward layer."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()

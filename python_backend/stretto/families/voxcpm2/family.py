@@ -22,7 +22,7 @@ MIN_PATCHES, MAX_PATCHES, DEFAULT_STEPS, DEFAULT_GUIDANCE = 3, 2000, 10, 2.0
 STEPS = range(2, 51)
 MAX_WORDS = 4096  # limit for validation; no release has as many float32 numbers in a patch
 MAX_TEXT_CHARS, MAX_AUDIO_S = 1000, 30.0
-# Ids in the tokenizer: begin of the reply's audio, begin and end of a reference.
+# Ids in the tokenizer: beginning of the reply's audio, beginning and end of a reference.
 AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
 
 
