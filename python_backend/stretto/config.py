@@ -112,7 +112,7 @@ class DecoderConfig:
         threads: Number of torch threads on the CPU.
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
-            inexact. None for the codec's own.
+            inexact. None for the codec's right context.
         dtype: Dtype of products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
         graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
         max_batch: Maximum number of windows decoded at once: about 16 on a CPU, limited by its caches; 64 on a GPU.

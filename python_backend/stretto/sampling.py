@@ -138,8 +138,8 @@ def lower_bound(logits: np.ndarray, reach: np.ndarray) -> np.ndarray:
 def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the finite logits of each row that are at least `bound` [N, 1], and their columns, both [N, M].
 
-    Columns are in ascending order. M is the largest number of such logits in any row; the other rows are filled up with
-    -inf. If more than a quarter of all logits qualify, `logits` itself is returned, with None for the columns.
+    Columns are in ascending order. M is the largest number of such logits in any row; other rows are padded with -inf.
+    If more than a quarter of all logits qualify, `logits` itself is returned, with None for the columns.
     """
     num_rows, num_columns = logits.shape
     found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
@@ -176,7 +176,7 @@ FIRST_REACH = 128  # how many of the largest logits to examine first for top-p w
 
 @dataclass(frozen=True, slots=True)
 class DrawPlan:
-    """Batch properties known on the host, by which operations that no row needs are skipped.
+    """Batch properties known on the host, used to skip operations that no row needs.
 
     Attributes:
         is_random: True if any row has a temperature above 0.
@@ -431,7 +431,7 @@ def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
 def min_p_span(min_p: float, temperature: float) -> float:
     """Return how far below the maximum a logit may be if min-p keeps it.
 
-    Infinite if `min_p` is 0 or sampling is greedy.
+    The distance is infinite if `min_p` is 0 or sampling is greedy.
 
     Args:
         min_p: Minimum probability relative to the probability of the most likely token.

@@ -1,7 +1,7 @@
 """Safe reading of release and checkpoint files from untrusted sources: bounded, and without executing code.
 
 A file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
-before parsing, because C parsers recurse once per level. Every failure is a CheckpointError that names the file.
+before parsing, because C parsers recurse once per level. Every failure is a CheckpointError that mentions the file.
 """
 
 import json

@@ -122,7 +122,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Return one line per tensor, with its shape, or per group of tensors with a common prefix, with their number."""
+    """Return lines for tensors: name and shape, or the number of tensors with a common prefix."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)

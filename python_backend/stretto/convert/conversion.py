@@ -250,7 +250,7 @@ def plan(release: Release) -> Conversion:
     """Read and check a release, except for the values of its tensors.
 
     Raises:
-        CheckpointError: Parts of the release do not match; the message names them.
+        CheckpointError: Parts of the release do not match; the message lists them.
     """
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:

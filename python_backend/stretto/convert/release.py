@@ -232,7 +232,7 @@ def read_defaults(
         names: Fields of `speech_sampling`, by key of the file. If a `…do_sample` key is false, the segment is greedy.
 
     Raises:
-        CheckpointError: If a value is invalid; the message names its key.
+        CheckpointError: If a value is invalid; the message contains its key.
     """
     path = _place(release) if names else None
     if path is None:

@@ -434,7 +434,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
 
 
 def _check_files(directory: Path) -> None:
-    """Raise CheckpointError if a file cannot be read, or an index names files outside the folder."""
+    """Raise CheckpointError if a file cannot be read, or an index lists files outside the folder."""
     for path in directory.iterdir():
         if path.suffix in (".safetensors", ".bin", ".json"):
             regular_file(path)
@@ -522,7 +522,7 @@ def safetensors_files(path: Path) -> list[Path] | None:
     it are returned.
 
     Raises:
-        CheckpointError: If a file is not regular, an index names a file outside its folder, or a link in the folder
+        CheckpointError: If a file is not regular, an index lists a file outside its folder, or a link in the folder
             leads out of the release.
     """
     if path.is_dir():
