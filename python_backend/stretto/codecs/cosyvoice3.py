@@ -251,7 +251,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., heard:]
 
     def speak(self, mel: Tensor, start: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
-        """Return the samples [n] of mel frames [first, last), and the phase for the frames after them.
+        """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
 
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].

@@ -182,7 +182,7 @@ class EuclideanCodebooks(nn.Module):
         self.register_buffer("embed", torch.zeros(num_codebooks, codebook_size, width))
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Return the codes [K, T] of latents [D, T]: the index of the nearest vector in each codebook."""
+        """Encode latents [D, T] to codes [K, T]: the index of the nearest vector in each codebook."""
         residual, codes = latents.T, []
         for table in self.embed:
             distance = table.square().sum(1) - 2 * residual @ table.T
@@ -191,7 +191,7 @@ class EuclideanCodebooks(nn.Module):
         return torch.stack(codes)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the latents [B, D, T] of codes [B, K, T]."""
+        """Decode codes [B, K, T] to latents [B, D, T]."""
         books = torch.arange(codes.shape[1], device=codes.device)
         return self.embed[books[:, None], codes].sum(1).transpose(1, 2)
 

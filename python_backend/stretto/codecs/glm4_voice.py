@@ -426,7 +426,7 @@ class Glm4VoiceCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, n] of frames [first, last), and the state after the last block.
+        """Decode frames [first, last); return the samples [B, n] and the state after the last block.
 
         At the end of an utterance, less than one mel frame of silence is appended.
         """

@@ -68,11 +68,11 @@ class ProjectedQuantization(XcodecVectorQuantization):
         self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
 
     def encode(self, hidden_states: Tensor) -> Tensor:
-        """Return the codes [B, T] of hidden states [B, H, T]."""
+        """Encode hidden states [B, H, T] to codes [B, T]."""
         return self.codebook.encode(self.project_in(hidden_states.transpose(1, 2)))
 
     def decode(self, embed_ind: Tensor) -> Tensor:
-        """Return the hidden states [B, H, T] of codes [B, T]."""
+        """Decode codes [B, T] to hidden states [B, H, T]."""
         return self.project_out(self.codebook.decode(embed_ind)).transpose(1, 2)
 
 

@@ -46,7 +46,7 @@ class Ring:
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Store new keys and values [B, heads, n, head_dim] of a layer.
 
-        Return all of that layer, [B, heads, R, head_dim].
+        Return all keys and values of that layer, [B, heads, R, head_dim] each.
         """
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None]
         for part, new in enumerate((keys, values)):
@@ -85,7 +85,7 @@ class RingTransformer:
         return torch.cat(outputs, 1)
 
     def visible(self, positions: Tensor) -> Tensor:
-        """Return the attention mask, bool [B, 1, n, R], of queries at positions [B, n] whose keys are in the ring."""
+        """Return the attention mask, bool [B, 1, n, R], for queries at positions [B, n] and keys in the ring."""
         slot = torch.arange(self.size, device=positions.device)
         newest = positions[:, -1:]
         held = newest - (newest - slot) % self.size  # [B, R]: step in each slot, negative if empty

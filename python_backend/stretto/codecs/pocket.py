@@ -38,7 +38,7 @@ UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
 @dataclass(frozen=True, slots=True)
 class SeanetConfig:
-    """Convolutions of the decoder, by their published names."""
+    """Hyperparameters of the convolutions, under their published names."""
 
     dimension: int
     n_filters: int
@@ -51,7 +51,7 @@ class SeanetConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransformerConfig:
-    """Transformer of the decoder, by its published names; `context` counts the steps that a step attends to."""
+    """Hyperparameters of the transformer, under their published names; a step attends to `context` steps."""
 
     d_model: int
     num_heads: int

@@ -458,7 +458,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., heard:]
 
     def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
-        """Return the samples [n] of mel frames [first, last), and the phase for the frames after them.
+        """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
 
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].

@@ -197,7 +197,7 @@ def same(kernel: int, dilation: int = 1) -> Conv:
 
 
 def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[Layer]:
-    """Return the layers of transformers' DacDecoder: per block an upsampling and residual units of dilation 1, 3, 9.
+    """Return the layers of transformers' DacDecoder: in each block, upsampling and residual units of dilation 1, 3, 9.
 
     Args:
         upsampling_ratios: Strides of the blocks, in order.

@@ -6,7 +6,7 @@ A block is a ConvNeXt with RMS norms. All layers are causal and store their last
 size give the samples of one decode. A frame is a latent, scaled as in the language model, and a number that is 1 in the
 first frame of a stretch of audio, where the decoder's state is reset.
 
-Names of tensors: https://huggingface.co/docs/transformers/model_doc/vibevoice_acoustic_tokenizer.
+Tensor names follow https://huggingface.co/docs/transformers/model_doc/vibevoice_acoustic_tokenizer.
 """
 
 from collections.abc import Mapping
@@ -348,7 +348,7 @@ def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def published_name(name: str) -> str:
-    """Return the published name of a tensor of an encoder or a decoder."""
+    """Return the published name of an encoder or decoder tensor."""
     if ".conv_layers." not in f".{name}" or ".stage." in name:
         return name
     kind = "convtr.convtr" if name.startswith("decoder.") else "conv.conv"

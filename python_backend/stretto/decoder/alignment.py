@@ -1,4 +1,4 @@
-"""Collection of samples and text for word times, and events that contain them."""
+"""Collection of samples and text for word times, and events that contain word times."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Decoder thread, its metrics, and loading of the codec for it."""
+"""Decoder thread, its metrics, and the loading of its codec."""
 
 import logging
 import threading
@@ -125,7 +125,7 @@ class DecoderWorker:
         self._sessions.keep_alive(utterance)
 
     def abandon(self, utterance: str) -> None:
-        """Drop an utterance, for example of a client that has disconnected; its queued chunks fail."""
+        """Drop an utterance, for example because its client has disconnected; its queued chunks fail."""
         for pending in self._queue.abandon(utterance):
             refuse(pending, Cancelled("the utterance was abandoned"), self._counts)
 

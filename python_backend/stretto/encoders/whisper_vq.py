@@ -177,7 +177,7 @@ class SpeechTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return tokens, int64 [T], of mono `pcm`, float32 [n] at 16 kHz, T = ceil(n / 1280).
+        """Encode mono `pcm`, float32 [n] at 16 kHz, to tokens, int64 [T], T = ceil(n / 1280).
 
         Each part of 30 s is encoded separately. Parts after the first are followed by silence, because the authors'
         code pads them to 30 s.

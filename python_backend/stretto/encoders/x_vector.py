@@ -3,7 +3,7 @@
     speaker = load_speaker_encoder(checkpoint)           # None if the checkpoint has none
     x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz
 
-`preprocessing.audio` resamples recordings by soxr, as the authors' wrapper does. Results are deterministic;
+`preprocessing.audio` resamples recordings with soxr, as the authors' wrapper does. Results are deterministic;
 `families.audio_format.CachedEncoder` caches the most recent ones.
 """
 

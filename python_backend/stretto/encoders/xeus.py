@@ -372,7 +372,7 @@ class XeusTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes, int64 [T], 50 per second, of mono `pcm`, float32 [n] at 16 kHz; T is `config.num_frames(n)`."""
+        """Encode mono `pcm`, float32 [n] at 16 kHz, to 50 codes per second, int64 [T], T = `config.num_frames(n)`."""
         if self.config.num_frames(len(pcm)) == 0:
             return np.zeros(0, np.int64)
         features = self.xeus(torch.from_numpy(np.asarray(pcm)).to(self.centres))

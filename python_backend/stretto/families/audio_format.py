@@ -43,7 +43,7 @@ NONCE_BYTES = 12
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """Folder of encodings by one encoder. Methods may be called by any thread or process.
+    """Folder of encodings that one encoder has made. Methods may be called by any thread or process.
 
     Attributes:
         folder: Folder, accessible to this user only.
@@ -148,7 +148,7 @@ _current: ContextVar[list[EncodedFiles]] = ContextVar("encoded_files")
 
 @contextmanager
 def stored_in(files: EncodedFiles | None) -> Iterator[None]:
-    """Make encoders that are opened in the `with` block store their results in `files`; no effect for None."""
+    """Make encoders that are opened in the `with` block store their results in `files`, unless it is None."""
     token = _current.set([] if files is None else [files])
     try:
         yield

@@ -483,11 +483,11 @@ class Family:
 
     @property
     def text_groups(self) -> TextGroups | None:
-        """Layout of streamed text in rows of its own, if the family has one."""
+        """Layout of streamed text in separate rows, if the family has one."""
         return None if self.text_track is None else self.text_track.groups
 
     def times_words(self, task: Task) -> bool:
-        """Return True if the model itself reports the times of words, without an aligner."""
+        """Return True if the model reports word times itself, without an aligner."""
         return self.code_track is not None or (self.script is not None and task.speaks)
 
     def task(self, name: str) -> Task:

@@ -50,7 +50,7 @@ class Release:
 
     @property
     def config_folder(self) -> Path:
-        """Folder of the config file, for a family whose releases have one."""
+        """Folder of the config file; only for a family whose releases have one."""
         assert self.config is not None, self.family
         return self.config.parent
 

@@ -186,7 +186,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the input of `task`: the last turns of the role that it answers."""
+    """Check the input of `task`, which consists of the last turns of the role that it answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1
@@ -319,7 +319,7 @@ def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:
 
 
 def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Return rows with codes as absolute ids, delayed, and pad ids elsewhere.
+    """Return delayed rows with codes as absolute ids, and with pad ids elsewhere.
 
     row      0    1    2    3
     stream 1 c0,0 c0,1 pad  pad      delay 0
@@ -346,7 +346,7 @@ def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
 
 
 def frame_rows(layout: StreamLayout, codes: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
-    """Return rows with codes of all output streams as absolute ids, delayed.
+    """Return delayed rows with the codes of all output streams as absolute ids.
 
     row      0    1    2    3
     stream 0 c0,0 c0,1 f0   f0       delay 0

@@ -156,7 +156,7 @@ def plain_tokenizer(folder: Path) -> PlainTokenizer:
 
 
 def sentencepiece_at(path: Path) -> "SentencePieceTokenizer":
-    """Load a file of SentencePiece; raise CheckpointError if it is unreadable."""
+    """Load a SentencePiece file; raise CheckpointError if it is unreadable."""
     model = regular_file(path, MAX_TEXT_BYTES).read_bytes()
     try:
         return SentencePieceTokenizer(model)
@@ -270,7 +270,7 @@ class TextStream:
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
-        """Return the pending text's tokens, their bytes, and the byte offsets of pre-tokens that are not only space.
+        """Return the pending text's tokens, their bytes, and the byte offsets of pre-tokens that are not just spaces.
 
         The pending text is replaced by its normalised form.
         """

@@ -109,7 +109,7 @@ def read_infer_request(data: bytes) -> InferRequest:
 
 
 def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
-    """Return the request with parameters for its host and stream, which override those set by the client.
+    """Return the request with parameters for its host and stream, which override the client's parameters.
 
     They are appended as a second message: concatenated protobuf messages merge, and the last of repeated map entries
     wins (protobuf, encoding).
@@ -166,7 +166,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _check_names(head: ModelInferRequest) -> None:
-    """Raise BadRequest for a text with a NUL character, at which Triton would truncate it after these checks."""
+    """Raise BadRequest for a text with a NUL character, because Triton would truncate the text there."""
     texts = [("id", head.id), ("model_name", head.model_name), ("model_version", head.model_version)]
     texts += [("parameters", value.string_param) for value in head.parameters.values()]
     texts += [("inputs", tensor.datatype) for tensor in head.inputs]

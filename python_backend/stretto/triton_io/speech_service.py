@@ -293,7 +293,7 @@ class SpeechService:
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
-        """Accept a request, a prompt or a part of streamed text or live audio, and return immediately.
+        """Accept a request (a prompt, or a part of streamed text or live audio), and return immediately.
 
         Each utterance gets a random id, because clients' request ids may be empty or equal.
         """

@@ -1,4 +1,4 @@
-"""HiFT vocoder (Li et al., arXiv 2309.09493): mel spectrogram to samples by a harmonic source and Fourier transforms.
+"""HiFT vocoder (Li et al., arXiv 2309.09493), which uses a harmonic source and an inverse Fourier transform.
 
 Modules and tensors are named as in published checkpoints (`cosyvoice/hifigan/generator.py`, Apache-2.0).
 """
@@ -145,7 +145,7 @@ class Source(nn.Module):
         return (before[:, None] + (pitch * (samples_per_mel / self.sample_rate)).cumsum(1)) % 1
 
     def mixed(self, sines: Tensor, pitch: Tensor, noise: Tensor) -> Tensor:
-        """Return the excitation [B, 1, n] of sines [B, harmonics + 1, n], pitch [B, n] and noise."""
+        """Mix sines [B, harmonics + 1, n] and noise to the excitation [B, 1, n], given the pitch [B, n]."""
         shape = self.shape
         is_voiced = (pitch[:, None] > shape.threshold).to(sines.dtype)
         level = is_voiced * shape.sigma + (1 - is_voiced) * shape.amplitude / 3
@@ -181,7 +181,7 @@ class Fourier(nn.Module):
         return F.conv1d(F.pad(samples, (half, half), "reflect"), self.forth.to(samples.dtype), stride=self.hop)
 
     def invert(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Return the samples [B, (t - 1) * hop] of spectra with real and imaginary parts [B, size / 2 + 1, t]."""
+        """Invert spectra with real and imaginary parts [B, size / 2 + 1, t] to samples [B, (t - 1) * hop]."""
         spectra, half = torch.cat([real, imaginary], 1), self.size // 2
         back, cover = self.back.to(real.dtype), self.cover.to(real.dtype)
         samples = F.conv_transpose1d(spectra, back, stride=self.hop)

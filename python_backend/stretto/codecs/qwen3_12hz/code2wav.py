@@ -91,7 +91,7 @@ class Code2Wav(nn.Module):
         return pcm[:, begin:stop].clamp(-1, 1), memory.after
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return the samples [B, n · hop] of codes.
+        """Decode codes to samples [B, n · hop].
 
         They start `tail_samples` earlier than the samples that `decode` returns for the same frames.
 

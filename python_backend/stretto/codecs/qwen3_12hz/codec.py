@@ -1,6 +1,6 @@
 """`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model.
 
-The encoder is composed of transformers' modules of Mimi.
+The encoder is built from transformers' Mimi modules.
 """
 
 from pathlib import Path

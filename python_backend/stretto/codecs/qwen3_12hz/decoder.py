@@ -159,8 +159,7 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 class Memory:
-    """State [B, D] of a window, read from front to back while the layers run, and the next state, written alongside.
-
+    """State [B, D] of a window, which the layers read from front to back while they write the next state.
     Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
 
     Attributes:
@@ -588,7 +587,7 @@ class Decoder(nn.Module):
         return sum(each.kept for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return the samples of codes, [B, n · hop].
+        """Decode codes to samples, [B, n · hop].
 
         Args:
             codes: Codes, [B, K, n].

@@ -195,7 +195,7 @@ class ConvBlock(nn.Module):
         self.gain = nn.Parameter(torch.full((channels,), 0.3))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return the output for hidden [B, T, C], in the same shape; frames outside are zero."""
+        """Return the output for hidden [B, T, C], in the same shape; frames outside the input count as zeros."""
         mixed = self.mix(F.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
         return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 

@@ -116,7 +116,7 @@ def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
 
 
 def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:
-    """Return the codebook size of the codec in the release, or otherwise of the codec in its own folder."""
+    """Return the codebook size of the codec in the release, or else of the codec in a separate folder."""
     if CODEBOOK in tensors:
         return _rows(tensors, CODEBOOK)
     if codec is None:

@@ -61,7 +61,7 @@ def missing_packages(has_cangjie: bool) -> dict[str, str]:
 
 
 def plain_languages() -> tuple[str, ...]:
-    """Return the codes of the languages whose text is read without marks that the authors' code can add."""
+    """Return the codes of languages that are read without the marks that the authors' code can add."""
     return ("he",) if find_spec(RUSSIAN_PACKAGE) else ("he", "ru")
 
 
@@ -208,7 +208,7 @@ def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
 
 
 def _opened(module: str, name: str, *arguments: str) -> Any:
-    """Return an object of the class `name` of a module; raise CheckpointError if that fails."""
+    """Create an object of the class `name` of a module; raise CheckpointError if that fails."""
     try:
         return getattr(import_module(module), name)(*arguments)
     except Exception as error:  # a package may raise anything

@@ -156,7 +156,7 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Return True if a tensor stores all its numbers, which are finite as float32."""
+    """Return True if a tensor stores all of its elements, and all are finite as float32."""
     is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
     return is_plain(tensor) and is_number and bool(tensor.float().isfinite().all())
 

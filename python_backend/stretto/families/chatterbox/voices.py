@@ -143,7 +143,7 @@ class VoiceEncoder(nn.Module):
         self.proj = nn.Linear(WIDTH, WIDTH)
 
     def encode(self, pcm: Tensor) -> Tensor:
-        """Return the x-vector, float32 [256] of length 1, of samples [n] at 16 kHz, n > 200."""
+        """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], of Euclidean norm 1."""
         bands = mel_filters(TOKEN_RATE_HZ, FOURIER, BANDS).to(pcm.device) @ power_spectrum(pcm, FOURIER, HOP)
         number, rest = divmod(max(bands.shape[1] - WINDOW + STEP, 0), STEP)
         number += number == 0 or rest >= LEAST_REST

@@ -1,7 +1,7 @@
 """Conversion of CSM's release: names and shapes as published by transformers, and the release's copy of Mimi.
 
-https://huggingface.co/sesame/csm-1b. Its folder also contains Sesame's own files of the same weights, with torchtune's
-names and without Mimi. `--model` must therefore be the index of transformers' files,
+It converts https://huggingface.co/sesame/csm-1b, which also contains Sesame's own files of the same weights, with
+torchtune's names and without Mimi. `--model` must therefore be the index of transformers' files,
 `transformers.safetensors.index.json`.
 """
 

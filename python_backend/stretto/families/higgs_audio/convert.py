@@ -1,10 +1,10 @@
 """Conversion of Higgs Audio v2's release in transformers' layout (`model_type` higgs_audio_v2).
 
-https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights have other
-names, by which they are detected. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, either in
-transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names
-follow boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The
-folder may contain transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
+It converts https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights
+are detected by their different names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, either in
+transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names follow
+boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder may
+contain transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def read_codec_config(folder: Path) -> Any:
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
-    """Return Boson's tensors under transformers' names. Weight norms that transformers lacks are multiplied out."""
+    """Return Boson's tensors under transformers' names. Weight norms that transformers omits are multiplied out."""
     stems = _stems(num_blocks)
     normed, plain = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in stored.items():

@@ -269,7 +269,7 @@ def span(config: Mapping[str, Any], name: str) -> range:
 
 
 def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> None:
-    """Raise CheckpointError if the tokenizer's tokens have other positions in the token list.
+    """Raise CheckpointError if the tokenizer's tokens have different positions in the token list.
 
     SmolLM and SmolLM2 have the same number of tokens, but in a different order. Tokens that the list spells differently
     are ignored.
@@ -295,7 +295,7 @@ def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:
-    """Return the ids of the special tokens that match a pattern, by the pattern's first group."""
+    """Return a dict from the pattern's first group to the id of each special token that matches."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}
 

@@ -137,7 +137,7 @@ class FlowHead(nn.Module):
         self._times: SolverTable | None = None
 
     def prepare(self, steps: range) -> "FlowHead":
-        """Embed the times of all permitted numbers of steps, and return this head."""
+        """Precompute the time embeddings for every permitted number of steps, and return this head."""
         if self.times:
             device = self.condition.get_parameter("weight").device
             self._times = SolverTable(partial(_times, device), steps, self._embedded)

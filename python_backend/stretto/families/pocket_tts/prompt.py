@@ -38,7 +38,7 @@ MIN_VOICE_S, FADE_S, PAUSE_S, SILENCE_DB = 0.4, 0.02, 0.08, 35
 
 
 def rewritten(text: str, rules: TextRules) -> str:
-    """Return `text` with a release's replacements of characters, in one line."""
+    """Return `text` on a single line, with the character replacements of a release."""
     text = text.strip()
     if rules.replaced:
         text = " ".join(text.translate({ord(one): other for one, other in rules.replaced}).split())

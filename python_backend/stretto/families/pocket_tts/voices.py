@@ -42,7 +42,7 @@ class Backbone:
         return F.layer_norm(x, x.shape[-1:], weight, bias, NORM_EPS)
 
     def projected(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values [n, heads, D], rotated, of normalised rows [n, H]."""
+        """Project normalised rows [n, H] to rotated queries, rotated keys, and values, [n, heads, D] each."""
         whole = normed @ self.weight(layer, "self_attn.in_proj.weight").T
         sizes = [whole.shape[1] - 2 * self.kv_width, self.kv_width, self.kv_width]
         query, key, value = (part.unflatten(1, (-1, self.head_dim)) for part in whole.split(sizes, 1))

@@ -34,7 +34,7 @@ REAL = ("rms_norm_eps", "rope_theta")
 
 
 class Numbers:
-    """Part of config.json with typed access; a missing entry or one of another type raises CheckpointError."""
+    """Part of config.json with typed access; an entry that is missing or has another type raises CheckpointError."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
         self._record, self._path = record, path

@@ -1,6 +1,6 @@
 """Prompts of the bundled model: characters for speech, audio rows for transcription (see `family.py`).
 
-Conversion of the bundled model's text segments to readable text: phonemes, or a transcript.
+This module also converts the model's text segments to readable text: phonemes, or a transcript.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Normalisation of any text to words of a small English alphabet, for families without a subword tokenizer."""
+"""Normalisation of any text to words in a small English alphabet, for families without a subword tokenizer."""
 
 import re
 import unicodedata

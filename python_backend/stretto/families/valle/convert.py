@@ -123,7 +123,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
 
 
 def _token(names: list[str], *spellings: str) -> int:
-    """Return the id of the first of these spellings that is a token."""
+    """Return the id of the first of these spellings that exists as a token."""
     for spelling in spellings:
         if spelling in names:
             return names.index(spelling)
@@ -217,7 +217,7 @@ def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> Vall
 
 
 def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
-    """Return the plan of the non-autoregressive model's tensors, with unchanged names, and of the shared tables."""
+    """Return the plan of the non-autoregressive model's tensors and of the shared tables; names are unchanged."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
     square, inner = (width, width), (4 * width, width)

@@ -4,8 +4,8 @@
                       └─► head(h, state of the unconditional request) ─► x ─► decoder ─► pcm ─► semantic encoder ─► f
     next row: acoustic connector(x) + semantic connector(f)
 
-The solver is DPM-Solver++ (2M, midpoint; Lu et al., arXiv 2211.01095) for a head that predicts v. The schedule is a
-cosine.
+The solver is DPM-Solver++ (2M, midpoint; Lu et al., arXiv 2211.01095) for a head that predicts v. The noise schedule is
+a cosine.
 """
 
 import math
@@ -30,7 +30,7 @@ CONNECTOR_EPS = 1e-6
 
 
 def linear(columns: int, rows: int, bias: bool = False) -> ReplicatedLinear:
-    """Return a linear layer, complete on every rank."""
+    """Return a linear layer that is replicated on every rank."""
     return ReplicatedLinear(columns, rows, bias=bias, return_bias=False)
 
 
@@ -73,7 +73,7 @@ class HeadLayer(nn.Module):
 
 
 class LastLayer(nn.Module):
-    """Scaled norm without a weight of its own, and the projection to a latent."""
+    """Scaled norm without its own weight, followed by the projection to a latent."""
 
     def __init__(self, width: int, num_numbers: int, eps: float):
         super().__init__()
@@ -107,7 +107,7 @@ class TimeProjection(nn.Module):
 
 
 def cosine_schedule(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return times int64 [n], and alpha and sigma float64 [n + 1], of a solver of n steps."""
+    """Return times, int64 [n], and alpha and sigma, float64 [n + 1], for a solver with n steps."""
     at = np.arange(NUM_TIMES + 1) / NUM_TIMES
     bars = np.cos((at + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2
     betas = np.minimum(1 - bars[1:] / bars[:-1], MAX_BETA).astype(np.float32)
@@ -146,7 +146,7 @@ class DiffusionHead(nn.Module):
         self.final_layer = LastLayer(width, num_numbers, eps)
 
     def prepare(self, steps: range) -> "DiffusionHead":
-        """Compute the steps of all permitted solvers, and return this head."""
+        """Precompute the steps of all permitted solvers, and return this head."""
         device = self.cond_proj.get_parameter("weight").device
 
         def times(number: int) -> torch.Tensor:
@@ -228,7 +228,7 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return acoustic + self.semantic_connector(latents[:, self.num_numbers + 1 :])
 
     def embed_voice(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of latents of a recording, in words of frames [N, D]."""
+        """Return the embeddings [N, H] of a recording's latents, which are passed in the layout of frames [N, D]."""
         return self.acoustic_connector(latents[:, : self.num_numbers])
 
     def latent_predictor(self) -> DiffusionHead:

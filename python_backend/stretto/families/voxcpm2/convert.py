@@ -56,7 +56,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, with the codec in the release's folder."""
+    """Return the checkpoint, including the codec in the release's folder."""
     if not contents.config:
         raise CheckpointError("--config: expected the release's config.json, got none")
     shape = Shape(contents.config)

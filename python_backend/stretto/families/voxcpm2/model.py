@@ -36,7 +36,7 @@ EPS = 1e-8  # of the projection on the unconditional velocity
 
 
 def linear(columns: int, rows: int) -> ReplicatedLinear:
-    """Return a linear layer with a bias, complete on every rank."""
+    """Return a linear layer with a bias that is replicated on every rank."""
     return ReplicatedLinear(columns, rows, return_bias=False)
 
 
@@ -62,7 +62,7 @@ class NoRotation(nn.Module):
 
 
 class LocalLayer(nn.Module):
-    """Layer of Llama whose attention is bidirectional within a row's few tokens; complete on every rank."""
+    """Llama layer with bidirectional attention among the few tokens of a row; replicated on every rank."""
 
     def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
         super().__init__()
@@ -122,7 +122,7 @@ class LocalTransformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Encoder of a patch to an embedding of the language model: the output at a special token before the latents."""
+    """Encoder from a patch to an embedding of the language model: the output at a special token before the latents."""
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()
@@ -192,7 +192,7 @@ class DiffusionHead(nn.Module):
         self.time, self.time_step = TimeEmbedding(width), TimeEmbedding(width)
 
     def prepare(self, steps: range) -> "DiffusionHead":
-        """Compute the steps of all permitted solvers, and return this head."""
+        """Precompute the steps of all permitted solvers, and return this head."""
         device = self.leave.get_parameter("weight").device
         self._times = SolverTable(lambda number: solver_steps(number)[:, 0], steps, partial(self._embedded, device))
         self._widths = SolverTable(lambda number: solver_steps(number)[:, 1:], steps, lambda rows: rows.to(device))
@@ -207,7 +207,7 @@ class DiffusionHead(nn.Module):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the patches [N, D] after the patches `other` [N, D]; see `GuidedLatentPredictor`."""
+        """Return the patches [N, D] that follow the patches `other` [N, D]; see `GuidedLatentPredictor`."""
         states = hidden[:, : 2 * self.width].unflatten(1, (2, self.width))
         context = self._tokens(self.condition, other)
         scale, x = guidance[:, None], noise

@@ -3,7 +3,7 @@
     [103] reference … [104] │ transcript and text │ [101] │ audio of the transcript …
 
 Layout: `_generate_with_prompt_cache` of https://github.com/OpenBMB/VoxCPM, voxcpm/model/voxcpm2.py. A recording in the
-system turn is the reference. With its transcript, or as an earlier reply to a text, it is continued.
+system turn is the reference. A recording with a transcript, or in an earlier reply to a text, is continued.
 """
 
 import re
@@ -36,7 +36,7 @@ WORD_START, UNKNOWN = "▁", "<unk>"
 
 
 class VoxCpmTokenizer:
-    """Tokenizer whose tokens of several Chinese characters are split into characters.
+    """Tokenizer that splits tokens of several Chinese characters into single characters.
 
     Args:
         tokenizer: The checkpoint's tokenizer.
