@@ -160,6 +160,7 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
 
 class Memory:
     """State [B, D] of a window, which the layers read from front to back while they write the next state.
+
     Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
 
     Attributes:
