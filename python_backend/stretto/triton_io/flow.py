@@ -363,7 +363,7 @@ class HeldSlots:
         self._table: FlowTable | None = None
 
     def has(self, slot: int, generation: int) -> bool:
-        """Return True if an utterance holds the slot, and its generation is the given one."""
+        """Return True if an utterance holds the slot with this generation."""
         if self._table is None or not self._table.path.exists():  # the language model was restarted
             self._table = self._opened()
         table = self._table

@@ -427,7 +427,7 @@ def write_part(part: TextPart | AudioPart, seal: Seal) -> list[Any]:
     return [bytes_tensor(PROMPT, seal.close(name, part.to_bytes()))]
 
 
-SLOT = struct.Struct("<IQ")  # of a live session's utterance in the flow table, and its generation
+SLOT = struct.Struct("<IQ")  # flow-table slot of a live session's utterance, and the slot's generation
 
 
 def session_name(flow: FlowAddress, seal: Seal) -> str:
