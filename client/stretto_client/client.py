@@ -5,7 +5,7 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -19,8 +19,8 @@ from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import PartStream, UnreadAudio, follow_audio, speak_written
-from stretto_client.long_speech import LongSpeech, ProducedSpeech, Speech, cut, is_short
+from stretto_client.live_speech import LiveSession, PartStream, UnreadAudio, speak_written
+from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, SpeechOptions
@@ -203,6 +203,7 @@ class SpeechClient:
         /,
         *,
         task: str = "asr",
+        fill_after_s: float | None = None,
         **options: Unpack[OptionsRecord],
     ) -> Speech:
         """Return the events of a transcription that follows audio while it is recorded.
@@ -215,13 +216,25 @@ class SpeechClient:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
             sample_rate: Their sample rate in Hz, 8,000 to 192,000.
             task: Name of the model's task.
-            options: Options of the server.
+            fill_after_s: Time without samples after which silence is sent, in seconds, at the pace of speech; None to
+                let the session wait. Samples that come later follow the silence.
+            options: Options of the server. With `resume_s`, the session continues if its connection is lost and the
+                server is reached again within that time.
         """
         inputs = strings(task=task, options=options_json({**options, "live": True}))
         # The server sends nothing while nobody speaks.
         waits = replace(self.timeouts, between_s=self.timeouts.total_s)
-        unread, begin = UnreadAudio(pieces, sample_rate), partial(self.send, inputs, None, waits)
-        return ProducedSpeech(partial(follow_audio, begin, self.parts(), unread))
+        unread, resume_s = UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0)
+
+        def resume(session: str, num_events: int) -> SpeechStream:
+            record = {"id": session, "part": 0, "is_last": False, "resume": num_events}
+            return self.send(strings(session=json.dumps(record)), None, waits)
+
+        def produce(items: Items) -> Awaitable[None]:
+            begin = partial(self.send, inputs, None, waits)
+            return LiveSession(begin, resume, self.parts, unread, items).follow(resume_s)
+
+        return ProducedSpeech(produce)
 
     def converse(
         self,

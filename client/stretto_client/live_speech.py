@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.errors import ClientError, RequestRefused, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
+from stretto_client.errors import (
+    ClientError,
+    RequestCancelled,
+    RequestRefused,
+    ServerFailed,
+    ServerUnavailable,
+    TimedOut,
+    Timeouts,
+    from_rpc,
+    from_text,
+)
 from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
 from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeakOptions, SpeechStream, audio_inputs, strings, with_seed
+from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, audio_inputs, strings, with_seed
 
 Piece = TypeVar("Piece")
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
@@ -369,11 +379,12 @@ class UnreadAudio(Unread[NDArray[Any]]):
     Args:
         pieces: Parts of the samples, floating-point [n] or int16 [n].
         sample_rate: Their sample rate in Hz.
+        fill_after_s: Time without samples after which silence takes their place, in seconds; None for no silence.
     """
 
-    def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int):
+    def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, fill_after_s: float | None = None):
         super().__init__(pieces)
-        self.sample_rate = sample_rate
+        self.sample_rate, self._fill_after_s, self._is_filling = sample_rate, fill_after_s, False
         self._waiting: list[NDArray[np.float32]] = []
 
     def _add(self, piece: NDArray[Any]) -> None:
@@ -394,8 +405,8 @@ class UnreadAudio(Unread[NDArray[Any]]):
         Raises:
             Exception: The exception raised by `pieces`.
         """
+        await self._wait()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._num_samples >= PART_S * self.sample_rate or self._is_complete)
             if self._failure is not None:
                 raise self._failure
             pcm = np.concatenate([np.zeros(0, np.float32), *self._waiting])
@@ -404,31 +415,113 @@ class UnreadAudio(Unread[NDArray[Any]]):
             self._changed.notify_all()
             return pcm[:size], self._is_complete and len(pcm) <= size
 
+    async def _wait(self) -> None:
+        """Wait for a part or the end; add silence if none comes in time, then in every further PART_S."""
+        patience_s = PART_S if self._is_filling else self._fill_after_s
+        try:
+            async with asyncio.timeout(patience_s), self._changed:
+                await self._changed.wait_for(self._has_part)
+            self._is_filling = False
+        except TimeoutError:
+            self._is_filling = True
+            missing = max(0, round(PART_S * self.sample_rate) - self._num_samples)
+            self._waiting.append(np.zeros(missing, np.float32))
 
-async def follow_audio(
-    open_session: Callable[[], SpeechStream], parts: PartStream, unread: UnreadAudio, items: Items
-) -> None:
-    """Put the events of one session of live audio into `items`.
+    def _has_part(self) -> bool:
+        return self._num_samples >= PART_S * self.sample_rate or self._is_complete
+
+
+RETRY_S = 0.2  # between attempts to resume a session
+# beginnings of the server's errors for a part that it accepted before the connection was lost
+ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
+
+
+class Sink(Protocol):
+    """Taker of events, such as a queue."""
+
+    async def put(self, event: SpeechEvent, /) -> None:
+        """Take an event."""
+        ...
+
+
+class LiveSession:
+    """Session of live audio on a server, over one connection or several.
 
     Args:
-        open_session: Function that starts the session.
-        parts: gRPC stream for the parts.
+        begin: Function that starts the session.
+        resume: Function that continues the session of a name after a number of events.
+        parts: Function that returns a gRPC stream for the parts.
         unread: The audio.
         items: Queue for the events.
     """
 
-    async def write(session: str) -> None:
-        number, is_last = 0, False
+    def __init__(
+        self,
+        begin: Callable[[], SpeechStream],
+        resume: Callable[[str, int], SpeechStream],
+        parts: Callable[[], PartStream],
+        unread: UnreadAudio,
+        items: Items,
+    ):
+        self._begin, self._resume, self._parts, self._unread, self._items = begin, resume, parts, unread, items
+        self._name, self._num_events = "", 0  # events after the one with the name
+        self._number = 0
+        self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
+
+    async def follow(self, resume_s: float = 0.0) -> None:
+        """Put all events into the queue.
+
+        Args:
+            resume_s: Time for which the server keeps the session after a lost connection, in seconds.
+        """
+        lost_s, cause = float("inf"), None
+        async with self._unread:
+            while True:
+                num_events = self._num_events
+                try:
+                    async with self._parts() as parts, self._connect() as stream:
+                        await _follow(stream, partial(self._write, parts), NOT_OPEN, self)
+                    return
+                except (ServerUnavailable, RequestCancelled, RequestRefused) as error:
+                    now_s = asyncio.get_running_loop().time()
+                    if cause is None or self._num_events > num_events:
+                        lost_s, cause = now_s, error
+                    if isinstance(error, RequestRefused) and not str(error).startswith(NOT_OPEN):
+                        raise
+                    is_over = isinstance(error, RequestRefused) or now_s - lost_s > resume_s
+                    if is_over or not (resume_s and self._name):
+                        raise cause from None
+                    await asyncio.sleep(RETRY_S)
+
+    async def put(self, event: SpeechEvent) -> None:
+        """Take the next event of the current connection; that with the name is passed on once."""
+        if not event.session:
+            self._num_events += 1
+        elif self._name:
+            return
+        self._name = self._name or event.session
+        await self._items.put(replace(event, index=self._num_events))
+
+    def _connect(self) -> SpeechStream:
+        return self._resume(self._name, self._num_events) if self._name else self._begin()
+
+    async def _write(self, parts: PartStream, session: str) -> None:
+        is_last, is_again = False, self._pending is not None
         while not is_last:
-            pcm, is_last = await unread.pop()
-            await parts.write_audio(session, number, (pcm, unread.sample_rate), is_last)
-            number += 1
+            if self._pending is None:
+                self._pending = await self._unread.pop()
+            pcm, is_last = self._pending
+            try:
+                await parts.write_audio(session, self._number, (pcm, self._unread.sample_rate), is_last)
+            except RequestRefused as error:
+                accepted = tuple(each.format(self._number + 1) for each in ACCEPTED)
+                if not (is_again and str(error).startswith(accepted)):
+                    raise
+            self._pending, is_again = None, False
+            self._number += 1
 
-    async with unread, parts, open_session() as stream:
-        await _follow(stream, write, NOT_OPEN, items)
 
-
-async def _follow(stream: SpeechStream, write: Callable[[str], Awaitable[None]], ended: str, items: Items) -> None:
+async def _follow(stream: SpeechStream, write: Callable[[str], Awaitable[None]], ended: str, items: Sink) -> None:
     """Put the events of `stream` into `items`, while `write` sends the parts of its session.
 
     Args:

@@ -185,6 +185,9 @@ class SpeechOptions(TypedDict, total=False):
     live: Annotated[
         Boolean, Doc("Opens a session whose audio follows in parts, while it is recorded ([live](live.md)).")
     ]
+    resume_s: Annotated[
+        Number, Doc("Time for which a live session outlasts its connection, in seconds: 0 to 60; 0 by default.")
+    ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[

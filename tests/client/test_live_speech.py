@@ -5,16 +5,25 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto_client import RequestRefused, ServerFailed, SpeechClient, TimedOut, Timeouts, live_speech
+from stretto_client import (
+    RequestRefused,
+    ServerFailed,
+    ServerUnavailable,
+    SpeechClient,
+    TimedOut,
+    Timeouts,
+    live_speech,
+)
 from stretto_client.live_speech import MAX_WAITING_CHARS, UnreadText, clauses_of
 from stretto_client.long_speech import first_sentences
-from tests.client.fake_server import PROFILE, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
-from tests.patience import PATIENCE_S
+from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
+from tests.patience import PATIENCE_S, until_async
 
 LIVE = PROFILE | {"reads_live_text": True}
 END = Chunk(1, 640, is_final=True, is_last=True)
@@ -327,6 +336,94 @@ async def test_audio_goes_on_as_it_is_recorded(listener: Listener) -> None:
     assert json.loads(listener.server.requests[0]["options"]) == {"seed": 7, "live": True}
     assert [part["part"] for part in listener.parts] == list(range(len(listener.parts)))
     assert [part["is_last"] for part in listener.parts] == [False] * (len(listener.parts) - 1) + [True]
+
+
+class Interrupted(Listener):
+    """Server whose connections end after a word, and that knows which events a client has."""
+
+    def __init__(self, keeps: bool = True) -> None:
+        super().__init__()
+        self.keeps, self.resumed, self.has_word, self.lost_part = keeps, list[int](), asyncio.Event(), 1
+
+    def _script(self, request: Request) -> list[Step]:
+        record = json.loads(request.get("session", "{}"))
+        if "session" not in request:
+            return [Chunk(0, None, session="s1"), Chunk(1, None, "one"), Until(self.has_word), AWAY]
+        if "resume" in record:
+            self.resumed.append(record["resume"])
+            if not self.keeps:
+                return [ErrorText("invalid request: session.id: expected the id of an open session, got 's1'")]
+            if len(self.resumed) == 1:
+                return [AWAY]
+            end = Chunk(2, None, " three", is_final=True, is_last=True)
+            return [Chunk(0, None, session="s1"), Chunk(1, None, " two"), Until(self.complete), end]
+        if record["part"] == self.lost_part:  # accepted, but the acknowledgement is lost
+            self.lost_part = -1
+            self.pcm += request["pcm_in"].tolist()
+            self.has_word.set()
+            return [AWAY]
+        if record["part"] == 1:
+            return [ErrorText("invalid request: session.part: expected 2, the number of the next part, got 1")]
+        return super()._script(request)
+
+
+AWAY = Abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
+
+
+async def test_a_lost_connection_is_resumed() -> None:
+    """The client gets each event once, and the server each sample."""
+    interrupted = Interrupted()
+    async with SpeechClient(await interrupted.server.start()) as client:
+        sent = [np.full(2000, value, np.float32) for value in (0.25, 0.5, 0.75)]
+        events = [event async for event in client.transcribe_live(paced(interrupted, *sent), 24_000, resume_s=60.0)]
+    assert "".join(event.text for event in events) == "one two three"
+    assert [event.index for event in events] == [0, 1, 2, 3]
+    assert [event.session for event in events] == ["s1", "", "", ""]
+    assert interrupted.resumed == [1, 1]
+    assert interrupted.pcm == [0.25] * 2000 + [0.5] * 2000 + [0.75] * 2000
+    await interrupted.server.stop()
+
+
+async def paced(listener: Listener, *pieces: np.ndarray) -> AsyncIterator[np.ndarray]:
+    """Yield each piece once the server has those before it."""
+    for number, piece in enumerate(pieces):
+        while len(listener.pcm) < sum(map(len, pieces[:number])):
+            await asyncio.sleep(0.01)
+        yield piece
+
+
+@pytest.mark.parametrize("resume_s", [0.0, 60.0])
+async def test_a_session_that_has_ended_is_not_resumed(resume_s: float) -> None:
+    """The error is that of the lost connection."""
+    interrupted = Interrupted(keeps=False)
+    async with SpeechClient(await interrupted.server.start()) as client:
+        pieces = paced(interrupted, np.ones(2000), np.ones(2000), np.ones(2000))
+        with pytest.raises(ServerUnavailable, match="the connection was lost"):
+            [event async for event in client.transcribe_live(pieces, 24_000, resume_s=resume_s)]
+    assert interrupted.resumed == ([1] if resume_s else [])
+    await interrupted.server.stop()
+
+
+async def test_silence_takes_the_place_of_samples_that_do_not_come(listener: Listener) -> None:
+    """A part that is not complete is filled; without the option, the session waits."""
+    may_end = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[np.ndarray]:
+        yield np.full(100, 0.5)
+        await may_end.wait()
+        yield np.full(7, 0.25)
+
+    async with SpeechClient(await listener.server.start()) as client:
+        speech = client.transcribe_live(pieces(), 24_000, fill_after_s=0.01)
+        reading = asyncio.ensure_future(anext(speech))
+        await until_async(lambda: len(listener.parts) >= 2)
+        assert listener.pcm[: 2 * 1920] == [0.5] * 100 + [0.0] * (2 * 1920 - 100)
+        may_end.set()
+        await reading
+        async for _ in speech:
+            pass
+    assert listener.pcm[-7:] == [0.25] * 7
+    assert len(listener.pcm) % 1920 == 7
 
 
 async def test_an_error_of_the_microphone_or_of_a_part_ends_the_session(listener: Listener) -> None:

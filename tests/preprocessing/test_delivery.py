@@ -42,6 +42,8 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"resume_s": 61}, r"options.resume_s: expected seconds in \[0, 60\], got 61"),
+        ({"resume_s": 5, "live": True}, r"options.resume_s: expected no value \(only live sessions without speech"),
         ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
         (
             {"output": {"format": "wav"}},

@@ -38,6 +38,7 @@ def test_a_part_is_read_and_travels_as_it_is() -> None:
         (raw(id=...), "session.id: expected the session id in the reply's first event, got none"),
         (raw(id=""), "session.id: expected the session id in the reply's first event, got ''"),
         (raw(part=-1), "session.part: expected an integer in [0, 2^31), got -1"),
+        (raw(resume=3), "session.resume: expected no value (only live audio can be resumed), got 3"),
         (raw(part=True), "session.part: expected an integer in [0, 2^31), got True"),
         (raw(part="1"), "session.part: expected an integer in [0, 2^31), got '1'"),
         (raw(is_last=1), "session.is_last: expected true or false, got 1"),

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,86 @@ async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheck
         assert await heard(events) == whole
         with pytest.raises(RequestRefused, match=r"options.live|pcm_in: expected no value with options.live"):
             [event async for event in client.transcribe((PCM, RATE), live=True)]
+
+
+class Relay:
+    """Port in front of the server whose connections can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._writers = port, set[asyncio.StreamWriter]()
+
+    async def __aenter__(self) -> "Relay":
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, back}
+        await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def test_lost_and_frozen_clients_disturb_nobody(served: ServedCheckpoint) -> None:
+    """A client that reconnects in time gets the text of the whole recording, and so does everybody else."""
+    long = np.tile(PCM, 3)
+    direct = f"localhost:{served.server.grpc}"
+    async with SpeechClient(direct) as client, Relay(served.server.grpc) as relay, SpeechClient(relay.address) as far:
+        whole = await heard(client.transcribe((long, RATE)))
+        frozen, _, parts = await open_session(client)
+        has_word, is_cut = asyncio.Event(), asyncio.Event()
+
+        async def interrupted() -> AsyncIterator[np.ndarray]:
+            yield long[:90_000]
+            await has_word.wait()
+            relay.cut()
+            is_cut.set()
+            for at in range(90_000, len(long), 1920):
+                yield long[at : at + 1920]
+
+        async def listen() -> tuple[str, list[tuple[str, float, float | None]]]:
+            received = []
+            async for event in far.transcribe_live(interrupted(), RATE, resume_s=60.0):
+                received.append(event)
+                if event.text:
+                    has_word.set()
+            assert [event.index for event in received] == list(range(len(received)))
+            words = [(word.word, word.start_s, word.end_s) for event in received for word in event.words]
+            return "".join(event.text for event in received), words
+
+        made = await asyncio.gather(
+            listen(),
+            heard(client.transcribe_live(spoken(long, [1920], 0.005), RATE)),
+            heard(client.transcribe_live(spoken(long, [5000, 77]), RATE)),
+            heard(client.transcribe((long, RATE))),
+        )
+        assert is_cut.is_set()
+        assert made == [whole] * 4
+        assert frozen is not None
+        await parts.__aexit__()
+
+
+async def test_a_session_that_is_not_resumable_ends_with_its_connection(served: ServedCheckpoint) -> None:
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        with pytest.raises(RequestRefused, match=r"options\.resume_s: expected seconds in \[0, 60\], got 61"):
+            [event async for event in client.transcribe_live(spoken(PCM, [5000]), RATE, resume_s=61)]
+        with pytest.raises(RequestRefused, match=r"options\.resume_s: expected no value \(only live sessions"):
+            [event async for event in client.transcribe((PCM, RATE), resume_s=5)]
 
 
 def hearing_pid(server: Server) -> int:

@@ -3,18 +3,23 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stretto.errors import Closing, InvalidRequest, NoCapacity, StrettoError
 from stretto.records.chunk import Chunk, FlowAddress, LMChunk
-from stretto.records.prompt import AudioPart, Prompt
+from stretto.records.prompt import AudioPart, Prompt, Resumption
+from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt
+from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSessions
 from stretto.triton_io.tensors import Seal, session_slot
+from tests.patience import until_async
 from tests.small_vocabularies import KYUTAI_STT
 
 SEAL = Seal(bytes(32))
@@ -29,12 +34,15 @@ class Model:
 
     def __init__(self) -> None:
         self.frames: list[list[int]] = []
-        self.is_listening, self.max_ahead = False, 0
+        self.is_listening, self.max_ahead, self.refuses = False, 0, False
         self.is_complete = asyncio.Event()
         self.failure: StrettoError | None = None
         self.hosts: list[str] = []
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        if self.refuses:
+            assert self.failure is not None
+            raise self.failure
         self.is_listening = True
         yield LMChunk(Chunk(0, Segment.TEXT, "a"), None)
         await self.is_complete.wait()
@@ -56,7 +64,7 @@ class Model:
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
         assert self.is_listening, "frames are written before the reply begins"
-        assert request_id == "u"
+        assert request_id == "u", "the engine's request outlasts the first connection"
         self.frames += frames.tolist()
         self.max_ahead = max_ahead
         if is_last:
@@ -71,13 +79,14 @@ class Model:
 class Session:
     """One session with a reader of its chunks."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.model = Model()
-        self.sessions = LiveSessions(self.model, SEAL)
+        self.table = FlowTable.create(1, 4, folder)
+        self.sessions = LiveSessions(self.model, SEAL, self.table)
         self.chunks: list[Chunk] = []
 
-    async def begin(self) -> None:
-        prompt = make_prompt(KYUTAI_STT, 1, "asr")
+    async def begin(self, resume_s: float = 0.0) -> None:
+        prompt = replace(make_prompt(KYUTAI_STT, 1, "asr"), delivery=Delivery(resume_s=resume_s))
         self.stream = self.sessions.follow(prompt, "u", FLOW, Pacer(ChunkPolicy()), "host")
         self.chunks = [(await anext(self.stream)).chunk, (await anext(self.stream)).chunk]
         self.name = self.chunks[0].session
@@ -91,14 +100,22 @@ class Session:
 
 
 @pytest.fixture
-async def session() -> Session:
-    made = Session()
+async def session(tmp_path: Path) -> Session:
+    made = Session(tmp_path)
     await made.begin()
     return made
 
 
+@pytest.fixture
+async def resumable(tmp_path: Path) -> Session:
+    made = Session(tmp_path)
+    await made.begin(resume_s=60.0)
+    return made
+
+
 async def test_parts_reach_the_model_in_order_and_have_receipts(session: Session) -> None:
-    assert session_slot(session.name, SEAL) == (FLOW.slot, FLOW.generation)
+    slot, generation = session_slot(session.name, SEAL)
+    assert session.table.holds(FlowAddress(session.table.path.name, slot, generation))
     receipt = await session.sessions.write(session.part(0, 2))
     assert (receipt.receipt, receipt.frames, receipt.lag_frames) == (0, 2, 3)
     assert session.model.max_ahead == MAX_AHEAD_S * KYUTAI_STT.frame_rate
@@ -150,6 +167,92 @@ async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
     await session.sessions.write(session.part(0, is_last=True))
     await session.rest()
     assert session.model.hosts == []
+    assert not session.table.num_active()
+
+
+async def test_a_session_without_its_connection_ends_at_once(session: Session) -> None:
+    await session.stream.aclose()
+    assert session.model.hosts == []
+    assert not session.table.num_active()
+    with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
+        await anext(session.sessions.resume(Resumption(session.name, 0), "v", FLOW))
+
+
+async def test_a_name_is_given_only_to_sessions_that_the_model_accepts(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    session.model.failure = NoCapacity("the model has enough")
+    session.model.is_complete.set()
+    session.model.refuses = True
+    with pytest.raises(NoCapacity, match="the model has enough"):
+        await session.begin()
+    assert session.model.hosts == []
+    assert not session.table.num_active()
+
+
+OTHER = FlowAddress(FLOW.table, 2, 7)
+
+
+async def test_a_lost_connection_can_be_resumed(resumable: Session) -> None:
+    """The next connection gets the events that the client lacks; parts go on, and their receipts follow it."""
+    session = resumable
+    await session.sessions.write(session.part(0))
+    await session.stream.aclose()
+    assert session.model.hosts == ["host"]
+    late = asyncio.ensure_future(session.sessions.write(session.part(1)))
+    await late
+    again = session.sessions.resume(Resumption(session.name, 0), "v", OTHER)
+    named, first = (await anext(again)).chunk, (await anext(again)).chunk
+    assert (named.session, named.index, first.text, first.index) == (session.name, 0, "a", 1)
+    receipt = await session.sessions.write(session.part(2, is_last=True))
+    assert (receipt.utterance, receipt.flow, receipt.receipt) == ("v", OTHER, 2)
+    assert [(item.chunk.text, item.chunk.index) async for item in again] == [(" word", 2)]
+    assert session.model.frames == [[number] * WIDTH for number in range(3)]
+    assert session.model.hosts == []
+    assert not session.table.num_active()
+
+
+async def test_the_end_waits_for_the_next_connection(resumable: Session) -> None:
+    """A client that has some of the events gets only the others."""
+    session = resumable
+    await session.stream.aclose()
+    await session.sessions.write(session.part(0, is_last=True))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for wrong in (3, 99):
+        with pytest.raises(InvalidRequest, match=r"session\.resume: expected a number of events in \[0, 2\], got"):
+            await anext(session.sessions.resume(Resumption(session.name, wrong), "v", OTHER))
+    again = session.sessions.resume(Resumption(session.name, 1), "v", OTHER)
+    assert [item.chunk.text async for item in again] == ["", " word"]
+    assert not session.table.num_active()
+
+
+async def test_the_newest_connection_has_the_session(resumable: Session) -> None:
+    """Also while the server has not noticed that the earlier one was lost."""
+    session = resumable
+    again = session.sessions.resume(Resumption(session.name, 1), "v", OTHER)
+    await anext(again)
+    with pytest.raises(Closing, match="another connection has continued the session"):
+        await session.rest()
+    await session.sessions.write(session.part(0, is_last=True))
+    assert [item.chunk.text async for item in again] == [" word"]
+    assert session.model.hosts == []
+
+
+async def test_a_session_that_nobody_resumes_ends(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    await session.begin(resume_s=0.001)
+    await session.stream.aclose()
+    await until_async(lambda: not session.table.num_active())
+    assert session.model.hosts == []
+    with pytest.raises(InvalidRequest, match=r"session\.id"):
+        await session.sessions.write(session.part(0))
+
+
+async def test_other_sessions_cannot_be_resumed(session: Session) -> None:
+    with pytest.raises(InvalidRequest, match=r"session\.resume: expected a session with options\.resume_s"):
+        await anext(session.sessions.resume(Resumption(session.name, 0), "v", OTHER))
+    await session.sessions.write(session.part(0, is_last=True))
+    await session.rest()
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "A" * 43, "é", "A" * 43 + "="])

@@ -11,7 +11,7 @@ import pytest
 
 from stretto.disconnects import DISCONNECTS_FILE, HOST, STREAM, Disconnects
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.records.prompt import AudioPart, Prompt, TextPart
+from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.triton_io.flow import FlowTable, HeldSlots
 from stretto.triton_io.preparing_service import PreparingService
@@ -232,10 +232,10 @@ def test_audio_is_accepted_while_its_session_lasts(tmp_path: Path) -> None:
     slots, gate = HeldSlots(1, tmp_path), DrainGate(tmp_path / "draining")
     service = PreparingService(lambda raw: PROMPT, lambda raw: PART, Waiting(), SEAL, gate, encoder, slots)
 
-    def send(name: str) -> Any:
+    def send(name: str, **resumes: int) -> Any:
         inputs = Inputs()
         inputs.text = inputs.audio = inputs.messages = inputs.task = inputs.options = inputs.sample_rate = None
-        inputs.session = json.dumps({"id": name, "part": 0, "is_last": False})
+        inputs.session = json.dumps({"id": name, "part": 0, "is_last": False} | resumes)
         request = Request({})
         return service.answer(request, lambda asked: inputs) or request.sender.responses[0]
 
@@ -244,6 +244,8 @@ def test_audio_is_accepted_while_its_session_lasts(tmp_path: Path) -> None:
     part = read_prompt(Request({"prompt": send(name).array("prompt")}), SEAL)
     assert part == AudioPart(name, 0, b"1234", False)
     assert encoder.is_open[0]()
+    resumption = read_prompt(Request({"prompt": send(name, resume=7).array("prompt")}), SEAL)
+    assert resumption == Resumption(name, 7)
     slot.release()
     assert not encoder.is_open[0]()
     for old in (name, session_name(slot.address, Seal(bytes(31) + b"1"))):

@@ -23,11 +23,13 @@ from stretto.families.prompting import PromptRows, Template
 from stretto.limits import FairLimit
 from stretto.records.prompt import AudioPart
 from stretto.worker_process import WorkerProcess
+from stretto_client.schema import OptionsRecord
 
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
 MAX_PART_S = 30.0
+MAX_RESUME_S = 60.0
 MAX_PEAK = 2.0  # as for recordings
 MAX_WAITING = 8  # parts of one session
 MAX_STREAMS = 256
@@ -330,6 +332,17 @@ def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
         if getattr(raw, given) is not None:
             raise InvalidRequest(given, "no value with options.live (audio follows in parts)", "a value")
     return template.write_live(task)
+
+
+def read_resume_s(options: OptionsRecord, family: Family) -> float:
+    """Return the time for which a live session outlasts its connection, in seconds; raise InvalidRequest for others."""
+    resume_s = options.get("resume_s", 0.0)
+    if not 0 <= resume_s <= MAX_RESUME_S:
+        raise InvalidRequest("options.resume_s", f"seconds in [0, {MAX_RESUME_S:g}]", resume_s)
+    if resume_s and (not options.get("live") or family.layout.codebook_streams):
+        expected = "no value (only live sessions without speech can be resumed)"
+        raise InvalidRequest("options.resume_s", expected, resume_s)
+    return float(resume_s)
 
 
 def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from msgspec import Meta
@@ -183,11 +183,37 @@ ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """JSON tensor `session` of a part: session name, part number (from 0), and True for the last part."""
+    """JSON tensor `session` of a part: session name, part number (from 0), and True for the last part.
+
+    With `resume`, no part is sent: the response has the events of a live session after that number of events.
+    """
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
     part: Annotated[int, Field(ge=0, lt=1 << 31, description="an integer in [0, 2^31)")]
     is_last: Annotated[bool, Field(description="true or false")]
+    resume: NotRequired[Annotated[int, Field(ge=0, lt=1 << 31, description="a number of events in [0, 2^31)")]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """Request of a new connection for the further events of a live session, after its first `num_events`."""
+
+    session: str
+    num_events: Annotated[int, Meta(ge=0)]
+
+    def to_bytes(self) -> bytes:
+        """Return this request as MessagePack."""
+        return _PACKED_RESUMPTION.write(self)
+
+    @classmethod
+    def from_bytes(cls, field: str, data: bytes) -> "Resumption":
+        """Return the request in MessagePack `data`; raise InvalidRequest if it is invalid.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+        """
+        return _PACKED_RESUMPTION.read(field, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +279,13 @@ class AudioPart:
 SESSION: JsonRecord[SessionRecord] = JsonRecord(Annotated[SessionRecord, Field(description="a JSON object")])
 
 
-def read_session(raw: Any, excluded: Sequence[str]) -> SessionRecord:
+def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) -> SessionRecord:
     """Parse the input `session` of a part.
 
     Args:
         raw: Object that has the request's inputs as attributes.
         excluded: Names of the inputs that only the session's first request may have.
+        can_resume: True if the session can be resumed.
 
     Raises:
         InvalidRequest: `session` is invalid, or an excluded input has a value.
@@ -271,8 +298,12 @@ def read_session(raw: Any, excluded: Sequence[str]) -> SessionRecord:
     except UnicodeDecodeError as error:
         raise InvalidRequest("session", "UTF-8", f"a byte {raw.session[error.start]:#04x}") from error
     read_json("session", record)
-    return SESSION.read("session", record.encode(errors="surrogatepass"))
+    session = SESSION.read("session", record.encode(errors="surrogatepass"))
+    if "resume" in session and not can_resume:
+        raise InvalidRequest("session.resume", "no value (only live audio can be resumed)", session["resume"])
+    return session
 
 
 _PACKED_PART: PackedRecord[TextPart] = PackedRecord(TextPart)
 _PACKED_AUDIO_PART: PackedRecord[AudioPart] = PackedRecord(AudioPart)
+_PACKED_RESUMPTION: PackedRecord[Resumption] = PackedRecord(Resumption)

@@ -238,11 +238,17 @@ class OutputForm:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Output format and chunk sizes of one utterance; `with_codes` adds the codes of all streams to the events."""
+    """Output format and chunk sizes of one utterance.
+
+    Attributes:
+        with_codes: True adds the codes of all streams to the events.
+        resume_s: Time for which a live session outlasts its connection, in seconds.
+    """
 
     form: OutputForm = field(default_factory=OutputForm)
     chunking: ChunkPolicy = field(default_factory=ChunkPolicy)
     with_codes: bool = False
+    resume_s: float = 0.0
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])

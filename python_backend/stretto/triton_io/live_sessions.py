@@ -1,8 +1,9 @@
 """Live sessions of the language model: replies that follow audio while it arrives."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AbstractContextManager, aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,11 +12,14 @@ import numpy as np
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
-from stretto.records.prompt import AudioPart, Prompt
+from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
+from stretto.streams.layout import Segment
+from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # of audio that the reply has not read; beyond it, receipts wait
+MAX_KEPT = 4096  # chunks of a session that can be resumed
 PART_S = 10.0  # for the parts before one that was overtaken between the models
 
 
@@ -47,18 +51,114 @@ class LiveModel(Protocol):
 
 
 class LiveSession:
-    """Live audio of one utterance.
+    """Live session: the parts of its audio, and the chunks of its reply, which one connection at a time reads.
 
     Args:
-        name: Name by which the client sends audio.
-        utterance: Id of the utterance.
-        flow: Address of the utterance's flow-control slot.
+        request_id: Id of the reply in the engine.
+        segment: Segment of the reply.
+        resume_s: Time for which the session outlasts its connection, in seconds.
+
+    Attributes:
+        name: Name by which the client sends audio; empty until the session is open.
+        utterance: Id of the utterance of the current connection.
+        flow: Address of that utterance's flow-control slot; None before the first connection.
+        task: Task that generates the reply.
     """
 
-    def __init__(self, name: str, utterance: str, flow: FlowAddress) -> None:
-        self.name, self.utterance, self.flow = name, utterance, flow
+    def __init__(self, request_id: str, segment: Segment, resume_s: float) -> None:
+        self.request_id, self._segment, self.resume_s = request_id, segment, resume_s
+        self.name, self.utterance = "", request_id
+        self.flow: FlowAddress | None = None
+        self.task: asyncio.Task[None] | None = None
         self._next_part, self._is_complete = 0, False
         self._moved = asyncio.Condition()
+        self._chunks: deque[LMChunk] = deque()  # chunks that a connection has not read, or may read again
+        self._num_chunks = self._reader = 0
+        self._has_ended = self._is_read = False
+        self._failure: Exception | None = None
+        self._changed = asyncio.Event()
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def add(self, chunk: LMChunk) -> None:
+        """Append a chunk of the reply."""
+        self._chunks.append(chunk)
+        self._num_chunks += 1
+        if len(self._chunks) > MAX_KEPT and self.resume_s:
+            self._chunks.popleft()
+        self._changed.set()
+
+    def end(self, failure: Exception | None) -> None:
+        """End the reply after the chunks that have been added; no effect after the first call.
+
+        Args:
+            failure: Error for the reader; None for a complete reply.
+        """
+        if not self._has_ended:
+            self._has_ended, self._failure = True, failure
+            self._changed.set()
+
+    def check_resumption(self, first: int) -> None:
+        """Raise InvalidRequest if a connection cannot continue the session with chunk number `first`."""
+        if not self.resume_s:
+            raise InvalidRequest("session.resume", "a session with options.resume_s", "another session")
+        oldest = self._num_chunks - len(self._chunks)
+        if not oldest <= first <= self._num_chunks:
+            expected = f"a number of events in [{oldest}, {self._num_chunks}]"
+            raise InvalidRequest("session.resume", expected, first)
+
+    async def read(self, first: int, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
+        """Yield a chunk with the session's name, then the reply's chunks from number `first`, for a new connection.
+
+        An earlier connection ends. If this one is closed before the reply has ended, the session ends after
+        `resume_s`, unless another connection continues it.
+
+        Args:
+            first: Number of the first chunk.
+            utterance: Id of the connection's utterance.
+            flow: Address of that utterance's flow-control slot.
+
+        Raises:
+            Closing: Another connection has continued the session.
+            Exception: The error that ended the reply.
+        """
+        self._reader += 1
+        reader, self.utterance, self.flow = self._reader, utterance, flow
+        self._changed.set()
+        if self._expiry is not None:
+            self._expiry.cancel()
+        try:
+            index = 0
+            if self._failure is None:
+                yield LMChunk(Chunk(0, self._segment, session=self.name), None)
+            while self._reader == reader:
+                if first < self._num_chunks:
+                    each, first, index = self._chunk(first), first + 1, index + 1
+                    yield replace(each, chunk=replace(each.chunk, index=index))
+                elif self._has_ended:
+                    self._is_read = True
+                    if self._failure is not None:
+                        raise self._failure
+                    return
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+            raise Closing("another connection has continued the session")
+        finally:
+            if self._reader == reader:
+                await self._leave()
+
+    def _chunk(self, number: int) -> LMChunk:
+        """Return a chunk, which is dropped if the session cannot be resumed."""
+        return self._chunks[number - self._num_chunks] if self.resume_s else self._chunks.popleft()
+
+    async def _leave(self) -> None:
+        """End the session, or let it wait for another connection."""
+        assert self.task is not None, "a session is read while its reply is generated"
+        if self.resume_s and not self._is_read:
+            self._expiry = asyncio.get_running_loop().call_later(self.resume_s, self.task.cancel)
+            return
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
 
     def check(self, part: AudioPart) -> None:
         """Raise InvalidRequest if no process can have had the audio before `part`."""
@@ -93,10 +193,11 @@ class LiveSessions:
     Args:
         model: The engine.
         seal: MAC of the sessions' names.
+        table: Table with a slot for each session.
     """
 
-    def __init__(self, model: LiveModel, seal: Seal) -> None:
-        self._model, self._seal = model, seal
+    def __init__(self, model: LiveModel, seal: Seal, table: FlowTable) -> None:
+        self._model, self._seal, self._table = model, seal, table
         self._open: dict[str, LiveSession] = {}
 
     async def write(self, part: AudioPart) -> Envelope:
@@ -112,13 +213,14 @@ class LiveSessions:
         if part.lost:
             session.check(part)
             failure = Closing(part.lost)
-            self._model.end_session(session.utterance, failure)
+            self._model.end_session(session.request_id, failure)
             raise failure
         await session.take_turn(part)
         frames = np.frombuffer(part.frames, np.int32).reshape(-1, len(track.streams))
         max_ahead = int(MAX_AHEAD_S * self._model.family.frame_rate)
-        written = self._model.write_frames(session.utterance, frames, part.is_last, part.seconds, max_ahead)
+        written = self._model.write_frames(session.request_id, frames, part.is_last, part.seconds, max_ahead)
         num_frames, lag_frames = await written
+        assert session.flow is not None, "parts come after the session's first connection"
         return Envelope(
             session.utterance, session.flow, None, receipt=part.part, frames=num_frames, lag_frames=lag_frames
         )
@@ -140,15 +242,58 @@ class LiveSessions:
         Raises:
             NoCapacity: If too many sessions are open, in total or from `host`.
         """
-        session = LiveSession(session_name(flow, self._seal), utterance, flow)
         segment = self._model.family.task(prompt.task).segments[0]
-        with self._model.session_place(host):
-            self._open[session.name] = session
-            try:
-                yield LMChunk(Chunk(0, segment, session=session.name), None)
-                # No other coroutine runs from here until the model accepts frames, so none are lost.
-                async with aclosing(self._model.generate(prompt, utterance, pacer)) as chunks:
-                    async for each in chunks:
-                        yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1))
-            finally:
-                del self._open[session.name]
+        session = LiveSession(utterance, segment, prompt.delivery.resume_s)
+        session.task = asyncio.ensure_future(self._generate(session, prompt, pacer, host))
+        await asyncio.sleep(0)  # until the model accepts frames, or has refused the session
+        async with aclosing(session.read(0, utterance, flow)) as chunks:
+            async for each in chunks:
+                yield each
+
+    async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
+        """Yield the further chunks of a session whose connection was lost, after one with its name.
+
+        Args:
+            resumption: Name of the session, and number of chunks that the client has.
+            utterance: Id of the new connection's utterance.
+            flow: Address of that utterance's flow-control slot.
+
+        Raises:
+            InvalidRequest: The session has ended, cannot be resumed, or does not have these chunks any more.
+        """
+        session = self._open.get(resumption.session)
+        if session is None:
+            raise unknown_session(resumption.session)
+        session.check_resumption(resumption.num_events)
+        async with aclosing(session.read(resumption.num_events, utterance, flow)) as chunks:
+            async for each in chunks:
+                yield each
+
+    async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
+        """Generate the reply, whose end or failure the session's reader gets."""
+        try:
+            with self._model.session_place(host), self._named(session):
+                try:
+                    async with aclosing(self._model.generate(prompt, session.request_id, pacer)) as chunks:
+                        async for each in chunks:
+                            session.add(each)
+                    session.end(None)
+                except Exception as error:
+                    session.end(error)
+                await asyncio.Event().wait()  # until a connection has read everything, or none has come in time
+        except Exception as error:
+            session.end(error)
+        finally:
+            session.end(Closing("the session has ended"))
+
+    @contextmanager
+    def _named(self, session: LiveSession) -> Iterator[None]:
+        """Give the session a name for the duration of the `with` block, by which the preprocessor knows it as well."""
+        slot = self._table.claim()
+        session.name = session_name(slot.address, self._seal)
+        self._open[session.name] = session
+        try:
+            yield
+        finally:
+            del self._open[session.name]
+            slot.release()

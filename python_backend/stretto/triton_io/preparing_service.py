@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
-from stretto.records.prompt import AudioPart, Prompt, TextPart, read_session
+from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart, read_session
 from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.flow import HeldSlots
 from stretto.triton_io.ring import check_ring
@@ -122,8 +122,7 @@ class PreparingService:
         try:
             raw = read(request)
             if raw.session is not None and self._hearing is not None:
-                self._hear(self._hearing, raw, request)
-                return None
+                return self._hear(self._hearing, raw, request)
             if raw.session is not None:
                 return pb_utils.InferenceResponse(write_part(self._read_part(raw), self._seal))
             num_bytes = raw.num_audio_bytes()
@@ -139,13 +138,19 @@ class PreparingService:
             return failure(error)
         return None
 
-    def _hear(self, hearing: Hearing, raw: Raw, request: Any) -> None:
-        """Queue a part of live audio; raise InvalidRequest if its session has ended."""
+    def _hear(self, hearing: Hearing, raw: Raw, request: Any) -> Any | None:
+        """Queue a part of live audio, or return the response to a request that resumes a session.
+
+        Raises:
+            InvalidRequest: The session has ended, or an input is invalid.
+        """
         assert self._slots is not None, "live audio needs the sessions in progress"
-        session = read_session(raw, ("text", "audio", "messages", "task", "options"))
+        session = read_session(raw, ("text", "audio", "messages", "task", "options"), can_resume=True)
         is_open = partial(self._slots.has, *session_slot(session["id"], self._seal))
         if not is_open():
             raise unknown_session(session["id"])
+        if "resume" in session:
+            return pb_utils.InferenceResponse(write_part(Resumption(session["id"], session["resume"]), self._seal))
         caller = Caller(request, self._disconnects)
         pcm = np.zeros(0, np.float32) if raw.pcm_in is None else raw.pcm_in.copy()
 
@@ -154,6 +159,7 @@ class PreparingService:
 
         number, is_last = session["part"], session["is_last"]
         hearing.submit(session["id"], number, pcm, raw.sample_rate, is_last, caller.host, answer, is_open)
+        return None
 
     def _hand_over(self, raw: Raw, num_bytes: int, caller: Caller) -> None:
         def prepare(reader: Any) -> Prompt:

@@ -14,7 +14,8 @@ from stretto.families.base import Family
 from stretto.families.text import SubwordStream
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
-from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, TextPart
+from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, TextPart
+from stretto.records.sampling import Delivery
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller, refuse
@@ -288,7 +289,7 @@ class SpeechService:
         self._seal = seal
         self._disconnects = Disconnects.from_environment()
         self._thread = ResponseThread()
-        self._texts, self._live = TextSessions(model), LiveSessions(model, seal)
+        self._texts, self._live = TextSessions(model), LiveSessions(model, seal, table)
         self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
         loop.start(self._report())
 
@@ -331,28 +332,28 @@ class SpeechService:
         responses.send(receipt.to_bytes(), None)
         await responses.end()
 
-    async def _serve(self, utterance: str, prompt: Prompt, responses: Responses, host: str) -> None:
+    async def _serve(self, utterance: str, asked: Prompt | Resumption, responses: Responses, host: str) -> None:
         self._gauges.add("utterances_total", 1)
+        delivery = asked.delivery if isinstance(asked, Prompt) else Delivery()
         with ExitStack() as held:
             try:
-                if prompt.is_open and not self._is_live(prompt):  # `follow` has its own limit
+                is_open = isinstance(asked, Prompt) and asked.is_open
+                if is_open and self._model.family.code_track is None:  # live sessions have their own limit
                     held.enter_context(self._texts.place(host))
-                chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, prompt.delivery)
+                chunk_sender = ChunkSender(responses, self.table.claim(), utterance, self._limits, delivery)
             except Overloaded as error:
                 self._gauges.add("rejected_total", 1)
                 await responses.refuse(error, f"utterance {utterance}")
                 return
-            await self._answer(utterance, prompt, responses, chunk_sender, host)
-
-    def _is_live(self, prompt: Prompt) -> bool:
-        return prompt.is_open and self._model.family.code_track is not None
+            await self._answer(utterance, asked, responses, chunk_sender, host)
 
     async def _answer(
-        self, utterance: str, prompt: Prompt, responses: Responses, chunk_sender: ChunkSender, host: str
+        self, utterance: str, asked: Prompt | Resumption, responses: Responses, chunk_sender: ChunkSender, host: str
     ) -> None:
         self._gauges.add("active_utterances", 1)
         try:
-            failure = await self._speak(chunk_sender, prompt, utterance, host)
+            chunks = self._chunks(chunk_sender, asked, utterance, host)
+            failure = await self._speak(chunk_sender, chunks)
         except asyncio.CancelledError:
             failure = Closing("server is stopping")
         finally:
@@ -360,14 +361,14 @@ class SpeechService:
             self._gauges.add("active_utterances", -1)
         await self._end(utterance, responses, failure)
 
-    async def _speak(self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str, host: str) -> Exception | None:
+    async def _speak(self, chunk_sender: ChunkSender, chunks: AsyncGenerator[LMChunk, None]) -> Exception | None:
         """Send all chunks and wait until the decoder has answered them.
 
         Return the error that ended the utterance, or None.
         """
         failure: Exception | None = None
         try:
-            await chunk_sender.pump(self._chunks(chunk_sender, prompt, utterance, host))
+            await chunk_sender.pump(chunks)
         except Exception as error:
             failure = error
         try:
@@ -377,14 +378,16 @@ class SpeechService:
         return failure
 
     def _chunks(
-        self, chunk_sender: ChunkSender, prompt: Prompt, utterance: str, host: str
+        self, chunk_sender: ChunkSender, asked: Prompt | Resumption, utterance: str, host: str
     ) -> AsyncGenerator[LMChunk, None]:
         flow, pacer = chunk_sender.flow, chunk_sender.pacer
-        if self._is_live(prompt):
-            return self._live.follow(prompt, utterance, flow, pacer, host)
-        if prompt.is_open:
-            return self._texts.speak(prompt, utterance, flow, pacer)
-        return self._model.generate(prompt, utterance, pacer)
+        if isinstance(asked, Resumption):
+            return self._live.resume(asked, utterance, flow)
+        if asked.is_open and self._model.family.code_track is not None:
+            return self._live.follow(asked, utterance, flow, pacer, host)
+        if asked.is_open:
+            return self._texts.speak(asked, utterance, flow, pacer)
+        return self._model.generate(asked, utterance, pacer)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
         """Send the final flag, with the error if there is one, and count the outcome."""

@@ -27,7 +27,7 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
 from stretto.records.chunk import FlowAddress
-from stretto.records.prompt import AudioPart, Prompt, TextPart
+from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +410,8 @@ def _start_time(pid: int) -> str:
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
 
 
-PART, AUDIO_PART, SESSION_NAME = "part", "audio part", "session"  # names for the MAC, other than the prompt tensor
+# Names for the MAC, other than the prompt tensor.
+PART, AUDIO_PART, RESUMPTION, SESSION_NAME = "part", "audio part", "resumption", "session"
 
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
@@ -421,9 +422,9 @@ def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     return tensors if features is None else [*tensors, array_tensor(FEATURES, features)]
 
 
-def write_part(part: TextPart | AudioPart, seal: Seal) -> list[Any]:
+def write_part(part: TextPart | AudioPart | Resumption, seal: Seal) -> list[Any]:
     """Return the authenticated tensor of `part`."""
-    name = PART if isinstance(part, TextPart) else AUDIO_PART
+    name = {TextPart: PART, AudioPart: AUDIO_PART, Resumption: RESUMPTION}[type(part)]
     return [bytes_tensor(PROMPT, seal.close(name, part.to_bytes()))]
 
 
@@ -452,7 +453,7 @@ def unknown_session(name: str) -> InvalidRequest:
     return InvalidRequest("session.id", "the id of an open session", shown(name))
 
 
-def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart:
+def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Resumption:
     """Return the prompt, or the part of a streamed text or of live audio, in a request.
 
     Raises:
@@ -461,10 +462,10 @@ def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart:
     rows, features = read_array(request, ROWS), read_array(request, FEATURES)
     if rows is None:
         sealed = read_record(request, PROMPT)
-        try:
-            return AudioPart.from_bytes(PROMPT.name, seal.open(AUDIO_PART, sealed))
-        except InvalidRequest:
-            return TextPart.from_bytes(PROMPT.name, seal.open(PART, sealed))
+        for name, kind in ((AUDIO_PART, AudioPart), (RESUMPTION, Resumption)):
+            with suppress(InvalidRequest):
+                return kind.from_bytes(PROMPT.name, seal.open(name, sealed))
+        return TextPart.from_bytes(PROMPT.name, seal.open(PART, sealed))
     rows, features = rows.copy(), None if features is None else features.copy()
     record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features)
     return Prompt.from_bytes(PROMPT.name, record, rows, features)
