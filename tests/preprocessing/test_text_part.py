@@ -42,7 +42,7 @@ def test_a_part_is_read_and_travels_as_it_is() -> None:
         (raw(part=True), "session.part: expected an integer in [0, 2^31), got True"),
         (raw(part="1"), "session.part: expected an integer in [0, 2^31), got '1'"),
         (raw(is_last=1), "session.is_last: expected true or false, got 1"),
-        (raw(voice="eric"), "session.voice: expected one of id, is_last, part, got an unknown key"),
+        (raw(voice="eric"), "session.voice: expected one of id, is_last, part, resume, got an unknown key"),
         (RawRequest(text="a", session="[]"), "session: expected a JSON object, got []"),
         (RawRequest(text="a", session="{"), "session: expected valid JSON"),
         (RawRequest(text="a", session=b"\xff"), "session: expected UTF-8"),
