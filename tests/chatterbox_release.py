@@ -1,4 +1,4 @@
-"""Replies of the authors' own T3 of Chatterbox's releases, and the engine's prompts for them."""
+"""Replies of the authors' T3 for Chatterbox releases, and the engine's prompts for these replies."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ RELEASES: Mapping[str, Callable[[Path], Path]] = {
 
 
 def is_turbo(checkpoint: Path) -> bool:
-    """Return True for a checkpoint of Turbo or Nano."""
+    """Return True if a checkpoint is Turbo or Nano."""
     return config_at(checkpoint)[VOCABULARY].get("release") == TURBO
 
 
@@ -49,13 +49,13 @@ def write(
     voice: str = "default",
     language: str | None = None,
 ) -> Any:
-    """Return the rows of a text."""
+    """Return the prompt rows for a text."""
     piece = Piece("user", "text", text=text)
     return template.write(family.tasks[0], (piece,), voice, Manner(language=language)).rows
 
 
 def options_of(reply: dict[str, Any], num_codes: int) -> dict[str, Any]:
-    """Return the options of a request that produces a reply of the fixture."""
+    """Return the options of the request that produces a fixture reply."""
     drawn = {name: reply[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in reply}
     guided = {"guidance_scale": 1 + reply["weight"]} if "weight" in reply else {}
     language = {"language": reply["language"]} if "language" in reply else {}
@@ -66,7 +66,7 @@ def options_of(reply: dict[str, Any], num_codes: int) -> dict[str, Any]:
 def prompt_of(
     reply: dict[str, Any], num_codes: int, template: ChatterboxTemplate | TurboTemplate, family: Family
 ) -> Prompt:
-    """Return the prompt of a reply of the fixture, with its sampling."""
+    """Return the prompt for a fixture reply, with its sampling options."""
     drawn = SegmentSampling(reply["temperature"], top_k=reply.get("top_k", 0), top_p=reply["top_p"], max_rows=num_codes)
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.0),
@@ -80,7 +80,7 @@ def prompt_of(
 
 
 def rows_of(reply: dict[str, Any], known: ChatterboxVocabulary | TurboVocabulary) -> list[list[int]]:
-    """Return a reply's codes as the engine's rows; the last is the end, drawn or put there by the limit."""
+    """Return a reply's codes as engine rows; the last row is the end, which was sampled or forced by the limit."""
     start = known.codes.start if isinstance(known, TurboVocabulary) else known.speech.start
     codes = [code for code in reply["codes"] if code != END_OF_SPEECH]
     return [[start + code - (code > END_OF_SPEECH)] for code in codes] + [[known.end]]

@@ -1,4 +1,4 @@
-"""Recordings of voices, and the authors' encodings of them by the random networks of `random_chatterbox.hearing`."""
+"""Recordings of voices, and their encodings by the authors' code with random networks."""
 
 from functools import cache
 from pathlib import Path
@@ -19,19 +19,19 @@ NAMES = ("even", "odd", "silence", "long", "stereo", "short")
 
 @cache
 def authors() -> dict[str, np.ndarray]:
-    """Return the arrays of the authors' `prepare_conditionals`, as "recording.array"."""
+    """Return the arrays from the authors' `prepare_conditionals`, under keys "recording.array"."""
     with np.load(AUTHORS) as stored:
         return dict(stored)
 
 
 def at_24_khz(name: str) -> np.ndarray:
-    """Return a recording, mono, float32 [n] at 24 kHz."""
+    """Return a mono recording, float32 [n] at 24 kHz."""
     pcm, rate = recordings()[name]
     return resample(pcm.mean(1) if pcm.ndim == 2 else pcm, rate, 24_000)
 
 
 def networks(kind: type[Hearing] = Hearing) -> Hearing:
-    """Return the random networks of a class without the tensors that make rows."""
+    """Return the random networks of a class, excluding the tensors that make prompt rows."""
     drawn = random_chatterbox.hearing()
     kept = {name: each for name, each in drawn.items() if name not in UNUSED and not name.endswith(COUNTERS)}
     hearing = hearing_of(kept, kind)

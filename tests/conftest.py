@@ -1,4 +1,4 @@
-"""Hooks and fixtures of the whole suite."""
+"""Hooks and fixtures for the whole suite."""
 
 import gc
 import os
@@ -41,7 +41,7 @@ settings.load_profile("same")
 
 
 def pytest_configure() -> None:
-    """Stop if entry points in pyproject.toml differ from the installed ones: they name modules, which may move."""
+    """Stop if the entry points in pyproject.toml differ from the installed ones, because modules may have moved."""
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     groups = project["entry-points"]
     wanted = {(group, name, value) for group, entries in groups.items() for name, value in entries.items()}
@@ -61,7 +61,7 @@ OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re
 
 
 def is_slow(path: Path) -> bool:
-    """Return True if a test file is, or lies in, one of the SLOW_PLACES."""
+    """Return True if a test file is one of the SLOW_PLACES or inside one."""
     return path.is_relative_to(TESTS) and not SLOW_PLACES.isdisjoint(path.relative_to(TESTS).parts)
 
 
@@ -80,7 +80,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Disable garbage collection during imports, and exclude imports from it afterwards: an eighth of their time."""
+    """Disable garbage collection during imports, which saves an eighth of their time; exclude imports afterwards."""
     gc.disable()
     collected = yield
     heap.set_aside()
@@ -111,7 +111,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def stand_back() -> None:
     """Lower this process's share of processor time to a tenth, if other processes need the processor.
 
-    Linux weighs sessions before processes, so this process gets a session of its own (autogroup, `man 7 sched`).
+    Linux divides the processor by session first, so this process gets its own session (autogroup, `man 7 sched`).
     """
     os.nice(10)
     with suppress(OSError):  # a session's leader, or a kernel that does not weigh sessions
@@ -123,7 +123,7 @@ def stand_back() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Give the worker that tests the server priority over the others.
 
-    Triton reports a stub as dead that gives no sign of life for a second, which happens on an overloaded machine.
+    Triton reports a stub as dead if it does not respond for a second, which happens on an overloaded machine.
     """
     if hasattr(item.config, "workerinput") and not item.get_closest_marker("server"):
         stand_back()
@@ -131,7 +131,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Remove the modules that a test wrote and imported, so that a later test may write others of the same names."""
+    """Remove modules that a test wrote and imported, so that a later test may write others with the same names."""
     yield
     if folder := request.node.funcargs.get("tmp_path"):
         for name, module in [*sys.modules.items()]:
@@ -141,14 +141,14 @@ def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_has_ended() -> Iterator[None]:
-    """No thread has failed that a stub cannot do without, of this test or one before it."""
+    """Check that no thread that a stub depends on has failed, in this test or an earlier one."""
     yield
     ended = [ENDED.pop() for _ in range(len(ENDED))]
     assert not ended
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the files whose tests took longest, setup and teardown included."""
+    """Print the files whose tests took longest, including setup and teardown."""
     seconds = Counter[str]()
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -162,5 +162,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """Return excluded objects to garbage collection, or Triton's bindings report them as leaked after the summary."""
+    """Return excluded objects to garbage collection; otherwise Triton's bindings report them as leaked."""
     heap.take_back()

@@ -1,4 +1,4 @@
-"""Replies of the authors' own language model of CosyVoice 3, and the engine's prompts for them."""
+"""Replies of the authors' CosyVoice 3 language model, and the engine's prompts for these replies."""
 
 import json
 from pathlib import Path
@@ -25,19 +25,19 @@ LIVE = [reply for reply in EVERY if "live" in reply]
 
 
 class Recorded:
-    """Stand-in for `Hearing`, which returns a recording of the fixture for any samples."""
+    """Fake `Hearing` that returns a recording of the fixture for any samples."""
 
     def __init__(self, num_codes: int):
         self._size = num_codes
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Return codes, mel frames and x-vector, float32 [N]."""
+        """Return the fixture's codes, mel frames and x-vector, float32 [N]."""
         codes = np.random.default_rng(self._size).integers(KNOWN.num_codes, size=self._size)
         return np.append(codes, np.zeros(self._size * FRAMES_PER_TOKEN * NUM_MELS + X_VECTOR)).astype(np.float32)
 
 
 def written(checkpoint: Path, reply: dict[str, Any]) -> PromptRows:
-    """Return the prompt that the template writes for a reply of the fixture."""
+    """Return the prompt that the template writes for a fixture reply."""
     family = family_at(checkpoint)
     known = KNOWN.from_record(config_at(checkpoint)[VOCABULARY])
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
@@ -51,7 +51,7 @@ def written(checkpoint: Path, reply: dict[str, Any]) -> PromptRows:
 
 
 def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
-    """Return the engine's prompt for a reply of the fixture, with its sampling."""
+    """Return the engine's prompt for a fixture reply, with its sampling options."""
     rows, defaults = written(checkpoint, reply), family_at(checkpoint).tasks[0].sampling
     max_rows = reply["limit"] - len(rows.rows) if "live" in reply else defaults.audio.max_rows
     audio = SegmentSampling(1.0, reply.get("top_k", 0), reply.get("top_p", 0.8), max_rows=max_rows)
@@ -60,5 +60,5 @@ def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
 
 
 def codes_of(rows: list[list[int]]) -> list[int]:
-    """Return the codes in the engine's rows, without the id that ends a reply."""
+    """Return the codes in the engine's rows, excluding the id that ends a reply."""
     return [row[0] - KNOWN.num_text_ids for row in rows if row[0] in KNOWN.codes]

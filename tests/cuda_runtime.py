@@ -1,4 +1,4 @@
-"""NVIDIA's `cuda.bindings.runtime` as far as we use it, over memory of the host: handles, copies, failures."""
+"""Fake `cuda.bindings.runtime` in host memory, with the handles, copies and failures that we use."""
 
 import ctypes
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 
 class Handle:
-    """`cudaIpcMemHandle_t` as cuda-bindings have it since 13.4.1: 64 bytes at an address."""
+    """`cudaIpcMemHandle_t` as in cuda-bindings since 13.4.1: 64 bytes at an address."""
 
     def __init__(self, data: bytes = bytes(64)) -> None:
         self._bytes = ctypes.create_string_buffer(data, 64)
@@ -19,7 +19,7 @@ class Handle:
 
 
 class OldHandle(Handle):
-    """Handle of older releases, whose bytes are a field."""
+    """Handle as in older releases, with the bytes in a field."""
 
     @property
     def reserved(self) -> bytes:
@@ -31,7 +31,7 @@ class OldHandle(Handle):
 
 
 class FakeRuntime(ModuleType):
-    """Fake CUDA runtime: addresses are those of real buffers, and a handle is the number of a buffer."""
+    """Fake CUDA runtime. Addresses belong to real buffers, and a handle is the number of a buffer."""
 
     cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorInvalidValue=1)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)
@@ -90,7 +90,7 @@ class FakeRuntime(ModuleType):
 
 
 class FakeDriver(ModuleType):
-    """`cuda.bindings.driver`: what there is at an address."""
+    """Fake `cuda.bindings.driver`, which reports the object at an address."""
 
     CUresult = SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_NOT_FOUND=500)
 
@@ -106,7 +106,7 @@ class FakeDriver(ModuleType):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, handle: type[Handle] = Handle) -> FakeRuntime:
-    """Let `cuda.bindings` be this one."""
+    """Install this fake as `cuda.bindings`."""
     runtime, bindings = FakeRuntime(handle), ModuleType("cuda.bindings")
     driver = FakeDriver(runtime)
     bindings.runtime, bindings.driver = runtime, driver

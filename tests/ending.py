@@ -1,6 +1,6 @@
-"""Ends every process that a run of the tests has started, however the run ends.
+"""End every process that a test run has started, however the run ends.
 
-A guard in a process group of its own waits until the run is over: a pipe closes as the run ends or is killed. Every
+A guard in its own process group waits until the run is over: a pipe closes when the run ends or is killed. Every
 process that a run executes inherits `run_guard.RUN` in its environment; every process that it forks dies with it.
 """
 
@@ -24,7 +24,7 @@ PIPE = pytest.StashKey[int]()  # stays open as long as the run lasts
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the guard; a worker of xdist dies with its controller."""
+    """Start the guard, and make an xdist worker die with its controller."""
     if hasattr(config, "workerinput"):
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # its title hides its environment from the guard
     else:
@@ -38,14 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Wait until the guard has ended what the tests left."""
+    """Wait until the guard has ended all processes that the tests have left."""
     if GUARD in config.stash:
         os.close(config.stash[PIPE])
         config.stash[GUARD].wait()
 
 
 def _bind_forks(pipe: int | None) -> None:
-    """Make processes that this one forks die with it, and not hold the guard's pipe."""
+    """Make forked processes die with this one, and close the guard's pipe in them."""
     is_main = False
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""Stand-ins that are small enough to check by eye."""
+"""Fakes that are small enough to check by eye."""
 
 import threading
 from typing import Any
@@ -12,7 +12,7 @@ from tests.patience import PATIENCE_S
 
 
 class FakeCodec:
-    """Turns a frame into 4 equal samples that depend on all that a codec's may depend on, and on nothing else:
+    """Codec that turns a frame into 4 equal samples, which depend on everything that a codec may depend on:
 
     code 0 of the frame, a tenth of its left neighbour, a hundredth of its right one, and (the state) a thousandth of
     all code 0 up to the frame. A window whose code 0 holds `poison` raises ValueError.
@@ -48,7 +48,7 @@ class FakeCodec:
 
 
 class FrameCounter:
-    """A codec whose codes are the frame's number in every codebook, and that decodes nothing."""
+    """Codec whose codes are the frame number in every codebook; it cannot decode."""
 
     def __init__(
         self, samples_per_frame: int = 640, num_codebooks: int = 7, codebook_size: int = 256, sample_rate: int = 16_000
@@ -67,7 +67,7 @@ class FrameCounter:
 
 
 class RecordedReply:
-    """Remembers its one answer: `pcm` and `event`, or `error`."""
+    """Reply that records its only answer: `pcm` and `event`, or `error`."""
 
     def __init__(self, log: list["RecordedReply"] | None = None, name: Any = None) -> None:
         self.name = name

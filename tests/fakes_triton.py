@@ -1,4 +1,4 @@
-"""A stand-in for `triton_python_backend_utils`, the module that exists only inside Triton's stub."""
+"""Fake `triton_python_backend_utils`, a module that exists only inside Triton's stub."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ FINAL = 1
 
 
 class Tensor:
-    """Holds an array; `as_numpy` and dlpack as the stub offers them."""
+    """Array with the stub's `as_numpy` and dlpack interfaces."""
 
     def __init__(self, name: str, array: np.ndarray) -> None:
         self._name = name
@@ -62,7 +62,7 @@ class InferenceResponse:
 
 
 class ResponseSender:
-    """Keeps responses; refuses any after the final flag, as the stub does."""
+    """Sender that records responses and, like the stub, refuses any after the final flag."""
 
     def __init__(self) -> None:
         self.responses: list[InferenceResponse] = []
@@ -116,7 +116,7 @@ class Metric:
 
 
 class MetricFamily:
-    """Metrics by name, in `made`."""
+    """Metric family that records its metrics by name in `made`."""
 
     COUNTER, GAUGE = "counter", "gauge"
     made: dict[str, Metric]
@@ -130,7 +130,7 @@ class MetricFamily:
 
 
 class Logger:
-    """Keeps error lines."""
+    """Logger that records error lines."""
 
     errors: list[str]
 
@@ -140,7 +140,7 @@ class Logger:
 
 
 def install() -> types.ModuleType:
-    """Make this the module that `import triton_python_backend_utils` finds, with nothing logged or counted yet."""
+    """Install this fake as `triton_python_backend_utils`, with nothing logged or counted yet."""
     Logger.errors = []
     MetricFamily.made = {}
     module = sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))

@@ -1,4 +1,4 @@
-"""A model whose further rows follow a rule, without MTP modules: for tests of multi-token steps."""
+"""Model for tests of multi-token steps, whose further rows follow a rule instead of MTP modules."""
 
 import torch
 from vllm.config import VllmConfig
@@ -11,7 +11,7 @@ ARCHITECTURE = "ForcedBurstsForCausalLM"
 
 
 class ForcedRows:
-    """Generates each further row from the input of the previous row, and from that row."""
+    """Generator of each further row from the previous row and its input."""
 
     def __init__(self, said: GeneratedRows):
         self._said = said
@@ -20,7 +20,7 @@ class ForcedRows:
         """There is nothing to keep."""
 
     def capture(self) -> None:
-        """There is nothing to capture."""
+        """Do nothing, because there is nothing to capture."""
 
     def place(self, slot: int, num_read: int) -> None:
         """There is nothing to keep."""
@@ -34,14 +34,14 @@ class ForcedRows:
 
 
 class ForcedBurstsForCausalLM(StrettoQwen3ForCausalLM):
-    """Qwen3 with such rows."""
+    """Qwen3 with rows from `ForcedRows`."""
 
     def row_predictor(self, said: GeneratedRows, vllm_config: VllmConfig) -> ForcedRows:
         return ForcedRows(said)
 
 
 def register() -> str:
-    """Name the model to vLLM, in this process; returns the name that a checkpoint's config.json gives it."""
+    """Register the model with vLLM in this process; return its name in a checkpoint's config.json."""
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, ForcedBurstsForCausalLM)
     return ARCHITECTURE

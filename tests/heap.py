@@ -1,4 +1,4 @@
-"""Exclusion of imported objects from garbage collection in the tests' process.
+"""Exclusion of imported objects from garbage collection in the test process.
 
 vLLM collects garbage eight times while an engine starts and freezes all objects. It unfreezes them and collects twice
 when the engine ends. That takes one or two seconds per engine in a process that has imported a whole suite. Here,
@@ -14,7 +14,7 @@ _num_modules = -_MANY_MODULES  # modules imported at the last call of `set_aside
 
 
 def keep_to_ourselves() -> None:
-    """From now on only this module sets anything aside, or takes it back."""
+    """Let only this module freeze or unfreeze objects from now on."""
     gc.freeze = gc.unfreeze = _do_nothing
 
 
@@ -31,7 +31,7 @@ def set_aside() -> None:
 
 
 def take_back() -> None:
-    """All that is here is looked through, now, and may be set aside again."""
+    """Unfreeze all objects and collect garbage now; objects may be frozen again later."""
     global _num_modules
     _num_modules = -_MANY_MODULES
     _unfreeze()
@@ -39,4 +39,4 @@ def take_back() -> None:
 
 
 def _do_nothing() -> None:
-    """In the place of what sets aside, or takes back."""
+    """Replace the functions that freeze and unfreeze."""

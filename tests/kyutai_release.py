@@ -1,4 +1,4 @@
-"""A small random release of Kyutai STT, its conversion, and the replies of the authors' code."""
+"""A small random Kyutai STT release, its conversion, and the replies of the authors' code."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def convert(release: Path, out: Path, *words: str) -> int:
-    """Convert a release as the command does; return the exit status."""
+    """Convert a release with the command line; return the exit status."""
     paths = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(out)]
     return main(["kyutai-stt", *paths, *words])
 
@@ -23,6 +23,6 @@ def make_checkpoint(folder: Path, **changed: object) -> Path:
 
 
 def replies() -> dict[str, np.ndarray]:
-    """Return the authors' replies: `codes` [32, T], `text` [T + 1]; and of Mimi `pcm` [n], `mimi_codes` [8, F]."""
+    """Return the authors' replies: `codes` [32, T], `text` [T + 1], and for Mimi `pcm` [n], `mimi_codes` [8, F]."""
     with np.load(DATA / "kyutai_stt_replies.npz") as found:
         return {name: found[name] for name in found.files}

@@ -1,4 +1,4 @@
-"""A model whose frames are latents, with random weights: Llama's layers and a flow head of two layers."""
+"""Random model whose frames are latents, with Llama layers and a flow head of two layers."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ NUM_WORDS, INNER = 8, 32
 
 
 class FlowHead(nn.Module):
-    """Euler steps along a velocity that depends on the hidden state and the time."""
+    """Flow head: Euler steps along a velocity that depends on the hidden state and the time."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -40,7 +40,7 @@ class FlowHead(nn.Module):
 
 
 class GuidedHead(FlowHead):
-    """The same with a velocity that also depends on the latent before, merged with that without the hidden state."""
+    """Flow head with guidance; its velocity also depends on the previous latent."""
 
     def forward(
         self,
@@ -110,7 +110,7 @@ def write(folder: Path, hidden: int, layers: int, family: Family = LATENTS) -> P
 def reference_latent(
     weights: dict[str, torch.Tensor], hidden: torch.Tensor, noise: torch.Tensor, n: int
 ) -> torch.Tensor:
-    """Return the latent [D] for a hidden state [H], computed by torch."""
+    """Compute the latent [D] for a hidden state [H] with torch."""
     x = noise
     for step in range(n):
         inner = weights["flow.condition.weight"] @ hidden + weights["flow.enter.weight"] @ x
@@ -126,7 +126,7 @@ def guided_reference_latent(
     n: int,
     scale: float,
 ) -> torch.Tensor:
-    """Return the latent [D] of a guided head for a hidden state [H] and the latent before [D], computed by torch."""
+    """Compute a guided head's latent [D] for a hidden state [H] and the previous latent [D] with torch."""
     x, enter, bias = noise, weights["flow.enter.weight"], weights["flow.enter.bias"]
     for step in range(n):
         inner = enter @ x + bias + 0.05 * (enter @ before + bias) + step / n

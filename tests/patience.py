@@ -1,4 +1,4 @@
-"""Waiting for events that must happen. Only failures take the whole time, whatever the machine's load."""
+"""Waiting for events that must happen. Only failures take the full time, at any load."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ PATIENCE_S = 600.0
 
 
 def until(condition: Callable[[], object], failure: str = "the condition never held") -> None:
-    """Return once `condition()` is true."""
+    """Wait until `condition()` is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, failure
@@ -19,7 +19,7 @@ def until(condition: Callable[[], object], failure: str = "the condition never h
 async def until_async(
     condition: Callable[[], object], failure: Callable[[], str] = lambda: "the condition never held"
 ) -> None:
-    """Do the same in an event loop, with a message that is made when the wait has failed."""
+    """Wait until `condition()` is true in an event loop; the failure message is created only if needed."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, failure()
@@ -27,7 +27,7 @@ async def until_async(
 
 
 def written(path: Path) -> str:
-    """Return the text that a process has written to a file so far, "" if the file does not exist yet."""
+    """Return the text that a process has written to a file so far; "" if the file does not exist yet."""
     try:
         return path.read_text()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Replies of the authors' code (pocket-tts 4.0.1) to texts, on the random releases of `benchmarks`.
+"""Replies of the authors' code (pocket-tts 4.0.1) with the random releases of `benchmarks`.
 
-Noise is a function of seed, position and word there, too (`sampling.py`), instead of by torch's generator.
+There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
 samples are those of the first five frames, and the last 480. `voice` has the latents of `recording()`, and `cloned`
 those of the first frames of the same text in that voice.
@@ -23,7 +23,7 @@ KINDS = ("english", "english_2m", "english_18m")
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply."""
+    """A reply of the authors' code."""
 
     text: str
     prepared: str
@@ -42,7 +42,7 @@ class Reply:
 
 
 def reply(kind: str) -> Reply:
-    """Return the reply of a release."""
+    """Return the reply from a release."""
     found = np.load(DATA)
     values: dict[str, Any] = {name: found[f"{kind}.{name}"] for name in Reply.__dataclass_fields__}
     plain = {name: value.tolist() if value.ndim == 0 or name == "tokens" else value for name, value in values.items()}
@@ -50,7 +50,7 @@ def reply(kind: str) -> Reply:
 
 
 def convert_release(folder: Path, kind: str, clones: bool = True) -> Path:
-    """Write a release of a kind and its checkpoint; return the folder of the checkpoint."""
+    """Write a release of a kind and convert it; return the checkpoint's folder."""
     release = write_release(folder / "release", kind, clones)
     assert convert(["pocket-tts", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"

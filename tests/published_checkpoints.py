@@ -1,4 +1,4 @@
-"""Small releases of the published families, in the exact layout of the large ones, and what the converter makes."""
+"""Small releases of the published families in the exact published layout, and their conversion."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ FAMILIES = ("bagpiper", "opuslm", "opuslm-dialogue")
 def write_bagpiper(
     folder: Path, vocabulary: BagpiperVocabulary = SMALL_BAGPIPER, seed: int = 0, dtype: str = "float32"
 ) -> Published:
-    """Write Bagpiper's release, with its codec."""
+    """Write a Bagpiper release with its codec."""
     folder.mkdir(parents=True, exist_ok=True)
     return random_espnet.write_bagpiper(folder, vocabulary, seed, dtype)
 
@@ -28,7 +28,7 @@ def write_opuslm(
     is_dialogue: bool = False,
     seed: int = 0,
 ) -> Published:
-    """Write OpusLM's release, with ESPnet's codec of equal size."""
+    """Write an OpusLM release with an ESPnet codec of matching size."""
     folder.mkdir(parents=True, exist_ok=True)
     published = random_espnet.write_opuslm(folder, vocabulary, backbone, is_dialogue, seed)
     codec = write_codec(folder / "codec", vocabulary.codebook_size, seed)
@@ -36,7 +36,7 @@ def write_opuslm(
 
 
 def command(family: str, published: Published, out: Path) -> list[str]:
-    """The converter's command line."""
+    """Return the converter's command line."""
     places = {name: getattr(published, name) for name in ("model", "config", "tokenizer", "backbone", "codec")}
     if family == "bagpiper":
         places["audio-config"] = published.audio
@@ -45,13 +45,13 @@ def command(family: str, published: Published, out: Path) -> list[str]:
 
 
 def convert(family: str, published: Published, out: Path, *words: str) -> Path:
-    """Return the converted checkpoint of a release, under `out`."""
+    """Convert a release to `out` and return the checkpoint."""
     assert main([*command(family, published, out), *words]) == 0
     return out
 
 
 def write_release(family: str, folder: Path, seed: int = 0) -> Published:
-    """Write one of FAMILIES; the dialogue model is based on Llama, as published, OpusLM on OLMo 2."""
+    """Write one of FAMILIES; as published, the dialogue model uses Llama and OpusLM uses OLMo 2."""
     if family == "bagpiper":
         return write_bagpiper(folder, seed=seed)
     if family == "opuslm":

@@ -1,4 +1,4 @@
-"""CSM's release with small random weights, as transformers publishes it, and what its own classes reply."""
+"""A CSM release in transformers' layout with small random weights, and replies of transformers' classes."""
 
 import json
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CsmRelease:
-    """A release's folder, and the model in its files."""
+    """A release's folder, and the model in it."""
 
     folder: Path
     model: CsmForConditionalGeneration
@@ -76,13 +76,13 @@ class CsmRelease:
         ]
 
     def convert(self, out: Path) -> Path:
-        """The checkpoint that the converter makes of it."""
+        """Convert the release and return the checkpoint."""
         assert main([*self.command, "--out", str(out)]) == 0
         return out
 
 
 def make_model(seed: int = 0) -> CsmForConditionalGeneration:
-    """Random weights whose best logit leads; what no codec can say is never drawn."""
+    """Return a random model whose best logit leads clearly and which never generates invalid codes."""
     torch.manual_seed(seed)
     model = CsmForConditionalGeneration(CsmConfig(**CONFIG)).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
@@ -115,7 +115,7 @@ def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
 
 
 def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
-    """Write the release of a model, in several files with an index, as in Sesame's repository."""
+    """Write a model as a release of several files with an index, as in Sesame's repository."""
     model.save_pretrained(folder, max_shard_size="200KB")
     (folder / "model.safetensors.index.json").rename(folder / "transformers.safetensors.index.json")
     write_tokenizer(folder, NUM_TEXT_IDS - 8)
@@ -127,14 +127,14 @@ def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmReleas
 
 
 class CsmReference:
-    """Replies by transformers' own classes: `generate`, or for guided ones every code from the beginning."""
+    """Reference replies from transformers' classes: `generate`, or a recomputation for every code if guided."""
 
     def __init__(self, model: CsmForConditionalGeneration, family: Family):
         self.model, self.family = model, family
         self._starts = torch.tensor([ids.start for ids in family.layout.audio])
 
     def embeds(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of ids [P, K] as the backbone reads them, [P, H]: text, or frames."""
+        """Embed rows of ids [P, K], text or frames, as the backbone reads them, [P, H]."""
         is_frame = rows[:, 1] != self.family.layout.pad_id
         text = self.model.embed_text_tokens(torch.where(is_frame, 0, rows[:, 0]))
         codes = torch.where(is_frame[:, None], rows - self._starts, 0)
@@ -154,7 +154,7 @@ class CsmReference:
 
     @torch.no_grad()
     def guided(self, prompt: Prompt) -> list[list[int]]:
-        """The same of a guided one, until it has as many rows: two replies, whose logits are merged code by code."""
+        """Return a guided reply of this many rows, from two replies whose logits are merged code by code."""
         rows = torch.from_numpy(prompt.rows).long()
         unconditional, hidden = rows.clone(), self.family.unconditional
         hides = slice(hidden.keep_first, len(rows) - hidden.keep_last)
@@ -184,7 +184,7 @@ def _merged(logits: torch.Tensor, scale: float) -> int:
 
 
 def convert(folder: Path, model: CsmForConditionalGeneration) -> tuple[Path, Family, CsmReference]:
-    """A release written under `folder` and converted: the checkpoint, its family, and the reference."""
+    """Write a release to `folder` and convert it; return the checkpoint, its family, and the reference."""
     checkpoint = write_release(folder / "release", model).convert(folder / "converted")
     family = family_at(checkpoint)
     return checkpoint, family, CsmReference(model, family)

@@ -1,4 +1,4 @@
-"""Replies of transformers' own class of Higgs Audio with the weights of a small random release."""
+"""Replies of transformers' Higgs Audio class with the weights of a small random release."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.reference.draw import draw
 
 
 class HiggsAudioReference:
-    """Replies by transformers' own class: `generate`, or each row from the beginning by the rules in plain Python."""
+    """Reference replies from transformers' class: `generate`, or rules in plain Python that recompute each row."""
 
     def __init__(self, model: HiggsAudioV2ForConditionalGeneration, family: Family):
         self.model, self.family = model, family
@@ -27,7 +27,7 @@ class HiggsAudioReference:
         self._starts = torch.tensor([ids.start for ids in family.layout.audio])
 
     def inputs(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Rows of ids [P, K] as the class takes them."""
+        """Return rows of ids [P, K] in the form that the class reads."""
         is_audio = rows[:, 0] >= self.family.layout.audio[0].start
         made = {"input_ids": torch.where(is_audio, AUDIO_OUT, rows[:, 0])[None]}
         if is_audio.any():
@@ -39,8 +39,8 @@ class HiggsAudioReference:
     def generated(self, prompt: Prompt) -> list[list[int]]:
         """Return the greedy reply of `generate`: rows of absolute ids after that of begins, without that of ends.
 
-        Codes that repeat are drawn again as `ras_win_len` and `ras_win_max_num_repeat` of the generation config say;
-        the noise of that draw is ours.
+        Repeated codes are resampled according to `ras_win_len` and `ras_win_max_num_repeat` in the generation config;
+        that draw uses our noise.
         """
         inputs = self.inputs(torch.from_numpy(prompt.rows[:-1]).long())
         with self._drawn_again_with_our_noise(prompt):
@@ -57,7 +57,7 @@ class HiggsAudioReference:
 
     @contextmanager
     def _drawn_again_with_our_noise(self, prompt: Prompt) -> Iterator[None]:
-        """Let `generate` apply the rule of repeats, whose draw then finds out which streams it is for."""
+        """Make `generate` resample repeats with our noise; the draw detects which streams it is for."""
         logits: list[torch.Tensor] = []
         sampling, config = prompt.sampling, self.model.generation_config
 
@@ -88,7 +88,7 @@ class HiggsAudioReference:
         return made.view(-1, self.size)
 
     def naive(self, prompt: Prompt) -> tuple[list[list[int]], float]:
-        """A reply by the rules, guided and drawn as asked for, and the smallest lead of a draw."""
+        """Return a reply by the rules, guided and sampled as requested, and the smallest margin of a draw."""
         prompted, hidden = prompt.rows.tolist(), self.family.unconditional
         nothing = [hidden.null_id] + [self.family.layout.pad_id] * (len(prompted[0]) - 1)
         inner = len(prompted) - hidden.keep_first - hidden.keep_last
@@ -149,7 +149,7 @@ class HiggsAudioReference:
 
 
 def convert(folder: Path, model: HiggsAudioV2ForConditionalGeneration) -> tuple[Path, Family, HiggsAudioReference]:
-    """A release written under `folder` and converted: the checkpoint, its family, and the reference."""
+    """Write a release to `folder` and convert it; return the checkpoint, its family, and the reference."""
     checkpoint = write_release(folder / "release", model).convert(folder / "converted")
     family = family_at(checkpoint)
     return checkpoint, family, HiggsAudioReference(model, family)

@@ -1,4 +1,4 @@
-"""Qwen3-Omni's small talker, converted, and what transformers' own classes make of it."""
+"""A small converted Qwen3-Omni talker, and results of transformers' classes."""
 
 import itertools
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ def command(folder: Path, out: Path) -> list[str]:
 
 
 def convert(folder: Path, **changes: Any) -> Path:
-    """The checkpoint of the small release, both under `folder`."""
+    """Write the small release to `folder`, convert it, and return the checkpoint."""
     release = write_release(folder / "release", small_config() | changes)
     assert main(command(release, folder / "converted")) == 0
     return folder / "converted"
 
 
 def turn(role: str, ids: Sequence[int]) -> list[int]:
-    """A turn of a conversation."""
+    """Return a turn of a conversation."""
     return [START, ROLES[role], NEWLINE, *ids, END, NEWLINE]
 
 
@@ -62,7 +62,7 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """Words alone; audio; two turns of users, one with two recordings; a reply of one word."""
+    """Return cases: only words, audio, two user turns (one with two recordings), and a reply of one word."""
     random = np.random.default_rng(5)
 
     def words(number: int) -> list[int]:
@@ -84,7 +84,7 @@ def cases() -> dict[str, Case]:
 
 @dataclass(frozen=True)
 class Reply:
-    """codes [T, Q]; first [n, C + 1] and others [T, Q - 1, C]: raw logits of what may be drawn."""
+    """Reply codes [T, Q], and raw logits `first` [n, C + 1] and `others` [T, Q - 1, C] of ids that may be sampled."""
 
     codes: np.ndarray
     first: np.ndarray
@@ -92,7 +92,7 @@ class Reply:
 
 
 class Theirs:
-    """transformers' talker with the tensors of the small release, and its thinker's table."""
+    """transformers' talker with the small release's tensors, and the thinker's embedding table."""
 
     def __init__(self) -> None:
         self.record = small_config()
@@ -106,7 +106,7 @@ class Theirs:
         self.talker.load_state_dict(self._together(mine))
 
     def _together(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The experts of a layer as one tensor, as transformers keeps them since 5.0."""
+        """Join the experts of a layer in a single tensor, as transformers does since 5.0."""
         text = self.record["talker_config"]["text_config"]
         for layer in range(text["num_hidden_layers"]):
             prefix = f"model.layers.{layer}.mlp.experts."
@@ -119,7 +119,7 @@ class Theirs:
 
     @torch.no_grad()
     def inputs(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the inputs that transformers' `generate` gives the talker, made by its own functions.
+        """Return the talker inputs that transformers' `generate` makes with its own functions.
 
         Returns:
             The prompt [1, P, H], the words added to the first frames [1, n, H], and the row added to later ones [1, 1,
@@ -140,7 +140,7 @@ class Theirs:
         return torch.cat([*parts, said[0]], 1), said[2], pad
 
     def reply(self, case: Case, num_frames: int) -> Reply:
-        """The greedy reply of its talker: its last code is the beginning of a frame that it never completes."""
+        """Return the talker's greedy reply, whose last code begins a frame that is never completed."""
         prompt, trailing, pad = self.inputs(case)
         config, eos = self.config.talker_config, self.config.talker_config.codec_eos_token_id
         num_ids = config.text_config.vocab_size
@@ -191,7 +191,7 @@ class TalkerReference(Reference):
 
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, Tensor]:
-        """Rows of the states, by position."""
+        """Return rows of hidden states by position."""
         rows = {}
         for audio in prompt.audios:
             made = self.theirs.talker.hidden_projection(torch.from_numpy(audio.features))

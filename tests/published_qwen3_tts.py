@@ -1,4 +1,4 @@
-"""Qwen3-TTS's small releases, converted, and what its authors' own package makes of them."""
+"""Small converted Qwen3-TTS releases, and results of the authors' package."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -46,7 +46,7 @@ def command(folder: Path, out: Path) -> list[str]:
 
 
 def convert(folder: Path, kind: str, **changes: Any) -> Path:
-    """The checkpoint of a small release, both under `folder`."""
+    """Write a small release to `folder`, convert it, and return the checkpoint."""
     release = write_release(folder / "release", small_config(kind, WIDTHS[kind], **changes))
     assert main(command(release, folder / "converted")) == 0
     return folder / "converted"
@@ -54,13 +54,13 @@ def convert(folder: Path, kind: str, **changes: Any) -> Path:
 
 @cache
 def fixture() -> dict[str, np.ndarray]:
-    """Return the file that `scripts/qwen3_tts_replies.py` has written."""
+    """Load the file that `scripts/qwen3_tts_replies.py` has written."""
     return dict(np.load(FIXTURE))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One reply of the fixture. codes [T, Q]; first [n, C + 1] and others [T, Q - 1, C]: raw logits."""
+    """A fixture reply: codes [T, Q], and raw logits `first` [n, C + 1] and `others` [T, Q - 1, C]."""
 
     prompt: np.ndarray
     codes: np.ndarray
@@ -81,7 +81,7 @@ class Checkpoint:
         self.vocabulary = Qwen3TtsVocabulary.from_record(config_at(self.folder)[VOCABULARY])
 
     def rows(self, name: str, is_streaming: bool) -> PromptRows:
-        """The prompt of a case."""
+        """Return the prompt rows of a case."""
         is_instructed, voice, language = CASES[self.kind][name]
         instruction = fixture()["instruction"].tolist() if is_instructed else []
         writer, recorded = RowWriter(self.family, self.vocabulary), self.voice(name)
@@ -89,7 +89,7 @@ class Checkpoint:
         return writer.prompt(head, fixture()["words"].tolist(), is_streaming, recorded)
 
     def voice(self, name: str) -> ClonedVoice | None:
-        """The voice that a case clones."""
+        """Return the voice that a case clones."""
         if self.kind != "base":
             return None
         if name not in REFERENCES:
@@ -98,7 +98,7 @@ class Checkpoint:
         return ClonedVoice(fixture()["x_vector"], words, fixture()[REFERENCES[name]])
 
     def prompt(self, name: str, is_streaming: bool) -> Prompt:
-        """The same as a greedy request for as many frames as the fixture has."""
+        """Return a greedy request for as many frames as the fixture has."""
         rows, sampling = self.rows(name, is_streaming), self.family.tasks[0].sampling
         audio = replace(sampling.audio, temperature=0.0, max_rows=NUM_FRAMES)
         return Prompt(
@@ -111,7 +111,7 @@ class Checkpoint:
         )
 
     def cases(self) -> dict[str, tuple[Prompt, Case]]:
-        """All cases by name."""
+        """Return all cases by name."""
         return {
             f"{name}/{mode}": (self.prompt(name, is_streaming), Case.of(f"{self.kind}/{name}/{mode}"))
             for name in CASES[self.kind]

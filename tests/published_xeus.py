@@ -1,6 +1,6 @@
-"""XEUS as espnet/xeus publishes it, in small: strides, kernels and names as there, few channels, random weights.
+"""A small XEUS in the layout of espnet/xeus: published strides, kernels and names, few channels, random weights.
 
-`tests/data/km_opus_lm.mdl` was written by joblib 1.6 of scikit-learn 1.9's MiniBatchKMeans: 20 centres of 32 numbers.
+`tests/data/km_opus_lm.mdl` is a MiniBatchKMeans of scikit-learn 1.9 with 20 centres of size 32, saved by joblib 1.6.
 """
 
 import math
@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
 
 
 def published_tensors(seed: int = 0, config: dict[str, Any] = CONFIG) -> dict[str, Tensor]:
-    """Random tensors with the names and shapes of `xeus_checkpoint_new.pth`."""
+    """Return random tensors with the names and shapes of `xeus_checkpoint_new.pth`."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
 
@@ -99,7 +99,7 @@ def published_tensors(seed: int = 0, config: dict[str, Any] = CONFIG) -> dict[st
 
 
 def old_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same as `xeus_checkpoint_old.pth` names it."""
+    """Rename tensors to the names in `xeus_checkpoint_old.pth`."""
     renames = {
         "encoder.embed.0.convs.0.parametrizations.weight.original0": "encoder.embed.0.conv.weight_g",
         "encoder.embed.0.convs.0.parametrizations.weight.original1": "encoder.embed.0.conv.weight_v",
@@ -112,7 +112,7 @@ def old_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_xeus(
     folder: Path, tensors: dict[str, Tensor] | None = None, config: dict[str, Any] = CONFIG, name: str = "new"
 ) -> Path:
-    """The release, its files under `model/`."""
+    """Write the release, with its files in `model/`."""
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
     torch.save(published_tensors() if tensors is None else tensors, model / f"xeus_checkpoint_{name}.pth")

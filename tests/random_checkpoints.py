@@ -1,4 +1,4 @@
-"""Random checkpoints for tests: those that the benchmarks write, and of models that tests alone have."""
+"""Random checkpoints for tests, of benchmark models and of models that exist only in tests."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["write_checkpoint", "write_modules"]
 
 
 def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> Path:
-    """A random checkpoint; for a `family` with bursts, of the model whose further rows follow by a rule."""
+    """Write a random checkpoint; if `family` has multi-token steps, for the model whose further rows follow a rule."""
     write_random_checkpoint(folder, family, name, **shape)
     if family.bursts is not None:
         from tests.forced_bursts import register

@@ -1,4 +1,4 @@
-"""Changes of a release's files, and the converter's refusals of such releases."""
+"""Edits of a release's files, and checks that the converter refuses edited releases."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Refuses = Callable[..., None]
 
 @contextmanager
 def edited(path: Path) -> Iterator[Any]:
-    """Give the content of a JSON, YAML, safetensors or torch file, and write it to a new file of that name."""
+    """Yield the content of a JSON, YAML, safetensors or torch file for editing, then write it to a new file."""
     kinds: dict[str, tuple[Callable[[Path], Any], Edit]] = {
         ".json": (lambda file: json.loads(file.read_text()), lambda content: path.write_text(json.dumps(content))),
         ".yaml": (lambda file: yaml.safe_load(file.read_text()), lambda content: path.write_text(yaml.dump(content))),
@@ -34,7 +34,7 @@ def edited(path: Path) -> Iterator[Any]:
 
 
 def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the line with which `stretto convert` refuses this command line; `out` must not exist."""
+    """Return the error line of `stretto convert` for this command line; `out` must not exist afterwards."""
     assert main(words) == 1
     assert not out.exists()
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ends the processes of a test run once its pipe closes: a script, started by tests/ending.py."""
+"""Script that ends the processes of a test run once its pipe closes; tests/ending.py starts it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Published families' vocabularies in small: the same structure, few ids."""
+"""Small vocabularies with the structure of the published families and few ids."""
 
 from dataclasses import replace
 

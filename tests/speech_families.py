@@ -1,4 +1,4 @@
-"""Families that no published model has: small, and shaped to reach what the bundled one does not."""
+"""Small test families that cover features that the bundled family lacks."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ _SAMPLING = SamplingConfig(
 
 
 def eight_streams(name: str, num_text_ids: int) -> Family:
-    """Eight codebooks, stream 0 among them, delayed 0 … 7; no script; stream 0 is guided; nothing is hidden."""
+    """Return a family with eight codebooks (including stream 0), delays 0 … 7, and a guided stream 0."""
     starts = range(num_text_ids, num_text_ids + NUM_STREAMS * CODEBOOK_SIZE, CODEBOOK_SIZE)
     return Family(
         name=name,

@@ -1,4 +1,4 @@
-"""The console command `stretto`: its help, its refusals, and modules that it leaves unimported."""
+"""The console command `stretto`: help, errors, and modules that it does not import."""
 
 import re
 import subprocess

@@ -13,7 +13,7 @@ NETWORK_TOOLS = ("pip", "uv", "apt", "apt-get", "curl", "wget", "git")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """(keyword, rest) of every instruction, continuation lines joined, comments dropped."""
+    """Return (keyword, rest) for every instruction, with continuation lines joined and comments dropped."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
@@ -27,7 +27,7 @@ def every(keyword: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    """Sources of the build context that COPY names."""
+    """Return the sources in the build context that COPY instructions use."""
     words = [rest.split() for rest in every("COPY") if not rest.startswith("--from")]
     return [word for line in words for word in line[:-1]]
 

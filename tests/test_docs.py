@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Build the site of the repository in `folder`; a warning of any link or page is an error."""
+    """Build the site in `folder`; any warning is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(folder / "mkdocs.yml")]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run([*command, "--site-dir", str(site)], capture_output=True, text=True, timeout=600, env=quiet)

@@ -25,7 +25,7 @@ WORDS = "It is twenty past nine."
 
 
 async def run(name: str, *words: str, cwd: Path, **environment: str) -> str:
-    """Return the output of an example, which must end with status 0."""
+    """Run an example, check that it ends with status 0, and return its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLES / name), *words),
         cwd=cwd,
@@ -45,14 +45,14 @@ def length_of(file: Path) -> int:
 
 
 def script(request: Request) -> list[Step]:
-    """Return a transcript or speech."""
+    """Return the steps of a transcript or of speech."""
     is_heard = request["task"] == b"asr"
     return [Chunk(0, None, text=WORDS, is_final=True, is_last=True)] if is_heard else SPOKEN
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[FakeServer, str]]:
-    """A server of a model that clones voices, and its address."""
+    """Start a fake server whose model clones voices, and yield it with its address."""
     server = FakeServer(script, profile=CLONES)
     yield server, await server.start()
     await server.stop()
@@ -66,7 +66,7 @@ async def test_speak(server: tuple[FakeServer, str], tmp_path: Path) -> None:
 
 
 async def test_stream_llm(server: tuple[FakeServer, str], tmp_path: Path) -> None:
-    """The language model is one that answers two sentences in pieces."""
+    """A fake language model answers with two sentences in pieces."""
     pieces = ["One sen", "tence. ", "Anot", "her one."]
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,7 +89,7 @@ async def test_stream_llm(server: tuple[FakeServer, str], tmp_path: Path) -> Non
 
 
 async def test_transcribe_live(tmp_path: Path) -> None:
-    """The file is 0.2 s long, and its samples arrive in three parts at most."""
+    """The file is 0.2 s long, and its samples arrive in at most three parts."""
     complete, heard = asyncio.Event(), list[float]()
 
     def listen(request: Request) -> list[Step]:

@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, how long things may be, and which names are banned."""
+"""Architecture rules as tests: permitted imports, maximum sizes, and banned names."""
 
 import ast
 import io
@@ -103,13 +103,13 @@ ADAPTERS = [path for path in SOURCES if path.is_relative_to(ROOT / "model_reposi
 
 @cache
 def parsed(path: Path) -> ast.Module:
-    """The tree of a file, which several of these tests look at."""
+    """Return the syntax tree of a file, from a cache."""
     return ast.parse(path.read_text())
 
 
 @cache
 def statements(path: Path) -> list[ast.stmt]:
-    """Return all statements of a file, including nested ones, without expressions, which are most of a tree."""
+    """Return all statements of a file, including nested ones. Expressions, most of a tree, are skipped."""
     found, left = [], list[ast.AST](parsed(path).body)
     while left:
         node = left.pop()
@@ -141,7 +141,7 @@ def package_of(names: Sequence[str]) -> str:
 
 
 def imported_packages(path: Path) -> set[str]:
-    """Return the packages of ours that a file imports."""
+    """Return our own packages that a file imports."""
     found: set[str] = set()
     for node in statements(path):
         if isinstance(node, ast.Import):
@@ -156,7 +156,7 @@ def own_package(path: Path) -> str:
 
 
 def line_of(package: str) -> str:
-    """Return the line of the table for a package."""
+    """Return the line of the import table for a package."""
     return PLUGIN if package not in ALLOWED and package.startswith("families/") else package
 
 
@@ -165,14 +165,14 @@ def identity(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    """How `path` is imported."""
+    """Return the name under which `path` is imported."""
     folders = ("python_backend", "client", "gateway", "deploy/ray", "")
     root = next(ROOT / folder for folder in folders if path.is_relative_to(ROOT / folder))
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
-    """Which of the `known` modules a file imports, wherever in it: also where only a type checker looks."""
+    """Return the `known` modules that a file imports anywhere, including imports only for type checkers."""
     found: set[str] = set()
     for node in statements(path):
         if isinstance(node, ast.Import):
@@ -184,7 +184,7 @@ def imported_modules(path: Path, known: Mapping[str, Path]) -> set[str]:
 
 
 def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle, the first again at the end; empty where there is none."""
+    """Return an import cycle with its first module repeated at the end, or an empty list."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -225,7 +225,7 @@ def test_the_table_runs_downwards_only_and_has_no_package_that_is_gone() -> None
 
 
 def test_no_packages_import_each_other_in_a_circle() -> None:
-    """Each built-in plug-in is a package: nothing but another plug-in imports it, and those form no circle."""
+    """Each built-in plug-in is a package. Only other plug-ins import it, and they form no cycle."""
     graph: dict[str, set[str]] = {}
     for path in OURS:
         graph.setdefault(own_package(path), set()).update(imported_packages(path) - {own_package(path)})
@@ -246,7 +246,7 @@ def test_a_circle_is_found() -> None:
 
 
 def forbidden_roots(path: Path) -> set[str]:
-    """Return the top-level packages that a file may not import, by the program that it belongs to."""
+    """Return the top-level packages that a file may not import, depending on the program that it belongs to."""
     forbidden = {"tests"}
     if path.is_relative_to(ROOT / "client"):
         forbidden |= {NAME, GATEWAY, "scripts", "benchmarks", "training"}
@@ -292,7 +292,7 @@ def name_pattern(name: str) -> str:
 
 
 def test_no_line_of_the_core_names_a_family_or_a_codec() -> None:
-    """Families and codecs are plug-ins: only their own packages, and the encoders that they share, name them."""
+    """Families and codecs are plug-ins. Only their own packages and the shared encoders may name them."""
     own = [path for path in OURS if not {PLUGIN, "codecs", "encoders"} & {line_of(own_package(path))}]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     names = groups["stretto.families"].keys() | groups["stretto.codecs"].keys()
@@ -315,7 +315,7 @@ def test_names_are_found_in_code_and_prose(line: str) -> None:
 
 
 def oversized(path: Path) -> list[str]:
-    """Return one line for the file if it is too long, and one for each function that is or takes too much."""
+    """Return a line for the file if it is too long, and for each function that is too long or takes too much."""
     num_lines, most = len(path.read_text().splitlines()), MAX_ADAPTER_LINES if path in ADAPTERS else MAX_FILE_LINES
     found = [f"{identity(path)}: {num_lines} lines"] if num_lines > most else []
     for node in statements(path):
@@ -335,7 +335,7 @@ def test_files_and_functions_stay_within_outer_bounds() -> None:
 
 
 def class_sizes(sources: Mapping[str, list[ast.stmt]]) -> dict[tuple[str, str], int]:
-    """The lines of every class, (module, name), with those of all classes of `sources` that it inherits from."""
+    """Return the number of lines of every class (module, name), including its base classes in `sources`."""
     classes: dict[tuple[str, str], ast.ClassDef] = {}
     names: dict[str, dict[str, tuple[str, str]]] = {}
     for module, nodes in sources.items():
@@ -380,7 +380,7 @@ def test_inherited_lines_count_once_each() -> None:
 
 
 def banned_names(path: Path) -> list[str]:
-    """Return one line for each use of a banned name in `path`, which may be the file's own."""
+    """Return a line for each use of a banned name in `path`, including the file's own name."""
     found = [f"{identity(path)}: its name"] if path.stem in BANNED_NAMES else []
     text = path.read_text()
     if not BANNED_WORD.search(text):
@@ -405,7 +405,7 @@ def test_every_source_file_has_a_docstring() -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    """`SpeechLLM` is a name of the package, and imported only when it is asked for."""
+    """The package exports `SpeechLLM`, but imports it only on first use."""
     loaded = "import stretto, sys; print(*{name.partition('.')[0] for name in sys.modules})"
     names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert "stretto" in names

@@ -1,4 +1,4 @@
-"""Fair-share limits."""
+"""Fair-share limits of a shared resource."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""Files named in docs and docstrings exist."""
+"""Files that docs and docstrings mention exist."""
 
 import importlib.util
 import re
@@ -28,7 +28,7 @@ OTHERS = {  # of other projects
 
 
 def named(path: str) -> set[str]:
-    """The files that a tracked file names between backquotes."""
+    """Return the files that a tracked file mentions in backquotes."""
     found = NAMED.finditer((ROOT / path).read_text(errors="replace")) if path.endswith(TEXTS) else ()
     return {match[1] or match[2] for match in found}
 

@@ -1,4 +1,4 @@
-"""Plain language as a test: docstrings name their subject instead of circumscribing it."""
+"""Plain-language tests: docstrings name their subject instead of paraphrasing it."""
 
 import ast
 import re

@@ -33,7 +33,7 @@ LAST_LINE = re.compile(
 
 
 def shown(page: Path) -> list[list[str]]:
-    """The words after `stretto` in every such line of a page's blocks, without those that only hint at their flags."""
+    """Return the arguments of `stretto` in every command line of a page, except lines that only hint at flags."""
     joined = page.read_text().replace("\\\n", " ")
     lines = [
         line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
@@ -107,7 +107,7 @@ def test_the_files_that_the_installation_names_are_there() -> None:
 @pytest.mark.server
 @pytest.mark.nightly  # by day scripts/test_speak.py, and tests/server
 def test_the_first_command_speaks_and_its_server_stays_until_it_is_stopped(tmp_path: Path) -> None:
-    """Without its set-up, which has made the environment that this runs in."""
+    """The set-up is skipped, because this test already runs in its environment."""
     environment = os.environ | {"STRETTO_PORT": str(free_row(3))}
     stretto = [sys.executable, "-m", "stretto"]
     command = [*stretto, "speak", "--out", "speech.wav", *SCRIPTS[0][1:]]

@@ -1,4 +1,4 @@
-"""Reading untrusted files gives a value, or one error that names the file."""
+"""Reading an untrusted file gives a value, or an error that mentions the file."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_yaml_that_no_release_has_is_refused(kind: str, tmp_path: Path, monkeypa
 
 
 def test_yaml_as_releases_have_it_is_read(tmp_path: Path) -> None:
-    """Anchors, long lists, dates and numbers; and a string of digits, which is no number."""
+    """The YAML has anchors, long lists, dates, numbers, and a string of digits, which is not a number."""
     (tmp_path / "config.yaml").write_text(f"a: &a [1, 2.5e-3]\nb: *a\nc: 2026-02-28\nd: '{'9' * 500}'\n")
     record = yaml_mapping(tmp_path / "config.yaml")
     assert (record["a"], record["b"], record["d"]) == ([1, 2.5e-3], [1, 2.5e-3], "9" * 500)
@@ -111,7 +111,7 @@ def test_an_index_names_files_beside_it_only(name: str, tmp_path: Path) -> None:
 
 
 def test_links_may_lead_to_files_of_the_same_release_only(tmp_path: Path) -> None:
-    """As a Hugging Face cache has them: every file of a snapshot is a link to a blob."""
+    """A Hugging Face cache has such links: every file in a snapshot is a link to a blob."""
     cache = tmp_path / "models--a--b"
     snapshot, blobs = cache / "snapshots" / "0123", cache / "blobs"
     (snapshot / "speech_tokenizer").mkdir(parents=True)

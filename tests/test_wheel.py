@@ -1,4 +1,4 @@
-"""The built and installed package: its contents, and that it runs where it is installed."""
+"""The built and installed package: its contents, and that it runs from its installation."""
 
 import configparser
 import os
@@ -35,7 +35,7 @@ SHOW_FOLDERS = (
 
 
 def build(kind: str, tree: Path, out: Path) -> Path:
-    """Return the distribution that setuptools builds of a tree, without network or isolation."""
+    """Build a distribution of a tree with setuptools, without network or isolation, and return it."""
     command = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
     subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=300)
     (made,) = out.iterdir()
@@ -43,7 +43,7 @@ def build(kind: str, tree: Path, out: Path) -> Path:
 
 
 def build_both(folder: Path) -> tuple[Path, Path]:
-    """The sdist of a copy of this tree with what people leave lying about in one, and the wheel built from it."""
+    """Build an sdist from a copy of this tree with typical clutter, and a wheel from that sdist."""
     tree = folder / "tree"
     for name in ("python_backend", "client", "gateway", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
@@ -64,7 +64,7 @@ def build_both(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist and the wheel of a release."""
+    """Return the sdist and the wheel of a release."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(EPOCH, str(EPOCH_S))
         return build_both(tmp_path_factory.mktemp("wheel"))
@@ -83,7 +83,7 @@ def test_builds_are_reproducible(built: tuple[Path, Path], tmp_path: Path, monke
 
 
 def files_of_the_tree() -> dict[str, Path]:
-    """By their names in the wheel."""
+    """Return the files of the tree by their names in the wheel."""
     listed = {}
     for folder, place in PLACES.items():
         for path in (ROOT / folder).rglob("*"):
@@ -116,7 +116,7 @@ def test_it_has_the_console_command_and_all_entry_points(wheel: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of executables of an environment with the wheel, which borrows all else from this one."""
+    """Install the wheel in an environment that shares all other packages with this one; return its `bin` folder."""
     folder = tmp_path_factory.mktemp("installed") / "env"
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
@@ -129,9 +129,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subprocess.CompletedProcess[str]":
-    """Run a command of the environment as a user with no settings but the port.
+    """Run a command of the environment as a user with no settings except the port.
 
-    vLLM's cache of our models' properties is kept, because each first start would otherwise import it once more.
+    vLLM's cache of our models' properties is kept, because the first start would otherwise import vLLM again.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "STRETTO_", "PYTHON"))}
     environment = kept | {"HOME": str(home), "STRETTO_PORT": str(port), "VLLM_CACHE_ROOT": envs.VLLM_CACHE_ROOT}

@@ -7,7 +7,7 @@ import pytest
 
 
 def by_night(*values: Any, ids: Iterable[str | None] = ()) -> list[Any]:
-    """Return parameters with the mark `nightly`; a tuple is the arguments of one test."""
+    """Return parameters with the mark `nightly`; a tuple has the arguments of one test."""
     names = [*ids, *[None] * len(values)]
     return [
         pytest.param(*(value if isinstance(value, tuple) else (value,)), id=name, marks=pytest.mark.nightly)

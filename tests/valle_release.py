@@ -1,4 +1,4 @@
-"""Replies of the authors' own VALL-E, and the engine's prompts for them."""
+"""Replies of the authors' VALL-E, and the engine's prompts for these replies."""
 
 import json
 from pathlib import Path
@@ -21,18 +21,18 @@ GREEDY = SamplingConfig(SegmentSampling(temperature=0.0), SegmentSampling(temper
 
 
 def open_valle(checkpoint: Path, family: Family) -> ValleTemplate:
-    """The template over a converted checkpoint, for voices in codes."""
+    """Return the template for a converted checkpoint, for voices given as codes."""
     codec = FrameCounter(num_codebooks=KNOWN.num_codebooks, codebook_size=KNOWN.codebook_size)
     return ValleTemplate(family, KNOWN, Subwords(TextTokenizer.at(checkpoint), family), codec)
 
 
 def rows_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> np.ndarray:
-    """The rows of a reply's prompt, as the template writes them."""
+    """Return the rows of a reply's prompt as the template writes them."""
     voice = Piece("system", "messages[0]", codes=np.array(reply["voice"]))
     said = Piece("user", "messages[1].text", text=reply["text"])
     return template.write(family.tasks[0], (voice, said), None).rows
 
 
 def prompt_of(reply: dict[str, Any], template: ValleTemplate, family: Family) -> Prompt:
-    """Return the prompt of a reply of the fixture, with its greedy sampling."""
+    """Return the prompt for a fixture reply, with greedy sampling."""
     return Prompt("tts", rows_of(reply, template, family), GREEDY)

@@ -1,4 +1,4 @@
-"""Small random releases of VibeVoice in the published layout, and a slow reference made of transformers' modules.
+"""Small random VibeVoice releases in the published layout, and a slow reference built from transformers' modules.
 
 Channel 0 of all rows is nearly constant, so that it acts as a bias of the head: frames are likely, and stretches of
 audio end after several frames, often followed by another stretch.
@@ -42,7 +42,7 @@ BIASES = {
 
 
 def config(kind: str = "tied") -> VibeVoiceConfig:
-    """Return the config of a release: with a tied or an untied head, long replies, or the width of published ones."""
+    """Return the config of a release with a tied or untied head, long replies, or published widths."""
     width, layers = (2048, 1) if kind == "wide" else (128, 3)
     text = {
         "model_type": "qwen2",
@@ -79,7 +79,7 @@ def config(kind: str = "tied") -> VibeVoiceConfig:
 
 
 def tensor(name: str, shape: Sequence[int]) -> Tensor:
-    """Return a random tensor that depends on its name only."""
+    """Return a random tensor that depends only on its name."""
     random = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(crc32(name.encode())))
     if "gamma" in name:
         return 0.5 + 0.1 * random
@@ -114,7 +114,7 @@ def model_of(kind: str) -> VibeVoiceForConditionalGeneration:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level tokenizer with the special tokens of audio."""
+    """Write a byte-level tokenizer with the special audio tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -131,7 +131,7 @@ def write_release(folder: Path, kind: str = "tied") -> Path:
 
 
 def convert_release(folder: Path, kind: str = "tied") -> Path:
-    """Write a release and its checkpoint; return the folder of the checkpoint."""
+    """Write a release and convert it; return the checkpoint's folder."""
     release = write_release(folder / "release", kind)
     config_file = str(release / "config.json")
     options = ["--model", str(release), "--config", config_file, "--out", str(folder / "checkpoint")]
@@ -147,7 +147,7 @@ def changed_config(release: Path, **values: Any) -> None:
 
 
 def solve(velocity: Any, x: Tensor, number: int) -> Tensor:
-    """Return the solution of DPM-Solver++ 2M (midpoint) in n steps for a velocity(x, time)."""
+    """Solve with n steps of DPM-Solver++ 2M (midpoint), for a velocity(x, time)."""
 
     def bar(t: float) -> float:
         return float(np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2)
@@ -172,11 +172,11 @@ def solve(velocity: Any, x: Tensor, number: int) -> Tensor:
 
 
 class Reference:
-    """Replies by computing everything again for each row; each stretch of audio is decoded and encoded from its start.
+    """Reference that recomputes everything for each row; each stretch of audio is decoded and encoded from its start.
 
     Args:
         model: Network.
-        nudge: Added to the first latent of a reply.
+        nudge: Value added to the first latent of a reply.
     """
 
     def __init__(self, model: VibeVoiceForConditionalGeneration, nudge: Tensor | None = None):
@@ -186,7 +186,7 @@ class Reference:
     def reply(
         self, rows: np.ndarray, seed: int, guidance: float, steps: int, max_rows: int
     ) -> tuple[list[int], np.ndarray, np.ndarray, float]:
-        """Return the ids of a reply, its latents [T, D], its features [T, E], and the least lead of a decision.
+        """Return a reply's ids, latents [T, D], features [T, E], and the smallest margin of a decision.
 
         Args:
             rows: Rows of the prompt, int32 [P, S], as the preprocessor writes them.

@@ -1,4 +1,4 @@
-"""Replies of VITA-Audio's own `generate`, and the small release with their weights, converted."""
+"""Replies of VITA-Audio's own `generate`, and the converted small release with the same weights."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,20 @@ RECORD: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "vita_audi
 
 
 def command(release: Path, out: Path) -> list[str]:
-    """Return the converter's command line for a release in one directory."""
+    """Return the converter's command line for a release in a single directory."""
     places = {"model": release, "config": release / "config.json", "tokenizer": release, "out": out}
     return ["vita-audio", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
 
 
 def convert(folder: Path) -> Path:
-    """The small release, as the fixture has it, and what the converter makes of it."""
+    """Write the small release of the fixture and convert it."""
     release = random_vita.write_release(folder / "release", RECORD["config"], RECORD["seed"])
     assert main(command(release, folder / "checkpoint")) == 0
     return folder / "checkpoint"
 
 
 def prompt_of(reply: dict[str, Any], task: str = "dialogue", **changes: object) -> Prompt:
-    """Return the prompt of a reply of the fixture, for as many ids."""
+    """Return the prompt for a fixture reply, for the same number of ids."""
     size = len(reply["ids"])
     text = SegmentSampling(temperature=0.0, max_rows=size)
     name = reply["schedule"]

@@ -1,6 +1,6 @@
-"""Replies of the authors' code (voxcpm 2.0.3) on the random releases of `benchmarks`.
+"""Replies of the authors' code (voxcpm 2.0.3) with the random releases of `benchmarks`.
 
-Noise is a function of seed, position and word there, too (`sampling.py`), instead of by torch's generator.
+There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a patch, by patch, that three changes of 1e-6 in the first patch come to. The
 samples are those of the first and of the last 1500.
 """
@@ -26,7 +26,7 @@ TEXT, PROMPT_TEXT, SEED, MAX_PATCHES = "hello, 你好 you.", "ab ", 7, 20
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply, with the rows of its prompt: ids [P], a mask [P] of patches, and the patches [P, D]."""
+    """A reply with the rows of its prompt: ids [P], a mask [P] of patches, and the patches [P, D]."""
 
     text: np.ndarray
     is_audio: np.ndarray
@@ -51,26 +51,26 @@ def stored() -> dict[str, Any]:
 
 
 def reply(kind: str, mode: str) -> Reply:
-    """Return the reply of a release in a mode."""
+    """Return the reply from a release in a mode."""
     return Reply(**{name: stored()[f"{kind}.{mode}.{name}"] for name in Reply.__dataclass_fields__})
 
 
 def convert_release(folder: Path, kind: str = "plain") -> Path:
-    """Write a release of a kind and its checkpoint; return the folder of the checkpoint."""
+    """Write a release of a kind and convert it; return the checkpoint's folder."""
     release = write_release(folder / "release", kind)
     assert convert(["voxcpm2", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"
 
 
 def wave_file(name: str) -> bytes:
-    """Return a recording of the fixture as a file."""
+    """Write a recording of the fixture to a file."""
     file = BytesIO()
     soundfile.write(file, recording(name), 16000, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 
 def request(mode: str, **options: Any) -> RawRequest:
-    """Return the request for a reply of the fixture."""
+    """Return the request for a fixture reply."""
     turns: list[dict[str, str]] = []
     files = []
     if mode in ("reference", "both"):

@@ -1,4 +1,4 @@
-"""Small random releases of the wav2vec2 layout, as they are published: base models and multilingual ones."""
+"""Small randomly initialised releases in the published wav2vec2 layouts: base and multilingual."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ WIDTHS: dict[str, Any] = {
 
 
 def write_release(folder: Path, is_multilingual: bool = False) -> Path:
-    """Write a release: the base layout (group norm, older tensor names), or the multilingual one (layer norms)."""
+    """Write a release in the base layout (group norm, older tensor names) or the multilingual one (layer norms)."""
     labels = MULTILINGUAL if is_multilingual else ENGLISH
     kind = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True} if is_multilingual else {}
     config = Wav2Vec2Config(vocab_size=len(labels), pad_token_id=int(is_multilingual), **WIDTHS, **kind)

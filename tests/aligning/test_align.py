@@ -1,4 +1,4 @@
-"""Paths equal those of torchaudio's forced_align; words become labels and spans become times."""
+"""Alignment paths equal torchaudio's forced_align. Words become labels, and spans become times."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ LOWER = Alphabet({label: index for index, label in enumerate("-aeinou")}, 0)
 
 
 def certain(path: list[int], num_labels: int) -> np.ndarray:
-    """Emissions in which the labels of `path` have nearly all of the probability."""
+    """Return emissions that give nearly all probability to the labels of `path`."""
     log_p = np.full((len(path), num_labels), -9.0, np.float32)
     log_p[np.arange(len(path)), path] = -0.1
     return log_p

@@ -1,4 +1,4 @@
-"""The CTC model: emissions as transformers computes them, both published layouts, and files that do not match."""
+"""The CTC model computes the same emissions as transformers for both layouts, and refuses files that do not match."""
 
 import json
 import os

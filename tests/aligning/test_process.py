@@ -1,4 +1,4 @@
-"""The queue of alignments answers every job once and in time; its process may end at any moment."""
+"""The alignment queue answers every job once and in time, even if its process ends at any moment."""
 
 import os
 import select
@@ -27,7 +27,7 @@ WORDS = [TimedWord("a", 0.0, 0.1, 0.5)]
 
 
 class ScriptedProcess:
-    """Answers each text by a function; remembers what was asked."""
+    """Fake process that answers each text with a function and records its jobs."""
 
     def __init__(self, answer: Callable[[str], Any]) -> None:
         self._answer, self.asked, self.calls = answer, list[str](), list[str]()
@@ -44,7 +44,7 @@ class ScriptedProcess:
 
 
 class ManualTimers:
-    """Timers that expire when a test says so."""
+    """Timers that expire when a test requests it."""
 
     def __init__(self) -> None:
         self.expire: list[Callable[[], None]] = []
@@ -63,7 +63,7 @@ class ManualTimers:
 
 
 class Answers:
-    """Remembers answers and lets a test wait for them."""
+    """Record of answers that a test can wait for."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []

@@ -1,4 +1,4 @@
-"""The benchmark of block codecs: costs, and the deviation of blocks from one decode."""
+"""The benchmark of block codecs reports costs, and how far blocks deviate from a one-shot decode."""
 
 import json
 import sys

@@ -58,7 +58,7 @@ def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
 
 
 def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch's `interpolate` does: it rounds a place in float32, the worse the later it comes."""
+    """The fake codec drifts like torch's `interpolate`, whose float32 positions get less exact over time."""
 
     def rounded(frames: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.interpolate(frames[:, None], scale_factor=HOP, mode="linear")[:, 0]

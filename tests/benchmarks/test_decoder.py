@@ -1,4 +1,4 @@
-"""The decoder's benchmark, on a codec that is small enough to check by hand."""
+"""The decoder benchmark, run on a codec that is small enough to check by hand."""
 
 import json
 from pathlib import Path

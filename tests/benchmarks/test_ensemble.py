@@ -1,4 +1,4 @@
-"""Costs of processes add up."""
+"""Costs of the server's processes add up."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The family benchmark: arms in turns, ratios of equal rounds, and a list of missing measurements."""
+"""The family benchmark alternates its arms, forms ratios within rounds, and lists missing measurements."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scale.md: its tables as printed, its formulas by hand, its figures where they are used."""
+"""The arithmetic of docs/scale.md: tables equal the printed ones, and formulas equal calculations by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The parts of a frame: measured on a small checkpoint, they add up to what the engine uses."""
+"""The measured parts of a frame add up to the processor time that the engine uses."""
 
 import argparse
 import math

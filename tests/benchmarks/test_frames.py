@@ -1,4 +1,4 @@
-"""The benchmark of frames with a depth transformer, on small checkpoints."""
+"""The benchmark of frames with a depth transformer, run on small checkpoints."""
 
 from pathlib import Path
 

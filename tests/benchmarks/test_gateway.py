@@ -1,6 +1,6 @@
-"""The gateway benchmark: refused requests are retried and their wait counts from the first attempt.
+"""The gateway benchmark retries refused requests and measures from the first attempt.
 
-Other errors are not.
+It does not retry after other errors.
 """
 
 from typing import Any

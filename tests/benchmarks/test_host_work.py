@@ -1,4 +1,4 @@
-"""Instructions are counted as they are, and nothing is left counting."""
+"""Instructions are counted exactly, and counting stops afterwards."""
 
 import sys
 

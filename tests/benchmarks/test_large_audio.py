@@ -1,4 +1,4 @@
-"""The benchmark of large files: its requests and its figures."""
+"""Requests and figures of the large-file benchmark."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Many live streams on a decoder with a formula for its duration: the listeners' waits."""
+"""Underruns of many live streams on a decoder whose decode times follow a formula."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from stretto.triton_io.flow import FlowTable
 
 @dataclass
 class TimedCodec:
-    """Decodes nothing, and moves its clock on: by `batch_s`, and by `frame_s` for each frame of context and window."""
+    """Fake codec that only advances its clock: by `batch_s`, plus `frame_s` for each frame of context and window."""
 
     spec: CodecSpec
     frame_s: float
@@ -44,7 +44,7 @@ DAC = CodecSpec("dac", 16_000, 320, 12, 1024, Windowed(10, 10)), 0.00005
 
 
 def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_frames: int) -> list[Trace]:
-    """Return the listeners' results for a load; without randomness and in simulated time."""
+    """Play a load in simulated time, without randomness, and return the clients' traces."""
     codec = TimedCodec(*kind)
     policy = ChunkPolicy(first_frames, 25, frame_rate=codec.spec.frame_rate, held_frames=codec.spec.right_frames)
     stage = ProcessorTime(codec, DecoderConfig(max_utterances=1024), lambda: codec.now_s)
@@ -63,7 +63,7 @@ def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_fram
 def test_nobody_waits_at_32_streams_of_a_small_codec(
     tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, streams: int, stagger_s: float
 ) -> None:
-    """50 frames a second: twice real time for the bundled codec, real time for DAC."""
+    """50 frames per second are twice real time for the bundled codec, and real time for DAC."""
     traces = play(tmp_path, kind, LiveLoad(streams, 6.0, 50.0, stagger_s), first_frames)
     assert len(traces) == streams
     assert all(trace.error is None and sum(trace.durations) == pytest.approx(6.0) for trace in traces)

@@ -1,4 +1,4 @@
-"""The streamed-text benchmark: equal texts and frames for all arms, counted from the first word."""
+"""The streamed-text benchmark uses equal texts and frames in all arms and measures from the first word."""
 
 import argparse
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ FRAME_S = 0.08
 
 
 class FakeClient:
-    """Speaks a complete text in simulated time: 1 s, or 2 s if the words arrive one by one."""
+    """Fake client that speaks a text in simulated time: 1 s, or 2 s if the words arrive one by one."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[bool, str, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Metrics of listeners, and the comparison of two ways to a server."""
+"""Metrics that clients observe, and the comparison of two paths to a server."""
 
 import asyncio
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ def trace_of(arrivals: list[float], durations: list[float]) -> Trace:
 
 
 def slow_underrun(arrivals: list[float], durations: list[float]) -> float:
-    """Simulate a player by milliseconds, and return the start delay with which no chunk is late."""
+    """Simulate a player in steps of 1 ms, and return the start delay that avoids every underrun."""
     for delay_ms in range(100_000):
         position = arrivals[0] + delay_ms / 1000
         late = False
@@ -68,7 +68,7 @@ def test_a_p99_needs_a_hundred_values() -> None:
 
 
 class FakeWays:
-    """Two ways to a server in simulated time: through a process that takes 3 ms per request, or past it."""
+    """Two paths to a server in simulated time: through a process that takes 3 ms per request, or around it."""
 
     def __init__(self) -> None:
         self.clock = self.used_s = 0.0

@@ -1,4 +1,4 @@
-"""The check of long audio compares the right steps, and a short one runs to its end."""
+"""The long-audio benchmark compares the right steps, and a short run completes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Open-loop load: arrival times, goodput, and the knee."""
+"""Arrival times, goodput and knee of the open-loop benchmark."""
 
 import argparse
 import asyncio
@@ -21,7 +21,7 @@ FULL: list[Step] = [ErrorText("full: 80 sequences are already in flight; try aga
 
 
 def trace(first_s: float, late_s: float = 0.0, **changes: Any) -> Trace:
-    """Return a trace of two chunks of one second; the second is `late_s` later than needed."""
+    """Return a trace of two chunks of one second each; the second one is `late_s` late."""
     made = Trace(10.0, [10.0 + first_s, 11.0 + first_s + late_s], [1.0, 1.0], sound=0.25, finished=13.0)
     for name, value in changes.items():
         setattr(made, name, value)

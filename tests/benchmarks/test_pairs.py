@@ -1,4 +1,4 @@
-"""The benchmark of guided replies that exceed the KV cache: its counts are right."""
+"""The benchmark of guided replies that exceed the KV cache counts frames correctly."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The real perf_analyzer and the client against a real server, whose `speech` model only pretends to speak.
+"""perf_analyzer and the client against a real server with a fake `speech` model.
 
-The whole ensemble has tests of its own; here the wire counts: decoupled responses, errors, cancelling.
+These tests check the protocol: decoupled responses, errors and cancellation. Other tests cover the ensemble.
 """
 
 import json
@@ -139,7 +139,7 @@ def test_a_load_that_meets_a_full_server_is_named_and_the_others_are_told(server
 
 
 def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -> None:
-    """perf_analyzer ends an export at a sample that is not finite; the request behind the script's own has one."""
+    """perf_analyzer ends an export at a value that is not finite; the request after the script's own has one."""
     number, inputs = behind_the_others(tmp_path, "nan")
     (experiment,), said = profiled(tmp_path, "-u", server, "-n", str(number), "-c", "1", "-o", "exports", *inputs)
     assert f"of {number} requests: it was truncated" in said

@@ -1,4 +1,4 @@
-"""The reader of perf_analyzer's exports, on one that it wrote (its samples cut short) and on small ones by hand."""
+"""The reader of perf_analyzer's exports, on a real export with truncated samples and on small handwritten ones."""
 
 import json
 from itertools import pairwise

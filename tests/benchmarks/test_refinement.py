@@ -1,4 +1,4 @@
-"""The benchmark of filled codebooks for whole utterances: it fills the codebooks that it reports."""
+"""The refinement benchmark fills the codebooks that it reports."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Steps without a model: the same output over and over, and the requests end with them."""
+"""Replayed steps repeat the same output without a model, and their requests end with them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ PARAMS: list[Any] = [None, None]
 
 
 class Scheduler:
-    """Takes its output's log-probabilities away, as ours does, and its lists of ids, as vLLM's may."""
+    """Fake scheduler that consumes its output's log-probabilities, as ours does, and its id lists, as vLLM's may."""
 
     def __init__(self) -> None:
         self.num_computed, self.num_updates, self.has_ended = 0, 0, False
@@ -35,7 +35,7 @@ class Scheduler:
 
 
 class Engine:
-    """Two requests that decode from the third step on."""
+    """Fake engine with two requests that decode from the third step on."""
 
     def __init__(self) -> None:
         self.scheduler, self.num_steps = Scheduler(), 0

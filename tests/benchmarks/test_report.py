@@ -1,4 +1,4 @@
-"""Results become points and pictures; the latest measurement of a point counts."""
+"""Result lines become points and pictures; the latest measurement of a point is used."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The arithmetic for the figures of VITA-Audio's schedules."""
+"""The arithmetic behind the figures for VITA-Audio's schedules."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from stretto.families.vita_audio.family import SCHEDULES
 
 
 def test_forward_passes_are_those_counted_by_hand() -> None:
-    """Trained as one word, a marker, codes and a marker, the first audio turn 4 ids long for Balance, 10 for Boost."""
+    """Words alternate with marked codes as in training; the first audio turn has 4 ids in Balance, 10 in Boost."""
     assert [passes(name, 1) for name in SCHEDULES] == [3, 1, 1, 1]
     assert passes("vanilla", 31) == 51  # 11 ids with 8 codes, twice 14 with 8, and of the next 4 + 1 + 7
     assert passes("turbo", 31) == 5  # 11 ids each

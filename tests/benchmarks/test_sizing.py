@@ -1,4 +1,4 @@
-"""The arithmetic of docs/gpu.md: weights as Hugging Face counts them, operations as torch does, tables as printed."""
+"""The arithmetic of docs/gpu.md, against Hugging Face's weight counts, torch's operation counts and the tables."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ PUBLISHED = {
 
 
 def hugging_face(name: str, shape: Shape, vocabulary: int, is_tied: bool) -> nn.Module:
-    """The model of that shape, without its numbers."""
+    """Return a model of the given shape on the meta device."""
     config_class, model_class = next(value for each, value in CLASSES.items() if each in name)
     record: dict[str, Any] = {
         "hidden_size": shape.hidden,

@@ -1,4 +1,4 @@
-"""The figures that are read from a run of tts-bench."""
+"""Figures are read from a tts-bench run."""
 
 import json
 from pathlib import Path

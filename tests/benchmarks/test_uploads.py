@@ -1,4 +1,4 @@
-"""Counts of the upload benchmark."""
+"""The upload benchmark counts outcomes correctly."""
 
 import asyncio
 

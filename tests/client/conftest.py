@@ -1,4 +1,4 @@
-"""Fake Triton module for the client's tests against the server's own responses."""
+"""Fake Triton module, for client tests against the server's own responses."""
 
 from tests import fakes_triton
 

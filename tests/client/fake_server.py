@@ -1,4 +1,4 @@
-"""An in-process gRPC server that answers as the ensemble does, by a script of steps."""
+"""In-process gRPC server that answers as the ensemble does, from a script of steps."""
 
 import asyncio
 import ctypes
@@ -39,7 +39,7 @@ REPORT["input_audio_s"] = 1.25  # for requests with recordings
 
 @dataclass
 class Chunk:
-    """A response with an event, and samples unless `num_samples` is None; FINAL rides on it if `is_last`."""
+    """Response with an event, and samples unless `num_samples` is None; it has the final flag if `is_last`."""
 
     index: int = 0
     num_samples: int | None = 640
@@ -57,14 +57,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Taken:
-    """The answer to a part of a text."""
+    """Answer to a part of a streamed text."""
 
     part: int
 
 
 @dataclass(frozen=True)
 class EmptyFinal:
-    """A response with the final flag alone."""
+    """Response with only the final flag."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Until:
 
 @dataclass(frozen=True)
 class ErrorText:
-    """An error as a response's bare text, as servers without status codes send it."""
+    """Error sent as a response's text, as servers without status codes send it."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Abort:
-    """An error that closes the stream with a status."""
+    """Error that closes the stream with a status."""
 
     code: grpc.StatusCode
     message: str
@@ -160,7 +160,7 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
 class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Scripted server: `script` maps a request to the steps of its answer.
 
-    It keeps the requests, and counts calls that ended and calls that were cancelled.
+    It records requests, and counts ended and cancelled calls.
 
     Attributes:
         more_models: Models that are ready in addition to `speech`.
@@ -189,7 +189,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{port}"
 
     async def stop(self) -> None:
-        """Stop at once. Unlike gRPC's server, which crashes then, it may be stopped repeatedly."""
+        """Stop immediately. Unlike gRPC's server, which would crash, it may be stopped repeatedly."""
         if self.end is None:
             self.end = asyncio.ensure_future(self.server.stop(0))
         await asyncio.shield(self.end)

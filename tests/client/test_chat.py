@@ -1,4 +1,4 @@
-"""A chat in a process of its own against the fake server, with lines on its standard input."""
+"""`stretto chat` in a separate process, with lines on standard input, against the fake server."""
 
 import asyncio
 import json

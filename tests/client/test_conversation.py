@@ -1,4 +1,4 @@
-"""Turns as the next request sends them."""
+"""Turns of a conversation have the form that the next request sends."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A full server is distinguished from one that accepts no work, by its error's kind or its status."""
+"""The error's kind or status distinguishes a full server from one that accepts no work."""
 
 import grpc
 import pytest

@@ -1,4 +1,4 @@
-"""Several utterances as one: running times, no gap, no step where they meet, one report."""
+"""Joined utterances have continuous times, no gap, no step between them, and a single report."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A text that is written while it is spoken, through a server that reads such texts and through one that does not."""
+"""Streamed text, with servers that support it and servers that do not."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The command line in a process of its own against the fake server."""
+"""The command line in a separate process, against the fake server."""
 
 import asyncio
 import json
@@ -95,7 +95,7 @@ async def test_transcribe_prints_the_text(run: Run, tmp_path: Path) -> None:
 
 
 async def test_transcribe_reads_standard_input_live(run: Run) -> None:
-    """The samples are 16-bit, and the last odd byte is none."""
+    """The samples are 16-bit, and an odd last byte is ignored."""
     heard, complete = list[float](), asyncio.Event()
 
     def listen(request: Request) -> list[Step]:

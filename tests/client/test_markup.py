@@ -1,4 +1,4 @@
-"""Markdown and SSML as text to speak: remaining text for any division into pieces, and time limits."""
+"""Markdown and SSML are converted to the same text for any division into pieces, in bounded time."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ UNCHANGED = (
 
 
 def read(text: str, markup: Markup = "auto", *, size: int = 0) -> str:
-    """All of `text`, taken in pieces of `size` characters; 0: whole."""
+    """Return the spoken text of `text`, read in pieces of `size` characters; 0 reads it in one piece."""
     reader = open_reader(markup)
     pieces = [text[start : start + size] for start in range(0, len(text), size)] if size else [text]
     return "".join(map(reader.add, pieces)) + reader.end()
@@ -179,7 +179,7 @@ CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 
 
 def outcome(text: str, sizes: list[int]) -> object:
-    """Return the spoken text of `text` in pieces of these sizes in turn, or its refusal."""
+    """Return the spoken text of `text`, read in pieces of these sizes, or the error message."""
     reader, start, spoken = open_reader("auto"), 0, ""
     try:
         while start < len(text):
@@ -285,7 +285,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=repr)
 def test_the_work_grows_with_the_length_and_no_faster(unit: str) -> None:
-    """Count the steps of the interpreter, which a busy machine does not change."""
+    """The test counts interpreter steps, which other load does not affect."""
 
     def steps(num_chars: int) -> int:
         count = 0

@@ -1,4 +1,4 @@
-"""Profiles of this version, of earlier and of later ones, and of none."""
+"""Model profiles from this version, from earlier and later versions, and missing profiles."""
 
 import json
 from typing import Any

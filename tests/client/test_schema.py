@@ -1,4 +1,4 @@
-"""The schema of the options: checks by pydantic, and mypy's errors for wrong client calls."""
+"""The option schema is checked by pydantic, and mypy reports wrong client calls."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The key of a server on this host is found by its port, and sent to no other server."""
+"""The key of a local server is found by its port, and sent to no other server."""
 
 import asyncio
 import os

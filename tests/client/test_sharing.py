@@ -91,7 +91,10 @@ async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> Non
 async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
     server: FakeServer, runtime: FakeRuntime, server_lets_go: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the utterance is given up before its last event; a server that has ended never does."""
+    """This also holds if the utterance is cancelled before its last event.
+
+    A server that has ended never releases it.
+    """
     monkeypatch.setattr(ring_module, "PATIENCE_S", 60.0 if server_lets_go else 0.05)
     server.steps[1:1] = [Pause(120)]
     client = SpeechClient(server.address, shared_memory="cuda")

@@ -62,7 +62,7 @@ def test_16_bit_samples_are_rounded_and_bounded() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of programs, the only ones on the path except the system's shell."""
+    """Return a folder for programs; PATH has only this folder and the system shell."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")

@@ -1,4 +1,4 @@
-"""Standard input: what another program writes is spoken while it writes, a file is read as a whole."""
+"""Text from a pipe is spoken while it is being written; a file is read completely first."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Environments of foreign clients, one for each, made by uv or npm in the user's cache and kept there."""
+"""Environments of third-party clients, created by uv or npm in the user's cache and kept there."""
 
 import hashlib
 import os
@@ -21,10 +21,10 @@ UNREACHABLE = (
 
 @dataclass(frozen=True)
 class Environment:
-    """The packages of a client, with exact versions.
+    """Packages of a client, with exact versions.
 
-    python: the version of Python that makes it, or "node".
-    without: packages that a client declares and does not need here, or that have no build for a machine without a GPU.
+    `python` is the Python version, or "node".
+    `without` lists declared packages that the client does not need here, or that have no build without a GPU.
     """
 
     packages: tuple[str, ...]
@@ -33,12 +33,12 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of these very packages."""
+        """Folder of the environment, whose name depends on the packages."""
         key = hashlib.sha256(repr(self).encode()).hexdigest()[:16]
         return CACHE / key
 
     def make(self) -> Path:
-        """Make the environment if need be and return its folder; skip the test if the registry cannot be reached."""
+        """Create the environment if necessary and return its folder; skip the test if no registry is reachable."""
         stamp = self.folder / "made"
         if stamp.exists():
             return self.folder
@@ -74,7 +74,7 @@ class Environment:
         return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
     def _python(self) -> str:
-        """Return a Python of this version: one that uv finds or that pyenv has, or its number, for uv to download."""
+        """Return an interpreter that uv or pyenv has, or the version number for uv to download."""
         found = subprocess.run([UV, "python", "find", self.python], capture_output=True, text=True, check=False)
         versions = sorted(Path.home().glob(f".pyenv/versions/{self.python}.*/bin/python"))
         return found.stdout.strip() or (str(versions[-1]) if versions else self.python)
@@ -82,7 +82,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Client:
-    """A script of this folder, its environment and the steps that it must report."""
+    """A client script in this folder, with its environment and the steps that it must report."""
 
     environment: Environment
     script: str

@@ -1,4 +1,4 @@
-"""LiveKit Agents: a RealtimeModel with its default settings: a greeting by generate_reply(), then a spoken turn."""
+"""LiveKit Agents: a RealtimeModel with default settings greets with generate_reply(), then answers a spoken turn."""
 
 import asyncio
 

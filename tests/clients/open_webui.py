@@ -1,4 +1,4 @@
-"""Open WebUI: its own server, set up by environment variables alone and asked as its page asks."""
+"""Open WebUI: its own server, configured only by environment variables, gets the requests that its page sends."""
 
 import asyncio
 import os

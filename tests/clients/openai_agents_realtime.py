@@ -1,4 +1,4 @@
-"""OpenAI Agents SDK: a RealtimeSession with its default settings: a written turn, then a spoken one."""
+"""OpenAI Agents SDK: a RealtimeSession with default settings has a written turn, then a spoken one."""
 
 import asyncio
 import os

@@ -1,6 +1,6 @@
-"""OpenAI Agents SDK: a VoicePipeline with its default models and settings, over one recording and over a live stream.
+"""OpenAI Agents SDK: a VoicePipeline with default models and settings reads a recording and a live stream.
 
-The workflow repeats the transcript, so that no language model is needed. Traces would go to OpenAI: they are off.
+The workflow repeats the transcript, so that no language model is needed. Traces are off, because they go to OpenAI.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from agents.voice import AudioInput, StreamedAudioInput, VoicePipeline, VoiceWor
 
 
 class Answer(VoiceWorkflowBase):
-    """A workflow with one reply, so that its request does not depend on the words of the transcript."""
+    """Workflow with a fixed reply, so that its request does not depend on the transcript."""
 
     def __init__(self):
         self.transcripts = []

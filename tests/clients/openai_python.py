@@ -1,4 +1,4 @@
-"""The calls of OpenAI's own Python package, as its documentation shows them."""
+"""OpenAI's Python package: the calls that its documentation shows."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Pipecat: an OpenAIRealtimeLLMService with its default settings: a greeting, then a spoken turn."""
+"""Pipecat: an OpenAIRealtimeLLMService with default settings greets, then answers a spoken turn."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ from report import URL, attempt, recorded_pcm, report
 
 
 class Sink(FrameProcessor):
-    """The end of a pipeline, whose frames and errors go into a queue."""
+    """End of a pipeline that puts frames and errors into a queue."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pipecat: its OpenAI services with their default settings, each in a pipeline of its own."""
+"""Pipecat: each OpenAI service, with default settings, in its own pipeline."""
 
 import asyncio
 import sys
@@ -32,7 +32,7 @@ from pipecat.workers.runner import WorkerRunner  # noqa: E402
 
 
 class Frames(FrameProcessor):
-    """The frames that pass downstream, and the errors that pass upstream."""
+    """Recorder of frames that pass downstream and errors that pass upstream."""
 
     def __init__(self, frames: asyncio.Queue):
         super().__init__()
@@ -46,7 +46,7 @@ class Frames(FrameProcessor):
 
 
 async def run(service: FrameProcessor, drive) -> None:
-    """Run `drive(worker, frames)` alongside a pipeline of one service."""
+    """Run `drive(worker, frames)` alongside a pipeline with a single service."""
     frames = asyncio.Queue()
     worker = PipelineWorker(
         Pipeline([Frames(asyncio.Queue()), service, Frames(frames)]),

@@ -1,4 +1,4 @@
-"""A TCP proxy that keeps what passes, and reads the requests out of it."""
+"""TCP proxy that records all traffic and extracts the requests from it."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ RECORDING = "data:audio/wav;base64,…"  # kept instead of a recording in a fiel
 
 
 class RecordingProxy:
-    """A server that passes connections on to `host:port` and keeps the bytes of both directions."""
+    """Server that forwards connections to `host:port` and records the bytes of both directions."""
 
     def __init__(self, url: str):
         parts = urlsplit(url)
@@ -32,12 +32,12 @@ class RecordingProxy:
         self._open: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
-        """Start it and return its URL."""
+        """Start the proxy and return its URL."""
         self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def stop(self) -> None:
-        """Stop it when the connections that are open have ended."""
+        """Stop the proxy once all open connections have ended."""
         self._server.close()
         await asyncio.gather(*self._open)
 
@@ -52,7 +52,7 @@ class RecordingProxy:
             await asyncio.gather(_copy(reader, forth, kept[0]), _copy(back, writer, kept[1]))
 
     def requests(self) -> list[dict[str, Any]]:
-        """Return the different requests, each with the status and content type of its answer, in a fixed order."""
+        """Return the distinct requests in a fixed order, each with its response's status and content type."""
         found = [request for sent, answered in self._passed for request in _read(bytes(sent), bytes(answered))]
         different = {json.dumps(request, sort_keys=True): request for request in found}
         return [different[key] for key in sorted(different)]
@@ -69,7 +69,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept
 
 
 def _read(sent: bytes, answered: bytes) -> list[dict[str, Any]]:
-    """Return the requests of one connection; of a request that was cut off, nothing."""
+    """Return the requests on a connection, excluding a truncated one."""
     caller, server = h11.Connection(h11.SERVER), h11.Connection(h11.CLIENT)
     caller.receive_data(sent)
     server.receive_data(answered)
@@ -121,7 +121,7 @@ def _request(head: h11.Request, body: bytes, answer: Any) -> dict[str, Any]:
 
 
 def _parts(form: str, body: bytes) -> list[dict[str, str]]:
-    """Return the fields of a form; a file by what its first bytes are."""
+    """Return the fields of a form; a file is described by its first bytes."""
     message = BytesParser(policy=HTTP).parsebytes(f"content-type: {form}\r\n\r\n".encode() + body)
     parts = []
     for part in message.iter_parts():

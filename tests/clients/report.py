@@ -1,6 +1,6 @@
-"""Results that a client's script prints for the test which started it: one line of JSON for each step.
+"""Output of client scripts: they print a line of JSON for each step, which the test that started them reads.
 
-Scripts run in the client's own environment, so this module imports the standard library only.
+Scripts run in the client's own environment, so this module imports only the standard library.
 """
 
 import json
@@ -26,7 +26,7 @@ def report(step: str, **result: object) -> None:
 
 
 def report_audio(step: str, data: bytes, suffix: str) -> None:
-    """Save audio for the test to decode. Suffix `pcm`: 16-bit mono samples at 24 kHz."""
+    """Save audio for the test to decode. The suffix `pcm` means 16-bit mono samples at 24 kHz."""
     path = FOLDER / f"{step.replace(' ', '_').replace('/', '_')}.{suffix}"
     path.write_bytes(data)
     report(step, audio=str(path))

@@ -1,7 +1,7 @@
-"""Programs that others wrote, each in an environment of its own, against a real server with the bundled model.
+"""Third-party clients, each in its own environment, against a real server with the bundled model.
 
-The requests of each are kept in tests/data/client_requests.json, which tests/gateway/test_frameworks.py sends by day;
-STRETTO_RECORD=1 writes that file anew. STRETTO_GATEWAY_URL names a gateway that runs already.
+Their requests are stored in tests/data/client_requests.json, which tests/gateway/test_frameworks.py sends by day.
+STRETTO_RECORD=1 rewrites that file. STRETTO_GATEWAY_URL is the URL of a running gateway to use.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ CLIENTS = {
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a gateway before the bundled model."""
+    """Yield the URL of a gateway for the bundled model."""
     if running := os.environ.get("STRETTO_GATEWAY_URL"):
         yield running
         return
@@ -152,7 +152,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def recording(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sentence in the bundled voice, as WAV of 24 kHz and as WebM, the format of browsers."""
+    """Write the sentence in the bundled voice, as WAV at 24 kHz and as WebM, the format of browsers."""
     body = {"input": TEXT, "voice": "alloy", "response_format": "pcm", "seed": 1}
     answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=300).raise_for_status()
     samples = np.frombuffer(answer.content, "<i2")
@@ -219,7 +219,7 @@ async def test_works_with_its_defaults(name: str, url: str, recording: Path, tmp
 
 
 def compare(name: str, requests: list[dict[str, Any]]) -> None:
-    """Check that the day tier sends what this client sends, or write it down if STRETTO_RECORD is set."""
+    """Check that the day tier sends this client's requests; record them if STRETTO_RECORD is set."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     if os.environ.get("STRETTO_RECORD"):
         KEPT.write_text(json.dumps(kept | {name: requests}, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
@@ -235,9 +235,9 @@ def compare(name: str, requests: list[dict[str, Any]]) -> None:
 
 
 def messages_of_requests(requests: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Return the different messages of the WebSockets that each request opens, without their order; none for others.
+    """Return the distinct WebSocket messages of each request, ignoring order; none for other requests.
 
-    Versions in user agents are left out: those of libraries that a client depends on are not pinned.
+    Versions in user agents are left out, because the libraries of a client are not pinned.
     """
     found: dict[str, set[str]] = {}
     for request in requests:

@@ -1,4 +1,4 @@
-"""The public benchmark of five TTS engines: its unchanged requests to each target, for a few seconds."""
+"""tts-bench, a public benchmark of five TTS engines: its unchanged requests to each target, for a few seconds."""
 
 import json
 import subprocess

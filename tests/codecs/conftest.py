@@ -1,4 +1,4 @@
-"""A tiny codec with random weights: the arithmetic is the same, and no checkpoint is needed."""
+"""Fixtures for a tiny codec with random weights, which needs no checkpoint."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def codec() -> TinyCodec:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Use one thread: for many small layers, threads that wait for each other are slower, above all under load."""
+    """Use one thread, because threads that wait for each other are slower for many small layers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,6 @@
-"""ESPnet's DAC from its published tensors, written out plainly: the slow reference of `codecs.espnet_dac`.
+"""Slow, plain reference for `codecs.espnet_dac`: ESPnet's DAC from its published tensors.
 
-One layer after the other on the whole signal, weight norm by torch's own function, no class of the package used.
+Layers run one after the other on the whole signal. The reference uses torch's weight norm and none of our classes.
 """
 
 import math
@@ -13,14 +13,14 @@ from benchmarks.checkpoints.random_espnet import BLOCKS, CODEBOOKS, RATIOS
 
 
 class Reference:
-    """Decodes and encodes whole signals in float32 or float64, its weights rounded to float32 as the loader's are."""
+    """Codec for whole signals in float32 or float64; its weights are rounded to float32, as the loader rounds them."""
 
     def __init__(self, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.tensors = tensors
         self.dtype = dtype
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pcm [B, T * 320] of codes [B, K, T]."""
+        """Decode codes [B, K, T] to pcm [B, T * 320]."""
         tables = [self._get(f"quantizer.vq.layers.{codebook}._codebook.embed") for codebook in range(CODEBOOKS)]
         x = sum(table[codes[:, codebook]] for codebook, table in enumerate(tables)).transpose(1, 2)
         x, number = self._lstm("decoder.model.1", self._convolution("decoder.model.0", x)), 2
@@ -32,7 +32,7 @@ class Reference:
         return self._convolution(f"decoder.model.{number + 1}", snake(x))[:, 0]
 
     def encode(self, pcm: Tensor) -> Tensor:
-        """Codes [K, T] of pcm [n]."""
+        """Encode pcm [n] to codes [K, T]."""
         x, number = self._convolution("encoder.model.0", pcm[None, None]), 1
         for ratio in reversed(RATIOS):
             for block in range(BLOCKS):
@@ -73,7 +73,7 @@ class Reference:
         return self._convolution(f"{name}.shortcut", x) + self._convolution(f"{name}.block.3", snake(inner))
 
     def _lstm(self, name: str, x: Tensor) -> Tensor:
-        """The gates written out: Hochreiter and Schmidhuber (1997), gates in torch's order i, f, g, o."""
+        """Compute an LSTM gate by gate (Hochreiter and Schmidhuber, 1997), in torch's order i, f, g, o."""
         steps = list(x.permute(2, 0, 1))
         for layer in range(2):
             w_in, w_own, b_in, b_own = (

@@ -1,6 +1,6 @@
 """Fake GPU for codecs: finds copies to the device, and queries that block the host.
 
-torch's device `meta` stands for the GPU. A CUDA graph cannot contain these: a copy from unpinned host memory ends the
+torch's device `meta` represents the GPU. A CUDA graph cannot contain these: a copy from unpinned host memory ends the
 capture.
 """
 
@@ -26,7 +26,7 @@ PACKAGE = str(Path(stretto.__file__).parent)
 
 
 class Crossings(TorchDispatchMode):
-    """Notes operators that see two devices, and those whose result the host must know to go on."""
+    """Recorder of operators that mix devices, or whose result the host needs to continue."""
 
     def __init__(self, seen: list[str]):
         super().__init__()
@@ -44,7 +44,7 @@ class Crossings(TorchDispatchMode):
 
 
 class Makers(TorchFunctionMode):
-    """Notes tensors made of Python's numbers: `torch.tensor` writes them in host memory and copies them."""
+    """Recorder of tensors made from Python numbers, which `torch.tensor` writes to host memory and copies."""
 
     def __init__(self, seen: list[str]):
         super().__init__()
@@ -58,21 +58,21 @@ class Makers(TorchFunctionMode):
 
 
 def place() -> str:
-    """The innermost line of our own code that is running."""
+    """Return the innermost line of our own code that is running."""
     ours = [each for each in traceback.extract_stack() if each.filename.startswith(PACKAGE)]
     return f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "elsewhere"
 
 
 @contextmanager
 def crossings() -> Iterator[list[str]]:
-    """Record transfers between host and device while the block runs, with their place in our code."""
+    """Record transfers between host and device during the `with` block, with the lines that cause them."""
     seen: list[str] = []
     with Makers(seen), Crossings(seen):
         yield seen
 
 
 def send_away(module: nn.Module) -> None:
-    """Move weights to DEVICE, where their numbers are lost; what `load` keeps on the host stays there."""
+    """Move weights to DEVICE, which loses their values; tensors that `load` keeps on the host stay there."""
     for owner in module.modules():
         for tensors in (owner._parameters, owner._buffers):
             for name, tensor in tensors.items():

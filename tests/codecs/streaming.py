@@ -1,4 +1,4 @@
-"""How the tests drive a codec: as the tools do."""
+"""Helpers that drive a codec in tests as the tools do."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ __all__ = ["chunks_of", "random_codes", "stream"]
 
 
 def decode_words(codec: Codec, words: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Return the samples [B, n] of a codec without context for words [B, K, T], in chunks of `sizes` frames."""
+    """Decode words [B, K, T] with a codec without context, in chunks of `sizes` frames, to samples [B, n]."""
     state, first, parts = codec.initial_state(len(words)), 0, []
     for size in sizes:
         window = Window(words[:, :, first : first + size], 0, 0, torch.full((len(words),), first), state)
@@ -25,7 +25,7 @@ def decode_words(codec: Codec, words: torch.Tensor, sizes: Sequence[int]) -> tor
 
 
 def decode_latents(codec: Codec, latents: np.ndarray, sizes: Sequence[int]) -> torch.Tensor:
-    """Return the samples [B, n] of latents [B, T, D]; see `decode_words`."""
+    """Decode latents [B, T, D] to samples [B, n]; see `decode_words`."""
     return decode_words(codec, torch.from_numpy(words_of(latents)).transpose(1, 2).long(), sizes)
 
 
@@ -35,14 +35,14 @@ def largest(difference: torch.Tensor) -> float:
 
 
 def heard(decode: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, frame: int, size: int) -> torch.Tensor:
-    """Return the frames, bool [T], whose samples change with the codes [1, K, T] of `frame`, each below `size`."""
+    """Return the frames, bool [T], whose samples depend on the codes [1, K, T] of `frame`; codes are below `size`."""
     changed = codes.clone()
     changed[:, :, frame] = (changed[:, :, frame] + 1) % size
     return (decode(codes) != decode(changed))[0].unflatten(0, (codes.shape[2], -1)).any(1)
 
 
 def check_chunks(codec: Codec, codes: torch.Tensor, whole: torch.Tensor, tolerance: float, *sizes: int) -> None:
-    """Check that chunks of each of `sizes` frames give the samples [B, n] of one decode."""
+    """Check that chunks of each of `sizes` frames give the samples [B, n] of a one-shot decode."""
     for size in sizes or (1, 2, 5, 25):
         streamed = stream(codec, codes, chunks_of(size, codes.shape[2]))
         assert streamed.shape == whole.shape
@@ -52,9 +52,9 @@ def check_chunks(codec: Codec, codes: torch.Tensor, whole: torch.Tensor, toleran
 def check_places(
     codec: Codec, codes: torch.Tensor, whole: torch.Tensor, tolerance: float, places: Sequence[int], num_frames: int = 3
 ) -> None:
-    """Check that utterances, each decoded up to another frame, go on in one batch as each alone.
+    """Check that utterances at different frames continue in one batch as they do unbatched.
 
-    `whole` is the samples [B, n] of one decode of `codes` [B, K, T], and `places` the next frame of each.
+    `whole` has the samples [B, n] of a one-shot decode of `codes` [B, K, T], and `places` the next frame of each.
     """
     left, right, hop = codec.spec.left_frames, codec.spec.right_frames, codec.spec.samples_per_frame
     states, windows = [], []
@@ -68,7 +68,7 @@ def check_places(
 
 
 def check_codes(codec: Codec, pcm: np.ndarray, expected: torch.Tensor) -> None:
-    """Check that samples [n] become `expected` codes [K, T], of which the last frame may be begun only."""
+    """Check that samples [n] are encoded as `expected` [K, T]; the last frame may be incomplete."""
     codes = codec.encode(pcm)
     assert codes.dtype == np.int64
     assert codes.shape == (codec.spec.num_codebooks, -(-len(pcm) // codec.spec.samples_per_frame))
@@ -85,7 +85,7 @@ def check_fewer_codebooks(codec: Codec, full: Codec, one_shot: Callable[[torch.T
 
 
 def check_half_precision(codec: Codec, num_frames: int) -> None:
-    """Under autocast the waveform stays near the whole one, and the state keeps its own precision."""
+    """Check that under autocast the waveform stays near the exact one, and the state keeps its precision."""
     codes = random_codes(codec, 2, num_frames)
     whole = stream(codec, codes, [num_frames])
     with torch.autocast("cpu", torch.bfloat16):

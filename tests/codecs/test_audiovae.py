@@ -1,4 +1,4 @@
-"""VoxCPM2's codec: samples and latents are the authors', in chunks of any size, alone and in a batch."""
+"""VoxCPM2's codec: samples and latents equal the authors', in chunks of any size, batched and unbatched."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A CUDA graph of a decode holds all of it: nothing is copied from the host, nothing asked of the device."""
+"""A CUDA graph can contain a complete decode: it neither copies from the host nor waits for the device."""
 
 from pathlib import Path
 

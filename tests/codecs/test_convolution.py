@@ -1,4 +1,4 @@
-"""Time-major signals give the outputs of torch's own layers, to rounding, in every precision and kind of batch."""
+"""Convolutions on time-major signals equal torch's layers up to rounding, in every precision and kind of batch."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
 
 def signal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return the same numbers [B, C, n] for the same shape, time-major."""
+    """Return a time-major signal [B, C, n]; equal shapes give equal numbers."""
     batch, channels, steps = shape
     drawn = torch.randn(batch, steps, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return drawn.to(dtype).transpose(1, 2)

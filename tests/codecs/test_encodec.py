@@ -41,7 +41,7 @@ KHZ_32 = {
 
 
 def make_model(values: dict, seed: int = 0) -> EncodecModel:
-    """Random weights, loud enough for errors to show."""
+    """Return a model with random weights that is loud enough for errors to show."""
     torch.manual_seed(seed)
     model = EncodecModel(EncodecConfig(**values)).eval()
     for name, parameter in model.named_parameters():
@@ -75,7 +75,7 @@ def codec(directory: Path, dtype: torch.dtype) -> EncodecCodec:
 
 @torch.inference_mode()
 def one_shot(model: EncodecModel, codes: torch.Tensor) -> torch.Tensor:
-    """transformers' own decode of whole utterances, within what a loudspeaker takes."""
+    """Decode complete utterances with transformers; check that samples are within [-1, 1]."""
     return model.decode(codes[None], [None]).audio_values[:, 0].clamp(-1, 1)
 
 
@@ -117,7 +117,7 @@ def test_a_frame_is_heard_no_earlier_than_the_spec_says(codec: EncodecCodec) -> 
 
 
 def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
-    """Why the causal codec's first window waits for 7 frames: frame 6 is mirrored into the padding of frame 0."""
+    """The causal codec's first window waits for 7 frames, because frame 6 is mirrored into the padding of frame 0."""
     codec = EncodecCodec(make_model(KHZ_24)).double()
     codes = random_codes(codec, 1, 20)
     for frame, first_heard in ((6, 0), (7, 7), (8, 8)):

@@ -17,7 +17,7 @@ def with_generator(**values: object) -> dict:
 
 
 def test_the_published_config_of_opuslm_gives_its_numbers() -> None:
-    """egs2/amuse/codec1/conf/train_dac_large_v1.4.yaml of https://github.com/espnet/espnet."""
+    """The config is egs2/amuse/codec1/conf/train_dac_large_v1.4.yaml of https://github.com/espnet/espnet."""
     config = EspnetDacConfig.from_record(
         with_generator(
             hidden_dim=512,
@@ -117,7 +117,7 @@ def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 1), (1, 1, 1)], ids=str)
 def test_lengths_of_another_shape_are_no_weight_norm(shape: tuple[int, ...]) -> None:
-    """They keep their names: torch's weight norm without a dimension is one norm over all, with other weights."""
+    """Such tensors keep their names: torch's weight norm without a dimension has a single norm and other weights."""
     pair = {"x.weight_g": torch.ones(shape), "x.weight_v": torch.ones(5, 3, 4)}
     assert multiply_weight_norm_out(pair) == pair
 

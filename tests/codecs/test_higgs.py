@@ -1,4 +1,4 @@
-"""Against transformers' own class, whose one call of torchaudio is answered by the slow reference."""
+"""The codec against transformers' class; the slow reference replaces that class's only call to torchaudio."""
 
 import importlib
 import sys
@@ -28,7 +28,7 @@ def reference_resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
 
 
 def transformers_class(monkeypatch: pytest.MonkeyPatch) -> type[PreTrainedModel]:
-    """Return transformers' class of the tokenizer, imported without torchaudio."""
+    """Import transformers' tokenizer class without torchaudio, and return it."""
     torchaudio = ModuleType("torchaudio")
     torchaudio.functional = SimpleNamespace(resample=reference_resample)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchaudio", torchaudio)
@@ -40,7 +40,7 @@ def transformers_class(monkeypatch: pytest.MonkeyPatch) -> type[PreTrainedModel]
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.nn.Module:
-    """transformers' tokenizer, saved by itself."""
+    """Save transformers' tokenizer in its own format and return the folder."""
     ours = make_model("higgs")
     model = transformers_class(monkeypatch)(ours.config).eval()
     model.load_state_dict(ours.state_dict(), strict=True)

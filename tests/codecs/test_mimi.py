@@ -45,7 +45,7 @@ HOP = 1920
 
 
 def make_model(seed: int = 0, **values: object) -> MimiModel:
-    """Random weights, loud enough for errors to show."""
+    """Return a model with random weights that is loud enough for errors to show."""
     torch.manual_seed(seed)
     model = MimiModel(MimiConfig(**(SMALL | values))).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ def codec(directory: Path, dtype: torch.dtype) -> MimiCodec:
 
 @torch.inference_mode()
 def one_shot(model: MimiModel, codes: torch.Tensor) -> torch.Tensor:
-    """transformers' own decode of whole utterances, within what a loudspeaker takes."""
+    """Decode complete utterances with transformers; check that samples are within [-1, 1]."""
     return model.decode(codes).audio_values[:, 0].clamp(-1, 1)
 
 

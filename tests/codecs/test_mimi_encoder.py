@@ -1,4 +1,4 @@
-"""Mimi's streaming encoder: parts of any length, alone or in a batch, are encoded as the whole recording is."""
+"""Mimi's streaming encoder encodes parts of any length, batched or unbatched, like the complete recording."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> MimiCodec:
 
 @pytest.fixture(scope="module")
 def pcm() -> np.ndarray:
-    """42 frames, of two steps each: more than four windows of the encoder's transformer."""
+    """Return 42 frames of two steps each, which is more than four windows of the encoder's transformer."""
     return replies()["pcm"].astype(np.float32)
 
 
@@ -35,14 +35,14 @@ def in_parts(encoder: MimiEncoder, pcm: np.ndarray, sizes: list[int]) -> np.ndar
 
 @pytest.mark.parametrize("sizes", [[FRAME], [1, 5000, 3333], [7 * FRAME], [42 * FRAME]])
 def test_parts_of_any_size_are_one_recording(codec: MimiCodec, pcm: np.ndarray, sizes: list[int]) -> None:
-    """Expected are the authors' codes of the whole recording, of the first 8 codebooks, and transformers' of all 32."""
+    """The first 8 codebooks equal the authors' codes for the complete recording; all 32 equal transformers' codes."""
     codes = in_parts(MimiEncoder(codec), pcm, sizes)
     assert (codes[:8] == replies()["mimi_codes"]).all()
     assert (codes == codec.encode(pcm)).all()
 
 
 def test_recordings_at_different_positions_are_one_batch(codec: MimiCodec, pcm: np.ndarray) -> None:
-    """A recording that begins, one inside its first window and one long after it do not change each other."""
+    """Recordings at the start, within the first window and long after it do not affect each other."""
     encoder, random = MimiEncoder(codec), np.random.default_rng(0)
     recordings = [np.roll(pcm, 777 * each)[: (6 + 7 * each) * FRAME] for each in range(5)]
     streams = [EncodedStream(encoder) for _ in recordings]
@@ -58,7 +58,7 @@ def test_recordings_at_different_positions_are_one_batch(codec: MimiCodec, pcm: 
 
 
 def test_the_state_has_one_size(codec: MimiCodec, pcm: np.ndarray) -> None:
-    """It does not grow with the recording, and an encoder without it gives other codes."""
+    """The state does not grow with the recording, and without it the codes differ."""
     encoder, stream = MimiEncoder(codec), EncodedStream(MimiEncoder(codec))
     stream.push(pcm)
     encode_ready(encoder, [stream])

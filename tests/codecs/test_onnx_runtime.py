@@ -1,4 +1,4 @@
-"""The runtime on graphs small enough to be written down: a code is its own sample, and a state counts frames."""
+"""The ONNX runtime on tiny graphs, whose samples equal their codes and whose state counts frames."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pocket TTS' codec: samples are the authors', in chunks of any size, alone and in a batch."""
+"""The Pocket TTS codec: samples equal the authors', in chunks of any size, batched and unbatched."""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ def run(layers: Sequence[Layer], frames: Tensor) -> Tensor:
 
 
 def lookahead_samples(layers: Sequence[Layer]) -> int:
-    """Return the number of samples before its own that a frame affects, by the formula."""
+    """Return, by the formula, how many samples before its own a frame affects."""
     sample = 0
     while reach(layers, sample - 1, sample - 1)[1] >= 0:
         sample -= 1
@@ -46,7 +46,7 @@ def lookahead_samples(layers: Sequence[Layer]) -> int:
 
 
 def measured(layers: Sequence[Layer], frames: int) -> tuple[int, int, int]:
-    """Context (left, right) and look-ahead in samples, found by changing one frame."""
+    """Measure context (left, right) and look-ahead in samples by changing a single frame."""
     quiet = torch.zeros(frames, dtype=torch.float64)
     loud, middle, hop = quiet.clone(), frames // 2, samples_per_frame(layers)
     loud[middle] = 1

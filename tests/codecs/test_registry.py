@@ -56,7 +56,7 @@ def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
 
 
 def write(name: str, folder: Path) -> Path:
-    """A checkpoint of the codec called `name`, with random weights."""
+    """Write a checkpoint of the codec called `name`, with random weights."""
     if name == "tiny":
         save_checkpoint(make_codec(), folder)
     elif name == "espnet_dac":

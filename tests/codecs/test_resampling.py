@@ -8,7 +8,7 @@ from stretto.codecs.higgs import ROLLOFF, ZERO_CROSSINGS, resample
 
 
 def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray:
-    """The sum over all input samples of a windowed sinc, output by output; float64 [n] to [m]."""
+    """Resample float64 [n] to [m] as a windowed-sinc sum over all input samples."""
     bandwidth = ROLLOFF * min(1, target_hz / source_hz)
     out = np.zeros(math.ceil(len(pcm) * target_hz / source_hz))
     reach = math.ceil(ZERO_CROSSINGS / bandwidth)

@@ -1,4 +1,4 @@
-"""VibeVoice's tokenizers: samples and latents are transformers', in chunks of any size, and stretches begin anew."""
+"""VibeVoice's tokenizers: chunks of any size give transformers' samples and latents; stretches start afresh."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def codec(model: VibeVoiceAcousticTokenizerModel) -> VibeVoiceCodec:
 
 
 def words(latents: np.ndarray, begins: tuple[int, ...] = (0,)) -> torch.Tensor:
-    """Return the words [B, K, T] of scaled latents [B, T, D]; stretches begin at these frames."""
+    """Return scaled latents [B, T, D] as words [B, K, T], with stretches that begin at the given frames."""
     marks = np.zeros((*latents.shape[:2], 1), np.float32)
     marks[:, list(begins)] = 1
     return torch.from_numpy(words_of(np.concatenate([latents, marks], 2)).astype(np.int64)).transpose(1, 2)
@@ -69,7 +69,7 @@ def test_samples_are_the_authors(
 
 
 def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
-    """Norms of float64 are computed in float64."""
+    """Norms are computed in float64."""
     exact, codes = codec.double(), words(latents)
     try:
         whole = decode_words(exact, codes, [11])
@@ -81,7 +81,7 @@ def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents
 
 
 def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
-    """Also if utterances of a batch begin stretches in different frames of a window."""
+    """This also holds if utterances in a batch begin stretches in different frames of a window."""
     codes = torch.cat([words(latents[:1], (0, 4, 9)), words(latents[1:], (0, 6))])
     found = decode_words(codec, codes, [11])
     for utterance, borders in ((0, (0, 4, 9, 11)), (1, (0, 6, 11))):
@@ -94,7 +94,7 @@ def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> No
 
 
 def test_voices_are_encoded_as_by_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:
-    """The noise that is added to them depends on the recording alone."""
+    """The noise that is added to them depends only on the recording."""
     pcm = (0.03 * np.random.default_rng(0).standard_normal(5 * HOP - 7)).astype(np.float32)
     extractor = VibeVoiceAcousticTokenizerFeatureExtractor()
     inputs = extractor(pcm, sampling_rate=24000, pad_to_multiple_of=HOP)["input_values"]

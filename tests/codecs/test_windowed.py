@@ -1,4 +1,4 @@
-"""Every published windowed codec, loaded from a checkpoint, against one decode of transformers' class."""
+"""Every published windowed codec, loaded from a checkpoint, against a one-shot decode by transformers."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ FRAMES = 37
 
 @dataclass(frozen=True)
 class Pair:
-    """A codec and the model whose checkpoint it was loaded from, and how closely they agree."""
+    """A codec, the model whose checkpoint it was loaded from, and the tolerance between them."""
 
     codec: WindowedCodec
     model: PreTrainedModel
@@ -114,7 +114,7 @@ def test_sound_becomes_whole_frames_of_codes(pair: Pair) -> None:
 
 
 def test_a_recording_s_last_frame_is_completed_as_by_the_feature_extractor(pair: Pair) -> None:
-    """Higgs' processor asks for none of that: `test_higgs.py`."""
+    """The Higgs Audio processor does not do this (`test_higgs.py`)."""
     if pair.codec.spec.name == "higgs":
         return
     hop, rate = pair.codec.spec.samples_per_frame, pair.codec.spec.sample_rate

@@ -17,20 +17,20 @@ from tests.codecs.streaming import random_codes, stream
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A codec next to a speech model."""
+    """Return a checkpoint folder with a codec next to a speech model."""
     make_model("xcodec").save_pretrained(tmp_path / "codec")
     return tmp_path
 
 
 def keep(directory: Path, names: set[str]) -> None:
-    """Leave only these parts in a checkpoint."""
+    """Remove all other parts from a checkpoint."""
     file = directory / "codec" / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(file).items() if name.split(".")[0] in names}
     save_file(tensors, file, metadata={"format": "pt"})
 
 
 def test_a_checkpoint_without_encoder_decodes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory of those parts is undefined: transformers initializes some, but not HuBERT's weight norm."""
+    """The memory of the missing parts is undefined: transformers does not initialise HuBERT's weight norm."""
     whole = load_codec("xcodec", directory)
     keep(directory, {"acoustic_decoder", "quantizer", "fc2"})
     monkeypatch.setattr(torch, "empty_like", partial(torch.full_like, fill_value=math.nan))
@@ -56,7 +56,7 @@ def set_ratios(directory: Path, ratios: list[int]) -> None:
 
 
 def test_strides_in_the_other_order_do_not_fit_the_weights(directory: Path) -> None:
-    """The order changes how far the decoder sees, threefold; it must not be guessed."""
+    """The order changes the decoder's receptive field threefold, so it must not be guessed."""
     set_ratios(directory, [2, 4, 5, 8])
     with pytest.raises(CheckpointError, match=r"wrong shape .*acoustic_decoder\.block\.0\.conv_t1\.weight"):
         xcodec.load(directory)

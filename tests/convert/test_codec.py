@@ -1,4 +1,4 @@
-"""Files that a converter copies from a codec's published directory, and from a tokenizer's."""
+"""Files that a converter copies from the published directories of codec and tokenizer."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from stretto.families.vita_audio.convert import PublishedTokenizer
 
 
 def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:
-    """Return a family with only its codec defined."""
+    """Return a family that defines only its codec."""
     layout = SimpleNamespace(codebook_size=codebook_size)
     return cast(Any, SimpleNamespace(codec=codec, num_codebooks=num_codebooks, layout=layout))
 

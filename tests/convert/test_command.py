@@ -1,4 +1,4 @@
-"""Releases in the published layout become directories that load; what does not fit is named and nothing is written."""
+"""Published layouts are converted to loadable directories; mismatches are reported and nothing is written."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def converted_tensors(out: Path) -> dict[str, Tensor]:
 
 
 def expected_name(published: str) -> str:
-    """The name that a served tensor has, by the rules of docs/families.md."""
+    """Return the name of a served tensor by the rules of docs/families.md."""
     renamed = {
         "corelm.emb.weight": "model.embed_tokens.weight",
         "corelm.lm_head.weight": "lm_head.weight",
@@ -278,7 +278,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SmolLM2's repository has the dialogue model's backbone, but its tokenizer is SmolLM's; both have 49152 tokens."""
+    """SmolLM2's repository has the dialogue model's backbone but another tokenizer, also with 49152 tokens."""
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     path = published.tokenizer / "tokenizer.json"
     record = json.loads(path.read_text())
@@ -301,7 +301,7 @@ def test_a_token_list_in_another_spelling_tells_nothing_of_the_tokenizer(tmp_pat
 
 
 def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
-    """Newer ESPnet numbers tasks from 64 on without gaps, and has no plain text-to-speech."""
+    """Newer ESPnet releases number tasks from 64 without gaps, and have no plain text-to-speech."""
     published = write_opuslm(tmp_path)
 
     def renumber(record: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
 
 
 def test_a_sequence_is_as_long_as_it_was_trained_on(tmp_path: Path) -> None:
-    """ESPnet's `n_ctx`, 8192 where config.yaml leaves it out, whatever the backbone had."""
+    """The length is ESPnet's `n_ctx`, or 8192 if config.yaml omits it, whatever the backbone had."""
     published = write_opuslm(tmp_path)
     longest = []
     for name, change in (("a", lambda record: None), ("b", lambda record: record["transformer_conf"].pop("n_ctx"))):

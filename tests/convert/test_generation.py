@@ -1,4 +1,4 @@
-"""A release's generation_config.json becomes the checkpoint's defaults; options of a request still win."""
+"""A release's generation_config.json sets the checkpoint's defaults, which request options override."""
 
 import json
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_fine_tunes_keep_their_own_defaults(write: Write, tmp_path: Path, capsys
 
 
 def test_a_task_that_is_greedy_stays_greedy(tmp_path: Path) -> None:
-    """VITA-Audio's scripts sample where they read aloud, and nowhere else."""
+    """VITA-Audio's scripts sample only when they read text aloud."""
     family = converted(vita_audio, CHANGED | {"repetition_penalty": 1.2}, tmp_path)
     assert drawn(family.task("asr").sampling.text) == (0.0, 33, 0.77)
     assert {task.sampling.repetition_penalty for task in family.tasks} == {1.2}

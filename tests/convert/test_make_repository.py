@@ -1,4 +1,4 @@
-"""A repository for another checkpoint: the bundled one's files, a link, and arguments that fit."""
+"""A model repository for another checkpoint has the bundled files, a link, and suitable arguments."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def test_language_model_and_codec_can_share_a_gpu_by_mps(checkpoint: Path, tmp_p
 
 
 def of_dtype(checkpoint: Path, folder: Path, **changes: Any) -> Path:
-    """A copy of a checkpoint whose config.json has other values."""
+    """Return a copy of a checkpoint with changed values in config.json."""
     shutil.copytree(checkpoint, folder)
     record = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(record | changes))
@@ -173,7 +173,7 @@ def test_options_for_gpus_are_checked(words: list[str], message: str, capsys: py
 
 
 def test_a_quantized_checkpoint_is_served_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
-    """vLLM finds its method in config.json."""
+    """vLLM finds the quantization method in config.json."""
     folder = of_dtype(checkpoint, tmp_path / "awq", dtype="float16", quantization_config={"quant_method": "awq"})
     arguments = made(folder, tmp_path / "out", "--gpu", "0")
     assert "quantization" not in arguments

@@ -1,4 +1,4 @@
-"""Files that are broken, or of something else, are refused in one line; nothing is written, nothing is left over."""
+"""Broken or unrelated files are refused with a one-line message; nothing is written or left over."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ Change = Callable[[Published], object]
 
 
 def tensors(change: Callable[[dict[Any, Any]], Any]) -> Change:
-    """The file of weights holds what `change` makes of its tensors."""
+    """Return an edit that applies `change` to the tensors in the weights file."""
 
     def apply(published: Published) -> None:
         stored = torch.load(published.model, weights_only=True)
@@ -34,7 +34,7 @@ def tensors(change: Callable[[dict[Any, Any]], Any]) -> Change:
 
 
 def config(change: Callable[[dict[str, Any]], object]) -> Change:
-    """config.yaml holds what `change` leaves of it."""
+    """Return an edit that applies `change` to config.yaml."""
 
     def apply(published: Published) -> None:
         record = yaml.safe_load(published.config.read_text())
@@ -45,7 +45,7 @@ def config(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
-    """tokenizer.json holds what `change` leaves of it."""
+    """Return an edit that applies `change` to tokenizer.json."""
 
     def apply(published: Published) -> None:
         path = published.tokenizer / "tokenizer.json"
@@ -57,7 +57,7 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Change:
 
 
 def backbone(**numbers: object) -> Change:
-    """Return a change that writes `numbers` into the backbone's config.json."""
+    """Return an edit that writes `numbers` into the backbone's config.json."""
 
     def apply(published: Published) -> None:
         path = published.backbone / "config.json"
@@ -83,12 +83,12 @@ def fifo(path: Path) -> None:
 
 
 def written(field: str, text: str) -> Change:
-    """A file of the release holds `text` and nothing else."""
+    """Return an edit that replaces the contents of a release file with `text`."""
     return lambda published: getattr(published, field).write_text(text)
 
 
 def linked_tokenizer(published: Published) -> None:
-    """A file of the tokenizer, which would be copied, is a link to a file of this machine."""
+    """Replace a tokenizer file, which would be copied, with a link to a file on this machine."""
     (published.tokenizer / "tokenizer_extra.json").symlink_to("/etc/passwd")
 
 

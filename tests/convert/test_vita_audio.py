@@ -1,4 +1,4 @@
-"""Conversion of VITA-Audio's release: equal weights; mismatches are refused in one line."""
+"""Conversion of VITA-Audio releases keeps all weights; mismatches are refused with a one-line message."""
 
 import json
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def test_schedules_are_compared_with_the_number_of_modules(tmp_path: Path, monke
 
 
 def test_modules_are_taken_from_below_the_model_too(tmp_path: Path) -> None:
-    """Some tools write their names so."""
+    """Some tools write module names with this prefix."""
     release = random_vita.write_release(tmp_path / "release")
     stored = load_file(release / "model.safetensors")
     below = {f"model.{name}" if name.startswith("mtp_") else name: tensor for name, tensor in stored.items()}

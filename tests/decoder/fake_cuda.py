@@ -12,7 +12,7 @@ import torch
 
 
 class FakeStream:
-    """Work in order. free_s: when the device will be done with it."""
+    """Fake stream that runs work in order. `free_s` is the time when the device has finished it."""
 
     def __init__(self, name: str = "side") -> None:
         self.name, self.free_s = name, 0.0
@@ -39,7 +39,7 @@ class FakeEvent:
 
 
 class FakeGraph:
-    """Counts; the tensors stay as they were when it was captured."""
+    """Fake graph that counts replays; tensors keep their values from the capture."""
 
     def __init__(self, cuda: "FakeCuda") -> None:
         self._cuda = cuda
@@ -49,7 +49,7 @@ class FakeGraph:
 
 
 class FakeCuda:
-    """The device and its host. refuses: what ends a capture, as a copy from the host does."""
+    """Fake device with its host. `refuses` is the operation that ends a capture, as a copy from the host does."""
 
     def __init__(self) -> None:
         self.default = self.current = FakeStream("default")
@@ -81,7 +81,7 @@ class FakeCuda:
 
     @contextmanager
     def graph(self, graph: FakeGraph, pool: tuple[int, ...], **options: Any) -> Iterator[None]:
-        """Capture a graph like torch.
+        """Capture a graph as torch does.
 
         If the capture cannot be ended, its stream stays the current one and the allocator keeps allocating for it.
         """
@@ -95,14 +95,14 @@ class FakeCuda:
         self.num_captured += 1
 
     def end_allocating(self, device: int, pool: tuple[int, ...]) -> None:
-        """Raise like torch's allocator if no such pool is in use."""
+        """Raise the error of torch's allocator if no such pool is in use."""
         if pool not in self.pools_in_use:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         self.pools_in_use.remove(pool)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    """Let `torch.cuda` be this one, and pinned memory be memory."""
+    """Install this fake as `torch.cuda`, and replace pinned memory with normal memory."""
     cuda = FakeCuda()
     replaced: dict[str, Callable[..., Any]] = {
         "Stream": lambda device=None: FakeStream(),

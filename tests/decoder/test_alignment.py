@@ -1,4 +1,4 @@
-"""Word times in the decoder: samples leave at once, the last event waits for the aligner, other utterances do not."""
+"""Word times in the decoder: samples are sent immediately, and only the last event waits for the aligner."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +25,7 @@ SPOKEN = Alignment("the cat")
 
 
 class FakeAligner:
-    """Remembers jobs; a test answers them."""
+    """Fake aligner that records jobs, which the test answers."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[np.ndarray, int, str, Callable[[Any], None]]] = []
@@ -55,7 +55,7 @@ def worker(aligner: FakeAligner) -> Iterator[DecoderWorker]:
 def speak(
     worker: DecoderWorker, request: Alignment = SPOKEN, codes: np.ndarray | None = None, form: OutputForm | None = None
 ) -> list[RecordedReply]:
-    """Push an utterance of two chunks with frames and a last one without; return the replies, the last unanswered."""
+    """Push two chunks with frames and a last one without frames; return the replies, the last one unanswered."""
     codes = frames(1, 2, 3, 4, 5) if codes is None else codes
     chunks = [
         (Chunk(0, Segment.AUDIO, alignment=request), codes[:, :2]),

@@ -14,7 +14,7 @@ from tests.fakes import FakeCodec, RecordedReply
 
 
 def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0, is_alone: bool = False) -> Job:
-    """Return the job of the last of several pushes with these numbers of frames."""
+    """Push chunks with these numbers of frames and return the last job."""
     form = OutputForm(deterministic=is_alone)
     session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     window = None

@@ -1,4 +1,4 @@
-"""Deterministic output on request: equal codes give equal bytes at any load and timing."""
+"""With deterministic output, equal codes give equal bytes at any load and timing."""
 
 import random
 

@@ -27,7 +27,7 @@ POISON = 49  # an id of a prompt that cannot be filled
 
 
 class FakeRefinement:
-    """Fills codes that depend on all of the prompt, on all that was given, and on nothing else."""
+    """Fake refinement whose codes depend on the complete prompt and first codebook, and on nothing else."""
 
     num_streams, num_ids, codebook_size, max_rows = 2, 50, 7, 200
 
@@ -71,7 +71,7 @@ def worker(codec: FakeCodec, refinement: FakeRefinement) -> Iterator[DecoderWork
 
 
 def prompt_of(name: str, length: int = 5) -> np.ndarray:
-    """Rows [2, P] of ids."""
+    """Return prompt rows [2, P] of ids."""
     return np.random.default_rng(len(name) + length).integers(0, 40, (2, length), np.int32)
 
 
@@ -83,7 +83,7 @@ def push(
     is_final: bool = False,
     form: OutputForm = OutputForm(),  # noqa: B008 (frozen)
 ) -> RecordedReply:
-    """A chunk; the first brings a prompt."""
+    """Push a chunk; the first chunk contains a prompt."""
     reply = RecordedReply(name=(name, index))
     worker.push(name, Chunk(index, Segment.AUDIO, is_final=is_final, is_prompt=index == 0), codes, reply, form)
     return reply
@@ -147,7 +147,7 @@ def test_passages_of_equal_length_are_filled_in_a_batch(worker: DecoderWorker, r
 def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     """Two passages of different lengths are filled one after the other.
 
-    The second arrives during the first and is notified of both fills. An answered request receives no further progress.
+    The second one arrives during the first and is notified of both. An answered request gets no further notification.
     """
     told = {"short": 0, "long": 0}
     refinement.gate.clear()

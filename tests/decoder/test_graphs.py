@@ -1,4 +1,4 @@
-"""Graphs decode what the codec decodes; here a graph is the step itself, run again into the same memory."""
+"""Graphs give the codec's output; in these tests, a graph runs the step again into the same memory."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.fakes import FakeCodec
 
 
 class Recorder:
-    """Captures whatever it is given; counts captures and replays."""
+    """Fake recorder that captures any work and counts captures and replays."""
 
     def __init__(self, fails: bool = False) -> None:
         self.num_captured = self.num_replayed = 0
@@ -87,7 +87,7 @@ def test_codecs_that_cannot_be_captured_run_without_and_are_logged_once(
 
 
 def test_graphs_from_before_a_failed_capture_are_used_no_more() -> None:
-    """They share memory with it."""
+    """They share memory with the failed one."""
     backend = Recorder()
     cache = GraphCache(FakeCodec().decode, backend)
     for seed in range(WORTH_CAPTURING + 2):

@@ -1,4 +1,4 @@
-"""Launched decodes: immediate, in another precision, and in flight."""
+"""Launchers that decode immediately, in another precision, or with a batch in flight."""
 
 import threading
 
@@ -60,7 +60,10 @@ def test_onnxruntime_decodes_from_the_host_on_whatever_device() -> None:
 
 
 def test_the_thread_that_launches_enters_first_and_makes_all_states() -> None:
-    """On a GPU the thread's own stream orders states and decodes; a state made on another could be read too early."""
+    """On a GPU, the thread's own stream orders states and decodes.
+
+    A state made on another stream could be read too early.
+    """
     seen: list[tuple[str, int]] = []
 
     class Watched(FakeCodec):
@@ -101,7 +104,7 @@ def test_a_gpu_s_thread_gets_the_stream_that_decodes(monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_waited_for_is_the_stream_that_the_samples_came_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even should a codec's library leave another stream the current one."""
+    """This holds even if a codec's library changes the current stream."""
     cuda = fake_cuda.install(monkeypatch)
 
     class Straying(FakeCodec):

@@ -26,7 +26,7 @@ BATCH_S = 1.0
 
 
 class Slow(FakeCodec):
-    """Keeps the device busy for BATCH_S."""
+    """Codec that keeps the device busy for BATCH_S."""
 
     def __init__(self, cuda: FakeCuda) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 class Decoder:
-    """A loop whose turns the test takes, with all that it is made of."""
+    """Decoder loop that the test runs turn by turn, with all its parts."""
 
     def __init__(self, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, graphs: bool = False) -> None:
         codec, config = Slow(cuda), DecoderConfig(device="cpu", graphs=graphs, max_batch=64)
@@ -62,7 +62,7 @@ class Decoder:
         on_device: Callable[[int], None] | None = None,
         num_reference_frames: int = 0,
     ) -> RecordedReply:
-        """The answer to an utterance's first chunk."""
+        """Push an utterance's first chunk and return the reply."""
         reply, codes = RecordedReply(), np.ones((2, num_reference_frames + num_frames), np.int64)
         chunk = Chunk(0, Segment.AUDIO, num_reference_frames=num_reference_frames)
         self.queue.put(PendingChunk(utterance, chunk, codes, reply, form or OutputForm(), on_device))
@@ -94,7 +94,7 @@ def test_batches_in_flight_end_with_their_utterances(cuda: FakeCuda, monkeypatch
 
 @pytest.mark.parametrize("ends", ["abandoned", "gives up"])
 def test_a_job_is_not_launched_for_what_has_ended(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
-    """The batch in flight is answered."""
+    """The batch in flight is still answered."""
     decoder = Decoder(cuda, monkeypatch)
     in_flight, job = (decoder.put(str(size), size) for size in (3, 5))
     decoder.loop.turn()
@@ -127,7 +127,7 @@ def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: py
 def test_samples_that_are_sent_as_they_were_decoded_can_be_read_on_the_device(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: OutputForm, num_reference: int, lies_there: bool
 ) -> None:
-    """The last frame of a voice reference is decoded with the first ones of the reply, but not sent."""
+    """The last frame of a voice reference is decoded with the reply's first frames, but is not sent."""
     decoder = Decoder(cuda, monkeypatch)
     read: list[bytes] = []
 

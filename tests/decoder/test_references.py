@@ -1,4 +1,4 @@
-"""Utterances after a reference: samples equal those of a decode of both, from the utterance's start."""
+"""Samples of an utterance after a reference equal those of decoding both, from the start of the utterance."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -61,7 +61,7 @@ def speak(
 
 @st.composite
 def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
-    """Draw codes, the number of reference frames, and the ends of chunks: none within the reference."""
+    """Draw codes, the number of reference frames, and chunk borders, none of which is within the reference."""
     num_reference, num_heard = draw(st.integers(0, 3 * PART_FRAMES)), draw(st.integers(1, 12))
     total = num_reference + num_heard
     values = draw(st.lists(st.integers(0, 6), min_size=total, max_size=total))
@@ -176,7 +176,7 @@ def test_what_was_not_asked_for_the_longest_makes_room() -> None:
 
 
 def test_an_utterance_that_goes_on_does_not_bring_back_its_reference(worker: DecoderWorker) -> None:
-    """Its state is that of a later frame by then."""
+    """By then, its state belongs to a later frame."""
     codes, references = np.tile(np.arange(40, dtype=np.int32) % 7, (2, 1)), worker._sessions._references
     for index, (begin, end) in enumerate(((0, 30), (30, 35), (35, 40))):
         reply, length = RecordedReply(), 0 if index else 30

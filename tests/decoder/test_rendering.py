@@ -1,4 +1,4 @@
-"""A waveform in another form, cut into chunks, is the waveform in that form."""
+"""Converting a waveform chunk by chunk equals converting it as a whole."""
 
 import random
 

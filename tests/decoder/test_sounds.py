@@ -1,4 +1,4 @@
-"""Recorded voices in the decoder: decoded as voices of the checkpoint, and kept while an utterance uses them."""
+"""Recorded voices in the decoder sound like voices in the checkpoint, and are kept while an utterance uses them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +36,7 @@ def codec(loaded: S3GenCodec) -> Iterator[S3GenCodec]:
 
 
 def sound_of(codec: S3GenCodec, voice: int) -> Sound:
-    """Return a voice of the checkpoint as a recording."""
+    """Return a voice from the checkpoint in the form of a recording."""
     own = codec.voices[voice]
     return Sound.from_arrays(*(each.numpy() for each in (own.tokens, own.mel.T, own.speaker)))
 
@@ -49,7 +49,7 @@ def worker(codec: S3GenCodec, request: pytest.FixtureRequest) -> Iterator[Decode
 
 
 def test_recordings_sound_like_the_same_voices_of_the_checkpoint(codec: S3GenCodec, worker: DecoderWorker) -> None:
-    """Two open at once, then the first again; samples are equal, bit for bit."""
+    """Two are open simultaneously, then the first again; samples are bit-identical."""
     codes = random_codes(codec, 1, FRAMES)
     turns = (("a", 0), ("b", 1), ("c", 0))
     replies = {}
@@ -68,7 +68,7 @@ def test_recordings_sound_like_the_same_voices_of_the_checkpoint(codec: S3GenCod
 
 
 def spoken_by(codec: S3GenCodec, codes: Any, voice: int) -> np.ndarray:
-    """Return the samples of `codes` [1, 1, T] in a voice of the checkpoint."""
+    """Decode `codes` [1, 1, T] in a voice from the checkpoint."""
     return codec.speak(codes[0, 0], codec.voices[voice]).numpy()
 
 

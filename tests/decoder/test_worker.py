@@ -121,7 +121,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
 
 @pytest.mark.nightly  # by day the memory of ten minutes below, and exactness in shorter streams
 def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
-    """Compare with float64 in much larger windows, which equal one decode to 1e-12 (codecs/tiny/test_codec.py)."""
+    """The reference is float64 in much larger windows, which match a one-shot decode (codecs/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25
     codes = random_codes(codec, 1, total)
     truth = stream(make_codec().double(), codes, chunks_of(1000, total))[0].float().numpy()
@@ -228,7 +228,7 @@ def test_start_times_follow_the_samples(worker: DecoderWorker) -> None:
 
 @pytest.mark.parametrize("bad", [frames(1, 8), np.zeros((3, 2), dtype=np.int32), frames(1, 7, 1)])
 def test_a_bad_chunk_ends_its_own_utterance_only(worker: DecoderWorker, codec: FakeCodec, bad: np.ndarray) -> None:
-    """The last of them makes the codec itself fail on a batch that holds good windows, too."""
+    """The last bad chunk makes the codec fail on a batch that also contains good windows."""
     plug = pile_up(worker, codec)
     good = [push(worker, f"good{i}", 0, frames(1, 2, 3)) for i in range(2)]
     failing = push(worker, "bad", 0, bad)
@@ -308,7 +308,7 @@ def test_stopping_in_the_middle_of_slow_work_fails_what_has_no_time_left(codec: 
 
 
 class Opener(list):
-    """Opens the codec's gate when the reply is recorded."""
+    """Reply that opens the codec's gate when it is recorded."""
 
     def __init__(self, codec: FakeCodec) -> None:
         self._codec = codec
@@ -384,7 +384,7 @@ def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: Decode
 
 
 class Delaying:
-    """Launches like a GPU: a batch's samples are made only when they are asked for, one batch in flight."""
+    """Fake launcher that, like a GPU, keeps one batch in flight and computes its samples on request."""
 
     depth = 1
     has_graphs = False
@@ -394,7 +394,7 @@ class Delaying:
         self.fails = False
 
     def enter(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing, because there is nothing to prepare."""
 
     def launch(self, window: Window) -> Flight:
         pcm, states = self._codec.decode(window)

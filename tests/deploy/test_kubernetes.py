@@ -1,4 +1,4 @@
-"""deploy/kubernetes/: valid manifests, in which every flag, port, path, name and limit is the product's."""
+"""deploy/kubernetes/: manifests are valid, and flags, ports, paths, names and limits match the product."""
 
 import functools
 import json

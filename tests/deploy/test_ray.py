@@ -1,4 +1,4 @@
-"""deploy/ray/ without Ray: selection and leases, scaling, and the server that a replica owns."""
+"""deploy/ray/ without Ray: server selection, leases, scaling, and the server that a replica owns."""
 
 import asyncio
 import gc
@@ -112,7 +112,7 @@ class Lost(Exception):
 
 
 class Responses:
-    """Fake of Ray's response stream: the replica's name, nothing, or a failure, and no more until it is lost."""
+    """Fake Ray response stream: the replica's name, nothing, or a failure; then it waits until the replica is lost."""
 
     def __init__(self, name: str, kind: str, deployment: "Deployment") -> None:
         self.name, self._kind, self._deployment = name, kind, deployment
@@ -140,7 +140,7 @@ class Responses:
 
 
 class Deployment:
-    """Fake deployment handle with replicas by kind; replicas that refused or are silent are tried last."""
+    """Fake deployment handle with replicas by kind; it tries replicas last that refused or did not respond."""
 
     def __init__(self, **kinds: str) -> None:
         self.kinds, self.lease = kinds, self

@@ -1,3 +1,3 @@
-"""The codecs' fixtures, for encoders as large as they are."""
+"""Fixtures that encoder tests share with codec tests."""
 
 from tests.codecs.conftest import one_thread  # noqa: F401

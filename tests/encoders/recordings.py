@@ -1,4 +1,4 @@
-"""The audio that the authors' tokenizer and ours are both given."""
+"""Audio for the authors' tokenizer and for ours."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LENGTHS = (*SECONDS, *(num_samples / 16_000 for num_samples in NUM_SAMPLES))  # 
 
 
 def speech(seconds: float) -> np.ndarray:
-    """Samples [n] float32 at 16 kHz whose loudness and pitch change."""
+    """Return samples, float32 [n] at 16 kHz, whose loudness and pitch change."""
     time, draw = np.arange(round(16_000 * seconds)) / 16_000, np.random.default_rng(3)
     pitch = 2 * np.pi * np.cumsum(140 + 90 * np.sin(5 * time) + 30 * np.sin(23 * time)) / 16_000
     tones = sum(np.sin(harmonic * pitch + harmonic) * (1 + np.sin((3 + harmonic) * time)) for harmonic in (1, 3, 7, 12))

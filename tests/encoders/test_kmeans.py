@@ -1,4 +1,4 @@
-"""K-means centres from joblib files; other pickled code in such a file never runs."""
+"""K-means centres are read from joblib files; other pickled code in such a file never runs."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tokens of audio against those of the authors' own code on the same random weights (`whisper_vq_authors.py`)."""
+"""Audio tokens against the authors' code with the same random weights (`whisper_vq_authors.py`)."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_checkpoint_that_brings_none_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "pcm"), recordings().items())
 def test_tokens_are_those_of_the_authors(tokenizer: SpeechTokenizer, name: str, pcm: np.ndarray) -> None:
-    """Less than a token, several blocks, and more than the 30 s that are encoded in one pass."""
+    """Recordings have less than a token, several blocks, and more than the 30 s that are encoded in one pass."""
     tokens = tokenizer.encode(pcm)
     assert tokens.dtype == np.int64
     assert tokens.tolist() == json.loads(HEARD.read_text())[name]

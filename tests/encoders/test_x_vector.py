@@ -1,4 +1,4 @@
-"""x-vectors of recordings for prompts, and checkpoints that have none."""
+"""x-vectors of recordings for prompts, and checkpoints without a speaker encoder."""
 
 import json
 from pathlib import Path

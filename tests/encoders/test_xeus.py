@@ -1,4 +1,4 @@
-"""XEUS's features against arrays of float64, one frame at a time."""
+"""XEUS features against a float64 reference that computes one frame at a time."""
 
 import copy
 from typing import Any

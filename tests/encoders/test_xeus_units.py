@@ -1,4 +1,4 @@
-"""Semantic codes of audio, by the tokenizer that a checkpoint may bring."""
+"""Semantic audio codes from the tokenizer that a checkpoint may contain."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NUM_CODES = 20
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint's folder with what the converter makes of the small release of XEUS."""
+    """Return a checkpoint folder with the converted small XEUS release."""
     release = published_xeus.write_xeus(tmp_path / "xeus")
     folder = tmp_path / "checkpoint" / FOLDER
     folder.mkdir(parents=True)
@@ -30,7 +30,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def speech(num_samples: int, seed: int = 3) -> np.ndarray:
-    """Samples whose loudness and pitch change."""
+    """Return samples whose loudness and pitch change."""
     draw, time = np.random.default_rng(seed), np.arange(num_samples) / 16_000
     tones = [np.sin(2 * np.pi * (80 + 900 * draw.random()) * time * (1 + draw.random() * time)) for _ in range(4)]
     pcm = 0.1 * np.sum(tones, axis=0) * (0.2 + np.sin(9 * time) ** 2) + 0.02 * draw.standard_normal(num_samples)

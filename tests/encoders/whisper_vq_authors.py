@@ -1,4 +1,4 @@
-"""Writer of `tokens.json`: results of the authors' tokenizer on the random checkpoint, for the tests.
+"""Write `tokens.json` for the tests: results of the authors' tokenizer on the random checkpoint.
 
 git clone https://github.com/THUDM/GLM-4-Voice
 pip install torch transformers==4.44.1 "numpy<2" safetensors
@@ -22,7 +22,7 @@ from tests.encoders.recordings import HEARD, recordings
 
 
 class OnHost(WhisperFeatureExtractor):
-    """Features that stay on the host, whatever device is asked for."""
+    """Features that stay on the host, whatever device is requested."""
 
     def __call__(self, *args: Any, device: str | None = None, **kwargs: Any) -> BatchFeature:
         made = super().__call__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Random LoRA adapters of the bundled model, in PEFT's layout, and the checkpoints that they amount to."""
+"""Random LoRA adapters for the bundled model in PEFT's layout, and checkpoints with the adapters merged."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ RANK, ALPHA = 4, 8
 
 
 def write_adapter(folder: Path, checkpoint: Path, seed: int, rank: int = RANK) -> Path:
-    """An adapter of all linear layers of the checkpoint's backbone, written into `folder`."""
+    """Write an adapter for all linear layers of a checkpoint's backbone to `folder`."""
     generator = torch.Generator().manual_seed(seed)
     num_layers = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
     layers, tensors = tuple(f"model.layers.{layer}." for layer in range(num_layers)), dict[str, torch.Tensor]()
@@ -30,13 +30,13 @@ def write_adapter(folder: Path, checkpoint: Path, seed: int, rank: int = RANK) -
 
 
 def load_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint's language model."""
+    """Return all tensors of a checkpoint's language model."""
     files = map(load_file, sorted(checkpoint.glob("model*.safetensors")))
     return {name: tensor for file in files for name, tensor in file.items()}
 
 
 def write_merged(folder: Path, checkpoint: Path, adapter: Path) -> Path:
-    """The checkpoint with an adapter in its weights: W + alpha / r · B A (Hu et al., arXiv 2106.09685, section 4.1)."""
+    """Write a checkpoint with an adapter merged: W + alpha / r · B A (Hu et al., arXiv 2106.09685, section 4.1)."""
     shutil.copytree(checkpoint, folder)
     weights, changes = load_weights(checkpoint), load_file(adapter / "adapter_model.safetensors")
     for path in folder.glob("*.safetensors*"):

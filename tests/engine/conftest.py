@@ -1,4 +1,4 @@
-"""The kernels of these tests run in Triton's interpreter."""
+"""Run all kernels of these tests in Triton's interpreter."""
 
 from tests.engine.interpreting import make_interpreter_quick
 

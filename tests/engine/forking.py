@@ -1,4 +1,4 @@
-"""vLLM's own processes in tests."""
+"""vLLM's processes in tests."""
 
 import gc
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from stretto.engine.environment import PROCESS_METHOD
 
 @contextmanager
 def forked_processes() -> Iterator[None]:
-    """Make vLLM fork its processes from this one, as in the language model's stub, so that none imports vLLM again.
+    """Make vLLM fork its processes from this one, as the language model's stub does, so that none imports vLLM again.
 
     Garbage is collected first. A forked process would wait for ever if it collected a gRPC client of an earlier test,
     because gRPC then joins the client's thread, which exists only here.

@@ -1,4 +1,4 @@
-"""`stretto.testing`'s engine, with imported objects set aside from garbage collection."""
+"""The engine of `stretto.testing`, with imported objects excluded from garbage collection."""
 
 from typing import Any, Self
 
@@ -14,13 +14,13 @@ __all__ = ["DEFAULTS", "Answer", "Engine", "update_request"]
 
 
 def update_request(*updates: TextUpdate) -> Request:
-    """Return the request that carries further ids of requests in progress."""
+    """Return the message that carries further ids for requests in progress."""
     params = SamplingParams(max_tokens=1, extra_args=updates_to_extra_args(updates))
     return Request(updates[0].request_id, [0], params, None)
 
 
 class Engine(SteppedEngine):
-    """One engine core, its scheduler and its worker; a context manager that shuts it down."""
+    """An engine core with its scheduler and worker, as a context manager that shuts it down."""
 
     def __init__(self, *arguments: Any, **engine_args: Any) -> None:
         heap.set_aside()

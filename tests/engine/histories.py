@@ -1,4 +1,4 @@
-"""Random histories: who asks what and when, who leaves, who reads late, and within what limits the engine works."""
+"""Random histories: requests with their times, disconnects and slow reads, and the engine's limits."""
 
 from dataclasses import dataclass, replace
 
@@ -29,12 +29,12 @@ AUDIO_ROWS = (1, 70, 40, 3, 75, 11, 60)
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of an engine; all but the first two may change between histories.
+    """Limits of an engine; all except the first two may change between histories.
 
     Attributes:
         num_blocks: KV blocks of 32 rows.
         budget: Rows computed in a step.
-        moods: Seed of the simulated load, by which adaptive replies lose and regain guidance; None: never.
+        moods: Seed of the simulated load that makes adaptive replies lose and regain guidance; None for none.
     """
 
     is_async: bool = False
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Client:
-    """One request: prompt number `prompt`, sent `gap` steps after the previous one.
+    """A client that sends prompt number `prompt`, `gap` steps after the previous request.
 
     Attributes:
         leaves_after: Number of steps until the client disconnects, or None if it stays.
@@ -71,7 +71,7 @@ class History:
 
 
 def limits(is_async: bool) -> st.SearchStrategy[Limits]:
-    """Tight ones more often than not."""
+    """Draw limits, which are usually tight."""
     return st.builds(
         Limits,
         is_async=st.just(is_async),
@@ -100,9 +100,9 @@ def histories(is_async: bool) -> st.SearchStrategy[History]:
 
 
 def history_prompt(family: Family, index: int) -> Prompt:
-    """Return prompt number `index`: lengths, tasks, segments, guidance and temperatures cycle with different periods.
+    """Return prompt number `index`. Lengths, tasks, segments, guidance and temperatures cycle with different periods.
 
-    Prompts in groups of three have a common prefix. One of the three differs in a code only, so that some blocks can be
+    Prompts in groups of three have a common prefix. One of the three differs only in a code, so that some blocks can be
     shared and others not.
     """
     group = index // 3 * 3
@@ -128,7 +128,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
 
 
 def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:
-    """Return `rows`; every third prompt has one different code on stream 1, also in tasks that speak."""
+    """Return `rows` with a different code on stream 1 in every third prompt, even in tasks that speak."""
     rows = rows.copy()
     if index % 3 == 2:
         ids = family.layout.audio[1]

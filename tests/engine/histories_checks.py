@@ -16,11 +16,11 @@ def conditional_of(request_id: str) -> str:
 
 
 class Order:
-    """Requests are overtaken only by requests that ran before: the bound in the scheduler's docstring.
+    """Check of the order: only requests that ran before may overtake others, as the scheduler's docstring states.
 
     1. No reply waits while a later one runs.
     2. While a request waits for a slot next to its running partner, no reply starts to run.
-    3. The queue holds the awaited partners first, the oldest pair's first, then replies in order of arrival.
+    3. The queue begins with awaited partners, those of the oldest pair first, followed by replies in order of arrival.
     """
 
     def __init__(self, engine: Engine):
@@ -58,7 +58,7 @@ class Order:
 
 
 def check_pairs(engine: Engine, output: SchedulerOutput) -> None:
-    """Check that both requests of a CFG pair sample the same guided rows in the same steps, and neither runs alone."""
+    """Check that both requests of a CFG pair sample the same guided rows in the same steps and never run separately."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     sampling = {each for each in output.num_scheduled_tokens if not scheduler.requests[each].is_prefill_chunk}
@@ -80,7 +80,7 @@ def _num_sampled(request: Request) -> int:
 
 
 def check_slots(engine: Engine) -> None:
-    """Check that every running request has a slot, and every awaited partner a reserved one."""
+    """Check that every running request has a slot and every awaited partner has a reserved one."""
     scheduler = engine.scheduler
     running = {request.request_id for request in scheduler.running}
     guided = {request_id for request_id in map(conditional_of, running) if scheduler.table[request_id].pair is not None}
@@ -89,7 +89,7 @@ def check_slots(engine: Engine) -> None:
 
 
 def check_blocks(engine: Engine, num_taken: int) -> None:
-    """Free blocks, held blocks, the null block and the `num_taken` that the history keeps away make up them all."""
+    """Check that free blocks, held blocks, the null block and the history's `num_taken` blocks add up to all blocks."""
     pool = engine.scheduler.kv_cache_manager.block_pool
     held: Counter[int] = Counter()
     for request_id in engine.scheduler.requests:
@@ -121,5 +121,5 @@ def bursts_of(engine: Engine, output: SchedulerOutput) -> Counter[str]:
 
 
 def _is_extra(schedule: BurstSchedule, index: int) -> bool:
-    """Return True if row `index` of a reply follows the main model's row in a multi-token step."""
+    """Return True if row `index` of a reply comes after the main model's row in a multi-token step."""
     return schedule.next_step(index) != index

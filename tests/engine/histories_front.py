@@ -1,4 +1,4 @@
-"""Front end between the engine core and its clients: vLLM's own, without its event loop."""
+"""Front end between the engine core and its clients: vLLM's front end without its event loop."""
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -12,7 +12,7 @@ from stretto.testing.conformance import sampling_params
 
 
 class Reader:
-    """A client: reads pending output, merged as vLLM merges it."""
+    """Client that reads pending output, merged as vLLM merges it."""
 
     def __init__(self, rules: SegmentRules, collector: RequestOutputCollector):
         self.collector, self.width = collector, rules.family.layout.num_output_streams
@@ -49,7 +49,7 @@ class FrontEnd:
         self.processor = OutputProcessor(None, log_stats=False)
 
     def add(self, request_id: str, prompt: Prompt) -> Reader:
-        """A reader for a request that is about to be queued."""
+        """Return a reader for a request that is about to be queued."""
         params = sampling_params(prompt, self.rules)
         request = EngineCoreRequest(
             request_id=request_id,

@@ -1,4 +1,4 @@
-"""Plays histories on real engines, one step at a time, and holds every reply against the reference."""
+"""Player of histories on real engines, one step at a time, which compares every reply with the reference."""
 
 import itertools
 from collections import Counter
@@ -40,7 +40,7 @@ PATIENCE = 4000
 
 @dataclass(frozen=True)
 class Expected:
-    """The reference's reply: rows on the output streams, and how far its closest decision was from going otherwise."""
+    """The reference's reply: rows of the output streams, and the smallest margin of its decisions."""
 
     prompt: Prompt
     rows: list[list[int]]
@@ -48,7 +48,7 @@ class Expected:
 
 
 class Moods:
-    """Replacement for `StepLoad`, which depends on the clock: at times drops unconditional requests or restores one."""
+    """Replacement for the clock-dependent `StepLoad` that at times drops unconditional requests or restores one."""
 
     def __init__(self, seed: int | None):
         self._random = None if seed is None else np.random.default_rng(seed)
@@ -59,7 +59,7 @@ class Moods:
 
 
 class Stage:
-    """A family's random checkpoint, the engines that serve it, and the reference's replies.
+    """A family's random checkpoint, engines that serve it, and the reference's replies.
 
     The checkpoint has two layers. In a model of one layer, keys and values would depend on token ids alone, so that
     errors of attention would not propagate.
@@ -82,7 +82,7 @@ class Stage:
         return reference(self.folder, self.family, MAX_MODEL_LEN)
 
     def engine(self, limits: Limits) -> Engine:
-        """The engine for `limits`, started once; what may change while it is empty is set."""
+        """Return the engine for `limits`, which is started once; limits that may change are set while it is empty."""
         key = (limits.is_async, limits.is_caching)
         if key not in self._engines:
             arguments = {
@@ -101,7 +101,7 @@ class Stage:
         return engine
 
     def expected(self, index: int) -> Expected:
-        """Prompt number `index` and the reference's reply to it."""
+        """Return prompt number `index` and the reference's reply to it."""
         if index not in self._expected:
             prompt = history_prompt(self.family, index)
             self._expected[index] = self._ask(prompt, [])
@@ -125,7 +125,7 @@ class Stage:
             raise
 
     def close(self) -> None:
-        """Stop all engines: they share what the first to stop takes down."""
+        """Stop all engines together, because they share state that the first one to stop removes."""
         while self._engines:
             self._engines.popitem()[1].shutdown()
 

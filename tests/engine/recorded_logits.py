@@ -1,4 +1,4 @@
-"""Recorder of the logits from which an engine samples."""
+"""Recorder of the logits that an engine samples from."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 
 class RecordedLogits:
-    """Raw logits of an engine with one reply: of stream 0 [C + 1] by row, of the other streams [C] one by one."""
+    """Raw logits of an engine with a single reply: stream 0 [C + 1] for each row, and each other stream [C]."""
 
     def __init__(self, readout: Any, patch: pytest.MonkeyPatch):
         self.first, self.others = list[np.ndarray](), list[np.ndarray]()

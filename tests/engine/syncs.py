@@ -1,4 +1,4 @@
-"""Counts what would make the host wait for a GPU, in a step that runs on the CPU as if its tables lay on one."""
+"""Count operations that would make the host wait for a GPU, in a step that runs on the CPU as on a GPU."""
 
 import sys
 from collections import Counter
@@ -22,7 +22,7 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique
 
 
 def waiter() -> str | None:
-    """Return the place in our own code that waits, or None if it is vLLM's or a CPU twin."""
+    """Return the line of our code that waits, or None if vLLM or a CPU twin waits."""
     frame, place = sys._getframe(2), None
     while frame is not None and VLLM not in frame.f_code.co_filename:
         name = frame.f_code.co_filename
@@ -35,7 +35,7 @@ def waiter() -> str | None:
 
 
 class Dispatch(TorchDispatchMode):
-    """Sees the operators whose result the host must know to go on: values, and shapes that depend on values."""
+    """Dispatch mode that detects operators whose result the host needs: values, and shapes that depend on values."""
 
     def __init__(self, seen: Counter[str]):
         super().__init__()
@@ -53,7 +53,7 @@ class Dispatch(TorchDispatchMode):
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Waits by operation and place in our code, while the block runs."""
+    """Count waits by operation and line of our code during the `with` block."""
     seen: Counter[str] = Counter()
 
     def watch(method: str) -> None:

@@ -1,4 +1,4 @@
-"""Replies with LoRA adapters, mixed in one batch, are those of the reference on weights with the adapter in them."""
+"""Replies with LoRA adapters, mixed in one batch, equal the reference with the adapter merged into the weights."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,10 +32,10 @@ TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_overri
 
 
 class Adapted:
-    """A random checkpoint, its two adapters, and the reference's replies with each and with none.
+    """A random checkpoint with two adapters, and the reference's replies with each adapter and without one.
 
     Attributes:
-        family: A family whose rows come from heads, or MODULES, whose rows also come from modules.
+        family: Family whose rows come from heads, or MODULES, whose rows also come from MTP modules.
     """
 
     def __init__(self, folder: Path, family: Family) -> None:
@@ -67,7 +67,7 @@ def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
-    """The same prompts with each and with none: guided and not, crowded out of the cache, and found in it again."""
+    """Each prompt runs with each adapter and without one: guided and unguided, evicted, and from the cache."""
     prompts = {
         f"{name} {index}": replace(make_prompt(adapted.family, index), adapter=name)
         for index in (1, 2, 3)
@@ -89,7 +89,7 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
 
 @pytest.mark.nightly
 def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
-    """Adapters leave the depth transformer alone, although its layers have the names of the backbone's."""
+    """Adapters do not change the depth transformer, although its layers have the same names as the backbone's."""
     model = csm.make_model()
     checkpoint, family, reference = csm.convert(tmp_path, model)
     prompt = make_turns(family, 1)

@@ -1,4 +1,4 @@
-"""Admission: requests that can never run are refused, with the reason and its numbers."""
+"""Requests that can never run are refused, with the reason and its numbers."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -116,7 +116,7 @@ def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said:
 
 
 def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
-    """With 40 rows, 13 words fit: six groups of two words and four frames, a word, the end and a frame."""
+    """In 40 rows, 13 words fit: six groups of two words and four frames, then a word, the end and a frame."""
     rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
     audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
     prompt, code = replace(made, sampling=replace(made.sampling, audio=audio)), GROUPED.layout.audio[0].start
@@ -250,7 +250,7 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
 
 
 def test_sessions_keep_their_window_and_leave_room_for_one_reply() -> None:
-    """An hour of audio holds 25 blocks of a window of 750 rows, and two more; another reply holds 153."""
+    """A session of an hour holds the 25 blocks of a 750-row window and two more; another reply holds 153."""
     rules = SegmentRules(KYUTAI_STT, 45_056)
     capacity = Capacity(1026, 32, 256, window=750, num_in_flight=4096)
     assert capacity.max_sessions(rules) == (1025 - 153) // 27

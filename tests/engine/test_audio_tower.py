@@ -1,4 +1,4 @@
-"""The audio encoder: transformers' result where that is right, and all features where it drops some."""
+"""The audio encoder equals transformers' encoder, except that it keeps features that transformers drops."""
 
 import pytest
 import torch

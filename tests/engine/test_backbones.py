@@ -1,4 +1,4 @@
-"""Every backbone's replies are those of Hugging Face's class on the same weights."""
+"""Replies of every backbone equal those of Hugging Face's class with the same weights."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: 
 
 
 def test_a_compiler_traces_our_own_backbone_whole_and_replies_stay_the_same(tmp_path: Path) -> None:
-    """Dynamo traces the model as on a GPU; the traced code then runs without further compilation."""
+    """Dynamo traces the model as on a GPU, and the traced code runs without further compilation."""
     folder = write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone="olmo2")
     prompts = make_prompts(TINY, 3)
     traced = {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}

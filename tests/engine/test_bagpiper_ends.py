@@ -1,4 +1,4 @@
-"""Bagpiper ends a segment with <|eos|> or <|eot|>, whichever it samples, and continues like ESPnet's loop."""
+"""Bagpiper ends a segment with <|eos|> or <|eot|>, whichever it samples, and continues as ESPnet's loop does."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ LENGTH, EOS, EOT, ASSISTANT = 160, 2, 3, 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint whose ends stand out: it draws both of them, early and late."""
+    """Write a random checkpoint that samples both end tokens often, early and late."""
     folder = write_checkpoint(tmp_path_factory.mktemp("eager"), BAGPIPER, "small_bagpiper", layers=2, backbone="qwen3")
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"][[EOS, EOT]] *= 3
@@ -36,7 +36,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 
 def prompts() -> dict[str, Prompt]:
-    """Captions and speech, guided and not, greedy and drawn; of each kind of end there are some."""
+    """Return prompts for captions and speech, guided and unguided, greedy and sampled; both kinds of end occur."""
     made = {}
     for index in range(24):
         task = ("tts", "generate", "chat", "speak")[index % 4]

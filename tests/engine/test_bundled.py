@@ -1,4 +1,4 @@
-"""The bundled model: replies equal the plain reference's on the same weights, alone and batched."""
+"""Replies of the bundled model equal the plain reference with the same weights, batched and unbatched."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Multi-token steps without MTP modules: the scheduled number of steps, and equal replies."""
+"""Multi-token steps without MTP modules take the scheduled number of steps and give equal replies."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +30,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_a_text_leads_to_audio_within_a_step(tmp_path: Path, is_async: bool) -> None:
-    """Unguided, in chunks and preempted: some of twelve replies go over to audio in the middle of a burst."""
+    """The replies are unguided, chunked and preempted. Some of the twelve switch to audio within a multi-token step."""
     name = "forced_chat"
     reference = Reference(write_checkpoint(tmp_path, FORCED_CHAT, name, hidden=64, layers=2), FORCED_CHAT, 160)
     limits = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
@@ -48,7 +48,7 @@ def test_a_text_leads_to_audio_within_a_step(tmp_path: Path, is_async: bool) -> 
 
 
 def prompt(schedule: str, index: int = 0, num_rows: int = 41, **changes: object) -> Prompt:
-    """A reply of `num_rows` rows of audio, drawn, with the end of audio in the last."""
+    """Return a prompt for a sampled reply of `num_rows` audio rows; the last row ends the audio."""
     made = make_prompt(FORCED_BURSTS, index, "speak", **{"schedule": schedule, "guidance_scale": 2.0, **changes})
     audio = replace(made.sampling.audio, temperature=0.9, min_rows=num_rows - 1, max_rows=num_rows - 1)
     return replace(made, sampling=replace(made.sampling, audio=audio))
@@ -65,14 +65,14 @@ def test_a_reply_takes_the_steps_of_its_schedule(engine: Engine, schedule: str, 
 
 
 def test_guidance_for_a_time_ends_with_a_step(engine: Engine) -> None:
-    """The 7 rows of 0.5 s end within the second burst of five."""
+    """The 7 rows of 0.5 s end within the second multi-token step of five rows."""
     (answer,) = engine.run({"one": prompt("turbo", policy="until_s", guided_until_s=0.5)}).values()
     assert answer.changes == [(10, False)]
     assert answer.trailer.num_guided_frames == 10
 
 
 def test_codes_said_too_often_are_counted_within_a_burst(engine: Engine) -> None:
-    """The window reaches back over rows of the same step."""
+    """The window includes earlier rows of the same step."""
     given = {f"r{index}": _few(prompt("turbo", index, ras_window=4, ras_max_repeats=1)) for index in range(4)}
     reference = Reference(Path(engine.core.vllm_config.model_config.model), FORCED_BURSTS, 160)
     for name, answer in engine.run(given).items():
@@ -83,7 +83,7 @@ def test_codes_said_too_often_are_counted_within_a_burst(engine: Engine) -> None
 
 
 def _few(made: Prompt) -> Prompt:
-    """Restrict replies to a few codes, which are repeated."""
+    """Restrict replies to a few codes, so that codes repeat."""
     return replace(made, sampling=replace(made.sampling, audio=replace(made.sampling.audio, top_k=2)))
 
 

@@ -1,4 +1,4 @@
-"""Chatterbox's T3 in the engine: codes are those of its authors' own loops, penalized, greedy and drawn.
+"""Chatterbox T3 in the engine: codes equal those of the authors' loops, with penalties, greedy and sampled.
 
 English and Multilingual are guided; Turbo and Nano are penalized after top-k and top-p.
 """
@@ -35,13 +35,13 @@ class Converted:
     checkpoint: Path
 
     def prompts(self) -> dict[str, Prompt]:
-        """Return the prompts of all replies of the fixture."""
+        """Return the prompts of all fixture replies."""
         template, family, number = open_release(self.checkpoint), family_at(self.checkpoint), self.num_codes
         replies = enumerate(REPLIES[self.release])
         return {f"r{at}": prompt_of(reply, number, template, family) for at, reply in replies}
 
     def expected(self) -> dict[str, list[list[int]]]:
-        """Return the rows of all replies of the fixture."""
+        """Return the rows of all fixture replies."""
         known = known_at(self.checkpoint)
         return {f"r{at}": rows_of(reply, known) for at, reply in enumerate(REPLIES[self.release])}
 
@@ -75,7 +75,10 @@ def engine(converted: Converted, request: pytest.FixtureRequest) -> Iterator[Eng
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_fixture_is_no_accident(release: str) -> None:
-    """Every id leads, and both ends occur; so do ids that are no codes, which no mask of the guided loop hides."""
+    """Every id leads clearly.
+
+    Both kinds of end occur, and so do ids that are not codes, which the guided loop does not mask.
+    """
     replies = REPLIES[release]
     assert min(reply["lead"] for reply in replies) > LEAST_LEAD[release]
     assert {reply["codes"][-1] == END_OF_SPEECH for reply in replies} == {True, False}
@@ -84,7 +87,7 @@ def test_the_fixture_is_no_accident(release: str) -> None:
 
 
 def check(converted: Converted, answers: dict[str, Any]) -> None:
-    """Assert that answers are the fixture's replies; no row of a guided one is unguided."""
+    """Assert that answers equal the fixture replies, and that no row of a guided reply is unguided."""
     for name, rows in converted.expected().items():
         assert answers[name].rows == rows, name
         assert answers[name].trailer is not None
@@ -109,9 +112,9 @@ def test_replies_go_on_after_a_preemption(converted: Converted, is_async: bool) 
 
 
 def test_vectors_are_the_voice(converted: Converted, engine: Engine) -> None:
-    """All rows of a voice as vectors, and its last row alone if it is that of the emotion.
+    """A voice is given as vectors for all rows, or for its last row if that contains the emotion.
 
-    The conditional and the unconditional request both read them; requests of other vectors share no blocks.
+    Both requests of a CFG pair read the vectors. Requests with different vectors share no blocks.
     """
     known, table = known_at(converted.checkpoint), converted.table()
     template, family, first = (
@@ -144,9 +147,9 @@ def test_vectors_are_the_voice(converted: Converted, engine: Engine) -> None:
 
 @pytest.mark.parametrize("converted", ["english"], indirect=True)
 def test_the_other_half_reads_positions_and_no_words(converted: Converted, engine: Engine) -> None:
-    """Texts of equal length have the same unconditional request, whose blocks they share.
+    """Texts of equal length have the same unconditional request and share its blocks.
 
-    A longer text has another, which is compared with the authors' above.
+    A longer text has a different one, which another test compares with the authors' code.
     """
     template, family, first = (
         open_release(converted.checkpoint),

@@ -1,4 +1,4 @@
-"""The client of the engines speaks vLLM's protocol, aborts abandoned requests, and fails those of an ended engine."""
+"""The engine client uses vLLM's protocol, aborts abandoned requests, and fails requests of an ended engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -39,7 +39,7 @@ FIELDS = {"max_tokens": 5, "stop_token_ids": [3], "output_kind": DELTA, "extra_a
 
 
 class Engines:
-    """Engines without a model: their end of the sockets, and their host's end of the connection."""
+    """Fake engines: their ends of the sockets, and their host's end of the connection."""
 
     def __init__(self, connection: Any, number: int) -> None:
         self.connection, self.number = connection, number
@@ -48,7 +48,7 @@ class Engines:
         self.context = zmq.Context()
 
     def start(self) -> None:
-        """Answer a client as a host and its engines do."""
+        """Start a fake host and engines that answer a client."""
         request = self.connection.recv()
         if isinstance(self.answer, StartedEngines):
             for index in range(self.number):
@@ -78,7 +78,7 @@ class Engines:
 
 
 class Started:
-    """The connection to a host that starts when it is asked."""
+    """Connection to a host that starts on request."""
 
     def __init__(self, connection: Any, engines: Engines) -> None:
         self._connection, self._engines = connection, engines

@@ -1,4 +1,4 @@
-"""Later turns of a conversation read the previous turn, on all its streams, from the prefix cache."""
+"""Later turns of a conversation find all streams of the previous turn in the prefix cache."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Converted releases reply as their original file: ids of all streams, sampled and greedy."""
+"""Converted releases give the same ids on all streams as their original files, sampled and greedy."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
 
 
 def with_audio(prompt: Prompt, published: Published) -> Prompt:
-    """The prompt with 2.3 s of audio after its third row."""
+    """Return the prompt with 2.3 s of audio after its third row."""
     audio_format = AudioFormat.from_config({"audio_config": json.loads((published.audio / "config.json").read_text())})
     features = np.random.default_rng(0).standard_normal((230, 128)).astype(np.float32)
     num_rows = audio_format.num_rows(len(features))

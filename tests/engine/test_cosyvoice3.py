@@ -1,4 +1,4 @@
-"""CosyVoice 3 in the engine: codes are those of its authors' own loop, alone, in a batch and preempted."""
+"""CosyVoice 3 in the engine: codes equal those of the authors' loop, unbatched, batched and preempted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_g
 
 
 def test_the_fixture_is_no_accident() -> None:
-    """Every id leads; replies end by themselves and by their limit, and some ids are sampled again."""
+    """Every id leads clearly. Replies end by themselves and at their limit, and some ids are sampled again."""
     assert min(reply["lead"] for reply in REPLIES) > 1e-4
     assert {reply["release"] for reply in REPLIES} == {*SEEDS}
     is_full = {len(reply["codes"]) == 20 * len(reply["ids"]) for reply in REPLIES}
@@ -52,7 +52,7 @@ def test_codes_are_the_authors(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
 def test_codes_of_streamed_texts_are_the_authors(tmp_path: Path, seed: int) -> None:
-    """Alone, in a batch, preempted, and with words that arrive one at a time: their loop with its corrections."""
+    """The engine equals the authors' corrected loop: unbatched, batched, preempted, and with words one at a time."""
     checkpoint = convert(tmp_path, seed)
     mine = {f"r{at}": reply for at, reply in enumerate(LIVE) if reply["release"] == seed}
     prompts = {name: prompt_of(checkpoint, reply) for name, reply in mine.items()}
@@ -77,7 +77,7 @@ def test_codes_of_streamed_texts_are_the_authors(tmp_path: Path, seed: int) -> N
 
 
 def test_the_texts_reach_every_kind_of_border() -> None:
-    """Texts end in the recording's codes, at a border, and after several groups; some replies end by themselves."""
+    """Texts end within the recording's codes, at a border, and after several groups; some replies end by themselves."""
     assert min(reply["lead"] for reply in LIVE) > 1e-3
     assert {len(reply["codes"]) > reply["border"] > 15 for reply in LIVE} == {True, False}
     assert {reply["border"] for reply in LIVE} >= {0, 15, 30}
@@ -85,7 +85,7 @@ def test_the_texts_reach_every_kind_of_border() -> None:
 
 
 def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Path:
-    """Write a random checkpoint whose head over codes and ends is part of that over all ids."""
+    """Write a random checkpoint whose head for codes and ends is part of the head for all ids."""
     path = write_checkpoint(folder, family, name, **shape) / "model.safetensors"
     weights = load_file(path)
     weights["audio_head.weight"] = weights["lm_head.weight"][family.layout.audio[0].start :].clone()
@@ -94,13 +94,13 @@ def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Pa
 
 
 def test_the_family_conforms(tmp_path: Path) -> None:
-    """With ids that are sampled again without the repeated one, at random prompts."""
+    """Random prompts include ids that are sampled again without the repeated one."""
     small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=156, end_of_prompt=3, quiet=(1,), max_model_len=256)
     assert_family_conforms(PLUGIN, tmp_path, small.to_record(), write_with_head, num_prompts=14, hidden=64, layers=2)
 
 
 def test_a_long_pause_is_shortened() -> None:
-    """From the sixth quiet code in a row on none is decoded, in any chunks."""
+    """From the sixth consecutive quiet code, none is decoded, for any chunks."""
     family = build(KNOWN.to_record())
     codes = [7, *[1, 28, 2] * 3, 9, *[55] * 5, 3]
     for size in (1, 4, len(codes)):

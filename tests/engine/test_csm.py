@@ -1,4 +1,4 @@
-"""CSM in the engine: frames that a depth transformer completes are those of transformers' own classes."""
+"""CSM in the engine: frames that the depth transformer completes equal those of transformers."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ ARRIVALS = {"r0": 0, "r1": 2, "r2": 5, "r3": 6, "r4": 11}
 
 
 def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: object) -> Prompt:
-    """Words of two turns, frames of the first between them."""
+    """Return a prompt with the words of two turns, and the first turn's frames between them."""
     random = np.random.default_rng(index)
     num_words, num_frames = 3 + 5 * index, 2 + 7 * (index % 3)
     words = np.full((num_words, NUM_CODEBOOKS), family.layout.pad_id, np.int32)
@@ -62,7 +62,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 @pytest.fixture(scope="module")
 def expected(release: Release) -> dict[str, tuple[Prompt, list[list[int]]]]:
-    """Five replies, three of them guided, each alone."""
+    """Return five unbatched replies, three of them guided."""
     _, family, reference = release
     made = {}
     for index, scale in enumerate((1.0, 2.0, 1.0, 3.0, 2.0)):
@@ -82,7 +82,7 @@ def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
 def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
     release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
 ) -> None:
-    """Batched and staggered; with little memory also chunked and preempted."""
+    """Replies run batched and staggered, and with little memory also chunked and preempted."""
     with Engine(release[0], async_scheduling=is_async, **settings) as engine:
         answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
         assert engine.is_clean()
@@ -92,7 +92,7 @@ def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
 
 
 def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(roomy: Engine) -> None:
-    """With repeats drawn again, guided and not; an abort leaves nothing."""
+    """Some replies resample repeats and some are guided. An aborted reply leaves nothing behind."""
     family = roomy.rules.family
     prompts = {}
     for index, scale in enumerate((1.0, 2.5, 1.0, 1.5)):
@@ -134,7 +134,7 @@ def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int
 
 
 def test_a_frame_of_zeros_ends_a_reply_by_the_rule_of_transformers_and_by_sesame_s(tmp_path: Path) -> None:
-    """A reply's seventh frame is renamed zeros, but for its last code: so generate ends there, Sesame's code not."""
+    """The seventh frame becomes zeros except for its last code. `generate` ends there, Sesame's code does not."""
     model, last = make_model(), NUM_CODEBOOKS - 1
     folder, family, reference = convert(tmp_path / "all", model)
     prompt = make_prompt(family, 0)

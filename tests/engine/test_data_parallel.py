@@ -1,4 +1,4 @@
-"""Two engines with vLLM's data parallelism: each request goes to one of them."""
+"""With vLLM's data parallelism, each request goes to one of two engines."""
 
 import asyncio
 from dataclasses import replace
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.engine
 
 
 def spoken(rows: list[list[int]]) -> np.ndarray:
-    """The codes [7, T] of rows, the delays undone."""
+    """Return the codes [7, T] of rows, with delays removed."""
     audio = [index for index, row in enumerate(rows) if row[0] in TINY.layout.audio[0]]
     layout = TINY.layout
     return np.array(
@@ -31,7 +31,7 @@ def spoken(rows: list[list[int]]) -> np.ndarray:
 
 
 def too_large() -> Prompt:
-    """A guided reply that two engines could hold together, and none alone."""
+    """Return a guided request that fits two engines together but neither of them."""
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=3.0)
     sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, max_rows=288))
     return replace(prompt, sampling=sampling)

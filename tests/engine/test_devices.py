@@ -59,7 +59,7 @@ BY_DAY = ("tiny", "small_csm")
 
 
 class OneDevice(TorchDispatchMode):
-    """Lets no operator but a copy see tensors of two devices; torch itself lets some, and waits."""
+    """Dispatch mode that lets only copies mix devices; torch also allows some other operators, and then waits."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
@@ -71,7 +71,7 @@ class OneDevice(TorchDispatchMode):
 
 
 class OnTheDevice:
-    """Stands for a Triton kernel: whatever tensor it is launched with must be one that a GPU can read."""
+    """Fake Triton kernel, which checks that a GPU can read all of its tensors."""
 
     def __init__(self) -> None:
         self.num_launches = 0
@@ -101,7 +101,7 @@ class Nowhere:
         self._starts[slot] = audio_start
 
     def publish(self) -> None:
-        """Nothing to know."""
+        """Do nothing."""
 
 
 def on_the_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ def multiply(num_out: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 
 @contextmanager
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
-    """The state of a worker like that of `engine`, and its model's weights and buffers, as if on a GPU."""
+    """Return the state of a worker like that of `engine`, with the model's weights and buffers as if on a GPU."""
     config, model = engine.core.vllm_config, engine.model_state.model
     monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
     for module in model.modules():
@@ -130,7 +130,7 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
 
 
 def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> SpeechRequestData:
-    """A prompt that gets a slot; its codes are those of its rows."""
+    """Return a prompt that gets a slot, with the codes of its rows."""
     codes = prompt.rows[:, 1:]
     delayed_tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
     params = SpeechParams(
@@ -171,7 +171,7 @@ KERNELS = {
 
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
-    """A checkpoint of one layer, of the model that the family's releases are."""
+    """Write a one-layer checkpoint of the family's model class."""
     write_checkpoint(folder, family, name, layers=1)
     if family.has_audio_head:
         path = folder / "config.json"
@@ -181,7 +181,7 @@ def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
 
 
 def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
-    """In vLLM's hook steps of all sizes are captured, for rows that do nothing."""
+    """vLLM's hook captures steps of all sizes, with dummy rows."""
     num_variants = 3 if state.rules.num_text_ids else 1
     assert "capture_inner_cudagraphs" in vars(ModelState)
     recorded: list[Callable[[], None]] = []
@@ -243,7 +243,7 @@ RELEASES: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
 @pytest.mark.parametrize("name", RELEASES)
 def test_latents_mix_no_devices(name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Solvers and the feedback network read no number of a tensor, whatever the rows are."""
+    """Solvers and the feedback network read no tensor values on the host, for any rows."""
     options = {"step_kernels": uses_kernels, "latent_steps": [1] if name == "pocket_tts" else [2, 10]}
     more = {"max_num_batched_tokens": 64, "max_model_len": 96, "additional_config": options}
     engine = Engine(RELEASES[name](tmp_path), max_num_seqs=4, **more)
@@ -285,7 +285,7 @@ def test_latents_mix_no_devices(name: str, uses_kernels: bool, tmp_path: Path, m
 
 
 class BlocksOnTheDevice:
-    """Fake attention metadata of MTP modules: block tables are vLLM's and are looked up by its kernels."""
+    """Fake attention metadata for MTP modules; the block tables belong to vLLM, whose kernels read them."""
 
     max_captured_rows, max_length = 1 << 20, 512
 
@@ -342,7 +342,7 @@ def test_modules_mix_no_devices(uses_kernels: bool, tmp_path: Path, monkeypatch:
 
 
 def with_modules(state: SpeechModelState, modules: Counter[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bind the modules to a KV cache that is not there, and count how often each runs."""
+    """Bind the modules to a fake KV cache, and count how often each runs."""
     predictor, model = state._row_predictor, state.model
     predictor._attention = BlocksOnTheDevice()
     program = ModuleProgram(model, predictor._generated, predictor._ring, predictor._attention, None)

@@ -1,4 +1,4 @@
-"""The environment, read in a process of its own, like the engine's."""
+"""Environment settings, read in a separate process as in the engine."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The limit of replies in flight that keeps first frames in time: the rule by hand, and on a simulated machine."""
+"""The limit on replies in flight that keeps first frames in time: the rule by hand, and on a simulated machine."""
 
 import random
 from dataclasses import dataclass
@@ -91,9 +91,9 @@ NOISE = 0.8  # standard deviation of the logarithm of a step's duration
 
 
 def served(rate: float, most: float, target_s: float, seconds: float = 400.0) -> tuple[np.ndarray, int]:
-    """Return seconds to the first frames of replies that arrive at random, `rate` per second, and the number refused.
+    """Return the seconds to the first frame of random replies, `rate` per second, and the number of refusals.
 
-    All replies in flight make a row in each step, whose duration is lognormal. Replies of the first half are left out,
+    In each step, all replies in flight generate a row. Step times are lognormal. The first half of replies is left out,
     because the limit is still being adapted.
     """
     arrivals = random.Random(7)

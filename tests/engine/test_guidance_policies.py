@@ -27,13 +27,13 @@ def tight(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def speaking(checkpoint: Checkpoint, count: int, **changes: object) -> dict[str, Prompt]:
-    """Prompts of the tasks that speak."""
+    """Return prompts for the tasks that speak."""
     tasks = [task.name for task in checkpoint.family.tasks if task.name != "listen" and task.name != "asr"]
     return {f"r{i}": make_prompt(checkpoint.family, i, tasks[i % len(tasks)], **changes) for i in range(count)}
 
 
 def check_changes(checkpoint: Checkpoint, prompt: Prompt, answer: Answer) -> None:
-    """Check the report on guidance that ends early against the number of frames."""
+    """Check the reported end of guidance against the number of frames."""
     rows = [index for index, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0]]
     limit = math.ceil(prompt.sampling.guided_until_s * checkpoint.family.frame_rate - 1e-6)
     frames = num_frames(checkpoint.family, answer.rows)
@@ -70,7 +70,7 @@ def test_a_half_that_is_done_leaves_its_blocks_and_its_slot(checkpoint: Checkpoi
 
 
 class Load:
-    """Clock of the scheduler: step n takes `step_s(n)` seconds."""
+    """Fake clock for the scheduler, in which step n takes `step_s(n)` seconds."""
 
     def __init__(self, running: Engine, step_s: Callable[[int], float]):
         self.now, self.engine, self.step_s = 0.0, running, step_s
@@ -92,7 +92,7 @@ def long_speech(checkpoint: Checkpoint, index: int, **changes: object) -> Prompt
 
 
 def check_adaptive(checkpoint: Checkpoint, prompt: Prompt, answer: Answer, max_model_len: int) -> None:
-    """Check that the reply is the reference's with guidance switched at the reported frames."""
+    """Check that the reply equals the reference with guidance switched at the reported frames."""
     first = next(i for i, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0])
     changes = [(index - first, is_guided) for index, is_guided in answer.changes]
     assert [is_guided for _, is_guided in changes] == [index % 2 == 1 for index in range(len(changes))]
@@ -151,7 +151,7 @@ def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint
 
 @pytest.mark.parametrize("wave", [20, *by_night(7, 33)])
 def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
-    """Guidance ends and returns in waves, with blocks for little more than one CFG pair; some clients disconnect."""
+    """Guidance ends and returns in waves, with memory for little more than one CFG pair; some clients disconnect."""
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}
     period_s = 1 / checkpoint.family.frame_rate
     Load(tight, lambda step: period_s * (0.1 if step // wave % 2 else 3))

@@ -1,4 +1,4 @@
-"""Higgs Audio v2 in the engine: rows are those of transformers' own class, whatever ends them."""
+"""Higgs Audio v2 in the engine: rows equal those of transformers, however the reply ends."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,7 +33,7 @@ ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11, "r5": 11}
 
 
 def make_prompt(family: Family, index: int, scale: float = 1.0, **changes: object) -> Prompt:
-    """Return a prompt of words, with audio between them in every second prompt, and the row that begins audio last."""
+    """Return a prompt of words that ends with the row that begins audio; every second prompt also contains audio."""
     random, layout = np.random.default_rng(index), family.layout
 
     def words(number: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 @pytest.fixture(scope="module")
 def expected(release: Release) -> Replies:
-    """Replies alone: greedy ones by `generate`, guided and drawn ones by the rules; some not too short."""
+    """Return unbatched replies: greedy ones from `generate`, guided and sampled ones from the plain rules."""
     _, family, reference = release
     made = {f"r{index}": make_prompt(family, index) for index in range(2)}
     made["r2"] = make_prompt(family, 2, min_rows=30, max_rows=40)
@@ -82,14 +82,14 @@ def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def said(family: Family, rows: list[list[int]]) -> list[list[int]]:
-    """Return the rows of a reply with the row that ends it."""
+    """Return the rows of a reply, including the row that ends it."""
     return [*rows, [family.end_of_audio, *[family.layout.pad_id] * (NUM_CODEBOOKS - 1)]]
 
 
 def test_the_rules_are_those_of_generate(release: Release) -> None:
     """Replies end three and four rows after the first end token, and at the limit, in `generate` and in the engine.
 
-    `generate` draws repeats again under greedy decoding, too, if the generation config requests it.
+    If the generation config requests it, `generate` resamples repeats even under greedy decoding.
     """
     _, family, reference = release
     end, tails, num_changed = np.array([end for _, end in family.layout.extra]), set(), 0
@@ -106,7 +106,7 @@ def test_the_rules_are_those_of_generate(release: Release) -> None:
 
 
 def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected: Replies, roomy: Engine) -> None:
-    """Greedy, guided and drawn, staggered; a greedy one is the reply of `generate`."""
+    """Replies are greedy, guided or sampled, and staggered. A greedy reply equals that of `generate`."""
     answers = roomy.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
     for name, (_, rows) in expected.items():
         assert answers[name].rows == said(release[1], rows)
@@ -116,7 +116,7 @@ def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_replies_go_on_behind_a_preemption(release: Release, expected: Replies, is_async: bool) -> None:
-    """Little memory and prompts in chunks, with and without the compiler that traces the layers on a GPU."""
+    """There is little memory and prompts are chunked, with and without the compiler that traces the layers on a GPU."""
     traced = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}}
     with Engine(release[0], async_scheduling=is_async, **TIGHT, **(traced if is_async else {})) as engine:
         answers = engine.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)

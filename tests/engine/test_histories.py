@@ -1,4 +1,4 @@
-"""Random histories: every reply is the reference's, and no state is left."""
+"""In random histories, every reply equals the reference, and no state remains."""
 
 import os
 from collections import Counter
@@ -98,7 +98,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
-    """Return True if histories contained `what`, or did not if the family cannot have it."""
+    """Return True if histories contained `what` exactly if the family can have it."""
     return (seen[what] > 0) == (what not in OF_BURSTS or stage.family.bursts is not None)
 
 

@@ -1,4 +1,4 @@
-"""Hosts of engines: forked by the spare process, they end their engines with their client."""
+"""Engine hosts are forked by the spare process, and end their engines when their client ends."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The pid of a spare process, which all engines of this module use."""
+    """Start the spare process that all engines of this module use, and yield its pid."""
     path = tmp_path_factory.mktemp("spare") / "socket"
     process = subprocess.Popen([sys.executable, "-P", "-m", "stretto.engine.host", str(path)])
     until(path.is_socket)

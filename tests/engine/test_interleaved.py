@@ -1,4 +1,4 @@
-"""Output of replies with text and codes in one stream, for rows that arrive in any grouping."""
+"""Output of replies with text and codes in a single stream, for any grouping of rows."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ REPORT = Report("stop", 1, 1, 1, 0, 1.0, 0, 0.0, None, 1.0)
 
 
 class Spelling:
-    """Text codec that reads a token as its number; the last word arrives with the end."""
+    """Text codec that spells a token as its number; the last word comes with the end."""
 
     rest = ""
 

@@ -23,21 +23,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def listening(checkpoint: Checkpoint, index: int) -> Prompt:
-    """A prompt of 70 rows, three blocks, and a reply of 40."""
+    """Return a prompt of 70 rows (three blocks) with a reply of 40 rows."""
     prompt = make_prompt(checkpoint.family, 3 + 4 * index, "listen")
     text = replace(prompt.sampling.text, min_rows=40, max_rows=40)
     return replace(prompt, sampling=replace(prompt.sampling, text=text))
 
 
 def speaking(checkpoint: Checkpoint, index: int) -> Prompt:
-    """Return a prompt of 40 rows, two blocks for each request of the pair, and a reply of 40 frames."""
+    """Return a prompt of 40 rows (two blocks for each request of the CFG pair) with a reply of 40 frames."""
     prompt = make_prompt(checkpoint.family, 2 + 4 * index, "speak", guidance_scale=2.0)
     audio = replace(prompt.sampling.audio, min_rows=40, max_rows=40)
     return replace(prompt, sampling=replace(prompt.sampling, audio=audio))
 
 
 def first_rows(running: Engine, crowd: dict[str, Prompt], single: Prompt) -> tuple[int, dict[str, int]]:
-    """The step at which a single request, last of all in the queue, has its first row; and those of the crowd."""
+    """Return the steps at which a single request, last in the queue, and the others have their first row."""
     begun, first = running.num_steps, dict[str, int]()
 
     def look(engine: Engine) -> None:

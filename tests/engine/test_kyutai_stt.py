@@ -1,4 +1,4 @@
-"""Kyutai STT in the engine: the text of every row equals that of the authors' code, past its window."""
+"""Kyutai STT in the engine: the text of every row equals the authors' code, even beyond the attention window."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,7 +54,7 @@ def text_of(rows: list[list[int]]) -> list[int]:
 
 
 def test_text_of_every_row_is_the_authors(engine: Engine, checkpoint: Path, family: Family) -> None:
-    """The window is 20 rows of 91."""
+    """The window has 20 rows, the reply 91."""
     found = replies()
     answer = engine.run({"r": make_prompt(checkpoint, found["codes"])})["r"]
     assert text_of(answer.rows) == [*found["text"].tolist(), family.end_of_reply]
@@ -63,7 +63,7 @@ def test_text_of_every_row_is_the_authors(engine: Engine, checkpoint: Path, fami
 
 
 def transformers_text(checkpoint: Path, codes: np.ndarray) -> list[int]:
-    """Return the greedy text of transformers' class [T + 1] for codes [32, T], computed anew for every row."""
+    """Return transformers' greedy text [T + 1] for codes [32, T], recomputed for every row."""
     config, known = config_at(checkpoint), SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     weights = dict(open_tensors(checkpoint))
     embeddings = weights.pop("model.embed_tokens.weight")

@@ -1,4 +1,4 @@
-"""Frames that are latents: the same bits in every batch, near a plain computation, ended by a countdown."""
+"""Latent frames are bit-identical in every batch and near a plain computation; a countdown ends them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ SIZES = [pytest.param((2048, 1), id="wide"), *by_night(((64, 3),), ids=["narrow"
 
 
 def make_prompt(index: int, **latents: float) -> Prompt:
-    """Return a prompt with frames in it, as a cloned voice has; lengths, steps and temperatures differ by index."""
+    """Return a prompt that contains frames, as for a cloned voice; lengths, steps and temperatures depend on index."""
     random = np.random.default_rng(index)
     rows = np.zeros((9 + 7 * index, 1 + NUM_WORDS), np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
@@ -73,13 +73,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[str, Answer]:
-    """The replies one after another."""
+    """Return the replies, generated one after another."""
     with Engine(folder, max_model_len=256) as engine:
         return {name: engine.run({name: prompt})[name] for name, prompt in PROMPTS.items()}
 
 
 def test_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> None:
-    """Every frame before the last row carries a latent; one frame is that of the detected end."""
+    """Every frame before the last row has a latent; the end is detected at one of the frames."""
     ends = set()
     for name, answer in alone.items():
         rows, tail = np.array(answer.rows), PROMPTS[name].sampling.latents
@@ -109,7 +109,7 @@ def test_bits_do_not_depend_on_batches(folder: Path, alone: dict[str, Answer], o
 def test_the_kernels_of_a_gpu_give_the_same_replies(
     folder: Path, alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Triton's interpreter, asynchronously and preempted."""
+    """The kernels run in Triton's interpreter, with asynchronous scheduling and preemption."""
     as_on_a_gpu(monkeypatch)
     with Engine(folder, max_model_len=128, **TIGHT, async_scheduling=True) as engine:
         assert isinstance(engine.model_state._step_sampler._program, LatentStepProgram)
@@ -123,7 +123,7 @@ def test_the_kernels_of_a_gpu_give_the_same_replies(
 def test_activations_give_a_row_the_same_bits_in_every_batch(
     activation: Callable[[torch.Tensor], torch.Tensor], num_threads: int
 ) -> None:
-    """Torch's own activations do not, for these widths and numbers of threads."""
+    """Torch's own activations do not for these widths and numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -160,7 +160,7 @@ def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str,
 
 
 def test_a_guided_head_reads_the_latent_before(tmp_path: Path) -> None:
-    """Scales differ by request; bits do not depend on the batch."""
+    """Scales differ by request, and results are bit-identical in any batch."""
     folder = write(tmp_path, 64, 2, GUIDED_LATENTS)
     weights = load_file(folder / "model.safetensors")
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -206,7 +206,7 @@ def embedded(weights: dict[str, torch.Tensor], rows: np.ndarray) -> torch.Tensor
 
 
 def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
-    """The tail is counted from the frame of the end; the limit holds in it, too; 0 rows drop that frame."""
+    """The tail is counted from the end frame. The limit also applies within the tail, and 0 rows drop that frame."""
     expected = alone["r1"].rows
     end = [row[0] for row in expected].index(LAST)
     own = make_prompt(1).sampling.latents
@@ -232,7 +232,7 @@ def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
 
 
 def test_a_latent_that_is_not_finite_fails_its_reply_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other replies are the same beside it and after it, in the KV blocks that it used."""
+    """Other replies are unchanged, both at the same time and afterwards in the KV blocks that it used."""
     forward = FlowHead.forward
 
     def overflow(self: FlowHead, hidden: torch.Tensor, *given: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""vLLM's start arguments, and configurations that are refused before anything is started."""
+"""vLLM's start arguments, and configurations that are refused before the engine starts."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_captured_solver_steps_are_those_of_the_family(tmp_path: Path) -> None:
 
 
 def test_latents_of_all_slots_take_at_most_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:
-    """A latent of eight numbers takes 32 bytes, by slot and position, and one position is spare."""
+    """A latent of eight numbers takes 32 bytes for each slot and position; one position is spare."""
     checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
     arguments = {**DEFAULTS, "max_num_seqs": 4, "max_model_len": 256}
     enough = 8 * 257 * 4 * 32

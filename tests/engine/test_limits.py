@@ -1,4 +1,4 @@
-"""Segments that a limit ends are still closed in order: markers, drain, last code, end of reply."""
+"""Segments that a limit ends are still closed properly: markers, drain, last code, end of reply."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,7 +58,7 @@ def engine(case: Case) -> Iterator[Engine]:
 
 
 def longest(family: Family, num_rows: int, text: int, audio: int, task: int = 0) -> Prompt:
-    """A prompt of `num_rows` rows whose segments may not end of themselves before `text` and `audio` rows."""
+    """Return a prompt of `num_rows` rows whose segments have at least `text` and `audio` rows."""
     prompt = make_prompt(family, 3, family.tasks[task].name, guidance_scale=2.0)
     sampling = prompt.sampling
     sampling = replace(

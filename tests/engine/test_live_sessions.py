@@ -1,4 +1,4 @@
-"""Live sessions: at any pace and in any company, the text equals that of the whole recording."""
+"""Live sessions give the text of the whole recording, at any pace and in any batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -51,7 +51,7 @@ def text_of(answer: Answer) -> list[int]:
 
 @dataclass
 class Speaker:
-    """Sender of a recording's frames, one or a few at a time, with pauses of `slowest` steps at most."""
+    """Sender of a recording's frames, one or a few at a time, with pauses of at most `slowest` steps."""
 
     engine: Engine
     name: str
@@ -89,13 +89,13 @@ class Speaker:
 
 @pytest.fixture(scope="module")
 def wanted(checkpoint: Path) -> dict[int, list[int]]:
-    """The authors' text of the first frames of their recording, by number of frames, and the end."""
+    """Return the authors' text for the first frames of their recording, by number of frames."""
     text, end = replies()["text"].tolist(), family_at(checkpoint).end_of_reply
     return {length: [*text[: length + 1], end] for length in set(LENGTHS)}
 
 
 def play(engine: Engine, checkpoint: Path, seed: int, slowest: int, aborts: int, others: int) -> dict[str, Any]:
-    """Run sessions at random paces, some of which leave, among whole recordings; return the answers that remain."""
+    """Run sessions at random paces among whole recordings; some disconnect. Return the other answers."""
     random, codes, steps = np.random.default_rng(seed), replies()["codes"], 0
     speakers = [
         Speaker(engine, f"s{at}", recording(checkpoint, codes[:, :length]), random, slowest)
@@ -155,7 +155,7 @@ def test_text_does_not_depend_on_pace_or_company(
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, list[int]], is_async: bool) -> None:
-    """Without the reserve, sessions are preempted and read all their rows again."""
+    """Without the reserve, sessions would be preempted and read all their rows again."""
     limits = {"num_gpu_blocks_override": 6, "live_reserve": False}
     with engine_of(checkpoint, is_async, **limits) as engine:
         answers = play(engine, checkpoint, seed=5, slowest=20, aborts=0, others=4)
@@ -166,7 +166,7 @@ def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, 
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_session_may_be_longer_than_the_cache(checkpoint: Path, is_async: bool) -> None:
-    """It holds the blocks of its window only, and the reserve covers them at every step."""
+    """It holds only the blocks of its window, and the reserve covers them at every step."""
     codes = np.tile(replies()["codes"], 4)
     prompt = recording(checkpoint, codes)
     with engine_of(checkpoint, is_async) as engine:
@@ -189,7 +189,7 @@ def test_a_session_may_be_longer_than_the_cache(checkpoint: Path, is_async: bool
 
 
 def test_nothing_is_to_be_done_while_all_are_silent(engine: Engine, checkpoint: Path) -> None:
-    """Sessions without audio keep their slots and blocks, and the engine sleeps; a recording passes them."""
+    """Sessions without audio keep their slots and blocks while the engine sleeps; a recording overtakes them."""
     codes = replies()["codes"]
     speakers = [
         Speaker(engine, f"s{at}", recording(checkpoint, codes), np.random.default_rng(at), 1) for at in range(3)

@@ -67,7 +67,7 @@ def codes_of(chunks: list[LMChunk]) -> np.ndarray:
 
 
 def expected_codes(reference: Reference, prompt: Prompt) -> np.ndarray:
-    """Codes [7, T] of the reference's reply."""
+    """Return the codes [7, T] of the reference's reply."""
     rows, _ = reference.reply(prompt)
     audio = [i for i, row in enumerate(rows) if row[0] in TINY.layout.audio[0]]
     return np.array(
@@ -94,7 +94,7 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
 
 
 async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that nothing meets: the second of two replies cuts the bound to what both of them take."""
+    """No reply can meet the target; the second of two replies reduces the limit to what both take."""
     monkeypatch.setattr(llm, "_permits", Permits(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
     first, second = (llm.generate(prompt) for prompt in prompts)
@@ -127,7 +127,7 @@ async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypat
 
 
 class Silent:
-    """An engine whose replies end before their first row."""
+    """Engine whose replies end before their first row."""
 
     ready = EngineReady(max_model_len=512, num_gpu_blocks=100, block_size=32, max_num_seqs=4)
     started, num_engines = StartedEngines([]), 1
@@ -158,7 +158,7 @@ async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row(folder
 
 
 class Endless(Silent):
-    """An engine whose replies do not end."""
+    """Engine whose replies do not end."""
 
     ready = EngineReady(max_model_len=160, num_gpu_blocks=16, block_size=32, max_num_seqs=4)
 
@@ -268,7 +268,7 @@ async def test_a_reader_who_leaves_frees_the_engine(llm: SpeechLLM, reference: R
     before = llm.stats()["finished_total"]
 
     async def leave(after: int) -> bool:
-        """Return True if chunk `after` was not the last; the number of chunks depends on the clock."""
+        """Leave after chunk `after`; return True if it was not the last one, which depends on the clock."""
         async with aclosing(llm.generate(prompt)) as chunks:
             async for chunk in chunks:
                 if chunk.chunk.index >= after:

@@ -1,4 +1,4 @@
-"""Long prompts and long replies: right, and no dearer per step at their end than at their beginning."""
+"""Long prompts and replies are correct, and steps cost no more at the end than at the beginning."""
 
 import sys
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_prompts_of_8000_rows_are_exact(folder: Path, engine: Engine, index: int
 
 
 class Calls:
-    """Python and C calls made so far; what a step costs, whatever else this machine does."""
+    """Counter of Python and C calls, which measures a step's cost independently of other load."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -28,7 +28,7 @@ Rows = list[list[int]]
 
 
 class Checkpoint:
-    """Random weights, and what the reference makes of them."""
+    """A random checkpoint and the reference's replies."""
 
     def __init__(self, folder: Path, family: Family = MODULES):
         self.folder = write_modules(folder, family, family.name)
@@ -60,7 +60,7 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def prompts() -> dict[str, Prompt]:
-    """Return two prompts for each named schedule (greedy and sampled, guided or not), and one for each other."""
+    """Return two prompts for each named schedule, greedy and sampled, and one for each other schedule."""
     names = [*SCHEDULES, *SCHEDULES, *NUMBERS]
     made = {f"r{index}": make_prompt(MODULES, index) for index in range(len(names))}
     return {
@@ -83,7 +83,7 @@ def prompts() -> dict[str, Prompt]:
     ],
 )
 def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[str, int], is_async: bool) -> None:
-    """First as separate arrivals, then again from the prefix cache."""
+    """Prompts arrive one by one, then again with the prefix cache."""
     given, engine = (
         prompts(),
         Engine(checkpoint.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async, **limits),
@@ -102,7 +102,7 @@ def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[
 
 
 def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(tmp_path: Path) -> None:
-    """Sampled, most of them guided, chunked and preempted. The other tests penalize texts, too."""
+    """Replies are sampled, chunked and preempted, and most are guided. Other tests also penalize text."""
     known, given, codes = Checkpoint(tmp_path, PENALIZED_SPEECH), {}, PENALIZED_SPEECH.layout.audio[0]
     # The first two begin with all blocks there are, and need more after five steps.
     for index, schedule in ((6, "turbo"), (2, "boost"), (5, "vanilla"), (3, "balance"), (1, "turbo_2")):
@@ -141,7 +141,7 @@ def spoken(num_rows: int, seed: int) -> np.ndarray:
 
 
 def test_a_prompt_that_differs_within_a_block_uses_its_own_rows(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Modules read rows together with later ones: the last rows of a shared block would be the other prompt's."""
+    """Modules read rows together with later rows, so a shared block would end with rows of the other prompt."""
     first = spoken(96, 1)
     roomy.run({"first": short(first, "boost")})
     for at in range(64, 72):

@@ -1,4 +1,4 @@
-"""A decode step leaves the host free to launch the next one: nothing in it waits for the device."""
+"""A decode step never waits for the device, so the host is free to launch the next step."""
 
 from pathlib import Path
 

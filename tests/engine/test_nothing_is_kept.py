@@ -1,4 +1,4 @@
-"""Memory that ended requests leave in the engine's process: no references, and few cached products."""
+"""Ended requests leave no references and few cached products in the engine's process."""
 
 import gc
 from collections import Counter, deque
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def multiplied() -> Iterator[set[int]]:
-    """The numbers of rows that oneDNN has met."""
+    """Return the row counts that oneDNN has computed."""
     met, multiply = set[int](), ops.onednn_mm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "onednn_mm", lambda handler, x, bias: met.add(len(x)) or multiply(handler, x, bias))
@@ -48,7 +48,7 @@ def engine(request: pytest.FixtureRequest, folder: Path, multiplied: set[int]) -
 
 
 def mixed_prompt(index: int) -> Prompt:
-    """Return a prompt: both tasks, all guidance policies, any length; every fifth has a common prefix."""
+    """Return a prompt of any task, guidance policy and length; every fifth prompt has a common prefix."""
     policy = POLICIES[index % 3]
     limit = {"guided_until_s": 0.3} if policy == "until_s" else {}
     prompt = make_prompt(TINY, index, policy=policy, **limit)
@@ -57,7 +57,7 @@ def mixed_prompt(index: int) -> Prompt:
 
 
 def run(engine: Engine, first: int, count: int) -> None:
-    """Run `count` requests that arrive one step apart, some of which are aborted, in the queue or later."""
+    """Run `count` requests that arrive one step apart; some are aborted in the queue or later."""
     prompts = {f"request-{index}": mixed_prompt(index) for index in range(first, first + count)}
     arrivals = {name: step for step, name in enumerate(prompts)}
     aborts = {name: step + 3 * step % 40 for name, step in arrivals.items() if step % 6 == 0}
@@ -66,7 +66,7 @@ def run(engine: Engine, first: int, count: int) -> None:
 
 
 def kept_ids() -> list[str]:
-    """Return all containers in this process, of any generation, that contain a request's id."""
+    """Return all containers in this process, of any GC generation, that contain a request id."""
     heap.take_back()
     found = []
     for container in gc.get_objects():

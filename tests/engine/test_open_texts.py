@@ -1,4 +1,4 @@
-"""Streamed texts: at any pace, in any batch, preempted or not, the reply equals that to the whole text."""
+"""Replies to streamed text equal replies to the complete text, at any pace, in any batch, preempted or not."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def prompt(engine: Engine, index: int) -> Prompt:
-    """A reply of 20 frames or a few more, whose text may be shorter or longer."""
+    """Return a prompt for a reply of 20 frames or a few more; its text may be shorter or longer."""
     family: Family = engine.rules.family
     made = make_prompt(family, index, family.tasks[-1].name, guidance_scale=1.0)
     if family.text_groups is not None:
@@ -50,7 +50,7 @@ def prompt(engine: Engine, index: int) -> Prompt:
 
 
 def num_codes(engine: Engine, given: Prompt) -> int:
-    """Number of ids in a prompt's track that are not text."""
+    """Return the number of ids in a prompt's text track that are not text."""
     return len(given.track) - num_text_ids(given, engine.rules)
 
 
@@ -109,7 +109,7 @@ def speak(engine: Engine, seed: int, slowest: int, aborts: int = 0) -> tuple[dic
 
 @pytest.fixture(scope="module")
 def at_once(engine: Engine) -> dict[str, list[list[int]]]:
-    """The replies to whole texts, which end no earlier than these do."""
+    """Return the replies to complete texts."""
     made = {f"r{index}": prompt(engine, index) for index in range(NUM_TEXTS)}
     for name, each in made.items() if engine.rules.family.text_groups is None else ():
         audio = replace(each.sampling.audio, min_rows=len(each.track))
@@ -151,7 +151,7 @@ def test_nothing_is_to_be_done_while_all_wait_for_words(engine: Engine) -> None:
 
 
 def test_a_crowd_of_silent_writers_stalls_nobody(engine: Engine) -> None:
-    """Six texts that do not go on would fill the four places."""
+    """Six texts that do not continue would fill the four slots."""
     names = [f"silent{index}" for index in range(6)]
     for index, name in enumerate(names):
         given = prompt(engine, index)

@@ -1,4 +1,4 @@
-"""Whatever the schedule, every reply is the reference's, token for token, on every stream."""
+"""For any schedule, every reply equals the reference, token by token, on every stream."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, 
 
 
 class Checkpoint:
-    """A random checkpoint and the reference's cached replies."""
+    """A random checkpoint with the reference's cached replies."""
 
     def __init__(self, folder: Path, name: str):
         self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS, "three_rows": THREE_ROWS}[name]
@@ -57,7 +57,7 @@ class Checkpoint:
         max_model_len: int = int(str(DEFAULTS["max_model_len"])),
         changes: Sequence[tuple[int, bool]] = (),
     ) -> list[list[int]]:
-        """The output streams of every row of the reference's reply. changes: as `Reference.reply` has them."""
+        """Return the output streams of every row in the reference's reply; `changes` is as in `Reference.reply`."""
         key = (prompt.task, prompt.sampling, prompt.rows.tobytes(), max_model_len, *changes)
         if key not in self._replies:
             rows, lead = self.reference(max_model_len).reply(prompt, changes)
@@ -83,7 +83,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 def is_async(checkpoint: Checkpoint) -> bool:
-    """Each family by one kind of scheduling here; test_histories.py and test_same_seed.py have each by both."""
+    """Each family uses one kind of scheduling here; test_histories.py and test_same_seed.py use both."""
     return checkpoint.family is TINY
 
 
@@ -132,7 +132,7 @@ def test_twelve_requests_on_four_slots_are_chunked_and_preempted(checkpoint: Che
 
 
 def repetitive(family: Family, index: int) -> Prompt:
-    """A prompt whose codes are drawn at temperature 0.9 from few, so that they repeat, or greedily; rules go round."""
+    """Return a prompt whose codes repeat: they are greedy, or sampled from few codes at temperature 0.9."""
     prompt = make_prompt(family, index, ras_window=(3, 0, 12, 500)[index % 4], ras_max_repeats=1 + index % 2)
     return Prompt(prompt.task, prompt.rows, replace(prompt.sampling, audio=replace(prompt.sampling.audio, top_k=3)))
 
@@ -223,7 +223,7 @@ def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: En
 
 
 def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Engine) -> None:
-    """Every second reply is aborted in the step in which its unconditional request has arrived."""
+    """Every second reply is aborted in the step in which its unconditional request arrives."""
     family = checkpoint.family
     speaking = [task.name for task in family.tasks if Segment.AUDIO in task.segments]
     prompts = {
@@ -257,7 +257,7 @@ def test_prompts_that_differ_only_in_codes_share_no_blocks(checkpoint: Checkpoin
 
 
 def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Two guided replies with different prompts: the second's unconditional request finds its context computed."""
+    """The second of two guided replies with different prompts finds its unconditional context in the cache."""
     task = checkpoint.family.tasks[0].name
     computed: list[int] = []
 
@@ -274,7 +274,7 @@ def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, ro
 
 
 def test_interpreted_kernels_are_exact(checkpoint: Checkpoint, roomy: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a GPU's code path: Triton kernels of vLLM and of this project, interpreted."""
+    """The GPU's code path runs, with vLLM's and our Triton kernels in the interpreter."""
     monkeypatch.setattr(
         sampler, "draw", lambda logits, ids, keys, params, plan: draw_on_device(logits, ids, keys, params)
     )
@@ -312,7 +312,7 @@ def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
 
 
 def test_each_row_of_a_frame_is_drawn_from_its_own_ids(tmp_path: Path) -> None:
-    """Alone, batched and preempted within frames. A limit may cut within a frame.
+    """Replies are unbatched, batched, and preempted within frames. A limit may cut a reply within a frame.
 
     Otherwise a reply ends after a frame.
     """

@@ -1,4 +1,4 @@
-"""Slots for requests: a limit for running and one for waiting requests; a guided reply takes two."""
+"""Permits: one limit for running requests and one for waiting requests; a guided reply takes two slots."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +13,7 @@ from stretto.errors import NoCapacity
 
 
 class Engine:
-    """Unfinished requests, and how many of them are blocked (waiting for text)."""
+    """Fake engine with unfinished requests, some of which are blocked (waiting for text)."""
 
     def __init__(self) -> None:
         self.unfinished: set[str] = set()

@@ -1,4 +1,4 @@
-"""Pocket TTS in the engine: latents are the authors' within the bound of a nudge, and replies end alike."""
+"""Pocket TTS in the engine: latents equal the authors' within a nudge's effect, and replies end at the same frame."""
 
 import shutil
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
     ("kind", "is_async"), [("english", False), *by_night(("english", True), *((kind, True) for kind in KINDS[1:]))]
 )
 def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
-    """In a voice by name and in that of a recording; other requests and preemption change no bits."""
+    """Voices are given by name or as a recording. Replies stay bit-identical with other requests and preemption."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     family = family_at(checkpoint)
     prompts = {"own": prompt_of(checkpoint, expected.text, expected.seed)}
@@ -64,7 +64,7 @@ def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: b
 
 
 def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> None:
-    """Compare the latents in rows [T, 1 + D] with latents [T, D]; `nudged` [T] is the effect of nudges of 1e-6."""
+    """Assert that latents in rows [T, 1 + D] match latents [T, D] within `nudged` [T], the effect of nudges."""
     difference = np.abs(latents_of(rows[:, 1:].astype(np.int32)) - latents).max(1)
     assert (difference <= SPREAD * nudged + SHARE * latents.std()).all(), difference.max()
 

@@ -1,4 +1,4 @@
-"""Requests, rows, pairs and stats between the processes of the engine."""
+"""Messages between the engine's processes: requests, rows, pairs and statistics."""
 
 import multiprocessing
 from dataclasses import replace

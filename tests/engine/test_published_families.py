@@ -1,4 +1,4 @@
-"""Bagpiper, OpusLM and OpusLM dialogue in small: whatever the schedule, every reply is the reference's."""
+"""Small Bagpiper, OpusLM and OpusLM dialogue models: for any schedule, every reply equals the reference."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -35,10 +35,10 @@ REPORT = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0)
 
 
 class Checkpoint:
-    """A small random checkpoint and the reference's cached replies.
+    """A small random checkpoint with the reference's cached replies.
 
     Attributes:
-        lead: Smallest margin of any of the reference's decisions over its runner-up.
+        lead: Smallest margin of a reference decision over its runner-up.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -50,7 +50,7 @@ class Checkpoint:
         self.lead = math.inf
 
     def reply(self, prompt: Prompt) -> list[list[int]]:
-        """Every row of the reference's reply."""
+        """Return every row of the reference's reply."""
         key = hash((prompt.task, prompt.sampling, prompt.rows.tobytes()))
         if key not in self._replies:
             self._replies[key], lead = self.reference.reply(prompt)
@@ -73,7 +73,7 @@ class Checkpoint:
 
 
 def audio_rows(family: Family, prompt: Prompt, rows: list[list[int]]) -> np.ndarray:
-    """The rows of a reply from the first of its audio on, [n, S]."""
+    """Return the rows of a reply from its first audio row, [n, S]."""
     segments = family.task(prompt.task).segments
     if Segment.AUDIO not in segments:
         return np.zeros((0, family.layout.num_output_streams), np.int64)
@@ -100,7 +100,7 @@ def frames(family: Family, rows: np.ndarray) -> np.ndarray:
 
 
 def spoken(rules: SegmentRules, prompt: Prompt, rows: list[list[int]]) -> np.ndarray:
-    """The codes [K, T] that leave the engine, in whatever chunks."""
+    """Return the codes [K, T] that the engine outputs, for any chunks."""
     task = rules.family.task(prompt.task)
     tracker = SegmentTracker(rules, task, len(prompt.rows))
     utterance = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 4)))
@@ -137,7 +137,7 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
 
 
 def test_replies_in_one_batch_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Greedy and seeded, guided and not, every task, four lengths of prompt."""
+    """Prompts cover greedy and seeded sampling, guidance, every task, and four lengths."""
     prompts = make_prompts(checkpoint.family, 15)
     checkpoint.check(prompts, roomy.run(prompts))
 
@@ -157,7 +157,7 @@ def test_cached_prefixes_change_nothing(checkpoint: Checkpoint, roomy: Engine) -
 
 
 def with_lengths(prompt: Prompt, num_rows: int, text: int, audio: int) -> Prompt:
-    """`prompt` cut to `num_rows`, its segments as long as they may be, or until the model's length ends them."""
+    """Return `prompt` cut to `num_rows`, with segments as long as possible."""
     sampling = replace(
         prompt.sampling,
         text=replace(prompt.sampling.text, min_rows=text, max_rows=text),
@@ -192,7 +192,7 @@ def test_limits_end_replies_in_order_and_what_frames_there_are_leave(checkpoint:
 
 
 class RecordedLogits:
-    """Logits of an engine's heads by step: token ids of each stream and their logits."""
+    """Logits of an engine's heads by step, with the token ids of each stream."""
 
     def __init__(self, heads: StreamHeads, patch: pytest.MonkeyPatch):
         self.steps: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
@@ -220,7 +220,7 @@ def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, float], None],
 ) -> None:
-    """Over text, transition and audio: Hugging Face's class reads the whole reply in one pass, 1e-4 in float32."""
+    """Hugging Face's class reads the whole reply in one pass; float32 logits agree to 1e-4."""
     heads, largest = roomy.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads, 0.0
     for index, task in enumerate(checkpoint.family.tasks):
         prompt = make_prompt(checkpoint.family, index + 3, task.name, guidance_scale=1.0)
@@ -240,7 +240,7 @@ def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
 
 
 def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoint, roomy: Engine) -> None:
-    """Bagpiper draws its pads; OpusLM's are forced until a stream has its frame, and again once it has ended."""
+    """Bagpiper samples pads. OpusLM forces them until a stream has its frame, and again after the stream has ended."""
     family = checkpoint.family
     prompts = make_prompts(family, 15)
     prompts = {name: each for name, each in prompts.items() if Segment.AUDIO in family.task(each.task).segments}

@@ -1,4 +1,4 @@
-"""Qwen3-Omni's talker in the engine: experts, rows of a thinker's states, words added to the frames."""
+"""The Qwen3-Omni talker in the engine: experts, rows with thinker states, and words added to frames."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,7 +41,7 @@ def test_greedy_codes_are_those_of_transformers_talker(
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, float], None],
 ) -> None:
-    """Side by side, in chunks of prompts, preempted, from the prefix cache, alone; logits to 1e-5 of the largest."""
+    """Replies are batched, chunked, preempted, cached, and unbatched; logits agree to 1e-5 of the largest."""
     theirs, family = Theirs(), tight.rules.family
     starts = np.array([ids.start for ids in family.layout.audio])
     prompts = {name: case.prompt(checkpoint, NUM_FRAMES) for name, case in cases().items()}
@@ -72,7 +72,7 @@ def test_greedy_codes_are_those_of_transformers_talker(
 
 
 def drawn(prompt: Prompt, index: int) -> Prompt:
-    """The same, drawn by two samplers, of which one may be greedy."""
+    """Return the prompt with two samplers, one of which may be greedy."""
     depth = (None, CodeSampling(0.0), CodeSampling(0.8, 5), CodeSampling(1.2, 0, 0.7))[index % 4]
     audio = replace(prompt.sampling.audio, temperature=0.9, top_k=10, min_rows=8, max_rows=14 + index)
     sampling = replace(prompt.sampling, audio=audio, depth=depth, seed=index, repetition_penalty=1.2)
@@ -80,7 +80,10 @@ def drawn(prompt: Prompt, index: int) -> Prompt:
 
 
 def test_drawn_replies_are_those_of_the_slow_reference(tight: Engine, checkpoint: Path) -> None:
-    """Chunked and preempted; states that differ make another reply of the same ids, from the prefix cache, too."""
+    """Replies are chunked and preempted.
+
+    Different states with equal ids give different replies, also with the cache.
+    """
     reference = TalkerReference(checkpoint, LENGTH)
     prompts = {}
     for index, (name, case) in enumerate(cases().items()):

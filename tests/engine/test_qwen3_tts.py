@@ -1,4 +1,4 @@
-"""Qwen3-TTS in the engine: text added to the frames, a depth transformer with its own sampler, penalized codes."""
+"""Qwen3-TTS in the engine: text added to frames, a depth transformer with its own sampler, and penalties."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_g
 
 
 def drawn_prompt(index: int) -> Prompt:
-    """Rows of markers, text on its own stream, and frames; streams 1 ... are drawn by rules of their own, or not."""
+    """Return a prompt with markers, text on its own stream, and frames; later streams may be sampled differently."""
     prompt = make_prompt(QWEN3_TTS, index, repetition_penalty=(1.3, 1.0, 1.05)[index % 3])
     random, layout = np.random.default_rng(index), QWEN3_TTS.layout
     text = random.integers(0, 50, len(prompt.rows))
@@ -40,7 +40,7 @@ def drawn_prompt(index: int) -> Prompt:
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
-    """In chunks of prompts and preempted; with a penalty, and two samplers in a reply, of which one may be greedy."""
+    """Replies are chunked and preempted, with a penalty and two samplers, one of which may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
     reference = Reference(folder, QWEN3_TTS, LENGTH)
     prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}

@@ -1,4 +1,4 @@
-"""The scheduler's reported statistics."""
+"""Statistics that the scheduler reports."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def asynchronous(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def shared(asynchronous: bool) -> Iterator[SharedStats]:
-    """An engine's own: one that was there before it has left nothing in it."""
+    """Return an engine's own statistics, without leftovers from an earlier engine."""
     stats = SharedStats.create(1)
     yield stats
     stats.close()

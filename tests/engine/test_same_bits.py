@@ -1,4 +1,4 @@
-"""Hidden states of every row are the same bits alone, in a batch and in chunks of prompts."""
+"""Hidden states of every row are bit-identical unbatched, batched and with chunked prompts."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -53,7 +53,7 @@ Bits = dict[tuple[str, int], set[bytes]]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Bits:
-    """Return the last hidden states that the sampler reads, by request and position: one value each, if all agree."""
+    """Return the hidden states that the sampler reads, by request and position; equal values count once."""
     met: Bits = defaultdict(set)
     sample = SpeechSampler._row
 
@@ -69,7 +69,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Bits:
 
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Return the numbers of rows of wide products that oneDNN has computed."""
+    """Return the row counts of the wide products that oneDNN has computed."""
     met, multiply = set[int](), ops.onednn_mm
 
     def record(handler: object, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Equal seeds give equal codes on every stream: alone, batched, preempted, restarted, either scheduler."""
+"""Equal seeds give equal codes on every stream: unbatched, batched, preempted, restarted, with either scheduler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(name: str) -> dict[str, Prompt]:
-    """Drawn, not greedy, most of them guided."""
+    """Return prompts for sampled replies, most of them guided."""
     family: Family = FAMILIES[name]
     made = {}
     for index in range(8):

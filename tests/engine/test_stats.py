@@ -1,4 +1,4 @@
-"""Statistics: frames are counted once while a reply runs, and unguided frames separately."""
+"""Frames are counted once while a reply runs, and unguided frames are counted separately."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ GUIDED = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), guidance_sca
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("turns", [[], [0], [5], [0, 3], [2, 4, 9], [11]])
 def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
-    """Guidance changes before each of `turns`; it is known once its row has arrived."""
+    """Guidance changes before each of `turns`, and a change is known once its row has arrived."""
     stats = Stats()
     counts = FrameStats(stats, replace(GUIDED, policy="adaptive"))
     is_guided = [sum(turn <= frame for turn in turns) % 2 == 0 for frame in range(12)]

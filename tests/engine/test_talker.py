@@ -1,4 +1,4 @@
-"""Qwen3-Omni's talker through `SpeechLLM`, as a program with a thinker uses it."""
+"""The Qwen3-Omni talker through `SpeechLLM`, as used by a program that has a thinker."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Two workers draw the codes of one: heads, embeddings and the state of every rank."""
+"""Two workers sample the same codes as one; heads, embeddings and the state of every rank are compared."""
 
 import hashlib
 from collections.abc import Iterator
@@ -36,12 +36,12 @@ BACKBONES = {"opuslm": "olmo2", "csm": "llama"}
 
 
 def limits(family: Family) -> dict[str, int]:
-    """Without pairs fewer blocks are little more than is needed."""
+    """Return limits with little more memory than needed; without CFG pairs, fewer blocks are enough."""
     return TIGHT if family.guided_streams else {**TIGHT, "num_gpu_blocks_override": 6}
 
 
 def prompts_of(family: Family) -> dict[str, Prompt]:
-    """Twelve prompts; without pairs replies are as long as takes a block more."""
+    """Return twelve prompts; without CFG pairs, replies need one more block."""
     prompts = make_prompts(family, 12)
     if family.guided_streams:
         return prompts
@@ -75,7 +75,7 @@ def call_ranks(engine: Engine, function: Any) -> list[Any]:
 
 
 class RankCheck:
-    """After every eighth step: all ranks hold the same."""
+    """Check after every eighth step that all ranks have the same state."""
 
     def __init__(self) -> None:
         self.num_checks = 0
@@ -121,7 +121,7 @@ def two_ranks(case: tuple[Family, Path, bool]) -> Iterator[Engine]:
 
 
 def test_two_ranks_equal_one_rank(case: tuple[Family, Path, bool], alone: dict[str, Answer], two_ranks: Engine) -> None:
-    """Guided and unguided, text and audio, in chunks, preempted, more requests than slots."""
+    """Requests are guided and unguided, text and audio, chunked and preempted; there are more requests than slots."""
     family, _, _ = case
     prompts, check = prompts_of(family), RankCheck()
     answers = two_ranks.run(prompts, after_step=check)

@@ -109,7 +109,7 @@ async def test_a_reply_stands_still_behind_its_last_word_until_the_text_is_compl
 
 
 class Session:
-    """Live audio of two codebooks, 80 ms a frame, with a clock of its own."""
+    """Live audio with two codebooks and 80 ms per frame, on its own clock."""
 
     def __init__(self, room: int = 100) -> None:
         self.now, self.engine = 100.0, FakeEngine()
@@ -151,7 +151,7 @@ async def test_a_receipt_waits_until_the_reply_has_read_the_audio() -> None:
 
 
 async def test_a_session_behind_its_audio_ends_but_a_file_is_never_late() -> None:
-    """Frames that arrive at once are due one after the other."""
+    """Frames that arrive together are due one after the other."""
     session = Session()
     await session.write(90)  # 7.2 s of a file
     session.now += MAX_LAG_S - 0.1

@@ -1,4 +1,4 @@
-"""Text added to the frames: replies equal the reference's batched, chunked, preempted, guided and shared."""
+"""Replies with text added to frames equal the reference: batched, chunked, preempted, guided and shared."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ FAMILIES = {"sync": TRACKED, "async": HIDDEN_TRACK, "groups-sync": GROUPED, "gro
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Family]]:
-    """An engine with little memory: prompts are chunked and replies preempted."""
+    """Return an engine with little memory, which chunks prompts and preempts replies."""
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder, family, family.name, hidden=64, layers=2)

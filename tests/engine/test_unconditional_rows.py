@@ -1,4 +1,4 @@
-"""Unconditional requests receive their tokens through a path of their own, with vLLM's results."""
+"""Unconditional requests receive their tokens through a separate path, with the same results as in vLLM."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def rows_of(state: RequestState, first: int, last: int) -> np.ndarray:
-    """Rows first ... last - 1 of all streams, prompt included, [last - first, S]."""
+    """Return rows first … last - 1 of all streams, including the prompt, [last - first, S]."""
     tokens = np.asarray(state.request.all_token_ids[first:last], np.int32)
     return np.concatenate([tokens[:, None], state.history.rows(first, last)], 1)
 

@@ -1,4 +1,4 @@
-"""vLLM's private hooks that the plugin builds on, pinned: an upgrade that changes one fails here, loudly."""
+"""vLLM's private hooks that the plugin relies on. An upgrade that changes one of them fails here."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""Rows become chunks: all codes once and in order, and words at the frames where they begin."""
+"""Rows become chunks with all codes once and in order, and with words at the frames where they begin."""
 
 from dataclasses import replace
 from itertools import count
@@ -61,7 +61,7 @@ def test_every_chunk_names_the_voice_of_the_codec() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(size: int) -> None:
-    """Chatterbox in chunks of any size, the last one included.
+    """Chatterbox replies come in chunks of any size, including the last.
 
     A change of guidance is reported at its audible frame.
     """
@@ -105,7 +105,7 @@ def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
-    """Return the rows of a reply that speaks SPOKEN, three frames per entry, and its codes [7, T]."""
+    """Return the rows of a reply that speaks SPOKEN, with three frames per entry, and its codes [7, T]."""
     text = [FIRST_CHARACTER if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in SPOKEN]
     rows = [[token] + [PAD] * 7 for token in [*text, END_OF_TEXT, BEGIN_AUDIO]]
     entries = [token - FIRST_PHONEME for token in text if token >= FIRST_PHONEME]
@@ -119,7 +119,7 @@ def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
 
 
 def parted(rows: list[list[int]], together: int = 1, changes: dict[int, int] | None = None) -> list[np.ndarray]:
-    """Return rows as they leave the engine, in groups of `together`; `changes` are marks by row."""
+    """Return rows as the engine outputs them, in groups of `together`; `changes` are guidance marks by row."""
     marked = np.array([[(changes or {}).get(index, NO_CHANGE), *row] for index, row in enumerate(rows)])
     return np.split(marked, range(together, len(rows), together))
 
@@ -261,7 +261,7 @@ def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
 @pytest.mark.parametrize("together", [1, 2, 100])
 @pytest.mark.parametrize("num_left_over", [0, 1, 2])
 def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, num_left_over: int) -> None:
-    """Three rows per frame, two frames per chunk; a limit ends the reply up to two rows after its last frame."""
+    """There are three rows per frame and two frames per chunk. A limit ends replies up to two rows after a frame."""
     places, end = THREE_ROWS.layout.frame_codec.places, THREE_ROWS.end_of_audio
     expected = np.random.default_rng(0).integers(0, 16, (3, 7))
     ids = [ids.start + code for frame in expected.T for ids, code in zip(places, frame, strict=True)]

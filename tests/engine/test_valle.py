@@ -1,6 +1,6 @@
-"""VALL-E's language model in the engine: codes equal those of its authors' loop.
+"""VALL-E's language model in the engine: codes equal those of the authors' loop.
 
-Guided codes equal those of two runs of transformers' GPT-2 over the same rows, merged.
+Guided codes equal two merged runs of transformers' GPT-2 over the same rows.
 """
 
 from collections.abc import Iterator
@@ -52,17 +52,17 @@ def prompts(checkpoint: Path, family: Family) -> dict[str, Prompt]:
 
 
 def expected(reply: dict[str, Any]) -> list[list[int]]:
-    """A reply's rows; the last is the end, drawn or put there by the limit."""
+    """Return a reply's rows; the last row is the end, which was sampled or forced by the limit."""
     return [[KNOWN.codec + code] for code in reply["codes"][0]] + [[SOS_EOS]]
 
 
 def test_the_fixture_is_no_accident() -> None:
-    """Every id leads."""
+    """Every id leads clearly."""
     assert min(reply["drawn_lead"] for reply in REPLIES) > 1e-3
 
 
 def test_codes_are_the_authors(engine: Engine, prompts: dict[str, Prompt]) -> None:
-    """Batched, then again with prompts from the prefix cache; a limit ends a reply early."""
+    """Replies are batched, then repeated with cached prompts; a limit ends one reply early."""
     sampling = prompts["r0"].sampling
     cut = replace(prompts["r0"], sampling=replace(sampling, audio=replace(sampling.audio, max_rows=4)))
     for arrivals in (ARRIVALS, {}):
@@ -99,7 +99,7 @@ def test_replies_go_on_behind_a_preemption(checkpoint: Path, prompts: dict[str, 
 
 
 class GuidedReference:
-    """Recomputes the rows of both requests of a CFG pair for every code."""
+    """Reference that recomputes the rows of both requests of a CFG pair for every code."""
 
     def __init__(self, checkpoint: Path, family: Family):
         (path,) = checkpoint.glob("*.safetensors")
@@ -112,7 +112,7 @@ class GuidedReference:
 
     @torch.inference_mode()
     def rows(self, prompt: Prompt) -> tuple[list[list[int]], float]:
-        """The rows of a greedy guided reply, and the smallest lead of a logit over the next."""
+        """Return the rows of a greedy guided reply, and the smallest margin of a logit over the runner-up."""
         nothing, scale, found, lead = KNOWN.nothing, prompt.sampling.guidance_scale, list[list[int]](), float("inf")
         ids = [*self._family.layout.audio[0], SOS_EOS]
         hidden = prompt.rows.copy()

@@ -1,4 +1,4 @@
-"""VibeVoice in the engine: frames near a slow reference, with the same bits alone, together and preempted."""
+"""VibeVoice in the engine: frames are near a slow reference, and bit-identical unbatched, batched and preempted."""
 
 import shutil
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ VOCABULARY_OF_RELEASES = VibeVoiceVocabulary(
 
 
 def make_prompt(family: Family, index: int) -> Prompt:
-    """Return a prompt, with a voice in it if `index` is odd; lengths, steps and scales differ by index."""
+    """Return a prompt, which contains a voice if `index` is odd; lengths, steps and scales depend on index."""
     random = np.random.default_rng(index)
     rows = np.zeros((9 + 7 * index, LENGTH), np.int32)
     rows[:, 0] = random.integers(0, 250, len(rows))
@@ -96,7 +96,7 @@ def num_preemptions(answers: Mapping[str, Answer]) -> int:
 
 
 def spread_of(nudged: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return the largest difference in each row; infinity for rows behind another choice of an id."""
+    """Return the largest difference in each row, or infinity for rows after a different id."""
     number = min(len(nudged), len(expected))
     found = np.full(len(expected), np.inf)
     found[:number] = np.abs(nudged[:number] - expected[:number]).max(1)
@@ -120,13 +120,13 @@ def prompts(checkpoint: Path) -> dict[str, Prompt]:
 
 @pytest.fixture(scope="module")
 def alone(checkpoint: Path, prompts: dict[str, Prompt]) -> dict[str, Answer]:
-    """The replies one after another."""
+    """Return the replies, generated one after another."""
     with Engine(checkpoint, max_model_len=256) as engine:
         return {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
 
 
 def test_frames_are_those_of_a_slow_reference(kind: str, prompts: dict[str, Prompt], alone: dict[str, Answer]) -> None:
-    """Ids are equal; latents and features within the effect of a nudge. Stretches begin anew in both."""
+    """Ids are equal; latents and features agree within a nudge's effect. Stretches start afresh in both."""
     model, starts = model_of(kind), 0
     for name in ("r0", "r1", "r2") if kind == "long" else ("r1",):
         prompt, rows = prompts[name], np.array(alone[name].rows, np.int64)
@@ -163,7 +163,7 @@ def test_frames_are_those_of_a_slow_reference(kind: str, prompts: dict[str, Prom
 def test_bits_do_not_depend_on_batches(
     checkpoint: Path, prompts: dict[str, Prompt], alone: dict[str, Answer], options: dict[str, Any]
 ) -> None:
-    """The memory of the decoded audio is put aside for preempted replies, or computed again."""
+    """The memory of the decoded audio is saved for preempted replies, or recomputed."""
     with Engine(checkpoint, **TIGHT, **options) as engine:
         memory = engine.model_state.feedback_memory
         answers = engine.run(prompts, ARRIVALS)
@@ -182,7 +182,7 @@ def test_bits_do_not_depend_on_batches(
 def test_the_kernels_of_a_gpu_give_the_same_replies(
     checkpoint: Path, prompts: dict[str, Prompt], alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Triton's interpreter, with unconditional requests at other positions than the conditional ones."""
+    """The kernels run in Triton's interpreter; conditional and unconditional requests are at different positions."""
     as_on_a_gpu(monkeypatch)
     with Engine(checkpoint, **TIGHT) as engine:
         memory = engine.model_state.feedback_memory
@@ -215,7 +215,7 @@ def test_the_family_conforms(tmp_path: Path) -> None:
 
 
 def test_the_solver_is_that_of_the_authors() -> None:
-    """Replies of diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form; numbers are mixed."""
+    """Expected values come from diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form."""
     from stretto.engine.worker.run_slots import SolverPlan  # needs vLLM
     from stretto.families.vibevoice.model import DiffusionHead, cosine_schedule
 
@@ -246,7 +246,7 @@ def test_the_solver_is_that_of_the_authors() -> None:
 
 
 def test_a_memory_computed_again_has_the_same_bits() -> None:
-    """The latents are as many as the networks depend on, out of more."""
+    """It is computed from as many latents as the networks depend on."""
     from stretto.families.vibevoice.model import Feedback  # needs vLLM
 
     acoustic = TokenizerConfig.from_record(TOKENIZER)
@@ -321,7 +321,7 @@ def test_prompts_end_with_the_begin_of_audio() -> None:
 
 @pytest.mark.nightly
 def test_two_ranks_are_near_the_slow_reference(tmp_path: Path) -> None:
-    """Sums over ranks have other bits than those of one rank, but the same ones in every batch."""
+    """Sums over ranks differ in the last bits from those of a single rank, but are bit-identical in every batch."""
     checkpoint = convert_release(tmp_path, "long")
     prompts = {f"r{index}": make_prompt(family_at(checkpoint), index) for index in range(3)}
     with forked_processes():

@@ -1,4 +1,4 @@
-"""VITA-Audio in small: what its own `generate` replies, on every schedule of the engine's."""
+"""A small VITA-Audio model: replies equal those of the authors' `generate`, on every schedule."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ def engine(checkpoint: Path, **engine_args: object) -> Iterator[Engine]:
 
 
 def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
-    """Check that the reply is the authors' up to the first end token of either kind, and ends with an end token."""
+    """Check that the reply equals the authors' up to the first end token, and ends with an end token."""
     ids = reply["ids"]
     size = next((at for at, token in enumerate(ids) if token in ends), len(ids))
     assert [row[0] for row in answer.rows] == [*ids[:size], ends[0]]
@@ -48,7 +48,7 @@ def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
 
 
 def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
-    """All published schedules and others in one batch, with and without a penalty on prompt and reply."""
+    """One batch has all published schedules and others, with and without a penalty on prompt and reply."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True) as running:
         answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(REPLIES)})
@@ -59,7 +59,7 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
 
 
 def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replay modules that were captured before: they must read the rows of the current step.
+    """Replayed modules were captured before, and must read the rows of the current step.
 
     Rows are processed one by one by the interpreted kernels of a step. A whole multi-token step is penalized by its own
     earlier rows. A reply with one row per step runs in the same batch.
@@ -83,7 +83,7 @@ def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch
 
 
 class CapturedAttention(ModuleAttention):
-    """Attention that graphs may contain, as on a GPU; on a CPU its metadata is set at each step."""
+    """Attention that graphs may contain, as on a GPU. On a CPU, its metadata is set at each step."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -92,7 +92,7 @@ class CapturedAttention(ModuleAttention):
 
 @pytest.mark.nightly
 def test_two_ranks_say_the_same(checkpoint: Path) -> None:
-    """Each rank has half of the attention heads, including the modules', and half of the one head over all ids."""
+    """Each rank has half of the attention heads, including those of modules, and half of the output head."""
     ends, replies = family_at(checkpoint).drawn_ends, [reply for reply in REPLIES if reply["penalty"] > 1.1]
     more = {"async_scheduling": True, "tensor_parallel_size": 2, **TIGHT}
     with forked_processes():

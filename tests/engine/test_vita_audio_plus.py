@@ -1,4 +1,4 @@
-"""A small VITA-Audio-Plus: replies to audio input equal a recomputation, chunked and preempted."""
+"""A small VITA-Audio-Plus model: replies to audio input equal a recomputation, chunked and preempted."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts(checkpoint: Path) -> dict[str, Prompt]:
-    """Return prompts of two voices on different schedules, one of them twice, as the ensemble passes them."""
+    """Return prompts in two voices with different schedules, one of them twice, as the ensemble passes them."""
     preprocessor, found = Preprocessor(checkpoint), {}
     turns = json.dumps([{"role": "system", "text": "be terse."}, {"role": "user", "audio": "pcm_in"}])
     for name, seconds, schedule in (("a", 1.0, "turbo"), ("b", 1.5, "balance"), ("c", 1.0, "vanilla")):
@@ -48,7 +48,7 @@ def prompts(checkpoint: Path) -> dict[str, Prompt]:
 
 
 def expected(checkpoint: Path, prompt: Prompt) -> list[int]:
-    """The greedy reply by definition."""
+    """Return the greedy reply, computed by definition."""
     reference = VitaReference(random_vita.SMALL, random_vita.tensors(random_vita.PLUS, 1))
     schedule = SCHEDULES[prompt.sampling.schedule or "balance"]
     penalty = prompt.sampling.repetition_penalty

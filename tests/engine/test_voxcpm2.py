@@ -1,4 +1,4 @@
-"""VoxCPM2 in the engine: patches are the authors' within the bound of a nudge, with the same bits in every batch."""
+"""VoxCPM2 in the engine: patches equal the authors' within a nudge's effect, and are bit-identical in every batch."""
 
 import shutil
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ SPREAD, SHARE = 16, 1e-5
 
 
 def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> dict[str, Answer]:
-    """Return replies, generated alone, and assert that they have the same bits together, preempted and cached."""
+    """Return unbatched replies; assert that they are bit-identical batched, preempted and cached."""
     with Engine(checkpoint, max_model_len=128) as engine:
         alone = {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
     with Engine(checkpoint, **TIGHT, **options) as engine:
@@ -69,7 +69,7 @@ def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: b
 
 @pytest.mark.nightly
 def test_two_ranks_are_near_the_authors(tmp_path: Path) -> None:
-    """Sums over ranks have other bits than those of one rank, but the same ones in every batch."""
+    """Sums over ranks differ in the last bits from those of a single rank, but are bit-identical in every batch."""
     checkpoint = convert_release(tmp_path)
     preprocessor = Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
@@ -98,7 +98,7 @@ def test_the_family_conforms(tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"async_scheduling": True}, {"enable_prefix_caching": False}], ids=str)
 def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Numbers of steps and scales of guidance differ by request."""
+    """Numbers of steps and guidance scales differ by request."""
     checkpoint = convert_release(tmp_path, "wide")
     preprocessor = Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}

@@ -1,6 +1,6 @@
-"""Bagpiper and OpusLM with three streams, row by row, as ESPnet's delay pattern and inference write them down.
+"""Bagpiper and OpusLM with three streams, row by row, as in ESPnet's delay pattern and inference.
 
-`f0 f1 f2` are frames, `P` a stream's pad; stream s trails by s rows.
+`f0 f1 f2` are frames, and `P` is a stream's pad. Stream s is delayed by s rows.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ OPUSLM_3 = three_streams(
 
 @dataclass
 class Reply:
-    """One reply in slot 0, moved on by the machine of the engine's step."""
+    """A reply in slot 0, advanced by the engine's step."""
 
     family: Family
     task: Task
@@ -98,7 +98,7 @@ class Reply:
         self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
 
     def write(self, drawn: Sequence[int]) -> list[int]:
-        """Append the row that is written if the model draws `drawn`."""
+        """Append the row that results if the model samples `drawn`."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[upload(np.array([0]))].T)
         limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))
@@ -162,7 +162,7 @@ def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
 
 @pytest.mark.parametrize("stray", [PADS[0] + 2, PADS[2] + 1, PADS[2], 0, 300])
 def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> None:
-    """Ids of the previous and next stream, its pad, the text pad, and a word: each next to whole rows."""
+    """The ids are those of adjacent streams, the stream's pad, the text pad, and a word, each among complete rows."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
     whole = [PADS[0] + 3, PADS[1] + 1, PADS[2] + 4]
     for row in (whole, whole, [whole[0], stray, whole[2]]):
@@ -174,7 +174,7 @@ def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> N
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("end", [EOS, EOT])
 def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(arrays: Arrays, end: int) -> None:
-    """`ParallelLLM.inference` samples either end, feeds it, and continues with the requested next modality."""
+    """`ParallelLLM.inference` samples either end token, feeds it, and continues with the requested modality."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, end, drawn[0], drawn[0], drawn[0])]
@@ -184,7 +184,7 @@ def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 def test_bagpiper_speaks_right_behind_the_last_word_of_a_caption_that_a_limit_ended(arrays: Arrays) -> None:
-    """After `max_step` words `ParallelLLM.inference_segment` feeds the last one, and <|assistant|> comes next."""
+    """After `max_step` words, `ParallelLLM.inference_segment` feeds the last word, and <|assistant|> follows."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays, max_rows=2)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, 301, 302, 303, drawn[0])]
@@ -228,7 +228,7 @@ def test_opuslm_s_pads_are_forced_and_two_rows_follow_its_end(arrays: Arrays) ->
 def as_espnet_closes(drawn: Sequence[Sequence[int]], maxlen: int = 1 << 20) -> list[list[int]]:
     """Return the rows that OpusLM's released loop, `ARDelayLM.inference` in step by step words, keeps of `drawn`.
 
-    It detects the end one row late. From the next row on, streams 0 … j - 1 are pads in the j-th row after the end. If
+    The loop detects the end one row late. Then streams 0 … j - 1 are pads in the j-th row after the end. If
     it sets the end itself, because only the rows are left in which the streams end, it detects that at once.
     """
     rows: list[list[int]] = []
@@ -272,7 +272,7 @@ def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("own_end", [None, 11, 12, 13])
 def test_nine_streams_end_at_a_limit_as_in_the_release_s_loop(arrays: Arrays, own_end: int | None) -> None:
-    """`maxlen` 20 is 12 rows and eight more. The loop then throws its last whole frame away; here it is kept."""
+    """`maxlen` 20 means 12 rows and eight more. The loop then drops its last complete frame, which is kept here."""
     random = np.random.default_rng(own_end)
     audio = DIALOGUE.layout.audio
     drawn = np.stack([random.integers(ids.start, ids.stop, 30) for ids in audio], 1).tolist()
@@ -294,7 +294,7 @@ def test_nine_streams_end_at_a_limit_as_in_the_release_s_loop(arrays: Arrays, ow
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 def test_a_reply_that_goes_on_with_audio_ends_the_streams_that_trail_first(arrays: Arrays) -> None:
-    """Row by row what ESPnet takes from the delayed suffix of its prefix: stream s until row s."""
+    """Rows equal those that ESPnet takes from the delayed suffix of its prefix, which has stream s until row s."""
     end = [[FIRST + 2, SECOND + 1], [0, SECOND + 2]]  # stream 1's last frame, stream 2's last two
     reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays, delayed_tail=end)
     rows = [reply.write([SSL + i, FIRST, SECOND]) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Orpheus with SNAC, a family and a codec outside of the package: `examples/custom_family`, installed with pip."""
+"""Orpheus with SNAC (`examples/custom_family`), a family and codec outside of the package, installed with pip."""
 
 import json
 import re
@@ -37,7 +37,7 @@ TAGS = "<laugh> <chuckle> <sigh> <cough> <sniffle> <groan> <yawn> <gasp>"
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment with the example, which borrows all else from this one."""
+    """Environment with the example package, which shares all other packages with this one."""
 
     folder: Path
 
@@ -50,7 +50,7 @@ class Environment:
         return Path(sysconfig.get_path("purelib", "venv", {"base": str(self.folder), "platbase": str(self.folder)}))
 
     def run(self, *words: str) -> str:
-        """Return the output of a `stretto` command in the environment."""
+        """Run a `stretto` command in the environment and return its output."""
         line = [str(self.python), "-m", "stretto", *words]
         done = subprocess.run(line, capture_output=True, text=True, timeout=600, check=False, cwd=self.folder)
         assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment; this process finds its packages, too."""
+    """Create the environment, and make its packages importable in this process."""
     folder = tmp_path_factory.mktemp("orpheus_package")
     source = shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     environment = Environment(folder / "env")
@@ -87,7 +87,7 @@ def codec(codec_folder: Path) -> Codec:
 
 @pytest.fixture(scope="module")
 def checkpoint(environment: Environment, codec_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release, converted by `stretto convert`."""
+    """Convert a release with `stretto convert`; return the checkpoint's folder."""
     folder = tmp_path_factory.mktemp("orpheus")
     release = write_release(folder / "release")
     assert convert(command(release, codec_folder, folder / "converted")) == 0
@@ -101,7 +101,7 @@ def command(release: Path, codec: Path, out: Path) -> list[str]:
 
 
 def test_the_decoder_is_its_authors(codec: Any) -> None:
-    """Samples of the snac package for the same weights and codes, with a cosine as noise (scripts/snac_samples.py)."""
+    """The samples equal those of the snac package for equal weights and codes, with a cosine as noise."""
     recorded = np.load(ROOT / "tests" / "data" / "snac.npz")
     codes, noise = torch.from_numpy(recorded["codes"])[None], codec.noise.clone()
     sizes = [512 * steps for steps in codec.steps]
@@ -127,7 +127,7 @@ def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
 
 
 def test_noise_follows_the_place_in_the_utterance_and_not_the_batch(codec: Any) -> None:
-    """Two windows of one batch have different positions, one of them where the noise begins again."""
+    """Two windows in a batch have different positions; at one of them, the noise repeats."""
     codes, first = random_codes(codec, 2, 9), torch.tensor([3, 510])
     both, _ = codec.decode(Window(codes, 3, 3, first, codec.initial_state(2)))
     for index in range(2):
@@ -154,7 +154,7 @@ def test_another_codec_is_refused_by_name(
 
 
 def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
-    """The prompt is the authors', token by token, with one begin of text."""
+    """The prompt equals the authors' prompt token by token, with a single begin of text."""
     family = family_at(checkpoint)
     assert (family.name, family.codec, family.num_codebooks, family.layout.codebook_size) == (
         "orpheus",
@@ -229,7 +229,7 @@ def test_a_tokenizer_without_a_marker_is_refused(
 
 @pytest.mark.engine
 def test_the_family_conforms(environment: Environment, tmp_path: Path) -> None:
-    """Alone, batched and preempted within frames the replies are the slow reference's."""
+    """Replies equal the slow reference unbatched, batched, and preempted within frames."""
     from stretto_orpheus import PLUGIN
     from stretto_orpheus.family import OrpheusVocabulary
 
@@ -261,7 +261,7 @@ def test_no_line_of_the_core_names_the_plug_in_or_a_family_that_could_move_out()
 @pytest.mark.server
 @pytest.mark.nightly  # an environment, its commands and a server of its own
 def test_it_is_installed_converted_and_served(environment: Environment, codec_folder: Path, tmp_path: Path) -> None:
-    """From pip to audio: the streamed audio equals the reference's codes, decoded at once."""
+    """From pip to audio, the streamed audio equals a one-shot decode of the reference's codes."""
     assert re.search(r"family +orpheus +stretto-orpheus 0\.1\.0", environment.run("families"))
     release, checkpoint, repository = (tmp_path / name for name in ("release", "converted", "repository"))
     write_release(release)

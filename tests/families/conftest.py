@@ -1,4 +1,4 @@
-"""Fixtures of the families' tests."""
+"""Fixtures for family tests."""
 
 from tests.refused_conversion import refuses
 

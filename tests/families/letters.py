@@ -1,10 +1,10 @@
-"""A tokenizer that is small enough to check by eye."""
+"""Tokenizer that is small enough to check by eye."""
 
 from stretto.families.text import TextTokenizer
 
 
 class Letters(TextTokenizer):
-    """One token for each letter: a is 0, b is 1 … ; a blank is 26."""
+    """Tokenizer with one token per letter: a is 0, b is 1, and so on; a blank is 26."""
 
     def __init__(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Number of rows of audio, and audio that a prompt may contain."""
+"""Number of audio rows, and audio that a prompt may contain."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Multi-token schedules: the module of a row follows from its position, and modules may lag by a bounded number."""
+"""Multi-token schedules: a row's position determines its module, and modules lag by a bounded number of rows."""
 
 import pytest
 from hypothesis import given
@@ -11,13 +11,13 @@ NUM_ROWS = 400
 
 @st.composite
 def modes(draw: st.DrawFn) -> tuple[int, ...]:
-    """Pairs of rows of the main model and of modules; the last has some of modules."""
+    """Draw pairs of row counts for the main model and for modules; the last pair has rows from modules."""
     pairs = [(draw(st.integers(1, 5)), draw(st.integers(0, 10))) for _ in range(draw(st.integers(0, 3)))]
     return (*(number for pair in pairs for number in pair), draw(st.integers(1, 5)), draw(st.integers(1, 10)))
 
 
 def expanded(mode: tuple[int, ...], num_modules: int = 10) -> str:
-    """Return the published form, a letter per row; with too few modules, the main model generates the next row."""
+    """Return the published form with a letter per row; after the last module, the main model generates the next row."""
     kinds, in_burst = "", 0
     for kind in letters(mode):
         in_burst = in_burst + 1 if kind == "m" and in_burst < num_modules else 0
@@ -56,7 +56,7 @@ def test_no_step_begins_with_a_row_of_a_module(mode: tuple[int, ...], num_module
 
 @given(modes(), st.integers(0, 3))
 def test_the_window_is_the_most_that_any_module_has_yet_to_read(mode: tuple[int, ...], more: int) -> None:
-    """Followed module by module and row by row, through a long reply to a prompt of 50 rows."""
+    """Each module is followed row by row through a long reply to a prompt of 50 rows."""
     num_modules = max(mode[1::2]) + more
     schedule, num_read, index, widest = BurstSchedule("any", mode), 50, 0, num_modules
     final = [0] * num_modules  # the position up to which each module has read rows with known ids

@@ -1,4 +1,4 @@
-"""Encodings outlast a restart, are of no use without the recording or to another encoder, and are bounded."""
+"""Stored encodings survive a restart, need the recording and the same encoder, and are bounded."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ OTHER = PCM * np.float32(0.5)
 
 
 class Counting:
-    """An encoder that counts its calls."""
+    """Encoder that counts its calls."""
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.calls, self._dtype = 0, dtype
@@ -85,7 +85,7 @@ def test_another_encoder_finds_nothing(tmp_path: Path, checkpoint: Path, monkeyp
     folder = tmp_path / "encodings"
 
     def calls(device: str = "cpu") -> list[int]:
-        """How often each of two encoders is called for the same recording."""
+        """Return how often each of two encoders is called for the same recording."""
         counting = [Counting(), Counting(np.int64)]
         encoders = opened(folder, checkpoint, *counting, device=device)
         for _ in range(2):
@@ -213,7 +213,7 @@ def test_only_a_server_with_a_gateway_stores_encodings(tmp_path: Path, monkeypat
 
 
 def test_a_cloned_voice_is_the_same_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A family of random weights: equal prompts, without its encoder, and nothing stored without a folder."""
+    """Prompts are equal and the encoder is not called again; without a folder, nothing is stored."""
     released, request_ = convert_release(tmp_path / "release", "english"), cloning("Hello.")
     first = Preprocessor(released, encodings=tmp_path / "encodings")
     expected = [first.prepare(request_).rows for _ in range(2)][1]

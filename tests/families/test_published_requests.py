@@ -1,4 +1,4 @@
-"""Whole requests to prompts, over what the converter makes of small releases of the published families."""
+"""Complete requests become prompts, with converted small releases of the published families."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_request_becomes_a_prompt(
 
 
 def preprocessor_system(preprocessor: Preprocessor) -> list[int]:
-    """The ids of the usual system text."""
+    """Return the ids of the usual system text."""
     return preprocessor.template._subwords.ids("You are a helpful assistant.", "")  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Family of a checkpoint by its config.json, which may contain a vocabulary."""
+"""A checkpoint's config.json determines its family, and may contain a vocabulary."""
 
 import json
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_the_published_intervals() -> None:
 
 
 def test_the_published_defaults_of_sampling() -> None:
-    """Bagpiper's defaults are in its authors' serving code, OpusLM's in ESPnet's `conf/decode_general.yaml`.
+    """Bagpiper's defaults come from its authors' serving code, OpusLM's from ESPnet's `conf/decode_general.yaml`.
 
-    That file's `maxlen`, 2048, includes the eight rows in which delayed streams end.
+    The `maxlen` of 2048 in that file includes the eight rows in which delayed streams end.
     """
     bagpiper = read_family({"speech_family": "bagpiper"})
     for name in ("tts", "generate", "speak"):
@@ -69,7 +69,7 @@ def test_the_published_defaults_of_sampling() -> None:
 
 
 def test_vita_audio_s_intervals_and_defaults_are_the_published_ones() -> None:
-    """From its tokenizer, its `generation_config.json` and its scripts, which sample greedily except to read aloud."""
+    """They come from its tokenizer, `generation_config.json` and scripts, which sample only to read text aloud."""
     family = read_family({"speech_family": "vita_audio"})
     assert family.layout.audio == (range(151685, 151685 + 16384),)
     assert (family.layout.vocab_size, family.end_of_reply, family.drawn_ends) == (168072, 151645, (151645, 151643))
@@ -101,7 +101,7 @@ def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(tail: str) -> None:
 
 
 def register(folder: Path, value: str) -> None:
-    """An installed package `brook` whose families' names stand for `value`."""
+    """Register an installed package `brook` whose family names refer to `value`."""
     (folder / "brook-1.dist-info").mkdir(parents=True)
     (folder / "brook-1.dist-info" / "entry_points.txt").write_text(f"[stretto.families]\nbrook = {value}\n")
 
@@ -182,7 +182,7 @@ OUTSIDE = ("checkpoint.evil:TINY", "evil:TINY", "checkpoint.evil", "evil", "a:b:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_checkpoint_cannot_name_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own files are in reach of the path: Triton adds the folder above the checkpoint to it."""
+    """Its files are importable, because Triton adds the checkpoint's parent folder to the path."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     code = "import pathlib\npathlib.Path('was-run').touch()\nfrom stretto.families.tiny.family import TINY\n"

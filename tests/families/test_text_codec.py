@@ -1,4 +1,4 @@
-"""Text of tokens, and the words of an alignment script."""
+"""Text codecs turn tokens into text, and alignment scripts into words."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FIRST = 256  # of the subwords' ids
 
 
 def phonemes(text: str) -> list[int]:
-    """Token ids of phonemes; `_` is the blank between words."""
+    """Return the token ids of phonemes; `_` is the blank between words."""
     return [SPACE.start if name == "_" else FIRST_PHONEME + PHONEMES.index(name) for name in text.split()]
 
 
@@ -26,7 +26,7 @@ def characters(text: str) -> list[int]:
 
 
 def read(task: str, token_ids: list[int]) -> tuple[str, list[str]]:
-    """The whole text, and the pieces that it came in."""
+    """Return the complete text and its pieces."""
     reader = TINY.reader(task)
     pieces = [piece for piece in [*map(reader.push, token_ids), reader.end()] if piece]
     return "".join(pieces), pieces

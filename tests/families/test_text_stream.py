@@ -1,4 +1,4 @@
-"""Tokens of streamed text equal those of the whole text, for any division into parts."""
+"""Tokens of streamed text equal the tokens of the complete text, for any division into parts."""
 
 import random
 import string

@@ -1,4 +1,4 @@
-"""Text to tokens and back, with a small byte-level tokenizer."""
+"""A small byte-level tokenizer converts text to tokens and back."""
 
 from pathlib import Path
 

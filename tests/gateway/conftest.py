@@ -1,4 +1,4 @@
-"""A gateway in this process, in front of a scripted server."""
+"""Fixtures for a gateway in this process, in front of a scripted server."""
 
 import asyncio
 import socket
@@ -68,7 +68,7 @@ class Running:
         return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
     async def until(self, **metrics: int) -> None:
-        """Return once each of these metrics has its value."""
+        """Wait until each of these metrics has its value."""
         async with asyncio.timeout(PATIENCE_S):
             while [await self.metric(name) for name in metrics] != [*metrics.values()]:
                 await asyncio.sleep(0.01)

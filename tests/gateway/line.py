@@ -1,4 +1,4 @@
-"""A WebSocket in tests of its messages alone."""
+"""Fake WebSocket for tests that check only messages."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Line:
-    """A WebSocket without a network: messages for the session, and the events that it sends."""
+    """WebSocket without a network, with messages for the session and the events that it sends."""
 
     def __init__(self, messages: list[str | bytes]):
         self._left = iter(messages)

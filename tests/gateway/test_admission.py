@@ -1,4 +1,4 @@
-"""Admission: slots are given in order, and one is reserved for the next caller."""
+"""Slots are given in order of arrival, and one is reserved for the next caller."""
 
 import asyncio
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def asking(caller: str) -> Iterator[None]:
 
 
 async def come(admission: Admission, callers: str) -> list[Guest]:
-    """A guest for each letter, after which each of them is in or waits."""
+    """Create a guest for each letter; wait until each has a slot or is queued."""
     guests = [Guest(admission, caller) for caller in callers]
     await settled()
     return guests

@@ -1,4 +1,4 @@
-"""docs/api.md: every line of curl and of Python on it is run."""
+"""docs/api.md: all curl and Python examples on the page run."""
 
 import asyncio
 import json

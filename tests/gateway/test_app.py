@@ -47,14 +47,14 @@ async def test_models_are_what_the_server_has_and_openais_names_mean_it(start: S
 
 
 def names_in(annotation: Any) -> set[str]:
-    """The names that a type of an SDK lists, wherever in it they are."""
+    """Return the names that an SDK's type lists, at any depth."""
     if get_origin(annotation) is Literal:
         return {name for name in get_args(annotation) if isinstance(name, str)}
     return {name for inner in get_args(annotation) for name in names_in(inner)}
 
 
 def sdk_models() -> set[str]:
-    """The models of speech, transcription and realtime that the installed SDK lists, and those of spoken chats."""
+    """Return the installed SDK's models for speech, transcription, realtime and spoken chat."""
     session = RealtimeSessionCreateRequest.model_fields["model"].annotation
     transcription = AudioTranscription.model_fields["model"].annotation
     chat = {name for name in names_in(ChatModel) if "audio" in name}

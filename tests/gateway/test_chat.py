@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` with audio by OpenAI's own client, before a family that converses."""
+"""`/v1/chat/completions` with audio, called by OpenAI's own client, with a family that converses."""
 
 import base64
 import json

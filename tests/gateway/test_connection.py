@@ -43,7 +43,7 @@ Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def connect(running: Running, data: bytes = b"", num_unread: int | None = None) -> Pair:
-    """Connect and send `data`; `num_unread` is the size of the client's receive buffer in bytes."""
+    """Connect and send `data`; the client's receive buffer has `num_unread` bytes."""
     host, port = running.url.removeprefix("http://").split(":")
     made = socket.socket()
     made.setblocking(False)
@@ -111,7 +111,7 @@ async def test_a_head_has_an_end(start: Start, before: bytes, again: bytes) -> N
 
 
 async def made_by(running: Running, data: bytes = b"") -> tuple[Pair, Connection]:
-    """Connect, and return both ends; `data` reaches the gateway's end in one read."""
+    """Connect and return both ends; the gateway's end reads `data` in one piece."""
     pair = await connect(running)
     await until_async(lambda: running.server.server_state.connections)
     (made,) = running.server.server_state.connections
@@ -292,7 +292,7 @@ async def test_who_is_refused_and_sends_on_is_left(start: Start, monkeypatch: py
 
 
 async def connect_slowly(running: Running) -> tuple[Pair, Connection]:
-    """A connection whose client reads nothing yet, with hardly any room on the way; and the gateway's end of it."""
+    """Return a connection with small buffers whose client reads nothing yet, and the gateway's end of it."""
     reader, writer = await connect(running, num_unread=1)
     await until_async(lambda: running.server.server_state.connections)
     (made,) = running.server.server_state.connections
@@ -303,14 +303,14 @@ async def connect_slowly(running: Running) -> tuple[Pair, Connection]:
 
 
 def read_fast(writer: asyncio.StreamWriter, made: Connection) -> None:
-    """Let the client read with ordinary buffers; through narrow ones an answer would take seconds."""
+    """Let the client read with normal buffers, because small ones would take seconds per answer."""
     for transport, option in ((writer.transport, socket.SO_RCVBUF), (made.transport, socket.SO_SNDBUF)):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 1 << 20)
     writer.transport.resume_reading()
 
 
 async def until_unread(made: Connection) -> None:
-    """Until an answer was given that is not taken."""
+    """Wait until an answer has been sent that the client does not read."""
     await until_async(lambda: made.cycle is not None and made.is_idle)
     assert made.transport.get_write_buffer_size()
 

@@ -1,4 +1,4 @@
-"""256 connections at once: bounded replies and queues, an answer for each, and no leftovers."""
+"""256 simultaneous connections: replies and queues are bounded, each gets an answer, and nothing is left over."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ PATIENCE_S = 600.0  # on a busy machine
 
 @dataclass
 class Crowd:
-    """Clients by key, each with a connection of its own."""
+    """Clients by key, each with its own connection."""
 
     running: Running
     http: aiohttp.ClientSession
@@ -38,7 +38,7 @@ class Crowd:
     refused: Counter[str] = field(default_factory=Counter)
 
     async def come(self, callers: Counter[str]) -> None:
-        """Send the requests of all `callers` at once.
+        """Send the requests of all `callers` at the same time.
 
         Replies start once each request is admitted, queued or refused.
         """
@@ -69,7 +69,7 @@ class Crowd:
 
 
 def num_held() -> int:
-    """Bytes of bodies that any guard counts."""
+    """Return the number of body bytes that any guard counts."""
     return sum(each.num_bytes for each in gc.get_objects() if isinstance(each, Held))
 
 

@@ -1,4 +1,4 @@
-"""deploy/: whatever dashboard, rules and scaling ask for is a figure that the gateway, the server or Triton has."""
+"""deploy/: all metrics in dashboard, rules and scaling are provided by the gateway, the server or Triton."""
 
 import ast
 import json
@@ -31,14 +31,14 @@ SPEECH = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_forma
 
 
 def names(expression: str) -> set[str]:
-    """The metrics of an expression: its words but functions, groupings, matchers, ranges and operators."""
+    """Return the metrics in an expression: its words except functions, groupings, matchers, ranges and operators."""
     bare = re.sub(r'\{[^}]*\}|\[[^\]]*\]|"[^"]*"', "", expression)
     bare = re.sub(r"\b(?:by|without|on|ignoring)\s*\([^)]*\)", "", bare)
     return set(re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare)) - WORDS
 
 
 def of_the_server() -> set[str]:
-    """Return the metrics that the server's models declare: the fields of each METRICS, read from source."""
+    """Return the metrics that the server's models declare in METRICS, read from their source."""
     found = set[str]()
     for path in RIM.glob("*.py"):
         for node in ast.parse(path.read_text()).body:

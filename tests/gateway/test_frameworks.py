@@ -1,4 +1,4 @@
-"""docs/frameworks.md: the requests of real clients with their defaults, as tests/clients recorded them."""
+"""docs/frameworks.md: requests of real clients with default settings, as recorded by tests/clients."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ def script(request: Request) -> list[Step]:
 
 @cache
 def recording(container: str) -> bytes:
-    """A quarter of a second of a tone, in a container as clients send it."""
+    """Return a tone of a quarter of a second, in a container format that clients send."""
     file = io.BytesIO()
     samples = (8000 * np.sin(np.arange(RATE // 4) / 20)).astype(np.int16)
     with av.open(file, "w", format=container) as output:
@@ -56,7 +56,7 @@ def recording_url() -> str:
 
 
 def form(parts: list[dict[str, str]]) -> tuple[bytes, str]:
-    """Return a form of these parts, in this order, and its content type."""
+    """Return a form with these parts in this order, and its content type."""
     body = bytearray()
     for part in parts:
         said = f'form-data; name="{part["name"]}"'
@@ -76,7 +76,7 @@ async def chunks(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def replay(running: Running, request: dict[str, Any]) -> tuple[int, str]:
-    """Send a recorded request and return the status and content type of the answer."""
+    """Send a recorded request; return the status and content type of the response."""
     headers = dict(request["headers"])
     content = b""
     if "parts" in request:
@@ -92,7 +92,7 @@ async def replay(running: Running, request: dict[str, Any]) -> tuple[int, str]:
 
 
 async def replay_messages(running: Running, request: dict[str, Any]) -> None:
-    """Send the messages of a recorded WebSocket; no error may precede the answer to a final message of ours."""
+    """Send a recorded WebSocket's messages; check that no error precedes the answer to our final message."""
     parts = urlsplit(running.url)
     headers = {name: value for name, value in request["headers"].items() if name == "authorization"}
     url = f"ws://{parts.netloc}{request['target']}"

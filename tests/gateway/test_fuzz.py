@@ -1,4 +1,4 @@
-"""Invalid bodies, headers and paths: a 4xx answer, and a gateway that continues."""
+"""Invalid bodies, headers and paths get a 4xx response, and the gateway continues."""
 
 import asyncio
 import json
@@ -38,12 +38,12 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dict
 
 
 def resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema that a reference points to."""
+    """Return the schema that a reference refers to."""
     return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
 def values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Mostly what the schema asks for, and sometimes anything."""
+    """Draw values that mostly match the schema."""
     schema = resolved(schema, definitions)
     if "anyOf" in schema:
         return st.one_of([values(each, definitions) for each in schema["anyOf"]])
@@ -63,7 +63,7 @@ def values(schema: dict[str, Any], definitions: dict[str, Any]) -> st.SearchStra
 
 
 class Door:
-    """A gateway before a fake server, which runs while a request does."""
+    """Gateway in front of a fake server, which runs while a request runs."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Door:
         self.runner.run(self._lifespan.__aenter__())
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer to a request, as httpx makes it; what an application raises, it raises."""
+        """Send a request and return httpx's response; exceptions of the application are raised."""
 
         async def ask() -> httpx.Response:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://x") as client:
@@ -88,7 +88,7 @@ class Door:
         return self.runner.run(ask())
 
     def close(self) -> None:
-        """End both."""
+        """End gateway and server."""
         self.runner.run(self._lifespan.__aexit__(None, None, None))
         self.runner.run(self.behind.stop())
         self.runner.close()
@@ -102,7 +102,7 @@ def door() -> Any:
 
 
 def check(answer: httpx.Response) -> None:
-    """An answer, or a refusal in OpenAI's form."""
+    """Check that a response is valid, or an error in OpenAI's format."""
     assert answer.status_code == 200 or answer.status_code in REFUSED, answer.text
     if answer.status_code != 200:
         assert answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""Limit of JSON options from a client: equal to the server's."""
+"""The gateway's limits on JSON options equal the server's limits."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | 
 
 
 def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
+    """Return lists nested to this depth."""
     return json.loads("[" * depth + "]" * depth)
 
 

@@ -1,4 +1,4 @@
-"""Fields that an answer does not honour: ignored and named in a header, or refused by a strict gateway."""
+"""Fields without effect are ignored and listed in a header, or refused by a strict gateway."""
 
 import base64
 import json
@@ -69,7 +69,7 @@ WORDS = {"timestamp_granularities[]": "word", "response_format": "verbose_json"}
 
 
 async def posted(http: httpx.AsyncClient, path: str, more: dict[str, Any]) -> httpx.Response:
-    """The answer to a good request with further fields."""
+    """Send a valid request with additional fields and return the response."""
     if path in MULTIPART:
         return await http.post(path, files={"file": FILE}, data={"model": "whisper-1"} | more)
     body = {"messages": QUESTION} if "chat" in path else {"items": [SPEECH]} if "batch" in path else SPEECH
@@ -154,7 +154,7 @@ async def test_foreign_fields_become_options(start: Start, given: dict[str, Any]
 
 
 def timed(max_speech_s: float) -> dict[str, Any]:
-    """A profile whose frames are 40 ms long."""
+    """Return a profile whose frames are 40 ms long."""
     tasks = [task | {"max_speech_s": max_speech_s, "max_text_rows": 500} for task in PROFILE["tasks"]]
     return PROFILE | {"frame_rate": 25.0, "tasks": tasks}
 

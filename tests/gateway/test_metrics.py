@@ -1,4 +1,4 @@
-"""Metrics of utterances, for each way in which they end."""
+"""Metrics of utterances, for each way they can end."""
 
 from typing import Any
 

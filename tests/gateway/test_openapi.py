@@ -1,4 +1,4 @@
-"""`/openapi.json`: each answer, valid or an error, is a documented one, and errors name the invalid field."""
+"""`/openapi.json` documents every response, including errors, and errors mention the invalid field."""
 
 import asyncio
 import json
@@ -144,12 +144,12 @@ def test_errors_use_the_callers_field_names(door: Door, path: str, options: dict
 
 
 def encodable(value: Any) -> str:
-    """A field of a form."""
+    """Return a value as a form field."""
     return str(value).encode(errors="replace").decode()
 
 
 def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]:
-    """Return httpx arguments for a record: JSON, or a form whose file fields are mostly files."""
+    """Return httpx arguments that send a record as JSON, or as a form whose file fields are mostly files."""
     if media_type == "application/json" or not isinstance(record, dict):
         return {"content": json.dumps(record).encode(), "headers": {"content-type": media_type}}
     files = {name: FILE for name, told in fields.items() if "contentMediaType" in told and record.get(name)}

@@ -1,4 +1,4 @@
-"""The page's files: public, complete in the package, and without external references."""
+"""The page's files are public, complete in the package, and have no external references."""
 
 import re
 from html.parser import HTMLParser
@@ -16,7 +16,7 @@ SCRIPTS = [path for path in FILES.values() if path.suffix == ".js"]
 
 
 class Elements(HTMLParser):
-    """All elements of a page: name and attributes."""
+    """Parser that collects the name and attributes of all elements in a page."""
 
     def __init__(self, text: str):
         super().__init__()

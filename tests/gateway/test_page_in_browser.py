@@ -129,7 +129,7 @@ TABS = ("speak", "voices", "transcribe", "converse")
 
 
 async def listened(browser: Browser, url: str, before: str = "") -> Tab:
-    """A tab with the page, whose samples are kept on their way to the device; `before` runs before its scripts."""
+    """Open the page in a tab and record its samples on the way to the device; `before` runs before its scripts."""
     tab = await browser.tab()
     await tab.serve("*/recorder.js", WORKLET, "text/javascript")
     await tab.send("Page.addScriptToEvaluateOnNewDocument", source=before + RECORDER)
@@ -304,7 +304,7 @@ async def test_a_recording_of_nothing_is_not_sent(start: Start, browser: Browser
 
 
 async def record(tab: Tab, button: str) -> None:
-    """Record some sound with a button."""
+    """Record some sound by pressing a button."""
     sound = base64.b64encode(wave(5, 20 * RATE).tobytes()).decode()
     await tab.click(button)
     await tab.reads(button, "Finish")
@@ -431,7 +431,7 @@ async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browse
 
 
 async def shown_buttons(tab: Tab) -> list[str]:
-    """The names of the buttons of a conversation that are shown."""
+    """Return the names of the visible buttons of a conversation."""
     buttons = "[...document.querySelectorAll('#converse button')].filter((each) => each.checkVisibility())"
     names: list[str] = await tab.value(f"{buttons}.map((each) => each.innerText)")
     return names
@@ -670,7 +670,7 @@ async def test_in_the_dark_its_colours_are_others_and_both_can_be_read(start: St
 
 
 def contrast(one: str, other: str) -> float:
-    """How far two colours (#rrggbb) are apart, as WCAG 2 has it: 1 to 21."""
+    """Return the WCAG 2 contrast ratio of two colours (#rrggbb), from 1 to 21."""
 
     def luminance(colour: str) -> float:
         parts = np.array([int(colour.strip()[at : at + 2], 16) for at in (1, 3, 5)]) / 255

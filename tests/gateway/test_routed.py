@@ -1,4 +1,4 @@
-"""Utterances on several servers: routing, restarts on another server, and the loss of a server."""
+"""Utterances on several servers: routing, retries on another server, and the loss of a server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ BUSY: list[Step] = [ErrorText("unavailable: a part of the server has ended; try 
 
 
 class Fleet:
-    """Scripted servers by name; selects the first that is not excluded, and records the calls."""
+    """Scripted servers by name. The fleet selects the first that is not excluded, and records the calls."""
 
     def __init__(self) -> None:
         self.servers: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Traces: off by default, with the server's reported times, in the caller's trace."""
+"""Traces are off by default, have the times that the server reports, and belong to the caller's trace."""
 
 import asyncio
 import builtins
@@ -39,7 +39,7 @@ def test_the_parts_follow_each_other_inside_the_whole(times: Times, expected: li
 
 
 class Collector(ThreadingHTTPServer):
-    """Collector that keeps the received spans."""
+    """Collector that records the received spans."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Take)
@@ -51,7 +51,7 @@ class Collector(ThreadingHTTPServer):
 
 
 class Take(BaseHTTPRequestHandler):
-    """A request of an exporter's."""
+    """Handler of an exporter's request."""
 
     server: Collector
 

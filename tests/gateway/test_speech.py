@@ -31,12 +31,12 @@ SLOWLY = REQUEST | {"response_format": "pcm"}
 
 
 def num_samples(data: bytes, name: str) -> int:
-    """Return the number of samples at 24 kHz in a file of that format, or in its beginning."""
+    """Return the number of samples at 24 kHz in a complete or truncated file of this format."""
     return len(data) // 2 if name == "pcm" else len(decoded(data, name))
 
 
 def decoded(data: bytes, name: str) -> np.ndarray:
-    """Return those samples: int16 [n]."""
+    """Return the samples in a file, int16 [n]."""
     with av.open(io.BytesIO(data), format={"opus": "ogg"}.get(name, name)) as container:
         resampler = av.AudioResampler("s16", "mono", 24_000)
         frames = [resampled for frame in container.decode(audio=0) for resampled in resampler.resample(frame)]
@@ -327,7 +327,7 @@ async def test_failed_starts_raise(start: Start, step: Any, kind: type[openai.AP
 
 
 def test_errors_of_the_client_library_have_a_status() -> None:
-    """A message of the server that names no field stays as it is."""
+    """A server message without a field name is unchanged."""
     late = from_client_error(TimedOut("the utterance was not complete after 60 s"), {})
     assert (late.status_code, late.code) == (504, "timeout")
     plain = from_client_error(RequestRefused("Nothing can be said."), {})
@@ -340,7 +340,7 @@ async def test_an_unknown_model_is_not_found(start: Start) -> None:
 
 
 async def read_into(parts: list[bytes], asked: AbstractAsyncContextManager[httpx.Response]) -> None:
-    """Read an answer part by part: what came before a failure stays in `parts`."""
+    """Read a response part by part into `parts`, which keeps everything before a failure."""
     async with asked as answer:
         async for part in answer.aiter_bytes():
             parts.append(part)
@@ -422,7 +422,7 @@ async def test_a_reader_who_takes_little_at_a_time_gets_all(start: Start) -> Non
 
 
 async def slowly(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The body of an answer, with a while between its pieces of 4 KiB."""
+    """Read a response's body in pieces of 4 KiB with pauses."""
     async for part in answer.aiter_bytes(4096):
         yield part
         await asyncio.sleep(0.002)
@@ -450,7 +450,7 @@ ALIGNED = [
 
 
 async def timed_words(running: Running, **more: Any) -> list[Any]:
-    """The words in the events of a request with `timestamps`."""
+    """Return the words in the events of a request with `timestamps`."""
     request = REQUEST | {"response_format": "pcm", "stream_format": "sse", "timestamps": True} | more
     async with running.http() as http:
         lines = (await http.post("/v1/audio/speech", json=request)).text.splitlines()

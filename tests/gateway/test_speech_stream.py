@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: speech of streamed text, limits, and clients that disconnect."""
+"""`WS /v1/audio/speech/stream`: speech for streamed text, limits, and disconnecting clients."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ EXAMPLES = 200
 
 
 class Writer:
-    """A client of one socket."""
+    """Client with one WebSocket."""
 
     def __init__(self, opened: Any):
         self.opened = opened
@@ -48,13 +48,13 @@ class Writer:
             await self.send("input.text", text=piece)
 
     async def next(self) -> Any:
-        """An event, or bytes."""
+        """Return the next event or bytes."""
         async with asyncio.timeout(PATIENCE_S):
             message = await self.opened.recv()
         return message if isinstance(message, bytes) else json.loads(message)
 
     async def until(self, kind: str) -> tuple[list[dict[str, Any]], bytes]:
-        """Return the events up to one of that type, and the audio between them."""
+        """Return the events up to the next of this type, and the audio between them."""
         events, sound = list[dict[str, Any]](), b""
         while not events or events[-1]["type"] != kind:
             message = await self.next()
@@ -82,7 +82,7 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 
 
 def packets(data: bytes, name: str) -> list[bytes]:
-    """Return the content of a file; of Ogg only its packets, because page serial numbers are random."""
+    """Return a file's contents; for Ogg only its packets, because page serial numbers are random."""
     if name != "opus":
         return [data]
     with av.open(io.BytesIO(data), format="ogg") as container:
@@ -90,7 +90,7 @@ def packets(data: bytes, name: str) -> list[bytes]:
 
 
 async def idle(running: Running) -> None:
-    """Until nothing is made, open or held any more."""
+    """Wait until nothing is generated, open or held any more."""
     await running.until(gateway_active=0, gateway_sessions=0)
     assert not running.app.state.gateway.sessions.held._num_bytes
 
@@ -387,7 +387,7 @@ async def test_who_writes_without_an_end_loses_the_place(start: Start) -> None:
 
 
 async def write_on(writer: Writer) -> None:
-    """A sentence, and another one, and so on."""
+    """Send one sentence after another."""
     while True:
         await writer.write("A cat. ")
         await asyncio.sleep(0.05)
@@ -484,5 +484,5 @@ def test_no_message_is_a_failure_or_leaves_anything_behind(caplog: pytest.LogCap
 
 
 async def open_gateway(behind: FakeServer) -> Gateway:
-    """A gateway before it."""
+    """Return a gateway in front of a fake server."""
     return Gateway(GatewayConfig(await behind.start(), limits=Limits()))

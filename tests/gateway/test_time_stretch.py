@@ -11,14 +11,14 @@ SINE = np.round(10_000 * np.sin(2 * np.pi * HZ * np.arange(2 * RATE) / RATE)).as
 
 
 def stretched(speed: float, pcm: np.ndarray, size: int, rate: int = RATE) -> list[np.ndarray]:
-    """Return the output for `pcm` in parts of `size` samples; the last part is the remainder."""
+    """Stretch `pcm` in parts of `size` samples; the last part is the remainder."""
     stretch = TimeStretch(speed, rate)
     parts = [stretch.stretch(pcm[begin : begin + size]) for begin in range(0, len(pcm), size)]
     return [*parts, stretch.close()]
 
 
 def pitch(pcm: np.ndarray) -> float:
-    """The strongest frequency, in Hz."""
+    """Return the strongest frequency in Hz."""
     middle = pcm[len(pcm) // 10 : -len(pcm) // 10]
     spectrum = np.abs(np.fft.rfft(middle * np.hanning(len(middle)), 1 << 18))
     return float(np.argmax(spectrum)) * RATE / (1 << 18)

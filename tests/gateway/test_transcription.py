@@ -1,4 +1,4 @@
-"""`/v1/audio/transcriptions` by OpenAI's own client."""
+"""`/v1/audio/transcriptions` with OpenAI's own client."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`stretto voices`: the same files, owners and limits as `/v1/audio/voices`, with and without a running gateway."""
+"""`stretto voices` uses the same files, owners and limits as `/v1/audio/voices`, with or without a running gateway."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ NAMED = ("--name", "mine", "--consent", "my own")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the voices, named by the environment."""
+    """Create the folder of the voices and set its environment variable."""
     monkeypatch.setenv(VOICES, str(tmp_path / "voices"))
     return tmp_path / "voices"
 
@@ -44,7 +44,7 @@ def key_file(folder: Path, key: str) -> str:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> str:
-    """The output of a command, or its errors."""
+    """Run a command and return its output or errors."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == status
     out, err = capsys.readouterr()
@@ -53,7 +53,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> 
 
 @pytest.fixture
 async def clones() -> AsyncIterator[tuple[FakeServer, str]]:
-    """A server of a model that clones voices, and its address."""
+    """Start a fake server whose model clones voices, and yield it with its address."""
     server = FakeServer(lambda _: SPOKEN, profile=CLONES)
     yield server, await server.start()
     await server.stop()

@@ -29,7 +29,7 @@ STRANGE_IDS = ("voice_", "voice_" + "A" * 32, "voice_" + "0" * 33, "..", "%2e%2e
 
 
 def cloning(*system: str) -> dict[str, Any]:
-    """Return a profile of a model whose voice is given in a system turn of these kinds."""
+    """Return the profile of a model that takes a voice in a system turn with this content."""
     tasks = [each | {"system": list(system)} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
     return PROFILE | {"tasks": tasks}
 
@@ -38,7 +38,7 @@ CLONES = cloning("text", "audio")
 
 
 class Caller:
-    """A client of the gateway, with or without a key."""
+    """Client of the gateway, with or without a key."""
 
     def __init__(self, running: Running, key: str | None = None):
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -64,14 +64,14 @@ class Caller:
 
 
 async def added_voice(running: Running, key: str | None = None, **form: str) -> str:
-    """Return the id of a new voice."""
+    """Add a voice and return its id."""
     answer = await Caller(running, key).bring(**form)
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
 
 
 def told(request: Request) -> tuple[dict[str, Any], bytes]:
-    """The system turn of a request, and the recording with it."""
+    """Return the system turn of a request and its recording."""
     return json.loads(request["messages"])[0], request["audio"]
 
 

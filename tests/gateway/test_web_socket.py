@@ -1,4 +1,4 @@
-"""A WebSocket's frames: those that are answered, counted, held back, or too many."""
+"""WebSocket frames that are answered, counted, delayed, or too many."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ PING = b"\x89\xfd\0\0\0\0" + b"x" * 125  # RFC 6455, section 5.2: with a mask th
 
 
 def frame(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
-    """Return a frame as a client sends it."""
+    """Return a masked client frame."""
     return Frame(opcode, data, fin).serialize(mask=True)
 
 
@@ -32,7 +32,7 @@ def socket_of(running: Running) -> Socket:
 
 
 async def until_parsed(made: Socket) -> None:
-    """Return when all that came is parsed."""
+    """Wait until all received data has been parsed."""
     async with asyncio.timeout(PATIENCE_S):
         while made._unparsed:
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Launchers with a scripted server."""
+"""Fixtures for launchers with a scripted server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.patience import PATIENCE_S
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
-    """Start a launcher with a scripted server in `tmp_path`: launch(number of aborted starts, *flags)."""
+    """Return a function that starts a launcher with a scripted server: launch(number of aborted starts, *flags)."""
     made: list[Launched] = []
 
     def start(aborts: int = 0, *flags: str) -> Launched:

@@ -1,4 +1,4 @@
-"""A launcher whose tritonserver is a script that can abort, hang, become ready, lose a stub, and drain."""
+"""Launcher whose tritonserver is a script that can abort, hang, become ready, lose a stub, and drain."""
 
 import functools
 import json
@@ -146,14 +146,14 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
 
 @functools.cache
 def fork_server() -> ForkServerContext:
-    """Return a context whose processes have the launcher's imports already: each start would take a second."""
+    """Return a context whose processes already have the launcher's imports, which saves a second per start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
 
 
 class Launcher:
-    """The launcher's process, with the methods of subprocess.Popen that tests use."""
+    """Launcher process, with the methods of subprocess.Popen that tests use."""
 
     def __init__(self, folder: Path, arguments: list[str]) -> None:
         self._process: ForkServerProcess = fork_server().Process(
@@ -182,7 +182,7 @@ class Launcher:
 
 
 class Launched:
-    """A launcher in a process of its own, and the folder of its scripted server."""
+    """A launcher in its own process, and the folder of its scripted server."""
 
     def __init__(self, folder: Path, aborts: int, *flags: str) -> None:
         self.folder = folder
@@ -247,14 +247,14 @@ class Launched:
         return json.loads(path.read_text())["state"] if path.exists() else None
 
     def until(self, condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-        """Return once `condition` holds."""
+        """Wait until `condition` holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
 
     def until_ready(self, times: int = 1) -> None:
-        """Return once the server has become ready this number of times."""
+        """Wait until the server has become ready this number of times."""
         self.until(lambda: self.num_ready == times)
 
     def kill_stub(self, number: signal.Signals = signal.SIGKILL) -> int:
@@ -268,7 +268,7 @@ class Launched:
         return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
 
     def processes(self) -> list[Process]:
-        """Return running processes that the launcher started."""
+        """Return the running processes that the launcher has started."""
         return [each for each in all_processes() if environment_of(each.pid, LAUNCH_ID) == self.launch_id]
 
     def children(self, program: str) -> list[int]:
@@ -284,13 +284,13 @@ Launch = Callable[..., Launched]
 
 
 def hang(folder: Path, times: int, way: str = "") -> None:
-    """Make the scripted server hang at its next starts; at all until the next call if `times` is negative."""
+    """Make the scripted server hang at its next `times` starts; if negative, at all starts until the next call."""
     (folder / "hangs").write_text(str(times))
     (folder / "hang").write_text(way)
 
 
 def answers(port: int) -> bool:
-    """Return True if a process listens at the port."""
+    """Return True if a process listens on the port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

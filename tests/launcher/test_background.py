@@ -1,4 +1,4 @@
-"""The background server with a stand-in for its launcher: who starts it, and who waits for it."""
+"""The background server with a fake launcher: which process starts it, and which ones wait for it."""
 
 import os
 import select
@@ -51,7 +51,7 @@ signal.pause()
 
 
 class Caller:
-    """Starts calls for one background server, and ends the stand-ins that they have started."""
+    """Starter of calls for one background server, which ends the fake launchers that they have started."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_row(3)

@@ -87,7 +87,7 @@ def test_a_model_that_does_not_load_ends_the_launcher_at_once(launch: Launch, tm
 def test_a_home_folder_that_cannot_be_written_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, flag: str
 ) -> None:
-    """As of an installed package, which writes there. Root may write to any folder, but not below a file."""
+    """An installed package writes there. Root may write to any folder, but not below a file."""
     home = tmp_path / "file"
     home.touch()
     monkeypatch.setattr(installation, "clone", lambda: None)

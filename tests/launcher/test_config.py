@@ -1,4 +1,4 @@
-"""Flags: ours are parsed, others are passed to tritonserver."""
+"""The launcher's own flags are parsed, and others are passed to tritonserver."""
 
 import json
 from dataclasses import replace
@@ -91,7 +91,7 @@ def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> Non
 
 @pytest.mark.parametrize("api", ["model-repository", "http"])
 def test_where_others_may_load_models_none_can_be(api: str) -> None:
-    """A call that loads a model may bring its code along, and the key of the HTTP service is no secret on its host."""
+    """A call that loads a model may contain code, and the key of the HTTP service is not secret on its host."""
     assert not [word for word in line_of("--allow", api) if "-model=" in word or "control-mode" in word]
 
 

@@ -1,4 +1,4 @@
-"""A server that has crashed and does not end."""
+"""A server that has crashed but does not end."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A mutex whose owner was killed can be had again, one that is held cannot."""
+"""A mutex whose owner was killed is released; one that is still held is not."""
 
 import ctypes
 import errno
@@ -19,7 +19,7 @@ PIECES = (PIECE, 4096 + 16)  # the second of which ends in a mutex
 
 
 class Region:
-    """A file with mutexes as Boost makes them."""
+    """File with mutexes in Boost's layout."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class Region:
         return ctypes.c_void_p(self._start + place)
 
     def die_with(self, *places: int) -> None:
-        """A process is killed while it holds these."""
+        """Kill a process while it holds these mutexes."""
         pid = os.fork()
         if pid == 0:
             for place in places:

@@ -1,4 +1,4 @@
-"""Utterances in flight, counted from outside the server."""
+"""Count of utterances in flight, taken from outside the server."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The launcher's proxy and gateway: restarts on the same ports while the server continues."""
+"""The launcher restarts proxy and gateway on the same ports while the server continues."""
 
 import json
 import os
@@ -146,7 +146,7 @@ def test_a_hanging_restart_of_the_proxy_does_not_block(tmp_path: Path, monkeypat
 
 
 def start_of_a_program(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Have the launcher's log start this program instead of any other."""
+    """Make the launcher start this program instead of a front end."""
     start = LaunchLog.start
 
     def replaced(log: LaunchLog, command: list[str], **options: Any) -> Any:

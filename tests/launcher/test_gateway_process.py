@@ -1,4 +1,4 @@
-"""The gateway as the launcher keeps it."""
+"""The gateway process that the launcher runs."""
 
 import time
 import urllib.request
@@ -26,7 +26,7 @@ def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
 
 
 def answers(port: int) -> bool:
-    """Return True once a gateway answers at this port."""
+    """Return True if a gateway answers on this port."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
@@ -38,7 +38,7 @@ def answers(port: int) -> bool:
 
 
 def until_well(process: GatewayProcess) -> None:
-    """Return when the gateway sends beats and nothing else is wrong with it."""
+    """Wait until the gateway sends heartbeats and is healthy."""
     until(lambda: not process.fault() and process.is_beating)
 
 

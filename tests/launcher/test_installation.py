@@ -23,7 +23,7 @@ VERSION = ".".join(platform.python_version_tuple()[:2])
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> Path:
-    """A folder `pytriton/tritonserver` like the wheel's, without the bit that makes its files executable."""
+    """Return a folder `pytriton/tritonserver` as in the wheel, whose files are not executable."""
     site = tmp_path / "site-packages"
     server = site / "pytriton" / "tritonserver"
     for name in (
@@ -83,7 +83,7 @@ NEW_HELP = HELP + r"\nShared memory:\n  --allow-client-shm <boolean>\n\tDefault 
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Path of a container's server."""
+    """Return the path of a container's server."""
     monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "tritonserver")
     return tmp_path / "tritonserver"
 
@@ -102,7 +102,7 @@ def test_a_container_needs_nothing_placed(container: Path, tmp_path: Path) -> No
 
 
 def test_a_server_that_keeps_clients_memory_closed_is_told_to_open_it(container: Path, tmp_path: Path) -> None:
-    """26.05 and later; an older one would not start with the flag."""
+    """This applies to 26.05 and later; older servers do not start with the flag."""
     write_server(container, NEW_HELP)
     assert find_installation(tmp_path / "cache").arguments == ("--allow-client-shm=true",)
 

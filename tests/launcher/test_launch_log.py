@@ -1,4 +1,4 @@
-"""The log of a launch: nothing that happens to its file reaches the processes that write."""
+"""The launcher's log: problems with its file never affect the processes that write to it."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def log(tmp_path: Path) -> Iterator[LaunchLog]:
 
 
 def run(log: LaunchLog, program: str) -> str:
-    """Run a program to its end; its output as the log's owner sees it."""
+    """Run a program until it ends; return its output as the log records it."""
     process, output = log.start([sys.executable, "-c", program])
     assert process.wait(PATIENCE_S) == 0
     said = output.tail()

@@ -19,7 +19,7 @@ from tests.patience import PATIENCE_S, until
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder whose name leaves room for that of a Unix socket, which has 107 bytes."""
+    """Return a folder whose path is short enough for a Unix socket, which allows 107 bytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 

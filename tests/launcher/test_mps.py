@@ -31,7 +31,7 @@ elif sys.stdin.read() == "quit\\n" and not (here / "stays").exists():
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository that asks for MPS; the daemon's program is in PATH."""
+    """Return a repository that requests MPS, and put the daemon's program on PATH."""
     folder = tmp_path / "models"
     (folder / "speech").mkdir(parents=True)
     (folder / "speech" / "config.pbtxt").touch()
@@ -58,7 +58,7 @@ def ended(server: Launched) -> None:
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_the_daemon_lives_as_long_as_the_server(launch: Launch, repository: Path, stays: bool) -> None:
-    """It serves all GPUs; the server's processes find it. One that does not end by itself is killed."""
+    """It serves all GPUs, and the server's processes find it. If it does not end by itself, it is killed."""
     server = launch(0, "--model-repository", str(repository))
     server.until_ready()
     (daemon,) = daemons(server)

@@ -1,4 +1,4 @@
-"""A port in use is named; one that is given up in time is not."""
+"""A port in use is reported, unless it is released in time."""
 
 import socket
 import threading

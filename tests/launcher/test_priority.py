@@ -15,7 +15,7 @@ PROGRAM = "import threading; threading.Thread(target=input).start(); print('begu
 
 
 class Nice:
-    """The priorities that processes have, without the right to change those of real ones."""
+    """Fake process priorities, so that no real ones are changed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.of = dict[int, int]()
@@ -44,7 +44,7 @@ def hurry(nice: Nice) -> LoadPriority:
 
 @pytest.fixture
 def stub(hurry: LoadPriority, tmp_path: Path) -> Iterator[int]:
-    """A process that is named as a stub and has two threads; it is started after the hurry has begun."""
+    """Start a process named like a stub, with two threads, after priorities have been raised."""
     (tmp_path / "triton_python_backend_stub").symlink_to(sys.executable)
     command = [tmp_path / "triton_python_backend_stub", "-c", PROGRAM]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -98,7 +98,7 @@ def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None
 
 
 def test_the_session_of_an_engines_host_is_raised_too(hurry: LoadPriority, nice: Nice, tmp_path: Path) -> None:
-    """The host is no child of the server and has another session; its name contains the pid of its stub."""
+    """The host is not a child of the server and has its own session; its name contains the pid of its stub."""
     LoadPriority._session_file = staticmethod(lambda session: tmp_path / f"autogroup-{session}")
     program = f"from ctypes import *; CDLL(None).prctl(15, b'host_of_{os.getpid()}'); print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

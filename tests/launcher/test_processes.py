@@ -1,4 +1,4 @@
-"""/proc read: families of processes, and the moment when one ends."""
+"""Process trees read from /proc, and notification when a process ends."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def test_trackers_are_left_to_clean_up() -> None:
 
 
 def test_a_watch_notices_the_first_end() -> None:
-    """It would otherwise wait for a day."""
+    """Otherwise it would wait for a day."""
     first, second = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
     watch = Watch([read_process(first.pid), read_process(second.pid)])
     assert watch.wait(0.01) == []

@@ -20,7 +20,7 @@ PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEA
 
 
 class Child:
-    """A process that beats once for each line that it reads."""
+    """Child process that sends a heartbeat for each line that it reads."""
 
     def __init__(self) -> None:
         self.pulse = Pulse("gateway")

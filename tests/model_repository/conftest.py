@@ -1,4 +1,4 @@
-"""Every test of an adapter runs on the stand-in for Triton's module."""
+"""Fixtures that replace Triton's module with a fake for every adapter test."""
 
 import pytest
 

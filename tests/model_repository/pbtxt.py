@@ -1,4 +1,4 @@
-"""A reader of model configs, strict enough for a test: protobuf text format without its rarer forms."""
+"""Strict reader of model configs for tests: protobuf text format without rare forms."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ TOKEN = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z_0-9.+-]+|[{}\[\]:,]|\S"
 
 
 def read_config(model: str) -> dict[str, Any]:
-    """The config of a model of the repository; a field becomes the list of its values."""
+    """Return the config of a model in the repository; each field becomes a list of values."""
     text = (ROOT / model / "config.pbtxt").read_text()
     tokens = TOKEN.findall(re.sub(r"#.*", "", text))
     message, rest = read_message([*tokens, "}"])

@@ -1,4 +1,4 @@
-"""Each adapter between a fake Triton module and a fake of the object that it drives."""
+"""Each adapter, with a fake Triton module and a fake of the object that it drives."""
 
 import importlib.util
 import json
@@ -68,7 +68,7 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 class Preparing:
-    """Preprocessor that records its checkpoint, its device and its requests."""
+    """Fake preprocessor that records its checkpoint, device and requests."""
 
     family = TINY
 
@@ -142,7 +142,7 @@ def test_the_preprocessor_refuses_requests_while_the_server_drains(preprocessor:
 
 
 class Speaking:
-    """An engine that answers every prompt with one chunk."""
+    """Fake engine that answers every prompt with one chunk."""
 
     is_shut_down = False
 
@@ -218,7 +218,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_the_language_models_stub_imports_neither_vllm_nor_torch() -> None:
-    """Their imports would be most of the time in which a killed language model is restarted."""
+    """These imports would take most of the time to restart a killed language model."""
     program = f"""
 import sys
 sys.path[:0] = [{str(ROOT.parent)!r}]

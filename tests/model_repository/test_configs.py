@@ -1,4 +1,4 @@
-"""The model configs match the schema, and the ensemble is wired by equal names."""
+"""The model configs match the schema, and the ensemble connects tensors by equal names."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Audio files and samples to mono samples, and everything that is refused."""
+"""Audio files and samples become mono samples; invalid ones are refused."""
 
 import struct
 from contextlib import suppress
@@ -31,7 +31,7 @@ def encoded(samples: np.ndarray, rate: int, container: str, **options: str) -> b
 
 
 class Pipe:
-    """A file that cannot be sought, as that of a recorder that streams."""
+    """File that cannot seek, as from a streaming recorder."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -53,7 +53,7 @@ FFMPEG: dict[str, tuple[str, str, bool]] = {
 
 
 def written(samples: np.ndarray, rate: int, muxer: str, *codecs: str, pipe: bool = False, **options: str) -> bytes:
-    """Return samples [n, channels] as a file with a stream for each codec; of video, a picture or two."""
+    """Write samples [n, channels] to a file with a stream for each codec; video streams get one or two pictures."""
     target: Any = Pipe() if pipe else BytesIO()
     layout = {1: "mono", 2: "stereo"}[samples.shape[1]]
     pcm = np.rint(samples * 32_767).astype(np.int16)
@@ -123,7 +123,7 @@ def test_channels_are_mixed_by_their_mean() -> None:
 def test_resampled_length_equals_librosa_s_and_torchaudio_s(
     num_samples: int, rates: tuple[int, int], expected: int
 ) -> None:
-    """Both round the number of samples up. soxr, which librosa calls, rounds it; librosa then appends a zero."""
+    """Both round the number of samples up. soxr rounds to nearest, and librosa, which calls it, appends a zero."""
     pcm = np.random.default_rng(0).normal(0, 0.1, num_samples).astype(np.float32)
     made = resample(pcm, *rates)
     assert made.shape == (expected,)

@@ -1,4 +1,4 @@
-"""The process that reads audio: as reading in place, and as good as new when it has died."""
+"""The audio reader process gives the same results as reading in place, and is replaced if it dies."""
 
 import errno
 import os

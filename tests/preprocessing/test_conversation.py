@@ -1,4 +1,4 @@
-"""Which task answers which turns."""
+"""Selection of the task that answers a conversation."""
 
 import pytest
 
@@ -16,7 +16,7 @@ QUESTION = Turn(text="What is this?", audio_input="audio")
 
 
 def turns(*contents: str) -> tuple[Turn, ...]:
-    """Turns as `role:kinds`, such as `user:text+audio`."""
+    """Return turns from texts `role:kinds`, such as `user:text+audio`."""
     records = []
     for content in contents:
         role, kinds = content.split(":")

@@ -1,4 +1,4 @@
-"""The options that say how a waveform is delivered."""
+"""Options for the delivery of a waveform."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Live audio: whatever the parts, their pace and their company, the frames are those of the whole recording."""
+"""Live audio gives the frames of the whole recording, for any parts, pace and concurrent sessions."""
 
 import json
 import os
@@ -48,19 +48,19 @@ def live(checkpoint: Path, codec: MimiCodec) -> LiveInput:
 
 @pytest.fixture(scope="module")
 def pcm() -> np.ndarray:
-    """42 frames, more than four windows of the encoder's transformer."""
+    """Return 42 frames, which is more than four windows of the encoder's transformer."""
     return replies()["pcm"].astype(np.float32)
 
 
 def frames_of(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> list[int]:
-    """Return the ids of a whole recording, as a prompt has them."""
+    """Return the ids of a whole recording as in a prompt."""
     family = family_at(checkpoint)
     template = open_template(family, checkpoint, codec, "cpu")
     return list(template.write(family.tasks[0], (Piece("user", "audio", pcm=pcm),), None).track)
 
 
 class Inside:
-    """Hearing process inside this one, which may stop, or end."""
+    """Fake hearing process inside this process, which may hang or end."""
 
     def __init__(self, live: LiveInput) -> None:
         self.live, self.streams = live, Streams(live)
@@ -97,7 +97,7 @@ class Inside:
 
 
 class Client:
-    """Sessions of one test, whose parts are answered on the queue's thread."""
+    """Sessions of a test, whose parts are answered on the queue's thread."""
 
     def __init__(self, hearing: Hearing) -> None:
         self.hearing = hearing
@@ -145,7 +145,7 @@ def client(inside: Inside) -> Iterator[Client]:
 def test_frames_do_not_depend_on_parts_or_company(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
 ) -> None:
-    """Random histories of five sessions; some parts are empty."""
+    """There are random histories of five sessions, and some parts are empty."""
     random = np.random.default_rng(seed)
     recordings = {f"s{at}": np.roll(pcm, 777 * at)[: (5 + 9 * at) * 1920 + 100 * at] for at in range(5)}
     left, numbers = dict(recordings), dict.fromkeys(recordings, 0)
@@ -169,7 +169,7 @@ def test_frames_do_not_depend_on_parts_or_company(
 
 
 def test_parts_that_wait_are_one_job(client: Client, inside: Inside, pcm: np.ndarray) -> None:
-    """Parts that arrive during a job wait for its end, and are the next job together."""
+    """Parts that arrive during a job wait for its end and form the next job."""
     inside.may_run.clear()
     client.send("first", 0, pcm[:1920])
     assert inside.has_job.wait(PATIENCE_S)
@@ -209,7 +209,7 @@ def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
 def test_after_a_failure_of_its_own_the_process_is_replaced(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
 ) -> None:
-    """The process would keep the streams of lost sessions, which no session of that name could use again."""
+    """The process would keep the streams of lost sessions, whose names could not be used again."""
     client.send("old", 0, pcm[:9000])
     client.until("old", 1)
     inside.fails = True
@@ -275,7 +275,7 @@ def test_limits_of_waiting_parts_and_sessions(client: Client, inside: Inside, pc
 def test_sessions_that_have_ended_are_dropped(
     client: Client, inside: Inside, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their places are free again, and parts that wait are not encoded."""
+    """Their slots are free again, and waiting parts are not encoded."""
     monkeypatch.setattr(hearing_module, "POLL_S", 0.01)
     client.send("gone", 0, pcm[:100])
     client.until("gone", 1)

@@ -1,4 +1,4 @@
-"""JSON from strangers."""
+"""JSON from untrusted clients."""
 
 import json
 import re

@@ -17,7 +17,7 @@ LIMIT = Load(8 * LONG, 16)  # a host alone has half of it
 
 
 class Reading:
-    """A process that reads nothing, and notes that it was ended."""
+    """Fake reader process that reads nothing and records that it was ended."""
 
     def __init__(self, niceness: int) -> None:
         self.niceness, self.is_closed = niceness, False
@@ -30,7 +30,7 @@ class Reading:
 
 
 class Held:
-    """A job that runs until the test releases it."""
+    """Job that runs until the test releases it."""
 
     def __init__(self) -> None:
         self.begun, self.may_end, self.ended = threading.Event(), threading.Event(), threading.Event()
@@ -47,7 +47,7 @@ class Held:
 
 
 class Opened(AudioLanes):
-    """Lanes whose processes can be looked at."""
+    """Lanes whose processes tests can inspect."""
 
     def __init__(self, num_long: int = 1) -> None:
         self.processes: list[Reading] = []

@@ -1,4 +1,4 @@
-"""Conversations as JSON, and the ones that are refused."""
+"""Conversations in JSON, and conversations that are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Options over the defaults of a task."""
+"""Options override the defaults of a task."""
 
 import json
 from dataclasses import asdict, replace

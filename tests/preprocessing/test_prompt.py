@@ -1,4 +1,4 @@
-"""Every family has a template, which opens over its checkpoint."""
+"""Every family has a template, which its checkpoint can open."""
 
 from pathlib import Path
 

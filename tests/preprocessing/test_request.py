@@ -1,4 +1,4 @@
-"""Whole requests to prompts, with a codec that counts."""
+"""Complete requests become prompts, with a counting codec."""
 
 import json
 import threading

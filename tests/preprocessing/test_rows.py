@@ -1,4 +1,4 @@
-"""Codes in rows, against a slow loop."""
+"""Codes are placed in rows as by a slow loop."""
 
 import numpy as np
 import pytest

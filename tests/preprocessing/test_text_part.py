@@ -1,4 +1,4 @@
-"""Parts of a streamed text: valid and hostile ones."""
+"""Valid and hostile parts of streamed text."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A proxy in this process, before a server that answers as Triton does."""
+"""Fixtures for a proxy in this process, in front of a fake Triton."""
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ FOLDERS = tempfile.TemporaryDirectory()  # ends with this process
 
 
 class Proxied:
-    """A fake Triton, the address of its proxy, and the file in which models find client disconnects."""
+    """A fake Triton, the address of its proxy, and the file that reports client disconnects to models."""
 
     def __init__(self, triton: FakeServer, address: str, given_up: list[str], disconnects: Disconnects) -> None:
         self.triton, self.address, self.given_up, self.disconnects = triton, address, given_up, disconnects
@@ -28,7 +28,7 @@ class Proxied:
 
 @dataclass
 class Word:
-    """Last message of the launcher."""
+    """Last message from the launcher."""
 
     gate: Gate
     is_ready: Callable[[], bool]
@@ -49,7 +49,7 @@ def grpc_server(
     uploads: Uploads | None = None,
     gate: Gate | None = None,
 ) -> grpc.aio.Server:
-    """The proxy's gRPC server before the Triton of this channel, not started."""
+    """Return the proxy's gRPC server for the Triton behind this channel, not yet started."""
     server, _ = grpc_listener(config)
     launcher = Word(gate or Gate(), is_ready)
     server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads()),))

@@ -1,4 +1,4 @@
-"""Messages between a client's stream and Triton's."""
+"""Messages between a client's stream and Triton's stream."""
 
 import asyncio
 from typing import Any
@@ -35,7 +35,7 @@ class Triton:
 
 
 class Reader:
-    """A client that sends 1000 requests, and reads answers when permitted."""
+    """Client that sends 1000 requests and reads answers when permitted."""
 
     def __init__(self) -> None:
         self.takes, self.is_offered = asyncio.Event(), asyncio.Event()
@@ -81,7 +81,7 @@ async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
 
 
 async def test_nothing_waits_between_its_check_and_triton() -> None:
-    """A gate that is closed meanwhile would not have seen it."""
+    """A gate that closes meanwhile would not count the request."""
     triton, reader = Triton(), Reader()
     seen = list[int]()
 

@@ -1,4 +1,4 @@
-"""Calls during the restart of a model."""
+"""Calls while a model restarts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ AGAIN = "a process of the server has ended and is being restarted; try again"
 
 
 class Gated:
-    """A fake Triton and a proxy with a gate; it answers at once, partly, or never."""
+    """A proxy with a gate, and a fake Triton that answers immediately, partly or never."""
 
     def __init__(self, triton: FakeServer, address: str, gate: Gate) -> None:
         self.triton, self.address, self.gate = triton, address, gate

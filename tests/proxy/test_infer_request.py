@@ -1,4 +1,4 @@
-"""Requests are sound, or refused before Triton sees them."""
+"""Requests are valid, or are refused before they reach Triton."""
 
 import math
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def test_parameters_are_few_and_small(parameters: dict[str, str], came: str) -> 
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of a message, by the rules of its encoding."""
+    """Encode a field of a protobuf message."""
     size, head = len(content), bytearray([number << 3 | 2])
     while size > 0x7F:
         head.append(size & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Messages of calls that are no inference."""
+"""Messages of calls other than inference."""
 
 import pytest
 from tritonclient.grpc import service_pb2

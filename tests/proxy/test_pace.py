@@ -1,4 +1,4 @@
-"""Which messages wait for which."""
+"""Order of rate-limited messages."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ NEVER = 1e-9  # bytes per second
 
 
 async def let_run() -> None:
-    """Let all tasks run that do not wait for time to pass."""
+    """Run all tasks that do not wait for a timer."""
     for _ in range(20):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Readiness and metrics over HTTP, whatever is asked there."""
+"""Readiness and metrics over HTTP, for any request."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -65,7 +65,7 @@ BEGIN = head(
 
 
 def until_read(client: socket.socket) -> None:
-    """Wait until the server has read all sent data: it acknowledges a final ping without the proxy's help."""
+    """Wait until the server has read all sent data; it acknowledges a final ping without the proxy's help."""
     client.sendall(frame(PING, 0, 0, b"all read"))
     received = b""
     while frame(PING, 1, 0, b"all read") not in received:
@@ -87,7 +87,7 @@ async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkey
 
 
 async def test_calls_that_one_host_begins_and_resets_cancel_nobody_elses(proxy: Proxied) -> None:
-    """The proxy takes up none of them meanwhile: this test holds its loop, and so no time is too short or too long."""
+    """The proxy accepts none of them meanwhile, because the test blocks its loop. No timing is involved."""
     port = int(proxy.address.rpartition(":")[2])
     started = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)
     begun = b"".join(frame(HEADERS, 4, at, BEGIN) + frame(RESET, 0, at, CANCEL) for at in range(1, 4000, 2))
@@ -105,7 +105,7 @@ async def test_calls_that_one_host_begins_and_resets_cancel_nobody_elses(proxy: 
 
 
 def frames_of(client: socket.socket, stream: int) -> list[tuple[int, bytes]]:
-    """Return the frames of a call, up to the one that ends it: kind and payload."""
+    """Return the kind and payload of a call's frames, up to the frame that ends it."""
     found, file = [], client.makefile("rb")
     while True:
         header = file.read(9)

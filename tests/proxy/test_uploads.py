@@ -1,4 +1,4 @@
-"""Calls that are ended if there are too many or they hold too much."""
+"""Calls are ended if there are too many or they hold too much memory."""
 
 import asyncio
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Records survive serialization; any other input is a valid record or one clear refusal."""
+"""Records survive serialisation; any other input is a valid record or gives one clear error."""
 
 import json
 import math
@@ -153,7 +153,7 @@ def test_any_value_is_a_record_or_a_refusal(read: Any, value: Any) -> None:
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container in a JSON value with each of its keys."""
+    """Return every container in a JSON value with each of its keys."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
 
@@ -219,7 +219,7 @@ def test_unknown_keys_are_refused_in_the_records_of_lists() -> None:
 
 
 def test_a_whole_number_may_stand_for_a_float() -> None:
-    """The writer does not check types, and families have whole numbers as defaults."""
+    """The writer does not check types, and some families use integers as defaults."""
     sampling = SamplingConfig(SegmentSampling(0), SegmentSampling(1), guidance_scale=2)
     read = Prompt.from_bytes("prompt", Prompt("tts", ROWS, sampling).to_bytes(), ROWS)
     assert read.sampling == sampling

@@ -1,4 +1,4 @@
-"""Sampling options given in Python, whose types no JSON reader has checked."""
+"""Sampling options given in Python, whose types have not been checked by a JSON reader."""
 
 import math
 from dataclasses import replace

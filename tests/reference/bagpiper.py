@@ -1,4 +1,4 @@
-"""Bagpiper by its authors' formulas: Hugging Face's Qwen3Model, recomputed for every row, greedy, without Family."""
+"""Greedy Bagpiper reference from the authors' formulas: Hugging Face's Qwen3Model, recomputed for every row."""
 
 import torch
 from transformers import Qwen3Config, Qwen3Model
@@ -10,7 +10,7 @@ Row = list[int]
 
 
 class Bagpiper:
-    """text: ids of words. pads: of each stream; its codes follow. least, most: rows of a segment."""
+    """`text` are word ids, `pads` each stream's pad (codes follow), and `least` and `most` the rows per segment."""
 
     def __init__(self, published: Published, text: range, pads: list[int], codes: int):
         stored = torch.load(published.model, weights_only=True)["module"]
@@ -25,7 +25,7 @@ class Bagpiper:
 
     @torch.no_grad()
     def logits(self, rows: list[Row]) -> torch.Tensor:
-        """[8, V] after the last of `rows`."""
+        """Return logits [8, V] after the last of `rows`."""
         ids = torch.tensor(rows)
         embedded = self.model.embed_tokens(ids)
         embedded[:, 1:][ids[:, 1:] == 0] = 0  # pads after the first stream are silent
@@ -33,7 +33,7 @@ class Bagpiper:
         return (hidden + self.bias) @ self.head.T
 
     def words(self, rows: list[Row], least: int, most: int) -> tuple[list[Row], list[Row]]:
-        """Return `rows` followed by a text, and the row of its end, or none if the text reached its limit."""
+        """Return `rows` followed by a text, and the row of its end, or None if the text reached its limit."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
@@ -45,7 +45,7 @@ class Bagpiper:
             rows.append([token] + [0] * 7)
 
     def speech(self, rows: list[Row], scale: float, least: int, most: int) -> list[Row]:
-        """Return `rows`, which end with the marker of audio, followed by audio and its end."""
+        """Return `rows`, which end with the audio marker, followed by audio and its end."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
@@ -61,5 +61,5 @@ class Bagpiper:
 
 
 def best(logits: torch.Tensor, allowed: list[int]) -> int:
-    """The likeliest of the ids that are `allowed`."""
+    """Return the most probable of the `allowed` ids."""
     return allowed[int(logits[allowed].argmax())]

@@ -1,4 +1,4 @@
-"""One draw as a plain loop in double precision."""
+"""Slow reference for a draw: a plain loop in double precision."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ MARGIN = 1e-5  # of probability: tolerance for sums in another order
 def draw(
     logits: Sequence[float], ids: Sequence[int], uniform: Noise, temperature: float, top_k: int, top_p: float
 ) -> tuple[int, float]:
-    """Return the token id drawn and its lead: 0 if a slightly different `top_p` would change it."""
+    """Return the sampled token id and its margin, which is 0 if a slightly different `top_p` would change the id."""
     ranked = sorted((c for c in range(len(ids)) if logits[c] > -math.inf), key=lambda c: -logits[c])
     if temperature == 0:
         return ids[ranked[0]], math.inf
@@ -33,7 +33,7 @@ def draw(
 
 
 def mass_above(kept: list[int], logits: Sequence[float], temperature: float) -> dict[int, float]:
-    """The probability of all that is strictly more probable, for each of the columns `kept`, most probable first."""
+    """For each of the columns `kept`, most probable first, return the probability of all more probable columns."""
     weights = [math.exp((logits[c] - logits[kept[0]]) / temperature) for c in kept]
     total, mass = math.fsum(weights), 0.0
     above: dict[int, float] = {}

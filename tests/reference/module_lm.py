@@ -1,4 +1,4 @@
-"""The reference with MTP modules: every row is recomputed from scratch over all earlier rows."""
+"""Reference with MTP modules, which recomputes every row from all earlier rows."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.reference.vita_audio import VitaReference
 
 
 class ModuleContext(Context):
-    """A sequence of rows of which nothing is remembered."""
+    """A sequence of rows without any cache."""
 
     modules: VitaReference
 
@@ -24,7 +24,7 @@ class ModuleContext(Context):
 
 
 class ModuleReference(Reference):
-    """Hugging Face's Qwen2 in float64, its last layers taken for modules."""
+    """Hugging Face's Qwen2 in float64, whose last layers serve as modules."""
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -36,7 +36,7 @@ class ModuleReference(Reference):
 
     @classmethod
     def over(cls, modules: VitaReference, family: Family, max_model_len: int) -> "ModuleReference":
-        """Return the family's reference over the modules of a release that has been read."""
+        """Return the family's reference with the modules of a loaded release."""
         made = cls.__new__(cls)
         made._take(modules, family, max_model_len)
         return made
@@ -46,7 +46,7 @@ class ModuleReference(Reference):
         self.model, self.bias = modules.model, None
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> ModuleContext:
-        """A sequence of rows of which nothing has been read."""
+        """Return an empty sequence of rows."""
         made = ModuleContext(self.model, self.family, heard)
         made.modules = self.modules
         return made

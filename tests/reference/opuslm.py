@@ -1,4 +1,4 @@
-"""OpusLM by ESPnet's formulas: Hugging Face's Olmo2Model or LlamaModel, recomputed for every row, without Family."""
+"""OpusLM reference from ESPnet's formulas: Hugging Face's Olmo2Model or LlamaModel, recomputed for every row."""
 
 import torch
 from transformers import AutoConfig, AutoModel
@@ -10,7 +10,7 @@ EOS, CODEC_SSL, TEXT_BPE = 5, 34, 35
 
 
 class OpusLM:
-    """text, ssl: ids of words and of semantic tokens. codec: the first code of the first of eight codebooks."""
+    """`text` and `ssl` are ids of words and semantic tokens; `codec` is the first code of the first codebook."""
 
     def __init__(self, published: Published, text: range, ssl: range, codec: int, codes: int):
         stored = torch.load(published.model, weights_only=True)
@@ -26,13 +26,13 @@ class OpusLM:
 
     @torch.no_grad()
     def logits(self, rows: list[Row]) -> torch.Tensor:
-        """[9, V] after the last of `rows`; every pad adds its embedding, every stream its bias."""
+        """Return logits [9, V] after the last of `rows`; every pad adds its embedding, every stream its bias."""
         embedded = self.model.embed_tokens(torch.tensor(rows)).sum(1)
         hidden = self.model(inputs_embeds=embedded[None]).last_hidden_state[0, -1]
         return (hidden + self.bias) @ self.head.T
 
     def words(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """Return `rows` followed by a text without its end."""
+        """Return `rows` followed by a text, excluding its end."""
         rows, start = list(rows), len(rows)
         while True:
             step = len(rows) - start
@@ -42,7 +42,7 @@ class OpusLM:
             rows.append([token] + [0] * 8)
 
     def speech(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """Return `rows`, which end with the marker of audio, followed by audio, its end and eight rows."""
+        """Return `rows`, which end with the audio marker, followed by audio, its end and eight rows."""
         rows, start = list(rows), len(rows)
         seen: int | None = None  # in the row after the one that the model drew, but in the same row if a limit sets it
         end: int | None = None
@@ -62,7 +62,7 @@ class OpusLM:
                 return rows
 
     def turn(self, rows: list[Row], least: int, most: int) -> list[Row]:
-        """Return the assistant's turn after `rows`: words, eight pads, its role, the marker of audio, and speech."""
+        """Return the assistant's turn after `rows`: words, eight pads, its role, the audio marker, and speech."""
         rows = self.words(rows, least, most)
         alone = [[token] + [0] * 8 for token in (*[0] * 8, 10, CODEC_SSL)]
         return self.speech([*rows, *alone], least, most)

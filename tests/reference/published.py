@@ -1,4 +1,4 @@
-"""The slow reference over a release's own file, by ESPnet's names: what the converter makes of it plays no part."""
+"""Slow reference that reads a release's own file with ESPnet's names, independently of the converter."""
 
 import json
 
@@ -17,12 +17,15 @@ HEARING = (TOWER, "adaptor.continuous_audio.")
 
 
 def heard(name: str) -> str:
-    """Return the reference's name of a tensor of the audio tower or its adaptor."""
+    """Return the reference's name for a tensor of the audio encoder or its adaptor."""
     return name.replace(TOWER, "audio_tower.").replace("adaptor.continuous_audio.", "adaptor.")
 
 
 class PublishedReference(Reference):
-    """Replies of a release. Bagpiper adds no row 0 of its stream embeddings; OpusLM adds nine rows of its twelve."""
+    """Replies for a release.
+
+    Bagpiper does not add row 0 of its stream embeddings; OpusLM adds nine of its twelve rows.
+    """
 
     def __init__(self, published: Published, family: Family, max_model_len: int):
         self.family, self.max_model_len = family, max_model_len

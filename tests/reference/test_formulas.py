@@ -1,4 +1,4 @@
-"""The slow reference, which reads a family's data, against the formulas of each family, which know nothing of it."""
+"""The slow reference, which reads the family's data, equals independent formulas for each family."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ LEAST, MOST = 3, 9
 
 
 def greedy(family: Family, index: int, task: str, guidance_scale: float = 1.0) -> Prompt:
-    """A random prompt, to be answered by the likeliest ids in 3 to 9 rows of each segment."""
+    """Return a random prompt for a greedy reply with 3 to 9 rows in each segment."""
     sampling = make_prompt(family, index, task).sampling
     text, audio = (
         replace(each, temperature=0.0, min_rows=LEAST, max_rows=MOST) for each in (sampling.text, sampling.audio)

@@ -1,7 +1,7 @@
-"""VITA-Audio's replies by their definition: every token recomputed from the whole sequence, without any cache.
+"""VITA-Audio replies by definition: every token is recomputed from the whole sequence, without any cache.
 
 Hugging Face's Qwen2 layers, plain Python around them. Tokens t_0 … t_n are known. The main model reads them all and
-draws the next; the module k = 0, 1, … that draws after it reads the hidden state of slot j and token j + k + 1.
+samples the next. The module k = 0, 1, … that samples after it reads the hidden state of slot j and token j + k + 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 class VitaReference:
-    """The small release of `weights` by published name, in float64."""
+    """Reference for a small release, given as `weights` by published name, in float64."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]):
         self.num_modules = config["num_nextn_predict_layers"]
@@ -48,7 +48,7 @@ class VitaReference:
 
     @torch.no_grad()
     def hidden(self, embedded: Tensor, module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
-        """Return the hidden state [H] for that draw, of `embedded` tokens [n, H]; modules receive no audio."""
+        """Return the hidden state [H] for this draw from `embedded` tokens [n, H]; modules receive no audio."""
         read = embedded.clone()
         for first, rows in heard.items():
             read[first : first + len(rows)] = rows
@@ -65,7 +65,7 @@ class VitaReference:
         return hidden[0, -1]
 
     def _run(self, hidden: Tensor, first: int, layers: Sequence[int]) -> Tensor:
-        """Through `layers` and the last norm; the rows stand at the positions from `first` on."""
+        """Run rows at positions from `first` on through `layers` and the last norm."""
         model, size = self.model.model, hidden.shape[1]
         positions = torch.arange(first, first + size)[None]
         mask = torch.full((size, size), -torch.inf, dtype=hidden.dtype).triu(1)[None, None]
@@ -85,7 +85,7 @@ class VitaReference:
         penalty: float = 1.0,
         heard: Mapping[int, Tensor] = NOTHING,
     ) -> list[int]:
-        """The ids of a greedy reply; with `penalty`, ids that came before, in the prompt too, are less likely."""
+        """Return the ids of a greedy reply; `penalty` lowers ids that occur earlier in the reply or in the prompt."""
         tokens, drawers = list(prompt), drawn_by(schedule, self.num_modules)
         for _ in range(num_tokens):
             logits = self.logits(tokens, next(drawers), heard)

@@ -1,4 +1,4 @@
-"""Audio input of VITA-Audio-Plus, by the encoder that `test_hearing.py` compares with its authors'."""
+"""Audio input of VITA-Audio-Plus, from the encoder that `test_hearing.py` compares with the authors' encoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from stretto.records.prompt import Prompt
 
 @torch.no_grad()
 def heard_by_plus(checkpoint: Path, prompt: Prompt) -> Mapping[int, torch.Tensor]:
-    """Rows [n, H] of the small release by the place in the prompt from which on they stand."""
+    """Return audio rows [n, H] of the small release by their first position in the prompt."""
     audio, hidden = config_at(checkpoint)["audio_config"], random_vita.PLUS["hidden_size"]
     parts = {random_vita.TOWER: audio_tower(audio), random_vita.ADAPTOR: audio_adaptor(audio, hidden)}
     for prefix, part in parts.items():

@@ -1,4 +1,4 @@
-"""XEUS slowly and plainly: arrays of float64, one frame at a time, from the tensors and the config.yaml of a release.
+"""Slow, plain XEUS in float64, one frame at a time, from the tensors and config.yaml of a release.
 
 Formulas of espnet2/asr/frontend/cnn.py, espnet2/asr/encoder/e_branchformer_encoder.py, espnet2/asr/layers/cgmlp.py and
 ConvolutionalPositionalEmbedding in espnet/nets/pytorch_backend/transformer/embedding.py.
@@ -23,7 +23,7 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int = 1, groups: int = 1) -> np.ndarray:
-    """[T, C] to [T', C'] with `weight` [C', C / groups, K], nothing padded."""
+    """Convolve [T, C] to [T', C'] with `weight` [C', C / groups, K], without padding."""
     kernel, rows = weight.shape[2], []
     for start in range(0, len(x) - kernel + 1, stride):
         window = x[start : start + kernel].reshape(kernel, groups, -1)
@@ -33,7 +33,7 @@ def convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int = 
 
 
 def norm(x: np.ndarray, tensors: Tensors, name: str, eps: float = 1e-12) -> np.ndarray:
-    """Over the last axis."""
+    """Apply a layer norm over the last axis."""
     plain = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
     return plain * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
 
@@ -43,7 +43,7 @@ def linear(x: np.ndarray, tensors: Tensors, name: str) -> np.ndarray:
 
 
 def depthwise(x: np.ndarray, tensors: Tensors, name: str) -> np.ndarray:
-    """As many frames as before: zeros on both sides."""
+    """Apply a depthwise convolution, with zero padding that keeps the number of frames."""
     weight = tensors[f"{name}.weight"]
     padded = np.pad(x, ((weight.shape[2] // 2, weight.shape[2] // 2), (0, 0)))
     return convolve(padded, weight, tensors[f"{name}.bias"], groups=x.shape[1])
@@ -66,7 +66,7 @@ def front_end(pcm: np.ndarray, tensors: Tensors, config: Mapping[str, Any]) -> n
 
 
 def positions(x: np.ndarray, tensors: Tensors) -> np.ndarray:
-    """A weight norm for each of 128 taps; the last of the 129 frames that padding makes of one is dropped."""
+    """Apply the positional convolution: a weight norm for each of 128 taps, with the extra last frame dropped."""
     name = "encoder.embed.0.convs.0"
     gain, direction = (tensors[f"{name}.parametrizations.weight.original{part}"] for part in (0, 1))
     weight = np.stack(
@@ -101,7 +101,7 @@ def block(x: np.ndarray, tensors: Tensors, name: str, heads: int) -> np.ndarray:
 
 
 def features(pcm: np.ndarray, published: Mapping[str, Any], config: Mapping[str, Any]) -> np.ndarray:
-    """Features [T, H] of samples [n] by `published` torch tensors and the contents of config.yaml."""
+    """Compute features [T, H] of samples [n] from `published` torch tensors and the contents of config.yaml."""
     tensors = {name: tensor.double().numpy() for name, tensor in published.items()}
     x = linear(front_end(pcm.astype(np.float64), tensors, config["frontend_conf"]), tensors, "preencoder.linear_out")
     x = positions(x, tensors)
@@ -111,5 +111,5 @@ def features(pcm: np.ndarray, published: Mapping[str, Any], config: Mapping[str,
 
 
 def distances(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """[T, C], Euclidean, of features to centres."""
+    """Return Euclidean distances [T, C] from features to centres."""
     return np.array([[math.dist(frame, centre) for centre in centres] for frame in x])

@@ -1,4 +1,4 @@
-"""Batches of draws made to find what a fast draw gets wrong, and the reference's answers to them."""
+"""Batches of draws that a fast implementation may get wrong, with the reference's results."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ FIRST_ID, UNDECIDED = 100, 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """B rows of S streams over C columns, each row with its own seed, position and parameters."""
+    """B rows of S streams with C columns; each row has its own seed, position and parameters."""
 
     logits: torch.Tensor
     seeds: list[int]
@@ -43,13 +43,13 @@ class Case:
         return DrawPlan.from_parameters(self.temperature, self.top_k, self.top_p)
 
     def row(self, index: int) -> "Case":
-        """One row of the batch, alone."""
+        """Return a single row of the batch."""
         part = slice(index, index + 1)
         arrays = (values[part].copy() for values in (self.temperature, self.top_k, self.top_p))
         return Case(self.logits[part].clone(), self.seeds[part], self.positions[part], *arrays)
 
     def check(self, drawn: torch.Tensor) -> None:
-        """Hold `drawn` [B, S] to the reference, wherever that is not itself undecided between two tokens."""
+        """Check `drawn` [B, S] against the reference, except where two tokens are nearly equal."""
         for row in range(len(self.seeds)):
             wanted = float(self.temperature[row]), int(self.top_k[row]), float(self.top_p[row])
             for stream, ids in enumerate(self.token_ids.tolist()):
@@ -62,7 +62,7 @@ class Case:
 
 
 def random_case(seed: int, shape: tuple[int, int, int], step: float = 0.0, masked: float = 0.0) -> Case:
-    """Normal logits, rounded to multiples of `step` (so that many tie), a share of `masked` at -inf but for one."""
+    """Return normal logits, rounded to multiples of `step` so that many tie, with a share `masked` at -inf."""
     random = np.random.default_rng(seed)
     rows, streams, columns = shape
     logits = 3 * random.standard_normal(shape).astype(np.float32)
@@ -81,7 +81,7 @@ def random_case(seed: int, shape: tuple[int, int, int], step: float = 0.0, maske
 
 
 def cases(max_rows: int = 6, max_columns: int = 150) -> st.SearchStrategy[Case]:
-    """Cases of few columns and many, of distinct logits and ties, with nothing, some and nearly all of them masked."""
+    """Return cases with few and many columns, distinct logits and ties, and none, some or nearly all masked."""
     shapes = st.tuples(st.integers(1, max_rows), st.integers(1, 3), st.integers(1, max_columns))
     steps, masked = st.sampled_from([0.0, 0.5, 4.0, 100.0]), st.sampled_from([0.0, 0.3, 0.95, 1.0])
     return st.builds(random_case, st.integers(0, 1 << 30), shapes, steps, masked)

@@ -36,7 +36,7 @@ def test_a_row_draws_the_same_whatever_the_others_ask_for(case: Case) -> None:
 
 
 def test_where_there_is_no_stream_nothing_is_drawn() -> None:
-    """As for the streams after the first in a family with one stream."""
+    """This is the case for later streams in a family with one stream."""
     case = random_case(0, (3, 0, 0), step=0.0)
     assert drawn(case).shape == (3, 0)
 
@@ -61,7 +61,7 @@ def test_tokens_far_below_the_largest_win_where_there_are_many_of_them() -> None
 
 
 def one_row(logits: list[float], temperature: float, top_k: int, top_p: float, num_draws: int = 300) -> list[int]:
-    """Columns drawn from one distribution at many positions."""
+    """Return the columns drawn from a single distribution at many positions."""
     values = torch.tensor(logits).expand(num_draws, 1, -1).contiguous()
     parameters = (np.full(num_draws, value) for value in (np.float32(temperature), top_k, np.float32(top_p)))
     case = Case(values, [1] * num_draws, list(range(num_draws)), *parameters)

@@ -1,4 +1,4 @@
-"""Min-p by a span of logits is min-p by probabilities."""
+"""Min-p computed from a span of logits equals min-p computed from probabilities."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_what_is_kept_is_as_probable_as_asked_for(min_p: float, temperature: flo
 
 
 def test_rows_that_do_not_ask_for_it_keep_all() -> None:
-    """Greedy rows draw the most likely token anyway."""
+    """Greedy rows choose the most probable token anyway."""
     assert min_p_span(0.0, 1.0) == min_p_span(0.5, 0.0) == math.inf
     logits = torch.randn(2, 50)
     kept = keep_near(logits, torch.tensor([math.inf, min_p_span(1.0, 1.0)]))

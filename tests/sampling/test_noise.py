@@ -1,4 +1,4 @@
-"""The noise is a function of (seed, position, stream, token), uniform, and the same as a plain loop's."""
+"""The noise is a uniform function of (seed, position, stream, token) and equals that of a plain loop."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_the_largest_of_logits_plus_gumbel_is_a_draw_from_their_softmax() -> Non
 
 
 def test_gaussian_noise_is_that_of_its_definition() -> None:
-    """Box-Muller over two uniforms of each key; the first numbers are fixed, so that a seed's voice stays the same."""
+    """It is Box-Muller of two uniforms per key. The first numbers are fixed, so that a seed's voice stays the same."""
     own = stream_keys(np.array([seed_key(7)] * 3, np.int32), np.array([0, 1, 4095], np.int32), 9)[:, 1:]
     for step in range(3):
         one, other = (on_host.uniform(own, np.full(1, 2 * step + k)).astype(np.float64) for k in (0, 1))

@@ -1,4 +1,4 @@
-"""Which draws repeat themselves, against a loop that counts."""
+"""Detection of repeated draws, against a loop that counts them."""
 
 import torch
 

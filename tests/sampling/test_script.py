@@ -1,4 +1,4 @@
-"""The pointer advances with probability 1 - P(stay), tempered."""
+"""The alignment pointer advances with probability 1 - P(stay), at a temperature."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Logits without those that top-k and top-p drop."""
+"""Logits after top-k and top-p truncation."""
 
 import torch
 
@@ -7,7 +7,7 @@ from tests.sampling.cases import random_case
 
 
 def test_the_plain_draw_from_truncated_logits_is_the_draw() -> None:
-    """With ties, too; rows of temperature 0 keep all."""
+    """This also holds with ties. Rows of temperature 0 keep all logits."""
     num_dropped = 0
     for seed in range(12):
         case = random_case(seed, (8, 1, 300), step=[0.0, 0.25][seed % 2])

@@ -1,4 +1,4 @@
-"""Exported decoders in onnxruntime, on one thread, against torch; the bundled one is in server/test_onnx.py."""
+"""Exported decoders in onnxruntime, on one thread, against torch; server/test_onnx.py tests the bundled one."""
 
 import json
 import multiprocessing
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Executor]:
-    """Export in a process of its own, as the command does, because torch keeps state of other traces."""
+    """Export in a separate process, as the command does, because torch keeps state from other traces."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         yield pool
 
@@ -51,7 +51,7 @@ BY_NIGHT = ("higgs", "dac_16khz")  # their decoders are of X-codec's class and a
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, apart: Executor
 ) -> tuple[Codec, Codec]:
-    """A codec with random weights, and what the decoder opens after it has been exported."""
+    """Return a random codec and the exported codec as the decoder opens it."""
     name, directory = request.param, tmp_path_factory.mktemp(request.param)
     make_model(name).save_pretrained(directory / "codec")
     codec, file = load_codec(codec_of(name), directory), export_onnx.codec_file(directory)

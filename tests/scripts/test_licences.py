@@ -1,4 +1,4 @@
-"""Packages of an SBOM in the licence table, with their declared licence; missing ones are reported."""
+"""The licence table lists an SBOM's packages with their declared licences; missing licences are reported."""
 
 import json
 from pathlib import Path

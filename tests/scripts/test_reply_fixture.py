@@ -1,4 +1,4 @@
-"""Writing a fixture of replies, and comparing it with new replies."""
+"""A fixture of replies is written, and compared with new replies."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same tree gives the same bytes, whenever and by whomever it is packed."""
+"""Equal trees give equal bytes, whenever and by whomever they are packed."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Location of the environment that the set-up makes; nothing is installed here."""
+"""Location of the environment that the set-up creates; these tests install nothing."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ fi
 
 
 def write_clone(clone: Path) -> None:
-    """Write what the set-up reads of a clone."""
+    """Write the files of a clone that the set-up reads."""
     (clone / "scripts").mkdir(parents=True)
     (clone / "requirements").mkdir()
     (clone / "requirements" / "embedded.txt").touch()
@@ -28,7 +28,7 @@ def write_clone(clone: Path) -> None:
 
 
 def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Run the set-up in a clone until it makes the environment."""
+    """Run the set-up in a clone up to the creation of the environment."""
     write_clone(clone)
     python = clone / "python"
     python.write_text(PYTHON)
@@ -62,7 +62,7 @@ def test_without_any_folder_that_is_ascii_the_set_up_says_so(tmp_path: Path) -> 
 
 
 def test_other_entry_points_are_installed_also_if_they_were_before(tmp_path: Path) -> None:
-    """As after a change of branch and back. Entry points that a build of the wheel left are removed."""
+    """This happens after switching branches and back. Entry points left by a wheel build are removed."""
     write_clone(tmp_path)
     uv, calls = tmp_path / ".venv" / "bin" / "uv", tmp_path / "calls"
     uv.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""One real server for all tests of this folder, started by the launcher as a user starts it."""
+"""A real server for all tests in this folder, started through the launcher as by a user."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def idle_s(seconds: float) -> float:
 class Server:
     """A launcher and its server; `start` does nothing while one runs.
 
-    flags: more words for the launcher's command line.
+    `flags` are further arguments for the launcher.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The pid of the tritonserver that is ready now."""
+        """Pid of the tritonserver that is ready now."""
         return int(self.said.rpartition("; pid ")[2].split()[0])
 
     def ask(self, options: str | dict[str, Any] | None = None, **inputs: Any) -> Answer:
@@ -97,7 +97,7 @@ class Server:
         return Stream(self.grpc, **as_inputs(options, inputs))
 
     def refuses(self, inputs: dict[str, Any], message: str) -> None:
-        """A request with these inputs is refused with this message, which begins with the field."""
+        """Check that a request with these inputs is refused with this message, which begins with the field."""
         answer = self.ask(**inputs)
         assert answer.error is not None, inputs
         assert f"invalid request: {message}" in answer.error
@@ -115,14 +115,14 @@ class Server:
         return value
 
     def table(self) -> FlowTable:
-        """The language model's own table of utterances in flight."""
+        """The language model's table of utterances in flight."""
         (path,) = Path("/dev/shm").glob(f"stretto_flow_{self.pid}_*")
         return FlowTable.open(path.name)
 
 
 @dataclass(frozen=True)
 class ServedCheckpoint:
-    """A server, and the checkpoint that it serves."""
+    """A server and the checkpoint that it serves."""
 
     server: Server
     checkpoint: Path
@@ -130,7 +130,7 @@ class ServedCheckpoint:
 
 @dataclass(frozen=True)
 class ServedRelease:
-    """A published family's server, and what its model should answer."""
+    """A published family's server, and the expected answers of its model."""
 
     name: str
     server: Server
@@ -139,7 +139,7 @@ class ServedRelease:
 
 @contextmanager
 def served_repository(folder: Path, repository: Path, *flags: str) -> Iterator[Server]:
-    """A server of a repository, ready, with all that it writes in `folder`."""
+    """Yield a ready server for a model repository; it writes only to `folder`."""
     server = Server(folder, repository, *flags)
     try:
         server.start()
@@ -150,14 +150,14 @@ def served_repository(folder: Path, repository: Path, *flags: str) -> Iterator[S
 
 @contextmanager
 def served_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Server]:
-    """A server of a converted checkpoint, with the repository that is made of it and all that it writes in `folder`."""
+    """Yield a server for a converted checkpoint; its repository and output are in `folder`."""
     make(checkpoint, folder / "repository", {})
     with served_repository(folder, folder / "repository") as server:
         yield server
 
 
 def serves(convert: Callable[[Path], Path]) -> Any:
-    """Return a fixture of a module: a server of the checkpoint that `convert` writes to a folder."""
+    """Return a module fixture that serves the checkpoint that `convert` writes to a folder."""
 
     @pytest.fixture(scope="module")
     def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint]:
@@ -171,9 +171,9 @@ def serves(convert: Callable[[Path], Path]) -> Any:
 
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ServedRelease]]:
-    """Serves a published family of random weights by its name, from its first use until the last test.
+    """Serve a published family with random weights by name, from its first use until the last test.
 
-    No fixture of each: pytest would start one for every few tests.
+    There is no fixture per family, because pytest would restart the servers repeatedly.
     """
     with ExitStack() as servers:
 
@@ -198,6 +198,6 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server: Server) -> Server:
-    """The server, ready."""
+    """Yield the ready server."""
     _server.start()
     return _server

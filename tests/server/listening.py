@@ -1,4 +1,4 @@
-"""A plain listener on Triton's own client: one gRPC stream per request, every response noted with its time."""
+"""Plain listener with Triton's own client: a gRPC stream per request, with the time of every response."""
 
 import json
 import queue
@@ -17,7 +17,7 @@ SILENCE_S = PATIENCE_S  # longer than that without a response is a hang
 
 @dataclass
 class Response:
-    """One response: seconds since the request, its event and samples, and what rides on it."""
+    """A response: seconds since the request, event, samples, and flags."""
 
     at_s: float
     event: dict[str, Any] | None
@@ -27,7 +27,7 @@ class Response:
 
 @dataclass
 class Answer:
-    """All that came back for one request."""
+    """All responses to one request."""
 
     responses: list[Response] = field(default_factory=list)
     error: str | None = None
@@ -43,12 +43,12 @@ class Answer:
 
     @property
     def sounds(self) -> list[np.ndarray]:
-        """Samples [n] of each response that has any."""
+        """Return the samples [n] of each response that has any."""
         return [response.pcm for response in self.responses if response.pcm is not None and len(response.pcm)]
 
     @property
     def codes(self) -> np.ndarray:
-        """Codes [S, T] of all events."""
+        """Return the codes [S, T] of all events."""
         return np.concatenate([np.array(event["codes"]) for event in self.events if "codes" in event], axis=1)
 
     @property
@@ -71,7 +71,7 @@ def tensor(name: str, value: Any) -> grpc.InferInput:
 
 
 class Stream:
-    """A request on its way; `next` waits for a response, `cancel` gives it up."""
+    """A request in progress. `next` waits for a response, `cancel` cancels the request."""
 
     def __init__(self, port: int, empty_final: bool = True, **inputs: Any) -> None:
         self._queue: queue.Queue[tuple[float, Any, Any]] = queue.Queue()

@@ -1,4 +1,4 @@
-"""A gateway in this process, before a real server, and OpenAI's client before that."""
+"""A gateway in this process in front of a real server, and OpenAI's client for it."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no f
 
 @asynccontextmanager
 async def gateway_port(grpc_port: int, voices: Path | None = None) -> AsyncIterator[int]:
-    """The port of the gateway, for as long as it runs; `voices` is its folder of uploaded voices."""
+    """Run a gateway during the `with` block and yield its port; `voices` is its folder of uploaded voices."""
     listener = socket.create_server(("127.0.0.1", 0))
     gateway = make_server(GatewayConfig(f"localhost:{grpc_port}", voices=voices), listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
@@ -32,7 +32,7 @@ async def gateway_port(grpc_port: int, voices: Path | None = None) -> AsyncItera
 
 @asynccontextmanager
 async def openai_client(grpc_port: int) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The client, for as long as the gateway runs."""
+    """Yield the client while the gateway runs."""
     async with gateway_port(grpc_port) as port:
         url = f"http://127.0.0.1:{port}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:

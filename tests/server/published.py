@@ -1,4 +1,4 @@
-"""Expected answers of the published families, by the slow reference over the release's own file."""
+"""Expected answers of the published families, from the slow reference that reads the release's own file."""
 
 import codecs
 import json
@@ -22,13 +22,13 @@ from tests.reference.published import PublishedReference
 
 
 def prepared(preprocessor: Preprocessor, options: dict[str, Any], inputs: dict[str, Any]) -> Prompt:
-    """Return the prompt of a request with these inputs of the server."""
+    """Return the prompt for a request with these server inputs."""
     given = inputs | {"sample_rate": int(inputs["sample_rate"][0])} if "sample_rate" in inputs else inputs
     return preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
 
 
 def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0) -> None:
-    """Check that samples [n] are those of one decode of codes [K, T], from frame `first` on, and audible."""
+    """Check that samples [n] are audible and equal a one-shot decode of codes [K, T] from frame `first` on."""
     num_samples = codec.spec.samples_per_frame
     whole = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
     assert len(whole) == codes.shape[1] * num_samples
@@ -38,9 +38,9 @@ def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0
 
 @dataclass(frozen=True)
 class Expected:
-    """The reply to a task: the text as it leaves, codes [S, T] of all streams, samples of one decode of them all.
+    """Expected reply to a task: its text, codes [S, T] of all streams, and samples of a one-shot decode.
 
-    lead: the smallest lead that a decision of the reference had.
+    `lead` is the smallest margin of a reference decision.
     """
 
     task: str
@@ -51,7 +51,7 @@ class Expected:
 
 
 class PublishedModel:
-    """A release, its converted checkpoint, and the answers to expect of it."""
+    """A release, its converted checkpoint, and its expected answers."""
 
     def __init__(self, published: Published, checkpoint: Path):
         self.checkpoint, self.family = checkpoint, family_at(checkpoint)
@@ -68,7 +68,7 @@ class PublishedModel:
         return PublishedReference(self._published, self.family, longest)
 
     def answer(self, options: dict[str, Any], inputs: dict[str, Any]) -> Expected:
-        """The reply to a request as the server gets it."""
+        """Return the expected reply to a request."""
         prompt = prepared(self._preprocessor, options, inputs)
         rows, lead = self._reference.reply(prompt)
         starts = audio_start(rows, self.family, prompt.task)
@@ -101,7 +101,7 @@ def audio_start(rows: list[list[int]], family: Family, task: str) -> int | None:
 
 
 def frames(rows: list[list[int]], family: Family) -> np.ndarray:
-    """Return codes [S, T] of the frames before the end of the audio; ids that are no codes become the nearest code."""
+    """Return codes [S, T] of the frames before the end of audio; ids that are not codes become the nearest code."""
     layout = family.layout
     end = next(index for index, row in enumerate(rows) if row[0] == family.end_of_audio)
     num_frames = end - family.tail.num_closing_rows(layout.max_delay)

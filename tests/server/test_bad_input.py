@@ -1,4 +1,4 @@
-"""Bad requests: each answered alone, by field, limit and what came; the server unharmed."""
+"""Each bad request gets an error with field, limit and value, and the server is unaffected."""
 
 import io
 import json

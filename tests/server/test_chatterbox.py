@@ -1,6 +1,6 @@
 """Chatterbox through the real server and the gateway: releases, converter, repository, server, clients.
 
-Codes are those of its authors' own T3, samples those of one decode in the voice that was asked for.
+Codes equal those of the authors' T3, and samples a one-shot decode in the requested voice.
 """
 
 import io
@@ -63,7 +63,7 @@ def turbo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoint
 
 
 def spoken(answer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return codes [1, T] and samples of a whole reply."""
+    """Return the codes [1, T] and samples of a complete reply."""
     assert answer.error is None
     (pcm,) = answer.sounds
     return answer.codes, pcm
@@ -98,7 +98,7 @@ def test_codes_and_samples_are_the_authors(release: str, reply: dict[str, Any], 
 
 
 async def test_a_language_is_named_and_missing_packages_are(multilingual: ServedCheckpoint) -> None:
-    """Directly and through the gateway, which also reads codes with a region; other requests go on."""
+    """This holds directly and through the gateway, which also accepts codes with a region; other requests continue."""
     server, options = multilingual.server, {"seed": 7, "audio": {"temperature": 0.8, "max_rows": 12}}
     for given, message in (
         ({}, "options.language: expected one of arabic"),
@@ -133,7 +133,7 @@ def recorded(pcm: np.ndarray, text: str) -> dict[str, Any]:
 def test_a_recording_is_spoken_in_as_its_voice_file_is(english: ServedCheckpoint) -> None:
     """The second request finds the voice in all caches, and the third a new decoder, which has none.
 
-    Another recording is another voice.
+    Another recording gives another voice.
     """
     options = options_of(REPLIES["english"][0], 48) | {"voice": RECORDED, "seed": 5}
     named = english.server.ask(options, text="hello you")
@@ -184,7 +184,7 @@ def test_unsuitable_requests_are_refused(turbo: ServedCheckpoint) -> None:
 
 
 async def test_an_uploaded_voice_speaks_through_the_gateway(turbo: ServedCheckpoint, tmp_path: Path) -> None:
-    """It speaks as the same recording does in a request to the server, until it is deleted."""
+    """It sounds like the same recording in a request to the server, until it is deleted."""
     wav = io.BytesIO()
     soundfile.write(wav, at_24_khz("long"), 24_000, format="WAV", subtype="FLOAT")
     form = {"name": "mine", "consent": "I agree."}

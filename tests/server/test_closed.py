@@ -33,7 +33,7 @@ def infer(model: str, *tensors: tuple[str, str, list[int], bytes], classified: b
 
 
 def over_grpc(server: Server, request: Any, *metadata: tuple[str, str]) -> str:
-    """All that came back, as text."""
+    """Return all responses as text."""
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc}", [("grpc.max_send_message_length", -1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
@@ -53,7 +53,7 @@ def over_http(server: Server, path: str, body: bytes) -> str:
 
 
 def beside_answers(server: Server, aside: Any) -> str:
-    """Send enough immediately answered requests that some coincide with the writing of other answers."""
+    """Send many requests that are answered immediately, so that some coincide with the writing of other responses."""
     long = ("text", "BYTES", [1], struct.pack("<I", 150) + b"The garden door is open. " * 6)
 
     def requests() -> Iterator[Any]:

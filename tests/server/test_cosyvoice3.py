@@ -46,7 +46,7 @@ def inputs(pcm: np.ndarray, text: str, words: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(("words", "instruct"), [("one two", ""), ("", ""), ("one two", "Softly.")])
 def test_a_text_is_streamed_in_the_voice_of_a_recording(served: ServedCheckpoint, words: str, instruct: str) -> None:
-    """Samples of all chunks are those of one decode with the chunk mask."""
+    """The samples of all chunks equal a one-shot decode with the chunk mask."""
     options = {"seed": 3, "instruct": instruct, "audio": {"min_rows": 90}, "output": {"codes": True}}
     answer = served.server.ask(options, **inputs(recording(), "hello [laughter] you", words))
     assert answer.error is None
@@ -77,7 +77,7 @@ def codes_and_samples(responses: list[Response]) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("words", ["one two", ""])
 def test_text_that_is_still_being_written_is_spoken(served: ServedCheckpoint, words: str) -> None:
-    """Codes and samples are those of the same text at once."""
+    """Codes and samples equal those of the complete text."""
     server, pcm = served.server, recording()
     at_once = server.ask(STREAMED | {"text_mode": "streaming"}, **inputs(pcm, WRITTEN, words))
     assert at_once.error is None
@@ -101,7 +101,7 @@ def test_text_that_is_still_being_written_is_spoken(served: ServedCheckpoint, wo
 
 
 async def test_pieces_of_a_text_are_spoken_through_the_gateway(served: ServedCheckpoint) -> None:
-    """The samples are those of the text that is read during the reply and is known at once."""
+    """The samples equal those of a complete text that is read during the reply."""
     client_options: dict[str, Any] = {"seed": 5, "audio": {"max_rows": 300}, "text_mode": "streaming"}
     sent = wav(recording(), 24_000)
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:

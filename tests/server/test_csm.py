@@ -1,6 +1,6 @@
 """CSM through the real server: transformers' release, converter, repository, server, client.
 
-Replies equal those of transformers' own classes for the release with greedy sampling.
+Replies equal those of transformers' classes for the release, with greedy sampling.
 """
 
 import json
@@ -48,12 +48,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ServedCsm(ServedCheckpoint):
-    """The server of a release, and the reference for its replies."""
+    """Server for a release, and the reference for its replies."""
 
     reference: CsmReference
 
     def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
-        """The codes [K, T] of the reply to a request."""
+        """Return the codes [K, T] of the reply to a request."""
         prompt = prepared(Preprocessor(self.checkpoint), options, inputs)
         guided = prompt.sampling.guidance_scale != 1.0
         rows = self.reference.guided(prompt) if guided else self.reference.generated(prompt)

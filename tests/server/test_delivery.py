@@ -1,4 +1,4 @@
-"""The waveform in the form that a client asks for, and whole however it is cut."""
+"""The waveform has the requested format, and is complete for any chunks."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""The published families through the real server: release, converter, repository, server, client, each task.
+"""Each task of the published families through the real server: release, converter, repository, server, client.
 
-Replies equal those of the slow reference over the release's own file for the request alone.
+Replies equal those of the slow reference, which reads the release's own file.
 """
 
 import io
@@ -116,7 +116,7 @@ def served(request: pytest.FixtureRequest, families: Callable[[str], ServedRelea
 
 
 def check_chunks(answer: Answer, expected: Expected) -> None:
-    """Codes as the reference's, in several chunks whose samples are those of one decode."""
+    """Check that codes equal the reference and come in several chunks, whose samples equal a one-shot decode."""
     sounds = answer.sounds
     np.testing.assert_array_equal(answer.codes, expected.codes)
     assert len(sounds) >= 2  # how many chunks there are is a matter of the clock
@@ -197,7 +197,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedRelease) -> None:
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) -> None:
-    """Two turns through our client; the model receives the codes of its own first reply."""
+    """Our client sends two turns, and the model receives the codes of its own first reply."""
     turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
     options = {"seed": 5} | SPOKEN
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
@@ -214,7 +214,7 @@ async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
 def test_the_command_line_converses(served: ServedRelease, tmp_path: Path) -> None:
-    """Two turns, one written and one spoken; printed and saved replies are the release's."""
+    """There are a written and a spoken turn; printed and saved replies equal the release's replies."""
     np.save(tmp_path / "voice.npy", np.array(VOICE))
     np.save(tmp_path / "heard.npy", np.array(HEARD))
     options = {"seed": 5} | SPOKEN

@@ -1,6 +1,6 @@
-"""Thousands of requests that are nearly right: each is refused in words, or answered, and the server is as before.
+"""Thousands of nearly valid requests are each refused with a message or answered, and leave the server unchanged.
 
-A request follows from a seed and its number. FUZZ_SEED repeats a run, FUZZ_ONLY the requests of these numbers alone:
+A seed and a number determine each request. FUZZ_SEED repeats a run; FUZZ_ONLY repeats only these requests:
     FUZZ_SEED=7 FUZZ_ONLY=12,340 python -m pytest tests/server/test_fuzz.py
 """
 
@@ -42,14 +42,14 @@ GROWN_MB = 128.0  # growth of a process by filling pools and caches
 
 
 def make(seed: int, number: int) -> Sent:
-    """The request of that number; the same each time."""
+    """Return the request with this number, which is always the same."""
     draw = Random(f"{seed}:{number}")
     (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
     return kind(draw)
 
 
 def batches(num_requests: int) -> Iterator[list[int]]:
-    """The numbers of requests, a hundred at a time, or those that FUZZ_ONLY asks for."""
+    """Return the numbers of requests in batches of a hundred, or the numbers in FUZZ_ONLY."""
     only = os.environ.get("FUZZ_ONLY")
     if only:
         yield [int(number) for number in only.split(",")]
@@ -59,7 +59,7 @@ def batches(num_requests: int) -> Iterator[list[int]]:
 
 
 class Fuzzed:
-    """A server under mutated requests, checked after each hundred, and the problems found."""
+    """A server that gets mutated requests and is checked after each hundred, with the problems found."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self._server, self._seed, self._logged = server, seed, len(server.log)
@@ -71,7 +71,7 @@ class Fuzzed:
         self.wrong: list[str] = []
 
     async def send(self, doors: Doors, numbers: Sequence[int]) -> None:
-        """Send these requests, some at a time, and look at the server then."""
+        """Send these requests, some at a time, then check the server."""
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> None:
@@ -138,7 +138,7 @@ def sealed_prompt(server: Server) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def opened(server: Server) -> AsyncIterator[Doors]:
-    """The server's ports, and those of a gateway in this process."""
+    """Yield the ports of the server and of a gateway in this process."""
     prompt = await asyncio.to_thread(sealed_prompt, server)
     key = tuple(key_headers(f"localhost:{server.grpc}").items())
     channel = grpc.aio.insecure_channel(f"localhost:{server.grpc}")

@@ -1,6 +1,6 @@
 """Higgs Audio v2 through the real server: transformers' release, converter, repository, server, client.
 
-Replies equal those of transformers' own class for the release with greedy sampling.
+Replies equal those of transformers' class for the release, with greedy sampling.
 """
 
 import json
@@ -51,12 +51,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ServedHiggsAudio(ServedCheckpoint):
-    """The server of a release, and the reference for its replies."""
+    """Server for a release, and the reference for its replies."""
 
     reference: HiggsAudioReference
 
     def codes(self, options: dict[str, Any], inputs: dict[str, Any]) -> np.ndarray:
-        """The codes [K, T] of the reply to a request."""
+        """Return the codes [K, T] of the reply to a request."""
         prompt = prepared(Preprocessor(self.checkpoint), options, inputs)
         guided = prompt.sampling.guidance_scale != 1.0
         rows = self.reference.naive(prompt)[0] if guided else self.reference.generated(prompt)

@@ -1,4 +1,4 @@
-"""Kyutai STT through the real server and its gateway: text as the authors' code generates it, with times of words."""
+"""Kyutai STT through the real server and its gateway: the text of the authors' code, with word times."""
 
 import io
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpoin
 
 
 def expected_words(served: ServedCheckpoint, prompt: Prompt) -> tuple[str, list[tuple[str, float, float]]]:
-    """Return the text and the words of the engine alone."""
+    """Return the text and words that the bare engine generates."""
     known = SttVocabulary.from_record(config_at(served.checkpoint)[VOCABULARY])
     reader = WordReader(sentencepiece_at(served.checkpoint / "tokenizer.model"), known)
     with Engine(served.checkpoint, max_model_len=256) as engine:
@@ -59,7 +59,7 @@ def test_a_recording_is_transcribed_with_times(served: ServedCheckpoint) -> None
 
 
 async def test_the_gateway_transcribes_with_times(served: ServedCheckpoint) -> None:
-    """OpenAI's request in one piece, and as events."""
+    """OpenAI's request gets a single response, or events."""
     file = io.BytesIO()
     soundfile.write(file, PCM, 24_000, format="WAV", subtype="FLOAT")
     prompt = Preprocessor(served.checkpoint).prepare(RawRequest(audio=file.getvalue()))

@@ -1,4 +1,4 @@
-"""Large files among small requests: they delay no request, and their reader processes may stop or die."""
+"""Large files do not delay small requests, and their reader processes may hang or die."""
 
 import io
 import os
@@ -34,7 +34,7 @@ assert len(LONG) > SHORT_BYTES > len(SHORT)
 
 
 def reader(server: Server) -> int:
-    """The pid of the process that reads long recordings."""
+    """Return the pid of the process that reads long recordings."""
     ends = f"audio_worker {LONG_NICENESS}"
     found = [each.pid for each in descendants(server.pid) if ends in " ".join(each.command.split()[-3::2])]
     assert len(found) == 1, descendants(server.pid)

@@ -1,4 +1,4 @@
-"""Live transcription through the real server: the text and times of the whole recording, however its audio arrives."""
+"""Live transcription through the real server gives the text and times of the whole recording."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ async def heard(events: AsyncIterator[SpeechEvent]) -> tuple[str, list[tuple[str
 
 
 async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint) -> None:
-    """Sessions of other paces and recordings run beside each other."""
+    """Sessions with different paces and recordings run at the same time."""
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         assert (await client.profile()).reads_live_audio
         whole = await heard(client.transcribe((PCM, RATE)))
@@ -62,7 +62,7 @@ async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint)
 
 
 async def test_words_come_while_one_speaks(served: ServedCheckpoint) -> None:
-    """The audio does not go on until the first words have come."""
+    """The audio does not continue until the first words have arrived."""
     has_words, texts = asyncio.Event(), list[str]()
 
     async def speech() -> AsyncIterator[np.ndarray]:
@@ -205,7 +205,7 @@ def hearing_pid(server: Server) -> int:
 
 
 async def test_without_the_hearing_process_only_its_sessions_end(served: ServedCheckpoint) -> None:
-    """They end as unavailable; a recording goes on, and new sessions get the next process."""
+    """They end as unavailable. A recording continues, and new sessions use the next process."""
     has_words = asyncio.Event()
 
     async def speech() -> AsyncIterator[np.ndarray]:

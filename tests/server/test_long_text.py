@@ -1,4 +1,4 @@
-"""A text longer than the model accepts, as one utterance."""
+"""A text that is longer than the model accepts becomes a single utterance."""
 
 import itertools
 

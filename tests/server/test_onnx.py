@@ -1,4 +1,4 @@
-"""The bundled decoder, exported as in docs/decoder.md: against torch, and in the server with the bundled model."""
+"""The bundled decoder, exported as in docs/decoder.md, against torch and in the server."""
 
 import shutil
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ RUNTIME = 'parameters { key: "runtime" value { string_value: "onnx" } }\n'
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the bundled repository with the two changes that docs/decoder.md names."""
+    """Return a copy of the bundled repository with the two changes from docs/decoder.md."""
     copy = shutil.copytree("model_repository", tmp_path_factory.mktemp("onnx") / "repository")
     export_codec(load_codec("tiny", CHECKPOINT), codec_file(copy / LINK))
     with (copy / DECODER / "config.pbtxt").open("a") as config:
@@ -45,7 +45,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(repository: Path) -> tuple[Codec, Codec]:
-    """The bundled codec, and what the decoder opens after it has been exported."""
+    """Return the bundled codec and the exported codec as the decoder opens it."""
     return load_codec("tiny", CHECKPOINT), open_codec(DecoderConfig(codec="tiny", runtime="onnx"), repository / LINK)
 
 

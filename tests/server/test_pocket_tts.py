@@ -1,4 +1,4 @@
-"""Pocket TTS through the real server: release, converter, repository, server, client; samples of its authors."""
+"""Pocket TTS through the real server (release, converter, repository, server, client) equals the authors' samples."""
 
 import json
 

@@ -1,6 +1,6 @@
 """Qwen3-TTS through the real server: the release's files, converter, repository, server, client.
 
-Replies equal those of the slow reference for the checkpoint with greedy sampling.
+Replies equal those of the slow reference for the checkpoint, with greedy sampling.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ServedQwen3TTS(ServedCheckpoint):
-    """The server of a release, and the reference for its replies."""
+    """Server for a release, and the reference for its replies."""
 
     def codes(self, options: dict[str, Any], **inputs: Any) -> np.ndarray:
         """Return codes [K, T] of the reply to a request, after the codes of the reference that it continues."""
@@ -81,7 +81,7 @@ def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedQwen3TTS
 
 @contextmanager
 def serve(folder: Path, kind: str) -> Iterator[ServedQwen3TTS]:
-    """A release of that kind, from its files on."""
+    """Write, convert and serve a release of this kind."""
     release = write_release(folder / "release", small_config(kind, codebooks=CODEBOOKS, codes=CODES))
     codec = write_qwen3_codec(release / "speech_tokenizer")
     checkpoint = folder / "converted"
@@ -108,7 +108,7 @@ def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Pa
 
 
 def check(served: ServedQwen3TTS, answer: Answer, expected: np.ndarray, num_reference: int) -> None:
-    """Check the answer against `expected` codes, of which the first `num_reference` are the inaudible reference."""
+    """Check the answer against `expected` codes; the first `num_reference` belong to the inaudible reference."""
     np.testing.assert_array_equal(answer.codes, expected[:, num_reference:])
     codec = load_codec("qwen3_12hz", served.checkpoint, num_codebooks=CODEBOOKS)
     check_sound(answer.pcm, expected, codec, num_reference)
@@ -116,14 +116,14 @@ def check(served: ServedQwen3TTS, answer: Answer, expected: np.ndarray, num_refe
 
 
 def wav(pcm: np.ndarray, rate: int) -> bytes:
-    """A file of these samples, each as it is."""
+    """Return a file with these samples, unchanged."""
     file = io.BytesIO()
     soundfile.write(file, pcm, rate, format="WAV", subtype="FLOAT")
     return file.getvalue()
 
 
 def voice_of(text: str | None) -> str:
-    """Return a conversation that requests speech in the voice of a file whose words are `text`."""
+    """Return a conversation that requests speech in the voice of a file with transcript `text`."""
     said = {} if text is None else {"text": text}
     return json.dumps([{"role": "system", "audio": "audio", **said}, {"role": "user", "text": "hello world"}])
 
@@ -195,7 +195,7 @@ def write(served: ServedQwen3TTS, session: str, part: int, text: str, is_last: b
 
 @pytest.fixture(scope="module")
 def at_once(served: ServedQwen3TTS) -> Answer:
-    """Return the answer to the same text, sent with the request."""
+    """Return the answer to the same text when it is sent with the request."""
     answer = served.server.ask(ALL_ROWS | {"text_mode": "streaming"}, text=WRITTEN)
     assert answer.error is None
     return answer
@@ -257,7 +257,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:
 
 
 async def test_an_uploaded_voice_speaks_by_its_id(cloning: ServedQwen3TTS, tmp_path: Path) -> None:
-    """Like the same recording sent with the request, and like the slow reference."""
+    """It sounds like the same recording sent with the request, and like the slow reference."""
     recording, words = wav(speech(1.3), 24_000), {"ref_text": "so it was", "name": "mine", "consent": "my own"}
     options = {"audio": OPTIONS["audio"], "seed": 3}
     listener = socket.create_server(("127.0.0.1", 0))

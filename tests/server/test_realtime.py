@@ -25,7 +25,7 @@ OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name !
 
 
 async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> None:
-    """A turn by voice, whose transcript is that of the same samples as a file."""
+    """A spoken turn has the same transcript as a file with the same samples."""
     async with openai_client(server.grpc) as client, call_by(client, "gpt-4o-transcribe") as caller:
         await caller.hear(np.concatenate([silence(0.5), spoken(), silence(1)]))
         events = await caller.until("conversation.item.input_audio_transcription.completed")
@@ -41,7 +41,7 @@ async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> Non
 
 @pytest.fixture
 def talker(families: Callable[[str], ServedRelease]) -> ServedRelease:
-    """A small release of OpusLM dialogue with random weights, converted and served."""
+    """Convert and serve a small random OpusLM dialogue release."""
     return families("opuslm-dialogue")
 
 
@@ -55,7 +55,7 @@ async def reply(caller: Caller) -> tuple[str, bytes]:
 
 
 def check(got: tuple[str, bytes], expected: Expected) -> None:
-    """Words and seconds of a reply, as the slow reference has them."""
+    """Check the words and duration of a reply against the slow reference."""
     assert expected.lead > 2e-5, "the reference itself was nearly undecided: choose another seed"
     text, sound = got
     assert text == "".join(expected.pieces)

@@ -1,4 +1,4 @@
-"""Input and output through shared memory equal those inline."""
+"""Input and output through shared memory equal inline input and output."""
 
 import asyncio
 from io import BytesIO

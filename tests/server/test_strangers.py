@@ -1,4 +1,4 @@
-"""Direct calls of the inner models: each forgery is answered once, and other streams are unaffected."""
+"""Direct calls to the inner models: each forgery is answered once, and other streams are unaffected."""
 
 import json
 import random
@@ -24,7 +24,7 @@ TAG = 16
 
 
 class Stranger:
-    """A stream for each model; `answers` holds all responses, errors as their messages."""
+    """A stream for each model. `answers` has all responses, with errors as messages."""
 
     def __init__(self, server: Server) -> None:
         self.answers: Queue[Any] = Queue()
@@ -74,7 +74,7 @@ def prompt_of(stranger: Stranger) -> dict[str, np.ndarray]:
 
 
 def forged(record: bytes, random: random.Random) -> Iterator[bytes]:
-    """Variations of a sealed record: unsealed, under a made-up seal, and with bytes changed here and there."""
+    """Return variations of an authenticated record: without MAC, with a made-up MAC, and with changed bytes."""
     yield record[TAG:]
     yield b""
     while True:

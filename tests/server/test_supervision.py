@@ -1,4 +1,4 @@
-"""Loss of a stub, and stop. These tests run last because they restart the shared server."""
+"""Loss of a stub, and shutdown. These tests run last because they restart the shared server."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def engine_of(server: Server) -> int:
 
 
 def kill(server: Server, pid: int) -> None:
-    """End a process, and wait until the launcher has seen to it."""
+    """Kill a process, and wait until the launcher has handled it."""
     num_ready = server.said.count("ready after")
     os.kill(pid, signal.SIGKILL)
     server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))

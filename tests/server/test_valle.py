@@ -1,6 +1,6 @@
 """VALL-E through the real server: a recipe's files, converter, repository, server, client.
 
-Replies equal those of its authors' code for the same weights with greedy sampling.
+Replies equal those of the authors' code with the same weights and greedy sampling.
 """
 
 import json
@@ -26,7 +26,7 @@ served = serves(convert)
 
 
 def asked(reply: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of the request that a reply of the fixture answers."""
+    """Return the inputs of the request for a fixture reply."""
     turns = [{"role": "system", "codes": reply["voice"]}, {"role": "user", "text": reply["text"]}]
     return {"messages": json.dumps(turns)}
 

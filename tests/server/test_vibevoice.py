@@ -1,4 +1,4 @@
-"""VibeVoice through the real server: release, converter, repository, server, client; two speakers with voices."""
+"""VibeVoice through the real server (release, converter, repository, server, client), with two speakers."""
 
 import json
 from io import BytesIO
@@ -36,7 +36,7 @@ served = serves(lambda folder: convert_release(folder, "long"))
 
 
 def test_a_dialogue_is_spoken_as_by_the_slow_reference(served: ServedCheckpoint) -> None:
-    """Samples are those of the reference's latents, decoded stretch by stretch without marks between them."""
+    """Samples equal the reference's latents decoded stretch by stretch, without the markers between them."""
     files, options = (wave_file(1), wave_file(2)), json.dumps(OPTIONS)
     prompt = Preprocessor(served.checkpoint).prepare(RawRequest(messages=MESSAGES, audio=files, options=options))
     model = model_of("long")
@@ -58,7 +58,7 @@ def test_a_dialogue_is_spoken_as_by_the_slow_reference(served: ServedCheckpoint)
 
 
 def decoded(model: VibeVoiceForConditionalGeneration, latents: np.ndarray) -> np.ndarray:
-    """Return the samples [n] of a stretch of scaled latents [T, D]."""
+    """Decode a stretch of scaled latents [T, D] to samples [n]."""
     with torch.inference_mode():
         codes = (torch.from_numpy(latents) / SCALE - OFFSET).T[None]
         return model.model.audio_tower.decoder(codes).audio.clamp(-1, 1).flatten().numpy()

@@ -1,4 +1,4 @@
-"""VITA-Audio through the real server: release, converter, repository, server, client; text and speech of one reply."""
+"""VITA-Audio through the real server (release, converter, repository, server, client): text and speech in a reply."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""VITA-Audio-Plus through the real server: audio input is in the prompt as rows of SenseVoice features."""
+"""VITA-Audio-Plus through the real server: prompts contain audio input as rows of SenseVoice features."""
 
 import json
 from collections.abc import Iterator

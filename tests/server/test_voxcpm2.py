@@ -1,4 +1,4 @@
-"""VoxCPM2 through the real server: release, converter, repository, server, client; samples of its authors."""
+"""VoxCPM2 through the real server (release, converter, repository, server, client) equals the authors' samples."""
 
 import json
 

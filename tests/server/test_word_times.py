@@ -1,4 +1,4 @@
-"""Times of words through the real server: a random aligner, speech of CSM, transcripts of the bundled model."""
+"""Word times through the real server: a random aligner, CSM speech, and transcripts of the bundled model."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def served(aligner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def expected(aligner: Path, pcm: np.ndarray, sample_rate: int, text: str) -> list[tuple[str, float, float]]:
-    """The words of samples as int16, aligned in this process."""
+    """Align int16 samples in this process and return the words."""
     stored = np.rint(np.clip(pcm, -1, 1) * 32_767).astype(np.int16).astype(np.float32) / 32_768
     found = Aligner(aligner).times(resample(stored, sample_rate, RATE), split_words(text))
     return [(each.word, round(each.start_s, 2), round(each.end_s, 2)) for each in found]

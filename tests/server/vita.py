@@ -1,6 +1,6 @@
-"""VITA-Audio's small releases on a real server, and the replies to expect.
+"""Small VITA-Audio releases on a real server, and their expected replies.
 
-These are the recomputing reference's, which other tests compare with the authors' `generate`.
+Expected replies come from the recomputing reference, which other tests compare with the authors' `generate`.
 """
 
 import json
@@ -34,7 +34,7 @@ Hearing = Callable[[Path, Prompt], Mapping[int, Tensor]]
 
 @dataclass(frozen=True)
 class ServedVita(ServedCheckpoint):
-    """A server, its checkpoint, and the replies to expect.
+    """A server, its checkpoint, and its expected replies.
 
     Attributes:
         hearing: Replacement for a prompt's rows, for a model with an audio encoder.
@@ -44,7 +44,7 @@ class ServedVita(ServedCheckpoint):
     hearing: Hearing | None = None
 
     def answer(self, options: dict[str, Any], inputs: dict[str, Any]) -> tuple[str, list[int]]:
-        """Text and codes of the reply to a request; of one that draws, the seed must be given."""
+        """Return the text and codes of the expected reply; sampled requests must give a seed."""
         preprocessor = Preprocessor(self.checkpoint)
         prompt = preprocessor.prepare(RawRequest(**inputs, options=json.dumps(options)))
         ids = self._greedy(prompt) if prompt.sampling.text.temperature == 0 else self._drawn(prompt)
@@ -79,7 +79,7 @@ class ServedVita(ServedCheckpoint):
         return answer
 
     def writes(self, options: dict[str, Any], inputs: dict[str, Any]) -> Answer:
-        """The answer to a request, its text as it should be, without a sound."""
+        """Request a reply; check its text, and that it has no audio."""
         options = {"text": {"max_rows": NUM_IDS}} | options
         answer = self._ask(options, inputs)
         assert answer.text == self.answer(options, inputs)[0] != ""
@@ -95,7 +95,7 @@ class ServedVita(ServedCheckpoint):
 
 @contextmanager
 def serve(folder: Path, config: dict[str, Any], hearing: Hearing | None = None) -> Iterator[ServedVita]:
-    """Release, converter, repository and server, all in `folder`; with `hearing` none of GLM-4-Voice's tokenizer."""
+    """Write, convert and serve a release in `folder`; with `hearing`, without GLM-4-Voice's tokenizer."""
     release = random_vita.write_release(folder / "release", config)
     parts = ["--codec", str(write_glm4_voice(folder / "codec"))]
     if hearing is None:

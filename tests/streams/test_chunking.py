@@ -1,4 +1,4 @@
-"""Chunks leave when a player needs them, and grow with its lead."""
+"""Chunks are sent when a player needs them, and grow with the audio that it has buffered."""
 
 import itertools
 import random
@@ -12,7 +12,7 @@ LADDER = {1, 2, 4, 8, 16, 25}
 
 
 class Line:
-    """Frames that arrive at given times, pass a pacer and a decoder of a given latency, and reach a player."""
+    """Frames that arrive at given times and pass through a pacer and a decoder with latency to a player."""
 
     def __init__(self, policy: ChunkPolicy, latency_s: float = 0.0, pace_s: float = 0.0) -> None:
         self.now = 0.0
@@ -23,7 +23,7 @@ class Line:
         self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, pace_s), lambda: self.now)
 
     def slow_down(self, latency_s: float) -> None:
-        """Make chunks take longer from now on, without notice."""
+        """Make chunks take longer from now on."""
         self._latency_s = latency_s
 
     def run(self, times: list[float]) -> "Line":
@@ -39,7 +39,7 @@ class Line:
         return self
 
     def underrun_s(self, playout_s: float = 0.0) -> float:
-        """The longest wait of a player that starts `playout_s` after the first chunk."""
+        """Return the longest wait of a player that starts `playout_s` after the first chunk."""
         ends, worst = self.heard[0][0] + playout_s, 0.0
         for at, frames in self.heard:
             worst = max(worst, at - ends)

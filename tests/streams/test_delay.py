@@ -1,4 +1,4 @@
-"""The delay pattern against a loop, and its inverse, in one pass and row by row."""
+"""The delay pattern and its inverse, in one pass and row by row, against a loop."""
 
 import numpy as np
 import pytest

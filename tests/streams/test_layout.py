@@ -1,4 +1,4 @@
-"""A layout that a plug-in states wrongly is refused with the field and the value."""
+"""An invalid layout of a plug-in is refused with the field and the value."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The ends of a delay pattern, against the drawings that their module opens with."""
+"""Ends of a delay pattern, against the drawings in their module's docstring."""
 
 import numpy as np
 import pytest

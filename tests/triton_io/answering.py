@@ -1,4 +1,4 @@
-"""A response sender with a fake decoder that answers everything at once."""
+"""Response sender with a fake decoder that answers everything immediately."""
 
 from stretto.triton_io.flow import FlowTable
 from tests.fakes_triton import InferenceResponse, ResponseSender
@@ -6,7 +6,7 @@ from tests.triton_io.sealing import envelope_in
 
 
 class AnsweringSender(ResponseSender):
-    """Counts an answer in the flow slot of every chunk and probe that is sent."""
+    """Sender that counts an answer in the flow slot for every chunk and probe sent."""
 
     def __init__(self, table: FlowTable) -> None:
         super().__init__()

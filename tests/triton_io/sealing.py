@@ -16,19 +16,19 @@ SEAL = Seal(bytes(range(32)))
 
 
 def chunk_inputs(envelope: Envelope, codes: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The decoder's inputs as the language model writes them."""
+    """Return the decoder's inputs as the language model writes them."""
     sealed = SEAL.close("chunk", envelope.to_bytes(), codes)
     inputs = {"chunk": np.frombuffer(sealed, np.uint8)}
     return inputs if codes is None else inputs | {"codes": codes}
 
 
 def prompt_inputs(prompt: Prompt) -> dict[str, np.ndarray]:
-    """The language model's inputs as the preprocessor writes them."""
+    """Return the language model's inputs as the preprocessor writes them."""
     return {tensor.name(): tensor.as_numpy() for tensor in write_prompt(prompt, SEAL)}
 
 
 def part_inputs(part: TextPart) -> dict[str, np.ndarray]:
-    """The same of a part of a text."""
+    """Return the language model's inputs for a part of a text."""
     return {tensor.name(): tensor.as_numpy() for tensor in write_part(part, SEAL)}
 
 

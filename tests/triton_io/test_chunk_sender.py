@@ -1,4 +1,4 @@
-"""The window, the probes, and how an utterance stops."""
+"""Send window, probes, and the end of an utterance."""
 
 import asyncio
 import threading
@@ -65,7 +65,7 @@ def answer(slot: FlowSlot, count: int) -> None:
 
 
 class BlockedSender(ResponseSender):
-    """Sends when it may."""
+    """Sender that blocks until it may send."""
 
     def __init__(self, may_send: threading.Event) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class BlockedSender(ResponseSender):
 
 
 class BrokenSender(ResponseSender):
-    """Sends nothing."""
+    """Sender that cannot send."""
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         raise BrokenPipeError("gone")
@@ -216,7 +216,7 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
 
 
 async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
-    """A client that has stopped reading blocks them, and may have disconnected."""
+    """A client that stops reading blocks the chunks, and may have disconnected."""
     sender = ResponseSender()
     looking = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02))
     await looking.pump(Speaker(2, frames=60).speak())

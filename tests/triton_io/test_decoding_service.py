@@ -1,4 +1,4 @@
-"""Chunks go to the worker with their reply; probes and what cannot be read are answered on the spot."""
+"""Chunks are passed to the worker; probes and unreadable requests are answered immediately."""
 
 import json
 import re

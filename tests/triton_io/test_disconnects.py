@@ -1,4 +1,4 @@
-"""Client disconnects as reported to the models."""
+"""Reports of client disconnects to the models."""
 
 from pathlib import Path
 

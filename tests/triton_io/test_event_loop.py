@@ -1,4 +1,4 @@
-"""Coroutines run for threads that have no loop."""
+"""Coroutines that run for threads without an event loop."""
 
 import asyncio
 import threading

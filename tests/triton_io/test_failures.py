@@ -1,4 +1,4 @@
-"""Errors, their answers, and those that are logged."""
+"""Errors, their responses, and which of them are logged."""
 
 import re
 

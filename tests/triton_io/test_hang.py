@@ -1,4 +1,4 @@
-"""A thread that waits forever is distinguished from one that is delayed, on any machine."""
+"""A thread that waits forever is distinguished from a delayed one, on any machine."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ Change = Callable[["Machine", int], None]
 
 
 class Machine:
-    """A /proc of two processes: 7, whose thread 8 has work, with its child 9; and 5, for which they may wait."""
+    """Fake /proc of process 7, whose thread 8 has work and whose child is 9, and process 5, for which they may wait."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,7 +118,7 @@ HAS_A_CHILD_THAT_WORKS = f"import subprocess, sys; subprocess.run([sys.executabl
 
 @pytest.fixture
 def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, in a session of its own, that runs the parameter's program and ends with the test."""
+    """Start a process in its own session that runs the parameter's program and ends with the test."""
     process = subprocess.Popen([sys.executable, "-c", request.param], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     assert process.stdout.read(1)

@@ -1,4 +1,4 @@
-"""How often a text request and its chunks are written and read as JSON, from the client back to the client."""
+"""Number of times that a text request and its chunks are serialised or parsed as JSON."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ EMPTY_EVENT: Event = {
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the functions that wrote or read JSON, one for each call."""
+    """Record the name of the function for each call that writes or reads JSON."""
     calls: list[str] = []
     for owner, name in ((json, "loads"), (json, "dumps"), (TypeAdapter, "dump_json"), (TypeAdapter, "validate_json")):
         genuine = getattr(owner, name)
@@ -54,7 +54,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def with_parameters(inputs: dict[str, np.ndarray]) -> Request:
-    """A request with the proxy's parameters, whose JSON the stub would read."""
+    """Return a request with the proxy's parameters, whose JSON the stub would parse."""
 
     class FromTriton(Request):
         def parameters(self) -> str:

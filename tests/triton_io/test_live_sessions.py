@@ -1,4 +1,4 @@
-"""Live sessions of the language model: parts in order, once each, with receipts, and an end with an error."""
+"""Live sessions of the language model: parts in order and once each, receipts, and errors at the end."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
@@ -77,7 +77,7 @@ class Model:
 
 
 class Session:
-    """One session with a reader of its chunks."""
+    """A session with a reader of its chunks."""
 
     def __init__(self, folder: Path) -> None:
         self.model = Model()
@@ -146,7 +146,7 @@ async def test_a_part_is_taken_once(session: Session) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bool) -> None:
-    """Without earlier parts, or after the last one, nothing is lost."""
+    """If there are no earlier parts, or after the last one, nothing is lost."""
     with pytest.raises(InvalidRequest, match=r"session\.part: expected 0, the number of the next part, got 4"):
         await session.sessions.write(session.part(4, lost="gone; try again"))
     number = 0 if is_first else 4
@@ -159,7 +159,7 @@ async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bo
 
 
 async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
-    """The place is free again once the session has ended."""
+    """The slot is free again once the session has ended."""
     prompt = make_prompt(KYUTAI_STT, 1, "asr")
     with pytest.raises(NoCapacity, match="host has a session"):
         await anext(session.sessions.follow(prompt, "v", FLOW, Pacer(ChunkPolicy()), "host"))

@@ -49,16 +49,16 @@ async def collect(llm: SpeechLLM, given: Prompt, request_id: str) -> list[LMChun
 
 
 class Letters:
-    """A tokenizer's stream for a checkpoint without one: a letter is a token."""
+    """Token stream for a checkpoint without a tokenizer: each letter is a token."""
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "Letters"]:
         return [16 + ord(letter) % 30 for letter in text], self
 
 
 async def speak(llm: SpeechLLM, given: Prompt, parts: list[str], begins_first: bool) -> tuple[list[LMChunk], list[str]]:
-    """Return the reply to an open text that arrives in `parts`, and the refused parts.
+    """Return the reply to streamed text that arrives in `parts`, and the refused parts.
 
-    Parts are sent after the reply's start, or before. A refused part is sent again without its last letter.
+    Parts are sent after the reply's start or before it. A refused part is sent again without its last letter.
     """
     sessions, refused = TextSessions(llm), list[str]()
     chunks = sessions.speak(given, "live", FLOW, Pacer(ChunkPolicy()))

@@ -1,4 +1,4 @@
-"""Parameters of a model config, as Triton hands them over."""
+"""Parameters of a model config as Triton passes them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The preprocessor's I/O layer: text is answered at once, audio when it has been read, and each request once."""
+"""The preprocessor's I/O layer answers each request once: text immediately, audio when it has been read."""
 
 import json
 import re
@@ -26,7 +26,7 @@ SEAL = Seal(bytes(32))
 
 
 class Inputs:
-    """Inputs of a request: `num_bytes` of audio, or a fault."""
+    """Fake inputs of a request: `num_bytes` of audio, or an error."""
 
     pcm_in = session = None
 
@@ -59,7 +59,7 @@ class Waiting:
 
 
 class Rim:
-    """A service that prepares what its inputs say, and the lanes and the gate that it has."""
+    """Service that prepares what its fake inputs describe, with its lanes and gate."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.lanes = folder / "draining", Waiting()
@@ -227,7 +227,7 @@ class Encoder:
 
 
 def test_audio_is_accepted_while_its_session_lasts(tmp_path: Path) -> None:
-    """Names of other or ended sessions are refused, also after the language model was restarted."""
+    """Names of other or ended sessions are refused, even after a restart of the language model."""
     table, encoder = FlowTable.create(1, 4, tmp_path), Encoder()
     slots, gate = HeldSlots(1, tmp_path), DrainGate(tmp_path / "draining")
     service = PreparingService(lambda raw: PROMPT, lambda raw: PART, Waiting(), SEAL, gate, encoder, slots)

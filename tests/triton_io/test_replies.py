@@ -1,4 +1,4 @@
-"""A chunk is answered once, with the final flag, and its slot learns of it."""
+"""A chunk is answered once, with the final flag, and the answer is counted in its slot."""
 
 import json
 import re

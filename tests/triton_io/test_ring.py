@@ -1,4 +1,4 @@
-"""The two ends of a ring: the client reads what the server writes, and neither overtakes the other."""
+"""Both ends of a ring: the client reads the server's samples, and neither overtakes the other."""
 
 import base64
 import os
@@ -67,7 +67,7 @@ def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: 
 
 
 def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: PcmRing) -> None:
-    """As many slots as it takes, round and round."""
+    """It takes as many slots as needed, several times around the ring."""
     on_host = np.zeros(40, np.float32)
     on_device = np.arange(40, dtype=np.float32)
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: 
 
 
 def test_samples_wrap_around_the_ring(client_end: Ring, server_end: PcmRing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU each copy is waited for."""
+    """On a GPU, the writer waits for each copy."""
     sizes: list[int] = []
     write = server_end._payload.write
 
@@ -244,7 +244,7 @@ def test_a_ring_larger_than_its_memory_is_refused_and_released(
 
 
 def test_a_ring_on_a_gpu_is_checked_without_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preprocessor has no use for a GPU, and opening the handle would give it a context there."""
+    """The preprocessor does not need a GPU, and opening the handle would create a context there."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
     check_ring(RingAddress(**ring.option()))
@@ -289,7 +289,7 @@ def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch:
 
 
 def test_memory_of_a_gpu_is_shared_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA takes small pieces from a block, and a handle opens all of the block."""
+    """CUDA allocates small pieces from a block, and a handle opens the complete block."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
     assert [len(buffer) % (1 << 21) for buffer in runtime.buffers.values()] == [0]

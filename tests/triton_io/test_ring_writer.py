@@ -21,7 +21,7 @@ from tests.patience import until
 
 @dataclass
 class Reply:
-    """Notes what becomes of it."""
+    """Reply that records its outcome."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     pcm: np.ndarray | None = None
@@ -135,13 +135,13 @@ def test_when_the_utterance_is_over_its_ring_is_let_go(
 
 
 def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client frees its memory then; CUDA wants it closed everywhere else before."""
+    """A client then frees its memory, and CUDA requires that others have closed it before."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
     writer = opened(all_writers, "u", ring, slot)
 
     class Freeing(Reply):
-        """A client that frees at the last event, once it has read its samples."""
+        """Client that frees the ring at the last event, once it has read its samples."""
 
         def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
             super().deliver(pcm, event)
@@ -161,7 +161,7 @@ def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monke
 
 
 def test_waiting_samples_use_host(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copy on the device has been freed by then."""
+    """By then, the copy on the device has been freed."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
     writer = opened(all_writers, "u", ring, slot)
@@ -186,7 +186,7 @@ class Unanswerable(Reply):
 def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
     all_writers: RingWriters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does a reply that cannot be ended."""
+    """The same holds for a reply that cannot be ended."""
     monkeypatch.setattr(writers, "SWEEP_S", 0.0)
     table = FlowTable.create(1, 4, tmp_path)
     rings = {name: Ring("system", RingSize(2, 64)) for name in ("bad", "good")}

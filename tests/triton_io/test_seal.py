@@ -1,4 +1,4 @@
-"""MAC of records: unchanged ones open, all others are refused; processes of one server share a key."""
+"""MAC of records: unchanged records are accepted, all others refused; processes of one server share a key."""
 
 import multiprocessing
 import os

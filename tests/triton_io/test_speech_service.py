@@ -1,4 +1,4 @@
-"""Requests to a language model that fails on demand: each is answered, ended and forgotten."""
+"""Requests to a language model that fails on demand are all answered, ended and released."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ TOKENIZER = tokenizer(QWEN)
 class Model:
     """Fake language model with two chunks per prompt.
 
-    A prompt of one row fails, one of two is refused, one of three never ends, and for one of five there is no slot. A
+    Prompts of one row fail, prompts of two are refused, prompts of three never end, and five rows get no slot. A
     streamed text with a prompt of four rows is spoken when it is complete.
     """
 
@@ -342,7 +342,7 @@ def test_too_many_open_texts_fail(service: SpeechService, table: FlowTable, monk
 
 
 class LiveModel(Model):
-    """The same for live audio, with one session per host."""
+    """Fake language model for live audio, with one session per host."""
 
     family = KYUTAI_STT
 

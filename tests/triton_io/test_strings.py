@@ -1,4 +1,4 @@
-"""Strings of a tensor, as the stub would have read them but without a copy and without end."""
+"""Strings of a tensor equal the stub's, but are read without a copy."""
 
 import struct
 

@@ -88,7 +88,7 @@ def test_a_process_ends_with_a_thread_that_it_needs_and_that_failed(way: str, co
 
 
 class Broken:
-    """A decoder's worker, or a lock, in which every look fails."""
+    """Worker or lock whose attributes all raise."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)

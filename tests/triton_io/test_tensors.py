@@ -1,4 +1,4 @@
-"""Reading and writing of tensors; errors name the field, the expected and the received value."""
+"""Reading and writing of tensors; errors contain the field, the expected value and the received value."""
 
 import numpy as np
 import pytest

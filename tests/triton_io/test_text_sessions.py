@@ -1,4 +1,4 @@
-"""Texts that are written while they are spoken: the model gets the words of the whole, whatever else is sent."""
+"""Streamed text: the model gets the words of the complete text, whatever else is sent."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -33,7 +33,7 @@ END = TRACKED_CSM.text_track.end_id
 
 
 class Model:
-    """Fake model that speaks a complete text in one chunk; `room`: number of words that it accepts after the first."""
+    """Fake model that speaks a complete text in one chunk. `room` is the number of words accepted after the first."""
 
     family = TRACKED_CSM
 
@@ -80,7 +80,7 @@ def prompt(opening: str = "") -> Prompt:
 
 
 class Reply:
-    """The reply to an open text, and the session name from its first chunk."""
+    """The reply to streamed text, and the session name from its first chunk."""
 
     def __init__(self, model: Model, opening: str = "") -> None:
         self.sessions = TextSessions(model)
@@ -154,7 +154,7 @@ def test_the_last_chunk_has_the_text_if_its_words_are_timed(alignment: Alignment
 
 
 def test_the_first_chunk_selects_the_voice() -> None:
-    """The decoder accepts a recorded voice in the first chunk only."""
+    """The decoder accepts a recorded voice only in the first chunk."""
 
     async def run() -> None:
         sound = Sound.from_arrays(np.arange(2, dtype=np.int32), np.ones((4, 3), np.float32), np.ones(5, np.float32))
@@ -176,7 +176,7 @@ GROUPS = replace(TRACKED_CSM, text_track=replace(TRACKED_CSM.text_track, groups=
 
 
 def test_words_in_rows_of_their_own_follow_those_of_a_recording() -> None:
-    """No word is in the prompt's last row, and the shortest reply does not depend on the text."""
+    """The prompt's last row has no word, and the minimum reply length does not depend on the text."""
 
     async def run() -> None:
         model = Model()

@@ -1,4 +1,4 @@
-"""Periodic polls: they run as long as a waiter exists."""
+"""Periodic polls run as long as something waits for them."""
 
 import asyncio
 from typing import Any

@@ -110,7 +110,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(directory: Path) -> None
 
 @pytest.mark.parametrize("key", ["attn_implementation", "quantization_config"])
 def test_keys_of_a_config_that_lead_elsewhere_are_dropped(key: str, directory: Path) -> None:
-    """An implementation with a slash would be a kernel of the Hub, which transformers downloads and runs."""
+    """An implementation name with a slash would be a Hub kernel, which transformers downloads and runs."""
     path = directory / "config.json"
     value = "evil/kernel" if key == "attn_implementation" else {"quant_method": "awq"}
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))

@@ -1,4 +1,4 @@
-"""Whatever a file holds, reading it ends in tensors, or in one error that names the file."""
+"""For any contents, reading a file gives tensors, or an error that mentions the file."""
 
 import math
 import os
@@ -123,7 +123,7 @@ def test_what_is_no_number_is_named(value: float) -> None:
 
 @pytest.mark.parametrize("kind", ["compressed", "overlapping"])
 def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: str, tmp_path: Path) -> None:
-    """3 MB that expand to 3 GB: `torch.save` does not compress, and each of its records has bytes of its own."""
+    """3 MB would expand to 3 GB. `torch.save` does not compress, and its records do not share bytes."""
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1 << 20)}, path)
     with zipfile.ZipFile(path) as archive:

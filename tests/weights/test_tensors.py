@@ -1,4 +1,4 @@
-"""Files written tensor by tensor equal the library's."""
+"""Files written tensor by tensor equal the files of the library."""
 
 import hashlib
 import json

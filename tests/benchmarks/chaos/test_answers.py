@@ -1,4 +1,4 @@
-"""Verdicts on answers: each kind of error is found."""
+"""Verdicts on answers detect each kind of error."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ REFUSED = Answer(error="RequestRefused", message="text: expected …")
 
 
 def whole(**changes: object) -> Answer:
-    """Return the reference in three events, with changes."""
+    """Return the reference as three events, with the given changes."""
     return replace(Answer("a cat", list(np.split(SOUND, 3)), is_final=True), **changes)  # type: ignore[arg-type]
 
 

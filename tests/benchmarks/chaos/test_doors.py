@@ -1,4 +1,4 @@
-"""The gateway's answers as a soak's reader has them."""
+"""Readers of the soak test read the gateway's answers correctly."""
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ SAMPLES = np.arange(500, dtype=np.int16)
 
 
 def chunks(*sizes: int) -> bytes:
-    """Return an answer with the samples in chunks of these sizes, without its end."""
+    """Return an answer with samples in chunks of these sizes, but without its end."""
     answer, data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", SAMPLES.tobytes()
     for size in sizes:
         answer += f"{size:x}\r\n".encode() + data[:size] + b"\r\n"
@@ -22,7 +22,7 @@ def chunks(*sizes: int) -> bytes:
 
 
 async def heard(answer: bytes, reader: Reader = listen) -> Answer:
-    """Return a reader's result if the sender then closes the connection."""
+    """Return what a reader gets if the sender closes the connection after `answer`."""
 
     async def serve(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
         assert (await incoming.readuntil(b"\r\n\r\n")).startswith(b"POST /v1/audio/speech ")

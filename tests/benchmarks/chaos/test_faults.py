@@ -1,4 +1,4 @@
-"""Faults hit their target, end by themselves, and are listed as left out if they cannot be made."""
+"""Faults hit their target and end by themselves; faults that cannot be injected are listed as skipped."""
 
 import asyncio
 import errno

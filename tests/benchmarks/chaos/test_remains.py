@@ -1,4 +1,4 @@
-"""Leftovers of ended requests and problems of a run: each is reported, and nothing else."""
+"""Exactly the resources left over by ended requests, and the problems of a run, are reported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_figures_are_read_from_the_page_and_must_be_there() -> None:
 
 
 def outcomes(*answers: tuple[Answer, Verdict]) -> Outcomes:
-    """Counted answers."""
+    """Return the counts of these answers."""
     counted = Outcomes()
     for answer, verdict in answers:
         counted.add(ASK, "listen", answer, verdict)

@@ -1,4 +1,4 @@
-"""The report begins with problems and names faults that were left out."""
+"""The report begins with the findings and lists faults that were skipped."""
 
 from typing import Any
 

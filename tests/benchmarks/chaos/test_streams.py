@@ -41,7 +41,7 @@ def spoken(changed: int | None = None, events: int = 6) -> list[Step]:
 
 
 def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: float = LIMIT_S) -> list[Verdict]:
-    """Return the verdicts on a server's answers, of which the first two are the reference."""
+    """Return the verdicts on a server's answers; the first two answers are the reference."""
 
     async def ask() -> list[Verdict]:
         server = FakeServer(lambda request: spoken() if len(server.requests) <= 2 else script(request))

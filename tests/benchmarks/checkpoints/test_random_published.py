@@ -1,4 +1,4 @@
-"""The small releases have the names, the shapes and the oddities of the large ones."""
+"""Small random releases have the same names, layout and oddities as the published ones."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 
 def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Return the number of tensors by the first one or two parts of their names."""
+    """Count tensors by the first one or two parts of their names."""
     counts: dict[str, int] = {}
     for name in tensors:
         kind = ".".join(name.split(".")[: 2 if not name.startswith("multimodal") else 4])
@@ -25,7 +25,7 @@ def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
 
 
 def test_bagpiper_s_file_holds_what_the_published_one_holds(tmp_path: Path) -> None:
-    """36 layers have 396 tensors there, 32 layers of the tower 525 with its 13 others: per layer 11 and 16."""
+    """The published file has 11 tensors for each of 36 layers, and 16 for each of 32 encoder layers plus 13 others."""
     published = write_bagpiper(tmp_path)
     module = torch.load(published.model, weights_only=True)["module"]
     counts = kinds(module)
@@ -77,7 +77,7 @@ def test_some_ids_of_the_text_are_no_token_s(family: str, tmp_path: Path) -> Non
 
 
 def test_the_token_list_is_the_published_one(tmp_path: Path) -> None:
-    """Names and numbers of espnet2/speechlm/definitions.py and of the released models."""
+    """Names and numbers come from espnet2/speechlm/definitions.py and the released models."""
     published = write_opuslm(tmp_path)
     names = token_list(OpusVocabulary(), published.tokenizer)
     assert len(names) == len(set(names)) == 113870

@@ -1,4 +1,4 @@
-"""Small models of the published families are made on the spot, and are what the server loads."""
+"""Small models of the published families are created on demand, and the server can load them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Jobs that pass, find something wrong, fail, crash, hang, and meet an illegal access."""
+"""Fake jobs that pass, find an error, fail, crash, hang, or make an illegal memory access."""
 
 import ctypes
 import os
@@ -39,7 +39,7 @@ def hangs(setup: Setup) -> Iterator[dict[str, Any]]:
 
 
 def strays(setup: Setup, where: str) -> Iterator[dict[str, Any]]:
-    """As CUDA does: an illegal access is an error of a later call, or the end of the process."""
+    """Make an illegal access, which, as with CUDA, fails a later call or ends the process."""
     yield {"blocking": os.environ.get("CUDA_LAUNCH_BLOCKING")}
     if where == "error":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

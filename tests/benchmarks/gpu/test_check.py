@@ -1,4 +1,4 @@
-"""The whole check as a dry run: every path up to the CUDA call, tiny, on the CPU."""
+"""A dry run of the complete check takes every code path up to the CUDA calls, with tiny models on the CPU."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
 
 
 def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the records of each of the `jobs` in a dry run."""
+    """Run `jobs` in a dry run and return the records of each."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(folder), "--limit-s", "3000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--jobs", *jobs], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -27,7 +27,7 @@ def walked(folder: Path, jobs: Collection[str]) -> dict[str, list[dict[str, Any]
 
 
 def records(folder: Path, printed: str, jobs: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the records of each of the `jobs`, which must have passed."""
+    """Return the records of each of `jobs`; all must have passed."""
     assert json.loads(printed.splitlines()[-1]) == dict.fromkeys(jobs, "passed")
     assert {path.name for path in folder.iterdir()} == {"all.jsonl", "logs.txt"}
     lines = [json.loads(line) for line in (folder / "all.jsonl").read_text().splitlines()]

@@ -23,7 +23,7 @@ def fakes(*names: str, limit_s: float = LIMIT_S) -> dict[str, Job]:
 
 
 def lines(setup: Setup, job: str) -> list[dict[str, Any]]:
-    """The figures that a job has left, without what became of it."""
+    """Return the result lines of a job, excluding the line with its outcome."""
     found = [json.loads(line) for line in setup.results.read_text().splitlines()]
     return [line for line in found if line["job"] == job and "status" not in line]
 

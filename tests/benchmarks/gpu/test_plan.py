@@ -1,4 +1,4 @@
-"""The printed command lines: they parse, fit the limits of a call, and run every job, the most informative first."""
+"""The printed commands parse, fit the limits of a call, and run every job, the most informative ones first."""
 
 import shlex
 import subprocess
@@ -26,7 +26,7 @@ def words_of(command: str) -> list[list[str]]:
 
 
 def named_jobs(call: plan.Call) -> list[str]:
-    """Return the jobs that the call's command runs, as the real parsers read it."""
+    """Parse a call's command with the real parsers and return the jobs that it runs."""
     ((flag, module, *packing),) = words_of(call.preparation)
     assert (flag, module) == ("-m", "benchmarks.gpu.bundling")
     packed = parser().parse_args(packing)

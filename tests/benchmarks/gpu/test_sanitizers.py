@@ -1,4 +1,4 @@
-"""The sanitizer jobs with a stand-in for compute-sanitizer, and the walk and the decoder that they watch."""
+"""Sanitizer jobs with a fake compute-sanitizer, and the kernel launches and the decoder that they watch."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ SETUP = Setup("cpu", Path())
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty PATH, and no other place for the tool."""
+    """Empty PATH, and remove all other places where the tool may be found."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def install(folder: Path, *lines: str) -> Path:
-    """Write a tool that prints `lines` and the arguments it was called with."""
+    """Write a fake tool that prints `lines` and its arguments."""
     tool = folder / TOOL
     prints = "; ".join(f"print({line!r})" for line in lines)
     tool.write_text(f"#!{sys.executable}\nimport os, sys\n{prints}\nprint(sys.argv[1:], os.environ.get('POOL'))\n")

@@ -1,4 +1,4 @@
-"""The second call as a dry run: the real server, on the CPU."""
+"""A dry run of the second call runs the real server on the CPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The job that decides between the step kernels and the array path, with a fake clock, and without a GPU."""
+"""The job that compares step kernels with the array path, run with a fake clock and without a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ FAMILIES = ["bagpiper", pytest.param("opuslm", marks=BY_NIGHT), pytest.param("qw
 
 
 class FakeDevice:
-    """Replays by running the work again; a clock that gives the kernels 1 ms, and the array path `array_ms`."""
+    """Fake device that replays by running the work again. The kernels take 1 ms, the array path `array_ms`."""
 
     def __init__(self, array_ms: float):
         self._ms = {"kernels": 1.0, "array": array_ms, "compiled": array_ms - 0.5, "backbone": 3.0, "depth": 1.0}
@@ -100,6 +100,6 @@ def test_a_graph_that_repeats_its_first_step_differs() -> None:
 def test_the_array_path_neither_waits_for_the_device_nor_copies_from_the_host(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On meta tensors, at the published widths."""
+    """The path runs on meta tensors of the published widths."""
     monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Known(len(tables.state)))
     assert count_operators(name, "meta") > 50

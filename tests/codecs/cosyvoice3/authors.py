@@ -1,4 +1,4 @@
-"""Writer of `reference.npz`: results of the authors' code on the random weights, for the tests.
+"""Write `reference.npz` for the tests: results of the authors' code with random weights.
 
     pip install torch scipy x-transformers==2.11.24
     COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client python -m tests.codecs.cosyvoice3.authors [--check]
@@ -34,7 +34,7 @@ MISSING = {
 
 
 class _BaseFlow(nn.Module):
-    """Attributes of Matcha-TTS' `BASECFM` that its subclasses read."""
+    """Attributes of `BASECFM` in Matcha-TTS that its subclasses read."""
 
     def __init__(self, n_feats: int, **_: Any):
         super().__init__()
@@ -56,7 +56,7 @@ def stand_in() -> None:
 
 
 def load(seed: int) -> tuple[Any, Any]:
-    """Return their flow and HiFT with the random weights, in float64."""
+    """Return the authors' flow and HiFT with random weights, in float64."""
     from cosyvoice.flow.DiT.dit import DiT
     from cosyvoice.flow.flow import CausalMaskedDiffWithDiT
     from cosyvoice.flow.flow_matching import CausalConditionalCFM
@@ -93,7 +93,7 @@ def load(seed: int) -> tuple[Any, Any]:
 def decode(
     flow: Any, hift: Any, ids: Tensor, voice: tuple[np.ndarray, ...], finalize: bool, has_mask: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return their mel [1, M, T] and samples [1, n] of tokens."""
+    """Decode tokens with the authors' code to mel [1, M, T] and samples [1, n]."""
     heard, mel, x_vector = (torch.from_numpy(each)[None] for each in voice)
     made, _ = flow.inference(
         ids[None], torch.tensor([len(ids)]), heard, torch.tensor([heard.shape[1]]), mel.double(),

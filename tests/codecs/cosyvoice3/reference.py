@@ -1,4 +1,4 @@
-"""Inputs for the authors' code and for the codec. Every n-th number of a result is kept."""
+"""Inputs for the authors' code and for the codec. Only every n-th number of a result is stored."""
 
 from pathlib import Path
 

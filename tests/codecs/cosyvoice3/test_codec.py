@@ -1,4 +1,4 @@
-"""CosyVoice 3's decoder: the authors' results, streamed samples that equal those of one decode, voices, bad input."""
+"""CosyVoice 3's decoder: the authors' results, streaming equal to a one-shot decode, voices, and bad input."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def without_mask(codec: CosyVoice3Codec) -> CosyVoice3Codec:
 
 
 def spoken(codec: CosyVoice3Codec, codes: Tensor, sizes: list[int], voices: list[int]) -> Tensor:
-    """Return the samples [B, n] of codes [B, 1, T] in chunks of the given sizes, in the voices of these numbers."""
+    """Decode codes [B, 1, T] in chunks of the given sizes, in the numbered voices, to samples [B, n]."""
     begin = torch.tensor([[float(each), 0.0] for each in voices], dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "initial_state", lambda batch: begin)
@@ -64,7 +64,7 @@ def error(name: str, ours: Tensor) -> float:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", VOICES)
 def test_mel_and_samples_are_the_authors(seed: int, name: str) -> None:
-    """Of a whole utterance with the chunk mask, and of its first blocks.
+    """The results are those of a complete utterance with the chunk mask, and of its first blocks.
 
     Weight norms are multiplied out in float64, because phases add up errors of the pitch.
     """
@@ -117,7 +117,7 @@ def test_a_batch_has_several_voices_in_float32() -> None:
 
 
 def test_a_longer_utterance_forgets_whole_chunks() -> None:
-    """Blocks still end where the mask's chunks do, and samples do not depend on how tokens arrive."""
+    """Blocks still end at the mask's chunk borders, and samples do not depend on how tokens arrive."""
     codec = random_codec()
     small = CosyVoice3Codec(codec.config, (CHUNK + AHEAD, CHUNK), history=3 * CHUNK)
     small.load_state_dict(codec.state_dict())
@@ -178,7 +178,7 @@ def test_it_only_decodes() -> None:
 
 
 def write(folder: Path, **changed: Any) -> Path:
-    """Write a converted codec with some tensors changed, or left out if None."""
+    """Write a converted codec with some tensors changed, or removed if None."""
     path = write_codec(folder) / "codec" / "model.safetensors"
     parts = load_file(path) | {name.replace("__", "."): each for name, each in changed.items()}
     save_file({name: each for name, each in parts.items() if each is not None}, path)

@@ -1,10 +1,10 @@
-"""Writer of `reference.npz`: results of the authors' code on the random checkpoint, for the tests.
+"""Write `reference.npz` for the tests: results of the authors' code on the random checkpoint.
 
     git clone https://github.com/THUDM/GLM-4-Voice && git clone https://github.com/shivammehta25/Matcha-TTS
     pip install torch einops omegaconf scipy diffusers==0.27.2 "huggingface_hub<0.26" pyyaml
     PYTHONPATH=.:python_backend:GLM-4-Voice:Matcha-TTS python -m tests.codecs.glm4_voice.authors
 
-All in float64, because the phases of a source add up. Noise is drawn from the codec's tables instead of torch's
+Everything runs in float64, because phases accumulate. Noise is drawn from the codec's tables instead of torch's
 generator. `demo` is the loop of their `web_demo.py`, whose prompt repeats a frame from the third block on; `loop` is
 the same without that frame.
 """
@@ -36,7 +36,7 @@ MISSING = {
 
 
 def stand_in() -> None:
-    """Modules of those names, whose functions and classes do nothing."""
+    """Register modules of these names whose functions and classes do nothing."""
     for name, members in MISSING.items():
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
@@ -46,7 +46,7 @@ def stand_in() -> None:
 
 
 def built(folder: Path) -> Any:
-    """Their `AudioDecoder` on the checkpoint in a folder."""
+    """Return the authors' `AudioDecoder` with the checkpoint in a folder."""
     stand_in()
     import flow_inference
     from cosyvoice.flow.decoder import ConditionalDecoder
@@ -78,7 +78,7 @@ def built(folder: Path) -> Any:
 
 
 def draw_from(codec: Glm4VoiceCodec) -> None:
-    """Replace the authors' noise by the codec's tables; its shape distinguishes the flow's from the source's."""
+    """Replace the authors' noise with the codec's tables; the shape distinguishes the flow from the source."""
     tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
 
     def drawn(like: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def draw_from(codec: Glm4VoiceCodec) -> None:
 
 
 def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Tensor:
-    """Return samples [n] of ids [1, T], decoded in blocks; the last block is the remainder. `repeats`: as published."""
+    """Decode ids [1, T] in blocks to samples [n]; `repeats` repeats a frame, as the published loop does."""
     prompt, mels, parts, done = torch.zeros(1, 0, 80), [], [], 0
     for size in [*sizes, *[sizes[-1]] * ids.shape[1]]:
         if done >= ids.shape[1]:
@@ -111,7 +111,7 @@ def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Te
 
 
 def parts(decoder: Any, codec: Glm4VoiceCodec) -> dict[str, Tensor]:
-    """Return outputs of encoder, regulator, flow (with and without a prompt) and vocoder for PART tokens."""
+    """Return the outputs of encoder, regulator, flow (with and without prompt) and vocoder for PART tokens."""
     flow, ids, length, none = decoder.flow, tokens()[:, :PART], torch.tensor([PART]), torch.tensor([0])
     encoded, _ = flow.encoder(flow.input_embedding(ids), length)
     goal, _ = flow.length_regulator(flow.encoder_proj(encoded), torch.tensor([codec.mels(PART)]))
@@ -127,7 +127,7 @@ def parts(decoder: Any, codec: Glm4VoiceCodec) -> dict[str, Tensor]:
 
 
 def loops(decoder: Any) -> dict[str, Tensor]:
-    """Their loop over each length in each block sizes."""
+    """Return the results of the authors' loop for each length and each list of block sizes."""
     return {
         f"{kind}_{sizes[0]}_{length}": loop(decoder, tokens()[:, :length], sizes, kind == "demo")
         for sizes in SIZES

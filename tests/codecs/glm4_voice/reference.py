@@ -1,4 +1,4 @@
-"""Inputs for the authors' code and for the codec. Every n-th number of a result is kept."""
+"""Inputs for the authors' code and for the codec. Only every n-th number of a result is stored."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ LENGTHS = {8: (5, 17, 43), 25: (20, 84)}  # tokens, by the first block's size
 
 
 def tokens() -> Tensor:
-    """Ids [1, 100]."""
+    """Return ids [1, 100]."""
     return torch.from_numpy(np.random.default_rng(1).integers(0, 64, (1, 100)))
 
 

@@ -1,4 +1,4 @@
-"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused."""
+"""Equal codes give the same waveform for any chunks; checkpoints that do not fit are refused."""
 
 import pickle
 from dataclasses import replace
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def codec(checkpoint: Path) -> Glm4VoiceCodec:
-    """A codec with short blocks, of which little is audible."""
+    """Return a codec with short blocks."""
     codec = Glm4VoiceCodec(read_config(checkpoint), SIZES, HISTORY)
     load_part(codec.flow, checkpoint, "flow")
     load_part(codec.hift, checkpoint, "hift")
@@ -67,7 +67,7 @@ def test_blocks_that_cannot_be_are_refused(wrong: dict) -> None:
 
 @pytest.mark.parametrize("frames", [9, 34, *by_night(1, 8, 37)])
 def test_the_same_samples_come_of_every_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
-    """Also if the utterance ends with a block, which its last chunk may or may not contain."""
+    """This also holds if the utterance ends with a block that its last chunk may or may not contain."""
     codes = random_codes(codec, 2, frames)
     whole = stream(codec, codes, [frames])
     assert whole.shape == (2, frames * codec.spec.samples_per_frame)

@@ -1,4 +1,4 @@
-"""The decoder against what the authors' own code made of the same random weights (`authors.py`), part by part."""
+"""Each part of the decoder against the authors' code with the same random weights (`authors.py`)."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def codec(checkpoint: Path) -> Glm4VoiceCodec:
 
 
 def error(name: str, ours: Tensor) -> float:
-    """The greatest difference, of the level."""
+    """Return the largest difference relative to the level."""
     wanted, found = MADE[name], thinned(ours.numpy())
     assert wanted[0] == found[0], f"{name}: {found[0]} numbers instead of {wanted[0]}"
     return float(np.abs(found[1:] - wanted[1:]).max() / np.sqrt(np.square(wanted[1:]).mean()))

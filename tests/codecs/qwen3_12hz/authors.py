@@ -1,11 +1,11 @@
-"""Writer of `reference.npz`: results of the authors' code on the random checkpoint, for the tests.
+"""Write `reference.npz` for the tests: results of the authors' code on the random checkpoint.
 
     python3.11 -m venv authors && authors/bin/pip install torch transformers==4.57.3 accelerate==1.12.0 librosa einops
     authors/bin/pip install --no-deps qwen-tts==0.1.1
     PYTHONPATH=.:python_backend authors/bin/python -m tests.codecs.qwen3_12hz.authors
 
-The decoder runs in float64, including its norms, which would round to float32. `whole` is one decode of all frames.
-`chunked` is the authors' decode in chunks of 300 frames, of which 25 are repeated. The encoders run in float32, through
+The decoder runs in float64, including its norms, which would round to float32. `whole` is a one-shot decode.
+`chunked` is the authors' decode in chunks of 300 frames, which overlap by 25. The encoders run in float32, through
 the wrapper that resamples.
 """
 
@@ -27,7 +27,7 @@ MISSING = ("sox", "onnxruntime", "torchaudio", "torchaudio.compliance", "torchau
 
 
 def stand_in() -> None:
-    """Modules of those names, which their 25 Hz tokenizer imports and this does not need."""
+    """Register empty modules that the authors' 25 Hz tokenizer imports."""
     for name in MISSING:
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
@@ -43,7 +43,7 @@ def exact_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def decoded(folder: Path) -> dict[str, np.ndarray]:
-    """Return every n-th sample of both decodes, and the level."""
+    """Return every n-th sample of both decodes and the level."""
     from qwen_tts.core.tokenizer_12hz import modeling_qwen3_tts_tokenizer_v2 as theirs
 
     theirs.Qwen3TTSTokenizerV2DecoderRMSNorm.forward = exact_norm
@@ -58,7 +58,7 @@ def decoded(folder: Path) -> dict[str, np.ndarray]:
 
 
 def heard(folder: Path) -> dict[str, np.ndarray]:
-    """Return codes of the recordings at 24 kHz, and of the last one at 16 kHz."""
+    """Return the codes of the recordings at 24 kHz, and of the last recording at 16 kHz."""
     from qwen_tts.inference.qwen3_tts_tokenizer import Qwen3TTSTokenizer
 
     wrapper = Qwen3TTSTokenizer.from_pretrained(str(folder), dtype=torch.float32)
@@ -68,7 +68,7 @@ def heard(folder: Path) -> dict[str, np.ndarray]:
 
 
 def speakers(folder: Path) -> dict[str, np.ndarray]:
-    """x-vectors [H] float32 of the longer ones."""
+    """Return x-vectors, float32 [H], of the longer recordings."""
     from qwen_tts.core.models import Qwen3TTSForConditionalGeneration as Theirs
     from qwen_tts.core.models.configuration_qwen3_tts import Qwen3TTSSpeakerEncoderConfig
     from qwen_tts.core.models.modeling_qwen3_tts import Qwen3TTSSpeakerEncoder

@@ -1,4 +1,4 @@
-"""Inputs for the authors' code and for ours. Every n-th sample of a waveform is kept."""
+"""Inputs for the authors' code and for ours. Only every n-th sample of a waveform is stored."""
 
 from pathlib import Path
 
@@ -22,12 +22,12 @@ SPEAKER = {
 
 
 def codes() -> Tensor:
-    """Codes [1, 16, FRAMES]."""
+    """Return codes [1, 16, FRAMES]."""
     return torch.from_numpy(np.random.default_rng(1).integers(0, CODES, (1, CODEBOOKS, FRAMES)))
 
 
 def speech(seconds: float, rate: int = 24_000) -> np.ndarray:
-    """Samples [n] float32 whose loudness and pitch change."""
+    """Return samples, float32 [n], whose loudness and pitch change."""
     time, draw = np.arange(round(rate * seconds)) / rate, np.random.default_rng(3)
     pitch = 2 * np.pi * np.cumsum(140 + 90 * np.sin(5 * time) + 30 * np.sin(23 * time)) / rate
     tones = sum(np.sin(harmonic * pitch + harmonic) * (1 + np.sin((3 + harmonic) * time)) for harmonic in (1, 3, 7, 12))

@@ -1,4 +1,4 @@
-"""Qwen3-Omni's code2wav: in chunks the samples of one decode by transformers' class, and no seams as in its own."""
+"""Qwen3-Omni's code2wav: chunks give the same samples as a one-shot decode by transformers."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def _norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def test_in_chunks_it_makes_the_samples_of_one_decode(codec: Code2Wav, model: Any) -> None:
-    """Float64, to 1e-12; a reply of one frame too. Their own decode in chunks of 40 is another waveform."""
+    """They agree to 1e-12 in float64, also for a single frame. transformers' own decode in chunks of 40 differs."""
     codes = random_codes(codec, 1, FRAMES)
     whole, level = model(codes)[:, 0], 0.0
     assert whole.shape == (1, FRAMES * HOP - SHORT)

@@ -1,4 +1,4 @@
-"""Equal codes give one waveform in any chunks; checkpoints that do not fit are refused."""
+"""Equal codes give the same waveform for any chunks; checkpoints that do not fit are refused."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_the_proportions_are_the_published_ones() -> None:
 
 
 def test_utterances_at_different_places_decode_in_one_batch(codec: Qwen3Codec) -> None:
-    """The window of 72 is empty, partly filled, exceeded."""
+    """The window of 72 frames is empty, partly filled, and exceeded."""
     codes = random_codes(codec, 3, 90)
     check_places(codec, codes, stream(codec, codes, [90]), 1e-12, (0, 5, 80), 7)
 

@@ -1,4 +1,4 @@
-"""The codec and the speaker encoder against what the authors' own code made of the same random weights
+"""The codec and the speaker encoder against the authors' code with the same random weights
 (`authors.py`)."""
 
 from pathlib import Path

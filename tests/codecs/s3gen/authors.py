@@ -1,9 +1,9 @@
-"""Writer of `reference.npz`: results of the authors' code on the random weights, for the tests.
+"""Write `reference.npz` for the tests: results of the authors' code with random weights.
 
     pip install torch einops omegaconf scipy diffusers==0.29.0
     CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors
 
-CHATTERBOX_SRC is the folder of that name in the wheel chatterbox-tts 0.1.7. All in float64, because the phases of a
+CHATTERBOX_SRC is the folder chatterbox in the wheel chatterbox-tts 0.1.7. All runs in float64, because phases of a
 source add up. Noise is drawn from the codec's tables instead of torch's generator. Widths are those of the random
 weights.
 """
@@ -37,7 +37,7 @@ FOLDERS = ("", ".models", ".models.s3gen", ".models.s3tokenizer")
 
 
 def stand_in() -> None:
-    """Modules whose functions and classes do nothing, and the authors' packages, their own modules unopened."""
+    """Register modules that do nothing, and the authors' packages without running their code."""
     for name, members in MISSING.items():
         module = ModuleType(name)
         module.__spec__, module.__path__ = ModuleSpec(name, None), []
@@ -56,12 +56,12 @@ def stand_in() -> None:
 
 
 def other(make: Callable[..., Any], **values: Any) -> Callable[..., Any]:
-    """Return the function with other values of some arguments."""
+    """Return the function with some arguments replaced."""
     return lambda *args, **given: make(*args, **given | values)
 
 
 def narrow() -> None:
-    """Give their classes the widths of the random weights."""
+    """Give the authors' classes the widths of the random weights."""
     stand_in()
     from chatterbox.models.s3gen import decoder, s3gen
     from chatterbox.models.s3gen.transformer import upsample_encoder
@@ -94,7 +94,7 @@ def narrow() -> None:
 
 
 def loaded(config: S3GenConfig) -> Any:
-    """Return their `S3Token2Wav` with the random weights of a config."""
+    """Return the authors' `S3Token2Wav` with random weights for a config."""
     from chatterbox.models.s3gen import s3gen
 
     model = s3gen.S3Token2Wav(meanflow=config.estimator.is_meanflow)
@@ -108,7 +108,7 @@ def loaded(config: S3GenConfig) -> Any:
 
 
 def draw_from(codec: S3GenCodec) -> None:
-    """Replace the authors' noise by the codec's tables; its shape distinguishes the flow's from the source's."""
+    """Replace the authors' noise with the codec's tables; the shape distinguishes the flow from the source."""
     tables = {80: codec.noise.double(), 9: codec.source_noise.double()}
 
     def drawn(like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inputs for the authors' code and for the codec. Every n-th number of a result is kept."""
+"""Inputs for the authors' code and for the codec. Only every n-th number of a result is stored."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ VOICES: dict[str, dict[str, Any]] = {
 
 
 def tokens(length: int) -> Tensor:
-    """Ids [length]."""
+    """Return ids [length]."""
     return torch.from_numpy(np.random.default_rng(1).integers(0, random_s3gen.NUM_CODES, length))
 
 

@@ -1,4 +1,4 @@
-"""S3Gen in blocks: any chunking gives the same samples, which are those of one HiFT pass over the mel of all blocks."""
+"""S3Gen in blocks: any chunking gives the samples of a single HiFT pass over the mel of all blocks."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 
 
 def in_blocks(whole: S3GenCodec, sizes: tuple[int, ...], history: int = HISTORY, **options: Any) -> S3GenCodec:
-    """Return a codec of the same weights, in float64."""
+    """Return a codec with the same weights in float64."""
     made = S3GenCodec(whole.config, sizes, history, **options)
     made.load_state_dict(whole.state_dict())
     return made.eval().requires_grad_(False).double()
@@ -47,7 +47,7 @@ def whole(checkpoint: Path) -> S3GenCodec:
 
 @pytest.mark.parametrize("frames", [12, 19, 20, 44, 45, 110])
 def test_the_same_samples_come_of_every_chunking(whole: S3GenCodec, frames: int) -> None:
-    """The last lengths exceed the history, and lengths end with a block, behind it and before it."""
+    """Utterances end with a block, after it and before it; the longest ones exceed the history."""
     codec = in_blocks(whole, SIZES, SHORT_HISTORY)
     codes = random_codes(codec, 2, frames)
     once = stream(codec, codes, [frames])
@@ -66,7 +66,7 @@ def test_a_block_that_covers_everything_is_the_whole(whole: S3GenCodec, frames: 
 
 
 def test_the_vocoder_runs_as_over_the_mel_of_all_blocks(whole: S3GenCodec) -> None:
-    """Its context and its phase are carried: no sample depends on where blocks end, except through the mel."""
+    """Its context and phase are carried over, so samples depend on block borders only through the mel."""
     codec, frames = in_blocks(whole, SIZES, SHORT_HISTORY), 110
     codes, mels, continued = random_codes(codec, 1, frames), list[Tensor](), codec.mel
 
@@ -86,14 +86,14 @@ def test_the_vocoder_runs_as_over_the_mel_of_all_blocks(whole: S3GenCodec) -> No
 
 
 def test_the_first_block_is_sent_once_it_is_there(whole: S3GenCodec) -> None:
-    """Samples of its last tokens follow with the next block, because the vocoder reads further mel frames."""
+    """Samples of its last tokens follow with the next block, because the vocoder needs further mel frames."""
     spec = in_blocks(whole, (28, 50, 100)).spec
     assert (spec.blocks, spec.right_frames, spec.max_frames) == ((28, 50, 100), 13, None)
     assert [spec.complete(frames) for frames in (27, 28, 77, 78)] == [0, 28, 28, 78]
 
 
 def test_the_decoder_sends_a_block_before_the_utterance_ends(whole: S3GenCodec) -> None:
-    """In the voice that was named; blocks are decoded while the decoder warms up, too."""
+    """The named voice is used. The decoder's warm-up also decodes blocks."""
     codec, frames = in_blocks(whole, SIZES, SHORT_HISTORY).float(), 50
     codes = random_codes(codec, 1, frames)
     assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=1, seconds=60.0) > 0
@@ -125,7 +125,7 @@ def test_the_last_token_of_multilingual_is_not_played(whole: S3GenCodec) -> None
 
 
 def write_options(checkpoint: Path, **options: Any) -> Path:
-    """Write a codec's config.json with further keys."""
+    """Write a codec's config.json with additional keys."""
     path = checkpoint / "codec" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | options))
     return path

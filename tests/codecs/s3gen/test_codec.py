@@ -1,4 +1,4 @@
-"""Whole utterances: equal codes and voice give one waveform in any chunks; misfits are named."""
+"""Complete utterances: equal codes and voice give the same waveform for any chunks; misfits are reported."""
 
 from pathlib import Path
 

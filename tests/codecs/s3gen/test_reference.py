@@ -1,4 +1,4 @@
-"""The codec against what the authors' own code made of the same random weights (`authors.py`), part by part."""
+"""Each part of the codec against the authors' code with the same random weights (`authors.py`)."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def codec() -> S3GenCodec:
 
 
 def codec_of(shape: S3GenConfig) -> S3GenCodec:
-    """Return the codec with the random weights of a config, in float64."""
+    """Return the codec with random weights for a config, in float64."""
     spoken = {name: tensor for name, tensor in tensors(shape).items() if not name.startswith(HEARING)}
     for number, (name, gen) in enumerate(VOICES.items()):
         told = voice_tensors(name, {"gen": gen}, NUM_CODES)
@@ -37,7 +37,7 @@ def codec_of(shape: S3GenConfig) -> S3GenCodec:
 
 
 def error(name: str, ours: Tensor) -> float:
-    """The greatest difference, of the level."""
+    """Return the largest difference relative to the level."""
     wanted, found = MADE[name], thinned(ours.numpy())
     assert wanted[0] == found[0], f"{name}: {found[0]} numbers instead of {wanted[0]}"
     return float(np.abs(found[1:] - wanted[1:]).max() / np.sqrt(np.square(wanted[1:]).mean()))
@@ -61,7 +61,7 @@ def test_every_part_is_the_authors_in_each_voice(codec: S3GenCodec, number: int)
 
 
 def test_two_steps_along_a_mean_flow_are_the_authors() -> None:
-    """Three tokens of silence follow, as in their `generate`."""
+    """Three tokens of silence follow, as in the authors' `generate`."""
     codec = codec_of(MEANFLOW)
     assert codec.spec.num_samples(23, 0) == 26 * codec.spec.samples_per_frame
     for number, name in enumerate(VOICES):

@@ -109,7 +109,7 @@ def test_the_state_is_a_phase_that_the_next_window_needs(codec: TinyCodec) -> No
 
 
 def speech_codes() -> Tensor:
-    """Codes [1, K, T] of a flite utterance, `your flight to lisbon leaves from gate twenty`."""
+    """Return codes [1, K, T] of a flite utterance, `your flight to lisbon leaves from gate twenty`."""
     return torch.from_numpy(np.load(Path(__file__).parent / "speech_codes.npy")).long()[None]
 
 
@@ -164,7 +164,7 @@ def test_a_half_frame_of_pcm_becomes_a_whole_frame_of_codes(codec: TinyCodec) ->
 
 
 def slow_codes(codec: TinyCodec, pcm: np.ndarray) -> np.ndarray:
-    """Return codes [K, T] of samples [n] frame by frame: a DFT of each windowed hop, then each codebook's nearest."""
+    """Encode samples [n] to codes [K, T] frame by frame: a DFT of each hop, then each codebook's nearest entry."""
     per_frame, vq = codec.spec.samples_per_frame, codec.quantiser
     padded = np.concatenate([np.zeros(FFT_SIZE), pcm, np.zeros(-len(pcm) % per_frame + FFT_SIZE)])
     window, filters = torch.hann_window(WINDOW).double().numpy(), mel_filters().double().numpy()
@@ -205,7 +205,7 @@ class TestBundledWeights:
         assert (stream(bundled, codes, [4, 8, 16, 25, 25]) - one_shot(bundled, codes)).abs().max() <= 1e-5
 
     def test_codes_survive_the_round_trip_through_sound(self, bundled: TinyCodec) -> None:
-        """Sound made from codes has their mel frames again: the error is well below the variance."""
+        """The mel frames of decoded codes are those of the codes, with an error well below the variance."""
         codes = speech_codes()
         wanted = bundled.quantiser.decode(codes)[0].reshape(-1, NUM_MELS)
         heard = log_mel(one_shot(bundled, codes)[0]).double()

@@ -46,7 +46,7 @@ def test_the_phase_is_the_sum_of_the_pitch_but_for_whole_cycles() -> None:
 
 
 def test_the_phase_that_frames_add_does_not_depend_on_the_frames_before() -> None:
-    """Each cut is a sum in another order; there are more frames than int64 holds cycles of them."""
+    """Each cut sums in another order. There are more frames than int64 can hold cycles of."""
     pitch = (50 + 450 * torch.rand(1, 40, dtype=torch.double)).repeat(1, 1000).repeat_interleave(HOP, 1)
     whole = tiny.cycles(pitch)[0, ::HOP]
     for cut in (1, 17, 30_000):

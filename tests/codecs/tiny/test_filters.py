@@ -6,7 +6,7 @@ from stretto.codecs.tiny.codec import FFT_SIZE, HOP
 
 
 def smooth_gains(*shape: int) -> torch.Tensor:
-    """Log gains with a few ripples over the spectrum."""
+    """Return log gains with a few ripples over the spectrum."""
     torch.manual_seed(1)
     ripples = torch.randn(*shape, 6) @ torch.cos(torch.outer(torch.arange(6.0), torch.linspace(0, 3.1416, 257)))
     return ripples / 2

@@ -7,7 +7,7 @@ FIRST, LAST = 60, 64
 
 
 def speak(vocoder: Vocoder, mel: torch.Tensor) -> torch.Tensor:
-    """Pcm of a few frames in the middle, the phase held at their first sample."""
+    """Return pcm of a few frames in the middle, with the phase fixed at their first sample."""
     phase = torch.full((1,), 0.3, dtype=torch.double)
     return vocoder(mel, FIRST, LAST, torch.zeros(1, dtype=torch.long), phase)[0][0]
 

@@ -1,4 +1,4 @@
-"""Quantized weights in vLLM's own methods: names, shapes, logits, and rejected checkpoints.
+"""Quantized weights with vLLM's methods: names, shapes, logits, and rejected checkpoints.
 
 vLLM's products for FP8 run here as they are. Its products for 4 bits need more than AVX2, so `SlowProduct`, which vLLM
 chooses as it would one of its own, multiplies with the dequantized weights. All of it is in bfloat16, with a depth
@@ -80,7 +80,7 @@ class SlowProduct(MPLinearKernel):
 
 
 class SlowMethod(UnquantizedLinearMethod):
-    """Slow reference of FP8: weights scaled by output, inputs by row, both rounded, multiplied in float32."""
+    """Slow FP8 reference: weights scaled per output and inputs per row, both rounded, and multiplied in float32."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         layer.rounded = rounded_to_fp8(layer.weight.float())
@@ -91,7 +91,7 @@ class SlowMethod(UnquantizedLinearMethod):
 
 
 def rounded_to_fp8(x: Tensor) -> Tensor:
-    """Return [N, M] in float32 as FP8 with one scale for each row stores it."""
+    """Round [N, M] to FP8 with a scale for each row; return float32."""
     scale = x.abs().amax(-1, keepdim=True) / LARGEST_FP8
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
@@ -129,7 +129,7 @@ def slow_product(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in bfloat16 without quantization."""
+    """Write a bfloat16 checkpoint without quantization."""
     return write_plain(tmp_path_factory.mktemp("plain"))
 
 
@@ -156,7 +156,7 @@ def is_linear(name: str) -> bool:
 
 
 def by_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a weight [N, K] as integers from 0 to 15 [K, N], zeros and scales of its groups [K / GROUP, N]."""
+    """Quantize a weight [N, K] to integers from 0 to 15 [K, N], with group zeros and scales [K / GROUP, N]."""
     groups = weight.float().T.unflatten(0, (-1, GROUP))
     low, high = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
     scales = ((high - low) / 15).bfloat16()
@@ -166,21 +166,21 @@ def by_group(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def symmetric(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weight [N, K] as integers from 0 to 15 [K, N], of which 8 is zero, and scales [K / GROUP, N]."""
+    """Quantize a weight [N, K] to integers from 0 to 15 [K, N], where 8 means zero, with scales [K / GROUP, N]."""
     groups = weight.float().T.unflatten(0, (-1, GROUP))
     scales = (groups.abs().amax(1) / 7).bfloat16()
     return ((groups / scales.float()[:, None]).round().clamp(-8, 7) + 8).flatten(0, 1).int(), scales
 
 
 def packed(values: Tensor, dim: int, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
-    """Return 4-bit integers with eight neighbours along `dim` in one int32, the first in the lowest bits."""
+    """Pack 4-bit integers into int32, eight neighbours along `dim` each, the first in the lowest bits."""
     parts = values.movedim(dim, -1).unflatten(-1, (-1, 8)).long()[..., list(order)]
     words = (parts << (4 * torch.arange(8))).sum(-1)
     return (words - ((words >> 31) << 32)).int().movedim(-1, dim)
 
 
 def wide(values: Tensor, zeros: Tensor | float, scales: Tensor) -> Tensor:
-    """Return the weight [N, K] in bfloat16 that the integers stand for."""
+    """Return the bfloat16 weight [N, K] that the integers represent."""
     zeros = zeros.repeat_interleave(GROUP, 0) if isinstance(zeros, Tensor) else zeros
     return ((values - zeros) * scales.float().repeat_interleave(GROUP, 0)).T.bfloat16()
 
@@ -266,7 +266,7 @@ class Logits:
     second: np.ndarray
 
     def difference(self, other: "Logits") -> float:
-        """Return the root mean square of the difference relative to that of `other`, over equal inputs."""
+        """Return the rms difference from `other`, relative to the rms of `other`, over equal inputs."""
         is_same = self.codes == other.codes
         assert is_same.sum() > len(is_same) // 2
         ours, theirs = (np.hstack([each.first[is_same], each.second[is_same]]) for each in (self, other))
@@ -297,7 +297,7 @@ def methods_of(engine: Engine) -> dict[str, str]:
 
 
 def test_fp8_layers_are_those_of_the_slow_reference_and_read_each_row_alone(plain: Path) -> None:
-    """A row of large numbers in the batch changes no bit of the others."""
+    """A row of large numbers leaves the other rows of the batch bit-identical."""
     random = torch.Generator().manual_seed(0)
     with open_engine(plain, quantization=QUANTIZATIONS["fp8"]) as engine:
         model, stored = engine.model_state.model, load_file(plain / "model.safetensors")
@@ -321,7 +321,7 @@ def test_fp8_layers_are_those_of_the_slow_reference_and_read_each_row_alone(plai
 def test_logits_in_fp8_are_near_those_of_the_slow_reference_and_of_bfloat16(
     plain: Path, record_property: Callable[[str, float], None]
 ) -> None:
-    """Roundings to 3 bits enlarge differences of one bit in bfloat16, so the references agree to 10 % only."""
+    """Rounding to 3 bits amplifies one-bit differences in bfloat16, so the references agree only to 10 %."""
     fp8, slow, whole = (logits(plain, quantization=name) for name in ("fp8_per_channel", "slow_fp8", None))
     found = {"slow": fp8.difference(slow), "bfloat16": fp8.difference(whole)}
     record_property("differences", str(found))
@@ -363,13 +363,13 @@ def test_a_checkpoint_in_4_bits_is_its_dequantized_weights(
 
 
 def test_a_checkpoint_in_fp8_is_served(plain: Path, tmp_path: Path) -> None:
-    """In the format of llm-compressor's recipe FP8_DYNAMIC, with vLLM's own product."""
+    """The format is that of llm-compressor's recipe FP8_DYNAMIC, with vLLM's own product."""
     folder, dequantized = quantized(plain, tmp_path, "float-quantized")
     assert 0 < logits(folder).difference(logits(dequantized)) <= 0.15
 
 
 def test_a_depth_transformer_may_stay_as_it_is(plain: Path, tmp_path: Path) -> None:
-    """AWQ names no layers here: those without `qweight` are not quantized."""
+    """AWQ lists no layers here; layers without `qweight` are not quantized."""
     folder, _ = quantized(plain, tmp_path, "awq")
     stored, before = load_file(folder / "model.safetensors"), load_file(plain / "model.safetensors")
     kept = {name: each for name, each in stored.items() if not name.startswith("depth.")}
@@ -416,7 +416,7 @@ def test_a_missing_tensor_is_named_also_if_weights_are_quantized_while_loading(p
 
 
 def test_scales_that_a_batch_shares_are_refused(plain: Path, tmp_path: Path) -> None:
-    """For these two, vLLM's CPU build has no product with a scale for each row."""
+    """vLLM's CPU build has no product with per-row scales for these two formats."""
     expected = "qkv_proj: expected one scale for each row of the input"
     with pytest.raises(CheckpointError, match=expected):
         open_engine(plain, quantization="fp8_per_tensor")

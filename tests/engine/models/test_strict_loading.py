@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is not served: every tensor that is missing, unknown or misshapen is named."""
+"""A checkpoint that does not fit is refused, with every missing, unknown or misshapen tensor listed."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Requests in a table, without an engine: what the parts of the scheduler are given in their tests."""
+"""Request tables without an engine, for tests of the scheduler's parts."""
 
 from dataclasses import dataclass, field, replace
 
@@ -58,7 +58,7 @@ def no_hashes(request: Request) -> list:
 
 
 def arrive(into: RequestTable, request_id: str, task: str = "speak", num_rows: int = 8, **changes: object) -> Request:
-    """Return a new request, guided unless `changes` of its sampling say otherwise."""
+    """Return a new request, which is guided unless `changes` disable that."""
     prompt = make_prompt(FAMILY, 0, task, **{"guidance_scale": 2.0, **changes})
     prompt = replace(prompt, rows=np.resize(prompt.rows, (num_rows, prompt.rows.shape[1])))
     request = Request(
@@ -69,7 +69,7 @@ def arrive(into: RequestTable, request_id: str, task: str = "speak", num_rows: i
 
 
 def run(*requests: Request) -> list[Request]:
-    """These, running, with all rows read but the newest."""
+    """Return these requests in running state, with all rows read except the newest."""
     for request in requests:
         request.status = RequestStatus.RUNNING
         request.num_computed_tokens = request.num_tokens - 1
@@ -78,7 +78,7 @@ def run(*requests: Request) -> list[Request]:
 
 
 def speak(state: RequestState, num_rows: int = 1) -> None:
-    """Rows of the audio segment, sampled and read."""
+    """Add rows of the audio segment, sampled and read."""
     for _ in range(num_rows):
         assert state.tracker.segment is Segment.AUDIO
         token_id = FAMILY.layout.audio[0].start + 1
@@ -90,7 +90,7 @@ def speak(state: RequestState, num_rows: int = 1) -> None:
 
 
 def pair(into: RequestTable, request_id: str, **changes: object) -> tuple[Request, Request]:
-    """Return both requests of a guided reply that begins with audio."""
+    """Return both requests of a CFG pair whose reply begins with audio."""
     request = arrive(into, request_id, **changes)
     return request, into.add_unconditional(into[request_id])
 

@@ -14,7 +14,7 @@ LAG = 2
 
 
 class FakeLoad:
-    """Fake `StepLoad`: `wanted` unconditional requests are in excess, or, if negative, may be restored."""
+    """Fake `StepLoad`. `wanted` unconditional requests are in excess or, if negative, may be restored."""
 
     def __init__(self) -> None:
         self.wanted = 0
@@ -25,7 +25,7 @@ class FakeLoad:
         self.counted.append(is_counted)
 
     def end_schedule(self, num_rows: int) -> None:
-        """Nobody asks."""
+        """Do nothing."""
 
     def excess(self, num_rows: int) -> int:
         return self.wanted
@@ -35,7 +35,7 @@ class FakeLoad:
 
 
 class Scene:
-    """Guided replies in their audio segments, and the scheduler's decisions for them."""
+    """Guided replies in their audio segments, with the scheduler's decisions for them."""
 
     def __init__(self, *names: str, policy: str = "adaptive", **changes: object) -> None:
         self.table: RequestTable = table()

@@ -1,4 +1,4 @@
-"""A block's identity covers all streams of its rows, and of every row before them."""
+"""A block's hash covers all streams of its rows and of all earlier rows."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def request_of(
     is_read_by_modules: bool = False,
     audios: Sequence[InputAudio] = (),
 ) -> Request:
-    """Return a request with the first rows as its prompt and the others generated."""
+    """Return a request whose first rows are its prompt and whose other rows are generated."""
     history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
     tokens = rows[:, 0].tolist()
     request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)
@@ -67,7 +67,7 @@ def test_a_cache_salt_separates() -> None:
 
 @pytest.mark.parametrize("first_row", [0, 3, 4, 13])
 def test_audio_changes_the_block_in_which_it_begins_and_all_that_follow(first_row: int) -> None:
-    """The rows themselves are equal."""
+    """The token rows themselves are equal."""
     audios = [InputAudio(first_row, 6, np.full((6, 2), value, np.float32)) for value in (1.0, 2.0)]
     before, after = (request_of(rows(), 22, audios=[audio]).block_hashes for audio in audios)
     same = [first == second for first, second in zip(before, after, strict=True)]

@@ -37,7 +37,7 @@ def test_the_prompt_cannot_be_taken_back() -> None:
 
 
 def test_a_text_track_says_what_its_stream_holds() -> None:
-    """Independent of the rows' own values, and current at each read."""
+    """The text is independent of the rows' own values, and current at each read."""
     track = Track(slice(1, 2), first_row=3, ids=rows_of([7, 8], 1), pad_id=9)
     history = RowHistory(np.zeros((3, 2), np.int32), track)
     history.put(3, [[1, 0], [2, 0], [3, 0], [4, 0]])

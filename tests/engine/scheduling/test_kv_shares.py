@@ -10,7 +10,7 @@ from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
 
 
 def shares(known: RequestTable, **options: float) -> KvShares:
-    """Shares of ten blocks of four rows."""
+    """Return shares of ten blocks of four rows."""
     config = SimpleNamespace(additional_config={KEY: options} if options else {})
     return KvShares(known, FakeBlocks(), config, SimpleNamespace(num_blocks=11))
 
@@ -26,7 +26,7 @@ def test_without_shares_there_is_room_for_all() -> None:
 
 @pytest.mark.parametrize(("num_rows", "has_room"), [(7, True), (8, False)])
 def test_a_class_has_room_for_what_fits_beside_what_it_holds(num_rows: int, has_room: bool) -> None:
-    """A CFG pair of seven rows and the next row uses four of eight blocks."""
+    """A CFG pair with seven rows and the next row uses four of eight blocks."""
     known = table()
     running = run(*pair(known, "one", num_rows=7))
     waiting = arrive(known, "two", num_rows=num_rows)

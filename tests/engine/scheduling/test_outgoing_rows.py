@@ -1,4 +1,4 @@
-"""Batching of outgoing rows: rows without urgency leave together and in order."""
+"""Batching of outgoing rows: rows that are not urgent are sent together and in order."""
 
 import random
 from unittest.mock import MagicMock
@@ -23,7 +23,7 @@ FIRST = FAMILY.layout.audio[0].start
 
 
 class Reply:
-    """Rows of one number each, made `step_s` apart."""
+    """Reply with rows of a single number, generated `step_s` apart."""
 
     def __init__(self, step_s: float, task: str = "speak", rules: SegmentRules = RULES) -> None:
         self.now = 1000.0
@@ -107,7 +107,7 @@ def test_audio_of_an_unknown_rate_leaves_row_by_row() -> None:
 
 
 class Listener:
-    """Plays what a pacer lets go of a reply whose steps and decodings take random times, and counts the silence."""
+    """Player of the rows that a pacer releases, with random step and decode times; it measures underruns."""
 
     def __init__(self, seed: int, speed: float, holds: bool) -> None:
         self._random, self._speed = random.Random(seed), speed
@@ -155,7 +155,7 @@ def test_rows_that_wait_cost_the_listener_nothing(speed: float) -> None:
 
 
 def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
-    """A step in which one request has sampled: codes 1 … 7."""
+    """Return the output of a step in which one request has sampled codes 1 … 7."""
     codes = np.arange(1, 8)[None]
     logprobs = LogprobsLists(codes, np.zeros((1, 8)), np.array([int(cut)]))
     return ModelRunnerOutput([request_id], {request_id: 0}, [[FIRST + 1]], logprobs, {}, [])
@@ -204,7 +204,7 @@ class Stock:
 
 
 class Scheduling(PairedScheduling, Stock):
-    """Scheduler hooks with one unguided reply `r`; the clock stands still, so that audio rows wait."""
+    """Scheduler hooks with one unguided reply `r`; the clock is stopped, so that audio rows wait."""
 
     def __init__(self) -> None:
         self.table, self._sampled = table(), SampledRows(FAMILY.layout, 1)

@@ -55,7 +55,7 @@ def test_a_pair_that_is_held_gets_no_row() -> None:
 
 @pytest.mark.parametrize(("free", "to_preempt"), [(2, []), (1, ["two#unconditional", "two"])])
 def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, to_preempt: list[str]) -> None:
-    """Two of the four are about to begin a block."""
+    """Two of the four requests are about to need a new block."""
     known = table()
     running = [*pair(known, "one"), *pair(known, "two")]
     run(*running)

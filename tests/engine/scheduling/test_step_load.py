@@ -8,7 +8,7 @@ PERIOD_S = 0.02
 
 
 class Steps:
-    """A load in simulated time."""
+    """Step load in simulated time."""
 
     def __init__(self, frame_rate: float = 1 / PERIOD_S) -> None:
         self.now = 100.0

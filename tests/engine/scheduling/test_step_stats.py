@@ -1,4 +1,4 @@
-"""Steps are counted as they go by, and shared now and then."""
+"""Steps are counted as they run, and published at intervals."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Unconditional requests take their rows by a way of their own."""
+"""Unconditional requests receive their rows through a separate path."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ class Cached:
 
 
 def step(*requests: Request) -> tuple[SimpleNamespace, dict[str, list[list[int]]], dict[str, int]]:
-    """A step in which each of `requests` samples token 7."""
+    """Return the output of a step in which each of `requests` samples token 7."""
     ids = [request.request_id for request in requests]
     for request in requests:
         request.num_in_flight_tokens += 1

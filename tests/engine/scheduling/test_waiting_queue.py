@@ -1,4 +1,4 @@
-"""Waiting requests keep their position unless they are moved deliberately."""
+"""Waiting requests keep their queue position unless they are moved deliberately."""
 
 from vllm.v1.request import Request, RequestStatus
 

@@ -1,4 +1,4 @@
-"""Audio through the model's own encoder: replies are those of Hugging Face's encoder and backbone."""
+"""Replies to audio through the model's own encoder equal those of Hugging Face's encoder and backbone."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +45,7 @@ def reference(folder: Path) -> Reference:
 
 @pytest.fixture(scope="module")
 def tight(folder: Path) -> Iterator[Engine]:
-    """An engine with little memory: prompts are computed in chunks and replies are preempted."""
+    """Return an engine with little memory, which chunks prompts and preempts replies."""
     limits = {"max_num_batched_tokens": 24, "max_num_seqs": 6, "num_gpu_blocks_override": 9, "max_model_len": 160}
     with Engine(folder, **limits) as engine:
         yield engine
@@ -54,7 +54,7 @@ def tight(folder: Path) -> Iterator[Engine]:
 
 
 def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt:
-    """Prompt number `index` with audio of `num_frames` frames in its midst."""
+    """Return prompt number `index` with `num_frames` frames of audio in the middle."""
     prompt = make_prompt(EIGHT_STREAMS, index, task, **changes)
     num_rows = FORMAT.num_rows(num_frames)
     features = np.random.default_rng(index).standard_normal((num_frames, 16)).astype(np.float32)
@@ -64,7 +64,7 @@ def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt
 
 
 def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> int:
-    """Check that all replies are the reference's, and return the number of preemptions."""
+    """Check that all replies equal the reference; return the number of preemptions."""
     answers = engine.run(prompts)
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)

@@ -1,4 +1,4 @@
-"""The batch plan against a plain loop; it contains only what the host can know."""
+"""The batch plan equals a plain loop, and contains only what the host can know."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ NUM_SLOTS = 10
 
 
 def filled() -> SlotTables:
-    """Slots whose replies have different temperatures and scales; even ones are greedy in text."""
+    """Return slots whose replies have different temperatures and scales; those with even numbers are greedy in text."""
     rules = SegmentRules(EIGHT_STREAMS, 64)
     tables = SlotTables(NUM_SLOTS, rules, torch.device("cpu"))
     for slot in range(NUM_SLOTS):
@@ -32,7 +32,7 @@ def filled() -> SlotTables:
 
 
 def make_rows(random: np.random.Generator) -> tuple[StepRows, np.ndarray, np.ndarray]:
-    """A batch of some slots, in any order, the first six of which hold three pairs."""
+    """Return a batch of some slots in any order; the first six slots hold three CFG pairs."""
     partner = np.array([1, 0, 3, 2, 5, 4, -1, -1, -1, -1])
     is_unconditional = np.array([False, True] * 3 + [False] * 4)
     slots = random.permutation(NUM_SLOTS)[: random.integers(1, NUM_SLOTS + 1)]

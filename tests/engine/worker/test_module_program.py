@@ -1,4 +1,4 @@
-"""Modules on persistent buffers: the rows that are read, their device, and the content of graphs."""
+"""Modules with persistent buffers: the rows that they read, their device, and the content of graphs."""
 
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
@@ -69,8 +69,8 @@ def program(
 
 
 def step() -> tuple[BurstBatch, np.ndarray]:
-    """Slot 3 has read 20 rows, of which modules have read 18, and 2 in this step; slot 0 its first 2, in this step;
-    slot 4 has read 30 rows, 1 in this step, with which modules have nothing to do."""
+    """Slot 3 has read 20 rows (2 in this step, 18 by modules). Slot 0 has read its first 2 in this step.
+    Slot 4 has read 30 rows, 1 of them in this step; it does not use modules."""
     batch = SimpleNamespace(
         num_reqs=3,
         num_tokens=5,
@@ -105,7 +105,7 @@ def test_nothing_is_mixed_with_what_lies_in_host_memory() -> None:
 
 
 def test_batches_whose_rows_fit_a_graph_are_replayed_from_the_start() -> None:
-    """Batches of 5, 4, 2 and 1 requests; five have more rows than attention permits in a graph."""
+    """Batches have 5, 4, 2 and 1 requests; five have more rows than attention permits in a graph."""
     recorder = FakeRecorder()
     modules, attention = program(torch.device("cpu"), 4 * WINDOW, recorder)
     modules.capture()

@@ -1,4 +1,4 @@
-"""The device's segment state and the host's tracker walk through the same segments, whatever is drawn."""
+"""The device's segment state and the host's tracker go through the same segments, whatever is sampled."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ SLOTS, LENGTH = 6, 96
 
 
 class Walk:
-    """Replies in all slots, moved on by the segment state with tokens drawn at random."""
+    """Replies in all slots, advanced by the segment state with random tokens."""
 
     def __init__(self, family: Family, seed: int, arrays: Arrays):
         self.family, self.rules, self.arrays = family, SegmentRules(family, LENGTH), arrays
@@ -56,7 +56,7 @@ class Walk:
         return tracker
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make one row of every reply: stream 0, and the other streams."""
+        """Generate one row of every reply; return stream 0 and the other streams."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[self.slots].T)
         limits = SlotLimits(*upload(self.tables.limits.T))
@@ -95,7 +95,7 @@ class Walk:
         return self.segments.end_audio(self.arrays.wrap(token), rows)
 
     def is_cut(self, slot: int) -> bool:
-        """Return True if a limit, not the model, closes the segment of `slot` with the row just sampled."""
+        """Return True if a limit, and not the model, ends the segment of `slot` with the row just sampled."""
         tracker, sampling, rules = self.trackers[slot], self.sampling[slot], self.rules
         if tracker.audio_start < 0:
             is_full = 0 < rules.max_entries <= len(tracker.script)
@@ -146,7 +146,7 @@ def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays:
 
 
 def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int], skips: bool) -> None:
-    """Check that a stream carries a code exactly at its delayed frames, and the index the word that is generated.
+    """Check that streams carry codes exactly at their delayed frames, and that the index stream has the current word.
 
     Args:
         family: The model family.

@@ -44,7 +44,7 @@ def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
 
 @pytest.mark.parametrize(("ends", "expected"), [({}, -1), ({1: 2}, 7), ({0: 1, 3: 2}, 6), ({2: 0, 0: 1}, 5)])
 def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dict[int, int], expected: int) -> None:
-    """As after a preemption: a prompt of five rows, the last of ends, and three more; ends: by stream, which row."""
+    """After a preemption, the prompt has five rows (the last with end codes) and three more; `ends` is by stream."""
     rules, layout = SegmentRules(HIGGS_AUDIO, 128), HIGGS_AUDIO.layout
     rows = np.tile([ids.start for ids in layout.audio], (8, 1))
     rows[4] = [end for _, end in layout.extra]
@@ -61,7 +61,7 @@ def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dic
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])
 def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(counted: str, expected: set[int]) -> None:
-    """As after a preemption: a prompt of 3 and 7, and a reply that has reached 20, 21."""
+    """After a preemption, the prompt is 3 and 7, and the reply has reached 20 and 21."""
     rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
     slots.tables.seen[1] = True
@@ -75,7 +75,7 @@ def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(coun
 
 
 def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
-    """Whatever the reply before it has left there; and its end is what lets the audio end."""
+    """This holds whatever the previous reply has left there. The end of the text lets the audio end."""
     rules = SegmentRules(TRACKED, 64)
     tables = SlotTables(2, rules, torch.device("cpu"))
     tables.codes[:] = 99

@@ -1,4 +1,4 @@
-"""Steps that are captured, replayed or launched directly, with a fake CUDA graph recorder."""
+"""Steps are captured, replayed or launched directly, with a fake CUDA graph recorder."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ class Recording:
 
 
 class FakeRecorder:
-    """Records without running, as CUDA does; fails from the recording number `fails_at` on."""
+    """Fake recorder that, like CUDA, records without running, and fails from recording number `fails_at`."""
 
     def __init__(self, fails_at: int | None = None):
         self.recordings: list[Recording] = []
@@ -101,7 +101,7 @@ def test_a_capture_that_fails_is_said_once_and_steps_go_on_without_any_graph(cap
 
 @pytest.mark.slow
 def test_replayed_steps_in_padded_batches_are_the_launched_ones() -> None:
-    """Replays read the current tables, and padding rows change no request's state."""
+    """Replays read the current tables, and padding rows do not change any request's state."""
     rules = SegmentRules(EIGHT_STREAMS, LENGTH)
     recorder = FakeRecorder()
     replayed, launched = captured(rules, 5, recorder), captured(rules, 5)

@@ -1,4 +1,4 @@
-"""Upper bounds on kernels launched and CUDA calls made by a step on a GPU."""
+"""Upper bounds on the kernels that a step launches and the CUDA calls that it makes on a GPU."""
 
 import sys
 from collections import Counter
@@ -39,7 +39,7 @@ class Operators(TorchDispatchMode):
 
 
 class Counted:
-    """Stands for a kernel."""
+    """Fake kernel that counts its launches."""
 
     def __init__(self, name: str, seen: Counter[str]):
         self._name, self._seen = name, seen
@@ -52,7 +52,7 @@ class Counted:
 
 
 class Silent:
-    """A recorder whose recordings do nothing when they are replayed."""
+    """Recorder whose recordings do nothing when replayed."""
 
     def __init__(self, seen: Counter[str]):
         self._seen = seen
@@ -96,7 +96,7 @@ def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(fami
 
 
 def bytecodes(call: Callable[[], object]) -> int:
-    """Return the number of Python instructions that `call` takes."""
+    """Return how many Python instructions `call` executes."""
     count, before = 0, sys.gettrace()
 
     def trace(frame: Any, event: str, arg: object) -> Any:

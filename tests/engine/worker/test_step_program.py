@@ -1,4 +1,4 @@
-"""The sampler of a GPU, in Triton's interpreter, walks through replies as the sampler of the CPU does, row by row."""
+"""The interpreted GPU sampler gives the same rows as the CPU sampler throughout replies."""
 
 import pytest
 import torch

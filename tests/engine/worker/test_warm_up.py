@@ -1,4 +1,4 @@
-"""A GPU worker's work before its first request: vLLM's warm-up, and the memory that graphs keep."""
+"""Warm-up of a GPU worker before its first request, and the memory that graphs keep."""
 
 from collections.abc import Iterator
 
@@ -51,7 +51,7 @@ def test_vllm_s_warm_up_runs_and_changes_no_reply(engine: Engine) -> None:
 
 
 def test_the_embedded_rows_and_the_codes_lie_where_a_graph_reads_them(engine: Engine) -> None:
-    """At every step, however many rows it has, at the addresses that the capture saw."""
+    """They are at the captured addresses at every step, for any number of rows."""
     state, model = engine.model_state, engine.model_state.model
     seen: set[tuple[int, int]] = set()
 

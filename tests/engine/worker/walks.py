@@ -1,4 +1,4 @@
-"""Replies of a family processed by two samplers in parallel, over heads of random weights, without an engine."""
+"""Replies of a family that two samplers process in parallel, with random heads and without an engine."""
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -86,7 +86,7 @@ class RandomDepth:
         self._embed = torch.randn((num_streams - 1) * num_codes, WIDTH, generator=random).to(device)
 
     def prepare(self, max_rows: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         self._state = hidden + F.embedding(code, self._embed)
@@ -105,7 +105,7 @@ def predict_latents(
     other: torch.Tensor | None = None,
     guidance: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Fake `LatentPredictor`, of products and sums by element, whose bits do not depend on the batch."""
+    """Fake `LatentPredictor` from elementwise operations, which is bit-identical in every batch."""
     x, size = noise, noise.shape[1]
     for step in range(plan.num_steps):
         target = hidden[:, :size]
@@ -117,7 +117,7 @@ def predict_latents(
 
 
 class Echo:
-    """Fake `LatentFeedback`: its memory is a decaying sum of latents, and its features are the memory."""
+    """Fake `LatentFeedback`, whose memory is a decaying sum of latents and whose features are the memory."""
 
     num_kept, reach = NUM_FEATURES, 24
 
@@ -134,7 +134,7 @@ def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
 
 
 def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
-    """Return the readout that `SpeechModelState` makes of a model, with random weights."""
+    """Return the readout that `SpeechModelState` makes from a model, with random weights."""
     heads: Any = RandomHeads(rules, device)
     if rules.family.depth is None:
         return Readout(heads, ParallelHeads(heads))
@@ -143,7 +143,7 @@ def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU
 
 @dataclass
 class Side:
-    """One sampler and the tables that it writes; tokens [R, T]: stream 0 by position."""
+    """A sampler and the tables that it writes. `tokens` [R, T] has stream 0 by position."""
 
     slots: RunSlots
     tokens: torch.Tensor
@@ -158,7 +158,7 @@ def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Sid
 
 
 def reference(rules: SegmentRules, num_slots: int) -> Side:
-    """The sampler of the CPU."""
+    """Return the CPU sampler."""
     made, arrays = side(rules, num_slots), HostArrays()
     segments, tables = SegmentState(rules, arrays), made.slots.tables
     guard = RepetitionGuard(made.tokens, tables, rules.family, arrays)
@@ -174,7 +174,7 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
 
 
 def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = None, device: torch.device = CPU) -> Side:
-    """The sampler of a GPU, on the CPU with its kernels in Triton's interpreter."""
+    """Return the GPU sampler, with its kernels in Triton's interpreter."""
     made = side(rules, num_slots, device)
     program: StepProgram
     if rules.family.layout.latents:
@@ -192,7 +192,7 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
 
 
 def request(family: Family, name: str, index: int, is_unconditional: bool, **changes: object) -> SpeechRequestData:
-    """A prompt that gets a slot, for a short reply; its codes are those of its rows."""
+    """Return a prompt that gets a slot, for a short reply, with the codes of its rows."""
     prompt = make_prompt(family, index, **changes)
     text, audio = prompt.sampling.text, prompt.sampling.audio
     text = replace(text, min_rows=2, max_rows=4 + index % 3)
@@ -214,7 +214,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
 
 
 class Walk:
-    """Replies in slots, some of them CFG pairs, that end and are followed by others; each step runs on all `sides`."""
+    """Replies in slots, some of them CFG pairs; ended replies are replaced. Each step runs on all `sides`."""
 
     def __init__(self, family: Family, sides: list[Side], seed: int):
         self.family, self.sides, self.random = family, sides, np.random.default_rng(seed)
@@ -223,7 +223,7 @@ class Walk:
         self.names = [""] * self.num_slots
 
     def fill(self) -> None:
-        """Put replies into the free slots, as CFG pairs if the family guides."""
+        """Put replies into the free slots, as CFG pairs if the family is guided."""
         free = self.random.permutation(np.flatnonzero(self.lengths == 0)).tolist()
         while free:
             pair = [free.pop()] + (
@@ -249,7 +249,7 @@ class Walk:
         self.lengths[slot] = 0
 
     def batch(self) -> tuple[Any, torch.Tensor]:
-        """A step over all replies in any order, and their hidden states; some prompts are not yet read to their end."""
+        """Return a step over all replies in any order, with hidden states; some prompts are incomplete."""
         slots = self.random.permutation(np.flatnonzero(self.lengths))
         lengths = self.lengths[slots]
         is_chunk = self.random.random(len(slots)) < 0.1
@@ -269,7 +269,7 @@ class Walk:
         return made, hidden
 
     def step(self) -> list[tuple[torch.Tensor, ...]]:
-        """One step on every side: tokens [B], codes [B, S - 1], cuts [B] and which rows count, [B]."""
+        """Run a step on every side; return tokens [B], codes [B, S - 1], cuts [B] and which rows count, [B]."""
         self.fill()
         batch, hidden = self.batch()
         results = []

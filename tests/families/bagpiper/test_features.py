@@ -1,4 +1,4 @@
-"""Features are those that Bagpiper was trained with: Whisper's, of the waveform as it ends."""
+"""Features equal those of Bagpiper's training: Whisper features of the unpadded waveform."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ MELS = mel_filter_bank(201, 128, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="
 
 
 def as_espnet_hears(pcm: np.ndarray) -> np.ndarray:
-    """Return features [F, 128] as in ESPnet's `ContinuousAudioIO.preprocess`, one frame at a time, in float64.
+    """Compute features [F, 128] as in ESPnet's `ContinuousAudioIO.preprocess`, frame by frame, in float64.
 
     It pads to the waveform's own length, that is, not at all. Whisper's extractor reflects 200 samples at both ends and
     drops the last frame; of the others n // 160 count.
@@ -45,7 +45,7 @@ def speech(num_samples: int) -> np.ndarray:
 
 @pytest.mark.parametrize("whole", [0, 16_000])
 def test_audio_of_every_length_ends_as_in_training(whole: int) -> None:
-    """Each length within two and a half frames, alone and after a second: equal number of frames and last frame."""
+    """Lengths up to two and a half frames, with and without a second before them, give equal frames."""
     for extra in range(1, 401):
         if whole + extra < SHORTEST:
             continue
@@ -67,7 +67,7 @@ def tower() -> Qwen3OmniMoeAudioEncoder:
 @pytest.mark.parametrize("num_samples", [201, 399, 400, 401, 1599, 7919, 15_999, 16_001, 47_993, 480_001])
 @torch.no_grad()
 def test_samples_make_the_rows_of_transformers(tower: Qwen3OmniMoeAudioEncoder, num_samples: int) -> None:
-    """The extractor's settings and the cut are those of ESPnet's `ContinuousAudioIO.preprocess`."""
+    """The extractor's settings and the cut equal those of ESPnet's `ContinuousAudioIO.preprocess`."""
     pcm, num_frames = speech(num_samples), num_samples // 160
     made = WhisperFeatureExtractor(feature_size=128)(
         [pcm],

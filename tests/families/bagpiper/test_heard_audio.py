@@ -1,4 +1,4 @@
-"""OpusLM's audio input: prompts contain the codes that the slow references make of the samples."""
+"""OpusLM's audio input: prompts contain the codes that the slow references give for the samples."""
 
 import json
 from io import BytesIO
@@ -30,14 +30,14 @@ def preprocessors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Preproc
 
 
 def speech(seconds: float) -> np.ndarray:
-    """Whole 16-bit samples at 16 kHz, as a file keeps them."""
+    """Return samples at 16 kHz that are exact in 16 bits."""
     draw, time = np.random.default_rng(4), np.arange(round(16_000 * seconds)) / 16_000
     pcm = 0.2 * np.sin(2 * np.pi * (150 + 600 * time) * time) + 0.05 * draw.standard_normal(len(time))
     return (np.round(pcm * 32768) / 32768).astype(np.float32)
 
 
 def codes_by_hand(pcm: np.ndarray, preprocessor: Preprocessor) -> list[list[int]]:
-    """Nine streams: the nearest centres of the reference's features, and the codec's codes, as long as both last."""
+    """Return nine streams: the reference features' nearest centres and the codec's codes, cut to equal length."""
     features = reference.features(pcm, published_xeus.published_tensors(), published_xeus.CONFIG)
     semantic = reference.distances(features, read_centres(published_xeus.KMEANS)).argmin(1)
     acoustic = preprocessor.codec.encode(pcm)

@@ -14,7 +14,7 @@ from tests.small_vocabularies import SMALL_BAGPIPER
 
 
 class Exclaiming(TextTokenizer):
-    """One token for each letter; as in Qwen's vocabulary "!" is 0. Reads the usual system text too."""
+    """Tokenizer with one token per letter, in which "!" is 0, as in Qwen's vocabulary."""
 
     def __init__(self) -> None:
         pass
@@ -34,7 +34,7 @@ def write(task: str, *pieces: Piece) -> PromptRows:
 
 
 def stream0(prompt: PromptRows) -> list[int]:
-    """Return the ids of stream 0; all other streams must carry pads."""
+    """Return the ids of stream 0; check that all other streams carry pads."""
     assert prompt.rows.dtype == np.int32
     assert prompt.rows.shape[1] == 8
     assert not prompt.rows[:, 1:].any()
@@ -50,7 +50,7 @@ def test_tts_has_no_system_turn_and_begins_with_text() -> None:
 
 
 def test_an_exclamation_mark_alone_is_the_pad_that_it_was_in_training() -> None:
-    """ESPnet's `SpeechLMPreprocessor`: where(ids == pad, pad, ids + 256), on the ids of Qwen's tokenizer."""
+    """ESPnet's `SpeechLMPreprocessor` computes where(ids == pad, pad, ids + 256) on Qwen's token ids."""
     said = Piece("user", "", text="!a!!"), Piece("assistant", "", text="!"), Piece("user", "", text="b!")
     prompt = write("chat", Piece("system", "", text="z"), *said)
     assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 7, 0, 257, 0, 0, 2, 6, 7, 0, 2, 5, 7, 258, 0, 2, 6, 7]
@@ -92,7 +92,7 @@ def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
 
 
 def test_audio_of_less_than_half_a_window_is_refused() -> None:
-    """Both ends are padded by reflection of half a window: the authors' features fail on less."""
+    """Both ends are padded by reflecting half a window, and the authors' features fail on shorter audio."""
     (audio,) = write("understand", heard(201)).audios
     assert audio.features.shape == (1, 80)
     with pytest.raises(InvalidRequest, match=r"^audio: expected audio of at least 201 samples .*, got 200 samples"):

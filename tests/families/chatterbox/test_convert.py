@@ -1,4 +1,4 @@
-"""Chatterbox's release, converted: what does not fit is one clear line, and nothing is written."""
+"""Conversion of Chatterbox: mismatches give a clear one-line message, and nothing is written."""
 
 import os
 import shutil
@@ -35,12 +35,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """A copy of the release, of which a test may replace files."""
+    """Return a copy of the release whose files a test may replace."""
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 
 def refusal(release: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """Return the one line with which a conversion ends."""
+    """Return the one-line message of a failed conversion."""
     out = release.parent / "out"
     return refused([*command(release, out), *more], out, capsys)
 

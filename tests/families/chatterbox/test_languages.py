@@ -1,4 +1,4 @@
-"""Chatterbox Multilingual: token ids are those of its authors' `MTLTokenizer`; missing packages and files are named."""
+"""Chatterbox Multilingual: token ids equal the authors' `MTLTokenizer`; missing packages and files are reported."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_words(checkpoint: Path, words: list[Any]) -> ChatterboxTemplate:
-    """Return a template whose packages find these words in every text."""
+    """Return a template whose fake packages find these words in every text."""
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
     tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
     cangjie = languages.read_cangjie(checkpoint / FOLDER / CANGJIE_FILE)
@@ -46,7 +46,7 @@ def with_words(checkpoint: Path, words: list[Any]) -> ChatterboxTemplate:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_ids_are_those_of_the_authors_tokenizer(language: str, checkpoint: Path) -> None:
-    """Names and codes of languages are equivalent."""
+    """Language names and codes are equivalent."""
     sentences = [each for each in SENTENCES if each["language"] == language]
     assert len(sentences) >= 5
     for sentence in sentences:
@@ -59,7 +59,7 @@ def test_ids_are_those_of_the_authors_tokenizer(language: str, checkpoint: Path)
 
 @pytest.mark.parametrize("text", ["[fr] a", "[START]", "a [SPACE] b", "[STOP]x", "[cj_a][cj_.]"])
 def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
-    """Neither in tokenizers whose added tokens are not marked as special, as in the release of this test."""
+    """This also holds if the tokenizer's added tokens are not marked as special, as in this test's release."""
     tokens = TextTokenizer.at(checkpoint, spells_bytes=False).tokens
     rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text, language="en")
     start, tag, *ids, end = rows[MULTILINGUAL.num_voice_rows : -2, 0].tolist()
@@ -163,7 +163,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """Return a copy of the release, of which a test may replace files."""
+    """Return a copy of the release whose files a test may replace."""
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 
@@ -247,7 +247,7 @@ def test_a_release_without_the_table_speaks_no_chinese(release: Path) -> None:
 
 
 def test_the_table_counts_characters_of_one_code(tmp_path: Path) -> None:
-    """As in the authors' class, a character that has several codes is spelled by the last one."""
+    """As in the authors' class, the last code of a character with several codes is used."""
     path = tmp_path / CANGJIE_FILE
     path.write_text(json.dumps(["甲\ta", "乙\ta\t9", "甲\tb", "丙\ta", "乙\ta"]))
     assert languages.read_cangjie(path) == {"甲": "b", "乙": "a1", "丙": "a2"}

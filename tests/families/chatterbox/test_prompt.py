@@ -1,4 +1,4 @@
-"""Prompts of Chatterbox: the authors' text ids, positions added to them, and a voice as rows of the table."""
+"""Chatterbox prompts have the authors' text ids with added positions, and a voice as rows of the table."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Chatterbox Turbo and Nano: releases, prompts with tags, and voices from recordings as the authors encode them."""
+"""Chatterbox Turbo and Nano: releases, prompts with tags, and recorded voices encoded as by the authors' code."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_rows_are_the_speaker_codes_text_and_the_start(release: str, tmp_path: P
     ("sizes", "num_heads"), [(Gpt2Sizes("t3_turbo_v1", 1024, 24), 16), (Gpt2Sizes("t3_nano_v1", 768, 12), 12)]
 )
 def test_the_published_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, tmp_path: Path) -> None:
-    """All tensors have the published shapes, without values: 24 layers of 1024, and 12 of 768."""
+    """Meta tensors have all published shapes: 24 layers of width 1024, and 12 layers of width 768."""
     release = write_turbo(tmp_path / "release")
     shapes = turbo_shapes(sizes, num_text_ids=50276, num_positions=8196)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -120,7 +120,7 @@ def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_recordings_are_encoded_as_the_authors_do(name: str, checkpoint: Path) -> None:
-    """The loudness is that of pyloudnorm, which the authors call."""
+    """Loudness is measured as by pyloudnorm, which the authors use."""
     hearing = networks(TurboHearing)
     hearing.condition = {
         name: tensor
@@ -168,12 +168,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """A copy of the release, of which a test may replace files."""
+    """Return a copy of the release whose files a test may replace."""
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 
 def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line with which a conversion of the folder ends."""
+    """Return the one-line message of a failed conversion of the folder."""
     out = release.parent / "out"
     return refused(["chatterbox", "--model", str(release), "--out", str(out)], out, capsys)
 
@@ -260,7 +260,7 @@ def test_a_tokenizer_json_gives_the_same_tokens(release: Path, checkpoint: Path)
 
 
 def tagged(names: list[str]) -> Callable[[Path], None]:
-    """Return an edit that gives a release these tags."""
+    """Return an edit that adds these tags to a release."""
 
     def write(folder: Path) -> None:
         first = len(json.loads((folder / "vocab.json").read_text()))
@@ -270,7 +270,7 @@ def tagged(names: list[str]) -> Callable[[Path], None]:
 
 
 def linked(name: str) -> Callable[[Path], None]:
-    """Return an edit that replaces a file of a release by a link to a copy outside of it."""
+    """Return an edit that replaces a release file with a link to a copy outside of the release."""
 
     def link(folder: Path) -> None:
         outside = folder.parent / "outside"
@@ -313,7 +313,7 @@ def test_a_file_that_would_block_is_refused(release: Path, name: str, capsys: py
 
 
 def empty(width: int, num_positions: int = 512) -> Callable[[Tensors], None]:
-    """Return an edit that changes the width of all tensors of T3, without storing numbers if a size is 0."""
+    """Return an edit that changes the width of all T3 tensors; if a size is 0, no values are stored."""
 
     def edit(tensors: Tensors) -> None:
         sizes = Gpt2Sizes("", width, 2)

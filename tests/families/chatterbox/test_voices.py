@@ -1,4 +1,4 @@
-"""Recordings of voices: encoded as by the authors' classes, and prompts with the rows that the converter writes."""
+"""Voice recordings are encoded as by the authors' classes, and prompts have the rows that the converter writes."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, hearing: Hearing) -> Pat
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """Return a copy of the release, of which a test may replace files."""
+    """Return a copy of the release whose files a test may replace."""
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 

@@ -1,4 +1,4 @@
-"""CosyVoice 3's release: prompts as the authors', voices of recordings, conversion, and refusals."""
+"""CosyVoice 3: prompts as in the authors' code, recorded voices, conversion, and refusals."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
 def ask(
     preprocessor: Preprocessor, pcm: np.ndarray | None, text: str = "Hello.", words: str = "", options: str = "{}"
 ) -> Any:
-    """Return the prompt of a request."""
+    """Return the prompt for a request."""
     system = {"role": "system", "audio": "pcm_in"} | ({"text": words} if words else {})
     turns = [*([system] if pcm is not None else []), {"role": "user", "text": text}]
     rate = None if pcm is None else 24_000
@@ -79,7 +79,7 @@ def test_a_recording_is_heard_by_both(preprocessor: Preprocessor) -> None:
 
 @pytest.mark.parametrize("words", ["one two three four", ""])
 def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: str) -> None:
-    """Groups of the recording alone are in the prompt; codes that are left, its words and the text follow."""
+    """The prompt has only groups of the recording; its remaining codes, its words and the text follow."""
     pcm, ends = recording(2.3), KNOWN.ends
     whole = ask(preprocessor, pcm, "Hello.", words)
     made = ask(preprocessor, pcm, "Hello.", words, '{"text_mode": "streaming"}')
@@ -102,7 +102,7 @@ def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: st
 
 
 def test_rows_of_words_add_nothing_else(checkpoint: Path) -> None:
-    """Their ids on stream 0, of which the authors' code reads none, are embedded as zeros."""
+    """Their ids on stream 0 are embedded as zeros, because the authors' code does not read them."""
     table = load_file(checkpoint / "model-00001-of-00001.safetensors")["model.embed_tokens.weight"]
     is_zero = [index for index in KNOWN.ends if not table[index].any()]
     assert is_zero == [KNOWN.ends[FILL], KNOWN.given]
@@ -137,7 +137,7 @@ def test_the_codec_is_the_releases(checkpoint: Path) -> None:
 
 
 def tensors(name: str, edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Return an edit of the tensors of one file."""
+    """Return an edit of the tensors in a file."""
 
     def change(release: Path) -> None:
         stored = torch.load(release / name)
@@ -158,7 +158,7 @@ def yaml(old: str, new: str) -> Callable[[Path], None]:
 
 
 def network(edit: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
-    """Return an edit of the network of the speaker."""
+    """Return an edit of the speaker network."""
 
     def change(release: Path) -> None:
         model = onnx.load(str(release / SPEAKER))
@@ -178,7 +178,7 @@ TEXT_IDS = [5, 6, KNOWN.end_of_prompt, 7, 8, 9]
 
 
 def named(**changed: Any) -> dict[str, torch.Tensor]:
-    """Return a voice as the authors' code stores it, of 40 codes, with some tensors changed."""
+    """Return a voice of 40 codes as the authors' code stores it, with some tensors changed."""
     tokens_, mel, x_vector = voice(3, 40)
     stored: dict[str, Any] = {
         "prompt_text": torch.tensor([TEXT_IDS], dtype=torch.int32),
@@ -199,7 +199,7 @@ def with_voices(release: Path, voices: Any) -> Path:
 
 
 def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
-    """Like a recording with these codes, words and instruction; the first one is the default."""
+    """They act like a recording with these codes, words and instruction; the first voice is the default."""
     other = named(prompt_text=torch.tensor([[KNOWN.end_of_prompt]]))
     release = with_voices(write_release(tmp_path / "release"), {"Anna": named(), "\u4e2d\u6587\u5973": other})
     assert main(["cosyvoice3", "--model", str(release), "--out", str(tmp_path / "out")]) == 0
@@ -224,7 +224,7 @@ def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
 
 
 def test_a_named_voice_without_the_end_of_its_instruction_is_named(tmp_path: Path) -> None:
-    """In a checkpoint that was edited after its conversion."""
+    """The checkpoint was edited after its conversion."""
     text = {"0.text": np.array([5, 6], np.int32)}
     tokens_, mel, x_vector = voice(3, 40)
     (tmp_path / NAMED).mkdir()
@@ -283,14 +283,14 @@ def test_invalid_named_voices_are_refused(
 
 
 def in_a_list(model: onnx.ModelProto) -> None:
-    """Hide a tensor that is stored elsewhere in the attribute of a node."""
+    """Hide a tensor with external data in a node's attribute."""
     hidden = model.graph.node[0].attribute.add(name="hidden", type=onnx.AttributeProto.TENSORS).tensors.add()
     hidden.data_location = TensorProto.EXTERNAL
     hidden.external_data.add(key="location", value="/etc/passwd")
 
 
 def sparse(model: onnx.ModelProto) -> None:
-    """Hide a tensor that is stored elsewhere among the sparse ones."""
+    """Hide a tensor with external data among the sparse tensors."""
     values = model.graph.sparse_initializer.add().values
     values.name, values.data_location = "hidden", TensorProto.EXTERNAL
     values.external_data.add(key="location", value="/etc/passwd")

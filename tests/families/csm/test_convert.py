@@ -1,4 +1,4 @@
-"""CSM's release, converted: what does not fit is one clear line, and nothing is written."""
+"""Conversion of CSM: mismatches give a clear one-line message, and nothing is written."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_a_release_cannot_lead_libraries_elsewhere(release: CsmRelease, tmp_path: Path) -> None:
-    """An implementation with a slash would be a kernel of the Hub, which transformers downloads and runs."""
+    """An implementation name with a slash would be a Hub kernel, which transformers downloads and runs."""
     with edited(release.folder / "config.json") as record:
         record["attn_implementation"] = "evil/kernel"
     assert main([*release.command, "--out", str(tmp_path / "out")]) == 0
@@ -89,7 +89,7 @@ def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, caps
 def test_sesame_s_own_files_are_told_by_name(
     release: CsmRelease, is_beside: bool, tmp_path: Path, refuses: Refuses
 ) -> None:
-    """The whole folder, which also contains those of transformers, or their file alone."""
+    """The release is the complete folder, which also contains the transformers files, or only Sesame's file."""
     folder = release.folder if is_beside else tmp_path / "sesame"
     folder.mkdir(exist_ok=True)
     save_file({"codebook0_head.weight": torch.zeros(35, 64)}, folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""CSM's prompts equal those of transformers' processor and model; refusals name the unsupported turn."""
+"""CSM prompts equal those of transformers' processor and model; refusals mention the unsupported turn."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ CODES = np.random.default_rng(0).integers(CODEBOOK_SIZE, size=(NUM_CODEBOOKS, 3)
 
 @dataclass(frozen=True)
 class Made:
-    """A converted release, and what reads it."""
+    """A converted release and the objects that read it."""
 
     preprocessor: Preprocessor
     reference: CsmReference
@@ -43,7 +43,7 @@ class Made:
         return self.preprocessor.prepare(RawRequest(task=task, options=json.dumps(options or {}), **inputs)).rows
 
     def ids(self, text: str) -> list[int]:
-        """A turn's words, as the chat template has them."""
+        """Return a turn's words as the chat template encodes them."""
         return [BEGIN, *self.preprocessor.template._subwords.ids(text, "text"), END]
 
 
@@ -70,7 +70,7 @@ def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
 
 @pytest.mark.parametrize("length", [1920, 1921, 3839, 7919, 9_000])
 def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length: int) -> None:
-    """Text and audio of the user, text of the assistant, and the text to speak."""
+    """The conversation has the user's text and audio, the assistant's text, and the text to speak."""
     turns = (
         turn("user", audio="pcm_in", text="how are you?"),
         turn("assistant", text="fine"),
@@ -128,7 +128,7 @@ def test_bad_input_is_refused_by_its_field(made: Made, inputs: dict[str, Any], m
 
 
 def test_both_tables_of_codes_may_be_one(tmp_path: Path) -> None:
-    """Files hold the backbone's, the depth decoder's or both: tied, they are the same."""
+    """Files contain the backbone's table, the depth decoder's or both; if tied, they are equal."""
     model = make_model()
     tables = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens
     tables[0].weight.copy_(tables[1].weight)

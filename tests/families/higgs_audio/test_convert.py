@@ -1,4 +1,4 @@
-"""Higgs Audio's release, converted: what does not fit is one clear line, and nothing is written."""
+"""Conversion of Higgs Audio: mismatches give a clear one-line message, and nothing is written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Higgs Audio's codec in Boson's layout becomes the codec of transformers' class; anything else is refused."""
+"""The Higgs Audio codec in Boson's layout is converted to transformers' layout; anything else is refused."""
 
 import json
 import re
@@ -32,7 +32,7 @@ BOSONS_NUMBERS = {
 
 
 def acoustic_name(side: str, rest: str) -> str:
-    """The name in DAC's own code, whose encoder has its residual units first in a block, and its decoder last."""
+    """Return a tensor's name in DAC's code; residual units come first in encoder blocks, last in decoder blocks."""
     top, first, alone = ("encoder.block", 0, {"snake1": 3, "conv1": 4})
     if side == "decoder":
         top, first, alone = ("decoder_2.model", 2, {"snake1": 0, "conv_t1": 1})
@@ -46,7 +46,7 @@ def acoustic_name(side: str, rest: str) -> str:
 
 
 def bosons(state: Tensors) -> Tensors:
-    """The tensors under Boson's names, with weight norms, and with a layer that Boson's class never calls."""
+    """Return tensors with Boson's names, with weight norms and a layer that Boson's class never calls."""
     found = {"fc1.weight": torch.ones(3, 3), "fc1.bias": torch.ones(3)}
     for name, tensor in state.items():
         if parts := re.fullmatch(r"acoustic_(encoder|decoder)\.(.+)", name):
@@ -68,7 +68,7 @@ def bosons(state: Tensors) -> Tensors:
 
 @pytest.fixture
 def release(tmp_path: Path) -> HiggsAudioRelease:
-    """The talker's folder, and a codec's folder with a copy of the talker in its model.safetensors."""
+    """Write the talker's folder, and a codec folder whose model.safetensors has a copy of the talker."""
     release = write_release(tmp_path / "release", make_model())
     codec = tmp_path / "tokenizer"
     (tmp_path / "transformers").mkdir()
@@ -93,7 +93,7 @@ def test_bosons_model_pth_becomes_the_codec_of_transformers(release: HiggsAudioR
 
 
 def test_a_codec_in_transformers_layout_is_copied(release: HiggsAudioRelease, tmp_path: Path) -> None:
-    """Boson's file in the same folder is another copy, and is not copied."""
+    """Boson's file in the same folder duplicates it and is not copied."""
     codec = tmp_path / "tokenizer"
     (codec / "model.safetensors").write_bytes((tmp_path / "transformers" / "model.safetensors").read_bytes())
     torch.save({"other": torch.ones(1)}, codec / "model.pth")
@@ -144,7 +144,7 @@ def test_numbers_that_are_none_of_a_codec_are_named(
 
 
 def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:
-    """Under other names, as one repository is reported to contain; transformers reads the single file."""
+    """They have other names, as reported for one repository; transformers reads the single file."""
     (tmp_path / "tokenizer" / "model.safetensors").unlink()
     before = (release.convert(tmp_path / "before") / "model-00001-of-00001.safetensors").read_bytes()
     index = {}

@@ -1,4 +1,4 @@
-"""Higgs Audio's prompts equal those of transformers' processor; refusals name the unsupported turn."""
+"""Higgs Audio prompts equal those of transformers' processor; refusals mention the unsupported turn."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def asked(text: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """A converted release, what reads it, and transformers' tokenizer of it."""
+    """A converted release, the objects that read it, and its transformers tokenizer."""
 
     preprocessor: Preprocessor
     tokenizer: Any
@@ -40,7 +40,7 @@ class Made:
         return self.preprocessor.prepare(RawRequest(options=json.dumps(options or {}), **inputs)).rows.tolist()
 
     def expected(self, text: str, *audios: np.ndarray) -> list[list[int]]:
-        """Return rows of the processor's `text` with codes [8, T] for placeholders, and the row that begins audio."""
+        """Return the rows of the processor's `text` with codes [8, T], and the row that begins audio."""
         layout, heard = self.preprocessor.family.layout, [self.delayed(codes) for codes in audios]
         rows: list[list[int]] = []
         for token in self.tokenizer(text, add_special_tokens=False).input_ids:
@@ -49,7 +49,7 @@ class Made:
         return [*rows, [ids.stop for ids in layout.audio]]
 
     def delayed(self, codes: np.ndarray) -> list[list[int]]:
-        """A turn's codes between begins and ends, as the processor delays them."""
+        """Return a turn's codes between begin and end codes, delayed as by the processor."""
         layout = self.preprocessor.family.layout
         whole = np.pad(codes, ((0, 0), (1, 1)), constant_values=((0, 0), (1024, 1025)))
         marks = SimpleNamespace(audio_stream_bos_id=1024, audio_stream_eos_id=1025)
@@ -82,7 +82,7 @@ def test_a_text_alone_and_in_a_scene(made: Made) -> None:
 
 @pytest.mark.parametrize("length", [960, 961, 1439, 4799, 9_000])  # one frame, …, 9.4
 def test_recordings_become_the_rows_of_the_processor(made: Made, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    """The whole prompt is `HiggsAudioV2Processor`'s, codes included; a system turn with audio is a turn like others."""
+    """The complete prompt, including codes, equals that of `HiggsAudioV2Processor`; a system turn may have audio."""
     codec = make_codec("higgs")
     tokenizer = transformers_class(monkeypatch)(codec.config).eval()
     tokenizer.load_state_dict(codec.state_dict())

@@ -1,4 +1,4 @@
-"""Conversion of Kyutai STT: releases that do not fit are refused by the field's name, and nothing is written."""
+"""Conversion of Kyutai STT: refusals of releases that do not fit mention the field, and nothing is written."""
 
 import json
 import shutil

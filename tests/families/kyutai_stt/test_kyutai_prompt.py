@@ -1,4 +1,4 @@
-"""Prompts and text of Kyutai STT: the silence around a recording, words and their times."""
+"""Kyutai STT prompts and text: silence around a recording, words and their times."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
 
 
 def test_silence_follows_the_recording(preprocessor: Preprocessor) -> None:
-    """1.5 s of it, the delay and one second, and then up to the end of a frame."""
+    """1.5 s of silence (the delay and one second) follow, then padding to a complete frame."""
     prompt = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000))
     known = SttVocabulary(96, 32, 64)
     assert prompt.task == "asr"
@@ -87,7 +87,7 @@ def test_a_bad_beginning_of_a_live_session_is_refused(
 
 
 def read(checkpoint: Path, ids: list[int]) -> tuple[list[str], list[WordMark]]:
-    """Return the parts of the text and the words with their times."""
+    """Read rows and return the parts of the text, and the words with their times."""
     reader = WordReader(sentencepiece_at(checkpoint / "tokenizer.model"), KNOWN)
     parts = [part for part in map(reader.push, ids) if part]
     marks = reader.pop_marks()

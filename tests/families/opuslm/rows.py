@@ -1,4 +1,4 @@
-"""Frames and their rows, for the tests of OpusLM's prompts. Ids: `tests/small_vocabularies.py`."""
+"""Frames and their rows for tests of OpusLM prompts, with the ids of `tests/small_vocabularies.py`."""
 
 import numpy as np
 
@@ -27,10 +27,10 @@ VOICE = FRAMES + [[0] * 9] * 498
 
 
 def text(*ids: int) -> list[list[int]]:
-    """Rows that carry `ids` on stream 0."""
+    """Return rows that carry `ids` on stream 0."""
     return [[token_id] + [0] * 8 for token_id in ids]
 
 
 def segments(family: Family) -> SegmentWriter:
-    """A writer over letters, without an audio tokenizer."""
+    """Return a segment writer for letters, without an audio tokenizer."""
     return SegmentWriter(family, Subwords(Letters(), family), FrameCounter(320, 8, 12), None)

@@ -1,4 +1,4 @@
-"""Conversion of espnet/xeus to `ssl_tokenizer/`; refusals name the mismatch and write nothing."""
+"""Conversion of espnet/xeus to `ssl_tokenizer/`; refusals mention the mismatch, and nothing is written."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NUM_CODES = SMALL_OPUSLM.ssl[1] - SMALL_OPUSLM.ssl[0]
 
 
 def convert(folder: Path, xeus: Path) -> int:
-    """The converter's exit status for OpusLM with an audio tokenizer."""
+    """Convert OpusLM with an audio tokenizer; return the exit status."""
     words = command("opuslm", write_opuslm(folder / "release"), folder / "out")
     return main([*words, "--ssl-tokenizer", str(xeus)])
 
@@ -63,7 +63,7 @@ def test_the_newer_of_two_checkpoints_is_taken(tmp_path: Path) -> None:
 
 
 def refusal(folder: Path, xeus: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the converter's refusal, which must have written nothing."""
+    """Return the converter's error message; check that nothing was written."""
     assert convert(folder, xeus) == 1
     assert not (folder / "out").exists()
     return capsys.readouterr().err

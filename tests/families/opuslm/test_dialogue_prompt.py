@@ -54,14 +54,14 @@ def test_a_transcript_is_the_user_s_own_words() -> None:
 
 
 def test_the_rows_of_a_spoken_reply_continue_those_of_the_same_reply_prefilled() -> None:
-    """The rows between text and audio are equal in the engine and in the template for earlier turns."""
+    """The engine and the template for earlier turns write equal rows between text and audio."""
     words = [372, 373]
     reply = [*write("dialogue", HEARD), *text(*words), *text(0, *FAMILY.transition)]
     assert reply == write("speak", HEARD, Piece("assistant", "", text="ab"))
 
 
 def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> None:
-    """So the next turn finds all of them in the prefix cache, up to the reply's last frame."""
+    """The next turn therefore finds all of them in the prefix cache, up to the reply's last frame."""
     task, asked = FAMILY.task("dialogue"), [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
     reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
     last = [5, *FRAMES[2][1:]]  # the end is drawn at the place of the third frame

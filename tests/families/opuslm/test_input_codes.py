@@ -1,4 +1,4 @@
-"""Audio that came before is not tokenised again."""
+"""Audio that was encoded before is not encoded again."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from tests.fakes import FrameCounter
 
 
 class Loudness:
-    """Hears the first sample, and one frame more than the codec; counts how often it listens."""
+    """Fake tokenizer that encodes the first sample, returns one frame more than the codec, and counts its calls."""
 
     def __init__(self) -> None:
         self.num_heard = 0

@@ -1,4 +1,4 @@
-"""Segments of OpusLM's prompts: audio encoded, given as codes, or refused."""
+"""Segments of OpusLM prompts: audio is encoded, given as codes, or refused."""
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ WRITER = segments(FAMILY)
 
 
 class OneCode:
-    """Hears the same semantic code in every frame, and one frame more than the codec."""
+    """Fake tokenizer that returns the same semantic code in every frame, and one frame more than the codec."""
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         return np.full(len(pcm) // 320 + 1, 7)
 
 
 class Deaf:
-    """Hears nothing."""
+    """Fake tokenizer that returns no codes."""
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)

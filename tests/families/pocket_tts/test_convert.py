@@ -1,4 +1,4 @@
-"""Conversion of Pocket TTS: strict, and with the rows of voices recovered from their keys and values."""
+"""Conversion of Pocket TTS is strict, and recovers the rows of voices from their keys and values."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def run(release: Path, out: Path) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_voices_are_recovered(tmp_path: Path, kind: str) -> None:
-    """They are known but for their mean, which no LayerNorm lets through."""
+    """They are known except for their mean, which a LayerNorm removes."""
     release = write_release(tmp_path / "release", kind)
     assert run(release, tmp_path / "out") == 0
     known = PocketVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
@@ -93,7 +93,7 @@ def test_a_config_that_does_not_fit_is_named(
 
 
 def test_the_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The repository without voice cloning has zeros, or no such tensors; wider latents do not fit into rows."""
+    """A release without voice cloning has zeros or no encoder tensors; wider latents do not fit into rows."""
     with_encoder, zeros, none, wide = (write_release(tmp_path / name) for name in ("with", "zeros", "none", "wide"))
     for release in (zeros, none):
         with edited(release / MODEL) as tensors:

@@ -1,4 +1,4 @@
-"""Prompts of Pocket TTS: text as the authors prepare it, rows of a voice, lengths and tails."""
+"""Pocket TTS prompts: text prepared as by the authors, rows of a voice, lengths and tails."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_are_prepared_as_by_the_authors(tmp_path: Path, kind: str) -> None:
-    """Students have a tokenizer of SentencePiece."""
+    """Distilled models have a SentencePiece tokenizer."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     assert (checkpoint / "tokenizer.model").exists() == (kind != "english")
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
@@ -139,7 +139,7 @@ def test_what_cannot_be_spoken_is_refused(checkpoint: Path, request_: RawRequest
 
 @pytest.mark.parametrize(("kind", "most"), [("english", 32), ("english_18m", 1)])
 def test_steps_are_those_of_the_head(tmp_path: Path, kind: str, most: int) -> None:
-    """A head without times has one step."""
+    """A head without time embeddings has a single step."""
     preprocessor = Preprocessor(convert_release(tmp_path, kind))
     for number in (0, most + 1):
         expected = rf"options\.latents\.steps: expected an integer in \[1, .*got {number}"

@@ -1,4 +1,4 @@
-"""Conversion of Qwen3-Omni: mismatches are named and nothing is written; little of the thinker is read."""
+"""Conversion of Qwen3-Omni: mismatches are reported and nothing is written; little of the thinker is read."""
 
 from pathlib import Path
 

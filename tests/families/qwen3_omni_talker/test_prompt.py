@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-Omni's talker equal transformers' inputs to it; unsupported ones are refused."""
+"""Prompts of the Qwen3-Omni talker equal the inputs in transformers; unsupported ones are refused."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None:
-    """Words, audio, turns of several users, the words added to the frames: to 1e-5."""
+    """Words, audio, turns of several users, and the words added to frames agree to 1e-5."""
     theirs, family = Theirs(), TalkerPrompts.at(checkpoint).family
     table = load_file(next(checkpoint.glob("*.safetensors")))["model.embed_tokens.weight"]
     for name, case in cases().items():
@@ -46,7 +46,7 @@ def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None
 
 
 def test_audio_has_a_position_for_each_row_as_text_has() -> None:
-    """By transformers' rule for positions in three dimensions, which differ only for images."""
+    """This follows transformers' rule for three-dimensional positions, which differ only for images."""
     ids = turn("user", [5, *[AUDIO] * 26, 6])
     given = torch.tensor([ids]), None, None, torch.ones(1, len(ids)), False, torch.tensor([200])
     positions, shift = Theirs().talker.get_rope_index(*given)
@@ -106,7 +106,7 @@ def test_of_an_open_text_the_end_is_still_to_come(checkpoint: Path) -> None:
 
 
 def test_turns_of_others_are_not_read(checkpoint: Path) -> None:
-    """Nor is the thinker's audio input: no hidden states for it are given."""
+    """The thinker's audio input is not read either, because there are no hidden states for it."""
     case = Case(turn("system", [3]) + turn("user", [4]) + turn("assistant", [AUDIO, IMAGE]), [5], "ethan")
     rows = case.prompt(checkpoint, 9).rows
     assert rows[:6, 0].tolist() == turn("user", [4])

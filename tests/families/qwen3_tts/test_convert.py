@@ -1,4 +1,4 @@
-"""Conversion of Qwen3-TTS: mismatches are named and nothing is written."""
+"""Conversion of Qwen3-TTS: mismatches are reported and nothing is written."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ DEPTH = "talker.code_predictor."
 
 
 def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Path) -> None:
-    """`hidden_act` silu, no attention bias, and speakers without dialects."""
+    """The defaults are `hidden_act` silu, no attention bias, and speakers without dialects."""
     config = small_config()
     folder = write_release(tmp_path / "release", config)
     talker = config["talker_config"]

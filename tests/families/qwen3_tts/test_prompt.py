@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-TTS equal its authors' inputs to the talker; unsupported fields are refused."""
+"""Qwen3-TTS prompts equal the authors' inputs to the talker; unsupported fields are refused."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def prepare(checkpoint: Checkpoint, text: str = "hello world", **options: object
 
 
 def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoint]) -> None:
-    """Languages, a dialect, speakers, instructions, cloned voices, words before and within the frames: to 1e-5."""
+    """Cases cover languages, a dialect, speakers, instructions, cloned voices, and words before and within frames."""
     largest = 0.0
     for kind, checkpoint in checkpoints.items():
         for name, (prompt, case) in checkpoint.cases().items():
@@ -45,7 +45,7 @@ def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoin
 
 
 def words_left(name: str) -> int:
-    """Return the number of text ids that a case leaves to the reply's frames, including the end."""
+    """Return how many text ids, including the end, a case adds to the reply's frames."""
     case, _, mode = name.partition("/")
     if mode == "whole":
         return 0
@@ -94,7 +94,7 @@ def test_what_it_cannot_say_is_refused_by_name(
 
 @pytest.mark.parametrize("blank", ["", "\n", "\n\n\n", " \r\n", "\t\n \n  "])
 def test_line_ends_that_a_text_begins_with_are_left_out(checkpoints: dict[str, Checkpoint], blank: str) -> None:
-    """The authors' code cuts three tokens off `assistant\\n` and the text: line ends would merge with the third."""
+    """The authors' code removes three tokens from `assistant\\n` and the text: line ends would merge with the third."""
     kept = blank.rpartition("\n")[2]  # indentation is none of them
     asked, plain = (
         prepare(checkpoints["custom_voice"], begin + "hello\n world\n", instruct=begin + "tell")
@@ -116,7 +116,7 @@ def test_words_there_must_be_and_not_too_many(checkpoints: dict[str, Checkpoint]
 
 
 def test_text_is_split_as_qwen_2_was_trained(checkpoints: dict[str, Checkpoint]) -> None:
-    """As transformers' own class does: a merge over a change of case holds, names of special tokens are text."""
+    """As in transformers' class, merges across a case change apply, and names of special tokens are text."""
     folder = checkpoints["custom_voice"].folder
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
     theirs = Qwen2Tokenizer(vocab=json.loads((folder / "vocab.json").read_text()), merges=merges)
@@ -134,7 +134,7 @@ def clone(
     preprocessor: Preprocessor | None = None,
     **more: object,
 ) -> Prompt:
-    """Return a prompt for "hello world" in the voice of `pcm`, whose words are `said`."""
+    """Return a prompt for "hello world" in the voice of `pcm`, whose transcript is the argument after it."""
     preprocessor = preprocessor or Preprocessor(checkpoint.folder, FrameCounter(1920, 4, 32, 24_000))
     system = {"role": "system", "audio": "pcm_in"} | ({} if said is None else {"text": said})
     messages = json.dumps([system, {"role": "user", "text": "hello world"}])

@@ -1,4 +1,4 @@
-"""Numbers as words, against a slow reading."""
+"""Numbers become the same words as in a slow implementation."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The prompts of the bundled model, row by row."""
+"""Prompts of the bundled model, row by row."""
 
 import numpy as np
 import pytest

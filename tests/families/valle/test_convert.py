@@ -1,4 +1,4 @@
-"""VALL-E's release, converted: what does not fit is one clear line, and nothing is written."""
+"""Conversion of VALL-E: mismatches give a clear one-line message, and nothing is written."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """A copy of the release, of which a test may replace files."""
+    """Return a copy of the release whose files a test may replace."""
     return Path(shutil.copytree(published, tmp_path / "release"))
 
 

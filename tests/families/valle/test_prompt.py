@@ -1,4 +1,4 @@
-"""VALL-E's prompts, row by row as ESPnet lays them out."""
+"""VALL-E prompts, row by row in ESPnet's layout."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def voiced(codes: object, text: str = "a well") -> RawRequest:
 
 
 def test_rows_are_the_authors(checkpoint: Path) -> None:
-    """ESPnet's own prefix, followed by the marker alone on its row."""
+    """The rows are ESPnet's prefix, followed by a row with only the marker."""
     family = family_at(checkpoint)
     template = open_valle(checkpoint, family)
     for reply in REPLIES:

@@ -1,4 +1,4 @@
-"""VALL-E's refinement fills the codes that its authors' code fills, alone and batched with other lengths."""
+"""VALL-E's refinement gives the authors' codes, unbatched and batched with other lengths."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ def test_the_decoder_opens_the_refinement_of_the_checkpoints_family(folder: Path
 
 
 def passage(reply: dict[str, Any]) -> Passage:
-    """Return a passage as the engine sends it: ESPnet's prompt, followed by the marker alone on its row."""
+    """Return a passage as the engine sends it: ESPnet's prompt, then a row with only the marker."""
     start = [KNOWN.codec_marker] + [KNOWN.nothing] * (KNOWN.num_codebooks - 1)
     return Passage(np.array([*reply["prefix"], start]), np.array(reply["codes"][0]))
 
 
 def test_the_fixture_is_no_accident() -> None:
-    """Every code has a lead over its runner-up, and lengths differ, so that batches are padded."""
+    """Every code leads its runner-up clearly, and lengths differ, so that batches are padded."""
     assert min(reply["filled_lead"] for reply in REPLIES) > 1e-3
     assert len({len(reply["prefix"]) + len(reply["codes"][0]) for reply in REPLIES}) > 2
 

@@ -1,4 +1,4 @@
-"""Conversion of VibeVoice: strict, with four rows of an untied head, and the decoder for codec and model."""
+"""Conversion of VibeVoice is strict, keeps four rows of an untied head, and stores the decoder for codec and model."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of(release: Path, folder: Path) -> Path:
-    """Return a copy whose files may be changed."""
+    """Return a copy of a release whose files may be changed."""
     folder.mkdir()
     for path in release.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -150,7 +150,7 @@ def published_name_of(name: str) -> str:
 
 
 def authors_release(folder: Path, kind: str = "tied") -> Path:
-    """Write a release in the authors' layout and return its folder; its tokenizer is in the folder, too."""
+    """Write a release in the authors' layout, including its tokenizer, and return its folder."""
     release = write_release(folder, kind)
     with edited(release / MODEL) as tensors:
         renamed = {authors_name(name): tensor for name, tensor in tensors.items()}
@@ -209,7 +209,7 @@ def test_the_authors_layout_gives_the_same_checkpoint(tmp_path: Path, kind: str)
 
 
 def test_names_are_those_of_the_authors_checkpoint() -> None:
-    """Names and shapes of the published 1.5B checkpoint, whose decoder has 276 tensors."""
+    """Names and shapes equal those of the published 1.5B checkpoint, whose decoder has 276 tensors."""
     with torch.device("meta"):
         shapes = {
             authors_name(f"model.audio_tower.{published_name(f'decoder.{name}')}"): list(tensor.shape)

@@ -1,4 +1,4 @@
-"""Prompts of VibeVoice: parts as the authors tokenize them, up to four voices, lines of speakers, and refusals."""
+"""VibeVoice prompts: parts tokenized as by the authors, up to four voices, speaker lines, and refusals."""
 
 import json
 from io import BytesIO
@@ -43,7 +43,7 @@ def wave_file(pcm: np.ndarray) -> bytes:
 
 
 def spelled(checkpoint: Path, *parts: str | int) -> list[int]:
-    """Return the ids of texts, each tokenized by itself, and of other ids."""
+    """Return the ids of a sequence of texts, each tokenized separately, and plain ids."""
     tokenizer = TextTokenizer.at(checkpoint)
     return [each for part in parts for each in (tokenizer.encode(part) if isinstance(part, str) else [part])]
 
@@ -73,7 +73,7 @@ def test_parts_are_tokenized_by_themselves(checkpoint: Path, preprocessor: Prepr
 def test_speakers_count_from_one_or_zero(
     checkpoint: Path, preprocessor: Preprocessor, text: str, lines: list[str]
 ) -> None:
-    """Names of special tokens are text."""
+    """Names of special tokens in a text are plain text."""
     ids = spelled(checkpoint, INSTRUCTION, " Text input:\n", *lines, " Speech output:\n", BEGIN)
     assert preprocessor.prepare(RawRequest(text=text)).rows[:, 0].tolist() == ids
 

@@ -1,11 +1,11 @@
-r"""Writer of `heard.npz`: results of the authors' audio encoder on the random weights, for the tests.
+r"""Write `heard.npz` for the tests: results of the authors' audio encoder with random weights.
 
 git clone https://github.com/VITA-MLLM/VITA-Audio
 pip install torch torchaudio funasr omegaconf "numpy<2" safetensors
 PYTHONPATH=.:python_backend:VITA-Audio/vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 \
     python -m tests.families.vita_audio.authors_hearing
 
-The encoder is FunASR's; the authors' copy differs only in the dtype of its mask.
+The encoder comes from FunASR; the authors' copy differs only in the dtype of its mask.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Audio inputs for the authors' encoder and ours. Every n-th number of a result is kept."""
+"""Audio inputs for the authors' encoder and ours. Only every n-th number of a result is stored."""
 
 from pathlib import Path
 
@@ -14,6 +14,6 @@ NUM_POSITIONS = 300
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """Return the count of all numbers and every EVERY-th of them (every 17th of those for long audio), in float32."""
+    """Return the count of numbers and every EVERY-th of them (every 17th of these for long audio), in float32."""
     step = EVERY if values.size < LONG else 17 * EVERY
     return np.append(values.size, values.reshape(-1)[::step]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""VITA-Audio-Plus's audio encoder against the authors' code on the same random weights (`authors_hearing.py`)."""
+"""VITA-Audio-Plus's audio encoder against the authors' code with the same random weights (`authors_hearing.py`)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_positions_are_rounded_as_theirs_in_bfloat16() -> None:
 
 @torch.no_grad()
 def test_a_narrow_tower_reads_wide_features(audio: Mapping[str, object]) -> None:
-    """As the engine gives them; rows are of the weights' type."""
+    """The engine passes float32 features; rows have the dtype of the weights."""
     towers = [loaded(audio_tower(audio), random.TOWER, dtype) for dtype in (torch.float32, torch.bfloat16)]
     adaptors = [
         loaded(audio_adaptor(audio, HIDDEN), random.ADAPTOR, dtype) for dtype in (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Prompts of VITA-Audio against the published layouts, written out by hand, and how words and codes take turns."""
+"""VITA-Audio prompts against handwritten published layouts, and the alternation of words and codes."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def template(checkpoint: Path) -> VitaTemplate:
 
 
 def ids(checkpoint: Path, *parts: str | list[int]) -> list[int]:
-    """Return ids: markers by name, other strings tokenised separately, lists as codes."""
+    """Return ids for markers by name, for other strings tokenised separately, and for lists as codes."""
     tokenizer, family = TextTokenizer.at(checkpoint), family_at(checkpoint)
     known = {token: token_id for token_id, token in tokenizer.tokens.items()}
     found = list[int]()
@@ -102,7 +102,7 @@ def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, temp
 
 
 def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_path: Path) -> None:
-    """A voice and a question; an earlier reply remains codes."""
+    """The prompt has a voice and a question; an earlier reply stays as codes."""
     release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
     assert main(command(release, tmp_path / "plus")) == 0
     plus = open_template(family_at(tmp_path / "plus"), tmp_path / "plus", None, "cpu")

@@ -1,4 +1,4 @@
-"""Conversion of VoxCPM2: strict, with weight norms folded and the factors of muP multiplied into the weights."""
+"""Conversion of VoxCPM2 is strict, folds weight norms, and multiplies muP factors into the weights."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Prompts of VoxCPM2: text as the authors tokenize it, references, continued recordings, lengths and refusals."""
+"""VoxCPM2 prompts: text tokenized as by the authors, references, continued recordings, lengths and refusals."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_rows_are_the_authors(preprocessor: Preprocessor, mode: str) -> None:
 
 
 def test_a_transcript_in_the_system_turn_is_continued(preprocessor: Preprocessor) -> None:
-    """The same as an earlier reply to it."""
+    """The prompt equals that of an earlier reply with this transcript."""
     turns = [{"role": "system", "audio": "audio", "text": PROMPT_TEXT}, {"role": "user", "text": TEXT}]
     prompt = preprocessor.prepare(RawRequest(messages=json.dumps(turns), audio=wave_file("prompt")))
     assert prompt.rows.tolist() == preprocessor.prepare(request("continuation")).rows.tolist()

@@ -1,4 +1,4 @@
-"""A caller of the realtime API who checks every event against the types of OpenAI's own package."""
+"""Caller of the realtime API that checks every event against the types in OpenAI's package."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ TALKS = PROFILE | {
 
 
 def unknown_fields(value: Any) -> list[str]:
-    """The names in a parsed event that OpenAI's types do not have."""
+    """Return the field names in a parsed event that OpenAI's types do not have."""
     if isinstance(value, BaseModel):
         fields = [value.__dict__[name] for name in type(value).model_fields]
         return [*(value.model_extra or {}), *(name for each in fields for name in unknown_fields(each))]
@@ -53,7 +53,7 @@ def unknown_fields(value: Any) -> list[str]:
 
 
 def check(text: str | bytes) -> Any:
-    """The event in a message, by OpenAI's types: nothing is missing, and nothing unknown."""
+    """Parse the event in a message with OpenAI's types; check that no field is missing or unknown."""
     event = EVENT.validate_json(text)
     unknown = set(unknown_fields(event)) - {IGNORED}
     if event.type in ("session.created", "session.updated"):
@@ -66,20 +66,20 @@ def check(text: str | bytes) -> Any:
 
 
 class Caller:
-    """One session as its client sees it."""
+    """A session as its client sees it."""
 
     def __init__(self, connection: AsyncRealtimeConnection):
         self.connection = connection
         self.seen: list[Any] = []
 
     async def next(self) -> Any:
-        """The next event."""
+        """Return the next event."""
         async with asyncio.timeout(PATIENCE_S):
             self.seen.append(check(await self.connection.recv_bytes()))
         return self.seen[-1]
 
     async def until(self, kind: str) -> list[Any]:
-        """The events up to the next of that type, before which there is no error."""
+        """Return the events up to the next of this type; fail on an error event before it."""
         events = [await self.next()]
         while events[-1].type != kind:
             assert events[-1].type != "error", events[-1]
@@ -87,46 +87,46 @@ class Caller:
         return events
 
     async def send(self, kind: str, **fields: Any) -> None:
-        """Send an event, which may be none that OpenAI's types know."""
+        """Send an event, which may be unknown to OpenAI's types."""
         await self.connection.send({"type": kind, **fields})  # type: ignore[arg-type]
 
     async def ask(self, kind: str, **fields: Any) -> Any:
-        """Send an event, and take the next."""
+        """Send an event and return the next one."""
         await self.send(kind, **fields)
         return await self.next()
 
     async def update(self, turn_detection: Any = None, **session: Any) -> Any:
-        """Update the session; turn detection is off unless given."""
+        """Update the session; turn detection is off unless it is given."""
         kind = session.pop("type", "realtime")
         heard = {"input": {"turn_detection": turn_detection} | session.pop("input", {})}
         return await self.ask("session.update", session=joined({"type": kind, "audio": heard}, session))
 
     async def say(self, text: str, **item: Any) -> Any:
-        """A written turn of the user's."""
+        """Add a written user turn."""
         content = [{"type": "input_text", "text": text}]
         return await self.put({"type": "message", "role": "user", "content": content} | item)
 
     async def put(self, item: dict[str, Any]) -> Any:
-        """An item; the event that it is there."""
+        """Add an item and return the event that confirms it."""
         added = await self.ask("conversation.item.create", item=item)
         assert (await self.next()).type == "conversation.item.done"
         return added
 
     async def hear(self, pcm: np.ndarray) -> None:
-        """Samples [n] int16, in pieces as a microphone sends them."""
+        """Send samples, int16 [n], in pieces as a microphone does."""
         for start in range(0, len(pcm), PIECE):
             data = base64.b64encode(pcm[start : start + PIECE].tobytes()).decode()
             await self.send("input_audio_buffer.append", audio=data)
 
 
 def call(running: Running, model: str = "gpt-realtime", **options: Any) -> AbstractAsyncContextManager[Caller]:
-    """A session, which has been created."""
+    """Open a session and return its caller once it has been created."""
     return call_by(running.openai(), model, **options)
 
 
 @asynccontextmanager
 async def call_by(client: openai.AsyncOpenAI, model: str, **options: Any) -> AsyncIterator[Caller]:
-    """The same by a client that there is already."""
+    """Open a session with an existing client."""
     options["websocket_connection_options"] = {"open_timeout": 60}
     async with client.realtime.connect(model=model, **options) as connection:
         caller = Caller(connection)
@@ -135,7 +135,7 @@ async def call_by(client: openai.AsyncOpenAI, model: str, **options: Any) -> Asy
 
 
 def spoken(name: str = "birch_canoe_slt") -> np.ndarray:
-    """A sentence as int16 [n] at 24 kHz, without the silence before it."""
+    """Return a sentence, int16 [n] at 24 kHz, without leading silence."""
     pcm, rate = soundfile.read(SAMPLES / f"{name}.ogg", dtype="float32")
     pcm = soxr.resample(pcm, rate, RATE)
     first = int(np.argmax(np.abs(pcm) > 0.02))
@@ -143,18 +143,18 @@ def spoken(name: str = "birch_canoe_slt") -> np.ndarray:
 
 
 def silence(seconds: float) -> np.ndarray:
-    """So much of a quiet room."""
+    """Return this duration of quiet noise."""
     noise = np.random.default_rng(0).standard_normal(round(seconds * RATE))
     return (noise * 10).astype(np.int16)
 
 
 def codes(num_frames: int, first: int = 0) -> list[list[int]]:
-    """Two streams of as many frames."""
+    """Return codes for two streams with this number of frames."""
     return [[first + n for n in range(num_frames)], [100 + first + n for n in range(num_frames)]]
 
 
 def answer(*before_last: Step) -> list[Step]:
-    """Return the steps of a reply of words and 0.4 s of audio, with `before_last` before its second half."""
+    """Return the steps of a reply with words and 0.4 s of audio; `before_last` come before its second half."""
     half = RATE // 5
     return [
         Chunk(0, None, text="so it"),
@@ -165,12 +165,12 @@ def answer(*before_last: Step) -> list[Step]:
 
 
 def by_task(**scripts: list[Step]) -> Callable[[Request], list[Step]]:
-    """A server that answers by task."""
+    """Return the script of a server that answers according to the task."""
     return lambda request: scripts[request["task"].decode()]
 
 
 async def run_over(gateway: Gateway, line: Line) -> None:
-    """A session from its beginning to its end, without a network."""
+    """Run a session from beginning to end, without a network."""
     scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
     socket = WebSocket(scope, line.receive, line.send)
     socket.client_state = socket.application_state = WebSocketState.CONNECTED

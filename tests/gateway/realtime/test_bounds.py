@@ -34,13 +34,13 @@ NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
 
 def open_socket(running: Running, path: str = "/v1/realtime", **options: Any) -> Any:
-    """Open a WebSocket as any client may; the answer to the handshake may take a minute."""
+    """Open a WebSocket as any client may; wait up to a minute for the handshake."""
     url = running.url.replace("http", "ws") + path
     return websockets.connect(url, proxy=None, open_timeout=PATIENCE_S, max_size=None, **options)
 
 
 async def status(running: Running, path: str = "/v1/realtime", **options: Any) -> int:
-    """The status of the answer to a handshake."""
+    """Return the HTTP status of a handshake's response."""
     try:
         async with open_socket(running, path, **options) as opened:
             return opened.response.status_code
@@ -130,7 +130,7 @@ async def test_one_caller_leaves_sessions_and_memory_to_others(start: Start) -> 
 
 
 async def ask(opened: Any, message: str, kind: str) -> Any:
-    """Send an event; the next of that type."""
+    """Send an event and return the next event of a type."""
     await opened.send(message)
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -161,7 +161,7 @@ async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> 
 
 
 async def spoken_reply(caller: Caller) -> Any:
-    """The item of a reply to a turn that is written."""
+    """Return the item of a reply to a written turn."""
     await caller.update()
     await caller.say("Well?", id="turn")
     await caller.send("response.create")

@@ -22,7 +22,7 @@ SETTINGS = RealtimeSettings(model="tiny")
 
 
 async def secret(running: Running, session: Any = SESSION, **options: Any) -> str:
-    """A new client secret."""
+    """Create a client secret and return it."""
     made = await running.openai(api_key=KEY).realtime.client_secrets.create(session=session, **options)
     assert re.fullmatch(r"ek_[A-Za-z0-9_-]{43}", made.value)
     return made.value

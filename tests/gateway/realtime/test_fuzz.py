@@ -1,4 +1,4 @@
-"""Invalid realtime events: each is answered by an error, and the session continues."""
+"""Each invalid realtime event gets an error, and the session continues."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ SOUND = st.binary(max_size=4000).map(lambda data: base64.b64encode(data[: len(da
 
 
 def event(kind: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Mostly what an event of that type asks for."""
+    """Draw an event of this type that is mostly valid."""
     schema = EVENTS[kind].model_json_schema()
     fields = values(schema, schema.get("$defs", {})).filter(lambda record: isinstance(record, dict))
     known = st.fixed_dictionaries({"type": st.just(kind)})
@@ -57,7 +57,7 @@ MESSAGES = st.one_of(
 
 
 class CheckedLine(Line):
-    """One whose every event is checked against the types of the `openai` package."""
+    """Fake WebSocket that checks every event against the types of the `openai` package."""
 
     async def send(self, message: dict[str, Any]) -> None:
         await super().send(message)
@@ -93,5 +93,5 @@ def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixtur
 
 
 async def open_gateway(behind: FakeServer) -> Gateway:
-    """A gateway before it."""
+    """Return a gateway in front of a fake server."""
     return Gateway(GatewayConfig(await behind.start(), limits=Limits(max_turn_s=2)))

@@ -1,4 +1,4 @@
-"""The realtime API by OpenAI's own client: settings, items, replies, transcripts."""
+"""The realtime API with OpenAI's own client: settings, items, replies, transcripts."""
 
 import asyncio
 import base64
@@ -304,7 +304,7 @@ UNHONOURED = [
 
 
 def both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The fields of two updates in one."""
+    """Merge the fields of two updates."""
     return joined(one, {"type": "realtime"} | other)
 
 

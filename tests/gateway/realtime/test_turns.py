@@ -34,12 +34,12 @@ SPEAKERS = ("birch_canoe_slt", "birch_canoe_rms", "garden_door_rms", "train_slt"
 
 
 def edges(detector: TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Edge]:
-    """Return the edges of turns in samples fed in pieces."""
+    """Feed samples in pieces and return the edges of turns."""
     return [edge for edge in judged(detector, pcm, step) if edge is not None]
 
 
 def judged(judge: VoiceActivity | TurnDetector, pcm: np.ndarray, step: int = PIECE) -> list[Any]:
-    """Return the results of a detector, or its network, for all windows of samples fed in pieces."""
+    """Feed samples in pieces to a detector or its network and return the results of all windows."""
     found = []
     for start in range(0, len(pcm), step):
         judge.add(pcm[start : start + step])
@@ -108,7 +108,7 @@ def scripted(*probabilities: float) -> TurnDetector:
 
 
 def windows(edge: Edge) -> tuple[bool, float]:
-    """An edge in windows."""
+    """Express an edge in windows."""
     return edge.is_start, (edge.sample - 1000) / WINDOW_SAMPLES
 
 
@@ -132,7 +132,7 @@ def test_turns_are_made_of_windows(probabilities: list[float], expected: list[tu
 
 
 async def counts(done: asyncio.Future[Any], judged: list[Any]) -> list[int]:
-    """Return the number of windows judged in each round of the event loop."""
+    """Return the number of windows processed in each iteration of the event loop."""
     found = []
     while not done.done():
         before = len(judged)

@@ -1,4 +1,4 @@
-"""gRPC: requests of every task and shape to all four models, mutated as messages and as bytes."""
+"""gRPC requests of every task and shape to all four models, mutated as messages and as bytes."""
 
 import asyncio
 import io
@@ -67,7 +67,7 @@ Tensor = tuple[str, str, list[int], bytes]
 
 
 def make_call(draw: Random) -> Sent:
-    """A mutated call: mostly an inference, on a stream or alone, sometimes another one."""
+    """Return a mutated call: usually an inference, streamed or unary, sometimes another call."""
     if draw.random() < 0.12:
         return other_call(draw)
     model = draw.choices(MODELS[:4], (10, 3, 2, 2))[0]
@@ -87,7 +87,7 @@ def make_call(draw: Random) -> Sent:
 
 
 def other_call(draw: Random) -> Sent:
-    """A call that is none of inference, with a message of any bytes, or of a name."""
+    """Return a call other than inference, with arbitrary bytes or a name as its message."""
     method = draw.choice(sorted(access.APIS))
     name = draw.choice((*MODELS, *TEXTS)).encode(errors="surrogatepass")
     data = b"\x0a" + bytes([len(name) & 0x7F]) + name
@@ -97,7 +97,7 @@ def other_call(draw: Random) -> Sent:
 
 
 def infer_request(model: str, draw: Random) -> ModelInferRequest:
-    """A request that is right, of any task and shape."""
+    """Return a valid request of any task and shape."""
     request = ModelInferRequest(model_name=model, id=draw.choice(("", "a", "7f")))
     for name, datatype, shape, raw in _tensors(model, draw):
         request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -206,7 +206,7 @@ def _spoil(request: ModelInferRequest, draw: Random) -> None:
 
 
 def _retell(request: ModelInferRequest, draw: Random) -> None:
-    """Another string, of the right length."""
+    """Return another string of the right length."""
     strings = [place for place, tensor in enumerate(request.inputs) if tensor.datatype == "BYTES"]
     if strings and (place := draw.choice(strings)) < len(request.raw_input_contents):
         value = draw.choice((*TEXTS, *map(str, NUMBERS), json.dumps(list(TEXTS)))).encode(errors="surrogatepass")
@@ -220,7 +220,7 @@ def _swap(request: ModelInferRequest, draw: Random) -> None:
 
 
 def _type_contents(request: ModelInferRequest, draw: Random) -> None:
-    """The elements in the message's own fields, as some clients send them."""
+    """Put the elements in the message's typed fields, as some clients do."""
     if request.inputs and request.raw_input_contents:
         contents = request.inputs[0].contents
         if draw.random() < 0.5:
@@ -291,7 +291,7 @@ SEALED_ROWS, SEALED_PROMPT = b"sealed rows", b"sealed prompt"  # until a server'
 
 
 def _sealed(data: bytes, doors: Doors) -> bytes:
-    """Return a message with the server's own prompt, if it is still one."""
+    """Replace the prompt in a message with the server's own prompt, if the message still has one."""
     try:
         request = ModelInferRequest.FromString(data)
     except DecodeError:

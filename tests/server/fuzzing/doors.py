@@ -1,4 +1,4 @@
-"""Endpoints for mutated requests, and rules that all answers must satisfy."""
+"""Endpoints for mutated requests, and rules that all responses must satisfy."""
 
 import re
 from collections import Counter
@@ -33,7 +33,7 @@ class Doors:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A mutated request; `ask` sends it and returns the answer's problems."""
+    """A mutated request. `ask` sends it and returns the problems of the response."""
 
     what: str
     ask: Callable[[Doors], Awaitable[list[str]]]

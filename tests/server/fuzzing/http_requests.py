@@ -1,4 +1,4 @@
-"""HTTP, byte by byte: all endpoints of the gateway, and the server's own port for pages."""
+"""HTTP requests, byte by byte, to all gateway endpoints and to the server's own HTTP port."""
 
 import asyncio
 import json
@@ -79,7 +79,7 @@ Parts = list[tuple[str, bytes]]
 
 @dataclass(slots=True)
 class Request:
-    """One on its way to be mutated; `is_whole`: nothing has been cut off it, so that it has an answer."""
+    """Request to be mutated. `is_whole` is True if nothing has been cut off, so that it gets a response."""
 
     method: str
     path: str
@@ -94,7 +94,7 @@ class Request:
 
 
 def make_request(draw: Random) -> Sent:
-    """A mutated request to the gateway, sometimes to the server's own port."""
+    """Return a mutated request to the gateway or, sometimes, to the server's own port."""
     if draw.random() < 0.15:
         request, port = _page(draw, SERVER_PATHS), "http_port"
     else:
@@ -194,7 +194,7 @@ def _cut(request: Request, draw: Random) -> None:
 
 
 def _spoil(request: Request, draw: Random) -> None:
-    """Replace the body by other bytes of the announced length."""
+    """Replace the body with other bytes of the announced length."""
     request.body = flipped(request.body, draw)
     request.headers = [line for line in request.headers if not line.startswith("Content-Length")]
     request.headers.append(f"Content-Length: {len(request.body)}")
@@ -216,7 +216,7 @@ async def _ask(doors: Doors, port: int, data: bytes, is_whole: bool) -> list[str
 
 
 async def _answer(port: int, data: bytes, is_whole: bool) -> bytes:
-    """Return everything until the connection ends; the sender of an incomplete request ends it after a while."""
+    """Read until the connection ends; after an incomplete request, the sender ends it after a while."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer = bytearray()
 
@@ -239,7 +239,7 @@ async def _answer(port: int, data: bytes, is_whole: bool) -> bytes:
 
 
 def _wrong(answer: bytes) -> list[str]:
-    """Return the problems of an answer: its status, and the message of an error."""
+    """Return the problems of a response: its status, and an error's message."""
     found = re.match(rb"HTTP/1\.[01] (\d{3}) ", answer)
     if not found:
         return [f"no answer of HTTP: {answer[:100]!r}"]

@@ -1,4 +1,4 @@
-"""Mutations of valid requests: fields of another kind or size, repeated or missing, and altered bytes."""
+"""Mutations of valid requests: fields of another type or size, repeated or missing fields, and altered bytes."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""WebSockets: sessions of the gateway with a few events changed, missing or repeated."""
+"""WebSocket sessions of the gateway with a few events changed, missing or repeated."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ FAILED_CODES = (1006, 1011)  # RFC 6455, section 7.4.1: it has broken off; the s
 
 
 def make_session(draw: Random) -> Sent:
-    """A session with mutations; its last message is its end."""
+    """Return a session with mutations; its last message ends it."""
     path = draw.choice(list(ROUTES))
     events: list[Event] = list(ROUTES[path])
     for _ in range(draw.randint(0, 3)):

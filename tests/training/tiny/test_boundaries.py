@@ -1,4 +1,4 @@
-"""Words found in phonemes."""
+"""Assignment of phonemes to words."""
 
 import pytest
 

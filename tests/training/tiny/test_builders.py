@@ -1,4 +1,4 @@
-"""Sequences against examples drawn by hand."""
+"""Training sequences against handwritten examples."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def phoneme(name: str) -> int:
 
 @pytest.fixture
 def spoken() -> Spoken:
-    """`up at`: pau ah p | ae t pau in seven frames, the first silence two frames long."""
+    """Return `up at` (pau ah p | ae t pau) in seven frames, with a first silence of two frames."""
     names = "pau ah p ae t pau".split()
     transcript = Transcript("up at", tuple(PHONEME_ID[name] for name in names), (-1, 0, 0, 1, 1, -1))
     codes = (np.arange(7)[:, None] + 10 * np.arange(7)[None]).astype(np.uint8)

@@ -12,7 +12,7 @@ from training.tiny.synthesise import Utterance
 
 
 def hum(hz: float, seconds: float) -> torch.Tensor:
-    """Ten harmonics of a pitch, int16."""
+    """Return ten harmonics of a pitch as int16 samples."""
     time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     wave = sum((2 * math.pi * hz * k * time).sin() / k for k in range(1, 11))
     return (wave * 6000).to(torch.int16)

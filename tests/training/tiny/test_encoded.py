@@ -1,4 +1,4 @@
-"""Phonemes laid on frames."""
+"""Assignment of phonemes to frames."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The figures that an evaluation takes."""
+"""Figures that an evaluation measures."""
 
 import json
 

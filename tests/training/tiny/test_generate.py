@@ -1,4 +1,4 @@
-"""Generation follows the rules of the engine."""
+"""Generation follows the engine's rules."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The network against Hugging Face's Qwen3, which the engine runs."""
+"""The training network against Hugging Face's Qwen3, which the engine runs."""
 
 import json
 from pathlib import Path

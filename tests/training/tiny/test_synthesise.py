@@ -1,4 +1,4 @@
-"""Shards, and flite if it is installed."""
+"""Shards of training speech, and flite if it is installed."""
 
 import shutil
 from pathlib import Path

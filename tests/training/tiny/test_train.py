@@ -1,4 +1,4 @@
-"""The schedule, and a run that is interrupted."""
+"""Learning-rate schedule, and resumption of an interrupted run."""
 
 import json
 import random

@@ -16,7 +16,7 @@ FRAMES = 96
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """A training of seconds: one short clip of noise, small trunks, one shard already worked out."""
+    """Train for seconds with a short clip of noise, small trunks, and a cached shard."""
     torch.manual_seed(0)
     pcm = 0.1 * torch.randn(FRAMES * HOP)
     out = tmp_path / "out"

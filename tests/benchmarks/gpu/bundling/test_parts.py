@@ -7,7 +7,7 @@ from benchmarks.gpu.bundling.parts import MANIFEST, DamagedPart, Installation, M
 
 
 def make_tree(folder: Path) -> Path:
-    """Write files of many sizes, one larger than several parts, with incompressible content."""
+    """Write files of many sizes with incompressible content; one is larger than several parts."""
     noise = random.Random(0)
     for name, size in (("site/a.py", 10), ("site/deep/b.so", 5000), ("site/empty", 0), ("source/c", 900)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

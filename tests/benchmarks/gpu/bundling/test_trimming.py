@@ -1,4 +1,4 @@
-"""Made-up ELF files with a fat binary in them."""
+"""Trimming of made-up ELF files that contain a fat binary."""
 
 import lzma
 import random
@@ -23,7 +23,10 @@ def container(entries: Entries) -> bytes:
 
 
 def library(*containers: bytes) -> bytes:
-    """Return three sections: the fat binary with a gap of eight bytes after each container, the names, and code."""
+    """Return an ELF file with three sections: fat binary, names and code.
+
+    Eight bytes of padding follow each container.
+    """
     contents = [b"".join(each + bytes(8) for each in containers), NAMES, CODE]
     headers, body = [bytes(SECTION_HEADER)], b""
     for name, content in zip((b".nv_fatbin", b".shstrtab", b".text"), contents, strict=True):

@@ -1,4 +1,4 @@
-"""Runs a Triton kernel in the interpreter and its twin on equal inputs, and compares all that they wrote."""
+"""Run a Triton kernel in the interpreter and its CPU twin on equal inputs, and compare all that they write."""
 
 import copy
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Compare = Callable[..., list[Any]]
 
 @pytest.fixture(scope="session")
 def same_as_kernel() -> Compare:
-    """`same_as_kernel(name, grid, *arguments, **constants)` returns the arguments as the twin left them."""
+    """Return the function `same_as_kernel(name, grid, *arguments, **constants)`, which returns the twin's results."""
     cpu_kernels.install()
 
     def compare(name: str, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""vLLM's own BlockTables, driven with the twins and with the interpreted kernels side by side."""
+"""vLLM's BlockTables, run with the CPU twins and with the interpreted kernels in parallel."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Batches of decoding, prefilling, partly prefilling and absent rows, against the interpreted kernels."""
+"""Batches with decoding, prefilling, partly prefilling and absent rows, against the interpreted kernels."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ MAX_REQS, MAX_LEN, MAX_TOKENS, VOCAB = 8, 64, 128, 50
 
 @dataclass(frozen=True)
 class Batch:
-    """Random request slots and a batch of `query_lens` tokens a row; row i prefills if `prefilling[i]`."""
+    """Random request slots, and a batch with `query_lens` tokens per row; row i prefills if `prefilling[i]`."""
 
     seed: int
     query_lens: tuple[int, ...]

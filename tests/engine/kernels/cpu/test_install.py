@@ -1,4 +1,4 @@
-"""Stock vLLM on a small random checkpoint: the same tokens with twins, interpreted, and from transformers."""
+"""Stock vLLM on a small random checkpoint gives transformers' tokens, both with CPU twins and interpreted."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -46,7 +46,7 @@ def llm(reference) -> LLM:
 
 @pytest.fixture
 def launches(monkeypatch) -> Iterator[list[str]]:
-    """The names of the kernels that run in the interpreter."""
+    """Record the names of the kernels that run in the interpreter."""
     names: list[str] = []
     launch = interpreter.GridExecutor.__call__
 

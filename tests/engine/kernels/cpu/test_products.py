@@ -33,7 +33,10 @@ def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:
 
 @pytest.mark.parametrize("width", [256, 1536, 2048, 4096])
 def test_a_row_s_product_does_not_depend_on_its_neighbours(width: int) -> None:
-    """To the bit, at published widths, too: with AVX-512, oneDNN adds up one row in another order from 1536 on."""
+    """Results are bit-identical, also at published widths.
+
+    With AVX-512, oneDNN sums a single row in another order from width 1536.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(rows, width, generator=generator) for rows in (320, 32))
     multiply = Product(weight)

@@ -1,4 +1,4 @@
-"""CPU sampling equals the interpreted kernels: a seed draws the same tokens as on a GPU."""
+"""CPU sampling equals the interpreted kernels, so a seed gives the same tokens as on a GPU."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_a_seed_draws_the_token_that_the_kernel_draws(vocab, temperatures, apply
 
 
 def draw(outputs, arguments, constants):
-    """The winners of both, each folded over its blocks as vLLM does; the twin's blocks are laid out otherwise."""
+    """Return the tokens that kernel and twin sample, each reduced over its own blocks as in vLLM."""
     cpu_kernels.install()
     interpreted, twin = dispatcher._registry[f"{cpu_kernels.RUNNER}.sample.gumbel._gumbel_sample_kernel"]
     results = []
@@ -67,7 +67,7 @@ def draw(outputs, arguments, constants):
 
 
 def keep(scores: list[float], k: int, p: float) -> list[float]:
-    """The slow way: the most probable tokens one by one, until there are `k` or they hold probability `p`."""
+    """Keep the most probable tokens one by one until there are `k` or their probability reaches `p`."""
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:k]
     total = sum(math.exp(scores[token]) for token in order)
     kept, held = [float("-inf")] * len(scores), 0.0

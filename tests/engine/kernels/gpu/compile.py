@@ -1,4 +1,4 @@
-"""Compiles the kernels for CUDA devices that need not be there, and prints what each binary uses.
+"""Compile the kernels for CUDA devices that need not be present, and print what each binary uses.
 
 One line per kernel: capability, name, size in bytes, registers per thread, bytes of stack (spilled registers).
 """
@@ -143,7 +143,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
 
 
 def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], num_warps: int, capability: int) -> Any:
-    """The kernel for a device of `capability`; of a step's kernels, whose signature is {}, the types are known."""
+    """Compile a kernel for a device of `capability`; for step kernels, whose signature is {}, the types are known."""
     names = list(inspect.signature(kernel.fn).parameters)
     constants = {name: value for name, value in constants.items() if name in names}
     types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}

@@ -1,10 +1,10 @@
-"""Counts the device operators of depth transformers and MCTP modules in the configuration that a server on a GPU has.
+"""Count the device operators of depth transformers and MCTP modules in the configuration of a GPU server.
 
 It also checks the CUDA graphs and the FP8 products that vLLM chooses for what `make-repository --gpu` writes.
 
     LD_LIBRARY_PATH=STUBS PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m tests.engine.kernels.gpu.deployed
 
-Needs the CUDA builds of torch and vLLM, and no GPU: tensors are in host memory, where the fused operators do nothing,
+It needs the CUDA builds of torch and vLLM but no GPU: tensors are in host memory, fused operators do nothing there,
 and `STUBS` holds stand-ins for the driver's libraries (scripts/cuda_without_gpu.sh). Prints JSON: operators per pass in
 torch (`reference`) and as served.
 """
@@ -58,7 +58,7 @@ def deployed(name: str, folder: Path) -> Any:
 
 
 def depth_operators(folder: Path) -> dict[str, Any]:
-    """Return the operators of one pass of Qwen3-TTS' depth transformer."""
+    """Return the operators of one pass through the depth transformer of Qwen3-TTS."""
     config, launches = deployed("qwen3_tts", folder), Launches()
     spec = MODELS["qwen3_tts"].read_family(Setup("cuda", folder)).depth
     assert spec is not None
@@ -76,7 +76,7 @@ def depth_operators(folder: Path) -> dict[str, Any]:
 
 
 def module_operators(folder: Path) -> dict[str, Any]:
-    """Return the operators of one layer of an MCTP module, without attention."""
+    """Return the operators of an MCTP module's layer, excluding attention."""
     config, found = deployed("vita", folder), dict[str, Any]()
     Attention.forward = lambda self, query, key, value, *args, **kwargs: query
     hf_config: Any = config.model_config.hf_config

@@ -1,4 +1,4 @@
-"""Counts of operators that launch something on a device, and of launches of a Triton kernel."""
+"""Counters of operators that launch work on a device, and of Triton kernel launches."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ FREE = {
 
 
 class Count(TorchDispatchMode):
-    """Counts operators that launch something."""
+    """Counter of operators that launch work."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Count(TorchDispatchMode):
 
 
 class Launches:
-    """Stands for a kernel and counts launches."""
+    """Fake kernel that counts its launches."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -44,7 +44,7 @@ class Launches:
 
 
 class OnDevice(TorchDispatchMode):
-    """Counts operators, and fails at one that reads or writes the memory of another device than `device`."""
+    """Counter of operators that fails if one reads or writes memory of a device other than `device`."""
 
     def __init__(self, device: str):
         super().__init__()
@@ -60,7 +60,7 @@ class OnDevice(TorchDispatchMode):
 
 
 class Known:
-    """Fake readback of replies that are in audio."""
+    """Fake readback for replies that are in their audio segment."""
 
     is_exact = False
 
@@ -75,7 +75,7 @@ class Known:
 
 
 def count_operators(name: str, device: str) -> int:
-    """Run the array path of a case of `benchmarks.gpu.step_paths` as wide as published; return its operators.
+    """Run the array path of a `benchmarks.gpu.step_paths` case at its published width; return its operators.
 
     Any wait for the device and any copy from the host is an error. `run_slots.readback_of` must return `Known`.
     """

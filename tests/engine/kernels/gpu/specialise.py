@@ -1,4 +1,4 @@
-"""Number of binaries of the draw on a GPU for batches of 1 to 9 rows; one is compiled before serving."""
+"""Count the draw's binaries on a GPU for batches of 1 to 9 rows; one is compiled before serving."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ COLUMNS, STREAMS = 1025, 8
 
 
 class Launches:
-    """Stands for the kernel: notes by what Triton would choose a binary."""
+    """Fake kernel that records the properties by which Triton would choose a binary."""
 
     def __init__(self, function: Any):
         backend = make_backend(GPUTarget("cuda", 90, 32))
@@ -30,7 +30,7 @@ class Launches:
 
 
 def num_binaries_of_the_draw() -> int:
-    """Return the number of binaries of the draw kernel; replaces it, so that it launches none afterwards."""
+    """Return the number of binaries of the draw kernel, which is replaced and launches nothing afterwards."""
     launches = kernel._draw_kernel = Launches(kernel._draw_kernel)
     token_ids = torch.arange(STREAMS * COLUMNS).view(STREAMS, COLUMNS)
     for num_rows in range(1, 10):

@@ -1,4 +1,4 @@
-"""Number of binaries of the draw and of each kernel of a step on a GPU, for steps of 1 to 9 rows."""
+"""Count the binaries of the draw and of each step kernel on a GPU, for steps of 1 to 9 rows."""
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program

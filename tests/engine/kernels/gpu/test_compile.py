@@ -1,4 +1,4 @@
-"""The interpreter runs what a compiler may refuse: the kernels also compile for CUDA devices, without one."""
+"""The kernels also compile for CUDA devices, because the interpreter accepts code that a compiler may refuse."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ KERNELS = (
 
 
 def compiled(cache: Path, *arguments: str) -> list[str]:
-    """Return the output lines of a module of this folder that runs without the interpreter."""
+    """Run a module of this folder without the interpreter and return its output lines."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", *arguments]
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parents[4])}

@@ -1,4 +1,4 @@
-"""Depth transformers as on a GPU: the kernel in Triton's interpreter against the layers in torch, and its launches."""
+"""Depth transformers on a GPU: the interpreted kernel against torch layers, and the number of launches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ def single_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return a product whose rows depend on no other row."""
+    """Return a matrix product whose rows do not depend on each other."""
     if isinstance(x, FakeTensor):
         return F.linear(x, weight, bias)
     return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
@@ -106,7 +106,7 @@ def test_more_positions_than_the_kernel_holds_are_refused(monkeypatch: pytest.Mo
 
 @torch.inference_mode()
 def test_a_pass_of_qwen3_tts_launches_eight_kernels_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a fake CUDA device, where vLLM's custom operators are disabled as in its default compilation mode."""
+    """A fake CUDA device is used, with vLLM's custom operators disabled as in its default compilation mode."""
     launches = Launches()
     monkeypatch.setattr(kernel, "depth_attention_kernel", launches)
     library = torch.library.Library("_C", "FRAGMENT")

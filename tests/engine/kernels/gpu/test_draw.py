@@ -1,4 +1,4 @@
-"""The draw kernel in Triton's interpreter, against the plain loop with which the CPU's draw is compared."""
+"""The interpreted draw kernel against the plain loop that also checks the CPU draw."""
 
 import pytest
 import torch

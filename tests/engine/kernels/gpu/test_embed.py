@@ -1,4 +1,4 @@
-"""Embeddings summed by a loop, by torch and by the kernel in Triton's interpreter."""
+"""Sums of embeddings computed by a loop, by torch, and by the interpreted kernel."""
 
 from collections.abc import Callable
 

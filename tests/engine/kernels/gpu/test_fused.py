@@ -1,4 +1,4 @@
-"""Layers outside torch.compile call the fused operators; here those of vLLM's CPU build, with the same signatures."""
+"""Layers outside torch.compile call fused operators; the tests use those of vLLM's CPU build."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Gaussian noise of a step's kernel, in Triton's interpreter, against numpy's and torch's."""
+"""Gaussian noise from the interpreted step kernel, against numpy and torch."""
 
 import numpy as np
 import pytest

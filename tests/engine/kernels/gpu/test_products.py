@@ -1,4 +1,4 @@
-"""Products of the heads on a GPU: float32, with as many columns as the head has rows."""
+"""Head products on a GPU are in float32, with as many columns as the head has rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The limits of a draw, in Triton's interpreter, against bisections over all floats, bit by bit."""
+"""Top-k and top-p limits from the interpreted kernel are bit-identical to bisections over all floats."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def float_of(ordered: int) -> np.float32:
 
 
 def bisected(low: int, high: int, is_high: object) -> int:
-    """Return the first integer of (low, high] for which `is_high`."""
+    """Return the first integer in (low, high] for which `is_high` is true."""
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (low, middle) if is_high(middle) else (middle, high)  # type: ignore[operator]
@@ -41,7 +41,7 @@ def bisected(low: int, high: int, is_high: object) -> int:
 
 
 def limits(values: np.ndarray, top_k: int, top_p: np.float32, temperature: np.float32) -> list[np.float32]:
-    """Return the k-th largest value, and the smallest float above which lies less than `top_p` of the mass from it."""
+    """Return the k-th largest value, and the smallest float above which less than `top_p` of the mass lies."""
     ordered = ordered_of(values)
     floor = bisected(int(ordered.min()) - 1, int(ordered.max()) + 1, lambda m: (ordered >= m).sum() < top_k) - 1
     weights = np.exp((values - values.max()) / temperature)
@@ -57,7 +57,7 @@ def limits(values: np.ndarray, top_k: int, top_p: np.float32, temperature: np.fl
 @pytest.mark.parametrize("step", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("shift", [0.0, -30.0, 30.0])
 def test_limits_are_those_of_bisections_over_all_floats(step: float, shift: float) -> None:
-    """With ties where logits are multiples of `step`, zeros of both signs, and columns that cannot be drawn."""
+    """Logits have ties (multiples of `step`), zeros of both signs, and columns that cannot be sampled."""
     random, rows = np.random.default_rng(int(10 * step + abs(shift))), 6
     values = random.normal(shift, 4, (rows, COLUMNS)).astype(np.float32)
     if step:

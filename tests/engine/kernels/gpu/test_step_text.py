@@ -1,4 +1,4 @@
-"""The draw of text that looks at few groups of columns, in Triton's interpreter, against the draw that looks at all."""
+"""The interpreted text draw, which reads only a few groups of columns, against the draw over all columns."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ ROWS = [
 
 
 class Batch:
-    """Rows with different options, half of the columns denied, each in a slot of its own."""
+    """Rows with different options, each in its own slot; half of the columns are forbidden."""
 
     def __init__(self, step: float):
         random = np.random.default_rng(int(10 * step))

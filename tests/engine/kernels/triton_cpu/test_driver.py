@@ -1,4 +1,4 @@
-"""Triton finds the backend by its entry point and takes it for the only active one."""
+"""Triton finds the backend through its entry point, as the only active one."""
 
 import subprocess
 import sys
