@@ -5,13 +5,22 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
+from stretto.codecs import streaming
 from stretto.codecs.base import Window
 from stretto.codecs.qwen3_12hz import decoder
 from stretto.codecs.qwen3_12hz.decoder import EPS, SnakeBeta
-from stretto.codecs.streaming import convolve, is_time_major, joined, prepare, upsample
+from stretto.codecs.streaming import convolve, is_time_major, joined, linear, prepare, prepare_products, upsample
 from tests.codecs.streaming import random_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let oneDNN compute products of any size."""
+    monkeypatch.setattr(streaming, "MIN_PRODUCT", 0)
+
+
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
 
 
@@ -24,7 +33,8 @@ def signal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "dilation", "groups"), [(7, 9, 1), (3, 1, 6), (1, 1, 1)])
-@torch.no_grad()
+@pytest.mark.usefixtures("small_products")
+@torch.inference_mode()
 def test_convolutions_are_those_of_torch(
     dtype: torch.dtype, tolerance: float, kernel: int, dilation: int, groups: int
 ) -> None:
@@ -43,7 +53,8 @@ def test_convolutions_are_those_of_torch(
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "rate"), [(6, 3), (4, 4), (6, 2)])
 @pytest.mark.parametrize("has_bias", [True, False])
-@torch.no_grad()
+@pytest.mark.usefixtures("small_products")
+@torch.inference_mode()
 def test_upsampling_is_a_transposed_convolution_without_its_ends(
     dtype: torch.dtype, tolerance: float, kernel: int, rate: int, has_bias: bool
 ) -> None:
@@ -53,6 +64,20 @@ def test_upsampling_is_a_transposed_convolution_without_its_ends(
     assert torch.equal(upsample(x.contiguous(), layer), expected)
     prepare(layer)
     torch.testing.assert_close(upsample(x, layer), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@torch.inference_mode()
+def test_large_products_are_computed_by_onednn(has_bias: bool) -> None:
+    layer = prepare_products(nn.Sequential(nn.Linear(96, 160, has_bias)))[0]
+    x = signal(3, 96, 200, dtype=torch.float32).transpose(1, 2)
+    expected = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if has_bias else None)
+    with torch.profiler.profile() as profile:
+        made = layer(x)
+    assert "mkldnn::_linear_pointwise" in {each.key for each in profile.key_averages()}
+    torch.testing.assert_close(made.double(), expected, rtol=0, atol=1e-5)
+    strided = layer.weight.T.contiguous().T
+    torch.testing.assert_close(linear(x, strided, layer.bias).double(), expected, rtol=0, atol=1e-5)
 
 
 def snake() -> SnakeBeta:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_pocket import recording
-from stretto.codecs import pocket
+from stretto.codecs import pocket, streaming
 from stretto.codecs.base import load_codec
 from stretto.codecs.pocket import PocketCodec
 from stretto.errors import CheckpointError, InvalidRequest
@@ -30,7 +30,11 @@ def codec(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PocketCodec:
     return codec
 
 
-def test_samples_are_the_authors(codec: PocketCodec, kind: str) -> None:
+@pytest.mark.parametrize("min_product", [0, streaming.MIN_PRODUCT], ids=["oneDNN", "large products by oneDNN"])
+def test_samples_are_the_authors(
+    codec: PocketCodec, kind: str, min_product: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "MIN_PRODUCT", min_product)
     expected = reply(kind)
     pcm = decode_latents(codec, expected.latents[None], [len(expected.latents)])[0].numpy()
     assert len(pcm) == len(expected.latents) * FRAME

@@ -44,6 +44,7 @@ from stretto.codecs.s3gen import (
     shape_of,
     vocoder_shape,
 )
+from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
@@ -300,6 +301,6 @@ def is_whole(path: Path) -> bool:
 
 def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:
     """Return the codec in evaluation mode. The pitch predictor runs in float64, because its errors add up in phases."""
-    codec = codec.eval().requires_grad_(False).to(device)
+    codec = prepare_products(codec.eval().requires_grad_(False).to(device))
     codec.hift.f0_predictor.double()
     return codec

@@ -47,6 +47,7 @@ from stretto.codecs.cosyvoice.flow import (
 )
 from stretto.codecs.cosyvoice.vocoder import Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
+from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, yaml_mapping
 from stretto.weights.loading import load_strictly, read_tensors
@@ -508,7 +509,7 @@ def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
     codec = Glm4VoiceCodec(read_config(directory))
     load_part(codec.flow, directory, "flow")
     load_part(codec.hift, directory, "hift")
-    return codec.eval().requires_grad_(False).to(device)
+    return prepare_products(codec.eval().requires_grad_(False).to(device))
 
 
 def published_shape(directory: Path) -> tuple[int, int]:

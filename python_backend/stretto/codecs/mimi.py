@@ -29,6 +29,7 @@ from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiTransformerMo
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.seanet import keep_lengths_on_host, shape_of
+from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory, load_config, load_model
 
@@ -197,7 +198,7 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
     model, _ = load_model(MimiModel, directory)
-    codec = MimiCodec(model).to(device)
+    codec = prepare_products(MimiCodec(model).to(device))
     keep_lengths_on_host(codec)
     return codec
 

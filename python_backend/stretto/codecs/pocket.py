@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, Upsampling, run_in_parts
-from stretto.codecs.streaming import Elu, prepare
+from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -410,5 +410,6 @@ def load(directory: Path, device: str = "cpu") -> PocketCodec:
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)
     codec.eval().requires_grad_(False).to(device)
+    prepare_products(codec)
     prepare(codec.decoder)
     return codec

@@ -55,6 +55,7 @@ from stretto.codecs.cosyvoice.flow import (
 from stretto.codecs.cosyvoice.vocoder import MEL_KERNEL, PITCH_KERNEL, PITCH_LAYERS, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, RecordedVoiceCodec, Voice, VoiceTable
+from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
@@ -507,7 +508,7 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
     load_strictly(codec, tensors, path)
     if not codec.config.voices:
         raise CheckpointError(f"{path}: expected at least one voice, got none")
-    return codec.eval().requires_grad_(False).to(device)
+    return prepare_products(codec.eval().requires_grad_(False).to(device))
 
 
 def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Upsampling
+from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import entry, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -366,4 +367,4 @@ def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
         codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path, assign=True)
-    return codec.eval().requires_grad_(False).to(device)
+    return prepare_products(codec.eval().requires_grad_(False).to(device))
