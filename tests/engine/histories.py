@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
+from stretto.streams.layout import words_of
 from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import TRACKED_CSM
-from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, MODULES
+from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, LATENTS, MODULES
 
 FAMILIES: dict[str, Family] = {
     "eight_streams": EIGHT_STREAMS,
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "forced_bursts": FORCED_BURSTS,
     "small_tracked_csm": TRACKED_CSM,
     "modules": MODULES,
+    "latents": LATENTS,
 }
 NUM_PROMPTS = 60
 MAX_MODEL_LEN = 256
@@ -102,25 +104,26 @@ def histories(is_async: bool) -> st.SearchStrategy[History]:
 def history_prompt(family: Family, index: int) -> Prompt:
     """Return prompt number `index`. Lengths, tasks, segments, guidance and temperatures cycle with different periods.
 
-    Prompts in groups of three have a common prefix. One of the three differs only in a code, so that some blocks can be
-    shared and others not.
+    Prompts in groups of three have a common prefix. One of the three differs only in a code, or in a bit of a latent,
+    so that some blocks can be shared and others not.
     """
     group = index // 3 * 3
     prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
     schedules = family.bursts.schedules if family.bursts else ()
     rows = np.resize(prompt.rows, (LENGTHS[index * 5 % len(LENGTHS)], prompt.rows.shape[1]))
     rows = _with_codes(rows, family, index)
-    sampling = prompt.sampling
+    sampling, latents = prompt.sampling, prompt.sampling.latents
     text, audio = TEXT_ROWS[index % len(TEXT_ROWS)], AUDIO_ROWS[index % len(AUDIO_ROWS)]
     greedy = index % 4 == 0
-    policy = ("always", "until_s", "adaptive")[index * 2 // 3 % 3]
+    policy = ("always", "until_s", "adaptive")[index * 2 // 3 % 3] if family.guided_streams else "always"
     sampling = replace(
         sampling,
         policy=policy,
         guided_until_s=(1 + index % 7) / family.frame_rate if policy == "until_s" else None,
         text=replace(sampling.text, min_rows=text // 2, max_rows=text, temperature=0.0 if greedy else 0.9),
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
-        guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4],
+        guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if family.guided_streams else 1.0,
+        latents=None if latents is None else replace(latents, steps=1 + index % 4, tail_rows=index % 5),
         seed=7000 + index,
         schedule=(None, *(each.name for each in schedules))[index // 2 % (1 + len(schedules))],
     )
@@ -129,8 +132,12 @@ def history_prompt(family: Family, index: int) -> Prompt:
 
 def _with_codes(rows: np.ndarray, family: Family, index: int) -> np.ndarray:
     """Return `rows` with a different code on stream 1 in every third prompt, even in tasks that speak."""
-    rows = rows.copy()
-    if index % 3 == 2:
+    rows, at = rows.copy(), len(rows) // 2
+    if family.layout.latents is not None:
+        rows[at, 0] = family.layout.audio[0].start
+        rows[at, 1:] = words_of(np.random.default_rng(index // 3).standard_normal(rows.shape[1] - 1))
+        rows[at, 1] ^= index % 3 == 2  # the last bit
+    elif index % 3 == 2:
         ids = family.layout.audio[1]
-        rows[len(rows) // 2, 1] = ids.start + index % len(ids)
+        rows[at, 1] = ids.start + index % len(ids)
     return rows

@@ -15,6 +15,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.reference import Reference
+from tests import latent_model
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.histories import (
     FAMILIES,
@@ -31,7 +32,7 @@ from tests.engine.histories_checks import Order, bursts_of, check_blocks, check_
 from tests.engine.histories_front import FrontEnd, Reader
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
-from tests.speech_families import MODULES
+from tests.speech_families import LATENTS, MODULES
 
 MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
 MAX_IDLE_STEPS = 3
@@ -70,6 +71,8 @@ class Stage:
         self.folder = folder
         if self.family is MODULES:
             write_modules(folder, self.family, name)
+        elif self.family is LATENTS:
+            latent_model.write(folder, hidden=64, layers=2)
         else:
             write_checkpoint(folder, self.family, name, hidden=64, layers=2)
         self.seen: Counter[str] = Counter()
@@ -117,12 +120,24 @@ class Stage:
 
     def play(self, history: History) -> None:
         """Play `history`; raise AssertionError at the first violation."""
-        engine = self.engine(history.limits)
         try:
+            if self.family is LATENTS:
+                self._speak_alone({client.prompt for client in history.clients})
+            engine = self.engine(history.limits)
             _Play(self, engine, history).run()
         except BaseException:
             self.close()  # the next history begins on clean ones
             raise
+
+    def _speak_alone(self, numbers: set[int]) -> None:
+        """Expect the replies to prompts that an engine gives to each alone, bit for bit.
+
+        No other computation has the same bits; `test_latents.py` compares such replies with a plain one.
+        """
+        for index in numbers - self._expected.keys():
+            prompt = history_prompt(self.family, index)
+            reply = self.engine(Limits(is_caching=False)).run({"alone": prompt})["alone"]
+            self._expected[index] = Expected(prompt, reply.rows, float("inf"))
 
     def close(self) -> None:
         """Stop all engines together, because they share state that the first one to stop removes."""

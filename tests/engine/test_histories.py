@@ -26,6 +26,8 @@ ENOUGH = 42  # histories of both kinds of scheduling, to see everything
 
 # Cases that families without multi-token steps cannot have.
 OF_BURSTS = ("preempted bursts", "bursts in parts")
+# Cases that families without guidance cannot have.
+OF_PAIRS = ("guided", "preempted pairs", "dropped", "restored")
 
 # Histories built so that each family meets the named case and its consequences.
 MADE = {
@@ -82,8 +84,8 @@ FOUND = {
 }
 
 
-# By day pairs on eight streams; by night what has fewer streams, depth, bursts or modules.
-NAMES = dict(zip(FAMILIES, ["eight_streams", "tiny", "bursts", "csm", "modules"], strict=True))
+# By day pairs on eight streams, and latents; by night what has fewer streams, depth, bursts or modules.
+NAMES = dict(zip(FAMILIES, ["eight_streams", "tiny", "bursts", "csm", "modules", "latents"], strict=True))
 NIGHTLY = {"tiny", "bursts", "csm", "modules"}
 STAGES = [
     pytest.param(key, id=name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for key, name in NAMES.items()
@@ -99,7 +101,10 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
     """Return True if histories contained `what` exactly if the family can have it."""
-    return (seen[what] > 0) == (what not in OF_BURSTS or stage.family.bursts is not None)
+    cannot_be = OF_BURSTS if stage.family.bursts is None else ()
+    if not stage.family.guided_streams:
+        cannot_be += OF_PAIRS
+    return (seen[what] > 0) == (what not in cannot_be)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
