@@ -224,3 +224,52 @@ def test_a_limit_of_rows_ends_a_session(engine: Engine, checkpoint: Path) -> Non
     assert speaker.answer.trailer is not None
     assert speaker.answer.trailer.was_cut
     assert engine.is_clean()
+
+
+NUM_SESSIONS, NUM_TICKS, TICK_MS = 64, 40, 80.0
+
+
+def step_ms(num_rows: int) -> float:
+    """Return the duration of a step of Moshi's size on an H200, as estimated."""
+    return 5 + 0.5 * num_rows
+
+
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
+def test_no_tick_of_64_sessions_is_late(checkpoint: Path, is_async: bool) -> None:
+    """On a virtual clock, with frames at random phases. A step takes whichever session has a frame."""
+    random, codes = np.random.default_rng(0), replies()["codes"]
+    limits = {"max_num_seqs": NUM_SESSIONS, "max_num_batched_tokens": 2 * NUM_SESSIONS, "num_gpu_blocks_override": 400}
+    phases, waits_ms = random.uniform(0, TICK_MS, NUM_SESSIONS), []
+    with engine_of(checkpoint, is_async, **limits) as engine:
+        prompt = recording(checkpoint, codes[:, :NUM_TICKS])
+        speakers = [Speaker(engine, f"s{at}", prompt, random, 1) for at in range(NUM_SESSIONS)]
+        answers = {each.name: each.answer for each in speakers}
+        for each in speakers:
+            each.begin()
+        while any(len(each.answer.rows) < 1 for each in speakers):
+            engine._step(answers)
+        now_ms = 0.0
+        while any(each.is_open for each in speakers) or engine.is_busy():
+            arrived = []
+            for each, phase in zip(speakers, phases, strict=True):
+                first = each.num_sent
+                each.num_sent = max(first, min(NUM_TICKS, 1 + int((now_ms - phase) // TICK_MS)))
+                if each.num_sent > first:
+                    each.is_open = each.num_sent < NUM_TICKS
+                    ids = each.frames[first : each.num_sent].reshape(-1).astype(np.int32)
+                    arrived.append(TextUpdate(each.name, ids, not each.is_open))
+            if arrived:
+                engine.core.add_request(update_request(*arrived))
+            if not engine.is_busy():
+                now_ms = min(phase + TICK_MS * each.num_sent for each, phase in zip(speakers, phases, strict=True))
+                continue
+            before = [len(each.answer.rows) for each in speakers]
+            engine._step(answers)
+            after = [min(len(each.answer.rows), 1 + NUM_TICKS) for each in speakers]
+            now_ms += step_ms(sum(after) - sum(before))
+            for num_before, num_after, phase in zip(before, after, phases, strict=True):
+                waits_ms += [now_ms - (phase + TICK_MS * (row - 1)) for row in range(num_before, num_after)]
+        assert engine.is_clean()
+    assert len(waits_ms) == NUM_SESSIONS * NUM_TICKS
+    assert max(waits_ms) < TICK_MS
+    assert np.percentile(waits_ms, 95) <= 30

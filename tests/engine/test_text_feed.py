@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stretto.engine.admission import Stats
 from stretto.engine.reply_rules import Track, rows_of
 from stretto.engine.utterance import MAX_LAG_S, FrameFeed, TextFeed
 from stretto.errors import Closing, InvalidRequest
@@ -112,8 +113,9 @@ class Session:
     """Live audio with two codebooks and 80 ms per frame, on its own clock."""
 
     def __init__(self, room: int = 100) -> None:
-        self.now, self.engine = 100.0, FakeEngine()
-        self.feed = FrameFeed(self.engine, "r", 2, room, 0.08, lambda: self.now)  # type: ignore[arg-type]
+        self.now, self.engine, self.stats = 100.0, FakeEngine(), Stats()
+        given = ("r", 2, room, 0.08, self.stats.note_tick)
+        self.feed = FrameFeed(self.engine, *given, lambda: self.now)  # type: ignore[arg-type]
 
     async def write(self, num_frames: int, is_last: bool = False) -> None:
         frames = np.arange(2 * num_frames, dtype=np.int32).reshape(-1, 2)
@@ -159,13 +161,29 @@ async def test_a_session_behind_its_audio_ends_but_a_file_is_never_late() -> Non
     session.feed.note_rows(61)
     session.now += MAX_LAG_S - 0.2  # 9.7 s, and the oldest unread frame was due after 4.8 s
     await session.write(1)
-    assert session.feed.num_late > 0
+    assert session.stats.live_late_frames_total > 0
     session.now += 0.2
     with pytest.raises(Closing, match=r"the session is 5\.1 s behind its audio, of at most 5 s; try again"):
         await session.write(1)
     await session.engine.aborted.wait()
     with pytest.raises(Closing):
         session.feed.check()
+    session.feed.end()
+
+
+async def test_the_lateness_of_frames_is_counted() -> None:
+    """Frames that are read before they are due are not late."""
+    session = Session()
+    await session.write(5)  # due after 0, 80, 160, 240 and 320 ms
+    session.now += 0.03
+    session.feed.note_rows(3)
+    session.now += 0.06 + 0.16
+    session.feed.note_rows(5)
+    counts = vars(session.stats)
+    found = [counts[f"live_ticks_{name}"] for name in ("20ms_total", "40ms_total", "80ms_total", "total")]
+    assert found == [2, 3, 3, 4]
+    assert session.stats.live_late_frames_total == 1
+    assert session.stats.live_tick_seconds_total == pytest.approx(0.03 + 0 + 0.09 + 0.01)
     session.feed.end()
 
 

@@ -207,7 +207,11 @@ class Stats:
         live_sessions: Live sessions that are open.
         live_refused_total: Live sessions that were refused, because too many were open.
         live_frames_total: Frames of audio that live sessions have received.
-        live_late_frames_total: Frames of sessions that have ended, read more than a frame after they were due.
+        live_late_frames_total: Frames that were read more than a frame's duration after they were due.
+        live_lag_frames: Largest number of frames that a session has received and not read.
+        live_ticks_total: Frames that were read.
+        live_tick_seconds_total: Sum of the times from when a frame was due until it was read.
+        live_ticks_20ms_total: Frames that were read at most 20 ms after they were due; likewise 40 and 80 ms.
     """
 
     active: int = 0
@@ -220,6 +224,26 @@ class Stats:
     live_refused_total: int = 0
     live_frames_total: int = 0
     live_late_frames_total: int = 0
+    live_lag_frames: int = 0
+    live_ticks_total: int = 0
+    live_tick_seconds_total: float = 0.0
+    live_ticks_20ms_total: int = 0
+    live_ticks_40ms_total: int = 0
+    live_ticks_80ms_total: int = 0
+
+    def note_tick(self, late_s: float, frame_s: float) -> None:
+        """Record that a frame of a live session was read.
+
+        Args:
+            late_s: Time since it was due, in seconds.
+            frame_s: Duration of a frame in seconds.
+        """
+        self.live_ticks_total += 1
+        self.live_tick_seconds_total += late_s
+        self.live_late_frames_total += late_s > frame_s
+        self.live_ticks_20ms_total += late_s <= 0.02
+        self.live_ticks_40ms_total += late_s <= 0.04
+        self.live_ticks_80ms_total += late_s <= 0.08
 
 
 class FrameStats:

@@ -79,6 +79,7 @@ class SpeechLLM:
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of front end and scheduler, by name."""
+        self._stats.live_lag_frames = max((each.lag_frames for each in self._sessions.values()), default=0)
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
@@ -208,8 +209,7 @@ class SpeechLLM:
         finally:
             self._active.discard(request_id)
             self._texts.pop(request_id, NO_TEXT).end()
-            if (session := self._sessions.pop(request_id, None)) is not None:
-                self._stats.live_late_frames_total += session.num_late
+            if self._sessions.pop(request_id, None) is not None:
                 self._stats.live_sessions -= 1
             self._stats.active -= 1
             self._stats.pairs -= is_guided
@@ -225,7 +225,7 @@ class SpeechLLM:
             self._stats.live_refused_total += 1
             raise NoCapacity(f"{len(self._sessions)} sessions are open, try again")
         room, frame_s = max_frames(prompt, self._rules), 1 / self.family.frame_rate
-        session = FrameFeed(self._engine, request_id, len(track.streams), room, frame_s)
+        session = FrameFeed(self._engine, request_id, len(track.streams), room, frame_s, self._stats.note_tick)
         self._texts[request_id] = self._sessions[request_id] = session
         self._stats.live_sessions += 1
 

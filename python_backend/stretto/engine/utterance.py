@@ -241,11 +241,11 @@ class FrameFeed(TextFeed):
         width: Number of ids per frame.
         room: Maximum number of frames; the reply ends with them.
         frame_s: Duration of a frame in seconds.
+        note_tick: Function that is called with the lateness of each frame that is read, and with `frame_s`, in seconds.
         clock: Function that returns the time in seconds.
 
     Attributes:
         num_frames: Number of frames that have arrived.
-        num_late: Number of frames that were read more than a frame after they were due.
         seconds: Duration of the input in seconds.
     """
 
@@ -258,14 +258,15 @@ class FrameFeed(TextFeed):
         width: int,
         room: int,
         frame_s: float,
+        note_tick: Callable[[float, float], None],
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(engine, request_id, None, room * width, IDLE_S)
         self.longest_s = room * frame_s + IDLE_S
-        self._width, self._frame_s, self._clock = width, frame_s, clock
+        self._width, self._frame_s, self._note_tick, self._clock = width, frame_s, note_tick, clock
         self._due: deque[float] = deque()  # of the frames that the reply has not read
         self._last_due_s = 0.0
-        self.num_frames = self.num_late = 0
+        self.num_frames = 0
         self.seconds = 0.0
         self._moved = asyncio.Event()
 
@@ -299,7 +300,7 @@ class FrameFeed(TextFeed):
         """Record that the reply has `num_rows` rows; the first one precedes the first frame."""
         now = self._clock()
         while len(self._due) > max(0, self.num_frames - (num_rows - 1)):
-            self.num_late += now - self._due.popleft() > self._frame_s
+            self._note_tick(max(0.0, now - self._due.popleft()), self._frame_s)
         self._moved.set()
 
     @property
