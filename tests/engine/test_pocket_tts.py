@@ -16,7 +16,9 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
+from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
+from tests.engine.test_tensor_parallel import RankCheck
 from tests.pocket_release import KINDS, cloning, convert_release, reply
 from tests.tiers import by_night
 
@@ -67,6 +69,29 @@ def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> No
     """Assert that latents in rows [T, 1 + D] match latents [T, D] within `nudged` [T], the effect of nudges."""
     difference = np.abs(latents_of(rows[:, 1:].astype(np.int32)) - latents).max(1)
     assert (difference <= SPREAD * nudged + SHARE * latents.std()).all(), difference.max()
+
+
+@pytest.mark.parametrize("is_async", [True, *by_night(False)], ids=["async", "sync"])
+def test_two_ranks_give_the_authors_latents(tmp_path: Path, is_async: bool) -> None:
+    """Both ranks have the same rows, and other requests and preemption change no bits.
+
+    Ranks add up partial sums, so the bits are not those of one rank.
+    """
+    checkpoint, expected, check = convert_release(tmp_path, "english"), reply("english"), RankCheck()
+    texts = {"own": expected.text, "r0": "one more", "r1": "and a third"}
+    prompts = {name: prompt_of(checkpoint, text, expected.seed) for name, text in texts.items()}
+    with forked_processes():
+        engine = Engine(checkpoint, **TIGHT, tensor_parallel_size=2, async_scheduling=is_async)
+    with engine:
+        alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
+        together = engine.run(prompts, {"r1": 3}, after_step=check)
+        assert {name: answer.rows for name, answer in together.items()} == alone
+        assert any(answer.trailer.num_preemptions for answer in together.values() if answer.trailer)
+        assert engine.free_blocks() == engine.num_free_blocks
+    assert check.num_checks > 3
+    rows = np.array(alone["own"], np.int64)
+    assert len(rows) - 1 == expected.ended + expected.tail
+    assert_near(rows[:-1], expected.latents, expected.nudged)
 
 
 @pytest.mark.nightly
