@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.random_tensors import drawn_by_name
-from scripts.reply_fixture import run
+from scripts.reply_fixture import run_arrays
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # sizes of the tokenizer; published: 1280, 20, 6
@@ -145,19 +145,5 @@ def turbo_arrays(name: str, conditions: Any) -> Arrays:
     return {f"turbo.{name}.{key}": each for key, each in arrays.items()}
 
 
-def write(fixture: Path, made: Arrays) -> None:
-    """Write the fixture."""
-    np.savez_compressed(fixture, **made)
-
-
-def compare(fixture: Path, made: Arrays) -> None:
-    """Raise AssertionError if the fixture has other tokens, or vectors that differ by more than 1e-4."""
-    with np.load(fixture) as stored:
-        assert set(stored) == set(made), f"{fixture}: expected {sorted(made)}, got {sorted(stored)}"
-        for name, array in made.items():
-            atol = 0 if array.dtype.kind == "i" else 1e-4
-            np.testing.assert_allclose(stored[name], array, rtol=0, atol=atol, err_msg=f"{fixture}: {name}")
-
-
 if __name__ == "__main__":
-    run(__doc__, encodings, write, compare)
+    run_arrays(__doc__, encodings, tolerance=1e-4)

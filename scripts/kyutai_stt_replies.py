@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG, MIMI_RECORD, write_release
-from scripts.reply_fixture import run
+from scripts.reply_fixture import run_arrays
 
 NUM_FRAMES, NUM_MIMI_FRAMES, NUM_MIMI_CODEBOOKS, FRAME = 90, 42, 8, 1920
 NOT_FOR_THE_MODEL = {
@@ -98,19 +98,5 @@ def make() -> dict[str, np.ndarray]:
     }
 
 
-def write(path: Path, made: dict[str, np.ndarray]) -> None:
-    """Write the fixture."""
-    np.savez_compressed(path, **made)
-
-
-def compare(path: Path, made: dict[str, np.ndarray]) -> None:
-    """Raise AssertionError if the fixture differs from new replies."""
-    with np.load(path) as known:
-        assert set(known.files) == set(made), f"{path}: expected {sorted(made)}, got {sorted(known.files)}"
-        for name, array in made.items():
-            is_close = np.allclose(array, known[name], atol=TOLERANCE) if name == "pauses" else None
-            assert (array == known[name]).all() if is_close is None else is_close, f"{path}: {name} differ"
-
-
 if __name__ == "__main__":
-    run(__doc__, make, write, compare)
+    run_arrays(__doc__, make, TOLERANCE)

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from benchmarks.checkpoints.random_pocket import config, recording, write_release
-from scripts.reply_fixture import run
+from scripts.reply_fixture import run_arrays
 from stretto.sampling import gaussian, seed_key, stream_keys
 
 SEED, VOICE, MAX_FRAMES, FRAME = 7, "alba", 40, 1920
@@ -32,7 +32,7 @@ TEXTS = {
 NUDGE, NUM_NUDGES = 1e-6, 3
 NO_END = 1e9  # an end threshold that no logit exceeds
 NUM_PCM_FRAMES, NUM_LAST_SAMPLES, NUM_CLONED_FRAMES = 5, 480, 16
-TOLERANCE = 1e-3  # permitted difference between processors, for `--check`; 1e-4 was seen, latents are about 1
+TOLERANCE = 5e-3  # permitted difference between processors, for `--check`; 1e-4 of about 1 was seen
 
 
 @contextmanager
@@ -167,30 +167,6 @@ def replies() -> dict[str, Any]:
     return values
 
 
-def write(fixture: Path, made: dict[str, Any]) -> None:
-    """Write the fixture."""
-    np.savez_compressed(fixture, **made)
-
-
-def compare(fixture: Path, made: dict[str, Any]) -> None:
-    """Raise AssertionError unless floats match the fixture within `TOLERANCE` and all other values match exactly.
-
-    The effect of nudges is about as large as rounding errors, so it is not compared.
-    """
-    known = np.load(fixture)
-    assert set(known) == set(made), sorted(set(known) ^ set(made))
-    for name, value in made.items():
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and not name.endswith("nudged"):
-            np.testing.assert_allclose(array, known[name], atol=TOLERANCE, err_msg=name)
-        elif array.dtype.kind != "f":
-            np.testing.assert_array_equal(array, known[name], err_msg=name)
-
-
-def main() -> None:
-    """Write the fixture, or check an existing one."""
-    run(__doc__, replies, write, compare)
-
-
 if __name__ == "__main__":
-    main()
+    # The effect of nudges is about as large as rounding errors.
+    run_arrays(__doc__, replies, TOLERANCE, excluding="nudged")

@@ -13,14 +13,13 @@ codes and the end id on stream 0; and `others` [T, K - 1, C], logits from the de
 import importlib.machinery
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.checkpoints.random_qwen3_tts import SPECIAL, plain_ids, small_config, tensors
-from scripts.reply_fixture import run
+from scripts.reply_fixture import run_arrays
 
 TEXT, INSTRUCTION, REFERENCE = "Go on, 7x.", "low pitch", "mind"
 NUM_TOKENS = 24  # tokens of stream 0; the last one has no frame
@@ -156,23 +155,5 @@ def replies() -> dict[str, np.ndarray]:
     return made
 
 
-def write(fixture: Path, made: dict[str, np.ndarray]) -> None:
-    """Write the fixture."""
-    np.savez_compressed(fixture, **made)
-
-
-def compare(fixture: Path, made: dict[str, np.ndarray]) -> None:
-    """Raise AssertionError unless each array matches the fixture within 1e-4."""
-    known = np.load(fixture)
-    assert set(known) == set(made), sorted(set(known) ^ set(made))
-    for name, array in made.items():
-        np.testing.assert_allclose(array, known[name], atol=1e-4, err_msg=name)
-
-
-def main() -> None:
-    """Write the fixture, or check an existing one."""
-    run(__doc__, replies, write, compare)
-
-
 if __name__ == "__main__":
-    main()
+    run_arrays(__doc__, replies, tolerance=1e-4)

@@ -1,6 +1,6 @@
 """Command line for scripts that generate test fixtures from reference implementations.
 
-This module imports only the standard library, because the scripts also run in the environments of these
+This module imports only the standard library and numpy, because the scripts also run in the environments of these
 implementations.
 """
 
@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 Made = TypeVar("Made")
 Replies = list[dict[str, Any]]
@@ -34,6 +36,36 @@ def run(
     args = parser.parse_args()
     made = make()
     (compare if args.check else write)(args.fixture, made)
+
+
+def run_arrays(
+    description: str | None, make: Callable[[], dict[str, Any]], tolerance: float, excluding: str | None = None
+) -> None:
+    """Run the command line for an `.npz` fixture of arrays by name.
+
+    Args:
+        description: Help text.
+        make: Generates the arrays.
+        tolerance: Permitted difference of floats, because processors round differently. Other values must be equal.
+        excluding: End of the names of arrays that are stored but not compared; None to compare all.
+    """
+
+    def write(fixture: Path, made: dict[str, Any]) -> None:
+        np.savez_compressed(fixture, **made)
+
+    def compare(fixture: Path, made: dict[str, Any]) -> None:
+        with np.load(fixture) as known:
+            assert set(known) == set(made), f"{fixture}: expected {sorted(made)}, got {sorted(known)}"
+            for name, value in made.items():
+                if excluding is not None and name.endswith(excluding):
+                    continue
+                message = f"{fixture}: {name}"
+                if np.asarray(value).dtype.kind == "f":
+                    np.testing.assert_allclose(known[name], value, rtol=0, atol=tolerance, err_msg=message)
+                else:
+                    np.testing.assert_array_equal(known[name], value, err_msg=message)
+
+    run(description, make, write, compare)
 
 
 def equal_in(*names: str) -> Callable[..., None]:
