@@ -188,6 +188,42 @@ def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch:
     worker.stop()
 
 
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_utterances_that_wait_for_others_get_progress(
+    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    """After each step of a codec that reports them, and after each batch; an answered chunk gets none."""
+    steps, decode = list[Callable[[], None]](), codec.decode
+
+    def stepwise(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        made = decode(window)  # waits at the gate
+        for step in num_steps * steps:
+            step()
+        return made
+
+    monkeypatch.setattr("stretto.decoder.loop.PROGRESS_S", -1.0)
+    monkeypatch.setattr(codec, "spec", replace(codec.spec, streaming=Whole(9)))
+    monkeypatch.setattr(codec, "decode", stepwise)
+    if num_steps:
+        monkeypatch.setattr(codec, "report_progress", steps.append, raising=False)
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8))
+    pile_up(worker, codec)
+    progress, replies = [0, 0, 0], list[RecordedReply]()
+    for number in range(3):
+
+        def count(number: int = number) -> None:
+            progress[number] += 1
+
+        replies.append(RecordedReply())
+        chunk = Chunk(0, Segment.AUDIO, is_final=True)
+        worker.push(f"u{number}", chunk, frames(1, 2, 3), replies[-1], on_progress=count)
+    codec.gate.set()
+    for reply in replies:
+        assert reply.wait().error is None
+    assert progress == [(number + 2) * (num_steps + 1) for number in range(3)]  # they also waited for the first batch
+    worker.stop()
+
+
 def test_nothing_is_decoded_for_a_disconnected_client(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its chunk has been accepted and waits for an earlier one."""
     decode, replies = codec.decode, list[RecordedReply]()

@@ -11,7 +11,7 @@ A codec's module has `load(directory, device)`, which returns a `Codec` or raise
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -324,6 +324,15 @@ class RecordedVoices(Protocol):
 
     def remove_voice(self, number: int) -> None:
         """Remove a voice that was added; its number may be used again."""
+        ...
+
+
+@runtime_checkable
+class ProgressSource(Protocol):
+    """Codec whose decode of one window may take minutes, and which reports progress meanwhile."""
+
+    def report_progress(self, call: Callable[[], None]) -> None:
+        """Make `decode` call `call` after each of its steps."""
         ...
 
 

@@ -20,6 +20,7 @@ sample; the authors generate it anew at each start. Modules and tensors are name
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -189,6 +190,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, float64 [batch, 2], on the host, where the first number selects a voice."""
         return torch.zeros(batch, 2, dtype=torch.float64)
+
+    def report_progress(self, call: Callable[[], None]) -> None:
+        """Make `decode` call `call` after each step of the flow."""
+        self.flow.decoder.on_step = call
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:

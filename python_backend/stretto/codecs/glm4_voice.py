@@ -20,6 +20,7 @@ noise [M, T] ─► 10 Euler steps along estimator(state, μ, speaker, prompt) �
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from math import ceil, prod
@@ -424,6 +425,10 @@ class Glm4VoiceCodec(nn.Module):
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, the state before any frame has been decoded."""
         return self.flow.encoder_proj.bias.new_zeros(batch, self.room.size)
+
+    def report_progress(self, call: Callable[[], None]) -> None:
+        """Make `decode` call `call` after each step of the flow."""
+        self.flow.decoder.on_step = call
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:

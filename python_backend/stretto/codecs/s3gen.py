@@ -31,7 +31,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -371,6 +371,10 @@ class S3GenCodec(RecordedVoiceCodec):
         voice = self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
         assert isinstance(voice, Voice)
         return voice
+
+    def report_progress(self, call: Callable[[], None]) -> None:
+        """Make `decode` call `call` after each step of the flow."""
+        self.flow.decoder.on_step = call
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec, ProgressSource, Window
 from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
@@ -246,6 +246,7 @@ def _report(pending: PendingChunk, session: Session) -> ReportEvent:
 
 
 logger = logging.getLogger(__name__)
+PROGRESS_S = 1.0  # far below the minute without progress after which the language model ends an utterance
 
 
 class DecodingLoop:
@@ -279,6 +280,9 @@ class DecodingLoop:
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
         self.gives_up = False  # set to fail everything that is not decoded yet
+        self._signalled_s = time.monotonic()
+        if isinstance(codec, ProgressSource):
+            codec.report_progress(self._note_progress)
 
     @property
     def num_jobs(self) -> int:
@@ -375,10 +379,18 @@ class DecodingLoop:
             for job in group:
                 self._launch([job])
 
+    def _note_progress(self) -> None:
+        """Signal progress to all utterances, which wait while one is decoded, at most once per PROGRESS_S."""
+        now = time.monotonic()
+        if now - self._signalled_s > PROGRESS_S:
+            self._signalled_s = now
+            self.unanswered.signal_progress()
+
     def _complete(self, batch: Batch | FilledBatch, begun: float) -> None:
         """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
+            self._note_progress()
             spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
         except Exception as error:  # a device error, after which the states are lost as well
             for job in batch.jobs:

@@ -42,6 +42,15 @@ def test_the_published_numbers(codec: S3GenCodec) -> None:
     assert (spec.codebook_size, spec.num_voices) == (6561, 2)
 
 
+def test_each_step_is_reported(codec: S3GenCodec) -> None:
+    """Decoding may take minutes."""
+    steps = list[int]()
+    codec.report_progress(lambda: steps.append(1))
+    stream(codec, random_codes(codec, 2, FRAMES), [FRAMES])
+    assert len(steps) == 2 * 10
+    codec.flow.decoder.on_step = None
+
+
 def test_the_same_samples_come_of_every_chunking_and_of_a_batch(codec: S3GenCodec) -> None:
     codes = random_codes(codec, 2, FRAMES)
     whole = stream(codec, codes, [FRAMES])

@@ -7,7 +7,7 @@ conformer layers have no convolution modules, and are applied to speech tokens.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -351,9 +351,13 @@ class Matching(nn.Module):
 
     With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow takes two unguided
     steps of equal length.
+
+    Attributes:
+        on_step: Called after each step.
     """
 
     waves: Tensor
+    on_step: Callable[[], None] | None = None
 
     def __init__(self, estimator: nn.Module, num_waves: int, guidance: float, is_meanflow: bool = False) -> None:
         """Create the solver.
@@ -391,12 +395,18 @@ class Matching(nn.Module):
         if self.is_meanflow:
             for waves, until, stride in zip(rows[:-1], rows[1:], self.strides, strict=True):
                 state = state + stride * self.estimator(torch.cat([state, conditions], 1), waves, until)
+                self._report()
             return state
         conditions = torch.cat([conditions, torch.zeros_like(conditions)])
         for waves, stride in zip(rows[:-1], self.strides, strict=True):
             flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), conditions], 1), waves).chunk(2)
             state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
+            self._report()
         return state
+
+    def _report(self) -> None:
+        if self.on_step is not None:
+            self.on_step()
 
 
 def waves_of_time(times: Tensor, width: int) -> Tensor:
