@@ -18,25 +18,31 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 import yaml
 
-from benchmarks.checkpoints import random_pocket
-from benchmarks.harness import append_result, command_line, cpu_s, median_ratio, served_processes, serving
+from benchmarks.checkpoints import random_chatterbox, random_cosyvoice3, random_orpheus, random_pocket
+from benchmarks.harness import ROOT, append_result, command_line, cpu_s, median_ratio, served_processes, serving
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import main as make_repository
-from stretto_client import SpeechClient
+from stretto_client import SpeechClient, Timeouts
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
 WARM_UP = 12  # frames of the replies before the measured ones
@@ -54,6 +60,9 @@ class Contender:
         voice: Name of a voice.
         packages: Packages of the authors, whose versions are recorded.
         sizes: Dimensions and precision of the release, in words.
+        engine: Engine arguments that replace the default ones, for models whose cache would be larger than needed.
+        rows: Rows of the language model for a frame.
+        unsent: Frames of a reply that the authors' code does not return.
     """
 
     write: Callable[[Path], list[str]]
@@ -62,6 +71,9 @@ class Contender:
     voice: str
     packages: tuple[str, ...]
     sizes: str
+    engine: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    rows: int = 1
+    unsent: int = 0
 
 
 # ----- Pocket TTS
@@ -100,6 +112,115 @@ def load_pocket_tts(release: Path) -> Speak:
     return speak
 
 
+# ----- Chatterbox
+
+
+def write_chatterbox(folder: Path) -> list[str]:
+    """Write the English release of Chatterbox."""
+    release = str(random_chatterbox.write_published(folder))
+    file = str(folder / random_chatterbox.T3_FILE)
+    return ["chatterbox", "--model", file, "--tokenizer", release, "--codec", release]
+
+
+def load_chatterbox(release: Path) -> Speak:
+    """Load the package chatterbox-tts, without its watermark."""
+    from chatterbox.tts import ChatterboxTTS
+
+    model = ChatterboxTTS.from_local(release, "cpu")
+    model.watermarker.apply_watermark = lambda samples, sample_rate: samples
+    infer = model.t3.inference
+
+    def speak(frames: int) -> Iterator[int]:
+        model.t3.inference = lambda **given: infer(**given | {"max_new_tokens": frames})
+        yield model.generate(TEXT).shape[-1]
+
+    return speak
+
+
+# ----- CosyVoice 3
+
+COSYVOICE_VOICE = "anna"
+
+
+def write_cosyvoice3(folder: Path) -> list[str]:
+    """Write a release of CosyVoice 3."""
+    words = re.findall(r" ?\w+", TEXT)
+    return ["cosyvoice3", "--model", str(random_cosyvoice3.write_published(folder, words))]
+
+
+def load_cosyvoice3(release: Path) -> Speak:
+    """Load the authors' repository, with streaming as in their `inference_zero_shot`."""
+    from scripts import cosyvoice3_replies
+
+    authors = import_module("tests.codecs.cosyvoice3.authors")
+    cosyvoice3_replies.MISSING["cosyvoice.utils.file_utils"] = (
+        "logging",
+        "convert_onnx_to_trt",
+        "export_cosyvoice2_vllm",
+    )
+    authors.stand_in()
+    cosyvoice3_replies.stand_in()
+    from cosyvoice.cli.model import CosyVoice3Model
+    from cosyvoice.tokenizer.tokenizer import CosyVoice3Tokenizer
+
+    tokenizer = CosyVoice3Tokenizer(str(release / random_cosyvoice3.BACKBONE))
+    known, backbone = random_cosyvoice3.PUBLISHED, random_cosyvoice3.QWEN2
+    sampling = import_module("cosyvoice.utils.common").ras_sampling
+    llm = cosyvoice3_replies.language_model_of(backbone, known, sampling)
+    model = CosyVoice3Model(llm, *authors.networks(random_cosyvoice3.WIDE))
+    model.load(*(release / f"{name}.pt" for name in ("llm", "flow", "hift")))
+    voice, infer = torch.load(release / "spk2info.pt")[COSYVOICE_VOICE], llm.inference
+    text = torch.tensor([tokenizer.encode(TEXT)])
+
+    def speak(frames: int) -> Iterator[int]:
+        ratio = (frames + 0.5) / text.shape[1]  # codes for each token of the text, rounded down
+        llm.inference = partial(infer, max_token_text_ratio=ratio)
+        model.token_hop_len = 25  # their own replies after the first one begin with 100
+        codes = voice["flow_prompt_speech_token"]
+        for chunk in model.tts(text=text, llm_prompt_speech_token=codes, stream=True, **voice):
+            yield chunk["tts_speech"].shape[-1]
+
+    return speak
+
+
+# ----- Orpheus
+
+ORPHEUS_LAYERS, ROWS_PER_FRAME = 7, 7
+
+
+def write_orpheus(folder: Path) -> list[str]:
+    """Write a release of Orpheus with fewer layers than published."""
+    release = random_orpheus.write_published(folder, ORPHEUS_LAYERS)
+    return ["orpheus", "--model", str(release), "--codec", str(release / "snac")]
+
+
+def load_orpheus(release: Path) -> Speak:
+    """Load the package orpheus-speech, which serves with vLLM, on a CPU; its engine is a process of its own."""
+    import snac
+
+    codec = snac.SNAC.from_config(release / "snac" / "config.json")
+    weights = torch.load(release / "snac" / "pytorch_model.bin")
+    codec.load_state_dict(
+        {name: each for name, each in weights.items() if not name.startswith("encoder.")}, strict=False
+    )
+    codec.to = lambda device: codec
+    snac.SNAC.from_pretrained = lambda name: codec
+    from orpheus_tts import OrpheusModel, decoder, engine_class
+
+    decoder.snac_device = "cpu"
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    # vLLM's engine belongs to one event loop, but the package starts another for each reply.
+    engine_class.asyncio = SimpleNamespace(run=lambda job: asyncio.run_coroutine_threadsafe(job, loop).result())
+    model = OrpheusModel(str(release))
+
+    def speak(frames: int) -> Iterator[int]:
+        for chunk in model.generate_speech(prompt=TEXT, voice="tara", max_tokens=ROWS_PER_FRAME * frames):
+            yield len(chunk) // 2
+
+    return speak
+
+
 CONTENDERS = {
     "pocket_tts": Contender(
         write=write_pocket_tts,
@@ -108,6 +229,33 @@ CONTENDERS = {
         voice=POCKET_VOICE,
         packages=("pocket-tts",),
         sizes="as published: language model 89.4 M parameters, codec 20.1 M; float32",
+    ),
+    "chatterbox": Contender(
+        write=write_chatterbox,
+        load=load_chatterbox,
+        samples=960,
+        voice="default",
+        packages=("chatterbox-tts",),
+        sizes="as published: T3 30 layers of 1024, always guided; S3Gen with 10 guided steps, voice of 3 s; float32",
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30},
+    ),
+    "cosyvoice3": Contender(
+        write=write_cosyvoice3,
+        load=load_cosyvoice3,
+        samples=960,
+        voice=COSYVOICE_VOICE,
+        packages=(),
+        sizes="as published: Qwen2 24 layers of 896; flow 22 layers of 1024, 10 guided steps, voice of 3 s; float32",
+    ),
+    "orpheus": Contender(
+        write=write_orpheus,
+        load=load_orpheus,
+        samples=2048,
+        voice="tara",
+        packages=("orpheus-speech", "snac"),
+        sizes=f"Llama {ORPHEUS_LAYERS} of 28 layers of 3072 and the whole table, bfloat16; SNAC as published, float32",
+        rows=ROWS_PER_FRAME,
+        unsent=3,
     ),
 }
 
@@ -125,32 +273,33 @@ def speak_with_package(contender: Contender, release: Path, frames: int) -> dict
     """Return processor time and first audio, in seconds, of one reply by the authors' code, and its versions."""
     speak, cpu, first = contender.load(release), 0.0, 0.0
     for number in (WARM_UP, frames):
-        sent, begun, first, samples = time.perf_counter(), time.process_time(), 0.0, 0
+        pids = {"this": os.getpid(), **served_processes()}
+        sent, begun, first, samples = time.perf_counter(), cpu_s(pids), 0.0, 0
         for size in speak(number):
             first = first or time.perf_counter() - sent
             samples += size
-        cpu = time.process_time() - begun
-        check(samples, number * contender.samples)
+        cpu = sum(cpu_s(pids).values()) - sum(begun.values())
+        check(samples, (number - contender.unsent) * contender.samples)
     versions = {name: version(name) for name in contender.packages}
     return {"cpu_s": cpu, "first_audio_s": first, "versions": versions}
 
 
 def package_figures(arguments: argparse.Namespace, release: Path) -> dict[str, Any]:
     """Return the result of `speak_with_package` in a separate process."""
-    path = os.pathsep.join([str(arguments.package), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "benchmarks.authors", "--family", arguments.family, "--release", str(release)]
+    path = [str(each) for each in (arguments.package, ROOT, ROOT / "python_backend", ROOT / "client") if each]
+    command = [arguments.python, "-m", "benchmarks.authors", "--family", arguments.family, "--release", str(release)]
     command += ["--frames", str(arguments.frames)]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    found: dict[str, Any] = json.loads(next(line for line in out.splitlines() if line.startswith('{"cpu_s"')))
     return found
 
 
 async def speak(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Generate one reply of `frames` frames; return the seconds until its first samples."""
-    sent, first, samples = time.perf_counter(), 0.0, 0
-    reply = client.speak(TEXT, voice=contender.voice, seed=seed, audio={"min_rows": frames, "max_rows": frames})
-    async for event in reply:
+    sent, first, samples, rows = time.perf_counter(), 0.0, 0, contender.rows * frames
+    async for event in client.speak(TEXT, voice=contender.voice, seed=seed, audio={"min_rows": rows, "max_rows": rows}):
         if event.pcm is not None:
             first = first or time.perf_counter() - sent
             samples += len(event.pcm)
@@ -163,7 +312,7 @@ async def measure(address: str, release: Path, arguments: argparse.Namespace) ->
     pids, frames, contender = served_processes(), arguments.frames, CONTENDERS[arguments.family]
     theirs, ours = list[dict[str, Any]](), defaultdict[int, list[float]](list)
     first, by_process = defaultdict[int, list[float]](list), defaultdict[int, dict[str, float]](dict)
-    async with SpeechClient(address) as client:
+    async with SpeechClient(address, Timeouts(3600, 3600, 3600)) as client:
         warm_up = (speak(client, contender, seed, WARM_UP) for seed in range(max(arguments.concurrency)))
         await asyncio.gather(*warm_up)
         for number in range(arguments.rounds):
@@ -202,9 +351,12 @@ def main(arguments: argparse.Namespace) -> None:
     """Write and serve a release, measure, and append the result lines."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = CONTENDERS[arguments.family].write(folder / "release")
+        contender, engine = CONTENDERS[arguments.family], folder / "engine.json"
+        words = contender.write(folder / "release")
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
-        assert make_repository(["--checkpoint", str(folder / "checkpoint"), "--out", str(folder / "served")]) == 0
+        engine.write_text(json.dumps(contender.engine))
+        words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
+        assert make_repository([*words, "--out", str(folder / "served")]) == 0
         with serving(folder / "served") as address:
             for figures in asyncio.run(measure(address, folder / "release", arguments)):
                 append_result(arguments.out, arguments.family, figures)
@@ -217,6 +369,7 @@ def parse() -> argparse.Namespace:
         "authors",
         family=("pocket_tts", f"one of {', '.join(CONTENDERS)}"),
         package=(Path, "folder with the authors' package and its requirements"),
+        python=(sys.executable, "interpreter that runs the authors' code; default: this one"),
         concurrency=([1, 4, 16], "numbers of streams"),
         frames=(100, "frames of a reply"),
         rounds=(3, "turns of each arm"),
@@ -225,8 +378,6 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.family not in CONTENDERS:
         parser.error(f"--family: expected one of {', '.join(CONTENDERS)}, got {arguments.family}")
-    if arguments.package is None and arguments.release is None:
-        parser.error("--package: expected the folder of the authors' package")
     return arguments
 
 

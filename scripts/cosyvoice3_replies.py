@@ -35,6 +35,7 @@ import torch
 
 from benchmarks.checkpoints.random_cosyvoice3 import BACKBONE, KNOWN, SEEDS, SMALL, language_model, write_release
 from scripts.reply_fixture import Replies, equal_in, run
+from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.sampling import gumbel, redraw_keys, seed_key, stream_keys
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
@@ -138,18 +139,24 @@ def stand_in() -> None:
             setattr(sys.modules[name], member, None)
 
 
-def load(seed: int) -> Any:
-    """Return the authors' language model with random weights."""
+def language_model_of(backbone: dict[str, Any], known: CosyVoice3Vocabulary, sampling: Any = None) -> Any:
+    """Return the authors' language model with a backbone of these sizes."""
     from cosyvoice.llm.llm import CosyVoice3LM, Qwen2Encoder
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     encoder = Qwen2Encoder.__new__(Qwen2Encoder)
     torch.nn.Module.__init__(encoder)
-    encoder.model = Qwen2ForCausalLM(Qwen2Config(**SMALL, vocab_size=KNOWN.num_text_ids))
+    encoder.model = Qwen2ForCausalLM(Qwen2Config(**backbone, vocab_size=known.num_text_ids))
     forward = encoder.model.forward
     encoder.model.forward = lambda **named: forward(**(named | {"attention_mask": None}))
-    width = SMALL["hidden_size"]
-    model = CosyVoice3LM(width, width, KNOWN.num_codes, encoder, None, True, 0)
+    width = backbone["hidden_size"]
+    return CosyVoice3LM(width, width, known.num_codes, encoder, sampling, True, 0)
+
+
+def load(seed: int) -> Any:
+    """Return the authors' language model with the random weights."""
+    model = language_model_of(SMALL, KNOWN)
+    encoder = model.llm
     named = {name: torch.from_numpy(each) for name, each in language_model(seed).items()}
     named["llm.model.lm_head.weight"] = named["llm.model.model.embed_tokens.weight"]
     assert not model.load_state_dict(named, strict=True).missing_keys

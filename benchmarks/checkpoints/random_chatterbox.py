@@ -1,4 +1,4 @@
-"""Small randomly initialised checkpoints in Chatterbox's published layout (Resemble AI), identical on every machine.
+"""Randomly initialised checkpoints in Chatterbox's published layout (Resemble AI): small or of published size.
 
 English        t3_cfg.safetensors   s3gen.safetensors   ve.safetensors   tokenizer.json   conds.pt   voices/anna.pt
                backbone.json (not part of the published release)
@@ -26,7 +26,14 @@ from stretto.families.chatterbox.convert import (
     NUM_MULTILINGUAL_IDS,
     published_shapes,
 )
-from stretto.families.chatterbox.family import END_OF_SPEECH, END_OF_TEXT, SPACE, START_OF_TEXT, ChatterboxVocabulary
+from stretto.families.chatterbox.family import (
+    END_OF_SPEECH,
+    END_OF_TEXT,
+    SPACE,
+    START_OF_SPEECH,
+    START_OF_TEXT,
+    ChatterboxVocabulary,
+)
 from stretto.families.chatterbox.languages import CANGJIE_FILE, LANGUAGES
 from stretto.families.chatterbox.release import (
     FILE,
@@ -61,6 +68,7 @@ MULTILINGUAL = replace(
 )
 T3_FILE, MULTILINGUAL_T3_FILE = "t3_cfg.safetensors", "t3_mtl23ls_v3.safetensors"
 VOICES = {"default": 3, "anna": 4}  # seeds
+PUBLISHED_HEARING = (1280, 6)  # width and layers of the tokenizer
 ENDING = 3.0  # factor on the end token's logit, so that some replies end by themselves
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.!?'\"-"
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "u"), ("e", "r"), ("a", "n"))
@@ -73,8 +81,14 @@ def tensors(known: ChatterboxVocabulary = KNOWN, seed: int = 1) -> dict[str, np.
     return made
 
 
-def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
-    """Return a random voice as the dict that the authors' `Conditionals.save` writes."""
+def voice(seed: int, num_codes: int = 15, num_tokens: int | None = None) -> dict[str, Any]:
+    """Return the contents of a voice as the authors' `Conditionals.save` writes it.
+
+    Args:
+        seed: Seed of all numbers.
+        num_codes: Number of codes for T3.
+        num_tokens: Number of codes for S3Gen; None for a few, with an odd number of mel frames for some seeds.
+    """
     random = np.random.Generator(np.random.PCG64(seed))
     t3 = {
         "speaker_emb": torch.from_numpy(random.standard_normal((1, 256)).astype(np.float32)),
@@ -83,7 +97,8 @@ def voice(seed: int, num_codes: int = 15) -> dict[str, Any]:
         "cond_prompt_speech_emb": None,
         "emotion_adv": 0.5 * torch.ones(1, 1, 1),
     }
-    return {"t3": t3, "gen": random_s3gen.conditions(seed, 4 + seed, is_odd=seed % 2 == 0)}
+    is_odd = num_tokens is None and seed % 2 == 0
+    return {"t3": t3, "gen": random_s3gen.conditions(seed, num_tokens or 4 + seed, is_odd)}
 
 
 def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
@@ -160,11 +175,16 @@ def write_multilingual_tokenizer(folder: Path) -> None:
     (folder / CANGJIE_FILE).write_text(json.dumps(table, ensure_ascii=False))
 
 
-def write_networks(folder: Path, file: str, encoder: str, codec: Mapping[str, torch.Tensor]) -> None:
-    """Write S3Gen, including the networks that encode recordings, to `file`, and the voice encoder to `encoder`."""
+def write_networks(
+    folder: Path, file: str, encoder: str, codec: Mapping[str, torch.Tensor], is_wide: bool = False
+) -> None:
+    """Write S3Gen with the networks that encode recordings, and the voice encoder, to the files of these names."""
     from safetensors.torch import save_file
 
-    networks = hearing()
+    networks = hearing(*PUBLISHED_HEARING) if is_wide else hearing()
+    codec = {name: each for name, each in codec.items() if name not in networks}
+    if is_wide:
+        del networks["tokenizer._mel_filters"]  # of no published size
     parts = {
         encoder: {name.removeprefix("ve."): each for name, each in networks.items() if name.startswith("ve.")},
         file: {**codec, **{name: each for name, each in networks.items() if not name.startswith("ve.")}},
@@ -197,6 +217,27 @@ def write_release(folder: Path, is_multilingual: bool = False) -> Path:
         save_file(tensors(), folder / T3_FILE)
         write_networks(folder, FILE, VOICE_ENCODER_FILE, random_s3gen.tensors())
         write_tokenizer(folder)
+    return folder
+
+
+def write_published(folder: Path, num_codes: int = 150, num_tokens: int = 75) -> Path:
+    """Write the English release at the published size, whose replies have no end and only codes.
+
+    Args:
+        folder: Folder to create.
+        num_codes: Number of codes of the voice for T3.
+        num_tokens: Number of codes of the voice for S3Gen.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    made = random_tensors(published_shapes(LLAMA_520M, ChatterboxVocabulary()), seed=1)
+    made[HEAD][START_OF_SPEECH:] = 0  # far below the best of the other logits
+    save_file(made, folder / T3_FILE)
+    del made
+    write_networks(folder, FILE, VOICE_ENCODER_FILE, random_s3gen.tensors(random_s3gen.WIDE), is_wide=True)
+    torch.save(voice(3, num_codes, num_tokens), folder / "conds.pt")
+    write_tokenizer(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ than the published ones: each is a single matrix product.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ from stretto.codecs.cosyvoice.dit import DitShape
 from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config, prepared
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN, HEAD_WIDTH, vocoder_shape
 from stretto.convert.command import main
-from stretto.families.cosyvoice3.convert import BACKBONE, CONFIG, DROPPED, HEAD, published_shapes
+from stretto.families.cosyvoice3.convert import (
+    BACKBONE,
+    CONFIG,
+    DROPPED,
+    EMBEDDINGS,
+    HEAD,
+    VOICES,
+    published_shapes,
+)
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.cosyvoice3.tokens import ADDED
 from stretto.families.cosyvoice3.voices import SPEAKER as SPEAKER_FILE
@@ -153,6 +162,18 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
 """
 
 
+# The published backbone and vocabulary.
+QWEN2 = SMALL | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "max_position_embeddings": 32768,
+}
+PUBLISHED_SPECIAL = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
+PUBLISHED = CosyVoice3Vocabulary()
+
+
 def language_model(seed: int = 1) -> dict[str, np.ndarray]:
     """Return a dict from published name to random language-model tensor, excluding Qwen's own head."""
     made = random_tensors(published_shapes(SMALL, KNOWN), seed)
@@ -216,6 +237,34 @@ def write_release(folder: Path, seed: int = 1) -> Path:
     torch.save(made, folder / "llm.pt")
     write_parts(folder, seed=seed)
     write_networks(folder)
+    return folder
+
+
+def write_published(folder: Path, words: Iterable[str], num_tokens: int = 75) -> Path:
+    """Write a release at the published size, except for the networks that encode recordings.
+
+    Its replies have no end, and a text of `words` has one token for each. The voice `anna` has words of its own.
+
+    Args:
+        folder: Folder to create.
+        words: Words of the texts, the later ones with the space before them.
+        num_tokens: Number of codes of the voice.
+    """
+    (folder / BACKBONE).mkdir(parents=True)
+    (folder / CONFIG).write_text(YAML)
+    (folder / BACKBONE / "config.json").write_text(json.dumps(QWEN2))
+    write_tokenizer(folder / BACKBONE, PUBLISHED_SPECIAL, [word.replace(" ", "\u0120") for word in words])
+    made = random_tensors(published_shapes(QWEN2, PUBLISHED), seed=1)
+    made[HEAD][PUBLISHED.num_codes :] = 0  # far below the best of the other logits
+    stored = {name: torch.from_numpy(each) for name, each in made.items()}
+    torch.save(stored | {DROPPED[0]: stored[EMBEDDINGS]}, folder / "llm.pt")
+    del made, stored
+    write_parts(folder, WIDE)
+    write_networks(folder)
+    tokens, mel, x_vector = (torch.from_numpy(each)[None] for each in voice(3, num_tokens))
+    text = torch.tensor([[*range(8), PUBLISHED.end_of_prompt, *range(8)]])
+    anna = {"prompt_text": text, "flow_prompt_speech_token": tokens, "prompt_speech_feat": mel}
+    torch.save({"anna": anna | {"flow_embedding": x_vector}}, folder / VOICES)
     return folder
 
 

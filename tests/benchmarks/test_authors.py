@@ -1,11 +1,17 @@
 """The benchmark against authors' code: dimensions of the releases, and the files that the packages read."""
 
+from dataclasses import replace
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from transformers import LlamaForCausalLM
 
-from benchmarks.authors import pocket_tts_config
+from benchmarks.authors import CONTENDERS, pocket_tts_config, speak_with_package
+from benchmarks.checkpoints import random_orpheus
 from benchmarks.checkpoints.random_pocket import config, shapes, write_release
 
 
@@ -23,3 +29,32 @@ def test_the_package_reads_the_release(tmp_path: Path) -> None:
     assert Path(record["weights_path"]).exists()
     assert Path(record["flow_lm"]["lookup_table"]["tokenizer_path"]).name == "tokenizer.model"
     assert record["mimi"] == config("english_2m")["mimi"]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_reply_without_all_samples_fails(lost: int) -> None:
+    """The authors' code of Orpheus leaves out three frames."""
+    package = replace(
+        CONTENDERS["orpheus"],
+        load=lambda release: lambda frames: iter([2048] * (frames - 3 - lost)),
+        packages=("numpy",),
+    )
+    if lost:
+        with pytest.raises(RuntimeError, match=rf"expected {9 * 2048} samples, got {8 * 2048}"):
+            speak_with_package(package, Path(), 20)
+    else:
+        assert speak_with_package(package, Path(), 20)["versions"] == {"numpy": version("numpy")}
+
+
+@pytest.mark.parametrize(("num_layers", "place"), [(1, 0), (3, 6)])
+def test_random_weights_of_orpheus_keep_the_order_of_a_frame(num_layers: int, place: int) -> None:
+    """The authors' code drops ids that are out of place."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = random_orpheus.llama_config(num_layers, vocab_size=400, head_dim=16, **sizes)
+    tensors, model = random_orpheus.ordered_tensors(config, 50, 48), LlamaForCausalLM(config)
+    model.load_state_dict({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
+    ids = torch.randint(0, 40, (1, 30), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = 50 + 48 * place + 5
+    with torch.inference_mode():
+        best = model(ids).logits[0, -1].topk(20).indices - 50
+    assert {int(each) // 48 for each in best} == {(place + 1) % 7}

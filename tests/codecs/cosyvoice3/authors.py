@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
-from stretto.codecs.cosyvoice3 import AHEAD
+from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
 from tests.codecs.cosyvoice3.reference import REFERENCE, STEPS, VOICES, thinned, tokens
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
@@ -55,8 +55,8 @@ def stand_in() -> None:
     sys.modules["cosyvoice.utils.onnx"].online_feature = False  # type: ignore[attr-defined]
 
 
-def load(seed: int) -> tuple[Any, Any]:
-    """Return the authors' flow and HiFT with random weights, in float64."""
+def networks(config: CosyVoice3Config = NARROW) -> tuple[Any, Any]:
+    """Return the authors' flow and HiFT at the widths of `config`."""
     from cosyvoice.flow.DiT.dit import DiT
     from cosyvoice.flow.flow import CausalMaskedDiffWithDiT
     from cosyvoice.flow.flow_matching import CausalConditionalCFM
@@ -64,7 +64,7 @@ def load(seed: int) -> tuple[Any, Any]:
     from cosyvoice.hifigan.generator import CausalHiFTGenerator
     from cosyvoice.transformer.upsample_encoder import PreLookaheadLayer
 
-    mels, shape, vocoder = NARROW.mels, NARROW.estimator, NARROW.vocoder
+    mels, shape, vocoder = config.mels, config.estimator, config.vocoder
     sizes = type("Sizes", (), {"t_scheduler": "cosine", "training_cfg_rate": 0.2, "inference_cfg_rate": 0.7})
     estimator = DiT(
         dim=shape.width, depth=shape.layers, heads=shape.heads, dim_head=shape.head_width,
@@ -72,8 +72,8 @@ def load(seed: int) -> tuple[Any, Any]:
         static_chunk_size=shape.chunk, num_decoding_left_chunks=-1,
     )  # fmt: skip
     flow = CausalMaskedDiffWithDiT(
-        input_size=mels, output_size=mels, spk_embed_dim=NARROW.speaker, vocab_size=NARROW.codebook_size,
-        input_frame_rate=25, pre_lookahead_layer=PreLookaheadLayer(mels, NARROW.inner, AHEAD),
+        input_size=mels, output_size=mels, spk_embed_dim=config.speaker, vocab_size=config.codebook_size,
+        input_frame_rate=25, pre_lookahead_layer=PreLookaheadLayer(mels, config.inner, AHEAD),
         decoder=CausalConditionalCFM(240, sizes, 1, mels, estimator),
     )  # fmt: skip
     hift = CausalHiFTGenerator(
@@ -81,7 +81,12 @@ def load(seed: int) -> tuple[Any, Any]:
         [3, 7, 11], [[1, 3, 5]] * 3, [7, 7, 11], [[1, 3, 5]] * 3, 0.1, 0.99, 4,
         CausalConvRNNF0Predictor(1, mels, vocoder.source.pitch_channels),
     )  # fmt: skip
-    published = tensors(seed=seed)
+    return flow, hift
+
+
+def load(seed: int) -> tuple[Any, Any]:
+    """Return the authors' flow and HiFT with the random weights, in float64."""
+    (flow, hift), published = networks(), tensors(seed=seed)
     flow.load_state_dict(published["flow"], strict=True)
     hift.load_state_dict(published["hift"], strict=True)
     hift.stft_window = hift.stft_window.double()
