@@ -8,6 +8,7 @@ from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabu
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
+from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
@@ -50,7 +51,13 @@ TURBO = chatterbox_turbo(TurboVocabulary(60, 20, {"default": (3, 1)}, max_model_
 # 60 ids of text beside three codebooks of 20 codes that are given.
 SMALL_STT = SttVocabulary(60, 3, 20, delay_rows=2, max_model_len=160)
 
-KYUTAI_STT = kyutai_stt(SMALL_STT)
+# 60 ids of text beside three codebooks of 20 codes in each direction.
+SMALL_MOSHI = MoshiVocabulary(
+    60, 3, 20, (0, 1, 2), 160,
+    DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=(0, 1, 1)),
+)  # fmt: skip
+
+KYUTAI_STT, MOSHI = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI)
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.
 TRACKED_CSM = replace(

@@ -160,11 +160,17 @@ def mimi_shapes() -> dict[str, tuple[int, ...]]:
 
 def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     """Write a release; `changed` replaces fields of its config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, **changed}
+    write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: values(name, shape, seed) for name, shape in lm_shapes(config).items()}
     save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def write_parts(folder: Path, config: dict[str, Any], seed: int) -> None:
+    """Write Mimi and the tokenizer of a release to `folder`, which is created."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "mimi.json").write_text(json.dumps(MIMI_RECORD))
     mimi = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes().items()}
     save_file(mimi, folder / "mimi.safetensors")
@@ -184,4 +190,3 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     )
     corpus.unlink()
     prefix.with_suffix(".vocab").unlink()
-    return folder

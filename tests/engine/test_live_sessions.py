@@ -1,7 +1,7 @@
 """Live sessions give the text of the whole recording, at any pace and in any batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from stretto.families.kyutai_stt.prompt import initial_row, track_of
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine, update_request
+from tests.engine.live_play import MOST, Speaker, play
 from tests.kyutai_release import make_checkpoint, replies
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 LENGTHS = (1, 90, 33, 64, 2, 80, 47, 90)  # frames; four windows of 20 rows and more
 SESSION_ROOM = 4  # blocks of 32 rows: two for the window, two because blocks are freed late
-MOST = 4  # sessions at once, as the front end would admit
 LIMITS: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 10, "max_num_batched_tokens": 32}
 
 
@@ -45,46 +45,12 @@ def recording(checkpoint: Path, codes: np.ndarray) -> Prompt:
     return Prompt("asr", initial_row(known), sampling, track=track_of(codes, known))
 
 
+def recordings(checkpoint: Path) -> list[Prompt]:
+    return [recording(checkpoint, replies()["codes"][:, :length]) for length in LENGTHS]
+
+
 def text_of(answer: Answer) -> list[int]:
     return [row[0] for row in answer.rows]
-
-
-@dataclass
-class Speaker:
-    """Sender of a recording's frames, one or a few at a time, with pauses of at most `slowest` steps."""
-
-    engine: Engine
-    name: str
-    prompt: Prompt
-    random: np.random.Generator
-    slowest: int
-    num_sent: int = 0
-    due: int = 0
-    is_open: bool = False
-    answer: Answer = field(default_factory=Answer)
-
-    def __post_init__(self) -> None:
-        self.frames = np.array(self.prompt.track).reshape(-1, 32)
-
-    def begin(self) -> None:
-        self.engine.add(self.name, replace(self.prompt, track=(), is_open=True))
-        self.is_open = True
-
-    def speak(self, step: int) -> None:
-        if not self.is_open or step < self.due:
-            return
-        size = int(self.random.integers(0, 4)) if self.random.random() < 0.9 else 30
-        part = self.frames[self.num_sent : self.num_sent + size]
-        self.num_sent += len(part)
-        # the end comes with the last frame or after it
-        is_last = self.num_sent == len(self.frames) and (size == 0 or self.random.random() < 0.5)
-        self.send(part, is_last)
-        self.due = step + int(self.random.integers(1, self.slowest + 1))
-
-    def send(self, frames: np.ndarray, is_last: bool) -> None:
-        update = TextUpdate(self.name, frames.reshape(-1).astype(np.int32), is_last)
-        self.engine.core.add_request(update_request(update))
-        self.is_open = not is_last
 
 
 @pytest.fixture(scope="module")
@@ -92,44 +58,6 @@ def wanted(checkpoint: Path) -> dict[int, list[int]]:
     """Return the authors' text for the first frames of their recording, by number of frames."""
     text, end = replies()["text"].tolist(), family_at(checkpoint).end_of_reply
     return {length: [*text[: length + 1], end] for length in set(LENGTHS)}
-
-
-def play(engine: Engine, checkpoint: Path, seed: int, slowest: int, aborts: int, others: int) -> dict[str, Any]:
-    """Run sessions at random paces among whole recordings; some disconnect. Return the other answers."""
-    random, codes, steps = np.random.default_rng(seed), replies()["codes"], 0
-    speakers = [
-        Speaker(engine, f"s{at}", recording(checkpoint, codes[:, :length]), random, slowest)
-        for at, length in enumerate(LENGTHS)
-    ]
-    whole = {f"r{at}": recording(checkpoint, codes[:, : LENGTHS[at]]) for at in range(others)}
-    answers = {each.name: each.answer for each in speakers} | {name: Answer() for name in whole}
-    arrivals = {name: int(random.integers(0, 60)) for name in answers}
-    leaving = {f"s{at}": int(random.integers(10, 90)) for at in random.permutation(len(LENGTHS))[:aborts]}
-    while arrivals or engine.is_busy() or any(each.is_open for each in speakers):
-        num_open = sum(each.name not in arrivals and each.answer.trailer is None for each in speakers)
-        for name in [name for name, at in arrivals.items() if at <= steps]:
-            if name in whole:
-                engine.add(name, whole[name])
-            elif num_open < MOST:
-                next(each for each in speakers if each.name == name).begin()
-                num_open += 1
-            else:
-                continue
-            del arrivals[name]
-        for name in [name for name, at in leaving.items() if at <= steps and name not in arrivals]:
-            engine.core.abort_requests([name])
-            speaker = next(each for each in speakers if each.name == name)
-            speaker.is_open, speaker.answer.trailer = False, speaker.answer.trailer or "left"
-            del leaving[name], answers[name]
-            answers[name + " left"] = speaker.answer
-        for speaker in speakers:
-            speaker.speak(steps)
-        if engine.is_busy():
-            engine._step({name.removesuffix(" left"): answer for name, answer in answers.items()})
-        steps += 1
-        assert steps < 6000, "it does not come to an end"
-    assert engine.is_clean()
-    return {name: answer for name, answer in answers.items() if not name.endswith(" left")}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +68,7 @@ def test_text_does_not_depend_on_pace_or_company(
 ) -> None:
     stats = engine.scheduler.stats.values
     before = stats.preemptions_total
-    answers = play(engine, checkpoint, seed, slowest, aborts, others)
+    answers = play(engine, recordings(checkpoint), seed, slowest, aborts, others)
     assert len(answers) == len(LENGTHS) - aborts + others
     for name, answer in answers.items():
         assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
@@ -158,7 +86,7 @@ def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, 
     """Without the reserve, sessions would be preempted and read all their rows again."""
     limits = {"num_gpu_blocks_override": 6, "live_reserve": False}
     with engine_of(checkpoint, is_async, **limits) as engine:
-        answers = play(engine, checkpoint, seed=5, slowest=20, aborts=0, others=4)
+        answers = play(engine, recordings(checkpoint), seed=5, slowest=20, aborts=0, others=4)
         assert engine.scheduler.stats.values.live_rows_recomputed_total > 0
     for name, answer in answers.items():
         assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name

@@ -48,7 +48,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "options": [*_options(family), *(["words"] if has_aligner else [])],
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
-        "times_words": family.script is not None or family.code_track is not None,
+        "times_words": any(map(family.times_words, family.tasks)),
         "reads_live_text": family.text_track is not None,
         "reads_live_audio": reads_live_audio(family),
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],

@@ -370,7 +370,8 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
         if layout.latents and stream:
             break
         if 0 < stream < layout.num_output_streams:
-            silent = (layout.pad_id, *(layout.extra[stream] if layout.extra else ()))
+            extra = layout.extra[stream] if layout.extra else ()
+            silent = (layout.pad_id, *extra, *layout.initial[stream : stream + 1])
             allowed, ids = layout.audio[stream], ids[~np.isin(ids, silent)]
         if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"

@@ -54,7 +54,7 @@ class Track:
         pad_id: Id in all rows after them.
         is_live: True if the text or audio was still being streamed when the request arrived.
         is_open: True if more ids may arrive, so that later rows are not known yet.
-        ends_reply: True if the reply is text that ends one row after the last ids.
+        ends_reply: True if the reply ends one row after the last ids.
     """
 
     lanes: slice
@@ -113,8 +113,8 @@ class Track:
         return ENDLESS if self.is_open else len(self.ids)
 
     @property
-    def max_text_rows(self) -> int:
-        """Maximum number of text rows of a reply that ends with the track; ENDLESS while the track is open."""
+    def max_rows(self) -> int:
+        """Maximum number of rows of a reply that ends with the track; ENDLESS while the track is open."""
         return ENDLESS if self.is_open else len(self.ids) + 1
 
     def fill(self, codes: np.ndarray, first: int) -> None:
@@ -296,10 +296,10 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio. It is also empty for latents, because the audio then ends a
-        fixed number of rows after the detected end of speech.
+        The tuple is empty if a whole frame ends the audio, or the recording that the reply follows. It is also empty
+        for latents, because the audio then ends a fixed number of rows after the detected end of speech.
         """
-        if self.family.end_frame or self.has_countdown:
+        if self.family.end_frame or self.has_countdown or self.family.code_track is not None:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
@@ -424,6 +424,11 @@ class SegmentRules:
         if text is not None:
             track.pad_id = text.pad_id
         return track
+
+    def max_rows(self, task: str, sampling: SamplingConfig, track: Track) -> int:
+        """Return the maximum number of rows of a reply that ends with `track`."""
+        speaks = Segment.AUDIO in self.family.task(task).segments
+        return min((sampling.audio if speaks else sampling.text).max_rows, track.max_rows)
 
     @cached_property
     def given_ids(self) -> tuple[int, ...]:

@@ -42,14 +42,13 @@ class NewText(NamedTuple):
             follow it.
         ids: Token ids of further rows, int32 [n, K].
         min_rows: Minimum number of frames of the reply, once its text is complete; None before.
-        max_text_rows: Maximum number of text rows of a reply that ends with its audio, once the audio is complete; None
-            before.
+        max_rows: Maximum number of rows of a reply that ends with its audio, once the audio is complete; None before.
     """
 
     place: int
     ids: np.ndarray
     min_rows: int | None = None
-    max_text_rows: int | None = None
+    max_rows: int | None = None
 
 
 @dataclass

@@ -428,6 +428,7 @@ class Utterance:
         self._frames = FrameCodes(family, streams)
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
+        self._frame_texts: deque[str] = deque()  # of the rows whose frames have not been sent, with text beside codes
         self._marks: list[WordMark] = []
         self._times: list[WordMark] = []  # words of a transcript that have not been sent
         self._entry_words: list[int | None] | None = None
@@ -467,6 +468,8 @@ class Utterance:
                 text += self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
             elif segment is not TRANSITION:
                 num_audio_rows += 1
+                if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
+                    self._frame_texts.append(self._reader.push(token_id))
                 if self.tracker.pointer > pointer:
                     self._mark(self.tracker.num_frames - 1)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
@@ -497,7 +500,12 @@ class Utterance:
         """
         while size := self._pacer.num_to_send(self._num_ready):
             if (codes := self._frames.pop_frames(size)) is not None:
-                yield self._chunk(segment, codes=codes)
+                yield self._chunk(segment, self._pop_text(size), codes)
+
+    def _pop_text(self, num_frames: int) -> str:
+        """Remove and return the text beside the next frames; empty for families whose text has rows of its own."""
+        texts = self._frame_texts
+        return "".join(texts.popleft() for _ in range(min(num_frames, len(texts))))
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
@@ -558,6 +566,8 @@ class Utterance:
         """Return the last chunk: the remaining text and frames, and the report."""
         segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
+        if self._family.has_text_beside_codes:
+            text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self._marks)
         last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice)

@@ -160,12 +160,17 @@ class DepthSpec:
     to sample stream p. Codes have embedding tables of width `hidden`, which already include any projection in the
     published model.
 
+    With a `schedule`, position p instead reads the sum of the hidden state, projected for this position,
+    and the code of stream p. Its output is used to sample stream p + 1. There are neither rotary embeddings nor a last
+    norm.
+
     Attributes:
         hidden: Width.
-        rope: `rope_parameters` of a published config.json, including `rope_theta`.
+        rope: `rope_parameters` of a published config.json, including `rope_theta`; empty with a schedule.
         projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
+        schedule: Index of each position's set of weights, for positions 0 to S - 2; empty if all positions share one.
     """
 
     hidden: int
@@ -175,9 +180,20 @@ class DepthSpec:
     num_kv_heads: int
     head_dim: int
     eps: float
-    rope: Mapping[str, Any] = field(hash=False)
+    rope: Mapping[str, Any] = field(hash=False, default_factory=dict)
     projection: Literal["plain", "biased"] | None = "plain"
     has_head_norms: bool = False
+    schedule: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        num_sets = 1 + max(self.schedule, default=-1)
+        if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and (self.rope or self.has_head_norms)):
+            raise ValueError(f"expected a schedule of sets from 0 on, without rope and head norms, got {self}")
+
+    @property
+    def num_sets(self) -> int:
+        """Number of sets of weights with a schedule."""
+        return 1 + max(self.schedule, default=-1)
 
 
 Role = Literal["system", "user", "assistant"]
@@ -296,9 +312,9 @@ class PositionStream:
 class CodeTrack:
     """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
 
-    Such a reply is text that follows the recording, and it ends with the recording: the row after the last frame is the
-    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
-    they are encoded before the reply (`Prompt.track`).
+    Such a reply, text or audio, follows the recording and ends with it: the row after the last frame is the last one
+    before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so they are
+    encoded before the reply (`Prompt.track`).
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
@@ -389,6 +405,7 @@ class Family:
         positions: Stream of learned positions, if the family has one; never together with a text track.
         code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
             together with a text track or positions.
+        has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
         staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
             count as sampled (SAMPLED_WARM_UP, NO_TAIL).
@@ -448,6 +465,7 @@ class Family:
     text_track: TextTrack | None = None
     positions: PositionStream | None = None
     code_track: CodeTrack | None = None
+    has_text_beside_codes: bool = False
     staircase: Staircase | None = None
     has_audio_head: bool = False
     has_audio_bias: bool = False
@@ -488,7 +506,9 @@ class Family:
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""
-        return self.code_track is not None or (self.script is not None and task.speaks)
+        if task.speaks:
+            return self.script is not None
+        return self.code_track is not None
 
     def task(self, name: str) -> Task:
         """Return the task called `name`; raise KeyError, which lists the known names, if there is none."""

@@ -1,5 +1,6 @@
 """Interface of families that read live audio: the encoder of its frames, and the silence around it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,29 @@ import numpy as np
 from stretto.codecs.encoded_stream import FrameEncoder
 from stretto.families.base import Task
 from stretto.families.prompting import PromptRows
+
+
+class FrameIds:
+    """Conversion of the codes of one recording to rows of ids, under the delay pattern, in parts of any length.
+
+    Args:
+        first_ids: Id of code 0 of each codebook, [K].
+        delays: Delay of each codebook in rows, [K].
+        initial: Id of each codebook before its first frame, [K]; empty without delays.
+    """
+
+    def __init__(self, first_ids: Sequence[int], delays: Sequence[int] = (), initial: Sequence[int] = ()):
+        self._first_ids, self._delays = np.array(first_ids), tuple(delays) or (0,) * len(first_ids)
+        self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that rows still need
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Return the rows that the next frames complete, as many as frames: codes [K, n] -> int32 [n, K]."""
+        num_before, num_frames = len(self._before), codes.shape[1]
+        frames = np.concatenate([self._before, codes.T + self._first_ids])
+        self._before = frames[num_frames:]
+        starts = [num_before - delay for delay in self._delays]
+        columns = [frames[start : start + num_frames, k] for k, start in enumerate(starts)]
+        return np.stack(columns, 1).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -19,18 +43,14 @@ class LiveInput:
         sample_rate: Sample rate of the encoder in Hz.
         before_s: Silence before the audio, in seconds.
         after_s: Silence after the audio, in seconds; more completes the last frame.
-        first_ids: Id of code 0 of each codebook, [K].
+        open_ids: Function that returns the conversion of a session's codes to ids.
     """
 
     encoder: FrameEncoder
     sample_rate: int
     before_s: float
     after_s: float
-    first_ids: tuple[int, ...]
-
-    def ids(self, codes: np.ndarray) -> np.ndarray:
-        """Return the ids of codes [K, n] as rows, int32 [n, K]."""
-        return (codes.T + np.array(self.first_ids)).astype(np.int32)
+    open_ids: Callable[[], FrameIds]
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ import soxr
 
 from stretto.codecs.base import load_codec
 from stretto.codecs.encoded_stream import EncodedStream, encode_round
-from stretto.families.live_audio import LiveInput
+from stretto.families.live_audio import FrameIds, LiveInput
 from stretto.families.plugin import family_at, plugin_at
 
 FRAMES_AT_ONCE = 4
@@ -57,7 +57,7 @@ class Streams:
 
     def __init__(self, live: LiveInput):
         self._live = live
-        self._streams: dict[str, tuple[EncodedStream, Resampler]] = {}
+        self._streams: dict[str, tuple[EncodedStream, Resampler, FrameIds]] = {}
         self._ended: set[str] = set()
 
     def __len__(self) -> int:
@@ -76,8 +76,8 @@ class Streams:
         if name not in self._streams:
             encoded = EncodedStream(live.encoder)
             encoded.push(_silence(live.before_s, live.sample_rate))
-            self._streams[name] = encoded, Resampler(rate, live.sample_rate)
-        encoded, resampler = self._streams[name]
+            self._streams[name] = encoded, Resampler(rate, live.sample_rate), live.open_ids()
+        encoded, resampler, _ = self._streams[name]
         encoded.push(resampler.push(pcm, is_last))
         if is_last:
             encoded.push(_silence(live.after_s, live.sample_rate))
@@ -91,10 +91,10 @@ class Streams:
             For each stream, its name, ids int32 [n, K], and True if no complete frame is left. Ended streams are
             removed.
         """
-        encode_round(self._live.encoder, [encoded for encoded, _ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
+        encode_round(self._live.encoder, [encoded for encoded, *_ in self._streams.values()], max_frames=FRAMES_AT_ONCE)
         made = []
-        for name, (encoded, _) in list(self._streams.items()):
-            made.append((name, self._live.ids(encoded.pop_codes()), not encoded.num_ready))
+        for name, (encoded, _, ids) in list(self._streams.items()):
+            made.append((name, ids.push(encoded.pop_codes()), not encoded.num_ready))
             if name in self._ended and not encoded.num_ready:
                 self.close(name)
         return made

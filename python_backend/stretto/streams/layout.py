@@ -209,8 +209,9 @@ class StreamLayout:
         extra: Additional ids of each output stream in an audio segment that are not codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
+        initial: Ids of the output streams in prompts, before their first frame; never sampled. Empty without such ids.
         pad_id: Id of an empty stream.
-        pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 never adds anything.
+        pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 always adds its embedding.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
         latents: Latents on streams 1 and up; None if all output streams carry ids.
     """
@@ -222,6 +223,7 @@ class StreamLayout:
     num_input_only: int = 0
     pad_id: int = 0
     extra: tuple[tuple[int, ...], ...] = ()
+    initial: tuple[int, ...] = ()
     pad_is_silent: bool = True
     frame_codec: FrameCodec = ROWS_ARE_FRAMES
     latents: LatentSpec | None = None
@@ -240,6 +242,8 @@ class StreamLayout:
             raise ValueError(f"codebook_streams must be in [0, {len(self.audio)}), got {self.codebook_streams}")
         if self.extra and len(self.extra) != len(self.audio):
             raise ValueError(f"extra must have {len(self.audio)} entries, one per stream, got {len(self.extra)}")
+        if self.initial and len(self.initial) != len(self.audio):
+            raise ValueError(f"initial must have {len(self.audio)} ids, one per stream, got {len(self.initial)}")
         if any(not 0 <= token < self.vocab_size for ids in self.extra for token in ids):
             raise ValueError(f"extra ids must lie in [0, {self.vocab_size}), got {self.extra}")
         if len({len(self.audio[s]) for s in self.codebook_streams}) > 1:

@@ -73,7 +73,7 @@ def write_checkpoint(
         weights["stream_bias.weight"] = torch.randn(shape, generator=generator) * 0.5
     if family.depth is not None:
         del weights["lm_head.weight"]
-        weights |= _depth_weights(family.depth, family.layout, hidden, 0 if family.end_frame else 1, generator)
+        weights |= _depth_weights(family.depth, family.layout, hidden, 1 - _ends_itself(family), generator)
     if vocabulary is not None:
         config["speech_vocabulary"] = dict(vocabulary)
     if audio_config is not None:
@@ -83,6 +83,11 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
     return folder
+
+
+def _ends_itself(family: Family) -> bool:
+    """Return True if no id of stream 0 ends the audio: a whole frame does, or the recording that it follows."""
+    return bool(family.end_frame) or family.code_track is not None
 
 
 def _depth_weights(
@@ -99,21 +104,24 @@ def _depth_weights(
         return torch.randn(*shape, generator=generator) * scale
 
     weights = {
-        "depth.first_head": random(layout.codebook_size + num_ends, hidden, scale=0.3),
-        "depth.embed": random(others * layout.codebook_size, spec.hidden, scale=0.5),
+        "depth.first_head": random(len(layout.audio[0]) + num_ends, hidden, scale=0.3),
+        "depth.embed": random(sum(map(len, layout.audio[:-1])), spec.hidden, scale=0.5),
         "depth.heads": random(others, layout.codebook_size, spec.hidden, scale=0.3),
-        "depth.norm.weight": torch.ones(spec.hidden),
     }
+    if not spec.schedule:
+        weights["depth.norm.weight"] = torch.ones(spec.hidden)
     if spec.projection is not None:
-        weights["depth.project.weight"] = random(spec.hidden, hidden, scale=hidden**-0.5)
+        size = max(spec.num_sets, 1) * spec.hidden
+        weights["depth.project.weight"] = random(size, hidden, scale=hidden**-0.5)
     if spec.projection == "biased":
         weights["depth.project.bias"] = random(spec.hidden, scale=0.2)
     shapes = {"q_proj": (wide, spec.hidden), "k_proj": (keys, spec.hidden), "v_proj": (keys, spec.hidden)}
     shapes |= {"o_proj": (spec.hidden, wide), "down_proj": (spec.hidden, spec.intermediate)}
     shapes |= dict.fromkeys(("gate_proj", "up_proj"), (spec.intermediate, spec.hidden))
     for layer in range(spec.num_layers):
-        for name, shape in shapes.items():
-            weights[f"depth.layers.{layer}.{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
+        for part in [f"sets.{index}." for index in range(spec.num_sets)] or [""]:
+            for name, shape in shapes.items():
+                weights[f"depth.layers.{layer}.{part}{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
         for name in ("q_norm", "k_norm") if spec.has_head_norms else ():
@@ -213,7 +221,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     if family.text_groups is not None:  # given rows count as well
         max_rows += 50
     if family.code_track is not None and index % 4:  # most replies end with their recording
-        max_text_rows = sampling.text.max_rows
+        max_text_rows, max_rows = sampling.text.max_rows, sampling.audio.max_rows
     sampling = replace(
         sampling,
         text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
@@ -224,6 +232,10 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         schedule=(None, *(each.name for each in family.bursts.schedules))[index % 4] if family.bursts else None,
     )
     delayed_tail = None
+    if family.layout.initial and family.layout.max_delay:  # delayed streams continue with the ids before a first frame
+        initial = np.full((1, family.layout.num_input_streams - 1), family.layout.pad_id, np.int32)
+        initial[:, : len(family.layout.initial) - 1] = family.layout.initial[1:]
+        delayed_tail = np.repeat(initial, family.layout.max_delay, 0)
     if not family.warm_up.is_sampled and task == "audio_lm":  # the reply continues the audio of the prompt
         delayed_tail = np.stack([random.integers(ids.start, ids.stop, 8) for ids in family.layout.audio[1:]], 1)
         delayed_tail = delayed_tail.astype(np.int32)

@@ -14,23 +14,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    DynamicCache,
-    LlamaConfig,
-    LlamaModel,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3Model,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import DepthSpec, Family
+from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL, Segment
+from stretto.testing.depth_reference import DepthReference, SteppedReference
 
 Row = list[int]
 
@@ -70,60 +62,6 @@ def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
         yield from (
             index % (num_modules + 1) if index % (num_modules + 1) < num_modules else -1 for index in range(more)
         )
-
-
-class DepthReference:
-    """Slow depth transformer, created from the tensors `depth.…`, which are removed from `weights`."""
-
-    def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        spec, config_class, model_class = cast(DepthSpec, family.depth), cast(Any, LlamaConfig), cast(Any, LlamaModel)
-        if spec.has_head_norms:
-            config_class, model_class = Qwen3Config, Qwen3Model
-        mine = {name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")}
-        self.layout = family.layout
-        config = config_class(
-            vocab_size=1,
-            hidden_size=spec.hidden,
-            intermediate_size=spec.intermediate,
-            num_hidden_layers=spec.num_layers,
-            num_attention_heads=spec.num_heads,
-            num_key_value_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            rms_norm_eps=spec.eps,
-            rope_parameters=dict(spec.rope),
-        )
-        self.first_head, self.heads, self.embed = (mine.pop(name) for name in ("first_head", "heads", "embed"))
-        self.project = mine.pop("project.weight") if spec.projection else torch.eye(spec.hidden)
-        self.bias = mine.pop("project.bias") if spec.projection == "biased" else torch.zeros(spec.hidden)
-        self.ends = [] if family.end_frame else [family.end_of_audio]
-        self.model = model_class(config).float().eval()
-        named = {"embed_tokens.weight": torch.zeros(1, spec.hidden), "norm.weight": mine.pop("norm.weight")}
-        for name, tensor in mine.items():
-            kind = name.split(".")[2]
-            part = "self_attn." if kind[:2] in ("q_", "k_", "v_", "o_") else "mlp." if "proj" in kind else ""
-            named[name.replace(kind, part + kind)] = tensor
-        self.model.load_state_dict(named)
-
-    @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, codes: list[int]) -> list[float]:
-        """Return the logits of the next stream in a row.
-
-        Args:
-            hidden: Hidden state of the row, [H].
-            codes: Codes of the previous streams.
-        """
-        size = self.layout.codebook_size
-        if not codes:
-            return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
-        before = [self.embed[s * size + code - self.layout.audio[s].start] for s, code in enumerate(codes)]
-        embeds = torch.stack([self.project @ hidden + self.bias, *before])
-        state = self.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0, -1]
-        return self._spread(self.heads[len(codes) - 1] @ state, list(self.layout.audio[len(codes)]))
-
-    def _spread(self, logits: torch.Tensor, ids: list[int]) -> list[float]:
-        spread = torch.full((self.layout.vocab_size,), -math.inf)
-        spread[ids] = logits
-        return spread.tolist()
 
 
 class Context:
@@ -189,7 +127,7 @@ class Reference:
         self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
         self.audio_config = config.get("audio_config")
         if family.depth:
-            self.depth = DepthReference(family, weights)
+            self.depth = (SteppedReference if family.depth.schedule else DepthReference)(family, weights)
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
@@ -318,6 +256,11 @@ class _Reply:
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
         self.extra = slowest if self.family.tail is NO_TAIL else 0
+        self.max_audio_rows, self.recorded = self.sampling.audio.max_rows, list[list[int]]()
+        if self.family.code_track is not None:  # the reply ends one row after the recording's codes
+            width = len(self.family.code_track.streams)
+            self.recorded = [list(prompt.track[at : at + width]) for at in range(0, len(prompt.track), width)]
+            self.max_audio_rows = min(self.max_audio_rows, len(self.recorded) + 1)
         self.given: Any = _Given(self.family, list(prompt.track)) if self.family.text_groups else None
         self.kinds = ""  # one letter per row; M: generated by the main model, m: by an MCTP module
         if self.family.bursts is not None:
@@ -397,10 +340,8 @@ class _Reply:
             track = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
             row[family.text_track.stream] = track.get(position, family.text_track.pad_id)
         if family.code_track is not None:
-            streams = family.code_track.streams
-            at = len(streams) * (position - len(self.prompt.rows))
-            for stream, code in zip(streams, self.prompt.track[at : at + len(streams)], strict=False):
-                row[stream] = code
+            for codes in self.recorded[position - len(self.prompt.rows) :][:1]:
+                row[family.code_track.streams.start : family.code_track.streams.stop] = codes
         if self.audio_start is None:
             row[0] = self.text_token(self.penalized(logits[0]))
             if family.script and row[0] in family.script.spoken:
@@ -476,7 +417,9 @@ class _Reply:
         return [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
 
     def first_ids(self, frame: int) -> list[int]:
-        ends = [] if self.family.end_frame else list(self.family.drawn_ends) or [self.family.end_of_audio]
+        ends = list(self.family.drawn_ends) or [self.family.end_of_audio]
+        if self.family.end_frame or self.family.code_track is not None:
+            ends = []
         places = self.family.layout.frame_codec.places
         if places:  # a frame takes several rows, and the audio ends between two frames
             place = frame % len(places)
@@ -495,8 +438,7 @@ class _Reply:
         if speaks:
             last -= self.tail + self.extra + 2 + len(family.transition)
         if family.code_track is not None:  # the reply ends with the recording
-            num_frames = len(self.prompt.track) // len(family.code_track.streams)
-            if count > num_frames:
+            if count > len(self.recorded):
                 return family.end_of_reply
             ends = []
         is_full = family.script is not None and len(self.text) >= family.script.max_entries
@@ -523,13 +465,14 @@ class _Reply:
             token = self.draw(logits, self.first_ids(frame), 0, limits)
         is_end = token in (*family.drawn_ends, family.end_of_audio)
         self.audio_met_limit = self.meets_limit(frame)
-        self.was_cut |= self.audio_met_limit and not is_end
+        has_followed = self.family.code_track is not None and frame > len(self.recorded)
+        self.was_cut |= self.audio_met_limit and not is_end and not has_followed
         return family.end_of_audio if is_end or self.audio_met_limit else token
 
     def meets_limit(self, frame: int) -> bool:
         """Return True if a length limit ends the audio at its row `frame`."""
         is_last = len(self.rows) >= self.reference.max_model_len - 1 - self.tail
-        return frame >= self.sampling.audio.max_rows or is_last
+        return frame >= self.max_audio_rows or is_last
 
     def script_token(self, logits: list[float], frame: int) -> int:
         script: Any = self.family.script

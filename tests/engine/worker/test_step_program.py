@@ -16,6 +16,7 @@ from tests.small_vocabularies import (
     DIALOGUE,
     HIGGS_AUDIO,
     KYUTAI_STT,
+    MOSHI,
     OPUSLM,
     QWEN3_TTS,
     TRACKED_CSM,
@@ -33,9 +34,11 @@ from tests.speech_families import (
 )
 
 pytestmark = pytest.mark.slow
-# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, given codes, and a
-# penalty that follows top-k and top-p, text in rows of its own, latents, also in stretches; then published families.
-FAMILIES = [TINY, PENALIZED, INTERLEAVED, TRACKED_CSM, THREE_ROWS, TURBO, KYUTAI_STT, GROUPED, LATENTS, MARKED_LATENTS]
+# Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
+# top-k and top-p, given codes, also beside generated ones, text in rows of its own, latents, also in stretches; then
+# published families.
+PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI]
+FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 

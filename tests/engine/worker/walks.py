@@ -83,7 +83,8 @@ class RandomDepth:
         random = torch.Generator().manual_seed(seed)
         num_streams, num_codes = family.layout.num_output_streams, family.layout.codebook_size
         self.heads = (2 * torch.randn(num_streams - 1, num_codes, WIDTH, generator=random)).to(device)
-        self._embed = torch.randn((num_streams - 1) * num_codes, WIDTH, generator=random).to(device)
+        num_rows = sum(len(ids) for ids in family.layout.audio[:-1])
+        self._embed = torch.randn(num_rows, WIDTH, generator=random).to(device)
 
     def prepare(self, max_rows: int) -> None:
         """Do nothing."""

@@ -1,10 +1,12 @@
 """Depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
+Its weights are the same for all codebooks, or chosen by codebook.
+
 Keys and values are stored in one buffer, allocated once and overwritten for every frame. Each step therefore launches
 the same kernels with the same addresses, as CUDA graphs require.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,50 +32,41 @@ def _weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape), requires_grad=False)
 
 
-class DepthTransformer(nn.Module):
-    """Depth transformer with its input projection, embeddings and heads.
+class DepthWeights(nn.Module):
+    """Input projection, embeddings and heads of a depth transformer.
 
-    S: streams, C: codes per stream, E: end ids of stream 0, W: width of the backbone, H: width of these layers.
+    S: streams, C0: ids of stream 0, C: codes of each other stream, E: end ids of stream 0, W: width of the backbone,
+    H: width of these layers, M: sets of weights, at least 1.
 
     Args:
         spec: Sizes of the layers.
-        num_streams: S.
-        num_codes: C.
+        num_ids: Number of ids of each stream: C0, then S - 1 times C.
         num_ends: E.
         width: W.
         quant_config: Quantization of the linear layers; embeddings and heads are not quantized.
-        prefix: Name of this module in the model.
 
     Attributes:
-        first_head: Head of stream 0, applied to the backbone's hidden state, [C + E, W].
-        project: Projection of that hidden state to position 0, [H, W]; the identity for some models.
-        embed: Embeddings of the codes of streams 0 to S - 2, [(S - 1) * C, H].
+        first_head: Head of stream 0, applied to the backbone's hidden state, [C0 + E, W].
+        project: Projections of that hidden state, [M * H, W]; the identity for some models.
+        embed: Embeddings of the ids of streams 0 to S - 2, [C0 + (S - 2) * C, H].
         heads: Heads of streams 1 to S - 1, [S - 1, C, H].
     """
 
     def __init__(
         self,
         spec: DepthSpec,
-        num_streams: int,
-        num_codes: int,
+        num_ids: Sequence[int],
         num_ends: int,
         width: int,
         quant_config: QuantizationConfig | None = None,
-        prefix: str = "depth",
     ):
         super().__init__()
-        self.spec, self.num_positions = spec, num_streams
-        self.first_head = _weight(num_codes + num_ends, width)
-        is_biased = spec.projection == "biased"
-        named = quant_config, f"{prefix}.project"
-        self.project = _linear(width, spec.hidden, *named, bias=is_biased) if spec.projection else nn.Identity()
-        self.embed = _weight((num_streams - 1) * num_codes, spec.hidden)
-        self.heads = _weight(num_streams - 1, num_codes, spec.hidden)
-        self.norm = RMSNorm(spec.hidden, eps=spec.eps)
-        self.rotary = get_rope(spec.head_dim, max_position=num_streams, rope_parameters=dict(spec.rope))
-        self.layers = nn.ModuleList(
-            _Layer(spec, quant_config, f"{prefix}.layers.{layer}") for layer in range(spec.num_layers)
-        )
+        self.spec = spec
+        self.first_head = _weight(num_ids[0] + num_ends, width)
+        project = width, max(spec.num_sets, 1) * spec.hidden, quant_config, "depth.project"
+        self.project = _linear(*project, bias=spec.projection == "biased") if spec.projection else nn.Identity()
+        self.embed = _weight(sum(num_ids[:-1]), spec.hidden)
+        self.heads = _weight(len(num_ids) - 1, num_ids[-1], spec.hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load weights by their checkpoint names and return the names of the parameters loaded.
@@ -93,6 +86,26 @@ class DepthTransformer(nn.Module):
             load(parameters[target], tensor, *([] if shard is None else [shard]))
             loaded.add(target)
         return loaded
+
+
+class DepthTransformer(DepthWeights):
+    """Depth transformer whose positions share one set of weights; the arguments are those of `DepthWeights`."""
+
+    def __init__(
+        self,
+        spec: DepthSpec,
+        num_ids: Sequence[int],
+        num_ends: int,
+        width: int,
+        quant_config: QuantizationConfig | None = None,
+    ):
+        super().__init__(spec, num_ids, num_ends, width, quant_config)
+        self.num_positions = num_positions = len(num_ids)
+        self.norm = RMSNorm(spec.hidden, eps=spec.eps)
+        self.rotary = get_rope(spec.head_dim, max_position=num_positions, rope_parameters=dict(spec.rope))
+        self.layers = nn.ModuleList(
+            _Layer(spec, quant_config, f"depth.layers.{layer}") for layer in range(spec.num_layers)
+        )
 
     def prepare(self, max_rows: int) -> None:
         """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
@@ -135,7 +148,55 @@ class DepthTransformer(nn.Module):
         return self.norm(x, residual)[0]
 
 
-class _Layer(nn.Module):
+class SteppedDepth(DepthWeights):
+    """Weights of a depth transformer with a set of weights by position (`DepthSpec.schedule`).
+
+    The norms of a layer are shared by its sets. `HostSteppedDepth` and `DeviceSteppedDepth` compute the positions.
+    """
+
+    def __init__(
+        self,
+        spec: DepthSpec,
+        num_ids: Sequence[int],
+        num_ends: int,
+        width: int,
+        quant_config: QuantizationConfig | None = None,
+    ):
+        super().__init__(spec, num_ids, num_ends, width, quant_config)
+        self.num_positions = len(num_ids) - 1
+        if len(spec.schedule) != self.num_positions:
+            raise ValueError(f"depth transformer: expected {self.num_positions} sets in the schedule, got {spec}")
+        self.layers = nn.ModuleList(
+            _SteppedLayer(spec, quant_config, f"depth.layers.{layer}") for layer in range(spec.num_layers)
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load weights by their checkpoint names; those of the attention may be one tensor for all sets."""
+
+        def by_set() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                layer, _, part = name.removesuffix(".weight").rpartition(".")
+                if part in ("qkv_proj", "o_proj") and ".sets." not in name:
+                    parts = enumerate(tensor.chunk(self.spec.num_sets))
+                    yield from ((f"{layer}.sets.{index}.{part}.weight", own) for index, own in parts)
+                else:
+                    yield name, tensor
+
+        return super().load_weights(by_set())
+
+
+class _SteppedLayer(nn.Module):
+    def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
+        self.sets = nn.ModuleList(
+            _Projections(spec, quant_config, f"{prefix}.sets.{index}") for index in range(spec.num_sets)
+        )
+
+
+class _Projections(nn.Module):
+    """Linear layers of a layer's attention and MLP."""
+
     def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
         super().__init__()
         self.spec = spec
@@ -148,6 +209,11 @@ class _Layer(nn.Module):
             spec.hidden, [spec.intermediate] * 2, prefix=f"{prefix}.gate_up_proj", **fused
         )
         self.down_proj = _linear(spec.intermediate, spec.hidden, quant_config, f"{prefix}.down_proj")
+
+
+class _Layer(_Projections):
+    def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
+        super().__init__(spec, quant_config, prefix)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
         if spec.has_head_norms:
             self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, eps=spec.eps) for _ in range(2))

@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.sequence import IntermediateTensors
 
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
-from stretto.engine.models.depth_transformer import DepthTransformer
+from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
@@ -111,7 +111,9 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
     except (AssertionError, RuntimeError) as error:
         name, shape = list(seen.items())[-1]
         raise CheckpointError(f"{name}: shape {shape} does not match: {error}") from error
-    missing = (expected - loaded) | {name for name, fused in parts if not {name, fused} & seen.keys()}
+    partly = {fused for name, fused in parts if name in seen}  # others are whole in one tensor, which may have any name
+    unseen = {name: fused for name, fused in parts if not {name, fused} & seen.keys()}
+    missing = (expected - loaded) | {name for name, fused in unseen.items() if fused in partly or fused not in loaded}
     if missing:
         raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}")
     return loaded
@@ -178,9 +180,10 @@ class MultiStreamMixin(Decoder):
         if self.family.depth is not None:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             num_ends = len(SegmentRules(self.family, vllm_config.model_config.max_model_len).drawn_ends_of_audio)
-            sizes = layout.num_output_streams, layout.codebook_size, num_ends, width
             quant_config = quantization_of(vllm_config, "depth")
-            self.depth = DepthTransformer(self.family.depth, *sizes, quant_config=quant_config)
+            kind = SteppedDepth if self.family.depth.schedule else DepthTransformer
+            sizes = [len(ids) for ids in layout.audio]
+            self.depth = kind(self.family.depth, sizes, num_ends, width, quant_config=quant_config)
         if self.family.has_audio_head:
             layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)

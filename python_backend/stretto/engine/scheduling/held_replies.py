@@ -114,7 +114,7 @@ class HeldReplies:
         ids = track.extend(update.ids, update.is_last)
         new_text = NewText(place, ids) if before is None else NewText(before.place, np.concatenate([before.ids, ids]))
         if update.is_last and track.ends_reply:
-            new_text = new_text._replace(max_text_rows=min(sampling.text.max_rows, track.max_text_rows))
+            new_text = new_text._replace(max_rows=self._table.rules.max_rows(state.params.task, sampling, track))
         elif update.is_last:
             new_text = new_text._replace(min_rows=max(sampling.audio.min_rows, track.min_frames))
         self._new_text[request.request_id] = new_text

@@ -219,14 +219,15 @@ def check_track(family: Family) -> None:
     """Raise ValueError unless the family's track advances with its rows.
 
     A track of text or positions requires a family whose replies are audio only. A track of recorded codes requires a
-    family whose replies are text only. In both cases, a step must generate one row.
+    family whose replies are text only or audio only. In both cases, a step must generate one row.
     """
     tracks = [family.text_track, family.positions, family.code_track]
     if sum(each is not None for each in tracks) > 1:
         raise ValueError(f"{family.name}: expected either streamed text, positions or given codes, got several")
     if family.code_track is not None:
-        if family.bursts is not None or any(task.segments != (Segment.TEXT,) for task in family.tasks):
-            raise ValueError(f"{family.name}: given codes require replies of text only, with one row per step")
+        segments = {task.segments for task in family.tasks}
+        if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
+            raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
         return
     if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")

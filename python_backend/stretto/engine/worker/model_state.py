@@ -24,9 +24,9 @@ from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
 from stretto.engine.adapters import lora_requests
-from stretto.engine.kernels.cpu.products import HostDepth, pad_products, use_host_layers
+from stretto.engine.kernels.cpu.products import HostDepth, HostSteppedDepth, pad_products, use_host_layers
 from stretto.engine.kernels.gpu.advance import gather_rows
-from stretto.engine.kernels.gpu.products import DeviceDepth
+from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
@@ -229,7 +229,8 @@ class SpeechModelState(DefaultModelState):
         family = self.rules.family
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
-            steps = (HostDepth if self.device.type == "cpu" else DeviceDepth)(depth)
+            kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
+            steps = kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
         if family.has_audio_head:

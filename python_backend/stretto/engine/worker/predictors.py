@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,7 +51,7 @@ class StreamHeads:
             raise ValueError(f"{family.name}: auxiliary streams must have equally many ids")
         device = weight.own.device
         self.text_ids = torch.arange(rules.num_text_ids, device=device)
-        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], dtype=torch.int64, device=device)
         size = len(others[0]) if others else 0
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
@@ -123,7 +124,7 @@ class FirstHead(StreamHeads):
     def __init__(self, rows: torch.Tensor, rules: SegmentRules):
         first, *others = (rules.audio_ids(stream) for stream in range(rules.family.layout.num_output_streams))
         self.text_ids = torch.arange(0, device=rows.device)
-        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], device=rows.device)
+        self.first_ids = torch.tensor([*first, *rules.drawn_ends_of_audio], dtype=torch.int64, device=rows.device)
         size = len(others[0]) if others else 0
         self.codes = torch.tensor(others, dtype=torch.int64, device=rows.device).view(len(others), size)
         self.is_text_cut = False
@@ -261,15 +262,16 @@ class DepthFrames:
     reads_drawn = True
 
     def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
-        self._depth, self._num_codes = depth, layout.codebook_size
-        # Difference between a code's id and its row in the depth transformer's table.
-        self._shifts = [ids.start - stream * len(ids) for stream, ids in enumerate(layout.audio)]
+        self._depth, self._num_first = depth, len(layout.audio[0])
+        # Difference between an id and its row in the depth transformer's table, in which the streams follow each other.
+        first_rows = accumulate(map(len, layout.audio[:-1]), initial=0)
+        self._shifts = [ids.start - row for ids, row in zip(layout.audio, first_rows, strict=True)]
         self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 to S - 1, [N, K]."""
-        code = (token - self._shifts[0]).clamp(0, self._num_codes - 1)  # rows without a code: the result is ignored
+        code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # rows without a code: the result is ignored
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]

@@ -431,7 +431,7 @@ class RunSlots:
         slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams
         self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
-        if any(each.min_rows is not None or each.max_text_rows is not None for each in slots.values()):
+        if any(each.min_rows is not None or each.max_rows is not None for each in slots.values()):
             self._change()
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:

@@ -180,6 +180,7 @@ def _index(table: type) -> dict[str, int]:
 
 
 STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
+MAX_ROWS = [LIMITS["text_max"], LIMITS["audio_max"]]  # of a reply with a single segment
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
@@ -318,7 +319,7 @@ class SlotTables:
         self.limits[slot] = limits_row(params, self._rules)
         if track is not None and track.ends_reply:
             self.limits[slot, LIMITS["text_min"]] = ENDLESS  # no sampled id ends the reply
-            self.limits[slot, LIMITS["text_max"]] = min(params.sampling.text.max_rows, track.max_text_rows)
+            self.limits[slot, MAX_ROWS] = self._rules.max_rows(params.task, params.sampling, track)
         elif isinstance(track, GroupTrack):
             self.limits[slot, LIMITS["given_first"]] = track.num_first
             self.limits[slot, LIMITS["given_total"]] = track.num_total
@@ -327,9 +328,9 @@ class SlotTables:
         self.scales[slot] = scales_row(params)
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
+        first = 0 if track is None or isinstance(track, GroupTrack) else max(0, len(codes) - track.first_row)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
-        first = 0 if track is None or isinstance(track, GroupTrack) else max(0, len(codes) - track.first_row)
         ids = () if track is None else track.ids[first:].reshape(-1)
         if track is not None:
             self._tracks[slot] = track
@@ -349,8 +350,8 @@ class SlotTables:
                 self.limits[slot, LIMITS["given_total"]] = each.place + len(each.ids)
             elif each.min_rows is not None:
                 self.limits[slot, LIMITS["audio_min"]] = each.min_rows
-            if each.max_text_rows is not None:
-                self.limits[slot, LIMITS["text_max"]] = each.max_text_rows
+            if each.max_rows is not None:
+                self.limits[slot, MAX_ROWS] = each.max_rows
         sizes = np.array([len(each.ids) for each in new_text.values()])
         if num_rows := sizes.sum():
             rows = np.empty((num_rows, 2 + lanes.stop - lanes.start), np.int32)
@@ -380,11 +381,12 @@ class SlotTables:
             if isinstance(track, GroupTrack):
                 self.given[slot, : len(ids)] = ids
             elif track is not None:
-                known = ids.view(-1, track.ids.shape[1])
                 self.codes[slot, :, track.lanes] = track.pad_id
-                self.codes[slot, track.end - len(known) : track.end, track.lanes] = known
             if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
+            if track is not None and not isinstance(track, GroupTrack):
+                known = ids.view(-1, track.ids.shape[1])
+                self.codes[slot, track.end - len(known) : track.end, track.lanes] = known
             self.seen[slot] = False
             self.seen[slot, seen.long()] = True
         self._staged.clear()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, SttVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
@@ -65,21 +65,50 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = contents.config
     if not config:
         raise CheckpointError("--config: expected the release's config.json, got none")
-    check_config(config)
+    check_config(config, EXPECTED)
+    check_delays(config)
     known = vocabulary(config)
-    if contents.tokenizer.size != known.num_text_ids:
-        folder, size = contents.tokenizer.folder, contents.tokenizer.size
-        raise CheckpointError(f"{folder}: expected a tokenizer of {known.num_text_ids} tokens, got {size}")
+    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    record = {
+        **backbone_record(config),
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        "max_position_embeddings": known.max_model_len,
+        "tie_word_embeddings": False,
+        "dtype": contents.dtype,
+    }
+    folder = release.model if release.model.is_dir() else release.model.parent
+    folded = [f"emb.{k}.weight" for k in range(known.num_codebooks)]
+    check_folded(contents.tensors, dict.fromkeys(folded, (known.codebook_size + 1, record["hidden_size"])))
+    parts = plan(config, known, contents.tensors)
+    codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
+    return Converted(record, parts, (PAUSES,), tuple(folded), (codec,))
+
+
+def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
+    """Raise CheckpointError for a tokenizer of another size than the model's text."""
+    if tokenizer.size != num_text_ids:
+        raise CheckpointError(
+            f"{tokenizer.folder}: expected a tokenizer of {num_text_ids} tokens, got {tokenizer.size}"
+        )
+
+
+def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the tensors that are merged into others have these shapes."""
+    found = {name: tensors[name] for name in shapes if name in tensors}
+    check({name: Part(name, shape) for name, shape in shapes.items()}, found, ())
+
+
+def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of config.json that describes the backbone, for the release's config."""
     width, heads = integer(config, "dim"), integer(config, "num_heads")
     if width % heads or (width // heads) % 2:
         raise CheckpointError(f"config.json: dim: expected heads of an even width, got {width} for {heads} heads")
     num_layers = integer(config, "num_layers")
-    record = {
+    return {
         "architectures": ["StrettoLlamaForCausalLM"],
         "model_type": "llama",
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
         "hidden_size": width,
         "intermediate_size": inner_width(config),
         "num_hidden_layers": num_layers,
@@ -88,28 +117,22 @@ def convert(release: Release, contents: Contents) -> Converted:
         "head_dim": width // heads,
         "rms_norm_eps": EPS,
         "rope_theta": float(entry(config, "max_period")),
-        "max_position_embeddings": known.max_model_len,
         "sliding_window": integer(config, "context"),
         "layer_types": ["sliding_attention"] * num_layers,
-        "tie_word_embeddings": False,
-        "dtype": contents.dtype,
     }
-    folder = release.model if release.model.is_dir() else release.model.parent
-    folded = [f"emb.{k}.weight" for k in range(known.num_codebooks)]
-    shape = known.codebook_size + 1, width
-    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
-    check({name: Part(name, shape) for name in folded}, found, ())
-    parts = plan(config, known, contents.tensors)
-    return Converted(record, parts, (PAUSES,), tuple(folded), (codec_network(config, folder, known),))
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise CheckpointError if config.json belongs to another kind of model; the message names the field."""
-    for name, allowed in EXPECTED.items():
+    for name, allowed in supported.items():
         found = config.get(name)
         if found not in allowed:
             expected = " or ".join(shown(value) for value in allowed if value is not None) or "no value"
             raise CheckpointError(f"config.json: {name}: expected {expected}, got {shown(found)}")
+
+
+def check_delays(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless no stream is delayed."""
     delays = config.get("delays")
     if not isinstance(delays, list) or any(delays) or len(delays) != 1 + integer(config, "n_q"):
         raise CheckpointError(f"config.json: delays: expected {1 + integer(config, 'n_q')} zeros, got {shown(delays)}")
@@ -149,7 +172,11 @@ def inner_width(config: Mapping[str, Any]) -> int:
     width, scale = integer(config, "dim"), entry(config, "hidden_scale")
     if not isinstance(scale, int | float) or not 1 <= scale <= 64:
         raise CheckpointError(f"config.json: hidden_scale: expected a number in [1, 64], got {shown(scale)}")
-    inner = int(scale * width)
+    return gated_width(width, int(scale * width))
+
+
+def gated_width(width: int, inner: int) -> int:
+    """Return the width of a gated feed-forward layer, for that of a plain one."""
     return 21 * width // 8 if inner == 4 * width else 2 * inner // 3
 
 
@@ -160,7 +187,7 @@ def halves(weight: Tensor, heads: int) -> Tensor:
 
 def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors to write, by published name."""
-    width, heads, inner = integer(config, "dim"), integer(config, "num_heads"), inner_width(config)
+    width = integer(config, "dim")
 
     def table(text: Tensor) -> Tensor:
         """Return the embeddings of text, of the two ids of our own, and of all codes, [V, H]."""
@@ -172,18 +199,26 @@ def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, 
     def head(text: Tensor) -> Tensor:
         return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
 
+    return backbone_plan(config, tensors) | {
+        EMBEDDINGS: Part("model.embed_tokens.weight", (known.num_text_ids + 1, width), table),
+        "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
+    }
+
+
+def flat(alpha: Tensor) -> Tensor:
+    """Return the weight of a norm, [1, 1, H] -> [H]."""
+    return alpha.reshape(-1)
+
+
+def backbone_plan(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the tensors of the backbone's layers and of its last norm, by published name."""
+    width, heads, inner = integer(config, "dim"), integer(config, "num_heads"), inner_width(config)
+
     def fused(weight: Tensor) -> Tensor:
         queries, keys, values = weight.chunk(3)
         return torch.cat([halves(queries, heads), halves(keys, heads), values])
 
-    def flat(alpha: Tensor) -> Tensor:
-        return alpha.reshape(-1)
-
-    parts: Plan = {
-        EMBEDDINGS: Part("model.embed_tokens.weight", (known.num_text_ids + 1, width), table),
-        "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
-        "out_norm.alpha": Part("model.norm.weight", (1, 1, width), flat),
-    }
+    parts: Plan = {"out_norm.alpha": Part("model.norm.weight", (1, 1, width), flat)}
     layer_parts: dict[str, tuple[str, tuple[int, ...], Callable[[Tensor], Tensor] | None]] = {
         "self_attn.in_proj_weight": ("self_attn.qkv_proj.weight", (3 * width, width), fused),
         "self_attn.out_proj.weight": ("self_attn.o_proj.weight", (width, width), None),
@@ -261,12 +296,12 @@ class MimiTensors(Mapping[str, Tensor]):
         return len(self._sources)
 
 
-def codec_network(config: Mapping[str, Any], folder: Path, known: SttVocabulary) -> Network:
+def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, codebook_size: int) -> Network:
     """Return Mimi from the file that config.json names, in transformers' layout."""
     mimi = mimi_config(config, folder)
     found = (mimi.num_quantizers, mimi.codebook_size)
-    if found[0] < known.num_codebooks or found[1] != known.codebook_size:
-        expected = f"{known.num_codebooks} codebooks of {known.codebook_size} codes"
+    if found[0] < num_codebooks or found[1] != codebook_size:
+        expected = f"{num_codebooks} codebooks of {codebook_size} codes"
         raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {found[0]} of {found[1]}")
     path = released_file(folder, str(entry(config, "mimi_name")))
     tensors = MimiTensors(open_tensors(path), mimi.num_attention_heads)

@@ -13,7 +13,7 @@ from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
-from stretto.families.live_audio import LiveInput
+from stretto.families.live_audio import FrameIds, LiveInput
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 
@@ -56,8 +56,8 @@ def track_of(codes: np.ndarray, known: SttVocabulary) -> tuple[int, ...]:
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
     """Return the encoder of live audio with a checkpoint's Mimi, and the silence around the audio."""
     known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    rate, first_ids = codec.spec.sample_rate, tuple(known.first_codes)
-    return LiveInput(MimiEncoder(codec), rate, known.prefix_s, known.flush_s, first_ids)
+    rate = codec.spec.sample_rate
+    return LiveInput(MimiEncoder(codec), rate, known.prefix_s, known.flush_s, lambda: FrameIds(known.first_codes))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

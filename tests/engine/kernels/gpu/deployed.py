@@ -65,7 +65,7 @@ def depth_operators(folder: Path) -> dict[str, Any]:
     kernel.depth_attention_kernel = launches
     found: dict[str, Any] = {"mode": int(config.compilation_config.mode), "layers": spec.num_layers}
     with set_current_vllm_config(config):
-        depth, code = DepthTransformer(spec, 16, 2048, 1, 2048), torch.zeros(1, dtype=torch.int32)
+        depth, code = DepthTransformer(spec, [2048] * 16, 1, 2048), torch.zeros(1, dtype=torch.int32)
         for name, each in {"reference": depth, "served": DeviceDepth(depth)}.items():
             each.prepare(4)
             launches.count = 0
@@ -104,7 +104,7 @@ def check_repository(folder: Path) -> None:
     assert graphs.max_cudagraph_capture_size == 512
     assert family.depth is not None
     with set_current_vllm_config(config):
-        depth = DepthTransformer(family.depth, 16, 2048, 1, 2048, config.quant_config)
+        depth = DepthTransformer(family.depth, [2048] * 16, 1, 2048, quant_config=config.quant_config)
         check_quantization(depth)
         DeviceDepth(depth)
         layers = [each for each in depth.modules() if isinstance(each, LinearBase)]

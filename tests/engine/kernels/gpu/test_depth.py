@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers import linear, rotary_embedding
 
+from stretto.engine.kernels.cpu.products import HostSteppedDepth
 from stretto.engine.kernels.gpu import products as kernel
-from stretto.engine.kernels.gpu.products import DeviceDepth
-from stretto.engine.models.depth_transformer import DepthTransformer
+from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
+from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
 from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS
 from tests.engine.kernels.gpu.operators import Count, Launches
@@ -47,9 +49,9 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return torch.cat([F.linear(row, weight, bias) for row in x.split(1)])
 
 
-def build(spec: DepthSpec, num_streams: int, seed: int | None) -> DepthTransformer:
+def build(spec: DepthSpec, num_streams: int, seed: int | None) -> Any:
     """Return a depth transformer whose products are torch's, with random weights unless `seed` is None."""
-    made = DepthTransformer(spec, num_streams, NUM_CODES, 1, WIDTH)
+    made = (SteppedDepth if spec.schedule else DepthTransformer)(spec, [NUM_CODES] * num_streams, 1, WIDTH)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(False)
         if seed is not None:
@@ -81,6 +83,27 @@ def test_states_are_those_of_the_layers_in_torch(name: str, num_streams: int, mo
             torch.testing.assert_close(found, expected.next(code, position), rtol=2e-5, atol=2e-5)
             assert torch.equal(alone.next(code[1:2], position), found[1:2])
         hidden, codes = hidden.flip(0), codes.flip(0)
+
+
+@torch.inference_mode()
+def test_states_with_weights_by_position_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sampled ids of `tests/engine/test_moshi.py` hold the CPU's states to the authors' model."""
+    spec = DepthSpec(32, 48, 2, 4, 2, 8, 1e-8, schedule=(0, 1, 1, 2))
+    with single_rank(monkeypatch):
+        made = build(spec, 5, seed=4)
+    ours, alone, expected = DeviceSteppedDepth(made), DeviceSteppedDepth(made), HostSteppedDepth(made)
+    for each in (ours, alone, expected):
+        each.prepare(4)
+    hidden, ids = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, 4)) + torch.arange(4) * NUM_CODES
+    for _ in range(2):
+        for position in range(1, 5):
+            found, other, wanted = (
+                each.begin(hidden[:n], ids[:n, 0]) if position == 1 else each.next(ids[:n, position - 1], position)
+                for each, n in ((ours, 3), (alone, 1), (expected, 3))
+            )
+            torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+            assert torch.equal(other, found[:1]), "a row depends on no other"
+        hidden, ids = hidden.flip(0), ids.flip(0)
 
 
 @torch.inference_mode()

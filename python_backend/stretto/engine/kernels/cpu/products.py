@@ -191,6 +191,47 @@ class HostDepth:
         return x
 
 
+class HostSteppedDepth:
+    """Depth transformer with weights by position on the CPU, with the weights of `SteppedDepth`."""
+
+    def __init__(self, depth: Any):
+        self.heads: torch.Tensor = depth.heads
+        self._depth, self._embed = depth, depth.embed.data
+        self._layers = [[_DepthLayer(each, None, layer) for each in layer.sets] for layer in depth.layers]
+
+    def prepare(self, max_rows: int) -> None:
+        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
+        spec, num_positions = self._depth.spec, self._depth.num_positions
+        for sets in self._layers:
+            kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
+            for layer in sets:
+                layer.kv = kv
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """Process position 0 of a frame, and return the states [N, H] that predict the codes of stream 1.
+
+        Args:
+            hidden: The backbone's hidden states, [N, W].
+            code: Ids of stream 0, as rows of `embed`, [N].
+        """
+        self._projected = self._depth.project(hidden).chunk(self._depth.spec.num_sets, 1)
+        return self.next(code, 1)
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+
+        Args:
+            code: Ids of stream `position` - 1, as rows of `embed`, [N].
+            position: Position in the frame, from 1.
+        """
+        index = self._depth.spec.schedule[position - 1]
+        x = self._projected[index] + F.embedding(code, self._embed)
+        residual = torch.zeros_like(x)
+        for sets in self._layers:
+            x = sets[index](x, residual, position - 1, None)
+        return x + residual
+
+
 class _Layer:
     """Norms and products of a decoder layer.
 
@@ -326,14 +367,16 @@ class _DepthLayer(_Layer):
 
     kv: torch.Tensor
 
-    def __init__(self, layer: Any, rotary: Any):
-        super().__init__(layer, layer, layer)
+    def __init__(self, layer: Any, rotary: Any, norms: Any = None):
+        super().__init__(norms or layer, layer, layer)
         spec = layer.spec
         self._size, self._num_heads, self._num_kv_heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
         self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
-        self._rotate = rotary.forward_cpu
+        self._rotate = None if rotary is None else rotary.forward_cpu
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return the MLP's output [N * T, H] for `x`, which is overwritten; `residual` is updated in place."""
         _add_norm(x, residual, *self._before)
         x = self._o(self._attend(self._qkv(x), first, positions))
@@ -343,21 +386,22 @@ class _DepthLayer(_Layer):
         torch.ops._C.silu_and_mul(x, opened)
         return self._down(x)
 
-    def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
+    def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor | None) -> torch.Tensor:
         """Return the attention output [N * T, H]; each row attends to the frame up to its own position."""
         num_queries, num_keys = self._num_heads * self._size, self._num_kv_heads * self._size
-        count = 2 if first == 0 else 1
+        count = 2 if first == 0 and self._rotate is not None else 1
         stop, num_rows = first + count, qkv.shape[0] // count
         query, key = qkv[:, :num_queries], qkv[:, num_queries : num_queries + num_keys]
         if self._head_norms is not None:
             self._head_norms(qkv[:, : num_queries + num_keys])
-        self._rotate(positions, query, key)  # in place
+        if self._rotate is not None:
+            self._rotate(positions, query, key)  # in place
         kv = self.kv[:num_rows]
         new = qkv[:, num_queries:].view(num_rows, count, 2, self._num_kv_heads, self._size)
         kv[:, :, :, first:stop] = new.permute(0, 2, 3, 1, 4)
         query = query.view(num_rows, count, self._num_heads, self._size).transpose(1, 2)
         keys, values = kv[:, :, :, :stop].unbind(1)
-        out = F.scaled_dot_product_attention(query, keys, values, is_causal=first == 0, enable_gqa=True)
+        out = F.scaled_dot_product_attention(query, keys, values, is_causal=count > 1, enable_gqa=True)
         return out.transpose(1, 2).reshape(qkv.shape[0], num_queries)
 
 

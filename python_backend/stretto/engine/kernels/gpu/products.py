@@ -323,14 +323,67 @@ class DeviceDepth:
         return x
 
 
+class DeviceSteppedDepth:
+    """Depth transformer with weights by position on a GPU, with the weights of `SteppedDepth`."""
+
+    def __init__(self, depth: Any):
+        spec, num_positions = depth.spec, depth.num_positions
+        if num_positions > MAX_POSITIONS:
+            raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {num_positions}")
+        fuse_quantization(depth)
+        self.heads: torch.Tensor = depth.heads
+        self._depth, self._embed = depth, depth.embed.data
+        no_rotation = self._embed.new_zeros(num_positions, spec.head_dim)  # cosines 1, sines 0
+        no_rotation[:, : spec.head_dim // 2] = 1.0
+        self._layers = [
+            [_Layer(each, num_positions, no_rotation, layer, 1) for each in layer.sets] for layer in depth.layers
+        ]
+
+    def prepare(self, max_rows: int) -> None:
+        """Allocate the buffers of keys and values for batches of up to `max_rows` rows."""
+        spec = self._depth.spec
+        for sets in self._layers:
+            shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
+            keys, values = self._embed.new_zeros(shape)
+            for layer in sets:
+                layer.keys, layer.values = keys, values
+
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        """Process position 0 of a frame, and return the states [N, H] that predict the codes of stream 1.
+
+        Args:
+            hidden: The backbone's hidden states, [N, W].
+            code: Ids of stream 0, as rows of `embed`, [N].
+        """
+        self._projected = self._depth.project(hidden).chunk(self._depth.spec.num_sets, 1)
+        return self.next(code, 1)
+
+    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
+        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+
+        Args:
+            code: Ids of stream `position` - 1, as rows of `embed`, [N].
+            position: Position in the frame, from 1.
+        """
+        index, layers = self._depth.spec.schedule[position - 1], self._depth.layers
+        residual = self._projected[index] + F.embedding(code, self._embed)
+        x = rms_norm(layers[0].input_layernorm, residual)
+        for sets, following in zip(self._layers, (*layers[1:], None), strict=True):
+            x = sets[index](x, residual, position - 1)
+            if following is not None:
+                x, residual = rms_norm(following.input_layernorm, x, residual)
+        return x + residual
+
+
 class _Layer:
     """Layer with its keys and values for one frame, [max N, G, positions, D] each."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, layer: Any, num_positions: int, cos_sin: torch.Tensor):
+    def __init__(self, layer: Any, num_positions: int, cos_sin: torch.Tensor, norms: Any = None, num_first: int = 2):
         spec = layer.spec
+        self._norm, self._num_first = (norms or layer).post_attention_layernorm, num_first
         self._layer, self._cos_sin, self._width = layer, cos_sin, spec.num_heads * spec.head_dim
         self._num_heads = spec.num_heads
         norms = (layer.q_norm, layer.k_norm) if spec.has_head_norms else ()
@@ -344,12 +397,12 @@ class _Layer:
         """Return the MLP's output [N * T, H] for normalised `x` [N * T, H]; `residual` is updated in place."""
         layer = self._layer
         x = layer.o_proj(self._attend(layer.qkv_proj(x), first))
-        x, _ = rms_norm(layer.post_attention_layernorm, x, residual)
+        x, _ = rms_norm(self._norm, x, residual)
         return layer.down_proj(silu_and_mul(layer.gate_up_proj(x)))
 
     def _attend(self, qkv: torch.Tensor, first: int) -> torch.Tensor:
         """Return the attention output [N * T, Q * D], and store the new keys and values."""
-        num_new = 2 if first == 0 else 1
+        num_new = self._num_first if first == 0 else 1
         out = qkv.new_empty(len(qkv), self._width)
         depth_attention_kernel[len(qkv) // num_new, self._num_heads](
             out, qkv, self.keys, self.values, *self._weights, self._cos_sin, first, self._layer.spec.eps, num_new,

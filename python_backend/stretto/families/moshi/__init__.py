@@ -1,0 +1,12 @@
+"""Moshi: speech in and speech out at once, a frame of each in every row, with a text token beside them."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="moshi",
+    build=lazy("stretto.families.moshi.family:build", "moshi"),
+    open_template=lazy("stretto.families.moshi.prompt:open_template"),
+    text_codec=lazy("stretto.families.moshi.reader:open_text_codec"),
+    convert="stretto.families.moshi.convert",
+    open_live_input=lazy("stretto.families.moshi.prompt:open_live_input"),
+)

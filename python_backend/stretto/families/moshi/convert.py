@@ -1,0 +1,228 @@
+"""Conversion of Moshi's releases in PyTorch's layout: names and shapes as published, and their file of Mimi.
+
+https://huggingface.co/kyutai/moshika-pytorch-bf16, moshiko-pytorch-bf16. A folder without config.json is such a
+release. transformers' layout (`kmhf/hf-moshika`), quantized weights and models of other kinds are refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.errors import CheckpointError, shown
+from stretto.families.base import DepthSpec
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer
+from stretto.families.kyutai_stt.convert import (
+    EPS,
+    backbone_plan,
+    backbone_record,
+    check_config,
+    check_folded,
+    check_tokenizer,
+    codec_network,
+    flat,
+    gated_width,
+    integer,
+)
+from stretto.families.moshi.family import MAX_DELAY, NAME, MoshiVocabulary
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import VOCABULARY
+from stretto.families.text import sentencepiece_at
+from stretto.untrusted_files import released_file
+from stretto.weights.loading import Part, Plan
+
+IS_BARE = True  # the tokenizer is SentencePiece's, and a release may lack config.json
+TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
+EMBEDDINGS = "text_emb.weight"
+DEPTH_TEXT = "depformer_text_emb.weight"
+MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
+# config.json of the first releases, which lack it.
+FIRST: dict[str, Any] = {
+    "moshi_name": "model.safetensors",
+    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
+    TOKENIZER_KEY: "tokenizer_spm_32k_3.model",
+    "dim": 4096,
+    "text_card": 32000,
+    "n_q": 16,
+    "dep_q": 8,
+    "card": 2048,
+    "num_heads": 32,
+    "num_layers": 32,
+    "hidden_scale": 4.125,
+    "causal": True,
+    "context": 3000,
+    "max_period": 10000,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "depformer_dim": 1024,
+    "depformer_dim_feedforward": 4224,
+    "depformer_num_heads": 16,
+    "depformer_num_layers": 6,
+    "depformer_multi_linear": True,
+    "depformer_gating": "silu",
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+    "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
+}
+# Values of config.json that other models of the same code have, by the values that are supported.
+EXPECTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("moshi", None),
+    "causal": (True,),
+    "norm": ("rms_norm_f32",),
+    "positional_embedding": ("rope",),
+    "gating": ("silu",),
+    "layer_scale": (None,),
+    "rope_concat": (False, None),
+    "kv_repeat": (1, None),
+    "cross_attention": (False, None),
+    "demux_second_stream": (False, None),
+    "quantize": (False, None),
+    "lora": (False, None),
+    "lora_name": (None,),
+    "fuser": (None, {}),
+    "conditioners": ({}, None),
+    "extra_heads_num_heads": (0, None),
+    "depformer_gating": ("silu",),
+    "depformer_pos_emb": ("none",),
+    "depformer_layer_scale": (None,),
+    "depformer_multi_linear": (True,),
+    "depformer_weights_per_step": (True,),
+    "depformer_low_rank_embeddings": (None,),
+    "depformer_norm": (None,),
+}
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return None: config.json does not contain it."""
+    return None
+
+
+def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
+    """Return the tokenizer of a release without config.json, which is in a file of SentencePiece."""
+    if release.config is not None:
+        return None
+    path = released_file(release.tokenizer, FIRST[TOKENIZER_KEY])
+    tokens = sentencepiece_at(path).tokens
+    return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written, with Mimi from the release's own file."""
+    config = contents.config or FIRST
+    check_config(config, EXPECTED)
+    known = vocabulary(config)
+    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    width = integer(config, "dim")
+    record = {
+        **backbone_record(config),
+        FAMILY: NAME,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        "max_position_embeddings": known.max_model_len,
+        "tie_word_embeddings": True,  # no head over this vocabulary; text is sampled from `depth.first_head`
+        "dtype": contents.dtype,
+    }
+    code_table, steps = known.codebook_size + 1, known.num_codebooks
+    folded: dict[str, tuple[int, ...]] = {f"emb.{k}.weight": (code_table, width) for k in range(2 * steps)}
+    folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
+    folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
+    folded |= {f"depformer_emb.{k}.weight": (code_table, known.depth.hidden) for k in range(steps - 1)}
+    check_folded(contents.tensors, folded)
+    folder = release.model if release.model.is_dir() else release.model.parent
+    codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
+    return Converted(record, plan(config, known, contents.tensors), (), tuple(folded), (codec,))
+
+
+def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
+    """Return the vocabulary of a release."""
+    num_codebooks, delays = integer(config, "dep_q"), config.get("delays")
+    if integer(config, "n_q") != 2 * num_codebooks:
+        expected = f"{2 * num_codebooks}, those of the model and as many of the user"
+        raise CheckpointError(f"config.json: n_q: expected {expected}, got {config['n_q']}")
+    own = delays[1 : 1 + num_codebooks] if isinstance(delays, list) else []
+    is_valid = own[:1] == [0] and all(isinstance(each, int) and 0 <= each <= MAX_DELAY for each in own)
+    if not is_valid or delays != [0, *own, *own]:
+        expected = f"0, then twice {num_codebooks} delays from 0 to {MAX_DELAY}, the first of them 0"
+        raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
+    return MoshiVocabulary(
+        num_text_ids=integer(config, "text_card"),
+        num_codebooks=num_codebooks,
+        codebook_size=integer(config, "card"),
+        delays=tuple(own),
+        depth=depth_spec(config, num_codebooks),
+    )
+
+
+def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
+    """Return the hyperparameters of the depth transformer."""
+    width, heads = integer(config, "depformer_dim"), integer(config, "depformer_num_heads")
+    if width % heads or (width // heads) % 2:
+        expected = "heads of an even width"
+        raise CheckpointError(f"config.json: depformer_dim: expected {expected}, got {width} for {heads} heads")
+    schedule = config.get("depformer_weights_per_step_schedule")
+    if schedule is None:
+        schedule = list(range(num_steps))
+    is_valid = isinstance(schedule, list) and len(schedule) == num_steps and all(isinstance(w, int) for w in schedule)
+    if not is_valid or sorted({*schedule}) != list(range(len({*schedule}))):
+        expected = f"{num_steps} numbers of sets, from 0 on"
+        raise CheckpointError(
+            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(schedule)}"
+        )
+    return DepthSpec(
+        hidden=width,
+        intermediate=gated_width(width, integer(config, "depformer_dim_feedforward")),
+        num_layers=integer(config, "depformer_num_layers"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        eps=EPS,
+        schedule=tuple(schedule),
+    )
+
+
+def plan(config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+    """Return the tensors to write, by published name."""
+    width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
+
+    def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
+        """Return the first rows of further tensors of the same kind as `like`."""
+        if like.is_meta:
+            return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
+        return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
+
+    def table(stored: Tensor) -> Tensor:
+        """Return the embeddings of text, of the two ids of our own, and of all codes, [V, H]."""
+        codes = others("emb", range(2 * known.num_codebooks), stored, size + 1)
+        return torch.cat([stored, stored.new_zeros(2, width), *codes])
+
+    def depth_table(stored: Tensor) -> Tensor:
+        """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
+        return torch.cat([stored[:text], *others("depformer_emb", range(known.num_codebooks - 1), stored, size)])
+
+    def projections(stored: Tensor) -> Tensor:
+        return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
+
+    def heads(stored: Tensor) -> Tensor:
+        return torch.stack([stored, *others("linears", range(1, known.num_codebooks), stored, size)])
+
+    parts = backbone_plan(config, tensors) | {
+        EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
+        "text_linear.weight": Part("depth.first_head", (text, width)),
+        DEPTH_TEXT: Part("depth.embed", (text + 1, depth.hidden), depth_table),
+        "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
+        "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
+    }
+    sets, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
+    for layer in range(depth.num_layers):
+        stored, own = f"depformer.layers.{layer}", f"depth.layers.{layer}"
+        parts[f"{stored}.self_attn.in_proj_weight"] = Part(f"{own}.qkv_proj.weight", (3 * sets * hidden, hidden))
+        parts[f"{stored}.self_attn.out_proj.weight"] = Part(f"{own}.o_proj.weight", (sets * hidden, hidden))
+        parts[f"{stored}.norm1.alpha"] = Part(f"{own}.input_layernorm.weight", (1, 1, hidden), flat)
+        parts[f"{stored}.norm2.alpha"] = Part(f"{own}.post_attention_layernorm.weight", (1, 1, hidden), flat)
+        for w in range(sets):
+            gating, mine = f"{stored}.gating.{w}", f"{own}.sets.{w}"
+            parts[f"{gating}.linear_in.weight"] = Part(f"{mine}.gate_up_proj.weight", (2 * inner, hidden))
+            parts[f"{gating}.linear_out.weight"] = Part(f"{mine}.down_proj.weight", (hidden, inner))
+    return parts

@@ -1,0 +1,146 @@
+"""Moshi (Kyutai): a row carries a text token, a frame of the model's own speech, and a frame of the user's.
+
+    stream 0        begin  t0   t1   t2  …     generated: PAD, or END_PAD, or a piece of a word
+    stream 1        begin  a0   a1   a2  …     generated: codebook 0 of the model's frames
+    streams 2 … 8   begin  begin a0  a1  …     generated: its other codebooks, one row later
+    stream 9        begin  u0   u1   u2  …     given: codebook 0 of the user's frames
+    streams 10 … 16 begin  begin u0  u1  …     given: its other codebooks, one row later
+
+A depth transformer with its own weights for each codebook generates the codes of a row. The user's audio is the clock:
+a row follows each frame of it, and the reply ends with it. The model ends nothing itself; PAD and END_PAD are most of
+its text. https://arxiv.org/abs/2410.00037. The numbers are those of `kyutai/moshika-pytorch-bf16`; a checkpoint's
+config.json may override them (`speech_vocabulary`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stretto.families.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext, Vocabulary
+from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
+
+NAME = "moshi"
+FRAME_RATE = 12.5
+PAD = 3  # text id of nothing; 0: a word begins next, 1 and 2: a turn begins or ends
+MAX_AUDIO_S, MAX_DELAY = 300.0, 16
+DEPTH = DepthSpec(
+    hidden=1024,
+    intermediate=2816,
+    num_layers=6,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=64,
+    eps=1e-8,
+    schedule=tuple(range(8)),
+)
+
+
+@dataclass(frozen=True)
+class MoshiVocabulary(Vocabulary):
+    """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
+
+    Attributes:
+        num_text_ids: Number of text ids that the model generates.
+        num_codebooks: Number of codebooks of the model's speech, and of the user's.
+        codebook_size: Number of codes per codebook.
+        delays: Delay of each of these codebooks in rows; that of the first is 0.
+        max_model_len: Maximum number of rows.
+        depth: Depth transformer.
+    """
+
+    num_text_ids: int = 32_000
+    num_codebooks: int = 8
+    codebook_size: int = 2048
+    delays: tuple[int, ...] = (0, 1, 1, 1, 1, 1, 1, 1)
+    max_model_len: int = 45_056  # an hour of live audio
+    depth: DepthSpec = field(default=DEPTH)
+
+    def __post_init__(self) -> None:
+        if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
+            raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
+        if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
+            raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
+        if max(self.delays) > MAX_DELAY:
+            raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delays}")
+
+    @property
+    def initial_text(self) -> int:
+        """Text id of the first row."""
+        return self.num_text_ids
+
+    @property
+    def end_of_reply(self) -> int:
+        """Id of the row that ends a reply; the model does not have it."""
+        return self.num_text_ids + 1
+
+    @property
+    def nothing(self) -> int:
+        """Id of an empty stream."""
+        return self.num_text_ids + 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.nothing + 1 + 2 * self.num_codebooks * (self.codebook_size + 1)
+
+    @property
+    def first_codes(self) -> tuple[int, ...]:
+        """First id of each codebook, those of the user's speech last."""
+        return tuple(range(self.nothing + 1, self.vocab_size, self.codebook_size + 1))
+
+    @property
+    def initial_ids(self) -> tuple[int, ...]:
+        """Id of each stream before its first frame."""
+        return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+
+    @property
+    def layout(self) -> StreamLayout:
+        """Streams of a row."""
+        own = self.first_codes[: self.num_codebooks]
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(self.num_text_ids), *(range(first, first + self.codebook_size) for first in own)),
+            delays=(0, *self.delays),
+            codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
+            num_input_only=self.num_codebooks,
+            initial=self.initial_ids[: 1 + self.num_codebooks],
+            pad_id=self.nothing,
+        )
+
+
+def moshi(vocabulary: MoshiVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    num_generated = 1 + vocabulary.num_codebooks
+    # Defaults of `LMGen`: `temp_text`, `top_k_text`, `temp` and `top_k`.
+    sampling = SamplingConfig(
+        text=SegmentSampling(temperature=0.0),
+        audio=SegmentSampling(temperature=0.7, top_k=25, max_rows=vocabulary.max_model_len),
+        depth=CodeSampling(temperature=0.8, top_k=250),
+    )
+    longest_s = (vocabulary.max_model_len - 4) / FRAME_RATE
+    return Family(
+        name=NAME,
+        layout=vocabulary.layout,
+        tasks=(Task("duplex", (Segment.AUDIO,), (), ("audio",), sampling),),
+        codec="mimi",
+        end_of_reply=vocabulary.end_of_reply,
+        end_of_text=vocabulary.end_of_reply,
+        end_of_audio=vocabulary.end_of_reply,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.nothing, keep_first=1, keep_last=0),
+        max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=2,
+        steady_chunk_frames=12,
+        tail=NO_TAIL,
+        depth=vocabulary.depth,
+        code_track=CodeTrack(range(num_generated, num_generated + vocabulary.num_codebooks)),
+        has_text_beside_codes=True,
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary, by default that of `kyutai/moshika-pytorch-bf16`."""
+    return moshi(MoshiVocabulary.from_record(vocabulary) if vocabulary else MoshiVocabulary())

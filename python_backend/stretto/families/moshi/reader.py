@@ -1,0 +1,57 @@
+"""Text from the ids of Moshi: pieces of words, between which most ids are pads."""
+
+import codecs
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stretto.errors import CheckpointError
+from stretto.families.base import Family
+from stretto.families.moshi.family import PAD, MoshiVocabulary
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.text import SENTENCEPIECE_FILE, TextCodec, sentencepiece_at
+
+SPACE = "▁"  # in SentencePiece's pieces
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that is a byte of a character
+
+
+class PieceReader:
+    """Reader that returns each piece at once, as the authors' server sends them; pads and control ids have no text.
+
+    Args:
+        tokens: Spelling of each id.
+    """
+
+    def __init__(self, tokens: Mapping[int, str]):
+        self._tokens = tokens
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._has_text = False
+
+    def push(self, token_id: int) -> str:
+        if token_id <= PAD:
+            return ""
+        piece = self._tokens[token_id]
+        if byte := BYTE.fullmatch(piece):
+            text = self._bytes.decode(bytes.fromhex(byte[1]))
+        else:
+            text = self._bytes.decode(b"", final=True) + piece.replace(SPACE, " ")
+        if not self._has_text:
+            text = text.lstrip(" ")
+        self._has_text = self._has_text or bool(text)
+        return text
+
+    def end(self) -> str:
+        return self._bytes.decode(b"", final=True)
+
+
+def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """Return the text codec with a checkpoint's SentencePiece model."""
+    path = checkpoint / SENTENCEPIECE_FILE
+    known, tokens = MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path).tokens
+    if len(tokens) != known.num_text_ids:
+        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokens)}")
+
+    def no_words(token_ids: Sequence[int]) -> list[int | None]:
+        return [None] * len(token_ids)  # the text is beside the frames, without an alignment
+
+    return TextCodec(lambda task: PieceReader(tokens), no_words)
