@@ -287,6 +287,12 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     transcribe.add_argument("file", type=Path, help=about)
     transcribe.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
     transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
+    duplex = commands.add_parser("talk", parents=[shared], help="speech in and out at once")
+    duplex.add_argument("file", type=Path, help="audio file; - reads standard input live: 16-bit mono samples")
+    duplex.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
+    duplex.add_argument("--task", default="duplex", help="name of the model's task; default: duplex")
+    duplex.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
+    duplex.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
     talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
@@ -302,8 +308,8 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.timeout > 0:  # nan, too
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
-    recording = args.file if args.command == "transcribe" else args.clone
-    is_live = args.command == "transcribe" and recording == STANDARD_INPUT
+    recording = args.file if "file" in args else args.clone
+    is_live = "file" in args and recording == STANDARD_INPUT
     if recording is not None and not is_live and not recording.is_file():
         parser.error(f"there is no file {recording}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
@@ -374,10 +380,35 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
     print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
 
 
+async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
+    """Play the reply to a file or to standard input, or write it to a file, and print its text meanwhile."""
+    sinks = open_sinks(args)
+
+    def on_event(event: SpeechEvent) -> None:
+        if not args.json:
+            print(event.text, end="", flush=True)
+        if event.pcm is not None and len(event.pcm):
+            for sink in sinks:
+                sink.write(event.pcm, event.sample_rate)
+
+    flags = args.options | given({"task": args.task, "seed": args.seed})
+    try:
+        if args.file == STANDARD_INPUT:
+            speech: Speech = client.talk(samples_from(sys.stdin.fileno()), args.rate, **flags)
+        else:
+            speech = client.transcribe(args.file, **flags)
+        tally = await follow(speech, on_event, False)
+    finally:
+        for sink in sinks:
+            sink.close()
+    print(json.dumps(tally.record()) if args.json else "")
+    print(tally.summary(), file=sys.stderr)
+
+
 async def run(args: argparse.Namespace) -> None:
     """Run a command with a client for its server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
-        await {"speak": speak, "transcribe": transcribe}[args.command](client, args)
+        await {"speak": speak, "transcribe": transcribe, "talk": talk}[args.command](client, args)
 
 
 def main(

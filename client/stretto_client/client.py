@@ -236,6 +236,23 @@ class SpeechClient:
 
         return ProducedSpeech(produce)
 
+    def talk(
+        self,
+        pieces: AsyncIterable[NDArray[Any]],
+        sample_rate: int,
+        /,
+        *,
+        task: str = "duplex",
+        fill_after_s: float | None = None,
+        **options: Unpack[OptionsRecord],
+    ) -> Speech:
+        """Return the events of a full-duplex session: speech and text come while audio is sent.
+
+        The model generates a frame of speech for each frame of the audio, until the audio ends. Arguments and options
+        are those of `transcribe_live`, except `resume_s`.
+        """
+        return self.transcribe_live(pieces, sample_rate, task=task, fill_after_s=fill_after_s, **options)
+
     def converse(
         self,
         messages: list[dict[str, Any]],

@@ -9,6 +9,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
 
   speak "text"              text to speech: --voice NAME, --out FILE, --guidance SCALE, --words, ...
   transcribe FILE           speech to text, from a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
+  talk FILE                 speech in and out at once, for a file or, as -, for standard input
   chat                      conversation; each line of standard input is a turn
   serve                     run the server; --model-repository FOLDER (default: the bundled model)
   serve --status | --stop   show the state of the server, or stop it
@@ -18,9 +19,9 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   make-repository           create a model repository for a checkpoint
   families                  list the installed model families and codecs
 
-speak, transcribe and chat use the server at --server HOST:PORT, or by default the server of this machine, which they
-start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the next three ports are
-gRPC, metrics and the gateway.
+speak, transcribe, talk and chat use the server at --server HOST:PORT, or by default the server of this machine, which
+they start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the next three ports
+are gRPC, metrics and the gateway.
 """
 
 
@@ -52,7 +53,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def client(words: list[str]) -> int:
-    """Run `speak`, `transcribe` or `chat`; start a background server if none is running."""
+    """Run `speak`, `transcribe`, `talk` or `chat`; start a background server if none is running."""
     from stretto.launcher.background import CannotServe, ready_server
     from stretto.launcher.installation import LaunchError
     from stretto_client.__main__ import main
@@ -110,6 +111,7 @@ def families(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "speak": client,
     "transcribe": client,
+    "talk": client,
     "chat": client,
     "serve": serve,
     "gateway": gateway,
@@ -118,4 +120,4 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "make-repository": make_repository,
     "families": families,
 }
-EXTRAS = {"speak": "client", "transcribe": "client", "chat": "client", "gateway": "gateway", "voices": "gateway"}
+EXTRAS = dict.fromkeys(("speak", "transcribe", "talk", "chat"), "client") | {"gateway": "gateway", "voices": "gateway"}

@@ -114,6 +114,36 @@ async def test_transcribe_reads_standard_input_live(run: Run) -> None:
     assert json.loads(run.request["options"]) == {"live": True}
 
 
+async def test_talk_writes_speech_while_it_reads_standard_input(run: Run, tmp_path: Path) -> None:
+    """The first frame of speech arrives before the input is complete."""
+    complete = asyncio.Event()
+
+    def answer(request: Request) -> list[Step]:
+        if "session" not in request:
+            first = Chunk(1, 640, "a c")
+            last = Chunk(2, 640, "at", is_final=True, is_last=True)
+            return [Chunk(0, None, session="s1"), first, Until(complete), last]
+        record = json.loads(request["session"])
+        if record["is_last"]:
+            complete.set()
+        return [Taken(record["part"])]
+
+    stdin = np.zeros(1000, "<i2").tobytes()
+    code, out, errors = await run(answer, "talk", "-", "--seed", "7", "--out", "a.wav", stdin=stdin)
+    assert (code, out) == (0, "a cat\n")
+    assert "0.08 s of audio" in errors
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == 1280
+    assert (run.request["task"], json.loads(run.request["options"])) == (b"duplex", {"live": True, "seed": 7})
+
+
+async def test_talk_sends_a_file_as_a_whole(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    code, out, _ = await run([Chunk(0, 640, "a", is_final=True, is_last=True)], "talk", "a.wav", "--out", "b.wav")
+    assert (code, out) == (0, "a\n")
+    assert (run.request["audio"], run.request["task"]) == (b"RIFF\0", b"duplex")
+    assert len(soundfile.read(tmp_path / "b.wav")[0]) == 640
+
+
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
 async def test_a_command_asks_for_another_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")

@@ -1,7 +1,9 @@
 """Moshi through the real server: speech and text of a recording, whole or live, equal those of the engine alone."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from stretto.codecs.base import load_codec
 from stretto.families.moshi.reader import PieceReader
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto_client import SpeechClient, SpeechEvent
+from stretto_client.errors import RequestRefused
 from tests.engine.harness import Engine
 from tests.moshi_release import frames_of, make_checkpoint
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
@@ -66,3 +70,86 @@ def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
         answer = served.server.ask(options, **inputs)
         assert answer.error is not None
         assert message in answer.error
+
+
+async def spoken(sizes: Sequence[int], pause_s: float = 0.0) -> AsyncIterator[np.ndarray]:
+    at = index = 0
+    while at < len(PCM):
+        size = sizes[index % len(sizes)]
+        yield PCM[at : at + size]
+        at, index = at + size, index + 1
+        await asyncio.sleep(pause_s)
+
+
+async def heard(events: AsyncIterator[SpeechEvent]) -> tuple[str, list[list[int]], np.ndarray]:
+    """Return the text, the codes [9][T] and the samples of a reply."""
+    received = [event async for event in events]
+    codes = np.concatenate([event.codes for event in received if event.codes is not None], 1)
+    pcm = np.concatenate([event.pcm for event in received if event.pcm is not None])
+    return "".join(event.text for event in received), codes.tolist(), pcm
+
+
+def options() -> dict[str, Any]:
+    return {"seed": 5, "output": {"codes": True}}
+
+
+async def test_sessions_of_any_pace_equal_the_whole_recording(served: ServedCheckpoint, expected: np.ndarray) -> None:
+    """They run at the same time, one of them with another seed."""
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        assert (await client.profile()).reads_live_audio
+        whole = await heard(client.transcribe((PCM, 24_000), task="duplex", **options()))
+        assert whole[:2] == (text_of(served, expected), expected.T.tolist())
+        made = await asyncio.gather(
+            heard(client.talk(spoken([1920], 0.01), 24_000, **options())),
+            heard(client.talk(spoken([1, 5000, 333]), 24_000, **options())),
+            heard(client.talk(spoken([len(PCM)]), 24_000, **options())),
+            heard(client.talk(spoken([1920]), 24_000, **options() | {"seed": 6})),
+        )
+    assert made[3][1] != whole[1]
+    for text, codes, pcm in made[:3]:
+        assert (text, codes) == whole[:2]
+        np.testing.assert_allclose(pcm, whole[2], atol=1e-4)
+
+
+async def test_each_frame_is_answered_before_the_next_is_sent(served: ServedCheckpoint, expected: np.ndarray) -> None:
+    """The user's next frame is sent only after the model's speech for the frame before has come."""
+    num_answered, answered, frames = 0, asyncio.Condition(), list[int]()
+
+    async def user() -> AsyncIterator[np.ndarray]:
+        for frame in range(20):
+            yield PCM[1920 * frame : 1920 * (frame + 1)]
+            async with answered:
+                await answered.wait_for(lambda number=frame: num_answered > number)
+
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        codes = []
+        async for event in client.talk(user(), 24_000, **options()):
+            if event.pcm is None or not len(event.pcm):
+                continue
+            frames.append(len(event.pcm) // 1920)
+            codes.append(np.array(event.codes))
+            async with answered:
+                num_answered += frames[-1]
+                answered.notify_all()
+    assert frames == [1] * 20
+    assert (np.concatenate(codes, 1) == expected[:20].T).all()
+
+
+async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheckpoint, expected: np.ndarray) -> None:
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        with pytest.raises(RequestRefused, match=r"options\.resume_s: expected no value"):
+            await heard(client.talk(spoken([1920]), 24_000, resume_s=5.0))
+        has_ended = asyncio.Event()
+
+        async def silent() -> AsyncIterator[np.ndarray]:
+            await has_ended.wait()
+            yield PCM
+
+        events = client.talk(silent(), 24_000, **options())
+        session = (await anext(events)).session
+        async with client.parts() as parts:
+            with pytest.raises(RequestRefused, match="pcm_in: expected finite samples"):
+                await parts.write_audio(session, 0, (np.full(99, np.nan, np.float32), 24_000), False)
+            await parts.write_audio(session, 0, (PCM, 24_000), True)
+        text, codes, _ = await heard(events)
+    assert (text, codes) == (text_of(served, expected), expected.T.tolist())
