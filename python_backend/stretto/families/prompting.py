@@ -3,6 +3,7 @@
 The module also defines conversations: the JSON turns of a request, the task that answers them, and their pieces.
 """
 
+import base64
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NotRequired, Protocol, get_args
@@ -18,7 +19,7 @@ from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
 from stretto.records.prompt import InputAudio
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import StreamLayout, delay_codes
+from stretto.streams.layout import StreamLayout, delay_codes, words_of
 from stretto_client.schema import OptionsRecord
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MAX_BYTES = 1 << 20  # 30 s of codes take 80 kB
 MAX_TURNS = 64
 MAX_STREAMS = 32
 MAX_CODE = 1 << 20
+MAX_LATENT = 1e4  # magnitude
 
 Code = Annotated[int, Field(ge=0, le=MAX_CODE, description=f"an integer in [0, {MAX_CODE}]")]
 Codes = Annotated[list[Code], Field(min_length=1, fail_fast=True, description="a list of at least one code")]
@@ -45,6 +47,7 @@ class TurnRecord(TypedDict):
     text: NotRequired[Annotated[str, Field(description="a string")]]
     audio: NotRequired[Annotated[Literal["audio", "pcm_in"], Field(description="one of audio, pcm_in")]]
     codes: NotRequired[Streams]
+    latents: NotRequired[Annotated[str, Field(description="base64 of float32 [D, T]")]]
 
 
 _JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
@@ -64,6 +67,7 @@ class Turn:
         text: Text, or None.
         audio_input: Name of the input tensor with the audio, or None.
         codes: Audio as codes, int64 [S, T], or None.
+        latents: Audio as the elements of latents [D, T], float32 [D · T], or None.
         path: JSON path of the turn in the request; empty if the request has no JSON turns.
     """
 
@@ -71,19 +75,25 @@ class Turn:
     text: str | None = None
     audio_input: str | None = None
     codes: np.ndarray | None = field(default=None, compare=False)
+    latents: np.ndarray | None = field(default=None, compare=False)
     path: str = field(default="", compare=False)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """`text`, `audio`, or both, in prompt order."""
-        held = ("audio",) * (self.audio_input is not None or self.codes is not None)
+        held = ("audio",) * (self.audio_input is not None or self.coded_as is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text
+
+    @property
+    def coded_as(self) -> str | None:
+        """`codes` or `latents` if the turn's audio is given as either, else None."""
+        return "codes" if self.codes is not None else "latents" if self.latents is not None else None
 
     def where(self, kind: str) -> str:
         """Return the name of the turn's text or audio for error messages."""
         if self.path:
-            return f"{self.path}.{'codes' if kind == 'audio' and self.codes is not None else kind}"
+            return f"{self.path}.{(self.coded_as if kind == 'audio' else None) or kind}"
         return kind if kind == "text" else self.audio_input or kind
 
 
@@ -109,10 +119,12 @@ def _check_inputs(turns: tuple[Turn, ...]) -> None:
 
 
 def _turn(record: TurnRecord, path: str) -> Turn:
-    if len(record) < 2 or ("audio" in record and "codes" in record):
-        raise InvalidRequest(path, "role, and at least one of text and audio (or codes)", shown(sorted(record)))
+    if len(record) < 2 or len({"audio", "codes", "latents"} & record.keys()) > 1:
+        expected = "role, and at least one of text and audio (or codes or latents)"
+        raise InvalidRequest(path, expected, shown(sorted(record)))
     codes = None if "codes" not in record else _codes(record["codes"], f"{path}.codes")
-    return Turn(record["role"], record.get("text"), record.get("audio"), codes, path)
+    latents = None if "latents" not in record else _latents(record["latents"], f"{path}.latents")
+    return Turn(record["role"], record.get("text"), record.get("audio"), codes, latents, path)
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
@@ -121,6 +133,45 @@ def _codes(streams: list[list[int]], path: str) -> np.ndarray:
     if len(set(lengths)) > 1:
         raise InvalidRequest(path, "the same number of codes for each stream", shown(lengths))
     return np.array(streams, np.int64)
+
+
+def _latents(text: str, path: str) -> np.ndarray:
+    """Return the float32 elements [n] of little-endian bytes in base64."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidRequest(path, "base64 of float32 [D, T]", shown(text)) from error
+    if not data or len(data) % 4:
+        raise InvalidRequest(path, "base64 of float32 [D, T]", f"{len(data)} bytes")
+    return np.frombuffer(data, "<f4")
+
+
+def given_codes(turn: Turn, family: Family) -> np.ndarray:
+    """Return the codes of a turn, [S, T], or the words of its latents, int32 [D, T].
+
+    Args:
+        turn: A turn with codes or latents.
+        family: Family of the model, which checks the values of codes later.
+
+    Raises:
+        InvalidRequest: The latents are not valid, or the family's frames are of the other kind.
+    """
+    path, spec = turn.where("audio"), family.layout.latents
+    kind = "codes" if spec is None else "latents"
+    if turn.coded_as != kind:
+        raise InvalidRequest(path, f"audio or {kind} (frames of this model are {kind})", turn.coded_as)
+    if spec is None or turn.latents is None:
+        assert turn.codes is not None
+        return turn.codes
+    elements, width = turn.latents, spec.num_drawn
+    if len(elements) % width:
+        raise InvalidRequest(path, f"base64 of float32 [{width}, T]", f"{len(elements)} elements")
+    if not (np.abs(elements) <= MAX_LATENT).all():
+        raise InvalidRequest(path, f"finite numbers of magnitude {MAX_LATENT:g} at most", "others")
+    seconds = len(elements) / width / family.frame_rate
+    if seconds > family.max_audio_s:
+        raise InvalidRequest(path, f"at most {family.max_audio_s:g} s", f"{seconds:.2f} s")
+    return words_of(elements.reshape(width, -1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +183,7 @@ class Piece:
         path: Name of the piece in error messages.
         text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
-        codes: Audio as codes, [S, T], or None.
+        codes: Audio as codes, [S, T], or as words of latents, int32 [D, T], or None.
     """
 
     role: Role

@@ -20,6 +20,7 @@ from stretto.families.prompting import (
     Piece,
     Turn,
     choose_task,
+    given_codes,
     open_template,
     read_manner,
     read_messages,
@@ -228,8 +229,8 @@ class Preprocessor:
         path = turn.where(kind)
         if kind == "text":
             return Piece(turn.role, path, text=turn.text)
-        if turn.codes is not None:
-            return Piece(turn.role, path, codes=turn.codes)
+        if turn.coded_as is not None:
+            return Piece(turn.role, path, codes=given_codes(turn, self.family))
         if turn.audio_input == "audio":
             index, data = next(files)
             recording = Recording(raw.file_field(index), data)

@@ -1,5 +1,6 @@
 """Pocket TTS prompts: text prepared as by the authors, rows of a voice, lengths and tails."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -111,10 +112,40 @@ def test_recordings_that_are_no_voice_are_refused(checkpoint: Path, pcm: np.ndar
 
 def test_codes_are_no_voice(checkpoint: Path) -> None:
     turns = '[{"role": "system", "codes": [[1], [2]]}, {"role": "user", "text": "b"}]'
-    with pytest.raises(
-        InvalidRequest, match=r"messages\[0\]\.codes: expected a voice recording as a file or samples, got codes"
-    ):
+    expected = r"messages\[0\]\.codes: expected audio or latents \(frames of this model are latents\), got codes"
+    with pytest.raises(InvalidRequest, match=expected):
         Preprocessor(checkpoint).prepare(RawRequest(messages=turns))
+
+
+def given(latents: np.ndarray) -> RawRequest:
+    """Return a request in the voice of a recording that is given as latents [D, T]."""
+    data = base64.b64encode(latents.astype("<f4").tobytes()).decode()
+    turns = [{"role": "system", "latents": data}, {"role": "user", "text": "Hello."}]
+    return RawRequest(messages=json.dumps(turns))
+
+
+def test_a_voice_may_be_given_as_latents(checkpoint: Path) -> None:
+    preprocessor = Preprocessor(checkpoint)
+    known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    expected = preprocessor.prepare(cloning("Hello.")).rows
+    latents = latents_of(expected[expected[:, 0] == known.recorded, 1:]).T
+    assert preprocessor.prepare(given(latents)).rows.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.zeros((9, 10)), r"base64 of float32 \[8, T\], got 90 elements"),
+        (np.full((8, 10), np.nan), "finite numbers of magnitude 10000 at most"),
+        (np.full((8, 10), -np.inf), "finite numbers of magnitude 10000 at most"),
+        (np.full((8, 10), 10001.0), "finite numbers of magnitude 10000 at most"),
+        (np.zeros((8, 376)), r"at most 30 s, got 30\.08 s"),
+        (np.zeros((8, 4)), r"at least 0\.4 s, got 0\.32 s"),
+    ],
+)
+def test_latents_that_are_no_voice_are_refused(checkpoint: Path, latents: np.ndarray, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.latents: expected " + message):
+        Preprocessor(checkpoint).prepare(given(latents))
 
 
 def test_a_release_without_encoder_takes_no_recordings(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """VibeVoice prompts: parts tokenized as by the authors, up to four voices, speaker lines, and refusals."""
 
+import base64
 import json
 from io import BytesIO
 from pathlib import Path
@@ -118,6 +119,13 @@ def asked(*turns: dict[str, Any], pcm: np.ndarray | None = None, **options: Any)
     return RawRequest(messages=json.dumps(turns), audio=files or None, options=json.dumps(options))
 
 
+def test_voices_may_be_given_as_latents(preprocessor: Preprocessor) -> None:
+    expected = preprocessor.prepare(asked(VOICE_TURN, USER)).rows
+    words = expected[expected[:, 1:].any(1), 1 : 1 + NUM_NUMBERS]
+    data = base64.b64encode(words.T.tobytes()).decode()
+    assert preprocessor.prepare(asked({"role": "user", "latents": data}, USER)).rows.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -141,7 +149,7 @@ def asked(*turns: dict[str, Any], pcm: np.ndarray | None = None, **options: Any)
         (asked(VOICE_TURN, USER, pcm=recording(0, 31 * 24000)), "expected at most 30 s"),
         (
             asked({"role": "user", "codes": [[1]]}, USER),
-            r"messages\[0\].codes: expected a voice recording as a file or samples",
+            r"messages\[0\].codes: expected audio or latents \(frames of this model are latents\), got codes",
         ),
         (asked(USER, voice="alba"), r"options.voice: expected no value \(this model has no named voices"),
         (asked(USER, latents={"steps": 1}), r"options.latents.steps: expected an integer in \[2, 50\], got 1"),

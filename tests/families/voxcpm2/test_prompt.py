@@ -1,5 +1,6 @@
 """VoxCPM2 prompts: text tokenized as by the authors, references, continued recordings, lengths and refusals."""
 
+import base64
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,16 @@ def test_a_transcript_in_the_system_turn_is_continued(preprocessor: Preprocessor
     turns = [{"role": "system", "audio": "audio", "text": PROMPT_TEXT}, {"role": "user", "text": TEXT}]
     prompt = preprocessor.prepare(RawRequest(messages=json.dumps(turns), audio=wave_file("prompt")))
     assert prompt.rows.tolist() == preprocessor.prepare(request("continuation")).rows.tolist()
+
+
+@pytest.mark.parametrize("mode", ["reference", "continuation"])
+def test_recordings_may_be_given_as_latents(preprocessor: Preprocessor, mode: str) -> None:
+    expected = preprocessor.prepare(request(mode)).rows
+    data = base64.b64encode(expected[expected[:, 0] == FRAME, 1:].T.tobytes()).decode()
+    turns: list[dict[str, Any]] = [{"role": "system", "latents": data}, {"role": "user", "text": TEXT}]
+    if mode == "continuation":
+        turns[0]["text"] = PROMPT_TEXT
+    assert preprocessor.prepare(RawRequest(messages=json.dumps(turns))).rows.tolist() == expected.tolist()
 
 
 def test_tokens_of_several_chinese_characters_are_split(checkpoint: Path) -> None:
@@ -125,7 +136,7 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         (asked(USER, ASSISTANT, USER, instruct="low"), "options.instruct: expected no value, as audio is continued"),
         (
             asked({"role": "system", "codes": [[1]]}, USER),
-            r"messages\[0\].codes: expected a voice recording as a file or samples, got codes",
+            r"messages\[0\].codes: expected audio or latents \(frames of this model are latents\), got codes",
         ),
         (
             RawRequest(

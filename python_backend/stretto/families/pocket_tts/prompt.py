@@ -122,17 +122,22 @@ class PocketTemplate:
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, 1 + D] of the voice in a recording."""
-        if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
-        if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
-            raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
-        if not piece.pcm.any():
-            raise InvalidRequest(piece.path, "a recording of a voice", "silence")
-        words = self._encoder.encode(ended_on_pause(piece.pcm, self._sample_rate)).T
+        words = (self._encoded(piece) if piece.codes is None else piece.codes).T
+        if len(words) < MIN_VOICE_S * FRAME_RATE:
+            raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(words) / FRAME_RATE:g} s")
         begin = [self._known.voice_begin] if self._known.has_voice_begin else []
         rows = stream0_rows(self._family.layout, [*begin, *[self._known.recorded] * len(words)])
         rows[len(begin) :, 1:] = words
         return rows
+
+    def _encoded(self, piece: Piece) -> np.ndarray:
+        """Return the words of a recording's latents, int32 [D, T]."""
+        assert piece.pcm is not None, "a recording has samples, codes or latents"
+        if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
+            raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
+        if not piece.pcm.any():
+            raise InvalidRequest(piece.path, "a recording of a voice", "silence")
+        return self._encoder.encode(ended_on_pause(piece.pcm, self._sample_rate))
 
     def _tail_rows(self, text: str) -> int:
         """Return the number of frames from the detected end of speech; it is larger for texts of few words."""

@@ -83,17 +83,20 @@ class VibeVoiceTemplate:
 
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the rows [n, S] of a recording."""
-        if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
+        words = self._encoded(piece) if piece.codes is None else piece.codes
+        rows = self._ids([self._known.voice] * words.shape[1])
+        rows[:, 1 : 1 + len(words)] = words.T
+        return rows
+
+    def _encoded(self, piece: Piece) -> np.ndarray:
+        """Return the words of a recording's latents, int32 [D, T]."""
+        assert piece.pcm is not None, "a recording has samples, codes or latents"
         if len(piece.pcm) < MIN_AUDIO_S * self._rate:
             got = f"{len(piece.pcm) / self._rate:.4f} s"
             raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", got)
         if not piece.pcm.any():
             raise InvalidRequest(piece.path, "a recording of a voice", "silence")
-        words = self._encoder.encode(piece.pcm)
-        rows = self._ids([self._known.voice] * words.shape[1])
-        rows[:, 1 : 1 + len(words)] = words.T
-        return rows
+        return self._encoder.encode(piece.pcm)
 
     def _text(self, text: str) -> np.ndarray:
         return self._ids(self._tokenizer.encode(text))

@@ -133,17 +133,20 @@ class VoxCpmTemplate:
 
         A reference is padded at its end. Audio to continue is padded at its start, so that the reply follows directly.
         """
-        if piece.pcm is None:
-            raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
+        words = self._encoded(piece, is_continued) if piece.codes is None else piece.codes
+        rows = self._ids([self._known.frames[0]] * words.shape[1])
+        rows[:, 1:] = words.T
+        return rows
+
+    def _encoded(self, piece: Piece, is_continued: bool) -> np.ndarray:
+        """Return the words of a recording's latents, int32 [D, T]."""
         pcm = piece.pcm
+        assert pcm is not None, "a recording has samples, codes or latents"
         if len(pcm) < MIN_AUDIO_S * self._rate:
             raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", f"{len(pcm) / self._rate:.4f} s")
         if is_continued:
             pcm = np.pad(pcm, (-len(pcm) % self._unit, 0))
-        words = self._encoder.encode(pcm)
-        rows = self._ids([self._known.frames[0]] * words.shape[1])
-        rows[:, 1:] = words.T
-        return rows
+        return self._encoder.encode(pcm)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
