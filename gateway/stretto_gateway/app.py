@@ -20,7 +20,7 @@ from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Mo
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
-from stretto_gateway.realtime import session as realtime
+from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.speech_request import field_path
 

@@ -3,14 +3,14 @@
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from stretto_client import ModelProfile, SpeechEvent, TaskOptions
+from stretto_client import ModelProfile, Speech, SpeechEvent, TaskOptions
 from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import find_voice
 from stretto_gateway.chat import conversing_task
@@ -112,16 +112,21 @@ def make_order(
             voice = find_voice(profile, voice_name)
         if voice is not None:
             options["voice"] = voice
+    record = response_record(modalities, voice_name, fields.metadata)
+    speed = fields.audio.output.speed or settings.audio.output.speed or 1.0
+    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none", speed=speed)
+
+
+def response_record(modalities: Sequence[str], voice_name: str | None, metadata: Any) -> dict[str, Any]:
+    """Return OpenAI's response object, without the state of the reply."""
     sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice_name}
-    record = {
+    return {
         "object": "realtime.response",
         "output_modalities": modalities,
         "audio": {"output": sound},
-        "metadata": fields.metadata,
+        "metadata": metadata,
         "max_output_tokens": "inf",
     }
-    speed = fields.audio.output.speed or settings.audio.output.speed or 1.0
-    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none", speed=speed)
 
 
 def unprompted(turns: list[dict[str, Any]], can_go_on: bool) -> list[dict[str, Any]]:
@@ -216,8 +221,7 @@ class Reply:
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.admission.slot():
-                stream = gateway.client.converse(order.turns, *order.files, **order.options)
-                async with aclosing(reply_events(stream, FIELDS, trace)) as events:
+                async with aclosing(reply_events(self._open_stream(), FIELDS, trace)) as events:
                     async for event in events:
                         await self._add(event)
                 if self._stretch is not None:
@@ -228,6 +232,11 @@ class Reply:
         if self._report.get("finish_reason") == "length":
             return "incomplete", {"reason": "max_output_tokens"}
         return "completed", {}
+
+    def _open_stream(self) -> Speech:
+        """Send the request, and return the events of the reply."""
+        order = self._order
+        return self._gateway.client.converse(order.turns, *order.files, **order.options)
 
     async def _add(self, event: SpeechEvent) -> None:
         if not self._is_open:

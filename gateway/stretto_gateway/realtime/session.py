@@ -3,33 +3,24 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 
-from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.websockets import WebSocket
-
 from stretto_client import ModelProfile
-from stretto_gateway.admission import CALLER
-from stretto_gateway.answers import ApiError, ClientSecret, refused
+from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
-from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import Item, Part, new_id
-from stretto_gateway.realtime.events import Channel, attend, session_tasks
+from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import (
     Change,
     RealtimeSettings,
     Settings,
-    TranscriptionSettings,
     ignoring,
     restrict_to_model,
     session_record,
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
-from stretto_gateway.speech_request import Ignored
 
 MIN_COMMIT_MS = 100  # as at OpenAI
 
@@ -202,67 +193,3 @@ class Session:
         if not isinstance(self._settings, RealtimeSettings):
             raise refused("type", "an event of transcription sessions, which cannot generate replies", event.type)
         return self._settings
-
-
-router = APIRouter()
-PROTOCOL = "realtime"  # subprotocol that browser pages offer in addition to their key; the server must accept it
-TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that only transcribe
-
-
-@router.websocket("/v1/realtime")
-async def open_session(socket: WebSocket) -> None:
-    """Open a conversation with the model in the query, or a transcription session if `intent=transcription`.
-
-    The settings of a client secret override both.
-    """
-    gateway: Gateway = socket.app.state.gateway
-    query = socket.query_params
-    name = query.get("model", "gpt-realtime")
-    only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
-    settings: Settings = transcribing(name) if only_listens else RealtimeSettings(model=name)
-    secret = socket.state.secret
-    if secret is not None:
-        settings = secret.settings
-        name = settings.model if isinstance(settings, RealtimeSettings) else name
-    try:
-        settings.check(await gateway.catalogue.model(name))
-        with gateway.sessions.slot():
-            await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
-            await run(gateway, socket, settings, name)
-    except ApiError as error:
-        await socket.send_denial_response(error.response())
-
-
-@router.post("/v1/realtime/client_secrets")
-async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
-    """Create a short-lived key that can only open `/v1/realtime`, with the settings of its sessions."""
-    gateway: Gateway = request.app.state.gateway
-    unknown = Ignored(body, gateway.strict)
-    model = "gpt-realtime"
-    change = Change(RealtimeSettings(model=model), body.session, model)
-    await restrict_to_model(change, gateway.catalogue, model)
-    if gateway.strict:
-        change.expect_honoured()
-    for error in change.errors:
-        raise error
-    value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
-    record = session_record(change.settings, new_id("sess"), expires_at)
-    answer: ClientSecret = {"value": value, "expires_at": expires_at, "session": record}
-    if names := [*unknown.names, *(error.param or "" for error in change.ignored)]:
-        answer |= {"stretto_ignored": names}
-    return answer
-
-
-def transcribing(model: str) -> Settings:
-    """Return the settings of a session that only transcribes, with OpenAI's turn detection for `model`."""
-    named = {"audio": {"input": {"transcription": {"model": model}}}}
-    return Change(TranscriptionSettings(), named, model).settings
-
-
-async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:
-    """Run the session until it ends."""
-    channel = Channel(socket, gateway.limits.stall_s)
-    async with session_tasks(channel) as tasks:
-        with closing(Session(gateway, channel, model, tasks)) as session:
-            await session.begin(settings)
-            await attend(gateway, socket, session, tasks, lambda: gateway.limits.idle_s)

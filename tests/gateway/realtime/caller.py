@@ -22,7 +22,7 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.websockets import WebSocket, WebSocketState
 
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.session import run
+from stretto_gateway.realtime.endpoints import run
 from stretto_gateway.realtime.settings import IGNORED, RealtimeSettings, joined
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running

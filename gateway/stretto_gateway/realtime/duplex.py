@@ -1,0 +1,112 @@
+"""Realtime sessions with a full-duplex model, which generates speech while it reads the user's audio."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from stretto_client import ModelProfile, Speech
+from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.encoding import DEFAULT_RATE
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime import events as client
+from stretto_gateway.realtime.conversation import Conversation, Item, Part
+from stretto_gateway.realtime.events import Channel
+from stretto_gateway.realtime.reply import Order, Reply, response_record
+from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.settings import RealtimeSettings, Settings
+from stretto_gateway.realtime.talk import LiveTurn
+
+TASK = "duplex"
+
+
+def is_duplex(profile: ModelProfile, settings: Settings) -> bool:
+    """Return True if a session with these settings talks to a full-duplex model."""
+    has_task = any(task.name == TASK for task in profile.tasks)
+    return has_task and profile.reads_live_audio and isinstance(settings, RealtimeSettings)
+
+
+class DuplexReply(Reply):
+    """Reply that lasts as long as the user's audio.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to the client.
+        audio: The user's audio.
+        record: OpenAI's response object.
+    """
+
+    def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, record: dict[str, Any]):
+        conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is no item of a conversation
+        output: Any = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
+        order = Order([], [], {"task": TASK, "output": output}, record, [], is_kept=False, speed=1.0)
+        super().__init__(gateway, channel, conversation, order)
+        self._audio = audio
+
+    def _open_stream(self) -> Speech:
+        options: Any = self._order.options
+        return self._gateway.client.transcribe_live(self._audio.pieces(), DEFAULT_RATE, **options)
+
+
+class DuplexSession(Session):
+    """Session of one connection with a full-duplex model.
+
+    Its only response begins with the first samples of the user. The model takes turns by itself, so events about turns
+    are refused.
+    """
+
+    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
+        super().__init__(gateway, channel, model, tasks)
+        self._audio: LiveTurn | None = None
+        self._duplex: DuplexReply | None = None
+        own: dict[str, Callable[[Any], Awaitable[None]]] = {
+            "session.update": self._update,
+            "input_audio_buffer.append": self._append,
+            "response.cancel": self._cancel,
+        }
+        self._handlers = dict.fromkeys(self._handlers, self._refuse) | own
+
+    async def complete(self) -> None:
+        """End the user's audio, and wait until the response is complete."""
+        if self._audio is not None and self._duplex is not None and self._duplex.task is not None:
+            self._audio.add(b"")
+            await asyncio.wait([self._duplex.task])
+
+    def _apply(self, settings: Settings, profile: ModelProfile) -> None:
+        """Use the settings, without turn detection and transcription."""
+        if not isinstance(settings, RealtimeSettings):
+            raise refused("session.type", "realtime (this model does not transcribe)", settings.type)
+        without = {"turn_detection": None, "transcription": None}
+        audio_input = settings.audio.input.model_copy(update=without)
+        self._settings = settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})})
+
+    async def _append(self, event: client.AudioAppend) -> None:
+        pcm = client.read_pcm(event.audio, "audio")
+        if self._duplex is None:
+            await self._begin()
+        assert self._audio is not None, "it begins with the response"
+        if self._audio.has_ended:
+            raise ApiError(400, "the response has ended; open another session", code="session_ended")
+        if pcm:
+            self._audio.add(pcm)
+
+    async def _begin(self) -> None:
+        """Begin the response; raise ApiError if the gateway is shutting down."""
+        if self._gateway.sessions.draining.is_set():
+            raise ApiError(503, "the gateway is shutting down", code="unavailable")
+        assert isinstance(self._settings, RealtimeSettings)
+        self._audio = LiveTurn(Item("user", [Part("input_audio", None)]), self._gateway.sessions.held)
+        record = response_record(["audio"], self._settings.audio.output.voice_name, None)
+        self._duplex = DuplexReply(self._gateway, self._channel, self._audio, record)
+        await self._duplex.begin(self._tasks)
+        assert self._duplex.task is not None
+        self._audio.start(self._duplex.task)
+
+    async def _cancel(self, event: client.ResponseCancel) -> None:
+        reply = self._duplex
+        if reply is None or not reply.is_running or event.response_id not in (None, reply.response_id):
+            message = "Cancellation failed, because no such reply is in progress"
+            raise ApiError(400, message, "response_id", "response_cancel_not_active")
+        await reply.cancel("client_cancelled")
+
+    async def _refuse(self, event: client.ClientEvent) -> None:
+        raise refused("type", "an event without turns (the model takes turns by itself)", event.type)
