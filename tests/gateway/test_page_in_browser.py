@@ -15,6 +15,7 @@ from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, spoken
+from tests.gateway.realtime.test_duplex import DUPLEX, Partner
 from tests.gateway.test_chat import task
 from tests.gateway.test_voices import cloning
 from tests.patience import PATIENCE_S, until_async
@@ -507,6 +508,26 @@ async def test_a_call_detects_turns_and_can_be_interrupted(start: Start, browser
     await tab.press("Escape")
     await tab.reads("#converse-status", "The call is over.")
     assert not await tab.value("document.querySelector('#send-button').hidden")
+    assert tab.complaints == []
+
+
+async def test_a_duplex_model_is_talked_with(start: Start, browser: Browser) -> None:
+    """Speech is played while the microphone is on, and the lag is shown."""
+    partner = Partner()
+    tab = await listened(browser, (await start(partner, DUPLEX)).url, MICROPHONE)
+    assert await tab.text("#call-button") == "Talk with it"
+    assert await tab.value("document.querySelector('#talk-button').hidden")
+    said = base64.b64encode(spoken()[: 3 * RATE // 2].tobytes()).decode()
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "Listening: speak.")
+    await tab.value(f"say('{said}')")
+    await tab.wait("heard.length > 0")
+    await tab.wait("/^Talking: \\d+\\.\\d\\d s behind\\.$/.test(document.querySelector('#converse-status').innerText)")
+    await tab.reads("#turns", "so")
+    await tab.press("Escape")
+    await tab.reads("#converse-status", "The call is over.")
+    assert len(partner.heard) > 0.3 * RATE
+    assert await tab.text("#call-button") == "Talk with it"
     assert tab.complaints == []
 
 

@@ -1,6 +1,7 @@
 """Moshi through the real server: speech and text of a recording, whole or live, equal those of the engine alone."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -15,8 +16,10 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient, SpeechEvent
 from stretto_client.errors import RequestRefused
 from tests.engine.harness import Engine
+from tests.gateway.realtime.caller import call_by
 from tests.moshi_release import frames_of, make_checkpoint
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.openai_client import openai_client
 from tests.server.published import check_sound
 
 # By night: tests/engine/test_moshi.py compares the engine with the authors' frames; prompts have tests of their own.
@@ -133,6 +136,20 @@ async def test_each_frame_is_answered_before_the_next_is_sent(served: ServedChec
                 answered.notify_all()
     assert frames == [1] * 20
     assert (np.concatenate(codes, 1) == expected[:20].T).all()
+
+
+async def test_the_gateway_answers_each_piece_of_a_realtime_session(served: ServedCheckpoint) -> None:
+    """One frame of 80 ms is sent at a time, and the next one only after its answer."""
+    async with openai_client(served.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
+        for frame in range(10):
+            await caller.hear((PCM[1920 * frame : 1920 * (frame + 1)] * 32767).astype(np.int16))
+            num_samples = 0
+            while num_samples < 1920:
+                delta = (await caller.until("response.output_audio.delta"))[-1].delta
+                num_samples += len(base64.b64decode(delta)) // 2
+            assert num_samples == 1920
+        await caller.send("response.cancel")
+        await caller.until("response.done")
 
 
 async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheckpoint, expected: np.ndarray) -> None:

@@ -1,17 +1,18 @@
-// Voice conversation over the realtime WebSocket. The gateway detects the ends of turns.
+// Voice conversation over the realtime WebSocket. The gateway detects the ends of turns, or a duplex model takes turns itself.
 
 import { GatewayError, base64Of, openSocket, samplesOf } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
 import { Microphone } from "./recording.js";
 
 const PIECE = RATE / 25; // samples per message: 40 ms
+const LAG_EVERY = RATE; // samples of a duplex model's speech between two reports of its lag: 1 s
 const BROKEN = "The call was interrupted.";
 const REFUSED = "The gateway did not accept the call. Is it running, and does it have a free slot?";
 
 /**
  * Call, from its creation until `hangUp` or until the gateway ends it.
  *
- * addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
+ * isDuplex: true if the model speaks while it listens. addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
  */
 export class Call {
   #socket;
@@ -21,6 +22,8 @@ export class Call {
   #lines = new Map(); // by item id
   #itemId = null; // id of the reply's item
   #error = null;
+  #numSent = 0; // samples
+  #numTold = -LAG_EVERY; // samples of speech at the last report of the lag
   #handlers = {
     "session.created": () => this.#configure(),
     "session.updated": () => this.#listen(),
@@ -38,6 +41,11 @@ export class Call {
     "response.output_audio.delta": ({ delta }) => {
       if (this.#playback.numSamples === 0) this.#followSound(this.#playback);
       this.#playback.add(samplesOf(delta));
+      if (this.isDuplex) this.#tellLag(this.#playback.numSamples);
+    },
+    "response.output_audio_transcript.delta": ({ item_id: id, delta }) => {
+      const line = this.#lines.get(id);
+      if (this.isDuplex) line.textContent = line.textContent === "(spoken)" ? delta.trimStart() : line.textContent + delta;
     },
     "response.output_audio_transcript.done": ({ item_id: id, transcript }) => {
       if (transcript.trim() !== "") this.#lines.get(id).textContent = transcript.trim();
@@ -46,8 +54,8 @@ export class Call {
     error: ({ error }) => this.#fail(new GatewayError(error.message, error)),
   };
 
-  constructor({ transcribes, addLine, say, over }) {
-    Object.assign(this, { transcribes, addLine, say, over });
+  constructor({ transcribes, isDuplex, addLine, say, over }) {
+    Object.assign(this, { transcribes, isDuplex, addLine, say, over });
     this.#socket = openSocket("v1/realtime", "realtime");
     this.#socket.onmessage = ({ data }) => {
       const event = JSON.parse(data);
@@ -83,6 +91,7 @@ export class Call {
     if (numKept < PIECE || this.#socket === null) return;
     const bytes = this.#kept.flatMap(({ buffer }) => [...new Uint8Array(buffer)]);
     this.#kept = [];
+    this.#numSent += numKept;
     this.#send({ type: "input_audio_buffer.append", audio: base64Of(bytes) });
   }
 
@@ -98,9 +107,18 @@ export class Call {
     this.#send({ type: "conversation.item.truncate", audio_end_ms: heardMs, ...place });
   }
 
+  /** Show once a second by how much the model's speech is behind the samples sent to it. */
+  #tellLag(numSamples) {
+    if (numSamples < this.#numTold + LAG_EVERY) return;
+    this.#numTold = numSamples;
+    const lagS = Math.max(0, this.#numSent - numSamples) / RATE;
+    this.say(`Talking: ${lagS.toFixed(2)} s behind.`);
+  }
+
   #followSound(playback) {
     if (this.#playback !== playback || playback.isOver) return;
     if (playback.isMute) return this.say("This browser has no sound device.");
+    if (this.isDuplex) return; // the lag is shown
     if (playback.numPlayed > 0) return this.say("Speaking…");
     requestAnimationFrame(() => this.#followSound(playback));
   }
@@ -108,6 +126,7 @@ export class Call {
   async #endReply({ status, status_details: details }) {
     const playback = this.#playback;
     playback.end();
+    if (this.isDuplex) return this.#end(status === "failed" ? new GatewayError(details.error.message) : null);
     if (status === "failed") return this.say(details.error.message);
     await playback.finished;
     if (playback === this.#playback && status === "completed" && this.#socket !== null) this.say("Listening: speak.");

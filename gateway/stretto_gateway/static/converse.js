@@ -15,6 +15,7 @@ class ConversePanel {
   transcribes = false; // true if the user's speech can be transcribed
   takesText = true;
   hears = false;
+  isDuplex = false; // true if the model speaks while it listens, so that there are only calls
   #isAsked = false; // true after asking whether a call may clear the conversation
 
   constructor() {
@@ -142,6 +143,7 @@ class ConversePanel {
     try {
       this.#call = new Call({
         transcribes: this.transcribes,
+        isDuplex: this.isDuplex,
         addLine,
         say: (message) => this.#say(message),
         over: (error) => this.#hungUp(error),
@@ -164,11 +166,12 @@ class ConversePanel {
   /** Show the buttons that apply to the current state. */
   arrange() {
     const [isCalling, isReplying] = [this.#call !== null, this.#request !== null];
-    const [call, next] = [element("call-button"), this.takesText ? element("turn") : element("talk-button")];
-    call.textContent = isCalling ? "Hang up" : this.#isAsked ? "Clear it and call" : "Call";
+    const call = element("call-button");
+    const next = this.takesText ? element("turn") : this.isDuplex ? call : element("talk-button");
+    call.textContent = isCalling ? "Hang up" : this.#isAsked ? "Clear it and call" : this.isDuplex ? "Talk with it" : "Call";
     call.setAttribute("aria-pressed", String(isCalling));
     element("turn").disabled = isCalling;
-    show(element("talk-button"), this.hears && !isCalling && !isReplying, next);
+    show(element("talk-button"), this.hears && !this.isDuplex && !isCalling && !isReplying, next);
     show(call, isCalling || (this.hears && this.speaks && !isReplying), next);
     show(element("send-button"), this.takesText && !isCalling && !isReplying, next);
     show(element("forget-button"), element("turns").childElementCount > 0 && !isCalling && !isReplying, next);
@@ -208,12 +211,13 @@ export function conversePanel() {
   const panel = new ConversePanel();
   return ({ conversations, tasks }) => {
     panel.transcribes = tasks.includes("asr");
-    panel.speaks = conversations.some((task) => task.speaks);
+    panel.isDuplex = tasks.includes("duplex");
+    panel.speaks = panel.isDuplex || conversations.some((task) => task.speaks);
     const usable = conversations.filter((task) => task.speaks === panel.speaks);
-    panel.hears = usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
+    panel.hears = panel.isDuplex || usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));
     panel.takesText = usable.some((task) => takes(task, "text") && !task.needs.includes("audio"));
     element("turn-field").hidden = !panel.takesText;
     panel.arrange();
-    return usable.length > 0;
+    return panel.isDuplex || usable.length > 0;
   };
 }
