@@ -9,6 +9,18 @@ round the authors' code speaks first, one reply in a process of its own, and the
 through the server. Products of both sides use one thread (`OMP_NUM_THREADS`), as by default here. Each reply must have
 the expected number of samples.
 
+Folders, each from `pip install --target FOLDER --no-deps`:
+
+    pocket_tts   pocket-tts==4.0.1 beartype sentencepiece scipy requests
+    chatterbox   chatterbox-tts==0.1.7 s3tokenizer==0.3.0 conformer==0.3.2 diffusers==0.29.0 librosa==0.11.0 omegaconf
+                 torchaudio (for CPUs) resemble-perth pyloudnorm scipy soxr lazy_loader pooch joblib msgpack audioread
+                 future threadpoolctl decorator onnx
+    cosyvoice3   x-transformers==2.11.24 einops einx frozendict loguru scipy, and the folder cosyvoice/ of
+                 https://github.com/FunAudioLLM/CosyVoice at ace7c47
+    orpheus      no folder: orpheus-speech==0.1.0 snac==1.2.1 are installed in an environment of their own, with the
+                 packages of requirements/dev.txt but without Stretto, and `--python` is its interpreter. Stretto's
+                 environment needs `pip install ./examples/custom_family`.
+
 `frames_per_cpu_s`: frames over the processor time of all processes of the server, without this one, or of the package;
 `ratio`: median of the server's over the package's in the same round. `first_audio_s`: median time from request to first
 samples. `cpu_ms_per_frame`: of each process. One line of JSON for each number of streams.
@@ -45,7 +57,7 @@ from stretto.convert.make_repository import main as make_repository
 from stretto_client import SpeechClient, Timeouts
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
-WARM_UP = 12  # frames of the replies before the measured ones
+WARM_UP = 12  # frames of the reply before the measured ones, on both sides
 Speak = Callable[[int], Iterator[int]]  # a number of frames -> number of samples of each chunk
 
 
@@ -313,8 +325,7 @@ async def measure(address: str, release: Path, arguments: argparse.Namespace) ->
     theirs, ours = list[dict[str, Any]](), defaultdict[int, list[float]](list)
     first, by_process = defaultdict[int, list[float]](list), defaultdict[int, dict[str, float]](dict)
     async with SpeechClient(address, Timeouts(3600, 3600, 3600)) as client:
-        warm_up = (speak(client, contender, seed, WARM_UP) for seed in range(max(arguments.concurrency)))
-        await asyncio.gather(*warm_up)
+        await speak(client, contender, 0, WARM_UP)
         for number in range(arguments.rounds):
             theirs.append(package_figures(arguments, release))
             for streams in arguments.concurrency:

@@ -25,6 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end of python -m benchmarks.readme -->\n"
 BUNDLED, FAMILY, POCKET = (1, 8, 32), (1, 4, 16), (1, 4, 16)  # concurrent requests
 SMALL_FAMILY = "qwen3-tts-small"
+AUTHORS = {"pocket_tts": "Pocket TTS", "chatterbox": "Chatterbox"}  # families measured against their authors' code
 
 
 def measure(results: Path, rounds: int, package: Path | None) -> None:
@@ -86,9 +87,10 @@ def text(records: Sequence[Record]) -> str:
     others = []
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
         others.append(f"a small Qwen3-TTS {_slashed(family, 'frames_per_cpu_s')}")
-    if pocket := latest(records, "streams", POCKET, benchmark="pocket_tts"):
-        theirs = pocket[0]["package_frames_per_cpu_s"]
-        others.append(f"Pocket TTS {_slashed(pocket, 'frames_per_cpu_s')} (its authors' package: {theirs:.1f})")
+    for benchmark, family_name in AUTHORS.items():
+        if found := latest(records, "streams", POCKET, benchmark=benchmark):
+            theirs = found[0]["package_frames_per_cpu_s"]
+            others.append(f"{family_name} {_slashed(found, 'frames_per_cpu_s')} (its authors' package: {theirs:.1f})")
     if others:
         lines += [
             "",
@@ -99,7 +101,7 @@ def text(records: Sequence[Record]) -> str:
 
 
 def _slashed(records: Iterable[Record], name: str) -> str:
-    return " / ".join(f"{each[name]:.0f}" for each in records)
+    return " / ".join(f"{each[name]:.{0 if each[name] >= 10 else 1}f}" for each in records)
 
 
 def replaced(page: str, figures: str) -> str:
