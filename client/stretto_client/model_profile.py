@@ -80,6 +80,7 @@ class ModelProfile:
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         reads_live_audio: True if audio may be transcribed while it is recorded (live audio input).
+        pauses_s: Lengths in seconds of the pauses that the model predicts (`SpeechEvent.pauses`).
         languages: Names of the languages that a request may specify, in lower case.
         requires_language: True if a request has to specify one.
         languages_plain: Languages whose text is read without marks such as vowels, because the helper that adds them
@@ -99,6 +100,7 @@ class ModelProfile:
     tasks: tuple[TaskProfile, ...] = ()
     reads_live_text: bool = False
     reads_live_audio: bool = False
+    pauses_s: tuple[float, ...] = ()
     languages: tuple[str, ...] = ()
     requires_language: bool = False
     languages_plain: tuple[str, ...] = ()
@@ -186,12 +188,17 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
 READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the declared type of a field
     str: _checker("text", lambda value: isinstance(value, str), str),
     int: _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
     float: _checker("a finite number", _is_number, float),
     bool: _checker("true or false", lambda value: isinstance(value, bool), bool),
     tuple[str, ...]: _checker("a list of texts", _is_list_of_text, tuple),
+    tuple[float, ...]: _checker("a list of finite numbers", _is_list_of_numbers, tuple),
 }
 
 

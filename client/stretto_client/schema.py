@@ -188,6 +188,9 @@ class SpeechOptions(TypedDict, total=False):
     resume_s: Annotated[
         Number, Doc("Time for which a live session outlasts its connection, in seconds: 0 to 60; 0 by default.")
     ]
+    pauses: Annotated[
+        Boolean, Doc("Adds the probabilities of pauses to each event, if the model predicts them ([live](live.md)).")
+    ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[

@@ -81,6 +81,8 @@ class SpeechEvent:
         guidance_changes: Guidance changes in these frames; always empty for the guidance policy `always`.
         codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
         session: Session id for more text; only in the first event of streamed text.
+        pauses: With `pauses=True`, for each frame since the last event the probability of each pause
+            (`ModelProfile.pauses_s`).
     """
 
     pcm: NDArray[Any] | None
@@ -97,6 +99,7 @@ class SpeechEvent:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     codes: NDArray[np.int32] | None = None
     session: str = ""
+    pauses: tuple[tuple[float, ...], ...] = ()
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -125,6 +128,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         guidance_changes=tuple(GuidanceChange(**change) for change in record["guidance_changes"]),
         codes=np.array(record["codes"], np.int32) if "codes" in record else None,
         session=record.get("session", ""),
+        pauses=tuple(map(tuple, record.get("pauses", ()))),
     )
 
 

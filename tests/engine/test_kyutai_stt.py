@@ -16,6 +16,7 @@ from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
+from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
 from stretto.weights.loading import open_tensors
 from tests.engine.harness import Engine
@@ -62,11 +63,16 @@ def test_text_of_every_row_is_the_authors(engine: Engine, checkpoint: Path, fami
     assert not answer.trailer.was_cut
 
 
-def transformers_text(checkpoint: Path, codes: np.ndarray) -> list[int]:
-    """Return transformers' greedy text [T + 1] for codes [32, T], recomputed for every row."""
+def transformers_rows(checkpoint: Path, codes: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Return transformers' greedy text [T + 1] for codes [32, T], recomputed for every row; and the pauses [T + 1, 4].
+
+    Pauses are class 0 of the release's own heads.
+    """
     config, known = config_at(checkpoint), SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     weights = dict(open_tensors(checkpoint))
     embeddings = weights.pop("model.embed_tokens.weight")
+    assert weights.pop("pause_heads.weight").shape == (24, config["hidden_size"])
+    heads = [open_tensors(checkpoint.parent / "release")[f"extra_heads.{head}.weight"].float() for head in range(4)]
     text_rows = known.num_text_ids + 3  # with the initial id and two of this project
     named = {
         "model.embed_tokens.embed_tokens.weight": torch.nn.functional.pad(embeddings, (0, 0, 0, 1)),
@@ -98,7 +104,7 @@ def transformers_text(checkpoint: Path, codes: np.ndarray) -> list[int]:
     assert not unknown
     assert all(name.startswith("codec_model.") for name in missing)
     frames = np.concatenate([np.full((known.num_codebooks, 1), known.codebook_size), codes], 1).T
-    text = [known.num_text_ids]
+    text, pauses = [known.num_text_ids], []
     for row in range(len(frames)):
         ids = torch.from_numpy(np.concatenate([np.array(text)[:, None], frames[: row + 1]], 1))
         ages = torch.arange(row + 1)[:, None] - torch.arange(row + 1)
@@ -106,15 +112,19 @@ def transformers_text(checkpoint: Path, codes: np.ndarray) -> list[int]:
         with torch.inference_mode():
             hidden = model.model(ids[None], attention_mask=mask, use_cache=False).last_hidden_state[0, -1]
             text.append(int(model.lm_head(hidden)[: known.num_text_ids].argmax()))
-    return text[1:]
+            pauses.append([float((head @ hidden).softmax(0)[0]) for head in heads])
+    return text[1:], np.array(pauses)
 
 
 def test_text_of_every_row_is_that_of_transformers_class(engine: Engine, checkpoint: Path, family: Family) -> None:
     codes = np.random.default_rng(5).integers(0, 64, (32, 50))
     answer = engine.run({"r": make_prompt(checkpoint, codes)})["r"]
-    wanted = transformers_text(checkpoint, codes)
+    wanted, pauses = transformers_rows(checkpoint, codes)
     assert text_of(answer.rows) == [*wanted, family.end_of_reply]
     assert len(set(wanted)) > 5
+    found = latents_of(np.array(answer.rows)[:-1, 1:])
+    np.testing.assert_allclose(found, pauses, atol=1e-5)
+    assert pauses.std(0).min() > 1e-3, "the heads do not differ between rows"
 
 
 def test_recordings_of_other_lengths_do_not_change_each_other(engine: Engine, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, last_chunks, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
+from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.text import SILENT, TextTokenizer, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
@@ -48,6 +49,22 @@ def utterance(
     tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
     return Utterance(tracker, words, TEXT_CODEC, pacer, with_codes)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
+def test_pauses_are_those_of_frames(sizes: list[int]) -> None:
+    """The first row precedes the first frame, and the last one is the end; without the option, none are sent."""
+    family = kyutai_stt(SttVocabulary(num_pauses=2))
+    task, rules, end = family.task("asr"), SegmentRules(family, 512), family.end_of_reply
+    pauses = words_of(np.array([[0.9, 0.9], [0.25, 0.5], [0.12349, 0.0], [1.0, 0.75], [0.9, 0.9]]))
+    rows = np.column_stack([np.full(5, NO_CHANGE), [3, 3, 7, 0, end], pauses]).astype(np.int32)
+    for with_pauses in (True, False):
+        tracker = SegmentTracker(rules, task, 1)
+        listener = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy()), with_pauses=with_pauses)
+        chunks = [item.chunk for part in np.split(rows, np.cumsum(sizes)[:-1]) for item in listener.push(part)]
+        found = [row for chunk in chunks for row in chunk.pauses]
+        assert found == ([(0.25, 0.5), (0.1235, 0.0), (1.0, 0.75)] if with_pauses else [])
+        assert not listener.finish(REPORT).chunk.pauses
 
 
 def test_every_chunk_names_the_voice_of_the_codec() -> None:

@@ -42,6 +42,7 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"pauses": True}, r"options.pauses: expected no value \(this model predicts no pauses\), got true"),
         ({"resume_s": 61}, r"options.resume_s: expected seconds in \[0, 60\], got 61"),
         ({"resume_s": 5, "live": True}, r"options.resume_s: expected no value \(only live sessions without speech"),
         ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),

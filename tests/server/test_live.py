@@ -52,6 +52,12 @@ async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint)
         whole = await heard(client.transcribe((PCM, RATE)))
         half = await heard(client.transcribe((PCM[:40_000], RATE)))
         assert len(whole[1]) > 3
+        assert (await client.profile()).pauses_s == (0.5, 1.0, 2.0, 3.0)
+        of_whole = [event.pauses async for event in client.transcribe((PCM, RATE), pauses=True)]
+        of_parts = [event.pauses async for event in client.transcribe_live(spoken(PCM, [1920]), RATE, pauses=True)]
+        pauses = [np.array([row for rows in each for row in rows]) for each in (of_whole, of_parts)]
+        assert pauses[0].shape == (-(-(len(PCM) + 1.5 * RATE) // 1920), 4)
+        np.testing.assert_array_equal(*pauses)
         made = await asyncio.gather(
             heard(client.transcribe_live(spoken(PCM, [1920], 0.01), RATE)),
             heard(client.transcribe_live(spoken(PCM, [1, 5000, 333]), RATE)),

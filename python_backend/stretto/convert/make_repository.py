@@ -53,6 +53,8 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "reads_live_audio": reads_live_audio(family),
         "tasks": [_task(task, family, frame_rate) for task in family.tasks],
     }
+    if family.pauses_s:
+        record["pauses_s"] = list(family.pauses_s)
     if family.tags:
         record["tags"] = list(family.tags)
     if family.requires_language:

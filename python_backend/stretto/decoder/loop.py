@@ -219,6 +219,8 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
         event["codes"] = chunk.output_codes
     if chunk.session:
         event["session"] = chunk.session
+    if chunk.pauses:
+        event["pauses"] = chunk.pauses
     if chunk.is_final:
         event["report"] = _report(pending, session)
     return event

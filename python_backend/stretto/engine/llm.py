@@ -233,10 +233,11 @@ class SpeechLLM:
         clock, request_id = _Clock(permit), permit.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
-        utterance = Utterance(tracker, prompt.words, self._text, pacer, prompt.delivery.with_codes)
+        with_codes, with_pauses = prompt.delivery.with_codes, prompt.delivery.with_pauses
+        utterance = Utterance(tracker, prompt.words, self._text, pacer, with_codes, with_pauses)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules), self._adapters.named(prompt.adapter)
-        width, text = self.family.layout.num_output_streams, self._texts.get(request_id, NO_TEXT)
+        width, text = self.family.num_row_words, self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:
             yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment, sound=prompt.sound))

@@ -400,6 +400,7 @@ class Utterance:
         codec: Text codec of the family.
         pacer: Pacer that decides when frames are sent.
         with_codes: True to include the codes of all output streams in the chunks.
+        with_pauses: True to send a chunk for each frame with the probabilities of pauses.
 
     Attributes:
         guidance_changes: All guidance changes so far, by frame.
@@ -416,11 +417,14 @@ class Utterance:
         codec: TextCodec,
         pacer: Pacer,
         with_codes: bool = False,
+        with_pauses: bool = False,
     ):
         family = tracker.rules.family
         self.tracker = tracker
         self._family, self._words, self._codec = family, words, codec
-        self._pacer, self._with_codes = pacer, with_codes
+        self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
+        self._pauses: tuple[tuple[float, ...], ...] = ()  # of frames that have not been sent
+        self._has_rows = False
         layout = family.layout
         streams = list(range(layout.num_output_streams) if with_codes else layout.codebook_streams)
         places = range(layout.num_codebooks) if layout.frame_codec.places else None
@@ -473,7 +477,9 @@ class Utterance:
                 if self.tracker.pointer > pointer:
                     self._mark(self.tracker.num_frames - 1)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
-        if text or self._times:
+        if self._with_pauses:
+            self._pauses += self._pauses_in(rows)
+        if text or self._times or self._pauses:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             audio = rows[-num_audio_rows:, 1:]
@@ -481,6 +487,13 @@ class Utterance:
                 audio = audio[~np.isin(audio[:, 0], given_ids)]
             self._frames.push(audio)
             yield from self._due_chunks(segment)
+
+    def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
+        """Return the probabilities of pauses in the next rows; the first and the last row follow no frame."""
+        skipped, self._has_rows = 0 if self._has_rows else 1, True
+        rows = rows[skipped:][rows[skipped:, 1] != self._family.end_of_reply]
+        of_frames = latents_of(rows[:, 1 + self._family.layout.num_output_streams :])
+        return tuple(tuple(row) for row in of_frames.astype(float).round(4).tolist())
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
         text, audio = "", self._family.layout.audio[0]
@@ -543,7 +556,8 @@ class Utterance:
         sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
         marks, self._marks = (*self._timed_words(), *self._marks[:sent]), self._marks[sent:]
         changes = self._changes_before(self.num_sent_frames)
-        chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice)
+        pauses, self._pauses = self._pauses, ()
+        chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice, pauses=pauses)
         chunk = self._with_head(chunk)
         self.num_chunks += 1
         return self._sent(chunk, codes)

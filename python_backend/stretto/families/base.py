@@ -318,9 +318,14 @@ class CodeTrack:
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
+        pauses_s: Lengths in seconds of the pauses that the model's heads predict: each head gives the probability that
+            nobody has spoken for that long, from the hidden state of a row (`pause_heads.weight` [n, H]).
+        num_pause_classes: Number of classes of each head; the first one is the pause.
     """
 
     streams: range
+    pauses_s: tuple[float, ...] = ()
+    num_pause_classes: int = 6
 
 
 @dataclass(frozen=True)
@@ -482,6 +487,16 @@ class Family:
         if self.code_track is not None:
             return len(self.code_track.streams)
         return self.layout.num_codebooks + self.num_filled_codebooks
+
+    @property
+    def pauses_s(self) -> tuple[float, ...]:
+        """Lengths in seconds of the pauses that the model predicts in each row; empty for most families."""
+        return () if self.code_track is None else self.code_track.pauses_s
+
+    @property
+    def num_row_words(self) -> int:
+        """Number of words of a row in the engine's output: its output streams, and the probability of each pause."""
+        return self.layout.num_output_streams + len(self.pauses_s)
 
     @property
     def rows_per_frame(self) -> int:

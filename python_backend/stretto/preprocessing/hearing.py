@@ -334,15 +334,18 @@ def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
     return template.write_live(task)
 
 
-def read_resume_s(options: OptionsRecord, family: Family) -> float:
-    """Return the time for which a live session outlasts its connection, in seconds; raise InvalidRequest for others."""
+def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool]:
+    """Return `resume_s` and `with_pauses` of `Delivery`; raise InvalidRequest if the request cannot have them."""
     resume_s = options.get("resume_s", 0.0)
     if not 0 <= resume_s <= MAX_RESUME_S:
         raise InvalidRequest("options.resume_s", f"seconds in [0, {MAX_RESUME_S:g}]", resume_s)
     if resume_s and (not options.get("live") or family.layout.codebook_streams):
         expected = "no value (only live sessions without speech can be resumed)"
         raise InvalidRequest("options.resume_s", expected, resume_s)
-    return float(resume_s)
+    with_pauses = options.get("pauses", False)
+    if with_pauses and not family.pauses_s:
+        raise InvalidRequest("options.pauses", "no value (this model predicts no pauses)", "true")
+    return float(resume_s), with_pauses
 
 
 def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> None:

@@ -35,7 +35,7 @@ from stretto.preprocessing.audio import (
     read_recording,
     resample,
 )
-from stretto.preprocessing.hearing import begin_session, read_resume_s
+from stretto.preprocessing.hearing import begin_session, read_session_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
@@ -340,7 +340,7 @@ def read_delivery(
     ring = RingAddress(**output["ring"]) if "ring" in output else None
     encoding = output.get("encoding", "pcm_f32le")
     form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)
-    return Delivery(form, policy, output.get("codes", False), read_resume_s(options, family))
+    return Delivery(form, policy, output.get("codes", False), *read_session_options(options, family))
 
 
 def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:

@@ -163,6 +163,7 @@ class Chunk:
         written: The whole streamed text, in the last chunk, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
+        pauses: If requested, probability of each pause (`Family.pauses_s`) after each frame since the last chunk.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -181,6 +182,7 @@ class Chunk:
     alignment: Alignment | None = None
     ends_audio: bool = False
     written: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
+    pauses: tuple[tuple[float, ...], ...] = ()
 
     @property
     def flushes(self) -> bool:
@@ -341,6 +343,7 @@ class Event(TypedDict):
         ring: Slots of the client's ring that contain the samples, if the client has a ring.
         session: In the first event of a reply to streamed text or live audio, the session name that the client needs to
             send more.
+        pauses: If requested, probability of each pause after each frame since the last event.
     """
 
     utterance: str
@@ -357,6 +360,7 @@ class Event(TypedDict):
     report: NotRequired[ReportEvent]
     ring: NotRequired[RingSlots]
     session: NotRequired[str]
+    pauses: NotRequired[tuple[tuple[float, ...], ...]]
 
 
 class PartEvent(TypedDict):

@@ -243,12 +243,14 @@ class Delivery:
     Attributes:
         with_codes: True adds the codes of all streams to the events.
         resume_s: Time for which a live session outlasts its connection, in seconds.
+        with_pauses: True adds the probabilities of pauses to the events of a transcript.
     """
 
     form: OutputForm = field(default_factory=OutputForm)
     chunking: ChunkPolicy = field(default_factory=ChunkPolicy)
     with_codes: bool = False
     resume_s: float = 0.0
+    with_pauses: bool = False
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])

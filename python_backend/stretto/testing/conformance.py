@@ -167,7 +167,7 @@ class Engine:
         return outputs or {}
 
     def _step(self, answers: dict[str, Answer]) -> None:
-        width = self.rules.family.layout.num_output_streams
+        width = self.rules.family.num_row_words
         for core_outputs in self.step().values():
             for output in core_outputs.outputs:
                 answer, ids = answers[output.request_id], output.new_token_ids

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
 from stretto.families.kyutai_stt.family import SttVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.weights.loading import open_tensors
 from tests.kyutai_release import convert
 
 
@@ -31,9 +32,21 @@ def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: 
     assert config["sliding_window"] == 20
     assert config["layer_types"] == ["sliding_attention"]
     assert (config["intermediate_size"], config["rms_norm_eps"], config["rope_theta"]) == (176, 1e-8, 100000.0)
-    assert SttVocabulary.from_record(config[VOCABULARY]) == SttVocabulary(96, 32, 64, 6, 0.5, 0.0)
+    known = SttVocabulary.from_record(config[VOCABULARY])
+    assert known == SttVocabulary(96, 32, 64, 6, 0.5, 0.0, num_pauses=4, num_pause_classes=6)
+    assert family_at(tmp_path / "out").pauses_s == (0.5, 1.0, 2.0, 3.0)
     assert (tmp_path / "out" / "tokenizer.model").exists()
     assert not list((tmp_path / "out").glob("tokenizer_en*"))
+
+
+def test_files_without_heads_for_pauses_have_the_same_config(release: Path, tmp_path: Path) -> None:
+    copy(release, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("extra_heads.")}, weights)
+    assert convert(tmp_path, tmp_path / "out") == 0
+    assert family_at(tmp_path / "out").pauses_s == ()
+    assert "pause_heads.weight" not in open_tensors(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +63,8 @@ def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: 
         ({"num_heads": 3}, "config.json: dim: expected heads of an even width, got 64 for 3 heads"),
         ({"stt_config": {"audio_delay_seconds": -1}}, "audio_delay_seconds: expected seconds in [0, 10], got -1"),
         ({"hidden_scale": 1e9}, "config.json: hidden_scale: expected a number in [1, 64]"),
+        ({"extra_heads_num_heads": 5}, "config.json: extra_heads_num_heads: expected at most 4, got 5"),
+        ({"extra_heads_dim": 5}, "tensors do not match: wrong shape: extra_heads.1.weight [6, 64] instead of [5, 64]"),
         ({"text_card": 95}, "expected a tokenizer of 95 tokens, got 96"),
         ({"card": 63}, "tensors do not match: wrong shape: emb.0.weight [65, 64] instead of [64, 64]"),
         ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),
@@ -71,6 +86,7 @@ def test_a_config_that_does_not_fit_is_refused(
     [
         ("model", "transformer.layers.0.norm2.alpha", "missing: transformer.layers.0.norm2.alpha"),
         ("model", "emb.7.weight", "missing: emb.7.weight"),
+        ("model", "extra_heads.2.weight", "missing: extra_heads.2.weight"),
         ("mimi", "downsample.conv.conv.conv.weight", "missing: downsample.conv.weight"),
     ],
 )

@@ -189,6 +189,10 @@ class MultiStreamMixin(Decoder):
             rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width, self.family.has_audio_bias)
+        if self.family.pauses_s:
+            track, width = self.family.code_track, vllm_config.model_config.get_hidden_size()
+            assert track is not None, "only such families predict pauses"
+            self.pause_heads = AudioHead(len(track.pauses_s) * track.num_pause_classes, width)
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)

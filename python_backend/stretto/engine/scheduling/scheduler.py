@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -44,9 +45,10 @@ class SampledRows:
         codes: Ids of streams 1 to S - 1 by request id, [n][S - 1].
     """
 
-    def __init__(self, layout: StreamLayout, max_rows: int) -> None:
+    def __init__(self, layout: StreamLayout, max_rows: int, num_pauses: int = 0) -> None:
         self._num_codes = layout.num_output_streams - 1
-        self._shape = max_rows, layout.num_input_streams - 1
+        self._shape, self._num_pauses = (max_rows, layout.num_input_streams - 1), num_pauses
+        self._pauses: dict[str, list[int]] = {}  # probabilities of pauses, as words, by request id
         self.codes: dict[str, list[list[int]]] = {}
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
@@ -63,7 +65,11 @@ class SampledRows:
         cuts = logprobs.sampled_token_ranks.tolist()
         if any(cuts):
             self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
-        codes = logprobs.logprob_token_ids.reshape(len(output.req_ids), *self._shape).tolist()
+        words = logprobs.logprob_token_ids
+        if self._num_pauses:
+            words, pauses = np.split(words, [-self._num_pauses], 1)
+            self._pauses = dict(zip(output.req_ids, pauses.tolist(), strict=True))
+        codes = words.reshape(len(output.req_ids), *self._shape).tolist()
         if self._shape[0] > 1:
             codes = [rows[: len(ids)] for rows, ids in zip(codes, output.sampled_token_ids, strict=True)]
         self.codes = dict(zip(output.req_ids, codes, strict=True))
@@ -85,6 +91,8 @@ class SampledRows:
         # rows after the end are dropped
         for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):
             ids += (mark, token_id, *codes[:number])
+        if self._num_pauses and ids:
+            ids += self._pauses[request_id]
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
@@ -350,7 +358,7 @@ class PairedScheduling(Base):
         self._grants, self._admits = dict[str, int](), True
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
-        self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step)
+        self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step, len(rules.family.pauses_s))
         self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:

@@ -37,6 +37,7 @@ from stretto.engine.worker.predictors import (
     FirstHead,
     GeneratedRows,
     ParallelHeads,
+    PauseSampler,
     Readout,
     RowPredictor,
     StreamHeads,
@@ -203,14 +204,20 @@ class SpeechModelState(DefaultModelState):
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
 
-    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler, None]:
+    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler | PauseSampler, None]:
         """Return our sampler in place of `sampler`, and no speculative decoder (vLLM's hook)."""
+        made, track = self._row_sampler(sampler), self.rules.family.code_track
+        if track is None or not track.pauses_s:
+            return made, None
+        return PauseSampler(made, self.model.get_parameter("pause_heads.weight").data, track.num_pause_classes), None
+
+    def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         if self.arrays.xp is np or in_torch:
-            return self._array_sampler(sampler), None
+            return self._array_sampler(sampler)
         self._step_sampler = self._kernel_sampler(sampler)
-        return self._step_sampler, None
+        return self._step_sampler
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Pass the allocated KV cache to the MCTP modules, if the model has any (vLLM's hook)."""

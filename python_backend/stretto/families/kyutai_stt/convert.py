@@ -1,7 +1,7 @@
 """Conversion of Kyutai's releases of speech-to-text models: names and shapes as published, and their file of Mimi.
 
-https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle` folders, whose
-heads for pauses are left out. transformers' layout (`-trfs`) is refused. Queries and keys are permuted for each
+https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle` folders, which
+have heads for pauses. transformers' layout (`-trfs`) is refused. Queries and keys are permuted for each
 head, because vLLM and transformers rotate halves, and the release rotates neighbours.
 """
 
@@ -16,7 +16,7 @@ from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, SttVocabulary
+from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, released_file
@@ -46,7 +46,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 # Rows between a sound and its text by `audio_delay_seconds`, as in the authors' server; others are rounded.
 DELAY_ROWS = {0.5: 6, 2.5: 32}
-PAUSES = "extra_heads."
+PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
 
 
@@ -56,8 +56,8 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note if the release has heads for pauses, which are not used."""
-    return ["the heads for pauses are left out"] if config.get("extra_heads_num_heads") else []
+    """Return no notes."""
+    return []
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -67,7 +67,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("--config: expected the release's config.json, got none")
     check_config(config, EXPECTED)
     check_delays(config)
-    known = vocabulary(config)
+    known = vocabulary(config, contents.tensors)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     record = {
         **backbone_record(config),
@@ -79,11 +79,14 @@ def convert(release: Release, contents: Contents) -> Converted:
         "dtype": contents.dtype,
     }
     folder = release.model if release.model.is_dir() else release.model.parent
-    folded = [f"emb.{k}.weight" for k in range(known.num_codebooks)]
-    check_folded(contents.tensors, dict.fromkeys(folded, (known.codebook_size + 1, record["hidden_size"])))
+    width = record["hidden_size"]
+    codes, heads = (f"emb.{k}.weight" for k in range(known.num_codebooks)), range(1, known.num_pauses)
+    folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
+    folded |= dict.fromkeys(map(PAUSES.format, heads), (known.num_pause_classes, width))
+    check_folded(contents.tensors, folded)
     parts = plan(config, known, contents.tensors)
     codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
-    return Converted(record, parts, (PAUSES,), tuple(folded), (codec,))
+    return Converted(record, parts, (), tuple(folded), (codec,))
 
 
 def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
@@ -154,8 +157,11 @@ def seconds(config: Mapping[str, Any], name: str) -> float:
     return float(found)
 
 
-def vocabulary(config: Mapping[str, Any]) -> SttVocabulary:
-    """Return the vocabulary of a release."""
+def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttVocabulary:
+    """Return the vocabulary of a release; files without heads for pauses have the same config.json."""
+    num_heads = integer(config, "extra_heads_num_heads") if PAUSES.format(0) in tensors else 0
+    if num_heads > len(PAUSES_S):
+        raise CheckpointError(f"config.json: extra_heads_num_heads: expected at most {len(PAUSES_S)}, got {num_heads}")
     delay_s = seconds(config, "audio_delay_seconds")
     return SttVocabulary(
         num_text_ids=integer(config, "text_card"),
@@ -164,6 +170,8 @@ def vocabulary(config: Mapping[str, Any]) -> SttVocabulary:
         delay_rows=DELAY_ROWS.get(delay_s, round(delay_s * FRAME_RATE)),
         delay_s=delay_s,
         prefix_s=seconds(config, "audio_silence_prefix_seconds"),
+        num_pauses=num_heads,
+        num_pause_classes=integer(config, "extra_heads_dim") if num_heads else 6,
     )
 
 
@@ -199,10 +207,20 @@ def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, 
     def head(text: Tensor) -> Tensor:
         return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
 
-    return backbone_plan(config, tensors) | {
+    def pauses(first: Tensor) -> Tensor:
+        """Return the weights of all heads for pauses, one after the other."""
+        if first.is_meta:
+            return torch.empty(known.num_pauses * len(first), width, device="meta")
+        others = (tensors[PAUSES.format(head)] for head in range(1, known.num_pauses))
+        return torch.cat([first, *(other.to(first.dtype) for other in others)])
+
+    parts = backbone_plan(config, tensors) | {
         EMBEDDINGS: Part("model.embed_tokens.weight", (known.num_text_ids + 1, width), table),
         "text_linear.weight": Part("lm_head.weight", (known.num_text_ids, width), head),
     }
+    if known.num_pauses:
+        parts[PAUSES.format(0)] = Part("pause_heads.weight", (known.num_pause_classes, width), pauses)
+    return parts
 
 
 def flat(alpha: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ FRAME_RATE = 12.5
 END_PAD, PAD = 0, 3  # text ids: a word begins next; nothing
 FLUSH_S = 1.0  # silence after the recording, in addition to the delay
 MAX_AUDIO_S = 300.0
+PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # of the heads
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class SttVocabulary(Vocabulary):
         delay_s: The same in seconds, as published; the length of the silence after the recording depends on it.
         prefix_s: Silence before the recording in seconds.
         max_model_len: Maximum number of rows.
+        num_pauses: Number of heads that predict pauses, at most 4.
+        num_pause_classes: Number of classes of each head.
     """
 
     num_text_ids: int = 8000
@@ -43,12 +46,16 @@ class SttVocabulary(Vocabulary):
     delay_s: float = 0.5
     prefix_s: float = 0.0
     max_model_len: int = 45_056  # an hour of live audio
+    num_pauses: int = 0
+    num_pause_classes: int = 6
 
     def __post_init__(self) -> None:
         if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
             raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
         if self.delay_rows < 0 or not 0 <= self.delay_s <= 10 or not 0 <= self.prefix_s <= 10:
             raise ValueError(f"expected a delay and a prefix between 0 and 10 s, got {self}")
+        if not 0 <= self.num_pauses <= len(PAUSES_S) or self.num_pause_classes < 2:
+            raise ValueError(f"expected at most {len(PAUSES_S)} heads of pauses with two classes or more, got {self}")
 
     @property
     def initial_text(self) -> int:
@@ -115,7 +122,7 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
-        code_track=CodeTrack(streams),
+        code_track=CodeTrack(streams, PAUSES_S[: vocabulary.num_pauses], vocabulary.num_pause_classes),
     )
 
 
