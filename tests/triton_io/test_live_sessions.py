@@ -178,6 +178,16 @@ async def test_a_session_without_its_connection_ends_at_once(session: Session) -
         await anext(session.sessions.resume(Resumption(session.name, 0), "v", FLOW))
 
 
+async def test_a_session_that_is_cancelled_as_it_begins_leaves_nothing(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    beginning = asyncio.ensure_future(session.begin())
+    await asyncio.sleep(0)
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
+    await until_async(lambda: not session.table.num_active())
+    assert session.model.hosts == []
+
+
 async def test_a_name_is_given_only_to_sessions_that_the_model_accepts(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.model.failure = NoCapacity("the model has enough")

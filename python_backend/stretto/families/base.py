@@ -318,8 +318,8 @@ class CodeTrack:
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
-        pauses_s: Lengths in seconds of the pauses that the model's heads predict: each head gives the probability that
-            nobody has spoken for that long, from the hidden state of a row (`pause_heads.weight` [n, H]).
+        pauses_s: Lengths in seconds of the pauses that the model's heads predict. Each head gives the probability of a
+            pause of that length, from the hidden state of a row (`pause_heads.weight` [n, H]).
         num_pause_classes: Number of classes of each head; the first one is the pause.
     """
 

@@ -245,7 +245,11 @@ class LiveSessions:
         segment = self._model.family.task(prompt.task).segments[0]
         session = LiveSession(utterance, segment, prompt.delivery.resume_s)
         session.task = asyncio.ensure_future(self._generate(session, prompt, pacer, host))
-        await asyncio.sleep(0)  # until the model accepts frames, or has refused the session
+        try:
+            await asyncio.sleep(0)  # until the model accepts frames, or has refused the session
+        except asyncio.CancelledError:
+            session.task.cancel()
+            raise
         async with aclosing(session.read(0, utterance, flow)) as chunks:
             async for each in chunks:
                 yield each
