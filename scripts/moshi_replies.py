@@ -1,4 +1,4 @@
-"""Generate a test fixture with replies of Moshi's authors' code on a small random release: rows read, text and codes.
+"""Generate a test fixture with replies of Moshi's authors' code on a small random release: text and codes by frame.
 
     python -m scripts.moshi_replies tests/data/moshi_replies.npz
     python -m scripts.moshi_replies --check tests/data/moshi_replies.npz
