@@ -15,6 +15,7 @@ from training.tiny.words import load_words
 
 Item = TypeVar("Item")
 
+CODES, HEARD = "codes", "heard"  # names of the files with speech to generate, and with recordings to transcribe
 BUCKET = 240  # number of utterances that are sorted by length together
 MAX_LISTENED_FRAMES = 255 - MAX_DELAY  # frames of an audio prompt are numbered up to 255
 # Number of most frequent words that are learned only from sentences, because they sound different in isolation.
@@ -35,15 +36,20 @@ def read_encoded(path: Path) -> list[Spoken]:
 
 
 class Corpus:
-    """Encoded utterances in a folder; `refresh` adds newly written files."""
+    """Encoded utterances in a folder; `refresh` adds newly written files.
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    Args:
+        folder: Working folder of the training.
+        name: Name of the files: CODES or HEARD.
+    """
+
+    def __init__(self, folder: Path, name: str = CODES):
+        self._folder, self._name = folder, name
         self._read: set[Path] = set()
         self.utterances: list[Spoken] = []
 
     def refresh(self) -> None:
-        for path in sorted(self._folder.glob("codes_*.pt")):
+        for path in sorted(self._folder.glob(f"{self._name}_*.pt")):
             if path not in self._read:
                 self._read.add(path)
                 self.utterances += read_encoded(path)

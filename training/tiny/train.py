@@ -17,8 +17,9 @@ import torch
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.batch import Batch, collate, losses
-from training.tiny.corpus import BUCKET, MAX_LISTENED_FRAMES, Corpus, WordStrings, cut
+from training.tiny.corpus import BUCKET, CODES, HEARD, MAX_LISTENED_FRAMES, Corpus, WordStrings, cut
 from training.tiny.encoded import Spoken
+from training.tiny.export import load_exported
 from training.tiny.network import Network, NetworkConfig
 from training.tiny.optimiser import Optimiser
 from training.tiny.synthesise import load_pronunciations
@@ -29,10 +30,17 @@ class TrainingConfig:
     """Settings of a training run.
 
     `speak`, `listen` and `read` are the numbers of rows per step for speech, transcription and word strings.
+
+    Attributes:
+        start: Exported checkpoint whose weights are trained further, or None to begin with random weights.
+        peak: Largest learning-rate scale.
+        flat: Share of the time after which the learning rate falls.
     """
 
     folder: Path
     minutes: float
+    start: Path | None = None
+    peak: float = 1.0
     speak: int = 2400
     listen: int = 700
     read: int = 3400
@@ -53,7 +61,8 @@ def rate_scale(step: int, spent: float, config: TrainingConfig) -> float:
     The scale has a linear warm-up, is constant until the share `flat` of the time, then falls to 1 % as half a cosine.
     """
     falling = max(0.0, (spent - config.flat) / (1 - config.flat))
-    return min(1.0, (step + 1) / config.warm_up_steps) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
+    warm = config.peak * min(1.0, (step + 1) / config.warm_up_steps)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
 
 
 class Mixer:
@@ -62,10 +71,8 @@ class Mixer:
     def __init__(self, config: TrainingConfig, seed: int):
         self._config = config
         self._rng = random.Random(seed)
-        corpus = Corpus(config.folder)
-        corpus.refresh()
-        self._speak = corpus.batches(config.speak, self._rng)
-        self._listen = corpus.batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
+        self._speak = Corpus(config.folder, CODES).batches(config.speak, self._rng)
+        self._listen = Corpus(config.folder, HEARD).batches(config.listen, self._rng, MAX_LISTENED_FRAMES)
         self._pool: list[list[builders.Rows]] = []
         self._strings = WordStrings(load_pronunciations(config.folder), self._rng)
 
@@ -113,6 +120,8 @@ class Trainer:
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         if config.checkpoint.exists():
             self._resume()
+        elif config.start is not None:
+            self.network.load_state_dict(load_exported(config.start).state_dict())
 
     def _resume(self) -> None:
         saved = torch.load(self.config.checkpoint)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from training.tiny import train
-from training.tiny.corpus import write_encoded
+from training.tiny.corpus import CODES, HEARD, write_encoded
 from training.tiny.encoded import Spoken, Transcript
+from training.tiny.export import export
 from training.tiny.network import NetworkConfig
 from training.tiny.words import load_words
 
@@ -24,6 +25,10 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert scales[7:] == sorted(scales[7:], reverse=True)
     assert scales[-1] == pytest.approx(0.01)
     assert train.rate_scale(0, 0.0, config) == pytest.approx(0.01)
+    lower = train.TrainingConfig(Path(), 1, peak=0.2)
+    assert [train.rate_scale(1000, spent, lower) for spent in np.linspace(0, 1, 21)] == pytest.approx(
+        [0.2 * scale for scale in scales]
+    )
 
 
 @pytest.fixture
@@ -38,7 +43,8 @@ def folder(tmp_path: Path) -> Path:
         )
         for seed in range(20)
     ]
-    write_encoded(tmp_path / "codes_0000.pt", utterances)
+    for name in (CODES, HEARD):
+        write_encoded(tmp_path / f"{name}_0000.pt", utterances)
     words = load_words()
     names = dict.fromkeys((*words.spoken, *words.read), ("ah", "p"))
     (tmp_path / "pronunciations.json").write_text(json.dumps(names))
@@ -56,3 +62,15 @@ def test_a_second_run_goes_on_where_the_first_stopped(folder: Path, monkeypatch:
     assert (resumed.step, resumed.spent_s) == (saved["step"], saved["spent_s"])
     resumed.run()
     assert resumed.step == saved["step"]
+
+
+def test_training_may_start_from_an_exported_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "NetworkConfig", lambda: SMALL)
+    first = train.Trainer(train.TrainingConfig(folder, 0.0))
+    torch.nn.init.normal_(first.network.lm_head.weight)
+    first.save()
+    export(first.config.checkpoint, folder / "exported")
+    first.config.checkpoint.unlink()
+    second = train.Trainer(train.TrainingConfig(folder, 0.0, start=folder / "exported"))
+    for weight, given in zip(second.network.parameters(), first.network.parameters(), strict=True):
+        assert torch.equal(weight, given.half().float())
