@@ -123,6 +123,7 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
             for name, tensor in list(kind.items()):
                 if isinstance(tensor, torch.Tensor):
                     monkeypatch.setitem(kind, name, on_the_device(tensor))
+        vars(module).pop("forward", None)  # of a decoder layer on the CPU
         if hasattr(module, "cpu_linear"):  # vLLM's product on a CPU, where it keeps only packed weights
             monkeypatch.setattr(module, "cpu_linear", partial(multiply, module.output_size))
     with OneDevice():

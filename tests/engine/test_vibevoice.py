@@ -292,7 +292,7 @@ def test_marks_are_no_frames_of_the_codec() -> None:
         ({"latents": LatentSampling(51)}, r"options.latents.steps: expected an integer in \[2, 50\], got 51"),
         (
             {"latents": LatentSampling(5, guidance_scale=2.0)},
-            "options.guidance_scale: expected 1.0, as vibevoice has no",
+            "options.guidance_scale: expected 1.0, because vibevoice has no",
         ),
     ],
 )

@@ -81,9 +81,9 @@ def transcribing(model: str) -> Settings:
 
 async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:
     """Run the session until it ends."""
-    channel, profile = Channel(socket, gateway.limits.stall_s), await gateway.catalogue.profile()
-    kind = DuplexSession if is_duplex(profile, settings) else Session
+    channel = Channel(socket, gateway.limits.stall_s)
     async with session_tasks(channel) as tasks:
+        kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else Session
         with closing(kind(gateway, channel, model, tasks)) as session:
             await session.begin(settings)
             await attend(gateway, socket, session, tasks, lambda: gateway.limits.idle_s)

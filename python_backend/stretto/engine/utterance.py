@@ -167,7 +167,7 @@ class TextFeed:
         self._room -= len(ids)
         if self._track is not None:
             self._track.extend(ids, is_last)
-        self._waiting = np.concatenate([self._waiting, ids]) if len(self._waiting) else np.asarray(ids, np.int32)
+        self._waiting = np.concatenate([self._waiting, np.asarray(ids, np.int32)])
         self._is_complete = is_last
         self._wait()
         if self._has_begun:
