@@ -104,7 +104,7 @@ def ms_of(codec: Codec, frames: int) -> float:
 
 
 def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
-    """Measure how exactly and how fast a codec streams codes [B, K, T]."""
+    """Measure the accuracy and the speed of a codec that streams codes [B, K, T]."""
     spec, total = codec.spec, codes.shape[2]
     difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
     return Streaming(

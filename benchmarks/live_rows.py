@@ -85,7 +85,7 @@ class Arms:
         return self._time_steps(lambda _: None)
 
     async def live(self, number: int, speaking: int, is_apart: bool = False) -> float:
-        """Return the milliseconds per step of sessions, of which some get a frame before each step."""
+        """Return the time per step in milliseconds of sessions, some of which receive a frame before each step."""
         sessions = self.engine.add_prompts([replace(self._prompt, is_open=True)] * number)
         connection, self.num_messages = Messages(), 0
         client = EngineClient(cast(Any, connection))

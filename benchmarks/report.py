@@ -97,7 +97,7 @@ def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]
 
 
 def draw(plot: Plot, found: Mapping[str, Mapping[Any, Record]], folder: Path) -> Path:
-    """Write one picture and return its path."""
+    """Write one plot to a file and return its path."""
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     places = sorted({place for records in found.values() for place in records})
     if all(isinstance(place, str) for place in places):

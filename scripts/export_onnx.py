@@ -102,7 +102,7 @@ def compare_codec(codec: Codec, file: Path) -> dict[str, float]:
 
 
 def compare_mel(file: Path) -> dict[str, float]:
-    """Return what 5 s of audio cost in the exported and the torch extractor, and their largest difference."""
+    """Return the times that both extractors take for 5 s of audio, and the largest difference of their outputs."""
     session = onnx_runtime.open_session(file)
     differences = []
     for batch, length in ((1, HOP), (2, 12_345), (1, 5 * SAMPLE_RATE)):

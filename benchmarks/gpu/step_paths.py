@@ -238,7 +238,7 @@ class Case:
         return Path(hidden, program.lengths, lambda: program.launch(variant, size), results, slots.tables)
 
     def arrays(self, readout: Readout, compiler: Callable[..., Any] | None = None) -> Path:
-        """Return the array path, compiled by `compiler` unless it is None."""
+        """Return the sampling path that uses array operations, compiled by `compiler` unless it is None."""
         slots, (tokens, hidden, lengths) = self._slots(), self._buffers()
         rules, tables, arrays = self.rules, slots.tables, slots.arrays
         segments = SegmentState(rules, arrays)
@@ -364,7 +364,7 @@ def products(layers: int, shape: Mapping[str, int], num_rows: int, case: Case) -
 
 
 def products_ms(device: Device, case: Case, backbone: Mapping[str, Any]) -> float:
-    """Return the milliseconds of a step's matrix products, extrapolated from two layers to the whole backbone."""
+    """Return the time of a step's matrix products in ms, extrapolated from two layers to the whole backbone."""
     head_dim = backbone.get("head_dim") or backbone["hidden_size"] // backbone["num_attention_heads"]
     some = products(2, {**backbone, "head_dim": head_dim}, case.num_rows, case)
     some()

@@ -111,7 +111,7 @@ class Ignored:
         self._names = list(first_names(unknown_fields(body)))
 
     def add(self, name: str, expected: str, got: object) -> None:
-        """Record a field without effect; raise ApiError instead if the gateway is strict.
+        """Record a field that has no effect; if the gateway is strict, raise ApiError instead.
 
         Args:
             name: Name of the field in the request.
@@ -187,7 +187,7 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def held_bytes(options: Mapping[str, object]) -> int:
-    """Return the memory of stored options in bytes, beyond a small amount that is always admitted."""
+    """Return how many bytes stored options occupy beyond a small allowance that is always admitted."""
     if most_bytes(dict(options)) <= SMALL_BYTES:
         return 0
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)

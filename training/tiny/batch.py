@@ -86,7 +86,7 @@ def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> 
 
 
 def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[float, int]]) -> tuple[Tensor, Tensor, float]:
-    """Return the mean stream 0 loss over text segments, and its sum and count over audio rows."""
+    """Return the loss of stream 0: the mean over text segments, the sum over audio rows, and their number."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
     frames, words = each[in_audio], each[~in_audio]

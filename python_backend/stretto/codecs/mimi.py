@@ -215,7 +215,7 @@ class _Paddings:
 
     Attributes:
         contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.
-        is_first: True for recordings that begin, bool [B, 1, 1].
+        is_first: True for recordings at their first frame, bool [B, 1, 1].
         repeated: Index of the convolution that repeats its first input as context at the beginning.
     """
 

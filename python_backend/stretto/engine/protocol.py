@@ -282,7 +282,7 @@ class SharedStats:
 
     @classmethod
     def create(cls, num_lines: int) -> "SharedStats":
-        """Create zeros for `num_lines` schedulers; call `close` once all schedulers have opened the memory.
+        """Create zeroed shared memory for `num_lines` schedulers; call `close` once all have opened it.
 
         The memory has no file name, so nothing remains if this process is killed. Other processes of the same user open
         it through this process's entry in /proc.

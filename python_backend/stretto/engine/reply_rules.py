@@ -205,7 +205,7 @@ class GroupTrack(Track):
 
     @property
     def num_known(self) -> int:
-        """Number of rows that the model may read, assuming that all rows after the known ones are given."""
+        """Number of rows that the model may read, if every row after the ids received so far is given by the track."""
         return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
 
     @property

@@ -516,7 +516,7 @@ class Utterance:
                 yield self._chunk(segment, self._pop_text(size), codes)
 
     def _pop_text(self, num_frames: int) -> str:
-        """Remove and return the text beside the next frames; empty for families whose text has rows of its own."""
+        """Remove and return the text that accompanies the next frames; empty if the text has rows of its own."""
         texts = self._frame_texts
         return "".join(texts.popleft() for _ in range(min(num_frames, len(texts))))
 

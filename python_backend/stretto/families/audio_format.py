@@ -59,11 +59,11 @@ class EncodedFiles:
 
     @classmethod
     def of_checkpoint(cls, folder: Path, checkpoint: Path, device: str) -> "EncodedFiles | None":
-        """Return the files for the encoders of a checkpoint; None, with a log line, if the folder cannot be used.
+        """Return the cache of encoded recordings for a checkpoint's encoders; None if its folder is unusable.
 
         Args:
             folder: Folder of the files; created if it is missing.
-            checkpoint: Folder of the checkpoint. A changed file makes its earlier encodings unused.
+            checkpoint: Folder of the checkpoint. If one of its files changes, earlier encodings are ignored.
             device: torch device of the encoders, because results differ between devices.
         """
         paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())

@@ -294,7 +294,7 @@ class FairQueue(Generic[Item]):
         self._is_closed = False
 
     def put(self, host: str, item: Item) -> None:
-        """Append an item of `host`."""
+        """Append an item to the queue of the client host `host`."""
         with self._changed:
             self._waiting.setdefault(host, deque()).append(item)
             self._changed.notify()

@@ -122,7 +122,7 @@ class RepetitionGuard:
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return the ids of some of streams 1 to S - 1, [A, k], with repeated codes sampled again.
+        """Return the ids of the slice `streams` of streams 1 to S - 1, [A, k]; repeated codes are sampled again.
 
         Args:
             drawn: Sampled ids, [A, k].

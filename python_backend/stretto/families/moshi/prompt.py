@@ -45,7 +45,10 @@ class MoshiTemplate:
 
 
 def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows:
-    """Return the prompt: the initial id of each stream, also in the next rows of delayed streams."""
+    """Return the prompt: a row with the initial id of each stream.
+
+    Delayed streams repeat their initial id in the following rows until their delay has passed.
+    """
     ids = np.array([known.initial_ids], np.int32)
     tail = np.repeat(ids[:, 1:], max(known.delays), 0)
     return PromptRows(ids, delayed_tail=tail if len(tail) else None, track=track)

@@ -95,9 +95,9 @@ class PocketTemplate:
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of a text, with the number of frames after its end.
+        """Return the prompt for a text, including how many frames follow the end of the speech.
 
-        The voice comes from a recording before the text, or is the one called `voice`.
+        The voice is that of the recording in `pieces`, if any, or else the one named `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name

@@ -76,7 +76,10 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def num_words(self) -> int:
-        """Number of words of a frame: the latent, a flag for the start of a stretch, and the semantic features."""
+        """Number of 32-bit words per frame.
+
+        They are the latent, a flag that marks the first frame of a stretch of audio, and the semantic features.
+        """
         return self.num_numbers + 1 + self.num_features
 
     @property

@@ -201,7 +201,7 @@ class Feedback(nn.Module):
 
     @torch.inference_mode()
     def forward(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the semantic features [N, E] of scaled latents [N, D], and the memories after them."""
+        """Return the semantic features [N, E] of scaled latents [N, D], and the updated memories."""
         of_decoder, of_encoder = memory.split([self.decoder.num_kept, self.encoder.num_kept], 1)
         pcm, of_decoder = self.decoder.step((latents / self._scale.factor - self._scale.bias)[..., None], of_decoder)
         features, of_encoder = self.encoder.step(pcm, of_encoder)

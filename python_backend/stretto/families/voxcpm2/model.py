@@ -366,6 +366,9 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
         return self.head.prepare(self.family.layout.latents.steps)
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight of the end-of-speech logit, which is 0 for the states of the diffusion head."""
+        """Return the weight vector of the end-of-speech logit.
+
+        Its elements for the states of the diffusion head are 0.
+        """
         weight = self.end_of_speech.weight.data
         return torch.cat([weight.new_zeros(2 * self.head.width), weight])
