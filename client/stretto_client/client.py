@@ -53,8 +53,12 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
     host, _, port = server.rpartition(":")
     if not is_loopback(host.strip("[]")) or not port.isdigit():
         return {}
-    found = {path.stat().st_mtime_ns: path for path in directory.glob(f"stretto_launch_*.run/key-{port}") if ours(path)}
-    return {HEADER: found[max(found)].read_text()} if found else {}
+    files = directory.glob(f"stretto_launch_*.run/key-{port}")
+    try:
+        found = {path.stat().st_mtime_ns: path for path in files if ours(path)}
+        return {HEADER: found[max(found)].read_text()} if found else {}
+    except FileNotFoundError:  # the server has just stopped
+        return {}
 
 
 def ours(path: Path) -> bool:

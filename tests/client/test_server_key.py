@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto_client import SpeechClient
+from stretto_client import SpeechClient, client
 from stretto_client.client import CALLER_HEADER, HEADER, key_headers
 from tests.client.fake_server import Chunk, FakeServer, Step, Taken, Until
 from tests.patience import until_async
@@ -53,6 +53,17 @@ def test_the_latest_start_is_meant(tmp_path: Path) -> None:
     late = leave(tmp_path, "2_b", "open sesame")
     os.utime(late, ns=(late.stat().st_mtime_ns + 10**9,) * 2)
     assert key_headers("localhost:8001", tmp_path) == {HEADER: "open sesame"}
+
+
+def test_a_key_that_disappears_while_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path, "1_a", "open sesame")
+
+    def ours_until_now(path: Path) -> bool:
+        path.unlink()
+        return True
+
+    monkeypatch.setattr(client, "ours", ours_until_now)
+    assert key_headers("localhost:8001", tmp_path) == {}
 
 
 async def pieces() -> AsyncIterator[np.ndarray]:
