@@ -26,10 +26,8 @@ IS_BARE = True  # the tokenizer is SentencePiece's
 TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
 EMBEDDINGS = "text_emb.weight"
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
-# Values of config.json that other models of the same code have, by the values that are supported.
-EXPECTED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("stt", None),
-    "dep_q": (0,),
+# Supported values of config.json where other models of the same code have other values; `moshi` shares these.
+SHARED_EXPECTED: dict[str, tuple[Any, ...]] = {
     "causal": (True,),
     "norm": ("rms_norm_f32",),
     "positional_embedding": ("rope",),
@@ -44,6 +42,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "fuser": (None, {}),
     "conditioners": ({}, None),
 }
+EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
 # Rows between a sound and its text by `audio_delay_seconds`, as in the authors' server; others are rounded.
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"

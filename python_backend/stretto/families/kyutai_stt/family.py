@@ -24,7 +24,41 @@ PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # of the heads
 
 
 @dataclass(frozen=True)
-class SttVocabulary(Vocabulary):
+class KyutaiVocabulary(Vocabulary):
+    """Ids that Kyutai STT and Moshi place in the same way: text, the initial text, and two ids of our own.
+
+    Attributes:
+        num_text_ids: Number of text ids that the model generates.
+        num_codebooks: Number of codebooks.
+        codebook_size: Number of codes per codebook.
+    """
+
+    num_text_ids: int
+    num_codebooks: int
+    codebook_size: int
+
+    def __post_init__(self) -> None:
+        if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
+            raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
+
+    @property
+    def initial_text(self) -> int:
+        """Text id of the first row."""
+        return self.num_text_ids
+
+    @property
+    def end_of_reply(self) -> int:
+        """Id of the row that ends a reply; the model does not have it."""
+        return self.num_text_ids + 1
+
+    @property
+    def nothing(self) -> int:
+        """Id of an empty stream."""
+        return self.num_text_ids + 2
+
+
+@dataclass(frozen=True)
+class SttVocabulary(KyutaiVocabulary):
     """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
 
     Attributes:
@@ -50,27 +84,11 @@ class SttVocabulary(Vocabulary):
     num_pause_classes: int = 6
 
     def __post_init__(self) -> None:
-        if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
-            raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
+        super().__post_init__()
         if self.delay_rows < 0 or not 0 <= self.delay_s <= 10 or not 0 <= self.prefix_s <= 10:
             raise ValueError(f"expected a delay and a prefix between 0 and 10 s, got {self}")
         if not 0 <= self.num_pauses <= len(PAUSES_S) or self.num_pause_classes < 2:
             raise ValueError(f"expected at most {len(PAUSES_S)} heads of pauses with two classes or more, got {self}")
-
-    @property
-    def initial_text(self) -> int:
-        """Text id of the first row."""
-        return self.num_text_ids
-
-    @property
-    def end_of_reply(self) -> int:
-        """Id of the row that ends a reply; the model does not have it."""
-        return self.num_text_ids + 1
-
-    @property
-    def nothing(self) -> int:
-        """Id of an empty stream."""
-        return self.num_text_ids + 2
 
     @property
     def vocab_size(self) -> int:

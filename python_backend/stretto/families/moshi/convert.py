@@ -15,6 +15,7 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.kyutai_stt.convert import (
     EPS,
+    SHARED_EXPECTED,
     backbone_plan,
     backbone_record,
     check_config,
@@ -66,23 +67,10 @@ FIRST: dict[str, Any] = {
     "depformer_weights_per_step": True,
     "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
 }
-# Values of config.json that other models of the same code have, by the values that are supported.
-EXPECTED: dict[str, tuple[Any, ...]] = {
+EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
     "model_type": ("moshi", None),
-    "causal": (True,),
-    "norm": ("rms_norm_f32",),
-    "positional_embedding": ("rope",),
-    "gating": ("silu",),
-    "layer_scale": (None,),
-    "rope_concat": (False, None),
-    "kv_repeat": (1, None),
-    "cross_attention": (False, None),
-    "demux_second_stream": (False, None),
-    "quantize": (False, None),
-    "lora": (False, None),
+    **SHARED_EXPECTED,
     "lora_name": (None,),
-    "fuser": (None, {}),
-    "conditioners": ({}, None),
     "extra_heads_num_heads": (0, None),
     "depformer_gating": ("silu",),
     "depformer_pos_emb": ("none",),

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext
+from stretto.families.kyutai_stt.family import KyutaiVocabulary
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NAME = "moshi"
 FRAME_RATE = 12.5
-PAD = 3  # text id of nothing; 0: a word begins next, 1 and 2: a turn begins or ends
 MAX_AUDIO_S, MAX_DELAY = 300.0, 16
 DEPTH = DepthSpec(
     hidden=1024,
@@ -37,7 +37,7 @@ DEPTH = DepthSpec(
 
 
 @dataclass(frozen=True)
-class MoshiVocabulary(Vocabulary):
+class MoshiVocabulary(KyutaiVocabulary):
     """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
 
     Attributes:
@@ -57,27 +57,11 @@ class MoshiVocabulary(Vocabulary):
     depth: DepthSpec = field(default=DEPTH)
 
     def __post_init__(self) -> None:
-        if self.num_text_ids <= PAD or self.num_codebooks < 1 or self.codebook_size < 1:
-            raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
+        super().__post_init__()
         if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
             raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
         if max(self.delays) > MAX_DELAY:
             raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delays}")
-
-    @property
-    def initial_text(self) -> int:
-        """Text id of the first row."""
-        return self.num_text_ids
-
-    @property
-    def end_of_reply(self) -> int:
-        """Id of the row that ends a reply; the model does not have it."""
-        return self.num_text_ids + 1
-
-    @property
-    def nothing(self) -> int:
-        """Id of an empty stream."""
-        return self.num_text_ids + 2
 
     @property
     def vocab_size(self) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
-from stretto.families.moshi.family import PAD, MoshiVocabulary
+from stretto.families.kyutai_stt.family import PAD
+from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.text import SENTENCEPIECE_FILE, TextCodec, sentencepiece_at
 
@@ -28,7 +29,7 @@ class PieceReader:
         self._has_text = False
 
     def push(self, token_id: int) -> str:
-        if token_id <= PAD:
+        if token_id <= PAD:  # 0: a word begins next; 1 and 2: a turn begins or ends; 3: nothing
             return ""
         piece = self._tokens[token_id]
         if byte := BYTE.fullmatch(piece):
