@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.checkpoints import random_chatterbox
 from scripts.chatterbox_voices import recordings
-from stretto.families.chatterbox.voices import COUNTERS, UNUSED, Hearing, hearing_of
+from stretto.families.chatterbox.voices import COUNTERS, UNUSED, RecordingEncoder, recording_encoder_of
 from stretto.preprocessing.audio import resample
 from stretto.records.chunk import Sound
 
@@ -30,13 +30,13 @@ def at_24_khz(name: str) -> np.ndarray:
     return resample(pcm.mean(1) if pcm.ndim == 2 else pcm, rate, 24_000)
 
 
-def networks(kind: type[Hearing] = Hearing) -> Hearing:
+def networks(kind: type[RecordingEncoder] = RecordingEncoder) -> RecordingEncoder:
     """Return the random networks of a class, excluding the tensors that make prompt rows."""
-    drawn = random_chatterbox.hearing()
+    drawn = random_chatterbox.recording_encoder()
     kept = {name: each for name, each in drawn.items() if name not in UNUSED and not name.endswith(COUNTERS)}
-    hearing = hearing_of(kept, kind)
-    hearing.load_state_dict(kept, assign=True)
-    return hearing.eval()
+    recording_encoder = recording_encoder_of(kept, kind)
+    recording_encoder.load_state_dict(kept, assign=True)
+    return recording_encoder.eval()
 
 
 def voice_file(codes: np.ndarray, speaker: np.ndarray, sound: Sound) -> dict[str, Any]:

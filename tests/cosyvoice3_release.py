@@ -25,7 +25,7 @@ LIVE = [reply for reply in EVERY if "live" in reply]
 
 
 class Recorded:
-    """Fake `Hearing` that returns a recording of the fixture for any samples."""
+    """Fake `RecordingEncoder` that returns a recording of the fixture for any samples."""
 
     def __init__(self, num_codes: int):
         self._size = num_codes

@@ -45,7 +45,7 @@ from stretto.families.chatterbox.release import (
     VOICE_ENCODER_FILE,
 )
 from stretto.families.chatterbox.turbo import GPT2_LAYER
-from stretto.families.chatterbox.voices import Hearing
+from stretto.families.chatterbox.voices import RecordingEncoder
 from stretto.families.text import BYTE_OF
 
 SMALL: dict[str, Any] = {
@@ -101,14 +101,16 @@ def voice(seed: int, num_codes: int = 15, num_tokens: int | None = None) -> dict
     return {"t3": t3, "gen": random_s3gen.conditions(seed, num_tokens or 4 + seed, is_odd)}
 
 
-def hearing(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
+def recording_encoder(width: int = 128, num_layers: int = 2) -> dict[str, torch.Tensor]:
     """Return random tensors for the networks that encode recordings.
 
     Each tensor depends only on its name and shape. Names are as published; names from `ve.safetensors` get the prefix
     `ve.`. Only the tokenizer is smaller than published, where `width` is 1280 and `num_layers` is 6.
     """
     with torch.device("meta"):
-        shapes = {name: tuple(each.shape) for name, each in Hearing(width, num_layers, 192, 80).state_dict().items()}
+        shapes = {
+            name: tuple(each.shape) for name, each in RecordingEncoder(width, num_layers, 192, 80).state_dict().items()
+        }
     shapes |= {"ve.similarity_weight": (1,), "ve.similarity_bias": (1,)}
     found = {name: torch.from_numpy(drawn_by_name(name, shape)) for name, shape in shapes.items()}
     found["tokenizer._mel_filters"] = torch.ones(2, 3)
@@ -181,7 +183,7 @@ def write_networks(
     """Write S3Gen with the networks that encode recordings, and the voice encoder, to the files of these names."""
     from safetensors.torch import save_file
 
-    networks = hearing(*PUBLISHED_HEARING) if is_wide else hearing()
+    networks = recording_encoder(*PUBLISHED_HEARING) if is_wide else recording_encoder()
     codec = {name: each for name, each in codec.items() if name not in networks}
     if is_wide:
         del networks["tokenizer._mel_filters"]  # of no published size

@@ -113,7 +113,7 @@ async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]
     """
     during, after = Tally(), Tally()
     streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(callers.streams)]
-    while len(during.heard_s) < callers.streams - 1 and not all(stream.done() for stream in streams):
+    while len(during.first_audio_s) < callers.streams - 1 and not all(stream.done() for stream in streams):
         await asyncio.sleep(0.05)
     strike()
     await asyncio.gather(*(callers.say(seed, after, SENTENCE) for seed in range(NEW)))

@@ -47,14 +47,14 @@ def network(host: str) -> str:
     return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
-class CallerGone(ApiError):
+class CallerDisconnected(ApiError):
     """Raised if the client has disconnected."""
 
     def __init__(self) -> None:
         super().__init__(499, "the client has disconnected", code="client_closed_request")
 
 
-async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
+async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
     """Return the result of `work`, which is cancelled if the client disconnects first.
 
     Args:
@@ -62,14 +62,14 @@ async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
         work: Work for the request.
 
     Raises:
-        CallerGone: The client disconnected.
+        CallerDisconnected: The client disconnected.
     """
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_until_gone(receive))
+    gone = asyncio.ensure_future(_until_disconnected(receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise CallerGone
+            raise CallerDisconnected
         return working.result()
     finally:
         working.cancel()
@@ -77,7 +77,7 @@ async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
         await asyncio.wait({working, gone})
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -198,8 +198,8 @@ class Held:
         caller = CALLER.get()
         own = self._num_bytes[caller]
         if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
-            told = f"{self.num_bytes} bytes are held for all clients, {own} of them yours"
-            message = f"{told}, and {num_bytes} more would exceed the limit; try again later, or delete items"
+            detail = f"{self.num_bytes} bytes are held for all clients, {own} of them yours"
+            message = f"{detail}, and {num_bytes} more would exceed the limit; try again later, or delete items"
             raise ApiError(503, message, code="unavailable")
         self._num_bytes[caller] += num_bytes
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
-from stretto_gateway.admission import unless_gone
+from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
@@ -188,7 +188,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
         parts = stream_parts(events, head, speaks)
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        answer = JSONResponse(head | await unless_gone(request.receive, completion(events, body)))
+        answer = JSONResponse(head | await unless_disconnected(request.receive, completion(events, body)))
     answer.headers.update(ignored.headers)
     return answer
 

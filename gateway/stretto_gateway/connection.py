@@ -18,7 +18,7 @@ LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive
 STALL_S = 30.0  # time in which the client must read part of a response
 # number of polls in that time, because a delayed event loop runs timers before pending reads
-NUM_LOOKS = 10
+NUM_CHECKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # limits on a request's head, including trailers
 MAX_UPGRADE_LINE = 8000  # size of a header or of the URL; if a line is longer, the websockets library sends no response
 MAX_PIPELINED = 8  # number of requests that a connection may queue
@@ -287,25 +287,25 @@ class Connection(HttpToolsProtocol):
     def _wait(self) -> None:
         """Start the timer for the client to read the response or, if it has, to send the next request head."""
         self._waits_since = self.loop.time()
-        self._look_later(self.transport.get_write_buffer_size(), NUM_LOOKS)
+        self._check_later(self.transport.get_write_buffer_size(), NUM_CHECKS)
 
-    def _look_later(self, num_unread: int, num_looks: int) -> None:
+    def _check_later(self, num_unread: int, num_checks: int) -> None:
         self._stop_waiting()
         patience_s = STALL_S if num_unread else HEAD_S
-        self._timer = self.loop.call_later(patience_s / NUM_LOOKS, self._look, num_unread, num_looks - 1)
+        self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
-    def _look(self, num_unread: int, num_looks: int) -> None:
+    def _check(self, num_unread: int, num_checks: int) -> None:
         """Check the client's progress; disconnect it if there was none and no checks are left.
 
         Args:
             num_unread: Number of unsent bytes at the first check. A smaller number now counts as progress.
-            num_looks: Number of checks left.
+            num_checks: Number of checks left.
         """
         if self.transport.get_write_buffer_size() < num_unread:
             self._wait()
             return
-        if num_looks:
-            self._look_later(num_unread, num_looks)
+        if num_checks:
+            self._check_later(num_unread, num_checks)
             return
         if num_unread:
             LOG.warning("a client read nothing for %g s and was disconnected", STALL_S)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from stretto_client import ClientError, Speech, SpeechEvent
-from stretto_gateway.admission import CallerGone, unless_gone
+from stretto_gateway.admission import CallerDisconnected, unless_disconnected
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.metrics import SpeechTrace, Trace
 
@@ -44,8 +44,8 @@ class Streamed(Response):
         self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(CallerGone):
-            await unless_gone(receive, self._send_all(send))
+        with suppress(CallerDisconnected):
+            await unless_disconnected(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._parts) as parts:

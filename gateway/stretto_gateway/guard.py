@@ -272,8 +272,8 @@ class Body:
             self.keep(VALUE_BYTES * min(num_values, max(0, self._num_values - SMALL_VALUES)))
             self._num_lists += len(part) - len(part.translate(None, LISTS))
             if self._num_lists > MAX_LISTS:
-                told = f"the body: expected at most {MAX_LISTS} lists and objects, got more"
-                raise ApiError(413, told, code="request_too_large")
+                detail = f"the body: expected at most {MAX_LISTS} lists and objects, got more"
+                raise ApiError(413, detail, code="request_too_large")
         return message
 
     def keep(self, num_bytes: int) -> None:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
-from stretto_gateway.admission import Result, unless_gone
+from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
     TEXT,
@@ -274,7 +274,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
     items = body.each()
     room = Room(gateway.limits.max_batch_bytes)
     works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
-    results = await unless_gone(request.receive, together(works))
+    results = await unless_disconnected(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
     batch: Batch = {
         "id": f"batch_{secrets.token_hex(12)}",

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
-from stretto_gateway.admission import unless_gone
+from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TimedText, described, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import Streamed, text_events
@@ -107,7 +107,9 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         parts = sse_parts(gateway, content, options, bool(form.stream_include_usage))
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        text, report, words = await unless_gone(request.receive, transcribed(gateway, content, TRANSCRIBE, options))
+        text, report, words = await unless_disconnected(
+            request.receive, transcribed(gateway, content, TRANSCRIBE, options)
+        )
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
@@ -125,7 +127,7 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
-    text, report, _ = await unless_gone(request.receive, transcribed(gateway, content, TRANSLATE, options))
+    text, report, _ = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSLATE, options))
     answer = transcript_response(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)
     return answer

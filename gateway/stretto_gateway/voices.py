@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
-from stretto_gateway.admission import unless_gone
+from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
 from stretto_gateway.catalogue import aliases, find_task
 from stretto_gateway.events import client_events
@@ -110,7 +110,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     if len(recording) > gateway.limits.max_voice_bytes:
         expected = f"at most {gateway.limits.max_voice_bytes} bytes"
         raise mismatch("audio_sample", expected, f"{len(recording)} bytes")
-    await unless_gone(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
+    await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
     metadata = (form.name, form.ref_text, form.consent)
     try:
         return record(await asyncio.to_thread(store.add, request.state.owner, *metadata, recording))

@@ -62,8 +62,8 @@ def speak(
 @st.composite
 def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
     """Draw codes, the number of reference frames, and chunk borders, none of which is within the reference."""
-    num_reference, num_heard = draw(st.integers(0, 3 * PART_FRAMES)), draw(st.integers(1, 12))
-    total = num_reference + num_heard
+    num_reference, num_audible = draw(st.integers(0, 3 * PART_FRAMES)), draw(st.integers(1, 12))
+    total = num_reference + num_audible
     values = draw(st.lists(st.integers(0, 6), min_size=total, max_size=total))
     borders = sorted(draw(st.sets(st.integers(num_reference, total), max_size=4)))
     return np.array([values, values], np.int32), num_reference, borders

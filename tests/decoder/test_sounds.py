@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.checkpoints import random_chatterbox
 from benchmarks.decoder import random_codes
-from stretto.codecs.s3gen import MOST_HEARD, S3GenCodec, load
+from stretto.codecs.s3gen import MAX_PROMPT_TOKENS, S3GenCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable
 from stretto.decoder.worker import DecoderWorker
@@ -96,7 +96,7 @@ def test_voices_stay_while_they_are_used_and_the_oldest_goes_first(codec: S3GenC
 
 
 ONE = Sound.from_arrays(np.zeros(1, np.int32), np.zeros((2, 80), np.float32), np.zeros(192, np.float32))
-LONG = MOST_HEARD + 1
+LONG = MAX_PROMPT_TOKENS + 1
 
 
 @pytest.mark.parametrize(

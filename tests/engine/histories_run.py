@@ -34,7 +34,7 @@ from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.reference.module_lm import ModuleReference
 from tests.speech_families import LATENTS, MODULES
 
-MIN_LEAD = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
+MIN_MARGIN = 3e-5  # a decision closer than this may go either way when a batch adds its numbers in another order
 MAX_IDLE_STEPS = 3
 PATIENCE = 4000
 
@@ -237,7 +237,7 @@ class _Play:
         changes = [(index - frames[0], is_guided) for index, is_guided in reader.changes]
         is_adaptive = prompt.sampling.policy == "adaptive"
         expected = self.stage.expected_with(number, changes if is_adaptive else [])
-        if expected.lead < MIN_LEAD:
+        if expected.lead < MIN_MARGIN:
             seen["near ties"] += 1
         else:
             assert reader.rows == expected.rows, f"{request_id}: prompt {number}, {changes}"

@@ -377,7 +377,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     monkeypatch.setattr(connection, "HEAD_S", 0.0)
     writer.write(SCHEMA + b"connection: close\r\n\r\n")
     await until_unread(made)
-    made._look(made.transport.get_write_buffer_size() + 1, num_looks=0)  # as if the client had read some of it
+    made._check(made.transport.get_write_buffer_size() + 1, num_checks=0)  # as if the client had read some of it
     read_fast(writer, made)
     assert (await read_all(reader)).endswith(b"\r\n\r\n" + whole)
     writer.close()

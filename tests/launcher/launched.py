@@ -128,7 +128,7 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     supervisor.Waits.wait = lambda self, seconds: wait(self, seconds * factor)  # type: ignore[method-assign]
     front_ends.SpareProcess.command = (sys.executable, "-c", SPARE)
     front_ends.RESTART_S = 0.1
-    supervisor.POLL_S = supervisor.LOOK_S = processes.LOOK_S = 0.05
+    supervisor.POLL_S = supervisor.CHECK_INTERVAL_S = processes.CHECK_INTERVAL_S = 0.05
     server.STUCK_S = 0.5
     server.slowness = lambda: 1.0
     server.MAX_MODEL_RESTARTS = int(os.environ.get(MAX_RESTARTS, server.MAX_MODEL_RESTARTS))

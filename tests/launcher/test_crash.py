@@ -28,7 +28,7 @@ time.sleep(600)
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
-    monkeypatch.setattr(faults, "LOOK_S", 0.0)
+    monkeypatch.setattr(faults, "CHECK_INTERVAL_S", 0.0)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CRASHES], text=True, **pipes) as running:
         assert running.stdout is not None
@@ -59,7 +59,7 @@ def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None
 def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
-    monkeypatch.setattr(faults, "LOOK_S", 2.0)
+    monkeypatch.setattr(faults, "CHECK_INTERVAL_S", 2.0)
     watch, now_s = CrashWatch(process.pid), time.monotonic()
     for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
         monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)

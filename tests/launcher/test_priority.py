@@ -31,7 +31,7 @@ class Nice:
 
 @pytest.fixture
 def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
-    monkeypatch.setattr(processes, "LOOK_S", 0.0)
+    monkeypatch.setattr(processes, "CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr(LoadPriority, "_session_file", staticmethod(lambda session: tmp_path / "autogroup"))
     (tmp_path / "autogroup").write_text("/autogroup-7 nice 0\n")
     return Nice(monkeypatch)

@@ -85,7 +85,7 @@ def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest
     gave_back: list[int] = []
     held = [50]
     monkeypatch.setattr(uploads_module, "give_back", lambda: gave_back.append(held[-1]))
-    monkeypatch.setattr(uploads_module, "LOOKS", 2)
+    monkeypatch.setattr(uploads_module, "NUM_CHECKS", 2)
     uploads = Uploads(resident=lambda: held[-1])
     for _ in range(4):
         held.append(held[-1] + KEPT_BYTES)

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 
 from benchmarks.checkpoints.random_cosyvoice3 import convert, recording
 from stretto.codecs.cosyvoice3 import load
-from stretto.families.cosyvoice3.voices import FOLDER, Hearing, latest_chunks, sound_of
+from stretto.families.cosyvoice3.voices import FOLDER, RecordingEncoder, latest_chunks, sound_of
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
@@ -56,7 +56,7 @@ def test_a_text_is_streamed_in_the_voice_of_a_recording(served: ServedCheckpoint
     parts = [response.pcm for response in answer.responses if response.pcm is not None and len(response.pcm)]
     assert len(parts) > 1
     codec = load(served.checkpoint)
-    encoded = Hearing(served.checkpoint / FOLDER, NUM_CODES).encode(recording())
+    encoded = RecordingEncoder(served.checkpoint / FOLDER, NUM_CODES).encode(recording())
     number = codec.add_voice(*latest_chunks(sound_of(encoded)).arrays())
     mel = codec.mel(torch.from_numpy(codes[0]), codec._recorded.voices[number])
     whole, _ = codec.speak(mel, 0, 0, 2 * codes.shape[1], 0.0)

@@ -204,7 +204,7 @@ async def test_the_decoders_error_is_raised(slot: FlowSlot, outcome: Outcome, ki
 
 async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9)
-    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.05))
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.05))
     pumping = asyncio.create_task(chunk_sender.pump(speaker.speak()))
     await until_async(lambda: len(sent(sender)) == 4)
     sender.client_is_gone = True
@@ -218,9 +218,9 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
 async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
     """A client that stops reading blocks the chunks, and may have disconnected."""
     sender = ResponseSender()
-    looking = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02))
-    await looking.pump(Speaker(2, frames=60).speak())
-    settling = asyncio.ensure_future(looking.settle())
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.02))
+    await chunk_sender.pump(Speaker(2, frames=60).speak())
+    settling = asyncio.ensure_future(chunk_sender.settle())
     await until_async(lambda: len(envelopes(sender)) >= 3)
     assert [each.chunk is None for each in envelopes(sender)[:3]] == [False, False, True]
     slot.conclude(Outcome.CANCELLED)
@@ -235,7 +235,7 @@ async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_
     disconnects, sender = Disconnects(tmp_path / "disconnects"), ResponseSender()
     number = disconnects.next_number()
     caller = Caller(Request({}, sender, {STREAM: str(number)}), disconnects)
-    sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, look_s=0.02, stall_s=600))
+    sending = ChunkSender(Responses(caller, NoThread(), SEAL), slot, "u", replace(QUICK, check_s=0.02, stall_s=600))
     await sending.pump(Speaker(1).speak())
     settling = asyncio.ensure_future(sending.settle())
     disconnects.record(number)
@@ -248,7 +248,7 @@ async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_
 
 async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot: FlowSlot) -> None:
     sender = ResponseSender()
-    sending = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, look_s=0.02, stall_s=0.5))
+    sending = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.02, stall_s=0.5))
 
     async def answer_probes() -> None:
         while True:
@@ -320,7 +320,7 @@ class HurriedClock:
 
 @pytest.mark.parametrize("tells", [True, False])
 async def test_a_progressing_decoder_is_awaited(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
-    limits = SenderLimits(stall_s=60, probe_s=1e9, look_s=1e9, poll_s=0.001)
+    limits = SenderLimits(stall_s=60, probe_s=1e9, check_s=1e9, poll_s=0.001)
     sender = ChunkSender(responses_to(ResponseSender()), slot, "u", limits)
     await sender.pump(Speaker(1).speak())
     clock = HurriedClock(slot, tells)

@@ -13,7 +13,7 @@ import pytest
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.triton_io import stub
-from stretto.triton_io.stub import LOOKS, HangWatch
+from stretto.triton_io.stub import NUM_CHECKS, HangWatch
 from tests.decoder.test_worker import pile_up
 from tests.fakes import FakeCodec
 from tests.patience import PATIENCE_S, until
@@ -44,59 +44,59 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def looks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, most: int = 4 * LOOKS) -> int | None:
+def checks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, most: int = 4 * NUM_CHECKS) -> int | None:
     watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
-    for look in range(most):
-        change(machine, look)
+    for check in range(most):
+        change(machine, check)
         if watch.poll():
-            return look
+            return check
     return None
 
 
 def test_a_thread_with_work_that_uses_no_time_while_all_sleep_hangs(machine: Machine) -> None:
-    assert looks_until_it_hangs(machine) == LOOKS
+    assert checks_until_it_hangs(machine) == NUM_CHECKS
 
 
 def test_a_thread_without_work_may_sleep(machine: Machine) -> None:
     watch = HangWatch(lambda: False, [(7, 8)], [5], machine.folder)
-    assert not any(watch.poll() for _ in range(4 * LOOKS))
+    assert not any(watch.poll() for _ in range(4 * NUM_CHECKS))
 
 
 @pytest.mark.parametrize("who", [(7, 8), (7, 7), (9, 9), (5, 5)])
 @pytest.mark.parametrize("state", ["R", "D", "T", "t"])
 def test_a_starved_thread_and_its_waiters_do_not_hang(machine: Machine, who: tuple[int, int], state: str) -> None:
     machine.be(*who, state)
-    assert looks_until_it_hangs(machine) is None
+    assert checks_until_it_hangs(machine) is None
 
 
-@pytest.mark.parametrize(("every", "found"), [(4, LOOKS), (2, None)])
+@pytest.mark.parametrize(("every", "found"), [(4, NUM_CHECKS), (2, None)])
 def test_others_may_wake_up_now_and_then(machine: Machine, every: int, found: int | None) -> None:
-    def change(machine: Machine, look: int) -> None:
-        machine.be(9, 9, "S" if look % every else "R")
+    def change(machine: Machine, check: int) -> None:
+        machine.be(9, 9, "S" if check % every else "R")
 
-    assert looks_until_it_hangs(machine, change) == found
+    assert checks_until_it_hangs(machine, change) == found
 
 
 def test_who_slept_before_another_is_kept_from_a_processor_does_not(machine: Machine) -> None:
-    def change(machine: Machine, look: int) -> None:
-        machine.be(9, 9, "S" if look < LOOKS // 2 else "R")
+    def change(machine: Machine, check: int) -> None:
+        machine.be(9, 9, "S" if check < NUM_CHECKS // 2 else "R")
 
-    assert looks_until_it_hangs(machine, change) is None
+    assert checks_until_it_hangs(machine, change) is None
 
 
 def test_a_thread_that_uses_the_least_time_now_and_then_does_not_hang(machine: Machine) -> None:
-    def change(machine: Machine, look: int) -> None:
-        machine.use(7, 8, 100 + look // (LOOKS // 2))
+    def change(machine: Machine, check: int) -> None:
+        machine.use(7, 8, 100 + check // (NUM_CHECKS // 2))
 
-    assert looks_until_it_hangs(machine, change) is None
+    assert checks_until_it_hangs(machine, change) is None
 
 
 def test_of_several_all_must_hang(machine: Machine) -> None:
     watch = HangWatch(lambda: True, [(7, 8), (9, 9)], (), machine.folder)
-    for look in range(4 * LOOKS):
-        machine.use(9, 9, look)
+    for check in range(4 * NUM_CHECKS):
+        machine.use(9, 9, check)
         assert not watch.poll()
-    assert any(watch.poll() for _ in range(2 * LOOKS))
+    assert any(watch.poll() for _ in range(2 * NUM_CHECKS))
 
 
 @pytest.mark.parametrize("missing", ["schedstat", ""])
@@ -107,7 +107,7 @@ def test_where_proc_does_not_say_nothing_hangs(machine: Machine, missing: str) -
             file.unlink()
     if not missing:
         place.rmdir()
-    assert looks_until_it_hangs(machine) is None
+    assert checks_until_it_hangs(machine) is None
 
 
 WAITS = "import threading; print(flush=True); threading.Event().wait()"
@@ -136,7 +136,7 @@ def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[by
 @pytest.mark.parametrize("started", [WORKS, POLLS, HAS_A_CHILD_THAT_WORKS], indirect=True)
 def test_a_real_one_that_works_or_waits_for_one_that_does_is_not(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
-    for _ in range(3 * LOOKS):
+    for _ in range(3 * NUM_CHECKS):
         assert not watch.poll()
         time.sleep(0.01)
 
@@ -146,7 +146,7 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
     worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=5))
     worker.wait_until_warm()
     watch = HangWatch(worker.has_work, [(os.getpid(), worker.thread_id)])
-    assert not any(watch.poll() for _ in range(2 * LOOKS))
+    assert not any(watch.poll() for _ in range(2 * NUM_CHECKS))
     pile_up(worker, codec)
     until(watch.poll)
     codec.gate.set()
@@ -156,7 +156,7 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
 def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: Queue[str] = Queue()
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.put)
-    monkeypatch.setattr(stub, "LOOK_S", 0.001)
+    monkeypatch.setattr(stub, "CHECK_INTERVAL_S", 0.001)
     watch = HangWatch(lambda: True, [(7, 8)], [5], machine.folder)
     watch.start("the engine")
     assert ended.get(timeout=PATIENCE_S) == "the engine hangs"

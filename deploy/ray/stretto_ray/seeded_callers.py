@@ -26,21 +26,21 @@ class Tally:
         right: Number of complete replies with the expected samples.
         wrong: Number of complete replies with other samples.
         ended: Error of each failed reply.
-        heard_s: Times to the first audio, in seconds.
+        first_audio_s: Times to the first audio, in seconds.
         latest_s: Longest duration of a request, in seconds.
     """
 
     right: int = 0
     wrong: int = 0
     ended: list[str] = field(default_factory=list)
-    heard_s: list[float] = field(default_factory=list)
+    first_audio_s: list[float] = field(default_factory=list)
     latest_s: float = 0.0
 
     def record(self) -> dict[str, Any]:
         """Return the results as a JSON object."""
         counts = {"right": self.right, "wrong": self.wrong, "errors": Counter(self.ended)}
-        if self.heard_s:
-            counts |= {"first_sound_s": {"median": median(self.heard_s), "last": max(self.heard_s)}}
+        if self.first_audio_s:
+            counts |= {"first_sound_s": {"median": median(self.first_audio_s), "last": max(self.first_audio_s)}}
         return counts | {"longest_s": self.latest_s}
 
 
@@ -76,7 +76,7 @@ class Callers:
                     digest.update(part)
                     if part and not is_heard:
                         is_heard = True
-                        tally.heard_s.append(round(time.monotonic() - begun, 2))
+                        tally.first_audio_s.append(round(time.monotonic() - begun, 2))
         except aiohttp.ClientPayloadError:
             error = "broken off"
         except (aiohttp.ClientError, TimeoutError) as failure:

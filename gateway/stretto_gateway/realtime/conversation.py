@@ -53,7 +53,7 @@ class Item:
         codes: Codes [S, T] of a spoken reply, in pieces.
         words: Words of a spoken reply with their times.
         num_samples: Number of samples sent to the client.
-        heard_samples: Number of samples that were played to the user; None for all.
+        played_samples: Number of samples that were played to the user; None for all.
         num_bytes: Accounted memory, once the item is in a conversation.
     """
 
@@ -64,24 +64,24 @@ class Item:
     codes: list[NDArray[np.int32]] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
     num_samples: int = 0
-    heard_samples: int | None = None
+    played_samples: int | None = None
     num_bytes: int = 0  # accounted memory
 
     def record(self, with_audio: bool = False) -> dict[str, Any]:
         """Return OpenAI's object for the item."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
-        parts = self.parts if self.heard_samples is None else [replace(self.parts[0], text=self.text)]
+        parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
 
     def cut(self, num_samples: int) -> None:
         """Truncate a spoken reply to its first `num_samples` samples, because only these were played."""
-        self.heard_samples = None if num_samples >= self.num_samples else num_samples
+        self.played_samples = None if num_samples >= self.num_samples else num_samples
 
     def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
         """Return the server's turns for the item, and append its audio to `files`."""
         if self.role == "assistant":
             text_field: dict[str, Any] = {"text": self.text} if self.text else {}
-            codes = self._codes_heard()
+            codes = self._played_codes()
             text_field |= {} if codes is None else {"codes": codes.tolist()}
             return [{"role": self.role} | text_field] if text_field else []
         turns = []
@@ -94,16 +94,16 @@ class Item:
     @property
     def text(self) -> str:
         """Text of the item. For an interrupted reply with word times, only the words that had begun."""
-        if self.heard_samples is None:
+        if self.played_samples is None:
             return self.parts[0].text or ""
-        return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.heard_samples)
+        return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.played_samples)
 
-    def _codes_heard(self) -> NDArray[Any] | None:
+    def _played_codes(self) -> NDArray[Any] | None:
         if not self.codes:
             return None
         codes = np.concatenate(self.codes, axis=1)
-        if self.heard_samples is not None:
-            codes = codes[:, : round(codes.shape[1] * self.heard_samples / self.num_samples)]
+        if self.played_samples is not None:
+            codes = codes[:, : round(codes.shape[1] * self.played_samples / self.num_samples)]
         return codes if codes.shape[1] else None
 
 

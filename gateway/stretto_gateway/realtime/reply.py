@@ -174,7 +174,7 @@ class Reply:
         """True if the reply is not complete."""
         return self.task is not None and not self.task.done()
 
-    def heard_samples(self) -> int:
+    def played_samples(self) -> int:
         """Return the number of samples that a player has played by now if it started when the first one was sent."""
         if self._first_s is None:
             return 0

@@ -41,7 +41,10 @@ class Session:
         self._settings: Settings = RealtimeSettings(model=model)
         self._next_id = new_id("item")  # id of the next item of the user
         self._last_id: str | None = None  # id of the item before it
-        self._is_live, self._heard = False, 0  # True if turns are transcribed live; number of samples sent for that
+        self._is_live, self._num_transcribed = (
+            False,
+            0,
+        )  # True if turns are transcribed live; number of samples sent for that
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -101,7 +104,7 @@ class Session:
         begins_anew = self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
         if begins_anew or not self._is_live:
             self._drop_transcript()
-            self._heard = 0  # a later transcription of the turn begins with its first buffered sample
+            self._num_transcribed = 0  # a later transcription of the turn begins with its first buffered sample
         self._settings = settings
 
     def _record(self) -> dict[str, Any]:
@@ -115,26 +118,26 @@ class Session:
             try:
                 if edge is not None:
                     await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
-                await self._hear(self._input.settled)
+                await self._transcribe_until(self._input.settled)
             except ApiError as error:  # continue with the remaining samples
                 await self._channel.send_error(error, event.event_id)
-        await self._hear(self._input.settled)
+        await self._transcribe_until(self._input.settled)
 
-    async def _hear(self, until: int) -> None:
+    async def _transcribe_until(self, until: int) -> None:
         """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio.
 
         A failure ends only the transcription, never the turn. While too many recordings wait, the samples stay in the
         buffer, so that a transcription that begins later has the whole turn.
         """
-        if self._is_live and until > self._heard and self._transcriber.can_hear:
-            pcm, self._heard = self._input.since(self._heard, until), until
+        if self._is_live and until > self._num_transcribed and self._transcriber.can_transcribe:
+            pcm, self._num_transcribed = self._input.since(self._num_transcribed, until), until
             try:
-                self._transcriber.hear(self._next_id, pcm, self._tasks)
+                self._transcriber.transcribe_samples(self._next_id, pcm, self._tasks)
             except ApiError as error:
                 await self._transcriber.fail(error)
 
     async def _start_turn(self, edge: Edge) -> None:
-        self._heard = edge.sample
+        self._num_transcribed = edge.sample
         place = {"audio_start_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_started", **place)
         if self._input.vad is not None and self._input.vad.interrupt_response:
@@ -143,7 +146,7 @@ class Session:
     async def _end_turn(self, edge: Edge) -> None:
         place = {"audio_end_ms": milliseconds(edge.sample), "item_id": self._next_id}
         await self._channel.send("input_audio_buffer.speech_stopped", **place)
-        await self._hear(edge.sample)
+        await self._transcribe_until(edge.sample)
         await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
@@ -154,7 +157,7 @@ class Session:
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        await self._hear(self._input.end)
+        await self._transcribe_until(self._input.end)
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:

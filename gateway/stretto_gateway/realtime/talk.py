@@ -83,11 +83,11 @@ class Transcriber:
         self._live: LiveTurn | None = None
 
     @property
-    def can_hear(self) -> bool:
+    def can_transcribe(self) -> bool:
         """True if the turn in progress is being transcribed, or its transcription can begin."""
         return self._live is not None or len(self._running) < MAX_WAITING
 
-    def hear(self, item_id: str, pcm: bytes, tasks: asyncio.TaskGroup) -> None:
+    def transcribe_samples(self, item_id: str, pcm: bytes, tasks: asyncio.TaskGroup) -> None:
         """Transcribe the next samples of the turn in progress, which will be item `item_id`.
 
         Args:
@@ -312,7 +312,7 @@ class Talk:
         reply = self._reply
         if reply is None:
             return
-        num_samples = reply.heard_samples()
+        num_samples = reply.played_samples()
         if reply.is_running:
             await reply.cancel("turn_detected")
         self._reply = None

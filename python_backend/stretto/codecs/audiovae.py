@@ -101,7 +101,7 @@ class AudioVaeConfig:
             channels, factor = found.decoder_channels, 1 << len(found.decoder_rates)
             if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
                 raise ValueError(f"expected rates >= 2 and channels in multiples of {factor}, got {channels} channels")
-            if found.input_rate * found.samples_per_patch != found.sample_rate * found.heard_per_patch:
+            if found.input_rate * found.samples_per_patch != found.sample_rate * found.input_samples_per_patch:
                 raise ValueError("encoder and decoder must have the same number of latents per second")
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"audio_vae_config: cannot be read as an AudioVAE: {error!r}") from error
@@ -118,7 +118,7 @@ class AudioVaeConfig:
         return self.num_latents * prod(self.decoder_rates)
 
     @property
-    def heard_per_patch(self) -> int:
+    def input_samples_per_patch(self) -> int:
         """Number of input samples per patch."""
         return self.num_latents * prod(self.encoder_rates)
 
@@ -258,7 +258,7 @@ class AudioVae(nn.Module):
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode a recording to patches: words, int64 [K, T]. Silence completes the last patch."""
-        unit = self.config.heard_per_patch
+        unit = self.config.input_samples_per_patch
         weight = self.decoder.leave.conv.weight
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)
         latents = self.encoder(samples[None, None])[0].T.float().contiguous().cpu().numpy()

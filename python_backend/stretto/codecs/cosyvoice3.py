@@ -125,7 +125,7 @@ class Flow(nn.Module):
         return self.decoder(noise.expand_as(goal), goal, sound, known)
 
 
-def frames_heard(shape: VocoderShape) -> int:
+def receptive_frames(shape: VocoderShape) -> int:
     """Return how many earlier mel frames the samples of a frame depend on, other than through the phase."""
 
     def reach(residual: tuple[int, tuple[int, ...]]) -> int:
@@ -170,7 +170,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             config = replace(config, estimator=replace(config.estimator, chunk=NOISE_FRAMES))
         self.config, shape = config, config.vocoder
         self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
-        self.heard = frames_heard(shape)
+        self.prompt_frames = receptive_frames(shape)
         self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
         self.spec = CodecSpec(
             name="cosyvoice3",
@@ -249,12 +249,12 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             start: Index of the first token, a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
         """
-        heard, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
-        begin = heard + FRAMES_PER_TOKEN * start
+        prompt_frames, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
+        begin = prompt_frames + FRAMES_PER_TOKEN * start
         places = torch.arange(begin, begin + frames, device=self.noise.device) % NOISE_FRAMES
-        noise = torch.cat([self.noise[:, :heard], self.noise[:, places]], 1).to(voice.mel.dtype)
+        noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places]], 1).to(voice.mel.dtype)
         tokens = torch.cat([voice.tokens, codes])
-        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., heard:]
+        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., prompt_frames:]
 
     def speak(self, mel: Tensor, start: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
         """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
@@ -264,9 +264,9 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             start: Index of the first frame in `mel`.
             first: Index of the first frame to decode.
             last: Index after the last frame to decode.
-            phase: Phase in cycles before frame `first` - `heard`, or the utterance's first frame.
+            phase: Phase in cycles before frame `first` - `prompt_frames`, or the utterance's first frame.
         """
-        begin, hop = max(start, first - self.heard), self.config.vocoder.samples_per_mel
+        begin, hop = max(start, first - self.prompt_frames), self.config.vocoder.samples_per_mel
         known = max(start, begin - PITCH_HEARD)
         pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
         cycles = self.hift.m_source.cycles(pitch, pitch.new_full((1,), phase), hop)
@@ -274,7 +274,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         noise = self.source_noise.unflatten(1, (NOISE_PERIOD, hop))[:, frames].flatten(1).to(mel.dtype)
         source = self.hift.m_source.held(pitch, cycles, hop, noise)
         pcm = self.hift(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
-        following = max(start, last - self.heard) - begin
+        following = max(start, last - self.prompt_frames) - begin
         return pcm, phase if following == 0 else float(cycles[0, following - 1])
 
 

@@ -173,8 +173,8 @@ class MimiCodec(nn.Module):
         assert upsample is not None, "there are two steps per frame"
         return upsample(frames)[:, :, before * STEPS :].transpose(1, 2)
 
-    def _waveform(self, heard: Tensor, left: int) -> Tensor:
-        return self.model.decoder(heard.transpose(1, 2))[:, 0, left * self.samples_per_step :]
+    def _waveform(self, window: Tensor, left: int) -> Tensor:
+        return self.model.decoder(window.transpose(1, 2))[:, 0, left * self.samples_per_step :]
 
 
 def check(config: MimiConfig) -> None:

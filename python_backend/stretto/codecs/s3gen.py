@@ -271,7 +271,7 @@ HISTORY = 250  # previous tokens that a block depends on, 10 s
 MAX_BLOCKS = 16  # sizes of blocks in config.json
 LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
 SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
-MOST_HEARD = 250  # tokens of a recorded voice, 10 s
+MAX_PROMPT_TOKENS = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # time that is muted at an utterance's start, followed by a fade-in of the same length
 
 
@@ -336,7 +336,7 @@ class S3GenCodec(RecordedVoiceCodec):
         self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
         self.voices = nn.ModuleList(Voice(size, config.mels, config.speaker) for size in config.voices)
         self._recorded = VoiceTable(
-            len(config.voices), config.codebook_size, config.mels, config.speaker, most=MOST_HEARD
+            len(config.voices), config.codebook_size, config.mels, config.speaker, most=MAX_PROMPT_TOKENS
         )
         self.around = frames_around(shape)
         num_unplayed = 1 if leaves_out_last else -self.num_silent
@@ -353,8 +353,8 @@ class S3GenCodec(RecordedVoiceCodec):
         )
         self.num_kept = max(FRAMES_PER_TOKEN * history, 2 * self.around + PITCH_REACH) if blocks else 0
         spoken = FRAMES_PER_TOKEN * (LONGEST + self.num_silent)
-        heard = spoken + FRAMES_PER_TOKEN * max((MOST_HEARD, *config.voices))
-        tables = noise_tables(config.mels, shape, heard, spoken)
+        prompt_frames = spoken + FRAMES_PER_TOKEN * max((MAX_PROMPT_TOKENS, *config.voices))
+        tables = noise_tables(config.mels, shape, prompt_frames, spoken)
         silent = round(SILENT_S * shape.sample_rate)
         rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
         tables["fade"] = torch.cat([rising.new_zeros(silent), rising])
@@ -455,12 +455,14 @@ class S3GenCodec(RecordedVoiceCodec):
             start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.
         """
-        tokens, heard = torch.cat([voice.tokens, codes]), voice.mel.shape[1]
-        begin = heard + FRAMES_PER_TOKEN * start
+        tokens, prompt_frames = torch.cat([voice.tokens, codes]), voice.mel.shape[1]
+        begin = prompt_frames + FRAMES_PER_TOKEN * start
         places = torch.arange(begin, begin + FRAMES_PER_TOKEN * (len(codes) - ahead), device=self.noise.device)
-        noise = torch.cat([self.noise[:, :heard], self.noise[:, places % self.noise.shape[1]]], 1).to(voice.mel.dtype)
+        noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places % self.noise.shape[1]]], 1).to(
+            voice.mel.dtype
+        )
         prompt = voice.mel[None] if known is None else torch.cat([voice.mel[None], known], 2)
-        return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., heard:]
+        return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., prompt_frames:]
 
     def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
         """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.

@@ -293,9 +293,9 @@ class VibeVoiceCodec(nn.Module):
         The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
         only on the samples, so that a recording always gives the same voice.
         """
-        heard = normalised(pcm)
+        scaled = normalised(pcm)
         weight = self.decoder.head.conv.weight
-        samples = F.pad(torch.from_numpy(heard), (0, -len(heard) % self.config.hop)).to(weight)
+        samples = F.pad(torch.from_numpy(scaled), (0, -len(scaled) % self.config.hop)).to(weight)
         mean, _ = self.encoder.step(samples[None, None], weight.new_zeros(1, self.encoder.num_kept))
         means = mean[0].T.double().cpu().numpy()
         noise = stored_noise(pcm, 1 + means.size)

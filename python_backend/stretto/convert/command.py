@@ -93,7 +93,7 @@ def release(args: argparse.Namespace) -> Release:
         audio_config=args.audio_config,
         audio=audio,
         dtype=args.dtype,
-        keeps_hearing=not args.no_hearing,
+        keeps_recording_encoder=not args.no_hearing,
     )
 
 
@@ -115,8 +115,8 @@ def describe(conversion: Conversion) -> str:
     has_network = any(each.folder == "codec" for each in conversion.networks)
     if not conversion.codec_files and conversion.codec_copy is None and not has_network:
         lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
-    hears_nothing = KEY not in record and conversion.ssl_tokenizer is None
-    if audio_tokenizer_of(record[NAME]) is not None and hears_nothing:
+    has_no_encoder = KEY not in record and conversion.ssl_tokenizer is None
+    if audio_tokenizer_of(record[NAME]) is not None and has_no_encoder:
         lines.append("no audio tokenizer: the server will accept audio only as codes (--ssl-tokenizer)")
     return "\n".join(lines)
 

@@ -87,11 +87,11 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
         # load it as the server does, so that a file that does not match is reported before it is copied
         load_codec(family.codec, folder)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_holds(files)}") from error
+        raise CheckpointError(f"{error}; {_contents_of(files)}") from error
     return files
 
 
-def _holds(files: list[Path]) -> str:
+def _contents_of(files: list[Path]) -> str:
     """Return a description of the model in a codec's files, for an error message."""
     found = []
     for path in files:
@@ -147,9 +147,9 @@ class CodecCopy:
             numbers = without_keys(dict(release.get("codec_config") or {}))
             config = load_config(config_class, folder) if folder else config_class.from_dict(numbers)
         except (*UNPARSABLE, StrictDataclassError) as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"config.json: codec_config: invalid parameters for {family.codec}: {said}"
+                f"config.json: codec_config: invalid parameters for {family.codec}: {reason}"
             ) from error
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
@@ -276,11 +276,15 @@ def plan(release: Release) -> Conversion:
     copy = None
     if release.keeps_codec:
         copy = CodecCopy.from_tensors(family, release.codec, contents.config, tensors, family_files.CODEC)
-    hears = _tokenizer(release, len(family.layout.audio[0]))
-    dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (hears.dropped if hears else {})
+    audio_tokenizer = _tokenizer(release, len(family.layout.audio[0]))
+    dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (
+        audio_tokenizer.dropped if audio_tokenizer else {}
+    )
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
     tokenizer = made.tokenizer or contents.tokenizer
-    return Conversion(record, entries, dropped_shapes, tokenizer, files, copy, hears, notes, networks, made.copies)
+    return Conversion(
+        record, entries, dropped_shapes, tokenizer, files, copy, audio_tokenizer, notes, networks, made.copies
+    )
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:

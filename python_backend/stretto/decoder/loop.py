@@ -236,15 +236,17 @@ def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
 def _report(pending: PendingChunk, session: Session) -> ReportEvent:
     sound, sample_rate = session.first_sound, session.renderer.sample_rate
     report = pending.chunk.report
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if report is not None:
-        said = asdict(report) | {"guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes]}
-    said |= {
+        fields = asdict(report) | {
+            "guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes]
+        }
+    fields |= {
         "audio_s": session.num_samples / sample_rate,
         "decode_s": session.decode_s,
         "first_sound_s": None if sound is None else sound / sample_rate,
     }
-    return cast(ReportEvent, said)
+    return cast(ReportEvent, fields)
 
 
 logger = logging.getLogger(__name__)
@@ -252,13 +254,13 @@ PROGRESS_S = 1.0  # far below the minute without progress after which the langua
 
 
 class DecodingLoop:
-    """Decoding loop over a queue. Other threads may use only `gives_up`, `unanswered` and the metrics.
+    """Decoding loop over a queue. Other threads may use only `fails_pending`, `unanswered` and the metrics.
 
     Attributes:
         unanswered: Chunks in progress.
         pace: Measured decoding time.
         stopwatch: Clock for decoding times on the host, in seconds.
-        gives_up: Set to True to fail everything that has not been decoded yet.
+        fails_pending: Set to True to fail everything that has not been decoded yet.
     """
 
     def __init__(
@@ -281,7 +283,7 @@ class DecodingLoop:
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
-        self.gives_up = False  # set to fail everything that is not decoded yet
+        self.fails_pending = False  # set to fail everything that is not decoded yet
         self._signalled_s = time.monotonic()
         if isinstance(codec, ProgressSource):
             codec.report_progress(self._note_progress)
@@ -314,7 +316,7 @@ class DecodingLoop:
         """Run one iteration: accept new chunks, launch one batch, and answer the chunks of finished batches."""
         self._accept_chunks()
         self._counts.add("expired", len(self._sessions.expire()))
-        if self.gives_up:
+        if self.fails_pending:
             for job in self._jobs:
                 self._fail(job.pending, Closing("the decoder is stopping"))
             self._jobs = []

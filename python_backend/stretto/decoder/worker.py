@@ -134,7 +134,7 @@ class DecoderWorker:
         self._is_stopping = True
         self._queue.close()
         self._thread.join(self._config.stop_timeout_s)
-        self._loop.gives_up = True
+        self._loop.fails_pending = True
         self._refuse_waiting()
         self._thread.join()
         if self._aligner is not None:

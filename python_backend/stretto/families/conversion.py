@@ -32,7 +32,7 @@ class Release:
         audio_config: config.json of the audio encoder, if the release only names it.
         audio: Options of the audio encoder.
         dtype: dtype of the written tensors; None keeps the dtype used in training.
-        keeps_hearing: False to omit the additional networks that encode voice recordings.
+        keeps_recording_encoder: False to omit the additional networks that encode voice recordings.
     """
 
     family: str
@@ -46,7 +46,7 @@ class Release:
     audio_config: Path | None = None
     audio: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
-    keeps_hearing: bool = True
+    keeps_recording_encoder: bool = True
 
     @property
     def config_folder(self) -> Path:

@@ -243,7 +243,7 @@ class Watch:
 
 RAISE = 15  # nice levels: 28 times the CPU share of a default process
 HIGHEST = -20  # the kernel's smallest nice level
-LOOK_S = 0.5
+CHECK_INTERVAL_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
 
 
@@ -275,7 +275,7 @@ class LoadPriority:
         """Raise the priority of stubs and engine hosts that were started since the last poll."""
         if not self._may or time.monotonic() < self._next_s:
             return
-        self._next_s = time.monotonic() + LOOK_S
+        self._next_s = time.monotonic() + CHECK_INTERVAL_S
         for pid in self._loading() - self._raised:
             try:
                 self._raise(pid)

@@ -194,7 +194,7 @@ def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> boo
 
 
 EXIT_S = 2.0  # all streams have ended, so a server that unloads its models slowly can be killed
-LOOK_S = 0.2  # poll interval of a ready server
+CHECK_INTERVAL_S = 0.2  # poll interval of a ready server
 
 
 class Supervisor:
@@ -326,7 +326,7 @@ class Supervisor:
         """Watch the server; return its fault, or None if a signal arrived first."""
         pending = PendingFault()
         while not self._waits.num_signals:
-            fault = server.wait(LOOK_S) or server.dead_stub(self._front_ends.unhealthy_model())
+            fault = server.wait(CHECK_INTERVAL_S) or server.dead_stub(self._front_ends.unhealthy_model())
             if fault is not None:
                 return fault
             stopped = server.stopped()

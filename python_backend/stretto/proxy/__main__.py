@@ -46,7 +46,7 @@ class Launcher:
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
         self.gate = Gate(self.report_dead_stub)
-        self._said = b""
+        self._partial_line = b""
         self._is_ready = self._has_reported = self._is_stopping = False
         self.has_died = False  # standard input was closed without STOPPING
 
@@ -69,7 +69,7 @@ class Launcher:
         if not came:
             self.has_died = not self._is_stopping
             self.stopped.set()
-        *lines, self._said = (self._said + came).split(b"\n")
+        *lines, self._partial_line = (self._partial_line + came).split(b"\n")
         for line in lines:
             self._apply(line.decode())
 

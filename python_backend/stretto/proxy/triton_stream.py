@@ -349,7 +349,7 @@ class Pace:
 MAX_CALLS = 2048  # calls whose client may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # free memory that malloc may keep
-LOOK_S, LOOKS = 0.25, 12  # minimum number of polls between returns of free memory
+CHECK_INTERVAL_S, NUM_CHECKS = 0.25, 12  # minimum number of polls between returns of free memory
 ENDED = "full: too many bytes are being sent at once, and this call was incomplete"
 
 
@@ -410,7 +410,7 @@ class Uploads:
         self._max_calls, self._max_resident_bytes, self._resident = max_calls, max_resident_bytes, resident
         self._open: set[Upload] = set()
         self._seen = self._at_start = resident()
-        self._looks = 0
+        self._checks = 0
 
     @contextmanager
     def entry(self, upload: Upload) -> Iterator[None]:
@@ -429,7 +429,7 @@ class Uploads:
     async def watch(self) -> None:
         """Call `poll` every LOOK_S seconds."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             self.poll()
 
     def poll(self) -> None:
@@ -439,12 +439,12 @@ class Uploads:
         calls.
         """
         before, self._seen = self._seen, self._resident()
-        self._looks += 1
+        self._checks += 1
         is_much = self._seen > self._max_resident_bytes
-        is_left = before == self._seen > self._at_start + KEPT_BYTES and self._looks >= LOOKS
+        is_left = before == self._seen > self._at_start + KEPT_BYTES and self._checks >= NUM_CHECKS
         if is_much or is_left:
             give_back()
-            self._seen, self._looks = self._resident(), 0
+            self._seen, self._checks = self._resident(), 0
             if self._seen > self._max_resident_bytes:
                 suspects = {upload for upload in self._open if not upload.num_sent} or self._open
                 self._end(suspects, 1 + len(suspects) // 4)

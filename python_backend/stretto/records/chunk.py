@@ -189,7 +189,7 @@ class Chunk:
         """True if the decoder decodes all remaining frames."""
         return self.is_final or self.ends_audio
 
-    def num_heard(self, length: int) -> int:
+    def num_audible(self, length: int) -> int:
         """Return the number of audible frames among `length` columns of codes."""
         return 0 if self.is_prompt else length - self.num_reference_frames
 

@@ -188,9 +188,9 @@ class Pacer:
             return 0
         return self.policy.round_down(min(num_ready, max(smallest, 2 * self._num_last)))
 
-    def _play(self, size: int, heard_s: float) -> None:
+    def _play(self, size: int, played_s: float) -> None:
         if self._dry_s is None:
-            begins_s, self._num_last = heard_s + self.policy.playout_s, size - self.policy.held_frames
+            begins_s, self._num_last = played_s + self.policy.playout_s, size - self.policy.held_frames
         else:
-            begins_s, self._num_last = max(self._dry_s, heard_s), size
+            begins_s, self._num_last = max(self._dry_s, played_s), size
         self._dry_s = begins_s + self._num_last / self.policy.frame_rate

@@ -202,7 +202,7 @@ class Engine:
 # Fewer rows per step than most prompts have, and only four slots.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160}
 NUM_BLOCKS = 7  # KV blocks: little more than one reply needs; a CFG pair has two more
-MIN_LEAD = 1e-5  # minimum margin between the reference's best and second-best candidates, in logits
+MIN_MARGIN = 1e-5  # minimum margin between the reference's best and second-best candidates, in logits
 NUM_ALONE = 3  # number of prompts that are also run unbatched
 
 
@@ -266,7 +266,7 @@ def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -
     found = {}
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)
-        assert lead > MIN_LEAD, f"{name}: two ids are equally likely in the reference; choose another seed"
+        assert lead > MIN_MARGIN, f"{name}: two ids are equally likely in the reference; choose another seed"
         found[name] = [row[: family.layout.num_output_streams] for row in rows]
     return found
 

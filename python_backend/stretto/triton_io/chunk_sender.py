@@ -98,9 +98,9 @@ class Responses:
         if self._caller.is_flagged:
             self.client_disconnected |= slot.outcome is Outcome.CANCELLED
             slot.conclude(Outcome.CANCELLED)
-        self._thread.submit(self._look)
+        self._thread.submit(self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self.client_disconnected = self.client_disconnected or self._sender.is_cancelled()
 
 
@@ -114,7 +114,7 @@ class SenderLimits:
         probe_s: Idle time after which the decoder is probed, in seconds.
         poll_s: Interval at which the end of the utterance is checked, in seconds.
         stall_s: Time without answer or progress after which the utterance fails, in seconds.
-        look_s: Time without answer after which the client's connection is checked directly, in seconds.
+        check_s: Time without answer after which the client's connection is checked directly, in seconds.
         transit_s: Transport time of a chunk to the decoder and of its samples to the client, in seconds.
         max_ahead_s: Maximum audio sent ahead of playback, in seconds; 0 for no limit. It bounds the responses that
             Triton buffers for a client that does not read.
@@ -125,7 +125,7 @@ class SenderLimits:
     probe_s: float = 0.17
     poll_s: float = 0.02
     stall_s: float = 60.0
-    look_s: float = 1.0
+    check_s: float = 1.0
     transit_s: float = 0.01
     max_ahead_s: float = 0.0
 
@@ -164,7 +164,7 @@ class ChunkSender:
         self._frames_on_the_way: deque[int] = deque()  # frames of each unanswered chunk or probe
         self._num_sent = self._num_probes = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
-        self._quiet_since = self._looked_s = time.monotonic()
+        self._quiet_since = self._checked_s = time.monotonic()
 
     async def pump(self, chunks: AsyncGenerator[LMChunk, None]) -> None:
         """Send all `chunks`, and close the generator.
@@ -175,19 +175,19 @@ class ChunkSender:
         """
         try:
             async with asyncio.timeout(None) as scope:
-                with ticking(lambda: self._look(scope), self._limits.poll_s):
+                with ticking(lambda: self._poll(scope), self._limits.poll_s):
                     async for item in chunks:
                         await self._wait_for_turn()
                         self._check()
                         self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
                         self._form = None
-        except TimeoutError:  # `_look` ended the scope
+        except TimeoutError:  # `_poll` ended the scope
             self._check()
             raise
         finally:
             await chunks.aclose()
 
-    def _look(self, scope: asyncio.Timeout) -> None:
+    def _poll(self, scope: asyncio.Timeout) -> None:
         """End the timeout scope if the utterance is over; otherwise check client and decoder."""
         if not self._is_over():
             self._check_client()
@@ -204,8 +204,8 @@ class ChunkSender:
         """Return True if more than `max_ahead_s` of audio is unplayed, assuming playback began with the first chunk."""
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
-        heard_s = time.monotonic() - self._first_sent_s
-        return self._num_frames_sent / self._frame_rate > heard_s + self._limits.max_ahead_s
+        played_s = time.monotonic() - self._first_sent_s
+        return self._num_frames_sent / self._frame_rate > played_s + self._limits.max_ahead_s
 
     def _load(self) -> DecoderLoad:
         """Return the decoder's load plus the transport time."""
@@ -279,13 +279,13 @@ class ChunkSender:
         self._send(Envelope(self._utterance, self._slot.address, None), None)
 
     def _check_client(self) -> None:
-        """Check the client's connection if the decoder has not answered for `look_s`.
+        """Check the client's connection if the decoder has not answered for `check_s`.
 
         The decoder may be waiting for this client to release slots of its ring.
         """
         now = time.monotonic()
-        if self._on_the_way() and now - max(self._quiet_since, self._looked_s) > self._limits.look_s:
-            self._looked_s = now
+        if self._on_the_way() and now - max(self._quiet_since, self._checked_s) > self._limits.check_s:
+            self._checked_s = now
             self._responses.check_client(self._slot)
             self._probe()
 
@@ -305,9 +305,9 @@ class ChunkSender:
             self._frames_on_the_way.appendleft(0)
         else:
             self._frames_on_the_way.append(num_frames)
-        num_heard = num_frames if item is None else item.chunk.num_heard(num_frames)
-        self._num_frames_sent += num_heard
-        if num_heard and self._first_sent_s is None:
+        num_audible = num_frames if item is None else item.chunk.num_audible(num_frames)
+        self._num_frames_sent += num_audible
+        if num_audible and self._first_sent_s is None:
             self._first_sent_s = time.monotonic()
         self._responses.send(envelope.to_bytes(), codes)
         self._quiet_since = time.monotonic()

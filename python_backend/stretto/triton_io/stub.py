@@ -192,8 +192,8 @@ def keep_large_memory() -> None:
 
 
 PROC = Path("/proc")
-LOOK_S = 1.0
-LOOKS = 30  # consecutive polls; no step or batch waits this long for a CPU
+CHECK_INTERVAL_S = 1.0
+NUM_CHECKS = 30  # consecutive polls; no step or batch waits this long for a CPU
 MAX_AWAKE = 10  # number of these polls in which another thread may be awake
 ASLEEP = frozenset("SIZX")  # includes idle kernel threads and ended processes
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
@@ -220,14 +220,14 @@ class HangWatch:
         self._has_work, self._threads, self._others, self._proc = has_work, tuple(threads), tuple(others), proc
         self._used: list[int] | None = None
         # for each poll since the threads last used CPU time: True if any thread was awake
-        self._looks: deque[bool] = deque(maxlen=LOOKS)
+        self._checks: deque[bool] = deque(maxlen=NUM_CHECKS)
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
         """Poll every second on a separate thread; if the threads hang, log that `name` hangs and end this process."""
 
         def run() -> None:
-            while not self._stopped.wait(LOOK_S):
+            while not self._stopped.wait(CHECK_INTERVAL_S):
                 if self.poll():
                     end(f"{name} hangs")
 
@@ -242,11 +242,11 @@ class HangWatch:
         """Poll once; return True if the threads hang, and False if /proc cannot be read."""
         used = self._times() if self._has_work() else None
         if used and used == self._used:
-            self._looks.append(self._is_any_awake())
+            self._checks.append(self._is_any_awake())
         else:
-            self._looks.clear()
+            self._checks.clear()
         self._used = used
-        return len(self._looks) == LOOKS and sum(self._looks) <= MAX_AWAKE
+        return len(self._checks) == NUM_CHECKS and sum(self._checks) <= MAX_AWAKE
 
     def _times(self) -> list[int] | None:
         """Return the CPU time used by each thread, in nanoseconds; None if one has ended."""

@@ -27,7 +27,7 @@ from stretto.families.chatterbox.convert import convert as convert_release
 from stretto.families.chatterbox.family import TurboVocabulary
 from stretto.families.chatterbox.prompt import open_turbo
 from stretto.families.chatterbox.turbo import turbo_tokenizer
-from stretto.families.chatterbox.voices import TurboHearing, loudness
+from stretto.families.chatterbox.voices import TurboRecordingEncoder, loudness
 from stretto.families.conversion import Contents, Release
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -121,23 +121,23 @@ def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
 @pytest.mark.parametrize("name", LONG)
 def test_recordings_are_encoded_as_the_authors_do(name: str, checkpoint: Path) -> None:
     """Loudness is measured as by pyloudnorm, which the authors use."""
-    hearing = networks(TurboHearing)
-    hearing.condition = {
+    recording_encoder = networks(TurboRecordingEncoder)
+    recording_encoder.condition = {
         name: tensor
         for name, tensor in load_file(checkpoint / "hearing" / "model.safetensors").items()
         if "cond_enc" in name
     }
     stored = {key.removeprefix(f"turbo.{name}."): each for key, each in authors().items() if f"turbo.{name}." in key}
     pcm = at_24_khz(name)
-    voice = hearing.voice(hearing.encode(pcm))
+    voice = recording_encoder.voice(recording_encoder.encode(pcm))
     np.testing.assert_array_equal(voice.codes, stored["t3_tokens"])
     tokens, mel, x_vector = voice.sound.arrays()
     np.testing.assert_array_equal(tokens, stored["prompt_token"])
     np.testing.assert_allclose(mel.mean(0), stored["mel_mean"], atol=3e-2)  # one frame may be dropped
     np.testing.assert_allclose(x_vector, stored["embedding"], atol=1e-5)
-    weight, bias = (hearing.condition[f"cond_enc.spkr_enc.{part}"].numpy() for part in ("weight", "bias"))
+    weight, bias = (recording_encoder.condition[f"cond_enc.spkr_enc.{part}"].numpy() for part in ("weight", "bias"))
     np.testing.assert_allclose(voice.rows[0], weight @ stored["speaker_emb"] + bias, atol=1e-4)
-    assert loudness(hearing.levelled(pcm), 24_000) == pytest.approx(-27, abs=1e-3)
+    assert loudness(recording_encoder.levelled(pcm), 24_000) == pytest.approx(-27, abs=1e-3)
 
 
 def test_silence_has_no_loudness() -> None:

@@ -15,7 +15,7 @@ from benchmarks.checkpoints.random_chatterbox import command, write_release
 from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import ChatterboxVocabulary
-from stretto.families.chatterbox.voices import CODES_S, MAX_CODES, Hearing, load_hearing, trimmed
+from stretto.families.chatterbox.voices import CODES_S, MAX_CODES, RecordingEncoder, load_recording_encoder, trimmed
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.preprocessing.audio import resample
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -28,22 +28,24 @@ NAME = "odd"  # recording of most tests
 
 
 @pytest.fixture(scope="module")
-def hearing() -> Hearing:
+def recording_encoder() -> RecordingEncoder:
     return networks()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.inference_mode()
-def test_recordings_are_encoded_as_by_the_authors(name: str, hearing: Hearing) -> None:
+def test_recordings_are_encoded_as_by_the_authors(name: str, recording_encoder: RecordingEncoder) -> None:
     """Tokens are equal, vectors within 1e-5 and mel frames within 1e-4."""
     pcm = at_24_khz(name)
     at16 = resample(pcm, 24_000, 16_000)
-    tokens, mel, x_vector = hearing.sound(pcm).arrays()
+    tokens, mel, x_vector = recording_encoder.sound(pcm).arrays()
     expected = {key.removeprefix(f"{name}."): each for key, each in authors().items() if key.startswith(f"{name}.")}
-    codes = hearing.tokenizer.encode(torch.from_numpy(at16[: CODES_S * 16_000]), MAX_CODES)
+    codes = recording_encoder.tokenizer.encode(torch.from_numpy(at16[: CODES_S * 16_000]), MAX_CODES)
     np.testing.assert_array_equal(codes, expected["t3_tokens"])
     np.testing.assert_array_equal(tokens, expected["prompt_token"])
-    np.testing.assert_allclose(hearing.ve.encode(torch.from_numpy(trimmed(at16))), expected["speaker_emb"], atol=1e-5)
+    np.testing.assert_allclose(
+        recording_encoder.ve.encode(torch.from_numpy(trimmed(at16))), expected["speaker_emb"], atol=1e-5
+    )
     np.testing.assert_allclose(x_vector, expected["embedding"], atol=1e-5)
     assert expected["num_frames"] - 2 * len(tokens) in (0, 1)
     if "prompt_feat" in expected:
@@ -52,10 +54,10 @@ def test_recordings_are_encoded_as_by_the_authors(name: str, hearing: Hearing) -
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory, hearing: Hearing) -> Path:
+def published(tmp_path_factory: pytest.TempPathFactory, recording_encoder: RecordingEncoder) -> Path:
     """Return a release with a voice `recorded`: the voice file of the recording NAME."""
     release, of_authors = write_release(tmp_path_factory.mktemp("chatterbox") / "release"), authors()
-    sound = hearing.sound(at_24_khz(NAME))
+    sound = recording_encoder.sound(at_24_khz(NAME))
     voice = voice_file(of_authors[f"{NAME}.t3_tokens"], of_authors[f"{NAME}.speaker_emb"], sound)
     torch.save(voice, release / "voices" / "recorded.pt")
     return release
@@ -108,7 +110,7 @@ def test_recordings_are_kept_as_arrays(checkpoint: Path, tmp_path: Path, monkeyp
     first = Preprocessor(checkpoint, encodings=folder)
     prompts = [first.prepare(asked(pcm, seed=1)) for _ in range(2)]
     assert len([*folder.iterdir()]) == 1
-    monkeypatch.setattr(Hearing, "encode", Mock(side_effect=AssertionError("encoded again")))
+    monkeypatch.setattr(RecordingEncoder, "encode", Mock(side_effect=AssertionError("encoded again")))
     restarted = Preprocessor(checkpoint, encodings=folder)
     prompts.append(restarted.prepare(asked(pcm, seed=1)))
     assert len({prompt.to_bytes() for prompt in prompts}) == 1
@@ -226,7 +228,7 @@ def test_a_damaged_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None
     ):
         save_file({key: each for key, each in stored.items() if key != name}, path)
         with pytest.raises(CheckpointError, match=message):
-            load_hearing(tmp_path, 8, 64)
+            load_recording_encoder(tmp_path, 8, 64)
     save_file(stored, path)
     with pytest.raises(CheckpointError, match=r"expected rows \[8, 32\] of a voice, got \[8, 64\]"):
-        load_hearing(tmp_path, 8, 32)
+        load_recording_encoder(tmp_path, 8, 32)

@@ -11,10 +11,10 @@ class Loudness:
     """Fake tokenizer that encodes the first sample, returns one frame more than the codec, and counts its calls."""
 
     def __init__(self) -> None:
-        self.num_heard = 0
+        self.num_audible = 0
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        self.num_heard += 1
+        self.num_audible += 1
         return np.full(len(pcm) // 320 + 1, int(pcm[0]), np.int64)
 
 
@@ -32,7 +32,7 @@ def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
     heard = InputCodes(FrameCounter(320, 8, 12), tokenizer)
     for value, length in ((1, 2), (2, 2), (1, 2), (1, 3), (2, 2)):
         assert heard.encode(audio(value, length))[0].tolist() == [value] * length
-    assert tokenizer.num_heard == 3
+    assert tokenizer.num_audible == 3
 
 
 def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
@@ -42,11 +42,11 @@ def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
         heard.encode(audio(value))
     heard.encode(audio(0))
     heard.encode(audio(num_entries))
-    assert tokenizer.num_heard == num_entries + 1
+    assert tokenizer.num_audible == num_entries + 1
     heard.encode(audio(0))
-    assert tokenizer.num_heard == num_entries + 1
+    assert tokenizer.num_audible == num_entries + 1
     assert heard.encode(audio(1)).tolist() == [1, 1, 1]
-    assert tokenizer.num_heard == num_entries + 2
+    assert tokenizer.num_audible == num_entries + 2
 
 
 def test_memory_is_bounded_in_bytes_however_long_the_audio_is() -> None:
@@ -55,9 +55,9 @@ def test_memory_is_bounded_in_bytes_however_long_the_audio_is() -> None:
     heard.encode(audio(1, 40))
     heard.encode(audio(2, 99))  # takes all of it
     assert heard.encode(audio(2, 99)).tolist() == [2] * 100
-    assert tokenizer.num_heard == 2
+    assert tokenizer.num_audible == 2
     for _ in range(2):  # and this more than all: it is not kept, and nothing that was before it
         assert heard.encode(audio(3, 100)).tolist() == [3] * 101
-    assert tokenizer.num_heard == 4
+    assert tokenizer.num_audible == 4
     heard.encode(audio(1, 40))
-    assert tokenizer.num_heard == 5
+    assert tokenizer.num_audible == 5

@@ -120,7 +120,7 @@ class Qwen3CodecConfig:
         decoder = DecoderShape.from_record(record["decoder_config"])
         encoder = MimiConfig.from_dict(dict(record["encoder_config"]))
         encoder._attn_implementation = "sdpa"
-        hears = {
+        pairs = {
             "decode_upsample_rate": (record["decode_upsample_rate"], decoder.hop),
             "input_sample_rate": (record["input_sample_rate"], record["output_sample_rate"]),
             "encoder_valid_num_quantizers": (record["encoder_valid_num_quantizers"], decoder.num_quantizers),
@@ -128,9 +128,7 @@ class Qwen3CodecConfig:
             "encoder_config.frame_rate": (encoder.frame_rate * decoder.hop, record["output_sample_rate"]),
             "encoder_config.upsampling_ratios": (2 * prod(encoder.upsampling_ratios or ()), decoder.hop),
         }
-        odd = [
-            f"{name} is {found} instead of {expected}" for name, (found, expected) in hears.items() if found != expected
-        ]
+        odd = [f"{name} is {found} instead of {given}" for name, (found, given) in pairs.items() if found != given]
         if encoder.num_quantizers < decoder.num_quantizers:
             odd.append(f"encoder_config.num_quantizers is {encoder.num_quantizers}, below {decoder.num_quantizers}")
         if encoder.audio_channels != 1:

@@ -328,10 +328,10 @@ class Vocoder(nn.Module):
             phase: Phase at that sample in cycles, float64 [B].
         """
         # The other context frames are needed by the networks only.
-        heard = slice(max(0, first - FRAMES_BACK - 1), last + FRAMES_AHEAD)
-        start, stop = (first - heard.start) * HOP, (last - heard.start) * HOP
-        log_hz, logit = (each[:, heard] for each in self.pitch(mel))
-        gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, heard]
+        frames_read = slice(max(0, first - FRAMES_BACK - 1), last + FRAMES_AHEAD)
+        start, stop = (first - frames_read.start) * HOP, (last - frames_read.start) * HOP
+        log_hz, logit = (each[:, frames_read] for each in self.pitch(mel))
+        gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, frames_read]
         pitch_hz = log_hz.exp().clamp(LOWEST_HZ, HIGHEST_HZ)
         pitch_hz = upsample(pitch_hz, self.neighbours)
         turned = cycles(pitch_hz)

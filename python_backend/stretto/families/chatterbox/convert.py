@@ -50,9 +50,9 @@ from stretto.families.chatterbox.release import (
     VOICE_ENCODER_FILE,
     X_VECTOR,
     described,
-    hearing_with,
     read_voice_part,
     read_voices,
+    recording_encoder_network,
     s3gen,
 )
 from stretto.families.chatterbox.turbo import POSITIONS, convert_turbo, turbo_tokenizer
@@ -62,7 +62,7 @@ from stretto.families.chatterbox.voices import (
     PERCEIVER,
     SPEECH,
     SPEECH_POSITIONS,
-    Hearing,
+    RecordingEncoder,
     emotion_row,
     voice_rows,
 )
@@ -74,7 +74,7 @@ from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check
 
 
-def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
+def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
     """Return the networks that encode voice recordings, with the tensors that turn their results into rows.
 
     Args:
@@ -92,7 +92,7 @@ def hearing(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor])
     condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
     condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
     names = (MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER) if known.languages else (FILE, VOICE_ENCODER_FILE)
-    return hearing_with(folder, names[0], condition, Hearing, names[1])
+    return recording_encoder_network(folder, names[0], condition, RecordingEncoder, names[1])
 
 
 IS_BARE = True  # releases have no config
@@ -135,7 +135,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     files = read_voices(release.model.parent)
     voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
-    known = replace(known, clones=release.codec is not None and release.keeps_hearing)
+    known = replace(known, clones=release.codec is not None and release.keeps_recording_encoder)
     stored = published_shapes(backbone, known)
     check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())
     for name, voice in voices.items():
@@ -158,7 +158,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         networks = (s3gen(release.codec, files, known.num_codes, file, leaves_out_last=is_multilingual),)
     if known.clones:
         assert release.codec is not None
-        networks = (*networks, hearing(release.codec, known, contents.tensors))
+        networks = (*networks, recording_encoder(release.codec, known, contents.tensors))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
     copies = {}
     if known.has_cangjie:

@@ -27,7 +27,12 @@ from stretto.families.chatterbox.family import (
 )
 from stretto.families.chatterbox.languages import FOLDER as LANGUAGE_FOLDER
 from stretto.families.chatterbox.languages import Languages, open_languages
-from stretto.families.chatterbox.voices import Hearing, RecordedVoice, TurboHearing, load_hearing
+from stretto.families.chatterbox.voices import (
+    RecordedVoice,
+    RecordingEncoder,
+    TurboRecordingEncoder,
+    load_recording_encoder,
+)
 from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_text
@@ -77,26 +82,26 @@ class Recordings:
     """Recorded voices, cached by the samples of their recordings.
 
     Args:
-        hearing: Networks that encode recordings.
+        recording_encoder: Networks that encode recordings.
     """
 
-    def __init__(self, hearing: Hearing):
-        self.hearing, self._voices = hearing, CachedEncoder(hearing.encode)
+    def __init__(self, recording_encoder: RecordingEncoder):
+        self.recording_encoder, self._voices = recording_encoder, CachedEncoder(recording_encoder.encode)
 
     def voice(self, piece: Piece) -> RecordedVoice:
         """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
-        hearing = self.hearing
+        recording_encoder = self.recording_encoder
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "a voice recording as a file or samples", "codes")
-        least = hearing.min_s * MEL_RATE
-        if len(piece.pcm) < least or (hearing.excludes_min and len(piece.pcm) == least):
-            expected = f"{'more than' if hearing.excludes_min else 'at least'} {hearing.min_s} s"
+        least = recording_encoder.min_s * MEL_RATE
+        if len(piece.pcm) < least or (recording_encoder.excludes_min and len(piece.pcm) == least):
+            expected = f"{'more than' if recording_encoder.excludes_min else 'at least'} {recording_encoder.min_s} s"
             raise InvalidRequest(piece.path, expected, f"{len(piece.pcm) / MEL_RATE:.4f} s")
         try:
             encoded = self._voices.encode(piece.pcm)
         except InvalidRequest as error:
             raise InvalidRequest(piece.path, error.expected, error.got) from None
-        return hearing.voice(encoded)
+        return recording_encoder.voice(encoded)
 
 
 class ChatterboxTemplate:
@@ -107,7 +112,7 @@ class ChatterboxTemplate:
         family: Family,
         vocabulary: ChatterboxVocabulary,
         tokenizer: TextTokenizer,
-        hearing: Hearing | None = None,
+        recording_encoder: RecordingEncoder | None = None,
         languages: Languages | None = None,
     ):
         """Create the template.
@@ -116,11 +121,11 @@ class ChatterboxTemplate:
             family: The model's family.
             vocabulary: Its vocabulary.
             tokenizer: Its tokenizer.
-            hearing: Networks that encode recordings; None if the checkpoint has none.
+            recording_encoder: Networks that encode recordings; None if the checkpoint has none.
             languages: Rules of the languages; None for the English release.
         """
         self._family, self._known, self._tokenizer, self._languages = family, vocabulary, tokenizer, languages
-        self._recordings = None if hearing is None else Recordings(hearing)
+        self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
             raise CheckpointError(f"{TOKENIZER_FILE}: expected a token {SPACE}")
@@ -153,7 +158,7 @@ class ChatterboxTemplate:
     def _emotion(self, exaggeration: float) -> np.ndarray:
         """Return the emotion row, which is the last row of a voice, float32 [1, H]."""
         assert self._recordings is not None, "checked by the family"
-        return self._recordings.hearing.emotion_row(exaggeration)
+        return self._recordings.recording_encoder.emotion_row(exaggeration)
 
     def _words(self, text: str, path: str, language: str | None) -> list[int]:
         """Return the ids of a text, excluding begin and end; raise InvalidRequest if there are none or too many."""
@@ -188,14 +193,18 @@ class TurboTemplate:
         family: The model's family.
         vocabulary: Its vocabulary.
         tokenizer: Its tokenizer.
-        hearing: Networks that encode recordings; None if the checkpoint has none.
+        recording_encoder: Networks that encode recordings; None if the checkpoint has none.
     """
 
     def __init__(
-        self, family: Family, vocabulary: TurboVocabulary, tokenizer: TextTokenizer, hearing: Hearing | None = None
+        self,
+        family: Family,
+        vocabulary: TurboVocabulary,
+        tokenizer: TextTokenizer,
+        recording_encoder: RecordingEncoder | None = None,
     ):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
-        self._recordings = None if hearing is None else Recordings(hearing)
+        self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the text of the last piece.
@@ -229,17 +238,25 @@ def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
     """Return the template of Turbo or Nano with the tokenizer and, if present, the encoders of recordings."""
     config = config_at(checkpoint)
     known = TurboVocabulary.from_record(config[VOCABULARY])
-    hearing = load_hearing(checkpoint, 1, config["hidden_size"], device, TurboHearing) if known.clones else None
+    recording_encoder = (
+        load_recording_encoder(checkpoint, 1, config["hidden_size"], device, TurboRecordingEncoder)
+        if known.clones
+        else None
+    )
     tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)
-    return TurboTemplate(read_family(config), known, tokenizer, hearing)
+    return TurboTemplate(read_family(config), known, tokenizer, recording_encoder)
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
     """Return the template with a checkpoint's tokenizer and, if present, the networks that encode recordings."""
     config = config_at(checkpoint)
     known = ChatterboxVocabulary.from_record(config[VOCABULARY])
-    hearing = load_hearing(checkpoint, known.num_voice_rows, config["hidden_size"], device) if known.clones else None
+    recording_encoder = (
+        load_recording_encoder(checkpoint, known.num_voice_rows, config["hidden_size"], device)
+        if known.clones
+        else None
+    )
     tokenizer, languages = TextTokenizer.at(checkpoint, spells_bytes=False), None
     tokenizer.check_size(known.num_text_ids, checkpoint)
     if known.languages:
@@ -248,7 +265,7 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
         if lacking:
             raise CheckpointError(f"{checkpoint}: {TOKENIZER_FILE}: expected language tokens, got no [{lacking[0]}]")
         languages = open_languages(checkpoint / LANGUAGE_FOLDER, tokens)
-    return ChatterboxTemplate(read_family(config), known, tokenizer, hearing, languages)
+    return ChatterboxTemplate(read_family(config), known, tokenizer, recording_encoder, languages)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:

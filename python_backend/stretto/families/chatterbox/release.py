@@ -17,8 +17,8 @@ from stretto.families.chatterbox.voices import (
     TOKENIZER,
     UNUSED,
     VOICE_ENCODER,
-    Hearing,
-    hearing_of,
+    RecordingEncoder,
+    recording_encoder_of,
 )
 from stretto.families.conversion import Network
 from stretto.untrusted_files import released_file
@@ -71,12 +71,12 @@ def s3gen(
     return Network("codec", record, plan, speaking)
 
 
-def hearing_with(
+def recording_encoder_network(
     folder: Path,
     file: str,
     condition: Mapping[str, Tensor],
-    kind: type[Hearing],
-    voice_encoder: str = VOICE_ENCODER_FILE,
+    kind: type[RecordingEncoder],
+    recording_encoder: str = VOICE_ENCODER_FILE,
 ) -> Network:
     """Return the networks that encode voice recordings.
 
@@ -85,20 +85,20 @@ def hearing_with(
         file: Name of the codec's file, which contains the tokenizer and the x-vector network.
         condition: Tensors that compute rows, by published name.
         kind: Class of the networks.
-        voice_encoder: Name of the voice encoder's file.
+        recording_encoder: Name of the voice encoder's file.
 
     Raises:
         CheckpointError: If a file is missing, or tensors do not match; the message names them.
     """
     stored = open_networks(released_file(folder, file))
     try:
-        path = released_file(folder, voice_encoder)
+        path = released_file(folder, recording_encoder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; --no-hearing converts a release that encodes no recordings") from error
     tensors = {name: tensor for name, tensor in stored.items() if name.startswith(HEARING)}
     tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_networks(path).items()}
     tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
-    shapes = {name: tuple(each.shape) for name, each in hearing_of(tensors, kind).state_dict().items()}
+    shapes = {name: tuple(each.shape) for name, each in recording_encoder_of(tensors, kind).state_dict().items()}
     network = {name: Part(name, shape) for name, shape in shapes.items()}
     check(network, tensors, ())
     network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}

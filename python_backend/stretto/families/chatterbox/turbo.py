@@ -31,16 +31,16 @@ from stretto.families.chatterbox.release import (
     TOLD,
     TURBO_FILE,
     X_VECTOR,
-    hearing_with,
     read_voice_part,
     read_voices,
+    recording_encoder_network,
     s3gen,
 )
 from stretto.families.chatterbox.voices import (
     CONDITIONS,
     MAX_TURBO_CODES,
     SPEECH,
-    TurboHearing,
+    TurboRecordingEncoder,
     speaker_row,
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
@@ -128,7 +128,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
         num_codes=START_OF_SPEECH,
         voices={name: tuple(voice["cond_prompt_speech_tokens"][0].tolist()) for name, voice in voices.items()},
         max_model_len=min(MAX_ROWS, num_positions),
-        clones=release.codec is not None and release.keeps_hearing,
+        clones=release.codec is not None and release.keeps_recording_encoder,
         tags=tags(made),
     )
     record = {
@@ -155,7 +155,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     if known.clones:
         assert release.codec is not None
         condition = {name: tensors[name] for name in stored if name.startswith(CONDITIONS)}
-        networks = (*networks, hearing_with(release.codec, TURBO_FILE, condition, TurboHearing))
+        networks = (*networks, recording_encoder_network(release.codec, TURBO_FILE, condition, TurboRecordingEncoder))
         record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": width}
     return Converted(record, parts, TURBO_DROPPED, folded, networks)
 

@@ -246,7 +246,7 @@ class RecordedVoice:
         return cls(array[:begin].reshape(rows_shape), sound, codes)
 
 
-class Hearing(nn.Module):
+class RecordingEncoder(nn.Module):
     """Networks that encode recordings, and the tensors that turn their results into rows.
 
     Args:
@@ -354,7 +354,7 @@ class Hearing(nn.Module):
         return torch.from_numpy(np.ascontiguousarray(pcm, np.float32)).to(self._device)
 
 
-class TurboHearing(Hearing):
+class TurboRecordingEncoder(RecordingEncoder):
     """Networks that encode recordings for Turbo and Nano, as codes and one row for the speaker."""
 
     condition_names = (CONDITIONS,)
@@ -383,7 +383,9 @@ class TurboHearing(Hearing):
             raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(made.shape)}")
 
 
-def hearing_of(tensors: Mapping[str, Tensor], kind: type[Hearing] = Hearing) -> Hearing:
+def recording_encoder_of(
+    tensors: Mapping[str, Tensor], kind: type[RecordingEncoder] = RecordingEncoder
+) -> RecordingEncoder:
     """Return the networks with the sizes of published tensors; raise CheckpointError if one is missing."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = {name.split(".")[3] for name in shapes if name.startswith(f"{TOKENIZER}encoder.blocks.")}
@@ -400,9 +402,13 @@ def hearing_of(tensors: Mapping[str, Tensor], kind: type[Hearing] = Hearing) -> 
         return kind(width, len(layers), speaker, num_mels=80)
 
 
-def load_hearing(
-    checkpoint: Path, num_rows: int, hidden_size: int, device: str = "cpu", kind: type[Hearing] = Hearing
-) -> Hearing:
+def load_recording_encoder(
+    checkpoint: Path,
+    num_rows: int,
+    hidden_size: int,
+    device: str = "cpu",
+    kind: type[RecordingEncoder] = RecordingEncoder,
+) -> RecordingEncoder:
     """Load the networks in `hearing/` of a checkpoint.
 
     Args:
@@ -418,14 +424,14 @@ def load_hearing(
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)
     is_condition = lambda name: name.startswith(kind.condition_names)  # noqa: E731
-    hearing = hearing_of(tensors, kind)
+    recording_encoder = recording_encoder_of(tensors, kind)
     networks = {name: tensor for name, tensor in tensors.items() if not is_condition(name)}
-    load_strictly(hearing, networks, path, assign=True)
-    hearing = hearing.eval().requires_grad_(False).to(device)
-    hearing.condition = {name: tensor for name, tensor in tensors.items() if is_condition(name)}
-    hearing.check_condition(num_rows, hidden_size, path)
-    hearing.condition = {name: tensor.to(device) for name, tensor in hearing.condition.items()}
-    return hearing
+    load_strictly(recording_encoder, networks, path, assign=True)
+    recording_encoder = recording_encoder.eval().requires_grad_(False).to(device)
+    recording_encoder.condition = {name: tensor for name, tensor in tensors.items() if is_condition(name)}
+    recording_encoder.check_condition(num_rows, hidden_size, path)
+    recording_encoder.condition = {name: tensor.to(device) for name, tensor in recording_encoder.condition.items()}
+    return recording_encoder
 
 
 def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:

@@ -105,11 +105,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
         "dtype": contents.dtype,
     }
-    hearing = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
-    for path in hearing.values():
+    recording_encoder = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
+    for path in recording_encoder.values():
         check_network(path)
     networks = (decoder(folder), *([stored_voices(voices)] if voices else []))
-    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), networks, tokenizer, hearing)
+    return Converted(record, plan(stored, contents.tensors), DROPPED, (SPEECH,), networks, tokenizer, recording_encoder)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:

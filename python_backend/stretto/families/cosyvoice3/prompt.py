@@ -26,8 +26,8 @@ from stretto.families.cosyvoice3.family import (
 )
 from stretto.families.cosyvoice3.voices import (
     FOLDER,
-    Hearing,
     NamedVoice,
+    RecordingEncoder,
     latest_chunks,
     read_named_voices,
     sound_of,
@@ -50,11 +50,11 @@ class CosyVoice3Template:
         family: Family,
         vocabulary: CosyVoice3Vocabulary,
         subwords: Subwords,
-        hearing: Hearing,
+        recording_encoder: RecordingEncoder,
         named: Mapping[str, NamedVoice] | None = None,
     ):
         self._family, self._known, self._subwords, self._named = family, vocabulary, subwords, named or {}
-        self._voices = CachedEncoder(hearing.encode)
+        self._voices = CachedEncoder(recording_encoder.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the text of the last piece.
@@ -141,6 +141,6 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     known = CosyVoice3Vocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     if codec.spec.codebook_size != known.num_codes:
         raise CheckpointError(f"{checkpoint}: expected a codec of {known.num_codes} codes, got {codec.spec}")
-    hearing = Hearing(checkpoint / FOLDER, known.num_codes)
+    recording_encoder = RecordingEncoder(checkpoint / FOLDER, known.num_codes)
     named = read_named_voices(checkpoint, known.voices, known.end_of_prompt)
-    return CosyVoice3Template(family, known, Subwords(TextTokenizer.at(checkpoint), family), hearing, named)
+    return CosyVoice3Template(family, known, Subwords(TextTokenizer.at(checkpoint), family), recording_encoder, named)

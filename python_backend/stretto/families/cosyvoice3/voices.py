@@ -155,7 +155,7 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
     return found
 
 
-class Hearing:
+class RecordingEncoder:
     """Networks that encode recordings.
 
     Args:
@@ -207,8 +207,8 @@ class Hearing:
             raise InvalidRequest("audio", f"codes in [0, {self._num_codes}) of {TOKENIZER}", f"{tokens[:4]}")
         if x_vector.shape != (X_VECTOR,) or not np.isfinite(x_vector).all():
             raise InvalidRequest("audio", f"{X_VECTOR} finite numbers of {SPEAKER}", f"{x_vector[:4]}")
-        heard_mel = mel[: FRAMES_PER_TOKEN * size].numpy()
-        return np.concatenate([each.ravel().astype(np.float32) for each in (tokens[:size], heard_mel, x_vector)])
+        prompt_mel = mel[: FRAMES_PER_TOKEN * size].numpy()
+        return np.concatenate([each.ravel().astype(np.float32) for each in (tokens[:size], prompt_mel, x_vector)])
 
     @staticmethod
     def _run(session: onnxruntime.InferenceSession, *values: np.ndarray) -> np.ndarray:

@@ -128,11 +128,11 @@ class HiggsAudioTemplate:
         ids: list[int] = []
         text = ""
         for part in parts:
-            said = part if isinstance(part, str) else part[0]
-            if isinstance(part, str) or said not in self._family.markers:
-                text += said
+            segment = part if isinstance(part, str) else part[0]
+            if isinstance(part, str) or segment not in self._family.markers:
+                text += segment
                 continue
-            ids += [*self._tokenizer.encode(text), self._family.markers[said]]
+            ids += [*self._tokenizer.encode(text), self._family.markers[segment]]
             text = ""
         return stream0_rows(self._family.layout, [*ids, *self._tokenizer.encode(text)])
 

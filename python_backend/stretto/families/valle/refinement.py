@@ -141,9 +141,9 @@ class ValleRefinement(nn.Module):
         mask = (torch.arange(rows.shape[1], device=rows.device) <= ends[:, None])[:, None, None]
         codes = [[passage.first_codes] for passage in passages]
         for level in range(1, self.shape.num_codebooks):
-            said = self._most_likely(rows, level, mask)
+            ids = self._most_likely(rows, level, mask)
             for at, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-                found = said[at, first : last + 1]
+                found = ids[at, first : last + 1]
                 codes[at].append(found[:-1].cpu().numpy())
                 rows[at, first : last + 1] += self.emb(found + self.shape.codes + level * self.shape.codebook_size)
                 rows[at, first - 1] += starts[at]

@@ -168,11 +168,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         raise CheckpointError("VITA-Audio: --codec-from-model and --backbone are not supported")
     config = contents.config
     num_main, num_modules = layers(config)
-    hears = config["model_type"] == PLUS
-    if hears and release.ssl_tokenizer:
+    encodes_audio = config["model_type"] == PLUS
+    if encodes_audio and release.ssl_tokenizer:
         raise CheckpointError("--ssl-tokenizer: not supported by VITA-Audio-Plus, which has its own audio encoder")
     known = replace(
-        vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * hears)),
+        vocabulary(contents.tokenizer, config["vocab_size"], (*MARKERS, *[HEARD] * encodes_audio)),
         num_modules=num_modules,
         schedule=schedule(release.config_folder, num_modules),
     )
@@ -181,7 +181,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     record |= {"num_nextn_predict_layers": num_modules, NAME: "vita_audio", VOCABULARY: known.to_record()}
     prefix = "model." if any(name.startswith("model.mtp_") for name in contents.tensors) else ""
     parts = plan(record, num_modules, prefix)
-    if not hears:
+    if not encodes_audio:
         return Converted(record, parts, ())
     record[KEY] = encoder_numbers(release.config_folder)
     parts |= encoder_plan(record[KEY], record["hidden_size"])
