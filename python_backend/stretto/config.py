@@ -16,16 +16,16 @@ class EngineConfig:
         engine_args: vLLM's engine arguments, passed unchanged (`max_num_seqs`, `gpu_memory_utilization`, ...). The
             model, the scheduler and the tokenizer are set by the plugin.
         kv_share: Maximum share of the KV cache, in (0, 1], for requests with text replies (`understanding`) and for
-            requests that generate audio (`generation`). A missing kind has no limit.
+            requests that generate audio (`generation`). A kind that is not listed has no limit.
         max_waiting: Maximum number of sequences that wait to enter the batch of `max_num_seqs`; further requests are
             rejected as `full`. A guided reply has two sequences. None for no limit.
         first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
             admitted (`FlightLimit`). None for no target.
         batch_invariant: True if logits must not depend on the other requests in the batch. Only needed on GPUs, where
             it reduces throughput. None means True on a GPU if the family's frames are latents, and False otherwise.
-        live_reserve: True if live sessions keep the KV blocks of their attention window, and are never preempted. False
-            if they may be preempted. Recomputing all rows of a preempted session delays it.
-        adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, by the name used in requests.
+        live_reserve: True if live sessions keep the KV blocks of their attention window and are never preempted. False
+            if they may be preempted. A preempted session is delayed while all its rows are recomputed.
+        adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, keyed by the name used in requests.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
     """
@@ -77,7 +77,7 @@ class EngineConfig:
 
     @property
     def adapter_folders(self) -> dict[str, Path]:
-        """LoRA adapter folders by the name used in requests."""
+        """LoRA adapter folders, keyed by the name used in requests."""
         return {name: self.checkpoint / folder for name, folder in self.adapters.items()}
 
     @classmethod
@@ -113,14 +113,14 @@ class DecoderConfig:
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
             inexact. None for the codec's right context.
-        dtype: Dtype of products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
+        dtype: Dtype of matrix products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
         graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
-        max_batch: Maximum number of windows decoded at once: about 16 on a CPU, limited by its caches; 64 on a GPU.
+        max_batch: Maximum number of windows decoded at once. About 16 suits a CPU, because of its caches, and 64 a GPU.
         max_utterances: Maximum number of concurrent utterances.
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
-        stop_timeout_s: Maximum time for which a stopping decoder continues with open utterances, in seconds.
+        stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
-        reference_mb: Maximum size of the cache that holds codec states after voice references, in MiB.
+        reference_mb: Maximum size of the cache for codec states at the end of voice references, in MiB.
         aligner: Folder of the CTC model for word times; empty for none.
         aligner_device: Device of the aligner.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
@@ -191,7 +191,7 @@ def parse_parameter(name: str, kind: Any, text: str) -> Any:
 
     Args:
         name: Name of the parameter, for error messages.
-        kind: Type of the value: int, float, str or bool, or one of these types or None.
+        kind: Type of the value: int, float, str, bool, or a union of one of these with None.
         text: Value as text.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 DISCONNECTS_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
 HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
 STREAM = "stretto_stream"  # request parameter set by the proxy: number of the client's stream
-# far more than concurrent streams, because streams with the same table position overwrite each other
+# far more than the number of concurrent streams, because streams with the same table position overwrite each other
 NUM_PLACES = 1 << 16
 
 
@@ -45,7 +45,7 @@ class Disconnects:
 
     @classmethod
     def from_environment(cls) -> "Disconnects | None":
-        """Open the file whose path the launcher put in the environment; return None without a launcher."""
+        """Open the file that the launcher names in the environment; return None if there is no launcher."""
         named = os.environ.get(DISCONNECTS_FILE)
         return cls(Path(named)) if named else None
 

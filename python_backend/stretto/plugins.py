@@ -51,7 +51,10 @@ def installed(group: str) -> list[Installed]:
 
 @lru_cache(maxsize=16)
 def _installed(group: str, path: tuple[str, ...]) -> tuple[Installed, ...]:
-    """Return the entry points of a group on a path, cached because reading all metadata takes about 20 ms."""
+    """Return the entry points of a group.
+
+    The result is cached for each `path`, because reading all metadata takes about 20 ms.
+    """
     found: dict[tuple[str, str], Installed] = {}
     for each in entry_points(group=group):
         package = (each.dist.name, each.dist.version) if each.dist else ("unknown", "unknown")

@@ -80,8 +80,8 @@ def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
 def gaussian(keys: Words, step: int = 0) -> Words:
     """Return standard Gaussian noise, float32, for int32 `keys` of any shape.
 
-    The Box-Muller transform of two uniforms is computed in float64 and rounded once. NumPy and torch, and different
-    devices, therefore rarely differ in the last bit.
+    The Box-Muller transform of two uniforms is computed in float64 and rounded once. Results therefore rarely differ
+    in the last bit between NumPy and torch, or between devices.
 
     Args:
         keys: Noise keys.
@@ -429,7 +429,7 @@ def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
 
 
 def min_p_span(min_p: float, temperature: float) -> float:
-    """Return how far below the maximum a logit may be if min-p keeps it.
+    """Return how far below the maximum a logit may be for min-p to keep it.
 
     The distance is infinite if `min_p` is 0 or sampling is greedy.
 

@@ -17,7 +17,7 @@ import yaml
 
 from stretto.errors import CheckpointError, shown
 
-MAX_TEXT_BYTES = 64 << 20  # the largest known tokenizer.json has 35 MB, the largest shard index 10 MB
+MAX_TEXT_BYTES = 64 << 20  # the largest known tokenizer.json is 35 MB, the largest shard index 10 MB
 MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
@@ -33,7 +33,7 @@ LEADS_ELSEWHERE = (
     "speculators_config",
 )
 MAX_LINK_FOLDERS = 3  # levels from a file of a Hugging Face snapshot up to the folder `snapshots`
-# Errors of parsers on malformed content, such as numbers of a million digits or dates that do not exist.
+# Errors that parsers raise for malformed content, such as million-digit numbers or nonexistent dates.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
 
@@ -60,8 +60,9 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
 def released_file(folder: Path, name: str) -> Path:
     """Return the path of the file `name` in a release folder.
 
-    A link may lead to a regular file of the same release: inside `folder`, or among the blobs of the Hugging Face cache
-    if `folder` is a snapshot in it. Any other target would let a downloaded release read other files of this machine.
+    A link may point to a regular file of the same release: inside `folder`, or among the blobs of the Hugging Face
+    cache if `folder` is a snapshot in it. Any other target would let a downloaded release read other files on this
+    machine.
 
     Args:
         folder: Folder of the release.
@@ -69,7 +70,7 @@ def released_file(folder: Path, name: str) -> Path:
 
     Raises:
         CheckpointError: If there is no such file, `name` is not a plain file name, the file is not regular, or the link
-            leads elsewhere.
+            points elsewhere.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
         raise CheckpointError(f"{folder}: expected a file name without a folder, got {shown(name)}")
@@ -85,7 +86,7 @@ def released_file(folder: Path, name: str) -> Path:
 
 
 def _roots(folder: Path) -> Iterator[Path]:
-    """Yield the folders that links in `folder` may lead to."""
+    """Yield the folders that links in `folder` may point into."""
     yield folder.resolve()
     above = Path(os.path.abspath(folder))
     for parent in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
@@ -136,7 +137,7 @@ def check_layers(record: Any, path: Path | str) -> None:
 
 
 def leading_elsewhere(value: Any) -> str | None:
-    """Return the first key of LEADS_ELSEWHERE that has a value at any level of JSON; None if there is none."""
+    """Return the first key in LEADS_ELSEWHERE that is set at any level of a JSON value, or None."""
     if isinstance(value, Mapping):
         found = next((name for name in LEADS_ELSEWHERE if value.get(name) is not None), None)
         return found or next(filter(None, map(leading_elsewhere, value.values())), None)
@@ -190,7 +191,7 @@ def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    """Return the integer of a JSON number; raise ValueError if it has more than MAX_DIGITS characters."""
+    """Parse a JSON integer; raise ValueError if it has more than MAX_DIGITS characters."""
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer has {len(digits)} digits, more than {MAX_DIGITS}")
     return int(digits)

@@ -8,18 +8,18 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-# How the launcher finds the processes that start engines (`engine/host.py`): names, and an environment variable.
+# Process names and an environment variable by which the launcher finds processes that start engines (`engine/host.py`).
 SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # at most 15 characters; the stub's pid is appended to HOST_NAME
-ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket at which the spare listens
+ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket on which the spare process listens
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-START_S = 300.0  # for imports and models, on a machine that is busy with the server's own start
+START_S = 300.0  # for imports and loading models, on a machine that is busy starting the server
 
 
 class WorkerProcess:
     """Child process that runs a module, and is restarted after a crash.
 
-    A job and its answer are one line of JSON each; arrays are in shared memory. The module's last two arguments are
+    A job and its answer are each one line of JSON; arrays are in shared memory. The module's last two arguments are
     the descriptor of that memory and a nice level.
 
     Attributes:

@@ -15,14 +15,17 @@ VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
 
 class Vocabulary:
-    """Base class of frozen dataclasses with the ids and sizes of a release: `speech_vocabulary` of config.json."""
+    """Base class for frozen dataclasses with a release's ids and sizes.
+
+    They are read from `speech_vocabulary` in config.json.
+    """
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Return the vocabulary in a record; missing keys get their defaults.
 
         Raises:
-            InvalidRequest: A key is unknown, or a value has another type or is invalid. The message names it.
+            InvalidRequest: A key is unknown, or its value is invalid or of the wrong type. The message names the key.
         """
         return JsonRecord(cls).read(VOCABULARY, json.dumps(record).encode())
 
@@ -33,7 +36,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class BurstSchedule:
-    """Schedule of multi-token steps: which rows the backbone generates, and which rows the MCTP modules.
+    """Schedule of multi-token steps, which assigns rows to the backbone and the MCTP modules.
 
     Attributes:
         name: Name of the schedule in requests and error messages.
@@ -78,7 +81,7 @@ class BurstSchedule:
         return step
 
     def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # 0 for the backbone's row directly before the rows of the modules
+        behind = place - (main - 1)  # 0 for the backbone's row directly before the modules' rows
         if behind < 0:
             return 0
         assert behind % (self.num_modules + 1) == 0, (
@@ -161,7 +164,7 @@ class DepthSpec:
     published model.
 
     With a `schedule`, position p instead reads the sum of the hidden state, projected for this position,
-    and the code of stream p. Its output is used to sample stream p + 1. There are neither rotary embeddings nor a last
+    and the code of stream p. Its output is used to sample stream p + 1. There are neither rotary embeddings nor a final
     norm.
 
     Attributes:
@@ -170,7 +173,7 @@ class DepthSpec:
         projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
-        schedule: Index of each position's set of weights, for positions 0 to S - 2; empty if all positions share one.
+        schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
     """
 
     hidden: int
@@ -192,7 +195,7 @@ class DepthSpec:
 
     @property
     def num_sets(self) -> int:
-        """Number of sets of weights with a schedule."""
+        """Number of weight sets if there is a schedule, otherwise 0."""
         return 1 + max(self.schedule, default=-1)
 
 
@@ -201,10 +204,10 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Script:
-    """Alignment pointer: aligns the audio segment with the text segment that was generated before it.
+    """Alignment pointer, which aligns the audio segment with the preceding text segment.
 
-    Every text token in `spoken` is an entry of the script, in order. In the audio segment the pointer stays on its
-    entry or advances to the next one in each row. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
+    Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
+    stays on its entry or advances to the next one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
     first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
     `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
     interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
@@ -233,7 +236,7 @@ class UnconditionalContext:
     - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`, except in
       `kept_streams`.
     - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
-      of `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
+      in `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
 
     With `begins_with_mark`, the context instead consists of the conditional request's rows from the last mark that
     begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. The unconditional request
@@ -258,9 +261,9 @@ class TextGroups:
 
     A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. A
     sampled `fill_id` ends a group early: it is the first given row, whose other streams are known already. A reply
-    begins with a given row. If the recording in the prompt has more codes than its words can precede, the track
-    supplies the remaining codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last
-    group, and the rest after the text's end. All rows of the first run have `given_id`.
+    begins with a given row. If the recording in the prompt has codes left after its words run out, the track supplies
+    these codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last group, and the rest
+    after the text's end. All rows of the first run have `given_id`.
 
     The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
     `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
@@ -284,7 +287,7 @@ class TextTrack:
 
     Attributes:
         stream: Index of the stream.
-        pad_id: Id of rows after the end of the text; not a silent id of the layout, except with `groups`.
+        pad_id: Id in rows after the end of the text; not a silent id of the layout, except with `groups`.
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
         groups: Layout where text ids have separate rows; None if they share rows with frames.
@@ -312,9 +315,9 @@ class PositionStream:
 class CodeTrack:
     """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
 
-    Such a reply, text or audio, follows the recording and ends with it: the row after the last frame is the last one
-    before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so they are
-    encoded before the reply (`Prompt.track`).
+    Such a reply (text or audio) runs in step with the recording and ends with it. The row after the last frame is the
+    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
+    they are encoded before the reply (`Prompt.track`).
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
@@ -335,12 +338,12 @@ class Task:
     Attributes:
         name: Name of the task in requests.
         segments: Segments of the reply, in order.
-        text: Ids that a text segment may contain; for an interleaved segment, codes as well.
+        text: Ids that a text segment may contain, including codes if the segment is interleaved.
         needs: Content that the last turn must have: `text`, `audio`.
         sampling: Default sampling options.
         also: Content that the last turn may have in addition.
         answers: Role of the last turn.
-        has_history: True if turns of user and assistant may precede the last turn.
+        has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
     """
 
@@ -371,8 +374,8 @@ class Family:
 
     Attributes:
         end_of_reply: Id of stream 0 in the row that ends the reply; this row is not read by the model.
-        end_of_text: Id of stream 0 in the row that ends a text followed by audio. None: the sampled id is kept, and if
-            a limit ended the text, the transition follows immediately.
+        end_of_text: Id of stream 0 in the row that ends a text followed by audio. If None, the sampled id is kept, and
+            the transition follows immediately if a limit ended the text.
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
@@ -382,8 +385,9 @@ class Family:
             suffices.
         languages: Names of the languages in lower case.
         requires_language: True if a request has to name its language.
-        unavailable_languages: Missing packages or files, by the name of a language that cannot be spoken without them.
-        plain_languages: Languages that are read without marks, such as vowels, because a helper to add them is missing.
+        unavailable_languages: Missing packages or files, keyed by the language that cannot be spoken without them.
+        plain_languages: Languages that are read without marks (such as vowel marks), because a helper that would add
+            them is missing.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         takes_exaggeration: True if the strength of the voice's emotion may be set.
@@ -394,14 +398,14 @@ class Family:
         has_stream_bias: True if the checkpoint has `stream_bias.weight` [S, H], which is added to the hidden state
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
-        markers: Ids that occur in prompts only, by their names in the checkpoint.
+        markers: Ids that occur only in prompts, keyed by their names in the checkpoint.
         bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
             any.
         penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
             prompt as well; None if the family has no such penalty.
-        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. With other families
-            top-k and top-p see penalized logits. A family with this rule generates no text. At temperature 0 neither
-            top-k nor top-p is used, and the id with the largest penalized logit is taken.
+        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. In other families,
+            top-k and top-p apply to the penalized logits. A family with this rule generates no text. At temperature 0
+            neither top-k nor top-p is used, and the id with the largest penalized logit is taken.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled together from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
@@ -495,7 +499,7 @@ class Family:
 
     @property
     def num_row_words(self) -> int:
-        """Number of words of a row in the engine's output: its output streams, and the probability of each pause."""
+        """Number of words per row of engine output: one per output stream and pause probability."""
         return self.layout.num_output_streams + len(self.pauses_s)
 
     @property
@@ -526,7 +530,7 @@ class Family:
         return self.code_track is not None
 
     def task(self, name: str) -> Task:
-        """Return the task called `name`; raise KeyError, which lists the known names, if there is none."""
+        """Return the task called `name`; if there is none, raise KeyError with the known names."""
         for task in self.tasks:
             if task.name == name:
                 return task

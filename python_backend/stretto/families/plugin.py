@@ -1,6 +1,6 @@
-"""Interface of family plug-ins: everything that Stretto needs to serve a model family, found by name.
+"""Interface of family plug-ins: everything that Stretto needs to serve a model family.
 
-An installed package registers a family by an entry point of the group `stretto.families`. The entry point has the
+An installed package registers a family through an entry point in the group `stretto.families`. The entry point has the
 family's name and refers to a `FamilyPlugin`, or to a `Family` if the family has no prompts. The stretto package
 registers the built-in families in the same way.
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # imports torch
     from stretto.codecs.refinement import Refinement
 
 
-UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may lack it
+UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 
 
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
@@ -68,14 +68,14 @@ class FamilyPlugin:
 
     Attributes:
         name: Name of the family, as in `speech_family` of a checkpoint's config.json.
-        build: Function that returns the family for `speech_vocabulary` of config.json, or for None the published one.
+        build: Function that returns the family for `speech_vocabulary` of config.json, or the published one for None.
         open_template: Function that returns the prompt `Template` for a family, checkpoint folder, codec and torch
             device; None if the family has no prompts.
         text_codec: Function that returns the `TextCodec` for a family without a tokenizer and a checkpoint folder; None
             if the family's text is not readable.
         convert: Name of the module that converts releases (a `Published`); None if there is none.
-        architectures: Model classes that vLLM lacks, as "module:Class" by the name in config.json.
-        audio_encoders: Encoders inside the model, by `model_type` of `audio_config` in config.json, or `UNNAMED`.
+        architectures: Model classes that vLLM lacks, as "module:Class", keyed by the name in config.json.
+        audio_encoders: Encoders inside the model, keyed by `model_type` of `audio_config` in config.json, or `UNNAMED`.
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
@@ -202,7 +202,7 @@ def read_family(config: Mapping[str, Any]) -> Family:
 
 
 def _largest(value: object) -> int:
-    """Return the largest integer at any level of JSON; 0 if there is none."""
+    """Return the largest integer at any level of a JSON value; 0 if there is none."""
     if isinstance(value, Mapping | list):
         return max(map(_largest, value.values() if isinstance(value, Mapping) else value), default=0)
     return value if isinstance(value, int) else 0

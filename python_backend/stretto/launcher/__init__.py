@@ -1,1 +1,1 @@
-"""Launcher, which finds a Triton installation, starts, watches and stops the server, and cleans up after it."""
+"""Launcher: finds Triton; starts, watches and stops the server; and cleans up after it."""

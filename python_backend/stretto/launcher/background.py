@@ -1,4 +1,4 @@
-"""Background server of this machine: handling of its pid file, and start on demand."""
+"""Background server on this machine: pid file handling, and start on demand."""
 
 import fcntl
 import importlib.util
@@ -57,7 +57,7 @@ def write(
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the pid file's record if its launcher is running; None otherwise, or if the file is damaged."""
+    """Return the pid file's record, or None if the file is damaged or its launcher is not running."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, ValueError, RecursionError):
@@ -70,7 +70,7 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Return True if the process that wrote the record still runs, and its pid has not been reused."""
+    """Return True if the process that wrote the record is still running; its pid may be reused."""
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 
@@ -164,10 +164,10 @@ class BackgroundServer:
         return None if port is None else f"http://localhost:{port}/"
 
     def _is_usable(self) -> bool:
-        """Return True if there is a server to use.
+        """Return True if there is a usable server.
 
-        It is ready according to its launcher, or has no launcher (for example in a container) and listens at the gRPC
-        port.
+        A server is usable if its launcher reports it as ready. A server without a launcher (for example in a container)
+        is usable if it listens on the gRPC port.
         """
         state = self._state()
         return state == "ready" or (state is None and _listens(self.port + 1))
@@ -202,7 +202,7 @@ class BackgroundServer:
         ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
         files = ("--pid-file", default_pid_file(self.port, self.folder), "--log-file", log)
         command = [str(word) for word in (*self.launcher, *ports, *files)]
-        # Without bytecode each start of vLLM takes 10 s longer.
+        # Without bytecode, every vLLM start takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with self._output_file.open("wb") as output:
             return subprocess.Popen(

@@ -45,7 +45,7 @@ def serve(config: LaunchConfig) -> int:
     """Run the launcher until a signal stops it, and return its exit code.
 
     Raises:
-        LaunchError: If the configuration cannot be used, or the server did not start.
+        LaunchError: If the configuration is unusable, or the server did not start.
     """
     if not config.model_repository.is_dir():
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
@@ -116,7 +116,7 @@ def claim_files(config: LaunchConfig) -> None:
 
 
 def status(path: Path) -> int:
-    """Print the launcher's state as JSON; return 0 if it is ready, 3 if there is none, else 1."""
+    """Print the launcher's state as JSON; return 0 if ready, 3 if no launcher is running, else 1."""
     record = background.read(path)
     print(json.dumps(record or {"state": "stopped"}))
     return 3 if record is None else int(record["state"] != "ready")

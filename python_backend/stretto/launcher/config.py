@@ -23,7 +23,7 @@ class LaunchConfig:
 
     Attributes:
         model_repository: Triton model repository.
-        address: IP address to listen at.
+        address: IP address to listen on.
         allowed: APIs of `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         http_port: HTTP port.
@@ -59,7 +59,7 @@ class LaunchConfig:
 
     @property
     def ports(self) -> dict[str, int]:
-        """Port of each protocol, by its name."""
+        """Port of each protocol, keyed by the protocol's name."""
         ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
@@ -69,13 +69,13 @@ class LaunchConfig:
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30
 
     def listening_at(self, ports: Ports) -> "LaunchConfig":
-        """Return a copy with the ports at which the proxy listens."""
+        """Return a copy with the ports on which the proxy listens."""
         http_port = self.http_port if ports.http is None else ports.http
         return replace(self, http_port=http_port, grpc_port=ports.grpc, metrics_port=ports.metrics)
 
     @property
     def triton_ports(self) -> dict[str, int]:
-        """Ports at which Triton itself listens; the proxy listens at all others."""
+        """Ports on which Triton itself listens; the proxy listens on all others."""
         return {"http": self.http_port} if HTTP in self.allowed else {}
 
 

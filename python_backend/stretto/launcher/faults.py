@@ -170,7 +170,7 @@ class Launch:
 
     @property
     def drain_file(self) -> Path:
-        """File that makes the preprocessor refuse new requests while it exists."""
+        """File that, while it exists, makes the preprocessor refuse new requests."""
         return self.folder / "draining"
 
     @property
@@ -267,7 +267,7 @@ def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
 
     def is_left(each: Process) -> bool:
-        is_spare = each.name == SPARE_NAME  # it outlives servers, and ends with the launcher
+        is_spare = each.name == SPARE_NAME  # outlives servers, and exits with the launcher
         return each.pid != me and not is_spare and processes.environment_of(each.pid, LAUNCH_ID) == launch_id
 
     processes.end_all(is_left)
@@ -282,7 +282,7 @@ if __name__ == "__main__":  # the argument is the pid of the ending launcher, th
     sweep()
 
 
-PROOF_S = 2.0  # a process that is stopped for this long is expected not to resume by itself
+PROOF_S = 2.0  # a process that has been stopped for this long is not expected to resume by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,10 +335,10 @@ CHECK_INTERVAL_S = 2.0  # each poll reads one file per thread, 130 in all
 
 
 class CrashWatch:
-    """Detector of a server that has crashed but does not exit, because its handler of fatal signals hangs.
+    """Detects that the server has crashed but does not exit, because its signal handler hangs.
 
-    A thread inside the handler has the signal blocked. Threads that block it from their start, as GPU driver threads
-    may do, are ignored.
+    A thread inside the handler has the signal blocked. Threads that have blocked it since they started, as GPU driver
+    threads may, are ignored.
     """
 
     def __init__(self, pid: int) -> None:
@@ -357,11 +357,14 @@ class CrashWatch:
         return Fault([], "tritonserver has crashed but does not exit") if before & self._seen else None
 
 
-MAX_BACK_S = 60.0  # a shorter hang ends sooner than a restart would take
+MAX_BACK_S = 60.0  # a shorter hang is over sooner than a restart would be
 
 
 class ClockWatch:
-    """Detector of a wall clock that is set back. Triton's gRPC timers can hang until the clock has caught up."""
+    """Detects when the wall clock is set back.
+
+    Triton's gRPC timers can then hang until the clock has caught up.
+    """
 
     def __init__(self) -> None:
         self._ahead_s = _ahead_s()
@@ -388,7 +391,7 @@ MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a heartbeat
 class Pulse:
     """Health of a front-end process, judged by the heartbeats of its event loop and by /proc.
 
-    Missed heartbeats are counted per poll, not by elapsed time. A launcher that was itself stopped therefore finds no
+    Missed heartbeats are counted in polls, not in elapsed time. A launcher that was itself stopped therefore finds no
     fault, because the heartbeats sent in the meantime are still in the pipe.
 
     Attributes:
@@ -397,14 +400,14 @@ class Pulse:
     """
 
     def __init__(self, name: str) -> None:
-        """Create the health record of a process; `name` is its name in messages."""
+        """Create the health record of the process that is called `name` in messages."""
         self._name, self._pid = name, 0
         self._num_starts = 0
         self._reading, self.writing = -1, -1
         self._pending = PendingFault()
 
     def prepare(self) -> dict[str, str]:
-        """Create the pipe for the next process; return the environment variable with its write end."""
+        """Create the pipe for the next process; return the environment variable for its write end."""
         self.close()
         self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         return {BEATS: str(self.writing)}

@@ -25,12 +25,12 @@ STOP_S = 5.0
 
 
 class ProxyProcess:
-    """Proxy process. It is restarted at the same ports if it ends or hangs.
+    """Proxy process. It is restarted on the same ports if it exits or hangs.
 
-    It exits when its standard input is closed, and therefore with the launcher.
+    It exits when its standard input is closed, and therefore when the launcher exits.
 
     Attributes:
-        ports: Ports at which it listens.
+        ports: Ports on which it listens.
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
@@ -95,7 +95,7 @@ class ProxyProcess:
         self._send(self._state)
 
     def _listen(self) -> None:
-        """Wait until the first proxy listens; raise LaunchError if it cannot, or takes too long."""
+        """Wait until the first proxy listens; raise LaunchError if it fails or takes too long."""
         limit_s = START_S * slowness()
         if not self._has_written(limit_s):
             self._kill()
@@ -110,7 +110,7 @@ class ProxyProcess:
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def unhealthy_model(self) -> str | None:
-        """Return a model that Triton has reported as unhealthy to the proxy since the last call, or None."""
+        """Return a model newly reported to the proxy by Triton as unhealthy, or None."""
         lines = self._lines() if self._has_written(0.0) else []
         if lines and not self._has_sent_ports:  # ports of a restarted proxy, or its last error
             self._has_sent_ports = True
@@ -118,19 +118,22 @@ class ProxyProcess:
         return lines[-1] if lines else None
 
     def _has_written(self, wait_s: float) -> bool:
-        """Return True when the proxy has written a line or ended; False if neither happens within `wait_s` seconds."""
+        """Return True once the proxy has written a line or exited; False after `wait_s` seconds."""
         output = self._process.stdout
         assert output is not None
         # closed if the proxy has ended and its restart failed
         return not output.closed and bool(select.select([output], [], [], wait_s)[0])
 
     def _lines(self) -> list[str]:
-        """Return the lines that the proxy has written since the last call; it writes each with a single call."""
+        """Return the lines that the proxy has written since the last call.
+
+        The proxy writes each line in a single call.
+        """
         assert self._process.stdout is not None
         return os.read(self._process.stdout.fileno(), select.PIPE_BUF).decode().splitlines()
 
     def keep_alive(self) -> None:
-        """Restart the proxy if it has ended or hangs, without waiting for it.
+        """Restart the proxy if it has exited or hangs, without waiting until it listens.
 
         The next call retries a failed restart.
         """
@@ -159,7 +162,9 @@ class ProxyProcess:
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:
-    """Write the access key to a file in the runtime directory, where clients of the same user find it by the gRPC port.
+    """Write the access key to a file in the runtime directory that is named after the gRPC port.
+
+    Clients of the same user find the key there.
 
     Args:
         launch: Launcher instance.
@@ -174,7 +179,7 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
 class SpareProcess:
     """Process that has imported vLLM and forks engine hosts, so that a restarted model need not import vLLM.
 
-    It is started again if it ends. While it is not running, models start an engine host themselves.
+    It is restarted if it exits. While it is not running, models start engine hosts themselves.
     """
 
     command = (sys.executable, "-P", "-m", "stretto.engine.host")
@@ -184,7 +189,7 @@ class SpareProcess:
 
         Args:
             environment: Environment variables of the server.
-            socket: Unix socket at which it listens.
+            socket: Unix socket on which the process listens.
             log: Log for the output of this process and of engines.
         """
         self._environment = {**environment, **KEEP_LARGE}
@@ -246,9 +251,9 @@ class GatewayProcess:
         return [sys.executable, "-P", "-m", MODULE, "--server", server, *own, *self._config.gateway_args]
 
     def _voices(self) -> tuple[str, ...]:
-        """Return the flag for a persistent folder of voices.
+        """Return the flag for a persistent voice folder.
 
-        Empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
+        The result is empty if the user has set STRETTO_VOICES, or if the folder cannot be created.
         """
         if os.environ.get(VOICES):
             return ()
@@ -278,7 +283,7 @@ class GatewayProcess:
         """Restart the gateway if it has ended or hangs.
 
         Raises:
-            LaunchError: If it has rejected its arguments and never worked.
+            LaunchError: If the gateway has rejected its arguments and never worked.
         """
         self._has_worked = self._has_worked or self._pulse.has_beaten
         if self._process.poll() == BAD_USAGE and not self._has_worked:
@@ -300,7 +305,7 @@ class GatewayProcess:
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Ask the gateway to exit after completing its responses, and wait until it has or `polls` ends."""
+        """Ask the gateway to complete its responses and exit; wait until it exits or `polls` ends."""
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:

@@ -1,4 +1,4 @@
-"""Triton server of this machine (container or wheel), its environment, and the launcher's folders and ports."""
+"""Triton installation (container or wheel), its environment, and the launcher's folders and ports."""
 
 import hashlib
 import http.client
@@ -133,7 +133,7 @@ def known_flags(installation: Installation) -> frozenset[str]:
 
 
 def wheel_server() -> Path:
-    """Return the folder `pytriton/tritonserver` of the installed wheel; raise LaunchError if it is not installed."""
+    """Return the wheel's folder `pytriton/tritonserver`; raise LaunchError if there is no wheel."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise LaunchError(
@@ -258,7 +258,7 @@ def _is_taken(port: int) -> bool:
 
 
 def reachable(address: str) -> str:
-    """Return the host name or address to reach a server that listens at `address` from this machine."""
+    """Return the host name or address at which this machine reaches a server on `address`."""
     return "localhost" if ipaddress.ip_address(address).is_unspecified else address
 
 

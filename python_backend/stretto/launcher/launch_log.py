@@ -29,8 +29,8 @@ def log_line(message: str) -> None:
 class LogFile:
     """Log file. Lines that cannot be written are dropped and counted.
 
-    Writing never raises and waits for at most WRITABLE_S. Once it is possible again, the number of dropped lines is
-    written first. A regular file is rotated at LOG_BYTES.
+    Writing never raises an error, and waits for at most WRITABLE_S. Once writing is possible again, the number of
+    dropped lines is written first. A regular file is rotated at LOG_BYTES.
 
     Attributes:
         lock: Lock that every writer must hold.
@@ -120,7 +120,7 @@ class ChildOutput:
         self._log = log
         self.reading, self.writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.reading, False)
-        with suppress(OSError):  # the user's limit of pipe pages is reached
+        with suppress(OSError):  # the user's limit on pipe pages has been reached
             fcntl.fcntl(self.reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._line = self._tail = b""
         self._is_open = True
@@ -177,7 +177,7 @@ class LaunchLog:
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Start the copying thread; a `path` of None logs to standard output."""
+        """Start the copying thread; if `path` is None, log to standard output."""
         self._log = LogFile(path)
         self._outputs: dict[int, ChildOutput] = {}  # by descriptor; closed descriptors are reused
         self._poll, self._wake = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC)

@@ -47,7 +47,7 @@ def is_wanted(repository: Path) -> bool:
 def start(repository: Path, launch: Launch) -> None:
     """Start the MPS daemon of a launcher instance if the model repository requests one.
 
-    If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's daemon), that one is used.
+    If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's), that daemon is used instead.
 
     Raises:
         LaunchError: If the daemon cannot be started, or the variable does not name a folder.
@@ -103,7 +103,7 @@ def stop(launch: Launch) -> None:
 
 
 def client_environment(launch: Launch) -> dict[str, str]:
-    """Return the environment variables that lead processes to the launcher's own daemon; empty if there is none."""
+    """Return the environment variables that point to the launcher's own daemon; empty if none runs."""
     folder = _folder(launch)
     return {PIPES: str(folder), LOGS: str(folder)} if folder.is_dir() else {}
 
@@ -115,7 +115,7 @@ def _folder(launch: Launch) -> Path:
 def _daemon_environment(launch: Launch, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the daemon's environment variables.
 
-    It serves all GPUs, because device numbers in its clients count only the GPUs that it serves.
+    The daemon serves all GPUs, because its clients number only the GPUs that it serves.
     """
     kept = {name: value for name, value in base.items() if name != VISIBLE}
     return kept | client_environment(launch) | {LAUNCH_ID: launch.id}

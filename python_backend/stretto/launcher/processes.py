@@ -1,4 +1,4 @@
-"""Processes and threads in /proc: how to find, watch, prioritise and kill them."""
+"""Finding, watching, prioritising and killing processes and threads through /proc."""
 
 import os
 import re
@@ -25,7 +25,7 @@ class Process:
 
     Attributes:
         pid: Process id.
-        parent: Pid of the parent; for an engine host, pid of the stub that it was started for.
+        parent: Pid of the parent; for an engine host, the pid of the stub for which it was started.
         group: Process group id.
         name: Name of the executable, at most 15 characters.
         command: Command line, each argument followed by a space.
@@ -71,7 +71,7 @@ def birth(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return True if a signal has stopped the process; a stop by a debugger does not count."""
+    """Return True if a signal, not a debugger, has stopped the process."""
     with suppress(*GONE):
         return _stat(pid)[1][0] == "T"
     return False
@@ -83,7 +83,7 @@ def read_process(pid: int) -> Process | None:
         name, fields = _stat(pid)
         command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         owner = name.removeprefix(HOST_NAME)
-        # other users may choose such a name, too
+        # other users' processes may also have such a name
         is_host = owner != name and owner.isdigit() and (PROC / str(pid)).stat().st_uid == os.geteuid()
     except GONE:
         return None
@@ -116,14 +116,14 @@ def descendants(pid: int) -> list[Process]:
 
 
 def waits_for_a_child(pid: int) -> bool:
-    """Return True if a thread of the process waits for a child to exit; False if /proc does not show it."""
+    """Return True if /proc shows that a thread of the process is waiting for a child to exit."""
     with suppress(*GONE):
         return any((task / "wchan").read_text() == "do_wait" for task in (PROC / str(pid) / "task").iterdir())
     return False
 
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
-    """Return a dict from thread id to True if that thread has any of these signals blocked, else False."""
+    """Map each thread id of the process to True if that thread blocks any of these signals."""
     mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
@@ -135,7 +135,7 @@ def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
 
 
 def lost_children(pid: int) -> set[int]:
-    """Return the pids of children of the process that have ended but were not reaped."""
+    """Return the pids of children of the process that have exited but have not been reaped."""
     found = set()
     for path in PROC.iterdir():
         if path.name.isdigit():
@@ -148,7 +148,7 @@ def lost_children(pid: int) -> set[int]:
 def environment_of(pid: int, variable: str) -> str | None:
     """Return the value that an environment variable had when a process started.
 
-    None if it was not set, or if the process has ended or belongs to another user.
+    Return None if it was not set, or if the process has exited or belongs to another user.
     """
     with suppress(*GONE):
         for entry in (PROC / str(pid) / "environ").read_bytes().split(b"\0"):
@@ -162,11 +162,11 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
     """Kill the selected processes and wait until they have ended, for at most twice `patience_s`.
 
     Resource trackers exit by themselves after the processes whose resources they track, so they are killed only after
-    `patience_s`; so are processes without a command line, which may be about to become trackers.
+    `patience_s`. The same applies to processes without a command line, which may be about to become trackers.
 
     Args:
         is_meant: Predicate that selects processes.
-        patience_s: Time in seconds.
+        patience_s: Delay in seconds before these processes are killed.
     """
     begun = time.monotonic()
     while left := [process for process in all_processes() if is_meant(process)]:
@@ -181,7 +181,7 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
 
 
 class Watch:
-    """Watcher that detects immediately when one of several processes ends, even if its parent does not reap it.
+    """Immediately detects when one of several processes exits, even if it is not reaped.
 
     Attributes:
         ended: Processes that are known to have ended.
@@ -226,7 +226,7 @@ class Watch:
         return found
 
     def end_models(self, models: set[str]) -> None:
-        """Kill all processes of these models, and wait for each to end, for at most END_S."""
+        """Kill all processes of these models, and wait up to END_S for each of them to exit."""
         doomed = [each for each, process in self._watched.items() if (self.models_of([process]) or {""}) <= models]
         for descriptor in doomed:
             with suppress(ProcessLookupError):
@@ -250,23 +250,24 @@ AUTOGROUP = re.compile(r" nice (-?\d+)$")
 class LoadPriority:
     """Raised CPU priority for server processes that are loading models, until `end` restores it.
 
-    Both the processes and their sessions are raised, because with autogroups Linux schedules a session as one unit
-    (sched(7)). Nothing changes if this process may not raise priorities (by CAP_SYS_NICE or a permissive nice limit).
+    The priority of both the processes and their sessions is raised, because with autogroups Linux schedules a session
+    as one unit (sched(7)). Nothing changes if this process may not raise priorities, which requires CAP_SYS_NICE or a
+    permissive nice limit.
     """
 
     def __init__(self, server_pid: int, is_new_server: bool = False) -> None:
-        """Find the stubs that run already; their priority stays unchanged.
+        """Find the stubs that are already running; their priority stays unchanged.
 
         Args:
             server_pid: Pid of the server.
-            is_new_server: True if the server has just been started; its own priority is then raised too, and its stubs
+            is_new_server: True if the server has just been started. Its own priority is then also raised, and its stubs
                 inherit it.
         """
         self._server, self._is_new_server = server_pid, is_new_server
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
-        self._raise_by = min(RAISE, self._normal - HIGHEST)  # the kernel would cut off more
+        self._raise_by = min(RAISE, self._normal - HIGHEST)  # the kernel would clamp a larger raise
         self._session_nice = dict[int, int]()  # by session id, which is the pid of its first process
         self._next_s = time.monotonic()
         self._may = True

@@ -47,7 +47,7 @@ Connect = Callable[[], http.client.HTTPConnection]
 def encodings_environment(config: LaunchConfig) -> dict[str, str]:
     """Return the environment variable for the folder that keeps encodings of stored voices across restarts.
 
-    Empty if there is no gateway (which stores voices), or if the user has set the variable.
+    The result is empty if there is no gateway (which stores voices), or if the user has set the variable.
     """
     if config.gateway_port is None or ENCODINGS in os.environ:
         return {}
@@ -160,9 +160,9 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 def loading(config: LaunchConfig) -> list[str]:
     """Return the flags that load all models and permit the launcher to reload single ones.
 
-    Empty if the user passes flags for model control. Empty also if other users could then load models, because Triton
-    executes a model's code. They could if the repository API is open to all, or if Triton's own HTTP service is open,
-    whose key all users of this host can read in `ps`.
+    The result is empty if the user passes flags for model control. It is also empty if other users could then load
+    models, because Triton executes a model's code. They could do so if the repository API is open to all, or if
+    Triton's own HTTP service is open, because all users of this host can read its key in `ps`.
     """
     has_flags = any(flag.startswith(("--model-control-mode", "--load-model")) for flag in config.passed)
     return (
@@ -225,7 +225,7 @@ class Server:
             installation: The Triton server to start.
             launch: Launcher instance.
             log: Log for the server's output.
-            was_ready_before: True if a server of this launcher was ready before. Models are then loaded with raised
+            was_ready_before: True if this launcher has already had a ready server. Models are then loaded with raised
                 priority.
         """
         self._config, self._launch = config, launch
@@ -255,14 +255,14 @@ class Server:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the start of the server, or of the latest restart of some of its models."""
+        """Seconds since the start of the server, or since the latest restart of some of its models."""
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
-        """Return True once every model is loaded; from then on the server's processes are watched.
+        """Return True once every model is loaded; the server's processes are then watched.
 
         Raises:
-            AbortedStart: If the server or a stub died, or the start hangs; another attempt may succeed.
+            AbortedStart: If the server or a stub died, or the start hangs. Another attempt may succeed.
             LaunchError: If the server has ended with an error, or the time limit has passed.
         """
         code = self._process.poll()
@@ -288,8 +288,8 @@ class Server:
     def _check_progress(self) -> None:
         """Raise AbortedStart if the start hangs, which happens with Triton 24.10 in two ways (stub_launcher.cc).
 
-        If a stub sends no message for a second while its model loads, the server abandons it, and then waits for its
-        exit without having requested it. Or the server waits without limit for a stub's first message although the stub
+        If a stub sends no message for a second while its model loads, the server abandons it, and then waits for it to
+        exit without having asked it to. Or the server waits indefinitely for a stub's first message although the stub
         has died.
         """
         now = time.monotonic()
@@ -321,7 +321,7 @@ class Server:
         return UnixConnection(self._launch.http_socket)
 
     def _watch_processes(self) -> Watch:
-        """Return a watcher of the server and the processes that it cannot work without."""
+        """Return a watcher for the server and the processes that it cannot work without."""
         me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
         if lost_children(self.pid) - self._long_lost:
@@ -332,7 +332,7 @@ class Server:
     def wait(self, timeout_s: float) -> Fault | None:
         """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
 
-        Faults found by the clock watch and the crash watch are returned as well.
+        Faults detected by the clock watch and the crash watch are also returned.
         """
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
@@ -350,13 +350,13 @@ class Server:
         return self._watch.stopped()
 
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
-        """Begin to restart only the models of some processes; `is_ready` then advances the restart.
+        """Begin to restart only the models of these processes; `is_ready` then advances the restart.
 
         WORKAROUND(triton python_backend r24.10): a model whose stub died during requests is never freed, because these
         requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
 
         Args:
-            broken: Ended or stopped processes.
+            broken: Processes that have exited or are stopped.
 
         Returns:
             The restart, or None if the whole server must be restarted.

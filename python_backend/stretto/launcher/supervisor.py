@@ -36,7 +36,7 @@ class Waits:
     def catch_signals(self) -> None:
         """Install signal handlers that end waits instead of the process.
 
-        Called before there is anything to clean up.
+        This method must be called before there is anything to clean up.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup: keep it so
@@ -92,7 +92,7 @@ class StatePublisher:
         """Publish that the server is ready.
 
         Args:
-            age_s: Time from its start until it was ready, in seconds.
+            age_s: Time from the server's start until it was ready, in seconds.
             pid: Pid of the server.
         """
         self.record(READY)
@@ -122,7 +122,7 @@ class FrontEndProcesses:
 
     Attributes:
         proxy: The proxy.
-        config: Launcher configuration with the ports at which the proxy listens.
+        config: Launcher configuration with the ports on which the proxy listens.
     """
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog) -> None:
@@ -140,7 +140,7 @@ class FrontEndProcesses:
                 raise
 
     def keep_alive(self) -> None:
-        """Restart the processes that have ended or hang."""
+        """Restart the processes that have exited or hang."""
         self.proxy.keep_alive()
         self._spare.keep_alive()
         if self._gateway is not None and not self._is_draining:
@@ -155,7 +155,7 @@ class FrontEndProcesses:
         return self.proxy.unhealthy_model()
 
     def drain(self, polls: Iterable[None]) -> None:
-        """Let the gateway complete its responses until `polls` ends; the server must still run meanwhile."""
+        """Let the gateway complete its responses until `polls` ends, while the server keeps running."""
         self._is_draining = True
         if self._gateway is not None:
             self._gateway.drain(polls)
@@ -193,7 +193,7 @@ def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> boo
     return False
 
 
-EXIT_S = 2.0  # all streams have ended, so a server that unloads its models slowly can be killed
+EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload its models can be killed
 CHECK_INTERVAL_S = 0.2  # poll interval of a ready server
 
 
