@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vllm import _custom_ops as ops
 
+from stretto.engine.kernels.cpu import products
 from stretto.engine.kernels.cpu.products import padded_size
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def multiplied() -> Iterator[set[int]]:
     """Return the row counts that oneDNN has computed."""
-    met, multiply = set[int](), ops.onednn_mm
+    met, multiply = set[int](), products.onednn_mm
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "onednn_mm", lambda handler, x, bias: met.add(len(x)) or multiply(handler, x, bias))
+        patch.setattr(products, "onednn_mm", lambda out, x, *more: met.add(len(x)) or multiply(out, x, *more))
         yield met
 
 

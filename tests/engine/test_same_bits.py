@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm import _custom_ops as ops
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from stretto.engine.kernels.cpu import products
 from stretto.engine.kernels.cpu.products import NARROW, HostLayer
 from stretto.engine.worker.run_slots import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
@@ -70,14 +70,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Bits:
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Return the row counts of the wide products that oneDNN has computed."""
-    met, multiply = set[int](), ops.onednn_mm
+    met, multiply = set[int](), products.onednn_mm
 
-    def record(handler: object, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def record(product: torch.Tensor, x: torch.Tensor, *more: object) -> None:
         if x.shape[1] > NARROW:
             met.add(len(x))
-        return multiply(handler, x, bias)
+        multiply(product, x, *more)
 
-    monkeypatch.setattr(ops, "onednn_mm", record)
+    monkeypatch.setattr(products, "onednn_mm", record)
     return met
 
 

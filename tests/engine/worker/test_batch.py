@@ -8,8 +8,17 @@ import torch
 
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.worker.run_slots import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
+from stretto.engine.worker.run_slots import (
+    STEPS_AHEAD,
+    BatchPlan,
+    BatchPlanner,
+    KeysAhead,
+    PlanArrays,
+    StepRows,
+    plan_batch,
+)
 from stretto.engine.worker.slots import LIMITS, SCALES, DeviceArrays, HostArrays, SlotTables
+from stretto.sampling import stream_keys
 from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 
@@ -114,3 +123,31 @@ def test_a_batch_in_which_all_rows_speak_reads_no_text_head() -> None:
     plan = plan_batch(StepRows(slots, everyone, ~everyone, everyone), nobody, nobody > 0, filled())
     assert plan.may_speak
     assert not plan.may_write
+
+
+def test_noise_keys_computed_ahead_equal_those_of_each_step() -> None:
+    noise, seeds = KeysAhead(lambda keys, positions: stream_keys(keys, positions, 5)), np.array([7, -3, 7], np.int32)
+    rows, partner, is_unconditional = make_rows(np.random.default_rng(3))
+    plans = [plan_batch(rows, partner, is_unconditional, filled()) for _ in range(2)]
+    positions = np.array([4, 90, 31], np.int32)
+    for step, at in enumerate([*range(40), 41, 44, 45, 45, 12, *range(13, 40)]):
+        keys = noise.keys(plans[step == 20], seeds, positions + np.int32(at))
+        assert keys.dtype == np.int32
+        assert np.array_equal(keys, stream_keys(seeds, positions + np.int32(at), 5)), step
+    changed = np.array([1, 2], np.int32)
+    keys = noise.keys(plans[1], changed, changed)
+    assert np.array_equal(keys, stream_keys(changed, changed, 5))
+
+
+def test_a_steady_batch_computes_its_noise_keys_once_for_several_steps() -> None:
+    calls = list[int]()
+
+    def make(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        calls.append(len(positions))
+        return stream_keys(keys, positions, 5)
+
+    rows, partner, is_unconditional = make_rows(np.random.default_rng(3))
+    plan, noise = plan_batch(rows, partner, is_unconditional, filled()), KeysAhead(make)
+    for at in range(1 + 2 * STEPS_AHEAD):
+        noise.keys(plan, np.array([7], np.int32), np.array([at], np.int32))
+    assert calls == [1, STEPS_AHEAD, STEPS_AHEAD]

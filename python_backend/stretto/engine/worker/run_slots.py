@@ -5,7 +5,7 @@ The module also plans each step on the host: which rows are sampled, their CFG p
 
 import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -259,6 +259,42 @@ class BatchPlanner:
             self._plan = plan, PlanArrays.from_plan(plan, rows, self._tables, self._arrays)
             self._fingerprint = fingerprint
         return self._plan
+
+
+STEPS_AHEAD = 16
+
+
+class KeysAhead:
+    """Noise keys of the sampled rows, computed for STEPS_AHEAD steps in one pass while the same rows are sampled.
+
+    Args:
+        make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].
+    """
+
+    def __init__(self, make: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+        self._make = make
+        self._plan: BatchPlan | None = None
+        self._positions, self._keys = np.zeros((0, 0), np.int32), np.zeros((0, 0, 0), np.int32)
+        self._step = 0
+
+    def keys(self, plan: BatchPlan, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the noise keys of a step, int32 [M, S].
+
+        Args:
+            plan: Plan of the step. It is the same object while the same rows are sampled.
+            seed_keys: Keys of the requests' seeds, int32 [M].
+            positions: Positions of the rows, int32 [M].
+        """
+        is_next = plan is self._plan and np.array_equal(positions, self._positions + self._step)
+        if is_next and self._step < len(self._keys):
+            keys = self._keys[self._step]
+        else:
+            num_steps = STEPS_AHEAD if is_next else 1
+            ahead = (positions + np.arange(num_steps, dtype=np.int32)[:, None]).reshape(-1)
+            self._keys = self._make(np.tile(seed_keys, num_steps), ahead).reshape(num_steps, len(positions), -1)
+            self._plan, self._positions, self._step, keys = plan, positions, 0, self._keys[0]
+        self._step += 1
+        return keys
 
 
 PREFIXES = ("_warmup_", "_v2_mixed_warmup_")

@@ -19,7 +19,7 @@ from stretto.engine.worker.predictors import (
     Readout,
     RowPredictor,
 )
-from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, RunSlots, StepRows
+from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, RunSlots, StepRows
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
@@ -365,7 +365,7 @@ class SpeechSampler:
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._slots, self._arrays = slots, slots.arrays
-        self._draw, self._segments = draw, segments
+        self._draw, self._segments, self._noise = draw, segments, KeysAhead(draw.keys)
         tables, arrays = slots.tables, slots.arrays
         self._table, self._codes, self._script = (arrays.wrap(t) for t in (tables.state, tables.codes, tables.script))
         self._family = segments.family
@@ -456,7 +456,7 @@ class SpeechSampler:
         """Return the noise keys of the sampled rows, int32 [M, S], computed on the host."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
-        return self._draw.keys(seeds.astype(np.int32), positions.astype(np.int32))
+        return self._noise.keys(plan, seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
         """Append copies of the first P rows for their unconditional requests, with hidden streams masked."""
@@ -472,7 +472,7 @@ class SpeechSampler:
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:
         entry = self._segments.advance(token, rows, plan.may_write)
-        self._table[slots] = self._arrays.xp.stack([getattr(rows.state, name) for name in STATE], 1)
+        self._table[slots] = self._arrays.stack([getattr(rows.state, name) for name in STATE])
         if entry is not None:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
 

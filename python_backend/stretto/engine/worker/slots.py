@@ -33,6 +33,9 @@ class Arrays(Protocol):
     def int32(self, array: Array) -> Array:
         """Return `array` converted to int32."""
 
+    def stack(self, columns: Sequence[Array]) -> Array:
+        """Return n columns [B] as an array [B, n]."""
+
     def upload(self, values: np.ndarray) -> Array:
         """Return the host array `values` on the step's device, without waiting for the copy."""
 
@@ -57,6 +60,10 @@ class HostArrays:
     def int32(self, array: Array) -> Array:
         """Return `array` converted to int32."""
         return array.astype(np.int32)
+
+    def stack(self, columns: Sequence[Array]) -> Array:
+        """Return n columns [B] as an array [B, n]."""
+        return np.array(columns).T
 
     def upload(self, values: np.ndarray) -> Array:
         """Return `values` unchanged."""
@@ -86,6 +93,10 @@ class DeviceArrays:
     def int32(self, array: Array) -> Array:
         """Return `array` converted to int32."""
         return array.to(torch.int32)
+
+    def stack(self, columns: Sequence[Array]) -> Array:
+        """Return n columns [B] as an array [B, n]."""
+        return torch.stack(list(columns), 1)
 
     def upload(self, values: np.ndarray) -> Array:
         """Copy `values` to the device asynchronously, through pinned memory if available.

@@ -1,12 +1,13 @@
 """CPU versions of vLLM's kernels for block tables, staged writes, input batches, and sampling with its noise."""
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
 
 
+@lru_cache(maxsize=4096)  # addresses stay the same from step to step; making a view takes longer than reading a row
 def _table(address: int, num_rows: int, stride: int) -> np.ndarray:
     """Return the int32 block table [num_rows, stride] at a memory address.
 
@@ -58,11 +59,9 @@ def gather_block_tables(
 ) -> None:
     """Copy the block-table rows of the batch, in its order; unused rows become 0."""
     slots = idx_mapping.numpy()
-    for group, lengths in enumerate(num_blocks.numpy()):
-        source_rows, target_rows = (
-            _table(int(addresses[group]), len(lengths), int(strides[group]))
-            for addresses in (source_addresses, target_addresses)
-        )
+    places = zip(source_addresses.tolist(), target_addresses.tolist(), strides.tolist(), strict=True)
+    for lengths, (source, target, stride) in zip(num_blocks.numpy(), places, strict=True):
+        source_rows, target_rows = (_table(each, len(lengths), stride) for each in (source, target))
         used = lengths[slots].max(initial=0)
         target_rows[:num_reqs, :used] = source_rows[slots, :used]
         target_rows[num_reqs:] = 0
@@ -88,19 +87,19 @@ def compute_slot_mappings(
     """Compute the KV-cache slot of each token per group; `PAD_ID` after the last token."""
     assert CP_SIZE == 1, "context parallelism is not supported without a GPU"
     slots = idx_mapping.numpy()
-    starts = query_start_loc.numpy()[: len(slots) + 1]
-    slots, positions = np.repeat(slots, np.diff(starts)), pos.numpy()[: starts[-1]]
-    num_rows = int(slots.max(initial=0)) + 1
-    for group, out in enumerate(slot_mappings.numpy()):
-        out[starts[-1] : max_num_tokens] = PAD_ID
-        if not enabled[group]:
-            out[: starts[-1]] = PAD_ID
+    num_tokens = int(query_start_loc[len(slots)])
+    if num_tokens != len(slots):  # a request has several tokens; each has at least one
+        slots = np.repeat(slots, np.diff(query_start_loc.numpy()[: len(slots) + 1]))
+    positions, num_rows = pos.numpy()[:num_tokens], int(slots.max(initial=0)) + 1
+    groups = zip(table_addresses.tolist(), strides.tolist(), block_sizes.tolist(), enabled.tolist(), strict=True)
+    for out, (address, stride, block_size, is_enabled) in zip(slot_mappings.numpy(), groups, strict=True):
+        out[num_tokens:max_num_tokens] = PAD_ID
+        if not is_enabled:
+            out[:num_tokens] = PAD_ID
             continue
-        table = _table(int(table_addresses[group]), num_rows, int(strides[group]))
-        block_size = int(block_sizes[group])
         blocks, offsets = np.divmod(positions, block_size)
-        places = table[slots, blocks].astype(np.int64) * block_size + offsets
-        out[: starts[-1]] = np.where(slots >= 0, places, PAD_ID)
+        places = _table(address, num_rows, stride)[slots, blocks].astype(np.int64) * block_size + offsets
+        out[:num_tokens] = np.where(slots >= 0, places, PAD_ID)
 
 
 def prepare_prefill_inputs(
@@ -141,11 +140,15 @@ def prepare_pos_seq_lens(
     """Compute the position of each token and the length of each request; lengths of unused entries are 0."""
     num_reqs = idx_mapping.shape[0]
     starts = query_start_loc.numpy()[: num_reqs + 1]
-    query_lens = np.diff(starts)
     computed = num_computed_tokens.numpy()[idx_mapping.numpy()]
     lengths = seq_lens.numpy()
-    np.add(computed, query_lens, out=lengths[:num_reqs])
     lengths[num_reqs:max_num_reqs] = 0
+    if starts[-1] == num_reqs:  # one token for each request
+        np.add(computed, 1, out=lengths[:num_reqs])
+        pos.numpy()[:num_reqs] = computed
+        return
+    query_lens = np.diff(starts)
+    np.add(computed, query_lens, out=lengths[:num_reqs])
     offsets = np.repeat(computed - starts[:-1], query_lens)
     np.add(offsets, np.arange(starts[-1]), out=pos.numpy()[: starts[-1]])
 
@@ -208,19 +211,27 @@ def post_update(
     **launch: object,
 ) -> None:
     """Append the sampled tokens of each request, up to W, to its slot, and update the number of computed tokens."""
-    slots = idx_mapping.numpy()
-    delta = -num_rejected.numpy()
+    slots, tokens, counts = idx_mapping.numpy(), sampled_tokens.numpy(), num_sampled.numpy()
+    delta, lengths = -num_rejected.numpy(), total_len.numpy()
     if query_start_loc is not None:
-        delta = delta + np.diff(query_start_loc.numpy()[: len(slots) + 1])
-    num_computed_tokens.numpy()[slots[slots >= 0]] += delta[slots >= 0]
-    tokens, lengths, counts = sampled_tokens.numpy(), total_len.numpy(), num_sampled.numpy()
-    rows = np.flatnonzero((counts > 0) & (slots >= 0))
-    sampling, counts = slots[rows], counts[rows]
-    last_sampled_tokens.numpy()[sampling, 0] = tokens[rows, counts - 1]
-    row, column = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
-    of_row, new = sampling[row], tokens[rows[row], column]
-    all_token_ids.numpy()[of_row, lengths[of_row] + column] = new
-    lengths[sampling] += counts
+        starts = query_start_loc.numpy()[: len(slots) + 1]
+        delta += starts[1:] - starts[:-1]
+    if slots.min(initial=0) < 0:
+        is_kept = slots >= 0
+        slots, tokens, counts, delta = (each[is_kept] for each in (slots, tokens, counts, delta))
+    num_computed_tokens.numpy()[slots] += delta
+    if not counts.all():
+        is_kept = counts > 0
+        slots, tokens, counts = (each[is_kept] for each in (slots, tokens, counts))
+    of_row, new, places = slots, tokens[:, 0], lengths[slots]
+    last = new
+    if tokens.shape[1] > 1:
+        row, column = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
+        of_row, new, places = slots[row], tokens[row, column], places[row] + column
+        last = tokens[np.arange(len(tokens)), counts - 1]
+    last_sampled_tokens.numpy()[slots, 0] = last
+    all_token_ids.numpy()[of_row, places] = new
+    lengths[slots] += counts
     if output_bin_counts is not None:
         np.add.at(output_bin_counts.numpy(), (of_row, new), 1)
 
