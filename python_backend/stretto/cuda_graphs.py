@@ -1,8 +1,8 @@
 """CUDA graph capture that restores the previous state on failure.
 
-After a failed capture the caller must drop all graphs of that memory pool and capture no more. The graphs share memory
-with the failed capture, and earlier captures may have failed unnoticed. Kernels are then launched directly, which is
-slower but correct.
+After a failed capture, the caller must drop all graphs in that memory pool and must not capture any more. The graphs
+share memory with the failed capture, and earlier captures may have failed unnoticed. Kernels are then launched
+directly, which is slower but correct.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
         The graph.
 
     Raises:
-        Exception: Any error of `work` or of the capture.
+        Exception: Any error raised by `work` or the capture.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
@@ -42,7 +42,7 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
 
 
 def _stop_allocating(pool: Any) -> None:
-    """End the allocator's capture mode, as torch's `capture_end` does unless CUDA fails (ATen/cuda/CUDAGraph.cpp).
+    """End the allocator's capture mode, as `capture_end` does in torch unless CUDA fails (ATen/cuda/CUDAGraph.cpp).
 
     In capture mode the allocator does not reuse memory that other streams have used.
     """

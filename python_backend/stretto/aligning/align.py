@@ -11,7 +11,7 @@ import numpy as np
 from anyascii import anyascii
 from numpy.typing import NDArray
 
-SEPARATOR = "|"  # label between words, in alphabets that have one
+SEPARATOR = "|"  # label between words, if the alphabet has one
 APOSTROPHES = "\u2019\u02bc\u2018"
 # Scripts without spaces between words: a character with its marks is a word.
 SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -44,7 +44,7 @@ class TimedWord(NamedTuple):
 def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) -> NDArray[np.int32]:
     """Return the most likely path of labels that yields `targets` when repetitions and blanks are removed.
 
-    Equal to `torchaudio.functional.forced_align`, including the choice among equally likely paths.
+    The result equals that of `torchaudio.functional.forced_align`, including the choice among equally likely paths.
 
     Args:
         log_p: Log probabilities of C labels in T frames, float32 [T, C].
@@ -107,9 +107,9 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text, omitting units that contain neither a letter nor a digit.
+    """Split a text into words, omitting units that contain neither a letter nor a digit.
 
-    Words are separated by spaces; in Chinese, Japanese and Thai each character is a word.
+    Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
     """
     found: list[str] = []
     for unit in UNITS.findall(unicodedata.normalize("NFC", text)):
@@ -134,7 +134,7 @@ class Alphabet:
 
     @property
     def separator(self) -> int | None:
-        """Id of the label between words; None if the alphabet has none."""
+        """Id of the label between words, or None if the alphabet does not have one."""
         found = self.labels.get(SEPARATOR)
         return None if found == self.blank else found
 
@@ -153,8 +153,8 @@ class Alphabet:
 def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, duration_s: float) -> list[TimedWord]:
     """Return the start and end times of words in audio.
 
-    A word without a letter of the alphabet, such as a number in digits, is aligned as a star, a wildcard that matches
-    any sound.
+    A word that contains no letter of the alphabet, such as a number in digits, is aligned as a star, a wildcard that
+    matches any sound.
 
     Args:
         log_p: Log probabilities of the model's C labels in T frames, float32 [T, C].

@@ -1,4 +1,4 @@
-"""CTC model of the wav2vec2 layout: its files, and word times in a recording."""
+"""CTC model with the wav2vec2 layout: reading its files, and computing word times in a recording."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ WEIGHTS, CONFIG, VOCABULARY, PREPROCESSOR = "model.safetensors", "config.json", 
 FILES = (CONFIG, VOCABULARY, PREPROCESSOR, WEIGHTS)
 BLANK = "<blank>"
 MAX_LAYERS, MAX_WIDTH = 100, 1 << 15  # far above published models: 48 layers, width 1280, feed-forward width 5120
-VARIANCE = 1e-7  # added before normalising, as when these models were trained
+VARIANCE = 1e-7  # added when normalising, as in the training of these models
 
 
 def read_alphabet(folder: Path) -> Alphabet:
     """Return the labels of the model in `folder`; the blank is `<blank>` or, if there is none, the padding token.
 
     Raises:
-        CheckpointError: If vocab.json or config.json is missing or not of the wav2vec2 layout.
+        CheckpointError: If vocab.json or config.json is missing or does not have the wav2vec2 layout.
     """
     path, config = folder / VOCABULARY, json_object(folder / CONFIG)
     labels, size = json_object(path), config.get("vocab_size")
@@ -51,7 +51,7 @@ def check_config(folder: Path) -> bool:
     """Check the model's configuration, and return True if its input is normalised.
 
     Raises:
-        CheckpointError: If a file is missing, or describes another kind of model.
+        CheckpointError: If a file is missing, or describes a different kind of model.
     """
     for name in FILES:
         released_file(folder, name)
@@ -81,7 +81,7 @@ class Aligner:
     """CTC model that computes word times.
 
     Args:
-        folder: Folder with FILES.
+        folder: Folder that contains FILES.
         device: torch device.
 
     Raises:
@@ -99,7 +99,7 @@ class Aligner:
     def log_p(self, pcm: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the log probabilities of the labels, float32 [T, C].
 
-        Recordings are not batched, because the first norm of the base models covers all frames of a recording.
+        Recordings are not batched, because the first norm in base models covers all frames of a recording.
 
         Args:
             pcm: Samples at RATE, float32 [n].

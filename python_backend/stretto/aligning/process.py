@@ -1,4 +1,4 @@
-"""Queue of alignment jobs, and the process that runs them. Every job is answered once, within a time limit."""
+"""Queue of alignment jobs, and the process that runs them. Every job is answered exactly once, within a time limit."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from stretto.aligning.align import TimedWord
 from stretto.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
-MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
+MAX_WAIT_S = 60.0  # maximum wait for the answer to one job, after which the process is replaced
 NICENESS = 5  # decoding of active streams has priority
 Answer = Callable[[list[TimedWord] | None], None]
 
@@ -43,7 +43,7 @@ class AlignerProcess:
         return self._process.pid
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
-        """Return the word times of a text in a recording; None if the text does not fit the recording.
+        """Return the word times of a text in a recording, or None if the text does not fit the recording.
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
@@ -51,8 +51,8 @@ class AlignerProcess:
             text: Text that is spoken in the recording.
 
         Raises:
-            ProcessFailed: If the process reported an error, ended, or did not answer for MAX_WAIT_S. In the last two
-                cases a new process is started.
+            ProcessFailed: If the process reported an error, ended, or did not answer within MAX_WAIT_S. In the last two
+                cases, a new process is started.
         """
         if self._is_closed:
             raise ProcessFailed("the alignment process was ended")
@@ -79,7 +79,7 @@ class AlignerProcess:
         self._process.close()
 
     def kill(self) -> None:
-        """Kill the process; a pending `align`, in another thread, and later ones then raise ProcessFailed."""
+        """Kill the process; pending `align` calls in other threads, and later calls, raise ProcessFailed."""
         self._is_closed = True
         self._process.kill()
 
@@ -91,24 +91,24 @@ class AlignerProcess:
 
 
 class Process(Protocol):
-    """Part of AlignerProcess's interface that the queue uses."""
+    """The part of the AlignerProcess interface that the queue uses."""
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
-        """Return the word times, or None; raise ProcessFailed if the process has ended."""
+        """Return the word times, or None if the text does not fit; raise ProcessFailed if the process has ended."""
         ...
 
     def kill(self) -> None:
-        """End a pending `align`."""
+        """Kill the process, so that a pending `align` fails."""
         ...
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and release its resources."""
         ...
 
 
 @dataclass(eq=False)
 class Job:
-    """Recording and text to align, answered once.
+    """Recording and text to align; a job is answered exactly once.
 
     Attributes:
         pcm: Parts of the samples, int16 [n] each.
@@ -134,12 +134,12 @@ class Job:
         if answer is not None:
             try:
                 answer(words)
-            except Exception:  # of the caller's function; the thread must answer the other jobs
+            except Exception:  # from the caller's function; the thread must still answer the other jobs
                 logger.exception("word times could not be sent")
 
 
 class Timer(Protocol):
-    """Part of threading.Timer's interface that the queue uses."""
+    """The part of the threading.Timer interface that the queue uses."""
 
     def start(self) -> None:
         """Start the timer."""
@@ -181,13 +181,13 @@ class AlignmentQueue:
         self._thread.start()
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Align a text with a recording; `answer` is called once, no later than `limit_s` from now.
+        """Queue a text to be aligned with a recording; `answer` is called once, no later than `limit_s` from now.
 
         Args:
             pcm: Parts of the samples, int16 [n] each.
             rate: Sample rate in Hz.
             text: Text that is spoken in the recording.
-            answer: Function that is called with the word times, or with None if they are not found in time.
+            answer: Function that is called with the word times, or with None if they are not available in time.
         """
         timer: Timer | None = None
 

@@ -1,9 +1,9 @@
-"""Program of the alignment process: reads jobs from standard input and writes results to standard output.
+"""Alignment process, which reads jobs from standard input and writes answers to standard output.
 
     job      {"num_samples": …, "rate": …, "text": …}                         a line of JSON
     answer   {"words": [[word, start_s, end_s, score], …]} | {"unfit": …} | {"failed": …}    a line of JSON
 
-A job's samples, int16, are in a shared-memory file that both processes have open.
+The int16 samples of a job are in a shared-memory file that both processes have open.
 """
 
 import json
@@ -45,7 +45,7 @@ def answer(aligner: Aligner, memory: int, job: dict[str, Any]) -> dict[str, Any]
         return {"words": aligner.times(pcm, split_words(job["text"]))}
     except CannotAlign as error:
         return {"unfit": str(error)}
-    except Exception as error:  # such as too little memory; the next job may succeed
+    except Exception as error:  # for example, insufficient memory; the next job may succeed
         return {"failed": f"{type(error).__name__}: {error}"}
 
 

@@ -1,12 +1,12 @@
-"""`audiovae`: codec of VoxCPM2, which encodes 16 kHz and decodes to 48 kHz, exactly for chunks of any size.
+"""`audiovae`: the VoxCPM2 codec (16 kHz input, 48 kHz output), exact for chunks of any size.
 
 4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
 6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
-A frame is a patch of latents, in the order of a model's row: word p * D + d is element d of latent p. All layers are
+A frame is a patch of latents, laid out like a row of the model: word p * D + d is element d of latent p. All layers are
 causal and store their last inputs ("back" in the drawing) in the state. The converter folds weight norms.
-The condition on the output sample rate is a scale and an offset before each block. The encoder returns the mean of its
-distribution.
+Before each block, a scale and an offset condition the decoder on the output sample rate. The encoder returns the mean
+of its output distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "audiovae"
 EPS = 1e-9  # avoids a division by zero in Snake
 MEAN_KERNEL = 3
-# Settings that support a single value only, and the default values of all settings in the published code.
+# Settings for which only one value is supported, and the default values of all settings in the published code.
 SERVED = {"depthwise": True, "use_noise_block": False, "cond_type": "scale_bias", "cond_out_layer": False}
 DEFAULTS: dict[str, Any] = SERVED | {
     "encoder_dim": 128,
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = SERVED | {
 
 @dataclass(frozen=True, slots=True)
 class AudioVaeConfig:
-    """Hyperparameters of a release's codec.
+    """Codec hyperparameters of a release.
 
     Attributes:
         num_latents: Number of latents in a patch.
@@ -57,7 +57,7 @@ class AudioVaeConfig:
         decoder_rates: Upsampling rates of the decoder's blocks.
         input_rate: Sample rate of recordings in Hz.
         sample_rate: Sample rate of the output in Hz.
-        boundaries: Sample rates in Hz that separate the decoder's conditions.
+        boundaries: Sample rates in Hz that separate the bins by which the decoder is conditioned.
     """
 
     num_latents: int
@@ -79,7 +79,7 @@ class AudioVaeConfig:
             num_latents: Number of latents in a patch, `patch_size`.
 
         Raises:
-            CheckpointError: If the section describes a codec of another kind.
+            CheckpointError: If the section describes a different kind of codec.
         """
         vae = DEFAULTS | dict(vae)
         odd = {name: vae[name] for name, value in SERVED.items() if vae[name] != value}
@@ -139,7 +139,7 @@ Past = Memory | WholeSignal
 
 
 class Snake(streaming.Snake):
-    """Snake activation x + sin²(a x) / a, with a per channel."""
+    """Snake activation x + sin²(a x) / a, with a learned a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class ResidualUnit(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Residual units, then a strided convolution to twice as many channels."""
+    """Residual units, followed by a strided convolution that doubles the channels."""
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encoder of whole recordings, from samples to latents."""
+    """Encoder that converts the samples of a whole recording to latents."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Encoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Scale and offset for the output sample rate, upsampling to half as many channels, then residual units."""
+    """Scale and offset for the output sample rate, upsampling that halves the channels, then residual units."""
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Decoder(nn.Module):
 
 
 class AudioVae(nn.Module):
-    """Codec of VoxCPM2. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """VoxCPM2 codec. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class AudioVae(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording to patches: words, int64 [K, T]. Silence completes the last patch."""
+        """Encode a recording to patches, as words, int64 [K, T]. The last patch is padded with silence."""
         unit = self.config.input_samples_per_patch
         weight = self.decoder.leave.conv.weight
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)
@@ -281,7 +281,7 @@ class AudioVae(nn.Module):
 
 
 def published_names(config: AudioVaeConfig) -> dict[str, str]:
-    """Map the names of our layers to the published ones."""
+    """Map our layer names to the published ones."""
     found = {"encoder.enter.conv": "encoder.block.0", "encoder.mean.conv": "encoder.fc_mu"}
 
     def add_units(own: str, published: str, first: int) -> None:
@@ -305,7 +305,7 @@ def published_names(config: AudioVaeConfig) -> dict[str, str]:
 
 
 def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for the tensors of the codec."""
+    """Map the names of the codec's tensors to their shapes."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in AudioVae(config).state_dict().items()}
 

@@ -1,8 +1,8 @@
-"""Protocol of a codec: constants, streaming modes, decoding windows and state.
+"""Codec protocol: constants, streaming modes, decoding windows and state.
 
 Codecs are found by name: installed packages register codec modules as entry points of the group `stretto.codecs`.
 
-A codec's module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. Optional attributes:
+A codec module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. Optional attributes:
 
     published_shape(directory) -> (K, C)    for `stretto convert --codec`: number of codebooks, and codebook size
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
@@ -27,7 +27,7 @@ from stretto.plugins import CODECS, Installed, find, installed, names
 
 @dataclass(frozen=True, slots=True)
 class Windowed:
-    """Streaming mode of a codec without state, which needs `left` frames before and `right` frames after a window."""
+    """Streaming mode of a stateless codec that needs `left` frames before and `right` frames after a window."""
 
     left: int
     right: int
@@ -49,10 +49,10 @@ class Stateful:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Streaming mode of a codec that decodes whole blocks of frames, each given the previous ones.
+    """Streaming mode of a codec that decodes whole blocks of frames, each conditioned on earlier ones.
 
-    Block borders are fixed, so every chunking gives the same samples. These differ from a single decode of the whole
-    utterance, unless the codec itself makes frames depend only on their own and earlier blocks.
+    Block borders are fixed, so every chunking gives the same samples. They differ from those of a single decode of the
+    whole utterance, unless the codec itself makes frames depend only on their own and earlier blocks.
 
     Attributes:
         sizes: Number of frames in each block; the last size repeats.
@@ -124,13 +124,14 @@ class CodecSpec:
 
     Attributes:
         num_codebooks: Number of codebooks; `with_codebooks` returns a spec with fewer.
-        streaming: Streaming mode. `Windowed` and `Stateful` contain the context that a window needs for its samples to
-            equal one decode of the whole utterance. Codecs without such a context use `Blocks` or `Whole`.
+        streaming: Streaming mode. `Windowed` and `Stateful` specify the context that a window needs for its samples to
+            equal those of a single decode of the whole utterance. Codecs for which no such context exists use `Blocks`
+            or `Whole`.
         tail_samples: Number of samples by which the last frame is shorter than the others (odd strides). Such a codec
             looks ahead, so a window without right context is the end of the utterance. Negative if samples follow the
-            last frame. If it is a whole frame, the last frame is not played unless it is the only one.
+            last frame. If the value is a whole frame, the last frame is not played unless it is the only one.
         input_rate: Sample rate of the audio to encode in Hz, if it differs from `sample_rate`.
-        num_voices: Number of voices, if codes alone do not define the voice. The first number of an utterance's state
+        num_voices: Number of voices, if codes alone do not define the voice. The first element of an utterance's state
             is then the index of its voice.
         are_latents: True if frames are latents. Codes are then words, the bits of float32 numbers, with one word per
             element of a latent, and `codebook_size` is 0.
@@ -175,7 +176,7 @@ class CodecSpec:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Sizes of blocks that are decoded as a whole, the last size repeated.
+        """Sizes of the blocks that are decoded as a whole; the last size repeats.
 
         Empty if chunks of any size are accepted.
         """
@@ -218,7 +219,7 @@ class CodecSpec:
     def with_codebooks(self, number: int) -> "CodecSpec":
         """Return the spec with only the first `number` codebooks; raise ValueError if there are fewer.
 
-        For latents, `number` must be their size, because they always keep all elements.
+        For latents, `number` must equal their size, because all elements are always needed.
         """
         if self.are_latents and number != self.num_codebooks:
             raise ValueError(f"expected {self.num_codebooks} numbers in latents of {self.name}, got {number}")
@@ -262,7 +263,7 @@ class Window:
 class Codec(Protocol):
     """Neural codec that decodes an utterance window by window.
 
-    The concatenated samples of the windows equal one decode of the whole utterance, except with `Blocks`.
+    The concatenated samples of the windows equal those of a single decode of the whole utterance, except with `Blocks`.
     `spec` may be replaced by one with fewer codebooks or less right context.
     """
 
@@ -303,7 +304,7 @@ class Codec(Protocol):
 class RecordedVoices(Protocol):
     """Codec that supports recorded voices in addition to its own.
 
-    The first number of an utterance's state is the number of its voice. Only the decoder's thread calls these methods.
+    The first element of an utterance's state is the number of its voice. Only the decoder thread calls these methods.
     """
 
     def add_voice(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray) -> int:
@@ -329,7 +330,7 @@ class RecordedVoices(Protocol):
 
 @runtime_checkable
 class ProgressSource(Protocol):
-    """Codec whose decode of one window may take minutes, and which reports progress meanwhile."""
+    """Codec that may take minutes to decode a window, and reports progress meanwhile."""
 
     def report_progress(self, call: Callable[[], None]) -> None:
         """Make `decode` call `call` after each of its steps."""
@@ -374,7 +375,7 @@ def codecs_in_transformers() -> list[str]:
 
 
 def codec_marks() -> dict[str, str]:
-    """Map names of tensors that only one codec has to a description of that codec (see `MARKS`)."""
+    """Map each tensor name in `MARKS`, found in one codec only, to a description of that codec."""
     return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
 
 
@@ -389,7 +390,7 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
 
     Raises:
         KeyError: If the name is unknown; the message lists the installed ones.
-        CheckpointError: If files do not match, or there are fewer codebooks.
+        CheckpointError: If files do not match, or there are fewer than `num_codebooks` codebooks.
     """
     codec: Codec = codec_module(name).load(directory, device)
     if num_codebooks is not None:
@@ -405,9 +406,9 @@ def load_exported(name: str, directory: Path, device: str = "cpu", threads: int 
 
     Args:
         name: Name of the codec.
-        directory: Checkpoint folder, with the file in it or in its subfolder `codec/`.
+        directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
         device: `cpu` or `cuda:<n>`.
-        threads: Number of onnxruntime's threads on the CPU.
+        threads: Number of onnxruntime threads on the CPU.
 
     Raises:
         KeyError: If the name is unknown; the message lists the installed ones.

@@ -1,22 +1,23 @@
-"""`cosyvoice3`: decoder of CosyVoice 3 (24 kHz, 25 tokens per second; arXiv 2505.17589), which streams exactly.
+"""`cosyvoice3`: CosyVoice 3 decoder (24 kHz, 25 tokens per second; arXiv 2505.17589).
 
 a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel ─► causal HiFT ─► pcm
 
 Each token becomes two frames of the mel spectrogram. A frame attends to its own chunk of 25 tokens and to earlier
 chunks (`dit.py`), and a token depends on the next three tokens. A block of tokens therefore ends with three tokens that
-serve only as look-ahead. Each block decodes the voice and all tokens of the reply again, because the states of all
-solver steps would take 1.8 MB per frame. Up to `HISTORY` tokens, the samples of an utterance equal a single decode with
-the same mask. A longer utterance is decoded without its beginning.
+serve only as look-ahead. For each block, the voice and all tokens of the reply are decoded again, because storing the
+states of all solver steps would take 1.8 MB per frame. Streaming is exact for utterances of up to `HISTORY` tokens:
+their samples equal those of a single decode with the same mask. Later blocks are decoded without the beginning of the
+utterance.
 
-A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, like the authors' code when it
-does not stream. All frames of an utterance then attend to each other, so it is decoded once it is complete.
+A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as in the authors' non-streaming
+mode. All frames of an utterance then attend to each other, so an utterance is decoded only when it is complete.
 
 HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning. The state of
 an utterance consists of the number of its voice and this phase.
 
 The number of tokens of a voice is a multiple of 25, so that blocks of all utterances have equal sizes. The initial
 noise of the flow is the same as in the authors' `CausalConditionalCFM`. The noise of HiFT depends on the position of a
-sample; the authors generate it anew at each start. Modules and tensors are named as in
+sample; the authors' code generates new noise at each start. Modules and tensors are named as in
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
@@ -51,7 +52,7 @@ from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
 CHUNK = 25  # tokens that attend to each other
-SIZES = (CHUNK + AHEAD, 2 * CHUNK, 4 * CHUNK)  # tokens in a block: the authors' 25, 50, 100
+SIZES = (CHUNK + AHEAD, 2 * CHUNK, 4 * CHUNK)  # tokens per block; 25, 50 and 100 in the authors' code
 HISTORY = 60 * CHUNK  # tokens, one minute
 MAX_VOICE_TOKENS = 30 * CHUNK
 NOISE_FRAMES = 15_000  # number of frames in the authors' noise
@@ -62,7 +63,7 @@ FOURIER_REACH = 1  # number of frames; covers the window of the Fourier transfor
 
 @dataclass(frozen=True, slots=True)
 class CosyVoice3Config:
-    """Sizes in a checkpoint. `inner` is the width of the look-ahead."""
+    """Sizes in a checkpoint. `inner` is the width of the look-ahead layer."""
 
     codebook_size: int
     mels: int
@@ -73,7 +74,7 @@ class CosyVoice3Config:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "CosyVoice3Config":
-        """Infer the sizes from the tensors' shapes by name; raise CheckpointError if a tensor is missing."""
+        """Infer the sizes from a dict of tensor shapes; raise CheckpointError if a tensor is missing."""
         codebook_size, mels = shape_of(shapes, "flow.input_embedding.weight", 2)
         root = "flow.decoder.estimator"
         inner, width = shape_of(shapes, f"{root}.transformer_blocks.0.ff.ff.0.0.weight", 2)
@@ -146,7 +147,7 @@ RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 
 
 class CosyVoice3Codec(RecordedVoiceCodec):
-    """Decoder of CosyVoice 3 for recorded voices.
+    """CosyVoice 3 decoder for recorded voices.
 
     The state of an utterance is float64 [2], on the host: the number of its voice, 0 for none, and the phase of HiFT's
     fundamental in cycles, before the first frame that the next window decodes again.
@@ -188,7 +189,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         self.register_buffer("source_noise", torch.from_numpy(samples.T.copy()), persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, float64 [batch, 2], on the host, where the first number selects a voice."""
+        """Return zeros, float64 [batch, 2], on the host; the first element selects a voice."""
         return torch.zeros(batch, 2, dtype=torch.float64)
 
     def report_progress(self, call: Callable[[], None]) -> None:
@@ -220,7 +221,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
         """Return the ranges of tokens to decode together in a window of one utterance.
 
-        The window consists of `length` tokens from `first` - `left`. An item (start, end, last) means that the tokens
+        The window consists of `length` tokens from index `first` - `left`. An item (start, end, last) means that tokens
         [start, end) are read, and the samples up to token `last` are returned. Blocks that start to read at the same
         token are merged into one item.
         """
@@ -264,7 +265,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             start: Index of the first frame in `mel`.
             first: Index of the first frame to decode.
             last: Index after the last frame to decode.
-            phase: Phase in cycles before frame `first` - `prompt_frames`, or the utterance's first frame.
+            phase: Phase in cycles before frame `first` - `prompt_frames`, or before the utterance's first frame.
         """
         begin, hop = max(start, first - self.prompt_frames), self.config.vocoder.samples_per_mel
         known = max(start, begin - PITCH_HEARD)
@@ -296,7 +297,7 @@ def is_whole(path: Path) -> bool:
     """Return the setting `whole` in a codec's config.json; False if the file or the setting is missing.
 
     Raises:
-        CheckpointError: If it is neither true nor false.
+        CheckpointError: If the setting is neither true nor false.
     """
     whole = json_object(path).get("whole", False) if path.exists() else False
     if not isinstance(whole, bool):
@@ -305,7 +306,7 @@ def is_whole(path: Path) -> bool:
 
 
 def prepared(codec: CosyVoice3Codec, device: str = "cpu") -> CosyVoice3Codec:
-    """Return the codec in evaluation mode. The pitch predictor runs in float64, because its errors add up in phases."""
+    """Return the codec in evaluation mode. The pitch predictor uses float64, because phases accumulate its errors."""
     codec = prepare_products(codec.eval().requires_grad_(False).to(device))
     codec.hift.f0_predictor.double()
     return codec

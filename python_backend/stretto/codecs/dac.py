@@ -1,4 +1,4 @@
-"""`dac`: the Descript Audio Codec as published by transformers (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
+"""`dac`: the Descript Audio Codec in transformers format (16, 24 and 44.1 kHz; Kumar et al., 2023)."""
 
 from math import prod
 from pathlib import Path
@@ -33,7 +33,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
 
 class DacCodec(WindowedCodec):
-    """Descript Audio Codec. With odd strides the last frame of an utterance has fewer samples than the others."""
+    """Descript Audio Codec. With odd strides, the last frame of an utterance has fewer samples than the others."""
 
     def __init__(self, model: DacModel) -> None:
         config, layers = model.config, decoder_layers(model.config, output_padding=False)

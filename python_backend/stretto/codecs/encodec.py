@@ -1,4 +1,4 @@
-"""`encodec`: Encodec as published by transformers: 24 kHz (causal) and 32 kHz (MusicGen's, with look-ahead)."""
+"""`encodec`: Encodec in transformers format: 24 kHz (causal) and 32 kHz (MusicGen, with look-ahead)."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class EncodecCodec(nn.Module):
 
 
 def check(config: EncodecConfig) -> None:
-    """Raise CheckpointError for the 48 kHz model, which normalises and cross-fades whole seconds: it cannot stream."""
+    """Raise CheckpointError for the 48 kHz model, which cannot stream: it normalises and cross-fades whole seconds."""
     if config.normalize or config.chunk_length_s is not None or config.norm_type != "weight_norm":
         raise CheckpointError(
             "encodec: expected no normalize, no chunk_length_s and norm_type weight_norm (24 or 32 kHz model), got "

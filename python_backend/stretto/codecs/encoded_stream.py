@@ -1,4 +1,4 @@
-"""Audio streams that are encoded frame by frame; frames of several recordings form a batch."""
+"""Audio streams that are encoded frame by frame, in batches of several recordings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_FRAMES = 64  # per call; bounds the memory of a call
+MAX_FRAMES = 64  # per call; bounds memory use
 
 
 class FrameEncoder(Protocol):
@@ -31,7 +31,7 @@ class FrameEncoder(Protocol):
 
         Args:
             pcm: Samples of n whole frames, float [B, n * samples_per_frame].
-            first: Number of frames encoded before, int64 [B].
+            first: Number of frames already encoded, int64 [B].
             state: States, [B, D], updated in place.
 
         Returns:
@@ -77,7 +77,7 @@ class EncodedStream:
         return samples
 
     def keep(self, codes: np.ndarray, state: Tensor) -> None:
-        """Append codes, int64 [K, n], with the state [1, D] after them."""
+        """Append codes, int64 [K, n], and store the state [1, D] that follows them."""
         self._codes.append(codes)
         self.state, self.num_frames = state, self.num_frames + codes.shape[1]
 

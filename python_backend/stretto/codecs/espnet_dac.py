@@ -1,4 +1,4 @@
-"""`espnet_dac`: OpusLM's codec, called DAC by ESPnet: a SEANet with an LSTM, and a residual quantiser.
+"""`espnet_dac`: the OpusLM codec, which ESPnet calls DAC (a SEANet with an LSTM, and a residual quantiser).
 
 A published folder has `config.yaml` and one `*.pth`, as packed by ESPnet (espnet2/gan_codec/dac/dac.py).
 """
@@ -53,7 +53,7 @@ NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a code
 
 @dataclass(frozen=True, slots=True)
 class EspnetDacConfig:
-    """Sizes in a checkpoint; `num_codebooks` is the number at its last bandwidth, as in ESPnet's `encode`."""
+    """Sizes in a checkpoint; `num_codebooks` is the number at the last listed bandwidth, as in ESPnet's `encode`."""
 
     sample_rate: int
     num_codebooks: int
@@ -114,7 +114,7 @@ def read_config(directory: Path) -> EspnetDacConfig:
 
 
 def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
-    """Return the generator's tensors under the names of our modules, with weight norms multiplied out.
+    """Return the generator's tensors under our module names, with weight norms multiplied out.
 
     Raises:
         CheckpointError: If the folder does not have exactly one `*.pth` file, or its tensors do not match.
@@ -141,7 +141,7 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
 
 
 def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Replace each weight-norm pair (g, v) among the tensors by the weight g v / |v|.
+    """Replace each weight-norm pair (g, v) among the tensors with the weight g v / |v|.
 
     The pairs may have torch's older or newer names. g has the size of v in one dimension (the outputs, or the taps of a
     kernel) and size 1 in the others, over which the norm is computed. Other tensors are returned unchanged; if a pair
@@ -197,7 +197,7 @@ class EuclideanCodebooks(nn.Module):
 
 
 class EspnetDac(nn.Module):
-    """ESPnet's DAC. The state is (h, c) of the decoder's LSTM."""
+    """ESPnet's DAC. The streaming state is (h, c) of the decoder's LSTM."""
 
     def __init__(self, config: EspnetDacConfig) -> None:
         super().__init__()

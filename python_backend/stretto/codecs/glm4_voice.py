@@ -1,13 +1,13 @@
-"""`glm4_voice`: decoder of GLM-4-Voice and VITA-Audio (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
+"""`glm4_voice`: GLM-4-Voice and VITA-Audio decoder (22.05 kHz, 12.5 tokens per second; arXiv 2412.02612).
 
 tokens of all blocks so far ─► flow, given the previous mel ─► mel of the new block ─► HiFT ─► pcm
                                                   └ the mel of its last 5 tokens is faded into the next block
 
-Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from a single
-decode of the whole utterance. Blocks, fades and prompts follow the authors' `web_demo.py` and `flow_inference.py`, with
-two exceptions. From the third block on, the authors' prompt repeats a frame, which shifts the prompt by one frame and
-loses 12 ms per block; ours does not. The mel held back at the end of a complete last block is decoded here, whereas the
-authors drop it.
+Norms and attention cover all frames, and the flow starts from noise, so the samples of a block differ from those of a
+single decode of the whole utterance. Blocks, fades and prompts follow the authors' `web_demo.py` and
+`flow_inference.py`, with two exceptions. Starting with the third block, the authors' prompt repeats a frame, which
+shifts the prompt by one frame and loses 12 ms per block; ours does not. If the last block is complete, the mel held
+back at its end is decoded here, whereas the authors' code drops it.
 
 `config.yaml` is read as published in https://huggingface.co/THUDM/glm-4-voice-decoder, without executing it. The file
 is HyperPyYAML, whose tags `!new:`, `!name:` and `!apply:` would construct Python objects. Here each of them yields the
@@ -225,7 +225,7 @@ def read_hyperpyyaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a HyperPyYAML file as plain data, without constructing objects.
 
     Raises:
-        CheckpointError: If it is not such a file.
+        CheckpointError: If the file cannot be parsed, or refers to an unknown name.
     """
     record = yaml_mapping(path, _Loader)
     try:
@@ -365,13 +365,13 @@ class Flow(nn.Module):
 
 
 BLOCKS = (25, 50, 100, 150, 200)  # tokens, as in web_demo.py
-HISTORY = 512  # tokens (41 s), the number that VITA-Audio's demo decodes in one call
+HISTORY = 512  # tokens (41 s); the VITA-Audio demo decodes as many in one call
 OVERLAP = 5  # tokens, as in flow_inference.py
 HEARD_RATE = 16_000  # Hz, input rate of `encoders/whisper_vq.py`
 
 
 class Glm4VoiceCodec(nn.Module):
-    """Decoder of GLM-4-Voice.
+    """GLM-4-Voice decoder.
 
     The noise of a frame is determined by the frame's position in the input of its block. The same codes therefore give
     the same waveform for any chunking and batch.
@@ -457,7 +457,7 @@ class Glm4VoiceCodec(nn.Module):
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
-        """Return the mel of codes [B, T], from token `done` to the last, with the overlap faded in."""
+        """Return the mel frames of codes [B, T] from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
@@ -488,7 +488,7 @@ class Glm4VoiceCodec(nn.Module):
         )
 
     def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
-        """Decode the utterance's end: codes [B, T] from token `done` to the last, and the overlap held back before."""
+        """Decode the utterance's end: the overlap held back earlier and codes [B, T] from token `done` to the last."""
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))

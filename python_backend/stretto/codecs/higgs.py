@@ -1,4 +1,4 @@
-"""`higgs`: codec of Higgs Audio v2: X-codec at 24 kHz with 25 frames per second and projected codebooks.
+"""`higgs`: the Higgs Audio v2 codec, an X-codec with projected codebooks (24 kHz, 25 frames per second).
 
 The class in transformers requires torchaudio even for decoding. The class here reads the same checkpoint with the same
 configuration class, and is derived from transformers' X-codec.
@@ -28,7 +28,7 @@ def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
 
     Args:
         source_hz: Input sample rate, divided by the common divisor of both rates.
-        target_hz: Output sample rate, divided likewise.
+        target_hz: Output sample rate, divided by the same divisor.
 
     Returns:
         One filter per output phase, float64 [target_hz, width], and the number of preceding input samples that it
@@ -60,7 +60,7 @@ MARGIN = 160  # samples of silence on each side of HuBERT's input
 
 
 class ProjectedQuantization(XcodecVectorQuantization):
-    """Codebook in its own space, with projections from the latents to it and back."""
+    """Codebook in its own space, with projections from the latent space and back."""
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         super().__init__(config)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ class ProjectedQuantization(XcodecVectorQuantization):
 
 
 class HiggsModel(XcodecModel):
-    """transformers' X-codec with projected codebooks, and with another sample rate for semantic features."""
+    """transformers' X-codec with projected codebooks, and a different sample rate for semantic features."""
 
     config_class = HiggsAudioV2TokenizerConfig  # type: ignore[assignment]
     _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
@@ -93,11 +93,11 @@ class HiggsModel(XcodecModel):
 
 
 class HiggsCodec(SemanticCodec):
-    """X-codec of Higgs Audio v2, which encodes recordings of any length without padding the last frame.
+    """Higgs Audio v2 X-codec, which encodes recordings of any length without padding the last frame.
 
     `HiggsAudioV2Processor` calls its feature extractor with `padding=False`. There are then as many codes as
-    semantic features. If the acoustic encoder would return another number, `XcodecModel.encode` adds half a frame of
-    silence on both sides of its input.
+    semantic features. If the acoustic encoder would return a different number, `XcodecModel.encode` adds half a frame
+    of silence on both sides of its input.
     """
 
     def fit(self, samples: Tensor) -> Tensor:

@@ -1,19 +1,19 @@
-"""`mimi`: Mimi as published by transformers (24 kHz, 12.5 frames per second; Défossez et al., 2024).
+"""`mimi`: Mimi in transformers format (24 kHz, 12.5 frames per second; Défossez et al., 2024).
 
 codes ─► frames ─► upsample ×2 ─► transformer, 250 steps back ─► SEANet decoder ─► pcm
                    1 frame back    keys and values in the state    8 steps back, outputs in the state
 
 transformers' own `decode` with past keys and values is not exact, because its convolutions have no state.
 
-The streaming encoder encodes frames of several recordings as one batch. Its codes equal those of separate recordings,
-each encoded in one pass.
+The streaming encoder encodes frames of several recordings as one batch. Its codes are the same as if each recording
+were encoded on its own in one pass.
 
 pcm ─► SEANet encoder ─► transformer ─► downsample ×2 ─► residual codebooks ─► codes
        last inputs of    keys and        last steps
        each convolution  values          (the first one repeated at first)
 
-The encoder is causal, and a frame makes two steps, so a bounded state is exact. The authors' own streaming is not
-exact: its ring lacks a key in the first step of each frame once the transformer's window is full.
+The encoder is causal, and a frame consists of two steps, so a bounded state is exact. The authors' own streaming is not
+exact: once the transformer's window is full, its ring lacks a key in the first step of each frame.
 """
 
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ TRANSFORMERS = MimiConfig, MimiModel
 class MimiCodec(nn.Module):
     """Mimi with an exact streaming decoder.
 
-    The state [B, D] has the transformer's key and value rings, followed by the last transformer outputs, which the
+    The state [B, D] contains the transformer's key and value rings, then the last transformer outputs, which the
     SEANet decoder needs again.
     """
 
@@ -178,7 +178,7 @@ class MimiCodec(nn.Module):
 
 
 def check(config: MimiConfig) -> None:
-    """Raise CheckpointError for a Mimi with look-ahead, non-zero padding, or an upsampling factor other than 2."""
+    """Raise CheckpointError if Mimi has look-ahead, non-zero padding, or an upsampling factor other than 2."""
     if not config.use_causal_conv or config.pad_mode != "constant":
         raise CheckpointError(
             f"mimi: expected use_causal_conv and pad_mode constant, got {config.use_causal_conv}, {config.pad_mode}"
@@ -211,11 +211,11 @@ def published_shape(directory: Path) -> tuple[int, int]:
 
 @dataclass
 class _Paddings:
-    """Left contexts of the convolutions, instead of transformers' cache: views of the state, updated in place.
+    """Replacement for transformers' padding cache: left contexts as views of the state, updated in place.
 
     Attributes:
         contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.
-        is_first: True for recordings at their first frame, bool [B, 1, 1].
+        is_first: True for recordings that are at their first frame, bool [B, 1, 1].
         repeated: Index of the convolution that repeats its first input as context at the beginning.
     """
 
@@ -266,7 +266,7 @@ class MimiEncoder:
 
         Args:
             pcm: Samples of n whole frames, float [B, n * samples_per_frame].
-            first: Number of frames encoded before, int64 [B].
+            first: Number of frames already encoded, int64 [B].
             state: States, [B, D], updated in place.
 
         Returns:
@@ -282,7 +282,7 @@ class MimiEncoder:
         return self._model.quantizer.encode(frames, self.num_codebooks).transpose(0, 1)
 
     def encode_all(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n], to codes, int64 [K, T]; silence completes the last frame."""
+        """Encode mono samples, float32 [n], to codes, int64 [K, T]; the last frame is padded with silence."""
         stream = EncodedStream(self)
         stream.push(pcm)
         stream.complete_frame()

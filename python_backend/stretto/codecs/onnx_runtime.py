@@ -1,7 +1,7 @@
-"""Codec that runs a decoder exported to ONNX (`scripts/export_onnx.py`), without the codec's weights or torch modules.
+"""Codec that runs a decoder exported to ONNX (`scripts/export_onnx.py`), without the codec's own weights and modules.
 
-The graph of a codec without state maps `codes` to `pcm` of all frames. The graph of a codec with a state also takes the
-position of the window's own frames and returns `next_state`. The file's metadata contains the `CodecSpec`.
+The graph of a stateless codec maps `codes` to `pcm` for all frames. The graph of a codec with a state also takes the
+position of the frames to decode and returns `next_state`. The file's metadata contains the `CodecSpec`.
 """
 
 import json
@@ -36,7 +36,7 @@ def spec_from_json(text: str) -> CodecSpec:
 
 
 class OnnxCodec:
-    """Exported codec, which can only decode."""
+    """Exported codec; it can only decode."""
 
     def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
         self.spec = spec

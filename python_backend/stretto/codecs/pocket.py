@@ -1,4 +1,4 @@
-"""`pocket`: codec of Pocket TTS (24 kHz, 12.5 latents per second): Mimi for latents, exact for chunks of any size.
+"""`pocket`: the Pocket TTS codec, a Mimi for latents (24 kHz, 12.5 per second), exact for chunks of any size.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
@@ -63,7 +63,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PocketConfig:
-    """Hyperparameters of a release's codec."""
+    """Codec hyperparameters of a release."""
 
     num_words: int
     channels: int
@@ -117,7 +117,7 @@ def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Attention(nn.Module):
-    """Sliding-window attention, with rotary embeddings of adjacent pairs."""
+    """Sliding-window attention, with rotary embeddings for adjacent pairs of channels."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self.kept = 2 * self.before * config.d_model
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C] for x [B, n, C]; is_seen [B, 1, n, before + n]."""
+        """Return the output [B, n, C] for x [B, n, C] with the attention mask is_seen [B, 1, n, before + n]."""
         query, key, value = self.in_proj(x).unflatten(2, (3, self.heads, -1)).unbind(2)
         key = memory.recall(rotated(key, rotation).flatten(2), self.before, time=1)
         value = memory.recall(value.flatten(2), self.before, time=1)
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return outputs [B, C, n] for x [B, C, n], whose first step is number first [B] of the utterance."""
+        """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the index of its first step in each utterance."""
         x = self.input_proj(x.transpose(1, 2))
         num_steps = x.shape[1]
         steps = first[:, None] + torch.arange(num_steps, device=x.device)
@@ -292,7 +292,7 @@ class Quantizer(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Upsampling from frames to steps of the transformer; a module only to match the published name."""
+    """Upsampling from frames to transformer steps, under its published name."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Downsampling from steps of the transformer to frames, under its published name."""
+    """Downsampling from transformer steps to frames, under its published name."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ def num_kept(*parts: nn.Module) -> int:
 
 
 class PocketCodec(nn.Module):
-    """Codec of Pocket TTS. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """Pocket TTS codec. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     emb_mean: Tensor
     emb_std: Tensor
@@ -395,7 +395,7 @@ class PocketCodec(nn.Module):
 
 
 def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for the tensors of the codec."""
+    """Map the names of the codec's tensors to their shapes."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in PocketCodec(config).state_dict().items()}
 

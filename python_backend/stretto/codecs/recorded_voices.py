@@ -1,4 +1,4 @@
-"""Recorded voices in the codecs of Chatterbox and CosyVoice 3."""
+"""Recorded voices in the Chatterbox and CosyVoice 3 codecs."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ FRAMES_PER_TOKEN = 2  # mel frames
 
 
 class Voice(nn.Module):
-    """Voice as an input of the flow: tokens [n], mel [M, 2 n] and x-vector [E] of a recording."""
+    """Voice as input to the flow: tokens [n], mel [M, 2 n] and x-vector [E] of a recording."""
 
     tokens: Tensor
     mel: Tensor
@@ -86,7 +86,7 @@ class VoiceTable:
 
 
 class RecordedVoiceCodec(nn.Module):
-    """Base class of decode-only codecs that support recorded voices besides their own.
+    """Base class of decode-only codecs that support recorded voices in addition to their own.
 
     Attributes:
         spec: Constants of the codec.

@@ -36,7 +36,7 @@ class Refinement(Protocol):
 
     Attributes:
         num_streams: Number of streams S in a prompt.
-        num_ids: Upper bound (exclusive) of the ids in a prompt.
+        num_ids: Exclusive upper bound of the ids in a prompt.
         codebook_size: Number of codes per codebook.
         max_rows: Maximum number of prompt rows and frames together.
     """
@@ -64,7 +64,7 @@ def check_prompt(prompt: np.ndarray, refinement: Refinement) -> None:
         refinement: Model that will fill in the codebooks.
 
     Raises:
-        InvalidRequest: The shape is wrong, or an id is out of range.
+        InvalidRequest: If the shape is wrong or an id is out of range.
     """
     if prompt.ndim != 2 or prompt.shape[0] != refinement.num_streams or prompt.shape[1] == 0:
         raise InvalidRequest("codes", f"a prompt of shape [{refinement.num_streams}, P >= 1]", list(prompt.shape))
@@ -76,11 +76,11 @@ def check_first_codes(codes: np.ndarray, num_rows: int, refinement: Refinement) 
 
     Args:
         codes: Codes, int [1, T].
-        num_rows: Number of prompt rows and frames before them.
+        num_rows: Number of prompt rows and frames before these codes.
         refinement: Model that will fill in the codebooks.
 
     Raises:
-        InvalidRequest: The shape is wrong, a code is out of range, or the utterance is too long for the model.
+        InvalidRequest: If the shape is wrong, a code is out of range, or the utterance is too long for the model.
     """
     if codes.ndim != 2 or codes.shape[0] != 1:
         raise InvalidRequest("codes", "shape [1, T]", list(codes.shape))
@@ -97,7 +97,7 @@ def _check_range(ids: np.ndarray, stop: int) -> None:
 
 
 class RefinedCodec:
-    """Codec combined with the model that fills in its codebooks after the first. It has the methods of a codec."""
+    """Codec combined with the model that fills in the codebooks after the first one."""
 
     def __init__(self, codec: Codec, refinement: Refinement) -> None:
         self._codec = codec
@@ -115,5 +115,5 @@ class RefinedCodec:
 
 
 def refinement_of(codec: Codec) -> Refinement | None:
-    """Return the model that fills in the codebooks after the first, or None if the language model generates all."""
+    """Return the model that fills in the codebooks after the first one, or None if the language model generates all."""
     return codec.refinement if isinstance(codec, RefinedCodec) else None

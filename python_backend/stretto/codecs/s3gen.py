@@ -1,21 +1,21 @@
-"""`s3gen`: acoustic decoder of Chatterbox (24 kHz, 25 tokens per second), derived from CosyVoice 2.
+"""`s3gen`: the Chatterbox acoustic decoder (24 kHz, 25 tokens per second), derived from CosyVoice 2.
 
 a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vector ─► mel of the reply ─► HiFT ─► pcm
 
 The estimator attends to all frames of an utterance, so no sample is available before the last token has arrived. The
-result equals that of the authors' `S3Token2Wav.inference` except for the noise, which depends on the position of a
-frame. Ids that are not codes do not occur. No watermark is added.
+result equals that of the authors' `S3Token2Wav.inference`, except that the noise depends on the position of a frame.
+All ids must be codes. No watermark is added.
 
-The decoder of Chatterbox Turbo and Nano (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
+The Chatterbox Turbo and Nano decoder (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
 tokens of silence to each utterance, so samples follow the last token. The authors' code for Multilingual drops the
-samples of the last token (`leaves_out_last` in config.json of the codec).
+samples of the last token (`leaves_out_last` in the codec's config.json).
 
-If that file has `blocks`, a list of block sizes in tokens, the codec streams. A block is decoded once its tokens have
-arrived, given the voice, up to `history` previous tokens, and the mel generated from them. The mel then differs from a
-single decode. The vocoder produces the same samples as one pass over the mel of all blocks, because its phase is
-carried from block to block.
+If config.json has `blocks`, a list of block sizes in tokens, the codec streams. A block is decoded once its tokens have
+arrived, given the voice, up to `history` previous tokens, and the mel generated from them. The mel then differs from
+that of a single decode. The vocoder produces the same samples as one pass over the mel of all blocks, because its phase
+is carried from block to block.
 
-`s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
+`s3gen.safetensors` in https://huggingface.co/ResembleAI/chatterbox has no config. Sizes are therefore inferred from the
 shapes of the tensors; other constants come from `S3Token2Wav` in https://github.com/resemble-ai/chatterbox.
 
 In the flow, each token becomes two frames:
@@ -64,14 +64,14 @@ SAMPLE_RATE = 24_000
 GUIDANCE = 0.7
 MIXER = "time_embed_mixer.weight"  # tensor that exists only in the estimator of a mean flow
 HEAD_WIDTH = 64  # head width of the estimator's attention
-EPSILON = 1e-12  # epsilon of the conformer's norms
+EPSILON = 1e-12  # epsilon of the conformer norms
 HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
 RATES, KERNELS = (8, 5, 3), (16, 11, 7)
 RESIDUAL_KERNELS, SOURCE_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
 FOURIER, HOP, SLOPE, LIMIT = 16, 4, 0.1, 0.99
 
 Shapes = Mapping[str, tuple[int, ...]]
-MAX_WIDTH, MAX_MELS = 1 << 15, 512  # far above published ones: 6561 codes, 80 mels
+MAX_WIDTH, MAX_MELS = 1 << 15, 512  # far above the published sizes of 6561 codes and 80 mels
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class S3GenConfig:
 
     @classmethod
     def from_shapes(cls, shapes: Shapes) -> "S3GenConfig":
-        """Infer the sizes from the tensors' shapes by name; raise CheckpointError if a tensor is missing."""
+        """Infer the sizes from a dict of tensor shapes; raise CheckpointError if a tensor is missing."""
         codebook_size, _ = shape_of(shapes, "flow.input_embedding.weight", 2)
         mels, speaker = shape_of(shapes, "flow.spk_embed_affine_layer.weight", 2)
         voices = range(count(shapes, "voices"))
@@ -140,7 +140,7 @@ def _estimator(shapes: Shapes) -> EstimatorShape:
 
 
 def vocoder_shape(channels: int, pitch_channels: int, is_causal: bool = False) -> VocoderShape:
-    """Return HiFT's sizes, given the channel counts of the vocoder and of its pitch predictor."""
+    """Return the sizes of HiFT, given the channel counts of the vocoder and its pitch predictor."""
     return VocoderShape(
         channels=channels,
         sample_rate=SAMPLE_RATE,
@@ -167,8 +167,9 @@ def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     """Return the shape of a tensor that defines sizes.
 
     Raises:
-        CheckpointError: If it is missing, does not have `rank` dimensions, or has a size outside [1, MAX_WIDTH]. A file
-            can claim any size for an empty tensor, and noise of that size would be generated.
+        CheckpointError: If the tensor is missing, does not have `rank` dimensions, or has a size outside
+            [1, MAX_WIDTH]. The bound is needed because a file can declare any size for an empty tensor, and noise of
+            that size would be generated.
     """
     shape = shapes.get(name)
     if shape is None or len(shape) != rank:
@@ -183,7 +184,7 @@ AHEAD = 3  # tokens
 
 
 class LookAhead(nn.Module):
-    """Convolution over a token and the next ones, then a causal convolution, with a residual connection."""
+    """Convolution over a token and the following ones, then a causal convolution, with a residual connection."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -236,7 +237,7 @@ class UpsampleConformer(nn.Module):
 
 
 class Flow(nn.Module):
-    """Flow-matching decoder: tokens to mel, with tensors named as under `flow.` in the published file."""
+    """Flow-matching decoder: tokens to mel. Tensors are named as those under `flow.` in the published file."""
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
@@ -268,7 +269,7 @@ class Flow(nn.Module):
 
 LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
 HISTORY = 250  # previous tokens that a block depends on, 10 s
-MAX_BLOCKS = 16  # sizes of blocks in config.json
+MAX_BLOCKS = 16  # maximum number of block sizes in config.json
 LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
 SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
 MAX_PROMPT_TOKENS = 250  # tokens of a recorded voice, 10 s
@@ -302,8 +303,8 @@ class S3GenCodec(RecordedVoiceCodec):
 
     The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
     voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. With blocks, the phase of the
-    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names. The tensors of
-    the voices are additional.
+    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names, and those of the
+    voices are additional.
     """
 
     source_noise: Tensor
@@ -362,7 +363,7 @@ class S3GenCodec(RecordedVoiceCodec):
             self.register_buffer(name, table, persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, [B, D], on the host; the first number selects a voice."""
+        """Return zeros, [B, D], on the host; the first element selects a voice."""
         if self.spec.blocks:
             return torch.zeros(batch, 2 + self.config.mels * self.num_kept, dtype=torch.float64)
         return torch.zeros(batch, 1)
@@ -451,7 +452,7 @@ class S3GenCodec(RecordedVoiceCodec):
         Args:
             codes: Tokens `start` to `start` + T of an utterance.
             voice: Voice of the utterance.
-            known: Mel of the first tokens, [1, M, k]; None if it is not known.
+            known: Mel of the first tokens, [1, M, k], or None if unknown.
             start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.
         """
@@ -472,7 +473,7 @@ class S3GenCodec(RecordedVoiceCodec):
             end: Number of frames so far.
             first: First frame to decode.
             last: Frame after the last one to decode.
-            phase: Phase of the fundamental in cycles before frame `first` - `around`, or the utterance's first frame.
+            phase: Phase of the fundamental in cycles before frame `first` - `around`, or before the utterance.
         """
         hop, start = self.config.vocoder.samples_per_mel, end - mel.shape[2]
         begin = max(0, first - self.around)
@@ -486,10 +487,10 @@ class S3GenCodec(RecordedVoiceCodec):
         return pcm, (phase + float(passed) * hop / self.spec.sample_rate) % 1
 
     def source(self, pitch: Tensor, begin: int = 0, phase: float = 0.0) -> Tensor:
-        """Return the excitation [1, 1, n] for the pitch [1, T] of frames in Hz.
+        """Return the excitation, [1, 1, n].
 
         Args:
-            pitch: Pitch of each frame.
+            pitch: Pitch of each frame in Hz, [1, T].
             begin: Index of the first frame in the utterance.
             phase: Phase of the fundamental before that frame, in cycles.
         """
@@ -518,10 +519,10 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
 
 
 def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:
-    """Return the block sizes, the history and `leaves_out_last` in a codec's config.json, or their defaults.
+    """Return `blocks`, `history` and `leaves_out_last` from a codec's config.json, or their defaults.
 
     Raises:
-        CheckpointError: If a value is invalid; the message names it.
+        CheckpointError: If a value is invalid; the message contains its name.
     """
     record = json_object(path) if path.exists() else {}
     sizes, history = record.get("blocks", []), record.get("history", HISTORY)

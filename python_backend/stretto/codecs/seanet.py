@@ -1,6 +1,7 @@
-"""SEANet decoders: receptive field, exact streaming, and the encoder and decoder layers of ESPnet's variant.
+"""SEANet decoders: receptive field, exact streaming, and encoder and decoder layers of the ESPnet variant.
 
-ESPnet's encoder and decoder process whole signals: they are non-causal, with reflection padding and Snake activations.
+The ESPnet encoder and decoder process whole signals: they are non-causal, with reflection padding and Snake
+activations.
 Layers are numbered as in ESPnet's `model` lists, where Snake counts as a layer, so that tensor names match.
 """
 
@@ -50,7 +51,7 @@ class SeanetShape:
 
     @property
     def start(self) -> int:
-        """Number of frames the first convolution needs for its reflection padding at the start of an utterance."""
+        """Number of frames that the first convolution needs to pad the start of an utterance by reflection."""
         return self.head.left + 1
 
     @property
@@ -82,7 +83,7 @@ LENGTHS = ("stride", "kernel_size", "padding_total")
 
 
 def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
-    """Return the decoder's sizes; raise CheckpointError if it is not mono or trims transposed convolutions unevenly."""
+    """Return the decoder's sizes; raise CheckpointError if it is not mono or its `trim_right_ratio` is not 1."""
     if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
         raise CheckpointError(
             f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
@@ -99,7 +100,7 @@ def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
 
 
 def multiply_weight_norm_out(model: nn.Module) -> None:
-    """Replace each weight-norm pair (magnitude, direction) of the model by the plain weight."""
+    """Replace each weight-norm pair (magnitude, direction) of the model with the plain weight."""
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
@@ -118,7 +119,7 @@ def keep_lengths_on_host(model: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SeanetStream:
-    """Streaming SEANet decoder with its LSTM's (h, c) as state.
+    """Streaming SEANet decoder whose state is the LSTM's (h, c).
 
     It consists of the head and the tail, which map [B, C, T] to [B, C', T'], the LSTM between them [T, B, C], and their
     sizes.
@@ -169,7 +170,7 @@ class SeanetStream:
 
 
 class Snake(nn.Module):
-    """Snake activation with a = 1 and no parameters, as in ESPnet's codecs."""
+    """Snake activation with a = 1 and no parameters, as in the ESPnet codecs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return sine_(x.clone()).square_().add_(x)
@@ -193,7 +194,7 @@ def reflect(x: Tensor, left: int, right: int) -> Tensor:
 
 
 class Convolution(nn.Conv1d):
-    """Convolution of n samples to ceil(n / stride)."""
+    """Convolution that maps n samples to ceil(n / stride)."""
 
     def forward(self, x: Tensor) -> Tensor:
         (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
@@ -203,7 +204,7 @@ class Convolution(nn.Conv1d):
 
 
 class Upsampling(nn.ConvTranspose1d):
-    """Transposed convolution of n samples to n * ratio."""
+    """Transposed convolution that maps n samples to n * ratio."""
 
     def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
         super().__init__(channels, out_channels, 2 * ratio, ratio)

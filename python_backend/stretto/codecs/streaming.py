@@ -1,10 +1,10 @@
 """Convolutions and activations of decoders, for signals [B, C, n].
 
-On a CPU a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). oneDNN convolves few
-channels faster in that layout, and a transposed convolution is a matrix product whose rows are the output. All
-functions keep the layout of their input.
+On a CPU, a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). In that layout, oneDNN
+convolves few channels faster, and a transposed convolution is a matrix product whose rows are the output. All functions
+keep the layout of their input.
 
-For codecs without state, this module computes receptive fields and decodes windows with context.
+For stateless codecs, this module computes receptive fields and decodes windows with context.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,8 +21,8 @@ from transformers.models.dac.modeling_dac import Snake1d
 from stretto.codecs.base import CodecSpec, Window
 from stretto.errors import InvalidRequest
 
-MIN_ROW = 256  # elements; loops over shorter rows take longer than their arithmetic
-MIN_PRODUCT = 1 << 20  # multiplications; oneDNN takes longer than MKL for smaller products
+MIN_ROW = 256  # elements; for shorter rows, loop overhead exceeds the arithmetic
+MIN_PRODUCT = 1 << 20  # multiplications; for smaller products, oneDNN is slower than MKL
 
 
 def is_time_major(x: Tensor) -> bool:
@@ -33,12 +33,12 @@ def is_time_major(x: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `x @ weight.T + bias`.
 
-    In float32 on a CPU, large products are computed by oneDNN in half the time that MKL, which torch calls, takes on
-    processors of AMD.
+    Large float32 products on a CPU are computed by oneDNN, which on AMD processors takes half as long as MKL, torch's
+    default.
 
     Args:
         x: Inputs, [..., K].
-        weight: Weights, [N, K]. They must be contiguous for oneDNN, which takes very long for others.
+        weight: Weights, [N, K]. oneDNN is used only if they are contiguous, because it is very slow otherwise.
         bias: [N] or None.
     """
     is_large = x.numel() * len(weight) >= MIN_PRODUCT and x.device.type == "cpu"
@@ -67,7 +67,7 @@ class Linear(nn.Linear):
 
 
 def prepare_products(model: Model) -> Model:
-    """Compute the linear layers of a model with `linear`, and return the model."""
+    """Make the linear layers of a model use `linear`, and return the model."""
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
@@ -75,7 +75,7 @@ def prepare_products(model: Model) -> Model:
 
 
 def prepare(model: nn.Module) -> None:
-    """Prepare products, and store weights of convolutions on a CPU in the order that `convolve` and `upsample` need."""
+    """Prepare products; on a CPU, also store convolution weights in the order that `convolve` and `upsample` need."""
     prepare_products(model)
     for layer in model.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and layer.weight.device.type == "cpu":
@@ -84,15 +84,15 @@ def prepare(model: nn.Module) -> None:
 
 
 def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -> Tensor:
-    """Return `before` followed by the activation of x, or by x itself, in the layout of x.
+    """Concatenate `before` and the activation of x, or x itself, in the layout of x.
 
     Args:
         before: Earlier inputs, [B, C, m].
         x: Inputs, [B, C, n].
-        activation: Activation of x, which writes its output to the result.
+        activation: Activation to apply to x. It writes its output directly to the result.
 
     Returns:
-        Both, [B, C, m + n].
+        Concatenation, [B, C, m + n].
     """
     if is_time_major(x) and before.dtype == x.dtype:
         both = x.new_empty(x.shape[0], before.shape[2] + x.shape[2], x.shape[1]).transpose(1, 2)
@@ -114,14 +114,14 @@ def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
 
 
 def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
-    """Return the outputs of a transposed convolution that inputs after x do not affect.
+    """Return those outputs of a transposed convolution that do not depend on inputs after x.
 
     Args:
-        x: Inputs, [B, C, before + n]. The first `before` are context, whose outputs overlap those of the next inputs.
+        x: Inputs, [B, C, before + n]. The first `before` are context; their outputs overlap those of the next inputs.
         conv: Transposed convolution with a kernel of (before + 1) · rate.
 
     Returns:
-        Outputs from the first of the last n inputs onwards, [B, O, n · rate].
+        Outputs starting at the first of the last n inputs, [B, O, n · rate].
     """
     (kernel,), (rate,) = conv.kernel_size, conv.stride
     before = kernel // rate - 1
@@ -138,10 +138,10 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
 
 
 class Elu(nn.ELU):
-    """ELU activation, which can write its output to a given tensor."""
+    """ELU activation that can write its output to a given tensor."""
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the activations of x, in `out` if that is given."""
+        """Return the activations of x, stored in `out` if that is given."""
         return super().forward(x) if out is None else torch.ops.aten.elu.out(x, out=out)
 
 
@@ -158,7 +158,7 @@ class Snake(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the activations of x [B, C, n], in `out` if x is time-major and that is given."""
+        """Return the activations of x [B, C, n], stored in `out` if it is given and x is time-major."""
         if not is_time_major(x):
             rate, height = self.factors()
             return _snake(x, rate[:, None], height[:, None])
@@ -170,7 +170,7 @@ class Snake(nn.Module):
         return out
 
     def _repeat(self, times: int) -> tuple[Tensor, Tensor]:
-        """Return the factors, repeated; they are computed again only if a weight or `times` has changed."""
+        """Return the factors, repeated. They are recomputed only if a weight or `times` has changed."""
         state = (times, *((each.data_ptr(), each._version, each.dtype) for each in self.parameters()))
         if self._repeated[0] != state:
             rate, height = self.factors()
@@ -179,7 +179,7 @@ class Snake(nn.Module):
 
 
 def _snake(x: Tensor, rate: Tensor, height: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return x + height · sin²(rate · x) for factors that are broadcast."""
+    """Return x + height · sin²(rate · x), with broadcast factors."""
     if x.dtype != rate.dtype or rate.requires_grad:
         made = sine_(x * rate).square_().mul_(height).add_(x)
         return made if out is None else out.copy_(made)
@@ -188,7 +188,7 @@ def _snake(x: Tensor, rate: Tensor, height: Tensor, out: Tensor | None = None) -
 
 
 def sine_(x: Tensor) -> Tensor:
-    """Return the sines of x, in place."""
+    """Replace x with its sines in place, and return it."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad or torch.compiler.is_compiling():
         return x.sin_()
     np.sin(x.numpy(), out=x.numpy())  # numpy: 0.5 ns per element, error 7e-8; torch: 1.2 ns, 4e-8
@@ -244,12 +244,12 @@ def same(kernel: int, dilation: int = 1) -> Conv:
 
 
 def dac_layers(upsampling_ratios: Iterable[int], output_padding: bool) -> list[Layer]:
-    """Return the layers of transformers' DacDecoder: in each block, upsampling and residual units of dilation 1, 3, 9.
+    """Return the layers of transformers' DacDecoder; a block has upsampling and residual units of dilation 1, 3 and 9.
 
     Args:
         upsampling_ratios: Strides of the blocks, in order.
         output_padding: True if transposed convolutions of odd stride use output padding, so that each frame yields
-            `stride` samples, as in the decoders of X-codec and Higgs Audio.
+            `stride` samples, as in the X-codec and Higgs Audio decoders.
     """
     layers: list[Layer] = [same(7)]
     for stride in upsampling_ratios:
@@ -272,7 +272,7 @@ def reach(layers: Sequence[Layer], first: int, last: int) -> tuple[int, int]:
 
 
 def context(layers: Sequence[Layer]) -> tuple[int, int]:
-    """Return how many frames before, and how many after a frame, its samples depend on."""
+    """Return how many frames before and after a frame its samples depend on."""
     first, last = reach(layers, 0, samples_per_frame(layers) - 1)
     return -first, last
 
@@ -287,7 +287,7 @@ def tail_samples(layers: Sequence[Layer]) -> int:
 
 
 class DacSnake(Snake):
-    """Snake activation of transformers' DAC, with its weight [1, C, 1]."""
+    """Replacement for the Snake activation of transformers' DAC, which has a weight [1, C, 1]."""
 
     def __init__(self, alpha: nn.Parameter) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class WindowedCodec(nn.Module):
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window, see `base.Codec.decode`."""
+        """Decode a window (see `base.Codec.decode`)."""
         frames = window.codes.shape[2] - window.left - window.right
         start = window.left * self.spec.samples_per_frame
         pcm = self(window.codes.to(self.device))[:, start : start + self.spec.num_samples(frames, window.right)]
@@ -345,7 +345,7 @@ class WindowedCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording, see `base.Codec.encode`; raise InvalidRequest if the checkpoint has no encoder."""
+        """Encode a recording (see `base.Codec.encode`); raise InvalidRequest if the checkpoint has no encoder."""
         if not self.can_encode:
             raise InvalidRequest("audio", f"no audio (this checkpoint of {self.spec.name} can only decode)", "audio")
         if len(pcm) == 0:

@@ -1,10 +1,10 @@
-"""`vibevoice`: acoustic tokenizer of VibeVoice (24 kHz, 7.5 latents/s), and the encoder of its semantic tokenizer.
+"""`vibevoice`: VibeVoice acoustic tokenizer (24 kHz, 7.5 latents/s), and the encoder of the semantic tokenizer.
 
 latents ─► conv ─► 8 blocks ─► 6 × (↑ 8, 5, 5, 4, 2, 2, and 3 blocks) ─► conv ─► pcm
 
 A block is a ConvNeXt with RMS norms. All layers are causal and store their last inputs in the state, so chunks of any
-size give the samples of one decode. A frame is a latent, scaled as in the language model, and a number that is 1 in the
-first frame of a stretch of audio, where the decoder's state is reset.
+size give the samples of a single decode. A frame is a latent, scaled as in the language model, followed by a number
+that is 1 in the first frame of a stretch of audio, where the decoder's state is reset.
 
 Tensor names follow https://huggingface.co/docs/transformers/model_doc/vibevoice_acoustic_tokenizer.
 """
@@ -55,8 +55,8 @@ class TokenizerConfig:
         size: Number of elements in a latent.
         kernel: Kernel size of convolutions that keep the rate.
         filters: Channels at the sample rate, doubled by each downsampling.
-        ratios: Downsampling ratios of the encoder, in its order.
-        depths: Numbers of blocks of the encoder at each rate, in its order.
+        ratios: Downsampling ratios, in the encoder's order.
+        depths: Number of encoder blocks at each rate, in the encoder's order.
         expansion: Width of a block's inner layer, relative to its channels.
         eps: Epsilon of the norms.
         deviation: Standard deviation of the random factor that scales the noise added to the latents of a recording.
@@ -80,7 +80,7 @@ class TokenizerConfig:
             name: Name of the section, for error messages.
 
         Raises:
-            CheckpointError: If the section describes a tokenizer of another kind.
+            CheckpointError: If the section describes a different kind of tokenizer.
         """
         record = DEFAULTS | dict(record)
         for key, value in SERVED.items():
@@ -129,7 +129,7 @@ class TokenizerConfig:
 
 
 class Norm(nn.Module):
-    """RMS norm over the channels of x [B, n, C], computed in float32 at least."""
+    """RMS norm over the channels of x [B, n, C], computed in float32 or float64."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Norm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with GELU."""
+    """Two layers with GELU between them."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class Stage(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder or decoder: a stage at each rate, and a last convolution."""
+    """Encoder or decoder: a stage at each rate, and a final convolution."""
 
     def __init__(self, stages: list[Stage], head: Convolution) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Network(nn.Module):
         self.num_kept = sum(each.kept for each in keeping)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, C, n] of the input x [B, C, n]."""
+        """Return the output [B, C, n] for the input x [B, C, n]."""
         x = self.stem(x, memory)
         for layer in self.conv_layers:
             x = layer(x, memory)
@@ -250,7 +250,7 @@ class Decoder(Network):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Scaled latents of the language model: (latent + bias) * factor."""
+    """Scaling of latents for the language model: (latent + bias) * factor."""
 
     factor: float
     bias: float
@@ -261,7 +261,7 @@ class Scale:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Scale":
-        """Return the scale in a config.json that the converter has written; raise CheckpointError if it is invalid."""
+        """Read the scale from a config.json that the converter has written; raise CheckpointError if it is invalid."""
         try:
             factor, bias = entry(record, "latent_scaling_factor"), entry(record, "latent_bias_factor")
             return cls(float(factor), float(bias))
@@ -270,7 +270,7 @@ class Scale:
 
 
 class VibeVoiceCodec(nn.Module):
-    """Acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
+    """VibeVoice acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
 
     def __init__(self, config: TokenizerConfig, scale: Scale) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ class VibeVoiceCodec(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording to scaled latents: words, int64 [K, T]. Silence completes the last frame.
+        """Encode a recording to scaled latents, as words, int64 [K, T]. The last frame is padded with silence.
 
         The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
         only on the samples, so that a recording always gives the same voice.
@@ -336,13 +336,13 @@ def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
     digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
     bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
         2 * number
-    )  # a documented algorithm, whose bits never change
+    )  # a documented algorithm; its output bits never change
     one, other = ((bits >> np.uint64(11)).astype(np.float64) + 0.5).reshape(2, -1) * 2.0**-53
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
 
 
 def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for the tensors of the codec."""
+    """Map the names of the codec's tensors to their shapes."""
     with torch.device("meta"):
         codec = VibeVoiceCodec(config, Scale(1.0, 0.0))
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}

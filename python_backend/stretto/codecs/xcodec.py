@@ -56,12 +56,12 @@ def load_semantic(
 
     Args:
         name: Name of the codec.
-        model_class: transformers' model class of the checkpoint.
+        model_class: transformers model class for the checkpoint.
         directory: Folder of the checkpoint.
         codec_class: Class of the codec.
 
     Raises:
-        CheckpointError: If other tensors are missing, or do not match.
+        CheckpointError: If any other tensor is missing, or a tensor does not match.
     """
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)

@@ -1,1 +1,1 @@
-"""Acoustic decoder: turns the language model's codes into audio, chunk by chunk."""
+"""Acoustic decoder, which converts the language model's codes to audio, chunk by chunk."""

@@ -1,4 +1,4 @@
-"""Collection of samples and text for word times, and events that contain word times."""
+"""Collection of the samples and text needed for word times, and events that contain word times."""
 
 import threading
 from collections.abc import Callable
@@ -18,19 +18,19 @@ Answer = Callable[[list[TimedWord] | None], None]
 
 
 class Aligning(Protocol):
-    """Interface of the queue of alignments (`aligning.process.AlignmentQueue`)."""
+    """Interface of the alignment queue (`aligning.process.AlignmentQueue`)."""
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Align a text with samples, int16 [n] each part, at `rate` Hz, and call `answer` once."""
+        """Align a text with samples at `rate` Hz, in parts of int16 [n], and call `answer` once."""
         ...
 
     def close(self) -> None:
-        """Answer all pending jobs and end."""
+        """Answer all pending jobs and stop."""
         ...
 
 
 class StoredBytes:
-    """Thread-safe count of the bytes that all utterances have stored, with a limit."""
+    """Thread-safe count, with a limit, of the bytes that all utterances have stored."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self._lock = limit, 0, threading.Lock()
@@ -41,7 +41,7 @@ class StoredBytes:
         return self._held
 
     def acquire(self, num_bytes: int) -> bool:
-        """Count further bytes and return True; return False if there would be too many."""
+        """Add `num_bytes` to the count and return True, or return False if this would exceed the limit."""
         with self._lock:
             fits = self._held + num_bytes <= self._limit
             self._held += num_bytes if fits else 0
@@ -55,10 +55,10 @@ class StoredBytes:
 
 @dataclass(slots=True)
 class Collected:
-    """Samples and text of one utterance, until its end.
+    """Samples and text of one utterance, collected until it ends.
 
     Attributes:
-        stored: Count of all utterances' bytes.
+        stored: Byte count for all utterances.
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
         pcm: Parts of the samples, int16 [n] each.
@@ -80,7 +80,7 @@ class Collected:
         Args:
             request: Request of the utterance.
             rate: Sample rate of the codec in Hz.
-            stored: Count of all utterances' bytes.
+            stored: Byte count for all utterances.
         """
         found = cls(stored, rate, request.text, _collects_text=not request.text)
         if request.recording:
@@ -89,7 +89,7 @@ class Collected:
         return found
 
     def add(self, chunk: Chunk, pcm: NDArray[np.float32] | None) -> None:
-        """Add the text of a chunk, and its samples, float32 [n] in [-1, 1], or None."""
+        """Add the text of a chunk and, unless `pcm` is None, its samples, float32 [n] in [-1, 1]."""
         text = chunk.written or chunk.text
         if self._collects_text and len(self.text) + len(text) <= MAX_ALIGNED_CHARS:
             self.text += text
@@ -111,11 +111,11 @@ class Collected:
         self.pcm, self._num_bytes = [], 0
 
     def align(self, queue: Aligning | None, answer: Answer) -> None:
-        """Request the word times, free the samples, and call `answer` once.
+        """Request the word times. Once they are known, free the samples and call `answer`, exactly once.
 
         Args:
             queue: The aligner; None if this decoder has none.
-            answer: Function that is called with the words. It gets None if there is no aligner, nothing to align, or
+            answer: Function that is called with the words, or with None if there is no aligner, nothing to align, or
                 more audio than may be stored.
         """
         if queue is None or not self.pcm or not self.text:
@@ -131,11 +131,11 @@ class Collected:
 
 
 def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
-    """Answer the last chunk of an utterance, adding its word times. Any thread may call it.
+    """Answer the last chunk of an utterance, with its word times. Any thread may call this function.
 
     Args:
         pending: The chunk.
-        event: Its event, without words.
+        event: Event of the chunk, without words.
         words: Words and their times; None if they were not aligned.
         counts: The decoder's counters.
     """

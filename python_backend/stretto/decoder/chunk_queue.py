@@ -26,7 +26,7 @@ class Counts:
         self._decode_s = 0.0
 
     def add(self, name: str, by: int = 1) -> None:
-        """Increase the counter `name`, one of NAMES."""
+        """Increase the counter `name`, which is one of NAMES."""
         with self._counting:
             self._counts[name] += by
 
@@ -44,13 +44,13 @@ class Counts:
             self._decode_s += spent_s
 
     def to_dict(self) -> dict[str, float]:
-        """Return all counters, the largest batch, and the total decoding time in seconds, by name."""
+        """Return a dict with all counters, the largest batch size, and the total decoding time in seconds."""
         with self._counting:
             counted = {name: self._counts[name] for name in NAMES}
             return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
 
 
-BUSY_SHARE = 0.9  # target utilisation; above it chunks only wait longer
+BUSY_SHARE = 0.9  # target utilisation; above it, chunks only wait longer
 WINDOW_MEMORY = 64  # number of windows in the moving average
 
 
@@ -58,7 +58,7 @@ class Pace:
     """Moving average of the decoding time per window; written by one thread, read by any.
 
     Attributes:
-        chunk_s: Interval at which each active utterance can send chunks, in seconds.
+        chunk_s: Interval in seconds at which each active utterance can send chunks.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class ChunkAnswer(Protocol):
     """Answer to one chunk; exactly one of `send` and `fail` is called, once."""
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        """Send samples [n], float32 or int16, or None, together with their event."""
+        """Send samples [n], float32 or int16, if there are any, together with their event."""
         ...
 
     def fail(self, error: Exception) -> None:
@@ -146,7 +146,7 @@ class ChunkQueue:
             return not self._is_closed
 
     def abandon(self, utterance: str) -> list[PendingChunk]:
-        """Remove and return an utterance's queued chunks; the next `next_chunks` reports it as abandoned."""
+        """Remove and return an utterance's queued chunks; the next `next_chunks` call reports it as abandoned."""
         with self._changed:
             self._abandoned.append(utterance)
             self._changed.notify()
@@ -173,7 +173,7 @@ class ChunkQueue:
             return [pending for queue in self._waiting.values() for pending in queue]
 
     def close(self) -> None:
-        """Refuse further chunks; those in the queue can still be read."""
+        """Refuse further chunks. Chunks in the queue can still be read."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -194,7 +194,7 @@ class ChunkQueue:
         queue = self._waiting.pop(utterance)
         pending = queue.popleft()
         if queue:
-            self._waiting[utterance] = queue  # last in line: utterances take turns
+            self._waiting[utterance] = queue  # goes to the end of the line: utterances take turns
         return pending
 
 
@@ -202,7 +202,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse(pending: PendingChunk, error: Exception, counts: Counts) -> None:
-    """Answer a chunk with an error and count it; log the error if it is an internal one."""
+    """Answer a chunk with an error and count the error; log it if it is internal."""
     counts.add("cancelled" if isinstance(error, Cancelled) else "failed")
     if not isinstance(error, StrettoError):
         what = (pending.utterance, pending.chunk.index, incident(error))
@@ -233,19 +233,19 @@ class Unanswered:
     def signal_progress(self) -> None:
         """Signal progress to all unanswered chunks, including those in the queue.
 
-        All of them wait while a long operation occupies the decoder's thread.
+        All of them wait while a long operation occupies the decoder thread.
         """
         for pending in (*self, *self._queue.waiting()):
             if pending.on_progress is not None:
                 pending.on_progress()
 
     def send(self, pending: PendingChunk, pcm: np.ndarray | None, event: Event) -> None:
-        """Answer a chunk; it stays unanswered if its answer raises."""
+        """Answer a chunk. If sending raises an error, the chunk stays unanswered."""
         pending.reply.send(pcm, event)
         del self._pending[id(pending)]
 
     def hand_over(self, pending: PendingChunk) -> None:
-        """Remove a chunk that is answered by another thread."""
+        """Remove a chunk that another thread will answer."""
         del self._pending[id(pending)]
 
     def refuse(self, pending: PendingChunk, error: Exception) -> None:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
 WORTH_CAPTURING = 8  # number of uses after which a shape is captured
-MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`), the others on demand
+MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`), the rest on demand
 
 
 class GraphBackend(Protocol):
@@ -36,7 +36,7 @@ class GraphBackend(Protocol):
         """Record the device operations of `step`.
 
         Returns:
-            The tensors that `step` returned, and a function that computes them again in place.
+            The tensors that `step` returned, and a function that recomputes them in place.
         """
         ...
 
@@ -95,12 +95,12 @@ class GraphCache:
         return len(self._graphs)
 
     def capture(self, window: Window) -> bool:
-        """Capture a graph for the shape of `window`; return True if there is one now."""
+        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
         key = _key(window)
         return key in self._graphs or self._capture(key, window) is not None
 
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window like `Codec.decode`; the results are in newly allocated memory."""
+        """Decode a window as `Codec.decode` does; the results are in newly allocated memory."""
         batch, key = len(window.codes), _key(window)
         captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:
@@ -145,7 +145,7 @@ def _blank(window: Window, batch: int) -> Window:
 
 
 def _fill(still: Window, window: Window) -> None:
-    """Copy `window` to the first rows of `still`; the others are unused."""
+    """Copy `window` to the first rows of `still`; the other rows are unused."""
     batch = len(window.codes)
     still.codes[:batch].copy_(window.codes, non_blocking=True)
     still.first[:batch].copy_(window.first, non_blocking=True)
@@ -178,7 +178,7 @@ class Launcher(Protocol):
     """Executor that decodes batches in launch order.
 
     Attributes:
-        depth: Maximum number of batches in flight while another one is prepared.
+        depth: Maximum number of batches in flight while another is being prepared.
         has_graphs: True if graphs can be captured.
     """
 
@@ -186,11 +186,11 @@ class Launcher(Protocol):
     has_graphs: bool
 
     def enter(self) -> None:
-        """Prepare the calling thread, which launches all batches; call this once, before any codec state is created."""
+        """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
         ...
 
     def capture(self, window: Window) -> bool:
-        """Capture a graph for the shape of `window`; return True if there is one now."""
+        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
         ...
 
     def launch(self, window: Window) -> Flight:
@@ -221,7 +221,7 @@ class HostLauncher:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
     def capture(self, window: Window) -> bool:
-        """Return False: the host has no graphs."""
+        """Return False, because the host has no graphs."""
         return False
 
     def launch(self, window: Window) -> Flight:
@@ -232,7 +232,7 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher on its own CUDA stream, concurrent with the host and with other work on the GPU.
+    """Launcher with its own CUDA stream, which runs concurrently with the host and other work on the GPU.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
@@ -250,7 +250,7 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        # whole utterances rarely have the same length
+        # graphs are of no use for whole utterances, which rarely have the same length
         self.has_graphs = config.graphs and codec.spec.max_frames is None
         self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
@@ -265,7 +265,7 @@ class CudaLauncher:
         torch.cuda.set_stream(self._stream)
 
     def capture(self, window: Window) -> bool:
-        """Capture a graph of the window's shape; return True if one exists now."""
+        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
             return self._graphs is not None and self._graphs.capture(self._sent(_pinned(window)))
 
@@ -297,21 +297,21 @@ def _pinned(window: Window) -> Window:
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory of contexts that run float32 products and convolutions in `dtype`, but leave float64 alone."""
+    """Return a factory of contexts that run float32 products and convolutions in `dtype`, but do not affect float64."""
     if dtype == "float32":
         return nullcontext
     return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """Return the launcher for the device in `config`; codecs on onnxruntime always get host tensors."""
+    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors."""
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
     return HostLauncher(codec, config.dtype)
 
 
 def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
-    """Capture graphs of the default chunk shapes for all powers of two up to `max_batch`; return their number.
+    """Capture graphs of the default chunk shapes for batch sizes that are powers of two; return their number.
 
     Large shapes are captured first, so that smaller graphs reuse their memory.
     """
@@ -351,7 +351,7 @@ def warm_up(
 
 
 def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Yield windows from the middle of an utterance, each with the states [B, D] of a batch of such windows."""
+    """Yield windows from the middle of an utterance, each with the codec states [B, D] for a batch of them."""
     windows, state = _windows(launcher, codec)
     for batch in range(1, max_batch + 1):
         for window in windows:
@@ -401,7 +401,7 @@ def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameW
 
 
 def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.Tensor:
-    """Return the codec state [1, D] after decoding `codes` [K, T], as far as possible without more frames."""
+    """Return the codec state [1, D] after decoding as much of `codes` [K, T] as possible without further frames."""
     state = codec.initial_state(1)
     window = Windower(codec.spec).push(codes, is_final=False)
     if window is None:

@@ -3,7 +3,7 @@
     queue ─► jobs: one window per utterance ─► batch: windows of equal shape ─► in flight ─► replies
 
 Waiting chunks are decoded immediately, at most one per utterance and batch; the loop never waits for a larger batch.
-The job with the earliest deadline comes first. Its client will underrun next, or still waits for its first audio.
+The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
 
 A batch combines windows of different utterances, for the codec or for a refinement model.
 """
@@ -38,8 +38,8 @@ class Job:
         pending: The chunk.
         session: Decoder state of its utterance.
         window: Window, or passage to fill in.
-        due_s: Time at which the client will have played everything sent before; the arrival time if nothing was sent.
-        is_last: True for the chunk's last window; False if others follow, and for windows of a voice reference.
+        due_s: Time at which the client will have played everything sent so far; the arrival time if nothing was sent.
+        is_last: True for the chunk's last window; False if other windows follow, and for windows of a voice reference.
     """
 
     pending: PendingChunk
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def is_alone(self) -> bool:
-        """True if the job may not share a batch, so that the samples do not depend on other utterances."""
+        """True if the job may not share a batch, so that its samples do not depend on other utterances."""
         return self.session.renderer.form.deterministic
 
 
@@ -97,7 +97,7 @@ class Batch:
 
 
 class FilledBatch:
-    """Batch of refinement jobs, already run: the sessions have the completed codes. It has no samples."""
+    """Completed batch of refinement jobs, whose sessions contain the completed codes. It has no samples."""
 
     num_frames = 0
     device_s = None
@@ -129,7 +129,7 @@ def launch(
         jobs: Jobs of equal shape.
         launcher: Launcher for the codec's device.
         codec: The codec.
-        on_progress: Progress callback, called after each codebook that is filled in.
+        on_progress: Called after each codebook that is filled in, to report progress.
     """
     if isinstance(jobs[0].window, FrameWindow):
         return Batch(jobs, launcher, codec.spec)
@@ -250,7 +250,7 @@ def _report(pending: PendingChunk, session: Session) -> ReportEvent:
 
 
 logger = logging.getLogger(__name__)
-PROGRESS_S = 1.0  # far below the minute without progress after which the language model ends an utterance
+PROGRESS_S = 1.0  # well below one minute without progress, after which the language model ends an utterance
 
 
 class DecodingLoop:
@@ -258,7 +258,7 @@ class DecodingLoop:
 
     Attributes:
         unanswered: Chunks in progress.
-        pace: Measured decoding time.
+        pace: Measured pace of decoding.
         stopwatch: Clock for decoding times on the host, in seconds.
         fails_pending: Set to True to fail everything that has not been decoded yet.
     """
@@ -299,7 +299,7 @@ class DecodingLoop:
         return not self.unanswered and self._queue.is_finished
 
     def enter(self) -> None:
-        """Prepare the calling thread, which must make all calls of `turn`: capture graphs and warm up."""
+        """Prepare the calling thread, which must make all calls to `turn`: capture graphs and warm up."""
         self._launcher.enter()
         num_graphs = capture_shapes(self._launcher, self._codec, self._config.max_batch)
         num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
@@ -350,7 +350,7 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
-        """Create a job for a chunk's next window, or answer the chunk if it completes none.
+        """Create a job for a chunk's next window, or answer the chunk if it does not complete a window.
 
         Windows of a voice reference come first.
         """
@@ -384,7 +384,7 @@ class DecodingLoop:
                 self._launch([job])
 
     def _note_progress(self) -> None:
-        """Signal progress to all utterances, which wait while one is decoded, at most once per PROGRESS_S."""
+        """Signal progress at most once per PROGRESS_S to all utterances, because they wait while one is decoded."""
         now = time.monotonic()
         if now - self._signalled_s > PROGRESS_S:
             self._signalled_s = now

@@ -32,7 +32,7 @@ FULL_SCALE = 32_767
 class Renderer:
     """Conversion of one utterance's samples to the client's sample rate and encoding.
 
-    Resampling is streaming: the joined chunks equal a single resampling of the whole utterance.
+    Resampling is streaming: the joined chunks equal the result of resampling the whole utterance at once.
     """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
@@ -43,7 +43,7 @@ class Renderer:
             self._stream = soxr.ResampleStream(spec.sample_rate, self.sample_rate, 1, dtype="float32")
 
     def resample(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
-        """Return float32 samples [m] at `sample_rate` for the codec's samples [n]; None if there are none.
+        """Resample the codec's samples [n] to float32 samples [m] at `sample_rate`; return None if there are none.
 
         The resampler holds back tens of milliseconds of audio until the final call.
         """
@@ -79,11 +79,12 @@ class Session:
         next_index: Index of the next chunk.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
-        first_sound: Index of the first sample that is not silence; None if none was sent.
+        first_sound: Index of the first sample that is not silence; None until one has been sent.
         collected: Samples and text for word times; None if these were not requested.
         has_ended: True after the last frame.
         sound: Key of the recorded voice in `SoundTable`; None if there is none.
-        dry_s: Time at which a client that started with the first sample will have played all of them; None before that.
+        dry_s: Time at which a client that started to play the first sample when it was sent will have played all
+            samples; None until samples are sent.
     """
 
     windower: Windower
@@ -103,11 +104,11 @@ class Session:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of frames, codec state and collected codes, in bytes."""
+        """Memory used by frames, codec state and collected codes, in bytes."""
         return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
 
     def store(self, pcm: np.ndarray | None) -> None:
-        """Keep samples [n] that are sent together with the samples of a later window.
+        """Keep samples [n] that will be sent together with the samples of a later window.
 
         Samples of a voice reference are dropped.
         """
@@ -115,7 +116,7 @@ class Session:
             self.filling.store(pcm)
 
     def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
-        """Return the samples to send after a chunk's last window, or None.
+        """Return the samples to send after a chunk's last window, or None if there are none.
 
         Args:
             window: The decoded window.
@@ -132,7 +133,7 @@ class Session:
 
         Args:
             pcm: float32 samples [n] at the codec's sample rate, or None.
-            is_final: True for the last chunk with frames of the utterance.
+            is_final: True for the utterance's last chunk that has frames.
         """
         if self.has_ended:
             return None
@@ -143,7 +144,7 @@ class Session:
         return self.renderer.encode(samples)
 
     def _count_samples(self, pcm: np.ndarray) -> None:
-        """Count samples [n], and find the utterance's first one that is not silence."""
+        """Count samples [n], and find the first sample of the utterance that is not silence."""
         if self.first_sound is None:
             loud = np.flatnonzero(np.abs(pcm) > AUDIBLE)
             self.first_sound = self.num_samples + int(loud[0]) if len(loud) else None
@@ -151,7 +152,7 @@ class Session:
 
 
 class Sessions:
-    """Open utterances by id. Methods are for one thread, unless stated otherwise."""
+    """Open utterances by id. Only a single thread may call the methods, unless stated otherwise."""
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class Sessions:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all open utterances and cached voice references, in bytes."""
+        """Memory used by all open utterances and cached voices, references and samples, in bytes."""
         sessions = list(self._open.values())  # any thread may read this
         held = self._references.num_bytes + self._sounds.num_bytes + self._stored.held
         return held + sum(session.num_bytes for session in sessions)
@@ -187,7 +188,7 @@ class Sessions:
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
-        """Return the session for the next chunk of an utterance; a chunk with index 0 opens one.
+        """Return the session for the next chunk of an utterance; a chunk with index 0 opens a session.
 
         Args:
             utterance: Id of the utterance.
@@ -211,7 +212,7 @@ class Sessions:
         return session
 
     def keep_alive(self, utterance: str) -> None:
-        """Restart the idle timeout of an utterance. Any thread may call it."""
+        """Restart the idle timeout of an utterance. Any thread may call this method."""
         session = self._open.get(utterance)
         if session is not None:
             session.last_used_s = self._clock()
@@ -227,7 +228,7 @@ class Sessions:
         If the reference is in the cache, its decoder state is reused.
 
         Raises:
-            InvalidRequest: If the codec cannot use them.
+            InvalidRequest: If the codec cannot use one of these.
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)
@@ -259,14 +260,14 @@ class Sessions:
             session.state[:, 0] = chunk.voice
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """Return a chunk's next window, or passage to fill in, and True if it is the chunk's last.
+        """Return a chunk's next window or passage to fill in, and True if it is the chunk's last one.
 
         Returns (None, True) if the chunk's frames can be decoded only together with later ones.
 
         Args:
             session: Session of the utterance.
             chunk: The utterance's newest chunk.
-            codes: Its codes, integers [K, T], or None.
+            codes: Codes of the chunk, integers [K, T], or None.
 
         Raises:
             InvalidRequest: If the codes are invalid.
@@ -304,11 +305,11 @@ class Sessions:
         return None
 
     def due_s(self, session: Session) -> float:
-        """Return the time at which the client will have played everything sent; now if nothing has been sent yet."""
+        """Return the time at which the client will have played everything sent, or now if nothing has been sent yet."""
         return self._clock() if session.dry_s is None else session.dry_s
 
     def note_sent(self, session: Session, num_samples: int) -> None:
-        """Record that `num_samples` samples are sent to the client now."""
+        """Record that `num_samples` samples are now being sent to the client."""
         begins_s = max(self._clock(), session.dry_s or 0.0)
         if num_samples:
             session.dry_s = begins_s + num_samples / session.renderer.sample_rate
@@ -318,7 +319,7 @@ class Sessions:
         return self._open.get(utterance) is session
 
     def close(self, utterance: str) -> None:
-        """Remove an utterance, if it is open, with its stored samples."""
+        """Remove an utterance, if it is open, and its stored samples."""
         session = self._open.get(utterance)
         self.end(utterance)
         if session is not None and session.collected is not None:

@@ -1,4 +1,4 @@
-"""Division of an utterance's codes into windows, voice references, and codes collected for a refinement model."""
+"""Windows of an utterance's codes, voice references, and codes collected for a refinement model."""
 
 from collections import OrderedDict, deque
 from copy import copy
@@ -21,9 +21,9 @@ class FrameWindow:
 
     Attributes:
         codes: Frames `first` - `left` to `first` + `num_frames` + `right` - 1, [K, left + num_frames + right].
-        first: First frame to decode.
-        left: Number of frames of left context.
-        right: Number of frames of right context.
+        first: Index of the first frame to decode.
+        left: Number of left-context frames.
+        right: Number of right-context frames.
     """
 
     codes: np.ndarray
@@ -42,7 +42,7 @@ class FrameWindow:
 
 
 def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
-    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size), or words of finite latents."""
+    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size) or words of finite latents."""
     if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
         raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
     if codes.dtype.kind not in "iu":
@@ -77,7 +77,7 @@ class Windower:
         return self._kept.nbytes
 
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
-        """Append frames, and return the window that they complete, or None if more frames are needed.
+        """Append frames; return the window that they complete, or None if more frames are needed.
 
         Args:
             codes: Frames, integers [K, T], or None.
@@ -109,7 +109,7 @@ class Windower:
         self._kept_from += surplus
 
 
-PART_FRAMES = 25  # frames decoded at once; other utterances are decoded in between
+PART_FRAMES = 25  # frames decoded in one pass; other utterances are decoded in between
 
 
 @dataclass(slots=True)
@@ -142,7 +142,7 @@ class _Decoded:
 class References:
     """LRU cache of decoder states after voice references, bounded in bytes.
 
-    Not thread-safe, except for `num_bytes`. Deterministic utterances have separate keys, see `read_reference`.
+    Not thread-safe, except for `num_bytes`. Deterministic utterances have separate keys (see `read_reference`).
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -151,7 +151,7 @@ class References:
         self.num_bytes = 0
 
     def find(self, key: bytes) -> tuple[Windower, Tensor] | None:
-        """Return windower and codec state after a reference, or None if it is not in the cache."""
+        """Return the windower and codec state after a reference, or None if it is not in the cache."""
         decoded = self._latest.get(key)
         if decoded is None:
             return None
@@ -159,7 +159,7 @@ class References:
         return decoded.windower.copy(), decoded.state
 
     def remember(self, key: bytes, windower: Windower, state: Tensor) -> None:
-        """Cache the decoder state after a reference; evict the least recently used ones if there is no room."""
+        """Cache the decoder state after a reference; evict the least recently used states if there is no room."""
         decoded = _Decoded(windower.copy(), state)
         if key in self._latest or decoded.num_bytes > self._max_bytes:
             return
@@ -205,8 +205,8 @@ class _Recorded:
 class SoundTable:
     """Recorded voices in the codec, by digest.
 
-    Voices in use are never evicted; there are at most as many as open utterances. When the total exceeds `max_bytes`,
-    unused voices are evicted, the least recently used first. Not thread-safe, except for `num_bytes`.
+    Voices in use are never evicted; there are at most as many of them as open utterances. When the total size exceeds
+    `max_bytes`, unused voices are evicted, least recently used first. Not thread-safe, except for `num_bytes`.
     """
 
     def __init__(self, codec: Codec, max_bytes: int) -> None:
@@ -218,7 +218,7 @@ class SoundTable:
         """Return the voice's number and the key for releasing it.
 
         Raises:
-            InvalidRequest: If the codec has no recorded voices, or the recording does not match it.
+            InvalidRequest: If the codec does not support recorded voices, or the recording does not match it.
         """
         if not isinstance(self._codec, RecordedVoices):
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
@@ -253,7 +253,7 @@ Work = FrameWindow | Passage  # unit of work of an utterance
 class Filling:
     """Codes of one utterance that a refinement model completes; it fills in the codebooks after the first.
 
-    The model runs once, over the whole utterance. Afterwards the completed codes are decoded in parts.
+    The model runs once, over the whole utterance. The completed codes are then decoded in parts.
 
     Args:
         refinement: The refinement model.
@@ -270,7 +270,7 @@ class Filling:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of prompt, codes and samples, in bytes."""
+        """Memory used by the prompt, codes and samples, in bytes."""
         held = (self._prompt, self._given, *self._parts, *self._spoken)
         return sum(each.nbytes for each in held)
 
@@ -281,7 +281,7 @@ class Filling:
             self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
 
     def passage(self) -> Passage | None:
-        """Return the whole utterance as input of the refinement model, or None if it has no frames."""
+        """Return the whole utterance as input for the refinement model, or None if it has no frames."""
         return Passage(self._prompt, self._given) if len(self._given) else None
 
     def fill(self, codes: np.ndarray) -> None:
@@ -295,7 +295,7 @@ class Filling:
         return bool(self._parts)
 
     def next_window(self, windower: Windower) -> tuple[FrameWindow, bool]:
-        """Return the next window to decode, and True if it is the last."""
+        """Return the next window to decode, and True if it is the last one."""
         while self._parts:
             part = self._parts.popleft()
             window = windower.push(part, is_final=not self._parts)
@@ -308,14 +308,14 @@ class Filling:
         self._spoken.append(pcm)
 
     def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """Return all samples of the utterance; `pcm` [n] contains the samples of its last window."""
+        """Return all samples of the utterance; `pcm` [n] are the samples of its last window."""
         return np.concatenate([*self._spoken, pcm])
 
 
 def collect_prompt(
     filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
 ) -> Filling | None:
-    """Return the collected codes of an utterance after a chunk; None if the language model generates all codebooks.
+    """Return an utterance's collected codes after a chunk, or None if the language model generates all codebooks.
 
     Args:
         filling: Collected codes before the chunk; None before the first chunk.

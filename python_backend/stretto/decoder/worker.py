@@ -1,4 +1,4 @@
-"""Decoder thread, its metrics, and the loading of its codec."""
+"""Decoder thread with its metrics, and functions that load its codec and aligner."""
 
 import logging
 import threading
@@ -27,7 +27,7 @@ from stretto.records.sampling import OutputForm
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """Return the codec for `config`, with the weights (or the ONNX file) in `checkpoint`.
 
-    A refinement model in the checkpoint, which fills in codebooks, is combined with the codec.
+    If the checkpoint contains a refinement model, which fills in codebooks, it is combined with the codec.
 
     Raises:
         CheckpointError: If files do not match the configuration.
@@ -59,7 +59,7 @@ def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:
 logger = logging.getLogger(__name__)
 PLAIN = OutputForm()
 STOPPING = "the decoder is stopping"
-MAX_FAILED_TURNS = 3  # in a row; more are not caused by a single chunk
+MAX_FAILED_TURNS = 3  # in a row; this many failures are not caused by a single chunk
 
 
 class DecoderWorker:
@@ -104,7 +104,7 @@ class DecoderWorker:
         on_device: Callable[[int], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
-        """Queue a chunk for decoding and return immediately. Any thread may call it.
+        """Queue a chunk for decoding and return immediately. Any thread may call this method.
 
         Args:
             utterance: Id of the utterance.
@@ -121,7 +121,7 @@ class DecoderWorker:
             refuse(pending, Closing(STOPPING), self._counts)
 
     def keep_alive(self, utterance: str) -> None:
-        """Restart the idle timeout of an utterance. Any thread may call it."""
+        """Restart the idle timeout of an utterance. Any thread may call this method."""
         self._sessions.keep_alive(utterance)
 
     def abandon(self, utterance: str) -> None:
@@ -142,26 +142,26 @@ class DecoderWorker:
 
     @property
     def pace_s(self) -> float:
-        """Minimum interval between chunks of an utterance that the decoder can sustain at its load, in seconds."""
+        """Minimum interval, in seconds, between an utterance's chunks that the decoder can sustain at current load."""
         return self._loop.pace.chunk_s
 
     @property
     def thread_id(self) -> int:
-        """Kernel thread id of the decoder's thread."""
+        """Kernel thread id of the decoder thread."""
         assert self._thread.native_id is not None, "a running thread has an id"
         return self._thread.native_id
 
     def has_work(self) -> bool:
-        """Return True if chunks wait or are being decoded."""
+        """Return True if chunks are waiting or being decoded."""
         return len(self._queue) + len(self._loop.unanswered) > 0
 
     @property
     def has_died(self) -> bool:
-        """True if the thread has ended although `stop` was not called; nothing more will be decoded."""
+        """True if the thread has ended even though `stop` was not called; nothing more will be decoded."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
-        """Return the metrics by name: counters, open utterances, their memory, and waiting chunks."""
+        """Return a dict of metrics: counters, number of open utterances, their memory, and number of waiting chunks."""
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,
@@ -180,7 +180,7 @@ class DecoderWorker:
             self._loop.fail_all(Closing(STOPPING))
 
     def _take_turns(self) -> None:
-        """Run the loop until it is stopped; after an exception only the utterances in progress fail."""
+        """Run the loop until it is stopped. After an exception, only the utterances in progress fail."""
         num_failed = 0
         while not self._loop.is_finished:
             try:

@@ -1,11 +1,11 @@
-"""Networks that encode a recording of a voice for S3Gen: tokens at 25 Hz, a mel spectrogram, and an x-vector.
+"""Networks that encode a voice recording for S3Gen, as tokens at 25 Hz, a mel spectrogram and an x-vector.
 
     recording 24 kHz ─► mel                                    [F, 80]
                      └► 16 kHz ─► log-mel ─► S3 tokenizer v2   [n], n about F / 2
                                └► fbank ─► CAM++               [192]
 
-Modules and tensors are named as in `s3gen.safetensors` of https://huggingface.co/ResembleAI/chatterbox, which calls the
-tokenizer `tokenizer`, and CAM++ `speaker_encoder`. Sizes are inferred from the shapes of the tensors. References:
+Modules and tensors are named as in `s3gen.safetensors` in https://huggingface.co/ResembleAI/chatterbox, which calls the
+S3 tokenizer `tokenizer` and CAM++ `speaker_encoder`. Sizes are inferred from the shapes of the tensors. References:
 https://github.com/xingchensong/S3Tokenizer (Apache-2.0) and https://github.com/modelscope/3D-Speaker (Apache-2.0).
 """
 
@@ -53,7 +53,7 @@ def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
 
     Args:
         pcm: Samples, float32 [n].
-        sample_rate: Their rate in Hz.
+        sample_rate: Sample rate of `pcm` in Hz.
         target_rate: Sample rate of the result in Hz.
 
     Returns:
@@ -86,7 +86,7 @@ PREEMPHASIS = 0.97
 
 @cache
 def _fbank_filters(num_bands: int) -> Tensor:
-    """Return Kaldi's mel filters, float32 [num_bands, FBANK_FOURIER // 2 + 1]: triangles on its mel scale."""
+    """Return Kaldi mel filters, float32 [num_bands, FBANK_FOURIER // 2 + 1]: triangles on Kaldi's mel scale."""
     mel = lambda hertz: 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)  # noqa: E731
     edges = np.linspace(mel(FBANK_LOWEST_HZ), mel(TOKEN_RATE_HZ / 2), num_bands + 2)
     bins = mel(np.arange(FBANK_FOURIER // 2 + 1) * TOKEN_RATE_HZ / FBANK_FOURIER)
@@ -96,7 +96,7 @@ def _fbank_filters(num_bands: int) -> Tensor:
 
 
 def fbank(pcm: Tensor, num_bands: int = 80) -> Tensor:
-    """Return Kaldi's log filter bank, float32 [T, num_bands], of samples [n] at 16 kHz in [-1, 1], n >= 400.
+    """Return the Kaldi log filter bank, float32 [T, num_bands], of samples [n] at 16 kHz in [-1, 1], n >= 400.
 
     A frame of 25 ms starts every 10 ms and is multiplied by a Povey window. No dither is added.
     """
@@ -116,7 +116,7 @@ FSQ_SCALE = 0.9990000128746033
 
 
 def token_mel(pcm: Tensor) -> Tensor:
-    """Return the tokenizers' log-mel frames, float32 [128, n // 160], of samples [n] at 16 kHz, as in Whisper."""
+    """Return the tokenizer's log-mel frames, float32 [128, n // 160], of samples [n] at 16 kHz, as in Whisper."""
     power = power_spectrum(pcm, TOKEN_FOURIER, TOKEN_HOP)[:, :-1]
     mel = (mel_filters(TOKEN_RATE_HZ, TOKEN_FOURIER, TOKEN_MELS).to(pcm.device) @ power).clamp(min=1e-10).log10()
     return (torch.maximum(mel, mel.max() - 8) + 4) / 4
@@ -168,7 +168,7 @@ class S3Tokenizer(nn.Module):
 
     Args:
         width: Width of the encoder, a multiple of 64.
-        num_layers: Number of its layers.
+        num_layers: Number of layers in the encoder.
     """
 
     def __init__(self, width: int, num_layers: int):
@@ -209,7 +209,7 @@ class _Norm(nn.Module):
 
     Args:
         channels: Number of channels.
-        is_affine: True if it has a weight and a bias.
+        is_affine: True if the norm has a weight and a bias.
     """
 
     weight: Tensor | None
@@ -277,7 +277,7 @@ SEGMENT = 100  # frames
 
 
 class _MaskedConv(nn.Module):
-    """Convolution over time whose output is masked by the mean over all frames and over segments (CAM)."""
+    """Convolution over time whose output is masked depending on means over all frames and over segments (CAM)."""
 
     def __init__(self, width: int, growth: int, dilation: int):
         super().__init__()
@@ -319,7 +319,7 @@ BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the dense blocks
 
 
 class CamPlusPlus(nn.Module):
-    """CAM++ speaker encoder, which converts recordings at 16 kHz to x-vectors of `width` numbers."""
+    """CAM++ speaker encoder, which converts recordings at 16 kHz to x-vectors of size `width`."""
 
     def __init__(self, width: int):
         super().__init__()

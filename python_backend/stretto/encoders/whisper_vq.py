@@ -1,7 +1,7 @@
-"""GLM-4-Voice's speech tokenizer, an optional part of a checkpoint: audio to speech tokens.
+"""GLM-4-Voice speech tokenizer, an optional part of a checkpoint that converts audio to speech tokens.
 
 The folder `ssl_tokenizer/` contains the files published in https://huggingface.co/THUDM/glm-4-voice-tokenizer:
-`config.json`, `preprocessor_config.json` and `model.safetensors`. Without it a checkpoint accepts audio only as codes.
+`config.json`, `preprocessor_config.json` and `model.safetensors`. A checkpoint without it accepts audio only as codes.
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class WhisperVqConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a mask."""
+    """Masked multi-head attention."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class WhisperVq(nn.Module):
         self.codebook = nn.Embedding(config.codes, config.hidden)
 
     def forward(self, features: Tensor, is_sound: Tensor) -> Tensor:
-        """Return tokens [B, T / (2 pool)] of log-mel features [B, mels, T]; is_sound [B, T] is False for padding."""
+        """Return tokens [B, T / (2 pool)] for log-mel features [B, mels, T]; is_sound [B, T] is False for padding."""
         steps, is_sound = self._steps(features), is_sound[:, ::HALVED]
         mask = block_mask(is_sound, self.config.block)
         for number, layer in enumerate(self.layers, 1):
@@ -149,7 +149,7 @@ class WhisperVq(nn.Module):
 
 
 def block_mask(is_sound: Tensor, block: int | None) -> Tensor:
-    """Return the attention mask, bool [B, 1, T, T]: True for steps of the same and earlier blocks, except padding.
+    """Return the attention mask, bool [B, 1, T, T]: True for steps in the same or earlier blocks, except padding.
 
     Args:
         is_sound: False for padding, bool [B, T].
@@ -163,12 +163,12 @@ FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.
 SEGMENT = 30 * HEARD_RATE  # samples
 NUMBERS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value")
 PREFIXES = ("model.encoder.", "encoder.", "")
-# used in training only, or after the quantiser
+# used only in training or after the quantiser
 NOT_SERVED = ("layer_norm.", "embed_positions2.", "ema_count", "ema_weight")
 
 
 class SpeechTokenizer(nn.Module):
-    """GLM-4-Voice's speech tokenizer, 12.5 tokens per second."""
+    """GLM-4-Voice speech tokenizer (12.5 tokens per second)."""
 
     def __init__(self, config: WhisperVqConfig, features: WhisperFeatureExtractor) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
         The tokenizer, or None if the checkpoint has none.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or of another shape, or the number of codes differs.
+        CheckpointError: If tensors are missing, unknown or of a different shape, or the number of codes differs.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
@@ -263,6 +263,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Drop the tensors of layers after the quantiser, and those used in training only."""
+    """Return the tensors without those of layers after the quantiser and those used only in training."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
     return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

@@ -1,4 +1,4 @@
-"""Speaker encoder for voice cloning: the x-vector of a recording, as published with Qwen3-TTS.
+"""Speaker encoder for voice cloning, published with Qwen3-TTS, which computes the x-vector of a recording.
 
     speaker = load_speaker_encoder(checkpoint)           # None if the checkpoint has none
     x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz
@@ -72,7 +72,7 @@ class SpeakerConfig:
 
 
 class SpeakerEncoder(nn.Module):
-    """Speaker encoder: samples to x-vectors."""
+    """Speaker encoder, which converts samples to x-vectors."""
 
     filters: Tensor
     window: Tensor
@@ -95,7 +95,7 @@ class SpeakerEncoder(nn.Module):
         """Return the x-vector, float32 [H], of mono `pcm`, float32 [n] at 24 kHz.
 
         Raises:
-            InvalidRequest: The recording is shorter than about 50 ms.
+            InvalidRequest: If the recording is shorter than about 50 ms.
         """
         if len(pcm) < self.config.min_samples:
             seconds = self.config.min_samples / SAMPLE_RATE

@@ -1,4 +1,4 @@
-"""XEUS, the speech encoder behind OpusLM's semantic tokens. Inference takes one waveform at a time.
+"""XEUS, the speech encoder behind OpusLM's semantic tokens. Inference processes one waveform at a time.
 
     pcm ─► 7 convolutions ─► projection ─► positions ─► 19 E-Branchformer blocks ─► norm ─► features, 50 per s
 
@@ -11,13 +11,14 @@ espnet2/{asr/frontend/cnn,asr/encoder/e_branchformer_encoder,asr/layers/cgmlp}.p
 https://github.com/espnet/espnet. The output of the position layer replaces its input instead of being added to it. XEUS
 was trained in this way, with ESPnet's ConvolutionalPositionalEmbedding without `use_residual`.
 
-`XeusTokenizer` converts audio to OpusLM's semantic codes: the nearest k-means centre of each feature. It is an optional
-part of a checkpoint: the folder `ssl_tokenizer/`, which `stretto convert` writes from
-https://huggingface.co/espnet/xeus. Without it a checkpoint accepts audio only as codes.
+`XeusTokenizer` converts audio to OpusLM's semantic codes. It is an optional part of a checkpoint: the folder
+`ssl_tokenizer/`, which `stretto convert` writes from https://huggingface.co/espnet/xeus. A checkpoint without it
+accepts audio only as codes.
 
 As in OpusLM's training data, the features come from the last layer (18, counted from 0), after the encoder's final norm
-(`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py, recipes of OpusLM's branch). No
-frame is masked. A code is the index of the nearest centre by Euclidean distance (dump_km_label.py in that branch).
+(`ESPnetHubertFeatureReader` in egs2/TEMPLATE/asr1/pyscripts/feats/ssl_feature_utils.py in the OpusLM branch). No frame
+is masked. A code is the index of the k-means centre nearest to a feature (Euclidean distance; dump_km_label.py in that
+branch).
 """
 
 import pickle
@@ -50,7 +51,7 @@ class XeusConfig:
     Attributes:
         convolutions: (channels, kernel, stride) of the front end's layers.
         gate: Twice the width of the gated branch.
-        norm: `layer_norm` for a norm after each layer of the front end, `group_norm` for one after the first layer.
+        norm: `layer_norm` for a norm after each layer of the front end, `group_norm` for one after the first only.
         normalizes_audio: True if the waveform is first normalised to zero mean and unit variance.
         normalizes_output: True if the output of the front end is normalised.
     """
@@ -83,7 +84,7 @@ class XeusConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the config in a result of `to_record`.
+        """Create a config from a result of `to_record`.
 
         Raises:
             TypeError, KeyError, ValueError: If the record has other contents.
@@ -97,7 +98,7 @@ class XeusConfig:
     def num_frames(self, num_samples: int) -> int:
         """Return the number of feature frames for `num_samples` samples.
 
-        At 16 kHz with XEUS's seven layers it is floor((n - 400) / 320) + 1, and 0 below 400 samples.
+        At 16 kHz with the seven layers of XEUS, it is floor((n - 400) / 320) + 1, and 0 below 400 samples.
         """
         length = num_samples
         for _, kernel, stride in self.convolutions:
@@ -105,11 +106,11 @@ class XeusConfig:
         return length
 
 
-EPS = 1e-12  # of the encoder's norms; the front end's norms have torch's default
+EPS = 1e-12  # of the encoder's norms; the front end's norms use torch's default
 
 
 class Xeus(nn.Module):
-    """XEUS: waveform to features. Tensors are named as published, with weight norms multiplied out."""
+    """XEUS encoder: waveform to features. Tensors are named as published, with weight norms multiplied out."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -247,7 +248,7 @@ class FeedForward(nn.Module):
 
 
 class GatedBranch(nn.Module):
-    """Layer whose first half is multiplied by its second half, which is convolved over time: [B, T, H] to [B, T, H]."""
+    """Layer that multiplies one half of its channels by the other, convolved over time: [B, T, H] to [B, T, H]."""
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
@@ -279,7 +280,7 @@ def along_time(convolution: nn.Module, x: Tensor) -> Tensor:
 
 
 WRAPPER, CENTRES = "joblib.numpy_pickle.NumpyArrayWrapper", "cluster_centers_"
-NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # names of dtypes in numpy
+NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # numpy dtype names
 
 
 class Record:
@@ -305,11 +306,11 @@ class RecordReader(pickle._Unpickler):
         self._file = file
 
     def find_class(self, module: str, name: str) -> type[Record]:
-        """Return a subclass of Record with the name of the requested class, which is not imported."""
+        """Return a subclass of Record named after the requested class, which is not imported."""
         return type(name, (Record,), {"name": f"{module}.{name}"})
 
     def load_build(self) -> None:
-        """Set an object's state; replace joblib's wrapper of an array by the array that follows in the file."""
+        """Set an object's state; replace joblib's array wrapper with the array that follows it in the file."""
         super().load_build()  # type: ignore[misc]
         stack: list[Any] = self.stack  # type: ignore[attr-defined]
         if isinstance(stack[-1], Record) and stack[-1].name == WRAPPER:
@@ -339,7 +340,7 @@ def read_centres(path: Path) -> np.ndarray:
     """Return the centres, float32 [C, H], of the k-means model in a joblib file.
 
     Raises:
-        CheckpointError: If the file contains no such model.
+        CheckpointError: If the file does not contain such a model.
     """
     try:
         with regular_file(path).open("rb") as file:
@@ -361,7 +362,7 @@ FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
 
 
 class XeusTokenizer(nn.Module):
-    """XEUS followed by k-means: a code is the index of the nearest of the `centres` [C, H]."""
+    """XEUS followed by k-means: a code is the index of the nearest centre in `centres` [C, H]."""
 
     centres: Tensor
 
@@ -393,7 +394,7 @@ def load_ssl_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") ->
         The tokenizer, or None if the checkpoint has none.
 
     Raises:
-        CheckpointError: If files or tensors are missing, unknown or of another shape.
+        CheckpointError: If files are missing, or tensors are missing, unknown or of a different shape.
     """
     folder = checkpoint / FOLDER
     if not folder.is_dir():

@@ -1,1 +1,1 @@
-"""Tensors and configs of releases: strict loading, conversion plans, shards, backbones."""
+"""Tensors and configs in releases: strict loading, conversion plans, shards, backbones."""

@@ -1,4 +1,4 @@
-"""Hyperparameters of backbones that releases mention only by name, from a config.json or a table."""
+"""Hyperparameters, from a config.json or a table, of backbones that releases specify only by name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +73,7 @@ def check_plain_layers(config: Any, prefix: str = "") -> None:
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.json; None if it contains none."""
+    """Return the dtype in config.json, or None if there is none."""
     return record.get("dtype", record.get("torch_dtype"))
 
 
@@ -124,17 +124,17 @@ SMOLLM2_1_7B = {
     "attention_bias": False,
     "mlp_bias": False,
 }
-# Contents of published config.json files, by the backbone name in releases.
+# Contents of published config.json files, by the backbone name that releases use.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-8B-Base": QWEN3_8B,
     "allenai/OLMo-2-1124-7B": OLMO2_7B,
     "HuggingFaceTB/SmolLM2-1.7B": SMOLLM2_1_7B,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": SMOLLM2_1_7B,
 }
-# Keys of a public config.json that concern tokens and tools, not layers.
+# Keys of a published config.json that concern tokens and tools, not layers.
 SAID_ELSEWHERE = ("architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "vocab_size")
 LEFT_OUT = (*SAID_ELSEWHERE, "quantization_config", *LEADS_ELSEWHERE)
-# set to null, because the family defines them, and a missing key would mean the class's default
+# set to null, because the family defines them and a missing key would mean the default of the config class
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -143,12 +143,12 @@ def read_backbone(
 ) -> dict[str, Any]:
     """Return the hyperparameters of the backbone that a release calls `tag`.
 
-    They come from `path` if given, else from the table `known`, else from the config.json next to the tokenizer, whose
-    folder may be the backbone's repository.
+    They come from `path` if given, otherwise from the table `known`, or otherwise from a config.json next to the
+    tokenizer, because the tokenizer's folder may be the backbone's repository.
 
     Args:
         tag: Name of the backbone in the release.
-        path: config.json of the backbone, or its folder; None if not given.
+        path: config.json of the backbone or the folder that contains it; None if not given.
         tokenizer: Folder of the tokenizer.
         known: Contents of config.json by backbone name.
 
@@ -175,7 +175,7 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
     Args:
         backbone: Hyperparameters of the backbone.
-        vocab_size: Number of ids.
+        vocab_size: Number of ids in the vocabulary.
         dtype: Name of the dtype.
     """
     return {
@@ -189,7 +189,7 @@ def config_of(backbone: dict[str, Any], vocab_size: int, dtype: str) -> dict[str
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return tensor shapes by name for the language model; raise CheckpointError if `config` is incomplete."""
+    """Map the language model's tensor names to their shapes; raise CheckpointError if `config` is incomplete."""
     config_class, model_class = CLASSES[config["model_type"]]
     try:
         return shapes_of(model_class, config_class.from_dict(dict(config)))

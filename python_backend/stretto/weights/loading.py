@@ -48,7 +48,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """Tensor to be written: name, dtype, shape, and a function that reads it."""
+    """Tensor to be written, with its name, dtype, shape, and a function that reads it."""
 
     name: str
     dtype: torch.dtype
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Written:
-    """Written file.
+    """File that has been written.
 
     Attributes:
         name: Path relative to the checkpoint.
@@ -113,7 +113,7 @@ def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: P
 
 def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
     """Write one safetensors file."""
-    # so that each tensor begins at a multiple of its item size
+    # sorted so that each tensor begins at a multiple of its item size
     entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -192,7 +192,7 @@ class Part:
     Attributes:
         name: Name in the checkpoint.
         stored: Shape of the published tensor.
-        edit: Function that converts the published tensor; None if it is unchanged.
+        edit: Function that converts the published tensor; None if it stays unchanged.
     """
 
     name: str
@@ -210,7 +210,7 @@ Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Return tensor shapes by name for a transformers model, without allocating the tensors."""
+    """Map the tensor names of a transformers model to their shapes, without allocating the tensors."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -222,13 +222,13 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
     Args:
         plan: Tensors to write, by published name.
         published: Published tensors by name.
-        dropped: Names of unused tensors, or prefixes of such names that end in a dot.
+        dropped: Names of unused tensors, or prefixes, ending in a dot, of such names.
 
     Returns:
         Names of the unused tensors.
 
     Raises:
-        CheckpointError: If tensors are missing or unknown, or have another shape; the message lists them.
+        CheckpointError: If tensors are missing, unknown or of a different shape; the message lists them.
     """
     prefixes = tuple(dropped)
     others = [name for name in published if name not in plan]
@@ -254,7 +254,7 @@ def _named(kind: str, names: list[str]) -> str:
     return f"{kind}: {', '.join(sorted(names)[:NAMED])}{rest}"
 
 
-# Exceptions raised for an invalid tensor file; `torch.load` passes on any exception of its unpickler.
+# Exceptions raised for an invalid tensor file; `torch.load` passes on any exception from its unpickler.
 UNREADABLE = (
     OSError,
     RuntimeError,
@@ -294,7 +294,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError if an archive is compressed, which `torch.save` never does, or exceeds its file size."""
+    """Raise CheckpointError if an archive is compressed, unlike those of `torch.save`, or exceeds its file size."""
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             return
@@ -313,7 +313,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         path: A safetensors file, recognised by its suffix, or a file written by `torch.save`.
 
     Raises:
-        CheckpointError: If the file is missing, cannot be read, or contains anything but tensors by name.
+        CheckpointError: If the file is missing, cannot be read, or contains anything but named tensors.
     """
     try:
         stored = load_file(regular_file(path)) if path.suffix == ".safetensors" else read_pickled(path)
@@ -349,7 +349,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is dense and real and stores all elements.
 
-    A broadcast tensor can claim 2^46 elements with a single byte.
+    A broadcast tensor could claim to have 2^46 elements although it stores a single byte.
     """
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
@@ -363,7 +363,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         module: The module.
         tensors: Tensors by name.
         place: Source of the tensors, for error messages.
-        assign: True to make the tensors themselves the parameters, as required for a module on the device `meta`.
+        assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
 
     Raises:
         CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
@@ -380,7 +380,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
 
 
 def first(names: list[str]) -> str:
-    """Return a sorted list of tensor names, shortened for an error message.
+    """Format a sorted list of tensor names for an error message.
 
     A long list is cut to NAMED names, with at least one from each part of the model if possible. The number of omitted
     names is appended.
@@ -405,7 +405,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def codec_directory(checkpoint: Path) -> Path:
-    """Return the codec's folder: `codec/` in a language model's checkpoint, or `checkpoint` itself.
+    """Return the codec's folder: `codec/` in a language-model checkpoint, or `checkpoint` itself.
 
     Raises:
         CheckpointError: If the folder has no config.json.
@@ -420,7 +420,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
     """Read the configuration from a folder.
 
     Raises:
-        CheckpointError: If it belongs to another model, or is invalid.
+        CheckpointError: If the configuration is invalid or belongs to another model.
     """
     try:
         record = json_object(directory / CONFIG_FILE)
@@ -429,7 +429,7 @@ def load_config(config_class: type[Config], directory: Path) -> Config:
             raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
         return config_class.from_dict(without_keys(record, (*LEADS_ELSEWHERE, "quantization_config")))
     except (*UNPARSABLE, StrictDataclassError) as error:
-        message = " ".join(str(error).split())  # may have several lines
+        message = " ".join(str(error).split())  # it may have several lines
         raise CheckpointError(f"{directory / CONFIG_FILE}: {message}") from error
 
 
@@ -451,10 +451,10 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         model_class: Class of the model.
         directory: Folder of the checkpoint.
         optional: First components of parameter names (`encoder`, …) that a decoding-only checkpoint may omit. Either
-            all of them or none must be present. Missing parts are uninitialized and must not be used.
+            all of them or none must be present. Parts that are missing stay uninitialized and must not be used.
 
     Returns:
-        Model in float32, and True if its optional parts were loaded.
+        The model in float32, and True if its optional parts were loaded.
 
     Raises:
         CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
@@ -462,7 +462,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     config_class: Any = model_class.config_class
     loaded: Any
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # transformers' report has one line per name
+    logging.set_verbosity_error()  # the report from transformers has one line per name
     logging.disable_progress_bar()
     try:
         _check_files(directory)
@@ -497,7 +497,7 @@ WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transforme
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of several safetensors files by name, read on access."""
+    """Tensors in several safetensors files by name, read on access."""
 
     def __init__(self, paths: list[Path]):
         files = [safe_open(path, framework="pt") for path in paths]
@@ -514,16 +514,16 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path] | None:
-    """Return the safetensors files that `path` refers to; None if it is a file of another kind.
+    """Return the safetensors files that `path` refers to, or None if it is a different kind of file.
 
     A folder may contain the same weights twice, so files are chosen as in transformers: the value of
     `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
-    Without any of these, all safetensors files of the folder are returned. If `path` is an index, the files listed in
-    it are returned.
+    If there are none of these, all safetensors files in the folder are returned. If `path` is an index, the files
+    listed in it are returned.
 
     Raises:
         CheckpointError: If a file is not regular, an index lists a file outside its folder, or a link in the folder
-            leads out of the release.
+            points outside the release.
     """
     if path.is_dir():
         config = path / "config.json"
@@ -538,7 +538,7 @@ def safetensors_files(path: Path) -> list[Path] | None:
 
 
 def _named_files(path: Path) -> list[Path] | None:
-    """Return the files listed in an index, or `path` itself if it is a safetensors file; None for other files."""
+    """Return the files listed in an index, or `path` itself for a safetensors file, or None for other files."""
     if not path.name.endswith(INDEX):
         return [path] if path.suffix == SUFFIX else None
     names = json_object(path).get("weight_map")

@@ -4,8 +4,8 @@
     attends to 0 … 49 │ 0 … 99  │ 0 … 149   │ …
 
 Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk. Rotary positions
-reach the first head only, as in the authors' code, which rotates queries and keys before it splits them into heads.
-Modules and tensors are named as in published checkpoints (`cosyvoice/flow/DiT`, Apache-2.0, of
+apply to the first head only, as in the authors' code, which rotates queries and keys before it splits them into heads.
+Modules and tensors are named as in published checkpoints (Apache-2.0, see `cosyvoice/flow/DiT` in
 https://github.com/FunAudioLLM/CosyVoice), which follow F5-TTS (arXiv 2410.06885).
 """
 
@@ -55,7 +55,7 @@ class _TimeInput(nn.Module):
 
 
 class _PositionConv(nn.Module):
-    """Two causal convolutions over groups of channels, each followed by Mish."""
+    """Two causal grouped convolutions, each followed by Mish."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _Input(nn.Module):
 
 
 class _Rotation(nn.Module):
-    """Rotary positions of adjacent pairs of channels."""
+    """Rotary positions for adjacent pairs of channels."""
 
     inv_freq: Tensor
 
@@ -123,7 +123,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """Two linear layers with GELU; `ff[1]` is the dropout used in training."""
+    """Two linear layers with GELU between them; `ff[1]` is the dropout used in training."""
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()

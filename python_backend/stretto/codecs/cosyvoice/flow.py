@@ -1,8 +1,8 @@
-"""Conditional flow matching (arXiv 2210.02747) of CosyVoice's decoders: U-Net estimator, and conformer for its input.
+"""Conditional flow matching (arXiv 2210.02747) for the CosyVoice decoders: U-Net and conformer.
 
-Modules and tensors are named as in published checkpoints (`cosyvoice/transformer`, Apache-2.0, of
-https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions follows Dai et al., arXiv 1901.02860. The
-conformer layers have no convolution modules, and are applied to speech tokens.
+The U-Net estimates the flow; the conformer computes its input from speech tokens, and has no convolution modules.
+Modules and tensors are named as in published checkpoints (Apache-2.0, see `cosyvoice/transformer` in
+https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions follows Dai et al., arXiv 1901.02860.
 """
 
 import itertools
@@ -23,7 +23,7 @@ class EncoderShape:
     Attributes:
         block: Number of tokens per block; attention is limited to the same and previous blocks. None for full
             attention.
-        epsilon: Epsilon of the layers' norms.
+        epsilon: Epsilon of the layer norms.
     """
 
     width: int
@@ -61,7 +61,7 @@ class SourceShape:
     Attributes:
         amplitude: Amplitude of the sines.
         threshold: Pitch above which a frame is voiced, in Hz.
-        sigma: Noise level in voiced frames; in others it is a third of the amplitude.
+        sigma: Noise level in voiced frames; in unvoiced frames, the level is a third of the amplitude.
     """
 
     harmonics: int
@@ -73,13 +73,14 @@ class SourceShape:
 
 @dataclass(frozen=True, slots=True)
 class VocoderShape:
-    """Sizes of HiFT: transposed convolutions by `rates`, residual blocks (kernel, dilations), and a Fourier transform.
+    """Sizes of HiFT: upsampling by `rates`, residual blocks (kernel, dilations) and a Fourier transform.
 
     The transform has `fourier` samples per window and a hop of `hop` samples.
 
     Attributes:
-        is_causal: True for the vocoder of CosyVoice 3. Its convolutions are padded on the left, except the first ones
-            of the vocoder and of the pitch predictor. It repeats samples instead of using transposed convolutions.
+        is_causal: True for the CosyVoice 3 vocoder. Its convolutions are padded on the left, except the first one in
+            the vocoder and the first one in the pitch predictor. It repeats samples instead of using transposed
+            convolutions.
     """
 
     channels: int
@@ -347,7 +348,7 @@ MEANFLOW_STEPS = 2
 
 
 class Matching(nn.Module):
-    """Euler solver of the flow, with classifier-free guidance (Ho and Salimans), and its estimator.
+    """Euler solver for the flow, with classifier-free guidance (Ho and Salimans), and its estimator.
 
     With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow takes two unguided
     steps of equal length.
@@ -367,7 +368,8 @@ class Matching(nn.Module):
                 a row of `waves_of_time`.
             num_waves: Width of `waves_of_time`.
             guidance: Guidance strength.
-            is_meanflow: True if the estimator also reads the row of a later time, and returns the mean flow until then.
+            is_meanflow: True if the estimator also reads the row for the time at which a step ends, and returns the
+                mean flow over the step.
         """
         super().__init__()
         self.estimator = estimator
@@ -382,7 +384,7 @@ class Matching(nn.Module):
     def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
         """Return the mel spectrogram, [B, M, T].
 
-        Unconditional estimates replace goal, speaker and prompt by zeros.
+        For unconditional estimates, zeros replace goal, speaker and prompt.
 
         Args:
             noise: Initial value, [B, M, T].

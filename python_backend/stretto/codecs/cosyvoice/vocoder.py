@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Predictor of the pitch in Hz: mel [B, M, T] -> [B, T]. The causal one looks `PITCH_AHEAD` frames ahead."""
+    """Pitch predictor: mel [B, M, T] to Hz [B, T]. The causal variant looks `PITCH_AHEAD` frames ahead."""
 
     def __init__(self, mels: int, channels: int, is_causal: bool = False) -> None:
         super().__init__()
@@ -139,13 +139,13 @@ class Source(nn.Module):
 
         Args:
             pitch: Pitch of each frame in Hz, float64 [B, T].
-            before: Phase in the frame before these, float64 [B].
+            before: Phase in the preceding frame, float64 [B].
             samples_per_mel: Number of samples per frame.
         """
         return (before[:, None] + (pitch * (samples_per_mel / self.sample_rate)).cumsum(1)) % 1
 
     def mixed(self, sines: Tensor, pitch: Tensor, noise: Tensor) -> Tensor:
-        """Mix sines [B, harmonics + 1, n] and noise to the excitation [B, 1, n], given the pitch [B, n]."""
+        """Mix sines [B, harmonics + 1, n] with noise to get the excitation [B, 1, n] for the pitch [B, n]."""
         shape = self.shape
         is_voiced = (pitch[:, None] > shape.threshold).to(sines.dtype)
         level = is_voiced * shape.sigma + (1 - is_voiced) * shape.amplitude / 3
@@ -190,7 +190,7 @@ class Fourier(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """HiFT: mel [B, M, T] to samples [B, n] and their excitation, n = T * samples_per_mel.
+    """HiFT: computes the excitation and samples [B, n] for mel [B, M, T], with n = T * samples_per_mel.
 
     Tensors are named as published, with weight norms multiplied out.
     """

@@ -1,1 +1,1 @@
-"""Codec of Qwen3-TTS with 12.5 frames per second, and the decoder of Qwen3-Omni with the same layers."""
+"""The Qwen3-TTS codec (12.5 frames per second), and the Qwen3-Omni decoder, which has the same layers."""

@@ -1,12 +1,12 @@
-"""`qwen3_omni`: code2wav, the decoder in Qwen3-Omni's release (24 kHz, 12.5 frames per second of 16 codes).
+"""`qwen3_omni`: code2wav, the decoder in the Qwen3-Omni release (24 kHz, 12.5 frames of 16 codes per second).
 
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
 Except for the codebooks, it has the layers of the Qwen3-TTS decoder, but trims transposed convolutions at both ends.
 Therefore each of their outputs starts one step later (`late`), and layers mask the steps before the utterance's start.
 A frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as
-in transformers' Qwen3OmniMoeCode2Wav, whose `chunked_decode` differs from one decode of the whole utterance, because it
-drops samples where chunks meet.
+in transformers' Qwen3OmniMoeCode2Wav. The output of its `chunked_decode` differs from a single decode of the whole
+utterance, because it drops samples where chunks meet.
 """
 
 from collections.abc import Mapping

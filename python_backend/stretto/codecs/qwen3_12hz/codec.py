@@ -1,4 +1,4 @@
-"""`qwen3_12hz`: codec of Qwen3-TTS (24 kHz, 12.5 frames per second of 1 + 15 codes), as published with each model.
+"""`qwen3_12hz`: the Qwen3-TTS codec (24 kHz, 12.5 frames of 1 + 15 codes per second), published with each model.
 
 The encoder is built from transformers' Mimi modules.
 """
@@ -26,7 +26,7 @@ KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
 
 
 class Encoder(nn.Module):
-    """Audio encoder from samples to codes, built of transformers' modules under their names in MimiModel."""
+    """Audio encoder from samples to codes, built from transformers modules that are named as in MimiModel."""
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ NOT_SERVED = {f"decoder.quantizer.{part}.input_proj.weight" for part in ("rvq_fi
 
 
 class Qwen3Codec(nn.Module):
-    """Codec of Qwen3-TTS. The state consists of the last inputs of every layer, so windows need no context frames."""
+    """Qwen3-TTS codec. The state consists of the last inputs of every layer, so windows need no context frames."""
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
         super().__init__()

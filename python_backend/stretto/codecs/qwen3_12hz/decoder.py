@@ -28,7 +28,7 @@ from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
 
 MODEL_TYPE = "qwen3_tts_tokenizer_12hz"
-SEMANTIC = 1  # number of first codebooks with their own projection
+SEMANTIC = 1  # number of initial codebooks with their own projection
 TAKEN_FOR_GRANTED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -157,7 +157,7 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
 
 
 class Memory:
-    """State [B, D] of a window, which the layers read from front to back while they write the next state.
+    """State [B, D] for a window; layers read it from front to back while they write the next state.
 
     Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
 
@@ -204,7 +204,7 @@ class Memory:
         return both
 
     def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
-        """Yield the rows of a batch, `size` at a time, with their memory; each part must be read by the same layers."""
+        """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""
         begun = self._at
         for first in range(0, batch, size):
             rows, part = slice(first, first + size), copy(self)
@@ -214,7 +214,7 @@ class Memory:
             self._at = part._at
 
     def masked_start(self, x: Tensor, late: int) -> Tensor:
-        """Return x [B, C, n] with zeros in the first `late` steps of each utterance, which lie before its start."""
+        """Return x [B, C, n] with the first `late` steps of each utterance, which precede its start, set to zero."""
         if not late:
             return x
         is_before = torch.arange(x.shape[2], device=x.device) < late
@@ -224,12 +224,12 @@ class Memory:
 KERNEL = 7
 DILATIONS = (1, 3, 9)
 EPS = 1e-9  # of SnakeBeta
-NEXT_EPS = 1e-6  # of ConvNeXt's norm
+NEXT_EPS = 1e-6  # of the ConvNeXt norm
 CACHE_BYTES = 1_200_000  # size of activations that a CPU decodes in one part; its L2 cache has 1 to 2 MB
 
 
 class Convolution(nn.Module):
-    """Causal convolution with its last inputs in the state.
+    """Causal convolution that stores its last inputs in the state.
 
     Attributes:
         late: Number of steps at an utterance's start to set to zero; set by the owner.
@@ -315,7 +315,7 @@ class ResidualUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """SnakeBeta, a transposed convolution to half as many channels, and residual units.
+    """SnakeBeta, a transposed convolution that halves the channels, and residual units.
 
     Attributes:
         late: Numbers of steps at an utterance's start to set to zero, in the block's input and in its output.
@@ -357,7 +357,7 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
         x: Latents, [B, C, n].
         memory: State before and after the window.
         upsample: Upsampling stages.
-        decoder: Layers after these.
+        decoder: Layers after the upsampling stages.
 
     Returns:
         Samples, [B, n · hop].
@@ -372,7 +372,7 @@ def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.M
 def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
     """Apply layers one after another to x [B, C, n].
 
-    On a CPU, the remaining layers process the batch in parts once its activations are too large for the caches.
+    On a CPU, once the activations are too large for the caches, the remaining layers process the batch in parts.
     """
     for index, layer in enumerate(layers):
         size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
@@ -398,7 +398,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention. Its part of the state has `kept` elements: keys, then values."""
+    """Sliding-window attention. Its part of the state consists of `kept` elements: keys, then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -479,7 +479,7 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        # the residual stream keeps the weights' dtype in half precision, too
+        # the residual stream has the dtype of the weights, in half precision as well
         x = self.input_proj(latents).to(self.norm.weight.dtype)
         rotation, is_seen = self._rotation(first, x), self.visible(first, x.shape[1])
         for layer in self.layers:
@@ -562,7 +562,7 @@ class Quantizer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder of the Qwen3-TTS codec, from codes to samples."""
+    """Decoder of the Qwen3-TTS codec, which converts codes to samples."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

@@ -74,9 +74,9 @@ NOISE_PERIOD = 1 << 17  # samples: 8 s, too long for an audible repetition
 
 
 def upsample(frames: Tensor, neighbours: Tensor) -> Tensor:
-    """Interpolate values per frame [B, T] linearly to values per sample, [B, T * HOP].
+    """Linearly interpolate per-frame values [B, T] to per-sample values [B, T * HOP].
 
-    Values belong to the centres of frames. The weights are the same in every frame, whereas torch's `interpolate`
+    Per-frame values belong to the frame centres. The weights are the same in every frame, whereas torch's `interpolate`
     rounds later positions less precisely.
 
     Args:
@@ -94,11 +94,11 @@ def neighbour_weights() -> Tensor:
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
-    """Return the phase at the borders of samples in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
+    """Return the phase at sample borders, in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
 
     Whole cycles are dropped at frame starts. Frames are summed in integer multiples of PHASE_STEP, so the result is
-    exact in any order (int64 overflow drops whole cycles, too), and phases do not depend on how the utterance is split
-    into windows.
+    exact in any order (int64 overflow also drops only whole cycles), and phases do not depend on how the utterance is
+    split into windows.
     """
     within = F.pad((pitch_hz / SAMPLE_RATE).unflatten(1, (-1, HOP)).cumsum(2), (1, 0))
     steps = (within[:, :, -1] / PHASE_STEP).round().long().cumsum(1)
@@ -109,8 +109,8 @@ def cycles(pitch_hz: Tensor) -> Tensor:
 def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
     """Return a band-limited pulse train of unit power, [B, n].
 
-    With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), it is the sum of cos(2 pi k phase) for k = 1 … K in closed
-    form (Dirichlet's kernel), plus harmonic K + 1 with weight x - K, so that it is continuous in the pitch.
+    With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), the train is the sum of cos(2 pi k phase) for k = 1 … K in
+    closed form (Dirichlet kernel), plus harmonic K + 1 with weight x - K, which makes it continuous in the pitch.
 
     Args:
         phase: Phase in cycles, float64 [B, n].
@@ -128,7 +128,7 @@ def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
 
 
 def noise_table() -> Tensor:
-    """Return uniform noise of unit power, float32 [NOISE_PERIOD]; an integer hash, identical on every machine."""
+    """Return uniform noise of unit power, float32 [NOISE_PERIOD], from an integer hash: identical on every machine."""
     with np.errstate(over="ignore"):
         mixed = np.arange(1, NOISE_PERIOD + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
@@ -140,7 +140,7 @@ def noise_table() -> Tensor:
 
 SPAN = 2 * HOP  # source samples filtered by one frame: a Hann window, so that neighbours sum to 1
 LEAD = HOP // 2  # samples by which a span precedes its frame
-BLOCK = 1024  # FFT size of the filtering, at least SPAN + FFT_SIZE - 1: no wrap-around
+BLOCK = 1024  # FFT size of the filtering; at least SPAN + FFT_SIZE - 1, so that nothing wraps around
 FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # number of later frames in which a frame is audible
 SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # distance of the oldest audible source sample, in frames
 FRAMES_AHEAD = -(-LEAD // HOP)  # number of earlier frames in which a frame is audible
@@ -159,7 +159,7 @@ def minimum_phase(log_gain: Tensor) -> Tensor:
 
 
 def spans(source: Tensor) -> Tensor:
-    """Return the windowed source samples of each frame, [..., T, SPAN]; the source [..., T * HOP] is zero outside."""
+    """Return the windowed source samples of each frame, [..., T, SPAN]; zeros surround the source [..., T * HOP]."""
     window = torch.hann_window(SPAN, device=source.device, dtype=source.dtype)
     return F.pad(source, (LEAD, LEAD)).unfold(-1, SPAN, HOP) * window
 
@@ -201,7 +201,7 @@ class ConvBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Stack of blocks. The first `lookahead` blocks look one frame ahead, the others do not look ahead.
+    """Stack of blocks. The first `lookahead` blocks each look one frame ahead; the others do not look ahead.
 
     Frame t of the output depends on frames [t - left, t + lookahead] of the input.
     """
@@ -247,7 +247,7 @@ class VocoderConfig:
 
 
 def band_interpolation() -> Tensor:
-    """Return weights [NUM_MELS, FFT_SIZE // 2 + 1] that interpolate band values linearly at each FFT bin."""
+    """Return weights [NUM_MELS, FFT_SIZE // 2 + 1] that linearly interpolate band values at each FFT bin."""
     bins, centres = torch.arange(FFT_SIZE // 2 + 1.0), band_centres()
     above = torch.searchsorted(centres, bins, right=True).clamp(1, NUM_MELS - 1)
     low, high = centres[above - 1], centres[above]
@@ -263,7 +263,7 @@ class Vocoder(nn.Module):
     """Source-filter vocoder. Tables are buffers on the decoding device, because a CUDA graph cannot copy from the host.
 
     The caller stores the phase between windows. A sample of mel frame t depends on mel frames [t - left, t + right] and
-    on the phase at any one sample. More precisely, it depends on the filters of frames [t - FRAMES_BACK, t +
+    on the phase at any single sample. More precisely, it depends on the filters of frames [t - FRAMES_BACK, t +
     FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK, t + FRAMES_AHEAD], each with the context of its
     network.
     """
@@ -327,7 +327,7 @@ class Vocoder(nn.Module):
             position: Index in the utterance of the first sample of frame `first`, int64 [B].
             phase: Phase at that sample in cycles, float64 [B].
         """
-        # The other context frames are needed by the networks only.
+        # Only the networks need the other context frames.
         frames_read = slice(max(0, first - FRAMES_BACK - 1), last + FRAMES_AHEAD)
         start, stop = (first - frames_read.start) * HOP, (last - frames_read.start) * HOP
         log_hz, logit = (each[:, frames_read] for each in self.pitch(mel))
@@ -345,7 +345,7 @@ class Vocoder(nn.Module):
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantiser for vectors of width M, each made of several stacked mel frames.
+    """Residual vector quantiser for vectors of width M, each of which consists of several stacked mel frames.
 
     It has a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` computes in float64, because the pitch derived
     from its result is integrated over the whole utterance.
@@ -426,7 +426,7 @@ class TinyCodec(torch.nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n] at 16 kHz, to codes, int64 [K, T]; silence completes the last frame."""
+        """Encode mono samples, float32 [n] at 16 kHz, to codes, int64 [K, T]; silence pads the last frame."""
         samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
         if len(samples) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
