@@ -17,9 +17,9 @@ from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 KEY = "adapters"  # key in vLLM's `additional_config`
 RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Linear layers of a decoder layer as fused by vLLM; the same in all backbones.
+# Linear layers of a decoder layer, as fused by vLLM. They are the same in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
-PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT's keys are regular expressions, which can take exponential time
+PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT keys are regular expressions, which can take exponential time
 TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
@@ -30,16 +30,16 @@ def lora_requests(config: VllmConfig) -> list[LoRARequest]:
 
 
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
-    """Return vLLM's engine arguments for `adapters`; empty without adapters.
+    """Return vLLM's engine arguments for `adapters`; empty if there are none.
 
     One extra slot is reserved and stays empty: vLLM's CPU kernels (`bgmv_shrink`, `bgmv_expand`) use index -1 for rows
     without an adapter, which selects the last slot.
 
     Args:
-        adapters: Adapter folders in PEFT format, by name.
+        adapters: Adapter folders in PEFT format, keyed by name.
 
     Raises:
-        CheckpointError: If an adapter cannot be read, uses an unsupported feature, or has too large a rank.
+        CheckpointError: If an adapter cannot be read, uses an unsupported feature, or its rank is too large.
     """
     if not adapters:
         return {}
@@ -53,14 +53,14 @@ def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def restrict_to_backbone(config: VllmConfig, adapters: Mapping[str, Path]) -> None:
-    """Restrict LoRA in `config` to the backbone's linear layers; no effect without adapters.
+    """Restrict LoRA in `config` to the backbone's linear layers, if there are adapters.
 
     Args:
         config: vLLM's configuration, changed in place.
-        adapters: Adapter folders by name.
+        adapters: Adapter folders, keyed by name.
 
     Raises:
-        CheckpointError: If an adapter has tensors for other layers, or tensors with another shape.
+        CheckpointError: If an adapter has tensors for other layers, or tensors of the wrong shape.
     """
     if config.lora_config is None:
         return
@@ -133,7 +133,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
-    """Return (input width, output width) of each linear layer, by its name in a decoder layer."""
+    """Map the name of each linear layer in a decoder layer to (input width, output width)."""
     model = config.model_config
     hidden, inner, head = model.get_hidden_size(), model.hf_config.intermediate_size, model.get_head_size()
     queried, held = model.hf_config.num_attention_heads * head, model.get_total_num_kv_heads() * head

@@ -48,9 +48,9 @@ class Entry:
 class FlightLimit:
     """Adaptive limit on sequences in flight, so that first frames arrive within a target time (AIMD).
 
-    If at least half of the limit is in use, a late reply decreases it in proportion to the delay, and replies admitted
-    before the decrease are ignored from then on. If less is in use, a late reply decreases it slightly. If at least
-    half is in use, a timely reply increases it slightly: by about 1 after `value` timely replies.
+    If at least half of the limit is in use, a late reply decreases the limit in proportion to the delay, and replies
+    admitted before the decrease are then ignored. If less is in use, a late reply decreases the limit slightly. If at
+    least half is in use, a timely reply increases it slightly: by about 1 for every `value` timely replies.
 
     Args:
         target_s: Target time to the first frame, in seconds.
@@ -69,7 +69,7 @@ class FlightLimit:
         return Entry(num_sequences, in_flight, self._round)
 
     def record(self, entry: Entry, first_frame_s: float) -> None:
-        """Adjust the limit to a reply's time from admission to its first frame, in seconds."""
+        """Adjust the limit according to a reply's time from admission to its first frame, in seconds."""
         if entry.round != self._round:
             return
         is_used = 2 * entry.in_flight >= self.value
@@ -111,7 +111,7 @@ class Permits:
     Args:
         max_running: Maximum number of sequences in the engine's batches.
         max_waiting: Maximum number of queued sequences; None for no limit.
-        is_in_engine: Function that returns True while the engine has the request with an id.
+        is_in_engine: Function that returns True while the engine has the request with a given id.
         num_blocked: Function that returns the number of replies that are waiting for streamed text.
         target_s: Target time to the first frame in seconds, see `FlightLimit`; None for no adaptive limit.
     """
@@ -151,7 +151,7 @@ class Permits:
 
     @contextmanager
     def acquire(self, request_id: str, num_sequences: int, is_timed: bool = True) -> Iterator[Permit]:
-        """Hold a permit for the duration of a `with` block.
+        """Hold a permit during a `with` block.
 
         Args:
             request_id: Id of the request.
@@ -199,19 +199,20 @@ class Stats:
 
     Attributes:
         active: Replies in progress.
-        pairs: Guided replies among them.
+        pairs: Number of these replies that are guided.
         finished_total: Finished replies.
         frames_total: Generated frames.
         unguided_total: Frames sampled without guidance in requests with policy `always`. Any value but 0 is a bug.
         frames_unguided_by_policy_total: Frames sampled without guidance in guided requests with another policy.
-        live_sessions: Live sessions that are open.
-        live_refused_total: Live sessions that were refused, because too many were open.
+        live_sessions: Open live sessions.
+        live_refused_total: Live sessions that were refused because too many were open.
         live_frames_total: Frames of audio that live sessions have received.
         live_late_frames_total: Frames that were read more than a frame's duration after they were due.
         live_lag_frames: Largest number of frames that a session has received and not read.
         live_ticks_total: Frames that were read.
         live_tick_seconds_total: Sum of the times from when a frame was due until it was read.
-        live_ticks_20ms_total: Frames that were read at most 20 ms after they were due; likewise 40 and 80 ms.
+        live_ticks_20ms_total: Frames that were read at most 20 ms after they were due. The counters for 40 and 80 ms
+            are analogous.
     """
 
     active: int = 0
@@ -235,7 +236,7 @@ class Stats:
         """Record that a frame of a live session was read.
 
         Args:
-            late_s: Time since it was due, in seconds.
+            late_s: Time since the frame was due, in seconds.
             frame_s: Duration of a frame in seconds.
         """
         self.live_ticks_total += 1
@@ -284,8 +285,9 @@ class Capacity:
         num_blocks: Number of KV blocks.
         block_size: Rows per block.
         max_num_seqs: Maximum number of requests in a step.
-        window: Rows that each row attends to, if all layers have a sliding window. Blocks before it are freed.
-        num_in_flight: Maximum number of rows that are being computed; only needed with a window.
+        window: Number of rows that each row attends to, if all layers have a sliding window. Blocks before the window
+            are freed.
+        num_in_flight: Maximum number of rows that are being computed; needed only if there is a window.
         num_engines: Number of engines.
     """
 
@@ -312,7 +314,8 @@ class Capacity:
     def max_sessions(self, rules: SegmentRules) -> int:
         """Return how many live sessions may be open at once.
 
-        Each keeps a run slot and its KV blocks, see `KvBlocks.sessions`. There is room for one other reply if possible.
+        Each session keeps a run slot and its KV blocks, see `KvBlocks.sessions`. Where possible, capacity for one other
+        reply is left free.
         """
         rows, usable = rules.max_model_len, self.num_blocks - 1
         each = blocks_in_window(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT)
@@ -322,7 +325,9 @@ class Capacity:
 
 
 def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
-    """Check a prompt and return it ready for queueing, with guidance off if its task generates no audio.
+    """Check a prompt and return it ready for queueing.
+
+    Guidance is turned off if the task generates no audio.
 
     Args:
         prompt: Prompt from the preprocessor.
@@ -379,7 +384,7 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
 
 
 def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
-    """Check the latents in a prompt's rows and the number of solver steps; reject options for sampled codes."""
+    """Check a prompt's latents and number of solver steps; reject options for sampled codes."""
     frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
     ids, voices = prompt.rows[:, 0], latents.voice_ids
     has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
@@ -445,7 +450,7 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
-    """Check the codes for the rows of a reply, which have `width` codes each."""
+    """Check the codes for the rows of a reply, each of which has `width` codes."""
     size, last = rules.family.layout.vocab_size, max_frames(prompt, rules)
     if prompt.is_open and not prompt.track:
         return
@@ -458,16 +463,16 @@ def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
 
 
 def max_frames(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the maximum number of frames of a recording if the reply continues to the end of the recording."""
+    """Return the maximum number of frames of a recording whose reply continues to its end."""
     return rules.max_model_len - len(prompt.rows) - 2
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
 
-    Repeats are counted in the reply only, whereas the model's reference implementation also counts codes of the prompt.
-    Rows with BOS or EOS ids, `max_delay` + 2 of them, separate the two. The results are equal for windows of at most
-    that length.
+    Repeats are counted only in the reply, whereas the model's reference implementation also counts codes of the prompt.
+    The two are separated by `max_delay` + 2 rows with BOS or EOS ids. The results are equal for windows of at most that
+    length.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
@@ -477,7 +482,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
-    """Return `ids` of a streamed text unchanged; raise InvalidRequest if one is outside the vocabulary."""
+    """Return the ids of a streamed text unchanged; raise InvalidRequest if one is not a text id."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
@@ -497,7 +502,7 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
 
 def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the number of text ids in the track of a prompt, excluding codes of a recording (`TextGroups`)."""
+    """Return the number of text ids in a prompt's track, excluding recorded codes (`TextGroups`)."""
     if rules.family.text_groups is None:
         return len(prompt.track)
     return len(prompt.track) - num_leading(prompt.track, rules.family.layout.audio[0])

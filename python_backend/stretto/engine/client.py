@@ -28,9 +28,9 @@ from stretto.errors import StrettoError
 ADD, ABORT = b"\x00", b"\x01"  # vLLM's EngineCoreRequestType
 DEAD = b"ENGINE_CORE_DEAD"
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
-READY_S = 60.0  # from the end of an engine's start to its first message
+READY_S = 60.0  # maximum time from the end of an engine's start to its first message
 END_S = 15.0  # longer than a host waits for its engines
-APPEND_S = 0.002  # between two messages with further ids, each of which costs as much as a short request
+APPEND_S = 0.002  # interval between messages with further ids, each of which costs as much as a short request
 
 
 class EngineOutput(msgspec.Struct, array_like=True):
@@ -116,10 +116,10 @@ class _Request:
 
 
 class EngineConnection:
-    """Connection to vLLM's engine processes, which a separate host process starts and ends.
+    """Connection to vLLM's engine processes, which a separate host process starts and stops.
 
     Attributes:
-        readies: Sizes of each engine, by ZMQ identity.
+        readies: Sizes of each engine, keyed by ZMQ identity.
         started: Pids of the engine processes, and their limits.
     """
 
@@ -134,7 +134,7 @@ class EngineConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="engine_", dir=os.environ.get("VLLM_RPC_BASE_PATH")))
         self._context = zmq.Context()
-        self._context.linger = 0  # or it would wait for engines that have ended
+        self._context.linger = 0  # otherwise it would wait for engines that have exited
         self._inputs, self._outputs = self._context.socket(zmq.ROUTER), self._context.socket(zmq.PULL)
         inputs, outputs = (f"ipc://{self._folder / name}" for name in ("inputs", "outputs"))
         try:
@@ -175,11 +175,14 @@ class EngineConnection:
         self._inputs.send_multipart([engine, kind, record])
 
     def listen(self, on_message: Callable[[bytes], None]) -> None:
-        """Call `on_message` on the running event loop with each engine message, and with DEAD if the host ends."""
+        """Call `on_message` on the running event loop with each engine message.
+
+        If the host process exits, `on_message` is called with DEAD.
+        """
         self._loop, self._on_message = asyncio.get_running_loop(), on_message
         self._loop.add_reader(self._outputs.FD, self._read)
         self._loop.add_reader(self._host.fileno(), self._end)
-        self._read()  # the descriptor signals changes only
+        self._read()  # the descriptor signals only changes
 
     def _read(self) -> None:
         with suppress(zmq.Again):
@@ -192,13 +195,13 @@ class EngineConnection:
         self._on_message(DEAD)
 
     def close(self) -> None:
-        """End the engines."""
+        """Stop the engines."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._outputs.FD)
             self._loop.remove_reader(self._host.fileno())
         with suppress(OSError):
             self._host.send(None)
-            self._host.poll(END_S)  # the host closes the connection after the engines have ended
+            self._host.poll(END_S)  # the host closes the connection after the engines have exited
         self._host.close()
         if self._host_pid is not None:
             os.kill(self._host_pid, signal.SIGKILL)  # no effect unless it hangs
@@ -225,7 +228,7 @@ class EngineClient:
         self.ready, self.num_engines = next(iter(connection.readies.values())), len(connection.readies)
         self._load = dict.fromkeys(connection.readies, 0)  # requests in flight
         self._requests: dict[str, _Request] = {}
-        self._ids: dict[str, str] = {}  # from callers' ids to internal ids
+        self._ids: dict[str, str] = {}  # internal ids by caller's id
         self._numbers, self._is_listening = count(), False
         self._appended: dict[str, bytearray] = {}  # ids that have not been sent, by internal id
         self._completed: set[str] = set()
@@ -239,7 +242,7 @@ class EngineClient:
         return len(self._requests)
 
     def has(self, request_id: str) -> bool:
-        """Return True if the engines have a request with this id, and have not finished it."""
+        """Return True if the engines have an unfinished request with this id."""
         return request_id in self._ids
 
     async def generate(
@@ -254,7 +257,7 @@ class EngineClient:
             adapter: Leading fields of vLLM's `LoRARequest`, or None.
 
         Raises:
-            StrettoError: If an engine has ended.
+            StrettoError: If an engine has exited.
         """
         if not self._is_listening:
             self._is_listening = True
@@ -276,14 +279,14 @@ class EngineClient:
             self._abort(request)
 
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
-        """Send further ids of a request's open track to its engine; no effect if the request has ended.
+        """Send further ids of a request's open track to its engine, unless the request has ended.
 
-        Ids of all requests that are appended within APPEND_S are one message.
+        Ids of all requests that are appended within APPEND_S are sent in one message.
 
         Args:
             request_id: Id of the request.
             ids: Token ids, row by row, int32 [n].
-            is_last: True if they complete the track.
+            is_last: True if these ids complete the track.
         """
         if not self.has(request_id):
             return
@@ -333,7 +336,7 @@ class EngineClient:
             found.push(output.new_token_ids, reason)
 
     def shutdown(self) -> None:
-        """End the engines."""
+        """Stop the engines."""
         self._connection.close()
 
     def _send(

@@ -17,7 +17,7 @@ REQUIRED = {
 }
 # Additional variables for CPU builds.
 REQUIRED_ON_CPU = {
-    # Triton compiles for GPUs only, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
+    # Triton compiles only for GPUs, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
     "TRITON_INTERPRET": "1",
 }
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
@@ -33,7 +33,7 @@ DEFAULTS_ON_CPU = {
     "OMP_NUM_THREADS": "1",
     # By default vLLM pins its worker to one core, even if that core is busy.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Keeps the worker in the engine's process; vLLM uses another process only for the pinning above.
+    # Keeps the worker in the engine's process; vLLM uses a separate process only for the pinning above.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
@@ -52,7 +52,7 @@ def require_batch_invariance() -> None:
 
     Raises:
         ValueError: On a CPU build, which has no batch-invariant matrix products.
-        RuntimeError: If vllm has been imported already.
+        RuntimeError: If vllm has already been imported.
     """
     if is_cpu_build():
         raise ValueError("batch_invariant requires a GPU; vLLM's CPU build does not support it")

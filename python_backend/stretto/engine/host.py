@@ -3,9 +3,9 @@
     python -m stretto.engine.host DESCRIPTOR    # one host, for the client at the other end of a connection
     python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
 
-A host builds vLLM's configuration, lets vLLM start its engine processes, and ends them when its client ends. The spare
-forks a host in milliseconds, while importing vLLM takes seconds. The spare never initialises a device, because a
-process that has initialised one cannot be forked.
+A host builds vLLM's configuration, lets vLLM start its engine processes, and stops them when its client exits. The
+spare forks a host in milliseconds, whereas importing vLLM takes seconds. The spare never initialises a device, because
+a process that has initialised one cannot be forked.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ WORKER = "stretto.engine.worker.model_state.SpeechWorker"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
 MAX_CAPTURED_ROWS = 512  # vLLM's own limit
-LATENT_PART = 8  # latents may take at most 1 / LATENT_PART of the KV cache's memory
+LATENT_PART = 8  # the latent table may have at most 1 / LATENT_PART of the size of the KV cache
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
@@ -61,7 +61,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
     Raises:
         ValueError: If an option is not supported.
-        CheckpointError: If the checkpoint or an adapter cannot be used.
+        CheckpointError: If the checkpoint or an adapter is unusable.
     """
     prepare_environment()
     latents = family_at(config.checkpoint).layout.latents
@@ -131,7 +131,7 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check the dtype, and that the table of latents is small compared to the KV cache.
+    """Check the dtype, and check that the table of latents is small relative to the KV cache.
 
     The table has one entry per slot and position.
 
@@ -141,7 +141,7 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
     Raises:
         ValueError: If the dtype is not float32, or the table is larger than an eighth of the KV cache. A cache without
-            a fixed size is not checked.
+            a fixed size is not compared.
     """
     if latents is None:
         return
@@ -162,10 +162,10 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the vLLM argument for the maximum number of rows in a CUDA graph; empty to keep vLLM's value.
+    """Return the vLLM argument for the maximum number of rows in a CUDA graph, if it must be set.
 
-    vLLM's default is two rows per request. MCTP modules process a window of rows per request and need more, unless the
-    operator has set the value.
+    vLLM's default is two rows per request. MCTP modules process a window of rows per request, so they need more. A
+    value set by the operator is kept.
     """
     arguments, family = config.engine_args, family_at(config.checkpoint)
     bursts = family.bursts
@@ -203,8 +203,8 @@ class StartedEngines:
 
     Attributes:
         pids: Pids of the engine processes.
-        window: Rows that each row attends to, if all layers have a sliding window; else None.
-        num_in_flight: Maximum number of rows of a request that are being computed; only set with a window.
+        window: Number of rows that each row attends to, if all layers have a sliding window; else None.
+        num_in_flight: Maximum number of rows of a request that are being computed; set only if there is a window.
     """
 
     pids: list[int]
@@ -213,7 +213,7 @@ class StartedEngines:
 
 
 def run(connection: Connection) -> None:
-    """Start engines for a client, and end them when the client requests it or ends.
+    """Start engines for a client, and stop them when the client requests it or exits.
 
     Args:
         connection: Connection to the client, which sends a `StartRequest` and later None. It receives
@@ -308,7 +308,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
     while True:
         connection = listener.accept()
         is_host = False
-        with suppress(OSError):  # without a host, the client starts one itself
+        with suppress(OSError):  # if there is no host, the client starts one itself
             is_host = os.fork() == 0
         if is_host:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -318,7 +318,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
 
 
 def _connect_spare(path: str) -> Connection | None:
-    """Connect to a new host, forked by the spare process at `path`; return None if it does not fork one."""
+    """Connect to a new host forked by the spare process at `path`; return None if it forks none."""
     with suppress(OSError, EOFError):
         connection = Client(path, "AF_UNIX")
         if connection.poll(SPARE_S):

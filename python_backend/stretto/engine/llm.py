@@ -67,7 +67,7 @@ class SpeechLLM:
 
         Raises:
             ValueError: If an option is not supported.
-            CheckpointError: If the checkpoint or an adapter cannot be used.
+            CheckpointError: If the checkpoint or an adapter is unusable.
             RuntimeError: If the engine fails to start; the log has the reason.
         """
         shared = SharedStats.create(config.engine_args.get("data_parallel_size", 1))
@@ -78,12 +78,12 @@ class SpeechLLM:
         return cls(EngineClient(connection), config, shared)
 
     def stats(self) -> dict[str, float]:
-        """Return the current metrics of front end and scheduler, by name."""
+        """Return the current metrics of the front end and the schedulers, keyed by name."""
         self._stats.live_lag_frames = max((each.lag_frames for each in self._sessions.values()), default=0)
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:
-        """Return True if the engine has an unfinished request that is not waiting for streamed text or live audio."""
+        """Return True if the engine has an unfinished request that is not waiting for text or audio."""
         shared = self._shared.read()
         waiting = shared.replies_without_words + shared.replies_without_frames
         return self._engine.num_requests > waiting
@@ -128,17 +128,17 @@ class SpeechLLM:
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append frames to the audio of a live session, and wait until the reply has read almost all of them.
+        """Append frames to a live session's audio; wait until the reply has read almost all of them.
 
         Args:
             request_id: Id of a request whose prompt has `is_open` set, in a family with given codes.
             frames: Ids of the frames, int32 [n, K].
-            is_last: True if they complete the audio.
+            is_last: True if these frames complete the audio.
             seconds: Duration of the whole input so far, in seconds.
             max_ahead: Number of unread frames at which this method returns.
 
         Returns:
-            Number of frames of the session, and how many of them the reply has not read.
+            Number of frames in the session, and how many of them the reply has not read.
 
         Raises:
             InvalidRequest: If there is no such session, or an id is invalid.
@@ -157,7 +157,7 @@ class SpeechLLM:
 
     @contextmanager
     def session_place(self, host: str) -> Iterator[None]:
-        """Reserve a live session for `host` for the duration of the `with` block; raise NoCapacity if none is free.
+        """Reserve a live session for `host` during the `with` block; raise NoCapacity if none is free.
 
         Sessions are shared fairly among hosts (`FairLimit`).
         """
@@ -176,16 +176,18 @@ class SpeechLLM:
     async def generate(
         self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
     ) -> AsyncGenerator[LMChunk, None]:
-        """Yield the chunks of one reply, the last one with the report; closing the iterator aborts the reply.
+        """Yield the chunks of one reply; the last one contains the report.
+
+        Closing the iterator aborts the reply.
 
         Args:
             prompt: Prompt from the preprocessor.
-            request_id: Unique id; a random one if None.
+            request_id: Unique id; if None, a random id is used.
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
 
         Raises:
-            InvalidRequest: If the request can never run; it is not queued.
-            NoCapacity: If too many requests are in flight; this one is not queued.
+            InvalidRequest: If the request can never run. It is not queued.
+            NoCapacity: If too many requests are in flight. This request is not queued.
         """
         if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
             raise InvalidRequest("request_id", "a string", repr(request_id))
@@ -315,14 +317,14 @@ class _Clock:
         return time.perf_counter() - self._start
 
     def record(self, chunk: LMChunk) -> None:
-        """On the first chunk with codes, record the time to first frame and report it to the admission control."""
+        """On the first chunk with codes, record the time to first frame for admission control."""
         if chunk.codes is not None and self.first_frame_s is None:
             self.first_frame_s = self.elapsed_s
             self._permit.record_first_frame(self.first_frame_s)
 
 
 def _split(output: Output, request_id: str) -> tuple[list[int], Trailer | None]:
-    """Return the row ids in `output`, and the trailer of statistics if the reply has ended."""
+    """Return the row ids in `output`, and the statistics trailer if the reply has ended."""
     if output.finish_reason is None:
         return output.ids, None
     if output.finish_reason not in ("stop", "length"):

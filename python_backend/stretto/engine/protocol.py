@@ -52,14 +52,15 @@ def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_
     Args:
         num_rows: Number of rows, including the prompt.
         block_size: Rows per block.
-        window: Rows that each row attends to, including itself; None for all. Blocks before the window are freed.
+        window: Number of rows that each row attends to, including itself; None for all. Blocks before the window are
+            freed.
         num_in_flight: Maximum number of rows of the request that are being computed.
     """
     spanned = -(-num_rows // block_size)
     return spanned if window is None else min(spanned, -(-(window - 1 + num_in_flight) // block_size) + 1)
 
 
-SPARE_BLOCKS = 2  # per live session with a window, because blocks behind it are freed when the next are allocated
+SPARE_BLOCKS = 2  # per live session with a window, because blocks before it are freed when new blocks are allocated
 
 
 KEY = "speech"
@@ -127,7 +128,7 @@ class SpeechParams:
         return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track, is_open)
 
 
-DELTA = 1  # vLLM's RequestOutputKind: each output has the new ids only
+DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids
 
 
 def sampling_fields(prompt: Prompt, rules: SegmentRules) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Adapter(NamedTuple):
 
 
 class Adapters(dict[str, Adapter]):
-    """LoRA adapters that the engine can serve, by name."""
+    """LoRA adapters that the engine can serve, keyed by name."""
 
     @classmethod
     def from_paths(cls, paths: Mapping[str, str | Path]) -> "Adapters":
@@ -242,7 +243,7 @@ class EngineStats:
         replies_without_words: Replies that are waiting for streamed text.
         seconds_without_words_total: Total time of such waits, in seconds.
         replies_without_frames: Live sessions that are waiting for audio, which keep their slots and KV blocks.
-        live_rows_recomputed_total: Rows that preempted live sessions must compute again; 0 while blocks are reserved.
+        live_rows_recomputed_total: Rows that preempted live sessions must recompute; 0 while blocks are reserved.
     """
 
     engine_steps_total: float = 0.0

@@ -23,7 +23,7 @@ class TextUpdate(NamedTuple):
     Attributes:
         request_id: Id of the request in the engine.
         ids: Token ids, row by row, int32 [n].
-        is_last: True if they complete the track.
+        is_last: True if these ids complete the track.
     """
 
     request_id: str
@@ -32,7 +32,7 @@ class TextUpdate(NamedTuple):
 
 
 def updates_to_extra_args(updates: Iterable[TextUpdate]) -> dict[str, Any]:
-    """Encode updates of any number of requests as plain data for `SamplingParams.extra_args` of one message."""
+    """Encode updates for any number of requests as plain data for one `SamplingParams.extra_args`."""
     return {TEXT_KEY: [(each.request_id, each.ids.tobytes(), each.is_last) for each in updates]}
 
 
@@ -51,7 +51,7 @@ class Track:
         lanes: Indices of the streams among streams 1 to S - 1.
         first_row: First row of the reply.
         ids: Ids that have arrived, int32 [n, K].
-        pad_id: Id in all rows after them.
+        pad_id: Id in all later rows.
         is_live: True if the text or audio was still being streamed when the request arrived.
         is_open: True if more ids may arrive, so that later rows are not known yet.
         ends_reply: True if the reply ends one row after the last ids.
@@ -86,7 +86,7 @@ class Track:
 
         Args:
             num_rows: Number of rows of the reply.
-            num_given: Number of its given rows, for a `GroupTrack`.
+            num_given: Number of given rows of the reply, for a `GroupTrack`.
         """
         return self.is_open and num_rows > len(self.ids)
 
@@ -102,12 +102,12 @@ class Track:
 
     @property
     def num_known(self) -> int:
-        """Number of rows whose id on this stream is known; ENDLESS once the streamed text is complete."""
+        """Number of rows whose ids in this track are known; ENDLESS once the track is complete."""
         return self.first_row + len(self.ids) if self.is_open else ENDLESS
 
     @property
     def min_frames(self) -> int:
-        """Minimum number of frames of the reply: a streamed text must be read to its end."""
+        """Minimum number of frames of the reply, because streamed text must be read to its end."""
         if not self.is_live:
             return 0
         return ENDLESS if self.is_open else len(self.ids)
@@ -118,7 +118,7 @@ class Track:
         return ENDLESS if self.is_open else len(self.ids) + 1
 
     def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write the ids to `codes` [n, S - 1], whose first row is row `first`; prompt rows are left unchanged."""
+        """Write the ids to `codes` [n, S - 1], which begins at row `first`, except to prompt rows."""
         begun = max(self.first_row - first, 0)
         at = first + begun - self.first_row
         ids = self.ids[at : at + max(0, len(codes) - begun)]
@@ -135,7 +135,7 @@ class GroupTrack(Track):
     Attributes:
         groups: Layout of the groups.
         codes: Codes of a recording that are not in `ids` yet.
-        num_words: Number of text ids in `ids`, without the end id.
+        num_words: Number of text ids in `ids`, not counting the end id.
         num_first: Number of given rows before the first sampled row, unless the text ends earlier.
         num_before: Number of codes before the first sampled row in its group.
         position: Index of the reply's next row, counted from the first row of the prompt.
@@ -176,7 +176,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append ids of the text; return them together with the codes of the recording that belong after them."""
+        """Append text ids; return them together with the recorded codes that belong after them."""
         assert self.groups is not None
         laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
         for token_id in ids[:-1] if is_last else ids:
@@ -195,7 +195,7 @@ class GroupTrack(Track):
         self.position, self.num_given = tracker.position, tracker.num_given
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if the reply's newest row is given, and its id has not arrived."""
+        """Return True if the reply's newest row is a given row whose id has not arrived."""
         return self.is_open and num_given > len(self.ids)
 
     @property
@@ -205,7 +205,7 @@ class GroupTrack(Track):
 
     @property
     def num_known(self) -> int:
-        """Number of rows that the model may read, if every row after the ids received so far is given by the track."""
+        """Number of rows that the model may read, assuming that all further rows are given rows."""
         return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
 
     @property
@@ -219,7 +219,7 @@ class GroupTrack(Track):
         return 0
 
     def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write the ids that are known to the given rows among `codes` [n, S - 1]."""
+        """Write known ids into the given rows of `codes` [n, S - 1]."""
         words = codes[:, self.lanes]
         is_known = (words < 0) & (words >= -len(self.ids))
         words[is_known] = self.ids[-1 - words[is_known], 0]
@@ -251,7 +251,10 @@ class SegmentRules:
 
     @cached_property
     def num_tail_rows(self) -> int:
-        """Number of rows from `end_of_audio` to `end_of_reply`, in which delayed codebooks complete the last frame."""
+        """Number of rows from `end_of_audio` to `end_of_reply`.
+
+        Delayed codebooks complete the last frame in these rows.
+        """
         return self.family.tail.num_rows(self.family.layout.max_delay)
 
     @cached_property
@@ -283,7 +286,7 @@ class SegmentRules:
         return self.family.end_of_text if Segment.AUDIO in task.segments else self.family.end_of_reply
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
-        """Return the ids that end the text segment of `task` when sampled; empty if the task has no text."""
+        """Return the ids that, when sampled, end the text segment of `task`; empty if there is no text."""
         if task.segments[0] is Segment.AUDIO:
             return ()
         if self.family.drawn_ends:
@@ -296,8 +299,9 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio, or the recording that the reply follows. It is also empty
-        for latents, because the audio then ends a fixed number of rows after the detected end of speech.
+        The tuple is empty if the audio is ended by a whole frame, or by the end of the recording that the reply runs in
+        step with. It is also empty for latents, because the audio then ends a fixed number of rows after the detected
+        end of speech.
         """
         if self.family.end_frame or self.has_countdown or self.family.code_track is not None:
             return ()
@@ -305,12 +309,12 @@ class SegmentRules:
 
     @cached_property
     def has_countdown(self) -> bool:
-        """True if frames are latents, and a reply continues after the frame in which the end of speech is detected."""
+        """True if frames are latents and a reply continues after the detected end of speech."""
         return self.family.layout.latents is not None and not self.marks
 
     @cached_property
     def marks(self) -> tuple[int, ...]:
-        """Ids that begin and end a stretch of audio; empty if the family has none (`LatentSpec.marks`)."""
+        """Ids that begin and end a stretch of audio (`LatentSpec.marks`); empty if the family has none."""
         return self.family.layout.latents.marks if self.family.layout.latents else ()
 
     @cached_property
@@ -340,7 +344,7 @@ class SegmentRules:
         return self.family.transition[0] if end is None else end
 
     def closings(self, task: Task) -> dict[int, int]:
-        """Return the number of rows from the end of the text to the audio, by the id that ends the text."""
+        """Map each id that ends the text to the number of rows from the end of the text to the audio."""
         end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
         if end is not None:
             return {end: num_rows}
@@ -353,7 +357,7 @@ class SegmentRules:
         return min((rows for task in tasks for rows in self.closings(task).values()), default=self.max_model_len)
 
     def audio_ids(self, stream: int) -> list[int]:
-        """Return the sorted ids that output stream `stream` may contain in audio, without the ids that end it.
+        """Return the sorted ids that output stream `stream` may contain in audio, except end ids.
 
         Latent words do not count as ids.
         """
@@ -371,17 +375,17 @@ class SegmentRules:
         """
         if sampling.guided_until_s is None:
             return None
-        # The small term keeps 0.28 s at 25 Hz at 7 rows: in floating point the product is 7.000000000000001.
+        # The small term makes 0.28 s at 25 Hz exactly 7 rows; floating point yields 7.000000000000001.
         num_rows = self.family.rows_per_frame * math.ceil(sampling.guided_until_s * self.family.frame_rate - 1e-6)
         schedule = self.schedule(sampling)
         return num_rows if schedule is None else schedule.next_step(num_rows)
 
     def schedule(self, sampling: SamplingConfig) -> BurstSchedule | None:
-        """Return the schedule of the rows that MCTP modules generate, or None if the model has no modules."""
+        """Return the multi-token schedule, or None if the model has no MCTP modules."""
         return None if self.family.bursts is None else self.family.bursts.schedule(sampling.schedule)
 
     def num_extra(self, schedule: BurstSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
-        """Return the number of rows that MCTP modules generate in a step, after the row of the backbone.
+        """Return the number of rows that MCTP modules generate in a step, after the backbone's row.
 
         Args:
             schedule: Schedule of the reply, or None.
@@ -399,7 +403,10 @@ class SegmentRules:
 
     @cached_property
     def num_reopened_rows(self) -> int:
-        """Number of newest rows that MCTP modules may process again, which changes the modules' KV entries for them."""
+        """Number of newest rows that MCTP modules may process again.
+
+        Doing so changes the modules' KV entries for these rows.
+        """
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
@@ -437,11 +444,11 @@ class SegmentRules:
         return () if groups is None else (groups.fill_id, groups.given_id)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
-        """Return the maximum number of text ids, without the end id, for a reply of `num_rows` rows.
+        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows.
 
         Args:
-            ids: Ids at the start of the track; codes of a recording among them take rows as well.
-            num_rows: Maximum number of rows of the reply, without its last row.
+            ids: Ids at the start of the track. If they include codes of a recording, these also take up rows.
+            num_rows: Maximum number of rows of the reply, not counting its last row.
         """
         groups = self.family.text_groups
         if groups is None:
@@ -488,15 +495,15 @@ class SegmentTracker:
 
     Attributes:
         position: Index of the next row.
-        num_text_tokens: Number of text tokens; for an interleaved reply, including codes.
+        num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
         audio_start: Position of the first audio row, or UNKNOWN.
         audio_end: Position of `end_of_audio`, or UNKNOWN.
-        script: Spoken tokens of the text segment, which the alignment pointer moves along.
+        script: Spoken tokens of the text segment, along which the alignment pointer moves.
         pointer: Number of the token in `script` that is being spoken, from 1; 0 before the first.
         num_interleaved: Number of codes of an interleaved reply.
         first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
             at which the end of speech was detected, for families with latents.
-        stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end and without marks.
+        stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end, or without marks.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         segment: Segment of the next row.
@@ -529,7 +536,7 @@ class SegmentTracker:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames begun, not counting frames that would stay incomplete if the audio ended here."""
+        """Number of frames begun, except those that would remain incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
         stop = (self.position if self.audio_end == UNKNOWN else self.audio_end) - self.num_given

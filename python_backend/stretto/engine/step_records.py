@@ -1,4 +1,4 @@
-"""Records that the scheduler sends to the worker with a step: new requests, continued requests, streamed text."""
+"""Records sent to the worker with each step: new requests, continued requests, streamed text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -41,8 +41,8 @@ class NewText(NamedTuple):
         place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`. The other ids
             follow it.
         ids: Token ids of further rows, int32 [n, K].
-        min_rows: Minimum number of frames of the reply, once its text is complete; None before.
-        max_rows: Maximum number of rows of a reply that ends with its audio, once the audio is complete; None before.
+        min_rows: Minimum number of frames of the reply; None until its text is complete.
+        max_rows: Maximum number of rows of a reply that ends with its audio; None until the audio is complete.
     """
 
     place: int
@@ -56,7 +56,7 @@ class SpeechCachedRequests(CachedRequestData):
     """vLLM's record of continued requests, with our field added.
 
     Attributes:
-        new_text: Streamed text and live audio that have arrived since the last step, by request id.
+        new_text: Streamed text and live audio that have arrived since the last step, keyed by request id.
     """
 
     new_text: Mapping[str, NewText] = field(default_factory=dict)

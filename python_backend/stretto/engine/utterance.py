@@ -1,4 +1,4 @@
-"""Front-end side of one reply: sends text and audio to the engine, and converts rows to chunks of frames and text."""
+"""Front-end side of one reply: input sent to the engine, and rows converted to chunks."""
 
 import asyncio
 import sys
@@ -43,8 +43,8 @@ class FrameCodes:
         self._num_ids = np.asarray([len(ids) for ids in lines])
         self._no_codes = [layout.extra[s] for s in streams] if lines and layout.extra else [()] * len(lines)
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
-        self._is_frame = np.zeros(0, np.bool_)  # of the rows pushed, for frames that are latents
-        self._left_out: list[int] = []  # indices of frames left out
+        self._is_frame = np.zeros(0, np.bool_)  # for each row pushed, if frames are latents
+        self._left_out: list[int] = []  # indices of omitted frames
         self._quiet, self._max_quiet = np.asarray(family.quiet_codes, np.int64), family.max_quiet
         self._num_quiet = 0  # successive quiet frames up to the last one returned
         self.num_taken = 0
@@ -64,8 +64,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        such frames instead, and families with latents omit rows of marks. Families with `max_quiet` omit frames of long
-        pauses. n may then be smaller, and the result is None if no frame remains.
+        such frames instead, families with latents omit rows with marks, and families with `max_quiet` omit frames in
+        long pauses. In these families, n may be smaller, and the result is None if no frame remains.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -98,7 +98,7 @@ class FrameCodes:
         return self._kept(codes, is_kept & self._is_short_pause(codes[0]), first)
 
     def _is_short_pause(self, codes: np.ndarray) -> np.ndarray:
-        """Return False for quiet codes [n] of the first codebook after `Family.max_quiet` quiet codes, else True."""
+        """Return False for each of the first codebook's codes [n] that exceeds `Family.max_quiet`."""
         is_kept = np.ones(len(codes), np.bool_)
         for index in range(len(codes) if self._max_quiet else 0):
             self._num_quiet = self._num_quiet + 1 if codes[index] in self._quiet else 0
@@ -106,7 +106,7 @@ class FrameCodes:
         return is_kept
 
     def _kept(self, codes: np.ndarray, is_kept: np.ndarray, first: int) -> np.ndarray | None:
-        """Return the codes [K, n] that are kept, or None; `first` is the index of the first frame."""
+        """Return the kept codes [K, n], or None; `first` is the index of the first frame."""
         self._left_out += (first + np.flatnonzero(~is_kept)).tolist()
         return codes[:, is_kept] if is_kept.any() else None
 
@@ -120,7 +120,7 @@ LONGEST_S = 600.0  # from the start to the last write; also limits clients that 
 
 
 class TextFeed:
-    """Streamed text of one reply; its ids are sent to the engine in order, under the id of the request.
+    """Streamed text of one reply, whose ids are sent to the engine in order.
 
     The reply is aborted if nothing is written for `patience_s`, or if the text is not complete after `longest_s`.
 
@@ -152,7 +152,7 @@ class TextFeed:
         self._wait()
 
     def write(self, ids: Sequence[int], is_last: bool) -> None:
-        """Append ids; if `is_last`, the last id is the text's end id.
+        """Append ids; if `is_last` is True, the last id is the text's end id.
 
         Raises:
             InvalidRequest: If the text is already complete, or becomes too long.
@@ -180,11 +180,11 @@ class TextFeed:
             self._send()
 
     def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
-        """Return True if a reply of `num_rows` rows, `num_given` of them given, can continue only with more text."""
+        """Return True if a reply can continue only when more text arrives; see `Track.is_behind`."""
         return self._track is not None and self._track.is_behind(num_rows, num_given)
 
     def check(self) -> None:
-        """Raise the error that aborted the reply, if there is one: for example, the input did not continue in time."""
+        """If an error aborted the reply, for example because the input stalled, raise it."""
         if self._failure is not None:
             raise self._failure
 
@@ -230,18 +230,18 @@ MAX_LAG_S = 5.0
 
 
 class FrameFeed(TextFeed):
-    """Live audio of one session: codes of its frames, which the reply follows.
+    """Live audio of one session: the codes of the frames with which the reply runs in step.
 
-    Frames are due when they arrive, but no faster than they are played. The session is aborted if the reply is behind
-    by more than MAX_LAG_S. A file that arrives at once is therefore not late.
+    Frames are due when they arrive, but no faster than they are played. A file that arrives all at once is therefore
+    not late. The session is aborted if the reply lags by more than MAX_LAG_S.
 
     Args:
         engine: Client of the engine.
         request_id: Id of the request.
         width: Number of ids per frame.
-        room: Maximum number of frames; the reply ends with them.
+        room: Maximum number of frames, with the last of which the reply ends.
         frame_s: Duration of a frame in seconds.
-        note_tick: Function that is called with the lateness of each frame that is read, and with `frame_s`, in seconds.
+        note_tick: Function that is called for each frame that is read, with its lateness and `frame_s`, in seconds.
         clock: Function that returns the time in seconds.
 
     Attributes:
@@ -264,20 +264,20 @@ class FrameFeed(TextFeed):
         super().__init__(engine, request_id, None, room * width, IDLE_S)
         self.longest_s = room * frame_s + IDLE_S
         self._width, self._frame_s, self._note_tick, self._clock = width, frame_s, note_tick, clock
-        self._due: deque[float] = deque()  # of the frames that the reply has not read
+        self._due: deque[float] = deque()  # due times of the frames that the reply has not read
         self._last_due_s = 0.0
         self.num_frames = 0
         self.seconds = 0.0
         self._moved = asyncio.Event()
 
     def write_frames(self, frames: np.ndarray, is_last: bool, seconds: float) -> None:
-        """Append codes, int32 [n, K]; those beyond the maximum are dropped, because the reply ends before them.
+        """Append frames; frames beyond the maximum are dropped, because the reply ends before them.
 
         A part without frames does not restart the timer, unless it is the last one.
 
         Args:
-            frames: Ids of the frames.
-            is_last: True if they complete the audio.
+            frames: Ids of the frames, int32 [n, K].
+            is_last: True if these frames complete the audio.
             seconds: Duration of the whole input so far, in seconds.
         """
         self.check()
@@ -305,11 +305,11 @@ class FrameFeed(TextFeed):
 
     @property
     def lag_frames(self) -> int:
-        """Number of frames that have arrived and that the reply has not read."""
+        """Number of frames that have arrived but that the reply has not read."""
         return len(self._due)
 
     async def wait_until_read(self, max_ahead: int) -> int:
-        """Wait until at most `max_ahead` frames are unread, or the reply has ended; return their number."""
+        """Wait until at most `max_ahead` frames are unread or the reply ends; return how many are."""
         while len(self._due) > max_ahead and self._failure is None and not self._has_ended:
             self._moved.clear()
             await self._moved.wait()
@@ -330,7 +330,7 @@ class FrameFeed(TextFeed):
 
 
 class _NoText:
-    """Null object in place of a `TextFeed`, for replies without streamed text."""
+    """Null object used instead of a `TextFeed` for replies without streamed text."""
 
     def begin(self) -> None:
         """Do nothing."""
@@ -356,7 +356,7 @@ TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERL
 def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
     """Return the first chunk of a reply with a cloned voice: the reference's codes, or latents as words.
 
-    It is the decoder's left context.
+    The chunk is the decoder's left context.
 
     Args:
         rows: Prompt rows of the reference, [n, S].
@@ -382,7 +382,7 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
 
 def last_chunks(last: LMChunk) -> list[LMChunk]:
-    """Split a reply's last chunk in two: its frames, and an end without frames.
+    """Split a reply's last chunk into one with its frames and a final one without frames.
 
     The decoder can then send the samples immediately, and the final event once the word times are known.
     """
@@ -403,7 +403,7 @@ class Utterance:
         with_pauses: True to send a chunk for each frame with the probabilities of pauses.
 
     Attributes:
-        guidance_changes: All guidance changes so far, by frame.
+        guidance_changes: All guidance changes so far, in order of their frames.
         num_chunks: Number of chunks so far, including one sent before the reply.
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.
@@ -423,7 +423,7 @@ class Utterance:
         self.tracker = tracker
         self._family, self._words, self._codec = family, words, codec
         self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
-        self._pauses: tuple[tuple[float, ...], ...] = ()  # of frames that have not been sent
+        self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
         self._has_rows = False
         layout = family.layout
         streams = list(range(layout.num_output_streams) if with_codes else layout.codebook_streams)
@@ -432,7 +432,7 @@ class Utterance:
         self._frames = FrameCodes(family, streams)
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
-        self._frame_texts: deque[str] = deque()  # of the rows whose frames have not been sent, with text beside codes
+        self._frame_texts: deque[str] = deque()  # for rows with text beside codes whose frames have not been sent
         self._marks: list[WordMark] = []
         self._times: list[WordMark] = []  # words of a transcript that have not been sent
         self._entry_words: list[int | None] | None = None
@@ -489,7 +489,7 @@ class Utterance:
             yield from self._due_chunks(segment)
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
-        """Return the probabilities of pauses in the next rows; the first and the last row follow no frame."""
+        """Return the pause probabilities in the next rows; the reply's first and last row have none."""
         skipped, self._has_rows = 0 if self._has_rows else 1, True
         rows = rows[skipped:][rows[skipped:, 1] != self._family.end_of_reply]
         of_frames = latents_of(rows[:, 1 + self._family.layout.num_output_streams :])
@@ -547,7 +547,7 @@ class Utterance:
         return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
-        """Return `chunk` with codes [K, T] for the decoder and, if requested, with the codes of all streams."""
+        """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams."""
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
@@ -588,7 +588,7 @@ class Utterance:
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
-        """Return `chunk` and, if it is the first chunk of the reply, add `alignment` and `sound`."""
+        """Return `chunk`, with `alignment` and `sound` added if it is the first chunk of the reply."""
         chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
         self.alignment = self.sound = None
         return chunk

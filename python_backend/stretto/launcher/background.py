@@ -70,7 +70,10 @@ def _is_record(found: Any) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Return True if the process that wrote the record is still running; its pid may be reused."""
+    """Return True if the process that wrote the record is still running.
+
+    Another process that has reused its pid does not count.
+    """
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
 
 

@@ -1,7 +1,7 @@
 """Conversion of a request's audio (a file or samples) to mono samples at the sample rate of the audio encoder.
 
 Files are decoded by libsndfile, or by FFmpeg (PyAV) if libsndfile has no decoder for the format. Only numpy and two
-audio libraries are imported here, because every audio process imports this module at its start. PyAV is imported on
+audio libraries are imported here, because every audio process imports this module at start-up. PyAV is imported on
 first use.
 
 Requests with audio wait in queues, one for short and one for long recordings, each fair among client hosts.
@@ -32,7 +32,7 @@ FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"
 BLOCK_SAMPLES = 1 << 16  # samples per channel and decoding step
 READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
 HEAD_BYTES = 26  # enough to detect a format
-FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits with the number of samples, 0 if unknown (RFC 9639, section 8.2)
+FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits that hold the number of samples, 0 if unknown (RFC 9639, section 8.2)
 # Restrict FFmpeg to one demuxer and one file: no playlists, no network, no video decoders.
 MAX_STREAMS = 8
 FFMPEG_OPTIONS = {
@@ -66,7 +66,7 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-    """Decode, check and resample a recording in this process. This is the in-process `AudioReader`.
+    """Decode, check and resample a recording in this process, as an `AudioReader`.
 
     Args:
         recording: The recording.
@@ -105,7 +105,10 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 
 
 def check_file_size(num_bytes: int, field: str) -> None:
-    """Raise InvalidRequest if a file of `num_bytes` bytes is empty or too large; `field` is its name in the message."""
+    """Raise InvalidRequest if a file of `num_bytes` bytes is empty or too large.
+
+    The message calls the file `field`.
+    """
     if not num_bytes:
         raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
     if num_bytes > MAX_FILE_BYTES:
@@ -113,7 +116,7 @@ def check_file_size(num_bytes: int, field: str) -> None:
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode an audio file, but never more than `max_s` of it, even if the header declares more.
+    """Decode an audio file, but no more than `max_s` of it, even if the header declares more.
 
     Args:
         data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
@@ -131,7 +134,7 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
 
 
 def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode a file object or a file descriptor, without closing it; otherwise like `read_file`."""
+    """Decode a file object or file descriptor as `read_file` does, without closing it."""
     demuxer = _demuxer(source)
     if demuxer is None:
         pcm, rate = _decode_by_libsndfile(source, max_s, field)
@@ -161,7 +164,10 @@ def _demuxer(source: BinaryIO | int) -> str | None:
 
 
 def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return mono samples, float32 [n], and the rate in Hz; at most one sample more than `max_s` is decoded."""
+    """Return mono samples, float32 [n], and the rate in Hz.
+
+    At most one sample beyond `max_s` is decoded.
+    """
     try:
         with soundfile.SoundFile(source, closefd=False) as file:
             if file.format not in FORMATS:
@@ -247,7 +253,7 @@ def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
 
 
 def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """Resample with soxr, returning as many samples as librosa and torchaudio do.
+    """Resample with soxr, but return as many samples as librosa and torchaudio do.
 
     Args:
         pcm: Mono samples, float32 [n].
@@ -300,7 +306,11 @@ class FairQueue(Generic[Item]):
             self._changed.notify()
 
     def get(self) -> Item | None:
-        """Remove and return the next item; wait for one if necessary. None once the queue is closed and empty."""
+        """Remove and return the next item, waiting for one if necessary.
+
+        Returns:
+            The item; None once the queue is closed and empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
@@ -324,7 +334,7 @@ LONG_NICENESS = 10  # nice level of long recordings, so that active streams have
 
 
 class Process(Protocol):
-    """Part of AudioProcess's interface that a lane uses."""
+    """Part of the AudioProcess interface that a lane uses."""
 
     read: AudioReader
 
@@ -390,7 +400,7 @@ class AudioLanes:
         """Queue a job.
 
         Args:
-            num_bytes: Size of the audio that `run` keeps in memory, in bytes.
+            num_bytes: Size of the audio that `run` holds in memory, in bytes.
             run: Function that is called in a lane with the lane's audio reader.
             refuse: Function that is called with an error if the job will not be run.
             host: Host of the client.
@@ -417,7 +427,7 @@ class AudioLanes:
 
     @property
     def held(self) -> Load:
-        """Audio and requests of all hosts that are queued or running."""
+        """Amount of audio and number of requests queued or running, for all hosts together."""
         return Load(self._bytes.held, self._requests.held)
 
     def _check(self, host: str, num_bytes: int) -> None:

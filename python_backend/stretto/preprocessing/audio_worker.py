@@ -3,7 +3,7 @@
     job      {"field": …, "is_file": …, "sample_rate": …, "num_bytes": …, "max_s": …, "rate": …}   a line of JSON
     answer   {"samples": n} | {"refused": [field, expected, got]} | {"failed": …}                  a line of JSON
 
-A job's audio is in a shared-memory file that both processes have open, and is replaced by the resulting samples.
+A job's audio is in a shared-memory file that both processes have open; the resulting samples replace it.
 
 Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the caller.
 """
@@ -90,7 +90,7 @@ MAX_WAIT_S = 300.0  # for a process that is stopped; a running one reaches its C
 
 
 class AudioProcessEnded(Exception):
-    """The process ended, or was killed, while it read a recording."""
+    """The process ended or was killed while reading a recording."""
 
 
 class AudioProcess:
@@ -111,7 +111,7 @@ class AudioProcess:
         return self._process.num_bytes
 
     def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-        """Read a recording like `audio.read_recording`, with the same arguments, result and exceptions.
+        """Read a recording like `audio.read_recording`, with the same arguments and exceptions.
 
         Raises:
             AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.

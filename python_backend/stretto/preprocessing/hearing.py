@@ -1,7 +1,7 @@
-"""Queue of the parts of live audio, and the process that encodes them. Every part is answered once.
+"""Queue for parts of live audio, and the process that encodes them. Every part is answered once.
 
-Parts of all sessions that have arrived are one job, so their frames are encoded as one batch. Parts that arrive during
-a job are the next one: no frame waits for others.
+All parts that have arrived, from any session, form one job, so their frames are encoded as one batch. Parts that arrive
+during a job form the next one, so no frame waits for others.
 """
 
 import logging
@@ -34,18 +34,18 @@ MAX_PEAK = 2.0  # as for recordings
 MAX_WAITING = 8  # parts of one session
 MAX_STREAMS = 256
 MAX_BYTES = 128 << 20  # of waiting samples
-POLL_S = 1.0  # interval in which sessions that have ended are looked for
+POLL_S = 1.0  # interval at which sessions that have ended are detected
 LOST = "the process that encodes live audio has ended; try again"
 Answer = Callable[[AudioPart], None]
 
 
 class Process(Protocol):
-    """Part of WorkerProcess's interface that this module uses."""
+    """Part of the WorkerProcess interface that this module uses."""
 
     memory: int
 
     def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
-        """Run a job; return None if the process ended, and start it again."""
+        """Run a job; if the process ended, restart it and return None."""
         ...
 
     def restart(self) -> None:
@@ -63,7 +63,7 @@ class Process(Protocol):
 
 @dataclass
 class _Waiting:
-    """Part that has been accepted and not answered."""
+    """Part that has been accepted but not answered."""
 
     number: int
     pcm: np.ndarray
@@ -80,7 +80,7 @@ class _Stream:
         is_open: Returns False once the session has ended.
         next_part: Number of the next part.
         num_samples: Number of samples received.
-        is_begun: True if the first waiting part is in the process.
+        is_begun: True if the first waiting part has been sent to the process.
     """
 
     host: str
@@ -127,16 +127,16 @@ class Hearing:
         answer: Answer,
         is_open: Callable[[], bool],
     ) -> None:
-        """Accept the next part of a session's audio, as a whole.
+        """Accept the next part of a session's audio, entirely or not at all.
 
         Args:
             session: Name of the session.
             number: Number of the part, from 0.
             pcm: Samples, float32 [n], which the queue keeps.
-            rate: Sample rate in Hz; None only without samples, in a later part or the last one.
+            rate: Sample rate in Hz; None only if there are no samples, in a later part or the last one.
             is_last: True if the audio ends with this part.
             host: Host of the client.
-            answer: Called once on another thread, with the part's frames or the reason why the session is lost.
+            answer: Called once, on another thread, with the part's frames or the reason why the session is lost.
             is_open: Returns False once the session has ended; its audio is then dropped.
 
         Raises:
@@ -148,7 +148,7 @@ class Hearing:
             if self._is_closed:
                 raise Closing("server is stopping")
             stream = self._streams.get(session)
-            if stream is None and number > 0:  # of a process that has ended, or of a session that is complete
+            if stream is None and number > 0:  # the process has ended, or the session is complete
                 answer(AudioPart(session, number, b"", is_last, lost=LOST))
                 return
             check_part(pcm, rate, None if stream is None else stream.rate)
@@ -206,7 +206,7 @@ class Hearing:
             try:
                 if has_job:
                     self._encode(begun, closed)
-            except Exception:  # such as a full disk; without this thread, no session would go on
+            except Exception:  # such as a full disk; without this thread, no session would continue
                 logger.exception("live audio could not be encoded")
                 self._lose_all()
                 self._replace_process()
@@ -222,7 +222,10 @@ class Hearing:
         return [(name, part) for name in ended for part in self._remove(name)]
 
     def _replace_process(self) -> None:
-        """Start the process again, because its streams are unknown; a failure is handled at the next job."""
+        """Restart the process, because the state of its streams is unknown.
+
+        A failure is handled at the next job.
+        """
         try:
             self._process.restart()
         except OSError:
@@ -258,7 +261,7 @@ class Hearing:
             self._take(name, frames, is_done)
 
     def _take(self, name: str, ids: np.ndarray, is_done: bool) -> None:
-        """Add encoded frames to the part of a stream that is in the process, and answer the part if it is done."""
+        """Add encoded frames to the stream's part that the process holds; answer the part if it is done."""
         with self._changed:
             stream = self._streams.get(name)
             if stream is None or not stream.is_begun:
@@ -278,7 +281,7 @@ class Hearing:
     def _answer(self, part: _Waiting, made: AudioPart) -> None:
         try:
             part.answer(made)
-        except Exception:  # of the caller's function; the thread must answer the other parts
+        except Exception:  # from the caller's function; the thread must answer the other parts
             logger.exception("a part of live audio could not be answered")
 
     def _lose_all(self) -> None:
@@ -301,7 +304,7 @@ class Hearing:
 
 
 def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | None:
-    """Start the hearing process of a checkpoint; return None if its family reads no live audio.
+    """Start the hearing process for a checkpoint; return None if its family has no live audio input.
 
     Args:
         family: Family of the checkpoint.
@@ -324,7 +327,7 @@ def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
         task: Task of the session.
 
     Raises:
-        InvalidRequest: The family reads no live audio, or the request has content.
+        InvalidRequest: The family does not accept live audio, or the request has content.
     """
     if not isinstance(template, LiveTemplate):
         raise InvalidRequest("options.live", "no value (this model reads whole recordings)", "true")
@@ -335,7 +338,11 @@ def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
 
 
 def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool]:
-    """Return `resume_s` and `with_pauses` of `Delivery`; raise InvalidRequest if the request cannot have them."""
+    """Return `resume_s` and `with_pauses` for `Delivery`.
+
+    Raises:
+        InvalidRequest: The request may not have such an option.
+    """
     resume_s = options.get("resume_s", 0.0)
     if not 0 <= resume_s <= MAX_RESUME_S:
         raise InvalidRequest("options.resume_s", f"seconds in [0, {MAX_RESUME_S:g}]", resume_s)
@@ -353,8 +360,8 @@ def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> Non
 
     Args:
         pcm: Samples.
-        rate: Their sample rate in Hz; None without samples.
-        begun_rate: Rate of the session's first part; None for the first.
+        rate: Sample rate of the samples in Hz; None if there are none.
+        begun_rate: Sample rate of the session's first part; None if this is the first part.
     """
     if pcm.ndim != 1 or pcm.dtype != np.float32:
         raise InvalidRequest("pcm_in", "mono samples [n] float32", f"{list(pcm.shape)} {pcm.dtype}")

@@ -3,9 +3,9 @@
     job      {"parts": [[stream, num_samples, rate, is_last], …], "closed": [stream, …]}      a line of JSON
     answer   {"frames": [[stream, num_frames, is_done], …]}                                   a line of JSON
 
-The samples of a job's parts, float32, are in a shared-memory file that both processes have open, one after the other.
-The ids of the answer's frames, int32 [num_frames, K], replace them. A job encodes a few frames of each stream; the
-parent sends jobs until all streams are done, so that a long part delays other streams by a few frames only.
+The samples of a job's parts, float32, follow one another in a shared-memory file that both processes have open. The ids
+of the answer's frames, int32 [num_frames, K], replace them. A job encodes a few frames of each stream. The parent sends
+jobs until all streams are done, so a long part delays other streams by only a few frames.
 """
 
 import json
@@ -45,7 +45,7 @@ class Resampler:
             return pcm
         self._num_in += len(pcm)
         made = self._stream.resample_chunk(pcm, last=is_last)
-        if is_last:  # as many as `preprocessing.audio.resample` returns
+        if is_last:  # return as many samples in total as `preprocessing.audio.resample` does
             left = -(-self._num_in * self._target_rate // self._rate) - self._num_out
             made = np.pad(made[: max(0, left)], (0, max(0, left - len(made))))
         self._num_out += len(made)
@@ -53,7 +53,7 @@ class Resampler:
 
 
 class Streams:
-    """Streams of all sessions, by name."""
+    """Streams of all sessions, keyed by name."""
 
     def __init__(self, live: LiveInput):
         self._live = live
@@ -64,13 +64,13 @@ class Streams:
         return len(self._streams)
 
     def push(self, name: str, pcm: np.ndarray, rate: int, is_last: bool) -> None:
-        """Append samples to a stream; a new stream begins if there is none of this name.
+        """Append samples to a stream; start a new stream if there is none with this name.
 
         Args:
             name: Name of the stream.
             pcm: Samples, float32 [n].
-            rate: Their sample rate in Hz, which does not change within a stream.
-            is_last: True if the stream ends with them.
+            rate: Sample rate of `pcm` in Hz, which does not change within a stream.
+            is_last: True if the stream ends with these samples.
         """
         live = self._live
         if name not in self._streams:
@@ -85,7 +85,7 @@ class Streams:
             self._ended.add(name)
 
     def encode(self) -> list[tuple[str, np.ndarray, bool]]:
-        """Encode a few frames of each stream that has complete ones.
+        """Encode a few frames of each stream that has complete frames.
 
         Returns:
             For each stream, its name, ids int32 [n, K], and True if no complete frame is left. Ended streams are
@@ -100,7 +100,7 @@ class Streams:
         return made
 
     def close(self, name: str) -> None:
-        """Free the state of a stream, if there is one of this name."""
+        """Free the state of a stream, if there is one with this name."""
         self._streams.pop(name, None)
         self._ended.discard(name)
 

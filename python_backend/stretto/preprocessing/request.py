@@ -61,13 +61,13 @@ class RawRequest:
 
     Attributes:
         text: Text of a single user turn.
-        audio: Contents of an audio file (`audio.READABLE`), or of several, one per turn of `messages` with "audio".
+        audio: Contents of an audio file (`audio.READABLE`), or of several, one per turn of `messages` that has "audio".
         pcm_in: Mono samples at `sample_rate`, float32 [n].
         sample_rate: Sample rate of `pcm_in` in Hz.
         messages: Conversation as JSON.
         task: Name of the task.
         options: Options as JSON.
-        session: Only for a request that continues the streamed text of an earlier one: session and part number as JSON.
+        session: Session and part number as JSON, for a request that continues the streamed text of an earlier one.
     """
 
     text: str | bytes | None = None
@@ -95,7 +95,7 @@ class RawRequest:
         return total
 
     def kept(self) -> "RawRequest":
-        """Return a request that owns its memory: `pcm_in` is copied; the contents of `audio` are already owned."""
+        """Return a request that owns its memory. Only `pcm_in` is copied; `audio` is already owned."""
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
@@ -145,11 +145,11 @@ class Preprocessor:
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
         """Convert a request to a prompt, with a random seed if the request has none.
 
-        Thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
+        This method is thread-safe. Audio is encoded by one thread at a time; text-only requests do not wait for it.
 
         Args:
             raw: The request.
-            read: Function that decodes its audio.
+            read: Function that decodes the request's audio.
 
         Raises:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.
@@ -201,7 +201,7 @@ class Preprocessor:
         """Return the request for word times; None if the family's own alignment provides them.
 
         Raises:
-            InvalidRequest: There is no aligner, or nothing that it could align.
+            InvalidRequest: There is no aligner, or nothing to align.
         """
         field, got = "options.words", "'aligned'"
         if self.family.times_words(task):
@@ -313,7 +313,7 @@ def read_part(raw: RawRequest) -> TextPart:
 
 
 MAX_CHUNK_S = 10.0
-TRANSCRIBE = "asr"  # name of the task that transcribes its recording
+TRANSCRIBE = "asr"  # name of the task that transcribes a recording
 FULL_SCALE = 32_767
 
 
@@ -324,7 +324,7 @@ def read_delivery(
 
     Args:
         options: The request's options.
-        family: The model's family, which has the default chunk sizes.
+        family: The model's family, which provides the default chunk sizes.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes, in frames, of a codec that decodes whole blocks, the last size repeated; empty for others.
@@ -507,7 +507,7 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the sampling parameters of the depth transformer's streams, copied from stream 0 by default."""
+    """Return the depth transformer's sampling parameters, which default to those of stream 0."""
     if family.depth is None:
         raise InvalidRequest("options.depth", "no value (this model has no depth transformer)", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
@@ -526,7 +526,7 @@ def _latents(
         guidance: Result of `_guidance`. Its scale is removed if guidance is applied within the predictor of a latent.
 
     Raises:
-        InvalidRequest: If the family has no such parameter, or a value is out of range.
+        InvalidRequest: If the family does not have a requested parameter, or a value is out of range.
     """
     latents, sampling = family.layout.latents, defaults.latents
     if latents is None or sampling is None:

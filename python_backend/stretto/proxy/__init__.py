@@ -1,1 +1,1 @@
-"""Proxy in front of Triton. Clients connect to it; it checks and limits each call before it reaches Triton."""
+"""Proxy in front of Triton, which checks and limits each client call before forwarding it."""

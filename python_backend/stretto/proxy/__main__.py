@@ -1,4 +1,4 @@
-"""Process of the proxy.
+"""Program of the proxy process.
 
 It reads a ProxyConfig (one line of JSON) and then state messages from standard input, and serves until standard input
 is closed. It first writes one line with its ports (`Ports`), or with the reason why it cannot listen. Later it writes
@@ -57,7 +57,7 @@ class Launcher:
     def report_dead_stub(self, model: str) -> None:
         """Report to the launcher that Triton considers the stub of `model` dead.
 
-        Only the first report after each message of the launcher is sent, and none while models are being restarted.
+        Only the first report after each launcher message is sent, and none while models are being restarted.
         """
         if not self.gate.is_closed and not self._has_reported:
             self._has_reported = True
@@ -82,7 +82,11 @@ class Launcher:
 
 
 async def serve(config: ProxyConfig, launcher: Launcher) -> None:
-    """Listen on all ports until the launcher ends or a stop is requested; raise OSError if a port is not available."""
+    """Listen on all ports until the launcher exits or a stop is requested.
+
+    Raises:
+        OSError: If a port is not available.
+    """
     server, grpc_port = grpc_listener(config)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
@@ -106,7 +110,7 @@ async def beat() -> None:
     """Write a heartbeat to the launcher's pipe every BEAT_S seconds, as long as this event loop runs."""
     pipe = os.environ.get(BEATS)
     while pipe is not None:
-        with suppress(OSError):  # the pipe is full, or the launcher has ended
+        with suppress(OSError):  # the pipe is full, or the launcher has exited
             os.write(int(pipe), b".")
         await asyncio.sleep(BEAT_S)
 
@@ -128,7 +132,7 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
 
 
 def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherState, uploads: Uploads) -> GrpcProxy:
-    """Return the handler of gRPC calls.
+    """Return the handler for gRPC calls.
 
     Args:
         config: Configuration of the proxy.
@@ -141,7 +145,7 @@ def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: Launcher
 
 
 async def run(config: ProxyConfig, launcher: Launcher) -> None:
-    """Serve until the launcher ends or a signal requests a stop."""
+    """Serve until the launcher exits or a signal requests a stop."""
     loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.read_commands)
     for number in (signal.SIGTERM, signal.SIGINT):

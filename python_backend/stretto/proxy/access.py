@@ -1,7 +1,7 @@
 """Access rules of the proxy, the eviction order of connections and calls, and the launcher's messages to the proxy.
 
-The rules cover calls, models and shared memory. The messages are sent through pipes, because other users can read
-command lines in `ps`, and would thus learn the key.
+The rules cover calls, models and shared memory. The messages are sent through pipes, because other users could read the
+key from command lines in `ps`.
 """
 
 import heapq
@@ -24,8 +24,8 @@ from tritonclient.grpc.service_pb2 import (
 
 from stretto.proxy.infer_request import SHOWN, UNAVAILABLE, BadRequest
 
-# State messages after the config. While a model restarts, new requests are refused, and requests in flight are ended:
-# either all, or only those without a response and those on a stream with several requests.
+# State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
+# either all of them, or only those that have no response yet or share a stream with other requests.
 READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
 
@@ -37,7 +37,7 @@ BEATS, BEAT_S = "STRETTO_BEATS", 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Ports at which the proxy listens. A configured port of 0 is replaced by the free port that was chosen.
+    """Ports on which the proxy listens. A configured port of 0 is replaced by the chosen free port.
 
     Attributes:
         grpc: gRPC port.
@@ -64,7 +64,7 @@ class ProxyConfig:
     """Configuration of the proxy. A port of 0 selects a free port.
 
     Attributes:
-        address: IP address to listen at.
+        address: IP address to listen on.
         grpc_port: gRPC port.
         metrics_port: Metrics port.
         http_port: HTTP port; None if Triton serves HTTP itself.
@@ -100,7 +100,7 @@ class ProxyConfig:
 
 
 def _parse(kind: type[Message], text: str) -> Message:
-    """Parse a message; errors name the invalid field but no value, because one of them is the key."""
+    """Parse a message. Errors name the invalid field but not its value, which may be the key."""
     record, kinds = json.loads(text), get_type_hints(kind)
     if not isinstance(record, dict) or record.keys() != kinds.keys():
         got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -115,7 +115,7 @@ def _parse(kind: type[Message], text: str) -> Message:
     return kind(**values)
 
 
-CALLER_HEADER = "stretto-caller"  # of a holder of the key: for whom the call is made
+CALLER_HEADER = "stretto-caller"  # set by a holder of the key: the caller on whose behalf the call is made
 KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
 OPEN, REPOSITORY = "open", "model-repository"
 MODELS, HTTP = "models", "http"  # direct calls to the ensemble's steps; Triton's HTTP service instead of ours
@@ -162,7 +162,7 @@ class Access:
         return api == OPEN or api in self.allowed or self.is_key_holder(metadata)
 
     def client(self, peer: str, metadata: Metadata) -> str:
-        """Return the client for the fair-share limits of the models: its host, and the caller that it names.
+        """Return the client's identity for the models' fair-share limits: its host and any named caller.
 
         Only a holder of the key, such as a gateway on the server's host, can name callers.
 
@@ -193,7 +193,7 @@ Ask = Callable[[bytes], Awaitable[bytes]]
 
 
 class ServedModels:
-    """Check that the server has a requested model: our own by name, others with a call to Triton."""
+    """Checks that the server has a requested model: our own by name, others with a call to Triton."""
 
     def __init__(self, allowed: Access, ask: Ask) -> None:
         """Create the check.
@@ -255,9 +255,9 @@ def host_of_call(peer: str) -> str:
 
 
 def host_of(address: str) -> str:
-    """Return the unit for counting clients: the IPv4 address, or the /64 network of an IPv6 address.
+    """Return the unit in which clients are counted: an IPv4 address or an IPv6 /64 network.
 
-    A single host can use any number of addresses of its IPv6 network.
+    A single host can use any number of addresses in its IPv6 network.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
@@ -273,7 +273,7 @@ def host_of(address: str) -> str:
 def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
     """Yield members in the order in which they should be evicted.
 
-    Each is the lowest-ranked member of the host that has the most members left.
+    Each one is the lowest-ranked member of the host that has the most members left.
 
     Args:
         members: Members to order.

@@ -1,4 +1,4 @@
-"""gRPC front end: checks each call, and forwards its bytes to Triton and the response back."""
+"""gRPC front end: checks each call, forwards its bytes to Triton, and returns the response."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -66,7 +66,7 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
     Args:
         method: Full method name.
         request: Serialised message.
-        is_key_holder: True if the client has sent the key; its messages may be large.
+        is_key_holder: True if the client has sent the key, in which case its messages may be large.
     """
     if not is_key_holder and len(request) > MAX_SMALL_BYTES:
         raise BadRequest(f"request: expected at most {MAX_SMALL_BYTES} bytes, got {len(request)}")
@@ -86,7 +86,7 @@ DROPPED_HEADERS = {"triton_grpc_error"}
 class UnaryCalls:
     """Unary calls to Triton.
 
-    If the client disconnects, a call to one of our models still runs to its end, unless a model is restarted. A call
+    If the client disconnects, a call to one of our models still runs to completion, unless a model is restarted. A call
     to another model is cancelled.
     """
 
@@ -103,7 +103,7 @@ class UnaryCalls:
             method: Full method name.
             request: Serialised message.
             metadata: Metadata of the client's call.
-            place: Slot of the client's host, held until the response has arrived even if the client disconnects.
+            place: Slot of the client's host, held until the response has arrived, even if the client disconnects.
             is_ours: False for third-party models, which ask Triton whether a request was cancelled.
         """
         call = self._calls[method](request, metadata=passed_on(metadata))

@@ -1,8 +1,8 @@
 """Validation of serialised inference requests.
 
 WORKAROUND(triton): Triton, and the numpy code of its stubs, trust tensor shapes. A negative dimension, or a product of
-dimensions that overflows, ends a stub. Each tensor must therefore have exactly the size that its shape implies. Tensor
-contents are measured but not copied.
+dimensions that overflows, crashes a stub. Each tensor must therefore have exactly the size that its shape implies.
+Tensor contents are measured but not copied.
 """
 
 import math
@@ -45,7 +45,9 @@ INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class BadRequest(Exception):
-    """Request that must not reach Triton; the message names the field, the expectation and the value.
+    """Request that must not reach Triton.
+
+    The message names the field, valid values and the value given.
 
     Attributes:
         request_id: Id set by the client; empty if it could not be read.
@@ -111,8 +113,8 @@ def read_infer_request(data: bytes) -> InferRequest:
 def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
     """Return the request with parameters for its host and stream, which override the client's parameters.
 
-    They are appended as a second message: concatenated protobuf messages merge, and the last of repeated map entries
-    wins (protobuf, encoding).
+    They are appended as a second message: concatenated protobuf messages are merged, and the last map entry for each
+    key wins (protobuf, encoding).
 
     Args:
         data: Serialised ModelInferRequest.
@@ -126,10 +128,10 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 
 
 def _few_fields(data: bytes) -> Iterator[Field]:
-    """Yield the request's fields; raise BadRequest if it and its tensors have more than MAX_FIELDS.
+    """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS.
 
-    A field can be as small as two bytes, but each costs a loop iteration or an object. Meanwhile the event loop serves
-    no other call.
+    Fields of its tensors count. A field can be as small as two bytes, but each one costs a loop iteration or an object,
+    and meanwhile the event loop serves no other call.
     """
     came = 0
     for field in _fields(data, 0, len(data), REQUEST):
@@ -142,7 +144,7 @@ def _few_fields(data: bytes) -> Iterator[Field]:
 
 
 def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
-    """Yield the fields of the message between the offsets `at` and `end`; raise BadRequest for unknown ones."""
+    """Yield the fields of the message between offsets `at` and `end`; raise BadRequest for unknown ones."""
     while at < end:
         number, kind = data[at] >> 3, data[at] & 7
         if kind not in known.get(number, ()):
@@ -156,7 +158,7 @@ def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the varint at the offset `at`, and the offset after it."""
+    """Return the varint at offset `at`, and the offset after it."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * place

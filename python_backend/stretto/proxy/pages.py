@@ -1,4 +1,4 @@
-"""HTTP ports for readiness and metrics. Only the first line of a request is interpreted."""
+"""HTTP servers for readiness and metrics. Only the first line of a request is interpreted."""
 
 import asyncio
 import json
@@ -42,9 +42,9 @@ def error_page(status: HTTPStatus, message: str) -> Page:
 
 
 class Readiness:
-    """Readiness of the server and its models, with the paths of Triton's HTTP service.
+    """Readiness of the server and its models, at the same paths as in Triton's HTTP service.
 
-    Not ready if the launcher reports so; otherwise Triton is queried over gRPC.
+    If the launcher does not report the server as ready, it is not ready. Otherwise Triton is queried over gRPC.
 
     Args:
         triton: Channel to Triton.
@@ -82,7 +82,7 @@ def _yes_or_no(answer: bool) -> Page:
 
 
 class MetricsPage:
-    """Triton's metrics, forwarded from the Unix socket at which Triton serves them."""
+    """Triton's metrics, forwarded from the Unix socket on which Triton serves them."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -115,8 +115,8 @@ class _Connection:
     Attributes:
         writer: Its writer.
         serving: Task that serves it.
-        number: Sequence number of its opening or, once it has been answered, of its response.
-        is_idle: True if it has sent no complete request, or has been answered.
+        number: Sequence number of the connection's opening or, once it has been answered, of its response.
+        is_idle: True if no complete request has been received, or the request has been answered.
     """
 
     writer: asyncio.StreamWriter
@@ -126,7 +126,7 @@ class _Connection:
 
     @property
     def host(self) -> str:
-        """Host of the client, which the per-host limits refer to."""
+        """Host of the client, to which the per-host limits apply."""
         name = self.writer.get_extra_info("peername")
         return host_of(name[0]) if name else ""
 
@@ -140,8 +140,8 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one GET request per connection.
 
-    Beyond MAX_CONNECTIONS connections, one connection of the host that has the most is closed. Idle connections are
-    closed first, and among equals the oldest.
+    Beyond MAX_CONNECTIONS, a connection of the host that has the most connections is closed: an idle one if there is
+    one, and the oldest of those.
     """
 
     def __init__(self, pages: Pages) -> None:
@@ -181,7 +181,7 @@ class PageServer:
         await writer.drain()
         writer.write_eof()
         connection.is_idle, connection.number = True, next(self._number)
-        # wait before closing: a reset would discard the response of a client that still sends
+        # wait before closing: if the client is still sending, a reset would discard the response
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await reader.read(MAX_HEAD_BYTES)

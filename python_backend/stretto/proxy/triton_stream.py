@@ -1,6 +1,6 @@
 """Client streams, and the Triton streams that answer them and outlive a disconnected client.
 
-Calls whose client is still sending are limited in number, in memory, and in the forwarding rate of large requests.
+Calls whose client is still sending are limited in number, memory, and forwarding rate of large requests.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Gate:
         self._ended: set[asyncio.Task[Any]] = set()
 
     async def guard(self, call: Coroutine[Any, Any, T], is_answered: Callable[[], bool] = lambda: False) -> T:
-        """Await a call, and cancel it if the gate closes.
+        """Await a call; cancel it if the gate closes.
 
         Args:
             call: The call.
@@ -124,7 +124,7 @@ def _reworded_message(message: str, report_dead_stub: Report) -> str:
 
 
 def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tuple[grpc.StatusCode, str]:
-    """Return the status code and message that end the client's call.
+    """Return the status code and message with which the client's call ends.
 
     Args:
         error: Error of the call to Triton.
@@ -141,13 +141,13 @@ DEFAULT_VERSION = "1"  # version of a request that names none
 
 
 class BackgroundTasks:
-    """Background tasks: they run to their end even if the task that started them has ended."""
+    """Background tasks, which run to completion even if the task that started them has ended."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Start a task; its exception is raised only where the task is awaited, and never logged."""
+        """Start a task. Its exception is never logged, and is raised only where the task is awaited."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -188,7 +188,7 @@ class TritonStream:
         return self._has_answered and self._num_asked == 1
 
     def record_model(self, head: ModelInferRequest) -> None:
-        """Record the model of a request; raise BadRequest if earlier requests of the stream are for another one.
+        """Record a request's model; raise BadRequest if the stream's earlier requests had another.
 
         WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
         aborts the process if two writes overlap.
@@ -260,8 +260,8 @@ class ClientStream:
     async def feed(self, check: Check, host: str) -> None:
         """Forward valid requests until the client half-closes.
 
-        Invalid requests are answered with an error, and the stream stays open. No request is read while the client has
-        not taken a response, because requests would only be buffered.
+        Invalid requests are answered with an error, and the stream stays open. No request is read while a response is
+        waiting for the client to read it, because requests would only be buffered.
 
         Args:
             check: Raises BadRequest for an invalid request.
@@ -280,7 +280,7 @@ class ClientStream:
         await self.stream.end()
 
     async def _pass_on(self, request: bytes, check: Check, host: str) -> bytes | None:
-        """Check a request and forward it, or return the serialised error response to an invalid one."""
+        """Check and forward a request; if it is invalid, return a serialised error response instead."""
         try:
             await check(request)
         except BadRequest as error:
@@ -310,7 +310,7 @@ class Pace:
 
     Args:
         bytes_per_s: Forwarding rate; None for BYTES_PER_CORE_S per core.
-        max_waiting_bytes: Maximum total size of messages that wait.
+        max_waiting_bytes: Maximum total size of waiting messages.
     """
 
     def __init__(self, bytes_per_s: float | None = None, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
@@ -326,7 +326,7 @@ class Pace:
             num_bytes: Size of the message.
 
         Raises:
-            BadRequest: If too many bytes are waiting already.
+            BadRequest: If too many bytes are already waiting.
         """
         if num_bytes <= LARGE_BYTES:
             return
@@ -383,7 +383,7 @@ def resident_bytes() -> int:
 
 
 def give_back() -> None:
-    """Return free memory to the system, after collecting the garbage of ended calls."""
+    """Collect the garbage of ended calls, and return free memory to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -391,9 +391,9 @@ def give_back() -> None:
 class Uploads:
     """Registry of calls whose client may still be sending.
 
-    If there are too many, a call of the host with the most calls is ended. Calls without a complete message are ended
-    first, and among equals the oldest. If they use too much memory, a quarter of the calls without a complete message
-    is ended in the same order.
+    If there are too many, a call of the host with the most calls is ended. A host's calls without a complete message
+    are ended before its other calls, and older calls before newer ones. If they use too much memory, a quarter of the
+    calls without a complete message are ended in the same order.
 
     Args:
         max_calls: Maximum number of calls.
@@ -427,16 +427,16 @@ class Uploads:
             self._open.discard(upload)
 
     async def watch(self) -> None:
-        """Call `poll` every LOOK_S seconds."""
+        """Call `poll` every CHECK_INTERVAL_S seconds."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             self.poll()
 
     def poll(self) -> None:
-        """End some calls if this process uses too much memory; return free memory to the system when traffic is idle.
+        """Return free memory to the system when traffic is idle; end calls if memory use is too high.
 
-        A quarter of the calls without a complete message is ended or, if there are no such calls, a quarter of all
-        calls.
+        If this process still uses too much memory after returning what is free, a quarter of the calls without a
+        complete message are ended. If there are no such calls, a quarter of all calls are ended.
         """
         before, self._seen = self._seen, self._resident()
         self._checks += 1

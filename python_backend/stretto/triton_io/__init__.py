@@ -1,1 +1,4 @@
-"""I/O layer of the Triton models: converts requests and responses. The only package that imports `pb_utils`."""
+"""I/O layer of the Triton models, which converts requests and responses.
+
+No other package imports `pb_utils`.
+"""

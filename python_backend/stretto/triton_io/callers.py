@@ -12,8 +12,8 @@ from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
 EXPECTED_ERRORS = (InvalidRequest, Overloaded, Closing, Cancelled, DecoderFailed, DecoderRefused)
-# Matches the proxy's parameters in Triton's JSON, so that the JSON need not be parsed for each chunk. Other texts never
-# match, because their quotes are escaped.
+# Matches the proxy's parameters in Triton's JSON, so that the JSON need not be parsed for each chunk. Text within other
+# values never matches, because its quotes are escaped.
 FROM_PROXY = re.compile(rf'"({HOST}|{STREAM})"\s*:\s*"([^"\\]*)"')
 CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are meant for clients
 
@@ -21,8 +21,8 @@ CLIENT_ERRORS = (*EXPECTED_ERRORS, DecoderStalled)  # errors whose messages are 
 def failed_response(error: BaseException, subject: str) -> Any:
     """Return a response that contains only the error.
 
-    Its message begins with the kind of error, because Triton's streams carry the text of an error but not its code,
-    except with the header `triton_grpc_error`, which crashes server 2.51.
+    The message begins with the kind of error, because Triton's streams carry an error's text but not its code, except
+    with the header `triton_grpc_error`, which crashes server 2.51.
 
     Args:
         error: The error.
@@ -75,11 +75,11 @@ class Caller:
 
     Args:
         request: Triton's request.
-        disconnects: Client-disconnect flags set by the proxy; None without a proxy.
+        disconnects: Client-disconnect flags set by the proxy; None if there is no proxy.
 
     Attributes:
         sender: Triton's response sender.
-        host: Client's host as reported by the proxy; '' without a proxy.
+        host: Client's host as reported by the proxy; '' if there is no proxy.
     """
 
     def __init__(self, request: Any, disconnects: Disconnects | None = None) -> None:
@@ -96,7 +96,7 @@ class Caller:
     def has_disconnected(self) -> bool:
         """Return True if the client has disconnected, according to the proxy or to Triton.
 
-        Must not be called after the request has been answered, because Triton then frees the data that is read here.
+        This must not be called once the request has been answered, because Triton then frees the data read here.
         """
         return self.is_flagged or self.sender.is_cancelled()
 

@@ -1,4 +1,7 @@
-"""Sender of one utterance's chunks to the decoder, with flow control. A separate thread sends the responses."""
+"""Sender of one utterance's chunks to the decoder, with flow control.
+
+A separate thread sends the responses.
+"""
 
 import asyncio
 import time
@@ -30,7 +33,7 @@ class ResponseThread:
         self._pool = ThreadPoolExecutor(1, "responses")
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Queue `function`, which must not raise."""
+        """Queue `function`, which must not raise an exception."""
         self._pool.submit(function, *arguments)
 
     async def call(self, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
@@ -89,11 +92,11 @@ class Responses:
         await self._thread.call(refuse, self._sender, error, subject)
 
     def check_client(self, slot: FlowSlot) -> None:
-        """Check whether the client has disconnected; the result appears in `client_disconnected`, possibly later.
+        """Check whether the client has disconnected; `client_disconnected` may be updated later.
 
         The proxy's flags are checked because Triton reports a disconnect only to the last model of an ensemble. A
         disconnect is passed to the decoder through the slot. If the decoder has not reacted by the next check, this
-        model was called directly, without a decoder; the utterance then ends here.
+        model was called directly, without a decoder, so the utterance ends here.
         """
         if self._caller.is_flagged:
             self.client_disconnected |= slot.outcome is Outcome.CANCELLED
@@ -113,8 +116,8 @@ class SenderLimits:
         max_frames: Number of unanswered frames at which no further chunk is sent.
         probe_s: Idle time after which the decoder is probed, in seconds.
         poll_s: Interval at which the end of the utterance is checked, in seconds.
-        stall_s: Time without answer or progress after which the utterance fails, in seconds.
-        check_s: Time without answer after which the client's connection is checked directly, in seconds.
+        stall_s: Time without an answer or progress after which the utterance fails, in seconds.
+        check_s: Time without an answer after which the client's connection is checked directly, in seconds.
         transit_s: Transport time of a chunk to the decoder and of its samples to the client, in seconds.
         max_ahead_s: Maximum audio sent ahead of playback, in seconds; 0 for no limit. It bounds the responses that
             Triton buffers for a client that does not read.
@@ -140,7 +143,7 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sender of one utterance's chunks; every wait ends when the utterance is over.
+    """Sender of one utterance's chunks. Every wait ends when the utterance is over.
 
     Args:
         responses: Responses of the request.
@@ -188,7 +191,7 @@ class ChunkSender:
             await chunks.aclose()
 
     def _poll(self, scope: asyncio.Timeout) -> None:
-        """End the timeout scope if the utterance is over; otherwise check client and decoder."""
+        """End the timeout scope if the utterance is over; otherwise check the client and the decoder."""
         if not self._is_over():
             self._check_client()
             self._probe_if_quiet()
@@ -196,12 +199,15 @@ class ChunkSender:
             scope.reschedule(0.0)
 
     async def _wait_for_turn(self) -> None:
-        """Wait until playback and decoder permit the next chunk."""
+        """Wait until playback and the decoder permit the next chunk."""
         await wait_until(lambda: not self._is_ahead(), self._limits.poll_s)
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
-        """Return True if more than `max_ahead_s` of audio is unplayed, assuming playback began with the first chunk."""
+        """Return True if more than `max_ahead_s` of audio is unplayed.
+
+        Playback is assumed to have begun with the first chunk.
+        """
         if self._limits.max_ahead_s <= 0 or self._first_sent_s is None:
             return False
         played_s = time.monotonic() - self._first_sent_s

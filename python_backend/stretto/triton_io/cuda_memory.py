@@ -1,4 +1,7 @@
-"""Client GPU memory, opened by its CUDA IPC handle. Imports nothing from Triton, so that it also works without it."""
+"""Client GPU memory, opened through its CUDA IPC handle.
+
+This module imports nothing from Triton, so that it also works outside Triton.
+"""
 
 import ctypes
 from typing import Any
@@ -25,7 +28,7 @@ class CudaMemory:
         self._runtime, self._driver, self._device = runtime, driver, device
         self._call("cudaSetDevice", device)
         opened = runtime.cudaIpcMemHandle_t()
-        # Its only field is inaccessible since cuda-bindings 13.4.1.
+        # The handle's only field has been inaccessible since cuda-bindings 13.4.1.
         ctypes.memmove(int(opened.getPtr()), handle, HANDLE_BYTES)
         (self._address,) = self._call("cudaIpcOpenMemHandle", opened, runtime.cudaIpcMemLazyEnablePeerAccess)
 
@@ -45,7 +48,7 @@ class CudaMemory:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaSetDevice", self._device)
         self._call("cudaMemcpy", self._address + offset, address, num_bytes, kind)
-        # From memory that is not pinned, and from a GPU to itself, cudaMemcpy returns before the data have arrived
+        # For copies from memory that is not pinned, and within a GPU, cudaMemcpy returns before the data have arrived
         # (CUDA runtime API, "API synchronization behavior").
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
@@ -68,7 +71,7 @@ class CudaMemory:
 
 
 def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
-    """Open GPU memory by its CUDA IPC handle.
+    """Open GPU memory through its CUDA IPC handle.
 
     Args:
         handle: IPC handle.
@@ -76,7 +79,7 @@ def open_cuda_memory(handle: bytes, device: int, num_bytes: int) -> CudaMemory:
         num_bytes: Minimum size in bytes.
 
     Raises:
-        InvalidRequest: On a server without CUDA, for an invalid handle, or for smaller memory.
+        InvalidRequest: The server has no CUDA, the handle is invalid, or the memory is too small.
     """
     field = "options.output.ring.cuda_handle"
     try:

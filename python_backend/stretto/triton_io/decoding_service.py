@@ -48,7 +48,7 @@ class ChunkReply:
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
-        # Locked because Triton frees an answered request's state, and two threads query it: worker and rings.
+        # Locked because Triton frees an answered request's state, and both the worker and the ring thread query it.
         self._is_answered, self._asking = False, threading.Lock()
         self._came_s = time.monotonic()
 
@@ -95,7 +95,7 @@ class ChunkReply:
         return self.slot.outcome is not Outcome.OPEN
 
     def _answer(self, *response: Any) -> None:
-        # The stub's `send` returns once the server has accepted the response, so counted answers are complete.
+        # The stub's `send` returns once the server has accepted the response, so answers that are counted are complete.
         with self._asking:
             self._caller.sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._is_answered = True
@@ -127,7 +127,7 @@ def outcome_of(error: BaseException) -> Outcome:
     return Outcome.FAILED
 
 
-# Metric descriptions by field of the worker's statistics.
+# Metric names and descriptions, keyed by field of the worker's statistics.
 METRICS = {
     "batches": ("decoder_batches_total", "Batches decoded"),
     "windows": (
@@ -179,7 +179,7 @@ class Worker(Protocol):
 
     @property
     def pace_s(self) -> float:
-        """Minimum interval between chunks of an utterance that the decoder can sustain at its load, in seconds."""
+        """Minimum interval in seconds between an utterance's chunks, given the decoder's load."""
         ...
 
     @property
@@ -188,12 +188,12 @@ class Worker(Protocol):
         ...
 
     def stats(self) -> dict[str, float]:
-        """Return the metrics by name."""
+        """Return the metrics, keyed by name."""
         ...
 
 
 class DecodingService:
-    """Dispatcher of Triton's requests to the worker.
+    """Dispatcher of Triton requests to the worker.
 
     The model has a single instance, so requests arrive in the order of an utterance's chunks.
     """

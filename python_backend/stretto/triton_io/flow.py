@@ -39,7 +39,7 @@ class DecoderStalled(StrettoError):
 
 
 class Outcome(IntEnum):
-    """Outcome of an utterance as shared by language model and decoder; OPEN while it is in progress."""
+    """Outcome of an utterance, shared by language model and decoder; OPEN while it is in progress."""
 
     OPEN = 0
     CANCELLED = 1
@@ -73,7 +73,7 @@ class FlowTable:
 
     @classmethod
     def create(cls, server_pid: int, num_slots: int = 1024, directory: Path = DIRECTORY) -> "FlowTable":
-        """Create a table; tables of dead owners are removed first.
+        """Create a table, after removing the tables of dead owners.
 
         Args:
             server_pid: Pid of the Triton server.
@@ -100,7 +100,7 @@ class FlowTable:
 
     @classmethod
     def open(cls, name: str, directory: Path = DIRECTORY) -> "FlowTable":
-        """Open the table of another process by its file name; raise ValueError if it is not a table of this user."""
+        """Open another process's table by file name; raise ValueError if it is not this user's table."""
         if not re.fullmatch(TABLE, name):
             raise ValueError(f"{name!r} is not the name of a flow table")
         descriptor = os.open(directory / name, os.O_RDWR | os.O_NOFOLLOW)
@@ -130,7 +130,7 @@ class FlowTable:
         self._free.append(address.slot)  # at the other end of the queue, so that a slot is not reused immediately
 
     def slot_at(self, address: FlowAddress) -> "FlowSlot":
-        """Return the slot at an address; raise ValueError if the table does not have it."""
+        """Return the slot at an address; raise ValueError if the table has no such slot."""
         if not 1 <= address.slot < len(self._words) // WORDS:
             raise ValueError(f"slot {address.slot} is not in {self.path.name}")
         return FlowSlot(self, address)
@@ -144,7 +144,7 @@ class FlowTable:
         return self._words[address.slot * WORDS] == address.generation
 
     def read(self, address: FlowAddress, word: int) -> int:
-        """Return one word of the slot; 0 if the utterance has released it."""
+        """Return one word of the slot, or 0 if the utterance has released the slot."""
         return self._words[address.slot * WORDS + word] if self.holds(address) else 0
 
     def count(self, address: FlowAddress) -> None:
@@ -173,7 +173,7 @@ class FlowTable:
         self._words[2] = at_us
 
     def _latency_us(self, at_us: int) -> int:
-        """Return the maximum latency, decayed to the time `at_us`, both in microseconds."""
+        """Return the maximum latency in microseconds, decayed until the time `at_us`."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
     def set_pace(self, seconds: float) -> None:
@@ -181,7 +181,7 @@ class FlowTable:
         self._words[3] = int(1e6 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
-        """Set the outcome of an utterance, unless it has one already.
+        """Set the outcome of an utterance, unless it already has one.
 
         Args:
             address: Address of the slot.
@@ -215,7 +215,7 @@ class FlowTable:
             self._words[at] = 0
 
     def close(self) -> None:
-        """Unmap the memory; the owner's lock is released."""
+        """Unmap the memory, and release the owner's lock."""
         self._words.release()
         self._map.close()
         if self._lock is not None:
@@ -251,7 +251,7 @@ class FlowSlot:
 
     @property
     def reason(self) -> str:
-        """Reason of the outcome, a message for the client."""
+        """Reason for the outcome, as a message for the client."""
         return self.table.reason(self.address)
 
     @property
@@ -273,11 +273,14 @@ class FlowSlot:
 
     @property
     def progress(self) -> int:
-        """Number of progress signals of the decoder for this utterance."""
+        """Number of progress signals from the decoder for this utterance."""
         return self.table.read(self.address, 4)
 
     def note_progress(self) -> None:
-        """Signal that the decoder still works on an unanswered utterance; only the decoder's thread may call this."""
+        """Signal that the decoder is still working on the utterance's unanswered chunks.
+
+        Only the decoder's thread may call this.
+        """
         self.table.note_progress(self.address)
 
     def conclude(self, outcome: Outcome, reason: str = "") -> None:
@@ -303,7 +306,9 @@ def conclude_all(server_pid: int, outcome: Outcome, reason: str, directory: Path
 
 
 def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTable]:
-    """Yield the tables of a server; each is closed before the next is opened, and files of other users are skipped.
+    """Yield the tables of a server; skip files of other users.
+
+    Each table is closed before the next one is opened.
 
     Args:
         server_pid: Pid of the Triton server.
@@ -317,8 +322,8 @@ def tables_of(server_pid: int, directory: Path = DIRECTORY) -> Iterator[FlowTabl
 def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
     """Remove the tables of owners that have died, and return their paths.
 
-    Processes that still have such a table open find its slots released. An owner holds a lock on its table that ends
-    with the process in any pid namespace, so an unlocked table is stale.
+    Processes that still have such a table open find its slots released. An owner holds a lock on its table. The lock
+    ends with the process in any pid namespace, so an unlocked table is stale.
     """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
@@ -328,7 +333,7 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
                 removed.append(path)
-                with suppress(ValueError):  # incomplete, because its owner died while creating it
+                with suppress(ValueError):  # the table is incomplete, because its owner died while creating it
                     FlowTable(path, descriptor).forget_all()
             finally:
                 os.close(descriptor)
@@ -336,14 +341,17 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
 
 
 class FlowTables:
-    """Tables that the decoder process has opened, by name."""
+    """Tables that the decoder process has opened, keyed by name."""
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
         self._directory = directory
         self._tables: dict[str, FlowTable] = {}
 
     def slot_at(self, address: FlowAddress) -> FlowSlot:
-        """Return the slot at an address. Opens the table at first use, and drops tables whose files are gone."""
+        """Return the slot at an address.
+
+        The table is opened on first use, and tables whose files are gone are then dropped.
+        """
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
             self._tables = left | {address.table: FlowTable.open(address.table, self._directory)}
@@ -351,7 +359,7 @@ class FlowTables:
 
 
 class HeldSlots:
-    """Lookup of utterances in progress by slot and generation, in the table of a server's language model.
+    """Lookup of utterances in progress by slot and generation, in the language model's table.
 
     Args:
         server_pid: Pid of the Triton server.

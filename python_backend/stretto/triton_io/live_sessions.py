@@ -1,4 +1,4 @@
-"""Live sessions of the language model: replies that follow audio while it arrives."""
+"""Live sessions of the language model: replies to audio that is still arriving."""
 
 import asyncio
 from collections import deque
@@ -18,9 +18,9 @@ from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
-MAX_AHEAD_S = 2.0  # of audio that the reply has not read; beyond it, receipts wait
-MAX_KEPT = 4096  # chunks of a session that can be resumed
-PART_S = 10.0  # for the parts before one that was overtaken between the models
+MAX_AHEAD_S = 2.0  # seconds of audio that the reply has not read; beyond this, receipts are delayed
+MAX_KEPT = 4096  # chunks kept for a session that can be resumed
+PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
 
 class LiveModel(Protocol):
@@ -38,11 +38,15 @@ class LiveModel(Protocol):
     async def write_frames(
         self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
     ) -> tuple[int, int]:
-        """Append frames, and wait until at most `max_ahead` are unread; return the number of all, and of the unread."""
+        """Append frames, and wait until at most `max_ahead` frames are unread.
+
+        Returns:
+            Number of frames written so far, and number of unread frames.
+        """
         ...
 
     def session_place(self, host: str) -> AbstractContextManager[None]:
-        """Reserve a live session for `host` for the duration of the `with` block; raise NoCapacity if none is free."""
+        """Reserve a live session for `host` during the `with` block; raise NoCapacity if none is free."""
         ...
 
     def end_session(self, request_id: str, failure: StrettoError) -> None:
@@ -51,7 +55,7 @@ class LiveModel(Protocol):
 
 
 class LiveSession:
-    """Live session: the parts of its audio, and the chunks of its reply, which one connection at a time reads.
+    """Live session: the parts of its audio, and its reply, which one connection at a time reads.
 
     Args:
         request_id: Id of the reply in the engine.
@@ -88,7 +92,7 @@ class LiveSession:
         self._changed.set()
 
     def end(self, failure: Exception | None) -> None:
-        """End the reply after the chunks that have been added; no effect after the first call.
+        """End the reply after the chunks that have been added. Only the first call has an effect.
 
         Args:
             failure: Error for the reader; None for a complete reply.
@@ -107,9 +111,9 @@ class LiveSession:
             raise InvalidRequest("session.resume", expected, first)
 
     async def read(self, first: int, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
-        """Yield a chunk with the session's name, then the reply's chunks from number `first`, for a new connection.
+        """For a new connection, yield a chunk with the session's name, then the chunks from `first`.
 
-        An earlier connection ends. If this one is closed before the reply has ended, the session ends after
+        Any earlier connection ends. If this connection is closed before the reply has ended, the session ends after
         `resume_s`, unless another connection continues it.
 
         Args:
@@ -148,7 +152,7 @@ class LiveSession:
                 await self._leave()
 
     def _chunk(self, number: int) -> LMChunk:
-        """Return a chunk, which is dropped if the session cannot be resumed."""
+        """Return a chunk, and drop it if the session cannot be resumed."""
         return self._chunks[number - self._num_chunks] if self.resume_s else self._chunks.popleft()
 
     async def _leave(self) -> None:
@@ -161,7 +165,7 @@ class LiveSession:
         await asyncio.gather(self.task, return_exceptions=True)
 
     def check(self, part: AudioPart) -> None:
-        """Raise InvalidRequest if no process can have had the audio before `part`."""
+        """Raise InvalidRequest if no process can have received the audio before `part`."""
         if self._is_complete:
             raise InvalidRequest("session", "no further part, as the audio is complete", f"part {part.part}")
         if part.part and not self._next_part:
@@ -171,7 +175,7 @@ class LiveSession:
         """Wait until all parts before `part` have been accepted, and accept it.
 
         Raises:
-            InvalidRequest: It was accepted before, is missing predecessors, or the audio is complete.
+            InvalidRequest: The part has already been accepted, an earlier part is missing, or the audio is complete.
         """
         async with self._moved:
             if self._is_complete:
@@ -188,11 +192,11 @@ class LiveSession:
 
 
 class LiveSessions:
-    """Open live sessions by name.
+    """Open live sessions, keyed by name.
 
     Args:
         model: The engine.
-        seal: MAC of the sessions' names.
+        seal: MAC for the sessions' names.
         table: Table with a slot for each session.
     """
 
@@ -201,7 +205,7 @@ class LiveSessions:
         self._open: dict[str, LiveSession] = {}
 
     async def write(self, part: AudioPart) -> Envelope:
-        """Append a part and return its receipt, once the reply is at most MAX_AHEAD_S behind.
+        """Append a part; return its receipt once the reply is at most MAX_AHEAD_S behind.
 
         Raises:
             InvalidRequest: The session does not exist, or rejects the part.
@@ -255,15 +259,15 @@ class LiveSessions:
                 yield each
 
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
-        """Yield the further chunks of a session whose connection was lost, after one with its name.
+        """Yield a chunk with a session's name, then the chunks that follow those before the disconnect.
 
         Args:
-            resumption: Name of the session, and number of chunks that the client has.
+            resumption: Name of the session, and number of chunks that the client has received.
             utterance: Id of the new connection's utterance.
             flow: Address of that utterance's flow-control slot.
 
         Raises:
-            InvalidRequest: The session has ended, cannot be resumed, or does not have these chunks any more.
+            InvalidRequest: The session has ended, cannot be resumed, or no longer has these chunks.
         """
         session = self._open.get(resumption.session)
         if session is None:
@@ -274,7 +278,7 @@ class LiveSessions:
                 yield each
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
-        """Generate the reply, whose end or failure the session's reader gets."""
+        """Generate the reply, and pass its end or failure to the session's reader."""
         try:
             with self._model.session_place(host), self._named(session):
                 try:
@@ -292,7 +296,7 @@ class LiveSessions:
 
     @contextmanager
     def _named(self, session: LiveSession) -> Iterator[None]:
-        """Give the session a name for the duration of the `with` block, by which the preprocessor knows it as well."""
+        """Give the session a name during the `with` block, which the preprocessor also recognises."""
         slot = self._table.claim()
         session.name = session_name(slot.address, self._seal)
         self._open[session.name] = session

@@ -10,7 +10,9 @@ PREFIX = "stretto_"
 
 
 class Gauges:
-    """Metrics of one model, called `stretto_` + field. A field that ends in `_total` is a counter, any other a gauge.
+    """Metrics of one model, named `stretto_` + field. Fields ending in `_total` are counters.
+
+    All other fields are gauges.
 
     Args:
         model: Name of the model, used as a label.
@@ -50,7 +52,10 @@ class Gauges:
 
 
 class BuildInfo:
-    """Metric `stretto_build_info`: always 1, with the package version as a label. It exists as long as this object."""
+    """Metric `stretto_build_info`, which is always 1, with the package version as a label.
+
+    The metric exists as long as this object.
+    """
 
     def __init__(self) -> None:
         kind = pb_utils.MetricFamily.GAUGE

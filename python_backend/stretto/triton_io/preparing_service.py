@@ -1,8 +1,10 @@
-"""Triton service of the preprocessor: answers requests without audio immediately, others after decoding.
+"""Triton service of the preprocessor, which answers requests with audio after decoding it.
+
+Other requests are answered immediately.
 
 WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, for example on a busy machine, the
-server declares it dead and frees the request's memory (stub_launcher.cc). Stub or server then crash. Therefore nothing
-slow may happen before `execute` returns.
+server declares it dead and frees the request's memory (stub_launcher.cc). The stub or the server then crashes.
+Therefore, nothing slow may happen before `execute` returns.
 """
 
 from collections.abc import Callable
@@ -49,7 +51,7 @@ class Lanes(Protocol):
         """Queue a request with audio.
 
         Args:
-            num_bytes: Total size of its audio in bytes.
+            num_bytes: Total size of the request's audio in bytes.
             run: Called with a reader of the audio when it is the request's turn.
             refuse: Called with an error instead of `run`.
             host: Host of the client.
@@ -74,7 +76,7 @@ class Hearing(Protocol):
         answer: Callable[[AudioPart], None],
         is_open: Callable[[], bool],
     ) -> None:
-        """Accept the next part of a session's audio; `answer` gets its frames, on another thread.
+        """Accept the next part of a session's audio; `answer` receives its frames on another thread.
 
         `is_open` returns False once the session has ended; its audio is then dropped.
         """
@@ -88,8 +90,8 @@ class PreparingService:
     completed.
 
     Args:
-        prepare: Returns the prompt for a request's inputs. Its second argument, an audio reader, is passed only if they
-            contain audio.
+        prepare: Returns the prompt for a request's inputs. Its second argument, an audio reader, is passed only if the
+            inputs contain audio.
         read_part: Returns the part of a streamed text in a request's inputs.
         lanes: Queues for requests with audio.
         seal: MAC for prompts and parts.

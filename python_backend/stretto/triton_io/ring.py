@@ -1,4 +1,4 @@
-"""Output rings in the clients' shared memory or GPU memory, and the answers that wait for free slots in them."""
+"""Output rings in clients' shared or GPU memory, and answers waiting for free slots in them."""
 
 import base64
 import logging
@@ -83,7 +83,7 @@ class PcmRing:
 
     @property
     def is_on_device(self) -> bool:
-        """True if its slots are in GPU memory."""
+        """True if the ring's slots are in GPU memory."""
         return self._payload.is_on_device
 
     def holds(self, samples: np.ndarray) -> bool:
@@ -95,7 +95,7 @@ class PcmRing:
 
         Args:
             samples: Samples [n].
-            address: GPU address of the same samples, or None; the source of the copy for a ring in GPU memory.
+            address: GPU address of the same samples, or None. A ring in GPU memory is filled from this address.
 
         Returns:
             The `ring` record of the event, or None if too few slots are free.
@@ -139,7 +139,10 @@ class SystemPayload:
 
 
 class CudaPayload:
-    """Slots in GPU memory. While they are open here, a mark in the header makes the client keep the memory."""
+    """Slots in GPU memory.
+
+    While they are open here, a flag in the header makes the client keep the memory.
+    """
 
     is_on_device = True
 
@@ -156,7 +159,7 @@ class CudaPayload:
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy `data`, uint8 [n], or the same data at GPU `address`, to the byte offset `offset`."""
+        """Copy `data`, uint8 [n], or the same data at GPU address `address`, to byte offset `offset`."""
         if address is None:
             self._memory.write(offset, data)
         else:
@@ -208,7 +211,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
 
 
 def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
-    """Raise InvalidRequest if there is an address and its ring has no valid header.
+    """Raise InvalidRequest if `address` is not None and its ring has no valid header.
 
     GPU memory is not opened, because that would create a CUDA context of half a gigabyte in this process.
     """
@@ -224,7 +227,7 @@ def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None
 logger = logging.getLogger(__name__)
 POLL_S = 0.002
 SWEEP_S = 0.5
-STALL_S = 30.0  # time without a released slot after which the client counts as gone
+STALL_S = 30.0  # time without a released slot after which the client is considered gone
 
 
 class RingReply(Protocol):
@@ -239,7 +242,7 @@ class RingReply(Protocol):
         ...
 
     def is_cancelled(self) -> bool:
-        """Return True if the client no longer waits for this answer."""
+        """Return True if the client is no longer waiting for this answer."""
         ...
 
 
@@ -293,7 +296,7 @@ class RingWriter:
     def flush(self) -> None:
         """Send as many waiting answers as there are free slots for.
 
-        Ends the utterance if the client has disconnected, or has released no slot for STALL_S.
+        The utterance ends if the client has disconnected, or has released no slot for STALL_S.
         """
         with self._lock:
             if not self._held:
@@ -357,7 +360,7 @@ class RingWriters:
         return len(self._writers)
 
     def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
-        """Open the ring of an utterance, unless it is open; raise InvalidRequest if that fails."""
+        """Open the ring of an utterance if it is not open yet; raise InvalidRequest if that fails."""
         with self._lock:
             if utterance not in self._writers:
                 self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
@@ -393,7 +396,7 @@ class RingWriters:
 
     @contextmanager
     def _dropping_failed(self, utterance: str) -> Iterator[None]:
-        """Drop the writer if the block raises, so that the thread continues with the others."""
+        """Drop the writer if the block raises an error, so that the thread continues with the others."""
         try:
             yield
         except Exception:

@@ -56,7 +56,9 @@ class TextModel(Protocol):
 
 
 class TextSession:
-    """Streamed text of one utterance. A part that is rejected has no effect, so its client may send a corrected one.
+    """Streamed text of one utterance.
+
+    A rejected part has no effect, so the client may send a corrected one.
 
     Args:
         model: The engine.
@@ -137,7 +139,7 @@ class TextSession:
 
 
 class TextSessions:
-    """Open streamed texts by session id.
+    """Open streamed texts, keyed by session id.
 
     Args:
         model: The engine.
@@ -153,7 +155,7 @@ class TextSessions:
 
     @contextmanager
     def place(self, host: str) -> Iterator[None]:
-        """Reserve a session for `host` for the duration of the `with` block; raise Overloaded if none is free."""
+        """Reserve a session for `host` during the `with` block; raise Overloaded if none is free."""
         with self._shares.reserving(host) as is_left:
             if not is_left:
                 total, own = self._shares.held, self._shares.held_by(host)
@@ -161,7 +163,11 @@ class TextSessions:
             yield
 
     async def write(self, part: TextPart) -> Envelope:
-        """Append a part and return its receipt; raise InvalidRequest if the session does not exist or rejects it."""
+        """Append a part and return its receipt.
+
+        Raises:
+            InvalidRequest: The session does not exist or rejects the part.
+        """
         session = self._open.get(part.session)
         if session is None:
             raise InvalidRequest("session.id", "the id of an open streamed text", shown(part.session))
@@ -199,10 +205,11 @@ class TextSessions:
             del self._open[session.id]
 
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
-        """Return the prompt with the text so far: the first id in its last row, the others in the reply's first rows.
+        """Return the prompt with the text so far.
 
-        With `TextGroups`, all ids are for rows of the reply. If the text is complete, the result is an ordinary prompt
-        whose minimum length covers the text and its end id.
+        The first id is in the prompt's last row, the others are for the reply's first rows. With `TextGroups`, all ids
+        are for rows of the reply. If the text is complete, the result is an ordinary prompt whose minimum length covers
+        the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
@@ -270,7 +277,7 @@ class LanguageModel(TextModel, LiveModel, Protocol):
     """Interface of the engine (`engine.llm.SpeechLLM`). Closing an iterator of chunks aborts its reply."""
 
     def stats(self) -> dict[str, float]:
-        """Return metrics by name; those in METRICS are published."""
+        """Return metrics, keyed by name; those in METRICS are published."""
         ...
 
 
@@ -302,7 +309,7 @@ class SpeechService:
     def accept(self, request: Any) -> None:
         """Accept a request (a prompt, or a part of streamed text or live audio), and return immediately.
 
-        Each utterance gets a random id, because clients' request ids may be empty or equal.
+        Each utterance gets a random id, because clients' request ids may be empty or duplicated.
         """
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._disconnects)
@@ -328,7 +335,7 @@ class SpeechService:
     async def _take(self, part: TextPart | AudioPart, responses: Responses) -> None:
         """Append a part of streamed text or live audio.
 
-        Its receipt is sent to the decoder, because only the decoder answers clients.
+        The receipt is sent to the decoder, because only the decoder answers clients.
         """
         try:
             receipt = await (self._texts.write(part) if isinstance(part, TextPart) else self._live.write(part))

@@ -1,4 +1,4 @@
-"""Process of a Triton Python model (stub): event loop, timers, drain gate, memory settings, deadlock watchdog."""
+"""Triton stub process: event loop, timers, drain gate, memory settings, deadlock watchdog."""
 
 import asyncio
 import ctypes
@@ -21,7 +21,7 @@ from stretto.errors import Closing
 
 @contextmanager
 def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `poll`, which must not raise, every `period_s` seconds during the `with` block.
+    """Call `poll` every `period_s` seconds during the `with` block; it must not raise an exception.
 
     All pollers with equal periods are called at the same times, because waking the event loop costs more than a poll.
     """
@@ -44,7 +44,7 @@ def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
 
 
 async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
-    """Wait until `condition`, polled every `period_s` seconds, is true; its errors are raised here."""
+    """Poll `condition` every `period_s` seconds until it is true. Its exceptions are raised here."""
     done = asyncio.get_running_loop().create_future()
 
     def poll() -> None:
@@ -66,10 +66,10 @@ DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of 
 
 
 class DrainGate:
-    """Gate that refuses requests while the launcher's drain file exists; always open without a launcher.
+    """Gate that refuses requests while the launcher's drain file exists.
 
-    While requests pass the gate, it holds a lock that the launcher checks, because a request is not visible in any
-    other way until the language model has it.
+    Without a launcher, the gate is always open. While requests pass the gate, it holds a lock that the launcher checks,
+    because a request is not visible in any other way until the language model has it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -89,7 +89,7 @@ class DrainGate:
             return
         with self._mutex:  # all requests share one lock, because a descriptor can hold only one
             if not self._num_passing:
-                # taken before the file is checked; the launcher checks in the opposite order
+                # taken before the file is checked; the launcher creates the file before it checks the lock
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._num_passing += 1
         if self._path.exists():
@@ -107,7 +107,9 @@ class DrainGate:
 
 
 def is_passing(path: Path) -> bool:
-    """Return True if a stub has admitted a request that the language model does not have yet (see `DrainGate`).
+    """Return True if a stub has admitted a request that the language model does not yet have.
+
+    See `DrainGate`.
 
     Args:
         path: Drain file of the launcher instance.
@@ -135,14 +137,17 @@ LARGE, LARGEST = 4 << 20, 32 << 20
 
 
 def use_utf8() -> None:
-    """Switch to a UTF-8 locale, because stubs start in the C locale; must run before torch reads its templates."""
+    """Switch to a UTF-8 locale, because stubs start in the C locale.
+
+    This must be called before torch reads its templates.
+    """
     locale.setlocale(locale.LC_ALL, "C.UTF-8")
 
 
 def close_inherited_sockets() -> None:
     """Close the server's sockets, which a restarted stub inherits.
 
-    While such a socket is open here, its peer does not notice the end of the server or of the connection.
+    While such a socket is open here, its peer does not notice that the server or the connection has ended.
     """
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the descriptor of this listing
@@ -157,7 +162,7 @@ def end(reason: str) -> None:
 
 
 def start_thread(name: str, run: Callable[[], None]) -> None:
-    """Start an essential daemon thread: an exception in the thread ends this process."""
+    """Start an essential daemon thread. An exception in the thread kills this process."""
 
     def guarded() -> None:
         try:
@@ -204,8 +209,8 @@ Thread = tuple[int, int]  # pid, tid
 class HangWatch:
     """Watchdog for threads that hang (deadlock) although there is work.
 
-    The threads count as hung if they use no CPU time during LOOKS polls, and other threads that they may wait for are
-    awake in at most MAX_AWAKE of these polls.
+    The threads are considered hung if they use no CPU time during NUM_CHECKS polls, and other threads that they may be
+    waiting for are awake in at most MAX_AWAKE of these polls.
 
     Args:
         has_work: Returns True while the threads should make progress.
@@ -224,7 +229,10 @@ class HangWatch:
         self._stopped = threading.Event()
 
     def start(self, name: str) -> None:
-        """Poll every second on a separate thread; if the threads hang, log that `name` hangs and end this process."""
+        """Poll every second on a separate thread.
+
+        If the watched threads hang, log that `name` hangs and kill this process.
+        """
 
         def run() -> None:
             while not self._stopped.wait(CHECK_INTERVAL_S):
@@ -266,7 +274,7 @@ class HangWatch:
         )
 
     def _processes(self) -> Iterator[int]:
-        """Yield the pids of the watched threads' processes, of their descendants, and of the other processes."""
+        """Yield the pids of the watched threads' processes, their descendants, and the other processes."""
         yield from self._others
         queue = list({pid for pid, _ in self._threads})
         while queue:

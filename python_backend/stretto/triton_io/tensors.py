@@ -1,6 +1,7 @@
-"""Tensors of the ensemble's models: schema, conversion to and from arrays and text, and message authentication.
+"""Tensors of the ensemble's models: schemas, conversion, and message authentication.
 
-Also reads the parameters of a Triton model, and writes prompts as tensors.
+Tensors are converted to and from arrays and text. The module also reads the parameters of a Triton model, and writes
+prompts as tensors.
 """
 
 import fcntl
@@ -103,9 +104,10 @@ LENGTH = struct.Struct("<I")
 
 
 class Strings:
-    """Lazy reader of a STRING tensor, whose elements are memoryviews of `encoded` (uint8 [n], Triton's serialisation).
+    """Lazy reader for a STRING tensor, whose elements are memoryviews into `encoded`.
 
-    Elements of a tensor with more than MAX_STRINGS strings are None.
+    `encoded` is Triton's serialisation of the tensor, uint8 [n]. If there are more than MAX_STRINGS strings, all
+    elements are None.
     """
 
     def __init__(self, encoded: np.ndarray) -> None:
@@ -146,7 +148,7 @@ def read_array(request: Any, spec: TensorSpec) -> np.ndarray | None:
     The array is valid only as long as the request exists.
 
     Raises:
-        InvalidRequest: If dtype or shape is wrong, or a required tensor is missing.
+        InvalidRequest: If the dtype or shape is wrong, or a required tensor is missing.
     """
     tensor = _find(request, spec)
     if tensor is None:
@@ -208,8 +210,8 @@ def array_tensor(spec: TensorSpec, array: np.ndarray) -> Any:
     """Return a Triton tensor with the content of `array`."""
     assert array.dtype == NUMPY[spec.dtype], f"{spec.name}: {array.dtype}"
     assert array.ndim == len(spec.dims), f"{spec.name}: {array.shape}"
-    # Not by DLPack: numpy frees a capsule twice because of how the stub marks it as used. torch does not, but it takes
-    # seconds to import.
+    # Not through DLPack: because of how the stub marks a capsule as used, numpy frees it twice. torch does not, but it
+    # takes seconds to import.
     return pb_utils.Tensor(spec.name, np.ascontiguousarray(array))
 
 
@@ -235,7 +237,7 @@ def _describe(spec: TensorSpec) -> str:
 
 
 def read_inputs(request: Any) -> dict[str, Any]:
-    """Return all inputs of a request to the ensemble by name, uninterpreted; None for missing ones."""
+    """Map the name of each ensemble input to its uninterpreted value in a request; None if missing."""
     return {
         "text": read_bytes(request, TEXT),
         "audio": read_files(request, AUDIO),
@@ -249,7 +251,7 @@ def read_inputs(request: Any) -> dict[str, Any]:
 
 
 class ModelParameters:
-    """Parameters of a Triton model: strings in config.pbtxt, and paths relative to the model's folder.
+    """Parameters of a Triton model, as strings in config.pbtxt. Paths are relative to its folder.
 
     If a parameter is missing or invalid, all methods raise a ValueError with the parameter's name.
 
@@ -285,7 +287,7 @@ class ModelParameters:
 
     @property
     def device(self) -> str:
-        """Device of the model's instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
+        """Device of the model instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
         return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
 
     def family(self) -> Family:
@@ -440,7 +442,11 @@ def session_name(flow: FlowAddress, seal: Seal) -> str:
 
 
 def session_slot(name: str, seal: Seal) -> tuple[int, int]:
-    """Return the slot and generation in a live session's name; raise InvalidRequest if it is not from this server."""
+    """Return the slot and generation in a live session's name.
+
+    Raises:
+        InvalidRequest: This server did not create the name.
+    """
     try:
         slot, generation = SLOT.unpack(seal.open(SESSION_NAME, b64decode(name, b"-_", validate=True)))
     except (InvalidRequest, ValueError, struct.error):
@@ -449,15 +455,15 @@ def session_slot(name: str, seal: Seal) -> tuple[int, int]:
 
 
 def unknown_session(name: str) -> InvalidRequest:
-    """Return the error for a part of a live session that does not exist, or has ended."""
+    """Return the error for a part of a live session that does not exist or has ended."""
     return InvalidRequest("session.id", "the id of an open session", shown(name))
 
 
 def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Resumption:
-    """Return the prompt, or the part of a streamed text or of live audio, in a request.
+    """Return the prompt, text part, audio part or resumption in a request.
 
     Raises:
-        InvalidRequest: If it is malformed, or was not written by this server's preprocessor.
+        InvalidRequest: If the request is malformed, or was not written by this server's preprocessor.
     """
     rows, features = read_array(request, ROWS), read_array(request, FEATURES)
     if rows is None:

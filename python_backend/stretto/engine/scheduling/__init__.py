@@ -1,1 +1,1 @@
-"""Scheduling: the choice of the rows that the engine computes in the next step."""
+"""Scheduling: choosing the rows that the engine computes in the next step."""

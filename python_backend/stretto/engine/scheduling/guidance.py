@@ -15,7 +15,7 @@ from stretto.streams.layout import Segment
 SETTLE_STEPS = 8
 # Minimum number of steps averaged before one unconditional request is re-created, which costs a prefill.
 RESTORE_STEPS = 16
-# Window of the moving average, so long that a single long prompt does not look like overload.
+# Window of the moving average, long enough that a single long prompt does not look like overload.
 AVERAGED_STEPS = 16
 # Maximum predicted step time with one more request, relative to the row period. The rest is left for new requests.
 RESTORE_BELOW = 0.85
@@ -67,7 +67,8 @@ class StepLoad:
             num_rows: Number of running requests.
         """
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
-            # Step time is assumed to be proportional to rows. This removes too few; the next decision removes the rest.
+            # Step time is assumed to be proportional to rows. This removes too few requests; the next decision removes
+            # the rest.
             return max(1, round(num_rows * (1 - self.period_s / self.step_s)))
         foreseen_s = self.step_s * (num_rows + 1) / max(1, num_rows)
         if foreseen_s < RESTORE_BELOW * self.period_s and self._num_steps >= RESTORE_STEPS:
@@ -84,7 +85,7 @@ class GuidanceChanges(NamedTuple):
 
     Attributes:
         dropped: Conditional requests that lose their unconditional request.
-        restored: Conditional requests that get an unconditional request again.
+        restored: Conditional requests that regain an unconditional request.
     """
 
     dropped: Sequence[RequestState] = ()
@@ -95,7 +96,7 @@ UNCHANGED = GuidanceChanges()
 
 
 class AdaptiveGuidance:
-    """Policy that decides before each step which unconditional requests are removed or re-created.
+    """Policy that decides, before each step, which unconditional requests are removed or re-created.
 
     Args:
         table: Request table.
@@ -104,10 +105,10 @@ class AdaptiveGuidance:
         lag: Number of steps for which the worker may still compute a removed request. Its id cannot be reused sooner.
 
     Attributes:
-        limited: Requests with policy `until_s` whose guidance has not ended yet, by id.
+        limited: Requests with policy `until_s` whose guidance has not ended yet, keyed by id.
         adaptive: Ids of requests with policy `adaptive`.
-        dropped: Step at which each request lost its unconditional request, by id.
-        returning: The same for requests that are about to get an unconditional request again.
+        dropped: Step at which each request lost its unconditional request, keyed by id.
+        returning: The same for requests that are about to regain an unconditional request.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
@@ -181,8 +182,8 @@ class AdaptiveGuidance:
     def _follow(self, state: RequestState) -> bool:
         """Return True if the unconditional request of `state`, which is in `returning`, can be created now.
 
-        It can be created once all sampled rows of the request are known. A request that is guided again, or can no
-        longer be guided, is removed from `returning`.
+        It can be created once all sampled rows of the conditional request are known. A request that is guided again, or
+        can no longer be guided, is removed from `returning`.
         """
         request, pair = state.request, state.pair
         assert pair is not None
@@ -216,7 +217,7 @@ class AdaptiveGuidance:
     def _restore_one(self, running: Sequence[Request], step: int) -> list[RequestState]:
         """Select the oldest request that has lost guidance and can regain it.
 
-        Return it if its unconditional request can be created now.
+        The result contains the request only if its unconditional request can be created now.
         """
         for request in running:
             dropped_at = self.dropped.get(request.request_id)

@@ -25,7 +25,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
 
 
 def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Move a new unconditional request to the head of the queue, or behind its partner if that was preempted.
+    """Move a new unconditional request to the queue's head, or after its partner if it was preempted.
 
     The partner may have been preempted while the row that ended its text was in flight.
     """
@@ -82,7 +82,7 @@ class HeldReplies:
         self.held_s = 0.0
 
     def add(self, state: RequestState) -> None:
-        """Track a request that has arrived, if its text or audio is still being streamed."""
+        """Track a newly arrived request if its text or audio is still being streamed."""
         if state.track is not None and state.track.is_open:
             self._open[state.request.request_id] = state
             if state.is_live and self.keeps_sessions:
@@ -95,7 +95,7 @@ class HeldReplies:
         self._blocks.sessions.discard(request_id)
 
     def absorb_updates(self, request: Request) -> bool:
-        """Apply the text and audio that `request` carries; return False if it is an ordinary request.
+        """Apply the text and audio in `request`; return False if it is an ordinary request.
 
         Updates for requests that have ended are dropped.
         """
@@ -127,7 +127,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_generated(self, state: RequestState) -> None:
-        """Record the time if a request has become blocked after generating a row."""
+        """If a request has become blocked after generating a row, record the time."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 
@@ -147,7 +147,7 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked, because the track ids of its newest row have not arrived."""
+        """Return True if the request is blocked because its newest row's track ids have not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_text
 
@@ -167,14 +167,14 @@ class HeldReplies:
 
     @property
     def all_held(self) -> bool:
-        """True if there are requests and all are blocked, so that a step would have nothing to compute."""
+        """True if there are requests and all of them are blocked, so a step has nothing to compute."""
         return len(self._since) == len(self._table) > 0
 
     def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
-        """Return the running requests to preempt, at most one, so that a queued one can run.
+        """Return the running request to preempt so that a queued one can run; empty if there is none.
 
-        This is the youngest blocked request that is not a live session, if the first queued request that is not blocked
-        lacks a run slot or KV blocks.
+        If the first queued request that is not blocked lacks a run slot or KV blocks, the youngest blocked request that
+        is not a live session is preempted.
 
         Args:
             waiting: Queued requests in order.

@@ -37,7 +37,7 @@ def row_block_hasher(
     Args:
         block_size: Rows per block.
         codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
-        audios: Audio inputs, with the row where each begins.
+        audios: Audio inputs, each with the row at which it begins.
         is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
         track: Ids of the input-only text stream, or None.
     """
@@ -80,7 +80,7 @@ MAX_NEWEST = 64
 
 
 class RowHistory:
-    """Ids of streams 1 to S - 1 in all rows of a request, prompt first; preemption does not discard them.
+    """Ids of streams 1 to S - 1 in all rows of a request, prompt first. They survive preemption.
 
     The newest rows are kept as lists and moved to an array in batches. The ids of an input-only text stream are taken
     from its track whenever rows are read.
@@ -138,15 +138,15 @@ class RowHistory:
 MAX_WAIT_S = 0.2
 WAIT_SHARE = 0.25  # share of the audio generated ahead of playback
 SCRIPT_WAITS_S = 0.1, 0.5  # minimum and maximum wait of text that will be spoken
-LEAST_LEAD_S = 0.25  # audio ahead of playback up to which each row is sent immediately, as the first chunks need
+LEAST_LEAD_S = 0.25  # audio ahead of playback up to which each row is sent immediately, as needed by the first chunks
 
 
 class OutgoingRows:
     """Rows of one reply that have not been sent to the front end yet, in the format of `protocol.read_rows`.
 
-    Rows are sent in groups, because each message costs CPU time in both processes. Audio rows wait at most for a share
-    of the audio that a player, started with the first row, has not played yet. Text rows wait at most as long as the
-    text has taken so far. If audio follows, they may wait twice as long, because the audio begins only after the
+    Rows are sent in groups, because each message costs CPU time in both processes. The wait for audio rows is at most a
+    fraction of the audio that a player started at the first row has not yet played. Text rows wait at most as long as
+    the text has taken so far. If audio follows, they may wait twice as long, because the audio begins only after the
     complete text.
     """
 
@@ -181,7 +181,7 @@ class OutgoingRows:
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:
-        """Return how long to wait for further rows before sending, in seconds."""
+        """Return how many seconds to wait for further rows before sending."""
         if not self._is_audio:
             least_s, longest_s = SCRIPT_WAITS_S
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)
@@ -196,7 +196,7 @@ NOT_YET = 1 << 60
 
 @dataclass
 class GuidancePair:
-    """The two requests of a guided reply, by id.
+    """Ids of the two requests of a guided reply, and their synchronisation.
 
     Attributes:
         conditional: Id of the conditional request.
@@ -278,7 +278,7 @@ class RequestState:
 
     @property
     def is_live(self) -> bool:
-        """True if the reply follows audio that was not complete when the request arrived."""
+        """True if the reply runs in step with audio that was not complete when the request arrived."""
         return self.track is not None and self.track.is_live and self.track.ends_reply
 
     @property
@@ -319,7 +319,7 @@ class RequestState:
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
-        """Return the record for the worker: vLLM's `data`, with our parameters and all rows so far."""
+        """Return the record for the worker: vLLM's `data` with our parameters and all rows so far."""
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
@@ -375,7 +375,7 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
     """Return the track of the unconditional request.
 
-    It equals the track of the conditional request, or has only pads if the family hides the text from it.
+    It is the track of the conditional request, or only pads if the family hides the text from the unconditional one.
     """
     if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
         return track
@@ -406,12 +406,14 @@ class Follower(Protocol):
 
 
 class RequestTable(dict[str, RequestState]):
-    """State of every request by id; an entry exists exactly as long as the request exists in vLLM.
+    """State of every request, keyed by id.
+
+    An entry exists exactly as long as the request exists in vLLM.
 
     Attributes:
         followers: Observers of added and removed requests.
-        revision: Counter that increases whenever a plan of earlier steps may be void: a CFG pair gains or loses its
-            unconditional request or starts to wait for one, or a streamed text is complete.
+        revision: Counter that increases whenever plans of earlier steps may become void, because a CFG pair gains or
+            loses its unconditional request or starts to wait for one, or a streamed text becomes complete.
     """
 
     def __init__(self, rules: SegmentRules, hash_block_size: int):
@@ -467,7 +469,7 @@ class RequestTable(dict[str, RequestState]):
         return ids | {partner for request_id in ids if (partner := self.partner(request_id)) is not None}
 
     def guidance_has_begun(self, state: RequestState) -> bool:
-        """Return True if the next row that the CFG pair of `state` samples is guided."""
+        """Return True if the next row sampled by the CFG pair of `state` is guided."""
         pair = state.pair
         return pair is not None and self[pair.conditional].next_output >= pair.first_output
 
@@ -479,9 +481,9 @@ class RequestTable(dict[str, RequestState]):
     def must_compute_more(self, request: Request, num_rows: int) -> bool:
         """Return True if a prefix-cache hit must be shortened by one block.
 
-        A request that is bound to its CFG partner must compute at least one row before the row that samples. With MCTP
-        modules, the KV entries of the last rows of a block depend on the ids after the block, which may differ from
-        the ids of the cached request.
+        A request that is bound to its CFG partner must compute at least one row before the row that is sampled from.
+        With MCTP modules, the KV entries of the last rows of a block depend on the ids after the block, which may
+        differ from the ids of the cached request.
 
         Args:
             request: The request.

@@ -42,13 +42,13 @@ class SampledRows:
     """Rows sampled in the step whose output is being processed, at most `max_rows` per request.
 
     Attributes:
-        codes: Ids of streams 1 to S - 1 by request id, [n][S - 1].
+        codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
     """
 
     def __init__(self, layout: StreamLayout, max_rows: int, num_pauses: int = 0) -> None:
         self._num_codes = layout.num_output_streams - 1
         self._shape, self._num_pauses = (max_rows, layout.num_input_streams - 1), num_pauses
-        self._pauses: dict[str, list[int]] = {}  # probabilities of pauses, as words, by request id
+        self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
         self.codes: dict[str, list[list[int]]] = {}
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
@@ -75,7 +75,7 @@ class SampledRows:
         self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """Return the rows of a request to send to the front end now, flat, in the format of `protocol.read_rows`.
+        """Return the rows of a request to send to the front end now, in the format of `read_rows`.
 
         Args:
             state: State of the request.
@@ -96,7 +96,7 @@ class SampledRows:
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
-        """Record a preempted request, whose waiting rows are sent with the next output."""
+        """Record a preempted request, whose unsent rows are sent with the next output."""
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
@@ -113,7 +113,7 @@ PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than most s
 
 
 class StepStats:
-    """Metrics of the scheduler, published through `share` every PERIOD_S; if `share` is None, they stay unpublished."""
+    """Metrics of the scheduler, published through `share` every PERIOD_S unless `share` is None."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class StepStats:
             self.report(running, num_waiting)
 
     def count_preemption(self, state: RequestState) -> None:
-        """Count a preempted request; a preempted CFG pair is counted with its conditional request."""
+        """Count a preempted request. A preempted CFG pair is counted with its conditional request."""
         self.values.preemptions_total += 1
         self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
 
@@ -173,7 +173,7 @@ class StepStats:
         values.running_requests = len(running)
         values.waiting_requests = num_waiting
         values.running_pairs = both / 2
-        # Pairs with one running request, whose other request exists but does not run.
+        # Pairs with one running request whose other request exists but is not running.
         values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
         values.dropped_halves_total = self._guidance.num_dropped
         values.restored_halves_total = self._guidance.num_restored
@@ -184,7 +184,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics, or None if the front end does not read them."""
+    """Return the function that publishes this scheduler's statistics, or None if nobody reads them."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -282,12 +282,15 @@ class UnconditionalOutput:
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
     ) -> dict[str, int]:
-        """Record the sampled rows of unconditional requests; return the other entries of `scheduled` for vLLM's loop.
+        """Record the sampled rows of unconditional requests.
 
         Args:
             output: Output of the step.
-            codes: Ids of streams 1 to S - 1 of the requests that sampled, by request id.
-            scheduled: Number of scheduled rows by request id.
+            codes: Ids of streams 1 to S - 1 of the requests that sampled, keyed by request id.
+            scheduled: Number of scheduled rows, keyed by request id.
+
+        Returns:
+            The other entries of `scheduled`, for vLLM's loop.
         """
         if not codes:
             return scheduled
@@ -394,7 +397,7 @@ class PairedScheduling(Base):
     def _plan(self) -> None:
         """Plan the next step, preempting the youngest CFG pairs until it fits.
 
-        After a preemption no queued request is admitted in this step.
+        After a preemption, no queued request is admitted in this step.
         """
         self._admits = True
         while True:
@@ -409,7 +412,7 @@ class PairedScheduling(Base):
             self._preempt(to_preempt)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
-        """Preempt requests and move them to the head of the queue, behind the requests that running pairs wait for."""
+        """Preempt requests and move them to the queue's head, after requests that running pairs await."""
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
@@ -428,7 +431,7 @@ class PairedScheduling(Base):
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Return the number of rows of `request` to compute in this step (vLLM's hook)."""
         grant = self._grants.get(request.request_id)
-        if grant is not None:  # the request ran when this step was planned
+        if grant is not None:  # the request was running when this step was planned
             return grant if grant <= num_new_tokens else 0  # a multi-token step is never split
         if (
             not self._admits
@@ -443,7 +446,7 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, shortened by one block if the request must compute more rows itself."""
+        """Return vLLM's prefix-cache hit, shortened by one block if the request must compute more rows."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
@@ -453,7 +456,7 @@ class PairedScheduling(Base):
     def add_request(self, request: Request) -> None:
         """Queue a request, followed by its unconditional request if the reply begins with guided audio."""
         if self.texts.absorb_updates(request):
-            return  # more text or audio for requests in progress is sent as a request, too
+            return  # more text or audio for requests in progress is also sent as a request
         state = self.table.add(request)
         super().add_request(request)
         if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
@@ -473,7 +476,7 @@ class PairedScheduling(Base):
             super().finish_requests([self.table.drop_unconditional(state) for state in states], ABORTED)
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """Finish requests together with their CFG partners; return the finished requests that the front end knows.
+        """Finish requests and their CFG partners; return the finished requests known to the front end.
 
         Args:
             request_ids: One id or several; None for all requests.
@@ -489,7 +492,10 @@ class PairedScheduling(Base):
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
     def has_unfinished_requests(self) -> bool:
-        """Return True if a step has work to do, which is not the case if all replies are blocked on text or audio."""
+        """Return True if a step has work to do.
+
+        There is none if all replies are blocked on text or audio.
+        """
         return super().has_unfinished_requests() and not self.texts.all_held
 
     def update_from_output(
@@ -511,9 +517,9 @@ class PairedScheduling(Base):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        """Record the sampled rows of one request; return the ids to send now, and True if the request has ended.
+        """Record the sampled rows of one request; return the ids to send now, and True if it has ended.
 
-        Codes are recorded before vLLM appends the tokens, because the block hashes computed there cover both.
+        Codes are recorded before vLLM appends the tokens, because the block hashes computed at that point cover both.
         """
         state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
@@ -559,7 +565,7 @@ class PairedScheduling(Base):
         return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to the output of a finished request; return False if the output has no receiver."""
+        """Append the trailer to a finished request's output; return False if nobody receives the output."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
