@@ -45,7 +45,7 @@ ALLOWED = {
         "engine/kernels", "families", "records", "streams", "config", "limits", "worker_process", "errors",
         "untrusted_files",
     },
-    "engine/scheduling": {"engine", "families", "records", "streams", "errors"},
+    "engine/scheduling": {"engine", "families", "records", "streams", "worker_process", "errors"},
     "engine/worker": {
         "engine", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs", "errors",
     },

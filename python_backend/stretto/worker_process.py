@@ -1,8 +1,10 @@
 """Child process that runs jobs one at a time. Their CPU time, memory and crashes do not affect the parent."""
 
+import ctypes
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,7 +15,14 @@ SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # at most 15 characters; the
 ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket on which the spare process listens
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 START_S = 300.0  # for imports and loading models, on a machine that is busy starting the server
+
+
+def die_with_parent() -> None:
+    """Make the kernel kill this process when its parent dies."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class WorkerProcess:

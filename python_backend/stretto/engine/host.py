@@ -8,7 +8,6 @@ spare forks a host in milliseconds, whereas importing vLLM takes seconds. The sp
 a process that has initialised one cannot be forked.
 """
 
-import ctypes
 import gc
 import importlib
 import os
@@ -26,13 +25,11 @@ from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
 from stretto.families.plugin import config_at, family_at
 from stretto.streams.layout import LatentSpec
-from stretto.worker_process import ENGINE_SPARE, HOST_NAME, SPARE_NAME
+from stretto.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 END_S = 5.0
 SPARE_S = 120.0  # time for the spare's imports on a busy machine
 # Imported before a host is forked, because engines need them.
@@ -263,11 +260,6 @@ def _has_message(connection: Connection) -> bool:
     except EOFError:
         return False
     return True
-
-
-def die_with_parent() -> None:
-    """Make the kernel kill this process when its parent dies."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_forked(connection: Connection, greets: bool = False) -> NoReturn:

@@ -17,8 +17,8 @@ from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import Launch, Pulse, slowness
 from stretto.launcher.installation import KEEP_LARGE, MALLOC, LaunchError, state_folder
 from stretto.launcher.launch_log import LaunchLog, log_line
-from stretto.launcher.server import die_with_the_launcher
 from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
+from stretto.worker_process import die_with_parent
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0
@@ -203,7 +203,7 @@ class SpareProcess:
             [*self.command, str(self._socket)],
             env=self._environment,
             stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_the_launcher,
+            preexec_fn=die_with_parent,
         )
 
     def keep_alive(self) -> None:
@@ -275,7 +275,7 @@ class GatewayProcess:
             env=environment,
             pass_fds=[self._pulse.writing],
             stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_the_launcher,
+            preexec_fn=die_with_parent,
         )
         self._pulse.begin(self._process.pid)
 

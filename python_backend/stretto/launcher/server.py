@@ -1,6 +1,5 @@
 """One tritonserver process: start, readiness, monitoring, restart of single models, and shutdown."""
 
-import ctypes
 import http.client
 import json
 import os
@@ -39,6 +38,7 @@ from stretto.launcher.processes import (
 )
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS
+from stretto.worker_process import die_with_parent
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
 Connect = Callable[[], http.client.HTTPConnection]
@@ -114,8 +114,6 @@ class ModelRestart:
                 raise LaunchError(", ".join(missing))
 
 
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)
 REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
 MAX_MODEL_RESTARTS = 8  # per server process: see `restart_models`
 STUCK_S = 20.0  # twice the time that a stub may take to exit on request
@@ -199,11 +197,6 @@ def import_directory(installation: Installation) -> Path | None:
     return None if installation.imports == IMPORT_ROOT else installation.imports
 
 
-def die_with_the_launcher() -> None:
-    """Make the kernel kill this process when the launcher dies (Popen's `preexec_fn`)."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Server:
     """Running tritonserver process.
 
@@ -241,7 +234,7 @@ class Server:
             | mps.client_environment(launch)
             | encodings_environment(config),
             cwd=import_directory(installation),
-            preexec_fn=die_with_the_launcher,
+            preexec_fn=die_with_parent,
         )
         self._crash = CrashWatch(self._process.pid)
         self._priority = LoadPriority(self._process.pid, is_new_server=True) if was_ready_before else None

@@ -19,7 +19,6 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.adapters import check_config
-from stretto.engine.host import die_with_parent
 from stretto.engine.protocol import (
     NO_CHANGE,
     STATS_KEY,
@@ -36,6 +35,7 @@ from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
 from stretto.families.base import Bursts, Family
 from stretto.streams.layout import Segment, StreamLayout
+from stretto.worker_process import die_with_parent
 
 
 class SampledRows:
