@@ -23,11 +23,11 @@ def imported_by(*words: str) -> set[str]:
     return set(done.stdout.rpartition("imported ")[2].split())
 
 
-def test_the_usage_lists_every_command() -> None:
+def test_usage_lists_every_command() -> None:
     assert set(re.findall(r"^  ([a-z-]+) ", USAGE, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_help_is_for_standard_output_and_nothing_to_do_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_prints_to_stdout_and_missing_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert capsys.readouterr() == (USAGE, "")
     assert main([]) == 2
@@ -35,7 +35,7 @@ def test_help_is_for_standard_output_and_nothing_to_do_is_wrong_usage(capsys: py
 
 
 @pytest.mark.parametrize(("word", "kind"), [("sing", "command"), ("--sing", "flag")])
-def test_an_unknown_word_is_one_line_that_names_it(capsys: pytest.CaptureFixture[str], word: str, kind: str) -> None:
+def test_unknown_command_or_flag_prints_one_line(capsys: pytest.CaptureFixture[str], word: str, kind: str) -> None:
     assert main([word]) == 2
     assert capsys.readouterr() == ("", f"stretto: unknown {kind} '{word}'; stretto --help lists all commands\n")
 
@@ -55,7 +55,9 @@ def test_an_unknown_word_is_one_line_that_names_it(capsys: pytest.CaptureFixture
         (["families", "--sing"], "--sing"),
     ],
 )
-def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: list[str], named: str) -> None:
+def test_usage_errors_are_one_line_with_status_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], named: str
+) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
     output, errors = capsys.readouterr()
@@ -67,18 +69,18 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"], ["families"]]
 )
-def test_what_needs_neither_torch_nor_vllm_imports_neither(words: list[str]) -> None:
+def test_light_commands_import_neither_torch_nor_vllm(words: list[str]) -> None:
     imported = imported_by(*words)
     assert "stretto.cli" in imported
     assert not imported & {"torch", "vllm", "transformers", "soundfile"}
 
 
-def test_help_does_not_even_import_the_client() -> None:
+def test_help_does_not_import_the_client() -> None:
     assert not imported_by("--help") & {"grpc", "numpy", "stretto_client"}
 
 
 @pytest.mark.parametrize(("error", "code"), [(LaunchError("port 8000 is in use"), 1), (CannotServe("no vllm"), 3)])
-def test_a_server_that_cannot_be_started_is_one_line_and_a_status(
+def test_server_start_failure_prints_one_line_and_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: LaunchError, code: int
 ) -> None:
     def fail() -> str:
@@ -89,7 +91,9 @@ def test_a_server_that_cannot_be_started_is_one_line_and_a_status(
     assert capsys.readouterr() == ("", f"error: {error}\n")
 
 
-def test_a_named_server_starts_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explicit_server_address_starts_no_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(background, "ready_server", lambda: pytest.fail("a server was asked for"))
     assert main(["speak", "hello", "--server", "127.0.0.1:9", "--play", "off"]) == 3
     assert "no server answers at 127.0.0.1:9" in capsys.readouterr().err
@@ -98,7 +102,7 @@ def test_a_named_server_starts_no_other(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.parametrize(
     ("words", "lacking", "extra"), [(["chat"], "tritonclient", "client"), (["convert", "opuslm"], "torch", "embedded")]
 )
-def test_a_command_says_which_extra_brings_what_it_lacks(words: list[str], lacking: str, extra: str) -> None:
+def test_missing_dependency_error_names_the_package_extra(words: list[str], lacking: str, extra: str) -> None:
     hide = f"import sys; sys.modules[{lacking!r}] = None; from stretto.cli import main; sys.exit(main({words!r}))"
     done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -127,7 +131,9 @@ def test_families_and_codecs_are_listed_with_their_packages(
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65533", "-1"])
-def test_invalid_ports_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str) -> None:
+def test_invalid_ports_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
     monkeypatch.setenv("STRETTO_PORT", port)
     assert main(["speak", "hello"]) == 1
     assert main(["serve", "--status"]) == 1

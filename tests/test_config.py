@@ -6,14 +6,14 @@ import pytest
 from stretto.config import DecoderConfig, EngineConfig
 
 
-def test_decoder_parameters_are_parsed_and_foreign_ones_left_alone() -> None:
+def test_decoder_parameters_are_parsed_and_others_ignored() -> None:
     config = DecoderConfig.from_parameters(
         {"codec": "tiny", "device": "cuda:1", "max_batch": "4", "idle_timeout_s": "2.5", "checkpoint": "somewhere"}
     )
     assert config == DecoderConfig(codec="tiny", device="cuda:1", max_batch=4, idle_timeout_s=2.5)
 
 
-def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
+def test_right_context_and_runtime_are_parameters() -> None:
     assert DecoderConfig.from_parameters({"right_frames": "3", "runtime": "onnx"}) == DecoderConfig(
         right_frames=3, runtime="onnx"
     )
@@ -41,24 +41,24 @@ def test_the_latency_dial_and_the_runtime_are_parameters() -> None:
         ({"graphs": "yes"}, "graphs must be true or false, got 'yes'"),
     ],
 )
-def test_a_decoder_parameter_out_of_range_is_named(parameters: dict[str, str], message: str) -> None:
+def test_out_of_range_decoder_parameter_is_named(parameters: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecoderConfig.from_parameters(parameters)
 
 
-def test_engine_arguments_are_taken_from_the_file_verbatim(tmp_path: Path) -> None:
+def test_engine_arguments_are_read_verbatim_from_the_file(tmp_path: Path) -> None:
     arguments = {"max_num_seqs": 4, "dtype": "float32"}
     (tmp_path / "engine.json").write_text(json.dumps(arguments))
     assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path) == EngineConfig(tmp_path, arguments)
 
 
 @pytest.mark.parametrize("name", ["model", "scheduler_cls", "skip_tokenizer_init"])
-def test_what_the_plugin_decides_may_not_be_given(name: str, tmp_path: Path) -> None:
+def test_plugin_controlled_engine_arguments_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=name):
         EngineConfig(tmp_path, {name: "mine"})
 
 
-def test_shares_of_the_cache_are_taken_from_the_file_too(tmp_path: Path) -> None:
+def test_kv_cache_shares_are_read_from_the_config_file(tmp_path: Path) -> None:
     share = {"understanding": 0.4, "generation": 1}
     record = {"max_num_seqs": 4, "kv_share": share, "batch_invariant": True}
     (tmp_path / "engine.json").write_text(json.dumps(record))
@@ -66,13 +66,13 @@ def test_shares_of_the_cache_are_taken_from_the_file_too(tmp_path: Path) -> None
     assert (config.engine_args, config.kv_share, config.batch_invariant) == ({"max_num_seqs": 4}, share, True)
 
 
-def test_how_many_may_wait_is_taken_from_the_file_too(tmp_path: Path) -> None:
+def test_max_waiting_is_read_from_the_config_file(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"max_num_seqs": 4, "max_waiting": 0}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
     assert (config.engine_args, config.max_waiting) == ({"max_num_seqs": 4}, 0)
 
 
-def test_captured_solver_steps_are_integers(tmp_path: Path) -> None:
+def test_latent_steps_option_must_be_integers(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"latent_steps": [5, 10]}')
     assert EngineConfig.from_file(tmp_path / "engine.json", tmp_path).latent_steps == [5, 10]
     for value in (5, [1.5], [True], "5"):
@@ -80,19 +80,19 @@ def test_captured_solver_steps_are_integers(tmp_path: Path) -> None:
             EngineConfig(tmp_path, latent_steps=value)  # type: ignore[arg-type]
 
 
-def test_a_target_of_first_frames_is_taken_from_the_file_too(tmp_path: Path) -> None:
+def test_first_frame_target_is_read_from_engine_json(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"max_num_seqs": 4, "first_frame_target_s": 1.5}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
     assert (config.engine_args, config.first_frame_target_s) == ({"max_num_seqs": 4}, 1.5)
 
 
 @pytest.mark.parametrize("value", [0, -1.5, "soon", True, float("inf"), float("nan")])
-def test_a_target_of_first_frames_out_of_range_is_named(value: object, tmp_path: Path) -> None:
+def test_out_of_range_first_frame_target_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"first_frame_target_s must be > 0, or null for none, got {value!r}"):
         EngineConfig(tmp_path, first_frame_target_s=value)  # type: ignore[arg-type]
 
 
-def test_adapters_lie_beside_the_checkpoint_or_where_they_are_said_to(tmp_path: Path) -> None:
+def test_adapter_paths_are_absolute_or_relative_to_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text('{"adapters": {"near": "adapters/near", "far": "/srv/far"}}')
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path / "checkpoint")
     assert config.engine_args == {}
@@ -100,7 +100,7 @@ def test_adapters_lie_beside_the_checkpoint_or_where_they_are_said_to(tmp_path: 
 
 
 @pytest.mark.parametrize("adapters", [["narrator"], {"narrator": ""}, {"": "narrator"}, {"narrator": 3}, None])
-def test_adapters_that_are_no_names_and_folders_are_refused(adapters: object, tmp_path: Path) -> None:
+def test_invalid_adapters_option_is_refused(adapters: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapters: expected"):
         EngineConfig(tmp_path, adapters=adapters)  # type: ignore[arg-type]
 
@@ -108,13 +108,13 @@ def test_adapters_that_are_no_names_and_folders_are_refused(adapters: object, tm
 @pytest.mark.parametrize(
     ("name", "expected"), [("batch_invariant", "true, false or null"), ("live_reserve", "true or false")]
 )
-def test_a_switch_is_true_or_false(name: str, expected: str, tmp_path: Path) -> None:
+def test_boolean_options_must_be_booleans(name: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be {expected}, got 'yes'"):
         EngineConfig(tmp_path, **{name: "yes"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "many", True])
-def test_a_number_that_may_wait_out_of_range_is_named(value: object, tmp_path: Path) -> None:
+def test_out_of_range_max_waiting_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"max_waiting must be >= 0, or null for no bound, got {value!r}"):
         EngineConfig(tmp_path, max_waiting=value)  # type: ignore[arg-type]
 
@@ -130,6 +130,6 @@ def test_a_number_that_may_wait_out_of_range_is_named(value: object, tmp_path: P
         ({"understanding": True}, r"kv_share.understanding must be in \(0, 1\], got True"),
     ],
 )
-def test_a_share_out_of_range_is_named(share: dict, message: str, tmp_path: Path) -> None:
+def test_out_of_range_kv_share_is_refused(share: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(tmp_path, kv_share=share)

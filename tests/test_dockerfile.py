@@ -32,13 +32,13 @@ def copied() -> list[str]:
     return [word for line in words for word in line[:-1]]
 
 
-def test_every_keyword_is_one_of_docker() -> None:
+def test_dockerfile_keywords_are_known() -> None:
     known = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL STOPSIGNAL USER VOLUME WORKDIR".split()
     assert {name for name, _ in INSTRUCTIONS} <= set(known), "ADD is not among them: it fetches and unpacks unseen"
     assert INSTRUCTIONS[0][0] == "FROM"
 
 
-def test_the_base_image_and_every_foreign_image_are_pinned_by_version() -> None:
+def test_all_images_are_pinned_by_version() -> None:
     images = [rest.split()[0] for rest in every("FROM")]
     images += [match.group(1) for rest in every("COPY") if (match := re.match(r"--from=(\S+)", rest))]
     assert images
@@ -48,12 +48,12 @@ def test_the_base_image_and_every_foreign_image_are_pinned_by_version() -> None:
         assert re.match(r"\d+\.\d+", tag), f"{image} is not pinned by a version"
 
 
-def test_nothing_is_called_latest() -> None:
+def test_no_image_uses_the_latest_tag() -> None:
     assert "latest" not in (ROOT / "Dockerfile").read_text()
     assert "latest" not in (ROOT / "compose.yaml").read_text()
 
 
-def test_the_base_fits_the_package() -> None:
+def test_base_image_matches_the_package() -> None:
     (base,) = every("FROM")
     assert base.startswith("nvcr.io/nvidia/tritonserver:")
     assert base.endswith("-py3")
@@ -64,7 +64,7 @@ def test_the_base_fits_the_package() -> None:
     assert any(vllm in rest.split() for rest in every("RUN")), f"the image installs another vllm than {vllm}"
 
 
-def test_it_does_not_run_as_root() -> None:
+def test_image_does_not_run_as_root() -> None:
     (user,) = every("USER")
     assert user not in ("root", "0")
     assert any(f"useradd --create-home --uid 10001 {user}" in rest for rest in every("RUN"))
@@ -72,7 +72,7 @@ def test_it_does_not_run_as_root() -> None:
     assert INSTRUCTIONS.index(("USER", user)) > last_run, "RUN after USER would fail to install"
 
 
-def test_the_command_and_the_health_check_take_signals_directly() -> None:
+def test_command_and_health_check_use_exec_form() -> None:
     (command,) = every("CMD")
     arguments = json.loads(command)
     assert arguments[:2] == ["stretto", "serve"]
@@ -84,7 +84,7 @@ def test_the_command_and_the_health_check_take_signals_directly() -> None:
     assert ":8000/" in probe[-1]
 
 
-def test_nothing_is_fetched_at_run_time() -> None:
+def test_image_downloads_nothing_at_run_time() -> None:
     (command,) = every("CMD")
     assert not set(json.loads(command)) & set(NETWORK_TOOLS)
     environment = " ".join(every("ENV"))
@@ -92,7 +92,7 @@ def test_nothing_is_fetched_at_run_time() -> None:
         assert switch in environment
 
 
-def test_what_is_installed_leaves_no_cache_behind() -> None:
+def test_installations_leave_no_caches() -> None:
     for rest in every("RUN"):
         if "apt-get install" in rest:
             assert "--no-install-recommends" in rest
@@ -102,18 +102,18 @@ def test_what_is_installed_leaves_no_cache_behind() -> None:
             assert "--no-cache" in rest
 
 
-def test_shells_stop_at_the_first_failure() -> None:
+def test_dockerfile_shell_stops_at_the_first_failure() -> None:
     (shell,) = every("SHELL")
     assert json.loads(shell) == ["/bin/bash", "-euo", "pipefail", "-c"]
     assert not any("sudo" in rest for rest in every("RUN"))
 
 
-def test_folders_are_absolute() -> None:
+def test_dockerfile_workdirs_are_absolute() -> None:
     assert all(rest.startswith("/") for rest in every("WORKDIR"))
 
 
 @pytest.mark.parametrize("source", copied())
-def test_what_is_copied_exists_and_is_not_ignored(source: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(source: str) -> None:
     assert (ROOT / source).exists()
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     ignored = False
@@ -124,13 +124,13 @@ def test_what_is_copied_exists_and_is_not_ignored(source: str) -> None:
 
 
 @pytest.mark.parametrize("path", [".git", ".venv", ".stretto", "tests", "speech.wav"])
-def test_what_is_not_needed_stays_out_of_the_build(path: str) -> None:
+def test_unneeded_files_stay_out_of_the_docker_build(path: str) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     assert f"!{path}" not in lines
 
 
-def test_compose_runs_this_image_with_a_gpu_and_no_privileges() -> None:
+def test_compose_file_runs_the_image_with_a_gpu_unprivileged() -> None:
     text = (ROOT / "compose.yaml").read_text()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"image: stretto:{version}" in text
@@ -144,7 +144,7 @@ def test_compose_runs_this_image_with_a_gpu_and_no_privileges() -> None:
     assert int(re.search(r"stop_grace_period: (\d+)s", text).group(1)) > 30, "longer than the launcher drains"
 
 
-def test_what_is_compiled_outlives_the_container() -> None:
+def test_compiled_kernels_survive_the_container() -> None:
     (cache,) = re.findall(r"- cache:(\S+)", (ROOT / "compose.yaml").read_text())
     environment = dict(word.split("=") for rest in every("ENV") for word in rest.split())
     for name in ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
@@ -152,7 +152,7 @@ def test_what_is_compiled_outlives_the_container() -> None:
     assert any(f"install --directory --owner=stretto --group=stretto {cache}" in rest for rest in every("RUN"))
 
 
-def test_mps_is_asked_for_by_a_file_of_its_own() -> None:
+def test_mps_is_enabled_by_a_separate_compose_file() -> None:
     text = (ROOT / "compose.mps.yaml").read_text()
     assert "CUDA_MPS_PIPE_DIRECTORY" in text
     assert "CUDA_MPS" not in (ROOT / "compose.yaml").read_text()

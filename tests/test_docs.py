@@ -23,7 +23,7 @@ def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+def test_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     built = build(ROOT, tmp_path)
     assert built.returncode == 0, built.stdout + built.stderr
     pages = {path: path.read_text() for path in tmp_path.rglob("*.html")}
@@ -35,7 +35,7 @@ def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> N
     assert "Returns:" in (tmp_path / "python" / "index.html").read_text() or "Parameters:" in "".join(pages.values())
 
 
-def test_links_of_the_repository_become_links_of_the_site() -> None:
+def test_repository_links_are_converted_to_site_links() -> None:
     text = "[a](docs/api.md#speech) [![b](docs/page_light.png)](docs/page.md) [c](LICENSE) [d](none.md)\n\n"
     code = "    [e](docs/api.md)\n"
     expected = "[a](api.md#speech) [![b](page_light.png)](page.md) c [d](none.md)\n\n"
@@ -47,7 +47,7 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
     assert docs_site.converted_links("[a](../../docs/api.md)", "benchmarks/results/chaos.md") == "[a](../../../api.md)"
 
 
-def test_the_table_of_options_is_that_of_the_schema() -> None:
+def test_options_table_matches_the_schema() -> None:
     page = docs_site.OPTIONS_PAGE.read_text()
     assert page == docs_site.page_with_table(page), "run python -m scripts.docs_site"
     names = [name for name, *_ in docs_site.option_rows(OptionsRecord)]
@@ -55,7 +55,7 @@ def test_the_table_of_options_is_that_of_the_schema() -> None:
     assert set(OptionsRecord.__annotations__) <= set(names)
 
 
-def test_hooks_and_workflow_run_what_is_there() -> None:
+def test_hooks_and_workflow_run_existing_programs() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {hook["id"] for hook in hooks} == {"ruff", "ruff-format", "mypy"}
     locked = (ROOT / "requirements" / "dev.txt").read_text()

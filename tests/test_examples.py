@@ -58,14 +58,14 @@ async def server() -> AsyncIterator[tuple[FakeServer, str]]:
     await server.stop()
 
 
-async def test_speak(server: tuple[FakeServer, str], tmp_path: Path) -> None:
+async def test_speak_example_runs(server: tuple[FakeServer, str], tmp_path: Path) -> None:
     printed = await run("speak.py", "a cat", "--server", server[1], cwd=tmp_path)
     assert "cat" in printed
     assert "seed 7" in printed
     assert length_of(tmp_path / "speech.wav") == NUM_SAMPLES
 
 
-async def test_stream_llm(server: tuple[FakeServer, str], tmp_path: Path) -> None:
+async def test_stream_llm_example_runs(server: tuple[FakeServer, str], tmp_path: Path) -> None:
     """A fake language model answers with two sentences in pieces."""
     pieces = ["One sen", "tence. ", "Anot", "her one."]
 
@@ -88,7 +88,7 @@ async def test_stream_llm(server: tuple[FakeServer, str], tmp_path: Path) -> Non
     assert length_of(tmp_path / "answer.wav") > NUM_SAMPLES
 
 
-async def test_transcribe_live(tmp_path: Path) -> None:
+async def test_transcribe_live_example_runs(tmp_path: Path) -> None:
     """The file is 0.2 s long, and its samples arrive in at most three parts."""
     complete, heard = asyncio.Event(), list[float]()
 
@@ -123,7 +123,7 @@ async def test_clone_voice(server: tuple[FakeServer, str], tmp_path: Path) -> No
     assert length_of(tmp_path / "cloned.wav") == NUM_SAMPLES
 
 
-async def test_openai_client(start: Start, tmp_path: Path) -> None:
+async def test_openai_client_example_runs(start: Start, tmp_path: Path) -> None:
     running = await start(script)
     printed = await run("openai_client.py", "--url", f"{running.url}/v1", cwd=tmp_path)
     assert printed == f"speech.wav: {WORDS}\n"
@@ -132,7 +132,9 @@ async def test_openai_client(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_python_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_engine_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The example runs in this process, which has imported vLLM."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["python_engine.py", "Good morning."])

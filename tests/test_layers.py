@@ -211,12 +211,12 @@ def upward_imports(path: Path) -> list[str]:
     ]
 
 
-def test_imports_are_those_of_the_table() -> None:
+def test_imports_follow_the_layer_table() -> None:
     violations = [line for path in OURS for line in upward_imports(path)]
     assert not violations, "\n".join(violations)
 
 
-def test_the_table_runs_downwards_only_and_has_no_package_that_is_gone() -> None:
+def test_layer_table_is_ordered_and_has_only_existing_packages() -> None:
     lower = set[str]()
     for package, allowed in ALLOWED.items():
         assert allowed <= lower, f"{package}: {sorted(allowed - lower)} not below it"
@@ -224,7 +224,7 @@ def test_the_table_runs_downwards_only_and_has_no_package_that_is_gone() -> None
     assert {line_of(own_package(path)) for path in OURS} == ALLOWED.keys()
 
 
-def test_no_packages_import_each_other_in_a_circle() -> None:
+def test_packages_have_no_import_cycles() -> None:
     """Each built-in plug-in is a package. Only other plug-ins import it, and they form no cycle."""
     graph: dict[str, set[str]] = {}
     for path in OURS:
@@ -235,12 +235,12 @@ def test_no_packages_import_each_other_in_a_circle() -> None:
     assert not {user: used & plugins for user, used in graph.items() if used & plugins and user not in plugins}
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_import_cycles() -> None:
     known = {module_name(path): path for path in SOURCES if not path.is_relative_to(ROOT / "model_repository")}
     assert not find_circle({name: imported_modules(path, known) for name, path in known.items()})
 
 
-def test_a_circle_is_found() -> None:
+def test_import_cycle_is_found() -> None:
     assert find_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
     assert set(find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
@@ -259,7 +259,7 @@ def forbidden_roots(path: Path) -> set[str]:
     return forbidden
 
 
-def test_programs_around_the_package_keep_to_their_side() -> None:
+def test_clients_and_adapters_respect_import_boundaries() -> None:
     violations = []
     for path in SOURCES:
         used = {module.split(".")[0] for module in imports(path)} & forbidden_roots(path)
@@ -276,7 +276,7 @@ def test_programs_around_the_package_keep_to_their_side() -> None:
     assert not violations, "\n".join(violations)
 
 
-def test_converters_are_imported_by_name_alone() -> None:
+def test_converters_are_imported_only_by_name() -> None:
     converters = {module_name(path): path for path in OURS if path.stem.startswith("convert")}
     assert converters
     users = [path for path in OURS if imported_modules(path, converters) and path not in converters.values()]
@@ -291,7 +291,7 @@ def name_pattern(name: str) -> str:
     return rf"\b{'[ _-]?'.join(words)}\b"
 
 
-def test_no_line_of_the_core_names_a_family_or_a_codec() -> None:
+def test_core_does_not_mention_families_or_codecs() -> None:
     """Families and codecs are plug-ins. Only their own packages and the shared encoders may name them."""
     own = [path for path in OURS if not {PLUGIN, "codecs", "encoders"} & {line_of(own_package(path))}]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -308,7 +308,7 @@ def test_no_line_of_the_core_names_a_family_or_a_codec() -> None:
 
 
 @pytest.mark.parametrize("line", ["# VALL-E has", "opuslm", "Qwen3-TTS's", "of Higgs Audio v2", 'codec: str = "tiny"'])
-def test_names_are_found_in_code_and_prose(line: str) -> None:
+def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
     names = ("valle", "opuslm", "qwen3_tts", "higgs_audio_v2", "tiny")
     assert re.search("|".join(map(name_pattern, names)), line, re.IGNORECASE)
     assert not re.search(name_pattern("tiny"), "a tiny step")
@@ -329,7 +329,7 @@ def oversized(path: Path) -> list[str]:
     return found
 
 
-def test_files_and_functions_stay_within_outer_bounds() -> None:
+def test_file_and_function_sizes_are_limited() -> None:
     violations = [line for path in SOURCES for line in oversized(path)]
     assert not violations, "\n".join(violations)
 
@@ -366,13 +366,13 @@ def class_sizes(sources: Mapping[str, list[ast.stmt]]) -> dict[tuple[str, str], 
     return {key: sum(map(num_lines, lineage(key))) for key in classes}
 
 
-def test_classes_are_short_with_all_that_they_inherit_of_ours() -> None:
+def test_class_size_including_inherited_code_is_limited() -> None:
     sizes = class_sizes({module_name(path): statements(path) for path in SOURCES if path not in ADAPTERS})
     long = {key: size for key, size in sizes.items() if size > MAX_CLASS_LINES}
     assert not long
 
 
-def test_inherited_lines_count_once_each() -> None:
+def test_inherited_lines_are_counted_once() -> None:
     base = "class A:\n    x = 1\n    y = 2\n\nclass B(A): pass\n"
     heir = "from base import A, B\nfrom other import C\n\nclass D(B, A, C):\n    z = 3\n"
     sizes = class_sizes({"base": ast.parse(base).body, "heir": ast.parse(heir).body})

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from stretto.limits import FairLimit
 
 
-def test_a_host_may_have_as_many_as_are_left_over() -> None:
+def test_fair_limit_gives_a_host_at_most_the_remaining_units() -> None:
     shares = FairLimit(8)
     with ExitStack() as stack:
         taken = [stack.enter_context(shares.reserving(host)) for host in "aaaaabbbcc"]
@@ -14,7 +14,7 @@ def test_a_host_may_have_as_many_as_are_left_over() -> None:
         assert [stack.enter_context(shares.reserving("b")) for _ in range(5)] == [True] * 4 + [False]
 
 
-def test_an_amount_is_had_whole_or_not_at_all_and_nothing_is_left_of_it() -> None:
+def test_fair_limit_amounts_are_all_or_nothing_and_released() -> None:
     shares = FairLimit(8)
     assert shares.has_free("a", 8)
     shares.acquire("a", 3)

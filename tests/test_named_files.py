@@ -36,24 +36,24 @@ def named(path: str) -> set[str]:
 READERS = [path for path in TRACKED if path != "CHANGELOG.md" and (ROOT / path).is_file() and named(path)]
 
 
-def test_the_tree_of_the_architecture_has_every_folder() -> None:
+def test_architecture_tree_lists_every_folder() -> None:
     shown = set(re.findall(r"^    (\w+)/", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE))
     assert {path.partition("/")[0] for path in TRACKED if "/" in path and not path.startswith(".")} <= shown
 
 
-def test_pages_that_name_files_are_found() -> None:
+def test_docs_pages_with_file_names_are_found() -> None:
     assert {"docs/engine.md", "docs/architecture.md"} <= set(READERS)
 
 
 @pytest.mark.parametrize("path", READERS)
-def test_every_file_that_is_named_is_there(path: str) -> None:
+def test_referenced_files_exist(path: str) -> None:
     missing = [
         name for name in named(path) - OTHERS if not any(f"/{file}".endswith(f"/{name.lstrip('./')}") for file in FILES)
     ]
     assert not missing
 
 
-def test_every_module_that_a_registry_names_has_that_attribute() -> None:
+def test_registry_module_attributes_exist() -> None:
     sources = [
         path for path in TRACKED if path.startswith(("python_backend/", "gateway/", "client/")) and path.endswith(".py")
     ]

@@ -59,7 +59,7 @@ def share_of_markers(texts: list[str]) -> float:
     return sum(MARKER.search(text) is not None for text in texts) / len(texts)
 
 
-def test_docstrings_name_their_subject() -> None:
+def test_docstrings_are_in_plain_language() -> None:
     shares = {name: share_of_markers(docstrings(ROOT / name)) for name in MOST}
     over = {name: f"{share:.1%} > {MOST[name]:.0%}" for name, share in shares.items() if share > MOST[name]}
     assert not over, over
@@ -71,7 +71,7 @@ def blocks(document: str) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def test_documents_name_their_subject() -> None:
+def test_documents_are_in_plain_language() -> None:
     over = {}
     for patterns, most in MOST_IN_DOCUMENTS.items():
         texts = [block for pattern in patterns for path in ROOT.glob(pattern) for block in blocks(path.read_text())]
@@ -80,11 +80,11 @@ def test_documents_name_their_subject() -> None:
     assert not over, over
 
 
-def test_blocks_of_a_document() -> None:
+def test_markdown_blocks_are_extracted() -> None:
     text = "# Title\n\nOne\nparagraph.\n\n- item\n- other\n\n    code says\n\n```sh\ntell\n```\n| cell |\n"
     assert blocks(text) == ["Title", "One paragraph.", "item", "other", "cell |"]
 
 
-def test_a_marker_is_counted() -> None:
+def test_plain_language_markers_are_counted() -> None:
     assert share_of_markers(["What it is told of who has left."]) == 1.0
     assert share_of_markers(["Client-disconnect flags shared with the model processes.", "Return the id."]) == 0.0

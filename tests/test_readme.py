@@ -60,21 +60,21 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
 }
 
 
-def test_the_readme_shows_one_command_that_speaks_and_one_that_tests() -> None:
+def test_readme_shows_one_speak_and_one_test_command() -> None:
     assert [words[0] for words in SCRIPTS] == ["scripts/speak.sh", "scripts/test.sh"]
     for script, *_ in SCRIPTS:
         assert os.access(ROOT / script, os.X_OK)
 
 
-def test_the_readme_shows_the_last_line_that_the_first_command_prints() -> None:
+def test_readme_shows_the_output_of_the_first_command() -> None:
     assert LAST_LINE.search(README)
 
 
-def test_the_pages_show_every_command_at_work() -> None:
+def test_docs_pages_show_every_command() -> None:
     assert {words[0] for page in PAGES for words in shown(page)} == set(COMMANDS)
 
 
-def test_the_readme_is_short_and_links_to_every_page() -> None:
+def test_readme_is_short_and_links_to_every_page() -> None:
     assert len(README.split()) <= 1200
     linked = set(re.findall(r"\]\(((?:docs|benchmarks)/[^)#]+|[A-Z]+\.md)", README))
     pages = {str(page.relative_to(ROOT)) for page in PAGES[1:]} - {
@@ -98,7 +98,7 @@ def test_documented_flags_exist(words: list[str], tmp_path: Path, monkeypatch: p
     assert PARSERS[name](rest) if name in PARSERS else parse(words, "stretto")
 
 
-def test_the_files_that_the_installation_names_are_there() -> None:
+def test_files_named_in_the_install_docs_exist() -> None:
     named = set(re.findall(r"requirements/\w+\.txt", (ROOT / "docs" / "install.md").read_text()))
     assert named >= {"requirements/overrides.txt", "requirements/embedded.txt"}
     assert all((ROOT / name).is_file() for name in named)
@@ -106,7 +106,7 @@ def test_the_files_that_the_installation_names_are_there() -> None:
 
 @pytest.mark.server
 @pytest.mark.nightly  # by day scripts/test_speak.py, and tests/server
-def test_the_first_command_speaks_and_its_server_stays_until_it_is_stopped(tmp_path: Path) -> None:
+def test_readme_command_speaks_and_its_server_runs_until_stopped(tmp_path: Path) -> None:
     """The set-up is skipped, because this test already runs in its environment."""
     environment = os.environ | {"STRETTO_PORT": str(free_row(3))}
     stretto = [sys.executable, "-m", "stretto"]

@@ -38,7 +38,7 @@ YAML = {
 
 
 @pytest.mark.parametrize("kind", YAML)
-def test_yaml_that_no_release_has_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_or_malformed_yaml_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, message = YAML[kind]
     Path("config.yaml").write_text(text)
@@ -50,7 +50,7 @@ def test_yaml_that_no_release_has_is_refused(kind: str, tmp_path: Path, monkeypa
     assert not Path("was-run").exists()
 
 
-def test_yaml_as_releases_have_it_is_read(tmp_path: Path) -> None:
+def test_yaml_used_by_releases_is_read(tmp_path: Path) -> None:
     """The YAML has anchors, long lists, dates, numbers, and a string of digits, which is not a number."""
     (tmp_path / "config.yaml").write_text(f"a: &a [1, 2.5e-3]\nb: *a\nc: 2026-02-28\nd: '{'9' * 500}'\n")
     record = yaml_mapping(tmp_path / "config.yaml")
@@ -67,7 +67,7 @@ def test_yaml_as_releases_have_it_is_read(tmp_path: Path) -> None:
         ('"\\ud800', "JSONDecodeError"),
     ],
 )
-def test_json_that_no_release_has_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_malformed_release_json_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(CheckpointError) as error:
@@ -77,18 +77,18 @@ def test_json_that_no_release_has_is_refused(text: str, message: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "n_layers", "residual_lm_num_layers"])
-def test_configs_of_a_million_layers_are_refused(name: str) -> None:
+def test_config_with_too_many_layers_is_refused(name: str) -> None:
     check_layers({"a": [{name: MAX_LAYERS}], "layer_types": ["full"], "layers": None}, "config.json")
     with pytest.raises(CheckpointError, match=f"config.json: {name}: expected at most 1024 layers, got 1000000"):
         check_layers({"a": [{name: 10**6}]}, "config.json")
 
 
-def test_json_of_the_deepest_level_is_read(tmp_path: Path) -> None:
+def test_json_at_the_maximum_depth_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": ' * MAX_DEPTH + "1" + "}" * MAX_DEPTH)
     assert "a" in json_object(tmp_path / "config.json")
 
 
-def test_a_file_for_which_a_reader_would_wait_is_refused(tmp_path: Path) -> None:
+def test_fifo_or_folder_as_config_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     for read in (json_object, yaml_mapping, read_text, regular_file):
         with pytest.raises(CheckpointError, match="expected a regular file, got a FIFO, socket or device"):
@@ -97,7 +97,7 @@ def test_a_file_for_which_a_reader_would_wait_is_refused(tmp_path: Path) -> None
         json_object(tmp_path)
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+def test_oversized_text_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(MAX_TEXT_BYTES + 1)
     with pytest.raises(CheckpointError, match=f"expected at most {MAX_TEXT_BYTES} bytes, got {MAX_TEXT_BYTES + 1}"):
@@ -105,12 +105,12 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\0b", 3, None])
-def test_an_index_names_files_beside_it_only(name: str, tmp_path: Path) -> None:
+def test_index_may_name_only_files_in_its_own_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a file name without a folder"):
         released_file(tmp_path, name)
 
 
-def test_links_may_lead_to_files_of_the_same_release_only(tmp_path: Path) -> None:
+def test_links_may_point_only_within_the_same_release(tmp_path: Path) -> None:
     """A Hugging Face cache has such links: every file in a snapshot is a link to a blob."""
     cache = tmp_path / "models--a--b"
     snapshot, blobs = cache / "snapshots" / "0123", cache / "blobs"
@@ -134,7 +134,7 @@ def test_links_may_lead_to_files_of_the_same_release_only(tmp_path: Path) -> Non
         released_file(cache, "tokenizer.json")
 
 
-def test_a_folder_that_is_itself_a_link_is_a_release(tmp_path: Path) -> None:
+def test_symlinked_release_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "config.json").write_text("{}")
     (tmp_path / "latest").symlink_to("release")

@@ -92,7 +92,7 @@ def files_of_the_tree() -> dict[str, Path]:
     return listed
 
 
-def test_it_holds_every_file_of_the_packages_and_of_the_bundled_model_and_no_other(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_package_and_bundled_model_files(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         expected = files_of_the_tree()
@@ -102,7 +102,7 @@ def test_it_holds_every_file_of_the_packages_and_of_the_bundled_model_and_no_oth
             assert archive.read(name) == path.read_bytes(), name
 
 
-def test_it_has_the_console_command_and_all_entry_points(wheel: Path) -> None:
+def test_wheel_has_the_console_script_and_all_entry_points(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/entry_points.txt"))
         points = configparser.ConfigParser()
@@ -140,7 +140,7 @@ def run(installed: Path, home: Path, *command: str, port: int = 8000) -> "subpro
 
 
 @pytest.mark.nightly
-def test_it_lies_in_its_environment_and_writes_to_the_users_state_folder(installed: Path, tmp_path: Path) -> None:
+def test_installed_package_writes_to_the_user_state_folder(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "python", "-c", SHOW_FOLDERS)
     found, clone, state = done.stdout.split()
     assert Path(found).is_relative_to(installed.parent)
@@ -148,7 +148,7 @@ def test_it_lies_in_its_environment_and_writes_to_the_users_state_folder(install
 
 
 @pytest.mark.nightly
-def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
+def test_installed_commands_run(installed: Path, tmp_path: Path) -> None:
     assert "speak, transcribe and chat" in run(installed, tmp_path, "stretto", "--help").stdout
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert run(installed, tmp_path, "stretto", "--version").stdout == f"stretto {version}\n"
@@ -160,7 +160,7 @@ def test_its_commands_run(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.server
 # in addition to its contents, and the output of a start with an empty state folder (test_readme.py)
 @pytest.mark.nightly
-def test_it_speaks_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_installed_package_speaks_from_an_empty_directory(installed: Path, tmp_path: Path) -> None:
     port, out = free_row(3), ("--out", "anywhere.wav")
     try:
         done = run(installed, tmp_path, "stretto", "speak", "It speaks from anywhere.", *out, port=port)

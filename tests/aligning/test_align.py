@@ -20,7 +20,7 @@ def certain(path: list[int], num_labels: int) -> np.ndarray:
     return log_p
 
 
-def test_paths_equal_torchaudio_s_in_every_case_and_tie() -> None:
+def test_alignment_paths_match_torchaudio_in_every_case_and_tie() -> None:
     stored = np.load(FIXTURE)
     cases = sorted({name.split(".")[0] for name in stored.files})
     assert len(cases) == 254
@@ -30,7 +30,7 @@ def test_paths_equal_torchaudio_s_in_every_case_and_tie() -> None:
         np.testing.assert_array_equal(path, stored[f"{case}.path"], case)
 
 
-def test_a_path_is_the_best_of_all() -> None:
+def test_alignment_path_is_optimal() -> None:
     draw = np.random.default_rng(1)
     for _ in range(20):
         log_p = np.log(draw.dirichlet(np.ones(3), 6)).astype(np.float32)
@@ -56,19 +56,19 @@ def test_a_path_is_the_best_of_all() -> None:
         ([1, 1, 1], "at least 5 frames"),
     ],
 )
-def test_what_does_not_fit_is_refused(targets: list[int], message: str) -> None:
+def test_invalid_alignment_targets_are_refused(targets: list[int], message: str) -> None:
     with pytest.raises(CannotAlign, match=message):
         align(np.zeros((4, 4), np.float32), targets)
 
 
-def test_spans_are_runs_with_their_mean_probability() -> None:
+def test_alignment_spans_have_their_mean_probability() -> None:
     log_p = np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.7, 0.3], [0.5, 0.5]], np.float32))
     found = spans(np.array([0, 1, 1, 0, 1], np.int32), log_p)
     assert [(span.label, span.start, span.end) for span in found] == [(1, 1, 3), (1, 4, 5)]
     assert [span.score for span in found] == pytest.approx([0.7, 0.5])
 
 
-def test_words_end_where_their_last_letter_does_and_a_number_is_a_star() -> None:
+def test_word_times_end_at_the_last_letter_and_numbers_are_wildcards() -> None:
     # "AB" "7" "E'E" with separators; label 8 is the star that the second word becomes
     path = [0, 2, 2, 3, 0, 1, 4, 5, 4, 1, 6, 6, 7, 6, 0, 0]
     found = times(certain(path, 8), ["ab", "7", "e\u2019e"], UPPER, 1.6)
@@ -81,7 +81,7 @@ def test_words_end_where_their_last_letter_does_and_a_number_is_a_star() -> None
     assert found[1].score == 1.0
 
 
-def test_an_alphabet_without_separator_aligns_words_next_to_each_other() -> None:
+def test_alignment_without_a_separator_label() -> None:
     found = times(certain([1, 4, 0, 4, 2], 7), ["An", "né"], LOWER, 0.5)
     assert [each.start_s for each in found] == pytest.approx([0.0, 0.3])
     assert [each.end_s for each in found] == pytest.approx([0.2, 0.5])
@@ -104,11 +104,11 @@ def test_more_words_than_frames_are_refused() -> None:
         ("… — !", []),
     ],
 )
-def test_words_of_a_text(text: str, words: list[str]) -> None:
+def test_text_is_split_into_words(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
-def test_letters_are_those_of_the_alphabet() -> None:
+def test_letters_are_spelled_in_the_model_alphabet() -> None:
     assert UPPER.spell("b\u00e9d\uff21") == [3, 6, 5, 2]  # an accent is dropped, a full-width letter is plain
     assert LOWER.spell("Ion-42|") == [3, 5, 4]
     assert UPPER.spell("777") == []

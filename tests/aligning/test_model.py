@@ -31,7 +31,7 @@ def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("layout", ["english", "multilingual"])
-def test_emissions_are_transformers_own(layout: str, request: pytest.FixtureRequest) -> None:
+def test_aligner_emissions_match_transformers(layout: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(layout)
     aligner = Aligner(folder)
     extracted = Wav2Vec2FeatureExtractor.from_pretrained(folder)(PCM, sampling_rate=16_000, return_tensors="pt")
@@ -46,18 +46,18 @@ def test_emissions_are_transformers_own(layout: str, request: pytest.FixtureRequ
     assert aligner.times(PCM, words) == times(log_p, words, aligner.alphabet, 1.0)
 
 
-def test_the_blank_and_the_case_are_those_of_the_layout(english: Path, multilingual: Path) -> None:
+def test_alphabet_blank_and_case_follow_the_layout(english: Path, multilingual: Path) -> None:
     one, other = Aligner(english).alphabet, Aligner(multilingual).alphabet
     assert (one.blank, one.separator, one.spell("Cat's")) == (0, 4, [19, 7, 6, 27, 12])
     assert (other.blank, other.separator, other.spell("Cat")) == (0, None, [23, 4, 10])
 
 
-def test_a_recording_of_less_than_a_frame_is_refused(english: Path) -> None:
+def test_aligner_refuses_a_recording_shorter_than_a_frame(english: Path) -> None:
     with pytest.raises(CannotAlign, match="at least one frame of samples, got 300 samples"):
         Aligner(english).times(PCM[:300], ["a"])
 
 
-def test_convert_writes_what_make_repository_needs(
+def test_converted_aligner_matches_the_release(
     english: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "release"
@@ -74,7 +74,7 @@ def test_convert_writes_what_make_repository_needs(
     np.testing.assert_array_equal(Aligner(tmp_path / "out").log_p(PCM), Aligner(english).log_p(PCM))
 
 
-def test_a_model_that_overflows_aligns_nothing(english: Path, tmp_path: Path) -> None:
+def test_aligner_refuses_non_finite_model_outputs(english: Path, tmp_path: Path) -> None:
     shutil.copytree(english, tmp_path / "release")
     changed("config.json", layer_norm_eps=float("nan"))(tmp_path / "release")
     with pytest.raises(CannotAlign, match="expected finite outputs of the model, got NaN"):
@@ -133,7 +133,7 @@ def linked_weights(folder: Path) -> None:
         (other_weights(lambda tensors: tensors["lm_head.bias"].fill_(torch.nan)), "expected finite numbers"),
     ],
 )
-def test_files_that_do_not_match_are_refused_by_name(
+def test_invalid_aligner_files_are_refused(
     english: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
 ) -> None:
     folder = tmp_path / "release"

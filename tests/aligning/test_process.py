@@ -80,7 +80,7 @@ class Answers:
             return list(self.got)
 
 
-def test_jobs_are_answered_in_order_and_failures_without_words() -> None:
+def test_alignment_jobs_complete_in_order_and_failures_yield_no_words() -> None:
     def answer(text: str) -> Any:
         match text:
             case "dies":
@@ -100,7 +100,7 @@ def test_jobs_are_answered_in_order_and_failures_without_words() -> None:
     queue.close()
 
 
-def test_a_late_job_is_answered_without_words_and_only_once() -> None:
+def test_timed_out_alignment_is_answered_once_without_words() -> None:
     gate, begun = threading.Event(), threading.Event()
 
     def answer(text: str) -> Any:
@@ -128,7 +128,7 @@ def test_a_late_job_is_answered_without_words_and_only_once() -> None:
     queue.close()
 
 
-def test_the_end_answers_what_runs_what_waits_and_what_comes_later() -> None:
+def test_shutdown_completes_running_waiting_and_later_jobs() -> None:
     gate, begun, answers = threading.Event(), threading.Event(), Answers()
 
     class Killed(ScriptedProcess):
@@ -152,7 +152,7 @@ def test_the_end_answers_what_runs_what_waits_and_what_comes_later() -> None:
     assert (process.asked, process.calls) == (["runs"], ["kill", "close"])
 
 
-def test_an_answer_that_cannot_be_sent_does_not_end_the_queue() -> None:
+def test_undeliverable_alignment_does_not_stop_the_queue() -> None:
     def broken(words: Any) -> None:
         raise OSError("the client is gone")
 
@@ -164,7 +164,7 @@ def test_an_answer_that_cannot_be_sent_does_not_end_the_queue() -> None:
     queue.close()
 
 
-def test_a_job_in_the_process_is_a_job_in_place(tmp_path: Path) -> None:
+def test_aligner_process_results_match_in_process_results(tmp_path: Path) -> None:
     aligner = Aligner(write_release(tmp_path / "release"))
     pcm = (np.sin(np.arange(16_000) ** 1.4 / 200) * 9_000).astype(np.int16)
     memory = os.memfd_create("test")
@@ -193,7 +193,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_aligner_process_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
@@ -230,7 +230,7 @@ def test_a_process_that_was_killed_is_replaced(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.nightly
-def test_the_real_process_aligns_as_in_place(tmp_path: Path) -> None:
+def test_aligner_process_matches_in_process_alignment(tmp_path: Path) -> None:
     folder = write_release(tmp_path / "release")
     pcm = (np.sin(np.arange(16_000) ** 1.4 / 200) * 9_000).astype(np.int16)
     process = AlignerProcess(folder)

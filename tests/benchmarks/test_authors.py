@@ -15,7 +15,7 @@ from benchmarks.checkpoints import random_orpheus
 from benchmarks.checkpoints.random_pocket import config, shapes, write_release
 
 
-def test_the_release_is_as_large_as_the_published_one() -> None:
+def test_release_has_the_published_parameter_count() -> None:
     """89.4 M parameters of the language model and 20.1 M of the codec, in the authors' code with their YAML file."""
     sizes = {"flow_lm": 0, "mimi": 0}
     for name, shape in shapes(config("published")).items():
@@ -23,7 +23,7 @@ def test_the_release_is_as_large_as_the_published_one() -> None:
     assert {part: round(size / 1e5) for part, size in sizes.items()} == {"flow_lm": 894, "mimi": 201}
 
 
-def test_the_package_reads_the_release(tmp_path: Path) -> None:
+def test_pocket_tts_package_config_points_at_release_files(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", "english_2m")
     record = yaml.safe_load(pocket_tts_config(release).read_text())
     assert Path(record["weights_path"]).exists()
@@ -32,7 +32,7 @@ def test_the_package_reads_the_release(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_reply_without_all_samples_fails(lost: int) -> None:
+def test_benchmark_fails_if_samples_are_missing(lost: int) -> None:
     """The authors' code of Orpheus leaves out three frames."""
     package = replace(
         CONTENDERS["orpheus"],
@@ -47,7 +47,7 @@ def test_a_reply_without_all_samples_fails(lost: int) -> None:
 
 
 @pytest.mark.parametrize(("num_layers", "place"), [(1, 0), (3, 6)])
-def test_random_weights_of_orpheus_keep_the_order_of_a_frame(num_layers: int, place: int) -> None:
+def test_random_orpheus_weights_keep_the_frame_order(num_layers: int, place: int) -> None:
     """The authors' code drops ids that are out of place."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = random_orpheus.llama_config(num_layers, vocab_size=400, head_dim=16, **sizes)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("codec", "size"), [("glm4_voice", 25), ("s3gen", 28), ("s3gen_meanflow", 28)])
-def test_blocks_overlap_and_one_is_one_decode(
+def test_block_benchmark_reports_costs_and_differences(
     codec: str, size: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["codecs", codec, "--blocks", "2", "--lengths", "20", "30"])

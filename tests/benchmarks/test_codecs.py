@@ -20,7 +20,7 @@ STATEFUL_BY_NIGHT = sorted(STATEFUL.keys() - {"qwen3_12hz_small"})
 
 
 @pytest.mark.parametrize("name", ["dac_24khz", *by_night(*sorted(set(MODELS) - {"dac_24khz"}))])
-def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> None:
+def test_error_grows_as_right_context_shrinks(name: str) -> None:
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     exact = codec.spec
     rows = list(measure_dial(name, codec, random_codes(codec, 2, 30)))
@@ -32,7 +32,7 @@ def test_less_right_context_is_heard_the_more_the_less_there_is(name: str) -> No
     assert codec.spec == exact
 
 
-def test_a_codec_that_streams_exactly_is_measured_as_exact() -> None:
+def test_exactly_streaming_codec_is_measured_as_exact() -> None:
     codec = FakeCodec()
     row = measure_streaming("fake", "none", codec, torch.randint(8, (2, 2, 30)))
     assert row.max_difference < 1e-6
@@ -41,7 +41,7 @@ def test_a_codec_that_streams_exactly_is_measured_as_exact() -> None:
     assert codec.batches[-1] == (1, 1, 25, 1)
 
 
-def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
+def test_understated_codec_context_is_detected() -> None:
     codec = FakeCodec()
     codec.spec = codec.spec.with_right_frames(0)
     assert isinstance(codec.spec.streaming, Stateful | Windowed)
@@ -50,14 +50,14 @@ def test_a_codec_whose_context_is_stated_too_small_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny", *by_night("xcodec", "dac_24khz", *STATEFUL_BY_NIGHT)])
-def test_no_codec_drifts_in_a_long_utterance(name: str) -> None:
+def test_codecs_do_not_drift_over_long_utterances(name: str) -> None:
     [(_, _, codec)] = codecs([name], None, is_wide=False)
     row = measure_long(name, codec, 300 / codec.spec.frame_rate)
     assert 0.02 < row.level < 0.6
     assert max(row.chunkings, row.streamed, row.streamed_from_float64, row.whole_from_float64) <= 1e-5
 
 
-def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_decode_drift_is_separated_from_streaming_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake codec drifts like torch's `interpolate`, whose float32 positions get less exact over time."""
 
     def rounded(frames: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_whole_that_drifts_is_told_from_a_stream_that_does(monkeypatch: pytest
     assert row.streamed > 1e-5 > row.chunkings
 
 
-def test_a_long_utterance_has_its_own_table(
+def test_codec_benchmark_prints_a_table_for_long_utterances(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["measure_codecs", "encodec_32khz", "--long", "0.5"])
@@ -81,7 +81,9 @@ def test_a_long_utterance_has_its_own_table(
     assert lines[2].split(" | ")[:2] == ["| encodec_32khz", "0.5"]
 
 
-def test_the_last_line_contains_all_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_output_line_contains_all_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["measure_codecs", "dac_44khz", "--frames", "12", "--batch", "1"])
     measure_codecs.main()
     lines = capsys.readouterr().out.splitlines()

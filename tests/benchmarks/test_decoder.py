@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 POLICY = ChunkPolicy(4, 25, frame_rate=25.0, held_frames=1)
 
 
-def test_both_arms_decode_the_same_windows_by_turns() -> None:
+def test_batching_benchmark_arms_decode_the_same_windows() -> None:
     codec = FakeCodec()
     figures = measure_batching(codec, DecoderConfig(max_batch=4), streams=8, frames=3, rounds=2)
     steady = [batch for batch in codec.batches if batch[1:] == (1, 3, 1)]
@@ -40,7 +40,7 @@ def test_both_arms_decode_the_same_windows_by_turns() -> None:
 
 
 @pytest.mark.parametrize("stage_kind", [RealTime, ProcessorTime])
-def test_live_streams_are_heard_whole_and_in_time(tmp_path: Path, stage_kind: type[RealTime | ProcessorTime]) -> None:
+def test_live_streams_are_complete_and_on_time(tmp_path: Path, stage_kind: type[RealTime | ProcessorTime]) -> None:
     codec, table = FakeCodec(), FlowTable.create(0, directory=tmp_path)
     stage = stage_kind(codec, DecoderConfig())
     table.clock = stage.now
@@ -56,13 +56,13 @@ def test_live_streams_are_heard_whole_and_in_time(tmp_path: Path, stage_kind: ty
     table.remove()
 
 
-def test_a_chunk_that_fails_is_told() -> None:
+def test_decoder_benchmark_raises_chunk_errors() -> None:
     codec = FakeCodec(poison=1)
     with pytest.raises(ValueError, match="poisoned"):
         measure_batching(codec, DecoderConfig(), streams=2, frames=40, rounds=1)
 
 
-def test_the_bundled_codec_is_the_default() -> None:
+def test_bundled_codec_is_the_default() -> None:
     arguments = parse([])
     codec = make_codec(arguments.codec, "cpu", True)
     codes = random_codes(codec, 1, 5)[0].numpy()
@@ -77,7 +77,7 @@ def test_the_bundled_codec_is_the_default() -> None:
         ("--live 1 --seconds 1 --clock processor", {"audio_ttfp_p50", "audio_underrun_p50", "itl_p50", "C50"}),
     ],
 )
-def test_the_last_line_printed_is_the_result(
+def test_last_output_line_is_the_result(
     line: str, keys: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(parse([*line.split(), "--out", str(tmp_path / "decoder.jsonl")]))

@@ -8,7 +8,7 @@ from stretto.engine.environment import prepare_environment
 pytestmark = pytest.mark.engine
 
 
-def test_all_arms_run_and_every_ratio_is_that_of_its_steps():
+def test_engine_benchmark_ratios_match_its_step_times():
     prepare_environment()
     from benchmarks import engine as benchmark_engine
     from benchmarks.engine import SpeechArm, StockArm, measure

@@ -50,7 +50,7 @@ def load(name: str, server: FakeServer, count: Count = dict, **flags: Any) -> Fa
     return FamilyLoad(model, server.speak, server.listen if model.listen else None, arguments, count)
 
 
-def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_cost_is_measured_for_families_that_support_it(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer()
     monkeypatch.setattr("benchmarks.loads.time", server)
     record = asyncio.run(load("bagpiper-small", server).measure(3))
@@ -64,7 +64,7 @@ def test_guidance_is_weighed_where_the_family_knows_it(monkeypatch: pytest.Monke
     assert len(server.asked) == 3 * 3 * 3 * 2, "three arms, two rounds and one to warm up, three streams, two each"
 
 
-def test_a_family_without_guidance_says_that_its_cost_is_left_out() -> None:
+def test_guidance_cost_is_left_out_for_unguided_families() -> None:
     server = FakeServer()
     record = asyncio.run(load("opuslm-small", server).measure(1))
     assert "cfg_retention" not in record
@@ -72,14 +72,14 @@ def test_a_family_without_guidance_says_that_its_cost_is_left_out() -> None:
     assert not any("guidance_scale" in options or "text" in options for options in server.asked)
 
 
-def test_rows_behind_the_last_frame_come_on_top_where_a_limit_counts_them() -> None:
+def test_row_limits_include_the_rows_after_the_last_frame() -> None:
     server = FakeServer()
     record = asyncio.run(load("higgs-audio-small", server).measure(1))
     assert record["frames"] == 50
     assert {tuple(options["audio"].values()) for options in server.asked} == {(57, 57)}
 
 
-def test_a_mixed_load_is_weighed_against_the_same_streams_alone() -> None:
+def test_mixed_load_is_compared_with_speech_only_load() -> None:
     record = asyncio.run(load("dialogue-small", FakeServer(), listeners=1).measure(1))
     mixed = record["mixed"]
     assert mixed["listeners"] == 1
@@ -89,7 +89,7 @@ def test_a_mixed_load_is_weighed_against_the_same_streams_alone() -> None:
     assert asyncio.run(load("dialogue-small", FakeServer(), listeners=0).measure(1))["mixed"]["answers"] == 0
 
 
-def test_a_frame_that_was_to_be_guided_and_was_not_is_counted() -> None:
+def test_unguided_frames_are_counted() -> None:
     class Events:
         async def __aiter__(self) -> AsyncIterator[SpeechEvent]:
             for scale in (3.0, None):
@@ -102,7 +102,7 @@ def test_a_frame_that_was_to_be_guided_and_was_not_is_counted() -> None:
     assert trace.finished is not None
 
 
-def test_listening_ends_with_the_streams_beside_it() -> None:
+def test_background_transcription_ends_with_the_measured_streams() -> None:
     async def speaking() -> tuple[list[Trace], float]:
         await asyncio.sleep(0.05)
         return [], 1.0
@@ -115,7 +115,7 @@ def test_listening_ends_with_the_streams_beside_it() -> None:
     assert len(set(answers)) == len(answers) >= 2, "no request is asked twice"
 
 
-def test_a_listener_that_is_refused_fails_the_run() -> None:
+def test_refused_transcription_fails_the_benchmark_run() -> None:
     async def refuse(seed: int) -> float:
         raise RequestRefused("no ears")
 
@@ -127,13 +127,13 @@ def test_a_listener_that_is_refused_fails_the_run() -> None:
         asyncio.run(beside(refuse, 1, itertools.count(1), speaking()))
 
 
-def test_opuslm_hears_nine_streams_of_codes() -> None:
+def test_opuslm_audio_input_has_nine_code_streams() -> None:
     codes = input_codes(np.random.default_rng(0))
     assert [len(stream) for stream in codes] == [250] * 9
     assert max(map(max, codes[1:])) < 1024
 
 
-def test_processor_time_is_that_of_the_streams_alone() -> None:
+def test_cpu_time_counts_only_the_measured_streams() -> None:
     server, rounds = FakeServer(), itertools.count()
 
     def count() -> dict[str, float]:
@@ -147,7 +147,7 @@ def test_processor_time_is_that_of_the_streams_alone() -> None:
     assert "frames_per_cpu_s" not in asyncio.run(load("opuslm-small", FakeServer()).measure(1))
 
 
-def test_an_open_loop_sends_without_waiting_for_answers() -> None:
+def test_open_loop_sends_without_waiting_for_responses() -> None:
     seen: list[dict[str, Any]] = []
     all_sent = asyncio.Event()
 
@@ -169,7 +169,7 @@ def test_an_open_loop_sends_without_waiting_for_answers() -> None:
     assert len({options["seed"] for options in seen}) == 12
 
 
-def test_arrivals_are_as_frequent_as_asked_for_and_random() -> None:
+def test_arrivals_are_poisson_at_the_requested_rate() -> None:
     times = arrivals(5.0, 4001)
     gaps = np.diff(times)
     assert times[0] == 0
@@ -177,7 +177,7 @@ def test_arrivals_are_as_frequent_as_asked_for_and_random() -> None:
     assert gaps.std() == pytest.approx(1 / 5.0, rel=0.1)  # equal samples of an exponential distribution
 
 
-def test_an_open_loop_is_at_a_share_of_the_rate_that_was_reached() -> None:
+def test_open_loop_rate_is_a_share_of_the_measured_rate() -> None:
     server = FakeServer()
     record = asyncio.run(load("qwen3-tts-small", server, open_s=0.4).measure_open(0.5, 200.0))
     assert (record["share"], record["rate"], record["requests"]) == (0.5, 100.0, 40)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
 
 
-def test_a_gpu_that_decodes_too_holds_no_more_than_one_that_does_not() -> None:
+def test_streams_per_gpu_shared_with_decoder_stay_within_limits() -> None:
     assert len(CODECS) == 2
     for backbone in COUNTED:
         for gpu in GPUS:
@@ -41,7 +41,7 @@ def test_a_gpu_that_decodes_too_holds_no_more_than_one_that_does_not() -> None:
                 )
 
 
-def test_an_hour_of_speech_is_paid_by_those_who_speak() -> None:
+def test_speech_hour_cost_is_shared_by_busy_streams() -> None:
     fleet = Fleet(10, 100)
     assert fleet.busy_streams == 750
     assert fleet.hour_of_speech(Prices(gpu=75.0, core=0.0)) == pytest.approx(1.0)
@@ -49,19 +49,19 @@ def test_an_hour_of_speech_is_paid_by_those_who_speak() -> None:
     assert fleet.outside_gbit(32.0) == pytest.approx(0.024)
 
 
-def test_limits_and_bit_rates_are_those_of_the_gateway() -> None:
+def test_fleet_limits_and_bit_rates_match_the_gateway() -> None:
     assert Limits().max_active == GATEWAY_STREAMS
     rates = {name: (FORMATS[name][2] or 0) / 1e3 for name in ("mp3", "aac", "opus")}
     assert {name: rate for names, rate in OUTSIDE_KBIT.items() for name in names.split(", ") if name in rates} == rates
 
 
-def test_servers_are_added_where_the_arithmetic_says() -> None:
+def test_kubernetes_scaling_threshold_matches_the_calculation() -> None:
     triggers = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
     (streams,) = [trigger for trigger in triggers if trigger["name"] == "streams"]
     assert float(streams["metadata"]["threshold"]) == BUSY * streams_of(COUNTED[0], H100)
 
 
-def test_the_document_has_the_tables_as_they_are_printed() -> None:
+def test_document_contains_the_generated_tables() -> None:
     text = (ROOT / "docs/scale.md").read_text()
     for table in fleet_tables(Prices()).split("\n\n"):
         assert table in text

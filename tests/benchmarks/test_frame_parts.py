@@ -12,7 +12,7 @@ from stretto.engine.environment import prepare_environment
 pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 
 
-def test_the_parts_of_a_frame_add_up(tmp_path: Path) -> None:
+def test_cpu_times_of_frame_parts_add_up(tmp_path: Path) -> None:
     prepare_environment()
     from benchmarks.frames import measure_parts
 

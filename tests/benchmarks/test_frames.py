@@ -13,7 +13,7 @@ prepare_environment()
 from benchmarks import frames as benchmark_frames  # noqa: E402
 
 
-def test_depth_transformers_are_compared_with_parallel_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frame_benchmark_compares_depth_and_parallel_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HIDDEN": 64, "LAYERS": 2, "NUM_TEXT_IDS": 50, "CSM": CSM}.items():
         monkeypatch.setattr(benchmark_frames, name, value)
     arms = {

@@ -14,7 +14,7 @@ from benchmarks import harness
 from benchmarks.harness import PORTS, ROOT, append_result, command_line, free_ports
 
 
-def test_each_result_is_a_line_that_says_where_it_comes_from(tmp_path, capsys):
+def test_benchmark_results_record_their_provenance(tmp_path, capsys):
     path = tmp_path / "new" / "results.jsonl"
     for figure in (1.5, 2.5):
         append_result(path, "example", {"ms_per_step": figure})
@@ -29,19 +29,19 @@ def test_each_result_is_a_line_that_says_where_it_comes_from(tmp_path, capsys):
     assert head.startswith(records[0]["revision"].removesuffix("-dirty"))
 
 
-def test_without_a_file_the_line_is_only_printed(tmp_path, capsys):
+def test_result_line_is_only_printed_without_a_file(tmp_path, capsys):
     append_result(None, "example", {})
     assert json.loads(capsys.readouterr().out)["benchmark"] == "example"
 
 
-def test_a_benchmark_writes_to_a_file_of_its_name_and_its_help_is_its_whole_text():
+def test_benchmark_default_output_path_and_full_help_text():
     parser = command_line("The cost of a step.\n\n    python -m benchmarks.steps\n", "steps")
     assert parser.parse_args([]).out == Path("benchmarks/results/steps.jsonl")
     assert parser.parse_args(["--out", "mine"]).out == Path("mine")
     assert "The cost of a step.\n\n    python -m benchmarks.steps\n" in parser.format_help()
 
 
-def test_a_flag_has_the_type_of_its_default():
+def test_benchmark_flag_type_follows_its_default():
     flags = {"num_rows": (8, "rows"), "rates": ([0.5, 1], "rates"), "limit": (float, "no default")}
     parser = command_line(None, "steps", serves=True, **flags)
     given = parser.parse_args(["--num-rows", "3", "--rates", "2", "4.5"])
@@ -49,7 +49,7 @@ def test_a_flag_has_the_type_of_its_default():
     assert given.model_repository == ROOT / "model_repository"
 
 
-def test_free_ports_are_many_and_nobody_is_given_one_by_chance() -> None:
+def test_free_ports_are_distinct_and_not_ephemeral() -> None:
     ports = free_ports(40)
     assert len(set(ports)) == 40
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def released_ports(count: int) -> list[int]:
     return ports
 
 
-def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_ports_exclude_bound_ports(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = released_ports(10)
     monkeypatch.setattr(harness, "PORTS", ports)
     with socket.socket() as taken:
@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(given) == sorted({*ports} - {ports[4]})
 
 
-def test_a_port_is_given_once_by_all_processes_even_when_their_random_numbers_are_the_same() -> None:
+def test_free_ports_are_unique_across_processes_with_equal_seeds() -> None:
     ports = [free_ports(20)]
     ask = "import random; random.seed(0); from benchmarks.harness import free_ports; print(*free_ports(20))"
     ask += "; input()"
@@ -90,7 +90,7 @@ def test_a_port_is_given_once_by_all_processes_even_when_their_random_numbers_ar
     assert len({port for each in ports for port in each}) == 60
 
 
-def test_ports_that_are_not_there_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_free_ports_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "PORTS", released_ports(2))
     with pytest.raises(ConnectionError, match="2 of 3 free ports in"):
         free_ports(3)

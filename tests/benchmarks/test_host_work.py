@@ -10,14 +10,14 @@ def loop(number: int) -> None:
         pass
 
 
-def test_instructions_of_what_is_called_are_counted_and_no_others() -> None:
+def test_only_instructions_of_the_called_function_are_counted() -> None:
     one = count_instructions(lambda: loop(1))
     assert count_instructions(lambda: loop(1)) == one
     assert count_instructions(lambda: loop(101)) - one == 100 * (count_instructions(lambda: loop(2)) - one)
     assert sys.gettrace() is None
 
 
-def test_what_counts_as_one_call_counts_so_whatever_it_calls() -> None:
+def test_functions_marked_as_one_count_as_a_single_instruction() -> None:
     def outer(number: int) -> None:
         loop(number)
 

@@ -12,7 +12,7 @@ from stretto.preprocessing.audio import MAX_FILE_BYTES, read_file
 WHY_REFUSED = {"long": "at most 9.6 s", "format": "Format not recognised", "corrupt": "lost sync", "unsound": "Format"}
 
 
-def test_differences_are_those_of_turns_of_one_round() -> None:
+def test_benchmark_differences_are_within_one_round() -> None:
     turns = {"alone": [[0.2, 0.2, 0.3], [0.4]], "busy": [[0.25], [0.45]], "prepared": [[0.26], [0.48]]}
     figures = describe(turns)["ms"]
     assert figures["alone"] == {"first_audio": {"p50": pytest.approx(250), "p95": pytest.approx(385)}}
@@ -22,7 +22,7 @@ def test_differences_are_those_of_turns_of_one_round() -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_file_is_large_and_refused_for_what_it_says(kind: str) -> None:
+def test_large_audio_files_are_read_or_refused_as_declared(kind: str) -> None:
     request = ModelInferRequest.FromString(large_request(kind))
     data = request.raw_input_contents[0][4:]
     assert 18_900_000 < len(data) <= MAX_FILE_BYTES
@@ -33,7 +33,7 @@ def test_every_file_is_large_and_refused_for_what_it_says(kind: str) -> None:
         read_file(data, 9.6)
 
 
-def test_a_neighbour_works_between_the_turns_it_rests_in_and_ends() -> None:
+def test_benchmark_neighbour_process_runs_and_ends() -> None:
     neighbour = Neighbour(keep_busy, "nowhere", "busy")
     pid = neighbour.pid
     with neighbour.at_work():

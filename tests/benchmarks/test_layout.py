@@ -10,7 +10,7 @@ from tests.speech_families import EIGHT_STREAMS
 pytestmark = pytest.mark.engine
 
 
-def test_the_layout_is_the_published_one() -> None:
+def test_bagpiper_layout_matches_the_published_one() -> None:
     layout = BAGPIPER_SMALL.layout
     assert layout.vocab_size == 160_392 == 152_192 + 8 * 1025
     assert layout.num_output_streams == layout.num_codebooks == 8
@@ -18,7 +18,7 @@ def test_the_layout_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
-def test_the_parts_of_a_step_add_up_and_give_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+def test_step_parts_add_up_and_match_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     prepare_environment()
     from benchmarks import engine, engines
 

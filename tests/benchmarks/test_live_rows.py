@@ -10,7 +10,7 @@ prepare_environment()
 from benchmarks.live_rows import Arms, make_checkpoint, measure  # noqa: E402
 
 
-async def test_frames_are_one_message_or_one_for_each_session(tmp_path: Path) -> None:
+async def test_live_frames_are_sent_in_one_message_or_per_session(tmp_path: Path) -> None:
     """Every arm runs to its end, and leaves nothing in the engine."""
     arms = Arms(make_checkpoint(tmp_path), 10, 20)
     await arms.live(3, 3)

@@ -60,7 +60,7 @@ def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_fram
 @pytest.mark.parametrize("stagger_s", [1.0, 3.0])
 @pytest.mark.parametrize("streams", [1, 8, 32])
 @pytest.mark.parametrize(("kind", "first_frames"), [(BUNDLED, 4), (DAC, 8)], ids=["bundled", "dac"])
-def test_nobody_waits_at_32_streams_of_a_small_codec(
+def test_32_streams_of_a_small_codec_have_no_underruns(
     tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, streams: int, stagger_s: float
 ) -> None:
     """50 frames per second are twice real time for the bundled codec, and real time for DAC."""
@@ -70,21 +70,21 @@ def test_nobody_waits_at_32_streams_of_a_small_codec(
     assert max(map(underrun_s, traces)) <= 1e-3
 
 
-def test_at_64_streams_hardly_anybody_waits(tmp_path: Path) -> None:
+def test_underruns_are_negligible_at_64_streams(tmp_path: Path) -> None:
     waits = sorted(map(underrun_s, play(tmp_path, BUNDLED, LiveLoad(64, 6.0, 50.0), 4)))
     assert waits[32] <= 1e-3
     assert waits[-1] <= 0.05
 
 
 @pytest.mark.parametrize(("kind", "first_frames", "expected_s"), [(BUNDLED, 4, 5 / 50), (DAC, 8, 18 / 50)])
-def test_one_stream_is_heard_as_soon_as_its_first_frames_are_there(
+def test_single_stream_starts_with_its_first_frames(
     tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, expected_s: float
 ) -> None:
     [trace] = play(tmp_path, kind, LiveLoad(1, 2.0, 50.0), first_frames)
     assert trace.arrivals[0] - trace.sent <= expected_s + 0.005
 
 
-def test_a_decoder_with_too_much_to_do_makes_listeners_wait(tmp_path: Path) -> None:
+def test_overloaded_decoder_causes_underruns(tmp_path: Path) -> None:
     spec, frame_s = BUNDLED
     traces = play(tmp_path, (spec, 8 * frame_s), LiveLoad(32, 4.0, 50.0), 4)
     assert min(map(underrun_s, traces)) > 0.5

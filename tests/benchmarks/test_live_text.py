@@ -31,7 +31,7 @@ class FakeClient:
         self.clock += 1.0
 
 
-async def test_figures_are_of_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_text_benchmark_compares_equal_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     client = FakeClient()
     clock = argparse.Namespace(perf_counter=lambda: client.clock)
     monkeypatch.setattr(live_text, "time", clock)
@@ -49,7 +49,7 @@ async def test_figures_are_of_equal_texts(monkeypatch: pytest.MonkeyPatch) -> No
     assert record["by_words_audio_throughput"] == pytest.approx(40 * FRAME_S / 3, abs=1e-4)
 
 
-def test_pieces_are_the_text() -> None:
+def test_live_text_pieces_join_to_the_text() -> None:
     text = "The train to Oslo leaves."
     assert "".join(live_text.words_of(text)) == text
     assert len(live_text.words_of(text)) == 5

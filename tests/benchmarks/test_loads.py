@@ -37,18 +37,18 @@ def slow_underrun(arrivals: list[float], durations: list[float]) -> float:
         ([1.0, 1.1, 1.9], [0.5, 0.1, 1.0]),
     ],
 )
-def test_underrun_is_the_delay_a_player_needs(arrivals: list[float], durations: list[float]) -> None:
+def test_underrun_is_the_playback_delay_a_player_needs(arrivals: list[float], durations: list[float]) -> None:
     assert underrun_s(trace_of(arrivals, durations)) == pytest.approx(slow_underrun(arrivals, durations), abs=1.1e-3)
 
 
-def test_a_silent_beginning_is_not_the_first_sound() -> None:
+def test_leading_silence_is_excluded_from_time_to_first_sound() -> None:
     trace = Trace(sent=0.0)
     trace.add(1.0, np.zeros(160, np.float32), 16000)
     trace.add(1.1, np.concatenate([np.zeros(80), np.full(80, 0.1)]).astype(np.float32), 16000)
     assert trace.sound == pytest.approx(0.015)
 
 
-def test_silence_and_errors_are_no_success() -> None:
+def test_silence_and_errors_do_not_count_as_success() -> None:
     silent = Trace(sent=0.0, finished=2.0)
     silent.add(1.0, np.full(1600, 1e-4, np.float32), 16000)
     failed = Trace(sent=0.0, finished=2.0, error="boom")
@@ -62,7 +62,7 @@ def test_silence_and_errors_are_no_success() -> None:
     assert summary["audio_rtf_p50"] == pytest.approx(20.0)
 
 
-def test_a_p99_needs_a_hundred_values() -> None:
+def test_p99_requires_a_hundred_values() -> None:
     assert "x_p99" not in percentiles("x", [1.0] * 99)
     assert "x_p99" in percentiles("x", [1.0] * 100)
 
@@ -97,7 +97,7 @@ class FakeWays:
         return Trace(sent, arrivals=[self.clock], durations=[2.0], sound=0.0, finished=self.clock)
 
 
-def test_the_ways_take_turns_and_figures_are_of_their_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compared_paths_alternate_and_metrics_are_per_round(monkeypatch: pytest.MonkeyPatch) -> None:
     ways: Any = FakeWays()
     monkeypatch.setattr(loads, "time", ways)
     record = asyncio.run(compare("gateway", Load(1, 2, 50, 2.0), 3, ways, ways.through, ways.past))

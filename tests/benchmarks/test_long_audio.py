@@ -10,7 +10,7 @@ from benchmarks import long_audio  # noqa: E402
 from benchmarks.long_audio import SPAN, WARM_UP, LongReplies, Mark, check, compare  # noqa: E402
 
 
-def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> None:
+def test_median_step_times_of_first_and_last_spans_are_compared() -> None:
     marks, forward_s, other_s = [], 0.0, 0.0
     for step in range(3 * SPAN):
         forward_s += 0.001 if step < 2 * SPAN - 1 else 0.003
@@ -26,7 +26,7 @@ def test_the_median_steps_of_the_first_and_the_last_thousand_are_compared() -> N
 
 @pytest.mark.nightly
 @pytest.mark.engine
-def test_a_short_check_guides_all_frames_and_takes_little_memory(
+def test_long_audio_check_guides_all_frames_with_little_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[int] = []

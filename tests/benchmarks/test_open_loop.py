@@ -32,7 +32,7 @@ def record(rate: float, p95: float = 0.5, refused: float = 0.0) -> dict[str, flo
     return {"rate": rate, "first_sound_p95": p95, "refused": refused, "target_s": 1.0}
 
 
-def test_bursts_come_together_and_their_starts_at_random() -> None:
+def test_burst_arrivals_are_simultaneous_with_poisson_starts() -> None:
     times = in_bursts(4.0, 4000, 8)
     assert len(times) == 4000
     starts = times[::8]
@@ -55,18 +55,18 @@ def test_bursts_come_together_and_their_starts_at_random() -> None:
         (trace(0.1, finished=None), False),
     ],
 )
-def test_good_is_what_is_heard_in_time_and_without_a_gap(made: Trace, good: bool) -> None:
+def test_good_traces_start_in_time_without_gaps(made: Trace, good: bool) -> None:
     assert is_good(made, target_s=1.0) is good
 
 
-def test_who_is_refused_counts_among_all_and_is_not_heard() -> None:
+def test_refused_requests_count_as_offered_but_not_as_successful() -> None:
     refused = Trace(0.0, error="full", is_refused=True, finished=0.1)
     found = figures([trace(0.1), trace(0.9), refused, refused], np.array([0.0, 4.0]), 5.0, target_s=1.0)
     assert (found["offered"], found["refused"], found["good_share"], found["goodput"]) == (4, 0.5, 0.25, 0.25)
     assert (found["requests"], found["success"]) == (2, 1.0)
 
 
-def test_the_knee_is_the_last_rate_before_the_first_that_is_late_or_refuses() -> None:
+def test_knee_is_the_last_rate_before_lateness_or_refusals() -> None:
     rates = [record(1), record(2), record(4, p95=1.5), record(8)]
     assert knee(rates) == knee(rates[::-1]) == 2
     assert knee([record(1), record(2, refused=0.02)]) == 1
@@ -75,7 +75,7 @@ def test_the_knee_is_the_last_rate_before_the_first_that_is_late_or_refuses() ->
     assert knee([{"rate": 1, "refused": 1.0, "target_s": 1.0}]) is None, "nobody was heard"
 
 
-def test_the_picture_marks_the_latest_knee() -> None:
+def test_plot_marks_the_latest_knee() -> None:
     (plot,) = [plot for plot in PLOTS if plot.name == "open_loop"]
     assert knee_of({1: {"time": "2", "knee": 4.0}, 2: {"time": "1", "knee": 8.0}}, plot) == [4.0]
     assert knee_of({1: {"time": "2", "knee": None}}, plot) == []
@@ -95,7 +95,7 @@ def run(script: Callable[[Request], list[Step]], ask: Callable[[SpeechClient], A
     return asyncio.run(serve())
 
 
-def test_the_same_seed_draws_the_same_requests() -> None:
+def test_equal_seeds_draw_equal_requests() -> None:
     seen: list[list[Request]] = [[], []]
     for requests in seen:
 
@@ -115,7 +115,7 @@ def test_the_same_seed_draws_the_same_requests() -> None:
     assert {"pcm_in" in request for request in seen[0]} == {True, False}
 
 
-def test_a_full_server_refuses_and_the_others_are_heard() -> None:
+def test_open_loop_counts_refusals_and_measures_the_others() -> None:
     async def ask(client: SpeechClient) -> tuple[list[Trace], float]:
         return await opened(Mix(client, 0), np.zeros(40))
 
@@ -128,7 +128,7 @@ def test_a_full_server_refuses_and_the_others_are_heard() -> None:
     assert run(lambda _: SPOKEN, lambda client: closed(Mix(client, 0), 2, 0.0)) > 0
 
 
-def test_rates_are_measured_from_the_lowest_on_and_each_has_the_knee() -> None:
+def test_rates_are_measured_in_ascending_order_with_the_knee() -> None:
     given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
     given.arrivals, given.burst, given.closed_loop_rate = "bursts", 4, None
 
@@ -144,7 +144,7 @@ def test_rates_are_measured_from_the_lowest_on_and_each_has_the_knee() -> None:
     assert (low["rate"], high["rate"], high["closed_loop_rate"]) == (50.0, 200.0, 100.0)
 
 
-def test_a_target_of_first_frames_is_served_from_a_copy(tmp_path: Path) -> None:
+def test_first_frame_target_is_set_in_a_repository_copy(tmp_path: Path) -> None:
     engine = tmp_path / "mine" / "language_model" / "1" / "engine.json"
     engine.parent.mkdir(parents=True)
     engine.write_text('{"max_num_seqs": 4}')

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.mark.nightly
-def test_pairs_give_way_and_no_frame_is_wrong_or_unguided(tmp_path: Path) -> None:
+def test_preempted_cfg_pairs_yield_correct_guided_frames(tmp_path: Path) -> None:
     prepare_environment()
     from benchmarks import pairs
     from benchmarks.checkpoints.random_chatterbox import convert
@@ -25,7 +25,7 @@ def test_pairs_give_way_and_no_frame_is_wrong_or_unguided(tmp_path: Path) -> Non
     assert figures["cfg_retention"] > 0
 
 
-def test_rows_that_differ_or_are_missing_are_wrong() -> None:
+def test_differing_and_missing_rows_count_as_wrong() -> None:
     prepare_environment()
     from benchmarks.pairs import num_wrong
 

@@ -104,7 +104,7 @@ def behind_the_others(folder: Path, text: str) -> tuple[int, tuple[str, ...]]:
     return len(own) + 1, ("--", "--input-data", str(folder / "inputs"))
 
 
-def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Path) -> None:
+def test_perf_analyzer_streaming_export_is_parsed(server: str, tmp_path: Path) -> None:
     experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-c", "1 3", "-o", "exports")
     assert [experiment["concurrency"] for experiment in experiments] == [1, 3]
     for experiment in experiments:
@@ -115,7 +115,7 @@ def test_perf_analyzer_streams_and_its_export_is_read(server: str, tmp_path: Pat
         assert experiment["inter_response_s"]["p50"] > 0
 
 
-def test_perf_analyzer_sends_at_rates_and_at_intervals(server: str, tmp_path: Path) -> None:
+def test_perf_analyzer_sends_at_rates_and_custom_intervals(server: str, tmp_path: Path) -> None:
     (tmp_path / "every_tenth.txt").write_text("100000\n")  # microseconds
     experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-r", "5 10", "-i", "every_tenth.txt", "-o", "exports")
     assert [experiment.get("request_rate") for experiment in experiments] == [5, 10, None]
@@ -128,7 +128,7 @@ def test_perf_analyzer_sends_at_rates_and_at_intervals(server: str, tmp_path: Pa
     }
 
 
-def test_a_load_that_meets_a_full_server_is_named_and_the_others_are_told(server: str, tmp_path: Path) -> None:
+def test_perf_analyzer_reports_the_load_refused_as_full(server: str, tmp_path: Path) -> None:
     number, inputs = behind_the_others(tmp_path, "once")
     experiments, said = profiled(
         *(tmp_path, "-u", server, "-n", str(number), "-c", "1 2", "-r", "20", "-o", "exports", *inputs), status=1
@@ -138,7 +138,7 @@ def test_a_load_that_meets_a_full_server_is_named_and_the_others_are_told(server
     assert said.splitlines()[-1].endswith("without one complete answer: 1 at a time")
 
 
-def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -> None:
+def test_truncated_exports_are_merged(server: str, tmp_path: Path) -> None:
     """perf_analyzer ends an export at a value that is not finite; the request after the script's own has one."""
     number, inputs = behind_the_others(tmp_path, "nan")
     (experiment,), said = profiled(tmp_path, "-u", server, "-n", str(number), "-c", "1", "-o", "exports", *inputs)
@@ -147,14 +147,14 @@ def test_exports_that_break_off_are_read_together(server: str, tmp_path: Path) -
     assert (tmp_path / "exports" / "concurrency-1.2.json").exists()
 
 
-def test_perf_analyzer_without_a_server_fails_at_once() -> None:
+def test_perf_analyzer_without_a_server_fails() -> None:
     done = subprocess.run(
         [ROOT / "benchmarks" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
     )
     assert done.returncode in (1, BINARY_NOT_TO_BE_HAD)
 
 
-async def test_the_client_hears_a_real_server(server: str) -> None:
+async def test_client_streams_from_a_real_server(server: str) -> None:
     async with SpeechClient(server) as client:
         assert await client.ready()
         events = [event async for event in client.speak("hello")]
@@ -166,7 +166,7 @@ async def test_the_client_hears_a_real_server(server: str) -> None:
             await anext(client.speak("bad"))
 
 
-async def test_cancelling_reaches_the_model_of_a_real_server(server: str, repository: Path) -> None:
+async def test_client_cancel_reaches_a_served_model(server: str, repository: Path) -> None:
     async with SpeechClient(server) as client:
         stream = client.speak("wait")
         await anext(stream)
@@ -176,7 +176,7 @@ async def test_cancelling_reaches_the_model_of_a_real_server(server: str, reposi
         until(lambda: (repository / "speech" / "1" / "cancelled").exists())
 
 
-async def test_an_unknown_model_is_said(server: str) -> None:
+async def test_perf_analyzer_client_reports_an_unknown_model(server: str) -> None:
     async with SpeechClient(server, model="singing") as client:
         assert not await client.ready()
         with pytest.raises(RequestRefused, match="a model that the server has, got 'singing'"):

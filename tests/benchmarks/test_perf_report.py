@@ -37,7 +37,7 @@ def summary_of(path: Path) -> dict:
     return summarise(load, exchanges)
 
 
-def test_text_before_audio_and_empty_finals_are_told_apart(tmp_path: Path) -> None:
+def test_report_distinguishes_text_audio_and_empty_final_responses(tmp_path: Path) -> None:
     first = [response(10, 0.0), response(30, 0.5), response(60, 0.5), response(61, None)]
     second = [response(20, 0.0), response(50, 1.0), response(55, None)]
     summary = summary_of(export(tmp_path, first, second))
@@ -54,13 +54,13 @@ def test_text_before_audio_and_empty_finals_are_told_apart(tmp_path: Path) -> No
     }
 
 
-def test_the_99th_percentile_needs_100_values(tmp_path: Path) -> None:
+def test_p99_requires_100_values(tmp_path: Path) -> None:
     summary = summary_of(export(tmp_path, *[[response(at, 0.1)] for at in range(1, 101)]))
     assert summary["first_audio_s"] == pytest.approx({"p50": 0.0505, "p95": 0.09505, "p99": 0.09901})
     assert "inter_response_s" not in summary
 
 
-def test_a_recorded_export_agrees_with_a_slow_reading(capsys: pytest.CaptureFixture[str]) -> None:
+def test_perf_report_matches_the_recorded_export(capsys: pytest.CaptureFixture[str]) -> None:
     requests = json.loads(RECORDED.read_text())["experiments"][0]["requests"]
     firsts, gaps = [], []
     for request in requests:
@@ -81,12 +81,12 @@ def test_a_recorded_export_agrees_with_a_slow_reading(capsys: pytest.CaptureFixt
     assert f"{1000 * summary['first_response_s']['p50']:.1f}" in lines[2]
 
 
-def test_requests_without_an_answer_are_counted_and_fail(tmp_path: Path) -> None:
+def test_unanswered_requests_fail_the_report(tmp_path: Path) -> None:
     assert summarise(("concurrency", 1), [])["requests"] == 0
     assert main([str(export(tmp_path, [response(1, 0.1)], [response(1, None)]))]) == 1
 
 
-def test_complete_requests_of_a_truncated_export_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_truncated_export_counts_its_complete_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = [[response(10, 0.0), response(30, 0.5)], [response(20, 0.0)], [response(5, 1.0), response(6, None)]]
     path = export(tmp_path, *requests)
     text = json.dumps(json.loads(path.read_text()), separators=(",", ":"))
@@ -105,7 +105,9 @@ def test_complete_requests_of_a_truncated_export_count(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"experiments": [{}]}', '{"experiments": 3}'])
-def test_a_file_that_is_no_export_is_said(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_perf_report_refuses_a_file_that_is_not_an_export(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.json").write_text(text)
     assert main([str(tmp_path / "a.json")]) == 1
     assert "not a profile export of perf_analyzer" in capsys.readouterr().err

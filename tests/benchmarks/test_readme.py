@@ -17,7 +17,7 @@ def line(concurrency: int, **other: Any) -> dict[str, Any]:
     return {**place, **figures, "hardware": hardware, "time": "2026-11-23T10:00:00+00:00", "revision": "abc", **other}
 
 
-def test_the_latest_line_of_each_place_is_taken() -> None:
+def test_readme_uses_the_latest_result_of_each_point() -> None:
     written = text([*map(line, BUNDLED), line(8, audio_throughput=31.25)])
     assert "2 cores of an AMD EPYC with AVX-512, 2026-11-23, revision `abc`" in written
     assert "| 1 | 0.20 / 0.25 s | 0.14 | 7.0 | 0.94 |" in written
@@ -25,7 +25,7 @@ def test_the_latest_line_of_each_place_is_taken() -> None:
     assert "Pocket TTS" not in written
 
 
-def test_families_follow_if_all_their_places_are_there() -> None:
+def test_readme_lists_families_with_complete_results() -> None:
     pocket = [
         {
             "benchmark": "pocket_tts",
@@ -40,21 +40,21 @@ def test_families_follow_if_all_their_places_are_there() -> None:
     assert "Pocket TTS" not in text([*map(line, BUNDLED), *pocket[:2]])
 
 
-def test_missing_figures_are_named() -> None:
+def test_error_names_missing_metrics() -> None:
     with pytest.raises(ValueError, match=r"expected lines of `ensemble` at \(1, 8, 32\)"):
         text([line(1)])
 
 
 @pytest.mark.parametrize("page", ["no comments", f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_a_page_without_the_place_for_figures_is_left(page: str) -> None:
+def test_readme_without_exactly_one_results_block_is_refused(page: str) -> None:
     with pytest.raises(ValueError, match="once each"):
         replaced(page, "new\n")
 
 
-def test_the_rest_of_a_page_stays() -> None:
+def test_rest_of_the_page_is_unchanged() -> None:
     assert replaced(f"a\n{BEGIN}old\n{END}b\n", "new\n") == f"a\n{BEGIN}new\n{END}b\n"
 
 
-def test_the_readme_has_the_latest_figures() -> None:
+def test_readme_has_the_latest_results() -> None:
     page = README.read_text()
     assert replaced(page, text(read_results(RESULTS))) == page

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.refinement import KNOWN, make_refinement, measure, passages
 
 
-def test_batches_fill_what_each_is_filled_with_alone() -> None:
+def test_batched_refinement_matches_unbatched_refinement() -> None:
     arguments = argparse.Namespace(frames=20, rows=5, width=64, layers=1, rounds=1, threads=1)
     told = passages(3, arguments.frames, arguments.rows)
     assert all(18 <= len(passage.first_codes) <= 20 for passage in told)

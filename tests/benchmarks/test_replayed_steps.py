@@ -52,7 +52,7 @@ class Engine:
         self.scheduler.update_from_output(self.scheduler.schedule(), output)
 
 
-def test_the_models_last_output_is_taken_again_and_again_and_then_the_requests_end() -> None:
+def test_replayed_steps_reuse_the_last_output_and_end_requests() -> None:
     engine: Any = Engine()
     with ReplayedSteps(engine, [[1], [2]], PARAMS, num_rows=2) as steps:
         assert engine.num_steps == 4
@@ -66,7 +66,7 @@ def test_the_models_last_output_is_taken_again_and_again_and_then_the_requests_e
     assert engine.num_steps == 5
 
 
-def test_one_scheduler_against_itself_has_a_ratio_of_one() -> None:
+def test_scheduler_compared_with_itself_has_a_ratio_of_one() -> None:
     arms: list[Any] = [Engine(), Engine()]
     ours, stock = (ReplayedSteps(arm, [[1], [2]], PARAMS, num_rows=2) for arm in arms)
     work = host_work(ours, stock)

@@ -22,14 +22,14 @@ def record(requests: int, time: str, figure: float, **more: object) -> dict:
     }  # fmt: skip
 
 
-def test_the_latest_line_of_each_point_counts_whatever_file_it_is_in(tmp_path: Path) -> None:
+def test_report_uses_the_latest_result_across_files(tmp_path: Path) -> None:
     write(tmp_path, "b.jsonl", [record(4, "2", 0.4), record(1, "1", 0.1)])
     write(tmp_path, "a.jsonl", [record(4, "3", 0.5), record(8, "1", 0.8, layout="other")])
     found = points(read_results(tmp_path), PLOT)
     assert {place: line["a"]["b"] for place, line in found.items()} == {1: 0.1, 4: 0.5}
 
 
-def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
+def test_every_plot_with_results_is_drawn(tmp_path: Path) -> None:
     parts = next(plot for plot in PLOTS if plot.name == "frame_parts")
     lines = [
         {"benchmark": "frame_parts", "requests": n, "time": "1", "cpu_ms_per_frame": {"talker": 0.5}, **parts.only}
@@ -43,7 +43,7 @@ def test_every_plot_with_results_becomes_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / f"{parts.name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_over_names_has_a_bar_for_each_of_its_fields(tmp_path: Path) -> None:
+def test_plot_over_names_has_a_bar_per_field(tmp_path: Path) -> None:
     passes = next(plot for plot in PLOTS if plot.name == "schedules_passes")
     lines = [
         {"benchmark": "schedules", "schedule": name, "time": "1", passes.fields[0]: 1, passes.fields[1]: number}
@@ -58,7 +58,7 @@ def test_a_plot_over_names_has_a_bar_for_each_of_its_fields(tmp_path: Path) -> N
     assert (tmp_path / "plots" / "schedules_passes.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_value_of_a_field_has_points_of_its_own(tmp_path: Path) -> None:
+def test_plot_points_are_grouped_by_field_value(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", [record(4, "1", 0.4), record(4, "2", 0.5, layout="other"), record(8, "3", 0.6)])
     plot = Plot("p", "engine", "requests", ("a.b",), "title", "ratio", by="layout")
     found = groups(read_results(tmp_path), plot)
@@ -68,5 +68,5 @@ def test_each_value_of_a_field_has_points_of_its_own(tmp_path: Path) -> None:
     assert groups([], plot) == {}
 
 
-def test_plots_have_names_of_their_own() -> None:
+def test_plot_names_are_unique() -> None:
     assert len({plot.name for plot in PLOTS}) == len(PLOTS)

@@ -21,7 +21,7 @@ class Scheduler:
         sum(range(1000))
 
 
-def test_only_steps_in_which_every_row_decodes_are_timed() -> None:
+def test_only_pure_decode_steps_are_timed() -> None:
     scheduler = Scheduler()
     watch = SchedulerWatch(scheduler, num_rows=2)
     for scheduled in ({"a": 1, "b": 1}, {"a": 7, "b": 1}, {"a": 1}, {"a": 1, "b": 1}):

@@ -6,19 +6,19 @@ from benchmarks.schedules import CONFIG, LAYERS, allowed, ids_after, passes
 from stretto.families.vita_audio.family import SCHEDULES
 
 
-def test_forward_passes_are_those_counted_by_hand() -> None:
+def test_forward_passes_match_hand_counts() -> None:
     """Words alternate with marked codes as in training; the first audio turn has 4 ids in Balance, 10 in Boost."""
     assert [passes(name, 1) for name in SCHEDULES] == [3, 1, 1, 1]
     assert passes("vanilla", 31) == 51  # 11 ids with 8 codes, twice 14 with 8, and of the next 4 + 1 + 7
     assert passes("turbo", 31) == 5  # 11 ids each
 
 
-def test_ids_are_those_of_the_passes_before() -> None:
+def test_schedule_id_counts_follow_from_the_main_model_passes() -> None:
     assert [ids_after(name, 3) for name in SCHEDULES] == [3, 7, 13, 33]  # 5 + 1 + 1, 11 + 1 + 1
     assert [ids_after(name, 0) for name in SCHEDULES] == [0, 0, 0, 0]
 
 
-def test_what_is_allowed_is_the_weights_of_an_id_over_those_of_another() -> None:
+def test_allowed_speed_up_is_the_ratio_of_weights_read_per_id() -> None:
     assert allowed((8192, 0)) == 1.0
     assert allowed((1, 10)) == pytest.approx(4.98, abs=0.01)
     head, layer = (

@@ -72,7 +72,7 @@ def hugging_face(name: str, shape: Shape, vocabulary: int, is_tied: bool) -> nn.
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.name)
-def test_weights_are_those_that_hugging_face_s_class_has(backbone: Backbone) -> None:
+def test_sizing_weight_counts_match_hugging_face(backbone: Backbone) -> None:
     models = [hugging_face(backbone.name, backbone, backbone.vocabulary, backbone.tables == 1)]
     if (depth := backbone.depth) is not None:
         models.append(hugging_face(backbone.name, depth, depth.passes * depth.columns, False))
@@ -81,7 +81,7 @@ def test_weights_are_those_that_hugging_face_s_class_has(backbone: Backbone) -> 
 
 
 @pytest.mark.parametrize("backbone", [each for each in BACKBONES if each.name in PUBLISHED], ids=lambda each: each.name)
-def test_shapes_are_those_of_the_families(backbone: Backbone) -> None:
+def test_sizing_shapes_match_the_families(backbone: Backbone) -> None:
     vocabulary, num_layers = PUBLISHED[backbone.name]
     layout = vocabulary.layout
     assert (backbone.vocabulary, backbone.layers) == (layout.vocab_size, num_layers)
@@ -95,7 +95,7 @@ def test_shapes_are_those_of_the_families(backbone: Backbone) -> None:
         assert (said.passes, said.columns) == (layout.num_codebooks - 1, layout.codebook_size)
 
 
-def test_as_many_streams_fit_as_their_kv_cache_and_their_time_allow() -> None:
+def test_streams_per_gpu_are_limited_by_kv_cache_and_step_time() -> None:
     guided, unguided, *_ = BACKBONES
     small, *_, large = GPUS
     assert streams_in_memory(unguided, large) == pytest.approx(2 * streams_in_memory(guided, large), abs=1)
@@ -105,12 +105,12 @@ def test_as_many_streams_fit_as_their_kv_cache_and_their_time_allow() -> None:
     assert streams_in_time(guided, small) == 0  # its weights alone take longer to read
 
 
-def test_the_host_bounds_a_step_of_a_small_model() -> None:
+def test_small_model_step_time_is_bounded_by_the_host() -> None:
     opuslm = next(each for each in BACKBONES if "SmolLM2" in each.name)
     assert step_ms(replace(opuslm, layers=2), GPUS[-1], 1) == pytest.approx(1.019)
 
 
-def test_a_depth_transformer_takes_its_passes_beside_the_step() -> None:
+def test_step_time_includes_the_depth_transformer_passes() -> None:
     csm, fastest = next(each for each in BACKBONES if "CSM" in each.name), GPUS[-1]
     assert csm.depth is not None
     assert csm.depth.ms(fastest, 1) == pytest.approx(31 * (4 * 0.024 + 0.018)), "launches, where one row is computed"
@@ -121,7 +121,7 @@ def test_a_depth_transformer_takes_its_passes_beside_the_step() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cost", CODECS, ids=lambda cost: cost.name)
 @pytest.mark.parametrize("frames", [25, 8])
-def test_a_codec_s_operations_are_those_that_torch_counts(cost: Any, frames: int) -> None:
+def test_codec_flop_counts_match_torch(cost: Any, frames: int) -> None:
     [(_, _, codec)] = codecs([cost.name.split()[0]], None, is_wide=True)
     assert isinstance(codec, nn.Module)
     codec.to("meta")
@@ -134,7 +134,7 @@ def test_a_codec_s_operations_are_those_that_torch_counts(cost: Any, frames: int
     assert counter.get_total_flops() / 1e9 / (frames / spec.frame_rate) == pytest.approx(cost.gflop[frames], abs=0.05)
 
 
-def test_the_document_has_the_tables_as_they_are_printed() -> None:
+def test_document_contains_the_generated_tables() -> None:
     text = DOCUMENT.read_text()
     for table in tables().split("\n\n"):
         assert table in text

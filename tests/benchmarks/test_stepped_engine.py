@@ -17,7 +17,7 @@ from benchmarks.engines import SteppedEngine, engine_args  # noqa: E402
 from stretto.engine.host import vllm_config  # noqa: E402
 
 
-def test_the_kv_cache_goes_with_its_engine_and_another_one_stays(tmp_path: Path) -> None:
+def test_kv_cache_is_freed_with_its_engine_only(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, EIGHT_STREAMS, "eight_streams", 128, 2)
     args = engine_args(EIGHT_STREAMS.max_model_len, 2) | {"kv_cache_memory_bytes": 8 << 20}
     engines = [SteppedEngine(vllm_config(EngineConfig(tmp_path, args))) for _ in range(2)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.tts_bench import read_figures, write_texts
 
 
-def test_a_late_request_is_complete_and_any_other_error_is_not(tmp_path: Path) -> None:
+def test_stalled_requests_count_as_complete_and_errors_do_not(tmp_path: Path) -> None:
     kinds = [None, None, "audio_stall", "http_error", "timeout", "timeout"]
     results = [{"phase": "measurement", "error_kind": kind} for kind in kinds]
     results.append({"phase": "warmup", "error_kind": None})
@@ -20,7 +20,7 @@ def test_a_late_request_is_complete_and_any_other_error_is_not(tmp_path: Path) -
     assert (figures["first_byte_ms_p50"], figures["first_sound_ms_p50"]) == (250.0, 300.0)
 
 
-def test_every_text_has_an_id_of_its_own(tmp_path: Path) -> None:
+def test_every_benchmark_text_has_a_unique_id(tmp_path: Path) -> None:
     write_texts(tmp_path / "texts")
     lines = [json.loads(line) for line in (tmp_path / "texts").read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines) > 4

@@ -16,7 +16,7 @@ from tests.client.fake_server import Chunk, FakeServer
         ("Socket closed", "Socket closed"),
     ],
 )
-def test_what_is_no_answer_and_no_refusal_is_counted_by_its_error(error: str, outcome: str) -> None:
+def test_other_failures_are_counted_by_their_error(error: str, outcome: str) -> None:
     assert outcome_of(error) == outcome
 
 

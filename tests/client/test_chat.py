@@ -58,7 +58,7 @@ def turns(request: Request) -> list[dict[str, Any]]:
     return json.loads(request["messages"])
 
 
-async def test_each_line_is_a_turn_and_the_next_request_holds_the_reply(chat: Chat, tmp_path: Path) -> None:
+async def test_chat_lines_are_turns_and_replies_enter_the_next_request(chat: Chat, tmp_path: Path) -> None:
     arguments = ("--system", "be terse", "--task", "dialogue", "--seed", "3", "--out-dir", "said/today")
     code, out, errors = await chat(lambda _: SPOKEN, ["how are you?", "", "  and now? "], *arguments)
     assert (code, out) == (0, "fine\nfine\n")
@@ -76,7 +76,7 @@ async def test_each_line_is_a_turn_and_the_next_request_holds_the_reply(chat: Ch
     assert len(soundfile.read(tmp_path / "said/today/reply-2.wav")[0]) == 1920
 
 
-async def test_spoken_turns_go_with_their_audio(chat: Chat, tmp_path: Path) -> None:
+async def test_chat_sends_spoken_turns_with_their_audio(chat: Chat, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "two words.wav", np.zeros(80), 8_000)
     np.save(tmp_path / "codes.npy", np.array([[7, 8]]))
     lines = ["@two words.wav", "@codes.npy what is this?"]
@@ -92,7 +92,7 @@ async def test_spoken_turns_go_with_their_audio(chat: Chat, tmp_path: Path) -> N
     assert not list(tmp_path.glob("reply-*")), "a reply without sound leaves no file"
 
 
-async def test_a_task_that_answers_in_text_is_not_asked_for_codes(chat: Chat) -> None:
+async def test_chat_does_not_request_codes_from_text_tasks(chat: Chat) -> None:
     refusal = (
         "in ensemble 'speech', invalid request: options.output: expected no value (task 'chat' does not speak), got {}"
     )
@@ -109,7 +109,7 @@ async def test_a_task_that_answers_in_text_is_not_asked_for_codes(chat: Chat) ->
     assert errors.startswith("error: options.output: expected no value")
 
 
-async def test_a_refused_turn_is_said_and_forgotten(chat: Chat) -> None:
+async def test_refused_chat_turn_is_reported_and_dropped(chat: Chat) -> None:
     def answer(request: Request) -> list[Step]:
         last = turns(request)[-1]["text"]
         return [Abort(grpc.StatusCode.INVALID_ARGUMENT, "text: no")] if last == "bad" else WRITTEN
@@ -122,7 +122,7 @@ async def test_a_refused_turn_is_said_and_forgotten(chat: Chat) -> None:
     assert [turn.get("text") for turn in turns(chat.requests[-1])] == ["good", "rain.", "better"]
 
 
-async def test_a_server_that_goes_away_ends_the_chat(chat: Chat) -> None:
+async def test_unavailable_server_ends_the_chat(chat: Chat) -> None:
     code, out, errors = await chat(lambda _: [Abort(grpc.StatusCode.UNAVAILABLE, "draining")], ["a", "b"])
     assert (code, out, errors) == (3, "", "error: draining\n")
     assert len(chat.requests) == 1

@@ -16,21 +16,21 @@ def words(pieces: list[str]) -> str:
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_every_piece_fits_and_all_words_are_there_in_order(text: str, max_chars: int) -> None:
+def test_split_pieces_fit_and_keep_all_words_in_order(text: str, max_chars: int) -> None:
     pieces = split(text, max_chars)
     assert all(0 < len(piece) <= max_chars for piece in pieces)
     assert words(pieces) == words([text])
 
 
 @given(TEXTS.filter(str.strip))
-def test_halves_are_shorter_than_the_whole(text: str) -> None:
+def test_halved_texts_are_shorter_and_keep_all_words(text: str) -> None:
     halves = halve(text.strip())
     assert words(halves) == words([text])
     assert len(text.strip()) == 1 or max(map(len, halves)) < len(text.strip())
 
 
 @given(TEXTS | st.tuples(TEXTS, SPACE, TEXTS).map("".join), st.integers(1, 60))
-def test_what_has_ended_and_the_rest_are_all_of_the_text(text: str, max_chars: int) -> None:
+def test_first_sentences_and_rest_are_the_whole_text(text: str, max_chars: int) -> None:
     complete, rest = first_sentences(text, max_chars)
     assert complete + rest == text
     assert len(rest) <= max_chars
@@ -46,7 +46,7 @@ def test_what_has_ended_and_the_rest_are_all_of_the_text(text: str, max_chars: i
         (" " * 60, " " * 52, " " * 8),
     ],
 )
-def test_a_sentence_that_is_too_long_goes_on_where_its_first_pieces_end(text: str, complete: str, rest: str) -> None:
+def test_overlong_sentence_is_split_after_its_first_clauses(text: str, complete: str, rest: str) -> None:
     assert first_sentences(text, 25) == (complete, rest)
 
 
@@ -63,7 +63,7 @@ def test_a_sentence_that_is_too_long_goes_on_where_its_first_pieces_end(text: st
         (" \n ", 5, []),
     ],
 )
-def test_it_is_cut_between_sentences_before_clauses_before_words(text: str, max_chars: int, pieces: list[str]) -> None:
+def test_text_is_split_at_sentences_then_clauses_then_words(text: str, max_chars: int, pieces: list[str]) -> None:
     assert split(text, max_chars) == pieces
 
 
@@ -71,7 +71,7 @@ PARAGRAPH = "Dr. Smith came. He left; we stayed, “as it does”.\n\n"
 
 
 @pytest.mark.parametrize("text", [PARAGRAPH * 300, PARAGRAPH.strip() * 300, "«a. " * 3000, "猫。" * 6000, "a" * 9000])
-def test_sentences_found_in_small_parts_equal_those_of_the_whole(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_sentences_found_in_blocks_match_those_of_the_whole_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     looked_at: list[str] = []
 
     def segment(language: str, text: str) -> list[str]:

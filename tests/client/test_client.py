@@ -52,7 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
         await server.stop()
 
 
-async def test_16_bit_samples_arrive_as_integers_and_the_form_is_one_option(serve: Serve) -> None:
+async def test_16_bit_output_is_int16_and_encoding_merges_into_output_option(serve: Serve) -> None:
     server, client = await serve([Chunk(0, 640, is_final=True, is_last=True, is_16_bit=True)])
     stream = client.speak("a", encoding="pcm_s16le", output={"sample_rate": 8_000})
     (event,) = [event async for event in stream]
@@ -60,7 +60,7 @@ async def test_16_bit_samples_arrive_as_integers_and_the_form_is_one_option(serv
     assert json.loads(server.requests[0]["options"]) == {"output": {"sample_rate": 8_000, "encoding": "pcm_s16le"}}
 
 
-async def test_codes_arrive_as_an_array_where_they_are_told(serve: Serve) -> None:
+async def test_client_event_codes_are_an_array(serve: Serve) -> None:
     _, client = await serve([Chunk(0, 640, codes=[[1, 2], [3, 4]]), Chunk(1, None, is_final=True, is_last=True)])
     events = [event async for event in client.speak("a", output={"codes": True})]
     assert events[0].codes is not None
@@ -69,7 +69,7 @@ async def test_codes_arrive_as_an_array_where_they_are_told(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: str) -> None:
+async def test_utterance_is_complete_for_every_stream_ending(serve: Serve, ending: str) -> None:
     _, client = await serve(ENDINGS[ending])
     events = [event async for event in client.speak("a cat")]
     assert [event.index for event in events] == [0, 1, 2]
@@ -83,7 +83,7 @@ async def test_an_utterance_arrives_whole_however_it_ends(serve: Serve, ending: 
     assert [event.is_final for event in events] == [False, False, True]
 
 
-async def test_chunks_are_handed_on_as_they_arrive(serve: Serve) -> None:
+async def test_client_yields_chunks_as_they_arrive(serve: Serve) -> None:
     server, client = await serve([Chunk(0), Pause(0.5), Chunk(1, is_final=True, is_last=True)])
     stream = client.speak("a")
     await anext(stream)
@@ -91,7 +91,7 @@ async def test_chunks_are_handed_on_as_they_arrive(serve: Serve) -> None:
     assert (await anext(stream)).is_final
 
 
-async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) -> None:
+async def test_client_sends_the_requested_inputs(serve: Serve, tmp_path: Path) -> None:
     server, client = await serve(UTTERANCE)
     pcm = np.zeros(9, np.float64)
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
@@ -122,14 +122,14 @@ async def test_what_was_asked_for_is_what_is_sent(serve: Serve, tmp_path: Path) 
     assert not any("triton_grpc_error" in metadata for metadata in server.metadata)  # Triton 2.51 crashes on it
 
 
-async def test_a_conversation_takes_one_array_of_samples(serve: Serve) -> None:
+async def test_conversation_accepts_one_sample_array(serve: Serve) -> None:
     server, client = await serve(UTTERANCE)
     with pytest.raises(ValueError, match="files and at most one array of samples, got 2"):
         client.converse([{"role": "user", "audio": "pcm_in"}], (np.zeros(9), 8_000), (np.zeros(9), 8_000))
     assert not server.requests
 
 
-async def test_utterances_do_not_mix() -> None:
+async def test_concurrent_utterances_do_not_mix() -> None:
     def count_letters(request: Request) -> list[Step]:
         return [Chunk(0, len(request["text"])), Pause(0.05), Chunk(1, 1, is_final=True, is_last=True)]
 
@@ -176,7 +176,7 @@ TIMEOUTS = {"silent": Timeouts(first_s=0.2), "stalled": Timeouts(between_s=0.1),
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> None:
+async def test_client_failure_raises_its_exception_type(serve: Serve, failure: str) -> None:
     steps, kind, message = FAILURES[failure]
     server, client = await serve(steps, TIMEOUTS.get(failure))
     stream = client.speak("a")
@@ -190,14 +190,14 @@ async def test_a_failure_is_raised_by_its_kind(serve: Serve, failure: str) -> No
         await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
-async def test_no_server_is_said_at_once() -> None:
+async def test_unreachable_server_is_reported_immediately() -> None:
     async with SpeechClient("127.0.0.1:9") as client:
         with pytest.raises(ServerUnavailable, match=r"no server answers at 127\.0\.0\.1:9"):
             await anext(client.speak("a"))
         assert not await client.ready()
 
 
-async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
+async def test_server_closing_the_connection_is_detected(serve: Serve) -> None:
     server, client = await serve([Chunk(), Pause(9)])
     stream = client.speak("a")
     await anext(stream)
@@ -206,7 +206,7 @@ async def test_a_server_that_hangs_up_is_noticed(serve: Serve) -> None:
         await asyncio.wait_for(anext(stream), PATIENCE_S)
 
 
-async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> None:
+async def test_client_cancel_stops_the_server_and_raises(serve: Serve) -> None:
     server, client = await serve([Chunk(), Pause(9)])
     stream = client.speak("a")
     await anext(stream)
@@ -217,7 +217,7 @@ async def test_cancelling_reaches_the_server_and_the_reader(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("way", ["aclose", "async with", "dropped", "task"])
-async def test_leaving_a_stream_early_cancels_it(serve: Serve, way: str) -> None:
+async def test_closing_a_stream_early_cancels_it(serve: Serve, way: str) -> None:
     server, client = await serve([Chunk(), Pause(9)])
     stream = client.speak("a")
     await anext(stream)
@@ -235,13 +235,13 @@ async def test_leaving_a_stream_early_cancels_it(serve: Serve, way: str) -> None
     await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
-async def test_ready_asks_for_the_server_and_the_model(serve: Serve) -> None:
+async def test_ready_checks_the_server_and_the_model(serve: Serve) -> None:
     server, client = await serve([])
     assert await client.ready()
     server.is_ready = False
     assert not await client.ready()
 
 
-def test_time_outs_are_positive() -> None:
+def test_timeouts_must_be_positive() -> None:
     with pytest.raises(ValueError, match="must be > 0 s"):
         Timeouts(first_s=0)

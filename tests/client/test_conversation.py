@@ -17,7 +17,7 @@ def wav(tmp_path: Path) -> Path:
     return tmp_path / "a.wav"
 
 
-def test_a_conversation_begins_with_what_the_model_is_told_and_the_voice(tmp_path: Path) -> None:
+def test_conversation_starts_with_system_prompt_and_voice(tmp_path: Path) -> None:
     np.save(tmp_path / "voice.npy", CODES)
     assert Conversation().turns == []
     assert Conversation("You are terse.").turns == [{"role": "system", "text": "You are terse."}]
@@ -25,7 +25,7 @@ def test_a_conversation_begins_with_what_the_model_is_told_and_the_voice(tmp_pat
     assert told.turns == [{"role": "system", "codes": CODES.tolist(), "text": "You are terse."}]
 
 
-def test_a_reply_is_the_next_turn_with_what_is_known_of_it() -> None:
+def test_conversation_reply_turn_has_its_text_and_codes() -> None:
     talk = Conversation()
     talk.add_user("hello")
     talk.add_reply("hi", CODES)
@@ -40,7 +40,7 @@ def test_a_reply_is_the_next_turn_with_what_is_known_of_it() -> None:
     ]
 
 
-def test_spoken_turns_mean_their_files_in_order(wav: Path, tmp_path: Path) -> None:
+def test_spoken_turns_reference_their_files_in_order(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     talk = Conversation(voice=wav)
     talk.add_user("what is this?", tmp_path / "b.wav")
@@ -53,7 +53,7 @@ def test_spoken_turns_mean_their_files_in_order(wav: Path, tmp_path: Path) -> No
     assert talk.audio == [wav.read_bytes(), b"RIFF", wav.read_bytes()]
 
 
-def test_a_turn_that_is_taken_back_takes_its_file_along(wav: Path, tmp_path: Path) -> None:
+def test_removing_a_turn_removes_its_audio_file(wav: Path, tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     talk = Conversation()
     talk.add_user(None, wav)
@@ -74,7 +74,7 @@ def test_a_turn_that_is_taken_back_takes_its_file_along(wav: Path, tmp_path: Pat
         ("soft.npy", np.zeros((2, 3)), ValueError, r"expected integer codes \[S, T\], got \(2, 3\) float64"),
     ],
 )
-def test_a_file_that_cannot_be_said_is_named_and_adds_nothing(
+def test_invalid_conversation_file_is_named_and_adds_no_turn(
     tmp_path: Path, name: str, content: np.ndarray | None, error: type[Exception], message: str
 ) -> None:
     if content is not None:

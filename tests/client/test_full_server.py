@@ -16,7 +16,7 @@ from stretto_client.errors import from_exception, from_rpc, from_text
 @pytest.mark.parametrize(
     ("error", "kind"), [(Overloaded, ServerFull), (NoCapacity, ServerFull), (Closing, ServerUnavailable)]
 )
-def test_refusals_are_recognised_by_kind_not_by_message(error: type[Exception], kind: type[Exception]) -> None:
+def test_refusals_are_classified_by_kind_not_message(error: type[Exception], kind: type[Exception]) -> None:
     told = failed_response(error("unavailable: words of no meaning"), "speech").error.message()
     for text in (told, f"in ensemble 'speech', {told}"):
         read = from_text(text)
@@ -25,25 +25,25 @@ def test_refusals_are_recognised_by_kind_not_by_message(error: type[Exception], 
 
 
 @pytest.mark.parametrize("text", [CROWDED, ENDED, "any words"])
-def test_the_proxy_tells_it_by_a_status(text: str) -> None:
+def test_resource_exhausted_status_is_server_full(text: str) -> None:
     call = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
     assert type(from_rpc(call, "host:8001")) is ServerFull
     assert type(from_exception(InferenceServerException(text, "StatusCode.RESOURCE_EXHAUSTED"), "host")) is ServerFull
 
 
-async def test_so_is_its_queue_of_large_requests() -> None:
+async def test_full_queue_of_large_requests_is_server_full() -> None:
     with pytest.raises(BadRequest) as refused:
         await Pace(max_waiting_bytes=0).wait(LARGE_BYTES + 1)
     assert isinstance(from_text(refused.value.client_message), ServerFull)
 
 
-def test_a_server_that_starts_or_is_not_there_is_not_full() -> None:
+def test_starting_or_missing_server_maps_to_server_unavailable() -> None:
     call = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "no connect")
     assert type(from_rpc(call, "host:8001")) is ServerUnavailable
     assert type(from_text("unavailable: the server is starting")) is ServerUnavailable
 
 
-def test_a_call_that_ended_while_a_request_was_written_is_unavailable() -> None:
+def test_core_internal_error_maps_to_server_unavailable() -> None:
     lost = grpc.aio.AioRpcError(
         grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
     )
@@ -52,7 +52,7 @@ def test_a_call_that_ended_while_a_request_was_written_is_unavailable() -> None:
     assert type(from_exception(wrapped, "host:8001")) is ServerUnavailable
 
 
-def test_a_model_that_is_started_again_is_unavailable_however_that_is_told() -> None:
+def test_unavailable_model_version_maps_to_server_unavailable() -> None:
     text = "Request for unknown model: 'speech' has no available versions"
     call = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
     assert type(from_rpc(call, "host:8001")) is ServerUnavailable

@@ -25,7 +25,7 @@ def join(*utterances: list[SpeechEvent]) -> list[SpeechEvent]:
     return [joint.joined(each, n == last) for n, utterance in enumerate(utterances) for each in utterance]
 
 
-def test_times_and_indices_run_on_and_one_event_is_the_last() -> None:
+def test_joined_events_have_continuous_times_and_a_single_final_event() -> None:
     words, changes = (Word("a", 0.01),), (GuidanceChange(0.02, False),)
     first = [event(None, text="a", utterance="x"), event(tone(1600, 0), is_final=True, words=words)]
     second = [event(None, text="b", utterance="y"), event(tone(800, 0), True, words=words, guidance_changes=changes)]
@@ -42,7 +42,7 @@ def test_times_and_indices_run_on_and_one_event_is_the_last() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_no_sample_is_added_and_no_step_is_heard_where_they_meet(dtype: type) -> None:
+def test_joins_add_no_samples_and_no_audible_steps(dtype: type) -> None:
     scale = 32_000 if dtype is np.int16 else 1
     high, low = ((tone(1601, phase) * scale).astype(dtype) for phase in (np.pi / 2, -np.pi / 2))
     events = join([event(high, True)], [event(low[:10]), event(low[10:], True)])
@@ -54,7 +54,7 @@ def test_no_sample_is_added_and_no_step_is_heard_where_they_meet(dtype: type) ->
     assert np.abs(np.diff(pcm[:1611])).max() < 2 * largest_of_the_tone + 0.2
 
 
-def test_the_fade_begins_at_the_value_and_leaves_the_rest_as_it_is() -> None:
+def test_fade_starts_at_the_value_and_changes_only_its_length() -> None:
     pcm = tone(400, 1.0)
     faded = from_value(pcm, -0.25, round(FADE_S * RATE))
     assert faded[0] == pytest.approx(-0.25)
@@ -63,12 +63,12 @@ def test_the_fade_begins_at_the_value_and_leaves_the_rest_as_it_is() -> None:
     assert np.abs(np.diff(faded - pcm)).max() < 0.04
 
 
-def test_whole_numbers_stay_in_their_range() -> None:
+def test_integer_samples_are_clipped_to_their_range() -> None:
     loud = np.full(100, 32_767, np.int16)
     assert from_value(loud, 40_000.0, 50).max() == 32_767
 
 
-def test_the_report_of_the_whole_says_what_was_cut_and_when_the_first_sound_came() -> None:
+def test_joint_report_has_truncation_and_first_audio_time() -> None:
     silent = {"finish_reason": "length", "audio_s": 1.0, "first_sound_s": None, "num_frames": 3, "guidance_changes": []}
     heard = {"finish_reason": "stop", "audio_s": 2.0, "first_sound_s": 0.5, "num_frames": 4}
     whole = add_reports(silent, heard | {"guidance_changes": [(1, False)]})
@@ -78,7 +78,7 @@ def test_the_report_of_the_whole_says_what_was_cut_and_when_the_first_sound_came
     assert add_reports(heard, silent)["finish_reason"] == "length"
 
 
-def test_aligned_words_run_on_and_are_told_if_all_are() -> None:
+def test_joined_clauses_offset_words_and_combine_aligned() -> None:
     word = (Word("a", 0.01, 0.04, 0.5),)
     events = join([event(tone(1600, 0), is_final=True, words=word)], [event(tone(800, 0), True, words=word)])
     (first, second) = [each.words[0] for each in events]

@@ -69,7 +69,7 @@ async def written(*pieces: str, error: Exception | None = None) -> AsyncIterator
 Serve = Callable[..., Any]
 
 
-async def test_a_text_goes_on_as_it_is_written(live: Live) -> None:
+async def test_client_streams_text_as_it_is_written(live: Live) -> None:
     async with SpeechClient(await live.server.start()) as client:
         events = [event async for event in client.speak(written("He", "llo ", "wor", "ld."), voice="slt", seed=7)]
     assert live.text == "Hello world."
@@ -82,7 +82,7 @@ async def test_a_text_goes_on_as_it_is_written(live: Live) -> None:
     assert events[-1].is_final
 
 
-async def test_what_is_written_is_sent_before_more_is_there(live: Live) -> None:
+async def test_streamed_text_is_sent_before_more_is_available(live: Live) -> None:
     came = asyncio.Event()
 
     async def slowly() -> AsyncIterator[str]:
@@ -100,7 +100,7 @@ async def test_what_is_written_is_sent_before_more_is_there(live: Live) -> None:
     assert live.text == "One two three"
 
 
-async def test_a_refused_part_ends_the_reply_with_the_refusal(live: Live) -> None:
+async def test_refused_text_part_fails_the_reply(live: Live) -> None:
     live.instead[0] = ErrorText("invalid request: text: expected at most 3 more tokens, got 4")
     async with SpeechClient(await live.server.start()) as client:
         with pytest.raises(RequestRefused, match="at most 3 more tokens"):
@@ -130,7 +130,7 @@ async def test_a_reply_may_end_before_its_text(live: Live, monkeypatch: pytest.M
     assert [event.is_final for event in events] == [False, True]
 
 
-async def test_a_part_without_an_answer_times_out(live: Live) -> None:
+async def test_unanswered_text_part_times_out(live: Live) -> None:
     live.instead[0] = Pause(60)
     timeouts = Timeouts(between_s=0.2)
     async with SpeechClient(await live.server.start(), timeouts) as client:
@@ -138,7 +138,7 @@ async def test_a_part_without_an_answer_times_out(live: Live) -> None:
             _ = [event async for event in client.speak(written("One ", "two"))]
 
 
-async def test_a_writer_who_fails_ends_the_reply_with_his_error(live: Live) -> None:
+async def test_text_source_error_ends_the_reply(live: Live) -> None:
     async with SpeechClient(await live.server.start()) as client:
         with pytest.raises(KeyError, match="boom"):
             _ = [event async for event in client.speak(written("One ", error=KeyError("boom")))]
@@ -146,7 +146,7 @@ async def test_a_writer_who_fails_ends_the_reply_with_his_error(live: Live) -> N
     assert not any(part["is_last"] for part in live.parts), "half a text is not passed off as a whole one"
 
 
-async def test_who_leaves_is_read_no_more(live: Live) -> None:
+async def test_closing_the_stream_stops_reading_live_text(live: Live) -> None:
     is_closed = asyncio.Event()
 
     async def endless() -> AsyncIterator[str]:
@@ -165,7 +165,7 @@ async def test_who_leaves_is_read_no_more(live: Live) -> None:
 
 
 @pytest.mark.parametrize("profile", [LIVE, PROFILE])
-async def test_a_text_without_a_character_is_refused_before_anything_is_asked(profile: dict[str, Any]) -> None:
+async def test_empty_streamed_text_is_refused_before_any_request(profile: dict[str, Any]) -> None:
     server = FakeServer(lambda _: [END], profile=profile)
     async with SpeechClient(await server.start()) as client:
         with pytest.raises(RequestRefused, match="text: expected at least one character, got none"):
@@ -174,7 +174,7 @@ async def test_a_text_without_a_character_is_refused_before_anything_is_asked(pr
     await server.stop()
 
 
-async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
+async def test_live_text_is_sent_as_sentences_to_whole_text_models() -> None:
     server = FakeServer(lambda _: [Chunk(0, 640, words=("a",)), Chunk(1, 640, is_final=True, is_last=True)])
     heard_first, heard_second = asyncio.Event(), asyncio.Event()
 
@@ -202,7 +202,7 @@ async def test_a_model_that_needs_whole_texts_gets_sentences() -> None:
     await server.stop()
 
 
-async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) -> None:
+async def test_prematurely_ended_part_stream_is_a_server_failure(live: Live) -> None:
     from stretto_client.live_speech import PartStream
 
     async with SpeechClient(await live.server.start()) as client:
@@ -213,7 +213,7 @@ async def test_a_stream_of_parts_that_ends_is_the_servers_failure(live: Live) ->
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-async def test_sentences_are_those_of_the_whole_at_any_pace(size: int) -> None:
+async def test_streamed_sentences_keep_all_text_for_any_chunking(size: int) -> None:
     text = "It is Dr. Smith. He is here!  Is he?\n\nYes, " + "very " * 30 + "much so. And 3.5 more... ok"
     pieces = written(*(text[start : start + size] for start in range(0, len(text), size)))
     async with UnreadText(pieces) as unread:
@@ -223,26 +223,26 @@ async def test_sentences_are_those_of_the_whole_at_any_pace(size: int) -> None:
 
 
 @given(st.lists(st.text(alphabet="ab .,;!?\n", max_size=60) | st.just(" " * 200), max_size=8))
-async def test_the_words_of_all_pieces_are_said_whatever_space_there_is(pieces: list[str]) -> None:
+async def test_live_clauses_keep_all_words_despite_whitespace(pieces: list[str]) -> None:
     async with UnreadText(written(*pieces)) as unread:
         clauses = [clause async for clause in clauses_of(unread, 60)]
     assert all(0 < len(clause) <= 60 for clause in clauses)
     assert "".join(filter(str.isalnum, "".join(clauses))) == "".join(filter(str.isalnum, "".join(pieces)))
 
 
-async def test_words_of_a_long_sentence_stay_apart() -> None:
+async def test_words_of_a_long_sentence_stay_separate() -> None:
     words = ["word"] * 100
     async with UnreadText(written(" ".join(words))) as unread:
         assert " ".join([clause async for clause in clauses_of(unread, 40)]).split() == words
 
 
-def test_sentences_end_where_the_next_begins() -> None:
+def test_sentences_end_only_when_the_next_begins() -> None:
     assert first_sentences("Yes. No", 60) == ("Yes. ", "No")
     assert first_sentences("Yes.", 60) == ("", "Yes.")
     assert first_sentences("", 60) == ("", "")
 
 
-async def test_a_writer_who_is_far_ahead_waits() -> None:
+async def test_text_source_far_ahead_is_paused() -> None:
     num_read = 0
 
     async def endless() -> AsyncIterator[str]:
@@ -258,7 +258,7 @@ async def test_a_writer_who_is_far_ahead_waits() -> None:
         assert num_read <= MAX_WAITING_CHARS // 1000 + 6
 
 
-async def test_who_waits_for_text_is_told_that_none_came() -> None:
+async def test_waiting_for_text_times_out_with_an_empty_result() -> None:
     async def silent() -> AsyncIterator[str]:
         await asyncio.Event().wait()
         yield ""
@@ -268,7 +268,7 @@ async def test_who_waits_for_text_is_told_that_none_came() -> None:
         assert not unread.is_complete
 
 
-async def test_a_server_that_tells_nothing_of_its_model_gets_all_of_the_text() -> None:
+async def test_server_without_a_profile_gets_the_whole_text() -> None:
     server = FakeServer(lambda _: [END], profile=None)
     async with SpeechClient(await server.start()) as client:
         events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."))]
@@ -277,7 +277,7 @@ async def test_a_server_that_tells_nothing_of_its_model_gets_all_of_the_text() -
     await server.stop()
 
 
-async def test_tasks_that_write_first_get_all_of_the_text() -> None:
+async def test_text_first_tasks_receive_the_complete_text() -> None:
     server = FakeServer(lambda _: [END])
     async with SpeechClient(await server.start()) as client:
         events = [event async for event in client.speak(written("Hello. ", "World. ", "Bye."), task="dialogue")]
@@ -326,7 +326,7 @@ async def recorded(*pieces: np.ndarray, error: Exception | None = None) -> Async
         raise error
 
 
-async def test_audio_goes_on_as_it_is_recorded(listener: Listener) -> None:
+async def test_live_audio_is_sent_as_it_is_recorded(listener: Listener) -> None:
     """Pieces of 80 ms and more are sent as they come, int16 as float32; the end may have no samples."""
     pieces = [np.full(size, value, np.int16) for size, value in ((100, 16384), (3000, -16384), (7, 8192))]
     async with SpeechClient(await listener.server.start()) as client:
@@ -370,7 +370,7 @@ class Interrupted(Listener):
 AWAY = Abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
 
 
-async def test_a_lost_connection_is_resumed() -> None:
+async def test_client_resumes_a_lost_connection() -> None:
     """The client gets each event once, and the server each sample."""
     interrupted = Interrupted()
     async with SpeechClient(await interrupted.server.start()) as client:
@@ -393,7 +393,7 @@ async def paced(listener: Listener, *pieces: np.ndarray) -> AsyncIterator[np.nda
 
 
 @pytest.mark.parametrize("resume_s", [0.0, 60.0])
-async def test_a_session_that_has_ended_is_not_resumed(resume_s: float) -> None:
+async def test_ended_live_session_is_not_resumed(resume_s: float) -> None:
     """The error is that of the lost connection."""
     interrupted = Interrupted(keeps=False)
     async with SpeechClient(await interrupted.server.start()) as client:
@@ -404,7 +404,7 @@ async def test_a_session_that_has_ended_is_not_resumed(resume_s: float) -> None:
     await interrupted.server.stop()
 
 
-async def test_silence_takes_the_place_of_samples_that_do_not_come(listener: Listener) -> None:
+async def test_missing_live_samples_are_filled_with_silence(listener: Listener) -> None:
     """A part that is not complete is filled; without the option, the session waits."""
     may_end = asyncio.Event()
 
@@ -426,7 +426,7 @@ async def test_silence_takes_the_place_of_samples_that_do_not_come(listener: Lis
     assert len(listener.pcm) % 1920 == 7
 
 
-async def test_an_error_of_the_microphone_or_of_a_part_ends_the_session(listener: Listener) -> None:
+async def test_microphone_or_part_error_ends_the_live_session(listener: Listener) -> None:
     async with SpeechClient(await listener.server.start()) as client:
         with pytest.raises(OSError, match="unplugged"):
             [event async for event in client.transcribe_live(recorded(np.ones(9), error=OSError("unplugged")), 24_000)]

@@ -49,7 +49,7 @@ def texts(server: FakeServer) -> list[str]:
     return [request["text"].decode() for request in server.requests]
 
 
-async def test_a_long_text_is_one_utterance_of_several_with_one_seed(serve: Serve) -> None:
+async def test_long_text_is_split_into_requests_with_one_seed(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     events = [event async for event in client.speak(LONG, voice="slt")]
     assert texts(server) == [" ".join([SENTENCE] * 3)] * 2 + [SENTENCE]
@@ -61,7 +61,7 @@ async def test_a_long_text_is_one_utterance_of_several_with_one_seed(serve: Serv
     assert sum(len(event.pcm) for event in events if event.pcm is not None) == 6 * 640
 
 
-async def test_very_long_texts_are_split_beside_the_event_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_very_long_texts_are_split_outside_the_event_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     _, client = await serve(lambda _: SPOKEN)
     threads = []
 
@@ -75,7 +75,7 @@ async def test_very_long_texts_are_split_beside_the_event_loop(serve: Serve, mon
     assert threads == ["MainThread", "markup_0"]
 
 
-async def test_the_profile_is_asked_for_once_and_a_short_text_needs_none(serve: Serve) -> None:
+async def test_profile_is_requested_once_and_only_for_long_texts(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     server.profile = None
     assert [event.index async for event in client.speak("Good morning.")] == [0, 1]
@@ -104,7 +104,7 @@ async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypa
     assert len(refusing.requests) == 1
 
 
-async def test_it_does_not_wait_for_ever(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_of_a_full_server_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
     monkeypatch.setattr("stretto_client.long_speech.MAX_TRIES", 3)
     server, client = await serve(lambda _: SPOKEN if len(server.requests) == 1 else [FULL])
@@ -113,14 +113,14 @@ async def test_it_does_not_wait_for_ever(serve: Serve, monkeypatch: pytest.Monke
     assert len(server.requests) == 4
 
 
-async def test_where_the_server_does_not_tell_its_limit_the_text_goes_as_it_is(serve: Serve) -> None:
+async def test_text_is_sent_unsplit_if_the_limit_is_unknown(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     server.profile = None
     assert len([event async for event in client.speak(LONG)]) == 2
     assert texts(server) == [LONG]
 
 
-async def test_what_is_too_long_once_written_out_is_halved_until_it_fits(serve: Serve) -> None:
+async def test_text_too_long_once_written_out_is_halved_until_it_fits(serve: Serve) -> None:
     def script(request: Request) -> list[Step]:
         too_long = len(request["text"]) > 9
         refusal = "invalid request: text: expected at most 160 characters once written out in words, got 200 characters"
@@ -140,7 +140,7 @@ async def test_what_is_too_long_once_written_out_is_halved_until_it_fits(serve: 
         (Abort(grpc.StatusCode.UNAVAILABLE, "gone"), ServerUnavailable),
     ],
 )
-async def test_any_other_failure_is_raised_once(serve: Serve, step: Step, error: type[Exception]) -> None:
+async def test_long_text_failure_is_raised_once(serve: Serve, step: Step, error: type[Exception]) -> None:
     _, client = await serve(lambda _: [step])
     stream = client.speak("1")
     with pytest.raises(error):
@@ -148,7 +148,7 @@ async def test_any_other_failure_is_raised_once(serve: Serve, step: Step, error:
     assert [event async for event in stream] == []
 
 
-async def test_a_long_text_of_nothing_is_the_servers_to_refuse(serve: Serve) -> None:
+async def test_long_blank_text_is_refused_by_the_server(serve: Serve) -> None:
     server, client = await serve(
         lambda _: [ErrorText("invalid request: text: expected text with a word that can be spoken")]
     )
@@ -157,7 +157,7 @@ async def test_a_long_text_of_nothing_is_the_servers_to_refuse(serve: Serve) -> 
     assert texts(server) == [" " * 200]
 
 
-async def test_space_that_is_too_long_is_refused_as_it_has_no_halves(serve: Serve) -> None:
+async def test_overlong_whitespace_is_refused_because_it_cannot_be_split(serve: Serve) -> None:
     _, client = await serve(lambda _: [ErrorText("invalid request: text: expected at most 160 characters, got 200")])
     with pytest.raises(RequestRefused, match=r"^text: expected at most 160 characters, got 200$"):
         [event async for event in client.speak(" " * 200)]
@@ -172,7 +172,7 @@ def reads_latin_only(request: Request) -> list[Step]:
 
 
 @pytest.mark.parametrize("markup", ["none", "markdown"])
-async def test_letters_that_the_voice_does_not_read_are_refused_before_any_sound(serve: Serve, markup: Markup) -> None:
+async def test_unreadable_letters_are_refused_before_any_audio(serve: Serve, markup: Markup) -> None:
     server, client = await serve(reads_latin_only)
     stream = client.speak(f"{LONG} *Then* he said 你好 to her.", markup=markup)
     with pytest.raises(RequestRefused, match="got Chinese characters in '你好'"):
@@ -181,7 +181,7 @@ async def test_letters_that_the_voice_does_not_read_are_refused_before_any_sound
     assert "你好" in asked
 
 
-async def test_only_letters_that_may_be_refused_are_sent_ahead(serve: Serve) -> None:
+async def test_only_possibly_unsupported_letters_are_probed_first(serve: Serve) -> None:
     server, client = await serve(reads_latin_only)
     latin = f"{LONG} At the café: Δt is 2 µs, and π is over 3, ａｓ ｈｅ ｓａｉｄ. 😀 ʻOkina…"
     server.profile = PROFILE | {"options": ["transliterate"]}
@@ -197,7 +197,7 @@ async def test_only_letters_that_may_be_refused_are_sent_ahead(serve: Serve) -> 
     assert [len(plain), len(other), len(every)] == [6, 6, 6]
 
 
-async def test_letters_that_the_server_reads_after_all_are_spoken_once(serve: Serve) -> None:
+async def test_probed_letters_the_server_accepts_are_spoken_once(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     events = [event async for event in client.speak(f"{LONG} Say 你好.")]
     assert [event.is_final for event in events] == [False] * 5 + [True]
@@ -211,13 +211,13 @@ async def test_letters_that_the_server_reads_after_all_are_spoken_once(serve: Se
     assert [event async for event in client.speak(f"{LONG} 你好.")][-1].is_final
 
 
-async def test_options_that_are_no_json_are_an_error_of_the_caller(serve: Serve) -> None:
+async def test_options_that_are_not_json_raise_a_type_error(serve: Serve) -> None:
     _, client = await serve(lambda _: SPOKEN)
     with pytest.raises(TypeError):
         await anext(client.speak(LONG, schedule=object()))
 
 
-async def test_cancelling_ends_the_clause_that_is_spoken_and_asks_for_no_other(serve: Serve) -> None:
+async def test_cancelling_a_long_text_sends_no_further_clauses(serve: Serve) -> None:
     never = asyncio.Event()
     server, client = await serve(lambda _: [SPOKEN[0], Until(never)])
     stream = client.speak(LONG)
@@ -230,7 +230,7 @@ async def test_cancelling_ends_the_clause_that_is_spoken_and_asks_for_no_other(s
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-async def test_a_stream_that_is_left_ends_on_the_server(serve: Serve, how: str) -> None:
+async def test_abandoned_stream_is_cancelled_on_the_server(serve: Serve, how: str) -> None:
     never = asyncio.Event()
     server, client = await serve(lambda _: [SPOKEN[0], Until(never)])
     stream = client.speak(LONG)
@@ -242,7 +242,7 @@ async def test_a_stream_that_is_left_ends_on_the_server(serve: Serve, how: str) 
     await asyncio.wait_for(server.cancelled.wait(), PATIENCE_S)
 
 
-async def test_nobody_who_does_not_listen_has_the_server_speak_on(serve: Serve) -> None:
+async def test_slow_listeners_pause_further_requests(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     stream = client.speak(" ".join([SENTENCE] * 60))
     await anext(stream)
@@ -263,7 +263,7 @@ def in_a_voice(request: Request) -> list[Step]:
     return SPOKEN
 
 
-async def test_a_recorded_voice_comes_with_every_clause(serve: Serve) -> None:
+async def test_recorded_voice_is_sent_with_every_clause(serve: Serve) -> None:
     server, client = await serve(in_a_voice)
     events = [event async for event in client.speak(LONG, voice=RecordedVoice(b"RIFF", "What is said."), seed=3)]
     assert events[-1].is_final
@@ -279,7 +279,7 @@ async def test_a_recorded_voice_comes_with_every_clause(serve: Serve) -> None:
     assert " ".join(said) == LONG
 
 
-async def test_a_voice_may_be_samples_of_which_nobody_knows_the_words(serve: Serve) -> None:
+async def test_recorded_voice_may_have_no_transcript(serve: Serve) -> None:
     server, client = await serve(lambda _: SPOKEN)
     pcm = np.linspace(-1, 1, 100, dtype=np.float32)
     async for _ in client.speak("a", voice=RecordedVoice((pcm, 24_000))):
@@ -291,7 +291,7 @@ async def test_a_voice_may_be_samples_of_which_nobody_knows_the_words(serve: Ser
     assert "options" not in request
 
 
-async def test_a_text_closed_before_its_start_leaves_nothing(serve: Serve, recwarn: pytest.WarningsRecorder) -> None:
+async def test_long_text_closed_before_its_start_sends_nothing(serve: Serve, recwarn: pytest.WarningsRecorder) -> None:
     server, client = await serve(lambda _: SPOKEN)
     await client.speak(LONG).aclose()
     gc.collect()

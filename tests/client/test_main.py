@@ -52,7 +52,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
         await server.stop()
 
 
-async def test_speak_writes_the_file_and_ends_with_one_line_of_facts(run: Run, tmp_path: Path) -> None:
+async def test_speak_writes_the_file_and_prints_a_summary_line(run: Run, tmp_path: Path) -> None:
     code, out, errors = await run(UTTERANCE, "speak", "a cat", "--voice", "rms", "--seed", "7", "--guidance", "1.5")
     assert (code, errors) == (0, "")
     assert re.fullmatch(
@@ -64,7 +64,7 @@ async def test_speak_writes_the_file_and_ends_with_one_line_of_facts(run: Run, t
     assert json.loads(run.request["options"]) == {"voice": "rms", "seed": 7, "guidance_scale": 1.5}
 
 
-async def test_speak_takes_options_words_and_json(run: Run, tmp_path: Path) -> None:
+async def test_speak_supports_options_words_and_json(run: Run, tmp_path: Path) -> None:
     options = ("--options", '{"seed": 1, "audio": {"top_k": 5}}', "--seed", "2")
     code, out, _ = await run(UTTERANCE, "speak", "a", "--words", "--json", "--out", "b.flac", *options)
     first, second, summary = out.splitlines()
@@ -76,7 +76,7 @@ async def test_speak_takes_options_words_and_json(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "b.flac").exists()
 
 
-async def test_speak_asks_for_another_form_and_writes_what_comes(run: Run, tmp_path: Path) -> None:
+async def test_speak_requests_and_writes_the_given_encoding(run: Run, tmp_path: Path) -> None:
     steps = [Chunk(0, 640, is_16_bit=True), Chunk(1, 640, is_final=True, is_last=True, is_16_bit=True)]
     code, _, errors = await run(steps, "speak", "a", "--encoding", "pcm_s16le", "--sample-rate", "16000")
     assert (code, errors) == (0, "")
@@ -114,7 +114,7 @@ async def test_transcribe_reads_standard_input_live(run: Run) -> None:
     assert json.loads(run.request["options"]) == {"live": True}
 
 
-async def test_talk_writes_speech_while_it_reads_standard_input(run: Run, tmp_path: Path) -> None:
+async def test_talk_writes_speech_while_reading_standard_input(run: Run, tmp_path: Path) -> None:
     """The first frame of speech arrives before the input is complete."""
     complete = asyncio.Event()
 
@@ -136,7 +136,7 @@ async def test_talk_writes_speech_while_it_reads_standard_input(run: Run, tmp_pa
     assert (run.request["task"], json.loads(run.request["options"])) == (b"duplex", {"live": True, "seed": 7})
 
 
-async def test_talk_sends_a_file_as_a_whole(run: Run, tmp_path: Path) -> None:
+async def test_talk_sends_a_file_in_one_request(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     code, out, _ = await run([Chunk(0, 640, "a", is_final=True, is_last=True)], "talk", "a.wav", "--out", "b.wav")
     assert (code, out) == (0, "a\n")
@@ -145,7 +145,7 @@ async def test_talk_sends_a_file_as_a_whole(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
-async def test_a_command_asks_for_another_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
+async def test_command_sends_the_requested_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     code, _, _ = await run([Chunk(0, None, text="a", is_final=True, is_last=True)], command, "a.wav", "--task", task)
     assert (code, run.request["task"]) == (0, task.encode())
@@ -161,13 +161,15 @@ async def test_a_command_asks_for_another_task(run: Run, tmp_path: Path, command
         ([Pause(9)], "0.3", 4, "error: 127.0.0.1:PORT: the utterance was not complete after 0.3 s\n"),
     ],
 )
-async def test_a_failure_is_one_line(run: Run, steps: list[Step], timeout: str, code: int, message: str) -> None:
+async def test_client_command_failure_prints_one_line(
+    run: Run, steps: list[Step], timeout: str, code: int, message: str
+) -> None:
     got_code, out, errors = await run(steps, "speak", "a", "--timeout", timeout)
     assert (got_code, out) == (code, "")
     assert re.sub(r"(?<=127\.0\.0\.1:)\d+", "PORT", errors) == message
 
 
-def test_no_server_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_server_exits_with_status_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speak", "a", "--server", "127.0.0.1:9", "--play", "off"]) == 3
     assert capsys.readouterr().err.startswith("error: no server answers at 127.0.0.1:9")
 
@@ -187,19 +189,21 @@ def test_no_server_is_status_3(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--clone", "none.wav"], "there is no file none.wav"),
     ],
 )
-def test_wrong_usage_is_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_usage_errors_exit_with_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_bad_file_name_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_file_name_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speak", "a", "--out", "a.txt"]) == 2
     assert "a.txt" in capsys.readouterr().err
 
 
-async def test_speak_takes_the_voice_of_a_recording(run: Run, tmp_path: Path) -> None:
+async def test_speak_clones_the_voice_of_a_recording(run: Run, tmp_path: Path) -> None:
     (tmp_path / "me.wav").write_bytes(b"RIFF")
     voice = ("--clone", "me.wav", "--clone-text", "It is me.")
     code, _, errors = await run(UTTERANCE, "speak", "a cat", *voice)

@@ -84,13 +84,13 @@ def spoken(text: str, markup: Markup) -> list[str | float]:
 
 
 @pytest.mark.parametrize("text", MARKDOWN, ids=repr)
-def test_markdown_is_read_without_its_marks(text: str) -> None:
+def test_markdown_markup_is_removed(text: str) -> None:
     assert read(text).strip() == MARKDOWN[text].strip()
     assert has_marks(text)
 
 
 @pytest.mark.parametrize("text", UNCHANGED, ids=repr)
-def test_text_that_only_looks_like_marks_is_unchanged(text: str) -> None:
+def test_text_resembling_markup_is_unchanged(text: str) -> None:
     assert read(text) == text
 
 
@@ -194,17 +194,17 @@ def outcome(text: str, sizes: list[int]) -> object:
 @example("x\r\ny", [2])
 @example("<speak", [1])
 @example("**a" + " b" * 2000, [7])
-def test_markdown_is_the_same_whatever_the_cuts(text: str, sizes: list[int]) -> None:
+def test_markdown_output_does_not_depend_on_chunking(text: str, sizes: list[int]) -> None:
     assert outcome(text, sizes) == outcome(text, [len(text) or 1]) == outcome(text, [1])
 
 
 @given(st.lists(st.sampled_from(SSML_BITS), max_size=20).map("".join), CUTS)
-def test_ssml_is_the_same_whatever_the_cuts(inner: str, sizes: list[int]) -> None:
+def test_ssml_output_does_not_depend_on_chunking(inner: str, sizes: list[int]) -> None:
     text = f"<speak>{inner}</speak>"
     assert outcome(text, sizes) == outcome(text, [len(text)]) == outcome(text, [1])
 
 
-def test_words_are_ready_before_the_line_ends() -> None:
+def test_markup_reader_emits_words_before_the_line_ends() -> None:
     reader = open_reader("auto")
     assert reader.add("One **two** three") == "One two"
     assert reader.add(" four *fi") == " three four"
@@ -228,7 +228,7 @@ SSML = {
 
 
 @pytest.mark.parametrize("inner", SSML, ids=repr)
-def test_ssml_is_text_and_pauses(inner: str) -> None:
+def test_ssml_becomes_text_and_pauses(inner: str) -> None:
     parts = spoken(f'<?xml version="1.0"?>\n<speak version="1.1">{inner}</speak>\n', "auto")
     assert [" ".join(part.split()) if isinstance(part, str) else part for part in parts] == SSML[inner]
 
@@ -250,13 +250,13 @@ def test_ssml_is_text_and_pauses(inner: str) -> None:
         ("😀 ***", "expected text to speak, got only markup"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused(text: str, message: str) -> None:
+def test_unspeakable_input_is_refused(text: str, message: str) -> None:
     with pytest.raises(RequestRefused) as caught:
         spoken(text, "auto")
     assert str(caught.value).startswith(f"text: {message}")
 
 
-def test_the_kind_of_marks_can_be_said() -> None:
+def test_markup_kind_can_be_specified() -> None:
     assert spoken("*a*", "markdown") == ["a"]
     assert spoken("<speak>*a*</speak>", "ssml") == ["*a*"]
     assert spoken("<speak>*a*</speak>", "markdown") == ["<speak>a</speak>"]
@@ -284,7 +284,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=repr)
-def test_the_work_grows_with_the_length_and_no_faster(unit: str) -> None:
+def test_markup_reading_time_is_linear_in_the_length(unit: str) -> None:
     """The test counts interpreter steps, which other load does not affect."""
 
     def steps(num_chars: int) -> int:
@@ -348,7 +348,7 @@ BREAK = '<speak>One. <break time="1500ms"/>Two. <break time="100ms"/></speak>'
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-async def test_a_break_is_silence_between_clauses(is_written: bool) -> None:
+async def test_break_markup_inserts_silence_between_clauses(is_written: bool) -> None:
     server = FakeServer(lambda _: SPOKEN)
     async with SpeechClient(await server.start()) as client:
         text = pieces(*BREAK) if is_written else BREAK
@@ -366,7 +366,7 @@ async def test_a_break_is_silence_between_clauses(is_written: bool) -> None:
     assert all(len(event.pcm) <= 16_000 for event in events if event.pcm is not None)
 
 
-async def test_marks_are_read_before_a_text_is_cut(fake: FakeServer) -> None:
+async def test_markup_is_removed_before_a_text_is_split(fake: FakeServer) -> None:
     async with SpeechClient(await fake.start()) as client:
         await speak(client, "# Title\n\n**Note:** " + "word " * 40 + "*end*")
         await speak(client, "A cat.")

@@ -21,7 +21,7 @@ def without(*names: str) -> dict[str, Any]:
     return {name: value for name, value in PROFILE.items() if name not in names}
 
 
-def test_it_is_read_as_the_server_writes_it() -> None:
+def test_model_profile_is_parsed() -> None:
     profile = read(PROFILE | {"reads_live_text": True})
     assert (profile.family, profile.sample_rate, profile.voices) == ("tiny", 16_000, ("slt", "rms"))
     assert (profile.times_words, profile.reads_live_text, profile.max_audio_s) == (True, True, 9.6)
@@ -30,7 +30,7 @@ def test_it_is_read_as_the_server_writes_it() -> None:
     assert profile.task("sing") is None
 
 
-def test_what_an_earlier_repository_does_not_tell_and_what_a_later_one_adds_is_no_fault() -> None:
+def test_profiles_of_older_and_newer_repositories_are_readable() -> None:
     earlier = read(without("reads_live_text", "times_words", "voices", "tasks", "max_audio_s"))
     assert (earlier.reads_live_text, earlier.times_words, earlier.voices, earlier.tasks) == (False, False, (), ())
     later = read(PROFILE | {"sings": True, "tasks": [{"name": "sing", "in_tune": False}]})
@@ -57,12 +57,12 @@ def test_what_an_earlier_repository_does_not_tell_and_what_a_later_one_adds_is_n
         (PROFILE | {"tasks": [{}]}, r"profile\.tasks\[0\]\.name: expected a value, got none"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(record: Any, message: str) -> None:
+def test_invalid_profiles_are_refused_in_one_sentence(record: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(record)
 
 
-def test_a_server_that_tells_nothing_is_named() -> None:
+def test_missing_model_description_is_reported() -> None:
     with pytest.raises(ValueError, match="does not describe its model"):
         ModelProfile.from_config({})
 
@@ -74,7 +74,7 @@ VALUES = st.recursive(
 
 
 @given(changes=st.dictionaries(st.sampled_from([*PROFILE, "reads_live_text"]), VALUES, max_size=3))
-def test_whatever_a_server_tells_it_is_a_profile_or_a_value_error(changes: dict[str, Any]) -> None:
+def test_any_profile_parses_or_raises_a_value_error(changes: dict[str, Any]) -> None:
     try:
         profile = read(PROFILE | changes)
     except ValueError as error:

@@ -39,7 +39,7 @@ async def use(client: SpeechClient) -> None:
         (Annotated[str, BY_FAMILY], ["a", 1, None, [1]], []),
     ],
 )
-def test_pydantic_checks_the_limits_of_an_expected_value(kind: Any, good: list[Any], bad: list[Any]) -> None:
+def test_pydantic_checks_expected_value_limits(kind: Any, good: list[Any], bad: list[Any]) -> None:
     adapter = TypeAdapter[Any](kind)
     assert [adapter.validate_python(value, strict=True) for value in good] == good
     for value in bad:
@@ -47,7 +47,7 @@ def test_pydantic_checks_the_limits_of_an_expected_value(kind: Any, good: list[A
             adapter.validate_python(value, strict=True)
 
 
-def test_every_public_name_can_be_imported_and_no_other() -> None:
+def test_only_public_names_can_be_imported() -> None:
     assert {name for names in stretto_client.MODULES.values() for name in names.split()} == set(stretto_client.__all__)
     assert all(getattr(stretto_client, name) is not None for name in stretto_client.__all__)
     assert stretto_client.OptionsRecord is OptionsRecord
@@ -56,7 +56,7 @@ def test_every_public_name_can_be_imported_and_no_other() -> None:
 
 
 @pytest.mark.nightly
-def test_a_type_checker_finds_wrong_options(tmp_path: Path) -> None:
+def test_type_checker_reports_wrong_options(tmp_path: Path) -> None:
     source = tmp_path / "mistakes.py"
     source.write_text(MISTAKES)
     command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", source]

@@ -26,36 +26,36 @@ def leave(directory: Path, launch: str, key: str) -> Path:
 
 
 @pytest.mark.parametrize("server", ["localhost:8001", "127.0.0.1:8001", "[::1]:8001"])
-def test_a_server_on_this_host_gets_its_key(tmp_path: Path, server: str) -> None:
+def test_local_server_key_is_sent(tmp_path: Path, server: str) -> None:
     leave(tmp_path, "1_a", "open sesame")
     assert key_headers(server, tmp_path) == {HEADER: "open sesame"}
 
 
 @pytest.mark.parametrize("server", ["localhost:8002", "10.0.0.1:8001", "example.org:8001", "localhost", "x:8001"])
-def test_another_server_gets_none(tmp_path: Path, server: str) -> None:
+def test_key_is_not_sent_to_another_server(tmp_path: Path, server: str) -> None:
     leave(tmp_path, "1_a", "open sesame")
     assert key_headers(server, tmp_path) == {}
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o620])
-def test_a_file_that_others_could_have_written_or_read_is_no_key(tmp_path: Path, mode: int) -> None:
+def test_key_file_accessible_to_others_is_ignored(tmp_path: Path, mode: int) -> None:
     leave(tmp_path, "1_a", "open sesame").chmod(mode)
     assert key_headers("localhost:8001", tmp_path) == {}
 
 
-def test_a_folder_that_others_may_enter_holds_no_key(tmp_path: Path) -> None:
+def test_key_in_a_folder_open_to_others_is_ignored(tmp_path: Path) -> None:
     leave(tmp_path, "1_a", "open sesame").parent.chmod(0o755)
     assert key_headers("localhost:8001", tmp_path) == {}
 
 
-def test_the_latest_start_is_meant(tmp_path: Path) -> None:
+def test_server_key_of_the_latest_start_is_used(tmp_path: Path) -> None:
     leave(tmp_path, "1_a", "of a launcher that died")
     late = leave(tmp_path, "2_b", "open sesame")
     os.utime(late, ns=(late.stat().st_mtime_ns + 10**9,) * 2)
     assert key_headers("localhost:8001", tmp_path) == {HEADER: "open sesame"}
 
 
-def test_a_key_that_disappears_while_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_removed_during_reading_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(tmp_path, "1_a", "open sesame")
 
     def ours_until_now(path: Path) -> bool:
@@ -71,7 +71,7 @@ async def pieces() -> AsyncIterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("is_here", [True, False])
-async def test_callers_are_named_to_a_server_on_this_host(
+async def test_client_ids_are_sent_only_to_a_local_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
 ) -> None:
     """Both streams of a live session name its caller, by a digest."""

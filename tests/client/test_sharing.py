@@ -42,7 +42,9 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 @pytest.mark.parametrize("memory", ["system", "cuda"])
-async def test_audio_arrives_and_its_memory_is_freed(server: FakeServer, runtime: FakeRuntime, memory: Memory) -> None:
+async def test_shared_memory_audio_is_delivered_and_freed(
+    server: FakeServer, runtime: FakeRuntime, memory: Memory
+) -> None:
     async with SpeechClient(server.address, shared_memory=memory) as client:
         text = "".join([event.text async for event in client.transcribe((PCM, 16_000))])
         assert text == "a cat"
@@ -61,7 +63,7 @@ async def test_audio_arrives_and_its_memory_is_freed(server: FakeServer, runtime
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "dropped", "left open"])
-async def test_an_utterance_given_up_frees_its_memory(server: FakeServer, ending: str) -> None:
+async def test_abandoned_utterance_frees_its_shared_memory(server: FakeServer, ending: str) -> None:
     server.steps[1:1] = [Pause(120)]
     async with SpeechClient(server.address, shared_memory="system") as client:
         stream = client.transcribe((PCM, 16_000))
@@ -77,7 +79,7 @@ async def test_an_utterance_given_up_frees_its_memory(server: FakeServer, ending
     assert not server.regions
 
 
-async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> None:
+async def test_stopped_server_leaves_no_client_shared_memory(server: FakeServer) -> None:
     client = SpeechClient(server.address, shared_memory="system")
     server.steps[1:1] = [Pause(5)]
     stream = client.transcribe((PCM, 16_000))
@@ -88,7 +90,7 @@ async def test_a_server_that_is_gone_leaves_no_memory(server: FakeServer) -> Non
 
 
 @pytest.mark.parametrize("server_lets_go", [True, False])
-async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
+async def test_gpu_ring_is_freed_once_the_server_releases_it(
     server: FakeServer, runtime: FakeRuntime, server_lets_go: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This also holds if the utterance is cancelled before its last event.
@@ -117,13 +119,13 @@ async def test_a_ring_on_a_gpu_is_freed_when_the_server_has_let_it_go(
             opened.close()
 
 
-def test_another_kind_of_memory_is_refused() -> None:
+def test_unknown_shared_memory_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="shared_memory: expected 'system' or 'cuda', got 'disk'"):
         SpeechClient(shared_memory="disk")
 
 
 @pytest.mark.parametrize("size", [(0, 64), (4, 0), (4, 60)])
-def test_a_ring_has_slots_of_a_multiple_of_eight_bytes(size: tuple[int, int]) -> None:
+def test_ring_slot_size_must_be_a_multiple_of_eight_bytes(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"multiple of 8 bytes, got {size[0]} of {size[1]}"):
         RingSize(*size)
 

@@ -15,7 +15,7 @@ TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3", ".WAV"])
-def test_a_file_holds_what_was_written_in_chunks(tmp_path: Path, suffix: str) -> None:
+def test_audio_file_contains_all_written_chunks(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     file = AudioFile(path)
     for start in range(0, 16_000, 640):
@@ -29,7 +29,7 @@ def test_a_file_holds_what_was_written_in_chunks(tmp_path: Path, suffix: str) ->
         assert np.std(pcm) == pytest.approx(np.std(TONE), rel=0.05)
 
 
-def test_a_wav_file_can_be_read_while_it_grows(tmp_path: Path) -> None:
+def test_wav_file_is_readable_while_being_written(tmp_path: Path) -> None:
     file = AudioFile(tmp_path / "a.wav")
     file.write(TONE, 16_000)
     file.write(TONE[:100], 16_000)
@@ -39,18 +39,18 @@ def test_a_wav_file_can_be_read_while_it_grows(tmp_path: Path) -> None:
     assert len(soundfile.read(tmp_path / "a.wav")[0]) == 16_100
 
 
-def test_nothing_written_leaves_no_file(tmp_path: Path) -> None:
+def test_unused_audio_file_is_not_created(tmp_path: Path) -> None:
     AudioFile(tmp_path / "a.wav").close()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "message"), [("a.txt", "ends in one of .wav"), ("none/a.wav", "there is no folder")])
-def test_a_bad_name_is_refused_before_anything_is_sent(tmp_path: Path, name: str, message: str) -> None:
+def test_invalid_output_path_is_refused_up_front(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AudioFile(tmp_path / name)
 
 
-def test_16_bit_samples_are_rounded_and_bounded() -> None:
+def test_16_bit_samples_are_rounded_and_clipped() -> None:
     assert np.frombuffer(pcm16(np.array([0, 1, -1, 1.5, 0.5], np.float32)), "<i2").tolist() == [
         0,
         32_767,
@@ -75,7 +75,7 @@ def install(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_a_player_hears_every_sample_and_its_rate(programs: Path, tmp_path: Path) -> None:
+def test_player_receives_every_sample_and_the_rate(programs: Path, tmp_path: Path) -> None:
     install(programs, "aplay", f'echo "$@" > {tmp_path}/args; cat > {tmp_path}/heard')
     player = find_player()
     player.write(TONE, 16_000)
@@ -90,7 +90,7 @@ def write_often(player: StreamingPlayer) -> None:
         player.write(TONE, 16_000)
 
 
-def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
+def test_exited_or_stalled_player_does_not_block_writes(programs: Path) -> None:
     may_leave = programs / "may_leave"
     for script in ("exit 1", f"while [ ! -e {may_leave} ]; do sleep 0.05; done; exit 1"):
         install(programs, "aplay", script)
@@ -104,7 +104,7 @@ def test_a_player_that_leaves_or_stalls_holds_nobody_up(programs: Path) -> None:
         player.close()
 
 
-def test_a_player_of_files_gets_the_whole_file(programs: Path, tmp_path: Path) -> None:
+def test_file_player_receives_the_whole_file(programs: Path, tmp_path: Path) -> None:
     install(programs, "afplay", f'cp "$1" {tmp_path}/played.wav')
     player = find_player()
     assert isinstance(player, FilePlayer)
@@ -113,5 +113,5 @@ def test_a_player_of_files_gets_the_whole_file(programs: Path, tmp_path: Path) -
     assert len(soundfile.read(tmp_path / "played.wav")[0]) == 16_000
 
 
-def test_no_player_is_none(programs: Path) -> None:
+def test_missing_player_is_none(programs: Path) -> None:
     assert find_player() is None

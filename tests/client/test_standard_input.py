@@ -26,7 +26,7 @@ async def start(address: str, folder: Path, stdin: int) -> asyncio.subprocess.Pr
     )
 
 
-async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> None:
+async def test_piped_input_is_sent_while_it_is_written(tmp_path: Path) -> None:
     live = Live()
     process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
     assert process.stdin is not None
@@ -46,7 +46,7 @@ async def test_what_a_program_writes_is_sent_while_it_writes(tmp_path: Path) -> 
     await live.server.stop()
 
 
-async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+async def test_text_file_on_stdin_is_sent_as_one_request(tmp_path: Path) -> None:
     live = Live()
     live.complete.set()
     (tmp_path / "text").write_text("Hello world.")
@@ -60,7 +60,7 @@ async def test_a_file_is_asked_for_as_a_whole(tmp_path: Path) -> None:
     await live.server.stop()
 
 
-async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path) -> None:
+async def test_empty_and_undecodable_input_are_refused_in_one_line(tmp_path: Path) -> None:
     for given, message in ((b"", b"at least one character"), (b"\xff", b"can't decode byte 0xff")):
         live = Live()
         process = await start(await live.server.start(), tmp_path, asyncio.subprocess.PIPE)
@@ -73,7 +73,7 @@ async def test_nothing_and_what_is_no_text_are_refused_in_a_line(tmp_path: Path)
         await live.server.stop()
 
 
-async def test_a_descriptor_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:
+async def test_unreadable_descriptor_raises_an_os_error(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(IsADirectoryError):
         _ = [piece async for piece in pieces_from(descriptor)]

@@ -22,7 +22,7 @@ def event(num_samples: int | None, **fields: object) -> SpeechEvent:
     return SpeechEvent(pcm, "u", 0, "audio", sample_rate=16_000, **fields)
 
 
-def test_first_audio_is_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_audio_time_is_of_the_first_event_with_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.1, 10.2, 10.4, 11.0])
     # of this server only
     monkeypatch.setattr("stretto_client.sinks.time", SimpleNamespace(monotonic=lambda: next(clock)))
@@ -34,13 +34,13 @@ def test_first_audio_is_the_first_event_with_samples(monkeypatch: pytest.MonkeyP
     assert tally.summary() == ("2.00 s of audio, first audio after 0.40 s, real-time factor 0.50, seed 7, guidance 1.5")
 
 
-def test_an_end_that_was_not_the_models_is_said() -> None:
+def test_summary_mentions_a_length_finish_reason() -> None:
     tally = Tally(stream=io.StringIO())
     tally.add(event(160, report=REPORT | {"finish_reason": "length"}))
     assert tally.summary().endswith(", ended by length")
 
 
-def test_the_progress_line_shows_words_on_a_terminal_only() -> None:
+def test_progress_line_shows_words_only_on_a_terminal() -> None:
     for stream, shows, expected in [(Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)]:
         tally = Tally(shows, stream)
         tally.add(event(16_000, words=(Word("hello", 0.0), Word("you", 0.5))))

@@ -196,7 +196,7 @@ def fault(result: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-async def test_works_with_its_defaults(name: str, url: str, recording: Path, tmp_path: Path) -> None:
+async def test_real_clients_work_with_their_defaults(name: str, url: str, recording: Path, tmp_path: Path) -> None:
     client = CLIENTS[name]
     proxy = RecordingProxy(url)
     command = client.command(await proxy.start(), recording, tmp_path)

@@ -27,7 +27,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> AudioVae:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_are_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
+def test_samples_match_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
     """A reply that continues a recording begins with the decoder's state after the recording's last patches."""
     expected = reply(kind, mode)
     context = expected.latents_before[-NUM_CONTEXT if expected.is_audio[-1] else len(expected.text) :]
@@ -39,7 +39,7 @@ def test_samples_are_the_authors(codec: AudioVae, kind: str, mode: str) -> None:
     assert expected.pcm.std() > 0.1
 
 
-def test_latents_of_a_recording_are_the_authors(codec: AudioVae) -> None:
+def test_encoded_latents_match_the_authors(codec: AudioVae) -> None:
     pcm, unit = recording("reference"), 2560
     found = latents_of(codec.encode(pcm).T)
     np.testing.assert_allclose(found, stored()["plain.reference"], atol=1e-4)
@@ -51,7 +51,7 @@ def test_latents_of_a_recording_are_the_authors(codec: AudioVae) -> None:
     np.testing.assert_allclose(found, stored()["plain.prompt"], atol=1e-4)
 
 
-def test_chunks_of_any_size_give_the_same_samples(codec: AudioVae) -> None:
+def test_latent_codec_decode_is_chunk_invariant(codec: AudioVae) -> None:
     patches = np.random.default_rng(1).standard_normal((2, 10, 32)).astype(np.float32)
     exact = codec.double()
     try:
@@ -65,7 +65,7 @@ def test_chunks_of_any_size_give_the_same_samples(codec: AudioVae) -> None:
         codec.float()
 
 
-def test_constants(codec: AudioVae) -> None:
+def test_latent_codec_constants(codec: AudioVae) -> None:
     spec = codec.spec
     assert (spec.sample_rate, spec.input_rate, spec.samples_per_frame, spec.frame_rate) == (48000, 16000, FRAME, 6.25)
     assert spec.are_latents
@@ -83,18 +83,18 @@ def test_constants(codec: AudioVae) -> None:
         ({"encoder_rates": "2588"}, "cannot be read as an AudioVAE"),
     ],
 )
-def test_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
+def test_unsupported_codec_variants_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=f"audio_vae_config: .*{message}"):
         AudioVaeConfig.from_record(VAE | change, 4)
 
 
-def test_missing_settings_have_the_defaults_of_the_published_code() -> None:
+def test_missing_settings_have_the_published_defaults() -> None:
     config = AudioVaeConfig.from_record({}, 4)
     assert (config.num_words, config.encoder_channels, config.decoder_channels) == (256, 128, 2048)
     assert config.samples_per_patch == FRAME
 
 
-def test_another_codec_is_refused(tmp_path: Path) -> None:
+def test_codec_of_another_model_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "codec").mkdir()
     for record in ({"model_type": "mimi"}, {"model_type": "audiovae", "audio_vae_config": VAE}):
         (tmp_path / "codec" / "config.json").write_text(json.dumps(record))

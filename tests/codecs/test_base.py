@@ -10,35 +10,35 @@ def make_spec(streaming: Windowed | Stateful | Whole, tail_samples: int = 0) -> 
 
 
 @pytest.mark.parametrize("streaming", [Windowed(left=4, right=3), Stateful(left=4, right=3)])
-def test_a_spec_tells_its_context_however_it_streams(streaming: Windowed | Stateful) -> None:
+def test_codec_spec_context_is_available_for_each_streaming_kind(streaming: Windowed | Stateful) -> None:
     spec = make_spec(streaming)
     assert (spec.left_frames, spec.right_frames, spec.frame_rate) == (4, 3, 50)
 
 
-def test_only_the_end_of_an_utterance_lacks_the_tail() -> None:
+def test_only_the_end_of_an_utterance_omits_the_tail() -> None:
     spec = make_spec(Windowed(4, 3), tail_samples=8)
     assert [spec.num_samples(5, right) for right in (3, 1, 0)] == [1600, 1600, 1592]
 
 
-def test_less_right_context_changes_nothing_else() -> None:
+def test_reducing_right_context_changes_no_other_spec_field() -> None:
     spec = make_spec(Stateful(4, 3))
     assert spec.with_right_frames(3) == spec
     assert spec.with_right_frames(0) == make_spec(Stateful(4, 0))
 
 
 @pytest.mark.parametrize(("right", "tail", "least"), [(4, 0, 0), (-1, 0, 0), (0, 8, 1)])
-def test_a_right_context_out_of_range_is_named(right: int, tail: int, least: int) -> None:
+def test_out_of_range_right_context_is_refused(right: int, tail: int, least: int) -> None:
     with pytest.raises(ValueError, match=rf"right_frames must be in \[{least}, 3\] for any, got {right}"):
         make_spec(Windowed(4, 3), tail).with_right_frames(right)
 
 
 @pytest.mark.parametrize(("streaming", "tail"), [(Windowed(-1, 0), 0), (Stateful(0, -1), 0), (Windowed(3, 0), 8)])
-def test_context_that_cannot_be_is_refused(streaming: Windowed | Stateful, tail: int) -> None:
+def test_invalid_codec_context_is_refused(streaming: Windowed | Stateful, tail: int) -> None:
     with pytest.raises(ValueError, match="require more context than"):
         make_spec(streaming, tail)
 
 
-def test_a_codec_of_whole_utterances_waits_for_their_end() -> None:
+def test_whole_utterance_codec_decodes_at_the_end() -> None:
     spec = make_spec(Whole(9))
     assert [spec.complete(frames) for frames in (1, 8, 9)] == [0, 0, 9]
     assert (spec.blocks, spec.max_frames, spec.left_frames, spec.right_frames) == ((), 9, 0, 0)
@@ -47,6 +47,6 @@ def test_a_codec_of_whole_utterances_waits_for_their_end() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(0,), (9, 1), (9, 0, 1)])
-def test_an_utterance_that_cannot_be_is_refused(wrong: tuple[int, ...]) -> None:
+def test_invalid_whole_utterance_limits_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must have at least one frame"):
         Whole(*wrong)

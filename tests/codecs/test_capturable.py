@@ -28,7 +28,7 @@ def made(name: str, folder: Path) -> Codec:
 
 
 @pytest.mark.parametrize("name", ["tiny", "glm4_voice", *MODELS, *STATEFUL])
-def test_a_window_is_decoded_without_the_host(name: str, tmp_path: Path) -> None:
+def test_window_is_decoded_without_host_transfers(name: str, tmp_path: Path) -> None:
     codec = made(name, tmp_path)
     assert isinstance(codec, nn.Module)
     send_away(codec)

@@ -35,7 +35,7 @@ def signal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize(("kernel", "dilation", "groups"), [(7, 9, 1), (3, 1, 6), (1, 1, 1)])
 @pytest.mark.usefixtures("small_products")
 @torch.inference_mode()
-def test_convolutions_are_those_of_torch(
+def test_convolutions_match_torch(
     dtype: torch.dtype, tolerance: float, kernel: int, dilation: int, groups: int
 ) -> None:
     layer = nn.Conv1d(6, 12, kernel, dilation=dilation, groups=groups).to(dtype)
@@ -55,7 +55,7 @@ def test_convolutions_are_those_of_torch(
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.usefixtures("small_products")
 @torch.inference_mode()
-def test_upsampling_is_a_transposed_convolution_without_its_ends(
+def test_upsampling_matches_a_trimmed_transposed_convolution(
     dtype: torch.dtype, tolerance: float, kernel: int, rate: int, has_bias: bool
 ) -> None:
     layer, before = nn.ConvTranspose1d(6, 4, kernel, rate, bias=has_bias).to(dtype), kernel // rate - 1
@@ -98,7 +98,7 @@ def expected_snake(layer: SnakeBeta, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [1, 7, 96])
 @torch.no_grad()
-def test_snake_is_its_formula_in_both_layouts(dtype: torch.dtype, tolerance: float, steps: int) -> None:
+def test_snake_matches_its_formula_in_both_layouts(dtype: torch.dtype, tolerance: float, steps: int) -> None:
     layer, x, before = snake().to(dtype), signal(2, 12, steps, dtype=dtype), signal(2, 12, 5, dtype=dtype)
     expected = expected_snake(layer, x)
     for each in (x, x.contiguous()):
@@ -109,7 +109,7 @@ def test_snake_is_its_formula_in_both_layouts(dtype: torch.dtype, tolerance: flo
 
 
 @torch.no_grad()
-def test_snake_follows_its_weights_when_they_change() -> None:
+def test_snake_uses_updated_weights() -> None:
     layer, x = snake(), signal(2, 12, 96, dtype=torch.float32)
     layer(x)
     layer.alpha.mul_(0.5)
@@ -118,7 +118,7 @@ def test_snake_follows_its_weights_when_they_change() -> None:
     torch.testing.assert_close(exact(x.double()), expected_snake(exact, x), rtol=0, atol=1e-12)
 
 
-def test_utterances_decoded_in_parts_are_those_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_split_for_the_cache_gives_equal_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = make_qwen3_codec("narrow").double()
     codes, first = random_codes(codec, 5, 6), torch.zeros(5, dtype=torch.int64)
     results = []

@@ -79,7 +79,7 @@ def one_shot(model: EncodecModel, codes: torch.Tensor) -> torch.Tensor:
     return model.decode(codes[None], [None]).audio_values[:, 0].clamp(-1, 1)
 
 
-def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+def test_codec_spec_is_read_from_the_checkpoint(directory: Path) -> None:
     spec = load_codec("encodec", directory).spec
     contexts = (spec.left_frames, spec.right_frames, spec.start_frames)
     expected = {24000: (320, 75.0, (8, 0, 7)), 32000: (640, 50.0, (4, 4, 4))}[spec.sample_rate]
@@ -87,7 +87,7 @@ def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
     assert (spec.num_codebooks, spec.codebook_size) == (4, 32)
 
 
-def test_a_whole_decode_is_that_of_the_published_class(directory: Path) -> None:
+def test_encodec_decode_matches_transformers(directory: Path) -> None:
     codec = load_codec("encodec", directory)
     published = EncodecModel.from_pretrained(directory).eval()
     for total in TOTALS:
@@ -96,7 +96,7 @@ def test_a_whole_decode_is_that_of_the_published_class(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("total", TOTALS)
-def test_streamed_equals_one_shot(codec: EncodecCodec, dtype: torch.dtype, total: int) -> None:
+def test_streamed_decode_equals_one_shot_decode(codec: EncodecCodec, dtype: torch.dtype, total: int) -> None:
     codes = random_codes(codec, 2, total, seed=total)
     whole = one_shot(codec.model, codes)
     assert whole.shape == (2, total * codec.spec.samples_per_frame)
@@ -104,19 +104,19 @@ def test_streamed_equals_one_shot(codec: EncodecCodec, dtype: torch.dtype, total
     check_chunks(codec, codes, whole, TOLERANCE[dtype])
 
 
-def test_utterances_at_different_places_decode_in_one_batch(codec: EncodecCodec, dtype: torch.dtype) -> None:
+def test_utterances_at_different_positions_decode_in_one_batch(codec: EncodecCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 2, 40)
     check_places(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], (10, 25))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_a_frame_is_heard_no_earlier_than_the_spec_says(codec: EncodecCodec) -> None:
+def test_encodec_lookahead_matches_the_spec(codec: EncodecCodec) -> None:
     frames = heard(partial(one_shot, codec.model), random_codes(codec, 1, 40), 20, 32)
     assert frames.nonzero()[0].item() == 20 - codec.spec.right_frames
     assert frames[20:].all()
 
 
-def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
+def test_encodec_reflect_padding_affects_only_the_first_frames() -> None:
     """The causal codec's first window waits for 7 frames, because frame 6 is mirrored into the padding of frame 0."""
     codec = EncodecCodec(make_model(KHZ_24)).double()
     codes = random_codes(codec, 1, 20)
@@ -124,7 +124,7 @@ def test_a_mirrored_start_looks_ahead_in_the_first_frames_only() -> None:
         assert heard(partial(one_shot, codec.model), codes, frame, 32).nonzero()[0].item() == first_heard
 
 
-def test_state_size_and_seams_are_bounded_over_a_long_utterance(codec: EncodecCodec, dtype: torch.dtype) -> None:
+def test_state_size_and_chunk_seams_are_bounded_in_a_long_utterance(codec: EncodecCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 1, 300)
     right = codec.spec.right_frames
     window = Window(codes[:, :, : 20 + right], 0, right, torch.tensor([0]), codec.initial_state(1))
@@ -133,12 +133,12 @@ def test_state_size_and_seams_are_bounded_over_a_long_utterance(codec: EncodecCo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EncodecCodec) -> None:
+def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: EncodecCodec) -> None:
     check_half_precision(codec, 40)
 
 
 @pytest.mark.parametrize("samples", [1, 319, 641, 5000, *by_night(2, 321, 639, 640, 48_017)])
-def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
+def test_encoding_matches_transformers(directory: Path, samples: int) -> None:
     codec = load_codec("encodec", directory)
     published = EncodecModel.from_pretrained(directory).eval()
     pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
@@ -148,17 +148,17 @@ def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) 
     check_codes(codec, pcm[0, 0].numpy(), expected.audio_codes[0, 0])
 
 
-def test_a_lower_bandwidth_uses_the_first_codebooks() -> None:
+def test_encodec_with_fewer_codebooks_uses_the_first_ones() -> None:
     codec, full = EncodecCodec(make_model(KHZ_24)), EncodecCodec(make_model(KHZ_24))
     check_fewer_codebooks(codec, full, partial(one_shot, codec.model))
 
 
-def test_no_pcm_encodes_to_no_frames(codec: EncodecCodec) -> None:
+def test_empty_pcm_encodes_to_zero_frames(codec: EncodecCodec) -> None:
     assert codec.encode(np.zeros(0, np.float32)).shape == (4, 0)
 
 
 @pytest.mark.parametrize("values", [{"normalize": True}, {"chunk_length_s": 1.0}, {"audio_channels": 2}], ids=str)
-def test_a_checkpoint_that_cannot_be_streamed_is_refused(tmp_path: Path, values: dict) -> None:
+def test_non_streamable_encodec_checkpoint_is_refused(tmp_path: Path, values: dict) -> None:
     EncodecModel(EncodecConfig(**(KHZ_24 | values))).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=next(iter(values))):
         load_codec("encodec", tmp_path)

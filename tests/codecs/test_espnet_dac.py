@@ -46,7 +46,7 @@ def reference(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> Reference
     return Reference(tensors, dtype)
 
 
-def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+def test_codec_spec_is_read_from_the_checkpoint(directory: Path) -> None:
     spec = load_codec("espnet_dac", directory).spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (16000, 320, 50.0)
     assert (spec.num_codebooks, spec.codebook_size) == (CODEBOOKS, SIZE)
@@ -66,27 +66,29 @@ def test_one_decode_equals_the_reference(
 
 
 @pytest.mark.parametrize("total", TOTALS)
-def test_streamed_equals_one_shot(codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int) -> None:
+def test_streamed_decode_equals_one_shot_decode(
+    codec: EspnetDac, reference: Reference, dtype: torch.dtype, total: int
+) -> None:
     codes = random_codes(codec, 2, total, seed=total)
     whole = reference.decode(codes).clamp(-1, 1)
     assert whole.shape == (2, total * 320)
     check_chunks(codec, codes, whole, TOLERANCE[dtype])
 
 
-def test_utterances_at_different_places_decode_in_one_batch(codec: EspnetDac, dtype: torch.dtype) -> None:
+def test_utterances_at_different_positions_decode_in_one_batch(codec: EspnetDac, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 2, 40)
     check_places(codec, codes, stream(codec, codes, chunks_of(5, 40)), TOLERANCE[dtype], (10, 25))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_a_frame_is_heard_up_to_seven_frames_earlier_and_for_ever_after(codec: EspnetDac) -> None:
+def test_espnet_dac_lookahead_matches_the_spec(codec: EspnetDac) -> None:
     frames = heard(lambda codes: stream(codec, codes, [60]), random_codes(codec, 1, 60), 20, SIZE)
     assert frames.nonzero()[0].item() == 20 - codec.spec.right_frames
     assert frames[20 - 6 :].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_without_its_state_or_its_look_ahead_it_would_differ(codec: EspnetDac) -> None:
+def test_state_and_lookahead_affect_the_output(codec: EspnetDac) -> None:
     codes = random_codes(codec, 1, 40)
     whole = stream(codec, codes, [40])[:, 20 * 320 : 25 * 320]
 
@@ -99,7 +101,7 @@ def test_without_its_state_or_its_look_ahead_it_would_differ(codec: EspnetDac) -
     assert largest(decoded(7, codec.initial_state(1)) - whole) > 1e-3
 
 
-def test_state_and_seams_are_bounded_in_a_long_reply(
+def test_state_size_and_chunk_seams_are_bounded_in_a_long_reply(
     codec: EspnetDac, reference: Reference, dtype: torch.dtype
 ) -> None:
     codes = random_codes(codec, 1, 200)
@@ -110,15 +112,15 @@ def test_state_and_seams_are_bounded_in_a_long_reply(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_stays_near_and_keeps_the_state_whole(codec: EspnetDac) -> None:
+def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: EspnetDac) -> None:
     check_half_precision(codec, 40)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 159, 161, 319, 320, 321, 5000, 16_001])
-def test_encoding_is_that_of_the_plain_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
+def test_espnet_dac_encoding_matches_the_reference(codec: EspnetDac, reference: Reference, samples: int) -> None:
     pcm = torch.randn(samples, generator=torch.Generator().manual_seed(1)) / 4
     check_codes(codec, pcm.numpy(), reference.encode(pcm.to(reference.dtype)))
 
 
-def test_no_pcm_encodes_to_no_frames(codec: EspnetDac) -> None:
+def test_empty_pcm_encodes_to_zero_frames(codec: EspnetDac) -> None:
     assert codec.encode(np.zeros(0, np.float32)).shape == (CODEBOOKS, 0)

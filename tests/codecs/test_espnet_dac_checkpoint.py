@@ -16,7 +16,7 @@ def with_generator(**values: object) -> dict:
     return config
 
 
-def test_the_published_config_of_opuslm_gives_its_numbers() -> None:
+def test_published_opuslm_codec_config_is_parsed() -> None:
     """The config is egs2/amuse/codec1/conf/train_dac_large_v1.4.yaml of https://github.com/espnet/espnet."""
     config = EspnetDacConfig.from_record(
         with_generator(
@@ -33,7 +33,7 @@ def test_the_published_config_of_opuslm_gives_its_numbers() -> None:
     assert (config.widths.base, config.widths.latent, config.widths.lstm_layers) == (32, 512, 2)
 
 
-def test_the_last_bandwidth_decides_the_codebooks() -> None:
+def test_last_bandwidth_determines_the_number_of_codebooks() -> None:
     assert EspnetDacConfig.from_record(with_generator(quantizer_target_bandwidth=[0.75, 0.5])).num_codebooks == 2
 
 
@@ -42,13 +42,13 @@ def test_the_last_bandwidth_decides_the_codebooks() -> None:
     [{"encdec_activation": "ELU"}, {"encdec_causal": True}, {"codebook_dim": 8}, {"encdec_norm": "time_group_norm"}],
     ids=str,
 )
-def test_a_codec_of_another_make_is_refused_by_name(tmp_path: Path, values: dict[str, object]) -> None:
+def test_incompatible_espnet_dac_config_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
     publish(tmp_path, {}, with_generator(**values))
     with pytest.raises(CheckpointError, match=next(iter(values))):
         load(tmp_path)
 
 
-def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
+def test_error_names_missing_unknown_and_misshapen_tensors(tmp_path: Path) -> None:
     tensors = published_tensors()
     del tensors["codec.generator.decoder.model.0.conv.conv.bias"]
     tensors["codec.generator.decoder.model.99.alpha"] = torch.ones(1)
@@ -59,21 +59,21 @@ def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path: Path) -> None
         assert name in str(error.value)
 
 
-def test_a_missing_codebook_is_named(tmp_path: Path) -> None:
+def test_missing_codebook_error_names_the_tensor(tmp_path: Path) -> None:
     tensors = published_tensors()
     del tensors["codec.generator.quantizer.vq.layers.2._codebook.embed"]
     with pytest.raises(CheckpointError, match=r"vq\.layers\.2"):
         load(publish(tmp_path, tensors))
 
 
-def test_codebooks_of_several_shapes_are_named(tmp_path: Path) -> None:
+def test_codebooks_of_differing_shapes_are_refused(tmp_path: Path) -> None:
     name = "codec.generator.quantizer.vq.layers.1._codebook.embed"
     with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected codebooks of one shape, got .*layers\.1\."):
         load(publish(tmp_path, published_tensors() | {name: torch.ones(3, 4)}))
 
 
 @pytest.mark.parametrize("other", [None, torch.ones(1), torch.ones(5, 2, 7)], ids=["none", "another rank", "no parts"])
-def test_half_a_weight_norm_is_named(tmp_path: Path, other: torch.Tensor | None) -> None:
+def test_error_names_an_incomplete_weight_norm(tmp_path: Path, other: torch.Tensor | None) -> None:
     tensors, half = published_tensors(), "codec.generator.decoder.model.0.conv.conv.parametrizations.weight.original0"
     tensors |= {} if other is None else {half: other}
     del tensors[half.replace("original0", "original1") if other is None else "codec.discriminator.unused"]
@@ -81,14 +81,14 @@ def test_half_a_weight_norm_is_named(tmp_path: Path, other: torch.Tensor | None)
         load(publish(tmp_path, tensors))
 
 
-def test_a_file_of_no_tensors_is_named(tmp_path: Path) -> None:
+def test_truncated_weights_file_error_names_the_file(tmp_path: Path) -> None:
     path = publish(tmp_path, published_tensors()) / "360epoch.pth"
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(CheckpointError, match=r"360epoch\.pth: expected tensors, got "):
         load(tmp_path)
 
 
-def test_a_directory_without_its_files_is_refused(tmp_path: Path) -> None:
+def test_codec_directory_with_missing_or_extra_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.yaml is missing"):
         load(tmp_path)
     publish(tmp_path, published_tensors())
@@ -97,7 +97,7 @@ def test_a_directory_without_its_files_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_codec_inside_a_speech_models_checkpoint_is_found(tmp_path: Path) -> None:
+def test_codec_in_a_speech_model_checkpoint_is_found(tmp_path: Path) -> None:
     (tmp_path / "codec").mkdir()
     publish(tmp_path / "codec", published_tensors())
     assert load(tmp_path).spec.name == "espnet_dac"
@@ -107,7 +107,7 @@ def test_a_codec_inside_a_speech_models_checkpoint_is_found(tmp_path: Path) -> N
     ("magnitude", "direction"),
     [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
 )
-def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: str) -> None:
+def test_multiplied_out_weight_norm_matches_torch(magnitude: str, direction: str) -> None:
     normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.ConvTranspose1d(3, 5, 4))
     parts = normed.parametrizations.weight
     plain = multiply_weight_norm_out({f"x.{magnitude}": parts.original0 * 2, f"x.{direction}": parts.original1})
@@ -116,12 +116,12 @@ def test_weight_norm_is_multiplied_out_as_torch_does(magnitude: str, direction: 
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (5, 3, 1), (1, 1, 1)], ids=str)
-def test_lengths_of_another_shape_are_no_weight_norm(shape: tuple[int, ...]) -> None:
+def test_norms_of_other_shapes_are_not_treated_as_weight_norm(shape: tuple[int, ...]) -> None:
     """Such tensors keep their names: torch's weight norm without a dimension has a single norm and other weights."""
     pair = {"x.weight_g": torch.ones(shape), "x.weight_v": torch.ones(5, 3, 4)}
     assert multiply_weight_norm_out(pair) == pair
 
 
-def test_lengths_of_a_vector_are_no_weight_norm() -> None:
+def test_vector_norms_are_not_treated_as_weight_norm() -> None:
     pair = {"x.weight_g": torch.ones(5), "x.weight_v": torch.ones(5)}
     assert multiply_weight_norm_out(pair).keys() == pair.keys()

@@ -48,7 +48,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.nn.Modul
     return model.requires_grad_(False)
 
 
-def test_it_decodes_what_transformers_decodes(published: torch.nn.Module, tmp_path: Path) -> None:
+def test_higgs_decode_matches_transformers(published: torch.nn.Module, tmp_path: Path) -> None:
     codec = higgs.load(tmp_path)
     codes = random_codes(codec, 2, 14)
     whole = published.decode(codes).audio_values[:, 0].clamp(-1, 1)
@@ -82,7 +82,7 @@ LENGTHS = [
 ]
 
 
-def test_it_encodes_recordings_of_any_length_as_transformers_does(published: torch.nn.Module, tmp_path: Path) -> None:
+def test_encode_matches_transformers_at_any_length(published: torch.nn.Module, tmp_path: Path) -> None:
     codec, model = higgs.load(tmp_path).double(), published.double()  # float64: no nearest neighbour is a tie
     chance, frames = np.random.default_rng(0), set()
     for length in LENGTHS:
@@ -93,7 +93,7 @@ def test_it_encodes_recordings_of_any_length_as_transformers_does(published: tor
     assert frames == {0, 1}
 
 
-def test_another_codecs_checkpoint_is_refused(published: torch.nn.Module, tmp_path: Path) -> None:
+def test_checkpoint_of_another_codec_is_refused(published: torch.nn.Module, tmp_path: Path) -> None:
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"higgs_audio_v2_tokenizer"', '"xcodec"'))
     with pytest.raises(CheckpointError, match="model_type must be higgs_audio_v2_tokenizer, got xcodec"):

@@ -83,7 +83,7 @@ def one_shot(model: MimiModel, codes: torch.Tensor) -> torch.Tensor:
     return model.decode(codes).audio_values[:, 0].clamp(-1, 1)
 
 
-def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
+def test_codec_spec_is_read_from_the_checkpoint(directory: Path) -> None:
     spec = load_codec("mimi", directory).spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (24000, HOP, 12.5)
     assert (spec.num_codebooks, spec.codebook_size) == (4, 32)
@@ -91,7 +91,7 @@ def test_the_spec_is_read_from_the_checkpoint(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5, 9, 40])
-def test_streamed_equals_one_shot(codec: MimiCodec, dtype: torch.dtype, total: int) -> None:
+def test_streamed_decode_equals_one_shot_decode(codec: MimiCodec, dtype: torch.dtype, total: int) -> None:
     codes = random_codes(codec, 2, total, seed=total)
     whole = one_shot(codec.model, codes)
     assert whole.shape == (2, total * HOP)
@@ -99,13 +99,13 @@ def test_streamed_equals_one_shot(codec: MimiCodec, dtype: torch.dtype, total: i
     check_chunks(codec, codes, whole, TOLERANCE[dtype], 1, 2, 5, 25, total)
 
 
-def test_utterances_at_different_places_decode_in_one_batch(codec: MimiCodec, dtype: torch.dtype) -> None:
+def test_utterances_at_different_positions_decode_in_one_batch(codec: MimiCodec, dtype: torch.dtype) -> None:
     """Row 0 has not filled its attention window yet, row 1 has exceeded it."""
     codes = random_codes(codec, 2, 40)
     check_places(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], (5, 25))
 
 
-def test_decoding_leaves_the_state_it_was_given_alone(codec: MimiCodec) -> None:
+def test_decoding_does_not_modify_the_input_state(codec: MimiCodec) -> None:
     codes, state = random_codes(codec, 1, 6), codec.initial_state(1)
     for _ in range(2):
         codec.decode(Window(codes, 0, 0, torch.tensor([0]), state))
@@ -113,7 +113,7 @@ def test_decoding_leaves_the_state_it_was_given_alone(codec: MimiCodec) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_a_frame_is_heard_from_its_own_place_on_and_the_decoder_hears_eight_steps_back(codec: MimiCodec) -> None:
+def test_mimi_is_causal_with_a_decoder_context_of_8_steps(codec: MimiCodec) -> None:
     frames = heard(partial(one_shot, codec.model), random_codes(codec, 1, 30), 12, 32)
     assert frames.nonzero()[0].item() == 12
     with torch.inference_mode():
@@ -126,7 +126,7 @@ def test_a_frame_is_heard_from_its_own_place_on_and_the_decoder_hears_eight_step
 
 
 @pytest.mark.parametrize("dtype", [torch.float64], indirect=True)
-def test_without_its_state_it_would_differ(codec: MimiCodec) -> None:
+def test_state_affects_the_output(codec: MimiCodec) -> None:
     codes = random_codes(codec, 1, 12)
     whole = one_shot(codec.model, codes)[:, 8 * HOP :]
     _, state = codec.decode(Window(codes[:, :, :8], 0, 0, torch.tensor([0]), codec.initial_state(1)))
@@ -137,7 +137,7 @@ def test_without_its_state_it_would_differ(codec: MimiCodec) -> None:
         assert (largest(pcm - whole) <= 1e-12) == is_exact
 
 
-def test_the_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiCodec, dtype: torch.dtype) -> None:
+def test_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiCodec, dtype: torch.dtype) -> None:
     codes = random_codes(codec, 1, 250)  # 500 steps, 25 windows
     state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
     assert state.shape == codec.initial_state(1).shape == (1, 3 * 2 * 2 * (19 + 32) * 8 + 8 * 32)
@@ -145,12 +145,12 @@ def test_the_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiC
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_stays_near_and_keeps_the_state_whole(codec: MimiCodec) -> None:
+def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: MimiCodec) -> None:
     check_half_precision(codec, 20)
 
 
 @pytest.mark.parametrize("samples", [1, 959, 1921, 9000, *by_night(2, 961, 1919, 1920, 48_017)])
-def test_encoding_is_that_of_the_published_class(directory: Path, samples: int) -> None:
+def test_encoding_matches_transformers(directory: Path, samples: int) -> None:
     codec = load_codec("mimi", directory)
     published = MimiModel.from_pretrained(directory).eval()
     pcm = torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(1)) / 4
@@ -164,12 +164,12 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
     check_fewer_codebooks(codec, full, partial(one_shot, codec.model))
 
 
-def test_no_pcm_encodes_to_no_frames(codec: MimiCodec) -> None:
+def test_empty_pcm_encodes_to_zero_frames(codec: MimiCodec) -> None:
     assert codec.encode(np.zeros(0, np.float32)).shape == (4, 0)
 
 
 @pytest.mark.parametrize("values", [{"pad_mode": "replicate"}, {"use_causal_conv": False}], ids=str)
-def test_a_checkpoint_that_looks_ahead_is_refused(tmp_path: Path, values: dict) -> None:
+def test_non_causal_mimi_checkpoint_is_refused(tmp_path: Path, values: dict) -> None:
     make_model(**values).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=next(iter(values))):
         load_codec("mimi", tmp_path)

@@ -22,7 +22,7 @@ def make_transformer() -> MimiTransformerModel:
     return MimiTransformerModel(config).double().eval().requires_grad_(False)
 
 
-def test_queries_see_the_last_steps_of_their_window_wherever_they_lie() -> None:
+def test_ring_cache_queries_see_their_attention_window() -> None:
     """Compare with a list of the written steps."""
     transformer = RingTransformer(make_transformer(), block=3)
     held = [-1] * transformer.size
@@ -34,7 +34,7 @@ def test_queries_see_the_last_steps_of_their_window_wherever_they_lie() -> None:
         assert transformer.visible(torch.tensor([positions]))[0, 0].tolist() == expected
 
 
-def test_blocks_of_any_size_equal_one_pass_of_the_published_class() -> None:
+def test_mimi_transformer_blocks_match_one_pass_of_transformers() -> None:
     model = make_transformer()
     steps = torch.randn(2, 40, 16, dtype=torch.float64)
     whole = model(steps, use_cache=False).last_hidden_state

@@ -34,14 +34,14 @@ def in_parts(encoder: MimiEncoder, pcm: np.ndarray, sizes: list[int]) -> np.ndar
 
 
 @pytest.mark.parametrize("sizes", [[FRAME], [1, 5000, 3333], [7 * FRAME], [42 * FRAME]])
-def test_parts_of_any_size_are_one_recording(codec: MimiCodec, pcm: np.ndarray, sizes: list[int]) -> None:
+def test_encoding_does_not_depend_on_part_sizes(codec: MimiCodec, pcm: np.ndarray, sizes: list[int]) -> None:
     """The first 8 codebooks equal the authors' codes for the complete recording; all 32 equal transformers' codes."""
     codes = in_parts(MimiEncoder(codec), pcm, sizes)
     assert (codes[:8] == replies()["mimi_codes"]).all()
     assert (codes == codec.encode(pcm)).all()
 
 
-def test_recordings_at_different_positions_are_one_batch(codec: MimiCodec, pcm: np.ndarray) -> None:
+def test_recordings_at_different_positions_encode_as_one_batch(codec: MimiCodec, pcm: np.ndarray) -> None:
     """Recordings at the start, within the first window and long after it do not affect each other."""
     encoder, random = MimiEncoder(codec), np.random.default_rng(0)
     recordings = [np.roll(pcm, 777 * each)[: (6 + 7 * each) * FRAME] for each in range(5)]
@@ -57,7 +57,7 @@ def test_recordings_at_different_positions_are_one_batch(codec: MimiCodec, pcm: 
         assert (stream.pop_codes() == codec.encode(recording)).all()
 
 
-def test_the_state_has_one_size(codec: MimiCodec, pcm: np.ndarray) -> None:
+def test_encoder_state_has_a_fixed_size(codec: MimiCodec, pcm: np.ndarray) -> None:
     """The state does not grow with the recording, and without it the codes differ."""
     encoder, stream = MimiEncoder(codec), EncodedStream(MimiEncoder(codec))
     stream.push(pcm)
@@ -69,7 +69,7 @@ def test_the_state_has_one_size(codec: MimiCodec, pcm: np.ndarray) -> None:
     assert (encoder.encode(second, first, state)[0, :, 0].numpy() != stream.pop_codes()[:, 1]).any()
 
 
-def test_silence_completes_the_last_frame(codec: MimiCodec, pcm: np.ndarray) -> None:
+def test_last_frame_is_padded_with_silence(codec: MimiCodec, pcm: np.ndarray) -> None:
     padded = np.pad(pcm[:5000], (0, 3 * FRAME - 5000))
     assert (MimiEncoder(codec).encode_all(pcm[:5000]) == codec.encode(padded)).all()
     assert MimiEncoder(codec).encode_all(pcm[:0]).shape == (32, 0)

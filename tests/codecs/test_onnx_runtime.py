@@ -52,14 +52,14 @@ def save(directory: Path, spec: CodecSpec, metadata: dict[str, str] | None = Non
 
 
 @pytest.mark.parametrize("streaming", [Windowed(2, 1), Stateful(2, 1)])
-def test_a_spec_travels_with_its_file(streaming: Windowed | Stateful, tmp_path: Path) -> None:
+def test_codec_spec_is_stored_in_the_onnx_file(streaming: Windowed | Stateful, tmp_path: Path) -> None:
     spec = CodecSpec("small", 100, 1, 2, 8, streaming, tail_samples=1)
     assert spec_from_json(spec_to_json(spec)) == spec
     save(tmp_path, spec)
     assert load(tmp_path).spec == spec
 
 
-def test_context_is_dropped_and_loud_samples_are_clipped(tmp_path: Path) -> None:
+def test_onnx_decode_drops_context_and_clips_samples(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
     codec = load(tmp_path)
     codes = torch.tensor([[[1, 2, 3, 0, 1], [0, 1, 7, 1, 1]]])
@@ -69,7 +69,7 @@ def test_context_is_dropped_and_loud_samples_are_clipped(tmp_path: Path) -> None
     assert state.shape == (1, 0)
 
 
-def test_the_end_of_an_utterance_lacks_its_tail(tmp_path: Path) -> None:
+def test_final_window_omits_the_tail_samples(tmp_path: Path) -> None:
     save(tmp_path, CodecSpec("small", 100, 1, 2, 8, Windowed(2, 1), tail_samples=1))
     pcm, _ = load(tmp_path).decode(
         Window(torch.ones(2, 2, 4, dtype=torch.int64), 1, 0, torch.tensor([1, 1]), torch.zeros(2, 0))
@@ -77,7 +77,7 @@ def test_the_end_of_an_utterance_lacks_its_tail(tmp_path: Path) -> None:
     assert pcm.shape == (2, 2)
 
 
-def test_a_state_goes_in_and_comes_out(tmp_path: Path) -> None:
+def test_onnx_codec_carries_its_state(tmp_path: Path) -> None:
     save(tmp_path / "codec", CodecSpec("small", 100, 1, 2, 8, Stateful(2, 1)))
     codec = load(tmp_path)
     state = codec.initial_state(2)
@@ -90,25 +90,25 @@ def test_a_state_goes_in_and_comes_out(tmp_path: Path) -> None:
     assert state.tolist() == [[6.0], [6.0]]
 
 
-def test_a_file_of_another_origin_is_refused(tmp_path: Path) -> None:
+def test_onnx_file_without_stretto_metadata_is_refused(tmp_path: Path) -> None:
     save(tmp_path, SPEC, metadata={})
     with pytest.raises(CheckpointError, match=f"it has no {SPEC_KEY}"):
         load(tmp_path)
 
 
-def test_a_missing_file_names_what_writes_it(tmp_path: Path) -> None:
+def test_missing_onnx_file_error_names_the_export_script(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"codec\.onnx is missing: scripts/export_onnx\.py writes it"):
         load(tmp_path)
 
 
-def test_a_device_without_a_provider_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_device_without_a_provider_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, SPEC)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="no CUDAExecutionProvider here; device must be cpu, got cuda:1"):
         load(tmp_path, "cuda:1")
 
 
-def test_an_exported_decoder_cannot_encode(tmp_path: Path) -> None:
+def test_exported_decoder_refuses_to_encode(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
     with pytest.raises(InvalidRequest, match=r"audio: expected no audio \(an exported small can only decode\)"):
         load(tmp_path).encode(np.zeros(3, dtype=np.float32))

@@ -31,7 +31,7 @@ def codec(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PocketCodec:
 
 
 @pytest.mark.parametrize("min_product", [0, streaming.MIN_PRODUCT], ids=["oneDNN", "large products by oneDNN"])
-def test_samples_are_the_authors(
+def test_samples_match_the_authors(
     codec: PocketCodec, kind: str, min_product: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "MIN_PRODUCT", min_product)
@@ -44,7 +44,7 @@ def test_samples_are_the_authors(
     assert np.abs(expected.pcm).max() < 1, "nothing is clipped"
 
 
-def test_chunks_of_any_size_give_the_same_samples(codec: PocketCodec) -> None:
+def test_latent_codec_decode_is_chunk_invariant(codec: PocketCodec) -> None:
     latents = np.random.default_rng(1).standard_normal((2, 12, codec.spec.num_codebooks)).astype(np.float32)
     exact = codec.double()
     try:
@@ -57,19 +57,19 @@ def test_chunks_of_any_size_give_the_same_samples(codec: PocketCodec) -> None:
         codec.float()
 
 
-def test_an_utterance_begins_with_a_fade(codec: PocketCodec) -> None:
+def test_pocket_codec_utterance_starts_with_a_fade_in(codec: PocketCodec) -> None:
     latents = np.random.default_rng(2).standard_normal((1, 2, codec.spec.num_codebooks)).astype(np.float32)
     assert decode_latents(codec, latents, [2])[0, 0] == 0
 
 
-def test_latents_of_a_recording_are_the_authors(codec: PocketCodec, kind: str) -> None:
+def test_encoded_latents_match_the_authors(codec: PocketCodec, kind: str) -> None:
     found, expected = latents_of(codec.encode(ended_on_pause(recording(), 24_000))).T, reply(kind).voice
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 1e-6
     assert expected.std() > 0.1
 
 
-def test_recordings_are_encoded_in_parts(codec: PocketCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_in_parts_equals_one_pass(codec: PocketCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     pcm = 0.1 * np.random.default_rng(3).standard_normal(5 * FRAME + 1).astype(np.float32)
     exact = codec.double()
     try:
@@ -82,13 +82,13 @@ def test_recordings_are_encoded_in_parts(codec: PocketCodec, monkeypatch: pytest
         codec.float()
 
 
-def test_a_codec_without_encoder_clones_no_voices(tmp_path: Path) -> None:
+def test_codec_without_encoder_refuses_voice_cloning(tmp_path: Path) -> None:
     codec = load_codec("pocket", convert_release(tmp_path, "english", clones=False))
     with pytest.raises(InvalidRequest, match=r"audio: expected no audio \(this checkpoint cannot clone voices\)"):
         codec.encode(np.zeros(24000, np.float32))
 
 
-def test_another_codec_is_refused(tmp_path: Path) -> None:
+def test_codec_of_another_model_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "codec").mkdir()
     (tmp_path / "codec" / "config.json").write_text('{"model_type": "mimi"}')
     with pytest.raises(CheckpointError, match="expected model_type pocket"):

@@ -67,12 +67,14 @@ def measured(layers: Sequence[Layer], frames: int) -> tuple[int, int, int]:
     ],
 )
 @pytest.mark.parametrize("output_padding", [False, True])
-def test_published_receptive_fields(ratios: tuple[int, ...], expected: tuple[int, int], output_padding: bool) -> None:
+def test_receptive_fields_match_the_published_codecs(
+    ratios: tuple[int, ...], expected: tuple[int, int], output_padding: bool
+) -> None:
     assert context(dac_layers(ratios, output_padding)) == expected
 
 
 @pytest.mark.parametrize(("ratios", "expected"), [((8, 5, 4, 2), 3141), ((8, 8, 4, 2), 4757)])
-def test_the_look_ahead_is_known_to_the_sample(ratios: tuple[int, ...], expected: int) -> None:
+def test_lookahead_is_exact_to_the_sample(ratios: tuple[int, ...], expected: int) -> None:
     assert lookahead_samples(dac_layers(ratios, output_padding=False)) == expected
 
 
@@ -81,7 +83,7 @@ def test_the_look_ahead_is_known_to_the_sample(ratios: tuple[int, ...], expected
     [dac_layers(r, p) for r in ((8, 5, 4, 2), (8, 4, 4, 2), (2, 4, 5), (3,)) for p in (False, True)]
     + [CAUSAL, LOPSIDED, [same(3), Upsample(8, 4, 2, 2)]],
 )
-def test_changing_one_frame_is_heard_exactly_where_the_formula_says(layers: Sequence[Layer]) -> None:
+def test_receptive_field_formula_matches_measurement(layers: Sequence[Layer]) -> None:
     assert measured(layers, 71) == (*context(layers), lookahead_samples(layers))
 
 
@@ -95,10 +97,10 @@ def test_changing_one_frame_is_heard_exactly_where_the_formula_says(layers: Sequ
     ],
 )
 @pytest.mark.parametrize("frames", [1, 2, 30])
-def test_the_length_is_whole_frames_less_the_tail(layers: Sequence[Layer], tail: int, frames: int) -> None:
+def test_output_length_is_whole_frames_minus_the_tail(layers: Sequence[Layer], tail: int, frames: int) -> None:
     assert tail_samples(layers) == tail
     assert len(run(layers, torch.ones(frames, dtype=torch.float64))) == frames * samples_per_frame(layers) - tail
 
 
-def test_a_causal_decoder_waits_for_nothing() -> None:
+def test_causal_decoder_has_no_lookahead() -> None:
     assert context(CAUSAL)[1] == lookahead_samples(CAUSAL) == 0

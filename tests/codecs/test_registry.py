@@ -29,14 +29,14 @@ LATENTS = ("pocket", "audiovae", "vibevoice")  # codecs without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]
 
 
-def test_an_unknown_codec_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+def test_unknown_codec_error_lists_the_known_codecs(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match=r"unknown codec 'flac'; installed: audiovae, cosyvoice3, dac, .*, tiny"):
         load_codec("flac", tmp_path)
     with pytest.raises(KeyError, match="unknown codec 'flac'"):
         load_exported("flac", tmp_path)
 
 
-def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_invalid_codec_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brook-1.dist-info").mkdir()
     points = "[stretto.codecs]\nbrook = stretto.errors\npond = pond_that_is_not_there\n"
     (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(points)
@@ -49,7 +49,7 @@ def test_what_is_no_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "a codec" in "".join(codec_marks().values())
 
 
-def test_another_codecs_file_is_refused(tmp_path: Path) -> None:
+def test_onnx_file_of_another_codec_is_refused(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
     with pytest.raises(CheckpointError, match="expected an exported dac, got an exported small"):
         load_exported("dac", tmp_path)
@@ -78,7 +78,7 @@ def write(name: str, folder: Path) -> Path:
     return folder
 
 
-def test_latents_are_loaded_whole(tmp_path: Path) -> None:
+def test_latent_codecs_reject_a_partial_latent_width(tmp_path: Path) -> None:
     folders = {"pocket": convert_release(tmp_path, "english"), "audiovae": convert_voxcpm2(tmp_path / "voxcpm2")}
     folders["vibevoice"] = convert_vibevoice(tmp_path / "vibevoice")
     for name, number in (("pocket", NUM_WORDS), ("audiovae", 32), ("vibevoice", 1 + NUM_NUMBERS)):
@@ -90,7 +90,7 @@ def test_latents_are_loaded_whole(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LATENTS])
-def test_every_codec_is_loaded_for_as_many_codebooks_as_a_model_speaks(name: str, tmp_path: Path) -> None:
+def test_codecs_load_with_the_number_of_codebooks_of_the_model(name: str, tmp_path: Path) -> None:
     folder = write(name, tmp_path)
     there = load_codec(name, folder).spec
     spoken = min(2, there.num_codebooks)

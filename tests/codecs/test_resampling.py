@@ -23,7 +23,7 @@ def slow_resample(pcm: np.ndarray, source_hz: int, target_hz: int) -> np.ndarray
 
 @pytest.mark.parametrize("rates", [(24_000, 16_000), (16_000, 24_000), (44_100, 16_000), (8000, 8000)])
 @pytest.mark.parametrize("length", [1, 5, 700])
-def test_it_is_the_sum_of_windowed_sincs(rates: tuple[int, int], length: int) -> None:
+def test_resampling_matches_the_windowed_sinc_sum(rates: tuple[int, int], length: int) -> None:
     pcm = np.random.default_rng(0).normal(0, 1, (2, length))
     resampled = resample(torch.from_numpy(pcm), *rates)
     for row, expected in zip(resampled.numpy(), pcm, strict=True):
@@ -32,7 +32,7 @@ def test_it_is_the_sum_of_windowed_sincs(rates: tuple[int, int], length: int) ->
         assert np.abs(row - wanted).max() < 1e-12
 
 
-def test_a_tone_stays_the_same_tone() -> None:
+def test_codec_resampling_preserves_a_tone() -> None:
     seconds, hz = 0.2, 440.0
     tone = [torch.sin(2 * math.pi * hz * torch.arange(int(rate * seconds)) / rate) for rate in (24_000, 16_000)]
     heard = resample(tone[0][None], 24_000, 16_000)[0]

@@ -56,7 +56,7 @@ def latents() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((2, 11, NUM_NUMBERS)).astype(np.float32)
 
 
-def test_samples_are_the_authors(
+def test_samples_match_the_authors(
     codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel, latents: np.ndarray
 ) -> None:
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_samples_are_the_authors(
     assert (pcm - expected).abs().max() < 1e-5
 
 
-def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
+def test_latent_codec_decode_is_chunk_invariant(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
     """Norms are computed in float64."""
     exact, codes = codec.double(), words(latents)
     try:
@@ -80,7 +80,7 @@ def test_chunks_of_any_size_give_the_same_samples(codec: VibeVoiceCodec, latents
         codec.float()
 
 
-def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
+def test_vibevoice_stretches_are_decoded_independently(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
     """This also holds if utterances in a batch begin stretches in different frames of a window."""
     codes = torch.cat([words(latents[:1], (0, 4, 9)), words(latents[1:], (0, 6))])
     found = decode_words(codec, codes, [11])
@@ -93,7 +93,7 @@ def test_a_stretch_begins_anew(codec: VibeVoiceCodec, latents: np.ndarray) -> No
     torch.testing.assert_close(decode_words(codec, codes, [3, 4, 4]), found, rtol=0, atol=1e-4)
 
 
-def test_voices_are_encoded_as_by_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:
+def test_encoded_voices_match_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:
     """The noise that is added to them depends only on the recording."""
     pcm = (0.03 * np.random.default_rng(0).standard_normal(5 * HOP - 7)).astype(np.float32)
     extractor = VibeVoiceAcousticTokenizerFeatureExtractor()
@@ -113,14 +113,14 @@ def test_voices_are_encoded_as_by_the_authors(codec: VibeVoiceCodec, model: Vibe
     assert abs(many.std() - 1) < 0.02
 
 
-def test_constants(codec: VibeVoiceCodec) -> None:
+def test_latent_codec_constants(codec: VibeVoiceCodec) -> None:
     spec, config = codec.spec, TokenizerConfig.from_record({})
     assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate, spec.num_codebooks) == (24000, HOP, 7.5, 9)
     assert spec.are_latents
     assert (config.hop, config.size, config.reach) == (HOP, 64, 58)
 
 
-def test_reach_is_the_number_of_frames_that_matter(codec: VibeVoiceCodec) -> None:
+def test_reach_is_the_exact_left_context_in_frames(codec: VibeVoiceCodec) -> None:
     reach, frames = codec.config.reach, np.random.default_rng(2).standard_normal((1, 30, NUM_NUMBERS))
     assert reach < 29
     exact = codec.double()
@@ -154,7 +154,7 @@ def test_reach_is_the_number_of_frames_that_matter(codec: VibeVoiceCodec) -> Non
         ({"vae_std": float("nan")}, "expected rms_norm_eps and vae_std of at least 0"),
     ],
 )
-def test_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
+def test_unsupported_codec_variants_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         TokenizerConfig.from_record(TOKENIZER | change)
 
@@ -168,7 +168,7 @@ def test_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
         ({"latent_bias_factor": "much"}, "latent_scaling_factor, latent_bias_factor: could not convert"),
     ],
 )
-def test_another_codec_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_codec_of_another_model_type_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     record = {"model_type": "vibevoice", "audio_config": TOKENIZER, "latent_scaling_factor": 1, "latent_bias_factor": 0}
     (tmp_path / "codec").mkdir()
     (tmp_path / "codec" / "config.json").write_text(json.dumps(record | change))
@@ -176,7 +176,7 @@ def test_another_codec_is_refused(tmp_path: Path, change: dict[str, Any], messag
         load_codec("vibevoice", tmp_path)
 
 
-def test_louder_voices_are_not_clipped() -> None:
+def test_loud_recordings_are_scaled_without_clipping() -> None:
     """A recording with a loud peak is scaled down as a whole."""
     config = replace(TokenizerConfig.from_record(TOKENIZER), deviation=0.0)
     pcm = np.zeros(HOP, np.float32)

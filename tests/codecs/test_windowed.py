@@ -47,7 +47,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("size", [1, 25, *by_night(2, 5)])
-def test_a_batch_in_chunks_equals_one_decode_of_the_whole(pair: Pair, size: int) -> None:
+def test_chunked_batch_decode_matches_one_shot_decode(pair: Pair, size: int) -> None:
     codes = random_codes(pair.codec, 3, FRAMES)
     whole = pair.one_shot(codes)
     assert whole.shape == (3, FRAMES * pair.codec.spec.samples_per_frame - pair.codec.spec.tail_samples)
@@ -58,7 +58,7 @@ def test_a_batch_in_chunks_equals_one_decode_of_the_whole(pair: Pair, size: int)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 11])
-def test_an_utterance_shorter_than_the_context_is_exact_in_whatever_chunks(pair: Pair, frames: int) -> None:
+def test_short_utterance_decode_is_chunk_invariant(pair: Pair, frames: int) -> None:
     codes = random_codes(pair.codec, 1, frames)
     whole = pair.one_shot(codes)
     for sizes in ([1] * frames, [frames], [1, frames]):
@@ -76,13 +76,13 @@ def test_fewer_codebooks_decode_and_encode_as_published(pair: Pair, monkeypatch:
     assert (stream(pair.codec, codes, chunks_of(5, 23)) - pair.one_shot(codes)).abs().max() <= pair.tolerance
 
 
-def test_growing_ragged_chunks_are_exact(pair: Pair) -> None:
+def test_ragged_chunk_decode_matches_one_shot_decode(pair: Pair) -> None:
     codes = random_codes(pair.codec, 1, FRAMES)
     streamed = stream(pair.codec, codes, [11, 1, 3, 0, 9, 2, FRAMES])
     assert (streamed - pair.one_shot(codes)).abs().max() <= pair.tolerance
 
 
-def test_one_frame_of_context_less_is_heard_on_either_side(pair: Pair) -> None:
+def test_one_frame_less_context_on_either_side_changes_the_output(pair: Pair) -> None:
     codec, first, frames = pair.codec, 13, 3
     codes, hop = random_codes(pair.codec, 1, FRAMES), pair.codec.spec.samples_per_frame
     wanted = pair.one_shot(codes)[:, first * hop : (first + frames) * hop]
@@ -99,7 +99,7 @@ def test_one_frame_of_context_less_is_heard_on_either_side(pair: Pair) -> None:
         assert min(errors[1:]) > 100 * pair.tolerance
 
 
-def test_sound_becomes_whole_frames_of_codes(pair: Pair) -> None:
+def test_encoding_yields_whole_frames_of_codes(pair: Pair) -> None:
     codec, hop = pair.codec, pair.codec.spec.samples_per_frame
     noise = np.random.default_rng(0).normal(0, 0.1, 7 * hop).astype(np.float32)
     with torch.inference_mode():
@@ -113,7 +113,7 @@ def test_sound_becomes_whole_frames_of_codes(pair: Pair) -> None:
     assert codec.encode(noise[:0]).shape == (codec.spec.num_codebooks, 0)
 
 
-def test_a_recording_s_last_frame_is_completed_as_by_the_feature_extractor(pair: Pair) -> None:
+def test_last_encoded_frame_is_padded_like_the_feature_extractor(pair: Pair) -> None:
     """The Higgs Audio processor does not do this (`test_higgs.py`)."""
     if pair.codec.spec.name == "higgs":
         return
@@ -127,5 +127,5 @@ def test_a_recording_s_last_frame_is_completed_as_by_the_feature_extractor(pair:
         assert np.array_equal(pair.codec.encode(pcm), expected), length
 
 
-def test_nothing_is_carried_from_window_to_window(pair: Pair) -> None:
+def test_windowed_codec_carries_no_state(pair: Pair) -> None:
     assert pair.codec.initial_state(3).shape == (3, 0)

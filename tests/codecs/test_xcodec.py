@@ -29,7 +29,7 @@ def keep(directory: Path, names: set[str]) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def test_a_checkpoint_without_encoder_decodes(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xcodec_checkpoint_without_encoder_can_decode(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of the missing parts is undefined: transformers does not initialise HuBERT's weight norm."""
     whole = load_codec("xcodec", directory)
     keep(directory, {"acoustic_decoder", "quantizer", "fc2"})
@@ -42,7 +42,7 @@ def test_a_checkpoint_without_encoder_decodes(directory: Path, monkeypatch: pyte
     assert sum(map(torch.numel, bare.parameters())) < sum(map(torch.numel, whole.parameters())) / 2
 
 
-def test_a_checkpoint_with_a_part_of_what_encodes_is_refused(directory: Path) -> None:
+def test_checkpoint_with_an_incomplete_encoder_is_refused(directory: Path) -> None:
     keep(directory, {"acoustic_decoder", "quantizer", "fc2", "fc"})
     with pytest.raises(CheckpointError, match=r"missing .*semantic_model"):
         xcodec.load(directory)
@@ -55,14 +55,14 @@ def set_ratios(directory: Path, ratios: list[int]) -> None:
     file.write_text(json.dumps(record))
 
 
-def test_strides_in_the_other_order_do_not_fit_the_weights(directory: Path) -> None:
+def test_reversed_strides_do_not_match_the_weights(directory: Path) -> None:
     """The order changes the decoder's receptive field threefold, so it must not be guessed."""
     set_ratios(directory, [2, 4, 5, 8])
     with pytest.raises(CheckpointError, match=r"wrong shape .*acoustic_decoder\.block\.0\.conv_t1\.weight"):
         xcodec.load(directory)
 
 
-def test_a_decoder_whose_strides_do_not_undo_the_encoders_is_refused(directory: Path) -> None:
+def test_decoder_with_mismatched_strides_is_refused(directory: Path) -> None:
     set_ratios(directory, [4, 5, 4, 2])
     with pytest.raises(CheckpointError, match=r"wrong shape|expected the product"):
         xcodec.load(directory)

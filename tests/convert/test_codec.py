@@ -22,7 +22,7 @@ def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") 
     return cast(Any, SimpleNamespace(codec=codec, num_codebooks=num_codebooks, layout=layout))
 
 
-def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
+def test_published_glm4_voice_files_are_accepted(tmp_path: Path) -> None:
     folder = write_glm4_voice(tmp_path)
     (folder / "README.md").write_text("not the codec's")
     files = check_codec(folder, speaking(1, 64))
@@ -31,7 +31,7 @@ def test_the_files_of_glm4_voice_are_taken_as_published(tmp_path: Path) -> None:
         check_codec(folder, speaking(1, 16_384))
 
 
-def test_the_files_of_qwen3_ttss_speech_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
+def test_published_qwen3_tts_codec_files_are_accepted(tmp_path: Path) -> None:
     folder = write_qwen3_codec(tmp_path)
     files = check_codec(folder, speaking(16, 64, "qwen3_12hz"))
     assert [path.name for path in files] == ["config.json", "model.safetensors", "preprocessor_config.json"]
@@ -39,7 +39,7 @@ def test_the_files_of_qwen3_ttss_speech_tokenizer_are_taken_as_published(tmp_pat
         check_codec(folder, speaking(16, 2048, "qwen3_12hz"))
 
 
-def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Path) -> None:
+def test_published_glm4_tokenizer_files_are_accepted(tmp_path: Path) -> None:
     folder, out = write_glm4_tokenizer(tmp_path / "published"), tmp_path / FOLDER
     (folder / "README.md").write_text("not the tokenizer's")
     out.mkdir()
@@ -51,7 +51,7 @@ def test_the_files_of_glm4_voices_tokenizer_are_taken_as_published(tmp_path: Pat
         PublishedTokenizer.from_folder(folder, 16_384)
 
 
-def test_a_converter_that_cannot_be_imported_hides_no_other(
+def test_unimportable_converter_is_logged_and_others_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "brook-1.dist-info").mkdir()

@@ -65,7 +65,7 @@ def is_served(name: str) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_arrives_under_its_name(family: str, tmp_path: Path) -> None:
+def test_converted_tensors_have_their_expected_names(family: str, tmp_path: Path) -> None:
     published = write_release(family, tmp_path)
     tensors = converted_tensors(convert(family, published, tmp_path / "out"))
     expected = {expected_name(name): tensor for name, tensor in published_tensors(published).items() if is_served(name)}
@@ -83,7 +83,7 @@ def test_every_tensor_arrives_under_its_name(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_made_loads(family: str, tmp_path: Path) -> None:
+def test_converted_checkpoints_load(family: str, tmp_path: Path) -> None:
     published = write_release(family, tmp_path)
     out = convert(family, published, tmp_path / "out")
     served = family_at(out)
@@ -108,7 +108,7 @@ def test_what_is_made_loads(family: str, tmp_path: Path) -> None:
         ("opuslm-dialogue", "StrettoLlamaForCausalLM", 1e-5, 1024),
     ],
 )
-def test_config_json_equals_the_releases(
+def test_converted_config_json_matches_the_release(
     family: str, architecture: str, eps: float, positions: int, tmp_path: Path
 ) -> None:
     out = convert(family, write_release(family, tmp_path), tmp_path / "out")
@@ -121,7 +121,7 @@ def test_config_json_equals_the_releases(
     assert ("audio_config" in record) == (family == "bagpiper")
 
 
-def test_the_audio_tower_s_windows_are_those_of_training_and_can_be_set(tmp_path: Path) -> None:
+def test_audio_tower_windows_default_to_training_and_are_configurable(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
     trained = json.loads((convert("bagpiper", published, tmp_path / "a") / "config.json").read_text())["audio_config"]
     assert (trained["n_window"], trained["n_window_infer"], trained["do_normalize"]) == (50, 800, True)
@@ -130,7 +130,7 @@ def test_the_audio_tower_s_windows_are_those_of_training_and_can_be_set(tmp_path
     assert {"n_window": 100, "n_window_infer": 400, "do_normalize": False}.items() <= chosen["audio_config"].items()
 
 
-def test_the_sums_of_all_files_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_prints_checksums_of_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_opuslm(tmp_path)
     capsys.readouterr()
     out = convert("opuslm", published, tmp_path / "out")
@@ -140,7 +140,7 @@ def test_the_sums_of_all_files_are_printed(tmp_path: Path, capsys: pytest.Captur
     assert sums == {name: (hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
 
 
-def test_what_is_left_out_and_what_was_found_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_reports_omitted_and_converted_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_opuslm(tmp_path)
     convert("opuslm", published, tmp_path / "a", "--dtype", "bfloat16")
     said = capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_what_is_left_out_and_what_was_found_is_said(tmp_path: Path, capsys: pyt
     assert "not needed: vocab_weight [692]" in said
 
 
-def test_shards_are_as_small_as_asked_for(tmp_path: Path) -> None:
+def test_shards_respect_the_requested_size(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path)
     whole = converted_tensors(convert("opuslm", published, tmp_path / "whole"))
     out = convert("opuslm", published, tmp_path / "out", "--shard-gb", "0.0002")
@@ -171,7 +171,7 @@ def test_shards_are_as_small_as_asked_for(tmp_path: Path) -> None:
     assert all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
 
 
-def test_what_was_trained_in_bfloat16_is_written_so(tmp_path: Path) -> None:
+def test_bfloat16_trained_models_are_written_in_bfloat16(tmp_path: Path) -> None:
     """The dialogue model's file is stored in float32; its config.yaml gives the training dtype."""
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     record = yaml.safe_load(published.config.read_text())
@@ -185,7 +185,7 @@ def test_what_was_trained_in_bfloat16_is_written_so(tmp_path: Path) -> None:
     assert converted_tensors(kept)["lm_head.weight"].dtype == torch.float32
 
 
-def test_the_codec_can_be_written_from_the_copy_in_the_file(tmp_path: Path) -> None:
+def test_codec_can_be_extracted_from_the_model_file(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
     out = convert("bagpiper", published, tmp_path / "out", "--codec-from-model")
     copied, released = (load_codec("xcodec", folder) for folder in (out, published.codec))
@@ -193,7 +193,7 @@ def test_the_codec_can_be_written_from_the_copy_in_the_file(tmp_path: Path) -> N
     assert torch.equal(*[codec.model.decode(codes, return_dict=False) for codec in (copied, released)])
 
 
-def test_a_directory_of_safetensors_files_serves_as_well_as_one_file(tmp_path: Path) -> None:
+def test_sharded_safetensors_convert_like_a_single_file(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
     tensors = published_tensors(published)
     stored = tmp_path / "stored"
@@ -214,7 +214,7 @@ def refuse(family: str, published: Published, out: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tensors_that_do_not_fit_are_named(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_mismatched_tensors(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_release(family, tmp_path)
     tensors = published_tensors(published)
     prefix = "" if family == "bagpiper" else "corelm.decoders."
@@ -229,7 +229,7 @@ def test_tensors_that_do_not_fit_are_named(family: str, tmp_path: Path, capsys: 
     assert f"wrong shape: {prefix}model.norm.weight [65] instead of [64]" in said
 
 
-def test_a_part_of_the_audio_tower_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_audio_tower_tensors_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_bagpiper(tmp_path)
     tensors = {name: tensor for name, tensor in published_tensors(published).items() if "proj2" not in name}
     torch.save({"module": tensors}, published.model)
@@ -268,7 +268,7 @@ def swap(names: list[str], first: int, second: int) -> None:
         ),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_is_refused(
+def test_opuslm_vocabulary_mismatch_is_refused(
     change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
@@ -277,7 +277,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_tokenizer_of_equal_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SmolLM2's repository has the dialogue model's backbone but another tokenizer, also with 49152 tokens."""
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     path = published.tokenizer / "tokenizer.json"
@@ -290,7 +290,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, capsys: p
     assert f"expected the tokenizer small/tokenizer; {len(words)} of {len(words) + 3} tokens have other ids" in said
 
 
-def test_a_token_list_in_another_spelling_tells_nothing_of_the_tokenizer(tmp_path: Path) -> None:
+def test_bpe_placeholder_token_list_converts_without_tokenizer_check(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path)
 
     def rename(record: dict[str, Any]) -> None:
@@ -300,7 +300,7 @@ def test_a_token_list_in_another_spelling_tells_nothing_of_the_tokenizer(tmp_pat
     convert("opuslm", published, tmp_path / "out")
 
 
-def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
+def test_task_ids_are_read_from_the_release(tmp_path: Path) -> None:
     """Newer ESPnet releases number tasks from 64 without gaps, and have no plain text-to-speech."""
     published = write_opuslm(tmp_path)
 
@@ -318,7 +318,7 @@ def test_tasks_have_the_numbers_of_the_release(tmp_path: Path) -> None:
     assert "codec_ssl_plain_tts" not in tasks
 
 
-def test_a_sequence_is_as_long_as_it_was_trained_on(tmp_path: Path) -> None:
+def test_max_position_embeddings_equal_the_trained_length(tmp_path: Path) -> None:
     """The length is ESPnet's `n_ctx`, or 8192 if config.yaml omits it, whatever the backbone had."""
     published = write_opuslm(tmp_path)
     longest = []
@@ -329,7 +329,7 @@ def test_a_sequence_is_as_long_as_it_was_trained_on(tmp_path: Path) -> None:
     assert longest == [1024, 8192]
 
 
-def test_a_second_head_is_refused_as_it_would_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_auxiliary_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_opuslm(tmp_path)
     tensors = published_tensors(published) | {"corelm.aux_lm_head.weight": torch.zeros(96, 64)}
     torch.save(tensors, published.model)
@@ -337,7 +337,7 @@ def test_a_second_head_is_refused_as_it_would_be_used(tmp_path: Path, capsys: py
     assert "unknown: corelm.aux_lm_head.weight" in capsys.readouterr().err
 
 
-def test_intervals_come_in_the_order_of_multimodal_io(tmp_path: Path) -> None:
+def test_vocabulary_intervals_follow_the_multimodal_io_order(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
 
     def reorder(record: dict[str, Any]) -> None:
@@ -362,7 +362,7 @@ def test_intervals_come_in_the_order_of_multimodal_io(tmp_path: Path) -> None:
         (lambda record: record["model"].pop("model_hf_tag"), "config.yaml: model.model_hf_tag is missing"),
     ],
 )
-def test_a_bagpiper_of_another_make_is_refused(
+def test_incompatible_bagpiper_config_is_refused(
     change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = write_bagpiper(tmp_path)
@@ -371,7 +371,7 @@ def test_a_bagpiper_of_another_make_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_files_that_are_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_release_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = write_opuslm(tmp_path)
     good = published.model.read_bytes()
     for content, message in (
@@ -390,7 +390,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path, capsys: pytes
     assert "expected a mapping, got list" in capsys.readouterr().err
 
 
-def test_a_codec_of_another_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_codec_with_wrong_codebook_count_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published, other = write_opuslm(tmp_path / "a"), write_bagpiper(tmp_path / "b")
     refuse("opuslm", Published(**{**vars(published), "codec": other.codec}), tmp_path / "out")
     assert "config.yaml is missing" in capsys.readouterr().err
@@ -401,7 +401,7 @@ def test_a_codec_of_another_size_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "expected 8 codebooks of 12 codes, got 4 of 12" in capsys.readouterr().err
 
 
-def test_what_is_there_already_is_not_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_output_is_not_modified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published, out = write_opuslm(tmp_path), tmp_path / "out"
     (tmp_path / "empty").mkdir()
     assert (convert("opuslm", published, tmp_path / "empty") / "config.json").is_file()
@@ -416,7 +416,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+def test_interrupted_conversion_leaves_no_complete_looking_output(tmp_path: Path) -> None:
     published, out = write_opuslm(tmp_path), tmp_path / "out"
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.MonkeyPatch.context() as patch:
@@ -432,13 +432,13 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path: Pat
     assert not (out / "model-00009-of-00009.safetensors").exists()
 
 
-def test_the_command_line_names_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_reports_missing_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["opuslm", "--model", "model.pth"])
     assert "--out" in capsys.readouterr().err
 
 
-def test_the_config_is_looked_for_next_to_the_model(tmp_path: Path) -> None:
+def test_config_is_found_next_to_the_model(tmp_path: Path) -> None:
     assert config_in(tmp_path) is None
     for name in ("a.yaml", "b.yaml", "config.json"):
         (tmp_path / name).touch()

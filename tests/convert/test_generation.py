@@ -78,7 +78,7 @@ def test_fine_tunes_keep_their_own_defaults(write: Write, tmp_path: Path, capsys
     assert drawn(given.text if write is vita_audio else given.audio) == (0.65, 7, 0.77)
 
 
-def test_a_task_that_is_greedy_stays_greedy(tmp_path: Path) -> None:
+def test_greedy_task_stays_greedy_after_conversion(tmp_path: Path) -> None:
     """VITA-Audio's scripts sample only when they read text aloud."""
     family = converted(vita_audio, CHANGED | {"repetition_penalty": 1.2}, tmp_path)
     assert drawn(family.task("asr").sampling.text) == (0.0, 33, 0.77)
@@ -94,30 +94,30 @@ DEPTH: dict[str, tuple[Write, dict[str, Any], tuple[float, int, float]]] = {
 
 
 @pytest.mark.parametrize("case", DEPTH)
-def test_the_depth_transformer_has_defaults_of_its_own(case: str, tmp_path: Path) -> None:
+def test_depth_transformer_has_separate_sampling_defaults(case: str, tmp_path: Path) -> None:
     write, record, expected = DEPTH[case]
     sampling = converted(write, record, tmp_path).task("tts").sampling
     assert drawn(sampling.codes) == pytest.approx(expected)
 
 
-def test_higgs_audio_s_windows_of_repeats_are_taken(tmp_path: Path) -> None:
+def test_higgs_audio_ras_settings_are_converted(tmp_path: Path) -> None:
     sampling = converted(higgs_audio, {"ras_win_len": 9, "ras_win_max_num_repeat": 3}, tmp_path).task("tts").sampling
     assert (sampling.ras_window, sampling.ras_max_repeats) == (9, 3)
 
 
-def test_of_qwen3_omni_the_talkers_keys_are_taken(tmp_path: Path) -> None:
+def test_qwen3_omni_uses_the_talker_sampling_settings(tmp_path: Path) -> None:
     record = CHANGED | {"talker_temperature": 0.5, "talker_top_k": 11, "talker_repetition_penalty": 1.3}
     sampling = converted(qwen3_omni, record, tmp_path).tasks[0].sampling
     assert drawn(sampling.audio) == (0.5, 11, 1.0)
     assert sampling.repetition_penalty == 1.3
 
 
-def test_a_release_that_is_greedy_is_served_greedily(tmp_path: Path) -> None:
+def test_greedy_release_defaults_to_greedy_sampling(tmp_path: Path) -> None:
     sampling = converted(csm, {"do_sample": False, "temperature": 0.6}, tmp_path).task("tts").sampling
     assert sampling.audio.temperature == 0.0
 
 
-def test_a_release_without_the_file_has_its_family_s_defaults(tmp_path: Path) -> None:
+def test_release_without_generation_config_uses_family_defaults(tmp_path: Path) -> None:
     command = csm(tmp_path / "release")
     (tmp_path / "release" / FILE).unlink(missing_ok=True)
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
@@ -138,7 +138,7 @@ def test_a_release_without_the_file_has_its_family_s_defaults(tmp_path: Path) ->
         ({"depth_decoder_top_k": -3}, "depth_decoder_top_k: expected an integer in [0, 1048576], got -3"),
     ],
 )
-def test_a_value_that_cannot_be_a_default_is_named(
+def test_invalid_generation_default_is_reported(
     record: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = csm(tmp_path / "release")
@@ -159,12 +159,12 @@ def test_a_value_that_cannot_be_a_default_is_named(
         ({"ras_window": -1}, "speech_sampling.audio.ras_window: expected an integer"),
     ],
 )
-def test_a_checkpoint_with_defaults_that_cannot_be_is_refused(record: object, message: str) -> None:
+def test_invalid_checkpoint_sampling_defaults_are_refused(record: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=f"config.json: {message}"):
         read_family({"speech_family": "csm", "speech_sampling": record})
 
 
-def test_defaults_of_a_checkpoint_are_those_of_every_task() -> None:
+def test_checkpoint_sampling_defaults_apply_to_every_task() -> None:
     family = read_family({"speech_family": "csm", "speech_sampling": {"audio": {"temperature": 0.3}}})
     assert [task.sampling.audio.temperature for task in family.tasks] == [0.3, 0.3]
     assert isinstance(family.task("tts").sampling, SamplingConfig)

@@ -29,7 +29,7 @@ def made(checkpoint: Path, out: Path, *words: str) -> dict:
     return json.loads((out / "language_model/1/engine.json").read_text())
 
 
-def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+def test_made_repository_is_the_bundled_one_with_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     made(checkpoint, tmp_path / "out")
     for model in ("preprocessor", "language_model", "acoustic_decoder", "speech"):
         assert (tmp_path / "out" / model / "1").is_dir()
@@ -47,7 +47,7 @@ def test_it_is_the_bundled_repository_with_another_checkpoint(checkpoint: Path, 
     assert link.resolve() == checkpoint.resolve()
 
 
-def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+def test_engine_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     arguments = made(checkpoint, tmp_path / "out")
     assert (arguments["dtype"], arguments["max_model_len"]) == ("float32", 1024)
     rows = arguments["kv_cache_memory_bytes"] // bytes_per_row(
@@ -60,13 +60,13 @@ def test_the_engine_s_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: P
     assert changed == arguments | {"max_num_seqs": 4, "tensor_parallel_size": 2}
 
 
-def test_a_row_s_keys_and_values_are_counted() -> None:
+def test_kv_bytes_per_row_are_computed() -> None:
     record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096}
     assert bytes_per_row(record, "bfloat16") == 36 * 2 * 4096 * 2
     assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}, "bfloat16") == 36 * 2 * 8 * 128 * 2
 
 
-def test_the_bundled_checkpoint_can_be_served_elsewhere(tmp_path: Path) -> None:
+def test_bundled_checkpoint_can_be_served_on_other_devices(tmp_path: Path) -> None:
     bundled = BUNDLED / "language_model/1/checkpoint"
     assert made(bundled, tmp_path / "cpu")["dtype"] == "float32"
     assert made(bundled, tmp_path / "gpu", "--gpu", "0")["dtype"] == "float16"
@@ -74,7 +74,7 @@ def test_the_bundled_checkpoint_can_be_served_elsewhere(tmp_path: Path) -> None:
     assert text == (BUNDLED / "acoustic_decoder/config.pbtxt").read_text()
 
 
-def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint: Path, tmp_path: Path) -> None:
+def test_gpu_repository_places_codec_and_vllm_on_the_gpu(checkpoint: Path, tmp_path: Path) -> None:
     arguments = made(checkpoint, tmp_path / "out", "--gpu", "1")
     assert arguments.keys() == {
         "dtype",
@@ -93,7 +93,7 @@ def test_for_a_gpu_the_codec_is_there_too_and_vllm_takes_what_is_left(checkpoint
     assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
 
 
-def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp_path: Path) -> None:
+def test_audio_tokenizer_is_placed_on_the_codec_gpu(checkpoint: Path, tmp_path: Path) -> None:
     hearing = tmp_path / "hearing"
     shutil.copytree(checkpoint, hearing)
     (hearing / FOLDER).mkdir()
@@ -110,7 +110,7 @@ def test_a_tokenizer_of_audio_is_on_the_gpu_with_the_codec(checkpoint: Path, tmp
     assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
 
 
-def test_language_model_and_codec_can_share_a_gpu_by_mps(checkpoint: Path, tmp_path: Path) -> None:
+def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:
     made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps")
     assert is_wanted(tmp_path / "out")
     made(checkpoint, tmp_path / "other", "--gpu", "0")
@@ -125,7 +125,7 @@ def of_dtype(checkpoint: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_fp8_is_an_argument_of_vllm(checkpoint: Path, tmp_path: Path) -> None:
+def test_fp8_quantization_is_passed_to_vllm(checkpoint: Path, tmp_path: Path) -> None:
     in_half = of_dtype(checkpoint, tmp_path / "half", dtype="bfloat16")
     plain = made(in_half, tmp_path / "plain", "--gpu", "0")
     arguments = made(in_half, tmp_path / "out", "--gpu", "0", "--quantize", "fp8")
@@ -166,13 +166,13 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
         (["--mps"], "--mps: requires --gpu"),
     ],
 )
-def test_options_for_gpus_are_checked(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_options_are_checked(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "a", "--out", "b", *words])
     assert message in capsys.readouterr().err
 
 
-def test_a_quantized_checkpoint_is_served_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+def test_quantized_checkpoint_is_served_unchanged(checkpoint: Path, tmp_path: Path) -> None:
     """vLLM finds the quantization method in config.json."""
     folder = of_dtype(checkpoint, tmp_path / "awq", dtype="float16", quantization_config={"quant_method": "awq"})
     arguments = made(folder, tmp_path / "out", "--gpu", "0")
@@ -200,7 +200,7 @@ def test_a_broken_audio_tokenizer_is_refused(
         ("model-00001-of-00001.safetensors", "expected weights in *.safetensors, got none"),
     ],
 )
-def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
+def test_incomplete_checkpoint_is_refused_and_no_repository_written(
     missing: str, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lacking = tmp_path / "lacking"
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_lacks_something_is_refused_and_nothing_is_written(
         ("head_dim", float("nan"), "head_dim: expected an integer in [1, 16777216], got nan"),
     ],
 )
-def test_an_odd_size_is_refused_by_name(
+def test_invalid_config_size_is_refused_with_its_name(
     name: str, value: object, message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = tmp_path / "odd"
@@ -241,7 +241,7 @@ def test_an_odd_size_is_refused_by_name(
 
 
 @pytest.mark.parametrize("words", [["--gpu", "-1"], ["--gpu", "0", "--codec-device", "-1"]])
-def test_a_gpu_has_a_number(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_negative_gpu_number_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "in", "--out", "out", *words])
     assert "expected the number of a GPU, from 0, got '-1'" in capsys.readouterr().err
@@ -256,7 +256,7 @@ def test_reserved_arguments_are_refused(checkpoint: Path, tmp_path: Path, capsys
     assert not list(tmp_path.glob("out*"))
 
 
-def test_an_aligner_is_linked_and_told_to_all_who_need_to_know(
+def test_make_repository_links_and_configures_the_aligner(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     aligner = write_ctc_release(tmp_path / "aligner")

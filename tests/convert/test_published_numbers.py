@@ -33,7 +33,7 @@ def language(tag: str, vocab_size: int) -> dict[str, tuple[int, ...]]:
     return shapes(config_of(read_backbone(tag, None, Path("nowhere")), vocab_size, "bfloat16"))
 
 
-def test_bagpiper_s_vocabulary_and_tensors() -> None:
+def test_bagpiper_vocabulary_and_tensors() -> None:
     """The 1382 tensors are 396 in layers, 525 in the audio encoder, 454 in the codec, and seven others."""
     tensors = {
         "model.embed_tokens.weight": torch.empty(160392, 4096, device="meta"),
@@ -64,7 +64,7 @@ def test_bagpiper_s_vocabulary_and_tensors() -> None:
         (SMOLLM2, OpusVocabulary(vocab_size=62670, text=(13448, 62600)), 220),
     ],
 )
-def test_opuslm_s_vocabularies_and_tensors(
+def test_opuslm_vocabulary_and_tensors_match_the_published_model(
     tag: str, vocabulary: OpusVocabulary, num_tensors: int, tmp_path: Path
 ) -> None:
     """220 of the dialogue model's 221 tensors are served."""
@@ -96,19 +96,21 @@ def test_opuslm_s_vocabularies_and_tensors(
     ("tag", "eps", "theta", "heads", "key_value_heads"),
     [(QWEN3, 1e-6, 1e6, 32, 8), (OLMO2, 1e-6, 5e5, 32, 32), (SMOLLM2, 1e-5, 130000.0, 32, 32)],
 )
-def test_the_rest_is_the_backbone_s_own(tag: str, eps: float, theta: float, heads: int, key_value_heads: int) -> None:
+def test_backbone_settings_match_the_published_ones(
+    tag: str, eps: float, theta: float, heads: int, key_value_heads: int
+) -> None:
     record = read_backbone(tag, None, Path("nowhere"))
     assert (record["rms_norm_eps"], record["rope_theta"]) == (eps, theta)
     assert (record["num_attention_heads"], record["num_key_value_heads"]) == (heads, key_value_heads)
 
 
-def test_a_backbone_that_shares_its_table_with_its_head_gets_a_head_of_its_own() -> None:
+def test_tied_backbone_embeddings_are_untied() -> None:
     """SmolLM2 shares them; ESPnet's version does not."""
     record = config_of(read_backbone(SMOLLM2, None, Path("nowhere")) | {"tie_word_embeddings": True}, 62670, "bfloat16")
     assert record["tie_word_embeddings"] is False
 
 
-def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
+def test_unknown_backbone_requires_its_config(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"backbone small/x: expected one of .*, or --backbone with its config.json"
     ):
@@ -120,20 +122,20 @@ def test_a_backbone_that_nobody_knows_needs_its_numbers(tmp_path: Path) -> None:
         read_backbone("small/x", None, tmp_path)
 
 
-def test_an_encoder_that_nobody_knows_needs_its_numbers() -> None:
+def test_unknown_audio_encoder_requires_its_config() -> None:
     record: dict[str, Any] = {"multimodal_io": {"continuous_audio": {"encoder_hf_model_tag": "Qwen/Qwen2.5-Omni-7B"}}}
     with pytest.raises(CheckpointError, match="name the file with its parameters with --audio-config"):
         bagpiper.tower_config(record, None, {})
 
 
-def test_the_public_config_of_qwen3_omni_can_be_given(tmp_path: Path) -> None:
+def test_audio_tower_config_can_come_from_qwen3_omni(tmp_path: Path) -> None:
     nested = '{"thinker_config": {"audio_config": {"d_model": 1280, "n_window": 50, "output_dim": 2048, "x": 1}}}'
     (tmp_path / "config.json").write_text(nested)
     found = bagpiper.tower_config({}, tmp_path, {"n_window": 100})
     assert found == {"model_type": "qwen3_omni_moe_audio_encoder", "d_model": 1280, "output_dim": 2048, "n_window": 100}
 
 
-def test_a_tokenizer_that_is_too_large_is_refused() -> None:
+def test_oversized_tokenizer_is_refused() -> None:
     tensors = {
         "model.embed_tokens.weight": torch.empty(160392, 4096, device="meta"),
         bagpiper.CODEBOOK: torch.empty(1024, 1024, device="meta"),
@@ -142,7 +144,7 @@ def test_a_tokenizer_that_is_too_large_is_refused() -> None:
         bagpiper.vocabulary(BAGPIPER_YAML, tensors, Tokenizer(Path("other"), 200000), None)
 
 
-def test_what_the_converter_writes_is_a_family(tmp_path: Path) -> None:
+def test_converter_vocabularies_define_families(tmp_path: Path) -> None:
     for name, vocabulary in (("bagpiper", BagpiperVocabulary()), ("opuslm_dialogue", OpusVocabulary())):
         family = read_family({"speech_family": name, "speech_vocabulary": vocabulary.to_record()})
         assert family.layout == vocabulary.layout

@@ -174,7 +174,7 @@ REFUSED: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("family", "change", "message"), REFUSED, ids=[message for *_, message in REFUSED])
-def test_what_is_broken_is_refused_in_a_line(
+def test_broken_releases_are_refused_in_one_line(
     family: str, change: Change, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published = write_release(family, tmp_path / "release")
@@ -196,7 +196,9 @@ def test_unused_audio_tokenizers_are_refused(family: str, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("windows", [("0", "800"), ("50", "0"), ("3", "800"), ("800", "800")])
-def test_impossible_windows_fail(windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_audio_windows_are_refused(
+    windows: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     published = write_release("bagpiper", tmp_path / "release")
     half, whole = windows
     words = ["--n-window", half, "--n-window-infer", whole]
@@ -205,7 +207,7 @@ def test_impossible_windows_fail(windows: tuple[str, str], tmp_path: Path, capsy
     assert f"n_window_infer must be a multiple of 2 * n_window, got {whole} and {half}" in said
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(
+def test_full_disk_during_conversion_leaves_no_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -219,7 +221,7 @@ def test_a_disk_that_is_full_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan"])
-def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shard_size_must_be_positive(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nowhere = Published(*[tmp_path / "none"] * 4)
     with pytest.raises(SystemExit):
         main([*command("opuslm", nowhere, tmp_path / "out"), "--shard-gb", size])
@@ -227,7 +229,7 @@ def test_shards_need_a_size(size: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ambiguous_releases_cause_a_remark(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ambiguous_release_prints_a_hint(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """OpusLM and the dialogue model have the same tensors and tokens; only their training differs."""
     published = write_release(family, tmp_path / "release")
     convert(family, published, tmp_path / "a")
@@ -238,6 +240,6 @@ def test_ambiguous_releases_cause_a_remark(family: str, tmp_path: Path, capsys: 
         assert f"unlike the release of {others[family]}; is this another family?" in capsys.readouterr().out
 
 
-def test_a_codec_that_nobody_reads_is_named(tmp_path: Path) -> None:
+def test_codec_without_a_reader_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no reader for the published files of codec 'dac'"):
         check_codec(tmp_path, replace(TINY, codec="dac"))

@@ -26,7 +26,7 @@ def converted(tmp_path: Path, config: dict[str, Any] | None = None) -> Path:
     return tmp_path / "out"
 
 
-def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
+def test_converted_tensors_and_ids_match_the_published_ones(tmp_path: Path) -> None:
     out = converted(tmp_path)
     published = load_file(tmp_path / "release" / "model.safetensors")
     written = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
@@ -39,7 +39,7 @@ def test_tensors_and_numbers_are_the_published_ones(tmp_path: Path) -> None:
     assert family.markers["begin_of_audio"] == ids["<|begin_of_audio|>"]
 
 
-def test_what_hears_keeps_its_names_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audio_encoder_tensors_are_converted_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = converted(tmp_path, random_vita.PLUS)
     assert "no audio tokenizer" not in capsys.readouterr().out
     published = load_file(tmp_path / "release" / "model.safetensors")
@@ -57,14 +57,16 @@ def test_what_hears_keeps_its_names_and_numbers(tmp_path: Path, capsys: pytest.C
     assert audio["scale"] == [float(number) for number in numbers.split()]
 
 
-def test_what_hears_by_itself_takes_no_tokenizer_of_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_with_an_audio_encoder_refuse_an_audio_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
     assert main([*command(release, tmp_path / "out"), "--ssl-tokenizer", str(tmp_path)]) == 1
     assert "VITA-Audio-Plus, which has its own audio encoder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", SCHEDULES)
-def test_a_release_s_own_schedule_is_the_first_and_the_others_may_be_asked_for(tmp_path: Path, mode: str) -> None:
+def test_release_schedule_is_the_default_among_all_schedules(tmp_path: Path, mode: str) -> None:
     release = random_vita.write_release(tmp_path / "release")
     (release / "generation_config.json").write_text(json.dumps({"mtp_inference_mode": list(SCHEDULES[mode])}))
     assert main(command(release, tmp_path / "out")) == 0
@@ -74,13 +76,13 @@ def test_a_release_s_own_schedule_is_the_first_and_the_others_may_be_asked_for(t
     assert {each.name: each.mode for each in bursts.schedules} == SCHEDULES
 
 
-def test_schedules_are_compared_with_the_number_of_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_schedule_depends_on_the_number_of_mtp_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEDULES, "balance", (12, 4))  # 12 rows of the backbone need no module
     assert schedule(tmp_path, 4) == "balance"
     assert schedule(tmp_path, 3) == "vanilla"
 
 
-def test_modules_are_taken_from_below_the_model_too(tmp_path: Path) -> None:
+def test_mtp_modules_with_a_model_prefix_are_converted(tmp_path: Path) -> None:
     """Some tools write module names with this prefix."""
     release = random_vita.write_release(tmp_path / "release")
     stored = load_file(release / "model.safetensors")
@@ -91,7 +93,7 @@ def test_modules_are_taken_from_below_the_model_too(tmp_path: Path) -> None:
     assert written == stored.keys()
 
 
-def test_a_release_without_modules_is_converted_too(tmp_path: Path) -> None:
+def test_release_without_mtp_modules_converts(tmp_path: Path) -> None:
     plain = {**random_vita.SMALL, "model_type": "qwen2", "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
     out = converted(tmp_path, plain)
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 2
@@ -155,7 +157,7 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(
+def test_invalid_releases_are_refused_in_one_line_without_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], message: str
 ) -> None:
     release = random_vita.write_release(tmp_path / "release")

@@ -78,7 +78,7 @@ def until_jobs(aligner: FakeAligner, worker: DecoderWorker, number: int = 1) -> 
     assert len(aligner.jobs) == number
 
 
-def test_samples_leave_before_the_times_of_words_are_known(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_samples_are_sent_before_word_times_are_known(worker: DecoderWorker, aligner: FakeAligner) -> None:
     codes = frames(1, 2, 3, 4, 5)
     first, second, last = speak(worker, codes=codes)
     until_jobs(aligner, worker)  # other utterances are decoded and answered meanwhile
@@ -101,7 +101,7 @@ def test_samples_leave_before_the_times_of_words_are_known(worker: DecoderWorker
     assert worker.stats()["session_bytes"] == 0
 
 
-def test_no_words_in_time_are_told(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_missing_alignment_in_time_is_reported(worker: DecoderWorker, aligner: FakeAligner) -> None:
     *_, last = speak(worker)
     until_jobs(aligner, worker)
     aligner.jobs[0][3](None)
@@ -110,7 +110,7 @@ def test_no_words_in_time_are_told(worker: DecoderWorker, aligner: FakeAligner) 
     assert (event["words"], event["report"]["aligned"], event["is_final"]) == ([], False, True)
 
 
-def test_a_resampled_utterance_ends_once_and_is_aligned_as_decoded(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_resampled_utterance_is_aligned_on_its_decoded_samples(worker: DecoderWorker, aligner: FakeAligner) -> None:
     codes = frames(*range(1, 7))
     replies = speak(worker, codes=codes, form=OutputForm("pcm_s16le", 8_000))
     until_jobs(aligner, worker)
@@ -123,7 +123,7 @@ def test_a_resampled_utterance_ends_once_and_is_aligned_as_decoded(worker: Decod
     assert replies[2].event["report"]["audio_s"] == num_samples / 8_000
 
 
-def test_a_streamed_text_is_aligned_once_it_is_complete(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_streamed_text_is_aligned_once_complete(worker: DecoderWorker, aligner: FakeAligner) -> None:
     worker.push("u", Chunk(0, Segment.AUDIO, alignment=Alignment()), frames(1, 2), RecordedReply())
     last = RecordedReply()
     worker.push("u", Chunk(1, Segment.AUDIO, ends_audio=True), frames(3), RecordedReply())
@@ -136,7 +136,7 @@ def test_a_streamed_text_is_aligned_once_it_is_complete(worker: DecoderWorker, a
     assert [word["word"] for word in event["words"]] == ["the", "cat"]
 
 
-def test_a_reply_s_own_text_is_aligned_where_none_is_given(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_alignment_defaults_to_the_generated_text(worker: DecoderWorker, aligner: FakeAligner) -> None:
     for index, text in enumerate(("a ", "cat")):
         chunk = Chunk(index, Segment.TEXT, text, alignment=Alignment() if index == 0 else None)
         worker.push("u", chunk, None, RecordedReply())
@@ -163,7 +163,7 @@ def test_a_transcript_is_aligned_with_its_recording(worker: DecoderWorker, align
     assert (event["text"], len(event["words"])) == ("cat", 2)
 
 
-def test_nothing_to_align_is_told_at_once(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_missing_audio_to_align_is_reported_immediately(worker: DecoderWorker, aligner: FakeAligner) -> None:
     silent = RecordedReply()
     worker.push("u", Chunk(0, Segment.AUDIO, is_final=True, alignment=SPOKEN), None, silent)
     event = silent.wait().event
@@ -172,7 +172,7 @@ def test_nothing_to_align_is_told_at_once(worker: DecoderWorker, aligner: FakeAl
     assert aligner.jobs == []
 
 
-def test_a_decoder_without_an_aligner_tells_it() -> None:
+def test_report_without_an_aligner_is_not_aligned() -> None:
     worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
     event = speak(worker)[2].wait().event
     worker.stop()
@@ -180,7 +180,7 @@ def test_a_decoder_without_an_aligner_tells_it() -> None:
     assert event["report"]["aligned"] is False
 
 
-def test_too_many_stored_samples_cost_an_utterance_its_words_only(aligner: FakeAligner) -> None:
+def test_exceeding_the_alignment_buffer_loses_only_word_times(aligner: FakeAligner) -> None:
     worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5, align_mb=0), aligner=aligner)
     replies = speak(worker)
     event = replies[2].wait().event
@@ -190,7 +190,7 @@ def test_too_many_stored_samples_cost_an_utterance_its_words_only(aligner: FakeA
     np.testing.assert_allclose(joined(replies[:2]), expected_pcm(frames(1, 2, 3, 4, 5)), atol=1e-5)
 
 
-def test_samples_beyond_a_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_beyond_the_alignment_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment, "MAX_ALIGNED_S", 2)
     stored, answers = StoredBytes(1 << 20), list[Any]()
     collected = Collected.begin(SPOKEN, 100, stored)
@@ -201,7 +201,7 @@ def test_samples_beyond_a_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) ->
     assert answers == [None]
 
 
-def test_a_client_that_has_left_gets_no_words(worker: DecoderWorker, aligner: FakeAligner) -> None:
+def test_alignment_is_dropped_for_a_disconnected_client(worker: DecoderWorker, aligner: FakeAligner) -> None:
     *_, last = speak(worker)
     until_jobs(aligner, worker)
     last.cancelled = True
@@ -220,7 +220,7 @@ def test_an_abandoned_utterance_frees_its_samples(worker: DecoderWorker, aligner
     assert worker.stats()["session_bytes"] == 0
 
 
-def test_a_stopping_decoder_answers_what_the_aligner_holds(aligner: FakeAligner) -> None:
+def test_stopping_decoder_answers_pending_alignments(aligner: FakeAligner) -> None:
     worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5), aligner=aligner)
     *_, last = speak(worker)
     worker.stop()

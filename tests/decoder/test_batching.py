@@ -28,7 +28,7 @@ def names(jobs: list[Job]) -> list[str]:
     return [job.pending.utterance for job in jobs]
 
 
-def test_equal_shapes_go_together_and_what_is_due_first_goes_first() -> None:
+def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
     codec = FakeCodec()
     pushes = {
         "a": ([4, 4], 3.0),
@@ -47,12 +47,12 @@ def test_equal_shapes_go_together_and_what_is_due_first_goes_first() -> None:
     assert groups == [["c", "a"], ["b", "f"], ["d"], ["e"]]
 
 
-def test_a_group_has_no_more_jobs_than_the_limit_and_the_first_ones() -> None:
+def test_job_group_takes_the_first_jobs_up_to_the_limit() -> None:
     jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
     assert names(next_group(jobs, 3)) == ["a", "b", "c"]
 
 
-def test_a_job_that_is_to_be_the_same_in_every_run_shares_no_batch() -> None:
+def test_deterministic_jobs_are_not_batched() -> None:
     codec = FakeCodec()
     jobs = [make_job(name, [4], codec, due_s, is_alone=name in "bd") for due_s, name in enumerate("abcde")]
     groups = []
@@ -63,7 +63,7 @@ def test_a_job_that_is_to_be_the_same_in_every_run_shares_no_batch() -> None:
     assert groups == [["a", "c", "e"], ["b"], ["d"]]
 
 
-def test_each_session_gets_its_own_state_back() -> None:
+def test_batched_sessions_keep_separate_states() -> None:
     codec = FakeCodec()
     group = [make_job("x", [4], codec), make_job("xyz", [4], codec)]
     batch = Batch(group, HostLauncher(codec, "float32"), codec.spec)
@@ -76,7 +76,7 @@ def test_each_row_of_a_batch_has_its_own_position() -> None:
     assert stack(jobs).first.tolist() == [3, 15, 7]
 
 
-def test_a_session_keeps_no_memory_of_its_batch() -> None:
+def test_session_state_does_not_share_batch_memory() -> None:
     codec = FakeCodec()
     jobs = [make_job(name, [4], codec) for name in "abc"]
     Batch(jobs, HostLauncher(codec, "float32"), codec.spec)
@@ -84,7 +84,7 @@ def test_a_session_keeps_no_memory_of_its_batch() -> None:
         assert job.session.state.untyped_storage().nbytes() == job.session.state.nbytes
 
 
-def test_a_codec_that_gives_the_wrong_number_of_samples_is_caught() -> None:
+def test_codec_returning_wrong_sample_count_is_detected() -> None:
     codec = FakeCodec()
     codec.decode = lambda window: (torch.zeros(1, 5), window.state)  # type: ignore[method-assign]
     batch = Batch([make_job("x", [4], codec)], HostLauncher(codec, "float32"), codec.spec)

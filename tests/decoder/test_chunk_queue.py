@@ -18,7 +18,7 @@ def names(deliveries: list[PendingChunk]) -> list[tuple[str, int]]:
     return [(each.utterance, each.chunk.index) for each in deliveries]
 
 
-def test_each_utterance_gives_one_chunk_at_a_time_in_turn() -> None:
+def test_chunk_queue_yields_one_chunk_per_utterance_in_turn() -> None:
     queue = ChunkQueue()
     for utterance, index in [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("c", 0), ("b", 1)]:
         assert queue.put(delivery(utterance, index))
@@ -29,7 +29,7 @@ def test_each_utterance_gives_one_chunk_at_a_time_in_turn() -> None:
     assert len(queue) == 0
 
 
-def test_an_abandoned_utterance_gives_its_chunks_back_and_is_named_once() -> None:
+def test_abandoned_utterance_returns_its_chunks_and_is_reported_once() -> None:
     queue = ChunkQueue()
     for utterance, index in [("a", 0), ("b", 0), ("a", 1)]:
         queue.put(delivery(utterance, index))
@@ -39,7 +39,7 @@ def test_an_abandoned_utterance_gives_its_chunks_back_and_is_named_once() -> Non
     assert queue.next_chunks(0) == ([], [])
 
 
-def test_a_closed_queue_takes_nothing_but_can_be_emptied() -> None:
+def test_closed_queue_rejects_new_chunks_and_can_be_cleared() -> None:
     queue = ChunkQueue()
     queue.put(delivery("a"))
     queue.close()
@@ -49,7 +49,7 @@ def test_a_closed_queue_takes_nothing_but_can_be_emptied() -> None:
     assert queue.is_finished
 
 
-def test_who_has_waited_longest_comes_first() -> None:
+def test_longest_waiting_chunks_come_first() -> None:
     queue = ChunkQueue()
     for utterance, index in [("a", 0), ("a", 1), ("b", 0)]:
         queue.put(delivery(utterance, index))
@@ -62,7 +62,7 @@ def test_who_has_waited_longest_comes_first() -> None:
     [lambda queue: queue.put(delivery("a")), lambda queue: queue.abandon("a"), lambda queue: queue.close()],
     ids=["chunk", "abandoned", "closed"],
 )
-def test_an_empty_queue_waits_until_something_happens(act: Callable[[ChunkQueue], object]) -> None:
+def test_empty_chunk_queue_blocks_until_an_event(act: Callable[[ChunkQueue], object]) -> None:
     queue = ChunkQueue()
     assert queue.next_chunks(0.05) == ([], [])
     waiting = threading.Thread(target=queue.next_chunks, args=(threading.TIMEOUT_MAX,), daemon=True)

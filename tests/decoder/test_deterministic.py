@@ -47,7 +47,7 @@ def speak(
     return replies
 
 
-def test_equal_codes_become_equal_bytes_whatever_the_clock_and_the_neighbours(codec: Codec) -> None:
+def test_deterministic_decoding_is_byte_identical(codec: Codec) -> None:
     spec = codec.spec
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (spec.num_codebooks, NUM_FRAMES))
     policy = ChunkPolicy(4, 25, 0.0, spec.frame_rate, spec.right_frames, deterministic=True)
@@ -70,6 +70,6 @@ def test_equal_codes_become_equal_bytes_whatever_the_clock_and_the_neighbours(co
     assert len(heard) == 1
 
 
-def test_without_it_the_clock_cuts(codec: Codec) -> None:
+def test_non_deterministic_chunking_depends_on_timing(codec: Codec) -> None:
     policy = ChunkPolicy(4, 25, 0.0, codec.spec.frame_rate, codec.spec.right_frames)
     assert len({tuple(cut(NUM_FRAMES, policy, random.Random(run))) for run in range(4)}) > 1

@@ -18,7 +18,7 @@ def event_of(chunk: Chunk, num_samples: int, form: OutputForm = PLAIN) -> dict:
     return make_event(PendingChunk("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
 
 
-def test_times_are_seconds_of_the_utterance() -> None:
+def test_event_times_are_seconds_of_the_utterance() -> None:
     marks = (WordMark("one", 2), WordMark(None, 4), WordMark("two", 6))
     changes = (GuidanceChange(6, False),)
     event = event_of(Chunk(3, Segment.AUDIO, "one two", marks, guidance_changes=changes), 12)
@@ -36,18 +36,18 @@ def test_times_are_seconds_of_the_utterance() -> None:
     }
 
 
-def test_times_count_the_samples_that_are_sent_and_words_the_frames() -> None:
+def test_event_times_count_sent_samples_and_word_times_count_frames() -> None:
     event = event_of(Chunk(3, Segment.AUDIO, marks=(WordMark("one", 2),)), 12, OutputForm(sample_rate=8_000))
     assert (event["start_s"], event["duration_s"], event["sample_rate"]) == (28 / 8_000, 12 / 8_000, 8_000)
     assert event["words"] == [{"word": "one", "start_s": 0.08}]
 
 
-def test_codes_are_told_where_they_were_asked_for() -> None:
+def test_requested_codes_are_in_the_event() -> None:
     chunk = Chunk(3, Segment.AUDIO, output_codes=((1, 2), (3, 4)))
     assert event_of(chunk, 12)["codes"] == ((1, 2), (3, 4))
 
 
-def test_the_last_event_reports_on_the_whole() -> None:
+def test_last_event_has_the_report() -> None:
     event = event_of(Chunk(4, Segment.TAIL, is_final=True, report=REPORT), 0)
     report = event["report"]
     assert event["duration_s"] == 0
@@ -56,7 +56,7 @@ def test_the_last_event_reports_on_the_whole() -> None:
     assert EVENT.read("event", EVENT.write(event)) == event
 
 
-def test_an_end_without_a_report_still_has_the_decoders_part() -> None:
+def test_final_event_without_lm_report_has_decoder_fields() -> None:
     assert set(event_of(Chunk(4, Segment.AUDIO, is_final=True), 0)["report"]) == {
         "audio_s",
         "decode_s",

@@ -114,7 +114,7 @@ def utterances(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(utterances(), min_size=1, max_size=6), st.booleans())
-def test_chunks_and_neighbours_change_nothing(told: list[tuple[np.ndarray, list[int]]], is_alone: bool) -> None:
+def test_filling_is_independent_of_chunks_and_batch(told: list[tuple[np.ndarray, list[int]]], is_alone: bool) -> None:
     worker = DecoderWorker(RefinedCodec(FakeCodec(), FakeRefinement()), DecoderConfig(max_batch=4, stop_timeout_s=5))
     form = ALONE if is_alone else OutputForm()
     prompts = [prompt_of("p" * at, 1 + at) for at in range(len(told))]
@@ -129,7 +129,7 @@ def test_chunks_and_neighbours_change_nothing(told: list[tuple[np.ndarray, list[
     worker.stop()
 
 
-def test_passages_of_equal_length_are_filled_in_a_batch(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+def test_passages_of_equal_length_are_refined_in_one_batch(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     refinement.gate.clear()
     plug = speak(worker, "plug", prompt_of("plug"), np.ones(6, np.int32))
     assert refinement.is_called.wait(PATIENCE_S)
@@ -144,7 +144,7 @@ def test_passages_of_equal_length_are_filled_in_a_batch(worker: DecoderWorker, r
     assert sorted(refinement.sizes) == [1, 1, 1, 3]
 
 
-def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+def test_progress_is_reported_to_all_waiting_per_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     """Two passages of different lengths are filled one after the other.
 
     The second one arrives during the first and is notified of both. An answered request gets no further notification.
@@ -171,7 +171,7 @@ def test_all_who_wait_are_told_behind_each_codebook(worker: DecoderWorker, refin
     assert told == {"short": 1, "long": 2}
 
 
-def test_who_cannot_be_filled_ends_alone(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+def test_refinement_failures_end_only_their_utterance(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     prompt, first = prompt_of("p"), np.arange(9, dtype=np.int32) % 7
     bad = prompt.copy()
     bad[1, 2] = POISON
@@ -182,7 +182,7 @@ def test_who_cannot_be_filled_ends_alone(worker: DecoderWorker, refinement: Fake
     assert worker.stats()["open_utterances"] == 0
 
 
-def test_an_utterance_that_is_abandoned_before_its_end_is_forgotten(worker: DecoderWorker) -> None:
+def test_utterance_abandoned_before_filling_frees_its_memory(worker: DecoderWorker) -> None:
     push(worker, "gone", 0, prompt_of("p")).wait()
     push(worker, "gone", 1, np.zeros((1, 4), np.int32)).wait()
     assert worker.stats()["session_bytes"] > 8 * 4
@@ -192,14 +192,14 @@ def test_an_utterance_that_is_abandoned_before_its_end_is_forgotten(worker: Deco
     assert worker.stats()["session_bytes"] == 0
 
 
-def test_a_reply_without_a_frame_has_no_samples(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+def test_reply_without_frames_has_no_samples(worker: DecoderWorker, refinement: FakeRefinement) -> None:
     push(worker, "u", 0, prompt_of("p")).wait()
     last = push(worker, "u", 1, None, is_final=True).wait()
     assert (last.pcm, last.error) == (None, None)
     assert not refinement.sizes
 
 
-def test_samples_come_at_the_rate_that_was_asked_for(worker: DecoderWorker) -> None:
+def test_samples_have_the_requested_rate(worker: DecoderWorker) -> None:
     first = np.arange(60, dtype=np.int32) % 7
     pcm = joined(speak(worker, "u", prompt_of("p"), first, [10], OutputForm(sample_rate=4000)))
     assert len(pcm) == 60 * 4 * 40  # the fake codec's rate is 100 Hz
@@ -219,7 +219,9 @@ def test_samples_come_at_the_rate_that_was_asked_for(worker: DecoderWorker) -> N
         (1, np.zeros((1, 196), np.int32), "codes: expected at most 200 rows and frames, got 201"),
     ],
 )
-def test_unfillable_codes_fail(worker: DecoderWorker, index: int, codes: np.ndarray | None, message: str) -> None:
+def test_invalid_refinement_codes_are_refused(
+    worker: DecoderWorker, index: int, codes: np.ndarray | None, message: str
+) -> None:
     if index:
         push(worker, "u", 0, prompt_of("p")).wait()
     with pytest.raises(InvalidRequest, match=message):
@@ -228,7 +230,7 @@ def test_unfillable_codes_fail(worker: DecoderWorker, index: int, codes: np.ndar
 
 
 @pytest.mark.parametrize(("index", "is_prompt"), [(0, False), (1, True)])
-def test_a_prompt_comes_first_and_once(worker: DecoderWorker, index: int, is_prompt: bool) -> None:
+def test_prompt_chunk_must_be_first_and_unique(worker: DecoderWorker, index: int, is_prompt: bool) -> None:
     if index:
         push(worker, "u", 0, prompt_of("p")).wait()
     reply = RecordedReply()
@@ -237,7 +239,7 @@ def test_a_prompt_comes_first_and_once(worker: DecoderWorker, index: int, is_pro
         raise reply.wait().error or AssertionError("not refused")
 
 
-def test_a_codec_that_is_whole_takes_no_prompt() -> None:
+def test_codec_without_refinement_refuses_prompt_chunks() -> None:
     worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
     with pytest.raises(InvalidRequest, match=r"chunk\.is_prompt: expected no prompt"):
         raise push(worker, "u", 0, prompt_of("p")).wait().error or AssertionError("not refused")

@@ -47,7 +47,7 @@ def check(cache: GraphCache, each: Window) -> None:
     assert torch.equal(states, expected_states)
 
 
-def test_a_shape_is_captured_when_it_has_come_often_and_decodes_the_same() -> None:
+def test_frequent_shape_is_captured_and_decodes_identically() -> None:
     backend = Recorder()
     cache = GraphCache(FakeCodec().decode, backend)
     for seed in range(WORTH_CAPTURING + 3):
@@ -64,7 +64,7 @@ def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
     assert backend.num_captured == 3  # graphs of 8 rows, of 1 and of 2
 
 
-def test_the_states_of_a_batch_outlive_the_next_one() -> None:
+def test_batch_states_survive_the_next_batch() -> None:
     cache = GraphCache(FakeCodec().decode, Recorder())
     for seed in range(WORTH_CAPTURING):
         _, states = cache.decode(window(2, seed=seed))
@@ -73,7 +73,7 @@ def test_the_states_of_a_batch_outlive_the_next_one() -> None:
     assert torch.equal(states, before)
 
 
-def test_codecs_that_cannot_be_captured_run_without_and_are_logged_once(
+def test_uncapturable_codec_runs_eagerly_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backend = Recorder(fails=True)
@@ -86,7 +86,7 @@ def test_codecs_that_cannot_be_captured_run_without_and_are_logged_once(
     assert len(caplog.records) == 1
 
 
-def test_graphs_from_before_a_failed_capture_are_used_no_more() -> None:
+def test_failed_capture_discards_earlier_graphs() -> None:
     """They share memory with the failed one."""
     backend = Recorder()
     cache = GraphCache(FakeCodec().decode, backend)
@@ -122,7 +122,7 @@ def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.Mo
     assert not cuda.pools_in_use
 
 
-def test_there_are_only_so_many_graphs() -> None:
+def test_number_of_captured_graphs_is_limited() -> None:
     backend = Recorder()
     cache = GraphCache(FakeCodec().decode, backend, max_graphs=2)
     for frames in (3, 4, 5, 6):

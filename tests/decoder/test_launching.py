@@ -24,7 +24,7 @@ def window(frames: int = 12) -> Window:
     return Window(codes, 0, 0, torch.zeros(2, dtype=torch.int64), codec.initial_state(2))
 
 
-def test_the_host_decodes_as_the_codec_does() -> None:
+def test_host_launcher_matches_the_codec() -> None:
     codec = make_codec()
     launcher = make_launcher(codec, DecoderConfig())
     assert isinstance(launcher, HostLauncher)
@@ -35,31 +35,31 @@ def test_the_host_decodes_as_the_codec_does() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.3), ("float16", 0.05)])
-def test_a_narrower_type_is_near_and_no_more(dtype: str, most: float) -> None:
+def test_half_precision_decode_is_close_to_float32(dtype: str, most: float) -> None:
     exact, near = (HostLauncher(make_codec(), each).launch(window()) for each in ("float32", dtype))
     error = np.sqrt(np.mean((exact.pcm() - near.pcm()) ** 2) / np.mean(exact.pcm() ** 2))
     assert 1e-5 < error < most
     assert near.pcm().dtype == np.float32
 
 
-def test_the_phase_stays_in_double_precision() -> None:
+def test_phase_stays_in_double_precision() -> None:
     """Codecs request float64 for values whose rounding errors would add up over an utterance."""
     exact, near = (HostLauncher(make_codec(), each).launch(window()) for each in ("float32", "bfloat16"))
     assert torch.allclose(exact.states, near.states, atol=1e-9)
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"max_batch": 0}])
-def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, str]) -> None:
+def test_invalid_decoder_config_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DecoderConfig(**wrong)
 
 
-def test_onnxruntime_decodes_from_the_host_on_whatever_device() -> None:
+def test_onnxruntime_uses_the_host_launcher_on_any_device() -> None:
     launcher = make_launcher(make_codec(), DecoderConfig(runtime="onnx", device="cuda:0"))
     assert isinstance(launcher, HostLauncher)
 
 
-def test_the_thread_that_launches_enters_first_and_makes_all_states() -> None:
+def test_launch_thread_enters_first_and_creates_all_states() -> None:
     """On a GPU, the thread's own stream orders states and decodes.
 
     A state made on another stream could be read too early.
@@ -91,7 +91,7 @@ def test_the_thread_that_launches_enters_first_and_makes_all_states() -> None:
     assert threading.get_ident() not in {thread for _, thread in seen}
 
 
-def test_a_gpu_s_thread_gets_the_stream_that_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_launcher_sets_its_stream_after_weights_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[object] = []
     stream = object()
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
@@ -103,7 +103,7 @@ def test_a_gpu_s_thread_gets_the_stream_that_decodes(monkeypatch: pytest.MonkeyP
     assert current == ["weights have arrived", stream]
 
 
-def test_what_is_waited_for_is_the_stream_that_the_samples_came_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_waits_for_the_stream_that_copied_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """This holds even if a codec's library changes the current stream."""
     cuda = fake_cuda.install(monkeypatch)
 

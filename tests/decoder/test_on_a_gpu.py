@@ -80,7 +80,7 @@ def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatc
     assert decoder.loop.pace.chunk_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
 
 
-def test_batches_in_flight_end_with_their_utterances(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_all_utterances_ends_batches_in_flight(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch)
     replies = [decoder.put(str(size), size) for size in (3, 5)]
     decoder.loop.turn()
@@ -93,7 +93,7 @@ def test_batches_in_flight_end_with_their_utterances(cuda: FakeCuda, monkeypatch
 
 
 @pytest.mark.parametrize("ends", ["abandoned", "gives up"])
-def test_a_job_is_not_launched_for_what_has_ended(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
     """The batch in flight is still answered."""
     decoder = Decoder(cuda, monkeypatch)
     in_flight, job = (decoder.put(str(size), size) for size in (3, 5))
@@ -109,7 +109,7 @@ def test_a_job_is_not_launched_for_what_has_ended(cuda: FakeCuda, monkeypatch: p
     assert decoder.counts.to_dict()["batches"] == 1
 
 
-def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_captured_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch, graphs=True)
     decoder.loop.enter()
     assert cuda.num_captured == 7 * 7  # shapes, and 1 … 64 rows
@@ -124,7 +124,7 @@ def test_graphs_are_there_before_the_first_chunk(cuda: FakeCuda, monkeypatch: py
     ("form", "num_reference", "lies_there"),
     [(OutputForm(), 0, True), (OutputForm("pcm_s16le"), 0, False), (OutputForm(), 2, False)],
 )
-def test_samples_that_are_sent_as_they_were_decoded_can_be_read_on_the_device(
+def test_unconverted_samples_can_be_read_on_the_device(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, form: OutputForm, num_reference: int, lies_there: bool
 ) -> None:
     """The last frame of a voice reference is decoded with the reply's first frames, but is not sent."""

@@ -23,7 +23,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("dac_16khz", tmp_path_factory.mktemp("dac"))
 
 
-def test_the_latency_dial_lets_a_window_go_earlier(directory: Path) -> None:
+def test_reduced_right_context_releases_windows_earlier(directory: Path) -> None:
     codes = np.zeros((12, 8), dtype=np.int32)
     exact = open_codec(DecoderConfig(codec="dac"), directory)
     assert Windower(exact.spec).push(codes, False) is None
@@ -32,17 +32,17 @@ def test_the_latency_dial_lets_a_window_go_earlier(directory: Path) -> None:
     assert window.shape == (0, 5, 3)
 
 
-def test_a_dial_beyond_the_codecs_range_is_named(directory: Path) -> None:
+def test_right_frames_outside_the_codec_range_is_refused(directory: Path) -> None:
     with pytest.raises(ValueError, match=r"right_frames must be in \[1, 10\] for dac, got 0"):
         open_codec(DecoderConfig(codec="dac", right_frames=0), directory)
 
 
-def test_the_onnx_runtime_asks_for_its_file(directory: Path) -> None:
+def test_missing_onnx_codec_error_names_the_export_script(directory: Path) -> None:
     with pytest.raises(CheckpointError, match=r"codec\.onnx is missing: scripts/export_onnx\.py writes it"):
         open_codec(DecoderConfig(codec="dac", runtime="onnx"), directory)
 
 
-def test_a_family_with_fewer_codebooks_is_decoded_by_the_first_ones(directory: Path) -> None:
+def test_codec_can_decode_with_only_its_first_codebooks(directory: Path) -> None:
     codec = open_codec(DecoderConfig(codec="dac", num_codebooks=4), directory)
     codes = random_codes(codec, 1, 15)
     model = DacModel.from_pretrained(directory).eval()
@@ -53,7 +53,7 @@ def test_a_family_with_fewer_codebooks_is_decoded_by_the_first_ones(directory: P
         open_codec(DecoderConfig(codec="dac", num_codebooks=13), directory)
 
 
-def test_a_file_exported_for_another_number_of_codebooks_is_refused(tmp_path: Path) -> None:
+def test_onnx_file_with_wrong_codebook_count_is_refused(tmp_path: Path) -> None:
     save(tmp_path, replace(SPEC, name="dac"))
     config = DecoderConfig(codec="dac", runtime="onnx", num_codebooks=SPEC.num_codebooks)
     assert open_codec(config, tmp_path).spec.num_codebooks == SPEC.num_codebooks
@@ -61,7 +61,7 @@ def test_a_file_exported_for_another_number_of_codebooks_is_refused(tmp_path: Pa
         open_codec(replace(config, num_codebooks=1), tmp_path)
 
 
-def test_a_worker_sends_every_sample_of_a_codec_whose_last_frame_is_short(directory: Path) -> None:
+def test_worker_sends_all_samples_despite_a_short_last_frame(directory: Path) -> None:
     config = DecoderConfig(codec="dac")
     codec, total = open_codec(config, directory), 23
     codes = random_codes(codec, 1, total)

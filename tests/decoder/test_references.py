@@ -71,7 +71,9 @@ def utterances(draw: st.DrawFn) -> tuple[np.ndarray, int, list[int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(utterances(), min_size=1, max_size=6), st.sampled_from([0, 1]))
-def test_references_precede_replies(utterances: list[tuple[np.ndarray, int, list[int]]], reference_mb: int) -> None:
+def test_references_are_decoded_before_replies_but_not_sent(
+    utterances: list[tuple[np.ndarray, int, list[int]]], reference_mb: int
+) -> None:
     for worker in running(FakeCodec(), reference_mb=reference_mb):
         told = [
             (each, speak(worker, f"{turn}.{number}", *each))
@@ -83,7 +85,7 @@ def test_references_precede_replies(utterances: list[tuple[np.ndarray, int, list
         assert worker.stats()["open_utterances"] == 0
 
 
-def test_the_real_codec_goes_on_from_a_reference_exactly() -> None:
+def test_codec_continues_exactly_after_a_reference() -> None:
     codec = make_qwen3_codec("narrow")
     codes = random_codes(codec, 1, 110)
     whole = stream(codec, codes, [110])[0, 90 * 1920 :].numpy()
@@ -94,7 +96,7 @@ def test_the_real_codec_goes_on_from_a_reference_exactly() -> None:
             assert np.abs(pcm - whole).max() <= 1e-5
 
 
-def test_a_reference_is_decoded_in_parts_once(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_reference_is_decoded_in_parts_and_cached(worker: DecoderWorker, codec: FakeCodec) -> None:
     codes = np.tile(np.arange(60, dtype=np.int32) % 7, (2, 1))
     joined(speak(worker, "first", codes, 55, [55]))
     sizes = [frames for _, _, frames, _ in codec.batches]
@@ -106,7 +108,7 @@ def test_a_reference_is_decoded_in_parts_once(worker: DecoderWorker, codec: Fake
     assert worker.stats()["session_bytes"] == before
 
 
-def test_one_that_shares_nothing_finds_what_one_like_it_has_left(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_deterministic_output_reuses_only_deterministic_references(worker: DecoderWorker, codec: FakeCodec) -> None:
     codes = np.tile(np.arange(30, dtype=np.int32) % 7, (2, 1))
     counts = []
     for name, form in (("a", OutputForm()), ("b", ALONE), ("c", ALONE), ("d", OutputForm())):
@@ -116,7 +118,7 @@ def test_one_that_shares_nothing_finds_what_one_like_it_has_left(worker: Decoder
     assert counts == [2, 2, 1, 1]
 
 
-def test_times_and_sound_are_counted_from_the_reply(worker: DecoderWorker) -> None:
+def test_event_times_start_at_the_reply(worker: DecoderWorker) -> None:
     codes = np.full((2, 12), 3, np.int32)
     opening, first, last = speak(worker, "a", codes, 6, [6, 9])
     assert opening.wait().pcm is None
@@ -127,7 +129,7 @@ def test_times_and_sound_are_counted_from_the_reply(worker: DecoderWorker) -> No
     assert events[-1]["report"]["first_sound_s"] == 0.0
 
 
-def test_a_reference_alone_is_no_sound(worker: DecoderWorker) -> None:
+def test_reference_frames_alone_produce_no_samples(worker: DecoderWorker) -> None:
     codes = np.full((2, 30), 3, np.int32)
     assert [reply.wait().pcm for reply in speak(worker, "a", codes, 30, [])] == [None]
 
@@ -144,7 +146,7 @@ def test_a_reference_alone_is_no_sound(worker: DecoderWorker) -> None:
     ],
     ids=str,
 )
-def test_a_reference_that_cannot_be_is_refused(
+def test_invalid_reference_chunk_is_refused(
     worker: DecoderWorker, index: int, length: int, codes: np.ndarray | None, said: str
 ) -> None:
     for earlier in range(index):
@@ -157,7 +159,7 @@ def test_a_reference_that_cannot_be_is_refused(
     assert joined(speak(worker, "b", np.ones((2, 3), np.int32), 0, [])).shape == (12,)
 
 
-def test_what_was_not_asked_for_the_longest_makes_room() -> None:
+def test_least_recently_used_references_are_evicted() -> None:
     windower = Windower(FakeCodec.spec)
     windower.push(np.zeros((2, 2), np.int64), is_final=False)
     state = torch.zeros(1, 1, dtype=torch.float64)
@@ -175,7 +177,7 @@ def test_what_was_not_asked_for_the_longest_makes_room() -> None:
     assert references.num_bytes == 3 * size
 
 
-def test_an_utterance_that_goes_on_does_not_bring_back_its_reference(worker: DecoderWorker) -> None:
+def test_continued_utterance_does_not_recache_its_reference(worker: DecoderWorker) -> None:
     """By then, its state belongs to a later frame."""
     codes, references = np.tile(np.arange(40, dtype=np.int32) % 7, (2, 1)), worker._sessions._references
     for index, (begin, end) in enumerate(((0, 30), (30, 35), (35, 40))):
@@ -189,7 +191,7 @@ def test_an_utterance_that_goes_on_does_not_bring_back_its_reference(worker: Dec
     assert joined(speak(worker, "b", codes, 30, [30])) == pytest.approx(expected_pcm(codes)[4 * 30 :], abs=1e-6)
 
 
-def test_what_goes_on_from_it_leaves_what_is_remembered_alone() -> None:
+def test_continuing_from_a_cached_reference_does_not_change_it() -> None:
     windower, references = Windower(FakeCodec.spec), References(1 << 20)
     windower.push(np.ones((2, 4), np.int64), is_final=False)
     references.remember(b"a", windower, torch.zeros(1, 1))

@@ -25,7 +25,7 @@ def in_parts(pcm: np.ndarray, renderer: Renderer, seed: int) -> list[np.ndarray 
 
 @pytest.mark.parametrize("sample_rate", [8_000, 22_050, 24_000, 48_000])
 @pytest.mark.parametrize("num_samples", [1, 319, 40_001])
-def test_resampled_in_parts_it_equals_one_resampling(sample_rate: int, num_samples: int) -> None:
+def test_chunked_resampling_equals_one_pass(sample_rate: int, num_samples: int) -> None:
     pcm = sound(num_samples)
     parts = in_parts(pcm, Renderer(OutputForm(sample_rate=sample_rate), SPEC), num_samples)
     whole = soxr.resample(pcm, SPEC.sample_rate, sample_rate)
@@ -34,28 +34,28 @@ def test_resampled_in_parts_it_equals_one_resampling(sample_rate: int, num_sampl
 
 
 @pytest.mark.parametrize("sample_rate", [None, 16_000])
-def test_the_codecs_own_rate_passes_untouched(sample_rate: int | None) -> None:
+def test_samples_at_the_codec_rate_are_unchanged(sample_rate: int | None) -> None:
     renderer, pcm = Renderer(OutputForm(sample_rate=sample_rate), SPEC), sound(100)
     assert renderer.sample_rate == 16_000
     assert renderer.encode(renderer.resample(pcm, False)) is pcm
     assert renderer.encode(renderer.resample(None, True)) is None
 
 
-def test_what_the_resampler_keeps_back_comes_with_the_end() -> None:
+def test_resampler_is_flushed_at_the_end() -> None:
     renderer = Renderer(OutputForm(sample_rate=48_000), SPEC)
     assert renderer.resample(sound(10), False) is None
     assert renderer.resample(None, False) is None
     assert len(renderer.resample(None, True)) == 30
 
 
-def test_integers_are_the_nearest() -> None:
+def test_pcm_s16_samples_are_rounded_to_nearest() -> None:
     renderer = Renderer(OutputForm("pcm_s16le"), SPEC)
     encoded = renderer.encode(np.array([-1.0, 0.0, 0.4 / 32_767, 0.6 / 32_767, 1.0], np.float32))
     assert encoded.dtype == np.int16
     assert encoded.tolist() == [-32_767, 0, 0, 1, 32_767]
 
 
-def test_what_a_resampler_overshoots_stays_within_full_scale() -> None:
+def test_resampler_overshoot_is_clipped_to_full_scale() -> None:
     square = np.sign(np.sin(np.arange(4_000) / 20)).astype(np.float32)
     resampled = Renderer(OutputForm(sample_rate=24_000), SPEC).resample(square, True)
     assert np.abs(resampled).max() == 1

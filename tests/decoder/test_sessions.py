@@ -21,7 +21,7 @@ def make_sessions(limit: int = 4) -> tuple[Sessions, Clock]:
     return Sessions(FakeCodec(), limit, 10.0, clock), clock
 
 
-def test_chunks_in_order_meet_one_session() -> None:
+def test_chunks_of_an_utterance_share_one_session() -> None:
     sessions, _ = make_sessions()
     first = sessions.advance("a", 0, FORM)
     assert sessions.advance("a", 1, FORM) is first
@@ -30,7 +30,7 @@ def test_chunks_in_order_meet_one_session() -> None:
 
 
 @pytest.mark.parametrize(("indices", "wanted"), [([0, 2], 1), ([0, 0], 1), ([0, 1, 1], 2)])
-def test_a_gap_or_a_repeat_is_refused(indices: list[int], wanted: int) -> None:
+def test_chunk_index_gap_or_repeat_is_refused(indices: list[int], wanted: int) -> None:
     sessions, _ = make_sessions()
     for index in indices[:-1]:
         sessions.advance("a", index, FORM)
@@ -59,7 +59,7 @@ def test_more_utterances_than_the_limit_are_refused() -> None:
     sessions.advance("c", 0, FORM)
 
 
-def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
+def test_idle_utterance_expires_and_active_one_is_kept() -> None:
     sessions, clock = make_sessions()
     sessions.advance("idle", 0, FORM)
     sessions.advance("busy", 0, FORM)
@@ -75,7 +75,7 @@ def test_an_idle_utterance_is_closed_and_a_busy_one_stays() -> None:
     assert sessions.expire() == []
 
 
-def test_the_first_audible_sample_is_found_across_chunks() -> None:
+def test_first_audible_sample_is_found_across_chunks() -> None:
     session = make_sessions()[0].advance("a", 0, FORM)
     session.render(np.zeros(5, dtype=np.float32), False)
     assert session.first_sound is None
@@ -85,7 +85,7 @@ def test_the_first_audible_sample_is_found_across_chunks() -> None:
     assert session.num_samples == 12
 
 
-def test_a_listener_runs_dry_when_all_that_was_sent_has_been_played() -> None:
+def test_session_deadline_follows_sent_audio() -> None:
     sessions, clock = make_sessions()
     session = sessions.advance("a", 0, FORM)
     second = session.renderer.sample_rate

@@ -48,7 +48,7 @@ def worker(codec: S3GenCodec, request: pytest.FixtureRequest) -> Iterator[Decode
     worker.stop()
 
 
-def test_recordings_sound_like_the_same_voices_of_the_checkpoint(codec: S3GenCodec, worker: DecoderWorker) -> None:
+def test_recorded_voices_are_bit_identical_to_checkpoint_voices(codec: S3GenCodec, worker: DecoderWorker) -> None:
     """Two are open simultaneously, then the first again; samples are bit-identical."""
     codes = random_codes(codec, 1, FRAMES)
     turns = (("a", 0), ("b", 1), ("c", 0))
@@ -72,7 +72,7 @@ def spoken_by(codec: S3GenCodec, codes: Any, voice: int) -> np.ndarray:
     return codec.speak(codes[0, 0], codec.voices[voice]).numpy()
 
 
-def test_voices_stay_while_they_are_used_and_the_oldest_goes_first(codec: S3GenCodec) -> None:
+def test_voices_in_use_are_kept_and_the_oldest_evicted_first(codec: S3GenCodec) -> None:
     first, second = sound_of(codec, 0), sound_of(codec, 1)
     third = replace(first, x_vector=second.x_vector)
     table = SoundTable(codec, first.num_bytes + second.num_bytes)
@@ -112,7 +112,7 @@ LONG = MAX_PROMPT_TOKENS + 1
         (replace(ONE, tokens=bytes(4 * LONG)), "chunk.sound.tokens: expected 1 to 250 codes, got 251 codes"),
     ],
 )
-def test_recordings_that_do_not_fit_are_refused(codec: S3GenCodec, sound: Sound, message: str) -> None:
+def test_mismatched_voice_recordings_are_refused(codec: S3GenCodec, sound: Sound, message: str) -> None:
     table = SoundTable(codec, 1 << 20)
     with pytest.raises(InvalidRequest, match=message):
         table.acquire(sound)
@@ -120,7 +120,7 @@ def test_recordings_that_do_not_fit_are_refused(codec: S3GenCodec, sound: Sound,
     assert not codec._recorded.voices
 
 
-def test_only_the_first_chunk_has_a_recording_and_no_number(codec: S3GenCodec, worker: DecoderWorker) -> None:
+def test_voice_recordings_are_allowed_only_in_the_first_chunk(codec: S3GenCodec, worker: DecoderWorker) -> None:
     replies = [RecordedReply() for _ in range(3)]
     worker.push("a", Chunk(0, Segment.AUDIO), None, replies[0])
     worker.push("a", Chunk(1, Segment.AUDIO, sound=ONE), None, replies[1])
@@ -135,7 +135,7 @@ def test_a_codec_without_recorded_voices_refuses_them() -> None:
         SoundTable(FakeCodec(), 1).acquire(ONE)
 
 
-def test_a_recording_is_in_its_record_and_in_no_log() -> None:
+def test_recorded_sound_round_trips_and_stays_out_of_logs() -> None:
     flow = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
     envelope = Envelope("a", flow, Chunk(0, Segment.AUDIO, sound=replace(ONE, tokens=b"\x01\x02\x00\x00")))
     read = Envelope.from_bytes("chunk", envelope.to_bytes())

@@ -21,7 +21,7 @@ def push_all(codes: np.ndarray, sizes: list[int], spec: CodecSpec = SPEC) -> lis
     return windows
 
 
-def test_latents_are_words_of_finite_numbers() -> None:
+def test_latents_round_trip_as_int32_and_must_be_finite() -> None:
     spec = replace(SPEC, codebook_size=0, are_latents=True)
     numbers = np.array([[-0.0, 1e-45, 3e38], [-1.0, 0.25, -3e38]], np.float32)
     (window,) = push_all(numbers.view(np.int32), [3], spec)
@@ -37,7 +37,7 @@ def random_sizes(total: int, rng: random.Random) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_windows_are_slices_of_the_utterance_with_full_context_inside(seed: int) -> None:
+def test_windows_are_utterance_slices_with_full_inner_context(seed: int) -> None:
     rng = random.Random(seed)
     total = rng.randint(1, 30)
     codes = np.random.default_rng(seed).integers(0, 8, (2, total)).astype(np.int32)
@@ -61,17 +61,17 @@ def test_frames_wait_for_their_right_context() -> None:
     assert windower.push(None, True).shape == (1, 2, 0)
 
 
-def test_the_first_window_waits_for_the_start_that_the_codec_asks_for() -> None:
+def test_first_window_waits_for_the_required_start_frames() -> None:
     spec, codes = replace(SPEC, streaming=Stateful(left=3, start=4)), np.zeros((2, 9), dtype=np.int32)
     assert [window.shape for window in push_all(codes, [1, 2, 1, 1, 4], spec)] == [(0, 4, 0), (3, 1, 0), (3, 4, 0)]
     assert [window.shape for window in push_all(codes[:, :3], [1, 2], spec)] == [(0, 3, 0)]  # it ends before
 
 
-def test_an_end_without_frames_gives_no_window() -> None:
+def test_final_push_without_frames_gives_no_window() -> None:
     assert Windower(SPEC).push(None, True) is None
 
 
-def test_a_long_utterance_keeps_only_its_context() -> None:
+def test_windower_keeps_only_the_context_frames() -> None:
     windower = Windower(SPEC)
     for _ in range(200):
         windower.push(np.zeros((2, 5), dtype=np.int32), False)
@@ -88,6 +88,6 @@ def test_a_long_utterance_keeps_only_its_context() -> None:
         (np.array([[0, -1], [0, 0]]), r"values in \[0, 8\), got \[-1, 0\]"),
     ],
 )
-def test_codes_that_are_not_codes_are_refused(codes: np.ndarray, expected: str) -> None:
+def test_windower_refuses_invalid_codes(codes: np.ndarray, expected: str) -> None:
     with pytest.raises(InvalidRequest, match=expected):
         Windower(SPEC).push(codes, False)

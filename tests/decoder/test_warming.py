@@ -18,7 +18,7 @@ from tests.fakes import FakeCodec, RecordedReply
 SIZES = (1, 2, 4, 8, 16, 25)
 
 
-def test_it_decodes_a_batch_of_each_size_and_shape_in_the_midst_of_an_utterance() -> None:
+def test_warm_up_decodes_every_batch_size_and_shape_mid_utterance() -> None:
     codec = FakeCodec()
     assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=3, seconds=60.0) == 18
     beginning, *batches = codec.batches
@@ -27,7 +27,7 @@ def test_it_decodes_a_batch_of_each_size_and_shape_in_the_midst_of_an_utterance(
 
 
 @pytest.mark.parametrize("make", [FakeCodec, make_codec])
-def test_an_utterance_afterwards_sounds_as_ever(make: type[Codec]) -> None:
+def test_warm_up_does_not_change_decoding(make: type[Codec]) -> None:
     codec = make()
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (1, codec.spec.num_codebooks, 30)))
     whole = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
@@ -56,7 +56,7 @@ def shape_of(window: Window) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("make", [FakeCodec, make_codec])
-def test_every_shape_that_chunks_have_by_default_is_captured_for_each_power_of_two(make: type[Codec]) -> None:
+def test_default_chunk_shapes_are_captured_per_power_of_two(make: type[Codec]) -> None:
     codec = make()
     launcher, spec = Capturing(codec), codec.spec
     assert capture_shapes(launcher, codec, max_batch=6) == len(launcher.captured) == 4 * (1 + len(SIZES))
@@ -67,20 +67,20 @@ def test_every_shape_that_chunks_have_by_default_is_captured_for_each_power_of_t
     assert launcher.captured[0] == (8, left, lengths[-1], right)
 
 
-def test_without_graphs_nothing_is_captured_or_decoded() -> None:
+def test_no_capture_or_decode_without_graphs() -> None:
     codec = FakeCodec()
     assert capture_shapes(HostLauncher(codec, "float32"), codec, max_batch=6) == 0
     assert codec.batches == []
 
 
-def test_it_ends_in_time() -> None:
+def test_warm_up_stops_at_its_time_limit() -> None:
     codec, times = FakeCodec(), iter(range(100))
     assert warm_up(HostLauncher(codec, "float32"), codec, 16, 5.0, lambda: float(next(times))) == 4
     assert warm_up(HostLauncher(codec, "float32"), codec, 16, 0.0) == 0
     assert Counter(batch for batch, *_ in codec.batches) == {1: 5}
 
 
-def test_a_worker_is_warm_before_it_is_said_to_be() -> None:
+def test_wait_until_warm_returns_after_warm_up() -> None:
     codec = FakeCodec()
     codec.gate.clear()
     worker = DecoderWorker(codec, DecoderConfig(max_batch=2, warm_up_s=60.0))
@@ -94,7 +94,7 @@ def test_a_worker_is_warm_before_it_is_said_to_be() -> None:
     worker.stop()
 
 
-def test_a_worker_that_cannot_decode_says_so() -> None:
+def test_warm_up_failure_is_raised() -> None:
     worker = DecoderWorker(FakeCodec(poison=0), DecoderConfig(warm_up_s=60.0))
     with pytest.raises(ValueError, match="poisoned"):
         worker.wait_until_warm()

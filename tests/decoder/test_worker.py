@@ -99,7 +99,7 @@ def test_sixteen_interleaved_utterances_stay_separate_and_in_order(worker: Decod
     assert worker.stats()["chunks"] == 80
 
 
-def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
+def test_batched_codec_equals_unbatched_codec() -> None:
     codec = make_codec()
     codes = [np.random.default_rng(i).integers(0, 16, (3, 30 + i % 3)) for i in range(6)]
 
@@ -120,7 +120,7 @@ def test_the_real_codec_batched_equals_the_real_codec_alone() -> None:
 
 
 @pytest.mark.nightly  # by day the memory of ten minutes below, and exactness in shorter streams
-def test_ten_minutes_in_one_stream_are_exact_and_take_no_more_memory() -> None:
+def test_ten_minute_stream_is_exact_with_constant_memory() -> None:
     """The reference is float64 in much larger windows, which match a one-shot decode (codecs/tiny/test_codec.py)."""
     codec, total, size = make_codec(), 15_000, 25
     codes = random_codes(codec, 1, total)
@@ -158,7 +158,7 @@ def test_waiting_chunks_of_different_utterances_decode_as_one_batch(worker: Deco
     assert worker.stats()["largest_batch"] == 3
 
 
-def test_a_batch_is_never_larger_than_the_limit(codec: FakeCodec) -> None:
+def test_batch_size_never_exceeds_the_limit(codec: FakeCodec) -> None:
     worker = DecoderWorker(codec, DecoderConfig(max_batch=4))
     pile_up(worker, codec)
     replies = [push(worker, f"u{i}", 0, frames(1, 2, 3, 4)) for i in range(10)]
@@ -169,7 +169,7 @@ def test_a_batch_is_never_larger_than_the_limit(codec: FakeCodec) -> None:
     worker.stop()
 
 
-def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_utterance_codecs_reply_one_at_a_time(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     decode, answered, log = codec.decode, list[int](), list[RecordedReply]()
 
     def counted(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,9 +189,7 @@ def test_whole_utterances_are_answered_one_by_one(codec: FakeCodec, monkeypatch:
 
 
 @pytest.mark.parametrize("num_steps", [0, 3])
-def test_utterances_that_wait_for_others_get_progress(
-    codec: FakeCodec, monkeypatch: pytest.MonkeyPatch, num_steps: int
-) -> None:
+def test_waiting_utterances_receive_progress(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
     """After each step of a codec that reports them, and after each batch; an answered chunk gets none."""
     steps, decode = list[Callable[[], None]](), codec.decode
 
@@ -245,7 +243,7 @@ def test_nothing_is_decoded_for_a_disconnected_client(codec: FakeCodec, monkeypa
     assert (worker.stats()["cancelled"], worker.stats()["open_utterances"]) == (1, 0)
 
 
-def test_a_chunk_without_enough_frames_is_answered_without_samples(worker: DecoderWorker) -> None:
+def test_chunk_with_too_few_frames_returns_no_samples(worker: DecoderWorker) -> None:
     first = push(worker, "u", 0, frames(1)).wait()
     text = push(worker, "u", 1, None).wait()
     last = push(worker, "u", 2, None, is_final=True).wait()
@@ -263,7 +261,7 @@ def test_start_times_follow_the_samples(worker: DecoderWorker) -> None:
 
 
 @pytest.mark.parametrize("bad", [frames(1, 8), np.zeros((3, 2), dtype=np.int32), frames(1, 7, 1)])
-def test_a_bad_chunk_ends_its_own_utterance_only(worker: DecoderWorker, codec: FakeCodec, bad: np.ndarray) -> None:
+def test_invalid_chunk_fails_only_its_own_utterance(worker: DecoderWorker, codec: FakeCodec, bad: np.ndarray) -> None:
     """The last bad chunk makes the codec fail on a batch that also contains good windows."""
     plug = pile_up(worker, codec)
     good = [push(worker, f"good{i}", 0, frames(1, 2, 3)) for i in range(2)]
@@ -280,7 +278,7 @@ def test_a_bad_chunk_ends_its_own_utterance_only(worker: DecoderWorker, codec: F
     assert worker.stats()["failed"] == 2
 
 
-def test_a_gap_in_the_order_of_chunks_fails(worker: DecoderWorker) -> None:
+def test_gap_in_chunk_indices_fails_the_utterance(worker: DecoderWorker) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     error = push(worker, "u", 2, frames(1, 2)).wait().error
     assert isinstance(error, InvalidRequest)
@@ -288,7 +286,7 @@ def test_a_gap_in_the_order_of_chunks_fails(worker: DecoderWorker) -> None:
     assert worker.stats()["open_utterances"] == 0
 
 
-def test_a_cancelled_utterance_is_forgotten(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_cancelled_utterance_is_removed_from_the_worker(worker: DecoderWorker, codec: FakeCodec) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     pile_up(worker, codec)
     cancelled = push(worker, "u", 1, frames(1, 2))
@@ -299,7 +297,7 @@ def test_a_cancelled_utterance_is_forgotten(worker: DecoderWorker, codec: FakeCo
     assert worker.stats()["open_utterances"] == 0
 
 
-def test_abandoning_fails_what_waits_and_frees_the_utterance(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_abandoning_fails_waiting_chunks_and_frees_the_utterance(worker: DecoderWorker, codec: FakeCodec) -> None:
     push(worker, "u", 0, frames(1, 2)).wait()
     pile_up(worker, codec)
     waiting = [push(worker, "u", index, frames(1, 2)) for index in (1, 2)]
@@ -311,7 +309,7 @@ def test_abandoning_fails_what_waits_and_frees_the_utterance(worker: DecoderWork
     assert worker.stats()["open_utterances"] == 0
 
 
-def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
+def test_idle_utterance_is_removed_from_the_worker(codec: FakeCodec) -> None:
     now = [0.0]
     worker = DecoderWorker(codec, DecoderConfig(idle_timeout_s=0.2), clock=lambda: now[0])
     push(worker, "u", 0, frames(1, 2)).wait()
@@ -322,7 +320,7 @@ def test_an_utterance_that_falls_silent_is_forgotten(codec: FakeCodec) -> None:
     worker.stop()
 
 
-def test_stopping_decodes_what_waits_and_refuses_what_comes_later(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_stopping_decodes_waiting_chunks_and_refuses_later_ones(worker: DecoderWorker, codec: FakeCodec) -> None:
     pile_up(worker, codec)
     waiting = [push(worker, f"u{i}", 0, frames(1, 2, 3), is_final=True) for i in range(20)]
     codec.gate.set()
@@ -333,7 +331,7 @@ def test_stopping_decodes_what_waits_and_refuses_what_comes_later(worker: Decode
     assert isinstance(push(worker, "late", 0, frames(1)).wait(0.1).error, Closing)
 
 
-def test_stopping_in_the_middle_of_slow_work_fails_what_has_no_time_left(codec: FakeCodec) -> None:
+def test_stop_timeout_fails_remaining_chunks(codec: FakeCodec) -> None:
     worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=0.05))
     plug = pile_up(worker, codec)
     waiting = push(worker, "u", 0, frames(1, 2, 3))
@@ -354,7 +352,7 @@ class Opener(list):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_ever_when_the_thread_dies(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_fail_when_the_decoder_thread_dies(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(jobs: list, limit: int) -> list:
         raise SystemExit
 
@@ -377,7 +375,7 @@ def failing(times: int, otherwise: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_an_exception_fails_the_current_jobs_only(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_fails_only_the_current_jobs(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto.decoder.loop.next_group", failing(1, next_group))
     worker = DecoderWorker(codec, DecoderConfig())
     assert str(push(worker, "u", 0, frames(1, 2)).wait().error) == "a broken invariant"
@@ -387,7 +385,7 @@ def test_an_exception_fails_the_current_jobs_only(codec: FakeCodec, monkeypatch:
     worker.stop()
 
 
-def test_an_exception_after_decoding_still_answers_all_jobs(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_all_jobs_are_answered_despite_an_exception_after_decoding(worker: DecoderWorker, codec: FakeCodec) -> None:
     plug = pile_up(worker, codec)
     waiting = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
     worker._loop.stopwatch = failing(1, time.perf_counter)
@@ -397,7 +395,7 @@ def test_an_exception_after_decoding_still_answers_all_jobs(worker: DecoderWorke
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_decoder_that_always_fails_ends(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_thread_exits_after_repeated_failures(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto.decoder.loop.next_group", failing(10**6, next_group))
     worker = DecoderWorker(codec, DecoderConfig())
     errors = [push(worker, f"u{i}", 0, frames(1, 2)).wait().error for i in range(MAX_FAILED_TURNS)]
@@ -407,7 +405,7 @@ def test_a_decoder_that_always_fails_ends(codec: FakeCodec, monkeypatch: pytest.
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 
 
-def test_a_reply_that_cannot_be_delivered_ends_its_utterance_only(worker: DecoderWorker) -> None:
+def test_undeliverable_reply_ends_only_its_own_utterance(worker: DecoderWorker) -> None:
     class Broken(RecordedReply):
         def send(self, pcm: np.ndarray | None, event: dict) -> None:
             raise OSError("the pipe is gone")
@@ -477,7 +475,7 @@ def test_a_late_device_error_fails_its_batch(delaying: Delaying, worker: Decoder
     assert worker.stats()["open_utterances"] == 0
 
 
-def test_a_client_gets_the_form_that_its_first_chunk_asked_for(worker: DecoderWorker, codec: FakeCodec) -> None:
+def test_output_format_is_set_by_the_first_chunk(worker: DecoderWorker, codec: FakeCodec) -> None:
     form = OutputForm("pcm_s16le", 4_000)
     codes, replies = np.zeros((2, 50), dtype=np.int32), []
     for i, part in enumerate(np.split(codes, 5, axis=1)):
@@ -493,7 +491,7 @@ def test_a_client_gets_the_form_that_its_first_chunk_asked_for(worker: DecoderWo
     assert end_s == replies[-1].event["report"]["audio_s"] == 2.0
 
 
-def test_ten_minutes_of_one_utterance_take_no_more_memory_than_ten_seconds(worker: DecoderWorker) -> None:
+def test_session_memory_is_constant_over_ten_minutes(worker: DecoderWorker) -> None:
     sizes = []
     for i in range(1_200):
         push(worker, "u", i, np.zeros((2, 25), dtype=np.int32)).wait()
@@ -503,7 +501,7 @@ def test_ten_minutes_of_one_utterance_take_no_more_memory_than_ten_seconds(worke
     assert max(sizes) == 8 * (spec.num_codebooks * (spec.left_frames + spec.right_frames) + 1)
 
 
-def test_the_pace_follows_the_utterances_that_speak_and_what_a_window_takes(codec: FakeCodec) -> None:
+def test_decoder_pace_follows_open_utterances_and_window_time(codec: FakeCodec) -> None:
     worker = DecoderWorker(codec, DecoderConfig())
     now = [0.0]
 

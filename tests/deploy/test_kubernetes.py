@@ -99,12 +99,12 @@ SPECS = {
 }
 
 
-def test_the_kustomization_has_every_file() -> None:
+def test_kustomization_lists_every_file() -> None:
     assert {path.name for path in FOLDER.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
 
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
-def test_objects_are_valid(version: str) -> None:
+def test_kubernetes_objects_are_valid(version: str) -> None:
     kubernetes = [each for each in OBJECTS if each["apiVersion"] not in OURS]
     assert len(kubernetes) >= 10
     for each in kubernetes:
@@ -113,7 +113,7 @@ def test_objects_are_valid(version: str) -> None:
         kubernetes_validate.validate({**kubernetes[1], "spec": {"replica": 1}}, version, strict=True)
 
 
-def test_objects_of_operators_have_known_fields() -> None:
+def test_operator_objects_have_known_fields() -> None:
     foreign = [each for each in OBJECTS if each["apiVersion"] in OURS]
     assert {each["kind"] for each in foreign} == set(SPECS)
     for each in foreign:
@@ -125,7 +125,7 @@ def test_objects_of_operators_have_known_fields() -> None:
     )
 
 
-def test_the_server_is_started_as_the_image_starts_it() -> None:
+def test_kubernetes_server_command_matches_the_image() -> None:
     (command,) = re.findall(r"^CMD (\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     args, image = container("server")["args"], json.loads(command)
     assert args[: len(image)] == image
@@ -141,7 +141,7 @@ def test_the_server_is_started_as_the_image_starts_it() -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] > config.start_seconds
 
 
-def test_the_gateway_asks_the_servers() -> None:
+def test_gateway_connects_to_the_server_service() -> None:
     args = container("gateway")["args"]
     assert args[:2] == ["stretto", "gateway"]
     parsed = arguments().parse_args(args[2:])
@@ -157,7 +157,7 @@ def test_the_gateway_asks_the_servers() -> None:
     )
 
 
-def test_keys_come_from_a_secret_that_is_no_file_here() -> None:
+def test_keys_come_from_a_secret_outside_the_manifests() -> None:
     (variable,) = container("gateway")["env"]
     assert variable["name"] == KEYS
     (volume,) = [each["secret"] for each in pod("gateway")["volumes"] if "secret" in each]
@@ -175,7 +175,7 @@ def test_keys_come_from_a_secret_that_is_no_file_here() -> None:
         assert re.search(rf"--from-(?:file|literal)={key}=", made)
 
 
-async def test_probes_of_the_server_ask_for_pages_that_there_are() -> None:
+async def test_server_probes_use_existing_endpoints() -> None:
     pages = Readiness(grpc.aio.insecure_channel("127.0.0.1:1"))
     asked = [(probe["httpGet"]["path"], probe["httpGet"]["port"]) for probe in probes("server") if "httpGet" in probe]
     assert set(asked) == {("/v2/health/ready", "http"), ("/health/live", "http")}
@@ -189,7 +189,7 @@ async def test_probes_of_the_server_ask_for_pages_that_there_are() -> None:
     assert (await MetricsPage("/nowhere")(endpoint["path"])).status == 503
 
 
-def test_probes_of_the_gateway_ask_for_pages_that_there_are() -> None:
+def test_gateway_probes_use_existing_endpoints() -> None:
     routes = {getattr(route, "path", "") for route in make_app(GatewayConfig("")).routes}
     asked = {probe["httpGet"]["path"] for probe in probes("gateway")}
     (endpoint,) = find("PodMonitor", NAMES["gateway"])["spec"]["podMetricsEndpoints"]
@@ -198,7 +198,7 @@ def test_probes_of_the_gateway_ask_for_pages_that_there_are() -> None:
     assert {probe["httpGet"]["port"] for probe in probes("gateway")} | {endpoint["port"]} == set(ports("gateway"))
 
 
-def test_images_and_folders_are_those_of_the_dockerfile() -> None:
+def test_kubernetes_images_and_mounts_match_the_dockerfile() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert [(each["name"], each["newTag"]) for each in KUSTOMIZATION["images"]] == [("stretto", version)]
@@ -214,7 +214,7 @@ def test_images_and_folders_are_those_of_the_dockerfile() -> None:
 
 
 @pytest.mark.parametrize("part", NAMES)
-def test_nothing_runs_with_privileges(part: str) -> None:
+def test_pods_run_without_privileges(part: str) -> None:
     assert pod(part)["securityContext"]["runAsNonRoot"]
     assert pod(part)["automountServiceAccountToken"] is False
     context = container(part)["securityContext"]
@@ -229,12 +229,12 @@ def test_nothing_runs_with_privileges(part: str) -> None:
         assert {"/home/stretto/.local/state", "/home/stretto/.cache", "/dev/shm"} < set(mounts)
 
 
-def test_the_namespace_admits_restricted_pods_alone() -> None:
+def test_namespace_admits_only_restricted_pods() -> None:
     labels = find("Namespace", "stretto")["metadata"]["labels"]
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
-def test_a_server_opens_no_connection_and_a_gateway_only_those_to_servers_and_the_dns() -> None:
+def test_network_policies_restrict_egress_to_servers_and_dns() -> None:
     for name in NAMES.values():
         policy = find("NetworkPolicy", name)["spec"]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
@@ -248,7 +248,7 @@ def test_a_server_opens_no_connection_and_a_gateway_only_those_to_servers_and_th
     assert {port["port"] for port in dns["ports"]} == {53}
 
 
-def test_whatever_is_named_is_there() -> None:
+def test_kubernetes_references_exist() -> None:
     names = {each["metadata"]["name"] for each in OBJECTS}
     for each in OBJECTS:
         target = each["spec"].get("scaleTargetRef") if "spec" in each else None

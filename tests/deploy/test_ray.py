@@ -48,7 +48,7 @@ def servers(*loads: int) -> list[Candidate]:
     return [Candidate(f"server {number}", load) for number, load in enumerate(loads)]
 
 
-def test_a_conversation_keeps_its_server_when_others_come_or_go() -> None:
+def test_conversation_server_is_stable_when_servers_are_added() -> None:
     three, four = servers(0, 0, 0), servers(0, 0, 0, 0)
     before = {key: ranked(key, three, (), 1)[0] for key in KEYS}
     after = {key: ranked(key, four, (), 1)[0] for key in KEYS}
@@ -57,7 +57,7 @@ def test_a_conversation_keeps_its_server_when_others_come_or_go() -> None:
     assert all(ranked(key, three, (before[key],), 1)[0] == ranked(key, three, (), 1)[1] for key in KEYS)
 
 
-def test_a_server_that_is_too_busy_is_asked_last() -> None:
+def test_overloaded_server_is_ranked_last() -> None:
     key = next(key for key in KEYS if ranked(key, servers(0, 0, 0), (), 1)[0] == "server 0")
     assert ranked(key, servers(7, 0, 0), (), 8)[0] == "server 0", "so many do it no harm"
     assert ranked(key, servers(8, 0, 0), (), 8)[-1] == "server 0"
@@ -67,25 +67,25 @@ def test_a_server_that_is_too_busy_is_asked_last() -> None:
     assert ranked(key, servers(2 * mean, mean, mean), (), 8)[-1] == "server 0"
 
 
-def test_without_a_conversation_the_least_busy_is_asked() -> None:
+def test_least_busy_server_is_chosen_without_a_conversation() -> None:
     assert ranked("", servers(3, 1, 2), (), 8) == ["server 1", "server 2", "server 0"]
     assert {ranked("", servers(0, 0), (), 8)[0] for _ in range(200)} == {"server 0", "server 1"}
 
 
-def test_who_is_not_ready_is_asked_after_others_and_who_has_refused_at_last() -> None:
+def test_unready_servers_rank_after_ready_and_refusing_ones_last() -> None:
     candidates = [Candidate("a", 0, is_ready=False), Candidate("b", 0), Candidate("c", 5)]
     assert ranked("x", candidates, ["b"], 8) == ["c", "a", "b"]
     assert ranked("", candidates, ["b", "c"], 8) == ["a", "b", "c"]
     assert ranked("", candidates[1:], ["b", "c"], 8) == ["b", "c"]
 
 
-def test_a_conversation_keeps_its_server_where_all_are_late() -> None:
+def test_conversation_server_is_stable_when_all_servers_are_late() -> None:
     late = [Candidate(f"server {number}", 0, is_ready=False) for number in range(3)]
     assert all(ranked(key, late, (), 1) == ranked(key, servers(0, 0, 0), (), 1) for key in KEYS)
     assert {ranked("", late, (), 1)[0] for _ in range(200)} == {"server 0", "server 1", "server 2"}
 
 
-def test_who_owes_an_answer_is_late_until_it_answers_or_is_forgotten() -> None:
+def test_unanswered_server_is_late_until_it_answers_or_expires() -> None:
     assert LATE_S < AGAIN_S, "or else the same would be asked again"
     now = 100.0
     unanswered = Unanswered(lambda: now)
@@ -160,7 +160,7 @@ class Deployment:
         return self.held[-1]
 
 
-async def test_a_lease_is_held_until_its_utterance_is_over() -> None:
+async def test_lease_is_held_until_its_utterance_ends() -> None:
     REQUEST.set("one")
     deployment = Deployment(a="unready", b="ready", c="ready")
     async with leasing(lambda: deployment, (Lost,))("", ()) as lease:
@@ -171,7 +171,7 @@ async def test_a_lease_is_held_until_its_utterance_is_over() -> None:
     assert not deployment.held
 
 
-async def test_where_all_have_refused_that_is_said_at_once() -> None:
+async def test_all_servers_refusing_is_reported_immediately() -> None:
     deployment = Deployment(a="unready", b="ready")
     with pytest.raises(ServerUnavailable, match="no server"):
         async with leasing(lambda: deployment, (Lost,))("", ("b",)):
@@ -180,7 +180,7 @@ async def test_where_all_have_refused_that_is_said_at_once() -> None:
     assert not deployment.held
 
 
-async def test_where_one_does_not_answer_another_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unresponsive_server_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_ray.leasing.AGAIN_S", 0.01)
     deployment, complaints = Deployment(a="silent", b="ready"), list[str]()
     asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told["message"]))
@@ -194,7 +194,7 @@ async def test_where_one_does_not_answer_another_is_asked(monkeypatch: pytest.Mo
     assert not complaints
 
 
-async def test_where_none_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_responding_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stretto_ray.leasing.AGAIN_S", 0.01)
     monkeypatch.setattr("stretto_ray.leasing.LEASE_S", 0.1)
     for kind, error in (("silent", "TimeoutError"), ("failing", "Lost")):
@@ -216,7 +216,9 @@ async def test_where_none_answers_that_is_said(monkeypatch: pytest.MonkeyPatch) 
         (31, 99, 2, 4),
     ],
 )
-def test_scaling_by_utterances_and_waiting_rows(utterances: float, rows: float, running: int, expected: int) -> None:
+def test_replicas_scale_with_utterances_and_waiting_rows(
+    utterances: float, rows: float, running: int, expected: int
+) -> None:
     assert wanted(utterances, rows, running, 10) == expected
     context = SimpleNamespace(
         aggregated_metrics={WAITING: {"a": rows}},
@@ -227,7 +229,7 @@ def test_scaling_by_utterances_and_waiting_rows(utterances: float, rows: float, 
     assert policy(context) == (expected, {})
 
 
-async def test_a_server_is_started_watched_and_drained(tmp_path: Path) -> None:
+async def test_ray_server_process_starts_reports_state_and_drains(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     server = ServerProcess((sys.executable, "-c", LAUNCHER), "127.0.0.1", 5.0, (str(ended),))
     await server.until_ready()
@@ -242,7 +244,7 @@ async def test_a_server_is_started_watched_and_drained(tmp_path: Path) -> None:
     assert (server.state(), ended.read_text()) == ("ended", "drained")
 
 
-async def test_a_server_that_does_not_start_says_why() -> None:
+async def test_ray_server_start_failure_reports_the_reason() -> None:
     server = ServerProcess((sys.executable, "-c", "import sys; sys.exit('no GPU here')"), "127.0.0.1", 5.0)
     with pytest.raises(RuntimeError, match="no GPU here"):
         await server.until_ready()
@@ -267,7 +269,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(0.05)
 
 
-async def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
+async def test_waiting_rows_are_read_from_the_metrics_endpoint() -> None:
     assert "stretto_waiting_requests" in of_the_server()
     page = b'# TYPE stretto_waiting_requests gauge\nstretto_waiting_requests{model="language_model"} 5.0\n'
 
@@ -295,7 +297,7 @@ async def test_rows_that_wait_are_read_from_the_page_of_figures() -> None:
         served.server_close()
 
 
-def test_a_server_is_told_nothing_of_ray_s_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_environment_excludes_ray_worker_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_JOB_ID", "OMP_NUM_THREADS", "PYTHONPATH", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "1")
     told = environment()

@@ -14,7 +14,7 @@ from stretto.errors import CheckpointError
 DATA = Path(__file__).parents[1] / "data"
 
 
-def test_both_layouts_of_joblib_s_arrays_are_read() -> None:
+def test_both_joblib_array_layouts_are_read() -> None:
     padded, plain = (read_centres(DATA / name) for name in ("km_opus_lm.mdl", "km_joblib_1.0.mdl"))
     assert padded.shape == (20, 32)
     assert padded.dtype == np.float32
@@ -34,7 +34,7 @@ class Command:
         return Path.touch, (self.path,)
 
 
-def test_nothing_that_a_file_asks_for_is_called(tmp_path: Path) -> None:
+def test_k_means_pickle_runs_no_code(tmp_path: Path) -> None:
     touched, path = tmp_path / "touched", tmp_path / "km.mdl"
     path.write_bytes(pickle.dumps(Command(touched)))
     with pytest.raises(CheckpointError, match="expected a k-means model with cluster_centers_"):
@@ -58,13 +58,13 @@ def test_nothing_that_a_file_asks_for_is_called(tmp_path: Path) -> None:
     ],
     ids=["empty", "compressed", "another object", "end cut off", "cut off within the centres"],
 )
-def test_another_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_invalid_kmeans_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "km.mdl"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         read_centres(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_error_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.mdl: expected a k-means model"):
         read_centres(tmp_path / "none.mdl")

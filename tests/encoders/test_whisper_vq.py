@@ -27,12 +27,12 @@ def load(checkpoint: Path, prefix: str = "", **values: object) -> SpeechTokenize
     return tokenizer
 
 
-def test_a_checkpoint_that_brings_none_has_none(tmp_path: Path) -> None:
+def test_missing_ssl_tokenizer_loads_as_none(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path, NUM_CODES) is None
 
 
 @pytest.mark.parametrize(("name", "pcm"), recordings().items())
-def test_tokens_are_those_of_the_authors(tokenizer: SpeechTokenizer, name: str, pcm: np.ndarray) -> None:
+def test_audio_tokens_match_the_authors(tokenizer: SpeechTokenizer, name: str, pcm: np.ndarray) -> None:
     """Recordings have less than a token, several blocks, and more than the 30 s that are encoded in one pass."""
     tokens = tokenizer.encode(pcm)
     assert tokens.dtype == np.int64
@@ -40,18 +40,18 @@ def test_tokens_are_those_of_the_authors(tokenizer: SpeechTokenizer, name: str, 
     assert len(tokens) == -(-len(pcm) // 1280)
 
 
-def test_the_authors_tokens_tell_the_audio() -> None:
+def test_authors_fixture_tokens_distinguish_the_recordings() -> None:
     heard = json.loads(HEARD.read_text())
     assert len(set(heard["4.321"])) > 10
     assert heard["2.56"] != heard["4.321"][:32]  # a block is normalised by the loudest value in all of it
 
 
-def test_no_audio_is_no_token(tokenizer: SpeechTokenizer) -> None:
+def test_empty_audio_yields_no_tokens(tokenizer: SpeechTokenizer) -> None:
     assert tokenizer.encode(np.zeros(0, np.float32)).shape == (0,)
 
 
 @pytest.mark.parametrize("prefix", ["encoder.", "model.encoder."])
-def test_the_encoder_of_a_whole_model_is_the_same(tmp_path: Path, prefix: str, tokenizer: SpeechTokenizer) -> None:
+def test_encoder_loads_from_a_whole_model(tmp_path: Path, prefix: str, tokenizer: SpeechTokenizer) -> None:
     pcm = speech(1.0)
     assert np.array_equal(load(tmp_path, prefix).encode(pcm), tokenizer.encode(pcm))
 
@@ -69,12 +69,12 @@ def test_the_encoder_of_a_whole_model_is_the_same(tmp_path: Path, prefix: str, t
     ],
     ids=str,
 )
-def test_a_tokenizer_of_another_make_is_refused_by_name(tmp_path: Path, values: dict, named: str) -> None:
+def test_incompatible_whisper_vq_tokenizer_is_refused(tmp_path: Path, values: dict, named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         load(tmp_path, **values)
 
 
-def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
+def test_error_names_missing_and_unknown_tensors(tmp_path: Path) -> None:
     path = write_glm4_tokenizer(tmp_path / FOLDER) / "model.safetensors"
     tensors = load_file(path)
     tensors["more"] = tensors.pop("codebook.weight")
@@ -86,7 +86,7 @@ def test_missing_and_unknown_tensors_are_named(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, NUM_CODES)
 
 
-def test_a_config_of_too_many_lists_and_weights_that_are_not_real_are_named(tmp_path: Path) -> None:
+def test_deeply_nested_config_and_complex_weights_are_refused(tmp_path: Path) -> None:
     folder = write_glm4_tokenizer(tmp_path / FOLDER)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"conv1.bias": tensors["conv1.bias"] * 1j}, folder / "model.safetensors")

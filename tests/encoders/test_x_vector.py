@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_x_vector_is_as_wide_as_the_model(checkpoint: Path) -> None:
+def test_x_vector_has_the_model_width(checkpoint: Path) -> None:
     speaker = load_speaker_encoder(checkpoint)
     assert speaker is not None
     x_vector = speaker.encode(speech(0.5))
@@ -34,7 +34,7 @@ def test_a_checkpoint_may_lack_a_speaker_encoder(tmp_path: Path) -> None:
     assert load_speaker_encoder(tmp_path) is None
 
 
-def test_a_voice_that_is_too_short_is_refused(checkpoint: Path) -> None:
+def test_voice_shorter_than_the_encoder_minimum_is_refused(checkpoint: Path) -> None:
     speaker = load_speaker_encoder(checkpoint)
     assert speaker is not None
     fewest = speaker.config.min_samples
@@ -43,12 +43,12 @@ def test_a_voice_that_is_too_short_is_refused(checkpoint: Path) -> None:
         speaker.encode(speech(1)[: fewest - 1])
 
 
-def test_another_codecs_rate_is_refused(checkpoint: Path) -> None:
+def test_codec_with_wrong_sample_rate_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a codec of 24000 Hz, got 16000"):
         open_voices(checkpoint, make_codec(), "cpu", SPEAKER["enc_dim"])
 
 
-def test_the_release_says_no_more_than_a_width_and_a_rate() -> None:
+def test_speaker_encoder_shapes_follow_from_width_and_rate() -> None:
     config = SpeakerConfig.from_record({"enc_dim": 1024, "sample_rate": 24_000})
     shapes = {name: tuple(tensor.shape) for name, tensor in SpeakerEncoder(config).network.state_dict().items()}
     assert len(shapes) == 76
@@ -69,13 +69,13 @@ def test_the_release_says_no_more_than_a_width_and_a_rate() -> None:
     ],
     ids=str,
 )
-def test_numbers_that_do_not_fit_are_refused(checkpoint: Path, record: dict, said: str) -> None:
+def test_invalid_config_numbers_are_refused(checkpoint: Path, record: dict, said: str) -> None:
     (checkpoint / FOLDER / "config.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=said):
         load_speaker_encoder(checkpoint)
 
 
-def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
+def test_error_names_mismatched_tensors(checkpoint: Path) -> None:
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = load_file(path)
     del tensors["fc.bias"]

@@ -37,7 +37,7 @@ def config_with(**front_end: Any) -> dict[str, Any]:
     [{}, {"norm_mode": "group_norm", "bias": False}, {"normalize_audio": False}, {"normalize_output": True}],
     ids=["as published", "group norm", "as loud as it comes", "normed output"],
 )
-def test_features_are_those_of_the_slow_reference(front_end: dict[str, Any]) -> None:
+def test_xeus_features_match_the_reference(front_end: dict[str, Any]) -> None:
     config = config_with(**front_end)
     published = published_xeus.published_tensors(1, config)
     tensors = {
@@ -57,15 +57,15 @@ def test_features_are_those_of_the_slow_reference(front_end: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("num_samples", "num_frames"), [(0, 0), (399, 0), (400, 1), (719, 1), (720, 2), (480_000, 1499)]
 )
-def test_a_frame_is_400_samples_and_the_next_begins_320_later(num_samples: int, num_frames: int) -> None:
+def test_xeus_frames_are_400_samples_with_hop_320(num_samples: int, num_frames: int) -> None:
     assert XEUS.num_frames(num_samples) == num_frames
 
 
-def test_the_published_size_has_574_of_the_577_million_parameters_that_the_paper_counts() -> None:
+def test_published_xeus_size_is_574_million_parameters() -> None:
     with torch.device("meta"):
         numbers = sum(parameter.numel() for parameter in Xeus(XEUS).parameters())
     assert round(numbers / 1e6) == 574, "the rest, some 3 million, are what it was trained with"
 
 
-def test_a_config_comes_back_from_its_record() -> None:
+def test_xeus_config_round_trips_through_its_record() -> None:
     assert XeusConfig.from_record(XEUS.to_record()) == XEUS

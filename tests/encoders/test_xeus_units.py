@@ -37,12 +37,12 @@ def speech(num_samples: int, seed: int = 3) -> np.ndarray:
     return pcm.astype(np.float32)
 
 
-def test_a_checkpoint_that_brings_none_has_none(tmp_path: Path) -> None:
+def test_missing_ssl_tokenizer_loads_as_none(tmp_path: Path) -> None:
     assert load_ssl_tokenizer(tmp_path, NUM_CODES) is None
 
 
 @pytest.mark.parametrize("num_samples", [400, 401, 719, 721, 5437, 16_000])
-def test_codes_are_the_nearest_centres_of_the_slow_reference(checkpoint: Path, num_samples: int) -> None:
+def test_ssl_codes_are_nearest_centroids_of_reference_features(checkpoint: Path, num_samples: int) -> None:
     tokenizer = load_ssl_tokenizer(checkpoint, NUM_CODES)
     assert tokenizer is not None
     pcm = speech(num_samples)
@@ -58,13 +58,13 @@ def test_codes_are_the_nearest_centres_of_the_slow_reference(checkpoint: Path, n
 
 
 @pytest.mark.parametrize(("num_samples", "num_codes"), [(399, 0), (400, 1), (719, 1), (720, 2)])
-def test_less_than_a_window_is_no_code(checkpoint: Path, num_samples: int, num_codes: int) -> None:
+def test_audio_shorter_than_a_window_has_no_codes(checkpoint: Path, num_samples: int, num_codes: int) -> None:
     tokenizer = load_ssl_tokenizer(checkpoint, NUM_CODES)
     assert tokenizer is not None
     assert tokenizer.encode(speech(num_samples)).shape == (num_codes,)
 
 
-def test_louder_audio_has_the_same_codes(checkpoint: Path) -> None:
+def test_codes_do_not_depend_on_loudness(checkpoint: Path) -> None:
     tokenizer = load_ssl_tokenizer(checkpoint, NUM_CODES)
     assert tokenizer is not None
     assert np.array_equal(tokenizer.encode(speech(8000)), tokenizer.encode(0.25 * speech(8000)))
@@ -90,7 +90,9 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
         (misshapen, r"wrong shape \['centres'\]"),
     ],
 )
-def test_misfits_are_named(checkpoint: Path, damage: Callable[[dict[str, Tensor]], None], message: str) -> None:
+def test_error_names_misfitting_tensors(
+    checkpoint: Path, damage: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
     path = checkpoint / FOLDER / WEIGHTS
     tensors = load_file(path)
     damage(tensors)
@@ -99,19 +101,19 @@ def test_misfits_are_named(checkpoint: Path, damage: Callable[[dict[str, Tensor]
         load_ssl_tokenizer(checkpoint, NUM_CODES)
 
 
-def test_a_tokenizer_of_another_number_of_codes_is_refused(checkpoint: Path) -> None:
+def test_ssl_tokenizer_with_wrong_code_count_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"wrong shape \['centres'\]"):
         load_ssl_tokenizer(checkpoint, NUM_CODES + 1)
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_folder_that_lacks_a_file_is_refused(checkpoint: Path, name: str) -> None:
+def test_incomplete_ssl_tokenizer_folder_is_refused(checkpoint: Path, name: str) -> None:
     (checkpoint / FOLDER / name).unlink()
     with pytest.raises(CheckpointError, match=r"ssl_tokenizer: expected config\.json and model\.safetensors of XEUS"):
         load_ssl_tokenizer(checkpoint, NUM_CODES)
 
 
-def test_a_config_of_something_else_is_refused(checkpoint: Path) -> None:
+def test_xeus_config_with_unknown_key_is_refused(checkpoint: Path) -> None:
     (checkpoint / FOLDER / CONFIG).write_text(json.dumps({"convolutions": [], "width": 3}))
     with pytest.raises(CheckpointError, match="unexpected keyword argument 'width'"):
         load_ssl_tokenizer(checkpoint, NUM_CODES)

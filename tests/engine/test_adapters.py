@@ -88,7 +88,7 @@ def test_one_batch_mixes_adapters(adapted: Adapted) -> None:
 
 
 @pytest.mark.nightly
-def test_a_depth_transformer_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+def test_adapter_leaves_the_depth_transformer_unchanged(tmp_path: Path) -> None:
     """Adapters do not change the depth transformer, although its layers have the same names as the backbone's."""
     model = csm.make_model()
     checkpoint, family, reference = csm.convert(tmp_path, model)
@@ -142,7 +142,7 @@ HEAD = "base_model.model.lm_head.lora_A.weight"
         (lambda tensors: {}, "has no tensors"),
     ],
 )
-def test_misfitting_adapters_are_refused(checkpoint: Path, tmp_path: Path, change: Change, message: str) -> None:
+def test_mismatched_adapters_are_refused(checkpoint: Path, tmp_path: Path, change: Change, message: str) -> None:
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     path = folder / "adapter_model.safetensors"
     save_file(change(load_file(path)), path)
@@ -176,7 +176,7 @@ def test_unsupported_adapters_are_refused(checkpoint: Path, tmp_path: Path, said
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_adapter_consists_of_regular_files(checkpoint: Path, tmp_path: Path, name: str) -> None:
+def test_adapter_files_must_be_regular_files(checkpoint: Path, tmp_path: Path, name: str) -> None:
     folder = write_adapter(tmp_path / "narrator", checkpoint, 0)
     (folder / name).unlink()
     (folder / name).symlink_to("/dev/null")

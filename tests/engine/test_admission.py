@@ -33,24 +33,24 @@ def with_rows(rows: np.ndarray, task: str = "tts") -> Prompt:
     return Prompt(task, rows, TINY.task(task).sampling)
 
 
-def test_a_good_prompt_passes_unchanged() -> None:
+def test_valid_prompt_is_admitted_unchanged() -> None:
     prompt = make_prompt(TINY, 0)
     assert admit(prompt, RULES, ROOMY) == prompt
 
 
 @pytest.mark.parametrize("num_engines", [1, 2, 4])
-def test_a_request_has_the_blocks_of_one_engine(num_engines: int) -> None:
+def test_capacity_is_that_of_a_single_engine(num_engines: int) -> None:
     ready = SimpleNamespace(num_gpu_blocks=25, block_size=32, max_num_seqs=16)
     engine: Any = SimpleNamespace(ready=ready, started=StartedEngines([], 64, 8), num_engines=num_engines)
     assert Capacity.from_engine(engine) == Capacity(25, 32, 16, 64, 8, num_engines)
 
 
-def test_guidance_means_nothing_where_there_is_no_audio() -> None:
+def test_guidance_is_ignored_without_audio_output() -> None:
     prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
     assert admit(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
 
 
-def test_repeats_are_looked_for_no_further_than_to_what_was_heard() -> None:
+def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
     family = higgs_audio(HiggsAudioVocabulary())
     rules, words = SegmentRules(family, 512), np.full((4, 8), family.layout.pad_id, np.int32)
     heard = audio_rows(family.layout, np.ones((8, 3), np.int64))
@@ -68,7 +68,7 @@ def test_repeats_are_looked_for_no_further_than_to_what_was_heard() -> None:
             assert admit(prompt, rules, ROOMY) == prompt
 
 
-def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
+def test_unknown_task_error_lists_the_known_tasks() -> None:
     error = refusal(replace(make_prompt(TINY, 0), task="sing"))
     assert error.field == "task"
     assert "['asr', 'tts']" in str(error)
@@ -86,14 +86,14 @@ def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
     ],
     ids=["empty", "too narrow", "flat", "not whole numbers", "a list"],
 )
-def test_rows_of_another_shape_are_refused(rows: np.ndarray) -> None:
+def test_misshapen_rows_are_refused(rows: np.ndarray) -> None:
     assert refusal(with_rows(rows)).field == "rows"
 
 
 @pytest.mark.parametrize(
     ("stream", "token_id"), [(0, -1), (0, 2496), (1, FIRST_CODE - 1), (1, FIRST_CODE + 256), (8, -3)]
 )
-def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) -> None:
+def test_ids_outside_the_stream_range_are_refused(stream: int, token_id: int) -> None:
     rows = make_prompt(TINY, 0).rows
     rows[2, stream] = token_id
     error = refusal(with_rows(rows))
@@ -109,13 +109,13 @@ def test_ids_outside_a_stream_s_range_are_refused(stream: int, token_id: int) ->
         ((5,) * 108, "text: expected at most 107 tokens after the prompt, got 108"),
     ],
 )
-def test_a_text_beside_the_frames_has_ids_and_room(track: tuple[int, ...], said: str) -> None:
+def test_text_track_ids_and_length_are_limited(track: tuple[int, ...], said: str) -> None:
     rules, prompt = SegmentRules(TRACKED, 112), replace(make_prompt(TRACKED, 0), track=(5,) * 107)
     assert admit(prompt, rules, ROOMY) == prompt
     assert said in str(refusal(replace(prompt, track=track), rules))
 
 
-def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
+def test_text_in_separate_rows_is_limited_by_its_groups() -> None:
     """In 40 rows, 13 words fit: six groups of two words and four frames, then a word, the end and a frame."""
     rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
     audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
@@ -133,13 +133,13 @@ def test_words_in_rows_of_their_own_have_room_for_their_groups() -> None:
         known_ids([5, code], rules)
 
 
-def test_a_family_without_a_text_track_takes_none() -> None:
+def test_family_without_text_track_refuses_track_ids() -> None:
     assert "track: expected no ids (tiny has no text track), got 2 ids" in str(
         refusal(replace(make_prompt(TINY, 0), track=(5, 6)))
     )
 
 
-def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> None:
+def test_audio_continuation_prompts_need_a_valid_delayed_tail() -> None:
     rules = SegmentRules(OPUSLM, 512)
     prompt = make_prompt(OPUSLM, 3, "audio_lm")
     assert admit(prompt, rules, ROOMY) == prompt
@@ -150,7 +150,7 @@ def test_a_reply_goes_on_with_audio_where_its_family_forces_what_trails() -> Non
     assert refusal(replace(prompt, task="asr"), rules).field == "delayed_tail"
 
 
-def test_a_reply_goes_on_from_the_frames_of_the_last_rows() -> None:
+def test_reference_rows_must_hold_codes_in_a_supporting_family() -> None:
     rules = SegmentRules(CSM, 512)
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
@@ -163,12 +163,12 @@ def test_a_reply_goes_on_from_the_frames_of_the_last_rows() -> None:
         assert refusal(other, SegmentRules(family, 512)).field == "num_reference_rows"
 
 
-def test_opuslm_has_no_guidance() -> None:
+def test_guidance_is_refused_for_opuslm() -> None:
     prompt = make_prompt(OPUSLM, 0, "tts", guidance_scale=3.0)
     assert "opuslm has no guidance" in str(refusal(prompt, SegmentRules(OPUSLM, 512)))
 
 
-def test_pads_of_a_stream_s_own_are_admitted_beside_its_codes() -> None:
+def test_stream_specific_pads_are_admitted() -> None:
     prompt = make_prompt(BAGPIPER, 0, "speak", guidance_scale=1.0)
     prompt.rows[2, 1:] = [ids[0] for ids in BAGPIPER.layout.extra[1:]]
     assert admit(prompt, SegmentRules(BAGPIPER, 512), ROOMY) == prompt
@@ -176,7 +176,7 @@ def test_pads_of_a_stream_s_own_are_admitted_beside_its_codes() -> None:
     assert "stream 1 " in str(refusal(prompt, SegmentRules(BAGPIPER, 512)))
 
 
-def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused() -> None:
+def test_prompt_with_no_space_for_a_reply_is_refused() -> None:
     rows = np.ones((RULES.text_limit(TINY.task("tts")) + 1, 9), np.int32)
     rows[:, 1:] = 0
     error = refusal(with_rows(rows))
@@ -189,7 +189,7 @@ def test_guidance_needs_two_slots() -> None:
     assert error.field == "options.guidance_scale"
 
 
-def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
+def test_cfg_pair_exceeding_kv_cache_is_refused_with_block_counts() -> None:
     prompt = make_prompt(TINY, 0)
     capacity = Capacity(num_blocks=4, block_size=32, max_num_seqs=16)
     error = refusal(prompt, capacity=capacity)
@@ -203,7 +203,7 @@ def test_a_pair_that_outgrows_the_cache_is_refused_with_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(("task", "field"), [("tts", "options.audio.max_rows"), ("asr", "options.text.max_rows")])
-def test_a_single_reply_that_outgrows_the_cache_is_refused_with_the_numbers(task: str, field: str) -> None:
+def test_reply_exceeding_kv_cache_is_refused_with_block_counts(task: str, field: str) -> None:
     prompt = make_prompt(TINY, 3, task, guidance_scale=1.0)
     rows = max_rows(len(prompt.rows), TINY.task(task), prompt.sampling, RULES)
     needed = -(-rows // 32)
@@ -214,26 +214,26 @@ def test_a_single_reply_that_outgrows_the_cache_is_refused_with_the_numbers(task
     assert f"{needed} blocks ({rows} rows)" in str(error)
 
 
-def test_a_pair_whose_blocks_just_suffice_is_admitted() -> None:
+def test_cfg_pair_that_exactly_fits_the_kv_cache_is_admitted() -> None:
     prompt = make_prompt(TINY, 0)
     needed = 2 * -(-max_rows(len(prompt.rows), TINY.task("tts"), prompt.sampling, RULES) // 32)
     assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
     refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
 
 
-def test_max_rows_counts_no_more_than_the_model_length() -> None:
+def test_max_rows_is_capped_at_the_model_length() -> None:
     prompt = make_prompt(TINY, 0)
     sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, max_rows=5000))
     assert max_rows(len(prompt.rows), TINY.task("tts"), sampling, RULES) == RULES.max_model_len
 
 
-def test_a_guided_reply_that_begins_with_audio_needs_a_context_of_two_rows() -> None:
+def test_guided_audio_first_prompt_needs_two_rows() -> None:
     prompt = make_prompt(EIGHT_STREAMS, 0, "speak")
     short = Prompt("speak", prompt.rows[:1], prompt.sampling)
     assert "at least 2 rows" in str(refusal(short, SegmentRules(EIGHT_STREAMS, 512)))
 
 
-def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
+def test_streamed_text_requires_an_unguided_text_track_family() -> None:
     rules, prompt = SegmentRules(TRACKED, 512), replace(make_prompt(TRACKED, 0), is_open=True)
     assert prompt.sampling.guidance_scale == 2.0
     assert "text: expected the complete text (a guided reply does not support streamed text)" in str(
@@ -249,7 +249,7 @@ def test_an_open_text_is_for_unguided_replies_beside_one() -> None:
     assert "text: expected the complete text (tiny does not support streamed text)" in str(refusal(tiny))
 
 
-def test_sessions_keep_their_window_and_leave_room_for_one_reply() -> None:
+def test_max_sessions_reserves_windows_and_one_reply() -> None:
     """A session of an hour holds the 25 blocks of a 750-row window and two more; another reply holds 153."""
     rules = SegmentRules(KYUTAI_STT, 45_056)
     capacity = Capacity(1026, 32, 256, window=750, num_in_flight=4096)
@@ -261,14 +261,14 @@ def test_sessions_keep_their_window_and_leave_room_for_one_reply() -> None:
     assert Capacity(10 * 1408 + 1, 32, 256).max_sessions(rules) == 9
 
 
-def test_a_window_bounds_the_blocks_of_a_recording() -> None:
+def test_attention_window_limits_the_required_kv_blocks() -> None:
     prompt = make_prompt(KYUTAI_STT, 1)
     rules = SegmentRules(KYUTAI_STT, 160)
     assert refusal(prompt, rules, Capacity(4, 32, 8)).field == "options.text.max_rows"
     admit(prompt, rules, Capacity(4, 32, 8, window=20, num_in_flight=32))
 
 
-def test_a_live_session_begins_without_frames_but_a_recording_does_not() -> None:
+def test_only_live_sessions_may_start_without_frames() -> None:
     prompt, rules = replace(make_prompt(KYUTAI_STT, 1), track=()), SegmentRules(KYUTAI_STT, 160)
     assert admit(replace(prompt, is_open=True), rules, ROOMY).is_open
     assert refusal(prompt, rules).field == "track"

@@ -21,7 +21,7 @@ def tower(n_window: int) -> Qwen3OmniMoeAudioEncoder:
 
 @pytest.mark.parametrize("n_window", [50, 100])
 @torch.no_grad()
-def test_rows_are_as_many_as_the_format_says(n_window: int) -> None:
+def test_number_of_audio_rows_matches_the_format(n_window: int) -> None:
     encoder = tower(n_window)
     for num_frames in LENGTHS:
         rows = embed_audio(encoder, nn.Linear(8, 3), torch.randn(num_frames, 8))
@@ -29,7 +29,7 @@ def test_rows_are_as_many_as_the_format_says(n_window: int) -> None:
 
 
 @torch.no_grad()
-def test_with_the_published_window_rows_are_transformers_own() -> None:
+def test_published_window_rows_match_transformers() -> None:
     encoder, adaptor = tower(50), nn.Identity()
     for num_frames in LENGTHS:
         features = torch.randn(num_frames, 8)
@@ -38,7 +38,7 @@ def test_with_the_published_window_rows_are_transformers_own() -> None:
 
 
 @torch.no_grad()
-def test_windows_do_not_hear_each_other() -> None:
+def test_audio_tower_windows_are_independent() -> None:
     encoder, features = tower(50), torch.randn(800, 8)
     changed = features.clone()
     changed[:400] += 1.0

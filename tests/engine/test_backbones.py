@@ -16,7 +16,7 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("backbone", ["olmo2", *by_night("qwen3", "llama")])
-def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: Path) -> None:
+def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
     reference = Reference(tmp_path, TINY, 512)
     prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
@@ -30,7 +30,7 @@ def test_replies_are_those_of_the_backbone_s_own_class(backbone: str, tmp_path: 
         assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
 
 
-def test_a_compiler_traces_our_own_backbone_whole_and_replies_stay_the_same(tmp_path: Path) -> None:
+def test_compiled_backbone_replies_match_eager_replies(tmp_path: Path) -> None:
     """Dynamo traces the model as on a GPU, and the traced code runs without further compilation."""
     folder = write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone="olmo2")
     prompts = make_prompts(TINY, 3)

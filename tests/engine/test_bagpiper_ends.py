@@ -47,7 +47,7 @@ def prompts() -> dict[str, Prompt]:
     return made
 
 
-def test_every_reply_is_the_reference_s_whatever_ends_its_segments(folder: Path, engine: Engine) -> None:
+def test_replies_match_the_reference_for_every_segment_end(folder: Path, engine: Engine) -> None:
     reference, asked = Reference(folder, BAGPIPER, LENGTH), prompts()
     answers = engine.run(asked)
     captions, ends = set[int](), set[tuple[str, int]]()

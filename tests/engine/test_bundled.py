@@ -52,7 +52,7 @@ def engine() -> Iterator[Engine]:
         yield running
 
 
-def test_the_bundled_model_speaks_and_listens_like_the_reference(engine: Engine) -> None:
+def test_bundled_model_matches_the_reference(engine: Engine) -> None:
     reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
     prompts = {
         "guided": speak("it is nine.", "slt", 1, 1.5),

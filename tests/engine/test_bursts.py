@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
-def test_a_text_leads_to_audio_within_a_step(tmp_path: Path, is_async: bool) -> None:
+def test_text_to_audio_switch_within_a_multi_token_step(tmp_path: Path, is_async: bool) -> None:
     """The replies are unguided, chunked and preempted. Some of the twelve switch to audio within a multi-token step."""
     name = "forced_chat"
     reference = Reference(write_checkpoint(tmp_path, FORCED_CHAT, name, hidden=64, layers=2), FORCED_CHAT, 160)
@@ -55,7 +55,7 @@ def prompt(schedule: str, index: int = 0, num_rows: int = 41, **changes: object)
 
 
 @pytest.mark.parametrize(("schedule", "num_main_rows"), [("off", 47), ("mixed", 23), ("turbo", 10)])
-def test_a_reply_takes_the_steps_of_its_schedule(engine: Engine, schedule: str, num_main_rows: int) -> None:
+def test_number_of_steps_follows_the_multi_token_schedule(engine: Engine, schedule: str, num_main_rows: int) -> None:
     before = engine.num_steps
     (answer,) = engine.run({"one": prompt(schedule)}).values()
     num_steps = engine.num_steps - before
@@ -64,14 +64,14 @@ def test_a_reply_takes_the_steps_of_its_schedule(engine: Engine, schedule: str, 
     assert num_main_rows <= num_steps - 1 <= num_main_rows + 3
 
 
-def test_guidance_for_a_time_ends_with_a_step(engine: Engine) -> None:
+def test_timed_guidance_ends_at_a_step_boundary(engine: Engine) -> None:
     """The 7 rows of 0.5 s end within the second multi-token step of five rows."""
     (answer,) = engine.run({"one": prompt("turbo", policy="until_s", guided_until_s=0.5)}).values()
     assert answer.changes == [(10, False)]
     assert answer.trailer.num_guided_frames == 10
 
 
-def test_codes_said_too_often_are_counted_within_a_burst(engine: Engine) -> None:
+def test_repeated_codes_are_counted_within_a_multi_token_step(engine: Engine) -> None:
     """The window includes earlier rows of the same step."""
     given = {f"r{index}": _few(prompt("turbo", index, ras_window=4, ras_max_repeats=1)) for index in range(4)}
     reference = Reference(Path(engine.core.vllm_config.model_config.model), FORCED_BURSTS, 160)
@@ -87,7 +87,7 @@ def _few(made: Prompt) -> Prompt:
     return replace(made, sampling=replace(made.sampling, audio=replace(made.sampling.audio, top_k=2)))
 
 
-def test_vllm_s_own_requests_take_a_row_a_step(engine: Engine) -> None:
+def test_vllm_warm_up_requests_take_one_row_per_step(engine: Engine) -> None:
     state, tokens = engine.model_state, [20, 21, 22]
     state.add_request(2, NewRequestData("_warmup_0", tokens, [], None, None, ([1],), 0, None, prefill_token_ids=tokens))
     rows = StepRows(*np.array([[2], [True], [True], [True]]))

@@ -74,7 +74,7 @@ def engine(converted: Converted, request: pytest.FixtureRequest) -> Iterator[Eng
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_fixture_is_no_accident(release: str) -> None:
+def test_fixture_is_numerically_unambiguous(release: str) -> None:
     """Every id leads clearly.
 
     Both kinds of end occur, and so do ids that are not codes, which the guided loop does not mask.
@@ -94,7 +94,7 @@ def check(converted: Converted, answers: dict[str, Any]) -> None:
         assert answers[name].trailer.num_guided_frames == (len(rows) - 1 if converted.is_guided else 0)
 
 
-def test_codes_are_the_authors(converted: Converted, engine: Engine) -> None:
+def test_codes_match_the_published_model(converted: Converted, engine: Engine) -> None:
     """Batched, then again with prompts from the prefix cache."""
     for arrivals in (ARRIVALS, {}):
         check(converted, engine.run(converted.prompts(), arrivals))
@@ -103,7 +103,7 @@ def test_codes_are_the_authors(converted: Converted, engine: Engine) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_replies_go_on_after_a_preemption(converted: Converted, is_async: bool) -> None:
+def test_replies_continue_after_preemption(converted: Converted, is_async: bool) -> None:
     with Engine(converted.checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
         answers = running.run(converted.prompts(), ARRIVALS)
         assert running.is_clean()
@@ -111,7 +111,7 @@ def test_replies_go_on_after_a_preemption(converted: Converted, is_async: bool) 
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
-def test_vectors_are_the_voice(converted: Converted, engine: Engine) -> None:
+def test_voice_vectors_give_the_speech_of_the_named_voice(converted: Converted, engine: Engine) -> None:
     """A voice is given as vectors for all rows, or for its last row if that contains the emotion.
 
     Both requests of a CFG pair read the vectors. Requests with different vectors share no blocks.
@@ -146,7 +146,7 @@ def test_vectors_are_the_voice(converted: Converted, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("converted", ["english"], indirect=True)
-def test_the_other_half_reads_positions_and_no_words(converted: Converted, engine: Engine) -> None:
+def test_unconditional_request_depends_on_text_length_only(converted: Converted, engine: Engine) -> None:
     """Texts of equal length have the same unconditional request and share its blocks.
 
     A longer text has a different one, which another test compares with the authors' code.

@@ -117,7 +117,7 @@ async def client(engines: Engines) -> AsyncIterator[EngineClient]:
     made.shutdown()
 
 
-async def test_requests_and_outputs_are_those_of_vllm(client: EngineClient, engines: Engines) -> None:
+async def test_client_implements_the_vllm_engine_protocol(client: EngineClient, engines: Engines) -> None:
     assert (client.num_engines, msgspec.to_builtins(client.ready)) == (2, READY)
     reply = client.generate([1, 2], FIELDS, "r", Adapter("narrator", 1, "folder"))
     first = asyncio.create_task(anext(reply))
@@ -141,7 +141,7 @@ async def test_requests_and_outputs_are_those_of_vllm(client: EngineClient, engi
     assert client.num_requests == 0
 
 
-async def test_requests_go_to_the_engine_with_the_fewest(client: EngineClient, engines: Engines) -> None:
+async def test_requests_are_routed_to_the_least_loaded_engine(client: EngineClient, engines: Engines) -> None:
     replies = [asyncio.create_task(anext(client.generate([1], FIELDS, name))) for name in "abc"]
     await asyncio.sleep(0)
     ids = [engines.read(index)[1].request_id for index in (0, 1, 0)]
@@ -156,7 +156,7 @@ async def test_requests_go_to_the_engine_with_the_fewest(client: EngineClient, e
     assert (await again).ids == [2]
 
 
-async def test_an_aborted_request_ends_with_that_reason(client: EngineClient, engines: Engines) -> None:
+async def test_aborted_request_ends_with_reason_abort(client: EngineClient, engines: Engines) -> None:
     reply = client.generate([1], FIELDS, "r")
     first = asyncio.create_task(anext(reply))
     await asyncio.sleep(0)
@@ -169,7 +169,7 @@ async def test_an_aborted_request_ends_with_that_reason(client: EngineClient, en
     assert not engines.has_message()
 
 
-async def test_ids_of_all_requests_are_one_message_per_engine(client: EngineClient, engines: Engines) -> None:
+async def test_text_ids_are_batched_into_one_message_per_engine(client: EngineClient, engines: Engines) -> None:
     """Requests that have ended are left out; ids of one request are joined in order."""
     replies = {name: client.generate([1], FIELDS, name) for name in ("a", "b", "c", "d")}
     waiting = [asyncio.create_task(anext(reply)) for reply in replies.values()]
@@ -194,7 +194,7 @@ async def test_ids_of_all_requests_are_one_message_per_engine(client: EngineClie
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-async def test_replies_of_an_engine_that_has_ended_fail(client: EngineClient, engines: Engines, is_told: bool) -> None:
+async def test_replies_fail_when_the_engine_has_ended(client: EngineClient, engines: Engines, is_told: bool) -> None:
     first = asyncio.create_task(anext(client.generate([1], FIELDS, "r")))
     await asyncio.sleep(0)
     if is_told:
@@ -206,13 +206,13 @@ async def test_replies_of_an_engine_that_has_ended_fail(client: EngineClient, en
     assert client.num_requests == 0
 
 
-async def test_the_hosts_exception_is_raised_here(engines: Engines) -> None:
+async def test_engine_host_exceptions_are_raised_in_the_client(engines: Engines) -> None:
     engines.answer = CheckpointError("config.json: broken")
     with pytest.raises(CheckpointError, match=r"config.json: broken"):
         EngineConnection(EngineConfig(Path()), Path("stats"))
 
 
-async def test_the_protocol_is_vllms() -> None:
+async def test_engine_protocol_matches_vllm() -> None:
     assert module.FINISH_REASONS == FINISH_REASON_STRINGS
     assert {module.ADD, module.ABORT} == {EngineCoreRequestType.ADD.value, EngineCoreRequestType.ABORT.value}
     assert module.EngineOutput.__struct_fields__ == EngineCoreOutput.__struct_fields__[:6]

@@ -18,7 +18,7 @@ FRAMES = 60
 VOICE, HEARD = (np.random.default_rng(0).integers(12, size=(9, length)).tolist() for length in (40, 20))
 
 
-def test_the_next_turn_finds_the_last_reply_in_the_cache(tmp_path: Path) -> None:
+def test_next_turn_reuses_the_last_reply_from_the_prefix_cache(tmp_path: Path) -> None:
     published = write_opuslm(tmp_path, backbone="llama", is_dialogue=True)
     tensors = torch.load(published.model, weights_only=True)
     # No frame may be a pad, which codes cannot express, or have the semantic token that a prompt writes as a pad.

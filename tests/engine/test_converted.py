@@ -59,7 +59,7 @@ def test_converted_releases_reply_unchanged(command: str, family: Family, backbo
         assert answers[name].rows == rows
 
 
-def test_bagpiper_hears_through_the_tower_of_its_file(tmp_path: Path) -> None:
+def test_bagpiper_audio_tower_weights_come_from_its_checkpoint(tmp_path: Path) -> None:
     published = write_bagpiper(tmp_path)
     stored = torch.load(published.model, weights_only=True)["module"]
     with Engine(convert("bagpiper", published, tmp_path / "out"), max_model_len=LENGTH) as engine:

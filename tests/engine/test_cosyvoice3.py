@@ -24,7 +24,7 @@ pytestmark = pytest.mark.engine
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 9}
 
 
-def test_the_fixture_is_no_accident() -> None:
+def test_fixture_is_numerically_unambiguous() -> None:
     """Every id leads clearly. Replies end by themselves and at their limit, and some ids are sampled again."""
     assert min(reply["lead"] for reply in REPLIES) > 1e-4
     assert {reply["release"] for reply in REPLIES} == {*SEEDS}
@@ -35,7 +35,7 @@ def test_the_fixture_is_no_accident() -> None:
 
 
 @pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
-def test_codes_are_the_authors(tmp_path: Path, seed: int) -> None:
+def test_codes_match_the_published_model(tmp_path: Path, seed: int) -> None:
     checkpoint = convert(tmp_path, seed)
     mine = {f"r{at}": reply for at, reply in enumerate(REPLIES) if reply["release"] == seed}
     prompts = {name: prompt_of(checkpoint, reply) for name, reply in mine.items()}
@@ -51,7 +51,7 @@ def test_codes_are_the_authors(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
-def test_codes_of_streamed_texts_are_the_authors(tmp_path: Path, seed: int) -> None:
+def test_streamed_text_codes_match_the_published_loop(tmp_path: Path, seed: int) -> None:
     """The engine equals the authors' corrected loop: unbatched, batched, preempted, and with words one at a time."""
     checkpoint = convert(tmp_path, seed)
     mine = {f"r{at}": reply for at, reply in enumerate(LIVE) if reply["release"] == seed}
@@ -76,7 +76,7 @@ def test_codes_of_streamed_texts_are_the_authors(tmp_path: Path, seed: int) -> N
         assert (codes[: len(reply["codes"])] if is_cut else codes) == reply["codes"], name
 
 
-def test_the_texts_reach_every_kind_of_border() -> None:
+def test_live_text_fixture_covers_every_border() -> None:
     """Texts end within the recording's codes, at a border, and after several groups; some replies end by themselves."""
     assert min(reply["lead"] for reply in LIVE) > 1e-3
     assert {len(reply["codes"]) > reply["border"] > 15 for reply in LIVE} == {True, False}
@@ -93,13 +93,13 @@ def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Pa
     return folder
 
 
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     """Random prompts include ids that are sampled again without the repeated one."""
     small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=156, end_of_prompt=3, quiet=(1,), max_model_len=256)
     assert_family_conforms(PLUGIN, tmp_path, small.to_record(), write_with_head, num_prompts=14, hidden=64, layers=2)
 
 
-def test_a_long_pause_is_shortened() -> None:
+def test_long_runs_of_quiet_codes_are_shortened() -> None:
     """From the sixth consecutive quiet code, none is decoded, for any chunks."""
     family = build(KNOWN.to_record())
     codes = [7, *[1, 28, 2] * 3, 9, *[55] * 5, 3]

@@ -79,7 +79,7 @@ def roomy(release: Release, request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("settings", [pytest.param(TIGHT, id="tight"), *by_night(ROOMY, ids=["roomy"])])
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
-def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
+def test_csm_replies_match_generate_with_and_without_guidance(
     release: Release, expected: dict[str, tuple[Prompt, list[list[int]]]], settings: dict[str, Any], is_async: bool
 ) -> None:
     """Replies run batched and staggered, and with little memory also chunked and preempted."""
@@ -91,7 +91,7 @@ def test_replies_are_those_of_generate_and_guided_ones_those_of_two_runs(
     assert (sum(each.trailer.num_preemptions for each in answers.values()) > 0) == (settings is TIGHT)
 
 
-def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(roomy: Engine) -> None:
+def test_sampled_csm_frames_are_batch_and_cache_invariant(roomy: Engine) -> None:
     """Some replies resample repeats and some are guided. An aborted reply leaves nothing behind."""
     family = roomy.rules.family
     prompts = {}
@@ -109,7 +109,7 @@ def test_drawn_frames_are_the_same_alone_in_company_and_from_the_prefix_cache(ro
 
 
 @torch.inference_mode()
-def test_a_frame_is_read_on_the_cpu_as_by_the_modules_and_each_row_as_if_it_were_alone(roomy: Engine) -> None:
+def test_host_depth_matches_modules_and_is_batch_invariant(roomy: Engine) -> None:
     modules = roomy.model_state.model.get_submodule("depth")
     host, alone = HostDepth(modules), HostDepth(modules)
     for each in (modules, host, alone):
@@ -133,7 +133,7 @@ def ended(folder: Path, prompt: Prompt, num_end_codebooks: int) -> list[list[int
         return engine.run({"one": prompt})["one"].rows[:-1]
 
 
-def test_a_frame_of_zeros_ends_a_reply_by_the_rule_of_transformers_and_by_sesame_s(tmp_path: Path) -> None:
+def test_zero_frame_ends_replies_by_transformers_or_sesame_rule(tmp_path: Path) -> None:
     """The seventh frame becomes zeros except for its last code. `generate` ends there, Sesame's code does not."""
     model, last = make_model(), NUM_CODEBOOKS - 1
     folder, family, reference = convert(tmp_path / "all", model)

@@ -48,7 +48,7 @@ async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
 LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; a CFG pair of 288 rows takes 18 blocks
 
 
-async def test_replies_of_two_engines_are_those_of_one(tmp_path: Path) -> None:
+async def test_two_engines_reply_like_one(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint", TINY, "tiny")
     adapters = {"narrator": write_adapter(tmp_path / "narrator", folder, 0)}
     one = Engine(folder, adapters=adapters, **LIMITS)

@@ -195,7 +195,7 @@ def captured_at_start(state: SpeechModelState, sampler: StepSampler) -> None:
 @pytest.mark.parametrize(
     "name", ["tiny", "small_csm", *by_night(*(name for name in FAMILIES if name not in ("tiny", "small_csm")))]
 )
-def test_nothing_in_a_step_is_mixed_with_what_lies_in_host_memory(
+def test_steps_do_not_mix_devices(
     name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = FAMILIES[name]
@@ -243,7 +243,9 @@ RELEASES: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
 @pytest.mark.parametrize("name", RELEASES)
-def test_latents_mix_no_devices(name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_steps_do_not_mix_devices(
+    name: str, uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Solvers and the feedback network read no tensor values on the host, for any rows."""
     options = {"step_kernels": uses_kernels, "latent_steps": [1] if name == "pocket_tts" else [2, 10]}
     more = {"max_num_batched_tokens": 64, "max_model_len": 96, "additional_config": options}
@@ -306,7 +308,7 @@ class BlocksOnTheDevice:
 
 
 @pytest.mark.parametrize("uses_kernels", [True, *by_night(False)])
-def test_modules_mix_no_devices(uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mtp_modules_do_not_mix_devices(uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_modules(tmp_path, MODULES, "modules", layers=1)
     options = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(folder, max_num_seqs=4, load_format="dummy", **options)

@@ -24,7 +24,7 @@ def run(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_bare_process_gets_every_variable_and_a_utf8_locale():
+def test_environment_is_complete_with_utf8_locale():
     names = sorted({*REQUIRED, *DEFAULTS, "LC_ALL"})
     show = f"print([os.environ[name] for name in {names}], locale.setlocale(locale.LC_CTYPE))"
     shown = run(f"{PREPARE}; import locale, os; {show}", LC_ALL="C").stdout
@@ -33,7 +33,7 @@ def test_a_bare_process_gets_every_variable_and_a_utf8_locale():
     assert shown.strip().endswith("C.UTF-8")
 
 
-def test_what_the_user_set_stays_unless_the_engine_cannot_start_with_it():
+def test_user_environment_is_kept_unless_the_engine_cannot_start():
     shown = run(
         f"{PREPARE}; import os; print(os.environ['OMP_NUM_THREADS'], os.environ['TRITON_INTERPRET'])",
         OMP_NUM_THREADS="3",
@@ -42,7 +42,7 @@ def test_what_the_user_set_stays_unless_the_engine_cannot_start_with_it():
     assert shown.split() == ["3", "1"]
 
 
-def test_too_late_is_an_error_that_says_what_was_missing(monkeypatch):
+def test_late_environment_setup_error_names_missing_variables(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", sys)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match=r"imported before prepare_environment.*TRITON_INTERPRET=1"):
@@ -52,19 +52,19 @@ def test_too_late_is_an_error_that_says_what_was_missing(monkeypatch):
 GPU_BUILD = "from stretto.engine import environment; environment.version = lambda name: '0.32.0'; "
 
 
-def test_a_build_for_gpus_gets_the_runner_and_the_locale_and_keeps_its_compiler():
+def test_gpu_build_sets_only_gpu_environment_variables():
     names = sorted({*REQUIRED, *DEFAULTS, "LC_ALL"})
     show = f"import os; print([name for name in {names} if name in os.environ])"
     shown = run(f"{GPU_BUILD}environment.prepare_environment(); {show}").stdout
     assert shown.strip() == str(sorted({*environment.REQUIRED, *environment.DEFAULTS, "LC_ALL"}))
 
 
-def test_a_build_for_gpus_does_not_start_with_interpreted_kernels():
+def test_gpu_build_refuses_to_start_with_triton_interpret():
     done = run(f"{GPU_BUILD}environment.prepare_environment()", TRITON_INTERPRET="1")
     assert "TRITON_INTERPRET is set" in done.stderr
 
 
-def test_batch_invariance_is_asked_of_vllm_before_it_is_imported_and_only_of_a_build_for_gpus():
+def test_batch_invariance_requires_gpu_build_and_unimported_vllm():
     ask = "environment.require_batch_invariance(); import os; print(os.environ['VLLM_BATCH_INVARIANT'])"
     assert run(GPU_BUILD + ask).stdout.split() == ["1"]
     assert "vllm was imported before" in run(f"{GPU_BUILD}import sys; sys.modules['vllm'] = sys; {ask}").stderr

@@ -14,12 +14,12 @@ def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: 
     return limit.value
 
 
-def test_a_late_reply_cuts_the_bound_in_proportion_and_by_half_at_most() -> None:
+def test_late_reply_cuts_the_flight_limit_by_at_most_half() -> None:
     assert seen(FlightLimit(1.0, 80), 2, 40, 1.25) == pytest.approx(64)
     assert seen(FlightLimit(1.0, 80), 2, 80, 9.0) == 40
 
 
-def test_a_late_reply_cuts_a_bound_that_is_not_in_use_a_little_and_not_below_twice_what_is() -> None:
+def test_unused_flight_limit_falls_gently_to_twice_the_use() -> None:
     limit = FlightLimit(1.0, 80)
     assert seen(limit, 2, 12, 9.0) == pytest.approx(77.6)
     for _ in range(100):
@@ -29,7 +29,7 @@ def test_a_late_reply_cuts_a_bound_that_is_not_in_use_a_little_and_not_below_twi
     assert limit.value == 24
 
 
-def test_who_was_let_in_before_a_cut_says_nothing_after_it() -> None:
+def test_requests_admitted_before_a_cut_do_not_change_the_limit() -> None:
     limit = FlightLimit(1.0, 80)
     early = [limit.enter(2, in_flight) for in_flight in (46, 48, 50)]
     for entry in early:
@@ -39,7 +39,7 @@ def test_who_was_let_in_before_a_cut_says_nothing_after_it() -> None:
     assert limit.value == 40
 
 
-def test_as_many_in_time_as_fill_the_bound_raise_it_by_one_of_them() -> None:
+def test_timely_replies_raise_the_flight_limit_additively() -> None:
     limit = FlightLimit(1.0, 80)
     limit.value = 16.0
     for _ in range(8):
@@ -47,7 +47,7 @@ def test_as_many_in_time_as_fill_the_bound_raise_it_by_one_of_them() -> None:
     assert 17.5 < limit.value < 18
 
 
-def test_what_is_in_time_with_much_room_left_does_not_raise_the_bound_nor_anything_above_the_most() -> None:
+def test_flight_limit_rises_only_near_capacity_and_up_to_its_maximum() -> None:
     limit = FlightLimit(1.0, 20)
     limit.value = 16.0
     assert seen(limit, 2, 7, 0.1) == 16
@@ -56,14 +56,14 @@ def test_what_is_in_time_with_much_room_left_does_not_raise_the_bound_nor_anythi
     assert limit.value == 20
 
 
-def test_a_reply_alone_leaves_room_for_another_however_late() -> None:
+def test_flight_limit_never_falls_below_twice_the_current_use() -> None:
     limit = FlightLimit(1.0, 80)
     for _ in range(500):
         seen(limit, 2, 2, 60.0)
     assert limit.value == 4
 
 
-def test_whoever_is_slow_leaves_room_for_others() -> None:
+def test_flight_limit_has_a_minimum() -> None:
     limit = FlightLimit(1.0, 80)
     for _ in range(20):
         seen(limit, 1, int(limit.value), 1e6)
@@ -71,7 +71,7 @@ def test_whoever_is_slow_leaves_room_for_others() -> None:
     assert seen(FlightLimit(1.0, 3), 1, 3, 1e6) == 3
 
 
-def test_without_a_bound_to_begin_with_one_is_found() -> None:
+def test_flight_limit_is_found_from_an_infinite_start() -> None:
     limit = FlightLimit(1.0, float("inf"))
     for _ in range(200):
         seen(limit, 2, 40, 2.0)
@@ -123,7 +123,7 @@ def served(rate: float, most: float, target_s: float, seconds: float = 400.0) ->
 
 
 @pytest.mark.parametrize(("target_s", "late"), [(1.0, 0.01), (0.7, 0.05)])
-def test_far_below_saturation_hardly_anybody_is_refused_though_some_are_late(target_s: float, late: float) -> None:
+def test_flight_limit_refuses_few_far_below_saturation(target_s: float, late: float) -> None:
     firsts, num_refused = served(rate=1.0, most=200, target_s=target_s)
     assert num_refused <= 0.02 * len(firsts)
     assert (firsts > target_s).mean() > late
@@ -131,7 +131,7 @@ def test_far_below_saturation_hardly_anybody_is_refused_though_some_are_late(tar
 
 @pytest.mark.parametrize("most", [120, 400, float("inf")])
 @pytest.mark.parametrize("rate", [6.0, 9.0, 18.0])
-def test_above_it_those_who_are_let_in_begin_in_time_and_the_machine_stays_busy(rate: float, most: float) -> None:
+def test_flight_limit_under_overload_keeps_latency_and_throughput(rate: float, most: float) -> None:
     """It makes 2.4 replies a second at the bound that the target allows on average, 36 sequences."""
     firsts, num_refused = served(rate, most, target_s=1.0)
     assert num_refused > 100
@@ -142,7 +142,7 @@ def test_above_it_those_who_are_let_in_begin_in_time_and_the_machine_stays_busy(
     assert np.percentile(unbounded, 50) > 2.5
 
 
-def test_it_finds_another_bound_when_the_machine_becomes_faster() -> None:
+def test_flight_limit_adapts_when_the_machine_becomes_faster() -> None:
     limit = FlightLimit(1.0, 80)
     for in_flight in (80, 40, 20):
         seen(limit, 2, in_flight, 2.0)

@@ -43,7 +43,9 @@ def check_changes(checkpoint: Checkpoint, prompt: Prompt, answer: Answer) -> Non
 
 
 @pytest.mark.parametrize("seconds", [0.3, *by_night(0.04, 60.0)])
-def test_guidance_ends_at_its_row_whatever_the_schedule(checkpoint: Checkpoint, tight: Engine, seconds: float) -> None:
+def test_timed_guidance_ends_at_its_row_under_any_scheduling(
+    checkpoint: Checkpoint, tight: Engine, seconds: float
+) -> None:
     changes = {"guidance_scale": 2.0, "policy": "until_s", "guided_until_s": seconds}
     prompts = speaking(checkpoint, 8, **changes)
     answers = tight.run(prompts)
@@ -53,7 +55,7 @@ def test_guidance_ends_at_its_row_whatever_the_schedule(checkpoint: Checkpoint, 
     assert any(answer.changes for answer in answers.values()) == (seconds < 1)
 
 
-def test_a_half_that_is_done_leaves_its_blocks_and_its_slot(checkpoint: Checkpoint, tight: Engine) -> None:
+def test_finished_unconditional_request_frees_its_blocks_and_slot(checkpoint: Checkpoint, tight: Engine) -> None:
     prompts = speaking(checkpoint, 3, guidance_scale=2.0, policy="until_s", guided_until_s=0.04)
     alone = dict[int, int]()
 
@@ -106,7 +108,7 @@ def adaptive(checkpoint: Checkpoint) -> Iterator[Engine]:
         yield running
 
 
-def test_halves_go_while_steps_are_slow_and_come_back(checkpoint: Checkpoint, adaptive: Engine) -> None:
+def test_adaptive_guidance_drops_and_restores_unconditional_requests(checkpoint: Checkpoint, adaptive: Engine) -> None:
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i else "always") for i in range(4)}
     period_s, guidance = 1 / checkpoint.family.frame_rate, adaptive.scheduler.guidance
     Load(adaptive, lambda step: period_s * (2 if step < 50 else 0.2))
@@ -122,7 +124,7 @@ def test_halves_go_while_steps_are_slow_and_come_back(checkpoint: Checkpoint, ad
     assert adaptive.is_clean()
 
 
-def test_the_youngest_goes_first_and_the_oldest_comes_back_first(checkpoint: Checkpoint, adaptive: Engine) -> None:
+def test_youngest_loses_guidance_first_and_oldest_regains_it_first(checkpoint: Checkpoint, adaptive: Engine) -> None:
     prompts = {f"r{i}": long_speech(checkpoint, i + 4, policy="adaptive") for i in range(3)}
     period_s = 1 / checkpoint.family.frame_rate
     Load(adaptive, lambda step: period_s * (1.1 if 20 < step < 62 else 0.8 if step < 20 else 0.2))
@@ -140,7 +142,7 @@ def test_the_youngest_goes_first_and_the_oldest_comes_back_first(checkpoint: Che
     assert alone[4] == ("r1", "r2"), alone
 
 
-def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint: Checkpoint, adaptive: Engine) -> None:
+def test_adaptive_replies_without_load_match_always_guided_ones(checkpoint: Checkpoint, adaptive: Engine) -> None:
     prompt = long_speech(checkpoint, 1, policy="adaptive")
     Load(adaptive, lambda step: 0.5 / checkpoint.family.frame_rate)
     answer = adaptive.run({"one": prompt})["one"]
@@ -150,7 +152,7 @@ def test_with_time_to_spare_an_adaptive_reply_is_an_always_guided_one(checkpoint
 
 
 @pytest.mark.parametrize("wave", [20, *by_night(7, 33)])
-def test_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
+def test_guidance_changes_survive_preemption_and_aborts(checkpoint: Checkpoint, tight: Engine, wave: int) -> None:
     """Guidance ends and returns in waves, with memory for little more than one CFG pair; some clients disconnect."""
     prompts = {f"r{i}": long_speech(checkpoint, i, policy="adaptive" if i % 3 else "always") for i in range(6)}
     period_s = 1 / checkpoint.family.frame_rate

@@ -86,7 +86,7 @@ def said(family: Family, rows: list[list[int]]) -> list[list[int]]:
     return [*rows, [family.end_of_audio, *[family.layout.pad_id] * (NUM_CODEBOOKS - 1)]]
 
 
-def test_the_rules_are_those_of_generate(release: Release) -> None:
+def test_reference_rules_match_generate(release: Release) -> None:
     """Replies end three and four rows after the first end token, and at the limit, in `generate` and in the engine.
 
     If the generation config requests it, `generate` resamples repeats even under greedy decoding.
@@ -105,7 +105,7 @@ def test_the_rules_are_those_of_generate(release: Release) -> None:
     assert num_changed
 
 
-def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected: Replies, roomy: Engine) -> None:
+def test_batched_higgs_audio_replies_match_unbatched_ones(release: Release, expected: Replies, roomy: Engine) -> None:
     """Replies are greedy, guided or sampled, and staggered. A greedy reply equals that of `generate`."""
     answers = roomy.run({name: prompt for name, (prompt, _) in expected.items()}, ARRIVALS)
     for name, (_, rows) in expected.items():
@@ -115,7 +115,7 @@ def test_replies_side_by_side_are_those_of_each_alone(release: Release, expected
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_replies_go_on_behind_a_preemption(release: Release, expected: Replies, is_async: bool) -> None:
+def test_preempted_replies_are_recomputed_exactly(release: Release, expected: Replies, is_async: bool) -> None:
     """There is little memory and prompts are chunked, with and without the compiler that traces the layers on a GPU."""
     traced = {"enforce_eager": False, "compilation_config": {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}}
     with Engine(release[0], async_scheduling=is_async, **TIGHT, **(traced if is_async else {})) as engine:

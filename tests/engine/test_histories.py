@@ -108,7 +108,7 @@ def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_async: bool) -> None:
+def test_random_history_replies_match_the_reference(stage: Stage, is_async: bool) -> None:
     @settings(PROFILE, max_examples=round(SHARE.get(stage.family.name, 1) * PROFILE.max_examples))
     @given(history=histories(is_async))
     def play(history: History) -> None:
@@ -126,7 +126,7 @@ def test_every_reply_of_a_random_history_is_the_reference_s(stage: Stage, is_asy
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("made", list(MADE))
-def test_every_reply_of_a_history_made_for_it_is_the_reference_s(stage: Stage, made: str, is_async: bool) -> None:
+def test_scripted_history_replies_match_the_reference(stage: Stage, made: str, is_async: bool) -> None:
     history, promised = MADE[made]
     before = stage.seen.copy()
     stage.play(replace(history, limits=replace(history.limits, is_async=is_async)))
@@ -138,6 +138,6 @@ def test_every_reply_of_a_history_made_for_it_is_the_reference_s(stage: Stage, m
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("found", list(FOUND))
-def test_what_a_history_found_stays_mended(stage: Stage, found: str, is_async: bool) -> None:
+def test_regressions_found_by_random_histories_stay_fixed(stage: Stage, found: str, is_async: bool) -> None:
     history = FOUND[found]
     stage.play(replace(history, limits=replace(history.limits, is_async=is_async)))

@@ -59,7 +59,7 @@ async def speak(llm: SpeechLLM) -> int:
     return report.num_frames
 
 
-async def test_an_engine_of_the_spare_serves_and_ends_with_its_client(spare: int, config: EngineConfig) -> None:
+async def test_engine_from_the_spare_process_ends_with_its_client(spare: int, config: EngineConfig) -> None:
     llm = SpeechLLM.launch(config)
     assert await speak(llm) > 0
     (engine,) = llm.engine_pids
@@ -77,7 +77,7 @@ async def test_an_engine_of_the_spare_serves_and_ends_with_its_client(spare: int
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-async def test_a_killed_engine_or_host_fails_its_replies_and_the_spare_starts_the_next(
+async def test_killed_engine_fails_its_replies_and_the_spare_takes_over(
     spare: int, config: EngineConfig, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PROCESS_METHOD, method)
@@ -96,7 +96,7 @@ async def test_a_killed_engine_or_host_fails_its_replies_and_the_spare_starts_th
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it hangs"])
-def test_a_spare_without_an_answer_is_not_waited_for(
+def test_unresponsive_spare_process_is_bypassed(
     ends: bool, config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "socket")
@@ -112,7 +112,7 @@ def test_a_spare_without_an_answer_is_not_waited_for(
     os.waitpid(child, 0)
 
 
-def test_a_batch_invariant_engine_is_not_forked_by_the_spare(
+def test_batch_invariant_engine_is_not_forked_from_the_spare_process(
     spare: int, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for is_invariant in (False, True):
@@ -124,7 +124,7 @@ def test_a_batch_invariant_engine_is_not_forked_by_the_spare(
             os.waitpid(child, 0)
 
 
-async def test_errors_of_the_start_reach_the_client(spare: int, config: EngineConfig) -> None:
+async def test_engine_start_errors_reach_the_client(spare: int, config: EngineConfig) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         SpeechLLM.launch(EngineConfig(Path("/nowhere"), DEFAULTS))
     with pytest.raises(ValueError, match="does not support"):

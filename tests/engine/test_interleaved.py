@@ -53,7 +53,7 @@ def said(sizes: list[int]) -> tuple[SegmentTracker, list[LMChunk]]:
 
 
 @pytest.mark.parametrize("sizes", [[], [1] * 16, [3, 8, 1]])
-def test_text_and_frames_leave_in_order_as_one_reply(sizes: list[int]) -> None:
+def test_interleaved_text_and_frames_are_sent_in_order(sizes: list[int]) -> None:
     tracker, chunks = said(sizes)
     assert "".join(each.chunk.text for each in chunks) == "20 21 22 23 24 25"
     codes = np.concatenate([each.codes for each in chunks if each.codes is not None], 1)
@@ -63,7 +63,7 @@ def test_text_and_frames_leave_in_order_as_one_reply(sizes: list[int]) -> None:
     assert (tracker.num_frames, tracker.num_text_tokens) == (9, 15)  # in its rows, as limits count them
 
 
-def test_what_comes_row_by_row_leaves_before_what_follows_it() -> None:
+def test_interleaved_rows_are_sent_before_later_rows() -> None:
     _, chunks = said([1] * 16)
     kinds = ["text" if each.codes is None else each.codes.shape[1] for each in chunks]
     assert kinds == ["text", "text", 2, "text", "text", "text", 4, "text", 3]
@@ -76,7 +76,7 @@ def prompt(family: str, **changes: object) -> Prompt:
     return Prompt(task.name, rows, replace(task.sampling, **changes))
 
 
-def test_a_penalty_is_for_families_that_have_one_and_within_limits() -> None:
+def test_repetition_penalty_is_checked_for_support_and_range() -> None:
     capacity = Capacity(40, 32, 4)
     assert admit(prompt("interleaved", repetition_penalty=1.2, guidance_scale=1.0), RULES, capacity)
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_a_penalty_is_for_families_that_have_one_and_within_limits() -> None:
     assert read_options('{"repetition_penalty": 1.3}', INTERLEAVED, REPLY, 12.5).sampling.repetition_penalty == 1.3
 
 
-def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is() -> None:
+def test_interleaved_segment_has_one_option_set_and_a_text_length_check() -> None:
     for key in ('"audio": {}', '"max_audio_s": 2', '"guidance_scale": 2'):
         with pytest.raises(
             InvalidRequest, match=r"no value \(options.text sets the sampling of text and audio for 'reply'"
@@ -105,7 +105,7 @@ def test_one_segment_has_one_set_of_options_and_its_length_is_checked_as_text_is
         admit(long, RULES, Capacity(40, 32, 4))
 
 
-def test_a_schedule_goes_by_its_name_and_only_where_modules_suffice_for_it() -> None:
+def test_schedule_names_depend_on_the_number_of_modules() -> None:
     few = vita_audio(VitaVocabulary(num_modules=8, schedule="vanilla"))
     for family, name in ((vita_audio(VitaVocabulary()), "turbo"), (few, "vanilla")):
         options = read_options(f'{{"schedule": "{name}"}}', family, family.tasks[0], 12.5)

@@ -53,7 +53,7 @@ def first_rows(running: Engine, crowd: dict[str, Prompt], single: Prompt) -> tup
 
 
 @pytest.mark.parametrize("kind", ["listening", *by_night("speaking")])
-def test_a_crowd_of_one_kind_starves_the_other_only_without_shares(checkpoint: Checkpoint, kind: str) -> None:
+def test_kv_shares_prevent_starvation_between_request_classes(checkpoint: Checkpoint, kind: str) -> None:
     makers = {"listening": listening, "speaking": speaking}
     crowd = {f"r{index}": makers[kind](checkpoint, index) for index in range(10)}
     single = makers["speaking" if kind == "listening" else "listening"](checkpoint, 20)
@@ -67,7 +67,7 @@ def test_a_crowd_of_one_kind_starves_the_other_only_without_shares(checkpoint: C
 
 
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
-def test_with_shares_every_reply_is_the_reference_s(checkpoint: Checkpoint, is_async: bool) -> None:
+def test_replies_with_kv_shares_match_the_reference(checkpoint: Checkpoint, is_async: bool) -> None:
     prompts = {f"r{index}": make_prompt(checkpoint.family, index) for index in range(12)}
     arrivals = {request_id: 3 * index for index, request_id in enumerate(prompts)}
     limits = LIMITS | {"max_model_len": 160, "num_gpu_blocks_override": 11, "async_scheduling": is_async}
@@ -75,7 +75,7 @@ def test_with_shares_every_reply_is_the_reference_s(checkpoint: Checkpoint, is_a
         checkpoint.check(prompts, running.run(prompts, arrivals), max_model_len=160)
 
 
-def test_the_first_of_a_class_is_admitted_however_large(checkpoint: Checkpoint) -> None:
+def test_first_request_of_a_class_is_admitted_beyond_its_share(checkpoint: Checkpoint) -> None:
     with engine(checkpoint, kv_share={"generation": 0.01, "understanding": 0.01}, **LIMITS) as running:
         prompts = {"one": speaking(checkpoint, 0), "two": speaking(checkpoint, 1), "three": listening(checkpoint, 2)}
         checkpoint.check(prompts, running.run(prompts), max_model_len=192)

@@ -54,7 +54,7 @@ def text_of(rows: list[list[int]]) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_text_of_every_row_is_the_authors(engine: Engine, checkpoint: Path, family: Family) -> None:
+def test_text_of_every_row_matches_the_authors(engine: Engine, checkpoint: Path, family: Family) -> None:
     """The window has 20 rows, the reply 91."""
     found = replies()
     answer = engine.run({"r": make_prompt(checkpoint, found["codes"])})["r"]
@@ -116,7 +116,7 @@ def transformers_rows(checkpoint: Path, codes: np.ndarray) -> tuple[list[int], n
     return text[1:], np.array(pauses)
 
 
-def test_text_of_every_row_is_that_of_transformers_class(engine: Engine, checkpoint: Path, family: Family) -> None:
+def test_text_and_pauses_of_every_row_match_transformers(engine: Engine, checkpoint: Path, family: Family) -> None:
     codes = np.random.default_rng(5).integers(0, 64, (32, 50))
     answer = engine.run({"r": make_prompt(checkpoint, codes)})["r"]
     wanted, pauses = transformers_rows(checkpoint, codes)
@@ -127,7 +127,7 @@ def test_text_of_every_row_is_that_of_transformers_class(engine: Engine, checkpo
     assert pauses.std(0).min() > 1e-3, "the heads do not differ between rows"
 
 
-def test_recordings_of_other_lengths_do_not_change_each_other(engine: Engine, checkpoint: Path) -> None:
+def test_recordings_of_different_lengths_do_not_affect_each_other(engine: Engine, checkpoint: Path) -> None:
     codes, text = replies()["codes"], replies()["text"].tolist()
     lengths = (1, 30, 90, 47)
     prompts = {f"r{length}": make_prompt(checkpoint, codes[:, :length]) for length in lengths}
@@ -137,14 +137,14 @@ def test_recordings_of_other_lengths_do_not_change_each_other(engine: Engine, ch
     assert engine.is_clean()
 
 
-def test_a_limit_of_rows_is_a_cut(engine: Engine, checkpoint: Path, family: Family) -> None:
+def test_reply_ending_at_max_rows_is_marked_cut(engine: Engine, checkpoint: Path, family: Family) -> None:
     answer = engine.run({"r": make_prompt(checkpoint, replies()["codes"], max_rows=40)})["r"]
     assert text_of(answer.rows) == [*replies()["text"].tolist()[:40], family.end_of_reply]
     assert answer.trailer is not None
     assert answer.trailer.was_cut
 
 
-def test_preempted_replies_read_the_recording_again(checkpoint: Path) -> None:
+def test_preempted_transcriptions_are_recomputed_exactly(checkpoint: Path) -> None:
     codes, text = replies()["codes"], replies()["text"].tolist()
     prompts = {f"r{at}": make_prompt(checkpoint, codes) for at in range(4)}
     with Engine(checkpoint, **ROOMY, num_gpu_blocks_override=6, max_num_batched_tokens=16) as engine:
@@ -153,5 +153,5 @@ def test_preempted_replies_read_the_recording_again(checkpoint: Path) -> None:
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     assert_family_conforms(PLUGIN, tmp_path, SMALL_STT.to_record(), backbone="llama")

@@ -78,7 +78,7 @@ def alone(folder: Path) -> dict[str, Answer]:
         return {name: engine.run({name: prompt})[name] for name, prompt in PROMPTS.items()}
 
 
-def test_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> None:
+def test_latent_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> None:
     """Every frame before the last row has a latent; the end is detected at one of the frames."""
     ends = set()
     for name, answer in alone.items():
@@ -97,7 +97,9 @@ def test_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_prefix_caching": False}, {"async_scheduling": True}], ids=str)
-def test_bits_do_not_depend_on_batches(folder: Path, alone: dict[str, Answer], options: dict[str, Any]) -> None:
+def test_latent_replies_are_bit_identical_in_any_batch(
+    folder: Path, alone: dict[str, Answer], options: dict[str, Any]
+) -> None:
     with Engine(folder, max_model_len=128, **TIGHT, **options) as engine:
         for arrivals in (ARRIVALS, {}):  # the second time, prompts may come from the prefix cache
             answers = engine.run(PROMPTS, arrivals)
@@ -106,7 +108,7 @@ def test_bits_do_not_depend_on_batches(folder: Path, alone: dict[str, Answer], o
         assert engine.is_clean()
 
 
-def test_the_kernels_of_a_gpu_give_the_same_replies(
+def test_gpu_kernels_give_the_same_replies(
     folder: Path, alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels run in Triton's interpreter, with asynchronous scheduling and preemption."""
@@ -120,9 +122,7 @@ def test_the_kernels_of_a_gpu_give_the_same_replies(
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("activation", [silu, gelu_tanh])
-def test_activations_give_a_row_the_same_bits_in_every_batch(
-    activation: Callable[[torch.Tensor], torch.Tensor], num_threads: int
-) -> None:
+def test_activations_are_batch_invariant(activation: Callable[[torch.Tensor], torch.Tensor], num_threads: int) -> None:
     """Torch's own activations do not for these widths and numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -134,7 +134,7 @@ def test_activations_give_a_row_the_same_bits_in_every_batch(
         torch.set_num_threads(before)
 
 
-def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str, Answer]) -> None:
+def test_latents_match_a_reference_computation(folder: Path, alone: dict[str, Answer]) -> None:
     weights = load_file(folder / "model.safetensors")
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for name in ("r0", "r3"):
@@ -159,7 +159,7 @@ def test_latents_are_those_of_a_plain_computation(folder: Path, alone: dict[str,
         assert (logits[sampling.audio.min_rows : end] < 0).all()
 
 
-def test_a_guided_head_reads_the_latent_before(tmp_path: Path) -> None:
+def test_guided_latent_head_matches_the_reference(tmp_path: Path) -> None:
     """Scales differ by request, and results are bit-identical in any batch."""
     folder = write(tmp_path, 64, 2, GUIDED_LATENTS)
     weights = load_file(folder / "model.safetensors")
@@ -205,7 +205,7 @@ def embedded(weights: dict[str, torch.Tensor], rows: np.ndarray) -> torch.Tensor
     return embeds
 
 
-def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
+def test_latent_tails_and_row_limits(folder: Path, alone: dict[str, Answer]) -> None:
     """The tail is counted from the end frame. The limit also applies within the tail, and 0 rows drop that frame."""
     expected = alone["r1"].rows
     end = [row[0] for row in expected].index(LAST)
@@ -231,7 +231,7 @@ def test_tails_and_limits(folder: Path, alone: dict[str, Answer]) -> None:
     assert [row[0] for row in answers["longer"].rows].index(LAST) > earlier
 
 
-def test_a_latent_that_is_not_finite_fails_its_reply_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_latent_fails_only_its_own_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other replies are unchanged, both at the same time and afterwards in the KV blocks that it used."""
     forward = FlowHead.forward
 
@@ -301,12 +301,12 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
         (replace(make_prompt(0), num_reference_rows=1), r"rows: expected codes of stream 0 in .* in the rows of a ref"),
     ],
 )
-def test_prompts_that_do_not_fit_are_refused(prompt: Prompt, message: str) -> None:
+def test_invalid_latent_prompts_are_refused(prompt: Prompt, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         admit(prompt, RULES, ROOMY)
 
 
-def test_a_guided_head_takes_noise_of_one_variance() -> None:
+def test_guided_latent_head_refuses_temperature_and_guidance_scale() -> None:
     rules = SegmentRules(GUIDED_LATENTS, 256)
     assert admit(guided_prompt(0), rules, ROOMY).sampling == guided_prompt(0).sampling
     with pytest.raises(InvalidRequest, match=r"options\.audio\.temperature: expected 1\.0"):
@@ -316,6 +316,6 @@ def test_a_guided_head_takes_noise_of_one_variance() -> None:
         admit(pair, rules, ROOMY)
 
 
-def test_words_of_every_finite_number_are_admitted() -> None:
+def test_latents_of_every_finite_number_are_admitted() -> None:
     words = words_of(np.array([-0.0, 1e-45, -1e-40, 3e38, -3e38, 1.0, -1.0, 0.0]))
     assert admit(changed(make_prompt(0), 3, words), RULES, ROOMY).rows[3, 1:].tolist() == words.tolist()

@@ -24,14 +24,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "value"),
     [("pipeline_parallel_size", 2), ("enable_lora", True), ("decode_context_parallel_size", 2), ("nnodes", 2)],
 )
-def test_what_does_not_work_is_refused_by_name_before_a_process_starts(folder: Path, name: str, value: object) -> None:
+def test_unsupported_engine_arguments_are_refused_before_startup(folder: Path, name: str, value: object) -> None:
     extra = {"tensor_parallel_size": 4} if name in ("decode_context_parallel_size", "nnodes") else {}
     with pytest.raises(ValueError, match=f"does not support .*{name.removeprefix('enable_')}"):
         vllm_config(EngineConfig(folder, {**DEFAULTS, **extra, name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), [("tensor_parallel_size", 2), ("data_parallel_size", 2)])
-def test_what_works_is_not_refused(folder: Path, name: str, value: object) -> None:
+def test_supported_engine_arguments_are_accepted(folder: Path, name: str, value: object) -> None:
     built = vllm_config(EngineConfig(folder, {**DEFAULTS, name: value}))
     assert getattr(built.parallel_config, name) == value
 
@@ -51,14 +51,12 @@ def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:
         ({}, {}),
     ],
 )
-def test_graphs_have_room_for_the_rows_that_modules_read(arguments: dict, expected: dict, tmp_path: Path) -> None:
+def test_graph_capture_size_covers_the_module_rows(arguments: dict, expected: dict, tmp_path: Path) -> None:
     checkpoint = write_modules(tmp_path, MODULES, "modules")
     assert captured_rows(EngineConfig(checkpoint, arguments)) == expected
 
 
-def test_products_are_batch_invariant_by_default_for_latents_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_on_a_gpu_default_to_batch_invariant_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Asked(Exception):
         pass
 
@@ -80,7 +78,7 @@ def test_latents_require_float32(tmp_path: Path) -> None:
         vllm_config(EngineConfig(checkpoint, {**DEFAULTS, "dtype": "bfloat16"}))
 
 
-def test_captured_solver_steps_are_those_of_the_family(tmp_path: Path) -> None:
+def test_latent_steps_must_suit_the_family(tmp_path: Path) -> None:
     latents = write_checkpoint(tmp_path / "latents", LATENTS, "latents", layers=1)
     codes = write_checkpoint(tmp_path / "codes", EIGHT_STREAMS, "eight_streams", layers=1)
     built = vllm_config(EngineConfig(latents, DEFAULTS, latent_steps=[1, 4]))
@@ -91,7 +89,7 @@ def test_captured_solver_steps_are_those_of_the_family(tmp_path: Path) -> None:
         vllm_config(EngineConfig(codes, DEFAULTS, latent_steps=[1]))
 
 
-def test_latents_of_all_slots_take_at_most_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:
+def test_latent_buffers_are_limited_to_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:
     """A latent of eight numbers takes 32 bytes for each slot and position; one position is spare."""
     checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)
     arguments = {**DEFAULTS, "max_num_seqs": 4, "max_model_len": 256}
@@ -102,5 +100,5 @@ def test_latents_of_all_slots_take_at_most_an_eighth_of_the_kv_cache(tmp_path: P
         vllm_config(EngineConfig(checkpoint, {**arguments, "kv_cache_memory_bytes": enough - 1}))
 
 
-def test_other_families_have_the_graphs_of_vllm(folder: Path) -> None:
+def test_other_families_use_vllm_graph_sizes(folder: Path) -> None:
     assert captured_rows(EngineConfig(folder, {"max_num_seqs": 16})) == {}

@@ -69,14 +69,14 @@ def longest(family: Family, num_rows: int, text: int, audio: int, task: int = 0)
     return Prompt(prompt.task, prompt.rows[:num_rows], sampling)
 
 
-def test_max_rows_end_both_segments(case: Case, engine: Engine) -> None:
+def test_max_rows_limits_both_segments(case: Case, engine: Engine) -> None:
     answer, tracker = case.check(engine, longest(case.family, 20, text=9, audio=13))
     assert tracker.num_text_tokens == 9
     assert answer.trailer.was_cut
     assert tracker.num_frames <= 13
 
 
-def test_the_model_length_ends_the_audio_and_leaves_room_for_the_drain(case: Case, engine: Engine) -> None:
+def test_model_length_ends_audio_with_space_for_the_tail_rows(case: Case, engine: Engine) -> None:
     answer, tracker = case.check(engine, longest(case.family, 60, text=20, audio=90))
     assert answer.trailer.was_cut
     if case.family.script is None:
@@ -85,19 +85,19 @@ def test_the_model_length_ends_the_audio_and_leaves_room_for_the_drain(case: Cas
         assert answer.rows[-1][-1] in case.family.layout.audio[-1], "the last row carries the last code"
 
 
-def test_the_model_length_ends_the_text_and_leaves_room_for_a_frame(case: Case, engine: Engine) -> None:
+def test_model_length_ends_text_with_space_for_one_frame(case: Case, engine: Engine) -> None:
     answer, tracker = case.check(engine, longest(case.family, 60, text=90, audio=90))
     assert answer.trailer.was_cut
     assert tracker.num_frames == 1
 
 
-def test_the_model_length_ends_a_reply_of_text(case: Case, engine: Engine) -> None:
+def test_model_length_ends_a_text_reply(case: Case, engine: Engine) -> None:
     answer, _ = case.check(engine, longest(case.family, 60, text=90, audio=90, task=-1))
     assert answer.trailer.was_cut
     assert 60 + len(answer.rows) == MAX_MODEL_LEN
 
 
-def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) -> None:
+def test_reply_within_its_limits_is_not_marked_cut(case: Case, engine: Engine) -> None:
     prompt = make_prompt(case.family, 3, case.family.tasks[0].name)
     sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=9))
     answer, tracker = case.check(engine, Prompt(prompt.task, prompt.rows[:10], sampling))
@@ -106,7 +106,7 @@ def test_a_reply_without_limits_is_not_called_cut(case: Case, engine: Engine) ->
 
 
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
-def test_an_empty_script_ends_the_audio_at_once(tmp_path: Path, is_async: bool) -> None:
+def test_empty_alignment_text_ends_the_audio_immediately(tmp_path: Path, is_async: bool) -> None:
     case = Case(tmp_path, SPEECHLESS, "speechless")
     with Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async) as running:
         answer, tracker = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))

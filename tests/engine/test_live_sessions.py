@@ -63,7 +63,7 @@ def wanted(checkpoint: Path) -> dict[int, list[int]]:
 @pytest.mark.parametrize(
     ("seed", "slowest", "aborts", "others"), [(3, 12, 2, 6), *by_night((1, 1, 0, 8), (2, 40, 3, 4), (4, 4, 1, 0))]
 )
-def test_text_does_not_depend_on_pace_or_company(
+def test_live_text_does_not_depend_on_pace_or_other_requests(
     engine: Engine, checkpoint: Path, wanted: dict[int, list[int]], seed: int, slowest: int, aborts: int, others: int
 ) -> None:
     stats = engine.scheduler.stats.values
@@ -82,7 +82,9 @@ def test_text_does_not_depend_on_pace_or_company(
 
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
-def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, list[int]], is_async: bool) -> None:
+def test_lending_reserved_blocks_does_not_change_the_text(
+    checkpoint: Path, wanted: dict[int, list[int]], is_async: bool
+) -> None:
     """Without the reserve, sessions would be preempted and read all their rows again."""
     limits = {"num_gpu_blocks_override": 6, "live_reserve": False}
     with engine_of(checkpoint, is_async, **limits) as engine:
@@ -93,7 +95,7 @@ def test_lent_blocks_do_not_change_the_text(checkpoint: Path, wanted: dict[int, 
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_session_may_be_longer_than_the_cache(checkpoint: Path, is_async: bool) -> None:
+def test_live_session_may_exceed_the_kv_cache(checkpoint: Path, is_async: bool) -> None:
     """It holds only the blocks of its window, and the reserve covers them at every step."""
     codes = np.tile(replies()["codes"], 4)
     prompt = recording(checkpoint, codes)
@@ -116,7 +118,7 @@ def test_a_session_may_be_longer_than_the_cache(checkpoint: Path, is_async: bool
     assert text_of(speaker.answer) == whole
 
 
-def test_nothing_is_to_be_done_while_all_are_silent(engine: Engine, checkpoint: Path) -> None:
+def test_engine_is_idle_while_all_live_sessions_are_silent(engine: Engine, checkpoint: Path) -> None:
     """Sessions without audio keep their slots and blocks while the engine sleeps; a recording overtakes them."""
     codes = replies()["codes"]
     speakers = [
@@ -140,7 +142,7 @@ def test_nothing_is_to_be_done_while_all_are_silent(engine: Engine, checkpoint: 
     assert engine.is_clean()
 
 
-def test_a_limit_of_rows_ends_a_session(engine: Engine, checkpoint: Path) -> None:
+def test_row_limit_ends_a_live_session(engine: Engine, checkpoint: Path) -> None:
     prompt = recording(checkpoint, replies()["codes"])
     sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=30))
     speaker = Speaker(engine, "s", replace(prompt, sampling=sampling), np.random.default_rng(0), 1)
@@ -163,7 +165,7 @@ def step_ms(num_rows: int) -> float:
 
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
-def test_no_tick_of_64_sessions_is_late(checkpoint: Path, is_async: bool) -> None:
+def test_64_live_sessions_meet_every_tick(checkpoint: Path, is_async: bool) -> None:
     """On a virtual clock, with frames at random phases. A step takes whichever session has a frame."""
     random, codes = np.random.default_rng(0), replies()["codes"]
     limits = {"max_num_seqs": NUM_SESSIONS, "max_num_batched_tokens": 2 * NUM_SESSIONS, "num_gpu_blocks_override": 400}

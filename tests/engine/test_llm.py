@@ -79,7 +79,7 @@ def expected_codes(reference: Reference, prompt: Prompt) -> np.ndarray:
     ).reshape(7, -1)
 
 
-async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM, reference: Reference) -> None:
+async def test_reply_matches_the_reference_with_a_consistent_report(llm: SpeechLLM, reference: Reference) -> None:
     prompt = make_prompt(TINY, 6)
     chunks = await collect(llm, prompt)
     expected = expected_codes(reference, prompt)
@@ -93,7 +93,9 @@ async def test_a_reply_is_the_reference_s_and_its_report_adds_up(llm: SpeechLLM,
     assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
 
 
-async def test_replies_are_refused_while_first_frames_are_late(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_replies_are_refused_while_first_frames_are_late(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No reply can meet the target; the second of two replies reduces the limit to what both take."""
     monkeypatch.setattr(llm, "_permits", Permits(6, 0, lambda _: True, lambda: 0, target_s=1e-9))
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(2)]
@@ -139,7 +141,7 @@ class Silent:
         yield Output([0] * len(Trailer._fields), "stop")
 
 
-async def test_a_reference_is_on_its_way_before_the_engine_has_made_a_row(folder: Path) -> None:
+async def test_reference_chunk_is_sent_before_the_engine_starts(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stretto.engine.llm.read_family", lambda _: CSM)
         patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
@@ -167,7 +169,7 @@ class Endless(Silent):
         yield Output([], None)
 
 
-async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one(folder: Path) -> None:
+async def test_excess_sessions_and_frames_without_a_session_are_refused(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stretto.engine.llm.read_family", lambda _: KYUTAI_STT)
         patch.setattr("stretto.engine.llm.load_text_codec", lambda *_: SILENT)
@@ -201,7 +203,7 @@ async def test_more_sessions_than_fit_are_refused_and_frames_need_an_open_one(fo
     assert (counts["live_sessions"], counts["live_refused_total"], counts["live_frames_total"]) == (0, 3, 2)
 
 
-async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others_end_as_alone(llm: SpeechLLM) -> None:
+async def test_reply_beyond_the_queue_limit_is_refused_and_others_finish(llm: SpeechLLM) -> None:
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(4)]
     alone = [codes_of(await collect(llm, prompt)) for prompt in prompts]
     replies = [llm.generate(prompts[number % 4]) for number in range((6 + WAITING) // 2)]  # guided: two sequences each
@@ -217,7 +219,7 @@ async def test_a_reply_that_would_wait_behind_too_many_is_refused_and_the_others
     np.testing.assert_array_equal(codes_of(await collect(llm, prompts[0])), alone[0])
 
 
-async def test_a_reply_that_is_finished_but_unread_takes_no_slot(
+async def test_finished_unread_replies_use_no_slots(
     llm: SpeechLLM,
 ) -> None:
     prompt = make_prompt(TINY, 1, "tts", guidance_scale=2.0)
@@ -231,7 +233,7 @@ async def test_a_reply_that_is_finished_but_unread_takes_no_slot(
         await reply.aclose()
 
 
-async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) -> None:
+async def test_frames_are_counted_during_a_reply(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 6)
     long = replace(prompt.sampling.audio, min_rows=80, max_rows=80)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=long))
@@ -246,7 +248,7 @@ async def test_frames_are_counted_while_a_reply_is_on_its_way(llm: SpeechLLM) ->
     assert counts[-1] == chunk.chunk.report.num_frames
 
 
-async def test_frames_of_a_reader_who_leaves_stay_counted(llm: SpeechLLM) -> None:
+async def test_frames_of_an_abandoned_reply_stay_counted(llm: SpeechLLM) -> None:
     before = llm.stats()["frames_total"]
     async with aclosing(llm.generate(make_prompt(TINY, 6))) as chunks:
         async for chunk in chunks:
@@ -255,7 +257,7 @@ async def test_frames_of_a_reader_who_leaves_stay_counted(llm: SpeechLLM) -> Non
     assert llm.stats()["frames_total"] > before
 
 
-async def test_twelve_at_once_with_slow_readers_each_get_their_own(llm: SpeechLLM, reference: Reference) -> None:
+async def test_twelve_concurrent_replies_with_slow_readers_are_correct(llm: SpeechLLM, reference: Reference) -> None:
     prompts = [make_prompt(TINY, index, "tts") for index in range(12)]
     replies = await asyncio.gather(*(collect(llm, p, lag_s=0.03 * (i % 3)) for i, p in enumerate(prompts)))
     for prompt, chunks in zip(prompts, replies, strict=True):
@@ -263,7 +265,7 @@ async def test_twelve_at_once_with_slow_readers_each_get_their_own(llm: SpeechLL
     assert llm.stats()["unguided_total"] == 0
 
 
-async def test_a_reader_who_leaves_frees_the_engine(llm: SpeechLLM, reference: Reference) -> None:
+async def test_abandoned_reply_frees_the_engine(llm: SpeechLLM, reference: Reference) -> None:
     prompt = make_prompt(TINY, 6)
     before = llm.stats()["finished_total"]
 
@@ -283,7 +285,7 @@ async def test_a_reader_who_leaves_frees_the_engine(llm: SpeechLLM, reference: R
     assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt)), "it got a slot of those who left"
 
 
-async def test_a_reader_who_is_cancelled_frees_the_engine(llm: SpeechLLM) -> None:
+async def test_cancelled_reader_frees_the_engine(llm: SpeechLLM) -> None:
     task = asyncio.create_task(collect(llm, make_prompt(TINY, 6), lag_s=5.0))
     while llm.stats()["active"] == 0:
         await asyncio.sleep(0.01)
@@ -293,7 +295,7 @@ async def test_a_reader_who_is_cancelled_frees_the_engine(llm: SpeechLLM) -> Non
     assert llm.stats()["active"] == 0
 
 
-async def test_without_a_seed_one_is_drawn_and_reported(llm: SpeechLLM) -> None:
+async def test_missing_seed_is_drawn_and_reported(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 2)
     free = replace(prompt, sampling=replace(prompt.sampling, seed=None))
     first, second = await asyncio.gather(collect(llm, free), collect(llm, free))
@@ -303,7 +305,7 @@ async def test_without_a_seed_one_is_drawn_and_reported(llm: SpeechLLM) -> None:
     assert np.array_equal(codes_of(again), codes_of(first))
 
 
-async def test_a_bad_prompt_is_refused_and_the_next_one_served(llm: SpeechLLM) -> None:
+async def test_engine_serves_prompts_after_an_invalid_prompt(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 6)
     for bad in (replace(prompt, task="sing"), replace(prompt, rows=prompt.rows[:0])):
         with pytest.raises(InvalidRequest):
@@ -313,14 +315,14 @@ async def test_a_bad_prompt_is_refused_and_the_next_one_served(llm: SpeechLLM) -
 
 
 @pytest.mark.parametrize("request_id", [7, b"seven", ["seven"]])
-async def test_an_id_of_another_type_is_refused_and_the_next_one_served(llm: SpeechLLM, request_id: object) -> None:
+async def test_non_string_request_id_is_refused(llm: SpeechLLM, request_id: object) -> None:
     with pytest.raises(InvalidRequest, match="request_id: expected a string, got "):
         async for _ in llm.generate(make_prompt(TINY, 0), request_id):
             pass
     assert await collect(llm, make_prompt(TINY, 0))
 
 
-async def test_an_id_in_use_is_refused_and_its_owner_goes_on(llm: SpeechLLM) -> None:
+async def test_duplicate_request_id_is_refused_without_affecting_its_owner(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 6)
     async with aclosing(llm.generate(prompt, "mine")) as chunks:
         await anext(chunks)
@@ -330,7 +332,7 @@ async def test_an_id_in_use_is_refused_and_its_owner_goes_on(llm: SpeechLLM) -> 
     assert rest[-1].chunk.report.num_frames > 0
 
 
-async def test_guidance_that_ends_early_is_told_and_counted_apart(llm: SpeechLLM, reference: Reference) -> None:
+async def test_timed_guidance_is_reported_and_counted_separately(llm: SpeechLLM, reference: Reference) -> None:
     prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.2)
     before = llm.stats()
     chunks = await collect(llm, prompt)
@@ -347,7 +349,7 @@ async def test_guidance_that_ends_early_is_told_and_counted_apart(llm: SpeechLLM
     assert after["unguided_total"] == 0
 
 
-async def test_listening_gives_text_and_no_audio(llm: SpeechLLM) -> None:
+async def test_asr_yields_text_and_no_audio(llm: SpeechLLM) -> None:
     prompt = make_prompt(TINY, 1)
     assert prompt.task == "asr"
     chunks = await collect(llm, prompt)

@@ -73,7 +73,7 @@ class Calls:
 @pytest.mark.parametrize(
     "scale", [pytest.param(1.0, marks=pytest.mark.nightly), 2.0]
 )  # 2.0: two such replies, and more
-def test_a_long_reply_costs_no_more_calls_per_step_at_its_end(engine: Engine, scale: float) -> None:
+def test_calls_per_step_do_not_grow_with_reply_length(engine: Engine, scale: float) -> None:
     prompt = make_prompt(LONG, 3, "speak", guidance_scale=scale)
     audio = replace(prompt.sampling.audio, min_rows=1300, max_rows=1300)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=audio))

@@ -82,7 +82,9 @@ def prompts() -> dict[str, Prompt]:
         ),
     ],
 )
-def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[str, int], is_async: bool) -> None:
+def test_mtp_replies_match_the_reference_for_all_engine_schedules(
+    checkpoint: Checkpoint, limits: dict[str, int], is_async: bool
+) -> None:
     """Prompts arrive one by one, then again with the prefix cache."""
     given, engine = (
         prompts(),
@@ -101,7 +103,7 @@ def test_all_schedules_equal_recomputation(checkpoint: Checkpoint, limits: dict[
     assert any(answers[name].trailer.num_guided_frames for name in preempted) or limits is not TIGHT
 
 
-def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(tmp_path: Path) -> None:
+def test_repetition_penalty_applies_within_multi_token_steps(tmp_path: Path) -> None:
     """Replies are sampled, chunked and preempted, and most are guided. Other tests also penalize text."""
     known, given, codes = Checkpoint(tmp_path, PENALIZED_SPEECH), {}, PENALIZED_SPEECH.layout.audio[0]
     # The first two begin with all blocks there are, and need more after five steps.
@@ -121,7 +123,7 @@ def test_codes_that_prompt_and_reply_have_said_are_penalized_within_a_burst_too(
     assert any(answer.trailer.num_preemptions for answer in guided)
 
 
-def test_a_reply_alone_is_the_one_in_a_batch(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_mtp_replies_are_identical_alone_and_batched(checkpoint: Checkpoint, roomy: Engine) -> None:
     for name, prompt in prompts().items():
         checkpoint.check({name: prompt}, roomy.run({name: prompt}))
 
@@ -140,7 +142,7 @@ def spoken(num_rows: int, seed: int) -> np.ndarray:
     return rows
 
 
-def test_a_prompt_that_differs_within_a_block_uses_its_own_rows(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_prefix_cache_blocks_are_not_shared_across_differing_prompts(checkpoint: Checkpoint, roomy: Engine) -> None:
     """Modules read rows together with later rows, so a shared block would end with rows of the other prompt."""
     first = spoken(96, 1)
     roomy.run({"first": short(first, "boost")})
@@ -149,7 +151,7 @@ def test_a_prompt_that_differs_within_a_block_uses_its_own_rows(checkpoint: Chec
         checkpoint.check({"second": prompt}, roomy.run({"second": prompt}))
 
 
-def test_an_aborted_reply_caches_no_block_unread_by_modules(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_aborted_mtp_reply_leaves_no_incomplete_cached_blocks(checkpoint: Checkpoint, roomy: Engine) -> None:
     for after in range(4, 9):
         schedule = "boost" if after % 2 else (1, 2, 60, 0)
         asked = short(spoken(41 + 3 * after % 8, after), schedule, num_rows=40)
@@ -159,7 +161,7 @@ def test_an_aborted_reply_caches_no_block_unread_by_modules(checkpoint: Checkpoi
         checkpoint.check({"second": second}, roomy.run({"second": second}))
 
 
-def test_what_no_module_has_read_is_not_shared_with_who_needs_it(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_blocks_unread_by_mtp_modules_are_not_shared_with_mtp_schedules(checkpoint: Checkpoint, roomy: Engine) -> None:
     rows = spoken(90, 7)
     for schedule in ("vanilla", "turbo", "vanilla"):
         checkpoint.check({"one": short(rows, schedule)}, roomy.run({"one": short(rows, schedule)}))

@@ -46,7 +46,7 @@ def check(answer: Answer, wanted: np.ndarray, checkpoint: Path, name: str = "") 
     assert not answer.trailer.was_cut
 
 
-def test_every_frame_is_the_authors(engine: Engine, checkpoint: Path) -> None:
+def test_moshi_frames_match_the_published_code(engine: Engine, checkpoint: Path) -> None:
     """One reply is greedy, two are sampled with different seeds; each alone."""
     found = replies()
     for user, wanted, seed in zip(found["user"], found["frames"], SEEDS, strict=True):
@@ -55,7 +55,7 @@ def test_every_frame_is_the_authors(engine: Engine, checkpoint: Path) -> None:
     assert engine.is_clean()
 
 
-def test_the_fixture_reaches_what_it_tests() -> None:
+def test_moshi_fixture_exceeds_the_attention_window() -> None:
     found, window = replies(), CONFIG["context"]
     assert found["frames"].shape[1] > 3 * window
     assert all(len(np.unique(frames[:, 0])) > 15 for frames in found["frames"])
@@ -63,7 +63,7 @@ def test_the_fixture_reaches_what_it_tests() -> None:
     assert len(found["long_frames"]) > LONG["context"]
 
 
-def test_replies_in_a_batch_do_not_change_each_other(engine: Engine, checkpoint: Path) -> None:
+def test_batched_moshi_replies_do_not_affect_each_other(engine: Engine, checkpoint: Path) -> None:
     found = replies()
     prompts, wanted = {}, {}
     for at, length in enumerate(LENGTHS):
@@ -74,7 +74,7 @@ def test_replies_in_a_batch_do_not_change_each_other(engine: Engine, checkpoint:
         check(answer, wanted[name], checkpoint, name)
 
 
-def test_a_limit_of_rows_is_a_cut(engine: Engine, checkpoint: Path) -> None:
+def test_reply_ending_at_max_rows_is_marked_cut(engine: Engine, checkpoint: Path) -> None:
     found = replies()
     answer = engine.run({"r": make_prompt(checkpoint, found["user"][1], SEEDS[1], max_rows=40)})["r"]
     assert (frames_of(answer.rows, checkpoint) == found["frames"][1][:39]).all()
@@ -82,7 +82,7 @@ def test_a_limit_of_rows_is_a_cut(engine: Engine, checkpoint: Path) -> None:
     assert answer.trailer.was_cut
 
 
-def test_preempted_replies_read_both_sides_again(checkpoint: Path) -> None:
+def test_preempted_moshi_replies_are_recomputed_exactly(checkpoint: Path) -> None:
     found = replies()
     prompts = {f"r{at}": make_prompt(checkpoint, found["user"][at % 3], SEEDS[at % 3]) for at in range(4)}
     limits: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4, "max_num_batched_tokens": 16}
@@ -106,7 +106,7 @@ def recordings(checkpoint: Path) -> tuple[list[Prompt], list[np.ndarray]]:
 @pytest.mark.parametrize(
     ("seed", "slowest", "aborts", "others"), [(3, 12, 2, 4), *by_night((1, 1, 0, 6), (2, 40, 3, 4), (4, 4, 1, 0))]
 )
-def test_sessions_that_join_stall_and_leave_do_not_change_each_other(
+def test_joining_stalled_and_leaving_sessions_do_not_affect_others(
     checkpoint: Path, is_async: bool, seed: int, slowest: int, aborts: int, others: int
 ) -> None:
     """Whole recordings among them are preempted; sessions are not."""
@@ -121,7 +121,7 @@ def test_sessions_that_join_stall_and_leave_do_not_change_each_other(
         check(answer, wanted[int(name[1:])], checkpoint, name)
 
 
-def test_sessions_without_a_reserve_read_all_their_rows_again(checkpoint: Path) -> None:
+def test_sessions_without_a_reserve_are_recomputed_exactly(checkpoint: Path) -> None:
     prompts, wanted = recordings(checkpoint)
     limits: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 10, "max_num_batched_tokens": 32}
     with Engine(checkpoint, **limits, num_gpu_blocks_override=6, live_reserve=False) as engine:
@@ -132,13 +132,13 @@ def test_sessions_without_a_reserve_read_all_their_rows_again(checkpoint: Path) 
 
 
 @pytest.mark.nightly  # 3,100 steps; the window of 24 rows is tested by day
-def test_the_published_window_of_3000_rows_is_exact(tmp_path: Path) -> None:
+def test_published_3000_row_window_is_exact(tmp_path: Path) -> None:
     found, checkpoint = replies(), make_checkpoint(tmp_path, **LONG)
     with Engine(checkpoint, max_model_len=3200, max_num_seqs=2) as engine:
         answer = engine.run({"r": make_prompt(checkpoint, found["long_user"], 7)})["r"]
     check(answer, found["long_frames"], checkpoint)
 
 
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     """A set of the depth transformer's weights is shared by two codebooks, and delays are 0, 1 and 2 rows."""
     assert_family_conforms(PLUGIN, tmp_path, SMALL_MOSHI.to_record(), backbone="llama")

@@ -69,7 +69,7 @@ def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, m
     assert not seen
 
 
-def test_what_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocking_operations_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = "x[0].item(), x[x > 1].sum(), bool(x.any()), x.tolist(), x.repeat_interleave(x), x[::2].pin_memory()"
     script = f"def ask(x):\n    return {asked}\n"
     place = Path(state.__file__)

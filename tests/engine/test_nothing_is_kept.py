@@ -88,7 +88,7 @@ def types() -> Counter[str]:
     return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
 
 
-def test_the_engine_keeps_nothing_of_its_requests(engine: Engine) -> None:
+def test_engine_does_not_leak_finished_requests(engine: Engine) -> None:
     counts = []
     for first in range(0, 3 * MANY, MANY):
         run(engine, first, MANY)
@@ -99,7 +99,7 @@ def test_the_engine_keeps_nothing_of_its_requests(engine: Engine) -> None:
     assert not kept_ids()
 
 
-def test_products_are_prepared_for_few_numbers_of_rows(engine: Engine, multiplied: set[int]) -> None:
+def test_products_run_only_at_padded_batch_sizes(engine: Engine, multiplied: set[int]) -> None:
     run(engine, 1000, 60)
     assert max(multiplied) > 64
     assert all(padded_size(size) == size for size in multiplied)

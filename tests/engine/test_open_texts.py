@@ -118,7 +118,7 @@ def at_once(engine: Engine) -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize(("seed", "slowest", "aborts"), [(4, 40, 3), *by_night((1, 1, 0), (2, 4, 0), (3, 15, 2))])
-def test_at_any_pace_the_reply_is_the_same(
+def test_streamed_text_reply_is_independent_of_pacing(
     engine: Engine, at_once: dict[str, list[list[int]]], seed: int, slowest: int, aborts: int
 ) -> None:
     before = engine.scheduler.stats.values.preemptions_total
@@ -131,7 +131,7 @@ def test_at_any_pace_the_reply_is_the_same(
         assert engine.scheduler.stats.values.preemptions_total > before
 
 
-def test_nothing_is_to_be_done_while_all_wait_for_words(engine: Engine) -> None:
+def test_engine_is_idle_while_all_replies_wait_for_text(engine: Engine) -> None:
     given = prompt(engine, 2)
     num_known = 3 + num_codes(engine, given)
     engine.add("one", replace(given, track=given.track[:num_known], is_open=True))
@@ -150,7 +150,7 @@ def test_nothing_is_to_be_done_while_all_wait_for_words(engine: Engine) -> None:
     assert not engine.is_busy(), "words for a reply that has ended are nobody's"
 
 
-def test_a_crowd_of_silent_writers_stalls_nobody(engine: Engine) -> None:
+def test_stalled_text_streams_do_not_block_other_requests(engine: Engine) -> None:
     """Six texts that do not continue would fill the four slots."""
     names = [f"silent{index}" for index in range(6)]
     for index, name in enumerate(names):

@@ -106,17 +106,17 @@ def tight(checkpoint: Checkpoint) -> Iterator[Engine]:
         yield running
 
 
-def test_replies_alone_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_single_replies_match_the_reference(checkpoint: Checkpoint, roomy: Engine) -> None:
     for request_id, prompt in make_prompts(checkpoint.family, 12).items():
         checkpoint.check({request_id: prompt}, roomy.run({request_id: prompt}))
 
 
-def test_replies_in_one_batch_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_batched_replies_match_the_reference(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = make_prompts(checkpoint.family, 12)
     checkpoint.check(prompts, roomy.run(prompts))
 
 
-def test_replies_that_arrive_one_by_one_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_staggered_replies_match_the_reference(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = make_prompts(checkpoint.family, 12)
     arrivals = {request_id: 4 * index for index, request_id in enumerate(prompts)}
     checkpoint.check(prompts, roomy.run(prompts, arrivals))
@@ -137,7 +137,7 @@ def repetitive(family: Family, index: int) -> Prompt:
     return Prompt(prompt.task, prompt.rows, replace(prompt.sampling, audio=replace(prompt.sampling.audio, top_k=3)))
 
 
-def test_codes_said_too_often_are_drawn_again_alone_and_batched(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_repetition_aware_sampling_is_identical_alone_and_batched(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = {f"r{index}": repetitive(checkpoint.family, index) for index in range(12)}
     checkpoint.check(prompts, roomy.run(prompts))
     for name in ("r2", "r6", "r11"):
@@ -151,7 +151,7 @@ def test_codes_said_too_often_are_drawn_again_alone_and_batched(checkpoint: Chec
     assert changed >= 2, "the rule was hardly ever applied"
 
 
-def test_codes_said_too_often_are_drawn_again_after_a_preemption(checkpoint: Checkpoint, tight: Engine) -> None:
+def test_repetition_aware_sampling_survives_preemption(checkpoint: Checkpoint, tight: Engine) -> None:
     prompts = {f"r{index}": repetitive(checkpoint.family, index) for index in range(12)}
     answers = tight.run(prompts)
     checkpoint.check(prompts, answers, max_model_len=160)
@@ -179,7 +179,7 @@ def varied(family: Family, index: int) -> Prompt:
     return Prompt(prompt.task, prompt.rows, sampling)
 
 
-def test_each_request_has_its_own_parameters_by_segment_and_stream(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_sampling_parameters_are_per_request_segment_and_stream(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = {f"r{index}": varied(checkpoint.family, index) for index in range(16)}
     answers = roomy.run(prompts)
     checkpoint.check(prompts, answers)
@@ -187,7 +187,7 @@ def test_each_request_has_its_own_parameters_by_segment_and_stream(checkpoint: C
         assert roomy.run({name: prompts[name]})[name].rows == answers[name].rows
 
 
-def test_the_half_of_an_older_pair_gets_the_blocks_of_a_younger_request(checkpoint: Checkpoint, tight: Engine) -> None:
+def test_older_cfg_pair_preempts_a_younger_request(checkpoint: Checkpoint, tight: Engine) -> None:
     task = checkpoint.family.tasks[0].name
     prompts = {
         "old": make_prompt(checkpoint.family, 2, task, guidance_scale=2.0),
@@ -212,7 +212,7 @@ def check_slots(running: Engine) -> None:
     assert len(running.scheduler.running) <= running.scheduler.max_num_running_reqs
 
 
-def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: Engine) -> None:
+def test_aborted_requests_leave_the_engine_clean(checkpoint: Checkpoint, tight: Engine) -> None:
     prompts = make_prompts(checkpoint.family, 12)
     aborts = {f"r{index}": 3 + 5 * index for index in range(0, 12, 2)}
     answers = tight.run(prompts, aborts=aborts)
@@ -222,7 +222,7 @@ def test_aborted_requests_leave_nothing_behind(checkpoint: Checkpoint, tight: En
     assert tight.is_clean()
 
 
-def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Engine) -> None:
+def test_abort_removes_both_requests_of_a_cfg_pair(checkpoint: Checkpoint, tight: Engine) -> None:
     """Every second reply is aborted in the step in which its unconditional request arrives."""
     family = checkpoint.family
     speaking = [task.name for task in family.tasks if Segment.AUDIO in task.segments]
@@ -244,7 +244,7 @@ def test_an_abort_takes_both_halves_of_a_pair(checkpoint: Checkpoint, tight: Eng
     assert tight.is_clean()
 
 
-def test_prompts_that_differ_only_in_codes_share_no_blocks(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_prompts_that_differ_only_in_codes_share_no_kv_blocks(checkpoint: Checkpoint, roomy: Engine) -> None:
     task = checkpoint.family.tasks[-1].name
     first = make_prompt(checkpoint.family, 7, task)
     assert len(first.rows) == 70
@@ -256,7 +256,7 @@ def test_prompts_that_differ_only_in_codes_share_no_blocks(checkpoint: Checkpoin
     assert checkpoint.reply(first) != checkpoint.reply(second)
 
 
-def test_the_unconditional_halves_share_their_context(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_unconditional_requests_share_their_cached_context(checkpoint: Checkpoint, roomy: Engine) -> None:
     """The second of two guided replies with different prompts finds its unconditional context in the cache."""
     task = checkpoint.family.tasks[0].name
     computed: list[int] = []
@@ -297,21 +297,21 @@ def test_interpreted_kernels_are_exact(checkpoint: Checkpoint, roomy: Engine, mo
     assert {"_draw_kernel", "_embed_kernel"} <= launched
 
 
-def test_without_prefix_caching_the_replies_are_the_same(checkpoint: Checkpoint) -> None:
+def test_replies_do_not_depend_on_prefix_caching(checkpoint: Checkpoint) -> None:
     """The last of a family's tests: this engine takes the process's parallel groups with it when it ends."""
     prompts = make_prompts(checkpoint.family, 8)
     with engine(checkpoint, enable_prefix_caching=False) as running:
         checkpoint.check(prompts, running.run(prompts))
 
 
-def test_pads_that_are_learned_are_read_everywhere(tmp_path: Path) -> None:
+def test_learned_pads_are_embedded_in_every_row(tmp_path: Path) -> None:
     learned = Checkpoint(tmp_path, "learned_pads")
     prompts = {f"r{index}": make_prompt(learned.family, index) for index in (0, 1, 2)}
     with engine(learned, async_scheduling=False) as running:
         learned.check(prompts, running.run(prompts))
 
 
-def test_each_row_of_a_frame_is_drawn_from_its_own_ids(tmp_path: Path) -> None:
+def test_frame_rows_are_sampled_from_their_own_ids(tmp_path: Path) -> None:
     """Replies are unbatched, batched, and preempted within frames. A limit may cut a reply within a frame.
 
     Otherwise a reply ends after a frame.

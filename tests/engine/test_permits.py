@@ -23,7 +23,7 @@ class Engine:
         return Permits(max_running, max_waiting, self.unfinished.__contains__, lambda: self.num_blocked)
 
 
-def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits() -> None:
+def test_admission_is_limited_to_running_plus_waiting() -> None:
     permits = Engine().permits()
     with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1), permits.acquire("d", 1):
         assert permits.num_in_flight() == 6
@@ -33,7 +33,7 @@ def test_as_many_are_let_in_as_run_and_may_wait_and_the_next_is_told_the_limits(
     assert permits.num_in_flight() == 0
 
 
-def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
+def test_cfg_pair_needs_two_permits() -> None:
     permits = Engine().permits()
     with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("c", 1):
         with pytest.raises(NoCapacity), permits.acquire("pair", 2):
@@ -42,7 +42,7 @@ def test_a_guided_reply_needs_room_for_both_of_its_halves() -> None:
             assert permits.num_in_flight() == 6
 
 
-def test_who_is_refused_takes_nothing() -> None:
+def test_refused_requests_take_no_permit() -> None:
     permits = Engine().permits(1, 0)
     with permits.acquire("a", 1):
         for _ in range(3):
@@ -51,12 +51,12 @@ def test_who_is_refused_takes_nothing() -> None:
         assert permits.num_in_flight() == 1
 
 
-def test_a_reply_alone_is_let_in_whatever_it_needs() -> None:
+def test_lone_reply_is_admitted_beyond_the_limit() -> None:
     with Engine().permits(1, 0).acquire("pair", 2):
         pass
 
 
-def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_being_heard() -> None:
+def test_permit_is_free_once_the_engine_has_finished() -> None:
     engine = Engine()
     permits = engine.permits(1, 0)
     with permits.acquire("slow reader", 1) as permit:
@@ -71,7 +71,7 @@ def test_a_place_is_free_when_the_engine_has_finished_though_the_reply_is_still_
             assert permits.num_in_flight() == 1
 
 
-def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
+def test_replies_waiting_for_text_free_their_permits() -> None:
     engine = Engine()
     permits = engine.permits(2, 0)
     with permits.acquire("open", 1), permits.acquire("open too", 1):
@@ -82,14 +82,14 @@ def test_replies_that_wait_for_words_leave_their_places_to_others() -> None:
         assert permits.num_in_flight() == 0
 
 
-def test_without_a_bound_all_are_let_in() -> None:
+def test_permits_without_a_limit_admit_all() -> None:
     permits = Engine().permits(1, None)
     with permits.acquire("a", 1), permits.acquire("b", 2), permits.acquire("c", 2):
         assert permits.num_in_flight() == 5
 
 
 @pytest.mark.parametrize(("num_engines", "expected"), [(1, 7), (2, 11)])
-def test_several_engines_run_more(num_engines: int, expected: int) -> None:
+def test_permits_scale_with_the_number_of_engines(num_engines: int, expected: int) -> None:
     ids = {"all"}
     ready = SimpleNamespace(max_num_seqs=4)
     engine = SimpleNamespace(ready=ready, num_engines=num_engines, has=ids.__contains__)
@@ -109,7 +109,7 @@ def test_several_engines_run_more(num_engines: int, expected: int) -> None:
             pass
 
 
-def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
+def test_late_first_frames_reduce_admissions() -> None:
     permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with permits.acquire("a", 2), permits.acquire("b", 2) as late:
         late.record_first_frame(1.0)
@@ -125,7 +125,7 @@ def test_as_long_as_first_frames_come_late_fewer_are_let_in() -> None:
         pass
 
 
-def test_without_a_target_late_first_frames_change_nothing() -> None:
+def test_late_first_frames_change_nothing_without_a_target() -> None:
     permits = Engine().permits(4, 0)
     with permits.acquire("a", 2), permits.acquire("b", 2) as late:
         late.record_first_frame(1e9)
@@ -133,7 +133,7 @@ def test_without_a_target_late_first_frames_change_nothing() -> None:
         pass
 
 
-def test_a_reply_that_waits_for_words_is_not_late() -> None:
+def test_streamed_text_reply_does_not_count_as_late() -> None:
     permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
     with permits.acquire("a", 2), permits.acquire("open", 2, is_timed=False) as waits:
         waits.record_first_frame(60.0)
@@ -142,7 +142,7 @@ def test_a_reply_that_waits_for_words_is_not_late() -> None:
 
 
 @pytest.mark.parametrize(("has_begun", "is_room"), [(False, False), (True, True)])
-def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_room: bool) -> None:
+def test_giving_up_before_the_start_counts_as_late(has_begun: bool, is_room: bool) -> None:
     permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=1e-9)
     with permits.acquire("a", 2), permits.acquire("b", 2):
         with permits.acquire("gives up", 2) as permit:
@@ -151,7 +151,7 @@ def test_who_gives_up_before_the_engine_has_begun_was_late(has_begun: bool, is_r
             pass
 
 
-def test_who_gives_up_sooner_says_nothing() -> None:
+def test_giving_up_early_does_not_lower_the_limit() -> None:
     permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=1e9)
     with permits.acquire("a", 2), permits.acquire("b", 2), permits.acquire("late", 2) as late:
         late.record_first_frame(1e10)

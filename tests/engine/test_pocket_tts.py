@@ -39,7 +39,7 @@ def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
 @pytest.mark.parametrize(
     ("kind", "is_async"), [("english", False), *by_night(("english", True), *((kind, True) for kind in KINDS[1:]))]
 )
-def test_latents_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
+def test_pocket_tts_latents_and_reply_ends_match_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
     """Voices are given by name or as a recording. Replies stay bit-identical with other requests and preemption."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     family = family_at(checkpoint)
@@ -72,7 +72,7 @@ def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("is_async", [True, *by_night(False)], ids=["async", "sync"])
-def test_two_ranks_give_the_authors_latents(tmp_path: Path, is_async: bool) -> None:
+def test_two_ranks_match_the_authors_latents(tmp_path: Path, is_async: bool) -> None:
     """Both ranks have the same rows, and other requests and preemption change no bits.
 
     Ranks add up partial sums, so the bits are not those of one rank.
@@ -95,7 +95,7 @@ def test_two_ranks_give_the_authors_latents(tmp_path: Path, is_async: bool) -> N
 
 
 @pytest.mark.nightly
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     checkpoint = convert_release(tmp_path, "english_2m")
 
     def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:

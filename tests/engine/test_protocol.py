@@ -28,7 +28,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 SAMPLING = SamplingConfig(SegmentSampling(0.7, 5, 0.9, 1, 20), SegmentSampling(1, max_rows=9), seed=(1 << 63) - 1)
 
 
-def test_parameters_come_back_as_they_went() -> None:
+def test_speech_params_round_trip() -> None:
     codes, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
     for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", guided_until_s=0.1)):
         sent = SpeechParams("tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6))
@@ -42,33 +42,33 @@ def test_parameters_come_back_as_they_went() -> None:
         np.testing.assert_array_equal(audio.features, heard)
 
 
-def test_rows_come_with_their_marks() -> None:
+def test_rows_are_read_with_their_guidance_marks() -> None:
     ids = [NO_CHANGE, 1, 2, GUIDANCE_OFF, 3, 4, GUIDANCE_ON, 5, 6]
     assert read_rows(ids, 2).tolist() == [[NO_CHANGE, 1, 2], [GUIDANCE_OFF, 3, 4], [GUIDANCE_ON, 5, 6]]
 
 
-def test_the_last_message_may_bring_the_trailer_alone() -> None:
+def test_last_message_may_have_no_rows() -> None:
     assert read_rows([], 2).shape == (0, 3)
 
 
-def test_half_a_row_is_an_error() -> None:
+def test_incomplete_rows_are_rejected() -> None:
     with pytest.raises(ValueError, match="reshape"):
         read_rows([NO_CHANGE, 1, 2, NO_CHANGE], 2)
 
 
-def test_each_half_names_the_other() -> None:
+def test_cfg_request_ids_name_their_partner() -> None:
     assert partner_of("r1") == "r1#unconditional"
     assert partner_of("r1#unconditional") == "r1"
 
 
-def test_guided_frames_are_those_between_two_turns() -> None:
+def test_guided_frames_are_counted_from_guidance_changes() -> None:
     assert num_guided([], 7) == 7
     assert num_guided([3], 7) == 3
     assert num_guided([3, 5], 7) == 5
     assert num_guided([3, 9], 7) == 3, "a turn behind the last frame"
 
 
-def test_a_pair_needs_the_blocks_of_two() -> None:
+def test_kv_blocks_in_window_are_counted_per_request() -> None:
     assert blocks_in_window(33, 32, None, 100) == 2
     assert blocks_in_window(3000, 32, 65, 2) == 4  # rows 31 to 96 of three blocks, and the next block
     assert blocks_in_window(33, 32, 65, 2) == 2
@@ -78,7 +78,7 @@ def write_a_line(path: str, line: int, stats: EngineStats) -> None:
     SharedStats(Path(path), 2).write(line, stats)
 
 
-def test_what_another_process_writes_is_read_here() -> None:
+def test_shared_stats_are_read_across_processes() -> None:
     shared = SharedStats.create(2)
     stats = EngineStats(**{name: float(index + 1) for index, name in enumerate(NAMES)})
     for line in (0, 1):
@@ -93,7 +93,7 @@ def test_what_another_process_writes_is_read_here() -> None:
     shared.close()
 
 
-def test_the_memory_has_no_file_and_outlives_its_opening() -> None:
+def test_shared_stats_memory_has_no_file_and_outlives_its_creator() -> None:
     before = set(Path("/dev/shm").iterdir())
     shared = SharedStats.create(1)
     assert not {path for path in set(Path("/dev/shm").iterdir()) - before if path.name.startswith("stretto_stats")}

@@ -136,14 +136,14 @@ def roomy(checkpoint: Checkpoint) -> Iterator[Engine]:
         yield running
 
 
-def test_replies_in_one_batch_are_the_reference_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_batched_replies_match_the_reference(checkpoint: Checkpoint, roomy: Engine) -> None:
     """Prompts cover greedy and seeded sampling, guidance, every task, and four lengths."""
     prompts = make_prompts(checkpoint.family, 15)
     checkpoint.check(prompts, roomy.run(prompts))
 
 
 @pytest.mark.nightly
-def test_cached_prefixes_change_nothing(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_prefix_caching_does_not_change_replies(checkpoint: Checkpoint, roomy: Engine) -> None:
     prompts = make_prompts(checkpoint.family, 8)
     roomy.run(prompts)
     cached: list[int] = []
@@ -167,7 +167,7 @@ def with_lengths(prompt: Prompt, num_rows: int, text: int, audio: int) -> Prompt
 
 
 @pytest.mark.nightly
-def test_limits_end_replies_in_order_and_what_frames_there_are_leave(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_replies_ended_by_limits_deliver_their_complete_frames(checkpoint: Checkpoint, roomy: Engine) -> None:
     family = checkpoint.family
     task = next(task for task in family.tasks if Segment.AUDIO in task.segments)
     longest = make_prompt(family, 3, task.name)
@@ -214,7 +214,7 @@ class RecordedLogits:
             patch.setattr(heads, name, record)
 
 
-def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
+def test_logits_of_every_stream_match_the_hugging_face_class(
     checkpoint: Checkpoint,
     roomy: Engine,
     monkeypatch: pytest.MonkeyPatch,
@@ -239,7 +239,7 @@ def test_logits_of_every_stream_are_the_backbone_s_own_class_s(
     assert largest <= 1e-4
 
 
-def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoint, roomy: Engine) -> None:
+def test_sampled_and_forced_pads_follow_the_family(checkpoint: Checkpoint, roomy: Engine) -> None:
     """Bagpiper samples pads. OpusLM forces them until a stream has its frame, and again after the stream has ended."""
     family = checkpoint.family
     prompts = make_prompts(family, 15)
@@ -270,7 +270,7 @@ def test_what_is_sampled_and_what_is_forced_is_the_family_s(checkpoint: Checkpoi
 
 
 @pytest.mark.nightly
-def test_chunked_prefills_and_preemptions_change_nothing(checkpoint: Checkpoint) -> None:
+def test_chunked_prefill_and_preemption_do_not_change_replies(checkpoint: Checkpoint) -> None:
     """The last of a family's tests: this engine takes the process's parallel groups with it when it ends."""
     prompts = make_prompts(checkpoint.family, 20)
     with engine(checkpoint, async_scheduling=False, **TIGHT) as running:

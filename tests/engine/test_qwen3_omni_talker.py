@@ -35,7 +35,7 @@ def tight(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield engine
 
 
-def test_greedy_codes_are_those_of_transformers_talker(
+def test_greedy_codes_match_the_transformers_talker(
     tight: Engine,
     checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,7 +79,7 @@ def drawn(prompt: Prompt, index: int) -> Prompt:
     return replace(prompt, sampling=sampling)
 
 
-def test_drawn_replies_are_those_of_the_slow_reference(tight: Engine, checkpoint: Path) -> None:
+def test_sampled_replies_match_the_reference(tight: Engine, checkpoint: Path) -> None:
     """Replies are chunked and preempted.
 
     Different states with equal ids give different replies, also with the cache.
@@ -100,7 +100,7 @@ def test_drawn_replies_are_those_of_the_slow_reference(tight: Engine, checkpoint
     assert answers["audio"].rows != answers["audio, reversed"].rows
 
 
-def test_an_expert_that_a_checkpoint_lacked_would_be_missed(tight: Engine, checkpoint: Path) -> None:
+def test_missing_moe_expert_tensors_are_detectable(tight: Engine, checkpoint: Path) -> None:
     """vLLM stores a layer's experts as one tensor, so a missing expert is detected by its parts."""
     model: Any = tight.model_state.model
     published = {name for name in load_file(next(checkpoint.glob("*.safetensors"))) if ".experts." in name}

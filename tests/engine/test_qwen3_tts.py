@@ -39,7 +39,7 @@ def drawn_prompt(index: int) -> Prompt:
 
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
-def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async: bool) -> None:
+def test_sampled_replies_match_the_reference(tmp_path: Path, is_async: bool) -> None:
     """Replies are chunked and preempted, with a penalty and two samplers, one of which may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
     reference = Reference(folder, QWEN3_TTS, LENGTH)
@@ -55,7 +55,7 @@ def test_drawn_replies_are_those_of_the_slow_reference(tmp_path: Path, is_async:
 
 
 @pytest.mark.parametrize("kind", ["base", *by_night("custom_voice", "voice_design")])
-def test_replies_are_those_of_the_authors_package(
+def test_qwen3_tts_replies_match_the_authors(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, float], None]
 ) -> None:
     """Codes are equal: side by side, in chunks of prompts, preempted, from the prefix cache, alone; logits to 1e-5

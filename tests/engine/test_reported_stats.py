@@ -39,7 +39,7 @@ def engine(asynchronous: bool, shared: SharedStats, tmp_path_factory: pytest.Tem
     running.shutdown()
 
 
-def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_stats_are_consistent(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
     seen: list[EngineStats] = []
@@ -60,7 +60,7 @@ def test_stats_add_up(engine: Engine, shared: SharedStats, monkeypatch: pytest.M
     assert last.preemptions_total >= last.preempted_pairs_total == preempted > 0
 
 
-def test_the_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PERIOD_S", 1e9)
     seen: list[EngineStats] = []
     engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
@@ -69,7 +69,9 @@ def test_the_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypa
     assert seen[-1].running_requests == 0
 
 
-def test_an_abort_reports_none_running(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aborted_request_resets_reported_stats(
+    engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []

@@ -96,7 +96,7 @@ def make_prompts(family: Family) -> dict[str, Prompt]:
 
 
 @pytest.mark.parametrize("name", ["wide", "modules", *by_night("wide with a depth transformer")])
-def test_hidden_states_do_not_depend_on_batches(tmp_path: Path, name: str, seen: Bits, multiplied: set[int]) -> None:
+def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen: Bits, multiplied: set[int]) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
     answers = []
@@ -113,7 +113,7 @@ def test_hidden_states_do_not_depend_on_batches(tmp_path: Path, name: str, seen:
 
 
 @pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama")])
-def test_host_layers_compute_the_same_bits_as_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
+def test_host_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
     for is_replaced in (True, False):

@@ -63,7 +63,7 @@ def alone(folder: Path, prompts: dict[str, Prompt]) -> dict[str, Rows]:
 
 
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
-def test_a_batch_draws_what_each_draws_alone(
+def test_seeded_sampling_is_identical_batched_and_alone(
     folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
 ) -> None:
     with started(folder, async_scheduling=is_async) as engine:
@@ -72,7 +72,7 @@ def test_a_batch_draws_what_each_draws_alone(
 
 
 @pytest.mark.parametrize("is_async", SYNC_BY_DAY)
-def test_who_is_preempted_draws_what_it_draws_alone(
+def test_preemption_does_not_change_sampling(
     folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], is_async: bool
 ) -> None:
     with started(folder, async_scheduling=is_async, **TIGHT) as engine:
@@ -82,14 +82,18 @@ def test_who_is_preempted_draws_what_it_draws_alone(
     assert {name: answer.rows for name, answer in answers.items()} == alone
 
 
-def test_a_restarted_engine_draws_the_same(folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]) -> None:
+def test_restarted_engine_reproduces_seeded_replies(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows]
+) -> None:
     last = list(prompts)[:-4:-1]
     with started(folder) as engine:
         again = {name: engine.run({name: prompts[name]})[name].rows for name in last}
     assert again == {name: alone[name] for name in last}
 
 
-def test_other_seeds_draw_others(folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], name: str) -> None:
+def test_other_seeds_sample_other_codes(
+    folder: Path, prompts: dict[str, Prompt], alone: dict[str, Rows], name: str
+) -> None:
     layout = FAMILIES[name].layout
     prompt = prompts["r0"]
     other = replace(prompt, sampling=replace(prompt.sampling, seed=prompt.sampling.seed + 1))

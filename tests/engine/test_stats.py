@@ -13,7 +13,7 @@ GUIDED = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), guidance_sca
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("turns", [[], [0], [5], [0, 3], [2, 4, 9], [11]])
-def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
+def test_frame_stats_are_independent_of_row_grouping(step: int, turns: list[int]) -> None:
     """Guidance changes before each of `turns`, and a change is known once its row has arrived."""
     stats = Stats()
     counts = FrameStats(stats, replace(GUIDED, policy="adaptive"))
@@ -26,7 +26,7 @@ def test_frames_add_up_however_they_come(step: int, turns: list[int]) -> None:
     assert stats.unguided_total == 0
 
 
-def test_a_reply_that_must_be_guided_and_is_not_is_a_bug_that_shows() -> None:
+def test_unguided_frames_without_policy_are_counted_as_errors() -> None:
     stats = Stats()
     FrameStats(stats, GUIDED).record(4, [GuidanceChange(1, False)])
     assert (stats.unguided_total, stats.frames_unguided_by_policy_total) == (3, 0)

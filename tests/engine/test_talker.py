@@ -41,7 +41,7 @@ async def codes(llm: SpeechLLM, prompt: Prompt, request_id: str | None = None) -
     )
 
 
-async def test_streamed_words_make_the_codes_of_the_whole_text(llm: SpeechLLM, checkpoint: Path) -> None:
+async def test_streamed_text_gives_the_same_codes_as_complete_text(llm: SpeechLLM, checkpoint: Path) -> None:
     case = cases()["audio"]
     short = replace(case, words=case.words[:9])
     expected = Theirs().reply(short, NUM_FRAMES).codes.T
@@ -61,7 +61,7 @@ async def test_streamed_words_make_the_codes_of_the_whole_text(llm: SpeechLLM, c
         await llm.write("live", [5])
 
 
-async def test_what_cannot_be_spoken_is_refused_and_the_next_reply_is_whole(llm: SpeechLLM, checkpoint: Path) -> None:
+async def test_refused_talker_prompts_do_not_affect_the_next_reply(llm: SpeechLLM, checkpoint: Path) -> None:
     case, writer = cases()["one word"], TalkerPrompts.at(checkpoint)
     good = case.prompt(checkpoint, NUM_FRAMES)
     heard = cases()["audio"].prompt(checkpoint, NUM_FRAMES)

@@ -138,7 +138,7 @@ def text_rows(worker: Any) -> int:
     return worker.worker.model_runner.sampler._draw._heads._text.num_columns
 
 
-def test_the_text_head_is_sharded_if_it_is_large(case: tuple[Family, Path, bool], two_ranks: Engine) -> None:
+def test_large_text_heads_are_sharded(case: tuple[Family, Path, bool], two_ranks: Engine) -> None:
     family, _, _ = case
     if two_ranks.rules.num_text_ids == 0:
         return  # there is none

@@ -38,7 +38,7 @@ def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> TextFeed:
     )
 
 
-async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
+async def test_text_ids_are_sent_in_order_once_the_engine_has_the_request() -> None:
     engine = FakeEngine()
     written = text(engine)
     written.write([1, 2], False)
@@ -53,7 +53,7 @@ async def test_ids_go_on_in_order_once_the_engine_has_the_reply() -> None:
     written.end()
 
 
-async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
+async def test_text_after_the_end_or_beyond_capacity_is_refused() -> None:
     written = text(FakeEngine(), room=3)
     with pytest.raises(InvalidRequest, match="text: expected at most 3 more tokens, got 4"):
         written.write([1] * 4, False)
@@ -65,7 +65,7 @@ async def test_nothing_is_written_behind_the_end_or_beyond_the_room() -> None:
         written.write([1], False)
 
 
-async def test_words_for_a_reply_that_has_ended_are_not_sent() -> None:
+async def test_text_for_an_ended_reply_is_not_sent() -> None:
     engine = FakeEngine()
     written = text(engine)
     written.begin()
@@ -74,7 +74,7 @@ async def test_words_for_a_reply_that_has_ended_are_not_sent() -> None:
     assert engine.told == []
 
 
-async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
+async def test_stalled_text_input_aborts_the_reply() -> None:
     engine = FakeEngine()
     written = text(engine, patience_s=0.0)
     await engine.aborted.wait()
@@ -85,7 +85,7 @@ async def test_a_writer_who_falls_silent_ends_the_reply_by_name() -> None:
     complete.check()
 
 
-async def test_a_text_without_end_aborts_despite_empty_writes(
+async def test_unfinished_text_is_aborted_despite_empty_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(TextFeed, "longest_s", 0.0)
@@ -99,7 +99,7 @@ async def test_a_text_without_end_aborts_despite_empty_writes(
         written.check()
 
 
-async def test_a_reply_stands_still_behind_its_last_word_until_the_text_is_complete() -> None:
+async def test_text_feed_blocks_after_its_last_token_until_complete() -> None:
     written = text(FakeEngine())
     assert [written.is_awaited(rows) for rows in (0, 2, 3)] == [False, False, True]
     written.write([7], False)
@@ -122,7 +122,7 @@ class Session:
         self.feed.write_frames(frames, is_last, seconds=0.08 * num_frames)
 
 
-async def test_frames_go_to_the_engine_row_by_row_and_nothing_beyond_the_limit() -> None:
+async def test_live_frames_are_sent_to_the_engine_up_to_the_limit() -> None:
     session = Session(room=5)
     session.feed.begin()
     await session.write(3)
@@ -133,7 +133,7 @@ async def test_frames_go_to_the_engine_row_by_row_and_nothing_beyond_the_limit()
     session.feed.end()
 
 
-async def test_a_receipt_waits_until_the_reply_has_read_the_audio() -> None:
+async def test_live_session_receipt_waits_until_the_audio_is_consumed() -> None:
     session = Session()
     await session.write(30)
     session.feed.note_rows(1)  # the first row precedes the first frame
@@ -152,7 +152,7 @@ async def test_a_receipt_waits_until_the_reply_has_read_the_audio() -> None:
     await waiting
 
 
-async def test_a_session_behind_its_audio_ends_but_a_file_is_never_late() -> None:
+async def test_live_session_lagging_its_audio_ends() -> None:
     """Frames that arrive together are due one after the other."""
     session = Session()
     await session.write(90)  # 7.2 s of a file
@@ -171,7 +171,7 @@ async def test_a_session_behind_its_audio_ends_but_a_file_is_never_late() -> Non
     session.feed.end()
 
 
-async def test_the_lateness_of_frames_is_counted() -> None:
+async def test_late_frames_are_counted() -> None:
     """Frames that are read before they are due are not late."""
     session = Session()
     await session.write(5)  # due after 0, 80, 160, 240 and 320 ms
@@ -187,7 +187,7 @@ async def test_the_lateness_of_frames_is_counted() -> None:
     session.feed.end()
 
 
-async def test_a_session_without_audio_ends() -> None:
+async def test_session_without_audio_times_out() -> None:
     session = Session()
     session.feed._patience_s = 0.0
     await session.write(1)

@@ -35,7 +35,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     engine.shutdown()
 
 
-def test_every_reply_is_the_reference_s(both: tuple[Engine, Family]) -> None:
+def test_text_track_replies_match_the_reference(both: tuple[Engine, Family]) -> None:
     engine, family = both
     reference = Reference(Path(engine.core.vllm_config.model_config.model), family, LENGTH)
     given = make_prompts(family, 10)
@@ -49,7 +49,7 @@ def test_every_reply_is_the_reference_s(both: tuple[Engine, Family]) -> None:
         assert {given[name].sampling.guidance_scale for name in answers} == {1.0, 2.0, 3.0}
 
 
-def test_another_text_makes_another_reply(both: tuple[Engine, Family]) -> None:
+def test_text_track_affects_the_reply_and_block_hashes(both: tuple[Engine, Family]) -> None:
     """Replies differ after the first differing row, and block hashes include the text."""
     engine, family = both
     first = make_prompts(family, 10)["r7"]

@@ -33,7 +33,9 @@ def rows_of(state: RequestState, first: int, last: int) -> np.ndarray:
     return np.concatenate([tokens[:, None], state.history.rows(first, last)], 1)
 
 
-def test_unconditional_prefills_use_vllm_s_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconditional_requests_use_the_vllm_loop_only_for_prefill(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     scheduled: list[str] = []
     inner = Scheduler.update_from_output
@@ -54,7 +56,7 @@ def test_unconditional_prefills_use_vllm_s_loop(engine: Engine, monkeypatch: pyt
     assert len(seen) <= 2 * len(PROMPTS), "a step for its context each, and no more"
 
 
-def test_a_half_has_taken_the_rows_of_its_partner_as_it_sees_them(engine: Engine) -> None:
+def test_unconditional_request_rows_match_its_partners_audio_rows(engine: Engine) -> None:
     compared = 0
 
     def compare(running: Engine) -> None:

@@ -50,5 +50,5 @@ def digest(hook: Callable) -> str:
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__qualname__)
-def test_the_hook_is_the_one_that_was_read(hook: Callable) -> None:
+def test_vllm_hooks_match_their_reviewed_digests(hook: Callable) -> None:
     assert digest(hook) == HOOKS[hook], "vLLM changed it: read it again, then pin the new digest"

@@ -52,7 +52,7 @@ def utterance(
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
-def test_pauses_are_those_of_frames(sizes: list[int]) -> None:
+def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
     """The first row precedes the first frame, and the last one is the end; without the option, none are sent."""
     family = kyutai_stt(SttVocabulary(num_pauses=2))
     task, rules, end = family.task("asr"), SegmentRules(family, 512), family.end_of_reply
@@ -67,7 +67,7 @@ def test_pauses_are_those_of_frames(sizes: list[int]) -> None:
         assert not listener.finish(REPORT).chunk.pauses
 
 
-def test_every_chunk_names_the_voice_of_the_codec() -> None:
+def test_every_chunk_has_the_codec_voice_number() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
     speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)))
     speaker.voice = 3
@@ -77,7 +77,7 @@ def test_every_chunk_names_the_voice_of_the_codec() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(size: int) -> None:
+def test_non_code_frames_are_omitted_if_the_family_omits_them(size: int) -> None:
     """Chatterbox replies come in chunks of any size, including the last.
 
     A change of guidance is reported at its audible frame.
@@ -102,7 +102,7 @@ def test_frames_that_are_no_codes_are_left_out_where_the_family_leaves_them_out(
     assert speaker.num_sent_frames == len(ids)
 
 
-def test_a_reply_that_goes_on_from_a_reference_tells_its_frames_first() -> None:
+def test_reference_frames_are_sent_before_the_continuation() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
     speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
     codes = np.random.default_rng(0).integers(0, 8, (6, 5))
@@ -151,7 +151,7 @@ def chunks_of(
 
 @pytest.mark.parametrize("together", [1, 3, 100])
 @pytest.mark.parametrize("num_frames", [1, 3, 4, 5, 12, 24])
-def test_all_codes_leave_once_and_in_order(num_frames: int, together: int) -> None:
+def test_all_codes_are_sent_once_and_in_order(num_frames: int, together: int) -> None:
     rows, codes = reply(num_frames)
     chunks = chunks_of(rows, together=together)
     sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
@@ -161,7 +161,7 @@ def test_all_codes_leave_once_and_in_order(num_frames: int, together: int) -> No
     assert chunks[-1].chunk.report == REPORT
 
 
-def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
+def test_requested_output_codes_include_all_streams() -> None:
     rows, codes = reply(10)
     chunks = chunks_of(rows, with_codes=True)
     told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None], 1)
@@ -172,13 +172,13 @@ def test_codes_of_all_streams_are_told_where_they_are_asked_for() -> None:
     assert not any(chunk.chunk.output_codes for chunk in chunks_of(rows))
 
 
-def test_chunks_grow_with_the_lead_over_the_player() -> None:
+def test_chunks_grow_with_the_playback_lead() -> None:
     rows, _ = reply()
     sizes = [chunk.codes.shape[1] for chunk in chunks_of(rows) if chunk.codes is not None]
     assert sizes == [4, 4, 8, 8]  # the last part is the remainder
 
 
-def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
+def test_first_chunk_is_sent_with_the_row_that_completes_it() -> None:
     rows, _ = reply()
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
@@ -190,13 +190,13 @@ def test_a_chunk_leaves_with_the_row_that_completes_it() -> None:
     raise AssertionError("no chunk before the end")
 
 
-def test_text_leaves_word_by_word_before_the_audio() -> None:
+def test_text_is_streamed_word_by_word_before_the_audio() -> None:
     rows, _ = reply()
     texts = [(chunk.chunk.segment, chunk.chunk.text) for chunk in chunks_of(rows) if chunk.chunk.text]
     assert texts == [(Segment.TEXT, text) for text in (",", " k-ae-t", " s-ih-t", " ,")]
 
 
-def test_the_text_of_rows_that_come_together_leaves_as_one() -> None:
+def test_text_of_rows_pushed_together_is_one_chunk() -> None:
     rows, _ = reply()
     chunks = chunks_of(rows, ("cat", "sit"), together=len(rows))
     assert [chunk.chunk.text for chunk in chunks if chunk.chunk.text] == [", k-ae-t s-ih-t ,"]
@@ -205,7 +205,7 @@ def test_the_text_of_rows_that_come_together_leaves_as_one() -> None:
 
 
 @pytest.mark.parametrize("together", [2, 5, 100])
-def test_chunks_that_are_to_be_the_same_in_every_run_depend_on_no_rows_that_come_together(together: int) -> None:
+def test_deterministic_chunks_are_independent_of_row_grouping(together: int) -> None:
     rows, _ = reply()
 
     def said(together: int) -> list[tuple[Chunk, list[list[int]] | None]]:
@@ -217,7 +217,7 @@ def test_chunks_that_are_to_be_the_same_in_every_run_depend_on_no_rows_that_come
 
 
 @pytest.mark.parametrize("task", ["chat", "generate"])
-def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, tmp_path: Path) -> None:
+def test_subwords_stream_singly_and_incomplete_characters_at_the_end(task: str, tmp_path: Path) -> None:
     tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
     rules = SegmentRules(BAGPIPER, 1024)
     tracker = SegmentTracker(rules, BAGPIPER.task(task), 3)
@@ -234,7 +234,7 @@ def test_subwords_leave_one_by_one_and_a_cut_character_with_the_end(task: str, t
     assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"
 
 
-def test_words_are_marked_where_they_begin() -> None:
+def test_word_marks_are_at_word_starts() -> None:
     rows, _ = reply()
     chunks = chunks_of(rows, ("cat", "sit"))
     marks = [mark for chunk in chunks for mark in chunk.chunk.marks]
@@ -245,12 +245,12 @@ def test_words_are_marked_where_they_begin() -> None:
         assert all(start <= mark.frame < sent for mark in chunk.chunk.marks)
 
 
-def test_without_a_word_for_every_word_spoken_nothing_is_marked() -> None:
+def test_no_word_marks_if_generated_words_do_not_match() -> None:
     rows, _ = reply()
     assert not any(chunk.chunk.marks for chunk in chunks_of(rows, ("cat", "sat", "down")))
 
 
-def test_another_policy_makes_other_chunks() -> None:
+def test_chunk_sizes_follow_the_chunk_policy() -> None:
     rows, _ = reply()
     speaker = utterance((), ChunkPolicy(1, 2), frame_s=0.001)
     chunks = [*(chunk for row in parted(rows) for chunk in speaker.push(row)), speaker.finish(REPORT)]
@@ -259,7 +259,7 @@ def test_another_policy_makes_other_chunks() -> None:
 
 
 @pytest.mark.parametrize("together", [1, 7])
-def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
+def test_guidance_changes_are_sent_with_their_frame(together: int) -> None:
     rows, _ = reply()
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
@@ -277,7 +277,7 @@ def test_a_change_of_guidance_is_told_with_its_frame(together: int) -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 100])
 @pytest.mark.parametrize("num_left_over", [0, 1, 2])
-def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, num_left_over: int) -> None:
+def test_incomplete_trailing_frames_are_dropped(together: int, num_left_over: int) -> None:
     """There are three rows per frame and two frames per chunk. A limit ends replies up to two rows after a frame."""
     places, end = THREE_ROWS.layout.frame_codec.places, THREE_ROWS.end_of_audio
     expected = np.random.default_rng(0).integers(0, 16, (3, 7))
@@ -298,7 +298,7 @@ def test_rows_become_frames_and_an_incomplete_frame_is_dropped(together: int, nu
     assert np.array_equal(np.concatenate(told, 1), expected)
 
 
-def test_latents_of_a_reference_are_sent_as_words() -> None:
+def test_reference_latents_are_sent_as_int32_words() -> None:
     words = words_of(np.array([[0.25, -0.0, 1e-40, 3.0] * 2, [-1.5, 0.0, 3e38, -7.0] * 2]))
     rows = np.concatenate([np.full((2, 1), LATENTS.layout.audio[0].start), words], 1).astype(np.int32)
     opening = reference_chunk(rows, LATENTS.layout)
@@ -308,7 +308,7 @@ def test_latents_of_a_reference_are_sent_as_words() -> None:
 
 
 @pytest.mark.parametrize("number", [0.25, -0.0, np.nan, np.inf])
-def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
+def test_generated_latents_pass_as_int32_words_and_must_be_finite(number: float) -> None:
     frame = LATENTS.layout.audio[0].start
     words = words_of(np.full((1, 8), number))
     tracker = SegmentTracker(SegmentRules(LATENTS, 512), LATENTS.tasks[0], 9)
@@ -325,7 +325,7 @@ def test_latents_pass_as_words_and_must_be_finite(number: float) -> None:
 
 
 @pytest.mark.parametrize("has_rows", [True, False])
-def test_the_request_for_the_times_of_words_leaves_with_the_first_chunk_alone(has_rows: bool) -> None:
+def test_alignment_request_is_sent_with_only_the_first_chunk(has_rows: bool) -> None:
     speaker = utterance(())
     speaker.alignment = Alignment("a cat")
     rows, _ = reply()
@@ -334,7 +334,7 @@ def test_the_request_for_the_times_of_words_leaves_with_the_first_chunk_alone(ha
     assert [each.chunk.alignment for each in made] == [Alignment("a cat"), *[None] * (len(made) - 1)]
 
 
-def test_the_last_chunk_is_parted_in_samples_and_the_end() -> None:
+def test_last_chunk_is_split_into_samples_and_end() -> None:
     codes = np.ones((3, 2), np.int32)
     last = Chunk(7, Segment.TAIL, "a", (WordMark("a", 3),), True, REPORT, (GuidanceChange(3, False),), voice=2)
     sound, end = last_chunks(LMChunk(last, codes))

@@ -56,12 +56,12 @@ def expected(reply: dict[str, Any]) -> list[list[int]]:
     return [[KNOWN.codec + code] for code in reply["codes"][0]] + [[SOS_EOS]]
 
 
-def test_the_fixture_is_no_accident() -> None:
+def test_fixture_is_numerically_unambiguous() -> None:
     """Every id leads clearly."""
     assert min(reply["drawn_lead"] for reply in REPLIES) > 1e-3
 
 
-def test_codes_are_the_authors(engine: Engine, prompts: dict[str, Prompt]) -> None:
+def test_codes_match_the_published_model(engine: Engine, prompts: dict[str, Prompt]) -> None:
     """Replies are batched, then repeated with cached prompts; a limit ends one reply early."""
     sampling = prompts["r0"].sampling
     cut = replace(prompts["r0"], sampling=replace(sampling, audio=replace(sampling.audio, max_rows=4)))
@@ -73,7 +73,9 @@ def test_codes_are_the_authors(engine: Engine, prompts: dict[str, Prompt]) -> No
     assert engine.is_clean()
 
 
-def test_guidance_equals_two_runs(engine: Engine, checkpoint: Path, family: Family, prompts: dict[str, Prompt]) -> None:
+def test_guided_replies_match_the_two_run_reference(
+    engine: Engine, checkpoint: Path, family: Family, prompts: dict[str, Prompt]
+) -> None:
     greedy = prompts["r0"].sampling
     guided = {name: replace(prompts[name], sampling=replace(greedy, guidance_scale=2.0)) for name in ARRIVALS}
     answers = engine.run(guided, ARRIVALS)
@@ -89,7 +91,7 @@ def test_guidance_equals_two_runs(engine: Engine, checkpoint: Path, family: Fami
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_replies_go_on_behind_a_preemption(checkpoint: Path, prompts: dict[str, Prompt], is_async: bool) -> None:
+def test_preempted_replies_are_recomputed_exactly(checkpoint: Path, prompts: dict[str, Prompt], is_async: bool) -> None:
     with Engine(checkpoint, max_model_len=128, async_scheduling=is_async, **TIGHT) as running:
         answers = running.run(prompts, ARRIVALS)
         assert running.is_clean()

@@ -125,7 +125,7 @@ def alone(checkpoint: Path, prompts: dict[str, Prompt]) -> dict[str, Answer]:
         return {name: engine.run({name: prompt})[name] for name, prompt in prompts.items()}
 
 
-def test_frames_are_those_of_a_slow_reference(kind: str, prompts: dict[str, Prompt], alone: dict[str, Answer]) -> None:
+def test_vibevoice_frames_match_the_reference(kind: str, prompts: dict[str, Prompt], alone: dict[str, Answer]) -> None:
     """Ids are equal; latents and features agree within a nudge's effect. Stretches start afresh in both."""
     model, starts = model_of(kind), 0
     for name in ("r0", "r1", "r2") if kind == "long" else ("r1",):
@@ -160,7 +160,7 @@ def test_frames_are_those_of_a_slow_reference(kind: str, prompts: dict[str, Prom
 @pytest.mark.parametrize(
     "options", [{}, *by_night({"enable_prefix_caching": False}, {"async_scheduling": True})], ids=str
 )
-def test_bits_do_not_depend_on_batches(
+def test_latent_replies_are_bit_identical_in_any_batch(
     checkpoint: Path, prompts: dict[str, Prompt], alone: dict[str, Answer], options: dict[str, Any]
 ) -> None:
     """The memory of the decoded audio is saved for preempted replies, or recomputed."""
@@ -179,7 +179,7 @@ def test_bits_do_not_depend_on_batches(
         assert engine.is_clean()
 
 
-def test_the_kernels_of_a_gpu_give_the_same_replies(
+def test_gpu_kernels_give_the_same_replies(
     checkpoint: Path, prompts: dict[str, Prompt], alone: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels run in Triton's interpreter; conditional and unconditional requests are at different positions."""
@@ -193,7 +193,7 @@ def test_the_kernels_of_a_gpu_give_the_same_replies(
 
 
 @pytest.mark.nightly
-def test_an_untied_head_has_rows_of_its_own(tmp_path: Path) -> None:
+def test_untied_head_weights_are_used(tmp_path: Path) -> None:
     checkpoint, model = convert_release(tmp_path, "untied"), model_of("untied")
     prompt = make_prompt(family_at(checkpoint), 1)
     with Engine(checkpoint, max_model_len=256) as engine:
@@ -205,7 +205,7 @@ def test_an_untied_head_has_rows_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
         shutil.copytree(convert_release(tmp_path, "long"), folder)
         assert vocabulary == config_at(folder)[VOCABULARY]
@@ -214,7 +214,7 @@ def test_the_family_conforms(tmp_path: Path) -> None:
     assert_family_conforms(PLUGIN, tmp_path / "conforming", VOCABULARY_OF_RELEASES, write, num_prompts=20)
 
 
-def test_the_solver_is_that_of_the_authors() -> None:
+def test_diffusion_solver_matches_the_authors() -> None:
     """Expected values come from diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form."""
     from stretto.engine.worker.run_slots import SolverPlan  # needs vLLM
     from stretto.families.vibevoice.model import DiffusionHead, cosine_schedule
@@ -245,7 +245,7 @@ def test_the_solver_is_that_of_the_authors() -> None:
         assert (solve(velocity, noise, number) - expected).abs().max() < 1e-5, number
 
 
-def test_a_memory_computed_again_has_the_same_bits() -> None:
+def test_recomputed_feedback_state_is_bit_identical() -> None:
     """It is computed from as many latents as the networks depend on."""
     from stretto.families.vibevoice.model import Feedback  # needs vLLM
 
@@ -267,7 +267,7 @@ def test_a_memory_computed_again_has_the_same_bits() -> None:
     assert features.abs().max() > 0.01
 
 
-def test_marks_are_no_frames_of_the_codec() -> None:
+def test_begin_and_end_markers_are_not_codec_frames() -> None:
     family = vibevoice(VibeVoiceVocabulary.from_record(VOCABULARY_OF_RELEASES))
     rows = np.zeros((7, LENGTH), np.int64)
     rows[:, 0] = [FRAME, FRAME, END, BEGIN, FRAME, END, BEGIN]
@@ -296,7 +296,7 @@ def test_marks_are_no_frames_of_the_codec() -> None:
         ),
     ],
 )
-def test_requests_of_other_kinds_are_refused(change: dict[str, Any], message: str) -> None:
+def test_unsupported_vibevoice_options_are_refused(change: dict[str, Any], message: str) -> None:
     family = vibevoice(VibeVoiceVocabulary.from_record(VOCABULARY_OF_RELEASES))
     rules, capacity = SegmentRules(family, 512), Capacity(num_blocks=100, block_size=32, max_num_seqs=4)
     prompt = make_prompt(family, 1)
@@ -308,7 +308,7 @@ def test_requests_of_other_kinds_are_refused(change: dict[str, Any], message: st
         admit(asked, rules, capacity)
 
 
-def test_prompts_end_with_the_begin_of_audio() -> None:
+def test_prompts_must_end_with_the_audio_begin_marker() -> None:
     family = vibevoice(VibeVoiceVocabulary.from_record(VOCABULARY_OF_RELEASES))
     rules, capacity = SegmentRules(family, 512), Capacity(num_blocks=100, block_size=32, max_num_seqs=4)
     prompt = make_prompt(family, 1)
@@ -320,7 +320,7 @@ def test_prompts_end_with_the_begin_of_audio() -> None:
 
 
 @pytest.mark.nightly
-def test_two_ranks_are_near_the_slow_reference(tmp_path: Path) -> None:
+def test_two_ranks_are_close_to_the_slow_reference(tmp_path: Path) -> None:
     """Sums over ranks differ in the last bits from those of a single rank, but are bit-identical in every batch."""
     checkpoint = convert_release(tmp_path, "long")
     prompts = {f"r{index}": make_prompt(family_at(checkpoint), index) for index in range(3)}

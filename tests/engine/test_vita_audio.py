@@ -47,7 +47,7 @@ def check(reply: dict[str, Any], answer: Answer, ends: tuple[int, ...]) -> None:
     assert answer.trailer.was_cut == (size == len(ids))
 
 
-def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
+def test_batched_greedy_replies_match_the_published_code(checkpoint: Path) -> None:
     """One batch has all published schedules and others, with and without a penalty on prompt and reply."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True) as running:
@@ -58,7 +58,7 @@ def test_greedy_replies_are_the_authors_in_one_batch(checkpoint: Path) -> None:
         check(reply, running.run({"text": prompt_of(reply, "chat")})["text"], ends)
 
 
-def test_replayed_modules_on_a_device_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_mtp_modules_generate_the_same_replies(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replayed modules were captured before, and must read the rows of the current step.
 
     Rows are processed one by one by the interpreted kernels of a step. A whole multi-token step is penalized by its own
@@ -91,7 +91,7 @@ class CapturedAttention(ModuleAttention):
 
 
 @pytest.mark.nightly
-def test_two_ranks_say_the_same(checkpoint: Path) -> None:
+def test_two_ranks_generate_the_same_replies(checkpoint: Path) -> None:
     """Each rank has half of the attention heads, including those of modules, and half of the output head."""
     ends, replies = family_at(checkpoint).drawn_ends, [reply for reply in REPLIES if reply["penalty"] > 1.1]
     more = {"async_scheduling": True, "tensor_parallel_size": 2, **TIGHT}
@@ -114,7 +114,7 @@ def is_text_cut(worker: Any) -> bool:
 
 
 @pytest.mark.nightly
-def test_chunks_and_preemptions_forget_nothing_that_was_said(checkpoint: Path) -> None:
+def test_chunked_prefill_and_preemption_keep_repetition_penalties(checkpoint: Path) -> None:
     """The last of these tests: this engine takes the process's parallel groups with it when it ends."""
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=False, **TIGHT) as running:

@@ -55,7 +55,7 @@ def expected(checkpoint: Path, prompt: Prompt) -> list[int]:
     return reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard_by_plus(checkpoint, prompt))
 
 
-def test_replies_to_what_is_heard_are_the_reference_s_whole_and_preempted(checkpoint: Path) -> None:
+def test_replies_to_audio_match_the_reference_even_when_preempted(checkpoint: Path) -> None:
     asked = prompts(checkpoint)
     wanted = {name: expected(checkpoint, prompt) for name, prompt in asked.items()}
     assert wanted["a"] != wanted["b"]

@@ -53,7 +53,7 @@ def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> dic
 @pytest.mark.parametrize(
     ("kind", "is_async"), [("plain", True), *by_night(("plain", False), ("scaled", False), ("scaled", True))]
 )
-def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
+def test_voxcpm2_patches_and_reply_ends_match_the_authors(tmp_path: Path, kind: str, is_async: bool) -> None:
     checkpoint = convert_release(tmp_path, kind)
     family, preprocessor = family_at(checkpoint), Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(request(mode)) for mode in MODES}
@@ -68,7 +68,7 @@ def test_patches_and_ends_are_the_authors(tmp_path: Path, kind: str, is_async: b
 
 
 @pytest.mark.nightly
-def test_two_ranks_are_near_the_authors(tmp_path: Path) -> None:
+def test_two_ranks_are_close_to_the_authors(tmp_path: Path) -> None:
     """Sums over ranks differ in the last bits from those of a single rank, but are bit-identical in every batch."""
     checkpoint = convert_release(tmp_path)
     preprocessor = Preprocessor(checkpoint)
@@ -86,7 +86,7 @@ def test_two_ranks_are_near_the_authors(tmp_path: Path) -> None:
             assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), mode
 
 
-def test_the_family_conforms(tmp_path: Path) -> None:
+def test_family_conforms(tmp_path: Path) -> None:
     def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
         shutil.copytree(convert_release(tmp_path), folder)
         assert vocabulary == config_at(folder)[VOCABULARY]
@@ -97,7 +97,7 @@ def test_the_family_conforms(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"async_scheduling": True}, {"enable_prefix_caching": False}], ids=str)
-def test_bits_do_not_depend_on_batches_at_published_widths(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_published_width_latents_are_batch_invariant(tmp_path: Path, options: dict[str, Any]) -> None:
     """Numbers of steps and guidance scales differ by request."""
     checkpoint = convert_release(tmp_path, "wide")
     preprocessor = Preprocessor(checkpoint)

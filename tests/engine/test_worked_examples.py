@@ -125,7 +125,7 @@ class Reply:
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_bagpiper_draws_its_pads_and_ends_with_a_row_of_its_own(arrays: Arrays) -> None:
+def test_bagpiper_samples_pads_and_ends_with_an_end_of_reply_row(arrays: Arrays) -> None:
     p0, p1, p2 = PADS
     f = [[pad + 1 + frame for pad in PADS] for frame in range(3)]
     rows = [
@@ -144,7 +144,7 @@ def test_bagpiper_draws_its_pads_and_ends_with_a_row_of_its_own(arrays: Arrays) 
 
 
 @pytest.mark.parametrize("num_rows", [1, 2])
-def test_bagpiper_s_audio_of_fewer_rows_than_a_frame_takes_is_none(num_rows: int) -> None:
+def test_bagpiper_audio_shorter_than_a_frame_yields_no_frames(num_rows: int) -> None:
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays(), max_rows=num_rows)
     row = [pad + 1 for pad in PADS]
     written = [reply.write(row) for _ in range(num_rows + 1)]
@@ -153,7 +153,7 @@ def test_bagpiper_s_audio_of_fewer_rows_than_a_frame_takes_is_none(num_rows: int
     assert (reply.tracker.num_frames, reply.frames, reply.was_cut) == (0, [], True)
 
 
-def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
+def test_pad_in_a_frame_is_decoded_as_code_zero() -> None:
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
     for _ in range(3):
         reply.write([PADS[0] + 3, PADS[1], PADS[2] + 4])
@@ -161,7 +161,7 @@ def test_a_pad_in_a_frame_becomes_the_first_code() -> None:
 
 
 @pytest.mark.parametrize("stray", [PADS[0] + 2, PADS[2] + 1, PADS[2], 0, 300])
-def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> None:
+def test_invalid_frame_id_is_not_accepted_as_a_code(stray: int) -> None:
     """The ids are those of adjacent streams, the stream's pad, the text pad, and a word, each among complete rows."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("speak"), HostArrays())
     whole = [PADS[0] + 3, PADS[1] + 1, PADS[2] + 4]
@@ -173,7 +173,7 @@ def test_an_id_that_no_frame_of_its_stream_may_carry_is_no_code(stray: int) -> N
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("end", [EOS, EOT])
-def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(arrays: Arrays, end: int) -> None:
+def test_bagpiper_caption_end_token_is_kept_before_the_audio_marker(arrays: Arrays, end: int) -> None:
     """`ParallelLLM.inference` samples either end token, feeds it, and continues with the requested modality."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
@@ -183,7 +183,7 @@ def test_bagpiper_s_caption_ends_as_it_was_drawn_and_the_audio_s_marker_follows(
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_bagpiper_speaks_right_behind_the_last_word_of_a_caption_that_a_limit_ended(arrays: Arrays) -> None:
+def test_bagpiper_audio_follows_a_truncated_caption_immediately(arrays: Arrays) -> None:
     """After `max_step` words, `ParallelLLM.inference_segment` feeds the last word, and <|assistant|> follows."""
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), arrays, max_rows=2)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
@@ -193,7 +193,7 @@ def test_bagpiper_speaks_right_behind_the_last_word_of_a_caption_that_a_limit_en
 
 
 @pytest.mark.parametrize("end", [EOS, EOT])
-def test_an_end_that_is_drawn_where_the_limit_is_met_is_the_model_s_own(end: int) -> None:
+def test_end_token_sampled_at_the_row_limit_is_not_a_cut(end: int) -> None:
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task("tts"), HostArrays(), max_rows=2)
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, 301, end, 303, 304, drawn[0], drawn[0], end)]
@@ -203,7 +203,7 @@ def test_an_end_that_is_drawn_where_the_limit_is_met_is_the_model_s_own(end: int
 
 @pytest.mark.parametrize("end", [EOS, EOT])
 @pytest.mark.parametrize("task", ["chat", "speak"])
-def test_either_end_closes_bagpiper_s_lone_text_and_its_audio(task: str, end: int) -> None:
+def test_either_end_token_closes_bagpiper_text_or_audio(task: str, end: int) -> None:
     reply = Reply(BAGPIPER_3, BAGPIPER_3.task(task), HostArrays())
     word = 300 if task == "chat" else PADS[0] + 1
     rows = [reply.write([token, PADS[1], PADS[2]]) for token in (word, word, end)]
@@ -213,7 +213,7 @@ def test_either_end_closes_bagpiper_s_lone_text_and_its_audio(task: str, end: in
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_opuslm_s_pads_are_forced_and_two_rows_follow_its_end(arrays: Arrays) -> None:
+def test_opuslm_pads_are_forced_and_two_rows_follow_the_audio_end(arrays: Arrays) -> None:
     s, f, g = [[start + frame for frame in range(4)] for start in (SSL, FIRST, SECOND)]
     reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays)
     drawn = [[s[0], f[3], g[3]], [s[1], f[0], g[3]], [s[2], f[1], g[0]], [END, f[2], g[1]], [s[3], 0, g[2]]]
@@ -248,7 +248,7 @@ def as_espnet_closes(drawn: Sequence[Sequence[int]], maxlen: int = 1 << 20) -> l
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("end", [1, 4, 12])
 @pytest.mark.parametrize("tail", [PADDED_TAIL, SAMPLED_TAIL])
-def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, tail: Tail) -> None:
+def test_nine_stream_replies_close_like_the_espnet_loop(arrays: Arrays, end: int, tail: Tail) -> None:
     random = np.random.default_rng(end)
     audio = DIALOGUE.layout.audio
     drawn = np.stack([random.integers(ids.start, ids.stop, 30) for ids in audio], 1).tolist()
@@ -271,7 +271,7 @@ def test_nine_streams_close_as_the_release_s_own_loop(arrays: Arrays, end: int, 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
 @pytest.mark.parametrize("own_end", [None, 11, 12, 13])
-def test_nine_streams_end_at_a_limit_as_in_the_release_s_loop(arrays: Arrays, own_end: int | None) -> None:
+def test_nine_stream_replies_end_at_a_limit_like_the_espnet_loop(arrays: Arrays, own_end: int | None) -> None:
     """`maxlen` 20 means 12 rows and eight more. The loop then drops its last complete frame, which is kept here."""
     random = np.random.default_rng(own_end)
     audio = DIALOGUE.layout.audio
@@ -293,7 +293,7 @@ def test_nine_streams_end_at_a_limit_as_in_the_release_s_loop(arrays: Arrays, ow
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_a_reply_that_goes_on_with_audio_ends_the_streams_that_trail_first(arrays: Arrays) -> None:
+def test_audio_continuation_forces_the_delayed_tail(arrays: Arrays) -> None:
     """Rows equal those that ESPnet takes from the delayed suffix of its prefix, which has stream s until row s."""
     end = [[FIRST + 2, SECOND + 1], [0, SECOND + 2]]  # stream 1's last frame, stream 2's last two
     reply = Reply(OPUSLM_3, OPUSLM_3.task("speak"), arrays, delayed_tail=end)
@@ -304,7 +304,7 @@ def test_a_reply_that_goes_on_with_audio_ends_the_streams_that_trail_first(array
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
-def test_opuslm_dialogue_reads_pads_in_the_place_of_the_end_of_its_words(arrays: Arrays) -> None:
+def test_opuslm_dialogue_reads_pads_instead_of_the_text_end(arrays: Arrays) -> None:
     reply = Reply(OPUSLM_3, OPUSLM_3.task("dialogue"), arrays)
     tokens = [380, 381, END, *[SSL] * 10]
     rows = [reply.write([token, FIRST, SECOND]) for token in tokens]
@@ -313,13 +313,13 @@ def test_opuslm_dialogue_reads_pads_in_the_place_of_the_end_of_its_words(arrays:
     assert reply.tracker.num_text_tokens == 2
 
 
-def test_opuslm_s_lone_text_ends_the_reply() -> None:
+def test_opuslm_text_only_reply_ends_at_the_text_end() -> None:
     reply = Reply(OPUSLM_3, OPUSLM_3.task("asr"), HostArrays())
     assert [reply.write([token, 0, 0])[0] for token in (380, END)] == [380, OPUSLM_3.end_of_reply]
     assert reply.tracker.num_text_tokens == 1
 
 
-def test_a_text_row_is_its_token_alone_in_bagpiper_and_with_two_pads_in_opuslm() -> None:
+def test_text_row_embedding_adds_pads_only_if_pads_are_learned() -> None:
     table = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[2, 0, 0], [0, 0, 0], [3, 4, 0]])
     silent, learned = (embed_rows(table, ids, 0, is_silent) for is_silent in (True, False))

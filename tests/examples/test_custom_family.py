@@ -100,7 +100,7 @@ def command(release: Path, codec: Path, out: Path) -> list[str]:
     return ["orpheus", *(str(word) for pair in words.items() for word in pair)]
 
 
-def test_the_decoder_is_its_authors(codec: Any) -> None:
+def test_snac_decoder_matches_the_authors(codec: Any) -> None:
     """The samples equal those of the snac package for equal weights and codes, with a cosine as noise."""
     recorded = np.load(ROOT / "tests" / "data" / "snac.npz")
     codes, noise = torch.from_numpy(recorded["codes"])[None], codec.noise.clone()
@@ -115,7 +115,7 @@ def test_the_decoder_is_its_authors(codec: Any) -> None:
     assert 0.05 < np.abs(pcm).max() < 0.9
 
 
-def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
+def test_example_codec_decode_is_chunk_invariant(codec: Any) -> None:
     codec = codec.double()
     try:
         codes = random_codes(codec, 2, 12)
@@ -126,7 +126,7 @@ def test_chunks_of_any_size_are_one_decode(codec: Any) -> None:
         codec.float()
 
 
-def test_noise_follows_the_place_in_the_utterance_and_not_the_batch(codec: Any) -> None:
+def test_noise_depends_on_the_position_not_the_batch(codec: Any) -> None:
     """Two windows in a batch have different positions; at one of them, the noise repeats."""
     codes, first = random_codes(codec, 2, 9), torch.tensor([3, 510])
     both, _ = codec.decode(Window(codes, 3, 3, first, codec.initial_state(2)))
@@ -145,7 +145,7 @@ def test_noise_follows_the_place_in_the_utterance_and_not_the_batch(codec: Any) 
         ({"codebook_size": "48"}, "codebook_size: expected positive integers, got '48'"),
     ],
 )
-def test_another_codec_is_refused_by_name(
+def test_incompatible_snac_config_is_refused(
     environment: Environment, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SNAC | changed))
@@ -153,7 +153,7 @@ def test_another_codec_is_refused_by_name(
         load_codec("snac", tmp_path)
 
 
-def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
+def test_example_release_converts_and_matches_the_published_prompt(checkpoint: Path) -> None:
     """The prompt equals the authors' prompt token by token, with a single begin of text."""
     family = family_at(checkpoint)
     assert (family.name, family.codec, family.num_codebooks, family.layout.codebook_size) == (
@@ -182,7 +182,7 @@ def test_a_release_is_converted_and_prompted(checkpoint: Path) -> None:
         preprocessor.prepare(RawRequest(text=" "))
 
 
-async def test_emotion_tags_reach_the_model_and_other_markup_does_not(checkpoint: Path) -> None:
+async def test_emotion_tags_reach_the_model_unlike_other_markup(checkpoint: Path) -> None:
     (read,) = await read_text(f"so **{TAGS}** <b>it</b> was", "auto")
     assert read == f"so {TAGS} it was"
     preprocessor = Preprocessor(checkpoint)
@@ -191,7 +191,7 @@ async def test_emotion_tags_reach_the_model_and_other_markup_does_not(checkpoint
     assert b"".join(map(reader.bytes_of, rows)).decode() == f"tara: so {TAGS} it was"
 
 
-def test_a_release_of_another_language_has_the_voices_of_its_config(checkpoint: Path, tmp_path: Path) -> None:
+def test_example_release_voices_come_from_its_config(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
     record = json.loads((folder / "config.json").read_text())
 
@@ -228,7 +228,7 @@ def test_a_tokenizer_without_a_marker_is_refused(
 
 
 @pytest.mark.engine
-def test_the_family_conforms(environment: Environment, tmp_path: Path) -> None:
+def test_family_conforms(environment: Environment, tmp_path: Path) -> None:
     """Replies equal the slow reference unbatched, batched, and preempted within frames."""
     from stretto_orpheus import PLUGIN
     from stretto_orpheus.family import OrpheusVocabulary
@@ -238,7 +238,7 @@ def test_the_family_conforms(environment: Environment, tmp_path: Path) -> None:
     assert_family_conforms(PLUGIN, tmp_path, small.to_record(), backbone="llama", hidden=64, layers=2)
 
 
-def test_the_kit_refuses_a_family_that_is_not_installed(environment: Environment, tmp_path: Path) -> None:
+def test_conformance_kit_refuses_an_uninstalled_family(environment: Environment, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from stretto_orpheus import PLUGIN
@@ -249,7 +249,7 @@ def test_the_kit_refuses_a_family_that_is_not_installed(environment: Environment
         assert_family_conforms(replace(PLUGIN, convert=None), tmp_path)
 
 
-def test_no_line_of_the_core_names_the_plug_in_or_a_family_that_could_move_out() -> None:
+def test_core_does_not_mention_the_example_plugin_or_csm() -> None:
     own = ROOT / "python_backend" / "stretto" / "families" / "csm"
     sources = [path for folder in ("python_backend", "client", "gateway") for path in (ROOT / folder).rglob("*.py")]
     assert len(sources) > 100
@@ -260,7 +260,9 @@ def test_no_line_of_the_core_names_the_plug_in_or_a_family_that_could_move_out()
 
 @pytest.mark.server
 @pytest.mark.nightly  # an environment, its commands and a server of its own
-def test_it_is_installed_converted_and_served(environment: Environment, codec_folder: Path, tmp_path: Path) -> None:
+def test_example_family_is_installed_converted_and_served(
+    environment: Environment, codec_folder: Path, tmp_path: Path
+) -> None:
     """From pip to audio, the streamed audio equals a one-shot decode of the reference's codes."""
     assert re.search(r"family +orpheus +stretto-orpheus 0\.1\.0", environment.run("families"))
     release, checkpoint, repository = (tmp_path / name for name in ("release", "converted", "repository"))

@@ -13,13 +13,13 @@ FORMAT = MelFormat(8)
 SAMPLING = TINY.task("tts").sampling
 
 
-def test_the_published_counts() -> None:
+def test_audio_row_counts_match_the_published_ones() -> None:
     assert (FORMAT.num_rows(100), FORMAT.num_rows(3000)) == (13, 390)
     wide = MelFormat(128, n_window=100)
     assert (wide.num_rows(200), wide.num_rows(3000)) == (25, 375)
 
 
-def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None:
+def test_waveform_normalisation_is_on_by_default() -> None:
     record = {"num_mel_bins": 128, "n_window": 50}
     assert AudioFormat.from_config({"audio_config": record}) == MelFormat(128, 50, do_normalize=True)
     left = AudioFormat.from_config({"audio_config": record | {"do_normalize": False}})
@@ -28,7 +28,7 @@ def test_a_waveform_is_normalised_unless_the_checkpoint_says_otherwise() -> None
 
 
 @pytest.mark.parametrize("record", [{"model_type": "ears"}, {"model_type": ["x"]}, {"model_type": {}}, [], 3, "x"])
-def test_an_encoder_that_is_not_known_is_refused_by_name(record: object) -> None:
+def test_unknown_audio_encoder_is_refused(record: object) -> None:
     with pytest.raises(CheckpointError, match=r"config.json: audio_config: expected model_type .*x_vector, got "):
         AudioFormat.from_config({"audio_config": record})
 
@@ -51,19 +51,19 @@ def audio(first_row: int = 2, num_rows: int = 13, shape: tuple[int, ...] = (100,
         ((audio(), audio(first_row=10)), r"audios\[1\]: expected a first row in \[15, 27\], got 10"),
     ],
 )
-def test_audio_that_does_not_fit_is_refused(audios: tuple[InputAudio, ...], message: str) -> None:
+def test_mismatched_input_audio_is_refused(audios: tuple[InputAudio, ...], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         check_audios(prompt(*audios), FORMAT)
 
 
-def test_what_fits_passes_and_a_model_without_an_encoder_takes_none() -> None:
+def test_audio_inputs_are_checked_and_need_an_encoder() -> None:
     check_audios(prompt(audio(), audio(first_row=15)), FORMAT)
     check_audios(prompt(), None)
     with pytest.raises(InvalidRequest, match="has no audio encoder"):
         check_audios(prompt(audio()), None)
 
 
-def test_audios_survive_the_way_to_the_language_model() -> None:
+def test_prompt_audios_round_trip_through_bytes() -> None:
     random = np.random.default_rng(0)
     made = prompt(
         InputAudio(2, 13, random.random((100, 8), np.float32)), InputAudio(20, 5, random.random((37, 8), np.float32))

@@ -35,7 +35,7 @@ def letters(mode: tuple[int, ...]) -> str:
 
 @pytest.mark.slow
 @given(modes(), st.integers(1, 10))
-def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...], num_modules: int) -> None:
+def test_multi_token_steps_follow_the_schedule(mode: tuple[int, ...], num_modules: int) -> None:
     schedule, kinds, index = BurstSchedule("any", mode, num_modules), expanded(mode, num_modules), 0
     assert schedule.max_extra == max(map(len, kinds.split("M")))
     while index + 1 + max(mode[1::2]) < NUM_ROWS:
@@ -47,7 +47,7 @@ def test_steps_are_those_of_the_schedule_row_by_row(mode: tuple[int, ...], num_m
 
 
 @given(modes(), st.integers(1, 10))
-def test_no_step_begins_with_a_row_of_a_module(mode: tuple[int, ...], num_modules: int) -> None:
+def test_steps_never_begin_with_an_mtp_row(mode: tuple[int, ...], num_modules: int) -> None:
     for index, kind in enumerate(expanded(mode, num_modules)[:60]):
         if kind == "m":
             with pytest.raises(AssertionError, match="to a module"):
@@ -55,7 +55,7 @@ def test_no_step_begins_with_a_row_of_a_module(mode: tuple[int, ...], num_module
 
 
 @given(modes(), st.integers(0, 3))
-def test_the_window_is_the_most_that_any_module_has_yet_to_read(mode: tuple[int, ...], more: int) -> None:
+def test_schedule_window_is_the_largest_unread_row_count(mode: tuple[int, ...], more: int) -> None:
     """Each module is followed row by row through a long reply to a prompt of 50 rows."""
     num_modules = max(mode[1::2]) + more
     schedule, num_read, index, widest = BurstSchedule("any", mode), 50, 0, num_modules
@@ -70,11 +70,11 @@ def test_the_window_is_the_most_that_any_module_has_yet_to_read(mode: tuple[int,
 
 
 @pytest.mark.parametrize(("mode", "window"), [((1, 10), 11), ((1, 10, 4, 10), 14), ((1, 4, 3, 8, 4, 10), 14)])
-def test_the_windows_of_the_published_schedules(mode: tuple[int, ...], window: int) -> None:
+def test_windows_of_published_schedules(mode: tuple[int, ...], window: int) -> None:
     assert BurstSchedule("published", mode).window(10) == window
 
 
-def test_the_first_schedule_is_the_one_of_who_names_none() -> None:
+def test_first_schedule_is_the_default() -> None:
     bursts = Bursts(10, (BurstSchedule("turbo", (1, 10)), BurstSchedule("vanilla", (8192, 0))))
     assert bursts.schedule(None).name == "turbo"
     assert bursts.schedule("vanilla").mode == (8192, 0)
@@ -83,7 +83,7 @@ def test_the_first_schedule_is_the_one_of_who_names_none() -> None:
         bursts.schedule("boost")
 
 
-def test_numbers_are_a_schedule_of_their_own_over_the_modules_that_there_are() -> None:
+def test_custom_schedules_are_limited_to_available_mtp_modules() -> None:
     bursts = Bursts(4, (BurstSchedule("turbo", (1, 4)), BurstSchedule("rare", (1, 4, 500, 4))))
     schedule = bursts.schedule((1, 7))
     assert (schedule.mode, schedule.max_extra) == ((1, 7), 4)
@@ -92,11 +92,11 @@ def test_numbers_are_a_schedule_of_their_own_over_the_modules_that_there_are() -
 
 
 @pytest.mark.parametrize("mode", [(), (1,), (0, 3), (1, -1)])
-def test_a_mode_that_is_none_is_refused(mode: tuple[int, ...]) -> None:
+def test_invalid_multi_token_schedule_mode_is_refused(mode: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="any: "):
         BurstSchedule("any", mode)
 
 
-def test_a_schedule_for_more_modules_than_there_are_is_refused() -> None:
+def test_schedule_needing_more_modules_is_refused() -> None:
     with pytest.raises(ValueError, match="3 modules cannot generate 4 rows"):
         Bursts(3, (BurstSchedule("any", (1, 4)),))

@@ -61,9 +61,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.int32])
-def test_a_voice_that_is_used_again_is_not_encoded_after_a_restart(
-    tmp_path: Path, checkpoint: Path, dtype: Any
-) -> None:
+def test_reused_voice_is_not_encoded_again_after_a_restart(tmp_path: Path, checkpoint: Path, dtype: Any) -> None:
     folder, encode = tmp_path / "encodings", Counting(dtype)
     (encoder,) = opened(folder, checkpoint, encode)
     first = encoder.encode(PCM)
@@ -81,7 +79,9 @@ def test_a_voice_that_is_used_again_is_not_encoded_after_a_restart(
     assert encode.calls == 2
 
 
-def test_another_encoder_finds_nothing(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_encodings_are_specific_to_the_encoder(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "encodings"
 
     def calls(device: str = "cpu") -> list[int]:
@@ -102,7 +102,7 @@ def test_another_encoder_finds_nothing(tmp_path: Path, checkpoint: Path, monkeyp
     assert calls() == [1, 1]
 
 
-def test_a_file_shows_nothing_of_the_encoding_or_the_recording(tmp_path: Path, checkpoint: Path) -> None:
+def test_encoding_file_reveals_no_content(tmp_path: Path, checkpoint: Path) -> None:
     folder = tmp_path / "encodings"
     for pcm in (PCM, OTHER):
         (encoder,) = opened(folder, checkpoint, lambda _: np.zeros(4_000, np.uint8))
@@ -117,7 +117,7 @@ def test_a_file_shows_nothing_of_the_encoding_or_the_recording(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("place", [0, NONCE_BYTES, -1])
-def test_a_damaged_file_is_removed_and_encoded_again(tmp_path: Path, checkpoint: Path, place: int) -> None:
+def test_damaged_encoding_file_is_replaced(tmp_path: Path, checkpoint: Path, place: int) -> None:
     folder, encode = tmp_path / "encodings", Counting()
     (encoder,) = opened(folder, checkpoint, encode)
     expected = encoder.encode(PCM)
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_removed_and_encoded_again(tmp_path: Path, checkpoint:
     np.testing.assert_array_equal(third.encode(PCM), expected)
 
 
-def test_files_are_bounded_in_size_and_age(tmp_path: Path) -> None:
+def test_encoded_files_are_limited_in_size_and_age(tmp_path: Path) -> None:
     now = [1e9]
     files = EncodedFiles(tmp_path, b"e" * 64, max_bytes=3_000, clock=lambda: now[0])
     array = np.zeros(872, np.uint8)  # 1032 bytes each: two fit
@@ -157,7 +157,7 @@ def test_files_are_bounded_in_size_and_age(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["of somebody else"]
 
 
-def test_a_full_disk_or_a_lost_folder_costs_only_the_file(
+def test_encoding_survives_full_disk_or_missing_folder(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, encode = tmp_path / "encodings", Counting()
@@ -183,7 +183,7 @@ def test_a_full_disk_or_a_lost_folder_costs_only_the_file(
     assert [*folder.iterdir()] == []
 
 
-def test_dropped_recordings_are_not_remembered_as_used_once(tmp_path: Path, checkpoint: Path) -> None:
+def test_evicted_recordings_do_not_count_as_used(tmp_path: Path, checkpoint: Path) -> None:
     with stored_in(EncodedFiles.of_checkpoint(tmp_path / "encodings", checkpoint, "cpu")):
         encoder = CachedEncoder(Counting(), max_bytes=600)  # one entry
     encoder.encode(PCM)
@@ -193,7 +193,7 @@ def test_dropped_recordings_are_not_remembered_as_used_once(tmp_path: Path, chec
     assert files_in(tmp_path / "encodings") == []
 
 
-def test_encoders_outside_of_a_preprocessor_store_nothing() -> None:
+def test_encoders_outside_a_preprocessor_store_nothing() -> None:
     assert files_of_encoder() is None
     with stored_in(None):
         assert files_of_encoder() is None
@@ -212,7 +212,7 @@ def test_only_a_server_with_a_gateway_stores_encodings(tmp_path: Path, monkeypat
     assert encodings_environment(config("--gateway")) == {}
 
 
-def test_a_cloned_voice_is_the_same_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cloned_voice_prompt_is_restored_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are equal and the encoder is not called again; without a folder, nothing is stored."""
     released, request_ = convert_release(tmp_path / "release", "english"), cloning("Hello.")
     first = Preprocessor(released, encodings=tmp_path / "encodings")

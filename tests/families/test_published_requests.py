@@ -70,7 +70,7 @@ def messages(*turns: dict[str, Any]) -> str:
         ),
     ],
 )
-def test_a_request_becomes_a_prompt(
+def test_published_family_request_becomes_a_prompt(
     preprocessors: dict[str, Preprocessor], family: str, raw: RawRequest, task: str, num_rows: int
 ) -> None:
     preprocessor = preprocessors[family]
@@ -86,7 +86,7 @@ def preprocessor_system(preprocessor: Preprocessor) -> list[int]:
     return preprocessor.template._subwords.ids("You are a helpful assistant.", "")  # type: ignore[attr-defined]
 
 
-def test_texts_come_back_from_the_rows(preprocessors: dict[str, Preprocessor], tmp_path: Path) -> None:
+def test_text_is_recoverable_from_the_rows(preprocessors: dict[str, Preprocessor], tmp_path: Path) -> None:
     tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
     text = "What do you hear? 中 😀"
     rows = preprocessors["bagpiper"].prepare(RawRequest(text=text)).rows
@@ -138,7 +138,7 @@ def test_texts_come_back_from_the_rows(preprocessors: dict[str, Preprocessor], t
         ),
     ],
 )
-def test_a_bad_request_is_refused_by_name(
+def test_invalid_request_error_names_the_field(
     preprocessors: dict[str, Preprocessor], family: str, raw: RawRequest, message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -160,7 +160,7 @@ TURNS = st.lists(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(family=st.sampled_from(["bagpiper", "opuslm", "opuslm_dialogue"]), turns=TURNS, task=st.sampled_from(TASKS))
-def test_any_conversation_is_a_prompt_or_a_refusal(
+def test_arbitrary_conversations_are_prepared_or_refused(
     preprocessors: dict[str, Preprocessor], family: str, turns: list[dict[str, Any]], task: str | None
 ) -> None:
     hears = any(turn.get("audio") == "pcm_in" for turn in turns)

@@ -20,7 +20,7 @@ SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
 
 
 @pytest.mark.parametrize("name", [each.name for each in installed(FAMILIES) if each.distribution == OWN])
-def test_every_family_is_sound(name: str) -> None:
+def test_every_built_in_family_is_consistent(name: str) -> None:
     family = read_family({"speech_family": name})
     layout, audio = family.layout, list(family.layout.audio)
     assert family.name == name
@@ -37,7 +37,7 @@ def test_every_family_is_sound(name: str) -> None:
         assert all(token < layout.vocab_size for token in (*closings, family.end_of_audio, family.end_of_reply))
 
 
-def test_the_published_intervals() -> None:
+def test_vocabulary_intervals_match_the_published_ones() -> None:
     bagpiper = read_family({"speech_family": "bagpiper"}).layout
     assert bagpiper.audio[7] == range(152192 + 7 * 1025 + 1, 160392)
     assert bagpiper.extra[7] == (152192 + 7 * 1025,)
@@ -47,7 +47,7 @@ def test_the_published_intervals() -> None:
     assert (opuslm.codebook_size, bagpiper.codebook_size) == (1024, 1024)
 
 
-def test_the_published_defaults_of_sampling() -> None:
+def test_sampling_defaults_match_the_published_ones() -> None:
     """Bagpiper's defaults come from its authors' serving code, OpusLM's from ESPnet's `conf/decode_general.yaml`.
 
     The `maxlen` of 2048 in that file includes the eight rows in which delayed streams end.
@@ -68,7 +68,7 @@ def test_the_published_defaults_of_sampling() -> None:
         assert family.guided_streams == ()
 
 
-def test_vita_audio_s_intervals_and_defaults_are_the_published_ones() -> None:
+def test_vita_audio_intervals_and_defaults_match_the_published_ones() -> None:
     """They come from its tokenizer, `generation_config.json` and scripts, which sample only to read text aloud."""
     family = read_family({"speech_family": "vita_audio"})
     assert family.layout.audio == (range(151685, 151685 + 16384),)
@@ -81,21 +81,21 @@ def test_vita_audio_s_intervals_and_defaults_are_the_published_ones() -> None:
     assert (family.frame_rate, family.max_model_len, family.penalized) == (12.5, 32768, "all")
 
 
-def test_the_published_limits() -> None:
+def test_family_limits_match_the_published_ones() -> None:
     for name, longest in (("bagpiper", 32768), ("opuslm", 8192), ("opuslm_dialogue", 8192)):
         family = read_family({"speech_family": name})
         assert (family.max_audio_s, family.max_model_len, family.frame_rate) == (30.0, longest, 50.0)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_vocabulary_survives_config_json(name: str, tmp_path: Path) -> None:
+def test_vocabulary_round_trips_through_config_json(name: str, tmp_path: Path) -> None:
     record = SMALL[name].to_record()
     (tmp_path / "config.json").write_text(json.dumps({"speech_family": name, "speech_vocabulary": record}))
     assert family_at(tmp_path).layout == SMALL[name].layout
 
 
 @pytest.mark.parametrize("tail", ["padded", "sampled"])
-def test_opuslm_s_checkpoint_may_say_how_its_audio_closes(tail: str) -> None:
+def test_opuslm_checkpoint_can_set_the_audio_tail(tail: str) -> None:
     record = SMALL_OPUSLM.to_record() | {"tail": tail}
     assert read_family({"speech_family": "opuslm_dialogue", "speech_vocabulary": record}).tail is TAILS[tail]
 
@@ -125,14 +125,14 @@ def test_a_package_may_register_a_family_without_prompts(tmp_path: Path, monkeyp
     assert plugin("brook").open_template is None
 
 
-def test_what_is_no_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_invalid_family_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "stretto.families.tiny.family:PAD")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CheckpointError, match=r"family brook: expected a FamilyPlugin as .*PAD, got int"):
         read_family({"speech_family": "brook"})
 
 
-def test_an_unknown_family_is_answered_with_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_family_error_lists_the_installed_families(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"unknown family 'brook'; installed: .*bagpiper, .*csm, .*tiny"):
         read_family({"speech_family": "brook"})
     monkeypatch.setattr("stretto.plugins.installed", lambda group: [])
@@ -140,14 +140,14 @@ def test_an_unknown_family_is_answered_with_the_installed_ones(monkeypatch: pyte
         read_family({"speech_family": "csm"})
 
 
-def test_a_registered_family_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unimportable_registered_family_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "brook_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(CheckpointError, match="brook: cannot import brook_that_is_not_there"):
         read_family({"speech_family": "brook"})
 
 
-def test_a_plug_in_that_cannot_be_imported_stops_no_other(
+def test_missing_plugin_does_not_hide_other_plugins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     register(tmp_path, "brook_that_is_not_there")
@@ -158,7 +158,7 @@ def test_a_plug_in_that_cannot_be_imported_stops_no_other(
     assert "brook: cannot import brook_that_is_not_there" in caplog.text
 
 
-def test_a_plug_in_that_fails_as_it_is_imported_stops_no_other(
+def test_plugin_import_failure_does_not_hide_other_plugins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     register(tmp_path, "dry_brook:PLUGIN")
@@ -170,7 +170,7 @@ def test_a_plug_in_that_fails_as_it_is_imported_stops_no_other(
         read_family({"speech_family": "brook"})
 
 
-def test_a_built_in_family_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_cannot_replace_a_built_in_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brook-1.dist-info").mkdir()
     (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text("[stretto.families]\ntiny = brook\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -181,7 +181,7 @@ OUTSIDE = ("checkpoint.evil:TINY", "evil:TINY", "checkpoint.evil", "evil", "a:b:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_a_checkpoint_cannot_name_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_family_name_cannot_import_code(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files are importable, because Triton adds the checkpoint's parent folder to the path."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
@@ -197,7 +197,7 @@ def test_a_checkpoint_cannot_name_code(name: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("key", ["auto_map", "speculators_config", "attn_implementation"])
-def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) -> None:
+def test_checkpoint_config_with_code_loading_keys_is_refused(key: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"speech_family": "tiny", key: {"AutoConfig": "evil.Config"}}))
     with pytest.raises(CheckpointError, match=rf"config\.json: {key}: expected a checkpoint without this key"):
         family_at(tmp_path)
@@ -232,7 +232,7 @@ def test_a_checkpoint_cannot_lead_libraries_elsewhere(key: str, tmp_path: Path) 
         ),
     ],
 )
-def test_what_names_no_family_is_refused(config: dict[str, Any], message: str) -> None:
+def test_missing_and_unknown_families_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_family(config)
 

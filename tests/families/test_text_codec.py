@@ -42,13 +42,13 @@ def read(task: str, token_ids: list[int]) -> tuple[str, list[str]]:
         ("", "", 0),
     ],
 )
-def test_phonemes_leave_word_by_word(spoken: str, text: str, num_pieces: int) -> None:
+def test_phonemes_are_emitted_word_by_word(spoken: str, text: str, num_pieces: int) -> None:
     whole, pieces = read("tts", phonemes(spoken))
     assert whole == text
     assert len(pieces) == num_pieces
 
 
-def test_a_transcript_is_what_follows_the_separator() -> None:
+def test_transcript_is_the_text_after_the_separator() -> None:
     tokens = [*phonemes("pau _ k ae t _ pau"), SEPARATOR, *characters("a cat's tail.")]
     assert read("asr", tokens) == ("a cat's tail.", ["a", " cat's", " tail."])
 
@@ -68,11 +68,11 @@ def test_a_transcript_without_separator_is_empty() -> None:
         ("", []),
     ],
 )
-def test_words_are_what_lies_between_blanks_and_a_pause_is_none(spoken: str, words: list[int | None]) -> None:
+def test_words_are_separated_by_blanks_and_pauses_belong_to_none(spoken: str, words: list[int | None]) -> None:
     assert TINY.words(phonemes(spoken)) == words
 
 
-def test_a_family_without_a_text_codec_says_nothing() -> None:
+def test_family_without_text_codec_returns_no_text() -> None:
     silent = load_text_codec(EIGHT_STREAMS, Path())
     reader = silent.reader("chat")
     assert reader.push(3) == reader.end() == ""
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), 300)
 
 
-def test_subwords_leave_token_by_token_and_characters_whole(folder: Path) -> None:
+def test_subwords_stream_by_token_with_whole_characters(folder: Path) -> None:
     tokenizer = TextTokenizer.at(folder)
     reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
     text = "the garden: 中 😀!"
@@ -95,7 +95,7 @@ def test_subwords_leave_token_by_token_and_characters_whole(folder: Path) -> Non
     assert reader.end() == ""
 
 
-def test_a_character_that_is_cut_off_or_broken_becomes_one_sign(folder: Path) -> None:
+def test_incomplete_utf8_becomes_one_replacement_character(folder: Path) -> None:
     tokenizer = TextTokenizer.at(folder)
     reader = subword_codec(tokenizer, range(FIRST, FIRST + 300)).reader("chat")
     first, second, *_ = (FIRST + token_id for token_id in tokenizer.encode("中"))
@@ -105,12 +105,12 @@ def test_a_character_that_is_cut_off_or_broken_becomes_one_sign(folder: Path) ->
     assert [reader.end(), reader.end()] == ["\ufffd", ""]
 
 
-def test_ids_that_are_no_text_say_nothing(folder: Path) -> None:
+def test_non_text_ids_decode_to_empty_text(folder: Path) -> None:
     reader = subword_codec(TextTokenizer.at(folder), range(FIRST, FIRST + 300)).reader("chat")
     assert [reader.push(token_id) for token_id in (0, 3, FIRST + 299, FIRST + 300)] == [""] * 4
 
 
-def test_a_checkpoint_s_tokenizer_reads_its_family_s_text(folder: Path, tmp_path: Path) -> None:
+def test_text_codec_uses_the_checkpoint_tokenizer(folder: Path, tmp_path: Path) -> None:
     family = bagpiper(SMALL_BAGPIPER)
     (token_id,) = TextTokenizer.at(folder).encode("z")
     assert load_text_codec(family, folder).reader("chat").push(SMALL_BAGPIPER.text.start + token_id) == "z"

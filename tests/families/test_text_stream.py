@@ -55,18 +55,18 @@ def streamed(known: TextTokenizer, pieces: list[bytes]) -> list[int]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_two_pieces_cut_at_any_byte_give_the_tokens_of_the_whole(known: TextTokenizer, text: str) -> None:
+def test_text_split_at_any_byte_gives_the_same_tokens(known: TextTokenizer, text: str) -> None:
     whole, spelled = known.encode(text), text.encode()
     for cut in range(len(spelled) + 1):
         assert streamed(known, [spelled[:cut], spelled[cut:]]) == whole, cut
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_byte_at_a_time_gives_them_too(known: TextTokenizer, text: str) -> None:
+def test_text_stream_tokenizes_single_byte_chunks(known: TextTokenizer, text: str) -> None:
     assert streamed(known, [bytes([byte]) for byte in text.encode()]) == known.encode(text)
 
 
-def test_random_texts_in_random_pieces_do(known: TextTokenizer) -> None:
+def test_random_texts_stream_like_whole_texts(known: TextTokenizer) -> None:
     chance = random.Random(5)
     alphabet = [
         *"aB1'., \n\t!<",
@@ -89,7 +89,7 @@ def test_random_texts_in_random_pieces_do(known: TextTokenizer) -> None:
         assert streamed(known, pieces) == known.encode(spelled.decode()), pieces
 
 
-def test_words_leave_as_the_next_ones_begin(known: TextTokenizer) -> None:
+def test_text_stream_emits_a_word_when_the_next_begins(known: TextTokenizer) -> None:
     stream = TextStream(known)
     assert stream.push(b"Hello") == []
     assert stream.push(b", ") == known.encode("Hello")
@@ -98,7 +98,7 @@ def test_words_leave_as_the_next_ones_begin(known: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", ["\n\nHello, World", " \r\n\t\n  Hello", "Hello\n\nWorld\n", "\n", "  Hello"])
-def test_line_ends_that_a_text_begins_with_are_left_out_however_it_is_cut(known: TextTokenizer, text: str) -> None:
+def test_leading_line_breaks_are_removed_for_any_chunking(known: TextTokenizer, text: str) -> None:
     whole = known.encode(without_leading_line_ends(text))
     assert (whole == known.encode(text)) == (text in ("Hello\n\nWorld\n", "  Hello"))
     for size in (1, 2, 5, 100):
@@ -109,14 +109,14 @@ def test_line_ends_that_a_text_begins_with_are_left_out_however_it_is_cut(known:
         assert ids + stream.after("", is_last=True)[0] == whole, size
 
 
-def test_line_ends_without_end_are_refused(known: TextTokenizer) -> None:
+def test_unbounded_leading_whitespace_is_refused(known: TextTokenizer) -> None:
     stream = SubwordStream(known, range(10_000))
     _, stream = stream.after(" " * MAX_PENDING_CHARS, is_last=False)
     with pytest.raises(InvalidRequest, match="text: expected a word that ends within 4096 characters, got 4097"):
         stream.after(" ", is_last=False)
 
 
-def test_bytes_that_are_no_text_are_refused(known: TextTokenizer) -> None:
+def test_invalid_utf8_text_is_refused(known: TextTokenizer) -> None:
     with pytest.raises(UnicodeDecodeError):
         TextStream(known).push(b"\xff")
     stream = TextStream(known)
@@ -125,14 +125,16 @@ def test_bytes_that_are_no_text_are_refused(known: TextTokenizer) -> None:
         stream.close()
 
 
-def test_what_waits_is_a_word_however_long_the_text(known: TextTokenizer) -> None:
+def test_text_stream_buffers_at_most_one_word(known: TextTokenizer) -> None:
     stream = TextStream(known)
     for _ in range(300):
         stream.push((string.ascii_lowercase[:5] + " ").encode())
     assert len(stream._pending) <= 7
 
 
-def test_added_tokens_are_sought_at_a_word_s_end(known: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_stream_searches_added_tokens_only_at_word_ends(
+    known: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked_at: list[str] = []
     begins_added = TextTokenizer.begins_added
 

@@ -23,28 +23,28 @@ def tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer.at(folder)
 
 
-def test_the_alphabet_is_the_library_s() -> None:
+def test_byte_level_alphabet_matches_the_library() -> None:
     assert sorted(BYTE_OF) == sorted(pre_tokenizers.ByteLevel.alphabet())
     assert sorted(BYTE_OF.values()) == list(range(256))
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_bytes_of_all_tokens_are_the_text(tokenizer: TextTokenizer, text: str) -> None:
+def test_token_bytes_concatenate_to_the_text(tokenizer: TextTokenizer, text: str) -> None:
     assert b"".join(map(tokenizer.bytes_of, tokenizer.encode(text))) == text.encode()
 
 
-def test_the_tokens_are_the_library_s(tokenizer: TextTokenizer, folder: Path) -> None:
+def test_tokens_match_the_library(tokenizer: TextTokenizer, folder: Path) -> None:
     text = "the birch canoe – déjà vu 😀"
     assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / TOKENIZER_FILE)).encode(text).ids
 
 
-def test_special_tokens_say_nothing_and_cannot_be_written(tokenizer: TextTokenizer, folder: Path) -> None:
+def test_special_tokens_decode_to_nothing_and_are_never_encoded(tokenizer: TextTokenizer, folder: Path) -> None:
     special = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id("<|im_end|>")
     assert tokenizer.bytes_of(special) == tokenizer.bytes_of(299) == b""
     assert special not in tokenizer.encode("<|im_end|>")
 
 
-def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_non_byte_level_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be loaded as a tokenizer"):
         TextTokenizer.at(tmp_path)
     Tokenizer(models.BPE()).save(str(tmp_path / TOKENIZER_FILE))
@@ -52,7 +52,7 @@ def test_what_is_no_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
         TextTokenizer.at(tmp_path)
 
 
-def test_a_model_of_sentencepiece_is_read_if_there_is_no_other_tokenizer(tmp_path: Path) -> None:
+def test_sentencepiece_model_is_the_fallback_tokenizer(tmp_path: Path) -> None:
     pieces = ["<unk>", "▁", "a", "b", "▁ab", "ba"]
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model([(piece, -1.0) for piece in pieces]))
     tokenizer = plain_tokenizer(tmp_path)

@@ -57,7 +57,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_whoever_holds_half_leaves_room_for_others_and_they_for_others_again() -> None:
+async def test_each_caller_leaves_half_of_the_remaining_capacity() -> None:
     admission = Admission(8, 16, WAITS.append)
     guests = await come(admission, "aaaaaa" + "bbbb" + "cc")
     assert [guest.is_in for guest in guests] == [*[True] * 4, *[False] * 2, *[True] * 2, *[False] * 2, True, False]
@@ -67,7 +67,7 @@ async def test_whoever_holds_half_leaves_room_for_others_and_they_for_others_aga
         await guest.give_up()
 
 
-async def test_each_wait_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_admission_wait_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, waits = 0.0, list[float]()
     monkeypatch.setattr("stretto_gateway.admission.time", SimpleNamespace(monotonic=lambda: now_s))
     admission = Admission(1, 4, waits.append)
@@ -80,7 +80,7 @@ async def test_each_wait_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     await second.leave()
 
 
-async def test_who_comes_first_is_first_among_those_who_may_have_a_place() -> None:
+async def test_admission_is_fifo_among_eligible_callers() -> None:
     admission = Admission(2, 16, WAITS.append)
     first, second, other, third = await come(admission, "aaba")
     assert [guest.is_in for guest in (first, second, other, third)] == [True, False, True, False]
@@ -96,7 +96,7 @@ async def test_who_comes_first_is_first_among_those_who_may_have_a_place() -> No
     assert (admission.num_active, admission.num_waiting) == (0, 0)
 
 
-async def test_one_caller_does_not_fill_the_queue() -> None:
+async def test_one_caller_cannot_fill_the_queue() -> None:
     admission = Admission(1, 4, WAITS.append)
     guests = await come(admission, "aaa")
     assert (admission.num_active, admission.num_waiting) == (1, 2)
@@ -114,7 +114,7 @@ async def test_one_caller_does_not_fill_the_queue() -> None:
     assert (admission.num_active, admission.num_waiting) == (0, 0)
 
 
-async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> None:
+async def test_slot_granted_to_a_cancelled_waiter_passes_to_the_next() -> None:
     admission = Admission(1, 4, WAITS.append)
     first, second, third = await come(admission, "abc")
     leaving = asyncio.ensure_future(first.leave())
@@ -137,5 +137,5 @@ async def test_a_place_that_is_given_to_who_has_just_left_goes_to_the_next() -> 
         ("fe80::1%eth0", "fe80::/64"),
     ],
 )
-def test_an_address_is_its_networks(host: str, name: str) -> None:
+def test_ipv6_address_maps_to_its_network(host: str, name: str) -> None:
     assert network(host) == name

@@ -28,7 +28,7 @@ def script(request: Request) -> list[Step]:
     return [Chunk(0, None, text="It is twenty past nine.", is_final=True, is_last=True)] if is_heard else SPOKEN
 
 
-async def test_every_line_of_the_page_runs(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_api_documentation_examples_run(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start(script, TALKS, voices=tmp_path / "voices")
     monkeypatch.chdir(tmp_path)
     question = spoken()

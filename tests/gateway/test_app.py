@@ -37,7 +37,7 @@ KEY = "sk-0123456789abcdef"
 REQUEST = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
 
 
-async def test_models_are_what_the_server_has_and_openais_names_mean_it(start: Start) -> None:
+async def test_models_list_the_served_model_and_openai_names_alias_it(start: Start) -> None:
     client = (await start()).openai()
     (model,) = [model async for model in client.models.list()]
     assert (model.id, model.owned_by) == ("tiny", "stretto")
@@ -72,7 +72,7 @@ OTHERS = {  # which these clients send unless they are configured
 }
 
 
-async def test_each_model_that_sdks_list_or_default_to_is_the_one_that_is_served(start: Start) -> None:
+async def test_sdk_model_names_resolve_to_the_served_model(start: Start) -> None:
     names = sdk_models() | OTHERS
     assert len(names) > 30, "the SDK lists them elsewhere now"
     async with (await start()).http() as http:
@@ -84,13 +84,13 @@ async def test_each_model_that_sdks_list_or_default_to_is_the_one_that_is_served
 @pytest.mark.parametrize(
     "name", ["gpt-4o", "gpt-5.1", "tts-", "audio", "gpt-" + "audio-" * 20, "gpt-4o-audio\n", "x/tts-1"]
 )
-async def test_models_that_neither_speak_nor_listen_are_not_there(start: Start, name: str) -> None:
+async def test_non_audio_model_names_are_not_found(start: Start, name: str) -> None:
     async with (await start()).http() as http:
         answer = await http.post("/v1/audio/speech", json=REQUEST | {"model": name})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_an_alias_means_the_family_that_it_was_given_for(start: Start) -> None:
+async def test_model_alias_maps_to_its_family(start: Start) -> None:
     running = await start(model_aliases={"my/voice": "tiny", "other": "csm"})
     async with running.http() as http:
         for name, status in (("my/voice", 200), ("other", 404)):
@@ -98,7 +98,7 @@ async def test_an_alias_means_the_family_that_it_was_given_for(start: Start) -> 
             assert answer.status_code == status
 
 
-async def test_head_is_answered_wherever_get_is_and_has_no_body(start: Start) -> None:
+async def test_head_is_supported_for_every_get_route_without_a_body(start: Start) -> None:
     running = await start()
     async with running.http() as http:
         for path in ("/health", "/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny"):
@@ -112,7 +112,7 @@ async def test_head_is_answered_wherever_get_is_and_has_no_body(start: Start) ->
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
 @pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions"])
-async def test_a_missing_content_type_is_named(start: Start, path: str, kind: str | None) -> None:
+async def test_missing_or_wrong_content_type_is_reported(start: Start, path: str, kind: str | None) -> None:
     async with (await start()).http() as http:
         headers = {} if kind is None else {"content-type": kind}
         answer = await http.post(path, content=json.dumps(REQUEST).encode(), headers=headers)
@@ -121,13 +121,13 @@ async def test_a_missing_content_type_is_named(start: Start, path: str, kind: st
     assert str(kind) in answer.json()["error"]["message"]
 
 
-async def test_the_schema_tells_the_version_of_this_package(start: Start) -> None:
+async def test_openapi_schema_has_the_package_version(start: Start) -> None:
     running = await start()
     async with running.http() as http:
         assert (await http.get("/openapi.json")).json()["info"]["version"] == version("stretto")
 
 
-async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(start: Start) -> None:
+async def test_openai_voice_names_alias_the_family_voices(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/audio/voices")).json()
     assert record["voices"] == [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]  # as Open WebUI reads it
@@ -136,7 +136,7 @@ async def test_voices_are_the_familys_and_each_of_openais_names_is_one_of_them(s
     assert set(record["aliases"].values()) == {"slt", "rms"}
 
 
-async def test_the_record_of_a_model_has_voices_as_speaches_clients_read_them(start: Start) -> None:
+async def test_model_record_lists_voices_in_speaches_format(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/models/gpt-4o-mini-tts")).json()
         for voice in record["voices"]:
@@ -145,18 +145,18 @@ async def test_the_record_of_a_model_has_voices_as_speaches_clients_read_them(st
     assert record["voices"] == [{"id": "slt", "name": "slt"}, {"id": "rms", "name": "rms"}]
 
 
-async def test_the_first_model_of_the_list_has_a_root_as_vllms_benchmark_reads_it(start: Start) -> None:
+async def test_first_listed_model_has_a_root_for_the_vllm_benchmark(start: Start) -> None:
     async with (await start()).http() as http:
         assert (await http.get("/v1/models")).json()["data"][0]["root"] == "tiny"
 
 
-async def test_models_of_speech_are_listed_as_open_webui_asks_for_them(start: Start) -> None:
+async def test_audio_models_are_listed_in_open_webui_format(start: Start) -> None:
     async with (await start()).http() as http:
         record = (await http.get("/v1/audio/models")).json()
     assert record["models"] == [{"id": "tiny", "name": "tiny"}]
 
 
-async def test_a_batch_has_a_result_or_an_error_for_each_text_in_order(start: Start) -> None:
+async def test_speech_batch_returns_a_result_or_error_per_item_in_order(start: Start) -> None:
     def script(request: Request) -> list[Step]:
         return [ErrorText("invalid request: text: expected words")] if request["text"] == b"!" else SPOKEN
 
@@ -174,7 +174,7 @@ async def test_a_batch_has_a_result_or_an_error_for_each_text_in_order(start: St
     assert len(wav) == 44 + 2 * NUM_SAMPLES
 
 
-async def test_a_batch_has_an_end(start: Start) -> None:
+async def test_speech_batch_size_is_limited(start: Start) -> None:
     async with (await start(limits=Limits(max_batch=2, drain_s=1))).http() as http:
         answer = await http.post("/v1/audio/speech/batch", json={"items": [{"input": "a"}] * 3})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items")
@@ -188,7 +188,7 @@ async def test_a_batch_has_an_end(start: Start) -> None:
         ({"text": "a" * MAX_BYTES}, {}, "text"),
     ],
 )
-async def test_options_of_a_text_that_are_too_many_are_named_with_it(
+async def test_oversized_item_options_are_reported_with_their_index(
     start: Start, shared: dict[str, str], item: dict[str, str], param: str
 ) -> None:
     items = [{"input": "a"}, {"input": "a"} | item]
@@ -198,7 +198,7 @@ async def test_options_of_a_text_that_are_too_many_are_named_with_it(
     assert answer.json()["error"]["param"] == param
 
 
-async def test_a_batch_has_room_for_so_much_audio(start: Start) -> None:
+async def test_speech_batch_audio_bytes_are_limited(start: Start) -> None:
     num_bytes = 2 * NUM_SAMPLES
     async with (await start(limits=Limits(max_batch_bytes=num_bytes + 1, drain_s=1))).http() as http:
         for num_items, num_failed in ((1, 0), (3, 2)):
@@ -208,7 +208,7 @@ async def test_a_batch_has_room_for_so_much_audio(start: Start) -> None:
             assert sum(len(base64.b64decode(each.get("audio_data", ""))) for each in record["results"]) <= num_bytes
 
 
-async def test_the_audio_of_batches_is_held_until_it_is_taken(start: Start) -> None:
+async def test_batch_audio_counts_as_held_until_the_client_reads_it(start: Start) -> None:
     one = 4 * 2 * NUM_SAMPLES // 3  # as base64, of what a caller alone may have: half
     running = await start(limits=Limits(max_held_bytes=3 * one, drain_s=1))
     items = [{"input": "a", "response_format": "pcm"}] * 2
@@ -230,7 +230,7 @@ async def test_the_audio_of_batches_is_held_until_it_is_taken(start: Start) -> N
     writer.close()
 
 
-async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> None:
+async def test_internal_batch_failure_cancels_the_other_items() -> None:
     has_begun, is_cancelled = asyncio.Event(), asyncio.Event()
 
     async def speak() -> None:
@@ -250,7 +250,7 @@ async def test_where_a_text_of_a_batch_fails_here_the_others_are_given_up() -> N
     assert is_cancelled.is_set()
 
 
-async def test_without_a_key_nothing_but_health_is_answered(start: Start) -> None:
+async def test_only_health_is_served_without_a_key(start: Start) -> None:
     running = await start(keys=(KEY, "another-key-of-ours"))
     assert (await running.openai(api_key=KEY).audio.speech.create(**REQUEST)).content
     with pytest.raises(openai.AuthenticationError):
@@ -281,7 +281,7 @@ async def test_without_a_key_nothing_but_health_is_answered(start: Start) -> Non
         ("https://example.com", "127.0.0.1:8003", (KEY,), 200),
     ],
 )
-async def test_a_page_from_elsewhere_may_not_ask_without_a_key(
+async def test_cross_origin_request_requires_a_key(
     start: Start, origin: str | None, host: str, keys: tuple[str, ...], status: int
 ) -> None:
     headers = {"host": host, "authorization": f"Bearer {KEY}"} | ({} if origin is None else {"origin": origin})
@@ -289,7 +289,7 @@ async def test_a_page_from_elsewhere_may_not_ask_without_a_key(
         assert (await http.post("/v1/audio/speech", json=REQUEST, headers=headers)).status_code == status
 
 
-async def test_a_page_whose_name_was_made_to_mean_the_gateway_reads_nothing_without_a_key(start: Start) -> None:
+async def test_dns_rebinding_requires_a_key(start: Start) -> None:
     browser, fetch = {"accept-language": "en"}, {"accept-language": "*", "sec-fetch-mode": "cors"}
     running, closed = await start(), await start(keys=(KEY,))
     async with running.http() as http:
@@ -331,7 +331,7 @@ async def test_a_page_whose_name_was_made_to_mean_the_gateway_reads_nothing_with
         ("", False),
     ],
 )
-def test_an_address_has_nothing_around_it(place: str, expected: bool) -> None:
+def test_address_check_accepts_only_plain_ip_hosts(place: str, expected: bool) -> None:
     assert is_address(place) == expected
 
 
@@ -344,7 +344,7 @@ PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-he
     ("origins", "origin", "allowed"),
     [((APP,), APP, APP), ((APP, "http://b"), "http://b", "http://b"), (("*",), APP, "*"), ((APP,), "http://c", None)],
 )
-async def test_pages_of_the_origins_that_are_named_may_ask(
+async def test_configured_origins_pass_cors(
     start: Start, keys: tuple[str, ...], origins: tuple[str, ...], origin: str, allowed: str | None
 ) -> None:
     running = await start(keys=keys, origins=origins)
@@ -367,7 +367,7 @@ async def test_pages_of_the_origins_that_are_named_may_ask(
     assert {"x-request-id", "stretto-ignored", "x-sample-rate"} <= set(exposed.split(", "))
 
 
-async def test_without_named_origins_there_are_no_headers_for_pages(start: Start) -> None:
+async def test_no_cors_headers_without_configured_origins(start: Start) -> None:
     async with (await start(keys=(KEY,))).http() as http:
         before = await http.options("/v1/audio/speech", headers=PREFLIGHT | {"origin": APP})
         answer = await http.get("/v1/models", headers={"authorization": f"Bearer {KEY}", "origin": APP})
@@ -376,13 +376,15 @@ async def test_without_named_origins_there_are_no_headers_for_pages(start: Start
 
 
 @pytest.mark.parametrize(("origins", "origin", "is_open"), [((APP,), APP, True), ((APP,), "http://c", False)])
-async def test_origins_of_websockets(start: Start, origins: tuple[str, ...], origin: str, is_open: bool) -> None:
+async def test_websocket_origins_are_checked(
+    start: Start, origins: tuple[str, ...], origin: str, is_open: bool
+) -> None:
     answered = await status(await start(origins=origins), "/v1/audio/speech/stream", origin=origin)
     assert answered == (101 if is_open else 403)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_body_that_is_too_large_is_not_read(start: Start, is_chunked: bool) -> None:
+async def test_oversized_body_is_refused_with_413(start: Start, is_chunked: bool) -> None:
     running = await start(limits=Limits(max_json_bytes=1000, drain_s=1))
 
     async def parts():  # type: ignore[no-untyped-def]
@@ -395,7 +397,7 @@ async def test_a_body_that_is_too_large_is_not_read(start: Start, is_chunked: bo
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
-async def test_a_sender_who_stops_is_told(start: Start) -> None:
+async def test_stalled_upload_gets_408(start: Start) -> None:
     running = await start(limits=Limits(stall_s=0.2, drain_s=1))
 
     host, port = running.url.removeprefix("http://").split(":")
@@ -405,7 +407,7 @@ async def test_a_sender_who_stops_is_told(start: Start) -> None:
     writer.close()
 
 
-async def test_a_sender_who_never_stops_is_told(start: Start) -> None:
+async def test_endless_upload_gets_408(start: Start) -> None:
     running = await start(limits=Limits(upload_s=0.3, drain_s=1))
     host, port = running.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -420,7 +422,7 @@ async def test_a_sender_who_never_stops_is_told(start: Start) -> None:
     writer.close()
 
 
-async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(start: Start) -> None:
+async def test_only_large_incoming_bodies_are_limited(start: Start) -> None:
     running = await start(limits=Limits(max_held_bytes=200_000, drain_s=1))
     host, port = running.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -436,7 +438,7 @@ async def test_what_comes_in_at_once_has_a_limit_and_small_requests_have_none(st
             writer.close()
 
 
-async def test_the_values_of_json_are_held_as_what_they_take(start: Start) -> None:
+async def test_held_json_is_counted_by_its_parsed_size(start: Start) -> None:
     running = await start(limits=Limits(max_held_bytes=2_000_000, drain_s=1))
     values, text = b"[" + b"[]," * 20_000 + b"[]]", b'"' + b"a" * 60_000 + b'"'
     async with running.http() as http:
@@ -461,14 +463,14 @@ async def test_the_values_of_json_are_held_as_what_they_take(start: Start) -> No
         ("POST", "/v1/audio/speech", b'{"seed": ' + b"9" * 5000 + b"}", 400),
     ],
 )
-async def test_refusals_have_openais_form(start: Start, method: str, path: str, content: bytes, status: int) -> None:
+async def test_errors_have_the_openai_format(start: Start, method: str, path: str, content: bytes, status: int) -> None:
     async with (await start()).http() as http:
         answer = await http.request(method, path, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-async def test_it_is_ready_when_the_server_is(start: Start) -> None:
+async def test_gateway_readiness_follows_the_server(start: Start) -> None:
     running = await start()
     async with running.http() as http:
         assert (await http.get("/health/ready")).status_code == 200
@@ -477,7 +479,9 @@ async def test_it_is_ready_when_the_server_is(start: Start) -> None:
         assert (await http.get("/health/live")).status_code == 200
 
 
-async def test_it_is_not_ready_where_the_server_does_not_say(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gateway_is_not_ready_if_the_server_does_not_respond(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = await start()
     monkeypatch.setattr(app, "READY_S", 0.1)
     monkeypatch.setattr(running.app.state.gateway.client, "ready", asyncio.Event().wait)
@@ -485,7 +489,7 @@ async def test_it_is_not_ready_where_the_server_does_not_say(start: Start, monke
         assert (await http.get("/health/ready", timeout=PATIENCE_S)).status_code == 503
 
 
-async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
+async def test_unreachable_server_yields_503_with_retry_after(start: Start) -> None:
     running = await start()
     await running.behind.stop()
     async with running.http() as http:
@@ -501,13 +505,13 @@ async def test_where_no_server_answers_it_says_try_again(start: Start) -> None:
         ("in ensemble 'speech', unavailable: server is draining", 503, "unavailable"),
     ],
 )
-async def test_a_full_server_says_when_to_retry(start: Start, text: str, status: int, code: str) -> None:
+async def test_full_server_response_has_retry_after(start: Start, text: str, status: int, code: str) -> None:
     async with (await start([ErrorText(text)])).http() as http:
         answer = await http.post("/v1/audio/speech", json=REQUEST)
     assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (status, code, "1")
 
 
-async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Start) -> None:
+async def test_one_key_at_its_limit_does_not_block_other_keys(start: Start) -> None:
     go = asyncio.Event()
     running = await start(
         lambda request: SPOKEN if request["text"] == b"A cat." else [Until(go), *SPOKEN],
@@ -526,7 +530,7 @@ async def test_who_holds_what_a_caller_may_have_keeps_nobody_else_out(start: Sta
     assert admission.num_active == 0
 
 
-async def test_a_changed_or_missing_model_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_model_list_follows_a_changed_or_missing_model(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "REFRESH_S", 0.0)
     running = await start()
     async with running.http() as http:
@@ -541,7 +545,7 @@ async def test_a_changed_or_missing_model_is_noticed(start: Start, monkeypatch: 
                 await asyncio.sleep(0.01)
 
 
-async def test_three_failed_refreshes_drop_the_profile_and_one_does_not(
+async def test_profile_is_dropped_only_after_three_failed_refreshes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(catalogue, "REFRESH_S", -1.0)  # every profile is too old
@@ -561,7 +565,7 @@ async def test_three_failed_refreshes_drop_the_profile_and_one_does_not(
         await catalogue.Catalogue(unreadable, {}).profile()
 
 
-async def test_figures_tell_what_was_spoken_and_what_was_not(start: Start) -> None:
+async def test_gateway_metrics_count_completed_and_failed_speech(start: Start) -> None:
     def script(request: Request) -> list[Step]:
         return SPOKEN if request["text"] == b"A cat." else [Abort(grpc.StatusCode.INTERNAL, "")]
 
@@ -589,7 +593,7 @@ async def test_each_request_has_a_log_line_without_content(start: Start, caplog:
     assert not any("secret" in line or KEY in line for line in lines)
 
 
-async def test_a_failure_of_ours_is_logged_and_shown_to_nobody(
+async def test_gateway_internal_error_is_logged_but_hidden_from_the_client(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)

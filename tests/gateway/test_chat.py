@@ -36,7 +36,7 @@ QUESTION: list[Any] = [
 SPOKEN: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
 
 
-async def test_a_turn_is_answered_in_speech(start: Start) -> None:
+async def test_chat_completion_answers_in_speech(start: Start) -> None:
     running = await start(REPLY, TALKS)
     answer = await running.openai().chat.completions.create(model="gpt-audio", messages=QUESTION, seed=1, **SPOKEN)
     audio = answer.choices[0].message.audio
@@ -53,7 +53,7 @@ async def test_a_turn_is_answered_in_speech(start: Start) -> None:
     assert json.loads(request["options"])["seed"] == 1
 
 
-async def test_the_model_tells_of_its_conversations(start: Start) -> None:
+async def test_model_lists_its_conversation_tasks(start: Start) -> None:
     client = (await start(REPLY, TALKS)).openai()
     (model,) = [model async for model in client.models.list()]
     told = {"needs": ["text"], "also": ["audio"]}
@@ -61,7 +61,7 @@ async def test_the_model_tells_of_its_conversations(start: Start) -> None:
     assert model.to_dict()["conversations"] == expected
 
 
-async def test_a_turn_is_answered_in_text(start: Start) -> None:
+async def test_user_turn_is_answered_in_text(start: Start) -> None:
     running = await start([Chunk(0, None, text="fine", is_final=True, is_last=True)], TALKS)
     question: list[Any] = [{"role": "user", "content": "How are you?"}]
     answer = await running.openai().chat.completions.create(model="talker", messages=question)
@@ -70,7 +70,7 @@ async def test_a_turn_is_answered_in_text(start: Start) -> None:
     assert await running.metric("audio_skipped_total") == 0
 
 
-async def test_sound_and_transcript_are_streamed(start: Start) -> None:
+async def test_chat_audio_and_transcript_are_streamed(start: Start) -> None:
     client = (await start(REPLY, TALKS)).openai()
     stream = await client.chat.completions.create(model="gpt-audio", messages=QUESTION, stream=True, **SPOKEN)
     chunks = [chunk async for chunk in stream]
@@ -97,7 +97,7 @@ async def test_sound_and_transcript_are_streamed(start: Start) -> None:
         ({"audio": {"voice": "nobody", "format": "wav"}}, "voice"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+async def test_unsupported_parameters_are_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
     async with (await start(REPLY, TALKS, strict=True)).http() as http:
         answer = await http.post("/v1/chat/completions", json={"messages": QUESTION} | SPOKEN | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
@@ -111,7 +111,7 @@ async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict
         ([[{"type": "text", "text": "A" * 10}, {"type": "text", "text": "A"}]], "messages.0.content.1.text"),
     ],
 )
-async def test_its_texts_have_an_end(start: Start, contents: list[Any], param: str) -> None:
+async def test_chat_texts_have_a_total_length_limit(start: Start, contents: list[Any], param: str) -> None:
     running = await start(REPLY, TALKS, limits=Limits(max_input_chars=10, drain_s=1))
     body = {"messages": [{"role": "user", "content": content} for content in contents]}
     async with running.http() as http:
@@ -126,13 +126,13 @@ async def test_an_unknown_model_is_not_found(start: Start) -> None:
         await (await start(REPLY, TALKS)).openai().chat.completions.create(model="parrot", messages=QUESTION)
 
 
-async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
+async def test_model_without_conversation_support_refuses_it(start: Start) -> None:
     client = (await start()).openai()
     with pytest.raises(openai.BadRequestError, match="'tiny' does not support conversations"):
         await client.chat.completions.create(model="gpt-audio", messages=QUESTION, **SPOKEN)
 
 
-async def test_what_is_around_the_files_is_bounded_as_other_bodies_are(start: Start) -> None:
+async def test_json_limit_excludes_audio_but_applies_to_the_rest(start: Start) -> None:
     running = await start(REPLY, TALKS, limits=Limits(max_json_bytes=1000, drain_s=1))
     async with running.http() as http:
         for sound, num_lists, status in (("A" * 100_000, 0, 200), ("", 500, 413)):

@@ -36,7 +36,7 @@ def test_keys_from_file_and_environment_are_never_shown(tmp_path: Path, monkeypa
     assert KEY not in repr(config)
 
 
-def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_voices_folder_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_config(arguments().parse_args(["--port", "0"])).voices is None
     monkeypatch.setenv(VOICES, str(tmp_path / "a" / "voices"))
     config = read_config(arguments().parse_args(["--port", "0"]))
@@ -45,7 +45,7 @@ def test_the_folder_of_voices_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read_config(arguments().parse_args(["--voices", str(tmp_path), "--port", "0"])).voices == tmp_path
 
 
-def test_origins_are_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_origins_are_read_from_option_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     def origins(*words: str) -> tuple[str, ...]:
         return read_config(arguments().parse_args([*words, "--port", "0"])).cors_origins
 
@@ -61,7 +61,7 @@ def test_origins_are_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -
             origins("--cors-origin", bad)
 
 
-def test_strict_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_is_read_from_option_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not read_config(arguments().parse_args(["--port", "0"])).strict
     assert read_config(arguments().parse_args(["--port", "0", "--strict"])).strict
     for value, expected in (("1", True), ("0", False), ("", False)):
@@ -69,7 +69,7 @@ def test_strict_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> 
         assert read_config(arguments().parse_args(["--port", "0"])).strict is expected
 
 
-def test_fields_are_ignored_unless_it_is_strict_and_models_have_the_names_that_are_given() -> None:
+def test_gateway_strict_and_model_alias_flags() -> None:
     config = read_config(arguments().parse_args(["--port", "0"]))
     assert (config.strict, config.model_aliases) == (False, {})
     words = ["--port", "0", "--strict", "--model-alias", "my/voice=tiny", "--model-alias", "a=b=csm"]
@@ -102,7 +102,9 @@ def test_fields_are_ignored_unless_it_is_strict_and_models_have_the_names_that_a
         (["--sing"], "--sing"),
     ],
 )
-def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+def test_usage_errors_are_one_line_with_status_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
     with pytest.raises(SystemExit) as left:
         main(words)
     errors = capsys.readouterr().err
@@ -111,7 +113,9 @@ def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("port", ["80a", "-1", "0", "65533", "1" * 5000, "²"])
-def test_invalid_ports_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str) -> None:
+def test_invalid_ports_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
     monkeypatch.setenv("STRETTO_PORT", port)
     with pytest.raises(SystemExit):
         main(["--server", "host:1"])
@@ -119,14 +123,14 @@ def test_invalid_ports_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert read_config(arguments().parse_args(["--server", "host:1", "--port", "9"])).port == 9
 
 
-def test_ports_follow_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_ports_derive_from_the_server_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRETTO_PORT", "9000")
     config = read_config(arguments().parse_args([]))
     assert (config.server, config.port) == ("localhost:9001", 9003)
 
 
 @pytest.mark.parametrize("keys", ["hunter2", f"{KEY},hunter2", f"hunter2-ключ-{KEY}", f"hunter2-\x1b-{KEY}", "", " , "])
-def test_keys_that_cannot_be_meant_are_refused_and_not_repeated(
+def test_invalid_keys_are_refused_without_being_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], keys: str
 ) -> None:
     monkeypatch.setenv(KEYS, keys)
@@ -135,13 +139,13 @@ def test_keys_that_cannot_be_meant_are_refused_and_not_repeated(
     assert "hunter2" not in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_gateway_port_in_use_prints_one_line_and_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 1
     assert "cannot listen at 127.0.0.1:" in capsys.readouterr().err
 
 
-async def test_while_it_ends_it_is_not_ready_and_what_it_answers_is_completed(start: Start) -> None:
+async def test_shutdown_is_unready_but_completes_open_responses(start: Start) -> None:
     go = asyncio.Event()
     running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]])
     request = {"model": "tts-1", "input": "A cat.", "response_format": "pcm"}
@@ -162,7 +166,9 @@ async def test_while_it_ends_it_is_not_ready_and_what_it_answers_is_completed(st
     ("limits", "wanted"),
     [((1024, 4096), 2048), ((1024, 1500), 1500), ((1024, -1), 2048), ((4096, 4096), None), ((-1, -1), None)],
 )
-def test_the_file_limit_is_raised(monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int | None) -> None:
+def test_open_file_limit_is_raised(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], wanted: int | None
+) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr("resource.getrlimit", lambda _: limits)
     monkeypatch.setattr("resource.setrlimit", lambda _, new: told.append(new))
@@ -170,14 +176,14 @@ def test_the_file_limit_is_raised(monkeypatch: pytest.MonkeyPatch, limits: tuple
     assert told == ([] if wanted is None else [(wanted, limits[1])])
 
 
-def test_the_address_that_is_told_is_one_that_a_browser_takes() -> None:
+def test_printed_address_is_valid_in_a_browser() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for address, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
             server = make_server(GatewayConfig("host:1", address=address), listener)
             assert f" http://{shown}:{listener.getsockname()[1]}, " in server.message
 
 
-async def test_who_starts_it_without_keys_is_told(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_starting_without_keys_prints_a_warning(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     await start()
     assert "it has no keys, so everyone who can reach it may use it" in capsys.readouterr().err
     await start(keys=(KEY,))

@@ -68,7 +68,7 @@ async def read_all(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.mark.parametrize("path", [b"/openapi.json", b"/v1/audio/speech"], ids=["length", "streamed"])
-async def test_http_1_0_has_no_chunks(start: Start, path: bytes) -> None:
+async def test_http_1_0_responses_are_not_chunked(start: Start, path: bytes) -> None:
     running = await start()
     method, fields = (b"POST", SPEECH.partition(b"\r\n")[2]) if path == b"/v1/audio/speech" else (b"GET", b"\r\n")
     reader, writer = await connect(running, method + b" " + path + b" HTTP/1.0\r\n" + fields)
@@ -83,7 +83,7 @@ async def test_http_1_0_has_no_chunks(start: Start, path: bytes) -> None:
         assert body == b"\x00\x20" * NUM_SAMPLES
 
 
-async def test_connections_that_say_nothing_make_room(start: Start) -> None:
+async def test_idle_connections_are_closed_for_new_ones(start: Start) -> None:
     running = await start(limits=Limits(max_connections=4, drain_s=1))
     silent = [await connect(running, HEAD[:n]) for n in range(12)]
     async with running.http() as http:
@@ -103,7 +103,7 @@ async def test_connections_that_say_nothing_make_room(start: Start) -> None:
     ],
     ids=["value", "headers", "path", "trailers", "extension"],
 )
-async def test_a_head_has_an_end(start: Start, before: bytes, again: bytes) -> None:
+async def test_endless_http_head_is_refused(start: Start, before: bytes, again: bytes) -> None:
     reader, writer = await connect(await start(limits=Limits(stall_s=60, drain_s=1)), before + again * 200)
     answer = await read_all(reader)
     assert answer.startswith(b"HTTP/1.1 400 ") or not answer
@@ -129,7 +129,7 @@ async def made_by(running: Running, data: bytes = b"") -> tuple[Pair, Connection
     ],
     ids=["value", "headers", "path"],
 )
-async def test_a_head_that_comes_in_one_read_is_no_longer(start: Start, head: bytes) -> None:
+async def test_oversized_http_head_in_one_read_is_refused(start: Start, head: bytes) -> None:
     (reader, writer), _ = await made_by(await start(), head)
     answer = await read_all(reader)
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -137,7 +137,7 @@ async def test_a_head_that_comes_in_one_read_is_no_longer(start: Start, head: by
     writer.close()
 
 
-async def test_a_head_has_so_many_headers(start: Start) -> None:
+async def test_http_header_count_is_limited(start: Start) -> None:
     head = b"GET /health/live HTTP/1.1\r\n" + b"a:\r\n" * MAX_HEADERS
     running = await start()
     reader, writer = await connect(running, head + b"connection: close\r\n\r\n")
@@ -149,7 +149,7 @@ async def test_a_head_has_so_many_headers(start: Start) -> None:
 
 
 @pytest.mark.parametrize("part", [b"1\r\na\r\n", b"1;a=b\r\n \r\n"], ids=["chunks", "extensions"])
-async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> None:
+async def test_too_many_tiny_http_chunks_are_refused(start: Start, part: bytes) -> None:
     headers = b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     running = await start()
     few = b"%x\r\n" % len(BODY) + BODY + b"\r\n" + b"1\r\n \r\n" * (FREE_PARTS // 2) + b"0\r\n\r\n"
@@ -163,7 +163,7 @@ async def test_a_body_of_tiny_chunks_has_an_end(start: Start, part: bytes) -> No
     writer.close()
 
 
-async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_byte_reads_are_coalesced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # even reads on a slow machine count as fast
     (reader, writer), made = await made_by(await start())
     head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * NUM_TINY
@@ -177,7 +177,7 @@ async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: 
     writer.close()
 
 
-def test_reads_are_tiny_if_they_are_small_and_fast_until_they_are_large() -> None:
+def test_reads_count_as_tiny_if_small_and_fast() -> None:
     now = [0.0]
     made: Any = Reads(SimpleNamespace(time=lambda: now[0]))
 
@@ -192,7 +192,7 @@ def test_reads_are_tiny_if_they_are_small_and_fast_until_they_are_large() -> Non
 
 
 @pytest.mark.parametrize("where", ["authorization", "url"])
-async def test_an_upgrade_with_a_long_line_is_refused_and_a_shorter_one_is_not(start: Start, where: str) -> None:
+async def test_websocket_upgrade_line_length_is_limited(start: Start, where: str) -> None:
     async def answer(num: int) -> bytes:
         old, new = (b"\r\n\r\n", b"\r\nauthorization: " + b"a" * num + b"\r\n\r\n")
         if where == "url":
@@ -209,7 +209,7 @@ async def test_an_upgrade_with_a_long_line_is_refused_and_a_shorter_one_is_not(s
     assert (await answer(MAX_UPGRADE_LINE - 20)).startswith(b"HTTP/1.1 101 ")
 
 
-async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_small_writes_are_read_in_larger_batches(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_BYTES", 0)
     (reader, writer), made = await made_by(await start())
     head = HEAD.replace(b"POST", b"GET") + b"a: " + b"a" * MAX_SMALL
@@ -224,7 +224,7 @@ async def test_small_writes_are_read_together(start: Start, monkeypatch: pytest.
     writer.close()
 
 
-async def test_requests_of_one_connection_have_a_rate(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_of_a_connection_are_rate_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_SMALL", 10)
     (reader, writer), made = await made_by(await start())
     later_s = made.loop.time() + 3600  # by a clock that stands still, so that the second does not end
@@ -243,7 +243,7 @@ async def test_requests_of_one_connection_have_a_rate(start: Start, monkeypatch:
 
 
 @pytest.mark.parametrize("data", [b"", HEAD, b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\nGET"])
-async def test_a_missing_head_times_out(start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+async def test_incomplete_http_head_times_out(start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
     running = await start()
     reader, writer = await connect(running, data)
@@ -251,7 +251,7 @@ async def test_a_missing_head_times_out(start: Start, monkeypatch: pytest.Monkey
     writer.close()
 
 
-def test_a_head_that_came_while_the_loop_was_held_up_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_http_head_received_during_a_stalled_loop_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
     state = ServerState()
     config = uvicorn.Config(Starlette(), log_config=None)
@@ -280,7 +280,7 @@ def test_a_head_that_came_while_the_loop_was_held_up_is_read(monkeypatch: pytest
         assert runner.run(ask_while_held_up()).startswith(b"HTTP/1.1 404 ")
 
 
-async def test_who_is_refused_and_sends_on_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refused_client_that_keeps_sending_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
     running = await start(keys=("sk-0123456789abcdef",))
     reader, writer = await connect(running, HEAD + b"transfer-encoding: chunked\r\n\r\n")
@@ -315,7 +315,7 @@ async def until_unread(made: Connection) -> None:
     assert made.transport.get_write_buffer_size()
 
 
-async def test_of_a_crowd_of_requests_those_in_front_are_answered(start: Start) -> None:
+async def test_excess_pipelined_requests_close_after_the_first_are_answered(start: Start) -> None:
     reader, writer = await connect(await start(keys=("sk-0123456789abcdef",)), LIVE * MAX_PIPELINED)
     async with asyncio.timeout(PATIENCE_S):
         for _ in range(MAX_PIPELINED):
@@ -339,7 +339,7 @@ async def test_of_a_crowd_of_requests_those_in_front_are_answered(start: Start) 
     ],
     ids=["none", "endless", "body", "upgrade", "crowd"],
 )
-async def test_nothing_is_written_amid_an_answer(start: Start, data: bytes) -> None:
+async def test_invalid_data_does_not_interrupt_a_response(start: Start, data: bytes) -> None:
     goes_on = asyncio.Event()
     running = await start([SPOKEN[0], Until(goes_on), *SPOKEN[1:]])
     reader, writer = await connect(running, SPEECH)
@@ -357,7 +357,7 @@ async def test_nothing_is_written_amid_an_answer(start: Start, data: bytes) -> N
     writer.close()
 
 
-async def test_who_leaves_ends_the_work_before_what_else_was_asked_for(start: Start) -> None:
+async def test_disconnect_cancels_the_request_despite_pipelined_ones(start: Start) -> None:
     running = await start([Until(asyncio.Event())])
     running.app.state.gateway.client.timeouts = Timeouts(600, 600, 600)
     _, writer = await connect(running, SPEECH + LIVE)
@@ -368,7 +368,7 @@ async def test_who_leaves_ends_the_work_before_what_else_was_asked_for(start: St
         await running.behind.cancelled.wait()
 
 
-async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_response_being_read_is_not_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start()
     async with running.http() as http:
         whole = (await http.get("/openapi.json", headers={"connection": "close"})).content
@@ -383,7 +383,7 @@ async def test_an_answer_that_is_being_taken_is_not_cut_off(start: Start, monkey
     writer.close()
 
 
-async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_stops_reading_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALL_S", 0.1)
     running = await start()
     (_, writer), made = await connect_slowly(running)
@@ -393,7 +393,7 @@ async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeyp
     writer.close()
 
 
-async def test_no_websocket_is_opened_behind_an_answer_that_is_not_taken(start: Start) -> None:
+async def test_websocket_upgrade_is_refused_after_an_unread_response(start: Start) -> None:
     running = await start()
     (reader, writer), made = await connect_slowly(running)
     made.transport.set_write_buffer_limits(1)

@@ -80,7 +80,7 @@ def left() -> Counter[type]:
 
 
 @pytest.mark.slow
-async def test_a_crowd_is_answered_and_leaves_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_requests_are_answered_without_leaks(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     # Callers share this process, and may take as long to send the head of a request.
     monkeypatch.setattr(connection, "HEAD_S", PATIENCE_S)
     goes_on = asyncio.Event()

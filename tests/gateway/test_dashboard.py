@@ -70,11 +70,11 @@ async def of_the_gateway(start: Start) -> set[str]:
         ("x / on(job) group_left() y and z", {"x", "y", "z"}),
     ],
 )
-def test_names_are_found(expression: str, expected: set[str]) -> None:
+def test_metric_names_are_found_in_expressions(expression: str, expected: set[str]) -> None:
     assert names(expression) == expected
 
 
-async def test_every_figure_that_is_asked_for_is_there(start: Start) -> None:
+async def test_dashboard_metrics_exist(start: Start) -> None:
     asked = set[str]().union(*map(names, EXPRESSIONS))
     known = await of_the_gateway(start) | of_the_server()
     assert {"stretto_unguided_total", "stretto_decoder_waiting_chunks", "audio_ttfp_seconds_bucket"} <= known & asked
@@ -82,14 +82,14 @@ async def test_every_figure_that_is_asked_for_is_there(start: Start) -> None:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_expression_is_whole(expression: str) -> None:
+def test_dashboard_expressions_are_well_formed(expression: str) -> None:
     assert names(expression)
     assert [expression.count(left) - expression.count(right) for left, right in ("()", "[]", "{}")] == [0, 0, 0]
     for group in re.findall(r"\bby \(([^)]*)\)", expression):
         assert set(group.split(", ")) <= LABELS, expression
 
 
-def test_panels_do_not_overlap_and_rules_are_told_apart() -> None:
+def test_dashboard_panels_do_not_overlap_and_rules_are_unique() -> None:
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
     assert len(set(places)) == len(places) >= 10
     assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])

@@ -111,7 +111,7 @@ async def replay_messages(running: Running, request: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-async def test_answers_what_real_clients_send_by_default(start: Start, request_: dict[str, Any]) -> None:
+async def test_gateway_answers_default_requests_of_common_frameworks(start: Start, request_: dict[str, Any]) -> None:
     running = await start(script)
     if "messages" in request_:
         await replay_messages(running, request_)
@@ -119,18 +119,18 @@ async def test_answers_what_real_clients_send_by_default(start: Start, request_:
         assert await replay(running, request_) == (request_["status"], request_["answer"])
 
 
-def test_the_recorded_requests_are_of_every_client() -> None:
+def test_recorded_requests_cover_every_client() -> None:
     assert set(RECORDED) == set(CLIENTS)
 
 
-async def test_open_webui_transcribes_with_an_empty_model_as_by_default(start: Start) -> None:
+async def test_open_webui_empty_model_name_uses_the_default(start: Start) -> None:
     async with (await start(script)).http() as http:
         files = {"file": ("upload.wav", recording("wav"))}
         answer = await http.post("/v1/audio/transcriptions", files=files, data={"model": ""})
     assert (answer.status_code, answer.json()["text"]) == (200, TEXT)
 
 
-async def test_livekit_is_told_the_status_and_the_words_of_a_failure(start: Start) -> None:
+async def test_livekit_receives_the_status_and_message_of_a_failure(start: Start) -> None:
     client = (await start([ErrorText("full: 9 utterances are already in flight")])).openai()
     with pytest.raises(openai.APIStatusError) as raised:
         async with client.audio.speech.with_streaming_response.create(

@@ -109,7 +109,7 @@ def check(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_request_body_causes_an_internal_error(door: Door, path: str, caplog: pytest.LogCaptureFixture) -> None:
     schema = door.app.openapi()
     body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
 
@@ -135,7 +135,7 @@ def test_no_body_is_answered_by_a_failure(door: Door, path: str, caplog: pytest.
     path=st.sampled_from([*PATHS, "/v1/audio/transcriptions"]),
 )
 @settings(max_examples=300)
-def test_no_bytes_are_answered_by_a_failure(door: Door, content: bytes, kind: str, path: str) -> None:
+def test_arbitrary_bytes_cause_no_internal_error(door: Door, content: bytes, kind: str, path: str) -> None:
     check(door.ask("post", path, content=content, headers={"content-type": kind}))
 
 
@@ -154,7 +154,7 @@ UNKNOWN = {f"unknown{n}": 0 for n in range(100)}
         (ChatRequest, {"messages": [{"role": "user", "content": "a"}], "modalities": [0] * 100}),
     ],
 )
-def test_of_much_that_is_wrong_little_is_told(model: type[Body], record: dict[str, Any]) -> None:
+def test_validation_errors_are_limited_in_number(model: type[Body], record: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as raised:
         model.model_validate(record)
     assert raised.value.error_count() <= 5, "one for each field that is known"

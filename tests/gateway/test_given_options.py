@@ -33,7 +33,7 @@ def nested(depth: int) -> list[Any]:
     return json.loads("[" * depth + "]" * depth)
 
 
-def test_limits_are_those_of_the_server() -> None:
+def test_option_json_limits_match_the_server() -> None:
     assert (MAX_BYTES, MAX_DEPTH) == (json_record.MAX_BYTES, json_record.MAX_DEPTH)
 
 
@@ -52,7 +52,7 @@ def test_limits_are_those_of_the_server() -> None:
         ({"schedule": [[]] * 100_000}, "schedule"),
     ],
 )
-def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | None) -> None:
+def test_gateway_option_limits_match_the_server(options: dict[str, Any], param: str | None) -> None:
     text = json.dumps(options)
     if param is None:
         check_options(options)
@@ -66,7 +66,7 @@ def test_what_the_server_takes_is_taken(options: dict[str, Any], param: str | No
     assert raised.value.message.startswith(f"{param}: expected ")
 
 
-def test_each_option_is_a_field_described_by_the_schema() -> None:
+def test_speech_request_fields_match_the_options_schema() -> None:
     fields = SpeechRequest.model_json_schema()["properties"]
     assert set(OPTIONS) == schema.SpeechOptions.__annotations__.keys() - {"output", "instruct"}
     assert set(OPTIONS) <= fields.keys()
@@ -76,17 +76,17 @@ def test_each_option_is_a_field_described_by_the_schema() -> None:
 
 
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_no_json_is_larger_than_its_bound(value: Any) -> None:
+def test_json_size_bound_is_never_exceeded(value: Any) -> None:
     assert len(json.dumps(value)) <= most_bytes(value)
 
 
-def test_few_options_have_room_always_and_many_count_as_the_objects_that_they_are() -> None:
+def test_options_memory_is_counted_above_a_small_size() -> None:
     assert held_bytes({"seed": 3, "text": {"top_k": 2}}) == 0
     assert held_bytes({"text": "a" * 2 * SMALL_BYTES}) == OBJECT_BYTES * (SMALL_BYTES + 12)
 
 
 @pytest.mark.parametrize("said", ["[{,", '\\"[', "[\\"])
-def test_an_event_has_so_many_values_whatever_is_said_in_it(said: str) -> None:
+def test_json_event_value_count_is_limited(said: str) -> None:
     event = {"type": "input.text", "text": said * MAX_VALUES, "last": [1, 2]}
     assert num_values(json.dumps(event)) == 5, "those that may open something, and commas"
     assert read_json(json.dumps(event)) == event

@@ -32,7 +32,7 @@ UNHONOURED = {
 
 
 @pytest.mark.parametrize("field", UNHONOURED)
-async def test_a_field_that_the_family_cannot_honour_is_ignored_and_named(start: Start, field: str) -> None:
+async def test_unsupported_speech_field_is_ignored_and_reported(start: Start, field: str) -> None:
     running = await start(SPOKEN, PLAIN)
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=SPEECH | {field: UNHONOURED[field]})
@@ -45,7 +45,7 @@ async def test_a_field_that_the_family_cannot_honour_is_ignored_and_named(start:
     assert not strict.behind.requests
 
 
-async def test_nothing_is_named_where_everything_is_honoured(start: Start) -> None:
+async def test_no_ignored_fields_are_reported_if_all_are_honoured(start: Start) -> None:
     known = {"language": "en", "non_streaming_mode": True, "task_type": "CustomVoice", "stream": True, "seed": 3}
     running = await start(SPOKEN, PLAIN, strict=True)
     async with running.http() as http:
@@ -90,7 +90,9 @@ async def posted(http: httpx.AsyncClient, path: str, more: dict[str, Any]) -> ht
         ("/v1/audio/translations", FORM | {"stream": "true"}, sorted([*FORM, "stream"])),
     ],
 )
-async def test_unknown_fields_are_named(start: Start, path: str, more: dict[str, Any], names: list[str]) -> None:
+async def test_unknown_fields_are_reported_as_ignored(
+    start: Start, path: str, more: dict[str, Any], names: list[str]
+) -> None:
     profile, script = TRANSLATES, SPOKEN
     if "chat" in path:
         profile, script = TALKS, REPLY
@@ -117,13 +119,13 @@ def many(count: int, name: str = "x") -> dict[str, int]:
         (many(100_000), ", ".join([*many(MAX_NAMES), "..."])),
     ],
 )
-def test_a_callers_names_are_bounded_and_end_no_header(fields: dict[str, int], header: str) -> None:
+def test_ignored_field_names_are_bounded_and_header_safe(fields: dict[str, int], header: str) -> None:
     body = SpeechRequest.model_validate({"input": "a"} | fields)
     assert Ignored(body, is_strict=False).headers == {HEADER: header}
     assert len(body._unknown) <= MAX_NAMES + 1
 
 
-def test_names_of_all_items_of_a_batch_are_bounded_together() -> None:
+def test_ignored_names_are_limited_across_a_batch() -> None:
     body: BaseModel = BatchRequest.model_validate({"items": [{"input": "a"} | many(50)] * 32})
     assert len(Ignored(body, is_strict=False).names) == MAX_NAMES + 1
 
@@ -143,7 +145,9 @@ TEXT_TRACK = PROFILE | {"options": ["text_mode", "language"], "languages": ["eng
         ({"language": "English"}, {"language": "english"}),
     ],
 )
-async def test_foreign_fields_become_options(start: Start, given: dict[str, Any], options: dict[str, Any]) -> None:
+async def test_third_party_speech_fields_become_options(
+    start: Start, given: dict[str, Any], options: dict[str, Any]
+) -> None:
     running = await start(SPOKEN, TEXT_TRACK)
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=SPEECH | given)
@@ -170,7 +174,9 @@ def timed(max_speech_s: float) -> dict[str, Any]:
         ({"max_new_tokens": 4096}, None),
     ],
 )
-async def test_a_number_of_tokens_is_a_length(start: Start, given: dict[str, Any], max_audio_s: float | None) -> None:
+async def test_max_tokens_fields_set_max_audio_s(
+    start: Start, given: dict[str, Any], max_audio_s: float | None
+) -> None:
     running = await start(SPOKEN, timed(20.0))
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=SPEECH | given)
@@ -191,7 +197,7 @@ async def test_a_number_of_tokens_is_a_length(start: Start, given: dict[str, Any
         ({"speed": 5}, "speed"),
     ],
 )
-async def test_bad_values_of_known_fields_are_refused(start: Start, change: dict[str, Any], param: str) -> None:
+async def test_invalid_values_of_ignored_fields_are_refused(start: Start, change: dict[str, Any], param: str) -> None:
     running = await start(SPOKEN, PLAIN)
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=SPEECH | change)
@@ -199,7 +205,7 @@ async def test_bad_values_of_known_fields_are_refused(start: Start, change: dict
     assert not running.behind.requests
 
 
-async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
+async def test_ref_audio_in_the_request_sets_the_voice(start: Start) -> None:
     running = await start(SPOKEN, CLONES)
     recording = bytes(range(256)) * 6000  # more than a body without a recording may have
     plain = base64.b64encode(recording).decode()
@@ -227,7 +233,7 @@ async def test_a_recording_in_the_request_is_the_voice(start: Start) -> None:
         ("AAAA" * 1_400_000, "expected at most"),
     ],
 )
-async def test_nothing_is_fetched_for_a_recording(start: Start, ref_audio: str, told: str) -> None:
+async def test_recording_urls_are_not_fetched(start: Start, ref_audio: str, told: str) -> None:
     running = await start(SPOKEN, CLONES)
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json=SPEECH | {"ref_audio": ref_audio})
@@ -237,7 +243,7 @@ async def test_nothing_is_fetched_for_a_recording(start: Start, ref_audio: str, 
     assert not running.behind.requests
 
 
-async def test_vllms_clients_find_the_text_where_they_look_for_it(start: Start) -> None:
+async def test_transcription_stream_is_readable_by_vllm_clients(start: Start) -> None:
     running = await start(WRITTEN, timed(20.0))
     data = {"model": "whisper-1", "stream": "True", "stream_include_usage": "True", "max_completion_tokens": "64"}
     async with running.http() as http:
@@ -248,7 +254,7 @@ async def test_vllms_clients_find_the_text_where_they_look_for_it(start: Start) 
     assert json.loads(running.behind.requests[0]["options"]) == {"text": {"max_rows": 64}}
 
 
-async def test_raw_samples_tell_their_rate(start: Start) -> None:
+async def test_raw_pcm_responses_have_a_sample_rate_header(start: Start) -> None:
     async with (await start()).http() as http:
         raw = await http.post("/v1/audio/speech", json=SPEECH | {"sample_rate": 8000, "stream": True})
         wav = await http.post("/v1/audio/speech", json=SPEECH | {"response_format": "wav"})

@@ -38,7 +38,7 @@ def final(reason: str, level: int = 8192) -> SpeechEvent:
         ([], {"audio_left"}),
     ],
 )
-def test_each_answer_is_counted_as_what_it_was(
+def test_audio_replies_are_counted_by_outcome(
     events: list[SpeechEvent], expected: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: 1.0)  # no chunk is late
@@ -63,7 +63,7 @@ def test_each_answer_is_counted_as_what_it_was(
         ([], "text_left"),
     ],
 )
-def test_each_written_answer_is_counted_as_what_it_was(events: list[SpeechEvent], expected: str | None) -> None:
+def test_text_replies_are_counted_by_outcome(events: list[SpeechEvent], expected: str | None) -> None:
     metrics = Metrics(lambda: "tiny")
     trace = Trace(metrics, "asr")
     for each in events:
@@ -74,7 +74,7 @@ def test_each_written_answer_is_counted_as_what_it_was(events: list[SpeechEvent]
     assert counts == {name: float(name == expected) for name in counts}
 
 
-async def test_truncated_texts_are_counted_on_every_way(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_truncated_texts_are_counted_on_every_endpoint(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REPORT, "finish_reason", "length")
     running = await start(WRITTEN, TALKS)
     client = running.openai()
@@ -93,7 +93,7 @@ async def test_truncated_texts_are_counted_on_every_way(start: Start, monkeypatc
     assert await running.metric("text_cut_total") == 4
 
 
-def test_a_slow_answer_is_told_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_request_has_its_id_as_exemplar(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = iter([0.0])
     monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: next(now_s, 7.0))
     metrics = Metrics(lambda: "tiny")
@@ -111,7 +111,7 @@ def test_a_slow_answer_is_told_by_its_id(monkeypatch: pytest.MonkeyPatch) -> Non
     assert b"req_1" not in metrics.page("")[0], "the other format has no place for it"
 
 
-async def test_the_wait_for_a_place_is_there_with_the_id_of_who_waited(start: Start) -> None:
+async def test_queue_time_metric_has_the_request_id_as_exemplar(start: Start) -> None:
     async with (await start()).http() as http:
         body = {"input": "A cat.", "response_format": "pcm"}
         request_id = (await http.post("/v1/audio/speech", json=body)).headers["x-request-id"]

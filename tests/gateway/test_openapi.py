@@ -115,13 +115,13 @@ def check(schema: dict[str, Any], method: str, path: str, answer: httpx.Response
         Draft202012Validator(content | {"components": schema["components"]}).validate(answer.json())
 
 
-def test_each_route_is_there_once() -> None:
+def test_routes_are_unique() -> None:
     app = make_app(GatewayConfig(""))
     routes = [(method, route.path) for route in app.routes for method in getattr(route, "methods", None) or ()]
     assert len(routes) == len(set(routes)), sorted(routes)
 
 
-def test_each_good_answer_is_as_it_says(door: Door) -> None:
+def test_successful_responses_match_the_openapi_schema(door: Door) -> None:
     schema = strict(door.app.openapi())
     for method, path, options in GOOD:
         names = {name: options.pop(name) for name in ("name", "voice_id") if name in options}
@@ -135,7 +135,7 @@ def test_each_good_answer_is_as_it_says(door: Door) -> None:
 
 
 @pytest.mark.parametrize(("path", "options", "param"), BAD)
-def test_errors_use_the_callers_field_names(door: Door, path: str, options: dict[str, Any], param: str) -> None:
+def test_api_errors_use_the_request_field_names(door: Door, path: str, options: dict[str, Any], param: str) -> None:
     answer = door.ask("post", path, **options)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
@@ -157,7 +157,7 @@ def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("path", sorted({path for method, path, options in GOOD if method == "post"}))
-def test_each_bad_answer_is_as_it_says_and_names_a_field(door: Door, path: str) -> None:
+def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str) -> None:
     schema = strict(door.app.openapi())
     ((media_type, body),) = schema["paths"][path]["post"]["requestBody"]["content"].items()
     fields = resolved(body["schema"], schema["components"]["schemas"])["properties"]
@@ -180,7 +180,7 @@ def test_each_bad_answer_is_as_it_says_and_names_a_field(door: Door, path: str) 
 
 @given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda name: name.strip("./")))
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_no_name_in_a_path_is_answered_by_a_failure(door: Door, name: str) -> None:
+def test_arbitrary_path_names_cause_no_internal_error(door: Door, name: str) -> None:
     schema = strict(door.app.openapi())
     for method, path, param in (
         ("get", "/v1/models/{name}", "model"),
@@ -191,7 +191,7 @@ def test_no_name_in_a_path_is_answered_by_a_failure(door: Door, name: str) -> No
         assert answer.json()["error"]["param"] in (param, None)
 
 
-async def test_keys_are_told_where_there_are_any(start: Start) -> None:
+async def test_openapi_declares_keys_only_if_configured(start: Start) -> None:
     async with (await start()).http() as http:
         assert "security" not in (await http.get("/openapi.json")).json()
     async with (await start(keys=(KEY,))).http() as http:
@@ -204,7 +204,7 @@ async def test_keys_are_told_where_there_are_any(start: Start) -> None:
                 assert is_open == ((await http.request(method, path)).status_code != 401), path
 
 
-async def test_people_read_it_without_a_script_or_anything_from_elsewhere(start: Start) -> None:
+async def test_docs_page_needs_no_scripts_or_external_resources(start: Start) -> None:
     async with (await start(keys=(KEY,))).http() as http:
         answer = await http.get("/docs")
         schema = (await http.get("/openapi.json", headers={"authorization": f"Bearer {KEY}"})).json()
@@ -230,7 +230,7 @@ async def test_people_read_it_without_a_script_or_anything_from_elsewhere(start:
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
-async def test_the_example_of_the_reference_runs(
+async def test_docs_page_curl_example_runs(
     start: Start, keys: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start(keys=keys)

@@ -30,7 +30,7 @@ class Elements(HTMLParser):
 PAGE = Elements((FOLDER / "index.html").read_text()).found
 
 
-async def test_it_is_served_to_whoever_has_no_key_yet_and_nothing_else_is(start: Start) -> None:
+async def test_only_the_page_is_served_without_a_key(start: Start) -> None:
     async with (await start(keys=(KEY,))).http() as http:
         for path, file in FILES.items():
             answer = await http.get(path)
@@ -51,7 +51,7 @@ async def test_it_is_served_to_whoever_has_no_key_yet_and_nothing_else_is(start:
             assert (await http.get(path)).status_code == 401, path
 
 
-async def test_each_file_is_named_by_its_kind(start: Start) -> None:
+async def test_page_files_have_their_content_type(start: Start) -> None:
     kinds = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     async with (await start()).http() as http:
         for path, file in FILES.items():
@@ -59,21 +59,21 @@ async def test_each_file_is_named_by_its_kind(start: Start) -> None:
 
 
 @pytest.mark.parametrize("path", FILES.values(), ids=lambda path: path.name)
-def test_nothing_in_it_comes_from_elsewhere(path: Path) -> None:
+def test_page_loads_nothing_from_other_hosts(path: Path) -> None:
     text = path.read_text()
     text = re.sub(r"(?m)(?:^|\s)// .*$", "", text)  # comments
     assert set(ADDRESS.findall(text)) <= NAMES
     assert "@import" not in text
 
 
-def test_it_has_no_script_or_style_but_in_files() -> None:
+def test_page_has_no_inline_scripts_or_styles() -> None:
     for tag, attributes in PAGE:
         assert tag != "style"
         assert tag != "script" or attributes["src"].startswith("page/")
         assert not any(name == "style" or name.startswith("on") for name in attributes), (tag, attributes)
 
 
-def test_every_module_that_is_imported_is_there_and_every_file_is_used() -> None:
+def test_page_modules_exist_and_all_files_are_used() -> None:
     named = set(re.findall(r'(?:src|href)="page/([\w.]+)"', (FOLDER / "index.html").read_text()))
     for script in SCRIPTS:
         named |= set(re.findall(r'(?:from "\./|new URL\(")([\w.]+\.js)"', script.read_text()))
@@ -81,19 +81,19 @@ def test_every_module_that_is_imported_is_there_and_every_file_is_used() -> None
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_no_text_becomes_markup_or_code(script: Path) -> None:
+def test_page_scripts_never_turn_text_into_html_or_code(script: Path) -> None:
     text = script.read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text)
     assert "localStorage" not in text, "a key outlives its tab"
 
 
-def test_what_a_script_asks_for_by_its_id_is_on_the_page() -> None:
+def test_element_ids_used_by_scripts_exist_on_the_page() -> None:
     known = {attributes["id"] for _, attributes in PAGE if "id" in attributes}
     for script in SCRIPTS:
         assert set(re.findall(r'element\("([\w-]+)"\)', script.read_text())) <= known
 
 
-def test_every_field_has_a_label_and_a_line_for_its_error() -> None:
+def test_every_page_field_has_a_label_and_an_error_line() -> None:
     known = {attributes["id"] for _, attributes in PAGE if "id" in attributes}
     labelled = {attributes["for"] for tag, attributes in PAGE if tag == "label"}
     fields = [attributes for tag, attributes in PAGE if tag in ("input", "select", "textarea")]

@@ -139,7 +139,7 @@ async def listened(browser: Browser, url: str, before: str = "") -> Tab:
     return tab
 
 
-async def test_what_is_sent_is_heard_from_the_first_chunk_on_sample_by_sample(start: Start, browser: Browser) -> None:
+async def test_page_plays_exact_samples_from_the_first_chunk(start: Start, browser: Browser) -> None:
     go = asyncio.Event()
     running = await start([CHUNKS[0], Until(go), *CHUNKS[1:]])
     tab = await listened(browser, running.url)
@@ -172,7 +172,7 @@ AudioBufferSourceNode.prototype.start = function (when) {
 """
 
 
-async def test_a_page_that_is_held_up_plays_each_sample_once(start: Start, browser: Browser) -> None:
+async def test_page_plays_each_sample_once_after_stalls(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS)
     tab = await listened(browser, running.url, HELD_UP)
     await tab.click("#speak-button")
@@ -180,7 +180,7 @@ async def test_a_page_that_is_held_up_plays_each_sample_once(start: Start, brows
     assert await tab.value("pass(0.1).then(() => heard)") == ALL
 
 
-async def test_it_is_played_again_and_handed_out_as_a_file(start: Start, browser: Browser, tmp_path: Path) -> None:
+async def test_speech_can_be_replayed_and_downloaded(start: Start, browser: Browser, tmp_path: Path) -> None:
     running = await start(CHUNKS)
     tab = await listened(browser, running.url)
     await tab.save_downloads_to(tmp_path)
@@ -199,7 +199,7 @@ async def test_it_is_played_again_and_handed_out_as_a_file(start: Start, browser
 
 
 @pytest.mark.parametrize("by", ["button", "Escape"])
-async def test_a_stop_is_silence_and_the_end_of_the_work(start: Start, browser: Browser, by: str) -> None:
+async def test_page_stop_silences_playback_and_cancels_generation(start: Start, browser: Browser, by: str) -> None:
     running = await start([LONG, Until(asyncio.Event())])
     tab = await listened(browser, running.url)
     await tab.write("#text", "A cat.")
@@ -218,7 +218,7 @@ async def test_a_stop_is_silence_and_the_end_of_the_work(start: Start, browser: 
     assert running.behind.num_cancelled == 1
 
 
-async def test_a_new_text_takes_the_place_of_one_that_is_being_spoken(start: Start, browser: Browser) -> None:
+async def test_page_replaces_current_speech_with_new_text(start: Start, browser: Browser) -> None:
     def script(request: Request) -> list[Step]:
         return CHUNKS if request["text"] == b"Two." else [LONG, Until(asyncio.Event())]
 
@@ -235,7 +235,7 @@ async def test_a_new_text_takes_the_place_of_one_that_is_being_spoken(start: Sta
         await running.behind.cancelled.wait()
 
 
-async def test_a_visitor_finds_a_text_and_a_voice_by_what_it_is(start: Start, browser: Browser) -> None:
+async def test_page_shows_an_example_text_and_voice_titles(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, PROFILE | {"voice_titles": ["Female", "Male"]})
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -260,7 +260,7 @@ async def test_a_visitor_finds_a_text_and_a_voice_by_what_it_is(start: Start, br
     )
 
 
-async def test_it_is_prepared_until_the_first_sound(start: Start, browser: Browser) -> None:
+async def test_status_is_preparing_until_the_first_audio(start: Start, browser: Browser) -> None:
     go = asyncio.Event()
     running = await start([Until(go), LONG, Until(asyncio.Event())])
     tab = await listened(browser, running.url)
@@ -282,7 +282,7 @@ AudioContext = class extends AudioContext {
 """
 
 
-async def test_where_there_is_no_sound_device_it_says_so(start: Start, browser: Browser) -> None:
+async def test_page_reports_a_missing_audio_device(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS)
     tab = await browser.tab()
     await tab.send("Page.addScriptToEvaluateOnNewDocument", source=SILENT_DEVICE)
@@ -293,7 +293,7 @@ async def test_where_there_is_no_sound_device_it_says_so(start: Start, browser: 
     await tab.wait("!document.querySelector('#stop-button').checkVisibility()")
 
 
-async def test_a_recording_of_nothing_is_not_sent(start: Start, browser: Browser) -> None:
+async def test_page_does_not_send_an_empty_recording(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS)
     tab = await listened(browser, running.url, MICROPHONE)
     await tab.click("#transcribe-tab")
@@ -315,7 +315,7 @@ async def record(tab: Tab, button: str) -> None:
     await tab.wait(f"document.querySelector('{button}').innerText !== 'Finish'")
 
 
-async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Browser) -> None:
+async def test_page_shows_errors_at_their_field(start: Start, browser: Browser) -> None:
     running = await start([ErrorText("invalid request: text: expected words, got '!'")])
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -332,7 +332,7 @@ async def test_errors_are_told_in_words_at_the_field(start: Start, browser: Brow
     assert not await tab.text("#text-error"), "what was wrong before is told still"
 
 
-async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
+async def test_page_reports_interrupted_speech(start: Start, browser: Browser) -> None:
     running = await start([CHUNKS[0], Abort(grpc.StatusCode.INTERNAL, "")])
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -343,7 +343,7 @@ async def test_what_breaks_off_is_told(start: Start, browser: Browser) -> None:
     assert await tab.value("document.querySelector('#download').hidden")
 
 
-async def test_the_key_is_requested_if_needed_and_kept_in_the_tab(start: Start, browser: Browser) -> None:
+async def test_page_requests_a_needed_key_and_keeps_it_in_the_tab(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, keys=(KEY,))
     tab = await browser.tab()
     await tab.open(running.url, "!document.querySelector('#key-form').hidden")
@@ -370,7 +370,7 @@ async def test_the_key_is_requested_if_needed_and_kept_in_the_tab(start: Start, 
     assert KEY not in "".join(tab.urls)
 
 
-async def test_without_keys_none_is_requested_and_nothing_is_stored(start: Start, browser: Browser) -> None:
+async def test_page_requests_and_stores_no_key_if_none_is_configured(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS)
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -383,7 +383,7 @@ async def test_without_keys_none_is_requested_and_nothing_is_stored(start: Start
     assert tab.complaints == []
 
 
-async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Browser, tmp_path: Path) -> None:
+async def test_page_transcribes_a_file_and_a_recording(start: Start, browser: Browser, tmp_path: Path) -> None:
     said = [Chunk(0, None, text="It is "), Chunk(1, None, text="late.", is_final=True, is_last=True)]
     running = await start(said)
     tab = await listened(browser, running.url, MICROPHONE)
@@ -401,7 +401,7 @@ async def test_a_file_and_a_recording_are_written_down(start: Start, browser: Br
     assert int.from_bytes(recorded[40:44], "little") == len(recorded) - 44
 
 
-async def test_a_file_that_cannot_be_read_is_told_at_the_field(start: Start, browser: Browser, tmp_path: Path) -> None:
+async def test_page_shows_file_errors_at_the_file_field(start: Start, browser: Browser, tmp_path: Path) -> None:
     running = await start([ErrorText("invalid request: audio: expected a wav, flac, ogg or mp3 file")])
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -411,7 +411,7 @@ async def test_a_file_that_cannot_be_read_is_told_at_the_field(start: Start, bro
     await tab.reads("#file-error", "Expected a wav")
 
 
-async def test_a_conversation_goes_on_by_turns_and_is_heard(start: Start, browser: Browser) -> None:
+async def test_page_conversation_continues_over_turns_with_audio(start: Start, browser: Browser) -> None:
     running = await start([Chunk(9, None, text="Fine."), *CHUNKS], TALKS)
     tab = await listened(browser, running.url, MICROPHONE)
     await tab.click("#converse-tab")
@@ -438,7 +438,7 @@ async def shown_buttons(tab: Tab) -> list[str]:
     return names
 
 
-async def test_a_reply_is_thought_about_until_it_is_heard_and_can_be_stopped(start: Start, browser: Browser) -> None:
+async def test_page_reply_shows_progress_and_can_be_stopped(start: Start, browser: Browser) -> None:
     go = asyncio.Event()
     running = await start([Until(go), LONG, Until(asyncio.Event())], TALKS)
     tab = await listened(browser, running.url)
@@ -457,7 +457,7 @@ async def test_a_reply_is_thought_about_until_it_is_heard_and_can_be_stopped(sta
     assert await tab.value("document.activeElement.id") == "turn"
 
 
-async def test_a_call_asks_before_it_clears_a_written_conversation(start: Start, browser: Browser) -> None:
+async def test_call_confirms_before_clearing_a_written_conversation(start: Start, browser: Browser) -> None:
     running = await start([Chunk(9, None, text="Fine."), *CHUNKS], TALKS)
     tab = await listened(browser, running.url, MICROPHONE)
     await tab.click("#converse-tab")
@@ -511,7 +511,7 @@ async def test_a_call_detects_turns_and_can_be_interrupted(start: Start, browser
     assert tab.complaints == []
 
 
-async def test_a_duplex_model_is_talked_with(start: Start, browser: Browser) -> None:
+async def test_page_holds_a_full_duplex_call(start: Start, browser: Browser) -> None:
     """Speech is played while the microphone is on, and the lag is shown."""
     partner = Partner()
     tab = await listened(browser, (await start(partner, DUPLEX)).url, MICROPHONE)
@@ -531,7 +531,7 @@ async def test_a_duplex_model_is_talked_with(start: Start, browser: Browser) -> 
     assert tab.complaints == []
 
 
-async def test_a_call_that_is_not_taken_is_told_in_a_line(start: Start, browser: Browser) -> None:
+async def test_page_shows_an_error_for_a_rejected_call(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, TALKS, limits=Limits(max_sessions=0, drain_s=1))
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -541,7 +541,7 @@ async def test_a_call_that_is_not_taken_is_told_in_a_line(start: Start, browser:
     assert await tab.text("#call-button") == "Call"
 
 
-async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, browser: Browser) -> None:
+async def test_page_compares_two_guidance_scales(start: Start, browser: Browser) -> None:
     def script(request: Request) -> list[Step]:
         scale = round(json.loads(request["options"])["guidance_scale"])
         if scale > 100:
@@ -575,7 +575,7 @@ async def test_two_strengths_of_guidance_are_played_side_by_side(start: Start, b
         await tab.reads(line, told)
 
 
-async def test_a_voice_of_a_recording_is_kept_used_and_deleted(start: Start, browser: Browser, tmp_path: Path) -> None:
+async def test_page_stores_uses_and_deletes_a_recorded_voice(start: Start, browser: Browser, tmp_path: Path) -> None:
     running = await start(CHUNKS, CLONES | {"voices": []}, voices=tmp_path / "voices")
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -605,7 +605,7 @@ async def test_a_voice_of_a_recording_is_kept_used_and_deleted(start: Start, bro
     assert await tab.value("document.querySelector('#voice-field').hidden")
 
 
-async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Browser) -> None:
+async def test_page_hides_unsupported_features(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, PROFILE | {"voices": [], "tasks": PROFILE["tasks"][:1]})
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -616,7 +616,7 @@ async def test_what_the_model_cannot_do_is_not_shown(start: Start, browser: Brow
     await tab.reads("#speak-status", "Finished")
 
 
-async def test_the_page_is_accessible_by_keyboard_and_name(start: Start, browser: Browser, tmp_path: Path) -> None:
+async def test_page_is_accessible_by_keyboard_and_name(start: Start, browser: Browser, tmp_path: Path) -> None:
     running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.open(running.url, READY)
@@ -644,7 +644,7 @@ async def test_the_page_is_accessible_by_keyboard_and_name(start: Start, browser
 
 
 @pytest.mark.parametrize("width", [320, 390])
-async def test_the_page_fits_a_phone(start: Start, browser: Browser, tmp_path: Path, width: int) -> None:
+async def test_page_fits_a_phone(start: Start, browser: Browser, tmp_path: Path, width: int) -> None:
     running = await start(CHUNKS, DOES_ALL, voices=tmp_path)
     tab = await browser.tab()
     await tab.send("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=2, mobile=True)
@@ -666,7 +666,7 @@ async def test_the_page_fits_a_phone(start: Start, browser: Browser, tmp_path: P
         assert await tab.value(f"{over}.map((each) => each.id || each.tagName)") == []
 
 
-async def test_in_the_dark_its_colours_are_others_and_both_can_be_read(start: Start, browser: Browser) -> None:
+async def test_light_and_dark_colours_differ_and_have_enough_contrast(start: Start, browser: Browser) -> None:
     running = await start(CHUNKS, TALKS)
     tab = await browser.tab()
     await tab.open(running.url, READY)

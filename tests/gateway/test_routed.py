@@ -65,7 +65,7 @@ async def events(speech: Speech) -> int:
         return len([event async for event in speech])
 
 
-async def test_an_utterance_holds_its_lease_until_it_is_over(fleet: Fleet, client: RoutedClient) -> None:
+async def test_utterance_holds_its_lease_until_it_ends(fleet: Fleet, client: RoutedClient) -> None:
     go_on = asyncio.Event()
     await fleet.add("a", [Chunk(0), Until(go_on), Chunk(1, is_final=True, is_last=True)])
     async with client.speak("A cat.") as speech:
@@ -78,21 +78,21 @@ async def test_an_utterance_holds_its_lease_until_it_is_over(fleet: Fleet, clien
     assert fleet.asked == [("", ())]
 
 
-async def test_who_is_left_by_its_listener_gives_its_lease_back(fleet: Fleet, client: RoutedClient) -> None:
+async def test_client_disconnect_returns_the_lease(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [Chunk(0), Until(asyncio.Event())])
     async with client.speak("A cat.") as speech:
         await anext(speech)
     assert not fleet.leased
 
 
-async def test_a_server_that_takes_nothing_is_passed_over(fleet: Fleet, client: RoutedClient) -> None:
+async def test_routed_client_skips_a_busy_server(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", BUSY)
     await fleet.add("b", SPOKEN)
     assert await events(client.speak("A cat.")) == 2
     assert fleet.asked == [("", ()), ("", ("a",))]
 
 
-async def test_where_none_takes_it_that_is_said(fleet: Fleet, client: RoutedClient) -> None:
+async def test_refusal_by_all_servers_is_reported(fleet: Fleet, client: RoutedClient) -> None:
     for name in "abcdefg":
         await fleet.add(name, BUSY)
     with pytest.raises(ServerUnavailable, match="try again"):
@@ -103,14 +103,14 @@ async def test_where_none_takes_it_that_is_said(fleet: Fleet, client: RoutedClie
         await events(client.speak("A cat."))
 
 
-async def test_where_the_only_server_is_full_that_is_said(fleet: Fleet, client: RoutedClient) -> None:
+async def test_full_single_server_is_reported(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [ErrorText("full: as many utterances as it takes")])
     with pytest.raises(ServerFull, match="as many"):
         await events(client.speak("A cat."))
     assert fleet.asked == [("", ()), ("", ("a",))]
 
 
-async def test_what_has_begun_is_not_begun_anew(fleet: Fleet, client: RoutedClient) -> None:
+async def test_started_speech_is_not_retried_on_another_server(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [Chunk(0), *BUSY])
     await fleet.add("b", SPOKEN)
     with pytest.raises(ServerUnavailable, match="a part of the server"):
@@ -118,14 +118,14 @@ async def test_what_has_begun_is_not_begun_anew(fleet: Fleet, client: RoutedClie
     assert len(fleet.asked) == 1
 
 
-async def test_what_is_refused_is_refused_everywhere(fleet: Fleet, client: RoutedClient) -> None:
+async def test_refused_requests_are_not_retried_on_other_servers(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [ErrorText("invalid request: voice: expected slt or rms, got 'x'")])
     await fleet.add("b", SPOKEN)
     with pytest.raises(RequestRefused, match="voice"):
         await events(client.speak("A cat."))
 
 
-async def test_a_text_that_is_being_written_stays_where_it_was_begun(fleet: Fleet, client: RoutedClient) -> None:
+async def test_streamed_text_is_not_rerouted_to_another_server(fleet: Fleet, client: RoutedClient) -> None:
     async def pieces() -> AsyncIterator[str]:
         yield "A cat."
 
@@ -135,7 +135,7 @@ async def test_a_text_that_is_being_written_stays_where_it_was_begun(fleet: Flee
         await events(client.speak(pieces()))
 
 
-async def test_an_utterance_ends_with_its_server_and_not_with_a_time_out(fleet: Fleet, client: RoutedClient) -> None:
+async def test_stream_of_a_lost_server_fails_without_a_timeout(fleet: Fleet, client: RoutedClient) -> None:
     await fleet.add("a", [Chunk(0), Until(asyncio.Event())])
     async with client.speak("A cat.") as speech:
         await anext(speech)
@@ -144,7 +144,7 @@ async def test_an_utterance_ends_with_its_server_and_not_with_a_time_out(fleet: 
             await anext(speech)
 
 
-async def test_profile_and_readiness_are_those_of_some_server(fleet: Fleet, client: RoutedClient) -> None:
+async def test_routed_readiness_and_profile_come_from_any_server(fleet: Fleet, client: RoutedClient) -> None:
     assert not await client.ready()
     await fleet.add("a", SPOKEN)
     assert await client.ready()
@@ -154,7 +154,7 @@ async def test_profile_and_readiness_are_those_of_some_server(fleet: Fleet, clie
     assert len(fleet.asked) == asked
 
 
-async def test_a_gateway_speaks_by_whoever_is_chosen(fleet: Fleet) -> None:
+async def test_routed_gateway_uses_the_chosen_server(fleet: Fleet) -> None:
     await fleet.add("a", BUSY)
     await fleet.add("b", GATEWAYS)
     app = make_app(GatewayConfig(""), lambda: RoutedClient(fleet.choose))
@@ -173,7 +173,7 @@ async def test_a_gateway_speaks_by_whoever_is_chosen(fleet: Fleet) -> None:
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "unavailable")
 
 
-def test_a_conversation_is_known_by_its_beginning() -> None:
+def test_conversation_key_depends_on_its_first_turns() -> None:
     system, first = {"role": "system", "text": "Be brief."}, {"role": "user", "text": "Hello"}
     key = conversation_key([system, first])
     later = [system, first, {"role": "assistant", "text": "Hi"}, {"role": "user", "text": "Bye"}]

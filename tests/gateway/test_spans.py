@@ -32,7 +32,7 @@ TEXT = {"queue_s": 1.0, "first_frame_s": None, "total_s": 5.0}
         (Times(0.0, 1.0, 6.0, 10.0, {}), [(0, 1)]),
     ],
 )
-def test_the_parts_follow_each_other_inside_the_whole(times: Times, expected: list[tuple[float, float]]) -> None:
+def test_span_parts_are_consecutive_within_the_request(times: Times, expected: list[tuple[float, float]]) -> None:
     parts = times.parts()
     assert [name for name, _, _ in parts] == PARTS[: len(expected)]
     assert [(begin_s, end_s) for _, begin_s, end_s in parts] == expected
@@ -77,7 +77,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.mark.parametrize("name", [OURS, STANDARD[0]])
-async def test_an_utterance_becomes_spans_in_the_trace_of_who_asked(
+async def test_utterance_is_traced_within_the_client_trace(
     start: Start, collector: Collector, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, collector.url)
@@ -105,7 +105,7 @@ async def test_an_utterance_becomes_spans_in_the_trace_of_who_asked(
     assert "secret" not in str(collector.spans)
 
 
-async def test_without_an_address_nothing_of_it_is_loaded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opentelemetry_is_not_loaded_without_an_address(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (OURS, *STANDARD):
         monkeypatch.delenv(name, raising=False)
     load = builtins.__import__
@@ -119,7 +119,9 @@ async def test_without_an_address_nothing_of_it_is_loaded(start: Start, monkeypa
     assert (await start()).app.state.gateway.metrics.spans is None
 
 
-def test_missing_trace_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_missing_trace_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(OURS, "http://127.0.0.1:4318")
     assert spans_are_wanted()
     monkeypatch.setattr("stretto_gateway.metrics.EXPORTER", "opentelemetry.nowhere.to.be.found")

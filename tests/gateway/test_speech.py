@@ -44,7 +44,7 @@ def decoded(data: bytes, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MEDIA_TYPES)
-async def test_the_first_chunk_can_be_heard_in_every_format_before_the_second_is_made(start: Start, name: str) -> None:
+async def test_first_chunk_is_decodable_before_the_second_in_every_format(start: Start, name: str) -> None:
     heard = asyncio.Event()
     running = await start([SPOKEN[0], Until(heard), *SPOKEN[1:]])
     async with running.openai().audio.speech.with_streaming_response.create(response_format=name, **REQUEST) as answer:
@@ -65,7 +65,7 @@ async def test_the_first_chunk_can_be_heard_in_every_format_before_the_second_is
 
 
 @pytest.mark.parametrize("name", CODECS)
-async def test_the_first_samples_are_sent_before_the_others_are_encoded_and_change_no_sound(name: str) -> None:
+async def test_sending_first_samples_early_does_not_change_the_audio(name: str) -> None:
     pcm = np.random.default_rng(0).integers(-3000, 3000, 24_000).astype(np.int16)
     chunks = np.split(pcm, [4800, 9600])
     whole, encoder = make_encoder(name, 24_000), make_encoder(name, 24_000)
@@ -79,7 +79,7 @@ async def test_the_first_samples_are_sent_before_the_others_are_encoded_and_chan
     assert [part async for part in encoded_parts(encoder, None)] == []
 
 
-async def test_pcm_is_what_the_server_has_sent_and_wav_is_that_behind_a_header(start: Start) -> None:
+async def test_pcm_is_passed_through_and_wav_adds_a_header(start: Start) -> None:
     client = (await start()).openai()
     pcm = (await client.audio.speech.create(response_format="pcm", **REQUEST)).content
     wav = (await client.audio.speech.create(response_format="wav", **REQUEST)).content
@@ -87,7 +87,7 @@ async def test_pcm_is_what_the_server_has_sent_and_wav_is_that_behind_a_header(s
     assert wav == wav_header(24_000) + pcm
 
 
-async def test_the_blocking_client_is_served_as_well(start: Start) -> None:
+async def test_blocking_openai_client_is_served(start: Start) -> None:
     running = await start()
 
     def ask() -> bytes:
@@ -97,7 +97,7 @@ async def test_the_blocking_client_is_served_as_well(start: Start) -> None:
     assert len(await asyncio.to_thread(ask)) == 2 * NUM_SAMPLES
 
 
-async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: Start) -> None:
+async def test_extra_body_options_are_forwarded_to_the_ensemble(start: Start) -> None:
     running = await start()
     given = {
         "seed": 3,
@@ -127,7 +127,7 @@ async def test_every_option_of_the_ensemble_goes_through_as_extra_body(start: St
         ([], "Ryan", None),
     ],
 )
-async def test_a_preset_of_another_engine_selects_a_voice(
+async def test_preset_voice_names_of_other_engines_map_to_a_voice(
     start: Start, voices: list[str], given: str | dict[str, str], used: str | None
 ) -> None:
     running = await start(profile=PROFILE | {"voices": voices})
@@ -147,7 +147,7 @@ async def test_a_preset_of_another_engine_selects_a_voice(
         ({"input": "2 * 3 * 4 < 25"}, ["2 * 3 * 4 < 25"]),
     ],
 )
-async def test_marks_are_not_read_aloud(start: Start, given: dict[str, Any], sent: list[str]) -> None:
+async def test_markup_is_not_read_aloud(start: Start, given: dict[str, Any], sent: list[str]) -> None:
     running = await start()
     async with running.http() as http:
         for fields in ({}, {"stream_format": "sse"}):
@@ -171,7 +171,7 @@ async def test_marks_are_not_read_aloud(start: Start, given: dict[str, Any], sen
         ("😀", "input: expected text to speak, got only markup"),
     ],
 )
-async def test_markup_that_cannot_be_read_is_refused(start: Start, text: str, message: str) -> None:
+async def test_malformed_markup_is_refused(start: Start, text: str, message: str) -> None:
     running = await start()
     async with running.http() as http:
         for fields in ({}, {"stream_format": "sse"}):
@@ -186,7 +186,7 @@ async def test_markup_that_cannot_be_read_is_refused(start: Start, text: str, me
     assert not running.behind.requests
 
 
-async def test_how_to_speak_is_the_instruction_of_a_family_that_takes_one(start: Start) -> None:
+async def test_speech_instructions_are_passed_as_the_instruct_option(start: Start) -> None:
     running = await start()
     speech = running.openai().audio.speech
     await speech.create(response_format="pcm", instructions="Whisper.", **REQUEST)
@@ -195,7 +195,7 @@ async def test_how_to_speak_is_the_instruction_of_a_family_that_takes_one(start:
     assert told == ["Whisper.", None]
 
 
-async def test_events_carry_the_sound_the_words_and_what_was_used(start: Start) -> None:
+async def test_sse_events_contain_audio_words_and_usage(start: Start) -> None:
     running = await start()
     request = REQUEST | {"response_format": "pcm", "stream_format": "sse", "timestamps": True}
     async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=request) as answer:
@@ -211,7 +211,7 @@ async def test_events_carry_the_sound_the_words_and_what_was_used(start: Start) 
     }
 
 
-async def test_speed_changes_durations_and_times_and_1_changes_no_bit(start: Start) -> None:
+async def test_speed_scales_durations_and_times_and_1_is_bit_identical(start: Start) -> None:
     running = await start()
     async with running.http() as http:
         as_ever = (await http.post("/v1/audio/speech", json=REQUEST | {"response_format": "pcm"})).content
@@ -231,7 +231,7 @@ async def test_speed_changes_durations_and_times_and_1_changes_no_bit(start: Sta
     assert num_samples(sound, "mp3") == pytest.approx(NUM_SAMPLES / 2, abs=2500)
 
 
-async def test_speech_at_another_speed_begins_before_it_is_complete(start: Start) -> None:
+async def test_speech_at_another_speed_is_streamed(start: Start) -> None:
     heard = asyncio.Event()
     running = await start([SPOKEN[0], SPOKEN[1], Until(heard), *SPOKEN[2:]])
     body = REQUEST | {"response_format": "pcm", "speed": 1.5}
@@ -243,7 +243,7 @@ async def test_speech_at_another_speed_begins_before_it_is_complete(start: Start
     assert len(data) == 2 * round(NUM_SAMPLES / 1.5)
 
 
-async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
+async def test_gateway_splits_long_text_into_clauses(start: Start) -> None:
     running = await start()
     text = " ".join(["This sentence has exactly fifty characters, I say."] * 4)
     answer = await running.openai().audio.speech.create(response_format="pcm", **REQUEST | {"input": text})
@@ -252,7 +252,7 @@ async def test_a_long_text_is_spoken_clause_by_clause(start: Start) -> None:
 
 
 @pytest.mark.parametrize("change", [{}, {"stream_format": "sse"}])
-async def test_a_long_text_in_another_script_at_its_end_is_a_400(start: Start, change: dict[str, Any]) -> None:
+async def test_unsupported_script_at_the_end_of_a_long_text_is_a_400(start: Start, change: dict[str, Any]) -> None:
     refusal = "invalid request: text: expected English in Latin script, got Chinese characters in '你好'"
     running = await start(lambda request: [ErrorText(refusal)] if "你好".encode() in request["text"] else SPOKEN)
     text = " ".join(["This sentence has exactly fifty characters, I say."] * 4) + " 你好"
@@ -285,7 +285,7 @@ async def test_a_long_text_in_another_script_at_its_end_is_a_400(start: Start, c
         ({"audio": {"top_k": "4" * 16_384}}, "audio"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+async def test_unsupported_parameters_are_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
     running = await start(limits=Limits(max_input_chars=10, drain_s=1), strict=True)
     async with running.http() as http:
         body, headers = json.dumps(REQUEST | change), {"content-type": "application/json"}
@@ -297,7 +297,7 @@ async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict
 
 
 @pytest.mark.parametrize("name", MEDIA_TYPES)
-async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -> None:
+async def test_speech_response_skips_chunks_without_samples(start: Start, name: str) -> None:
     running = await start([Chunk(0, 0, is_16_bit=True), *SPOKEN])
     answer = await running.openai().audio.speech.create(response_format=name, **REQUEST)
     assert num_samples(answer.content, name) == pytest.approx(NUM_SAMPLES, abs=2500)
@@ -318,7 +318,9 @@ async def test_a_chunk_without_samples_is_passed_over(start: Start, name: str) -
         (Chunk(0, None, is_final=True, is_last=True), openai.InternalServerError, "generated no audio"),
     ],
 )
-async def test_failed_starts_raise(start: Start, step: Any, kind: type[openai.APIStatusError], told: str) -> None:
+async def test_failed_speech_starts_raise(
+    start: Start, step: Any, kind: type[openai.APIStatusError], told: str
+) -> None:
     client = (await start([step])).openai()
     with pytest.raises(kind, match=told) as raised:
         await client.audio.speech.create(**REQUEST)
@@ -326,7 +328,7 @@ async def test_failed_starts_raise(start: Start, step: Any, kind: type[openai.AP
     assert raised.value.status_code != 500
 
 
-def test_errors_of_the_client_library_have_a_status() -> None:
+def test_client_library_errors_map_to_http_statuses() -> None:
     """A server message without a field name is unchanged."""
     late = from_client_error(TimedOut("the utterance was not complete after 60 s"), {})
     assert (late.status_code, late.code) == (504, "timeout")
@@ -346,7 +348,7 @@ async def read_into(parts: list[bytes], asked: AbstractAsyncContextManager[httpx
             parts.append(part)
 
 
-async def test_what_fails_after_its_first_sound_does_not_look_complete(start: Start) -> None:
+async def test_failures_after_the_first_audio_end_the_response_incomplete(start: Start) -> None:
     running = await start([SPOKEN[0], Abort(grpc.StatusCode.UNAVAILABLE, "gone")])
     with pytest.raises(openai.APIConnectionError):
         await running.openai().audio.speech.create(response_format="pcm", **REQUEST)
@@ -362,7 +364,7 @@ async def test_what_fails_after_its_first_sound_does_not_look_complete(start: St
 
 
 @pytest.mark.parametrize("change", [{}, {"stream_format": "sse"}, {"response_format": "mp3"}])
-async def test_who_leaves_ends_the_work(start: Start, change: dict[str, Any]) -> None:
+async def test_client_disconnect_cancels_the_request(start: Start, change: dict[str, Any]) -> None:
     running = await start([SPOKEN[0], Until(asyncio.Event())])
     async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=REQUEST | change) as answer:
         await anext(answer.aiter_bytes())
@@ -371,7 +373,7 @@ async def test_who_leaves_ends_the_work(start: Start, change: dict[str, Any]) ->
     assert await running.metric("audio_left_total") == 1
 
 
-async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> None:
+async def test_disconnect_before_the_first_audio_cancels_the_request(start: Start) -> None:
     running = await start([Until(asyncio.Event())])
     asking = asyncio.ensure_future(running.openai().audio.speech.create(**REQUEST))
     await until_async(lambda: running.behind.requests)
@@ -379,7 +381,7 @@ async def test_who_leaves_before_the_first_sound_ends_the_work(start: Start) -> 
     await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
 
 
-async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn(start: Start) -> None:
+async def test_excess_requests_get_429_and_others_wait_in_line(start: Start) -> None:
     go = asyncio.Event()
     running = await start([Until(go), *SPOKEN], limits=Limits(max_active=1, max_waiting=4, drain_s=1))
     client = running.openai()
@@ -400,7 +402,7 @@ async def test_one_too_many_is_told_to_come_again_and_the_others_wait_their_turn
 
 
 @pytest.mark.parametrize("words", ["A cat.", "A cat sat on the mat. " * 50], ids=["short", "long"])
-async def test_of_an_answer_that_nobody_reads_few_seconds_are_made(start: Start, words: str) -> None:
+async def test_unread_responses_generate_little_audio(start: Start, words: str) -> None:
     chunk = Chunk(0, 9_600, is_16_bit=True)  # 0.4 s, 19 kB
     running = await start([chunk] * 1_000, limits=Limits(stall_s=0.5, drain_s=1))
     body = json.dumps(REQUEST | {"response_format": "pcm", "input": words}).encode()
@@ -413,7 +415,7 @@ async def test_of_an_answer_that_nobody_reads_few_seconds_are_made(start: Start,
     assert 0 < running.behind.num_played <= 60, "24 s of sound; with the kernel's buffers it were 200"
 
 
-async def test_a_reader_who_takes_little_at_a_time_gets_all(start: Start) -> None:
+async def test_slow_http_reader_receives_all_audio(start: Start) -> None:
     chunk = Chunk(0, 9_600, is_16_bit=True)
     running = await start([chunk] * 9 + [replace(chunk, is_final=True, is_last=True)])
     async with running.http() as http, http.stream("POST", "/v1/audio/speech", json=SLOWLY) as answer:
@@ -428,7 +430,7 @@ async def slowly(answer: httpx.Response) -> AsyncIterator[bytes]:
         await asyncio.sleep(0.002)
 
 
-async def test_who_reads_nothing_is_left_after_a_while_and_holds_the_server_back_until_then(start: Start) -> None:
+async def test_stalled_reader_applies_backpressure_then_is_disconnected(start: Start) -> None:
     second = Chunk(0, 1_000_000, is_16_bit=True)
     running = await start([second] * 100, limits=Limits(stall_s=0.5, drain_s=1))
     host, port = running.url.removeprefix("http://").split(":")
@@ -458,7 +460,7 @@ async def timed_words(running: Running, **more: Any) -> list[Any]:
     return [word for event in events if event["type"] == "speech.audio.words" for word in event["words"]]
 
 
-async def test_an_aligner_is_asked_for_the_times_of_words_and_gives_their_ends(start: Start) -> None:
+async def test_speech_word_timestamps_come_from_the_aligner(start: Start) -> None:
     running = await start(ALIGNED, ALIGNS)
     words = [{"word": "a", "start": 0.02, "end": 0.1}, {"word": "cat", "start": 0.16, "end": 0.22}]
     assert await timed_words(running) == words
@@ -468,13 +470,13 @@ async def test_an_aligner_is_asked_for_the_times_of_words_and_gives_their_ends(s
     assert asked == ["aligned", "aligned", None]
 
 
-async def test_words_that_were_not_aligned_in_time_are_left_out(start: Start) -> None:
+async def test_words_not_aligned_in_time_are_omitted(start: Start) -> None:
     late = [ALIGNED[0], Chunk(1, None, aligned=(), is_final=True, is_last=True)]
     assert await timed_words(await start(late, ALIGNS)) == []
 
 
 @pytest.mark.parametrize("profile", [PROFILE, PROFILE | {"options": ["words"]}, PROFILE | {"times_words": False}])
-async def test_no_aligner_is_asked_where_none_is_needed_or_there(start: Start, profile: dict[str, Any]) -> None:
+async def test_aligner_is_not_requested_if_unneeded_or_unavailable(start: Start, profile: dict[str, Any]) -> None:
     running = await start(profile=profile)
     await timed_words(running)
     assert "words" not in json.loads(running.behind.requests[0]["options"])

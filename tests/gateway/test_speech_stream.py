@@ -96,7 +96,7 @@ async def idle(running: Running) -> None:
 
 
 @pytest.mark.parametrize("name", MEDIA_TYPES)
-async def test_the_sound_is_that_of_the_text_at_once_in_every_format(start: Start, name: str) -> None:
+async def test_streamed_text_audio_matches_whole_text_in_every_format(start: Start, name: str) -> None:
     running = await start()
     request = {"model": "tts-1", "voice": "rms", "response_format": name, "seed": 3}
     async with running.http() as http:
@@ -116,7 +116,7 @@ async def test_the_sound_is_that_of_the_text_at_once_in_every_format(start: Star
 
 
 @pytest.mark.parametrize("text", ["**A** [cat](http://x.y) 😀", "<speak>A <sub alias='cat'>c</sub></speak>"])
-async def test_marks_are_not_read_aloud_wherever_the_text_is_cut(start: Start, text: str) -> None:
+async def test_markup_is_not_read_aloud_in_streamed_text(start: Start, text: str) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         writer = Writer(opened)
@@ -131,7 +131,7 @@ async def test_marks_are_not_read_aloud_wherever_the_text_is_cut(start: Start, t
     assert [request["text"].decode() for request in running.behind.requests] == ["A cat", "**A** cat"]
 
 
-async def test_a_sentence_is_heard_while_the_next_is_written(start: Start) -> None:
+async def test_first_sentence_is_spoken_while_the_next_is_written(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -147,7 +147,7 @@ async def test_a_sentence_is_heard_while_the_next_is_written(start: Start) -> No
     ]
 
 
-async def test_live_text_is_fed_as_it_comes(start: Start) -> None:
+async def test_streamed_text_is_forwarded_incrementally(start: Start) -> None:
     parts, complete = list[dict[str, Any]](), asyncio.Event()
     text = ""
 
@@ -173,7 +173,7 @@ async def test_live_text_is_fed_as_it_comes(start: Start) -> None:
     assert [part["is_last"] for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
-async def test_utterances_follow_on_one_socket_by_the_same_config_or_another(start: Start) -> None:
+async def test_one_socket_serves_several_utterances_with_changing_config(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -192,7 +192,7 @@ async def test_utterances_follow_on_one_socket_by_the_same_config_or_another(sta
     await idle(running)
 
 
-async def test_stored_voices_speak_and_their_recordings_are_counted(start: Start, tmp_path: Path) -> None:
+async def test_stored_voices_work_in_streams_and_count_as_held_memory(start: Start, tmp_path: Path) -> None:
     limits = Limits(max_held_bytes=2 * len(RECORDING) + 100, drain_s=1)  # a caller alone has half
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices", limits=limits)
     voice = await added_voice(running)
@@ -239,7 +239,7 @@ async def test_errors_are_named_and_the_session_continues(start: Start, message:
     assert len(running.behind.requests) == 1
 
 
-async def test_a_written_text_is_spoken_at_the_speed_of_the_session(start: Start) -> None:
+async def test_speech_stream_uses_the_session_speed(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         assert len((await (await begin(opened, speed=2)).utterance("A cat."))[1]) == NUM_SAMPLES
@@ -261,7 +261,7 @@ VLLM_OMNIS: dict[str, Any] = {
 }
 
 
-async def test_fields_without_an_effect_are_ignored_and_named(start: Start) -> None:
+async def test_unsupported_stream_fields_are_ignored_and_reported(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened, **VLLM_OMNIS)
@@ -277,7 +277,7 @@ async def test_fields_without_an_effect_are_ignored_and_named(start: Start) -> N
     await idle(running)
 
 
-async def test_a_recording_of_a_configuration_is_held_with_it(start: Start) -> None:
+async def test_speech_stream_holds_the_configured_recording(start: Start) -> None:
     running = await start(profile=CLONES)
     async with open_socket(running, PATH) as opened:
         recording = base64.b64encode(RECORDING).decode()
@@ -287,7 +287,7 @@ async def test_a_recording_of_a_configuration_is_held_with_it(start: Start) -> N
     await idle(running)
 
 
-async def test_options_are_held_until_there_are_others(start: Start) -> None:
+async def test_stream_options_are_held_until_replaced(start: Start) -> None:
     running = await start()
     held = running.app.state.gateway.sessions.held
     async with open_socket(running, PATH) as opened:
@@ -300,7 +300,7 @@ async def test_options_are_held_until_there_are_others(start: Start) -> None:
     await idle(running)
 
 
-async def test_one_utterance_at_a_time(start: Start) -> None:
+async def test_stream_accepts_one_utterance_at_a_time(start: Start) -> None:
     go = asyncio.Event()
     running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]])
     async with open_socket(running, PATH) as opened:
@@ -316,7 +316,7 @@ async def test_one_utterance_at_a_time(start: Start) -> None:
     assert [request["text"] for request in running.behind.requests] == [b"A cat."]
 
 
-async def test_a_text_has_a_length_and_what_is_beyond_makes_no_other_text(start: Start) -> None:
+async def test_overlong_streamed_text_is_refused_and_its_rest_dropped(start: Start) -> None:
     running = await start(limits=Limits(max_input_chars=10, drain_s=1))
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -341,7 +341,9 @@ async def test_a_text_has_a_length_and_what_is_beyond_makes_no_other_text(start:
         ),
     ],
 )
-async def test_a_failure_ends_one_utterance(start: Start, steps: list[Step], code: str, told: list[str]) -> None:
+async def test_speech_stream_error_ends_only_one_utterance(
+    start: Start, steps: list[Step], code: str, told: list[str]
+) -> None:
     running = await start(lambda request: steps if request["text"] == b"!" else SPOKEN)
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -353,7 +355,7 @@ async def test_a_failure_ends_one_utterance(start: Start, steps: list[Step], cod
         assert kinds((await writer.utterance("A cat."))[0])[0] == "audio.start"
 
 
-async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Start) -> None:
+async def test_speech_stream_holds_its_slot_for_the_whole_utterance(start: Start) -> None:
     running = await start(limits=Limits(max_active=2, max_waiting=1, drain_s=1))
     async with open_socket(running, PATH) as first, open_socket(running, PATH) as second:
         writers = [await begin(first), await begin(second)]
@@ -369,7 +371,7 @@ async def test_a_place_is_taken_from_the_first_word_to_the_last_sound(start: Sta
     await idle(running)
 
 
-async def test_who_writes_without_an_end_loses_the_place(start: Start) -> None:
+async def test_endless_text_times_out_and_frees_its_slot(start: Start) -> None:
     running = await start(limits=Limits(writing_s=0.3, drain_s=1))
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -393,7 +395,7 @@ async def write_on(writer: Writer) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_who_leaves_ends_the_work(start: Start) -> None:
+async def test_client_disconnect_cancels_the_request(start: Start) -> None:
     running = await start([SPOKEN[0], Until(asyncio.Event())])
     async with open_socket(running, PATH) as opened:
         writer = await begin(opened)
@@ -407,7 +409,7 @@ async def test_who_leaves_ends_the_work(start: Start) -> None:
 @pytest.mark.parametrize(
     ("has_begun", "reason"), [(True, "nothing was received for 0.2 s"), (False, "nothing was received for 0.3 s")]
 )
-async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason: str) -> None:
+async def test_idle_stream_writer_is_disconnected(start: Start, has_begun: bool, reason: str) -> None:
     running = await start(limits=Limits(stall_s=0.2, idle_s=0.3, drain_s=1))
     async with open_socket(running, PATH) as opened:
         if has_begun:
@@ -416,7 +418,7 @@ async def test_who_writes_nothing_is_left(start: Start, has_begun: bool, reason:
     await idle(running)
 
 
-async def test_a_client_that_does_not_read_delays_the_server(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_websocket_reader_applies_backpressure(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CLOSE_S", 0.1)
     running = await start([Chunk(0, 1_000_000, is_16_bit=True)] * 100, limits=Limits(stall_s=0.5, drain_s=1))
     async with open_socket(running, PATH, compression=None, close_timeout=0.1) as opened:
@@ -429,7 +431,7 @@ async def test_a_client_that_does_not_read_delays_the_server(start: Start, monke
     await idle(running)
 
 
-async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) -> None:
+async def test_speech_in_progress_completes_before_shutdown(start: Start) -> None:
     go = asyncio.Event()
     running = await start([SPOKEN[0], Until(go), *SPOKEN[1:]], limits=Limits(drain_s=60))
     async with open_socket(running, PATH) as opened:
@@ -456,7 +458,7 @@ MESSAGES = st.one_of(
 )
 
 
-def test_no_message_is_a_failure_or_leaves_anything_behind(caplog: pytest.LogCaptureFixture) -> None:
+def test_stream_messages_cause_no_internal_errors_or_leaks(caplog: pytest.LogCaptureFixture) -> None:
     seen = set[str]()
     with asyncio.Runner() as runner:
         behind = FakeServer(lambda _: SPOKEN)

@@ -25,7 +25,7 @@ def pitch(pcm: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-def test_the_duration_changes_and_the_pitch_does_not(speed: float) -> None:
+def test_time_stretch_changes_duration_but_not_pitch(speed: float) -> None:
     made = np.concatenate(stretched(speed, SINE, len(SINE)))
     assert (made.dtype, len(made)) == (np.int16, round(len(SINE) / speed))
     assert pitch(made) == pytest.approx(HZ, rel=0.01)
@@ -35,7 +35,7 @@ def test_the_duration_changes_and_the_pitch_does_not(speed: float) -> None:
 
 @pytest.mark.parametrize("speed", SPEEDS)
 @pytest.mark.parametrize("size", [77, 960, 5000])
-def test_chunks_are_the_whole_and_the_first_does_not_wait_for_the_last(speed: float, size: int) -> None:
+def test_streamed_time_stretch_equals_whole_and_starts_early(speed: float, size: int) -> None:
     parts = stretched(speed, SINE, size)
     assert np.array_equal(np.concatenate(parts), np.concatenate(stretched(speed, SINE, len(SINE))))
     assert sum(map(len, parts[: len(parts) // 4])) > 0
@@ -45,6 +45,6 @@ def test_chunks_are_the_whole_and_the_first_does_not_wait_for_the_last(speed: fl
 @pytest.mark.parametrize(
     ("num_samples", "rate"), [(0, RATE), (1, RATE), (100, RATE), (2000, RATE), (900, 4000), (9000, 192_000)]
 )
-def test_short_utterances_have_the_length_that_they_should(speed: float, num_samples: int, rate: int) -> None:
+def test_time_stretched_short_utterances_have_the_right_length(speed: float, num_samples: int, rate: int) -> None:
     made = np.concatenate(stretched(speed, np.full(num_samples, 5000, np.int16), 480, rate))
     assert len(made) == max(round(num_samples / speed), min(num_samples, 1))

@@ -20,7 +20,7 @@ FILE = ("cat.wav", wav_header(16_000, len(PCM)) + PCM)
 TRANSLATES = PROFILE | {"tasks": [*PROFILE["tasks"], task("translate", needs=["audio"], also=[], speaks=False)]}
 
 
-async def test_a_file_becomes_text_in_each_format(start: Start) -> None:
+async def test_transcription_is_returned_in_each_format(start: Start) -> None:
     running = await start(WRITTEN)
     create = running.openai().audio.transcriptions.create
     assert (await create(model="whisper-1", file=FILE, language="en", temperature=0.5)).text == "a cat"
@@ -37,7 +37,7 @@ async def test_a_file_becomes_text_in_each_format(start: Start) -> None:
     assert (first["audio"], first["task"], first["options"]) == (FILE[1], b"asr", b'{"temperature": 0.5}')
 
 
-async def test_text_is_streamed_as_it_is_written(start: Start) -> None:
+async def test_transcription_text_is_streamed(start: Start) -> None:
     client = (await start(WRITTEN)).openai()
     stream = await client.audio.transcriptions.create(model="gpt-4o-transcribe", file=FILE, stream=True)
     events: list[Any] = [event async for event in stream]
@@ -57,14 +57,14 @@ async def test_text_is_streamed_as_it_is_written(start: Start) -> None:
         ({"extra_body": {"volume": 11}}, "volume"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
+async def test_unsupported_parameters_are_refused_by_name(start: Start, change: dict[str, Any], param: str) -> None:
     client = (await start(WRITTEN, strict=True)).openai()
     with pytest.raises(openai.BadRequestError) as raised:
         await client.audio.transcriptions.create(**{"model": "whisper-1", "file": FILE} | change)
     assert raised.value.param == param
 
 
-async def test_a_file_that_is_none_is_refused_as_the_file(start: Start) -> None:
+async def test_undecodable_audio_error_names_the_file_field(start: Start) -> None:
     client = (
         await start([ErrorText("invalid request: audio: expected a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file")])
     ).openai()
@@ -73,14 +73,14 @@ async def test_a_file_that_is_none_is_refused_as_the_file(start: Start) -> None:
     assert raised.value.param == "file"
 
 
-async def test_who_forgets_the_file_is_told(start: Start) -> None:
+async def test_missing_transcription_file_is_reported(start: Start) -> None:
     async with (await start()).http() as http:
         answer = await http.post("/v1/audio/transcriptions", data={"model": "whisper-1"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
-async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start, path: str) -> None:
+async def test_urlencoded_form_obeys_the_json_size_limit(start: Start, path: str) -> None:
     async with (await start(WRITTEN, TRANSLATES, limits=Limits(max_json_bytes=1000, drain_s=1))).http() as http:
         answer = await http.post(path, files={"file": FILE}, data={"model": "whisper-1"})
         assert answer.status_code == 200
@@ -89,7 +89,7 @@ async def test_a_form_without_files_is_no_larger_than_other_bodies(start: Start,
         assert answer.status_code == 413
 
 
-async def test_a_family_that_does_not_translate_says_so(start: Start) -> None:
+async def test_model_without_translation_support_refuses_it(start: Start) -> None:
     running = await start(WRITTEN)
     with pytest.raises(openai.BadRequestError, match="'tiny' does not support translation of speech") as raised:
         await running.openai().audio.translations.create(model="whisper-1", file=FILE)
@@ -97,7 +97,7 @@ async def test_a_family_that_does_not_translate_says_so(start: Start) -> None:
     assert not running.behind.requests
 
 
-async def test_a_family_that_translates_does_in_each_format(start: Start) -> None:
+async def test_translations_are_returned_in_each_format(start: Start) -> None:
     running = await start(WRITTEN, TRANSLATES, strict=True)
     create = running.openai().audio.translations.create
     assert (await create(model="whisper-1", file=FILE, temperature=0.5)).text == "a cat"
@@ -117,7 +117,7 @@ ALIGNS = PROFILE | {"options": ["words"]}
 WORDS: dict[str, Any] = {"model": "tiny", "file": FILE, "response_format": "verbose_json"}
 
 
-async def test_an_aligner_gives_the_times_of_the_words_of_a_transcript(start: Start) -> None:
+async def test_transcription_word_times_come_from_the_aligner(start: Start) -> None:
     timed = Chunk(2, None, aligned=(("a", 0.02, 0.1), ("cat", 0.16, 0.22)), is_final=True, is_last=True)
     running = await start([*WRITTEN[:2], timed], ALIGNS)
     create = running.openai().audio.transcriptions.create
@@ -128,7 +128,7 @@ async def test_an_aligner_gives_the_times_of_the_words_of_a_transcript(start: St
     assert [each.get("options") for each in running.behind.requests] == [b'{"words": "aligned"}', None]
 
 
-async def test_a_transcript_without_times_in_time_has_no_words(start: Start) -> None:
+async def test_transcript_without_timely_alignment_has_no_words(start: Start) -> None:
     late = Chunk(2, None, aligned=(), is_final=True, is_last=True)
     async with (await start([*WRITTEN[:2], late], ALIGNS)).http() as http:
         form = {"model": "tiny", "response_format": "verbose_json", "timestamp_granularities[]": "word"}
@@ -138,7 +138,7 @@ async def test_a_transcript_without_times_in_time_has_no_words(start: Start) -> 
     assert "words" not in answer.json()
 
 
-async def test_a_refusal_of_times_names_the_request_s_field(start: Start) -> None:
+async def test_refused_word_times_error_names_timestamp_granularities(start: Start) -> None:
     message = "invalid request: options.words: expected a recording of at most 60 s, got 75.0 s"
     client = (await start([ErrorText(message)], ALIGNS)).openai()
     with pytest.raises(openai.BadRequestError, match="expected a recording of at most 60 s") as raised:

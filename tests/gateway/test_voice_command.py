@@ -59,7 +59,7 @@ async def clones() -> AsyncIterator[tuple[FakeServer, str]]:
     await server.stop()
 
 
-async def test_a_running_gateway_uses_and_forgets_what_the_command_adds_and_removes(
+async def test_running_gateway_sees_voices_added_and_removed_by_command(
     start: Start,
     clones: tuple[FakeServer, str],
     folder: Path,
@@ -89,7 +89,7 @@ async def test_a_running_gateway_uses_and_forgets_what_the_command_adds_and_remo
     assert (await Caller(running).speak(voice)).json()["error"]["code"] == "voice_not_found"
 
 
-async def test_voices_belong_to_a_key_and_the_operator_finds_all(
+async def test_voices_belong_to_a_key_and_the_operator_sees_all(
     start: Start, folder: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running = await start(SPOKEN, CLONES, keys=KEYS, voices=folder)
@@ -108,7 +108,7 @@ async def test_voices_belong_to_a_key_and_the_operator_finds_all(
     assert {line.split()[0] for line in run(capsys, "list", "--all-keys").splitlines()} == {everybody}
 
 
-def test_files_are_private_and_outlast_everything(
+def test_stored_voice_files_are_private_and_persistent(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     voice = run(capsys, "add", recording, *NAMED, "--untried").strip()
@@ -136,7 +136,7 @@ def test_files_are_private_and_outlast_everything(
         (["list", "--voices", "FILE"], 1, "File exists"),
     ],
 )
-def test_wrong_words_are_named(
+def test_error_names_invalid_voice_command_arguments(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, message: str
 ) -> None:
     files = {word: str(recording.parent / word) for word in ("EMPTY", "FIFO")} | {"FILE": str(recording)}
@@ -156,7 +156,7 @@ def test_wrong_words_are_named(
         (CLONES, [ErrorText("invalid request: audio: expected at most 30 s")], [], "expected at most 30 s"),
     ],
 )
-async def test_what_the_model_refuses_is_not_stored(
+async def test_voice_command_does_not_store_refused_voices(
     folder: Path,
     recording: Path,
     capsys: pytest.CaptureFixture[str],
@@ -174,7 +174,7 @@ async def test_what_the_model_refuses_is_not_stored(
     assert not [*folder.glob("*/*")]
 
 
-def test_there_is_an_end_to_their_size_and_number(
+def test_stored_voices_are_limited_in_size_and_number(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(voice_command, "Limits", lambda: Limits(max_voices=1, max_voice_bytes=len(RECORDING)))
@@ -186,7 +186,7 @@ def test_there_is_an_end_to_their_size_and_number(
     )
 
 
-def test_another_user_s_folder_is_left_alone(
+def test_voice_folder_of_another_user_is_not_modified(
     folder: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.mkdir()
@@ -194,14 +194,14 @@ def test_another_user_s_folder_is_left_alone(
     assert "run this command as" in run(capsys, "add", recording, *NAMED, "--untried", status=2)
 
 
-def test_names_cannot_steer_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_control_characters_in_names_are_escaped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     VoiceStore(folder, 9).add("everybody", "a\x1b[2J\nb", "", "c\u202e", RECORDING)
     (line,) = run(capsys, "list").splitlines()
     assert r"a\x1b[2J\nb" in line
     assert line.isprintable()
 
 
-def test_the_folder_of_the_launcher_is_the_default(
+def test_voice_command_defaults_to_the_launcher_folder(
     tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VOICES, raising=False)
@@ -220,7 +220,7 @@ def _add(folder: Path, barrier: Any, results: Any) -> None:
         results.put(None)
 
 
-def test_two_processes_do_not_exceed_the_limit_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_processes_respect_the_voice_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(4), context.Queue()
     processes = [context.Process(target=_add, args=(folder, barrier, results)) for _ in range(4)]

@@ -75,7 +75,7 @@ def told(request: Request) -> tuple[dict[str, Any], bytes]:
     return json.loads(request["messages"])[0], request["audio"]
 
 
-async def test_a_disk_without_room_stores_no_voice(
+async def test_full_disk_while_storing_a_voice_returns_507(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
@@ -120,7 +120,9 @@ async def test_a_voice_is_usable_after_a_restart_until_it_is_deleted(start: Star
         assert (await Caller(running).forget(voice)).status_code == 404
 
 
-async def test_voices_outlast_the_gateway(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stored_voices_survive_a_gateway_restart(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(VOICES, raising=False)
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path)
@@ -142,7 +144,7 @@ async def test_voices_outlast_the_gateway(start: Start, tmp_path: Path, monkeypa
         assert (await Caller(running).speak(ids[0])).status_code == 200
 
 
-async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path) -> None:
+async def test_batch_and_long_text_requests_use_the_cloned_voice(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path)
     voice = await added_voice(running)
     del running.behind.requests[:]
@@ -157,7 +159,7 @@ async def test_a_batch_and_a_long_text_take_it_too(start: Start, tmp_path: Path)
     assert [request["text"] for request in running.behind.requests if "text" in request] == [b"Two."]
 
 
-async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(start: Start, tmp_path: Path) -> None:
+async def test_voice_recordings_count_as_held_while_speaking(start: Start, tmp_path: Path) -> None:
     goes_on = asyncio.Event()
     limits = Limits(max_held_bytes=2 * len(RECORDING) - 1, drain_s=1)
     held_up = [SPOKEN[0], Until(goes_on), *SPOKEN[1:]]
@@ -172,7 +174,7 @@ async def test_recordings_that_are_spoken_in_are_held_for_as_long_as_that_takes(
     assert (await Caller(running).speak(voice)).status_code == 200
 
 
-async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path) -> None:
+async def test_stored_voices_are_private_to_their_key(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path)
     voice = await added_voice(running, KEYS[0])
     theirs = await added_voice(running, KEYS[1])
@@ -191,7 +193,7 @@ async def test_nobody_else_sees_uses_or_deletes_it(start: Start, tmp_path: Path)
 
 
 @pytest.mark.parametrize("voice", STRANGE_IDS)
-async def test_what_is_no_id_leads_nowhere(start: Start, tmp_path: Path, voice: str) -> None:
+async def test_invalid_voice_ids_reach_no_file(start: Start, tmp_path: Path, voice: str) -> None:
     (tmp_path / "keys").write_text("secret")
     running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
     await added_voice(running)
@@ -211,7 +213,7 @@ async def test_what_is_no_id_leads_nowhere(start: Start, tmp_path: Path, voice: 
         (CLONES, False, "voice: this gateway stores no voices; start it with --voices FOLDER"),
     ],
 )
-async def test_where_none_can_be_kept_or_used_that_is_said(
+async def test_unsupported_voice_storage_is_reported(
     start: Start, tmp_path: Path, profile: dict[str, Any], has_folder: bool, message: str
 ) -> None:
     running = await start(SPOKEN, profile, voices=tmp_path if has_folder else None)
@@ -222,7 +224,7 @@ async def test_where_none_can_be_kept_or_used_that_is_said(
     assert running.behind.requests == []
 
 
-async def test_a_family_that_is_not_told_what_is_said_says_so(start: Start, tmp_path: Path) -> None:
+async def test_voice_without_reference_text_support_refuses_ref_text(start: Start, tmp_path: Path) -> None:
     running = await start(SPOKEN, cloning("audio"), voices=tmp_path)
     answer = await Caller(running).bring()
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ref_text")
@@ -241,7 +243,7 @@ async def test_a_family_that_is_not_told_what_is_said_says_so(start: Start, tmp_
         ("invalid request: messages[0].text: expected at most 40 characters, got 41", "ref_text"),
     ],
 )
-async def test_what_the_model_refuses_is_not_kept(start: Start, tmp_path: Path, refusal: str, param: str) -> None:
+async def test_refused_voices_are_not_kept(start: Start, tmp_path: Path, refusal: str, param: str) -> None:
     running = await start([ErrorText(refusal)], CLONES, voices=tmp_path)
     answer = await Caller(running).bring()
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
@@ -249,7 +251,7 @@ async def test_what_the_model_refuses_is_not_kept(start: Start, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_voice_that_was_refused_later_is_called_voice(start: Start, tmp_path: Path) -> None:
+async def test_late_voice_refusal_names_the_voice_field(start: Start, tmp_path: Path) -> None:
     refusal = ErrorText("invalid request: audio: expected at most 10 s, got more")
 
     def script(request: Request) -> list[Step]:
@@ -260,7 +262,7 @@ async def test_a_voice_that_was_refused_later_is_called_voice(start: Start, tmp_
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "voice")
 
 
-async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Path) -> None:
+async def test_voice_check_ends_at_the_first_audio(start: Start, tmp_path: Path) -> None:
     """The rest of the model's answer would be an error."""
     running = await start([Chunk(0, 640), ErrorText("failed")], CLONES, voices=tmp_path)
     await added_voice(running)
@@ -278,7 +280,9 @@ async def test_the_model_is_left_as_soon_as_it_speaks(start: Start, tmp_path: Pa
         ({"model": "gpt-7"}, "model"),
     ],
 )
-async def test_wrong_fields_are_named(start: Start, tmp_path: Path, change: dict[str, str], param: str) -> None:
+async def test_error_names_invalid_voice_fields(
+    start: Start, tmp_path: Path, change: dict[str, str], param: str
+) -> None:
     running = await start(SPOKEN, CLONES, voices=tmp_path, strict=True)
     answer = await Caller(running).bring(**change)
     assert answer.status_code in (400, 404)
@@ -286,7 +290,7 @@ async def test_wrong_fields_are_named(start: Start, tmp_path: Path, change: dict
     assert not list(tmp_path.iterdir())
 
 
-async def test_there_is_an_end_to_their_size_and_number(start: Start, tmp_path: Path) -> None:
+async def test_stored_voices_are_limited_in_size_and_number(start: Start, tmp_path: Path) -> None:
     limits = Limits(max_voices=2, max_voice_bytes=len(RECORDING), drain_s=1)
     running = await start(SPOKEN, CLONES, limits, voices=tmp_path)
     longer = await Caller(running).bring(RECORDING + b"0")
@@ -303,7 +307,7 @@ async def test_there_is_an_end_to_their_size_and_number(start: Start, tmp_path: 
     await added_voice(running)
 
 
-async def test_the_log_has_nothing_of_them(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_has_no_voice_ids_or_metadata(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "stretto_gateway")
     running = await start(SPOKEN, CLONES, voices=tmp_path)
     voice = await added_voice(running)
@@ -313,7 +317,7 @@ async def test_the_log_has_nothing_of_them(start: Start, tmp_path: Path, caplog:
         assert said not in caplog.text
 
 
-def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
+def test_damaged_or_unfinished_voices_do_not_affect_others(tmp_path: Path) -> None:
     store = VoiceStore(tmp_path, 3)
     kept, cut = (store.add("everybody", name, "", "yes", b"a\nb\n") for name in ("kept", "cut"))
     (tmp_path / "everybody" / f"{cut.id}.recording").write_bytes(b'{"id": "voi')
@@ -336,7 +340,7 @@ def test_what_is_damaged_or_unfinished_harms_no_other(tmp_path: Path) -> None:
         store.add("../everybody", "nobody's", "", "yes", b"")
 
 
-def test_added_and_deleted_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_voice_additions_and_deletions_are_fsynced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, written, fsync = VoiceStore(tmp_path, 3), list[str](), os.fsync
 
     def noted(file: int) -> None:
@@ -355,7 +359,9 @@ def test_added_and_deleted_names_are_synced(tmp_path: Path, monkeypatch: pytest.
     "line",
     [b'"what was said"', b'{"id": "what was said"}', b"what was said \xff", b'{"text": "what was said", "x": 1}', b""],
 )
-def test_a_damaged_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
+def test_damaged_voice_file_is_logged_without_its_content(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
     store = VoiceStore(tmp_path, 3)
     voice = store.add("everybody", "mine", "", "yes", b"")
     (tmp_path / "everybody" / f"{voice.id}.recording").write_bytes(line + b"\n")
@@ -365,7 +371,7 @@ def test_a_damaged_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("change", [{"created_at": "today"}, {"name": 5}, {"text": None}, {"id": ["a"]}])
-def test_a_voice_of_odd_fields_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_stored_voice_with_invalid_fields_is_skipped(tmp_path: Path, change: dict[str, Any]) -> None:
     store = VoiceStore(tmp_path, 3)
     kept, odd = (store.add("everybody", name, "", "yes", b"") for name in ("kept", "odd"))
     record = {"id": odd.id, "name": "odd", "text": "", "consent": "yes", "created_at": 1} | change

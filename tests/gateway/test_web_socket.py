@@ -38,7 +38,9 @@ async def until_parsed(made: Socket) -> None:
             await asyncio.sleep(0)
 
 
-async def test_of_pings_with_unread_pongs_the_last_is_answered(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_last_ping_is_answered_while_pongs_are_unread(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "MAX_CONTROL", 1_000_000)
     running = await start()
     narrow = socket.socket()
@@ -75,14 +77,14 @@ async def test_of_pings_with_unread_pongs_the_last_is_answered(start: Start, mon
     ],
     ids=["pings", "pongs", "long pings", "empty fragments", "small fragments"],
 )
-async def test_pings_pongs_and_small_fragments_have_a_rate(start: Start, again: bytes) -> None:
+async def test_pings_pongs_and_small_fragments_are_rate_limited(start: Start, again: bytes) -> None:
     async with open_socket(await start(), STREAM, ping_interval=None) as opened:
         opened.transport.write(again * 10 * MAX_CONTROL)
         told = f"at most {MAX_CONTROL} pings, pongs and small fragments are accepted per second"
         assert (await closed(opened)) == (1008, told)
 
 
-async def test_what_a_client_may_well_send_is_not_closed(start: Start) -> None:
+async def test_legitimate_message_rates_keep_the_connection_open(start: Start) -> None:
     running = await start()
     async with open_socket(running, STREAM) as opened:
         opened.transport.write(frame(Opcode.PING) * (MAX_CONTROL // 2))
@@ -92,7 +94,9 @@ async def test_what_a_client_may_well_send_is_not_closed(start: Start) -> None:
             assert "error" in await opened.recv()
 
 
-async def test_other_connections_are_answered_while_one_floods(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_connections_are_served_during_a_websocket_flood(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "MAX_CONTROL", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM, ping_interval=None) as opened:
@@ -107,7 +111,7 @@ async def test_other_connections_are_answered_while_one_floods(start: Start, mon
         await (await opened.ping())
 
 
-async def test_small_messages_wait_for_the_next_second(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_excess_small_messages_wait_for_the_next_second(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
     running = await start()
     now = [0.0]
@@ -131,14 +135,14 @@ async def test_small_messages_wait_for_the_next_second(start: Start, monkeypatch
 
 
 @pytest.mark.parametrize("path", [STREAM, "/v1/realtime"])
-async def test_messages_that_are_refused_have_a_rate(start: Start, path: str) -> None:
+async def test_invalid_messages_are_rate_limited(start: Start, path: str) -> None:
     running = await start()
     async with open_socket(running, path, ping_interval=None) as opened:
         opened.transport.write(frame(Opcode.TEXT, b"{}") * 10 * MAX_ERRORS)
         assert await closed(opened) == (1008, f"more than {MAX_ERRORS} messages were invalid within a second")
 
 
-async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_byte_reads_are_coalesced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "TINY_PER_S", 0.001)  # even reads on a slow machine count as fast
     monkeypatch.setattr(connection, "TINY_DELAY_S", 3600.0)
     running = await start()
@@ -161,7 +165,7 @@ async def test_single_bytes_are_read_in_larger_parts(start: Start, monkeypatch: 
         assert "error" in await opened.recv()
 
 
-async def test_unreceived_messages_stop_the_parsing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreceived_messages_pause_parsing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM) as opened:

@@ -87,14 +87,14 @@ def caller(tmp_path: Path) -> Iterator[Caller]:
     made.end()
 
 
-def test_of_two_calls_at_once_one_starts_the_server_and_the_other_waits_for_it(caller: Caller) -> None:
+def test_concurrent_calls_start_the_server_once(caller: Caller) -> None:
     calls = [caller.call(), caller.call()]
     said = [call.communicate(timeout=PATIENCE_S) for call in calls]
     assert [output for output, _ in said] == ["ready\n", "ready\n"], said
     assert len(caller.starts) == 1
 
 
-def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller) -> None:
+def test_concurrent_client_waits_for_a_server_already_starting(caller: Caller) -> None:
     (caller.folder / "slow").touch()
     first = caller.call()
     caller.until_started()
@@ -109,7 +109,7 @@ def test_a_call_waits_for_the_server_that_another_one_is_starting(caller: Caller
     assert len(caller.starts) == 1
 
 
-def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(caller: Caller) -> None:
+def test_running_server_is_reused_silently(caller: Caller) -> None:
     caller.call().communicate(timeout=PATIENCE_S)
     assert caller.call().communicate(timeout=PATIENCE_S) == ("ready\n", "")
     assert len(caller.starts) == 1
@@ -118,7 +118,7 @@ def test_a_server_that_runs_is_used_without_a_word_and_has_not_kept_the_lock(cal
 @pytest.mark.parametrize(
     ("ports", "said"), [({"http": 9000}, ""), ({"gateway": 9003}, "web page: http://localhost:9003/\n")]
 )
-def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
+def test_ready_server_prints_the_gateway_page(
     ports: dict[str, int],
     said: str,
     tmp_path: Path,
@@ -132,7 +132,7 @@ def test_who_asks_is_told_of_the_page_where_the_server_has_a_gateway(
     assert capsys.readouterr().err == said
 
 
-def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(caller: Caller) -> None:
+def test_server_still_starting_after_an_interrupted_call_is_awaited(caller: Caller) -> None:
     (caller.folder / "slow").touch()
     interrupted = caller.call()
     caller.until_started()
@@ -145,7 +145,7 @@ def test_a_server_that_an_interrupted_call_has_left_starting_is_waited_for(calle
     assert len(caller.starts) == 1
 
 
-def test_a_server_that_does_not_start_is_an_error_that_says_why(caller: Caller) -> None:
+def test_background_server_start_failure_reports_the_reason(caller: Caller) -> None:
     (caller.folder / "fails").touch()
     call = caller.call()
     _, errors = call.communicate(timeout=PATIENCE_S)
@@ -154,14 +154,14 @@ def test_a_server_that_does_not_start_is_an_error_that_says_why(caller: Caller) 
     assert len(caller.starts) == 1
 
 
-def test_the_server_may_write_bytecode_and_is_no_child_of_the_callers_session(caller: Caller) -> None:
+def test_background_server_writes_bytecode_in_its_own_session(caller: Caller) -> None:
     caller.call().communicate(timeout=PATIENCE_S)
     assert "PYTHONDONTWRITEBYTECODE" not in (caller.folder / "environment").read_text()
     (pid,) = caller.starts
     assert os.getsid(pid) == pid
 
 
-def test_a_server_that_no_launcher_of_ours_has_started_is_used_as_it_is(tmp_path: Path) -> None:
+def test_externally_started_server_is_used_unchanged(tmp_path: Path) -> None:
     first = free_row(3)
     with socket.socket() as other:
         other.bind(("127.0.0.1", first + 1))
@@ -170,7 +170,7 @@ def test_a_server_that_no_launcher_of_ours_has_started_is_used_as_it_is(tmp_path
     assert not (tmp_path / "state").exists()
 
 
-def test_without_a_server_to_start_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_server_error_names_the_missing_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(background, "CONTAINER_SERVER", tmp_path / "tritonserver")
     monkeypatch.setattr(background.importlib.util, "find_spec", lambda name: None)
     port = free_row(3)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = installation.bundled_repository()
 
 
-def test_a_server_is_started_watched_and_stopped(launch: Launch, tmp_path: Path) -> None:
+def test_launcher_starts_reports_state_and_stops(launch: Launch, tmp_path: Path) -> None:
     server = launch()
     server.until_ready()
     record = json.loads((tmp_path / "serve.json").read_text())
@@ -37,13 +37,13 @@ def test_a_server_is_started_watched_and_stopped(launch: Launch, tmp_path: Path)
     assert not (tmp_path / "serve.json").exists()
 
 
-def test_aborted_starts_are_tried_again(launch: Launch) -> None:
+def test_aborted_starts_are_retried(launch: Launch) -> None:
     server = launch(2)
     server.until_ready()
     assert "start 2 of 10 aborted: the server ended with signal SIGABRT: boost" in server.said
 
 
-def test_a_server_that_always_aborts_ends_the_launcher(launch: Launch) -> None:
+def test_repeatedly_aborting_server_ends_the_launcher(launch: Launch) -> None:
     server = launch(9, "--start-attempts=2")
     assert server.process.wait(PATIENCE_S) == 1
     assert "aborted 2 times; last error: the server ended with signal SIGABRT: boost" in server.said
@@ -54,7 +54,7 @@ HANGS = {"waiting": "waited for a stub to end", "lost": "not noticed the end of 
 
 
 @pytest.mark.parametrize("way", ["lost", *by_night("waiting")])
-def test_a_start_that_hangs_is_tried_again(launch: Launch, tmp_path: Path, way: str) -> None:
+def test_hanging_start_is_retried(launch: Launch, tmp_path: Path, way: str) -> None:
     hang(tmp_path, 1, way)
     server = launch()
     server.until_ready()
@@ -64,7 +64,7 @@ def test_a_start_that_hangs_is_tried_again(launch: Launch, tmp_path: Path, way: 
 
 
 @pytest.mark.parametrize("way", ["waiting", *by_night("lost")])
-def test_a_server_that_always_hangs_ends_the_launcher(launch: Launch, tmp_path: Path, way: str) -> None:
+def test_repeatedly_hanging_server_ends_the_launcher(launch: Launch, tmp_path: Path, way: str) -> None:
     hang(tmp_path, 9, way)
     server = launch(0, "--start-attempts=2")
     assert server.process.wait(PATIENCE_S) == 1
@@ -74,7 +74,7 @@ def test_a_server_that_always_hangs_ends_the_launcher(launch: Launch, tmp_path: 
     assert server.leftovers() == []
 
 
-def test_a_model_that_does_not_load_ends_the_launcher_at_once(launch: Launch, tmp_path: Path) -> None:
+def test_model_load_failure_ends_the_launcher_immediately(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "fails").touch()
     server = launch()
     assert server.process.wait(PATIENCE_S) == 1
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_load_ends_the_launcher_at_once(launch: Launch, tm
 
 
 @pytest.mark.parametrize(("place", "flag"), [("HOME", "--pid-file and --log-file"), ("XDG_CACHE_HOME", "--cache")])
-def test_a_home_folder_that_cannot_be_written_is_reported_in_one_line(
+def test_unwritable_home_folder_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, flag: str
 ) -> None:
     """An installed package writes there. Root may write to any folder, but not below a file."""
@@ -100,7 +100,7 @@ def test_a_home_folder_that_cannot_be_written_is_reported_in_one_line(
 
 
 @pytest.mark.parametrize("flag", ["--log-file", "--pid-file"])
-def test_an_unwritable_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_unwritable_log_or_pid_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
     (tmp_path / "file").touch()
     flags = {"--log-file": str(tmp_path / "log"), "--pid-file": str(tmp_path / "pid")} | {
         flag: str(tmp_path / "file" / "x")
@@ -145,7 +145,7 @@ def test_an_invalid_port_is_reported(flag: str, port: str, capsys: pytest.Captur
     assert f"expected a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
 
 
-def test_a_taken_port_is_named(launch: Launch) -> None:
+def test_launcher_names_a_port_in_use(launch: Launch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -155,7 +155,7 @@ def test_a_taken_port_is_named(launch: Launch) -> None:
     assert f"port {port} is in use: choose another with --metrics-port" in server.said
 
 
-def test_streams_that_never_end_delay_the_stop_by_drain_seconds(launch: Launch) -> None:
+def test_endless_streams_delay_the_stop_by_drain_seconds(launch: Launch) -> None:
     server = launch(0, "--drain-seconds=0.5")
     server.until_ready()
     pid = server.server_pid
@@ -166,7 +166,7 @@ def test_streams_that_never_end_delay_the_stop_by_drain_seconds(launch: Launch) 
     table.remove()
 
 
-def test_a_second_signal_stops_at_once(launch: Launch, tmp_path: Path) -> None:
+def test_second_signal_stops_immediately(launch: Launch, tmp_path: Path) -> None:
     server = launch(0, "--drain-seconds=600")
     server.until_ready()
     table = busy_table(server.server_pid)
@@ -179,7 +179,7 @@ def test_a_second_signal_stops_at_once(launch: Launch, tmp_path: Path) -> None:
     table.remove()
 
 
-def test_a_launcher_cleans_up_after_one_that_was_killed(launch: Launch) -> None:
+def test_launcher_cleans_up_after_a_killed_launcher(launch: Launch) -> None:
     server = launch()
     server.until_ready()
     server.process.kill()
@@ -189,7 +189,7 @@ def test_a_launcher_cleans_up_after_one_that_was_killed(launch: Launch) -> None:
     assert server.leftovers() == []  # removed by this launcher or by another test's
 
 
-def test_a_killed_launcher_leaves_neither_a_process_nor_shared_memory(launch: Launch) -> None:
+def test_killed_launcher_leaves_no_processes_or_shared_memory(launch: Launch) -> None:
     server = launch()
     server.until_ready()
     with subprocess.Popen(["sleep", "600"], env=os.environ | {LAUNCH_ID: server.launch_id}) as engine:

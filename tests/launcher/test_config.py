@@ -18,7 +18,7 @@ def parse(*arguments: str) -> tuple[object, list[str]]:
     return launch_config(flags, passed), passed
 
 
-def test_the_defaults_are_tritons_ports_and_our_repository() -> None:
+def test_defaults_are_triton_ports_and_bundled_repository() -> None:
     config, _ = parse()
     assert config.ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
     assert (config.model_repository / "speech" / "config.pbtxt").exists()
@@ -26,7 +26,7 @@ def test_the_defaults_are_tritons_ports_and_our_repository() -> None:
     assert config.pid_file == state_folder() / "server-8000.pid"
 
 
-def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> None:
+def test_zero_ports_require_a_pid_file(tmp_path: Path) -> None:
     anywhere = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
     config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))
     assert config.log_file == tmp_path / "mine.log"
@@ -37,7 +37,7 @@ def test_any_free_ports_are_told_in_a_file_that_has_a_name(tmp_path: Path) -> No
         parse(*anywhere, "--pid-file", "mine.json", "--allow", "http")
 
 
-def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:
+def test_unknown_flags_are_passed_to_tritonserver_and_override(tmp_path: Path) -> None:
     config, passed = parse("--http-port", "9000", "--log-verbose=1", "--exit-timeout-secs=3", "--grpc-port=9001")
     assert passed == ["--log-verbose=1", "--exit-timeout-secs=3"]
     line = command_line(config, Installation(Path("/t"), ("--backend-directory=/b",)), Launch("7_x", 0, tmp_path))
@@ -48,7 +48,7 @@ def test_unknown_flags_go_to_tritonserver_and_win(tmp_path: Path) -> None:
     assert "--backend-config=python,shm-region-prefix-name=stretto_launch_7_x_" in line
 
 
-def test_a_dash_logs_to_standard_output() -> None:
+def test_log_file_dash_means_standard_output() -> None:
     config, _ = parse("--log-file", "-")
     assert config.log_file is None
 
@@ -58,7 +58,7 @@ def line_of(*arguments: str) -> list[str]:
     return command_line(config, Installation(Path("/t")), Launch("7_x", 0, Path("/s")))
 
 
-def test_by_default_triton_listens_at_sockets_of_this_user_and_the_proxy_on_loopback() -> None:
+def test_default_addresses_are_unix_sockets_and_loopback() -> None:
     config, _ = parse()
     assert (config.address, config.allowed, config.triton_ports) == ("127.0.0.1", frozenset(), {})
     addresses = [word for word in line_of() if "-address=" in word]
@@ -69,7 +69,7 @@ def test_by_default_triton_listens_at_sockets_of_this_user_and_the_proxy_on_loop
     ]
 
 
-def test_an_opened_http_service_keeps_closed_what_else_is_not_opened() -> None:
+def test_allow_http_flag_restricts_the_other_apis() -> None:
     config, _ = parse("--allow", "http", "--address", "0.0.0.0")
     assert config.triton_ports == {"http": 8000}
     line = line_of("--allow", "http", "--allow", "trace", "--address", "0.0.0.0")
@@ -80,7 +80,7 @@ def test_an_opened_http_service_keeps_closed_what_else_is_not_opened() -> None:
     assert "--grpc-address=unix:/s/stretto_launch_7_x.run/grpc" in line
 
 
-def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> None:
+def test_explicit_model_control_is_the_default_and_can_be_overridden() -> None:
     assert {"--model-control-mode=explicit", "--load-model=*"} < set(line_of())
     line = line_of("--model-control-mode=explicit", "--load-model=speech")
     assert [word for word in line if "-model=" in word or "control-mode" in word] == [
@@ -90,13 +90,13 @@ def test_models_can_be_loaded_again_unless_the_caller_says_how_they_are() -> Non
 
 
 @pytest.mark.parametrize("api", ["model-repository", "http"])
-def test_where_others_may_load_models_none_can_be(api: str) -> None:
+def test_model_loading_is_disabled_if_clients_could_load_models(api: str) -> None:
     """A call that loads a model may contain code, and the key of the HTTP service is not secret on its host."""
     assert not [word for word in line_of("--allow", api) if "-model=" in word or "control-mode" in word]
 
 
 @pytest.mark.parametrize("flag", ["--grpc-address=0.0.0.0", "--http-address", "--allow-http=true"])
-def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None:
+def test_tritonserver_address_flags_are_refused(flag: str) -> None:
     with pytest.raises(
         LaunchError,
         match=r"^--(grpc-address|http-address|allow-http): set the listening address with --address .* --allow",
@@ -105,7 +105,7 @@ def test_flags_of_tritonserver_that_would_open_it_are_refused(flag: str) -> None
 
 
 @pytest.mark.parametrize("flags", [["--address", "host"], ["--allow", "everything"]])
-def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_address_or_api_flag_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*flags)
     assert repr(flags[1]) in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_an_address_or_api_that_there_is_not_is_refused(flags: list[str], capsys
         ("--drain-seconds", "0", ["-1", "nan", "inf", "soon"], "at least 0 seconds"),
     ],
 )
-def test_a_limit_that_holds_nothing_is_refused(
+def test_out_of_range_limit_flag_is_refused(
     capsys: pytest.CaptureFixture[str], flag: str, least: str, refused: list[str], expected: str
 ) -> None:
     parse(flag, least)
@@ -130,14 +130,14 @@ def test_a_limit_that_holds_nothing_is_refused(
         assert f"argument {flag}: expected {expected}, got {text!r};" in capsys.readouterr().err
 
 
-def test_a_gateway_is_asked_for_and_is_behind_the_other_ports() -> None:
+def test_gateway_flag_assigns_the_default_or_given_port() -> None:
     config, _ = parse("--gateway")
     assert config.ports["gateway"] == 8003
     config, _ = parse("--gateway", "--gateway-port", "9999")
     assert config.ports["gateway"] == 9999
 
 
-def test_a_stop_takes_the_turns_of_the_gateway_and_of_the_server_and_their_exits() -> None:
+def test_stop_seconds_include_gateway_and_server_drain() -> None:
     assert parse("--drain-seconds", "40")[0].stop_seconds == 70
     assert parse("--drain-seconds", "40", "--gateway")[0].stop_seconds == 110
 

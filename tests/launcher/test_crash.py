@@ -37,7 +37,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"
         running.kill()
 
 
-def test_a_thread_that_stays_in_a_handler_is_seen_at_the_second_look(process: "subprocess.Popen[str]") -> None:
+def test_thread_stuck_in_a_crash_handler_is_seen_at_the_second_check(process: "subprocess.Popen[str]") -> None:
     watch = CrashWatch(process.pid)
     assert [watch.fault() for _ in range(3)] == [None] * 3
     assert process.stdin is not None
@@ -49,14 +49,14 @@ def test_a_thread_that_stays_in_a_handler_is_seen_at_the_second_look(process: "s
     assert str(watch.fault()) == "tritonserver has crashed but does not exit"
 
 
-def test_who_has_ended_has_not_crashed(process: "subprocess.Popen[str]") -> None:
+def test_ended_process_is_not_a_crash(process: "subprocess.Popen[str]") -> None:
     watch = CrashWatch(process.pid)
     process.kill()
     process.wait(PATIENCE_S)
     assert [watch.fault() for _ in range(3)] == [None] * 3
 
 
-def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_checks_are_rate_limited(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
     monkeypatch.setattr(faults, "CHECK_INTERVAL_S", 2.0)
@@ -68,7 +68,9 @@ def test_looks_are_rare(process: "subprocess.Popen[str]", monkeypatch: pytest.Mo
     assert fault is not None
 
 
-def test_blocked_signals_are_no_crash(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_with_blocked_signals_are_not_a_crash(
+    process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
     monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
     watch = CrashWatch(process.pid)

@@ -8,7 +8,7 @@ from stretto.launcher import faults
 from stretto.launcher.faults import ClockWatch
 
 
-def test_only_a_long_step_back_is_trouble_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_large_backward_clock_step_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     day_s, up_s = 1_000_000.0, 50.0
     monkeypatch.setattr(faults, "time", SimpleNamespace(time=lambda: day_s, monotonic=lambda: up_s))
     clock = ClockWatch()

@@ -55,13 +55,13 @@ def region(tmp_path: Path) -> Region:
     return Region(tmp_path / "region")
 
 
-def test_who_asks_for_the_mutex_of_the_dead_is_told_of_that(region: Region) -> None:
+def test_locking_a_dead_owners_mutex_returns_eownerdead(region: Region) -> None:
     region.die_with(PLACES[0])
     assert region.take(PLACES[0]) == errno.EOWNERDEAD
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_what_the_dead_have_left_locked_is_freed(region: Region, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+def test_mutexes_of_dead_processes_are_freed(region: Region, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     monkeypatch.setattr(faults, "PIECE", piece)
     region.die_with(*PLACES)
     assert free_dead_locks(region.path) == 2
@@ -70,13 +70,13 @@ def test_what_the_dead_have_left_locked_is_freed(region: Region, monkeypatch: py
     assert free_dead_locks(region.path) == 0
 
 
-def test_what_somebody_holds_is_left_alone(region: Region) -> None:
+def test_mutexes_held_by_live_processes_are_unchanged(region: Region) -> None:
     assert region.take(PLACES[1]) == 0
     assert free_dead_locks(region.path) == 0
     assert region.take(PLACES[1]) == errno.EBUSY
 
 
-def test_memory_that_only_looks_a_little_like_it_is_left_alone(tmp_path: Path) -> None:
+def test_memory_without_a_real_mutex_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "region"
     data = b"\x90\0\0\0" * 100 + os.urandom(1000) + b"\x90\0\0"
     for written in (b"", data):

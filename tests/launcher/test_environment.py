@@ -13,7 +13,7 @@ from stretto.launcher.installation import IMPORT_ROOT, Installation, server_envi
 BASE = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/home/x", "LC_ALL": "C"}
 
 
-def test_this_python_and_its_libraries_come_first() -> None:
+def test_server_environment_prefers_this_python_and_its_libraries() -> None:
     wheel = Installation(Path("/w/tritonserver"), (), (Path("/w/libs"), Path("/py/lib")))
     made = server_environment(wheel, Launch("17_ab", 0, Path("/dev/shm")), BASE)
     assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
@@ -31,7 +31,7 @@ def test_this_python_and_its_libraries_come_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["__pycache__", "other"])
-def test_missing_bytecode_goes_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_missing_bytecode_is_written_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     monkeypatch.setattr(installation, "PACKAGE", tmp_path)
     monkeypatch.setattr(installation.os, "access", lambda path, mode: False)
@@ -45,10 +45,10 @@ def test_missing_bytecode_goes_to_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
     assert own["PYTHONPYCACHEPREFIX"] == "/own"
 
 
-def test_a_containers_own_library_path_stays() -> None:
+def test_container_library_path_is_unchanged() -> None:
     made = server_environment(Installation(Path("/opt/x")), Launch("1", 0, Path("/d")), BASE)
     assert made["LD_LIBRARY_PATH"] == "/opt/lib"
 
 
-def test_the_package_is_found_from_the_folder_that_leads_pythonpath() -> None:
+def test_import_root_contains_the_package() -> None:
     assert (IMPORT_ROOT / "stretto" / "__init__.py").exists()

@@ -27,7 +27,7 @@ from tests.ports import free_ports
 pytestmark = pytest.mark.slow
 
 
-def test_the_address_of_the_gateways_page_is_logged(launch: Launch) -> None:
+def test_gateway_page_address_is_logged(launch: Launch) -> None:
     (port,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port))
     server.until(lambda: f"[serve] web page: http://127.0.0.1:{port}/\n" in server.said)
@@ -50,7 +50,7 @@ def test_a_dead_proxy_is_restarted_on_the_same_ports(launch: Launch, tmp_path: P
     server.until(lambda: not any(answers(port) for port in ports.values()))
 
 
-def test_the_spare_outlives_the_server_is_replaced_and_ends_with_the_launcher(launch: Launch) -> None:
+def test_spare_process_outlives_the_server_but_not_the_launcher(launch: Launch) -> None:
     def spares() -> list[int]:
         names = [(each.pid, each.name, environment_of(each.pid, LAUNCH_ID)) for each in all_processes()]
         return [pid for pid, name, launch_id in names if (name, launch_id) == (SPARE_NAME, server.launch_id)]
@@ -72,7 +72,7 @@ def test_the_spare_outlives_the_server_is_replaced_and_ends_with_the_launcher(la
     server.until(lambda: not spares())
 
 
-def test_a_proxy_restarts_once_its_port_is_free_again(launch: Launch) -> None:
+def test_proxy_restarts_once_its_port_is_free(launch: Launch) -> None:
     server = launch()
     server.until_ready()
     (first,) = server.proxies()
@@ -99,7 +99,7 @@ def test_a_stopped_proxy_is_replaced(launch: Launch) -> None:
     assert server.num_ready == 1, "the server has not been restarted"
 
 
-def test_a_proxy_that_hangs_at_its_first_start_ends_the_launcher(
+def test_proxy_hanging_at_first_start_ends_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start_of_a_program(monkeypatch, "import sys, time; sys.stdin.readline(); time.sleep(3600)")
@@ -116,7 +116,7 @@ def test_a_proxy_that_hangs_at_its_first_start_ends_the_launcher(
         launch.close()
 
 
-def test_a_hanging_restart_of_the_proxy_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_proxy_restart_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says = tmp_path / "says"
     says.write_text(Ports(1, 2, 3).to_json() + "\n")
     program = f"import sys, time; print(open({str(says)!r}).read(), end='', flush=True); time.sleep(3600)"
@@ -163,7 +163,7 @@ def end_of(proxy: ProxyProcess) -> int:
     return process.pid
 
 
-def test_a_stopped_gateway_makes_the_server_unready_until_it_is_replaced(launch: Launch) -> None:
+def test_stopped_gateway_makes_the_server_unready_until_replaced(launch: Launch) -> None:
     (port,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port))
     server.until(lambda: server.state == "ready" and answers(port))

@@ -52,7 +52,7 @@ def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
 
 
 @pytest.mark.slow
-def test_it_listens_is_started_again_when_it_ends_and_drains(
+def test_gateway_process_listens_drains_and_is_restarted(
     begun: tuple[GatewayProcess, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     process, port = begun
@@ -70,7 +70,7 @@ def test_it_listens_is_started_again_when_it_ends_and_drains(
 
 
 @pytest.mark.slow
-def test_arguments_that_the_gateway_refuses_end_the_launch(tmp_path: Path) -> None:
+def test_invalid_gateway_arguments_end_the_launcher(tmp_path: Path) -> None:
     (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
     process = GatewayProcess(config(tmp_path, "--gateway-arg=--cors-origin=null"), port, log)
 
@@ -97,14 +97,16 @@ def test_arguments_that_the_gateway_refuses_end_the_launch(tmp_path: Path) -> No
         ("fd00::1", "[fd00::1]:8001"),
     ],
 )
-def test_it_connects_to_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str) -> None:
+def test_gateway_connects_to_the_server_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
+) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LOG).command_line()
     assert line[line.index("--server") + 1] == server
     assert line[line.index("--address") + 1] == address
 
 
-def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gateway_args_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     words = ("--gateway-arg=--strict", "--gateway-arg=--model-alias", "--gateway-arg=my/voice=tiny")
     line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
@@ -115,7 +117,7 @@ def test_it_is_given_arguments_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         launch_config(flags, passed)
 
 
-def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
+def test_voices_are_stored_in_the_state_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
@@ -135,13 +137,13 @@ def test_it_keeps_voices_in_the_state_folder_unless_another_is_named(
     assert folder() == tmp_path / "other"
 
 
-def test_it_drains_for_as_long_as_the_launcher_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gateway_drain_time_is_set_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()
     assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
-def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_origins_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
     origins = ("--gateway-arg=--cors-origin=https://a.example", "--gateway-arg=--cors-origin=*")
     line = GatewayProcess(config(tmp_path, *origins), 8003, NO_LOG).command_line()
@@ -151,7 +153,7 @@ def test_it_passes_the_origins_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_missing_gateway_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_ends, "NEEDED", ("no_such_module",))
     with pytest.raises(LaunchError, match="'no_such_module'; install the extra 'gateway'"):
         GatewayProcess(config(tmp_path), 8003, NO_LOG)

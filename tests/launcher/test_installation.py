@@ -38,7 +38,7 @@ def wheel(tmp_path: Path) -> Path:
     return server
 
 
-def test_the_backend_folder_holds_the_stub_of_this_python(wheel: Path, tmp_path: Path) -> None:
+def test_backend_folder_has_the_stub_for_this_python(wheel: Path, tmp_path: Path) -> None:
     backend = place_backend(wheel, tmp_path / "cache") / "python"
     assert (backend / STUB).read_text() == f"python_backend_stubs/{VERSION}/{STUB}"
     assert os.access(backend / STUB, os.X_OK)
@@ -51,26 +51,26 @@ def test_the_backend_folder_holds_the_stub_of_this_python(wheel: Path, tmp_path:
     assert (backend / "../../../../nvidia_pytriton.libs").resolve() == wheel.parents[1] / "nvidia_pytriton.libs"
 
 
-def test_the_wheel_itself_is_not_written_to(wheel: Path, tmp_path: Path) -> None:
+def test_wheel_is_not_modified(wheel: Path, tmp_path: Path) -> None:
     place_backend(wheel, tmp_path / "cache")
     assert not (wheel / "backends" / "python" / STUB).exists()
     assert not os.access(wheel / "python_backend_stubs" / VERSION / STUB, os.X_OK)
 
 
-def test_launchers_that_start_together_share_one_folder(wheel: Path, tmp_path: Path) -> None:
+def test_concurrent_launchers_share_one_backend_folder(wheel: Path, tmp_path: Path) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: place_backend(wheel, tmp_path / "cache"), range(8)))
     assert len(folders) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_another_wheel_gets_another_folder(wheel: Path, tmp_path: Path) -> None:
+def test_different_wheel_is_placed_in_a_different_folder(wheel: Path, tmp_path: Path) -> None:
     first = place_backend(wheel, tmp_path / "cache")
     (wheel / "python_backend_stubs" / VERSION / STUB).write_text("a newer stub")
     assert place_backend(wheel, tmp_path / "cache") != first
 
 
-def test_a_python_without_a_stub_is_named(wheel: Path, tmp_path: Path) -> None:
+def test_missing_python_stub_error_names_the_version(wheel: Path, tmp_path: Path) -> None:
     stubs = wheel / "python_backend_stubs"
     (stubs / VERSION).rename(stubs / "2.7")
     with pytest.raises(LaunchError, match=f"no stub for Python {VERSION}; it has 2.7"):
@@ -94,45 +94,45 @@ def write_server(executable: Path, text: str) -> None:
     executable.chmod(0o755)
 
 
-def test_a_container_needs_nothing_placed(container: Path, tmp_path: Path) -> None:
+def test_container_installation_needs_no_extra_arguments(container: Path, tmp_path: Path) -> None:
     write_server(container, HELP)
     found = find_installation(tmp_path / "cache")
     assert (found.executable, found.arguments, found.library_path) == (container, (), ())
     assert known_flags(found) == {"--help", "--backend-config"}
 
 
-def test_a_server_that_keeps_clients_memory_closed_is_told_to_open_it(container: Path, tmp_path: Path) -> None:
+def test_client_shared_memory_flag_is_passed_if_supported(container: Path, tmp_path: Path) -> None:
     """This applies to 26.05 and later; older servers do not start with the flag."""
     write_server(container, NEW_HELP)
     assert find_installation(tmp_path / "cache").arguments == ("--allow-client-shm=true",)
 
 
 @pytest.mark.parametrize("text", ["error while loading shared libraries: libb64.so.0d", ""])
-def test_a_server_that_cannot_run_says_why(container: Path, tmp_path: Path, text: str) -> None:
+def test_tritonserver_that_cannot_run_is_reported(container: Path, tmp_path: Path, text: str) -> None:
     write_server(container, text)
     with pytest.raises(LaunchError, match=r"tritonserver --help: (error while loading|no output)"):
         find_installation(tmp_path / "cache")
 
 
-def test_without_any_server_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_server_error_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "none")
     monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"nvidia-pytriton .* install the extra .embedded. .*scripts/setup\.sh"):
         find_installation(tmp_path)
 
 
-def test_the_wheels_server_is_made_executable(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_server_is_made_executable(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "python_library", lambda: tmp_path)
     found = installation.wheel_installation(wheel, tmp_path / "cache")
     assert os.access(found.executable, os.X_OK)
     assert found.library_path == (wheel.parents[1] / "nvidia_pytriton.libs", tmp_path)
 
 
-def test_the_library_of_this_python_is_found() -> None:
+def test_shared_library_of_this_python_is_found() -> None:
     assert (python_library() / sysconfig.get_config_var("INSTSONAME")).exists()
 
 
-def test_a_library_of_the_same_version_can_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libpython_of_matching_version_can_be_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STRETTO_LIBPYTHON", str(tmp_path))
     (tmp_path / "libpython9.9.so.1.0").touch()
     assert python_library() != tmp_path
@@ -140,7 +140,7 @@ def test_a_library_of_the_same_version_can_be_given(tmp_path: Path, monkeypatch:
     assert python_library() == tmp_path
 
 
-def test_a_python_without_a_library_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libpython_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation.sysconfig, "get_config_var", {"INSTSONAME": "libpython9.a"}.get)
     with pytest.raises(LaunchError, match=f"install libpython{VERSION}, or use a Python built with --enable-shared"):
         python_library()

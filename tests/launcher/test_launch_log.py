@@ -32,7 +32,7 @@ def run(log: LaunchLog, program: str) -> str:
     return said
 
 
-def test_lines_of_several_processes_are_copied_whole(log: LaunchLog, tmp_path: Path) -> None:
+def test_log_lines_of_several_processes_are_not_interleaved(log: LaunchLog, tmp_path: Path) -> None:
     program = "for number in range(50): print('{0}' * 9, end='', flush=True); print('{0}', flush=True)"
     started = [log.start([sys.executable, "-c", program.format(name)])[0] for name in "ab"]
     assert [process.wait(PATIENCE_S) for process in started] == [0, 0]
@@ -40,13 +40,13 @@ def test_lines_of_several_processes_are_copied_whole(log: LaunchLog, tmp_path: P
     assert set((tmp_path / "log").read_text().split()) == {"a" * 10, "b" * 10}
 
 
-def test_a_last_line_without_an_end_is_a_line(log: LaunchLog, tmp_path: Path) -> None:
+def test_unterminated_last_line_is_logged(log: LaunchLog, tmp_path: Path) -> None:
     assert run(log, "print('no end', end='')") == "no end"
     assert run(log, "print('next')") == "next\n"
     assert (tmp_path / "log").read_text() == "no end\nnext\n"
 
 
-def test_a_full_disk_costs_lines_alone_and_they_are_counted(
+def test_log_lines_dropped_on_a_full_disk_are_counted(
     log: LaunchLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, room = os.write, [5]
@@ -72,7 +72,7 @@ def test_a_full_disk_costs_lines_alone_and_they_are_counted(
     assert dropped == 1000
 
 
-def test_a_log_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+def test_unopenable_log_is_retried(tmp_path: Path) -> None:
     (tmp_path / "folder").write_bytes(b"")
     log = LogFile(tmp_path / "folder" / "log")
     log.write(b"lost\n")
@@ -83,7 +83,7 @@ def test_a_log_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     assert (tmp_path / "folder" / "log").read_text().splitlines()[1:] == ["kept"]
 
 
-def test_a_fifo_without_a_reader_costs_lines_alone(tmp_path: Path) -> None:
+def test_log_fifo_without_a_reader_only_drops_lines(tmp_path: Path) -> None:
     """Another user may create one in a folder that both can write to, after the log was rotated."""
     os.mkfifo(tmp_path / "log")
     program = f"""
@@ -110,7 +110,7 @@ log.write(b"kept")
             writer.kill()
 
 
-def test_a_log_is_rotated_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_log, "LOG_BYTES", 10)
     log = LogFile(tmp_path / "log")
     for number in range(9):
@@ -120,7 +120,7 @@ def test_a_log_is_rotated_by_its_size(tmp_path: Path, monkeypatch: pytest.Monkey
     assert kept == {"log": "line 8\n"} | {f"log.{number}": f"line {8 - number}\n" for number in (1, 2, 3, 4)}
 
 
-def test_a_log_that_cannot_be_rotated_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrotatable_log_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_log, "LOG_BYTES", 10)
     (tmp_path / "log.1").mkdir()
     (tmp_path / "log.1" / "not empty").touch()
@@ -147,7 +147,9 @@ def test_a_removed_log_is_created_again(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("how", ["rotated", "removed"])
-def test_a_link_at_the_log_s_path_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_symlink_replacing_the_log_file_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     def link(path: Path) -> None:
         path.unlink()
         path.symlink_to(tmp_path / "theirs")
@@ -171,7 +173,7 @@ def test_a_link_at_the_log_s_path_is_not_followed(tmp_path: Path, monkeypatch: p
     assert lines == ["[serve] 1 lines of this log were dropped before this one", "third"]
 
 
-def test_a_reader_of_standard_output_who_sleeps_keeps_no_process_waiting(tmp_path: Path) -> None:
+def test_blocked_stdout_reader_does_not_block_child_processes(tmp_path: Path) -> None:
     program = f"""
 import sys
 from stretto.launcher import launch_log
@@ -188,12 +190,12 @@ print("has ended", file=sys.stderr)
     assert b"has ended\n" in lines
 
 
-def test_the_reason_of_a_failed_start_is_no_warning_that_every_start_gives() -> None:
+def test_failed_start_reason_is_never_a_routine_warning() -> None:
     always = 'W1122 20:04:53.069365 25315 metrics.cc:798] "DCGM unable to start: DCGM initialization error"'
     assert last_error(f"E1122 the cause is an error\n{always}\n") == "E1122 the cause is an error"
     assert last_error(f"{always}\n") == "no error message"
 
 
-def test_the_reason_of_an_abort_is_the_servers_and_not_what_its_stubs_write_after_it() -> None:
+def test_abort_reason_comes_from_the_server_not_its_stubs() -> None:
     stub = "Fatal Python error: PyThreadState_Get: the function must be called with the GIL held"
     assert last_error(f"terminate called\n  what():  lock_exception\n{stub}\n") == "what():  lock_exception"

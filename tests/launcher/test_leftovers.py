@@ -41,7 +41,7 @@ def launch_and_wait(directory: Path, ids: "multiprocessing.Queue[str]") -> None:
     signal.pause()
 
 
-def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+def test_sweep_removes_only_dead_launcher_instances(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ids = context.Queue()
     launcher = context.Process(target=launch_and_wait, args=(tmp_path, ids))
@@ -57,7 +57,7 @@ def test_a_launch_that_died_is_swept_and_a_living_one_is_not(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path) -> None:
+def test_cleaning_removes_only_its_own_processes_and_files(short_path: Path) -> None:
     launch, other = begin_launch(short_path), begin_launch(short_path)
     ours, theirs = orphan(launch.id), orphan(other.id)
     for each in (launch, other):
@@ -83,13 +83,13 @@ def test_cleaning_ends_our_processes_and_files_and_nobody_elses(short_path: Path
     assert list(short_path.iterdir()) == []
 
 
-def test_a_process_that_has_ended_and_is_not_reaped_is_gone() -> None:
+def test_zombie_process_counts_as_ended() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     until(lambda: read_process(process.pid) is None)
     process.wait()
 
 
-def test_what_others_name_like_a_launchs_own_ends_neither_its_cleaning_nor_a_start(short_path: Path) -> None:
+def test_foreign_files_with_launcher_names_do_not_stop_cleanup(short_path: Path) -> None:
     launch = begin_launch(short_path)
     (short_path / f"{launch.region_prefix}region").touch()
     for name in (f"{launch.region_prefix}forged", "stretto_launch_1_00000000.lock", "stretto_flow_1_forged"):
@@ -100,7 +100,7 @@ def test_what_others_name_like_a_launchs_own_ends_neither_its_cleaning_nor_a_sta
     assert {path.name for path in short_path.iterdir()} == left
 
 
-def test_a_name_that_is_no_launchs_makes_nobody_remove_the_files_of_others(short_path: Path) -> None:
+def test_sweep_ignores_lock_names_with_wildcards(short_path: Path) -> None:
     launch = begin_launch(short_path)
     region = short_path / f"{launch.region_prefix}region"
     region.touch()
@@ -110,14 +110,14 @@ def test_a_name_that_is_no_launchs_makes_nobody_remove_the_files_of_others(short
     launch.close()
 
 
-def test_nobody_else_can_make_the_file_that_has_requests_refused(short_path: Path) -> None:
+def test_drain_file_is_in_a_private_folder(short_path: Path) -> None:
     launch = begin_launch(short_path)
     assert launch.drain_file.parent == launch.folder
     assert launch.folder.stat().st_mode & 0o777 == 0o700
     launch.close()
 
 
-def test_what_the_server_has_made_for_all_to_read_is_hidden_and_nothing_that_a_link_leads_to(short_path: Path) -> None:
+def test_hiding_regions_does_not_follow_links(short_path: Path) -> None:
     launch = begin_launch(short_path)
     region, own = short_path / f"{launch.region_prefix}region", short_path / "own"
     for path in (region, own):
@@ -133,7 +133,7 @@ NOBODY = 65_534
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_hidden_files_are_unreadable_and_other_users_files_stay(
+def test_hiding_regions_leaves_other_users_files_unchanged(
     short_path: Path,
 ) -> None:
     launch = begin_launch(short_path)

@@ -57,7 +57,7 @@ def ended(server: Launched) -> None:
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_the_daemon_lives_as_long_as_the_server(launch: Launch, repository: Path, stays: bool) -> None:
+def test_mps_daemon_lives_as_long_as_the_server(launch: Launch, repository: Path, stays: bool) -> None:
     """It serves all GPUs, and the server's processes find it. If it does not end by itself, it is killed."""
     server = launch(0, "--model-repository", str(repository))
     server.until_ready()
@@ -75,7 +75,7 @@ def test_the_daemon_lives_as_long_as_the_server(launch: Launch, repository: Path
     server.until(lambda: read_process(daemon) is None)
 
 
-def test_a_restarted_server_has_a_new_daemon(launch: Launch, repository: Path) -> None:
+def test_restarted_server_starts_a_new_mps_daemon(launch: Launch, repository: Path) -> None:
     server = launch(0, "--model-repository", str(repository))
     server.until_ready()
     server.kill_stub()
@@ -86,7 +86,7 @@ def test_a_restarted_server_has_a_new_daemon(launch: Launch, repository: Path) -
     ended(server)
 
 
-def test_a_daemon_of_the_host_is_used_and_left_running(
+def test_existing_mps_daemon_is_used_and_left_running(
     launch: Launch, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(PIPES, str(tmp_path))
@@ -109,7 +109,7 @@ def test_a_daemon_of_the_host_is_used_and_left_running(
         ("device", f"{OPTIONS_FILE}: expected a regular file, got a FIFO, socket or device"),
     ],
 )
-def test_a_daemon_that_cannot_run_is_an_error(
+def test_mps_daemon_start_failure_is_an_error(
     change: str, message: str, launch: Launch, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "none":
@@ -129,7 +129,7 @@ def test_a_daemon_that_cannot_run_is_an_error(
     assert not (repository.parent / "starts").exists()
 
 
-def test_without_the_option_no_daemon_runs(launch: Launch, repository: Path) -> None:
+def test_no_mps_daemon_runs_without_the_option(launch: Launch, repository: Path) -> None:
     write_options(repository, shares_by_mps=False)
     server = launch(0, "--model-repository", str(repository))
     server.until_ready()

@@ -15,14 +15,14 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def test_delays_grow_to_a_limit_and_no_further(now: list[float]) -> None:
+def test_back_off_delay_grows_to_a_limit(now: list[float]) -> None:
     back_off = BackOff()
     delays = [back_off.next_delay_s() for _ in range(1000)]
     assert delays[:5] == [0.0, 0.5, 1.0, 2.0, 4.0]
     assert set(delays[8:]) == {MAX_DELAY_S}
 
 
-def test_after_a_while_of_health_the_next_start_comes_at_once(now: list[float]) -> None:
+def test_back_off_resets_after_a_healthy_period(now: list[float]) -> None:
     back_off = BackOff()
     for _ in range(5):
         back_off.next_delay_s()
@@ -34,7 +34,7 @@ def test_after_a_while_of_health_the_next_start_comes_at_once(now: list[float]) 
     assert back_off.next_delay_s() == 0.0
 
 
-def test_what_has_had_its_delay_waits_for_no_second_one(now: list[float]) -> None:
+def test_waited_backoff_delays_are_not_repeated(now: list[float]) -> None:
     back_off = BackOff()
     delays = [back_off.next_delay_s() for _ in range(4)]
     back_off.note_waited()
@@ -44,7 +44,7 @@ def test_what_has_had_its_delay_waits_for_no_second_one(now: list[float]) -> Non
     assert back_off.next_delay_s() == 8.0
 
 
-def test_a_busy_machine_is_given_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowness_follows_load_average_per_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(faults.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
     assert slowness() == 10.0

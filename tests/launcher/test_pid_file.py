@@ -30,18 +30,20 @@ def launcher(tmp_path: Path) -> "subprocess.Popen[bytes]":
     process.wait()
 
 
-def test_a_living_launcher_is_read(launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: object) -> None:
+def test_status_of_a_running_launcher_is_read(
+    launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: object
+) -> None:
     assert background.read(tmp_path / "pid.json")["ports"] == PORTS
     assert serve.main(["--status", "--pid-file", str(tmp_path / "pid.json")]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "ready"
 
 
-def test_stopping_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+def test_stop_command_waits_for_the_launcher(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
     assert launcher.wait(0) != 0
 
 
-def test_a_launcher_that_drains_for_longer_than_it_said_is_named(
+def test_stop_reports_a_launcher_that_exceeds_its_stop_time(
     launcher: "subprocess.Popen[bytes]", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pid.json"
@@ -53,12 +55,12 @@ def test_a_launcher_that_drains_for_longer_than_it_said_is_named(
     assert f"the launcher {launcher.pid} has not stopped within 0.2 s" in capsys.readouterr().err
 
 
-def test_a_launcher_tells_its_version(tmp_path: Path) -> None:
+def test_pid_file_contains_the_version(tmp_path: Path) -> None:
     background.write(tmp_path / "pid.json", "ready", PORTS, "x.log")
     assert background.read(tmp_path / "pid.json")["version"] == version("stretto")
 
 
-def test_a_launcher_that_is_gone_is_none(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+def test_exited_launcher_has_no_status(launcher: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     launcher.kill()
     launcher.wait()
     assert background.read(tmp_path / "pid.json") is None
@@ -74,7 +76,7 @@ def test_a_reused_pid_is_not_stopped(launcher: "subprocess.Popen[bytes]", tmp_pa
     assert launcher.poll() is None
 
 
-def test_an_unready_server_is_reported_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_an_unready_server_includes_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pid.json"
     background.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")
     assert serve.main(["--status", "--pid-file", str(path)]) == 1
@@ -98,7 +100,7 @@ DAMAGED = (
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_no_file_or_a_damaged_one_is_none(tmp_path: Path, text: str | None) -> None:
+def test_missing_or_damaged_pid_files_read_as_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "pid.json").write_bytes(text.encode(errors="surrogatepass"))
     assert background.read(tmp_path / "pid.json") is None
@@ -106,7 +108,7 @@ def test_no_file_or_a_damaged_one_is_none(tmp_path: Path, text: str | None) -> N
     assert serve.main(["--stop", "--pid-file", str(tmp_path / "pid.json")]) == 0
 
 
-def test_a_file_is_written_whole_and_only_its_owner_removes_it(tmp_path: Path) -> None:
+def test_pid_file_is_atomic_and_removed_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "run" / "pid.json"
     background.write(path, "starting", PORTS, "x.log")
     record = json.loads(path.read_text())

@@ -30,7 +30,7 @@ class TritonPythonModel:
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "it's", "$HOME", "a;b", "a\nb"])
-def test_what_bash_would_not_read_as_one_word_goes_by_a_link(tmp_path: Path, name: str) -> None:
+def test_paths_unsafe_for_bash_are_replaced_by_links(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     (folder / "inside").touch()
@@ -39,7 +39,7 @@ def test_what_bash_would_not_read_as_one_word_goes_by_a_link(tmp_path: Path, nam
     assert (plain / "inside").exists()
 
 
-def test_a_plain_path_stays_as_it_is(tmp_path: Path) -> None:
+def test_plain_path_is_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "model_repository-2.51+cpu"
     assert plain_path(path, tmp_path, "models") == path
     assert not (tmp_path / "models").exists()
@@ -47,7 +47,7 @@ def test_a_plain_path_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.nightly
-def test_a_server_starts_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_starts_in_a_folder_with_special_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "ein Ordner für Töne"
     version = folder / "models" / "speech" / "1"
     version.mkdir(parents=True)

@@ -24,7 +24,7 @@ def listener() -> tuple[socket.socket, int]:
         ("fd00::1", "http://[fd00::1]:8003/"),
     ],
 )
-def test_a_page_has_an_address_that_a_browser_takes(address: str, page: str) -> None:
+def test_page_address_is_usable_in_a_browser(address: str, page: str) -> None:
     assert page_address(address, 8003) == page
 
 
@@ -35,7 +35,7 @@ def test_a_port_in_use_is_named() -> None:
     taken.close()
 
 
-def test_a_port_that_is_given_up_is_waited_for() -> None:
+def test_launcher_waits_for_a_port_to_be_released() -> None:
     taken, port = listener()
     threading.Timer(0.2, taken.close).start()
     wait_for_ports({"http": port}, timeout_s=5)

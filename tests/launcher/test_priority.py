@@ -54,7 +54,9 @@ def stub(hurry: LoadPriority, tmp_path: Path) -> Iterator[int]:
         process.kill()
 
 
-def test_new_stubs_are_raised_and_lowered_once(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:
+def test_stub_priority_is_raised_once_and_lowered_at_the_end(
+    hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path
+) -> None:
     hurry.poll()
     hurry.poll()
     assert nice.of == {stub: -15}
@@ -69,7 +71,7 @@ def test_new_stubs_are_raised_and_lowered_once(hurry: LoadPriority, stub: int, n
 
 
 @pytest.mark.parametrize("inherited", [0, -15], ids=["started before the raise", "inherits it"])
-def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice: Nice, inherited: int) -> None:
+def test_restarted_server_and_stubs_get_raised_priority(stub: int, nice: Nice, inherited: int) -> None:
     nice.of = {stub: inherited}
     hurry = LoadPriority(os.getpid(), is_new_server=True)
     hurry.poll()
@@ -81,7 +83,7 @@ def test_a_server_that_is_started_again_is_raised_with_its_stubs(stub: int, nice
     assert nice.of[stub] == nice.of[os.getpid()] == 0
 
 
-def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) -> None:
+def test_clamped_priority_is_restored_exactly(nice: Nice) -> None:
     nice.of = {0: -15, os.getpid(): -15}
     hurry = LoadPriority(os.getpid(), is_new_server=True)
     hurry.poll()
@@ -90,14 +92,14 @@ def test_what_the_kernel_would_cut_off_is_not_given_back_too_much(nice: Nice) ->
     assert nice.of[os.getpid()] == -15
 
 
-def test_a_stub_that_serves_already_is_left_alone(stub: int, nice: Nice) -> None:
+def test_running_stub_keeps_its_priority(stub: int, nice: Nice) -> None:
     hurry = LoadPriority(os.getpid())
     hurry.poll()
     hurry.end()
     assert nice.of == {}
 
 
-def test_the_session_of_an_engines_host_is_raised_too(hurry: LoadPriority, nice: Nice, tmp_path: Path) -> None:
+def test_session_of_an_engine_host_is_raised(hurry: LoadPriority, nice: Nice, tmp_path: Path) -> None:
     """The host is not a child of the server and has its own session; its name contains the pid of its stub."""
     LoadPriority._session_file = staticmethod(lambda session: tmp_path / f"autogroup-{session}")
     program = f"from ctypes import *; CDLL(None).prctl(15, b'host_of_{os.getpid()}'); print(flush=True); input()"
@@ -115,7 +117,7 @@ def test_the_session_of_an_engines_host_is_raised_too(hurry: LoadPriority, nice:
         host.kill()
 
 
-def test_without_the_right_nothing_changes(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:
+def test_priority_is_unchanged_without_permission(hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path) -> None:
     nice.may = False
     hurry.poll()
     hurry.end()

@@ -43,7 +43,7 @@ time.sleep(60)
 """
 
 
-def test_trackers_are_left_to_clean_up() -> None:
+def test_resource_trackers_are_left_to_clean_up() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TRACKED], stdout=subprocess.PIPE, start_new_session=True, text=True
     )
@@ -55,7 +55,7 @@ def test_trackers_are_left_to_clean_up() -> None:
     assert not semaphore.exists()
 
 
-def test_a_watch_notices_the_first_end() -> None:
+def test_process_watch_returns_at_the_first_exit() -> None:
     """Otherwise it would wait for a day."""
     first, second = subprocess.Popen(SLEEP), subprocess.Popen(SLEEP)
     watch = Watch([read_process(first.pid), read_process(second.pid)])
@@ -68,14 +68,14 @@ def test_a_watch_notices_the_first_end() -> None:
     second.wait()
 
 
-def test_a_watch_on_a_process_that_is_gone_says_so() -> None:
+def test_process_watch_reports_an_already_exited_process() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     gone = Process(process.pid, 1, 1, "gone", "")
     assert Watch([gone]).wait(10) == [gone]
 
 
-def test_the_environment_of_a_process_can_be_read() -> None:
+def test_process_environment_can_be_read() -> None:
     process = subprocess.Popen(SLEEP, env={"COLOUR": "green"})
     until(lambda: environment_of(process.pid, "COLOUR"))
     assert environment_of(process.pid, "COLOUR") == "green"
@@ -85,7 +85,7 @@ def test_the_environment_of_a_process_can_be_read() -> None:
     assert environment_of(process.pid, "COLOUR") is None
 
 
-def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
+def test_waiting_for_a_child_is_distinguished_from_sleeping() -> None:
     parent = subprocess.Popen(PARENT)
     try:
         until(lambda: waits_for_a_child(parent.pid))
@@ -97,7 +97,7 @@ def test_who_waits_for_a_child_is_told_from_who_sleeps() -> None:
     assert not waits_for_a_child(parent.pid)
 
 
-def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
+def test_unreaped_children_are_detected() -> None:
     child = subprocess.Popen(SLEEP)
     assert not lost_children(os.getpid())
     child.kill()
@@ -106,14 +106,14 @@ def test_who_has_not_noticed_the_end_of_a_child_is_found() -> None:
     assert not lost_children(os.getpid())
 
 
-def test_stubs_and_engines_are_workers() -> None:
+def test_stub_and_engine_processes_are_workers() -> None:
     assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
     assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
     assert Process(1, 0, 1, "host_of_7", "python3 -m stretto.engine.host").is_worker
     assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
 
 
-def test_the_parent_of_an_engines_host_is_its_stub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parent_of_an_engine_host_is_its_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "from ctypes import *; CDLL(None).prctl(15, b'host_of_4711'); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as host:
         assert host.stdout is not None
@@ -130,7 +130,7 @@ def stub(pid: int, parent: int, model: str) -> Process:
     return Process(pid, parent, 1, "triton_python_b", f"/b/triton_python_backend_stub /m/{model}/1/model.py region ")
 
 
-def test_a_process_is_of_the_model_whose_stub_has_made_it() -> None:
+def test_processes_belong_to_the_model_of_their_stub() -> None:
     running = [subprocess.Popen(SLEEP) for _ in range(4)]
     server, language, engine, decoder = (each.pid for each in running)
     watch = Watch(

@@ -59,27 +59,27 @@ def until_beaten(child: Child) -> None:
     until(lambda: not child.pulse.fault() and child.pulse.has_beaten)
 
 
-def test_a_process_without_beats_for_many_polls_hangs(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_without_heartbeats_is_reported_as_hung(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     until_beaten(child)
     monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
     assert [child.pulse.is_hung() for _ in range(MAX_MISSED)] == [False] * (MAX_MISSED - 1) + [True]
     assert child.pulse.fault() == f"the gateway (pid {child.process.pid}) does not answer"
 
 
-def test_a_busy_machine_gets_as_much_longer_as_it_is_busy(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hang_detection_timeout_scales_with_machine_load(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse_module, "slowness", lambda: 10.0)
     until_beaten(child)
     monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
     assert not any(child.pulse.is_hung() for _ in range(MAX_MISSED + 1))
 
 
-def test_a_start_may_take_longer_than_a_beat(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_startup_allows_more_missed_heartbeats(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse_module, "POLL_S", 0.0)
     assert not any(child.pulse.is_hung() for _ in range(MAX_MISSED_AT_START - 1))
     assert child.pulse.is_hung()
 
 
-def test_a_stopped_process_is_a_fault_and_later_hangs(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_process_is_a_fault_and_later_a_hang(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "PROOF_S", 3600.0)
     os.kill(child.process.pid, signal.SIGSTOP)
     while not is_stopped(child.process.pid):
@@ -90,7 +90,7 @@ def test_a_stopped_process_is_a_fault_and_later_hangs(child: Child, monkeypatch:
     assert child.pulse.is_hung()
 
 
-def test_a_process_that_is_started_again_is_a_fault_until_it_beats(child: Child) -> None:
+def test_restarted_process_is_a_fault_until_its_first_heartbeat(child: Child) -> None:
     assert child.pulse.fault() == ""
     child.end()
     child.start()

@@ -33,7 +33,7 @@ def test_a_dead_stub_restarts_the_server(launch: Launch) -> None:
     assert server.stub != first
 
 
-def test_a_log_on_a_full_disk_does_not_stop_restarts(launch: Launch) -> None:
+def test_full_log_disk_does_not_prevent_restarts(launch: Launch) -> None:
     server = launch(0, "--log-file", "/dev/full")
     server.until(lambda: server.state == "ready")
     server.kill_stub()
@@ -41,7 +41,7 @@ def test_a_log_on_a_full_disk_does_not_stop_restarts(launch: Launch) -> None:
     assert "lines are dropped until it can: No space left on device\n" in server.said
 
 
-def test_the_reason_of_a_failed_start_is_from_that_start(launch: Launch, tmp_path: Path) -> None:
+def test_failed_start_reason_comes_from_that_start(launch: Launch, tmp_path: Path) -> None:
     server = launch(1)  # logs an error
     server.until(lambda: server.state == "ready")
     (tmp_path / "fails silently").touch()
@@ -51,7 +51,7 @@ def test_the_reason_of_a_failed_start_is_from_that_start(launch: Launch, tmp_pat
 
 
 @pytest.mark.skipif(not may_raise_priority(), reason="this user may not raise a priority")
-def test_a_restarted_server_has_raised_priority_until_it_is_ready(launch: Launch, tmp_path: Path) -> None:
+def test_restarted_server_has_higher_priority_until_ready(launch: Launch, tmp_path: Path) -> None:
     def niceness() -> int | None:
         try:
             return os.getpriority(os.PRIO_PROCESS, server.stub) - os.getpriority(os.PRIO_PROCESS, 0)
@@ -70,7 +70,7 @@ def test_a_restarted_server_has_raised_priority_until_it_is_ready(launch: Launch
     assert niceness() == 0
 
 
-def test_a_server_that_was_ready_once_is_restarted_without_limit(launch: Launch, tmp_path: Path) -> None:
+def test_once_ready_server_is_restarted_without_limit(launch: Launch, tmp_path: Path) -> None:
     """Aborts, or a model that does not load, would have ended the launcher at its first start."""
     server = launch(0, "--start-attempts=1")
     server.until(lambda: server.state == "ready")
@@ -134,7 +134,7 @@ def test_only_the_model_that_triton_reports_unhealthy_is_restarted(launch: Launc
     assert server.stub != first
 
 
-def test_a_model_that_cannot_be_reloaded_restarts_the_server(launch: Launch, tmp_path: Path) -> None:
+def test_failed_model_reload_restarts_the_server(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "reloads").touch()
     (tmp_path / "refuses").touch()
     server = launch()
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_be_reloaded_restarts_the_server(launch: Launch, tmp
     assert server.num_starts == 2
 
 
-def test_a_process_that_stays_stopped_restarts_the_server(launch: Launch) -> None:
+def test_permanently_stopped_stub_restarts_the_server(launch: Launch) -> None:
     server = launch()
     server.until_ready()
     first = server.kill_stub(signal.SIGSTOP)
@@ -164,7 +164,7 @@ def test_a_clock_that_is_set_back_restarts_the_server(launch: Launch, tmp_path: 
     server.until_ready(2)
 
 
-def test_a_process_that_continues_only_cost_readiness(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_stub_restores_readiness_without_restart(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PROOF, "600")
     server = launch()
     server.until_ready()

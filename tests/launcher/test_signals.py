@@ -27,7 +27,9 @@ def has_left_nothing(server: Launched, *numbers: signal.Signals) -> bool:
 
 
 @pytest.mark.parametrize("number", [TERM, INT, HUP])
-def test_before_the_server_is_started(launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_signal_before_the_server_starts_leaves_nothing(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     monkeypatch.setenv(EARLY, str(int(number)))
     server = launch()
     assert has_left_nothing(server)
@@ -35,7 +37,9 @@ def test_before_the_server_is_started(launch: Launch, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("numbers", [(TERM, TERM), (INT,), (HUP,)])
-def test_while_the_server_starts(launch: Launch, tmp_path: Path, numbers: tuple[signal.Signals, ...]) -> None:
+def test_signals_during_startup_leave_no_leftovers(
+    launch: Launch, tmp_path: Path, numbers: tuple[signal.Signals, ...]
+) -> None:
     hang(tmp_path, 9, "waiting")
     server = launch(0, "--start-attempts=99")
     server.until((tmp_path / "stub").exists)
@@ -43,7 +47,7 @@ def test_while_the_server_starts(launch: Launch, tmp_path: Path, numbers: tuple[
 
 
 @pytest.mark.parametrize("numbers", [(TERM, HUP), (INT, TERM)])  # two equal pending signals would be delivered once
-def test_while_it_serves(launch: Launch, numbers: tuple[signal.Signals, ...]) -> None:
+def test_signals_while_serving_leave_no_leftovers(launch: Launch, numbers: tuple[signal.Signals, ...]) -> None:
     server = launch(0, "--drain-seconds=600")
     server.until_ready()
     table = busy_table(server.server_pid)
@@ -52,7 +56,9 @@ def test_while_it_serves(launch: Launch, numbers: tuple[signal.Signals, ...]) ->
 
 
 @pytest.mark.parametrize("number", [TERM, INT, HUP])
-def test_while_a_model_is_started_again(launch: Launch, tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_during_a_model_restart_leave_no_leftovers(
+    launch: Launch, tmp_path: Path, number: signal.Signals
+) -> None:
     (tmp_path / "reloads").touch()
     (tmp_path / "slow").touch()
     server = launch()
@@ -73,7 +79,7 @@ def readiness(server: Launched) -> int:
         return error.code
 
 
-def test_delays_grow_for_a_stub_that_dies_again(
+def test_restart_delays_grow_for_a_repeatedly_dying_stub(
     launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(WAITS, "1")

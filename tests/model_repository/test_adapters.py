@@ -44,7 +44,7 @@ def load(model: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
-def test_nothing_slow_is_imported_before_a_model_initializes(model: str) -> None:
+def test_no_slow_imports_before_a_model_initializes(model: str) -> None:
     path = ROOT / model / "1" / "model.py"
     code = f"import runpy, sys; runpy.run_path({str(path)!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -98,7 +98,7 @@ def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[An
     model.finalize()
 
 
-def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) -> None:
+def test_preprocessor_passes_all_inputs_unchanged(preprocessor: Any) -> None:
     inputs = {name: np.array([name.encode()], object) for name in ("text", "audio", "messages", "task", "options")}
     inputs |= {"pcm_in": np.ones(4, np.float32), "sample_rate": np.array([8000], np.int32)}
     request = Request(inputs)
@@ -120,7 +120,7 @@ def test_the_preprocessor_hands_over_all_inputs_as_they_came(preprocessor: Any) 
     assert preprocessor.preprocessor.device == "cpu"
 
 
-def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> None:
+def test_preprocessor_requests_fail_independently(preprocessor: Any) -> None:
     texts = [b"", b"hello", b"bug", b"odd"]
     refused, served, *failed = preprocessor.execute([Request({"text": np.array([text], object)}) for text in texts])
     assert refused.error.message() == "invalid request: text: expected 1 to 200 characters, got 0"
@@ -132,7 +132,7 @@ def test_the_preprocessor_answers_each_request_for_itself(preprocessor: Any) -> 
     assert len(Logger.errors) == 2
 
 
-def test_the_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any, tmp_path: Path) -> None:
+def test_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any, tmp_path: Path) -> None:
     (tmp_path / "draining").touch()
     (response,) = preprocessor.execute([Request({"text": np.array([b"hello"], object)})])
     assert (response.error.code(), response.error.message()) == (
@@ -172,7 +172,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stretto.engine.llm", module)
 
 
-def test_the_language_model_streams_and_shuts_down(engine: None) -> None:
+def test_language_model_streams_and_shuts_down(engine: None) -> None:
     module = load("language_model")
     model = module.TritonPythonModel()
     model.initialize(arguments("language_model"))
@@ -188,7 +188,7 @@ def test_the_language_model_streams_and_shuts_down(engine: None) -> None:
     assert made.is_shut_down
 
 
-def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = load("acoustic_decoder")
     made: list[Any] = []
     waits: list[bool] = []
@@ -217,7 +217,7 @@ def test_the_decoder_drives_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert made == []
 
 
-def test_the_language_models_stub_imports_neither_vllm_nor_torch() -> None:
+def test_language_model_stub_imports_neither_vllm_nor_torch() -> None:
     """These imports would take most of the time to restart a killed language model."""
     program = f"""
 import sys

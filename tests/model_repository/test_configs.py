@@ -20,7 +20,7 @@ def plain(specs: tuple[TensorSpec, ...]) -> list[tuple[str, str, tuple[int, ...]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_config_matches_the_schema(model: str) -> None:
+def test_triton_config_matches_the_schema(model: str) -> None:
     config = read_config(model)
     assert config["name"] == [model]
     assert config["max_batch_size"] == [0]
@@ -32,24 +32,24 @@ def test_a_config_matches_the_schema(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_transaction_policy_matches_the_schema(model: str) -> None:
+def test_transaction_policy_matches_the_schema(model: str) -> None:
     policy = read_config(model).get("model_transaction_policy", [{"decoupled": ["false"]}])
     assert (policy[0]["decoupled"] == ["true"]) is MODELS[model].is_decoupled
 
 
-def test_the_repository_holds_these_models_and_no_other() -> None:
+def test_repository_contains_exactly_these_models() -> None:
     assert {path.name for path in ROOT.iterdir() if path.is_dir()} == set(MODELS)
 
 
 @pytest.mark.parametrize("model", sorted(set(MODELS) - {"speech"}))
-def test_each_step_has_one_instance_and_no_dynamic_batching(model: str) -> None:
+def test_each_model_has_one_instance_and_no_dynamic_batching(model: str) -> None:
     config = read_config(model)
     assert config["backend"] == ["python"]
     assert [group["count"] for group in config["instance_group"]] == [[1]]
     assert "dynamic_batching" not in config
 
 
-def test_the_ensemble_maps_every_tensor_to_its_own_name() -> None:
+def test_ensemble_maps_tensors_to_identical_names() -> None:
     steps = read_config("speech")["ensemble_scheduling"][0]["step"]
     assert [step["model_name"][0] for step in steps] == ["preprocessor", "language_model", "acoustic_decoder"]
     for step in steps:
@@ -59,11 +59,11 @@ def test_the_ensemble_maps_every_tensor_to_its_own_name() -> None:
             assert [(entry["key"][0], entry["value"][0]) for entry in step[field]] == [(name, name) for name in names]
 
 
-def test_all_outputs_come_from_the_last_step() -> None:
+def test_ensemble_outputs_are_those_of_the_decoder() -> None:
     assert MODELS["speech"].outputs == MODELS["acoustic_decoder"].outputs
 
 
-def test_checkpoints_are_found_from_each_models_own_folder() -> None:
+def test_repository_models_resolve_to_one_checkpoint() -> None:
     folders = {
         (ROOT / model / read_config(model)["parameters"][0]["value"][0]["string_value"][0]).resolve()
         for model in ("preprocessor", "language_model", "acoustic_decoder")
@@ -71,7 +71,7 @@ def test_checkpoints_are_found_from_each_models_own_folder() -> None:
     assert folders == {ROOT / "language_model" / "1" / "checkpoint"}
 
 
-def test_clients_are_told_what_the_bundled_family_is() -> None:
+def test_bundled_speech_config_contains_the_model_profile() -> None:
     (parameter,) = read_config("speech")["parameters"]
     codec = load_codec(TINY.codec, ROOT / "language_model/1/checkpoint", "cpu", TINY.layout.num_codebooks)
     assert parameter["key"] == ["profile"]

@@ -78,7 +78,7 @@ def written(samples: np.ndarray, rate: int, muxer: str, *codecs: str, pipe: bool
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3", *FFMPEG])
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (16_000, 2), (44_100, 1), (48_000, 2)])
-def test_any_container_rate_and_channels_read_as_the_same_tone(container: str, rate: int, channels: int) -> None:
+def test_audio_reads_identically_from_any_container_and_rate(container: str, rate: int, channels: int) -> None:
     if container == "WEBM" and rate == 44_100:
         rate = 24_000  # opus has no other of these
     samples = np.repeat(tone(rate)[:, None], channels, 1)
@@ -101,7 +101,7 @@ def test_any_container_rate_and_channels_read_as_the_same_tone(container: str, r
     assert abs(len(at_16k) - len(expected)) <= 0.1 * len(expected) + delay
 
 
-def test_channels_are_mixed_by_their_mean() -> None:
+def test_channels_are_averaged_to_mono() -> None:
     stereo = np.stack([tone(16_000), -tone(16_000)], 1)
     pcm, _ = read_file(encoded(stereo, 16_000, "WAV", subtype="FLOAT"), MAX_S)
     assert np.abs(pcm).max() < 1e-6
@@ -120,7 +120,7 @@ def test_channels_are_mixed_by_their_mean() -> None:
         (7919, (24_000, 24_000), 7919),
     ],
 )
-def test_resampled_length_equals_librosa_s_and_torchaudio_s(
+def test_resampled_length_matches_librosa_and_torchaudio(
     num_samples: int, rates: tuple[int, int], expected: int
 ) -> None:
     """Both round the number of samples up. soxr rounds to nearest, and librosa, which calls it, appends a zero."""
@@ -134,7 +134,7 @@ def test_resampled_length_equals_librosa_s_and_torchaudio_s(
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
-def test_a_tone_survives_resampling(rate: int) -> None:
+def test_input_resampling_preserves_a_tone(rate: int) -> None:
     assert np.allclose(resample(tone(rate), rate, 16_000)[500:7_000], tone(16_000)[500:7_000], atol=2e-3)
 
 
@@ -144,16 +144,16 @@ def refusal(data: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_file_beyond_the_limit_of_bytes_is_refused_before_it_is_decoded() -> None:
+def test_oversized_audio_file_is_refused_before_decoding() -> None:
     assert refusal(bytes(100_000_000)) == f"audio: expected at most {MAX_FILE_BYTES} bytes, got 100000000 bytes"
 
 
 @pytest.mark.parametrize("data", [b"RIFF", b"not audio at all" * 10, bytes(1000), b"fLaC" + bytes(100), b"OggS" * 50])
-def test_bytes_that_are_no_audio_are_refused(data: bytes) -> None:
+def test_non_audio_bytes_are_refused(data: bytes) -> None:
     assert refusal(data).startswith(f"audio: expected a readable {READABLE} file, got an error")
 
 
-def test_no_bytes_are_refused() -> None:
+def test_empty_audio_files_are_refused() -> None:
     assert refusal(b"") == f"audio: expected the bytes of a {READABLE} file, got 0 bytes"
 
 
@@ -167,38 +167,38 @@ def test_audio_longer_than_the_limit_is_refused() -> None:
     read_file(encoded(tone(8_000, 9.6), 8_000, "WAV"), MAX_S)
 
 
-def test_other_containers_rates_and_channel_counts_are_refused() -> None:
+def test_unsupported_containers_rates_and_channels_are_refused() -> None:
     assert refusal(encoded(tone(8_000), 8_000, "AIFF")) == f"audio: expected a {READABLE} file, got AIFF"
     assert refusal(encoded(tone(8_000), 500, "WAV")) == "audio: expected a rate in [1000, 384000] Hz, got 500"
     assert refusal(encoded(np.zeros((9, 9)), 8_000, "WAV")) == "audio: expected at most 8 channels, got 9"
     assert refusal(encoded(np.zeros(0), 8_000, "WAV")) == "audio: expected at least one sample, got none"
 
 
-def test_a_film_is_read_by_its_sound() -> None:
+def test_audio_track_of_a_video_file_is_read() -> None:
     pcm, rate = read_file(written(tone(16_000)[:, None], 16_000, "mp4", "mpeg4", "aac"), MAX_S)
     assert (rate, abs(len(pcm) - 8_000) < 2_100) == (16_000, True)
 
 
-def test_a_file_without_sound_is_refused() -> None:
+def test_media_file_without_audio_stream_is_refused() -> None:
     assert refusal(written(np.zeros((100, 1)), 8_000, "mp4", "mpeg4")).endswith(
         "with an audio stream that can be decoded, got none"
     )
 
 
-def test_a_file_of_many_streams_is_refused() -> None:
+def test_audio_file_with_too_many_streams_is_refused() -> None:
     data = written(tone(8_000)[:, None], 8_000, "matroska", *["flac"] * 20)
     assert refusal(data) == "audio: expected at most 8 streams, got 9"
 
 
 @pytest.mark.parametrize("container", list(FFMPEG))
-def test_silence_without_end_is_decoded_as_far_as_the_limit(container: str) -> None:
+def test_endless_silence_is_decoded_only_up_to_the_limit(container: str) -> None:
     muxer, codec, is_pipe = FFMPEG[container]
     data = written(np.zeros((600 * 8_000, 1), np.float32), 8_000, muxer, codec, pipe=is_pipe)
     assert refusal(data) == "audio: expected at most 9.6 s, got more"
 
 
 @pytest.mark.parametrize("container", list(FFMPEG))
-def test_files_that_end_early_are_read_or_refused(container: str) -> None:
+def test_truncated_audio_files_are_read_or_refused(container: str) -> None:
     muxer, codec, is_pipe = FFMPEG[container]
     data = written(tone(24_000)[:, None], 24_000, muxer, codec, pipe=is_pipe)
     for num_bytes in range(1, len(data), len(data) // 40 + 1):
@@ -207,13 +207,13 @@ def test_files_that_end_early_are_read_or_refused(container: str) -> None:
 
 
 @pytest.mark.parametrize("head", [b"#EXTM3U\n", b"ffconcat version 1.0\n", b"v=0\r\n", b"[playlist]\n", b"<MPD>"])
-def test_no_file_names_another_one(tmp_path: Path, head: bytes) -> None:
+def test_audio_files_cannot_reference_other_files(tmp_path: Path, head: bytes) -> None:
     (tmp_path / "secret.wav").write_bytes(encoded(tone(8_000), 8_000, "WAV"))
     path = str(tmp_path / "secret.wav").encode()
     assert "readable" in refusal(head + b"#EXTINF:1,\nfile '" + path + b"'\nFile1=" + path + b"\n" + path)
 
 
-def test_an_mp4_does_not_take_its_sound_from_another_file(tmp_path: Path) -> None:
+def test_mp4_external_data_reference_is_not_followed(tmp_path: Path) -> None:
     samples = tone(8_000)[:, None]
     other = tmp_path / "other"
     data = written(samples, 8_000, "mov", "pcm_s16le")
@@ -244,7 +244,7 @@ GOOD |= {name: written(tone(8_000, 0.1)[:, None], 8_000, *form[:2], pipe=form[2]
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(GOOD)), st.lists(st.tuples(st.integers(0, 4_000), st.integers(0, 255)), max_size=8))
-def test_damaged_bytes_are_read_or_refused_and_nothing_else(container: str, damage: list[tuple[int, int]]) -> None:
+def test_damaged_audio_bytes_are_read_or_refused(container: str, damage: list[tuple[int, int]]) -> None:
     data = bytearray(GOOD[container])
     for position, byte in damage:
         data[position % len(data)] = byte
@@ -271,7 +271,7 @@ def test_damaged_bytes_are_read_or_refused_and_nothing_else(container: str, dama
         (np.zeros(80_000, np.float32), 8_000, "pcm_in: expected at most 9.6 s, got 10.0 s"),
     ],
 )
-def test_bad_samples_are_refused_by_name(pcm: np.ndarray, rate: int | None, message: str) -> None:
+def test_invalid_samples_are_refused(pcm: np.ndarray, rate: int | None, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check_pcm(pcm, rate, MAX_S)
     assert str(caught.value) == message

@@ -49,13 +49,13 @@ RECORDINGS["memory"] = Recording("audio", memoryview(encoded("WAV")))
 RECORDINGS["samples"] = Recording("pcm_in", NOISE[:, 0].copy(), is_file=False, sample_rate=22_050)
 
 
-def test_it_reads_what_reading_in_place_reads(process: AudioProcess) -> None:
+def test_audio_process_reads_the_same_as_in_process_reading(process: AudioProcess) -> None:
     for recording in RECORDINGS.values():
         expected = read_recording(recording, MAX_S, RATE)
         np.testing.assert_array_equal(process.read(recording, MAX_S, RATE), expected)
 
 
-def test_it_refuses_in_the_same_words(process: AudioProcess) -> None:
+def test_audio_process_raises_the_same_errors_as_in_process_reading(process: AudioProcess) -> None:
     bad = [
         Recording("audio[3]", b"no audio"),
         Recording("audio", b""),
@@ -75,7 +75,7 @@ def test_it_refuses_in_the_same_words(process: AudioProcess) -> None:
         process.read(RECORDINGS["FLAC"], 0.1, RATE)
 
 
-def test_tables_that_are_declared_and_not_there_take_no_memory_beyond_the_limit(process: AudioProcess) -> None:
+def test_oversized_declared_audio_tables_respect_the_memory_limit(process: AudioProcess) -> None:
     held = BytesIO()
     with av.open(held, "w", format="ipod") as container:
         stream: Any = container.add_stream("alac", rate=44_100, layout="stereo")
@@ -97,7 +97,7 @@ def test_tables_that_are_declared_and_not_there_take_no_memory_beyond_the_limit(
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
 
 
-def test_what_the_kernel_takes_in_parts_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partial_writes_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, pwrite = os.memfd_create("test"), os.pwrite
     os.pwrite(memory, written(NOISE[:, :1], 16_000, "wav", "pcm_s16le"), 0)
     monkeypatch.setattr("os.pwrite", lambda file, data, at: pwrite(file, data[:1000], at))
@@ -107,7 +107,7 @@ def test_what_the_kernel_takes_in_parts_is_written_whole(monkeypatch: pytest.Mon
     os.close(memory)
 
 
-def test_no_room_fails_that_recording_alone(process: AudioProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_memory_fails_only_that_recording(process: AudioProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = process.pid
     with monkeypatch.context() as patched:
         patched.setattr("os.pwrite", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
@@ -123,13 +123,13 @@ def test_no_room_fails_that_recording_alone(process: AudioProcess, monkeypatch: 
     assert process.pid == pid
 
 
-def test_one_that_has_died_is_started_again(process: AudioProcess) -> None:
+def test_dead_audio_process_is_restarted(process: AudioProcess) -> None:
     os.kill(process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
 
 
-def test_one_that_dies_at_work_fails_that_recording_alone(process: AudioProcess) -> None:
+def test_audio_process_death_fails_only_the_current_recording(process: AudioProcess) -> None:
     errors: list[Exception] = []
 
     def read() -> None:
@@ -149,7 +149,7 @@ def test_one_that_dies_at_work_fails_that_recording_alone(process: AudioProcess)
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
 
 
-def test_it_holds_no_audio_when_it_has_nothing_to_do(process: AudioProcess) -> None:
+def test_idle_audio_process_holds_no_audio(process: AudioProcess) -> None:
     process.read(RECORDINGS["WAV"], MAX_S, RATE)
     assert process.num_bytes == 0
     with pytest.raises(InvalidRequest):

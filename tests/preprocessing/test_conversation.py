@@ -44,7 +44,7 @@ def turns(*contents: str) -> tuple[Turn, ...]:
         (DIALOGUE, turns("user:audio", "assistant:text"), "speak"),
     ],
 )
-def test_without_a_name_it_is_the_first_that_answers(family: Family, given: tuple[Turn, ...], task: str) -> None:
+def test_default_task_is_the_first_that_accepts_the_input(family: Family, given: tuple[Turn, ...], task: str) -> None:
     assert choose_task(None, given, family).name == task
 
 
@@ -59,7 +59,7 @@ def test_without_a_name_it_is_the_first_that_answers(family: Family, given: tupl
         (DIALOGUE, turns("user:text", "assistant:text", "user:text"), "text_dialogue"),
     ],
 )
-def test_a_task_answers_what_it_was_made_for(family: Family, given: tuple[Turn, ...], task: str) -> None:
+def test_task_is_chosen_from_the_conversation_turns(family: Family, given: tuple[Turn, ...], task: str) -> None:
     assert choose_task(task, given, family).name == task
 
 
@@ -94,7 +94,7 @@ def test_a_task_answers_what_it_was_made_for(family: Family, given: tuple[Turn, 
         (DIALOGUE, (HELLO,), "speak", "messages: expected 'assistant' in the last turn for task 'speak', got 'user'"),
     ],
 )
-def test_unsupported_turns_are_named(family: Family, given: tuple[Turn, ...], task: str | None, message: str) -> None:
+def test_error_names_unsupported_turns(family: Family, given: tuple[Turn, ...], task: str | None, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         choose_task(task, given, family)
     assert str(caught.value).startswith(message)

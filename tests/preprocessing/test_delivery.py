@@ -19,12 +19,12 @@ def read(options: dict[str, Any]) -> Delivery:
     return read_options(json.dumps(options), TINY, TINY.task("tts"), 25.0, 2).delivery
 
 
-def test_without_options_the_family_decides() -> None:
+def test_delivery_defaults_come_from_the_family() -> None:
     first, steady = TINY.first_chunk_frames, TINY.steady_chunk_frames
     assert read({}) == Delivery(OutputForm("pcm_f32le", None), ChunkPolicy(first, steady, 0.0, 25.0, 2))
 
 
-def test_every_option_lands_in_its_place() -> None:
+def test_every_option_is_read_into_its_field() -> None:
     delivery = read(
         {
             "output": {"encoding": "pcm_s16le", "sample_rate": 24_000, "codes": True},
@@ -35,7 +35,7 @@ def test_every_option_lands_in_its_place() -> None:
     assert delivery == Delivery(form, policy, with_codes=True)
 
 
-def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
+def test_first_chunk_is_no_larger_than_the_steady_size() -> None:
     assert read({"chunking": {"steady_frames": 2}}).chunking == ChunkPolicy(2, 2, 0.0, 25.0, 2)
 
 
@@ -81,12 +81,12 @@ def test_a_small_steady_size_makes_the_first_chunk_small_too() -> None:
         ({"chunking": {"deterministic": 1}}, r"options.chunking.deterministic: expected true or false, got 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+def test_inconsistent_delivery_options_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         read(options)
 
 
-def test_frames_that_are_latents_have_no_codes() -> None:
+def test_latent_frames_refuse_the_codes_option() -> None:
     with pytest.raises(InvalidRequest, match=r"options\.output\.codes: expected false \(frames of this model have no"):
         read_delivery({"output": {"codes": True}}, LATENTS, 12.5, 0)
     assert not read_delivery({"output": {"codes": False}}, LATENTS, 12.5, 0).with_codes

@@ -10,7 +10,7 @@ from stretto.preprocessing.audio import FairQueue
 from tests.patience import PATIENCE_S
 
 
-def test_a_host_waits_for_one_item_of_each_other_and_not_for_all() -> None:
+def test_fair_queue_is_round_robin_over_hosts() -> None:
     queue = FairQueue[str]()
     for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
         queue.put(item[0], item)
@@ -20,7 +20,7 @@ def test_a_host_waits_for_one_item_of_each_other_and_not_for_all() -> None:
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=40))
-def test_of_a_host_the_first_comes_first_and_nobody_comes_twice_while_another_waits(hosts: list[str]) -> None:
+def test_fair_queue_is_fifo_per_host_and_round_robin_across_hosts(hosts: list[str]) -> None:
     queue, left = FairQueue[tuple[str, int]](), defaultdict[str, list[int]](list)
     for number, host in enumerate(hosts):
         queue.put(host, (host, number))
@@ -37,7 +37,7 @@ def test_of_a_host_the_first_comes_first_and_nobody_comes_twice_while_another_wa
     assert queue.get() is None
 
 
-def test_whoever_waits_is_told_of_the_end() -> None:
+def test_closing_the_queue_wakes_waiting_readers() -> None:
     queue, got = FairQueue[int](), list[int | None]()
     waiting = threading.Thread(target=lambda: got.append(queue.get()))
     waiting.start()

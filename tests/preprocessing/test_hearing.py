@@ -142,7 +142,7 @@ def client(inside: Inside) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_frames_do_not_depend_on_parts_or_company(
+def test_live_encoding_is_independent_of_parts_and_other_sessions(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
 ) -> None:
     """There are random histories of five sessions, and some parts are empty."""
@@ -168,7 +168,7 @@ def test_frames_do_not_depend_on_parts_or_company(
     assert client.hearing.num_streams == len(inside.streams) == 0
 
 
-def test_parts_that_wait_are_one_job(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+def test_waiting_parts_are_combined_into_one_job(client: Client, inside: Inside, pcm: np.ndarray) -> None:
     """Parts that arrive during a job wait for its end and form the next job."""
     inside.may_run.clear()
     client.send("first", 0, pcm[:1920])
@@ -182,7 +182,7 @@ def test_parts_that_wait_are_one_job(client: Client, inside: Inside, pcm: np.nda
     assert sizes == [1, 6]
 
 
-def test_a_long_part_does_not_hold_up_others(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+def test_long_audio_part_does_not_delay_other_sessions(client: Client, inside: Inside, pcm: np.ndarray) -> None:
     inside.may_run.clear()
     client.send("long", 0, np.tile(pcm, 5))
     assert inside.has_job.wait(PATIENCE_S)
@@ -192,7 +192,7 @@ def test_a_long_part_does_not_hold_up_others(client: Client, inside: Inside, pcm
     assert client.order == ["short", "long"]
 
 
-def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
+def test_encoder_process_death_loses_sessions_but_new_ones_start(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
 ) -> None:
     client.send("old", 0, pcm[:9000])
@@ -206,7 +206,7 @@ def test_without_its_process_all_sessions_are_lost_and_new_ones_begin(
     assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
 
 
-def test_after_a_failure_of_its_own_the_process_is_replaced(
+def test_failed_encoder_process_is_replaced(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
 ) -> None:
     """The process would keep the streams of lost sessions, whose names could not be used again."""
@@ -221,7 +221,7 @@ def test_after_a_failure_of_its_own_the_process_is_replaced(
     assert len(inside.streams) == 0
 
 
-def test_a_process_that_cannot_be_replaced_is_no_end(
+def test_encoder_recovers_after_a_failed_process_restart(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
@@ -236,7 +236,9 @@ def test_a_process_that_cannot_be_replaced_is_no_end(
         assert client.ids("new", 1) == frames_of(checkpoint, codec, pcm)
 
 
-def test_bad_parts_have_no_effect(client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
+def test_invalid_audio_parts_have_no_effect(
+    client: Client, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray
+) -> None:
     with pytest.raises(InvalidRequest, match="sample_rate: expected the rate of the session's audio in Hz, got none"):
         client.send("s", 0, pcm[:0], rate=None)
     client.send("s", 0, pcm[:1000])
@@ -259,7 +261,7 @@ def test_bad_parts_have_no_effect(client: Client, checkpoint: Path, codec: MimiC
     assert client.ids("s", 2) == frames_of(checkpoint, codec, pcm)
 
 
-def test_limits_of_waiting_parts_and_sessions(client: Client, inside: Inside, pcm: np.ndarray) -> None:
+def test_waiting_parts_and_sessions_are_limited(client: Client, inside: Inside, pcm: np.ndarray) -> None:
     inside.may_run.clear()
     for number in range(MAX_WAITING):
         client.send("s", number, pcm[:10])
@@ -272,7 +274,7 @@ def test_limits_of_waiting_parts_and_sessions(client: Client, inside: Inside, pc
     client.until("s", MAX_WAITING)
 
 
-def test_sessions_that_have_ended_are_dropped(
+def test_ended_encoder_sessions_are_dropped(
     client: Client, inside: Inside, pcm: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their slots are free again, and waiting parts are not encoded."""
@@ -295,7 +297,7 @@ def test_sessions_that_have_ended_are_dropped(
     until(lambda: not client.hearing.num_streams and not len(inside.streams))
 
 
-def test_after_its_end_nothing_is_accepted(inside: Inside, pcm: np.ndarray) -> None:
+def test_closed_audio_service_refuses_new_parts(inside: Inside, pcm: np.ndarray) -> None:
     hearing = Hearing(inside, inside.live.encoder.num_codebooks)
     hearing.close()
     with pytest.raises(Closing):
@@ -304,7 +306,7 @@ def test_after_its_end_nothing_is_accepted(inside: Inside, pcm: np.ndarray) -> N
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 44_100, 48_000])
 @pytest.mark.parametrize("sizes", [[1, 5000, 333], [1920]])
-def test_resampled_parts_are_the_resampled_recording(rate: int, sizes: list[int], pcm: np.ndarray) -> None:
+def test_resampled_parts_join_to_the_resampled_recording(rate: int, sizes: list[int], pcm: np.ndarray) -> None:
     resampler, made, at, index = Resampler(rate, RATE), [], 0, 0
     while at < len(pcm):
         size = sizes[index % len(sizes)]
@@ -315,7 +317,7 @@ def test_resampled_parts_are_the_resampled_recording(rate: int, sizes: list[int]
     np.testing.assert_allclose(np.concatenate(made), wanted, atol=1e-6)
 
 
-def test_the_real_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
+def test_audio_encoder_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
     hearing = open_hearing(family_at(checkpoint), checkpoint, "cpu")
     assert hearing is not None
     client, process = Client(hearing), hearing._process
@@ -332,5 +334,5 @@ def test_the_real_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiC
     hearing.close()
 
 
-def test_other_families_have_no_such_process(checkpoint: Path) -> None:
+def test_families_without_live_audio_have_no_encoder_process(checkpoint: Path) -> None:
     assert open_hearing(CHATTERBOX, checkpoint, "cpu") is None

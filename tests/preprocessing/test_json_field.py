@@ -32,7 +32,7 @@ def slow_parts(value: object) -> int:
 
 
 @given(VALUES)
-def test_depth_and_parts_are_those_of_the_value(value: object) -> None:
+def test_measured_json_depth_and_parts_match_the_value(value: object) -> None:
     depth, num_parts = measured(json.dumps(value))
     assert depth == min(slow_depth(value), MAX_DEPTH + 1)
     assert num_parts == slow_parts(value) or depth > MAX_DEPTH
@@ -53,14 +53,14 @@ def test_depth_and_parts_are_those_of_the_value(value: object) -> None:
         ("9" * 5000, "options: expected valid JSON"),
     ],
 )
-def test_bad_json_is_refused_by_name(text: str, message: str) -> None:
+def test_invalid_json_error_names_the_field(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_json("options", text)
     assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize("part", ["[", "[],", '"', '"",', '{"a":', "]"])
-def test_no_more_parts_are_looked_at_than_there_may_be(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_json_scanning_stops_at_the_part_limit(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     num_seen = 0
 
     class Counting:
@@ -76,7 +76,7 @@ def test_no_more_parts_are_looked_at_than_there_may_be(monkeypatch: pytest.Monke
     assert num_seen <= (MAX_PARTS + 1 if part in ("[],", '"', '"",', "]") else 2 * MAX_DEPTH + 1)
 
 
-def test_a_string_of_escapes_takes_no_more_memory_than_its_own() -> None:
+def test_measuring_json_escapes_uses_bounded_memory() -> None:
     text = json.dumps("\n" * 100_000)
     tracemalloc.start()
     try:
@@ -87,7 +87,7 @@ def test_a_string_of_escapes_takes_no_more_memory_than_its_own() -> None:
     assert most < 2 * len(text)
 
 
-def test_good_json_is_read() -> None:
+def test_valid_json_is_read() -> None:
     text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert read_json("options", text) == json.loads(text)
     text = f"[{'[],' * (MAX_PARTS // 2 - 2)}[]]"

@@ -89,7 +89,7 @@ def test_a_short_recording_does_not_wait_for_long_ones(lanes: Callable[..., Open
     assert waiting.ended.wait(PATIENCE_S)
 
 
-def test_long_recordings_are_read_side_by_side_where_there_are_lanes(lanes: Callable[..., Opened]) -> None:
+def test_long_recordings_are_read_in_parallel_in_separate_lanes(lanes: Callable[..., Opened]) -> None:
     opened = lanes(num_long=2)
     jobs = [opened.hold(LONG) for _ in range(2)]
     assert all(job.begun.wait(PATIENCE_S) for job in jobs)
@@ -97,14 +97,14 @@ def test_long_recordings_are_read_side_by_side_where_there_are_lanes(lanes: Call
         job.may_end.set()
 
 
-def test_long_recordings_leave_the_processor_to_others(lanes: Callable[..., Opened]) -> None:
+def test_long_recordings_are_read_at_low_cpu_priority(lanes: Callable[..., Opened]) -> None:
     opened = lanes(num_long=2)
     short, *long = [process.niceness for process in opened.processes]
     assert short == 0
     assert min(long) > 0
 
 
-def test_bytes_over_the_limit_are_refused_until_others_are_done(
+def test_lane_bytes_over_the_limit_are_refused(
     lanes: Callable[..., Opened],
 ) -> None:
     opened = lanes()
@@ -120,7 +120,7 @@ def test_bytes_over_the_limit_are_refused_until_others_are_done(
     opened.hold(LONG).may_end.set()
 
 
-def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) -> None:
+def test_requests_beyond_the_limit_are_refused(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     jobs = [opened.hold(1) for _ in range(8)]
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_more_requests_than_the_limit_are_refused(lanes: Callable[..., Opened]) 
         job.may_end.set()
 
 
-def test_a_host_s_recording_does_not_wait_for_all_of_another_s(lanes: Callable[..., Opened]) -> None:
+def test_audio_lanes_alternate_between_hosts(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     running, *crowd = (opened.hold(1, "crowd") for _ in range(4))
     assert running.begun.wait(PATIENCE_S)
@@ -147,7 +147,7 @@ def test_a_host_s_recording_does_not_wait_for_all_of_another_s(lanes: Callable[.
         job.may_end.set()
 
 
-def test_a_job_that_raises_does_not_end_its_lane(lanes: Callable[..., Opened]) -> None:
+def test_lane_survives_a_raising_job(lanes: Callable[..., Opened]) -> None:
     def fail(read: AudioReader) -> None:
         raise RuntimeError("boom")
 
@@ -159,7 +159,7 @@ def test_a_job_that_raises_does_not_end_its_lane(lanes: Callable[..., Opened]) -
     until(lambda: opened.held == Load(0, 0))
 
 
-def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opened]) -> None:
+def test_job_audio_is_freed_when_the_job_is_done(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     audio, done = np.zeros(10), threading.Event()
     freed = weakref.ref(audio)
@@ -173,7 +173,7 @@ def test_the_audio_of_a_job_is_let_go_when_it_is_done(lanes: Callable[..., Opene
     until(lambda: freed() is None)
 
 
-def test_closing_finishes_what_runs_and_refuses_what_waits_and_what_comes(lanes: Callable[..., Opened]) -> None:
+def test_closing_lanes_finishes_running_jobs_and_refuses_others(lanes: Callable[..., Opened]) -> None:
     opened = lanes()
     running, waiting = opened.hold(1), opened.hold(1)
     assert running.begun.wait(PATIENCE_S)

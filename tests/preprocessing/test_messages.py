@@ -13,7 +13,7 @@ def test_a_turn_is_text_or_names_the_audio_input() -> None:
     assert read_messages('[{"role": "user", "audio": "pcm_in"}]') == (Turn(audio_input="pcm_in"),)
 
 
-def test_turns_keep_their_order_and_know_where_they_stand() -> None:
+def test_message_turns_keep_their_order_and_position() -> None:
     turns = read_messages(
         """[{"role": "system", "text": "You are terse."}, {"role": "user", "audio": "audio", "text": "What is this?"},
             {"role": "assistant", "text": "Rain.", "codes": [[1, 2]]},
@@ -26,21 +26,21 @@ def test_turns_keep_their_order_and_know_where_they_stand() -> None:
     assert turns[3].codes.tolist() == [[3, 4, 5], [6, 7, 8]]
 
 
-def test_a_minute_of_codes_is_read() -> None:
+def test_message_with_a_minute_of_codes_is_read() -> None:
     codes = [[1023] * 3000] * 9
     (turn,) = read_messages(json.dumps([{"role": "user", "codes": codes}]))
     assert turn.codes is not None
     assert turn.codes.shape == (9, 3000)
 
 
-def test_as_many_turns_of_as_many_streams_as_there_may_be_are_read() -> None:
+def test_maximum_turns_and_streams_are_read() -> None:
     turn = {"role": "user", "text": "hello", "codes": [[1023] * 50] * MAX_STREAMS}
     turns = read_messages(json.dumps([turn] * MAX_TURNS))
     assert len(turns) == MAX_TURNS
     assert turns[-1].codes is not None
 
 
-def test_unknown_keys_without_number_are_refused_before_each_becomes_an_error() -> None:
+def test_too_many_unknown_keys_are_refused_with_a_single_error() -> None:
     unknown = ",".join(f'"{number:x}":1' for number in range(90_000))
     with pytest.raises(
         InvalidRequest, match=r"^messages: expected at most 8192 strings and brackets of JSON, got more$"
@@ -114,7 +114,7 @@ def test_unknown_keys_without_number_are_refused_before_each_becomes_an_error() 
         ([[[[[[[[[0]]]]]]]]], "messages: expected JSON nested at most 8 deep, got 9 levels"),
     ],
 )
-def test_anything_else_is_refused_by_name(messages: object, message: str) -> None:
+def test_invalid_messages_error_names_the_field(messages: object, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_messages(json.dumps(messages))
     assert str(caught.value).startswith(message)

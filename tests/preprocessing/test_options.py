@@ -23,12 +23,12 @@ def read(options: dict, task=TTS) -> Options:
     return read_options(json.dumps(options), TINY, task, FRAME_RATE)
 
 
-def test_no_options_are_the_defaults_of_the_task() -> None:
+def test_missing_options_give_the_task_defaults() -> None:
     assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "slt")
     assert read({}, ASR) == Options(ASR.sampling, None)
 
 
-def test_every_option_lands_in_its_place() -> None:
+def test_every_option_is_read_into_its_field() -> None:
     options = read(
         {
             "seed": 7,
@@ -56,7 +56,7 @@ def test_every_option_lands_in_its_place() -> None:
     )
 
 
-def test_a_depth_transformer_draws_as_stream_0_does_but_for_what_is_said_of_it() -> None:
+def test_depth_sampling_defaults_to_stream_0_options() -> None:
     task = CSM.tasks[0]
 
     def depth(text: str) -> CodeSampling | None:
@@ -71,7 +71,7 @@ def test_a_depth_transformer_draws_as_stream_0_does_but_for_what_is_said_of_it()
         read({"depth": {"top_k": 1}})
 
 
-def test_steps_of_latents_are_within_the_range_of_the_family() -> None:
+def test_latent_steps_are_limited_by_the_family() -> None:
     (task,) = LATENTS.tasks
 
     def steps(text: str) -> LatentSampling | None:
@@ -91,7 +91,7 @@ def test_steps_of_latents_are_within_the_range_of_the_family() -> None:
 @pytest.mark.parametrize(
     "text", ['{"guidance_scale": 3}', '{"guidance": {"scale": 3, "policy": "always"}}', '{"guidance": {"scale": 3}}']
 )
-def test_guidance_within_a_head_makes_no_pair(text: str) -> None:
+def test_guidance_in_the_latent_head_makes_no_cfg_pair(text: str) -> None:
     (task,) = GUIDED_LATENTS.tasks
     sampling = read_options(text, GUIDED_LATENTS, task, FRAME_RATE).sampling
     assert sampling.latents == LatentSampling(steps=2, tail_rows=1, guidance_scale=3.0)
@@ -110,31 +110,31 @@ def test_guidance_within_a_head_makes_no_pair(text: str) -> None:
         ({"scale": 1.5, "policy": "until_s", "until_s": 2}, (1.5, "until_s", 2.0)),
     ],
 )
-def test_guidance_has_a_scale_and_a_policy(guidance: dict, expected: tuple) -> None:
+def test_guidance_scale_and_policy_are_parsed(guidance: dict, expected: tuple) -> None:
     sampling = read({"guidance": guidance}).sampling
     assert (sampling.guidance_scale, sampling.policy, sampling.guided_until_s) == expected
 
 
-def test_top_level_sampling_is_of_the_segment_that_the_task_ends_with() -> None:
+def test_top_level_sampling_applies_to_the_last_segment() -> None:
     assert read({"temperature": 0.3}, ASR).sampling.text.temperature == 0.3
     assert read({"temperature": 0.3}).sampling.text == TTS.sampling.text
 
 
 @pytest.mark.parametrize(("seconds", "rows"), [(0.04, 1), (0.28, 7), (1, 25), (9.99, 249), (20, 500)])
-def test_max_audio_becomes_rows(seconds: float, rows: int) -> None:
+def test_max_audio_s_is_converted_to_rows(seconds: float, rows: int) -> None:
     assert read({"max_audio_s": seconds}).sampling.audio.max_rows == rows
 
 
 @pytest.mark.parametrize(
     ("seconds", "max_rows", "min_rows"), [(0.02, 8, 8), (0.5, 32, 32), (1, 57, 50), (40.82, 2048, 50)]
 )
-def test_a_family_without_a_drain_needs_rows_that_begin_no_frame(seconds: float, max_rows: int, min_rows: int) -> None:
+def test_max_rows_include_rows_for_the_remaining_delay(seconds: float, max_rows: int, min_rows: int) -> None:
     options = json.dumps({"max_audio_s": seconds})
     audio = read_options(options, BAGPIPER, BAGPIPER.task("tts"), 50.0).sampling.audio
     assert (audio.max_rows, audio.min_rows) == (max_rows, min_rows)
 
 
-def test_audio_too_short_for_a_frame_is_refused_where_its_last_rows_begin_none() -> None:
+def test_max_rows_too_small_for_a_frame_is_refused() -> None:
     task = BAGPIPER.task("tts")
     assert read_options('{"audio": {"max_rows": 8}}', BAGPIPER, task, 50.0).sampling.audio.max_rows == 8
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_audio_too_short_for_a_frame_is_refused_where_its_last_rows_begin_none()
     assert read({"audio": {"max_rows": 1}}).sampling.audio.max_rows == 1
 
 
-def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_to_the_caller_s_own_least() -> None:
+def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
     task = BAGPIPER.task("tts")
     audio = read_options('{"audio": {"max_rows": 20}}', BAGPIPER, task, 50.0).sampling.audio
     assert (audio.max_rows, audio.min_rows) == (20, 20)
@@ -226,7 +226,7 @@ def test_a_family_s_least_number_of_rows_gives_way_to_the_caller_s_most_but_not_
         ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(options: object, message: str) -> None:
+def test_invalid_option_error_names_the_option(options: object, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read(options)
     assert str(caught.value).startswith(message)
@@ -234,23 +234,23 @@ def test_a_bad_option_is_refused_by_name(options: object, message: str) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"guidance_scale": NaN}', '{"guidance_scale": 1e999}', '{"temperature": -1e999}'])
-def test_numbers_that_are_not_finite_are_refused(text: str) -> None:
+def test_non_finite_options_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="options"):
         read_options(text, TINY, TTS, FRAME_RATE)
 
 
 @pytest.mark.parametrize("key", ["voice", "guidance_scale", "max_audio_s", "audio", "script_temperature"])
-def test_a_task_that_does_not_speak_refuses_options_of_speech(key: str) -> None:
+def test_text_only_task_refuses_speech_options(key: str) -> None:
     with pytest.raises(InvalidRequest, match=rf"options\.{key}: expected no value \(task 'asr' does not speak"):
         read({key: 1}, ASR)
 
 
 @pytest.mark.parametrize("language", ["English", "english", "en", "EN", "Auto"])
-def test_the_bundled_voice_speaks_english(language: str) -> None:
+def test_bundled_voice_supports_english(language: str) -> None:
     assert read({"language": language}).voice == "slt"
 
 
-def test_only_a_family_of_one_script_transliterates() -> None:
+def test_transliterate_requires_a_single_script_family() -> None:
     assert read({"transliterate": True}).manner == Manner(transliterates=True)
     assert read({"transliterate": False}).manner == PLAIN
     refusal = r"options.transliterate: expected false or no value \(this model supports every script\), got true"
@@ -258,7 +258,7 @@ def test_only_a_family_of_one_script_transliterates() -> None:
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
 
 
-def test_only_a_family_with_exaggeration_takes_it() -> None:
+def test_exaggeration_requires_family_support() -> None:
     family = replace(TINY, takes_exaggeration=True)
     manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
     assert manner == Manner(exaggeration=1.5)
@@ -269,7 +269,7 @@ def test_only_a_family_with_exaggeration_takes_it() -> None:
             read_options(f'{{"exaggeration": {value}}}', family, TTS, FRAME_RATE)
 
 
-def test_a_schedule_is_a_name_or_numbers() -> None:
+def test_schedule_option_is_a_name_or_numbers() -> None:
     def schedule(text: str) -> object:
         return read_options(f'{{"schedule": {text}}}', VITA, VITA.task("tts"), 12.5).sampling.schedule
 
@@ -291,13 +291,13 @@ def test_a_schedule_is_a_name_or_numbers() -> None:
         ([1, [4]], "options.schedule[1]: expected an integer in [0, 8192], got [4]"),
     ],
 )
-def test_a_bad_schedule_is_refused_by_name(schedule: object, message: str) -> None:
+def test_invalid_schedule_error_names_the_option(schedule: object, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         read_options(json.dumps({"schedule": schedule}), VITA, VITA.task("tts"), 12.5)
     assert str(caught.value) == message
 
 
-def test_a_model_without_modules_has_no_schedule() -> None:
+def test_model_without_mtp_modules_refuses_a_schedule() -> None:
     with pytest.raises(
         InvalidRequest, match=r"options\.schedule: expected no value \(this model generates one row per step\), got"
     ):

@@ -12,7 +12,7 @@ from tests.fakes import FrameCounter
 
 
 @pytest.mark.slow
-def test_every_family_can_be_prompted() -> None:
+def test_every_built_in_family_has_a_prompt_template() -> None:
     built_in = [each.name for each in installed(FAMILIES) if each.distribution == OWN]
     assert len(built_in) >= 11
     assert all(plugin(name).open_template is not None for name in built_in)

@@ -39,7 +39,7 @@ def wav(seconds: float, rate: int = 22_050, channels: int = 2) -> bytes:
 PCM = np.zeros(8_000, np.float32)
 
 
-def test_text_becomes_a_prompt_with_the_defaults_of_tts(preprocessor: Preprocessor) -> None:
+def test_text_becomes_a_prompt_with_tts_defaults(preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(text="It is 9:20."))
     assert (prompt.task, prompt.words) == ("tts", ("it", "is", "nine", "twenty"))
     assert prompt.sampling.audio == TINY.task("tts").sampling.audio
@@ -47,7 +47,7 @@ def test_text_becomes_a_prompt_with_the_defaults_of_tts(preprocessor: Preprocess
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows) == prompt
 
 
-def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> None:
+def test_seeds_are_random_unless_requested(preprocessor: Preprocessor) -> None:
     seeds = {preprocessor.prepare(RawRequest(text="a")).sampling.seed for _ in range(8)}
     assert len(seeds) == 8
     assert preprocessor.prepare(RawRequest(text=b"a", options=b'{"seed": 5}')).sampling.seed == 5
@@ -63,20 +63,20 @@ def test_seeds_are_drawn_anew_unless_asked_for(preprocessor: Preprocessor) -> No
         RawRequest(audio=wav(1.0, 48_000, 1), messages='[{"role": "user", "audio": "audio"}]'),
     ],
 )
-def test_audio_of_any_kind_becomes_25_frames_a_second(preprocessor: Preprocessor, raw: RawRequest) -> None:
+def test_audio_input_becomes_25_frames_per_second(preprocessor: Preprocessor, raw: RawRequest) -> None:
     prompt = preprocessor.prepare(raw)
     assert (prompt.task, prompt.words, prompt.input_audio_s) == ("asr", (), 1.0)
     assert len(prompt.rows) == 3 + 25 + TINY.layout.max_delay
     assert prompt.rows[2 + 3 : 2 + 3 + 25, 1].tolist() == [FIRST_CODE + frame for frame in range(25)]
 
 
-def test_a_message_speaks_like_its_text(preprocessor: Preprocessor) -> None:
+def test_user_message_prompt_equals_text_prompt(preprocessor: Preprocessor) -> None:
     message = RawRequest(messages='[{"role": "user", "text": "hello"}]', options='{"seed": 1}')
     text = RawRequest(text="hello", options='{"seed": 1}')
     assert np.array_equal(preprocessor.prepare(message).rows, preprocessor.prepare(text).rows)
 
 
-def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
+def test_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
     rows = preprocessor.prepare(RawRequest(audio=wav(9.6))).rows
     assert len(rows) + TINY.task("asr").sampling.text.max_rows <= TINY.max_model_len
 
@@ -137,7 +137,7 @@ def test_the_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         ),
     ],
 )
-def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_invalid_request_error_names_the_field(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         preprocessor.prepare(raw)
     assert str(caught.value).startswith(message)
@@ -162,25 +162,25 @@ def test_a_bad_request_is_refused_by_name(preprocessor: Preprocessor, raw: RawRe
         ),
     ],
 )
-def test_too_much_audio_is_refused_unread(raw: RawRequest, message: str) -> None:
+def test_invalid_audio_sizes_are_refused_before_decoding(raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         raw.num_audio_bytes()
     assert str(caught.value) == message
 
 
-def test_the_bytes_of_all_audio_are_counted() -> None:
+def test_all_audio_bytes_are_counted() -> None:
     assert RawRequest(text="a").num_audio_bytes() == 0
     assert RawRequest(audio=(b"ab", b"c"), pcm_in=PCM[:2]).num_audio_bytes() == 3 + 8
 
 
-def test_a_kept_request_outlives_the_samples_it_came_with() -> None:
+def test_kept_request_copies_its_samples() -> None:
     samples = PCM.copy()
     kept = RawRequest(pcm_in=samples).kept()
     samples[:] = 1
     assert not kept.pcm_in.any()
 
 
-def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocessor) -> None:
+def test_text_requests_do_not_wait_for_audio_encoding(preprocessor: Preprocessor) -> None:
     begun, may_end, was_let_go = threading.Event(), threading.Event(), []
     encode = preprocessor.codec.encode
 
@@ -200,7 +200,7 @@ def test_text_does_not_wait_while_audio_becomes_tokens(preprocessor: Preprocesso
 
 
 @pytest.mark.parametrize("config", [None, "", "{}", "[]", '{"speech_family": "huge"}', '{"speech_family": []}'])
-def test_a_checkpoint_of_no_known_family_does_not_load(tmp_path: Path, config: str | None) -> None:
+def test_preprocessor_refuses_a_checkpoint_of_unknown_family(tmp_path: Path, config: str | None) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=r"config\.json: "):
@@ -218,7 +218,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(field=st.sampled_from(["options", "messages"]), value=st.one_of(JSON.map(json.dumps), st.text(), st.binary()))
-def test_any_json_is_a_prompt_or_a_refusal(preprocessor: Preprocessor, field: str, value: str | bytes) -> None:
+def test_arbitrary_json_is_prepared_or_refused(preprocessor: Preprocessor, field: str, value: str | bytes) -> None:
     raw = RawRequest(**({"text": "a"} if field == "options" else {}) | {field: value})
     try:
         prompt = preprocessor.prepare(raw)
@@ -247,7 +247,7 @@ def test_a_transcript_is_aligned_with_its_recording_at_16_khz(aligning: Preproce
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).alignment == prompt.alignment
 
 
-def test_a_family_with_times_of_its_own_keeps_them(aligning: Preprocessor, preprocessor: Preprocessor) -> None:
+def test_alignment_is_skipped_for_families_with_word_times(aligning: Preprocessor, preprocessor: Preprocessor) -> None:
     for each in (aligning, preprocessor):
         prompt = each.prepare(RawRequest(text="a cat", options=ALIGNED))
         assert (prompt.words, prompt.alignment) == (("a", "cat"), None)
@@ -255,7 +255,7 @@ def test_a_family_with_times_of_its_own_keeps_them(aligning: Preprocessor, prepr
 
 
 @pytest.mark.parametrize(("text_segment", "text"), [(False, "It's 9:20."), (True, "")])
-def test_the_text_to_speak_is_aligned_unless_the_model_writes_one(
+def test_alignment_uses_the_input_text_unless_the_model_generates_it(
     aligning: Preprocessor, text_segment: bool, text: str
 ) -> None:
     aligning.family = replace(aligning.family, script=None)
@@ -272,7 +272,7 @@ def test_the_text_to_speak_is_aligned_unless_the_model_writes_one(
         assert (prompt.alignment, prompt.is_open) == (Alignment(), True), "the text follows"
 
 
-def test_times_of_words_are_refused_where_there_are_none(
+def test_word_times_are_refused_if_unavailable(
     aligning: Preprocessor, preprocessor: Preprocessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = RawRequest(pcm_in=PCM, sample_rate=8_000, options=ALIGNED)

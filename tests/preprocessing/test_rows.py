@@ -30,7 +30,7 @@ def slow_rows(codes: np.ndarray) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 9])
-def test_codes_lie_delayed_in_their_streams(num_frames: int) -> None:
+def test_code_rows_apply_the_stream_delays(num_frames: int) -> None:
     codes = np.random.default_rng(num_frames).integers(0, 4, (3, num_frames))
     rows = code_rows(LAYOUT, codes)
     assert rows.dtype == np.int32
@@ -38,16 +38,16 @@ def test_codes_lie_delayed_in_their_streams(num_frames: int) -> None:
 
 
 @pytest.mark.parametrize("codes", [np.zeros((2, 3), int), np.full((3, 3), 4), np.full((3, 3), -1)])
-def test_codes_of_another_codec_are_an_error(codes: np.ndarray) -> None:
+def test_codes_of_wrong_shape_or_range_are_refused(codes: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected codes \[3, T\] in \[0, 4\)"):
         code_rows(LAYOUT, codes)
 
 
-def test_text_ids_ride_on_stream_0() -> None:
+def test_text_ids_are_on_stream_0() -> None:
     assert stream0_rows(LAYOUT, [5, 6]).tolist() == [[5, *[39] * 5], [6, *[39] * 5]]
 
 
-def test_frames_of_all_streams_trail_and_the_rest_is_filled() -> None:
+def test_frame_rows_apply_delays_and_fill_values() -> None:
     codes = np.arange(8).reshape(4, 2) % 4
     expected = []
     for row in range(2 + 3):

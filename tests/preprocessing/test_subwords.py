@@ -14,7 +14,7 @@ FAMILY = replace(bagpiper(SMALL_BAGPIPER), max_text_chars=5)
 SUBWORDS = Subwords(Letters(), FAMILY)
 
 
-def test_ids_begin_where_the_family_s_text_does() -> None:
+def test_subword_ids_start_at_the_family_text_offset() -> None:
     assert SUBWORDS.ids("abz", "text") == [256, 257, 281]
 
 
@@ -26,13 +26,13 @@ def test_ids_begin_where_the_family_s_text_does() -> None:
         ("a\ud800", "text: expected text without lone surrogates, got 'a\\ud800'"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(text: str, message: str) -> None:
+def test_invalid_text_is_refused_by_field_name(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         SUBWORDS.ids(text, "text")
     assert str(caught.value) == message
 
 
-def test_a_token_that_the_model_lacks_is_refused() -> None:
+def test_token_outside_the_model_vocabulary_is_refused() -> None:
     narrow = Subwords(Letters(), replace(FAMILY, subwords=range(256, 280)))
     with pytest.raises(
         InvalidRequest, match=r"messages\[1\].text: expected text that the model has tokens for, got 'z'"

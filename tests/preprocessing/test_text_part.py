@@ -21,7 +21,7 @@ def raw(text: Any = "more", **changes: Any) -> RawRequest:
     return RawRequest(text=text, session=json.dumps(kept))
 
 
-def test_a_part_is_read_and_travels_as_it_is() -> None:
+def test_text_part_is_read_and_round_trips() -> None:
     part = read_part(raw("caf\u00e9 \U0001f642", is_last=True))
     assert part == TextPart("name", 3, "caf\u00e9 \U0001f642", True)
     assert TextPart.from_bytes("prompt", part.to_bytes()) == part
@@ -51,7 +51,7 @@ def test_a_part_is_read_and_travels_as_it_is() -> None:
         (RawRequest(session="{}", pcm_in=np.zeros(1, np.float32)), "pcm_in: expected no value with session"),
     ],
 )
-def test_what_is_no_part_is_refused_by_its_field(given: RawRequest, message: str) -> None:
+def test_invalid_text_parts_are_refused_by_field(given: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         read_part(given)
     assert str(refusal.value).startswith(message)
@@ -64,7 +64,7 @@ TEXT = st.text(max_size=9) | st.binary(max_size=9)
 
 
 @given(session=RECORDS | st.text(max_size=40) | st.binary(max_size=40), text=TEXT)
-def test_whatever_comes_is_a_part_or_refused_by_name(session: str | bytes, text: str | bytes) -> None:
+def test_any_text_part_parses_or_is_refused_by_field(session: str | bytes, text: str | bytes) -> None:
     refused = None
     try:
         part = read_part(RawRequest(text=text, session=session))

@@ -62,7 +62,7 @@ async def unsound(request: bytes) -> None:
 
 
 @pytest.mark.parametrize("check", [sound, unsound])
-async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
+async def test_requests_are_not_read_while_responses_are_unread(check: Check) -> None:
     triton, reader = Triton(), Reader()
     client = ClientStream(triton, reader, lambda model: None)  # type: ignore[arg-type]
     answering = asyncio.create_task(client.answer())
@@ -80,7 +80,7 @@ async def test_of_who_takes_no_answers_no_more_is_taken(check: Check) -> None:
     answering.cancel()
 
 
-async def test_nothing_waits_between_its_check_and_triton() -> None:
+async def test_checked_requests_are_sent_to_triton_without_delay() -> None:
     """A gate that closes meanwhile would not count the request."""
     triton, reader = Triton(), Reader()
     seen = list[int]()

@@ -57,7 +57,7 @@ async def gated() -> AsyncIterator[Gated]:
     await triton.stop()
 
 
-async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) -> None:
+async def test_closed_gate_ends_streams_with_a_retryable_error(gated: Gated) -> None:
     streams = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
     await gated.until(2, begun=1)
     gated.gate.close(spares_answered=False)
@@ -66,7 +66,7 @@ async def test_streams_end_with_an_error_that_says_to_try_again(gated: Gated) ->
         assert AGAIN in str(error)
 
 
-async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None:
+async def test_answered_streams_continue_if_spared_by_the_gate(gated: Gated) -> None:
     silent, begun = [asyncio.create_task(gated.speak(text)) for text in ("silent", "begun")]
     await gated.until(2, begun=1)
     gated.gate.close(spares_answered=True)
@@ -77,7 +77,7 @@ async def test_what_is_being_answered_goes_on_where_it_can(gated: Gated) -> None
 
 
 @pytest.mark.parametrize("is_closed_first", [False, True])
-async def test_abandoned_calls_that_triton_would_never_end_are_cancelled(gated: Gated, is_closed_first: bool) -> None:
+async def test_gate_cancels_abandoned_calls_that_never_end(gated: Gated, is_closed_first: bool) -> None:
     async with SpeechClient(gated.address) as client, asyncio.timeout(PATIENCE_S):
         stream = client.speak("begun")
         await anext(stream)
@@ -89,7 +89,7 @@ async def test_abandoned_calls_that_triton_would_never_end_are_cancelled(gated: 
         await gated.triton.cancelled.wait()
 
 
-async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> None:
+async def test_disconnect_from_a_spared_stream_cancels_nothing(gated: Gated) -> None:
     async with SpeechClient(gated.address) as client, asyncio.timeout(PATIENCE_S):
         stream = client.speak("begun")
         await anext(stream)
@@ -100,7 +100,7 @@ async def test_who_leaves_what_is_spared_has_nothing_cancelled(gated: Gated) -> 
     assert not gated.triton.num_cancelled
 
 
-async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call(gated: Gated) -> None:
+async def test_closing_the_gate_cancels_abandoned_unary_calls(gated: Gated) -> None:
     gated.triton.may_infer = asyncio.Event()
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
         asking = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request("preprocessor"))
@@ -114,7 +114,7 @@ async def test_what_was_left_is_cancelled_as_well_where_it_was_alone_on_its_call
             await asyncio.sleep(0.01)
 
 
-async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
+async def test_gate_ends_a_stream_with_several_requests(gated: Gated) -> None:
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
         for text in ("\5\0\0\0hello", "\5\0\0\0begun"):
@@ -126,7 +126,7 @@ async def test_a_stream_of_many_requests_is_not_spared(gated: Gated) -> None:
             await stream.read()
 
 
-async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -> None:
+async def test_closed_gate_refuses_requests_until_reopened(gated: Gated) -> None:
     gated.gate.close(spares_answered=True)
     assert isinstance(await gated.speak("hello"), ServerUnavailable)
     async with grpc.aio.insecure_channel(gated.address) as channel, asyncio.timeout(PATIENCE_S):
@@ -140,7 +140,7 @@ async def test_requests_are_refused_until_the_gate_is_open_again(gated: Gated) -
     assert await gated.speak("hello") is None
 
 
-def test_the_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"ready\n", b"ending all\n", b"unready\n", b"ending unanswered\nready\n"]
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
     launcher, found, spared = Launcher(), [], []
@@ -152,7 +152,7 @@ def test_the_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch)
     assert spared == [False, True]
 
 
-def test_a_dead_stub_is_reported_once_for_each_message_of_the_launcher(
+def test_dead_stub_is_reported_once_per_launcher_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = [b"ready\n", b"ending all\n", b"ready\n"]

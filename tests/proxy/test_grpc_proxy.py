@@ -40,7 +40,7 @@ async def call(address: str, method: str, message: Any, metadata: Any = None) ->
         return await getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)(message, metadata=metadata)
 
 
-async def test_a_stream_passes_through_both_ways(proxy: Proxied) -> None:
+async def test_proxy_forwards_streams_both_ways(proxy: Proxied) -> None:
     async with SpeechClient(proxy.address) as client:
         assert await client.ready()
         events = [event async for event in client.speak("hello")]
@@ -49,7 +49,7 @@ async def test_a_stream_passes_through_both_ways(proxy: Proxied) -> None:
     assert proxy.triton.requests[0]["text"] == b"hello"
 
 
-async def test_calls_that_triton_does_not_have_and_calls_without_a_message_are_refused(proxy: Proxied) -> None:
+async def test_unknown_grpc_methods_and_empty_calls_are_refused(proxy: Proxied) -> None:
     async def send(method: str, *requests: bytes) -> tuple[grpc.StatusCode, str]:
         calling = channel.stream_stream(f"/inference.GRPCInferenceService/{method}")(iter(requests))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -62,7 +62,7 @@ async def test_calls_that_triton_does_not_have_and_calls_without_a_message_are_r
         assert await send("ServerReady") == expected
 
 
-async def test_whether_another_model_is_served_is_not_known_without_triton(proxy: Proxied) -> None:
+async def test_unknown_models_are_unavailable_without_triton(proxy: Proxied) -> None:
     await proxy.triton.stop()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call(proxy.address, "ModelInfer", request("other"))
@@ -70,14 +70,14 @@ async def test_whether_another_model_is_served_is_not_known_without_triton(proxy
     assert "the server did not report whether it has this model; try again" in str(refused.value.details())
 
 
-async def test_the_header_that_crashes_triton_does_not_reach_it(proxy: Proxied) -> None:
+async def test_header_that_crashes_triton_is_dropped(proxy: Proxied) -> None:
     await answers(proxy.address, request(), metadata=[("triton_grpc_error", "true"), ("traceparent", "00-1")])
     (metadata,) = proxy.triton.metadata
     assert "triton_grpc_error" not in metadata
     assert metadata["traceparent"] == "00-1"
 
 
-async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> None:
+async def test_proxy_overwrites_client_host_and_stream_parameters(proxy: Proxied) -> None:
     forged = request()
     forged.parameters[HOST].string_param = "203.0.113.9"
     forged.parameters["mine"].string_param = "as it was"
@@ -93,7 +93,7 @@ async def test_a_request_says_whose_it_is_and_no_client_does(proxy: Proxied) -> 
     assert proxy.triton.parameters == [{HOST: "127.0.0.1", STREAM: "0", "mine": "as it was"}]
 
 
-async def test_a_holder_of_the_key_names_its_callers(proxy: Proxied) -> None:
+async def test_caller_header_is_honoured_only_with_the_key(proxy: Proxied) -> None:
     """Limits of the models are then shared among them; names without the key have no effect."""
     named = (CALLER_HEADER, "5f3a")
     for metadata, host in (
@@ -110,7 +110,7 @@ async def test_a_holder_of_the_key_names_its_callers(proxy: Proxied) -> None:
         assert [each[HOST] for each in proxy.triton.parameters] == [host, host]
 
 
-async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Proxied) -> None:
+async def test_malformed_request_is_answered_and_its_stream_continues(proxy: Proxied) -> None:
     came = await answers(proxy.address, request(shape=[-1]), request(shape=[2**62, 4]), request())
     refused = [answer for answer in came if answer.error_message]
     assert [answer.infer_response.id for answer in refused] == ["[-1]", "[4611686018427387904, 4]"]
@@ -120,7 +120,7 @@ async def test_an_unsound_request_is_answered_and_its_stream_goes_on(proxy: Prox
     assert len(proxy.triton.requests) == 1
 
 
-async def test_what_triton_says_of_a_stub_that_has_ended_is_told_as_the_launcher_tells_it(proxy: Proxied) -> None:
+async def test_stub_exit_messages_match_the_launchers(proxy: Proxied) -> None:
     ended = "in ensemble 'speech', Stub process 'acoustic_decoder_0_0' is not healthy."
     proxy.triton.script = lambda _: [Chunk(0, text=ended), ErrorText(ended)]
     async with SpeechClient(proxy.address) as client:
@@ -133,7 +133,7 @@ async def test_what_triton_says_of_a_stub_that_has_ended_is_told_as_the_launcher
 
 @pytest.mark.parametrize("said", ["{}", "[request id: 7] {}", "in ensemble 'speech', {}"])
 @pytest.mark.parametrize("stub", ["Stub process 'preprocessor_0_0' is not healthy.", "' is not healthy."])
-async def test_only_triton_s_own_words_give_a_model_up(proxy: Proxied, stub: str, said: str) -> None:
+async def test_only_triton_error_messages_mark_a_model_unhealthy(proxy: Proxied, stub: str, said: str) -> None:
     proxy.triton.script = lambda _: [ErrorText(said.format(stub))]
     await answers(proxy.address, request())
     assert proxy.given_up == (["preprocessor"] if stub.startswith("Stub") else [])
@@ -151,7 +151,7 @@ async def test_only_triton_s_own_words_give_a_model_up(proxy: Proxied, stub: str
         (grpc.StatusCode.INTERNAL, "any other", grpc.StatusCode.INTERNAL),
     ],
 )
-async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
+async def test_call_ended_by_triton_restart_is_unavailable(
     proxy: Proxied, code: grpc.StatusCode, said: str, told: grpc.StatusCode
 ) -> None:
     proxy.triton.script = lambda _: [Abort(code, said)]
@@ -164,7 +164,7 @@ async def test_a_call_that_ends_as_triton_is_started_again_is_unavailable(
 
 
 @pytest.mark.parametrize("is_silent", [False, True], ids=["amid an answer", "before it goes on"])
-async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxied, is_silent: bool) -> None:
+async def test_disconnect_is_reported_to_the_models_without_cancelling(proxy: Proxied, is_silent: bool) -> None:
     goes_on, large = asyncio.Event(), [Chunk(index, num_samples=100_000) for index in range(30)]
     proxy.triton.script = lambda _: [Chunk(0), *[Until(goes_on)][: int(is_silent)], *large, Chunk(31, is_last=True)]
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
@@ -182,7 +182,7 @@ async def test_a_disconnect_is_reported_to_the_models_not_cancelled(proxy: Proxi
     assert not proxy.disconnects.has(int(proxy.triton.parameters[-1][STREAM]))
 
 
-async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Proxied) -> None:
+async def test_disconnects_are_forwarded_to_triton_for_other_models(proxy: Proxied) -> None:
     proxy.triton.script = lambda _: [Chunk(0), Until(asyncio.Event())]
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
@@ -193,7 +193,7 @@ async def test_others_models_are_told_by_triton_that_a_client_has_left(proxy: Pr
 
 
 @pytest.mark.parametrize(("first", "second"), [("speech", "somebody_elses"), ("somebody_elses", "speech")])
-async def test_a_stream_is_for_one_model(proxy: Proxied, first: str, second: str) -> None:
+async def test_grpc_stream_is_bound_to_one_model(proxy: Proxied, first: str, second: str) -> None:
     came = await answers(proxy.address, request(first), request(second), request(first))
     assert [each["model"] for each in proxy.triton.requests] == [first, first]
     (refused,) = [answer.error_message for answer in came if answer.error_message]
@@ -232,7 +232,7 @@ async def narrow_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxied
         yield each
 
 
-async def test_a_place_is_kept_until_what_was_left_is_answered(narrow_proxy: Proxied) -> None:
+async def test_slot_of_an_abandoned_call_is_kept_until_it_drains(narrow_proxy: Proxied) -> None:
     triton, goes_on = narrow_proxy.triton, asyncio.Event()
     triton.script = lambda _: [Chunk(0), Until(goes_on), Chunk(1, is_last=True)]
     async with grpc.aio.insecure_channel(narrow_proxy.address) as channel, asyncio.timeout(PATIENCE_S):
@@ -266,7 +266,7 @@ async def until_placed(proxy: Proxied) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: Proxied) -> None:
+async def test_disconnect_after_a_unary_request_cancels_nothing(proxy: Proxied) -> None:
     await leave_after_a_sole_request(proxy, "speech")
     assert proxy.triton.may_infer is not None
     proxy.triton.may_infer.set()
@@ -274,7 +274,7 @@ async def test_a_client_that_leaves_after_a_sole_request_cancels_nothing(proxy: 
     assert proxy.triton.num_cancelled == 0
 
 
-async def test_a_sole_request_for_another_model_is_cancelled_with_its_client(proxy: Proxied) -> None:
+async def test_unary_request_for_another_model_is_cancelled_on_disconnect(proxy: Proxied) -> None:
     await leave_after_a_sole_request(proxy, "somebody_elses")
     await until_async(lambda: proxy.triton.num_cancelled == 1)
 
@@ -288,7 +288,7 @@ async def leave_after_a_sole_request(proxy: Proxied, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
-async def test_the_steps_of_the_ensemble_are_for_holders_of_the_key(proxy: Proxied, model: str) -> None:
+async def test_ensemble_step_models_require_the_key(proxy: Proxied, model: str) -> None:
     (refused,) = await answers(proxy.address, request(model))
     closed = "invalid request: model_name: the models API is closed: start the server with --allow models"
     assert refused.error_message.startswith(closed)
@@ -297,7 +297,7 @@ async def test_the_steps_of_the_ensemble_are_for_holders_of_the_key(proxy: Proxi
 
 
 @pytest.mark.parametrize("method", ["SystemSharedMemoryRegister", "RepositoryModelLoad", "TraceSetting", "LogSettings"])
-async def test_a_closed_call_needs_the_key(proxy: Proxied, method: str) -> None:
+async def test_restricted_grpc_method_requires_the_key(proxy: Proxied, method: str) -> None:
     kind = "TraceSettingRequest" if method == "TraceSetting" else f"{method}Request"
     message = getattr(service_pb2, kind)()
     for metadata in (None, [(KEY_HEADER, KEY[:-1])], [(KEY_HEADER, "")], [("authorization", KEY)]):
@@ -310,12 +310,12 @@ async def test_a_closed_call_needs_the_key(proxy: Proxied, method: str) -> None:
     assert passed.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
 
 
-async def test_an_opened_api_needs_none(open_proxy: Proxied) -> None:
+async def test_allowed_api_needs_no_key(open_proxy: Proxied) -> None:
     assert len(await answers(open_proxy.address, request("preprocessor"))) == 2
 
 
 @pytest.mark.parametrize("name", ["/stretto_flow_7_x", "//stretto_launch_7_x", "triton_python_backend_shm_region_1"])
-async def test_the_servers_own_memory_cannot_be_registered(open_proxy: Proxied, name: str) -> None:
+async def test_server_memory_cannot_be_registered(open_proxy: Proxied, name: str) -> None:
     message = service_pb2.SystemSharedMemoryRegisterRequest(name="a", key=name, byte_size=8)
     for metadata in (None, [(KEY_HEADER, KEY)]):
         with pytest.raises(grpc.aio.AioRpcError, match="key: expected a name without the server's own prefix"):
@@ -323,7 +323,7 @@ async def test_the_servers_own_memory_cannot_be_registered(open_proxy: Proxied, 
     assert not open_proxy.triton.regions
 
 
-async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxied) -> None:
+async def test_oversized_grpc_message_is_refused_and_others_are_served(proxy: Proxied) -> None:
     async with SpeechClient(proxy.address) as client:
         with pytest.raises(RequestRefused, match=r"larger than max \(\d+ vs\. 1000000\)"):
             [event async for event in client.transcribe(b"x" * 2_000_000)]
@@ -334,7 +334,9 @@ async def test_a_message_over_the_limit_is_refused_and_nobody_else(proxy: Proxie
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-async def test_compressed_messages_are_refused_unread(proxy: Proxied, compression: grpc.Compression) -> None:
+async def test_compressed_messages_are_refused_without_decompression(
+    proxy: Proxied, compression: grpc.Compression
+) -> None:
     async def never() -> AsyncIterator[service_pb2.ModelInferRequest]:  # the headers are enough to be refused
         await asyncio.Event().wait()
         yield zeros
@@ -355,7 +357,7 @@ async def test_compressed_messages_are_refused_unread(proxy: Proxied, compressio
     assert len(await answers(proxy.address, request())) == 2
 
 
-async def test_much_metadata_ends_its_own_call_alone(proxy: Proxied) -> None:
+async def test_oversized_metadata_fails_only_its_own_call(proxy: Proxied) -> None:
     name = service_pb2.ModelReadyRequest(name="speech")
     for metadata in ([("a", "x" * 100_000)], [(f"a{number}", "x" * 100) for number in range(1000)]):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -364,7 +366,7 @@ async def test_much_metadata_ends_its_own_call_alone(proxy: Proxied) -> None:
     assert len(await answers(proxy.address, request())) == 2
 
 
-async def test_without_triton_the_server_is_starting() -> None:
+async def test_proxy_reports_starting_without_triton() -> None:
     config = proxy_config()
     async with grpc.aio.insecure_channel("unix:/no/such/socket") as nobody:
         server = grpc_server(config, nobody)
@@ -376,7 +378,7 @@ async def test_without_triton_the_server_is_starting() -> None:
         await server.stop(0)
 
 
-async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answers() -> None:
+async def test_known_faults_make_the_proxy_unready_but_it_still_answers() -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     config, is_ready = proxy_config(), False
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
@@ -391,7 +393,7 @@ async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_and_still_answer
     await triton.stop()
 
 
-def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fragmented_launcher_commands_are_reassembled(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"unready\nrea", b"dy", b"\n", b"unready\n", b""]
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
     launcher, heard = Launcher(), []
@@ -402,7 +404,7 @@ def test_the_launcher_is_heard_also_where_a_line_comes_in_pieces(monkeypatch: py
     assert launcher.stopped.is_set()
 
 
-async def test_a_taken_port_is_not_shared(proxy: Proxied) -> None:
+async def test_grpc_port_in_use_is_not_shared(proxy: Proxied) -> None:
     taken = int(proxy.address.rpartition(":")[2])
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
         grpc_listener(replace(proxy_config(), grpc_port=taken))

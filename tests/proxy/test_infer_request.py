@@ -44,7 +44,7 @@ def named(**names: str) -> bytes:
         *(("output", "outputs"), ("of_output", "parameters")),
     ],
 )
-def test_no_name_goes_on_behind_a_nul(name: str, field: str) -> None:
+def test_names_with_nul_are_refused(name: str, field: str) -> None:
     read_infer_request(named())
     with pytest.raises(BadRequest, match=rf"^{field}: expected text without NUL, got 'a\\x00b'$"):
         read_infer_request(named(**{name: "a\0b"}))
@@ -59,7 +59,7 @@ def test_no_name_goes_on_behind_a_nul(name: str, field: str) -> None:
     ],
     ids=["many", "long", "not ASCII"],
 )
-def test_parameters_are_few_and_small(parameters: dict[str, str], came: str) -> None:
+def test_request_parameters_are_limited_in_number_and_size(parameters: dict[str, str], came: str) -> None:
     read_infer_request(with_parameters(a="x" * 4000, triton_enable_empty_final_response="true"))
     with pytest.raises(
         BadRequest, match=rf"^parameters: expected at most 32 parameters and 4096 bytes in all, got {came}$"
@@ -115,7 +115,7 @@ def classified() -> bytes:
         (message([1], b"\0" * 4) + b"\x1a\x80\x80\x80\x01" + b"x" * (1 << 21), "besides raw_input_contents"),
     ],
 )
-def test_what_a_tensor_says_of_itself_must_hold(data: bytes, says: str) -> None:
+def test_inconsistent_tensor_metadata_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
         read_infer_request(data)
 
@@ -148,7 +148,7 @@ def test_only_the_permitted_number_of_fields_is_read(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["shared_memory_byte_size", "shared_memory_offset"])
-def test_shared_memory_begins_and_ends_within_its_region(name: str) -> None:
+def test_negative_shared_memory_offsets_and_sizes_are_refused(name: str) -> None:
     request = ModelInferRequest(model_name="speech", id="7")
     tensor = request.inputs.add(name="pcm_in", datatype="FP32", shape=[2])
     tensor.parameters["shared_memory_region"].string_param = "mine"
@@ -158,13 +158,13 @@ def test_shared_memory_begins_and_ends_within_its_region(name: str) -> None:
         read_infer_request(request.SerializeToString())
 
 
-def test_as_many_fields_as_permitted_are_read() -> None:
+def test_infer_request_field_count_is_limited() -> None:
     assert len(read_infer_request(field(6, b"") * MAX_FIELDS).head.outputs) == MAX_FIELDS
     with pytest.raises(BadRequest, match=f"at most {MAX_FIELDS} fields"):
         read_infer_request(field(6, b"") * (MAX_FIELDS + 1))
 
 
-def test_a_request_with_all_that_a_client_may_say_is_read() -> None:
+def test_request_with_all_permitted_fields_is_read() -> None:
     request = ModelInferRequest(model_name="speech", model_version="1", id="7")
     for number in range(16):
         tensor = request.inputs.add(name=f"input_{number}", datatype="BYTES", shape=[1])
@@ -186,7 +186,7 @@ def test_a_refused_request_keeps_its_id() -> None:
     assert refused.value.request_id == "7"
 
 
-def test_a_sound_request_is_read_and_its_bytes_are_measured() -> None:
+def test_valid_infer_request_is_read_with_raw_sizes() -> None:
     request = read_infer_request(message([2, 3], b"\0" * 24))
     assert (request.head.model_name, request.raw_sizes) == ("speech", (24,))
     assert not request.head.raw_input_contents
@@ -194,7 +194,7 @@ def test_a_sound_request_is_read_and_its_bytes_are_measured() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 200), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4))
-def test_whatever_comes_is_refused_or_as_large_as_it_says(noise: bytes, at: int, shape: list[int]) -> None:
+def test_any_infer_request_is_refused_or_has_its_declared_size(noise: bytes, at: int, shape: list[int]) -> None:
     inside, many = field(5, noise) + field(6, noise[:at]), noise[-3:] * at
     for data in (noise, message(shape, noise), message([4], b"\0" * 16)[:at] + noise, inside, many, field(5, many)):
         try:

@@ -11,21 +11,21 @@ REGISTER = f"{SERVICE}SystemSharedMemoryRegister"
 
 
 @pytest.mark.parametrize("method", sorted(APIS.keys() - {MODEL_INFER, MODEL_STREAM_INFER}))
-def test_bytes_that_are_no_message_are_the_callers_mistake(method: str) -> None:
+def test_malformed_grpc_messages_are_a_client_error(method: str) -> None:
     check_other_call(method, b"", False)
     for request in (b"\x0a\x05abc", b"\xff"):
         with pytest.raises(BadRequest, match=rf"^request: expected a message for {method.rpartition('/')[2]}, got "):
             check_other_call(method, request, True)
 
 
-def test_names_are_text() -> None:
+def test_names_must_be_valid_utf8() -> None:
     check_other_call(HEALTH_CHECK, b"\x0a\x06speech", False)
     for method in (HEALTH_CHECK, f"{SERVICE}ModelReady"):
         with pytest.raises(BadRequest, match="bytes that cannot be parsed"):
             check_other_call(method, b"\x0a\x02\xff\xfe", False)
 
 
-def test_who_has_no_key_sends_names_and_no_more() -> None:
+def test_requests_without_the_key_are_limited_to_small_bodies() -> None:
     long = service_pb2.ModelReadyRequest(name="a" * MAX_SMALL_BYTES).SerializeToString()
     for method in APIS.keys() - {MODEL_INFER, MODEL_STREAM_INFER}:
         with pytest.raises(BadRequest, match=rf"^request: expected at most {MAX_SMALL_BYTES} bytes, got {len(long)}$"):
@@ -34,7 +34,7 @@ def test_who_has_no_key_sends_names_and_no_more() -> None:
     check_other_call(f"{SERVICE}RepositoryModelLoad", loaded.SerializeToString(), True)
 
 
-def test_no_registration_is_of_the_servers_own_memory() -> None:
+def test_server_owned_shared_memory_cannot_be_registered() -> None:
     own = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key="//stretto_flow_1")
     with pytest.raises(BadRequest, match=r"^key: expected a name without the server's own prefix"):
         check_other_call(REGISTER, own.SerializeToString(), False)

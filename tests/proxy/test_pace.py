@@ -18,7 +18,7 @@ async def let_run() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_small_message_never_waits_and_one_large_message_neither() -> None:
+async def test_small_messages_and_the_first_large_one_are_not_paced() -> None:
     pace = Pace(NEVER)
     async with asyncio.timeout(PATIENCE_S):
         await pace.wait(LARGE)
@@ -30,7 +30,7 @@ async def test_a_small_message_never_waits_and_one_large_message_neither() -> No
     waiting.cancel()
 
 
-async def test_large_messages_go_on_one_after_the_other_in_their_order() -> None:
+async def test_large_messages_are_forwarded_one_at_a_time_in_order() -> None:
     pace, went = Pace(1e9), []
 
     async def wait(number: int) -> None:
@@ -42,7 +42,7 @@ async def test_large_messages_go_on_one_after_the_other_in_their_order() -> None
     assert went == [0, 1, 2, 3, 4]
 
 
-async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -> None:
+async def test_large_requests_beyond_the_queue_limit_are_refused() -> None:
     pace = Pace(NEVER, max_waiting_bytes=2 * LARGE)
     async with asyncio.timeout(PATIENCE_S):
         await pace.wait(LARGE)
@@ -60,7 +60,7 @@ async def test_what_would_be_too_much_to_hold_is_refused_until_there_is_room() -
         each.cancel()
 
 
-async def test_a_forwarded_message_makes_room_for_the_next() -> None:
+async def test_forwarded_message_frees_capacity_for_the_next() -> None:
     pace = Pace(1e12, max_waiting_bytes=LARGE)
     async with asyncio.timeout(PATIENCE_S):
         for _ in range(3):

@@ -55,7 +55,7 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
+async def test_proxy_readiness_follows_triton(ask: Ask, triton: FakeServer) -> None:
     assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
     assert (await ask(get("/v2/models/speech/ready"))).startswith(b"HTTP/1.1 200 OK\r\n")
     assert (await ask(get("/v2/models/other/ready"))).startswith(b"HTTP/1.1 503 ")
@@ -65,7 +65,7 @@ async def test_readiness_is_tritons(ask: Ask, triton: FakeServer) -> None:
     assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 503 ")
 
 
-async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_whatever_triton_says(triton: FakeServer) -> None:
+async def test_launcher_faults_override_triton_readiness(triton: FakeServer) -> None:
     async with grpc.aio.insecure_channel(triton.address) as channel:
         async for ask in asking(PageServer(Readiness(channel, lambda: False))):
             for path in ("/v2/health/ready", "/v2/models/speech/ready"):
@@ -87,7 +87,7 @@ async def test_what_the_launcher_knows_to_be_wrong_is_not_ready_whatever_triton_
         (b"GET  HTTP/1.1\r\n\r\n", b"404"),
     ],
 )
-async def test_everything_else_is_refused_and_harms_nobody(ask: Ask, request_bytes: bytes, status: bytes) -> None:
+async def test_unsupported_http_requests_are_refused(ask: Ask, request_bytes: bytes, status: bytes) -> None:
     answer = await ask(request_bytes)
     assert answer.split(b" ")[1:2] in ([status], [])  # a client that still sends may see a reset instead
     if len(request_bytes) < pages.MAX_HEAD_BYTES:
@@ -95,12 +95,12 @@ async def test_everything_else_is_refused_and_harms_nobody(ask: Ask, request_byt
     assert (await ask(get("/v2/health/ready"))).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_client_that_never_ends_its_request_is_let_go(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_incomplete_http_request_is_closed_after_a_timeout(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "REQUEST_S", 0.1)
     assert await ask(b"GET /v2/health/ready HT") == b""
 
 
-async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_idle_connections_are_closed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 3)
     monkeypatch.setattr(pages, "REQUEST_S", 10 * PATIENCE_S)
     asked, answer = asyncio.Event(), asyncio.Event()
@@ -128,7 +128,7 @@ async def test_idle_connections_make_room_the_oldest_first(monkeypatch: pytest.M
             writer.close()
 
 
-async def test_an_answered_connection_is_as_old_as_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_age_counts_from_its_last_response(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 2)
     for limit in ("REQUEST_S", "LINGER_S"):
         monkeypatch.setattr(pages, limit, 10 * PATIENCE_S)
@@ -156,7 +156,7 @@ async def test_an_answered_connection_is_as_old_as_its_answer(monkeypatch: pytes
             writer.close()
 
 
-async def test_the_host_with_most_connections_loses_one_even_when_busy(
+async def test_host_with_most_connections_loses_one_even_if_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
@@ -192,7 +192,7 @@ async def test_the_host_with_most_connections_loses_one_even_when_busy(
             writer.close()
 
 
-async def test_further_connections_are_closed_while_all_are_busy(
+async def test_excess_connections_are_closed_while_all_are_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
@@ -212,7 +212,7 @@ async def test_further_connections_are_closed_while_all_are_busy(
         assert (await ask(get("/"))).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_the_metrics_are_tritons(tmp_path: Path) -> None:
+async def test_metrics_are_forwarded_from_triton(tmp_path: Path) -> None:
     async def metrics(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET /metrics HTTP/1.0")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nnv_ 1")

@@ -29,16 +29,16 @@ CANCEL = struct.pack(">I", 8)
         ("unix:/a/socket", "unix:/a/socket"),
     ],
 )
-def test_a_caller_counts_for_its_host_whatever_its_port(peer: str, host: str) -> None:
+def test_call_peer_address_maps_to_host_without_port(peer: str, host: str) -> None:
     assert host_of_call(peer) == host
 
 
-def test_what_is_no_address_counts_for_itself() -> None:
+def test_non_address_peers_are_their_own_host() -> None:
     assert host_of("") == ""
     assert host_of("a host") == "a host"
 
 
-def test_the_host_that_has_the_most_left_gives_way_first_and_there_the_first_by_rank() -> None:
+def test_eviction_order_is_by_host_load_then_rank() -> None:
     members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
     order = [*eviction_order(members, lambda each: each[0], lambda each: each[1])]
     assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
@@ -72,7 +72,7 @@ def until_read(client: socket.socket) -> None:
         received += client.recv(1 << 16)
 
 
-async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_host_that_reads_no_responses_does_not_block_others(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (grpc_proxy, proxy_main):
         monkeypatch.setattr(module, "MAX_CALLS", 8)
     async for proxy in proxied():
@@ -86,7 +86,7 @@ async def test_a_host_that_takes_no_answers_keeps_nobody_else_from_theirs(monkey
                 assert (await call(proxy.address, "ServerReady", service_pb2.ServerReadyRequest())).ready
 
 
-async def test_calls_that_one_host_begins_and_resets_cancel_nobody_elses(proxy: Proxied) -> None:
+async def test_rapid_reset_from_one_host_cancels_no_other_calls(proxy: Proxied) -> None:
     """The proxy accepts none of them meanwhile, because the test blocks its loop. No timing is involved."""
     port = int(proxy.address.rpartition(":")[2])
     started = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, 1, 0)

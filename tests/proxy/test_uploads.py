@@ -23,13 +23,13 @@ def entered(uploads: Uploads, stack: ExitStack, *num_sent: int, host: str = "a")
     return made
 
 
-def test_of_too_many_the_oldest_that_has_sent_nothing_whole_is_ended() -> None:
+def test_excess_uploads_end_the_oldest_incomplete_one() -> None:
     with ExitStack() as stack:
         made = entered(Uploads(max_calls=3), stack, 1, 0, 0, 2, 0, 0)
     assert [upload.is_ended for upload in made] == [False, True, True, False, True, False]
 
 
-def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended() -> None:
+def test_longest_silent_upload_is_ended_if_all_have_sent_messages() -> None:
     with ExitStack() as stack:
         uploads = Uploads(max_calls=2)
         made = entered(uploads, stack, 1, 1)
@@ -39,13 +39,13 @@ def test_where_all_have_sent_something_the_one_that_was_silent_longest_is_ended(
     assert [upload.is_ended for upload in made] == [False, True, False]
 
 
-def test_who_comes_gives_way_to_nobody_who_has_sent_something_and_stays() -> None:
+def test_new_upload_replaces_the_oldest_and_is_kept() -> None:
     with ExitStack() as stack:
         made = entered(Uploads(max_calls=2), stack, 1, 1, 0)
     assert [upload.is_ended for upload in made] == [True, False, False]
 
 
-def test_of_too_many_those_of_the_host_that_has_the_most_are_ended() -> None:
+def test_excess_uploads_end_those_of_the_host_with_the_most() -> None:
     uploads = Uploads(max_calls=9)
     with ExitStack() as stack:
         first, second = entered(uploads, stack, 1, 0, 0, host="a"), entered(uploads, stack, 1, 0, host="b")
@@ -56,7 +56,7 @@ def test_of_too_many_those_of_the_host_that_has_the_most_are_ended() -> None:
         assert not any(upload.is_ended for upload in second + late)
 
 
-def test_memory_is_taken_from_those_that_have_sent_nothing_whole_however_many_others_a_host_has() -> None:
+def test_memory_pressure_ends_incomplete_uploads_first() -> None:
     held = [50, 101, 101, 101, 101]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def test_memory_is_taken_from_those_that_have_sent_nothing_whole_however_many_ot
         assert [upload.is_ended for upload in busy] == [True] * 3 + [False] * 5
 
 
-def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> None:
+def test_uploads_are_ended_only_while_memory_exceeds_the_limit() -> None:
     held = [50, 100, 101, 101, 101, 100]
     uploads = Uploads(max_resident_bytes=100, resident=lambda: held.pop(0))
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def test_they_are_ended_while_the_process_holds_too_much_and_not_before() -> Non
     assert not held
 
 
-def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_memory_is_returned_when_uploads_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     gave_back: list[int] = []
     held = [50]
     monkeypatch.setattr(uploads_module, "give_back", lambda: gave_back.append(held[-1]))
@@ -104,7 +104,7 @@ def test_what_came_and_went_is_given_back_once_nothing_comes(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> None:
+async def test_call_ended_for_memory_reports_reason_and_spares_others(method: str) -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
     address = f"127.0.0.1:{config.grpc_port}"
@@ -126,7 +126,7 @@ async def test_a_call_that_is_ended_says_why_and_others_go_on(method: str) -> No
     await triton.stop()
 
 
-async def test_a_stream_that_has_sent_all_is_none_of_them() -> None:
+async def test_fully_sent_stream_is_not_ended_for_memory() -> None:
     triton = FakeServer(lambda _: [Chunk(0, is_final=True, is_last=True)])
     uploads, config = Uploads(resident=lambda: 1 << 40), proxy_config()
     async with grpc.aio.insecure_channel(await triton.start()) as channel, asyncio.timeout(PATIENCE_S):

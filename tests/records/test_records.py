@@ -82,12 +82,12 @@ JSON = st.recursive(
 
 
 @given(ENVELOPES)
-def test_an_envelope_comes_back_as_it_went(envelope: Envelope) -> None:
+def test_envelope_round_trips_through_bytes(envelope: Envelope) -> None:
     assert Envelope.from_bytes("chunk", envelope.to_bytes()) == envelope
 
 
 @given(PROMPTS)
-def test_a_prompt_comes_back_as_it_went(prompt: Prompt) -> None:
+def test_prompt_round_trips_through_bytes(prompt: Prompt) -> None:
     read = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows, prompt.features)
     for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows", "adapter"):
         assert getattr(read, name) == getattr(prompt, name)
@@ -142,13 +142,13 @@ def is_read_or_refused(read: Any, text: bytes) -> None:
 
 @READERS
 @given(text=st.binary(max_size=200))
-def test_any_bytes_are_a_record_or_a_refusal(read: Any, text: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_refused(read: Any, text: bytes) -> None:
     is_read_or_refused(read, text)
 
 
 @READERS
 @given(value=JSON)
-def test_any_value_is_a_record_or_a_refusal(read: Any, value: Any) -> None:
+def test_arbitrary_json_records_are_read_or_refused(read: Any, value: Any) -> None:
     is_read_or_refused(read, msgspec.msgpack.encode(value) if read in PACKED else json.dumps(value).encode())
 
 
@@ -159,7 +159,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 @given(packed=st.one_of(ENVELOPES.map(Envelope.to_bytes), PROMPTS.map(Prompt.to_bytes)), value=JSON, data=st.data())
-def test_a_changed_record_is_valid_or_refused_by_field(packed: bytes, value: Any, data: st.DataObject) -> None:
+def test_mutated_record_is_valid_or_refused_with_its_field(packed: bytes, value: Any, data: st.DataObject) -> None:
     record = msgspec.msgpack.decode(packed)
     read = read_envelope if "flow" in record else read_prompt
     holder, key = data.draw(st.sampled_from(places(record)))
@@ -185,7 +185,7 @@ RING_NAME = f"stretto_ring_{'a' * 16}"
         ({5: 1}, "chunk.flow: expected str, got {"),
     ],
 )
-def test_what_is_wrong_with_a_record_is_named(changes: dict[Any, Any], message: str) -> None:
+def test_error_names_invalid_record_fields(changes: dict[Any, Any], message: str) -> None:
     flow = {"table": f"stretto_flow_1_{'a' * 32}", "slot": 1, "generation": 2} | changes
     assert str(refusal(read_envelope, packed_envelope(flow=flow))).startswith(message)
 
@@ -201,7 +201,7 @@ def test_what_is_wrong_with_a_record_is_named(changes: dict[Any, Any], message: 
         ({"slots": [{"slot": 1}]}, "chunk.form.ring.slots: expected one of cuda_handle, device, name, got an unknown"),
     ],
 )
-def test_limits_of_options_hold_between_processes(changes: dict[str, Any], message: str) -> None:
+def test_option_limits_are_checked_between_processes(changes: dict[str, Any], message: str) -> None:
     assert refusal(read_envelope, packed_envelope(form={"ring": {"name": RING_NAME}})) is None
     changed = packed_envelope(form={"ring": {"name": RING_NAME} | changes})
     assert str(refusal(read_envelope, changed)).startswith(message)
@@ -212,13 +212,13 @@ def packed_envelope(**changes: Any) -> bytes:
     return msgspec.msgpack.encode({"utterance": "u", "flow": flow, "chunk": None} | changes)
 
 
-def test_unknown_keys_are_refused_in_the_records_of_lists() -> None:
+def test_unknown_keys_in_list_records_are_refused() -> None:
     marks = [{"word": "a", "frame": 1}, {"word": None, "frame": 2, "row": 3}]
     said = refusal(read_envelope, packed_envelope(chunk={"index": 0, "segment": 2, "marks": marks}))
     assert said == "chunk.chunk.marks[1].row: expected one of end, frame, word, got an unknown key"
 
 
-def test_a_whole_number_may_stand_for_a_float() -> None:
+def test_integer_is_accepted_for_a_float_field() -> None:
     """The writer does not check types, and some families use integers as defaults."""
     sampling = SamplingConfig(SegmentSampling(0), SegmentSampling(1), guidance_scale=2)
     read = Prompt.from_bytes("prompt", Prompt("tts", ROWS, sampling).to_bytes(), ROWS)
@@ -227,13 +227,13 @@ def test_a_whole_number_may_stand_for_a_float() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
-def test_a_duration_is_finite(value: float) -> None:
+def test_input_audio_duration_must_be_finite_and_nonnegative(value: float) -> None:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
     prompt = Prompt("tts", ROWS, sampling, input_audio_s=value)
     assert str(refusal(read_prompt, prompt.to_bytes())).startswith("prompt.input_audio_s: expected float ")
 
 
-def test_the_reason_of_an_inconsistent_record_is_its_own() -> None:
+def test_inconsistent_record_error_has_the_original_message() -> None:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
     record = msgspec.msgpack.decode(Prompt("tts", ROWS, sampling).to_bytes())
     record["sampling"]["seed"] = -1
@@ -242,7 +242,7 @@ def test_the_reason_of_an_inconsistent_record_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\xc1", b"\xff" * 9, b"\x91" * 100_000])
-def test_cut_and_foreign_bytes_are_refused(end: bytes) -> None:
+def test_truncated_and_extended_records_are_refused(end: bytes) -> None:
     data = packed_envelope()
     for length in range(0, len(data), 7):
         said = str(refusal(read_envelope, data[:length] + end))
@@ -250,7 +250,7 @@ def test_cut_and_foreign_bytes_are_refused(end: bytes) -> None:
     assert str(refusal(read_envelope, data + b"\x00")).startswith("chunk: expected a valid value, got an error: ")
 
 
-def test_a_prompt_whose_arrays_do_not_fit_is_refused() -> None:
+def test_prompt_with_inconsistent_arrays_is_refused() -> None:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0))
     prompt = Prompt("tts", ROWS, sampling, audios=(InputAudio(1, 2, np.ones((5, 3), np.float32)),))
     for features in (None, np.ones((4, 3), np.float32)):

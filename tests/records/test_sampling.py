@@ -31,7 +31,7 @@ SECONDS = "options.guidance.until_s: expected a number of seconds in \\(0, 10000
         ({"max_rows": "40"}, r"options.audio.max_rows: expected an integer in \[1, 1048576\], got '40'"),
     ],
 )
-def test_a_segment_s_parameters_are_refused_with_the_limit_and_what_came(changes: dict[str, Any], message: str) -> None:
+def test_invalid_segment_parameters_are_refused_with_limit_and_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         replace(CONFIG, audio=replace(SEGMENT, **changes))
 
@@ -61,19 +61,19 @@ def test_a_segment_s_parameters_are_refused_with_the_limit_and_what_came(changes
         ({"guided_until_s": 2.0}, "options.guidance.until_s: expected no value under policy 'always', got 2.0"),
     ],
 )
-def test_a_reply_s_parameters_are_refused_with_the_limit_and_what_came(changes: dict[str, Any], message: str) -> None:
+def test_invalid_reply_parameters_are_refused_with_limit_and_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         replace(CONFIG, **changes)
 
 
-def test_the_ends_of_every_range_are_taken() -> None:
+def test_range_limits_are_inclusive() -> None:
     for temperature, top_k, top_p, rows in ((0, 0, 1, 1), (1e-6, 1 << 20, 1e-6, 1 << 20), (10.0, 1, 0.5, 7)):
         segment = SegmentSampling(temperature, top_k, top_p, rows, rows)
         for seed in (0, (1 << 32) - 1, 1 << 32, (1 << 63) - 1):
             SamplingConfig(segment, segment, guidance_scale=0.0, seed=seed, policy="until_s", guided_until_s=1e6)
 
 
-def test_a_missing_seed_is_drawn_and_a_given_one_kept() -> None:
+def test_missing_seed_is_sampled_and_given_seed_is_kept() -> None:
     drawn = [replace(CONFIG, seed=None).with_seed().seed for _ in range(8)]
     assert all(seed is not None and 0 <= seed < 1 << 32 for seed in drawn)
     assert len(set(drawn)) > 1

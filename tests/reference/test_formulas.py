@@ -47,7 +47,7 @@ def test_bagpiper(scale: float, seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("family", "backbone"), [(OPUSLM, "olmo2"), (OPUSLM, "llama"), (DIALOGUE, "llama")])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_opuslm_and_its_dialogue(family: Family, backbone: str, seed: int, tmp_path: Path) -> None:
+def test_opuslm_references_match_the_formulas(family: Family, backbone: str, seed: int, tmp_path: Path) -> None:
     published = write_opuslm(tmp_path, backbone=backbone, is_dialogue=family is DIALOGUE, seed=seed)
     vocabulary = SMALL_OPUSLM
     ids = (range(*vocabulary.text), range(*vocabulary.ssl), vocabulary.codec, vocabulary.codebook_size)

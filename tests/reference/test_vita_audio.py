@@ -19,7 +19,7 @@ def reference() -> VitaReference:
     return VitaReference(RECORD["config"], random_vita.tensors(RECORD["config"], RECORD["seed"]))
 
 
-def test_the_fixture_is_of_the_small_release_and_decided_everywhere() -> None:
+def test_vita_audio_fixture_is_unambiguous() -> None:
     assert RECORD["config"] == random_vita.SMALL
     assert min(reply["lead"] for reply in RECORD["replies"]) > 1e-4
     assert all(len(set(reply["ids"])) > 8 for reply in RECORD["replies"] if reply["penalty"] > 1)
@@ -30,7 +30,7 @@ SCHEDULES = [*BY_DAY, *by_night(*(name for name in RECORD["schedules"] if name n
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_replies_recomputed_from_scratch_are_the_authors(reference: VitaReference, name: str) -> None:
+def test_recomputed_vita_audio_replies_match_the_authors(reference: VitaReference, name: str) -> None:
     replies = [reply for reply in RECORD["replies"] if reply["schedule"] == name]
     assert len(replies) == 9
     for reply in replies[::4]:  # each of three prompts, each of three penalties
@@ -38,7 +38,7 @@ def test_replies_recomputed_from_scratch_are_the_authors(reference: VitaReferenc
         assert reference.reply(reply["prompt"], schedule, size, reply["penalty"]) == reply["ids"]
 
 
-def test_a_schedule_names_who_draws_each_token() -> None:
+def test_schedule_maps_each_token_to_its_module() -> None:
     turbo, few = drawn_by([1, 10], 10), drawn_by([1, 4, 3, 2], 3)
     assert [next(turbo) for _ in range(13)] == [-1, *range(10), -1, 0]
     assert [next(few) for _ in range(13)] == [-1, 0, 1, 2, -1, -1, -1, -1, 0, 1, -1, -1, -1]

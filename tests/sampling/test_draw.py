@@ -16,12 +16,12 @@ def drawn(case: Case) -> torch.Tensor:
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(cases())
-def test_draws_are_the_plain_loop_s(case: Case) -> None:
+def test_sampled_tokens_match_the_plain_loop(case: Case) -> None:
     case.check(drawn(case))
 
 
 @pytest.mark.parametrize("columns", [300, 1025])
-def test_draws_from_wide_rows_are_the_plain_loop_s(columns: int) -> None:
+def test_sampled_tokens_of_wide_rows_match_the_plain_loop(columns: int) -> None:
     for seed in range(3):
         case = random_case(seed, (8, 2, columns), step=[0.0, 0.1][seed % 2])
         case.check(drawn(case))
@@ -29,20 +29,20 @@ def test_draws_from_wide_rows_are_the_plain_loop_s(columns: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_a_row_draws_the_same_whatever_the_others_ask_for(case: Case) -> None:
+def test_seeded_row_is_independent_of_other_rows(case: Case) -> None:
     together = drawn(case)
     for row in range(len(case.seeds)):
         assert torch.equal(drawn(case.row(row))[0], together[row])
 
 
-def test_where_there_is_no_stream_nothing_is_drawn() -> None:
+def test_draw_without_streams_is_empty() -> None:
     """This is the case for later streams in a family with one stream."""
     case = random_case(0, (3, 0, 0), step=0.0)
     assert drawn(case).shape == (3, 0)
 
 
 @pytest.mark.slow
-def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
+def test_wide_top_p_nucleus_is_sampled_exactly() -> None:
     case = random_case(0, (4, 1, 20_000))
     case.logits.mul_(torch.tensor([0.01, 0.2, 1.0, 3.0])[:, None, None])
     case.temperature[:], case.top_k[:], case.top_p[:] = 1, 0, 0.9
@@ -50,7 +50,7 @@ def test_a_wide_nucleus_is_found_however_far_it_reaches() -> None:
 
 
 @pytest.mark.slow
-def test_tokens_far_below_the_largest_win_where_there_are_many_of_them() -> None:
+def test_many_improbable_tokens_are_sampled_correctly() -> None:
     case = random_case(0, (8, 1, 20_000))
     case.logits[:] = -7.0
     case.logits[:, :, 5] = 1.0
@@ -68,21 +68,21 @@ def one_row(logits: list[float], temperature: float, top_k: int, top_p: float, n
     return (drawn(case).squeeze(1) - case.token_ids[0, 0]).tolist()
 
 
-def test_ties_at_the_k_th_place_are_all_kept() -> None:
+def test_ties_at_the_top_k_boundary_are_kept() -> None:
     assert set(one_row([2.0, 3.0, 2.0, 1.0, 2.0], 1.0, 2, 1.0)) == {0, 1, 2, 4}
 
 
-def test_equal_tokens_are_kept_or_left_together_by_top_p() -> None:
+def test_top_p_keeps_or_drops_equal_logits_together() -> None:
     assert set(one_row([0.0, 0.0, 0.0, -3.0], 1.0, 0, 0.05)) == {0, 1, 2}
 
 
-def test_top_p_counts_the_mass_of_what_top_k_kept() -> None:
+def test_top_p_applies_to_the_mass_kept_by_top_k() -> None:
     logits = np.log([0.3, 0.3001, 0.2, 0.2]).tolist()  # of the first two, the larger holds just over a half
     assert set(one_row(logits, 1.0, 2, 0.5)) == {1}
     assert set(one_row(logits, 1.0, 0, 0.5)) == {0, 1}
 
 
-def test_greedy_rows_take_the_lowest_of_equal_columns() -> None:
+def test_greedy_sampling_takes_the_lowest_of_equal_logits() -> None:
     assert set(one_row([1.0, 5.0, 5.0], 0.0, 0, 1.0)) == {1}
     case = random_case(3, (2, 2, 200), step=3.0)
     case.temperature[:] = [0, 1]
@@ -90,13 +90,13 @@ def test_greedy_rows_take_the_lowest_of_equal_columns() -> None:
 
 
 @pytest.mark.slow
-def test_the_frequencies_are_those_of_the_tempered_softmax() -> None:
+def test_sampling_frequencies_match_the_tempered_softmax() -> None:
     logits = [0.0, 1.0, 2.0, -1.0]
     counts = np.bincount(one_row(logits, 0.7, 0, 1.0, 20_000), minlength=4) / 20_000
     assert np.allclose(counts, torch.tensor(logits).div(0.7).softmax(0), atol=0.015)
 
 
-def test_a_row_without_any_token_left_harms_no_other() -> None:
+def test_row_with_all_tokens_masked_does_not_affect_others() -> None:
     case = random_case(5, (3, 1, 90))
     case.logits[1] = -torch.inf
     for temperature in (0.0, 1.0):
@@ -107,7 +107,7 @@ def test_a_row_without_any_token_left_harms_no_other() -> None:
             assert torch.equal(tokens[2], drawn(case.row(2))[0])
 
 
-def test_the_plan_says_what_no_row_asks_for() -> None:
+def test_draw_plan_skips_steps_that_no_row_needs() -> None:
     def plan(temperature: list[float], top_k: list[int], top_p: list[float]) -> DrawPlan:
         return DrawPlan.from_parameters(np.float32(temperature), np.int64(top_k), np.float32(top_p))
 
@@ -116,7 +116,7 @@ def test_the_plan_says_what_no_row_asks_for() -> None:
     assert plan([1, 1], [5, 0], [1, 0.5]) == DrawPlan(True, 0, True)
 
 
-def test_params_of_one_stream_hold_for_all_streams_of_a_row() -> None:
+def test_single_stream_params_apply_to_all_streams_of_a_row() -> None:
     case = random_case(9, (1, 3, 60))
     params = DrawParams(torch.tensor([0.0]), torch.tensor([0]), torch.tensor([1.0]))
     tokens = draw(case.logits, case.token_ids, case.keys, params, DrawPlan(True, 0, False))

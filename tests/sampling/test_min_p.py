@@ -10,7 +10,7 @@ from stretto.sampling import keep_near, min_p_span
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 2.0])
 @pytest.mark.parametrize("min_p", [0.01, 0.05, 0.5, 1.0])
-def test_what_is_kept_is_as_probable_as_asked_for(min_p: float, temperature: float) -> None:
+def test_min_p_keeps_exactly_the_probable_tokens(min_p: float, temperature: float) -> None:
     logits = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)) * 3
     logits[:, 7] = -torch.inf
     probabilities = (logits.double() / temperature).softmax(1)
@@ -19,7 +19,7 @@ def test_what_is_kept_is_as_probable_as_asked_for(min_p: float, temperature: flo
     assert torch.equal(kept, expected)
 
 
-def test_rows_that_do_not_ask_for_it_keep_all() -> None:
+def test_min_p_is_off_by_default_and_for_greedy_rows() -> None:
     """Greedy rows choose the most probable token anyway."""
     assert min_p_span(0.0, 1.0) == min_p_span(0.5, 0.0) == math.inf
     logits = torch.randn(2, 50)

@@ -27,7 +27,7 @@ def keys(seed: int, positions: list[int], num_streams: int) -> torch.Tensor:
     return torch.from_numpy(stream_keys(seeds, np.array(positions, np.int32), num_streams))
 
 
-def test_noise_is_the_plain_loop_s() -> None:
+def test_noise_matches_the_reference_loop() -> None:
     tokens = torch.tensor([0, 1, 255, 160_391])
     for seed in SEEDS:
         for row, position in zip(keys(seed, [0, 1, 4095, 30_000], 3), [0, 1, 4095, 30_000], strict=True):
@@ -37,7 +37,7 @@ def test_noise_is_the_plain_loop_s() -> None:
                     assert noise[stream, column].item() == reference.uniform(seed, position, stream, token)
 
 
-def test_the_noise_of_a_second_draw_is_the_plain_loop_s_and_another() -> None:
+def test_redraw_noise_matches_the_reference_loop_and_is_independent() -> None:
     tokens = torch.arange(200)
     first = keys(7, [12], 2)
     again = uniform(redraw_keys(first)[0, 1], tokens)
@@ -72,14 +72,14 @@ def test_neighbouring_streams_positions_and_tokens_are_uncorrelated() -> None:
         assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.01
 
 
-def test_the_largest_of_logits_plus_gumbel_is_a_draw_from_their_softmax() -> None:
+def test_gumbel_max_samples_from_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
     noise = torch.from_numpy(gumbel(keys(4, list(range(20_000)), 1).numpy(), np.arange(4)))
     frequency = torch.bincount((logits + noise).argmax(-1), minlength=4) / 20_000
     assert torch.allclose(frequency, logits.softmax(0), atol=0.015)
 
 
-def test_gaussian_noise_is_that_of_its_definition() -> None:
+def test_gaussian_noise_matches_its_definition() -> None:
     """It is Box-Muller of two uniforms per key. The first numbers are fixed, so that a seed's voice stays the same."""
     own = stream_keys(np.array([seed_key(7)] * 3, np.int32), np.array([0, 1, 4095], np.int32), 9)[:, 1:]
     for step in range(3):
@@ -89,7 +89,7 @@ def test_gaussian_noise_is_that_of_its_definition() -> None:
     assert gaussian(own)[:, :3].tolist() == GAUSSIAN
 
 
-def test_gaussian_noise_of_numpy_and_torch_agree() -> None:
+def test_numpy_and_torch_gaussian_noise_agree() -> None:
     own = stream_keys(np.array([seed_key(3)] * 4000, np.int32), np.arange(4000, dtype=np.int32), 65)[:, 1:]
     here, there = gaussian(own), gaussian(torch.from_numpy(own)).numpy()
     assert here.dtype == there.dtype == np.float32
@@ -97,7 +97,7 @@ def test_gaussian_noise_of_numpy_and_torch_agree() -> None:
     assert np.abs(here - there).max() < 1e-6
 
 
-def test_gaussian_noise_has_the_moments_of_its_distribution() -> None:
+def test_gaussian_noise_has_gaussian_moments() -> None:
     own = stream_keys(np.array([seed_key(5)] * 20_000, np.int32), np.arange(20_000, dtype=np.int32), 33)[:, 1:]
     noise = gaussian(own).astype(np.float64)
     assert abs(noise.mean()) < 0.005

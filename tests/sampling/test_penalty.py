@@ -4,7 +4,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from stretto.sampling import penalize
 
 
-def test_the_penalty_is_hugging_face_s_bit_by_bit() -> None:
+def test_repetition_penalty_is_bit_identical_to_hugging_face() -> None:
     random = torch.Generator().manual_seed(0)
     logits, ids = torch.randn(4, 50, generator=random), torch.randint(0, 50, (4, 30), generator=random)
     is_seen = torch.zeros(4, 50, dtype=torch.bool).scatter_(1, ids, True)

@@ -7,7 +7,7 @@ from stretto.sampling import RepetitionRule, is_repeated
 ROWS, STREAMS, LONGEST = 40, 3, 9
 
 
-def test_repeats_are_counted_in_each_row_s_own_window() -> None:
+def test_repeats_are_counted_in_the_window_of_each_row() -> None:
     random = torch.Generator().manual_seed(0)
     history = torch.randint(-1, 4, (ROWS, LONGEST, STREAMS), generator=random)
     drawn = torch.randint(0, 4, (ROWS, STREAMS), generator=random)

@@ -5,14 +5,14 @@ import torch
 from stretto.sampling import advances
 
 
-def test_without_temperature_the_likelier_wins() -> None:
+def test_zero_temperature_takes_the_likelier_option() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
     stay = torch.tensor([0, 0])  # P(stay) = 0.79 and 0.45
     noise = torch.full((2,), 0.5)
     assert advances(logits, stay, torch.zeros(2), noise).tolist() == [False, True]
 
 
-def test_the_frequency_of_advancing_is_the_tempered_probability() -> None:
+def test_advance_frequency_matches_the_tempered_probability() -> None:
     noise = (torch.arange(10_000) + 0.5) / 10_000
     logits = torch.tensor([[1.0, -0.5, 0.2, -1.0]]).expand(10_000, -1)
     stay = torch.zeros(10_000, dtype=torch.int64)
@@ -23,7 +23,7 @@ def test_the_frequency_of_advancing_is_the_tempered_probability() -> None:
         assert abs(frequency - odds / (1 + odds)) < 1e-3
 
 
-def test_certainty_is_no_accident() -> None:
+def test_certain_alignment_advances_ignore_the_noise() -> None:
     logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]])
     stay = torch.tensor([0, 0])
     for noise in (1e-7, 1 - 1e-7):

@@ -6,7 +6,7 @@ from stretto.sampling import DrawParams, DrawPlan, draw, truncate
 from tests.sampling.cases import random_case
 
 
-def test_the_plain_draw_from_truncated_logits_is_the_draw() -> None:
+def test_plain_draw_from_truncated_logits_equals_the_full_draw() -> None:
     """This also holds with ties. Rows of temperature 0 keep all logits."""
     num_dropped = 0
     for seed in range(12):

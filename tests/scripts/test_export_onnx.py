@@ -61,7 +61,7 @@ def pair(
 
 
 @pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 2), (2, 13), (5, 7), (1, 60)])
-def test_onnxruntime_gives_torchs_samples_in_any_shape(pair: tuple[Codec, Codec], batch: int, frames: int) -> None:
+def test_onnxruntime_samples_match_torch_for_any_shape(pair: tuple[Codec, Codec], batch: int, frames: int) -> None:
     codec, exported = pair
     codes = random_codes(codec, batch, frames)
     expected = stream(codec, codes, [frames])
@@ -85,7 +85,7 @@ def mel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_the_feature_extractor_takes_pcm_of_any_length(mel: Path) -> None:
+def test_feature_extractor_accepts_any_pcm_length(mel: Path) -> None:
     session = onnx_runtime.open_session(mel)
     for batch, length in ((1, 160), (2, 12_345), (3, 16_000)):
         pcm = torch.randn(batch, length, generator=torch.Generator().manual_seed(0)) / 10
@@ -94,7 +94,7 @@ def test_the_feature_extractor_takes_pcm_of_any_length(mel: Path) -> None:
         assert (torch.from_numpy(features) - log_mel(pcm)).abs().max() <= 1e-4
 
 
-def test_a_state_that_only_torch_carries_is_refused(tmp_path: Path) -> None:
+def test_codec_state_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fake carries a state that cannot be exported"):
         export_codec(FakeCodec(), tmp_path / "codec.onnx")
 
@@ -108,7 +108,7 @@ def command(mel: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return out
 
 
-def test_the_last_line_tells_size_speed_and_difference(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_output_line_has_size_speed_and_difference(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_onnx.main()
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["file_bytes"] == command.stat().st_size
@@ -116,7 +116,7 @@ def test_the_last_line_tells_size_speed_and_difference(command: Path, capsys: py
     assert row["torch_ms"] > 0 < row["onnx_ms"]
 
 
-def test_a_difference_beyond_the_tolerance_fails(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_export_fails_on_difference_from_torch(command: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_onnx, "log_mel", lambda pcm: log_mel(pcm) + 0.01)
     with pytest.raises(SystemExit, match="differs from torch"):
         export_onnx.main()

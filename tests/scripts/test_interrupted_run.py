@@ -40,7 +40,7 @@ def test_that_hangs():
     ("number", "workers"),
     [(signal.SIGINT, ["-n", "1"]), (signal.SIGTERM, ["-n", "1"]), (signal.SIGKILL, ["-p", "no:xdist"])],
 )
-def test_a_run_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
+def test_interrupted_test_run_leaves_no_processes(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
     (tmp_path / "test_starts.py").write_text(STARTS)
     named = tmp_path / "pids"
     os.mkfifo(named)

@@ -30,7 +30,7 @@ def written(tmp_path: Path, components: list[dict[str, Any]]) -> tuple[int, str]
     return status, (tmp_path / "licences.md").read_text()
 
 
-def test_the_table(tmp_path: Path) -> None:
+def test_licence_table_is_written(tmp_path: Path) -> None:
     status, text = written(tmp_path, COMPONENTS[:3])
     assert status == 0
     assert text.splitlines()[-3:] == [
@@ -40,13 +40,13 @@ def test_the_table(tmp_path: Path) -> None:
     ]
 
 
-def test_who_states_no_licence_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_components_without_a_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = written(tmp_path, [*COMPONENTS, {"name": "silent", "version": "3"}])
     assert status == 1
     assert "| silent | 3 | not stated |" in text
     assert "no licence is stated by long, silent" in capsys.readouterr().err
 
 
-def test_what_is_no_sbom_is_refused() -> None:
+def test_invalid_sboms_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an SBOM of CycloneDX, got bomFormat None"):
         list(rows({}))

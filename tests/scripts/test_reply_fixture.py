@@ -20,7 +20,7 @@ def run_with(made: Replies, monkeypatch: pytest.MonkeyPatch, *words: str) -> Non
     run("What a model replies.", lambda: made, write, equal_in("text", "codes"))
 
 
-def test_a_fixture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_fixture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixture = tmp_path / "replies.json"
     run_with(MADE, monkeypatch, str(fixture))
     assert json.loads(fixture.read_text()) == {"replies": MADE}
@@ -36,7 +36,7 @@ def test_a_fixture_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
     ids=["codes", "case", "number", "what is not compared"],
 )
-def test_a_check_tells_what_is_other_and_writes_nothing(
+def test_check_reports_differences_without_writing(
     changes: dict[str, Any] | None, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(fixture := tmp_path / "replies.json", MADE)

@@ -24,7 +24,7 @@ def packed(path: Path, names: list[str], mtime: int, uid: int, umask: int) -> Pa
     return path
 
 
-def test_two_sdists_of_one_tree_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sdists_of_one_tree_become_byte_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = packed(tmp_path / "one.tar.gz", list(FILES), 1_000_000_000, 0, 0o022)
     other = packed(tmp_path / "other.tar.gz", list(reversed(FILES)), 1_600_000_001, 1000, 0o077)
     assert one.read_bytes() != other.read_bytes()
@@ -39,7 +39,7 @@ def test_two_sdists_of_one_tree_become_one(tmp_path: Path, monkeypatch: pytest.M
         assert archive.getmember("stretto-1/PKG-INFO").mode == 0o644
 
 
-def test_another_tree_gives_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_tree_gives_different_archive_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = packed(tmp_path / "one.tar.gz", list(FILES), 0, 0, 0)
     other = packed(tmp_path / "other.tar.gz", list(FILES)[:-1], 0, 0, 0)
     monkeypatch.setenv(EPOCH, "1700000000")
@@ -48,7 +48,7 @@ def test_another_tree_gives_other_bytes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("epoch", [None, "", "yesterday", "-1"])
-def test_a_date_must_be_given(epoch: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_date_epoch_is_required(epoch: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(EPOCH, raising=False)
     if epoch is not None:
         monkeypatch.setenv(EPOCH, epoch)

@@ -45,7 +45,7 @@ def set_up(clone: Path, cache: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("name", "is_linked"), [("a b", False), ("für Töne", True)])
-def test_the_environment_has_an_ascii_path(tmp_path: Path, name: str, is_linked: bool) -> None:
+def test_virtual_environment_has_an_ascii_path(tmp_path: Path, name: str, is_linked: bool) -> None:
     clone, cache = tmp_path / name, tmp_path / "cache"
     said = set_up(clone, cache)
     assert "setup: making .venv" in said.stdout, said
@@ -55,13 +55,13 @@ def test_the_environment_has_an_ascii_path(tmp_path: Path, name: str, is_linked:
         assert (clone / ".venv").resolve().parent == cache / "stretto"
 
 
-def test_without_any_folder_that_is_ascii_the_set_up_says_so(tmp_path: Path) -> None:
+def test_setup_reports_that_no_ascii_folder_is_available(tmp_path: Path) -> None:
     said = set_up(tmp_path / "für Töne", tmp_path / "Ü")
     assert said.returncode == 1
     assert "is ASCII; set XDG_CACHE_HOME to one that is" in said.stderr
 
 
-def test_other_entry_points_are_installed_also_if_they_were_before(tmp_path: Path) -> None:
+def test_changed_entry_points_are_reinstalled(tmp_path: Path) -> None:
     """This happens after switching branches and back. Entry points left by a wheel build are removed."""
     write_clone(tmp_path)
     uv, calls = tmp_path / ".venv" / "bin" / "uv", tmp_path / "calls"

@@ -33,13 +33,13 @@ def speak(clone: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=clone.parent, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
-def test_it_sets_up_and_speaks_in_the_callers_folder(clone: Path) -> None:
+def test_speak_script_sets_up_and_speaks_in_the_current_directory(clone: Path) -> None:
     done = speak(clone, "two  words", "--seed", "1")
     expected = ["setup embedded", f"stretto in {clone.parent}:", "speak", "--out", "speech.wav", "two  words"]
     assert done.stdout.splitlines() == [*expected, "--seed", "1"], done.stderr
 
 
-def test_it_stops_the_server_without_setting_anything_up(clone: Path) -> None:
+def test_speak_script_stops_the_server_without_setup(clone: Path) -> None:
     done = speak(clone, "--stop")
     assert done.stdout.splitlines() == [f"stretto in {clone.parent}:", "serve", "--stop"], done.stderr
     (clone / ".venv/bin/stretto").unlink()
@@ -47,13 +47,13 @@ def test_it_stops_the_server_without_setting_anything_up(clone: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "code"), [((), 2), (("--help",), 0)])
-def test_without_a_text_it_says_how_it_is_called(clone: Path, words: tuple[str, ...], code: int) -> None:
+def test_speak_script_without_text_prints_its_usage(clone: Path, words: tuple[str, ...], code: int) -> None:
     done = speak(clone, *words)
     assert done.returncode == code
     assert (done.stdout + done.stderr).startswith('scripts/speak.sh "text" [options] ')
 
 
-def test_a_set_up_that_fails_ends_it(clone: Path) -> None:
+def test_speak_script_exits_with_the_setup_status(clone: Path) -> None:
     (clone / "scripts/setup.sh").write_text("#!/bin/sh\nexit 7\n")
     done = speak(clone, "hello")
     assert (done.returncode, done.stdout) == (7, "")

@@ -55,7 +55,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_it_is_answered_by_field_limit_and_what_came(server: Server, name: str) -> None:
+def test_bad_input_error_names_field_limit_and_value(server: Server, name: str) -> None:
     inputs, words = BAD[name]
     answer = server.ask(**inputs)
     assert answer.error is not None
@@ -65,7 +65,7 @@ def test_it_is_answered_by_field_limit_and_what_came(server: Server, name: str) 
     assert "Traceback" not in answer.error
 
 
-def test_a_running_stream_hears_nothing_of_them(server: Server) -> None:
+def test_bad_requests_do_not_affect_a_running_stream(server: Server) -> None:
     options = {"seed": 3, "max_audio_s": 2.0}
     alone = server.ask(options, text="two green windows")
     running = server.stream(options, text="two green windows")
@@ -77,11 +77,11 @@ def test_a_running_stream_hears_nothing_of_them(server: Server) -> None:
     np.testing.assert_allclose(answer.pcm, alone.pcm, atol=1e-4)
 
 
-def test_the_kind_of_an_error_leads_its_message(server: Server) -> None:
+def test_error_messages_start_with_the_error_kind(server: Server) -> None:
     assert server.ask(text="").error.startswith("in ensemble 'speech', invalid request: text: ")
 
 
-def test_none_of_them_left_a_traceback_in_the_log(server: Server) -> None:
+def test_bad_input_leaves_no_traceback_in_the_log(server: Server) -> None:
     before, failed = server.log, server.metric("failed_total")
     for name in sorted(set(BAD) - {"60 MB of audio"}):
         server.ask(**BAD[name][0])

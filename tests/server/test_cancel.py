@@ -36,14 +36,14 @@ def cancel_after(server: Server, num_responses: int) -> None:
 
 
 @pytest.mark.parametrize("num_responses", [1, *by_night(0, 4)])
-def test_the_language_model_stops_with_the_client(server: Server, num_responses: int) -> None:
+def test_language_model_stops_when_the_client_disconnects(server: Server, num_responses: int) -> None:
     before = server.metric("cancelled_total")
     for _ in range(5):
         cancel_after(server, num_responses)
     server.until(lambda: server.metric("cancelled_total") == before + 5)
 
 
-def test_cancelling_many_leaves_room_for_all(server: Server) -> None:
+def test_cancelling_many_streams_frees_all_slots(server: Server) -> None:
     table = server.table()
     for _ in range(3):
         streams = [server.stream({"seed": i}, text=LONG) for i in range(12)]
@@ -57,7 +57,7 @@ def test_cancelling_many_leaves_room_for_all(server: Server) -> None:
     server.until(lambda: server.metric("pairs") == 0)
 
 
-def test_one_client_leaving_does_not_disturb_another(server: Server) -> None:
+def test_client_disconnect_does_not_disturb_other_clients(server: Server) -> None:
     alone = server.ask({"seed": 5, "max_audio_s": 2.0}, text="two green windows")
     staying = server.stream({"seed": 5, "max_audio_s": 2.0}, text="two green windows")
     leaving = server.stream({"seed": 6}, text=LONG)

@@ -81,7 +81,9 @@ FURTHER_CODES = {"english": 0, "multilingual": -1, "turbo": 3}
         for reply in REPLIES[release]
     ],
 )
-def test_codes_and_samples_are_the_authors(release: str, reply: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_served_codes_and_samples_match_the_published_model(
+    release: str, reply: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
     served: ServedCheckpoint = request.getfixturevalue(release)
     answer = served.server.ask(options_of(reply, RECORD[release]["num_codes"]), text=reply["text"])
     codes, pcm = spoken(answer)
@@ -97,7 +99,7 @@ def test_codes_and_samples_are_the_authors(release: str, reply: dict[str, Any], 
     assert release == "turbo" or answer.report["guided_frames"] == len(drawn)
 
 
-async def test_a_language_is_named_and_missing_packages_are(multilingual: ServedCheckpoint) -> None:
+async def test_served_model_requires_language_and_names_missing_packages(multilingual: ServedCheckpoint) -> None:
     """This holds directly and through the gateway, which also accepts codes with a region; other requests continue."""
     server, options = multilingual.server, {"seed": 7, "audio": {"temperature": 0.8, "max_rows": 12}}
     for given, message in (
@@ -130,7 +132,7 @@ def recorded(pcm: np.ndarray, text: str) -> dict[str, Any]:
     return {"messages": json.dumps(turns), "pcm_in": pcm, "sample_rate": np.array([24_000], np.int32)}
 
 
-def test_a_recording_is_spoken_in_as_its_voice_file_is(english: ServedCheckpoint) -> None:
+def test_voice_from_a_recording_matches_its_voice_file(english: ServedCheckpoint) -> None:
     """The second request finds the voice in all caches, and the third a new decoder, which has none.
 
     Another recording gives another voice.
@@ -149,7 +151,7 @@ def test_a_recording_is_spoken_in_as_its_voice_file_is(english: ServedCheckpoint
     assert other[1].shape != pcm.shape or np.abs(other[1] - pcm).max() > 1e-2
 
 
-def test_bad_input_is_refused_by_its_field(english: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(english: ServedCheckpoint) -> None:
     turns = [{"role": "user", "codes": [[1, 2]]}]
     for inputs, message in (
         ({"text": " "}, "text: expected text of at least one character"),
@@ -183,7 +185,7 @@ def test_unsuitable_requests_are_refused(turbo: ServedCheckpoint) -> None:
         turbo.server.refuses(inputs, message)
 
 
-async def test_an_uploaded_voice_speaks_through_the_gateway(turbo: ServedCheckpoint, tmp_path: Path) -> None:
+async def test_uploaded_voice_via_gateway_matches_a_direct_request(turbo: ServedCheckpoint, tmp_path: Path) -> None:
     """It sounds like the same recording in a request to the server, until it is deleted."""
     wav = io.BytesIO()
     soundfile.write(wav, at_24_khz("long"), 24_000, format="WAV", subtype="FLOAT")

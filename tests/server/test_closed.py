@@ -118,12 +118,12 @@ def with_parameters(**parameters: str) -> Any:
         (with_parameters(a="\1" * 5000), "parameters: expected at most 32 parameters and 4096 bytes in all"),
     ],
 )
-def test_what_would_be_read_otherwise_behind_the_proxy_is_refused(server: Server, request_: Any, told: str) -> None:
+def test_ambiguous_requests_are_refused_by_the_proxy(server: Server, request_: Any, told: str) -> None:
     assert f"invalid request: {told}" in over_grpc(server, request_)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_request_ends_a_process(server: Server, name: str) -> None:
+def test_attacks_do_not_end_any_process(server: Server, name: str) -> None:
     before = processes_of(server)
     answer = ATTACKS[name](server)
     assert answer, "answered"
@@ -133,7 +133,7 @@ def test_no_request_ends_a_process(server: Server, name: str) -> None:
     assert processes_of(server) == before
 
 
-def test_the_flow_table_cannot_be_registered_as_shared_memory(server: Server) -> None:
+def test_flow_table_cannot_be_registered_as_shared_memory(server: Server) -> None:
     table = server.table()
     request = service_pb2.SystemSharedMemoryRegisterRequest(name="mine", key=f"/{table.path.name}", byte_size=4096)
     (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
@@ -149,7 +149,7 @@ def test_the_flow_table_cannot_be_registered_as_shared_memory(server: Server) ->
     table.close()
 
 
-def test_the_ports_listen_on_loopback_and_the_key_is_on_no_command_line(server: Server) -> None:
+def test_ports_listen_on_loopback_and_no_command_line_has_the_key(server: Server) -> None:
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
     listening = dict(reversed(words[1].split(":")) for words in lines if words[3] == "0A")
     for port in (server.http, server.grpc, server.metrics):

@@ -18,7 +18,7 @@ def options(seed: int) -> dict[str, object]:
     return {"seed": seed, "max_audio_s": 1.6, "text": {"max_rows": 60}}
 
 
-def test_each_of_sixteen_streams_says_what_it_says_alone(server: Server) -> None:
+def test_sixteen_concurrent_streams_match_single_streams(server: Server) -> None:
     def speak(i: int) -> Answer:
         return server.ask(options(i), text=TEXTS[i])
 
@@ -38,7 +38,7 @@ def test_each_of_sixteen_streams_says_what_it_says_alone(server: Server) -> None
     server.until(lambda: server.metric("running_requests") == server.metric("kv_usage") == 0)
 
 
-def test_afterwards_nothing_is_left_in_flight(server: Server) -> None:
+def test_no_utterances_are_left_after_concurrent_requests(server: Server) -> None:
     server.ask(options(1), text=TEXTS[0])
     table = server.table()
     server.until(lambda: table.num_active() == 0)

@@ -45,7 +45,7 @@ def inputs(pcm: np.ndarray, text: str, words: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("words", "instruct"), [("one two", ""), ("", ""), ("one two", "Softly.")])
-def test_a_text_is_streamed_in_the_voice_of_a_recording(served: ServedCheckpoint, words: str, instruct: str) -> None:
+def test_served_cosyvoice3_streams_in_a_recorded_voice(served: ServedCheckpoint, words: str, instruct: str) -> None:
     """The samples of all chunks equal a one-shot decode with the chunk mask."""
     options = {"seed": 3, "instruct": instruct, "audio": {"min_rows": 90}, "output": {"codes": True}}
     answer = served.server.ask(options, **inputs(recording(), "hello [laughter] you", words))
@@ -76,7 +76,7 @@ def codes_and_samples(responses: list[Response]) -> tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.parametrize("words", ["one two", ""])
-def test_text_that_is_still_being_written_is_spoken(served: ServedCheckpoint, words: str) -> None:
+def test_open_streamed_text_gives_the_speech_of_the_complete_text(served: ServedCheckpoint, words: str) -> None:
     """Codes and samples equal those of the complete text."""
     server, pcm = served.server, recording()
     at_once = server.ask(STREAMED | {"text_mode": "streaming"}, **inputs(pcm, WRITTEN, words))
@@ -100,7 +100,7 @@ def test_text_that_is_still_being_written_is_spoken(served: ServedCheckpoint, wo
     assert heard[0].max() < NUM_CODES
 
 
-async def test_pieces_of_a_text_are_spoken_through_the_gateway(served: ServedCheckpoint) -> None:
+async def test_streamed_text_is_spoken_through_the_gateway(served: ServedCheckpoint) -> None:
     """The samples equal those of a complete text that is read during the reply."""
     client_options: dict[str, Any] = {"seed": 5, "audio": {"max_rows": 300}, "text_mode": "streaming"}
     sent = wav(recording(), 24_000)
@@ -127,7 +127,7 @@ async def test_pieces_of_a_text_are_spoken_through_the_gateway(served: ServedChe
     np.testing.assert_allclose(heard, expected, atol=4)
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for given, message in (
         ({"text": "hello"}, "messages: expected a system turn with audio"),
         (inputs(recording(0.9), "a"), "messages[0].audio: expected at least 1 s, got 0.9000 s"),

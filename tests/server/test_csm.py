@@ -69,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCsm]:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_reply_streams_what_the_release_says(served: ServedCsm, case: str) -> None:
+def test_served_model_streams_the_reference_codes(served: ServedCsm, case: str) -> None:
     changes, inputs = CASES[case]
     answer = served.server.ask(OPTIONS | changes, **inputs)
     assert answer.error is None
@@ -81,7 +81,7 @@ def test_a_reply_streams_what_the_release_says(served: ServedCsm, case: str) -> 
     assert not any(event["text"] for event in answer.events)
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCsm) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCsm) -> None:
     unspoken = [{"role": "user", "codes": CODES}, {"role": "assistant", "text": "a"}]
     for inputs, message in (
         (

@@ -21,7 +21,7 @@ def plain(_server: Server) -> Answer:
     return _server.ask(SHORT, text=SENTENCE)
 
 
-def test_16_bit_samples_at_another_rate_are_the_same_sound(plain: Answer, server: Server) -> None:
+def test_resampled_16_bit_output_matches_native_rate_output(plain: Answer, server: Server) -> None:
     other = server.ask(SHORT | {"output": {"encoding": "pcm_s16le", "sample_rate": 24_000}}, text=SENTENCE)
     assert other.error is None
     assert other.pcm.dtype == np.int16
@@ -36,7 +36,7 @@ def test_16_bit_samples_at_another_rate_are_the_same_sound(plain: Answer, server
 @pytest.mark.parametrize(
     "chunking", [{"first_frames": 1, "steady_frames": 2}, {"steady_frames": 100, "playout_s": 1.0}]
 )
-def test_the_waveform_does_not_depend_on_its_chunks(plain: Answer, server: Server, chunking: dict[str, Any]) -> None:
+def test_waveform_does_not_depend_on_chunking(plain: Answer, server: Server, chunking: dict[str, Any]) -> None:
     other = server.ask(SHORT | {"chunking": chunking}, text=SENTENCE)
     assert other.error is None
     np.testing.assert_allclose(other.pcm, plain.pcm, atol=1e-4)
@@ -51,5 +51,5 @@ def test_the_waveform_does_not_depend_on_its_chunks(plain: Answer, server: Serve
         ({"chunking": {"first_frames": 0}}, "options.chunking.first_frames: expected an integer in [1, 25], got 0"),
     ],
 )
-def test_what_cannot_be_delivered_is_refused(server: Server, options: dict[str, Any], message: str) -> None:
+def test_unsupported_delivery_options_are_refused(server: Server, options: dict[str, Any], message: str) -> None:
     assert message in (server.ask(options, text=SENTENCE).error or "")

@@ -126,7 +126,7 @@ def check_chunks(answer: Answer, expected: Expected) -> None:
 
 
 @pytest.mark.parametrize(("served", "case"), PAIRS, indirect=["served"])
-def test_a_task_streams_what_the_release_says(served: ServedRelease, case: tuple[str, dict[str, Any], str]) -> None:
+def test_served_task_streams_the_reference_reply(served: ServedRelease, case: tuple[str, dict[str, Any], str]) -> None:
     task, inputs, comes = case
     options = {"seed": 11} | (SPOKEN if "a" in comes else LONG_ENOUGH)
     answer = served.server.ask(options, **inputs)
@@ -190,13 +190,13 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
 
 
 @pytest.mark.parametrize("served", list(BAD), indirect=True)
-def test_bad_input_is_refused_by_its_field(served: ServedRelease) -> None:
+def test_invalid_input_error_names_its_field(served: ServedRelease) -> None:
     for inputs, message in BAD[served.name]:
         served.server.refuses(inputs, message)
 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
-async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) -> None:
+async def test_conversation_continues_with_its_own_reply_codes(served: ServedRelease) -> None:
     """Our client sends two turns, and the model receives the codes of its own first reply."""
     turns = [turn("system", codes=VOICE), turn("user", text="how are you?")]
     options = {"seed": 5} | SPOKEN
@@ -213,7 +213,7 @@ async def test_a_conversation_goes_on_with_what_was_said(served: ServedRelease) 
 
 
 @pytest.mark.parametrize("served", ["opuslm-dialogue"], indirect=True)
-def test_the_command_line_converses(served: ServedRelease, tmp_path: Path) -> None:
+def test_chat_command_line_matches_the_reference_replies(served: ServedRelease, tmp_path: Path) -> None:
     """There are a written and a spoken turn; printed and saved replies equal the release's replies."""
     np.save(tmp_path / "voice.npy", np.array(VOICE))
     np.save(tmp_path / "heard.npy", np.array(HEARD))

@@ -147,7 +147,9 @@ async def opened(server: Server) -> AsyncIterator[Doors]:
 
 
 @pytest.mark.parametrize("num_requests", [100, *by_night(1000, 10_000)])
-async def test_refused_or_answered(server: Server, num_requests: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_fuzzed_requests_are_refused_or_answered(
+    server: Server, num_requests: int, caplog: pytest.LogCaptureFixture
+) -> None:
     seed = int(os.environ.get("FUZZ_SEED") or (secrets.randbelow(1 << 32) if num_requests > 1000 else 0))
     fuzzed = Fuzzed(server, seed)
     async with opened(server) as doors:

@@ -23,7 +23,7 @@ async def client(server: Server) -> AsyncIterator[openai.AsyncOpenAI]:
         yield opened
 
 
-async def test_speech_and_what_is_heard_in_it_are_the_servers_own(server: Server, client: openai.AsyncOpenAI) -> None:
+async def test_gateway_speech_and_transcripts_match_the_server(server: Server, client: openai.AsyncOpenAI) -> None:
     same: dict[str, Any] = {"seed": 3, "chunking": {"deterministic": True}}
 
     async def spoken(response_format: Any) -> bytes:
@@ -44,7 +44,7 @@ async def test_speech_and_what_is_heard_in_it_are_the_servers_own(server: Server
     assert text.text == "".join(heard).strip()
 
 
-async def test_what_the_model_refuses_is_named_as_the_caller_names_it(client: openai.AsyncOpenAI) -> None:
+async def test_model_refusals_name_the_openai_field(client: openai.AsyncOpenAI) -> None:
     async def refusal(**change: object) -> str | None:
         request = {"model": "tts-1", "voice": "alloy", "input": "A cat."} | change
         with pytest.raises(openai.BadRequestError) as raised:
@@ -61,7 +61,7 @@ async def test_what_the_model_refuses_is_named_as_the_caller_names_it(client: op
     assert raised.value.param == "file"
 
 
-async def test_what_the_model_cannot_honour_is_ignored_and_named(client: openai.AsyncOpenAI) -> None:
+async def test_gateway_reports_unsupported_options_as_ignored(client: openai.AsyncOpenAI) -> None:
     answer = await client.audio.speech.with_raw_response.create(
         model="tts-1", voice="alloy", input="A cat.", instructions="Whisper.", extra_body={"depth": {"top_k": 2}}
     )
@@ -69,7 +69,7 @@ async def test_what_the_model_cannot_honour_is_ignored_and_named(client: openai.
     assert sorted(answer.headers["stretto-ignored"].split(", ")) == ["depth", "instructions"]
 
 
-async def test_who_leaves_frees_the_language_model(server: Server, client: openai.AsyncOpenAI) -> None:
+async def test_gateway_disconnect_frees_the_language_model(server: Server, client: openai.AsyncOpenAI) -> None:
     long = {"max_audio_s": 9.6, "audio": {"min_rows": 239}}
     create = client.audio.speech.with_streaming_response.create
     async with create(model="tts-1", voice="alloy", input=TEXT, response_format="wav", extra_body=long) as answer:

@@ -75,7 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedHiggsAudi
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_reply_streams_what_the_release_says(served: ServedHiggsAudio, case: str) -> None:
+def test_served_model_streams_the_reference_codes(served: ServedHiggsAudio, case: str) -> None:
     changes, inputs = CASES[case]
     answer = served.server.ask(OPTIONS | changes, **inputs)
     assert answer.error is None
@@ -86,7 +86,7 @@ def test_a_reply_streams_what_the_release_says(served: ServedHiggsAudio, case: s
     assert not any(event["text"] for event in answer.events)
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedHiggsAudio) -> None:
+def test_invalid_input_error_names_its_field(served: ServedHiggsAudio) -> None:
     unspoken = [{"role": "user", "codes": CODES}, {"role": "user", "text": "a"}]
     for inputs, message in (
         ({"messages": json.dumps(unspoken)}, "messages[1]: expected only text for task 'tts'"),

@@ -43,7 +43,7 @@ def expected_words(served: ServedCheckpoint, prompt: Prompt) -> tuple[str, list[
     return text, words
 
 
-def test_a_recording_is_transcribed_with_times(served: ServedCheckpoint) -> None:
+def test_served_kyutai_stt_transcribes_with_word_times(served: ServedCheckpoint) -> None:
     answer = served.server.ask({}, pcm_in=PCM, sample_rate=np.array([24_000], np.int32))
     assert answer.error is None
     prompt = Preprocessor(served.checkpoint).prepare(RawRequest(pcm_in=PCM, sample_rate=24_000))
@@ -58,7 +58,7 @@ def test_a_recording_is_transcribed_with_times(served: ServedCheckpoint) -> None
     assert answer.report["finish_reason"] == "stop"
 
 
-async def test_the_gateway_transcribes_with_times(served: ServedCheckpoint) -> None:
+async def test_gateway_transcribes_with_word_times(served: ServedCheckpoint) -> None:
     """OpenAI's request gets a single response, or events."""
     file = io.BytesIO()
     soundfile.write(file, PCM, 24_000, format="WAV", subtype="FLOAT")
@@ -79,7 +79,7 @@ async def test_the_gateway_transcribes_with_times(served: ServedCheckpoint) -> N
     assert len(deltas) > 1
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for options, inputs, message in (
         ({}, {"pcm_in": PCM[:100], "sample_rate": np.array([24_000], np.int32)}, "pcm_in: expected at least 0.08 s"),
         ({"task": "tts"}, {"pcm_in": PCM, "sample_rate": np.array([24_000], np.int32)}, "options"),

@@ -51,7 +51,7 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_several_large_files_are_answered_and_so_is_everybody_else(server: Server) -> None:
+def test_large_files_and_other_requests_are_answered_concurrently(server: Server) -> None:
     pid = server.pid
     with ThreadPoolExecutor(6) as pool:
         large = [pool.submit(server.ask, LISTEN, audio=LARGE) for _ in range(4)]
@@ -62,7 +62,7 @@ def test_several_large_files_are_answered_and_so_is_everybody_else(server: Serve
     assert (server.pid, server.state()) == (pid, "ready")
 
 
-def test_nobody_waits_for_a_long_recording(server: Server) -> None:
+def test_long_recordings_do_not_delay_other_requests(server: Server) -> None:
     with stopped(reader(server)):
         waiting = server.stream(LISTEN, audio=LONG)
         assert server.ask(SPEAK, text="two green windows").error is None
@@ -72,7 +72,7 @@ def test_nobody_waits_for_a_long_recording(server: Server) -> None:
     assert waiting.listen().error is None
 
 
-def test_the_process_that_reads_may_die_at_work(server: Server) -> None:
+def test_audio_process_death_fails_only_one_request(server: Server) -> None:
     pid, victim = server.pid, reader(server)
     memory = Path(f"/proc/{victim}/fd/{read_process(victim).command.split()[-2]}")
     with stopped(victim):

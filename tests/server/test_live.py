@@ -45,7 +45,7 @@ async def heard(events: AsyncIterator[SpeechEvent]) -> tuple[str, list[tuple[str
     return "".join(event.text for event in received), words
 
 
-async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint) -> None:
+async def test_live_transcripts_match_the_whole_recording(served: ServedCheckpoint) -> None:
     """Sessions with different paces and recordings run at the same time."""
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         assert (await client.profile()).reads_live_audio
@@ -67,7 +67,7 @@ async def test_the_text_is_that_of_the_whole_recording(served: ServedCheckpoint)
     assert made == [whole, whole, half, whole]
 
 
-async def test_words_come_while_one_speaks(served: ServedCheckpoint) -> None:
+async def test_live_words_arrive_while_the_user_speaks(served: ServedCheckpoint) -> None:
     """The audio does not continue until the first words have arrived."""
     has_words, texts = asyncio.Event(), list[str]()
 
@@ -96,7 +96,7 @@ async def silence() -> AsyncIterator[np.ndarray]:
     yield PCM
 
 
-async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheckpoint) -> None:
+async def test_invalid_part_is_refused_without_ending_the_session(served: ServedCheckpoint) -> None:
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         whole = await heard(client.transcribe((PCM, RATE)))
         events, session, parts = await open_session(client)
@@ -155,7 +155,7 @@ class Relay:
         writer.close()
 
 
-async def test_lost_and_frozen_clients_disturb_nobody(served: ServedCheckpoint) -> None:
+async def test_lost_and_frozen_clients_do_not_disturb_other_sessions(served: ServedCheckpoint) -> None:
     """A client that reconnects in time gets the text of the whole recording, and so does everybody else."""
     long = np.tile(PCM, 3)
     direct = f"localhost:{served.server.grpc}"
@@ -194,7 +194,7 @@ async def test_lost_and_frozen_clients_disturb_nobody(served: ServedCheckpoint) 
         await parts.__aexit__()
 
 
-async def test_a_session_that_is_not_resumable_ends_with_its_connection(served: ServedCheckpoint) -> None:
+async def test_served_live_session_validates_resume_s(served: ServedCheckpoint) -> None:
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         with pytest.raises(RequestRefused, match=r"options\.resume_s: expected seconds in \[0, 60\], got 61"):
             [event async for event in client.transcribe_live(spoken(PCM, [5000]), RATE, resume_s=61)]
@@ -210,7 +210,7 @@ def hearing_pid(server: Server) -> int:
     raise AssertionError("there is no hearing process")
 
 
-async def test_without_the_hearing_process_only_its_sessions_end(served: ServedCheckpoint) -> None:
+async def test_encoder_process_death_ends_only_live_sessions(served: ServedCheckpoint) -> None:
     """They end as unavailable. A recording continues, and new sessions use the next process."""
     has_words = asyncio.Event()
 

@@ -26,7 +26,7 @@ def samples(events: list[SpeechEvent]) -> np.ndarray:
     return np.concatenate([event.pcm for event in events if event.pcm is not None])
 
 
-async def test_a_long_text_is_its_clauses_without_a_gap_or_a_click_between_them(server: Server) -> None:
+async def test_long_text_audio_joins_clauses_without_gaps_or_clicks(server: Server) -> None:
     async with SpeechClient(f"localhost:{server.grpc}") as client:
         whole = await spoken(client, TEXT)
         pieces = split(TEXT, (await client.profile()).max_text_chars)

@@ -64,7 +64,7 @@ def test_a_recording_is_answered_with_speech_and_text(served: ServedCheckpoint, 
     assert sum(bool(text) for text, _ in by_event) > 2, by_event
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for options, inputs, message in (
         ({}, {"pcm_in": PCM[:100], **RATE}, "pcm_in: expected at least 0.08 s"),
         ({"guidance_scale": 2.0}, {"pcm_in": PCM, **RATE}, "options.guidance_scale: expected 1.0"),
@@ -96,7 +96,9 @@ def options() -> dict[str, Any]:
     return {"seed": 5, "output": {"codes": True}}
 
 
-async def test_sessions_of_any_pace_equal_the_whole_recording(served: ServedCheckpoint, expected: np.ndarray) -> None:
+async def test_live_sessions_at_any_pace_match_the_whole_recording(
+    served: ServedCheckpoint, expected: np.ndarray
+) -> None:
     """They run at the same time, one of them with another seed."""
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         assert (await client.profile()).reads_live_audio
@@ -114,7 +116,7 @@ async def test_sessions_of_any_pace_equal_the_whole_recording(served: ServedChec
         np.testing.assert_allclose(pcm, whole[2], atol=1e-4)
 
 
-async def test_each_frame_is_answered_before_the_next_is_sent(served: ServedCheckpoint, expected: np.ndarray) -> None:
+async def test_duplex_frame_is_answered_before_the_next_is_sent(served: ServedCheckpoint, expected: np.ndarray) -> None:
     """The user's next frame is sent only after the model's speech for the frame before has come."""
     num_answered, answered, frames = 0, asyncio.Condition(), list[int]()
 
@@ -138,7 +140,7 @@ async def test_each_frame_is_answered_before_the_next_is_sent(served: ServedChec
     assert (np.concatenate(codes, 1) == expected[:20].T).all()
 
 
-async def test_the_gateway_answers_each_piece_of_a_realtime_session(served: ServedCheckpoint) -> None:
+async def test_gateway_answers_each_frame_of_a_realtime_session(served: ServedCheckpoint) -> None:
     """One frame of 80 ms is sent at a time, and the next one only after its answer."""
     async with openai_client(served.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
         for frame in range(10):
@@ -152,7 +154,9 @@ async def test_the_gateway_answers_each_piece_of_a_realtime_session(served: Serv
         await caller.until("response.done")
 
 
-async def test_a_bad_part_is_refused_and_the_session_goes_on(served: ServedCheckpoint, expected: np.ndarray) -> None:
+async def test_invalid_part_is_refused_without_ending_the_session(
+    served: ServedCheckpoint, expected: np.ndarray
+) -> None:
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         with pytest.raises(RequestRefused, match=r"options\.resume_s: expected no value"):
             await heard(client.talk(spoken([1920]), 24_000, resume_s=5.0))

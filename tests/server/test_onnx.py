@@ -19,12 +19,12 @@ from stretto.decoder.worker import open_codec
 from stretto.families.tiny.family import TINY
 from tests.scripts.test_export_onnx import (
     test_an_exported_decoder_streams_exactly,
-    test_onnxruntime_gives_torchs_samples_in_any_shape,
+    test_onnxruntime_samples_match_torch_for_any_shape,
 )
 from tests.server.conftest import Server, served_repository
 
 # The checks of every exported decoder, on this one's `pair`.
-__all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_gives_torchs_samples_in_any_shape"]
+__all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_samples_match_torch_for_any_shape"]
 pytestmark = [
     pytest.mark.server,
     pytest.mark.nightly,  # by day tests/codecs/test_onnx_runtime.py
@@ -55,7 +55,7 @@ def exported(repository: Path) -> Iterator[Server]:
         yield server
 
 
-def test_a_sentence_from_the_exported_decoder_is_torchs_waveform(exported: Server) -> None:
+def test_exported_decoder_output_matches_torch(exported: Server) -> None:
     assert "onnxruntime" in maps_of_the_decoder(exported)
     options = {"seed": 7, "max_audio_s": 3.0, "output": {"codes": True}}
     answer = exported.ask(options, text="the garden door is open")

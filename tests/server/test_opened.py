@@ -35,7 +35,7 @@ def asked(port: int, path: str) -> str:
         return error.read().decode()
 
 
-def test_an_opened_http_service_answers_and_keeps_the_other_apis_closed(http_port: int) -> None:
+def test_allowed_http_service_keeps_other_apis_restricted(http_port: int) -> None:
     assert json.loads(asked(http_port, "/v2"))["name"] == "triton"
     assert "restricted" not in asked(http_port, "/v2/trace/setting")
     for path in ("/v2/systemsharedmemory/status", "/v2/logging"):

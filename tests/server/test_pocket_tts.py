@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 served = serves(lambda folder: convert_release(folder, "english"))
 
 
-def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint) -> None:
+def test_served_speech_matches_the_published_code(served: ServedCheckpoint) -> None:
     expected = reply("english")
     answer = served.server.ask({"voice": "alba", "seed": expected.seed}, text=expected.text)
     assert answer.error is None
@@ -31,7 +31,7 @@ def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint) -> No
     assert answer.report["finish_reason"] == "stop"
 
 
-def test_a_recording_gives_the_voice(served: ServedCheckpoint) -> None:
+def test_served_pocket_tts_clones_a_recorded_voice(served: ServedCheckpoint) -> None:
     expected = reply("english")
     first = expected.cloned[:6]
     codec = load_codec("pocket", served.checkpoint)
@@ -50,7 +50,7 @@ def test_a_recording_gives_the_voice(served: ServedCheckpoint) -> None:
     np.testing.assert_allclose(pcm[: samples.shape[1]], samples[0].numpy(), atol=1e-4)
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
         ({"voice": "bob"}, "options.voice: expected one of alba, jean"),
         ({"guidance_scale": 2.0}, "options.guidance_scale: expected 1.0, because pocket_tts has no guidance"),

@@ -92,14 +92,14 @@ def serve(folder: Path, kind: str) -> Iterator[ServedQwen3TTS]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_reply_streams_what_the_checkpoint_says(served: ServedQwen3TTS, case: str) -> None:
+def test_served_qwen3_tts_streams_the_reference_codes(served: ServedQwen3TTS, case: str) -> None:
     options = OPTIONS | CASES[case]
     answer = served.server.ask(options, text="hello world")
     assert answer.error is None
     check(served, answer, served.codes(options, text="hello world"), 0)
 
 
-def test_a_voice_that_is_described_streams_what_the_checkpoint_says(tmp_path: Path) -> None:
+def test_served_voice_design_streams_the_reference_codes(tmp_path: Path) -> None:
     with serve(tmp_path, "voice_design") as served:
         options = OPTIONS | {"instruct": "a low, slow voice"}
         answer = served.server.ask(options, text="hello world")
@@ -137,7 +137,9 @@ def voice_of(text: str | None) -> str:
     ],
     ids=["x-vector", "in context", "in context, whole"],
 )
-def test_cloned_voices_continue_recordings(cloning: ServedQwen3TTS, said: str | None, options: dict[str, Any]) -> None:
+def test_served_cloned_voice_matches_the_reference(
+    cloning: ServedQwen3TTS, said: str | None, options: dict[str, Any]
+) -> None:
     """Its codes are the reference's, and its sound that of one decode of recording and reply: also the second time,
     when the voice is remembered."""
     options, recording = OPTIONS | options, wav(speech(1.3, 16_000), 16_000)
@@ -150,7 +152,7 @@ def test_cloned_voices_continue_recordings(cloning: ServedQwen3TTS, said: str | 
         check(cloning, answer, expected, num_reference)
 
 
-def test_voices_side_by_side_are_those_alone(cloning: ServedQwen3TTS) -> None:
+def test_concurrent_cloned_voices_match_unbatched_ones(cloning: ServedQwen3TTS) -> None:
     recordings = [wav(speech(seconds, 24_000), 24_000) for seconds in (0.4, 0.9, 2.1)]
     texts = ("one", None, "so it was")
     asked = [
@@ -169,7 +171,7 @@ def answer_frames(answer: Answer) -> int:
     return len(answer.pcm) // 1920
 
 
-def test_a_voice_that_cannot_be_cloned_is_refused_by_its_field(cloning: ServedQwen3TTS) -> None:
+def test_invalid_voice_cloning_request_names_the_field(cloning: ServedQwen3TTS) -> None:
     short, long = wav(speech(0.05), 24_000), "x" * 4001
     for inputs, message in (
         ({"text": "a"}, "messages: expected a system turn with audio"),
@@ -202,7 +204,9 @@ def at_once(served: ServedQwen3TTS) -> Answer:
 
 
 @pytest.mark.parametrize("opening", [0, 3, 20], ids=["nothing first", "half a word first", "words first"])
-def test_streamed_text_is_equal(served: ServedQwen3TTS, at_once: Answer, opening: int) -> None:
+def test_streamed_text_gives_the_same_speech_as_complete_text(
+    served: ServedQwen3TTS, at_once: Answer, opening: int
+) -> None:
     # Metrics are published periodically, so that the one of an earlier reply may still be there.
     served.server.until(lambda: served.server.metric("replies_without_words") == 0)
     stream = served.server.stream(ALL_ROWS | {"text_mode": "open"}, text=WRITTEN[:opening])
@@ -247,7 +251,7 @@ def test_piped_text_is_spoken(served: ServedQwen3TTS, at_once: Answer, tmp_path:
     np.testing.assert_allclose(soundfile.read(tmp_path / "out.wav")[0], at_once.pcm, atol=1e-4)
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:
+def test_invalid_input_error_names_its_field(served: ServedQwen3TTS) -> None:
     for inputs, message in (
         ({"text": "a", "options": '{"voice": "nobody"}'}, "options.voice: expected one of ryan, eric"),
         ({"text": "a", "options": '{"language": "klingon"}'}, "options.language: expected one of auto, chinese"),
@@ -256,7 +260,7 @@ def test_bad_input_is_refused_by_its_field(served: ServedQwen3TTS) -> None:
         served.server.refuses(inputs, message)
 
 
-async def test_an_uploaded_voice_speaks_by_its_id(cloning: ServedQwen3TTS, tmp_path: Path) -> None:
+async def test_uploaded_voice_is_usable_by_its_id(cloning: ServedQwen3TTS, tmp_path: Path) -> None:
     """It sounds like the same recording sent with the request, and like the slow reference."""
     recording, words = wav(speech(1.3), 24_000), {"ref_text": "so it was", "name": "mine", "consent": "my own"}
     options = {"audio": OPTIONS["audio"], "seed": 3}

@@ -24,7 +24,7 @@ pytestmark = [
 OPTIONS = {"seed": 5} | {name: value for name, value in SPOKEN.items() if name != "output"}
 
 
-async def test_the_bundled_model_writes_down_what_is_said(server: Server) -> None:
+async def test_bundled_model_transcribes_spoken_turns(server: Server) -> None:
     """A spoken turn has the same transcript as a file with the same samples."""
     async with openai_client(server.grpc) as client, call_by(client, "gpt-4o-transcribe") as caller:
         await caller.hear(np.concatenate([silence(0.5), spoken(), silence(1)]))
@@ -62,7 +62,7 @@ def check(got: tuple[str, bytes], expected: Expected) -> None:
     assert len(sound) // 2 == pytest.approx(len(expected.pcm) * RATE / 16_000, abs=2)
 
 
-async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: ServedRelease) -> None:
+async def test_truncated_realtime_reply_keeps_only_the_played_codes(talker: ServedRelease) -> None:
     def expected(*turns: dict[str, Any]) -> Expected:
         return talker.model.answer(OPTIONS | {"output": {"codes": True}}, messages(*turns))
 
@@ -82,7 +82,7 @@ async def test_a_conversation_goes_on_with_what_was_heard_of_it(talker: ServedRe
     check(second, expected(*begun, *heard))
 
 
-async def test_who_speaks_into_a_reply_frees_the_language_model(talker: ServedRelease) -> None:
+async def test_barge_in_frees_the_language_model(talker: ServedRelease) -> None:
     long = OPTIONS | {"audio": {"min_rows": 1000, "max_rows": 1400}}
     async with openai_client(talker.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
         await caller.say("how are you?")
@@ -94,7 +94,7 @@ async def test_who_speaks_into_a_reply_frees_the_language_model(talker: ServedRe
         await asyncio.to_thread(talker.server.until, lambda: talker.server.table().num_active() == 0)
 
 
-async def test_what_the_model_refuses_is_told(talker: ServedRelease) -> None:
+async def test_realtime_reports_model_refusals(talker: ServedRelease) -> None:
     """Without an audio tokenizer this release refuses audio input."""
     async with openai_client(talker.server.grpc) as client:
         await refused(client)

@@ -21,7 +21,7 @@ async def transcript(client: SpeechClient, audio: Audio) -> str:
         return "".join([event.text async for event in events])
 
 
-async def test_audio_in_shared_memory_is_heard_as_inline(server: Server) -> None:
+async def test_shared_memory_audio_transcribes_like_inline_audio(server: Server) -> None:
     spoken = server.ask({"seed": 3}, text="The train leaves at nine.")
     pcm = np.asarray(spoken.pcm, np.float32)
     file = BytesIO()
@@ -46,7 +46,7 @@ async def speech(client: SpeechClient, seed: int, lag_s: float = 0.0, **options:
     return np.concatenate(pieces)
 
 
-async def test_samples_through_a_ring_are_those_of_the_responses_under_load(server: Server) -> None:
+async def test_ring_samples_match_inline_responses_under_load(server: Server) -> None:
     address, small = f"localhost:{server.grpc}", RingSize(slots=6, slot_bytes=8192)
     async with SpeechClient(address) as inline:
         expected = [await speech(inline, seed) for seed in range(8)]
@@ -62,7 +62,7 @@ async def test_samples_through_a_ring_are_those_of_the_responses_under_load(serv
     assert not list(Path("/dev/shm").glob("stretto_ring_*"))
 
 
-async def test_a_reader_who_stops_holds_up_nobody_else(server: Server) -> None:
+async def test_stalled_shared_memory_reader_does_not_block_others(server: Server) -> None:
     address = f"localhost:{server.grpc}"
     async with SpeechClient(address, shared_memory="system", ring=RingSize(slots=3, slot_bytes=16384)) as shared:
         stuck = shared.speak("I never read this to the end, not at all.", seed=1)
@@ -75,7 +75,7 @@ async def test_a_reader_who_stops_holds_up_nobody_else(server: Server) -> None:
     server.until(lambda: server.metric("active_utterances") == 0)
 
 
-async def test_a_ring_that_is_not_there_is_refused(server: Server) -> None:
+async def test_unknown_ring_name_is_refused(server: Server) -> None:
     async with SpeechClient(f"localhost:{server.grpc}") as client:
         output = {"ring": {"name": "stretto_ring_0000000000000000"}}
         with pytest.raises(RequestRefused, match=r"options.output.ring.name: expected shared memory of this host"):

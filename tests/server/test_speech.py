@@ -55,14 +55,14 @@ def test_speech_streams_and_ends_with_a_complete_event(spoken: Answer) -> None:
     assert 0 < report["first_frame_s"] < report["total_s"]
 
 
-def test_every_frame_is_guided_and_none_ever_was_not(spoken: Answer, server: Server) -> None:
+def test_served_speech_guides_every_frame(spoken: Answer, server: Server) -> None:
     assert spoken.report["guidance_scale"] > 1
     assert spoken.report["guided_frames"] == spoken.report["num_frames"]
     assert server.metric("unguided_total") == 0
     server.until(lambda: server.metric("decoder_frames_total") >= spoken.report["num_frames"])
 
 
-def test_sound_lies_where_the_events_say(spoken: Answer) -> None:
+def test_event_times_match_the_audio(spoken: Answer) -> None:
     end_s = 0.0
     for response in spoken.responses:
         event = response.event
@@ -75,14 +75,14 @@ def test_sound_lies_where_the_events_say(spoken: Answer) -> None:
     assert np.abs(spoken.pcm).max() > 0.01
 
 
-def test_text_comes_first_and_without_samples(spoken: Answer) -> None:
+def test_text_precedes_audio_and_has_no_samples(spoken: Answer) -> None:
     segments = [response.event["segment"] for response in spoken.responses]
     assert segments[0] == "text"
     assert all(r.pcm is None for r in spoken.responses if r.event["segment"] == "text")
     assert spoken.text.strip()
 
 
-def test_the_first_sound_leaves_long_before_the_last(spoken: Answer) -> None:
+def test_first_audio_is_sent_before_the_last(spoken: Answer) -> None:
     times = [response.at_s for response in spoken.responses if response.pcm is not None]
     assert len(times) > 2
     assert times[0] < times[-1]
@@ -90,21 +90,21 @@ def test_the_first_sound_leaves_long_before_the_last(spoken: Answer) -> None:
     assert sizes[0] < max(sizes)
 
 
-def test_the_same_seed_gives_the_same_speech_and_another_one_does_not(spoken: Answer, server: Server) -> None:
+def test_speech_depends_on_the_seed(spoken: Answer, server: Server) -> None:
     again, other = server.ask({"seed": 7}, text=SENTENCE), server.ask({"seed": 8}, text=SENTENCE)
     assert again.text == spoken.text
     np.testing.assert_allclose(again.pcm, spoken.pcm, atol=1e-4)
     assert len(other.pcm) != len(spoken.pcm) or np.abs(other.pcm - spoken.pcm).max() > 1e-2
 
 
-def test_a_seed_that_nobody_chose_is_reported(server: Server) -> None:
+def test_random_seed_is_reported(server: Server) -> None:
     first = server.ask({"max_audio_s": 0.5}, text=SENTENCE)
     again = server.ask({"max_audio_s": 0.5, "seed": first.report["seed"]}, text=SENTENCE)
     np.testing.assert_allclose(again.pcm, first.pcm, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["file", "samples"])
-def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, form: str) -> None:
+def test_transcription_returns_text_without_audio(spoken: Answer, server: Server, form: str) -> None:
     pcm = spoken.pcm.astype(np.float32)
     if form == "file":
         held = io.BytesIO()
@@ -120,7 +120,7 @@ def test_speech_is_transcribed_to_text_alone(spoken: Answer, server: Server, for
     assert heard.report["num_frames"] == 0
 
 
-def test_tritons_own_http_service_streams_too_where_it_is_opened(server: Server) -> None:
+def test_triton_http_endpoint_streams_if_allowed(server: Server) -> None:
     asked = json.dumps({"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'})
     with pytest.raises(urllib.error.HTTPError) as closed:
         urllib.request.urlopen(f"http://localhost:{server.http}/v2/models/speech/generate_stream", b"{}", timeout=60)
@@ -135,7 +135,7 @@ def test_tritons_own_http_service_streams_too_where_it_is_opened(server: Server)
     assert sum(len(record.get("pcm", [])) for record in records) == pytest.approx(0.5 * 16000, rel=0.1)
 
 
-def test_the_end_is_told_with_an_empty_final_response_and_without(server: Server) -> None:
+def test_end_is_signalled_with_and_without_empty_final_responses(server: Server) -> None:
     asked = {"text": SENTENCE, "options": '{"seed": 7, "max_audio_s": 0.5}'}
     with_flag = server.stream(**asked)
     flags = []

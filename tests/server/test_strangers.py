@@ -87,7 +87,7 @@ def forged(record: bytes, random: random.Random) -> Iterator[bytes]:
         yield random.randbytes(random.randint(1, 2000))
 
 
-def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Server) -> None:
+def test_forged_requests_are_refused_and_running_streams_continue(server: Server) -> None:
     logged = len(server.log)
     alone = [server.ask(OPTIONS | {"seed": seed}, text=SPOKEN) for seed in range(4)]
     caller, attacker = Stranger(server), Stranger(server)
@@ -121,7 +121,7 @@ def test_forgeries_are_refused_one_by_one_and_running_streams_go_on(server: Serv
     assert "Traceback" not in server.log[logged:]
 
 
-def test_a_caller_of_the_language_model_who_leaves_gives_its_slot_back(server: Server, stranger: Stranger) -> None:
+def test_language_model_client_disconnect_frees_its_slot(server: Server, stranger: Stranger) -> None:
     prompt = prompt_of(stranger)
     caller = Stranger(server)
     caller.ask("language_model", prompt)
@@ -133,7 +133,7 @@ def test_a_caller_of_the_language_model_who_leaves_gives_its_slot_back(server: S
     assert server.metric("failed_total") == 0
 
 
-def test_who_does_by_hand_what_the_ensemble_does_is_served_once(server: Server, stranger: Stranger) -> None:
+def test_manual_calls_of_the_ensemble_steps_are_served(server: Server, stranger: Stranger) -> None:
     stranger.ask("language_model", prompt_of(stranger), enable_empty_final_response=True)
     spoken, decoder = 0, Stranger(server)
     while True:

@@ -39,7 +39,7 @@ def kill(server: Server, pid: int) -> None:
     server.until_ready()
 
 
-def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_alone(server: Server) -> None:
+def test_killed_decoder_fails_all_streams_and_restarts_alone(server: Server) -> None:
     old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
     streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
     streams[0].next()
@@ -58,7 +58,7 @@ def test_a_killed_decoder_ends_every_stream_with_an_error_and_is_started_again_a
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("victim", ["language_model", "its engine"])
-def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server, victim: str) -> None:
+def test_killed_language_model_or_engine_restarts_alone(server: Server, victim: str) -> None:
     old, stubs, engine = server.pid, {model: stub_of(server, model) for model in MODELS}, engine_of(server)
     stream, num_said = server.stream({"seed": 1}, text=LONG), len(server.said)
     stream.next()
@@ -82,7 +82,7 @@ def test_a_killed_language_model_or_engine_is_started_again_alone(server: Server
 
 
 @pytest.mark.nightly
-def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: Server) -> None:
+def test_killed_preprocessor_restarts_without_ending_streams(server: Server) -> None:
     old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
     streams = [server.stream({"seed": i}, text=LONG) for i in range(4)]
     for stream in streams:
@@ -98,7 +98,7 @@ def test_a_killed_preprocessor_is_started_again_while_what_runs_goes_on(server: 
 
 
 @pytest.mark.nightly
-def test_a_stub_that_triton_took_for_dead_while_it_stood_still_costs_no_later_request(server: Server) -> None:
+def test_stub_timed_out_while_stopped_does_not_fail_later_requests(server: Server) -> None:
     stub = stub_of(server, "preprocessor")
     num_ready = server.said.count("ready after")
     with ThreadPoolExecutor(1) as pool:
@@ -114,7 +114,7 @@ def test_a_stub_that_triton_took_for_dead_while_it_stood_still_costs_no_later_re
 
 
 @pytest.mark.nightly
-def test_a_killed_server_is_started_again(server: Server) -> None:
+def test_killed_server_restarts(server: Server) -> None:
     old = server.pid
     children = [process.pid for process in descendants(old)]
     kill(server, old)
@@ -125,7 +125,7 @@ def test_a_killed_server_is_started_again(server: Server) -> None:
 
 
 @pytest.mark.nightly
-def test_a_stopping_server_finishes_what_runs_and_refuses_what_comes(server: Server) -> None:
+def test_stopping_server_finishes_running_streams_and_refuses_new(server: Server) -> None:
     pid, launch = server.pid, server.launcher
     for _ in range(3):
         leaving = server.stream({"seed": 2}, text=LONG)

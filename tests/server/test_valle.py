@@ -32,7 +32,7 @@ def asked(reply: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("at", range(len(REPLIES)))
-def test_a_reply_sounds_as_what_the_authors_filled(served: ServedCheckpoint, at: int) -> None:
+def test_served_valle_matches_the_published_codes(served: ServedCheckpoint, at: int) -> None:
     answer = served.server.ask(GREEDY, **asked(REPLIES[at]))
     assert answer.error is None
     codes = np.array(REPLIES[at]["codes"])
@@ -42,7 +42,7 @@ def test_a_reply_sounds_as_what_the_authors_filled(served: ServedCheckpoint, at:
     assert len(pcm) == codes.shape[1] * 320  # 16 kHz
 
 
-def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: ServedCheckpoint) -> None:
+def test_served_valle_clones_a_voice_with_optional_guidance(served: ServedCheckpoint) -> None:
     pcm = (np.sin(np.arange(9_000) ** 1.3 / 300) / 2).astype(np.float32)
     turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a well"}]
     inputs = {"messages": json.dumps(turns), "pcm_in": pcm, "sample_rate": np.array([16_000], np.int32)}
@@ -54,7 +54,7 @@ def test_a_recording_is_a_voice_and_a_reply_may_be_guided(served: ServedCheckpoi
     assert answers[1].events[-1]["report"]["guided_frames"] == answers[1].events[-1]["report"]["num_frames"] > 0
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     codes = [{"role": "system", "codes": [[1, 2]] * 7}, {"role": "user", "text": "a"}]
     for inputs, message in (
         ({"text": "a"}, "messages: expected a system turn with a recording of the voice"),

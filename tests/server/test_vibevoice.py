@@ -35,7 +35,7 @@ def wave_file(seed: int) -> bytes:
 served = serves(lambda folder: convert_release(folder, "long"))
 
 
-def test_a_dialogue_is_spoken_as_by_the_slow_reference(served: ServedCheckpoint) -> None:
+def test_served_dialogue_matches_the_reference(served: ServedCheckpoint) -> None:
     """Samples equal the reference's latents decoded stretch by stretch, without the markers between them."""
     files, options = (wave_file(1), wave_file(2)), json.dumps(OPTIONS)
     prompt = Preprocessor(served.checkpoint).prepare(RawRequest(messages=MESSAGES, audio=files, options=options))
@@ -64,7 +64,7 @@ def decoded(model: VibeVoiceForConditionalGeneration, latents: np.ndarray) -> np
         return model.model.audio_tower.decoder(codes).audio.clamp(-1, 1).flatten().numpy()
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
         ({"voice": "bob"}, "options.voice: expected no value (this model has no named voices"),
         ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),

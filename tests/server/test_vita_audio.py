@@ -41,12 +41,12 @@ def test_text_and_speech_are_exact_on_every_schedule(served: ServedVita, schedul
 
 
 @pytest.mark.parametrize("text", [{"temperature": 0.0}, {}], ids=["greedy", "drawn"])
-def test_a_text_is_spoken_as_the_reference_speaks_it(served: ServedVita, text: dict[str, float]) -> None:
+def test_served_vita_audio_matches_the_reference(served: ServedVita, text: dict[str, float]) -> None:
     options = {"text": {"max_rows": NUM_IDS, **text}, "schedule": "boost", "seed": 3}
     served.speaks(options, {"text": "how are you?", "task": "tts"})
 
 
-def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served: ServedVita) -> None:
+def test_audio_and_its_tokenizer_codes_give_the_same_reply(served: ServedVita) -> None:
     pcm, tokenizer = speech(1.5), load_tokenizer(served.checkpoint, random_vita.NUM_CODES)
     assert tokenizer is not None
     turn = {"role": "user", "audio": "pcm_in"}
@@ -59,11 +59,13 @@ def test_samples_are_heard_as_the_tokens_that_the_tokenizer_makes_of_them(served
 
 
 @pytest.mark.parametrize(("task", "turns"), [("asr", TALK[2:]), ("chat", WRITTEN)], ids=["asr", "chat"])
-def test_a_text_task_answers_with_text_alone(served: ServedVita, task: str, turns: list[dict[str, Any]]) -> None:
+def test_served_vita_audio_text_task_returns_only_text(
+    served: ServedVita, task: str, turns: list[dict[str, Any]]
+) -> None:
     served.writes({}, {"messages": json.dumps(turns), "task": task})
 
 
-def test_what_is_wrong_with_a_request_is_said_in_a_line(served: ServedVita) -> None:
+def test_invalid_request_errors_are_one_line(served: ServedVita) -> None:
     for options, message in (
         ({"schedule": "fast"}, "schedule: expected one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         ({"repetition_penalty": 20}, "options.repetition_penalty: expected a number in [0.1, 10.0], got 20"),

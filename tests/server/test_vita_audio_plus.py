@@ -20,17 +20,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedVita]:
 
 
 @pytest.mark.parametrize("schedule", ["balance", "boost", "turbo", "vanilla"])
-def test_what_is_said_to_it_is_answered_as_the_reference_answers(served: ServedVita, schedule: str) -> None:
+def test_spoken_turns_are_answered_like_the_reference(served: ServedVita, schedule: str) -> None:
     turns = [{"role": "user", "text": "how are you?"}, {"role": "assistant", "text": "fine", "codes": [[1, 5, 9]]}]
     messages = json.dumps([*turns, {"role": "user", "audio": "pcm_in"}])
     said = {"messages": messages, "pcm_in": speech(1.5), "sample_rate": 16_000}
     served.speaks({"schedule": schedule}, {**said, "task": "dialogue"})
 
 
-def test_it_writes_what_it_hears(served: ServedVita) -> None:
+def test_vita_audio_plus_transcribes_speech(served: ServedVita) -> None:
     served.writes({}, {"pcm_in": speech(1.0), "sample_rate": 16_000, "task": "asr"})
 
 
-def test_it_says_and_answers_a_text(served: ServedVita) -> None:
+def test_vita_audio_plus_speaks_and_answers_text(served: ServedVita) -> None:
     served.speaks({"text": {"max_rows": NUM_IDS, "temperature": 0.0}}, {"text": "how are you?", "task": "tts"})
     served.writes({}, {"messages": json.dumps([{"role": "user", "text": "how are you?"}]), "task": "chat"})

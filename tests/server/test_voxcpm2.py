@@ -17,7 +17,7 @@ served = serves(convert_release)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint, mode: str) -> None:
+def test_served_speech_matches_the_published_code(served: ServedCheckpoint, mode: str) -> None:
     """Samples of a continuation begin after those of the recording's last patches."""
     expected, asked = reply("plain", mode), request(mode)
     inputs = {name: value for name in ("messages", "audio") if (value := getattr(asked, name)) is not None}
@@ -31,7 +31,7 @@ def test_a_text_is_spoken_as_by_the_authors_code(served: ServedCheckpoint, mode:
     assert answer.report["finish_reason"] == ("stop" if expected.has_ended else "length")
 
 
-def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
+def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
         ({"voice": "bob"}, "options.voice: expected no value (this model has no named voices"),
         ({"guidance": {"policy": "adaptive"}}, "options.guidance.policy: expected 'always'"),

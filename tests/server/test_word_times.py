@@ -57,7 +57,7 @@ def words_of(answer: Answer) -> list[tuple[str, float, float]]:
     ]
 
 
-def test_words_of_a_family_without_times_come_with_the_last_event(served: Server, aligner: Path) -> None:
+def test_aligned_words_come_with_the_last_event(served: Server, aligner: Path) -> None:
     answer = served.ask(OPTIONS, text=TEXT)
     assert words_of(answer) == expected(aligner, answer.pcm, 24_000, TEXT)
     assert [len(event["words"]) for event in answer.events[:-1]] == [0] * (len(answer.events) - 1)
@@ -68,12 +68,12 @@ def test_words_of_a_family_without_times_come_with_the_last_event(served: Server
     assert "aligned" not in plain.report
 
 
-def test_words_that_cannot_fit_are_left_out(served: Server) -> None:
+def test_words_that_cannot_be_aligned_are_omitted(served: Server) -> None:
     answer = served.ask(OPTIONS, text="a e i o u " * 20)
     assert (words_of(answer), answer.report["aligned"]) == ([], False)
 
 
-def test_an_aligner_that_is_killed_costs_nobody_more_than_words(served: Server, aligner: Path) -> None:
+def test_killed_aligner_only_loses_word_times(served: Server, aligner: Path) -> None:
     def processes() -> list[psutil.Process]:
         return [each for each in psutil.process_iter() if "stretto.aligning.worker" in _command(each)]
 
@@ -95,7 +95,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_transcript_has_the_times_of_its_words_in_the_recording(aligner: Path, tmp_path: Path) -> None:
+def test_served_transcript_has_aligned_word_times(aligner: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     make(bundled_repository() / "language_model/1/checkpoint", repository, {}, aligner=aligner)
     with served_repository(tmp_path, repository) as server:

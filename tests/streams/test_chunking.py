@@ -54,13 +54,13 @@ def evenly(count: int, speed: float) -> list[float]:
 
 @pytest.mark.parametrize("latency_s", [0.0, 0.01, 0.1, 0.3])
 @pytest.mark.parametrize("speed", [1.0, 1.2, 2.0, 5.0, 50.0])
-def test_a_player_never_waits_while_frames_come_as_fast_as_they_are_played(speed: float, latency_s: float) -> None:
+def test_chunking_never_underruns_at_real_time_or_faster(speed: float, latency_s: float) -> None:
     line = Line(ChunkPolicy(4, 25), latency_s).run(evenly(500, speed))
     assert line.underrun_s() <= 1e-9
     assert set(line.sizes[1:]) <= LADDER
 
 
-def test_frames_that_come_in_bursts_as_long_as_before_leave_in_time() -> None:
+def test_regular_frame_bursts_do_not_underrun() -> None:
     rng = random.Random(0)
     times = sorted(0.2 * (index // 5) + rng.uniform(0, 0.04) for index in range(600))
     line = Line(ChunkPolicy(8, 25), 0.02).run(times)
@@ -68,7 +68,7 @@ def test_frames_that_come_in_bursts_as_long_as_before_leave_in_time() -> None:
 
 
 @pytest.mark.parametrize(("speed", "largest"), [(1.0, 4), (3.0, 25)])
-def test_chunks_stay_small_without_a_lead_and_grow_with_one(speed: float, largest: int) -> None:
+def test_chunks_grow_only_with_a_playback_lead(speed: float, largest: int) -> None:
     line = Line(ChunkPolicy(4, 25), 0.01).run(evenly(500, speed))
     assert line.sizes[0] == 4
     assert max(line.sizes) == largest
@@ -82,18 +82,18 @@ def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
 
 
 @pytest.mark.parametrize(("pace_s", "smallest"), [(0.0, 2), (0.1, 4), (0.3, 8), (9.0, 25)])
-def test_no_chunk_is_smaller_than_the_decoder_can_bear(pace_s: float, smallest: int) -> None:
+def test_chunks_are_not_smaller_than_the_decoder_pace_allows(pace_s: float, smallest: int) -> None:
     line = Line(ChunkPolicy(1, 25), 0.02, pace_s).run(evenly(500, 1.0))
     assert min(line.sizes) == smallest
     assert line.underrun_s() <= 1e-9
 
 
-def test_slow_frames_leave_without_waiting_for_more() -> None:
+def test_slow_frames_are_sent_without_waiting() -> None:
     line = Line(ChunkPolicy(4, 25), 0.02).run(evenly(100, 0.5))
     assert set(line.sizes[8:]) == {1}
 
 
-def test_after_a_late_stretch_the_player_never_waits_again() -> None:
+def test_chunking_recovers_after_a_late_stretch() -> None:
     slow = evenly(40, 0.25)
     line = Line(ChunkPolicy(4, 25)).run([*slow, *(slow[-1] + at for at in evenly(300, 1.0))])
     assert line.underrun_s() > 0.1
@@ -101,26 +101,26 @@ def test_after_a_late_stretch_the_player_never_waits_again() -> None:
     assert line.underrun_s() <= 1e-9
 
 
-def test_frames_that_the_codec_withholds_come_on_top_of_the_first_chunk() -> None:
+def test_first_chunk_adds_the_frames_held_by_the_codec() -> None:
     line = Line(ChunkPolicy(4, 25, held_frames=10), 0.01).run(evenly(300, 1.0))
     assert line.sizes[0] == 14
     assert line.underrun_s() <= 1e-9
 
 
-def test_a_player_that_waits_before_it_starts_gets_larger_chunks() -> None:
+def test_playout_delay_allows_larger_chunks() -> None:
     patient, eager = (Line(ChunkPolicy(4, 25, playout_s=playout_s)).run(evenly(300, 1.0)) for playout_s in (0.5, 0.0))
     assert len(patient.sizes) < len(eager.sizes) / 2
     assert patient.sizes[0] == eager.sizes[0]
     assert patient.underrun_s(0.5) <= 1e-9
 
 
-def test_chunks_grow_by_no_more_than_twice_however_many_frames_are_there() -> None:
+def test_chunk_size_at_most_doubles() -> None:
     line = Line(ChunkPolicy(3, 25), 0.01).run(evenly(200, 50.0))
     assert line.sizes[:4] == [3, 4, 8, 16]
     assert set(line.sizes[4:]) == {25}
 
 
-def test_a_decoder_that_needs_twice_as_long_from_one_chunk_to_the_next_is_still_in_time() -> None:
+def test_chunking_tolerates_sudden_doubling_of_decode_time() -> None:
     line = Line(ChunkPolicy(4, 25), 0.02)
     line.run(evenly(60, 1.0))
     line.slow_down(0.04)
@@ -144,13 +144,13 @@ def test_deterministic_chunk_sizes_ignore_clock_and_load(seed: int, first: int, 
     assert line.sizes == sizes
 
 
-def test_a_codec_of_blocks_gets_each_block_when_it_is_whole_whatever_the_player_needs() -> None:
+def test_block_codec_chunks_are_sent_as_whole_blocks() -> None:
     policy = ChunkPolicy(blocks=(25, 50, 100), frame_rate=12.5, held_frames=6)
     pacer = Pacer(policy, lambda: DecoderLoad(latency_s=3.0, pace_s=9.0), clock=lambda: 0.0)
     assert [pacer.num_to_send(ready) for ready in (24, 25, 49, 80, 30, 99, 100, 300)] == [0, 25, 0, 50, 0, 0, 100, 100]
 
 
-def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
+def test_chunk_sizes_are_powers_of_two_or_the_steady_size() -> None:
     policy = ChunkPolicy(1, 25)
     assert {policy.round_down(count) for count in range(1, 60)} == LADDER
     assert all(policy.round_down(count) <= count for count in range(1, 60))
@@ -170,19 +170,19 @@ def test_every_size_is_a_power_of_two_or_the_steady_one() -> None:
 
 
 @pytest.mark.parametrize(("first", "steady"), [(0, 5), (6, 5), (-1, 5)])
-def test_a_policy_that_makes_no_sense_is_refused(first: int, steady: int) -> None:
+def test_invalid_chunk_policy_is_refused(first: int, steady: int) -> None:
     with pytest.raises(ValueError, match="first_frames <= steady_frames"):
         ChunkPolicy(first, steady)
 
 
 @pytest.mark.parametrize("wrong", [{"playout_s": -1.0}, {"playout_s": float("inf")}, {"frame_rate": 0.0}])
-def test_a_player_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_playout_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="playout_s"):
         ChunkPolicy(4, 25, **wrong)
 
 
 @pytest.mark.parametrize("held_frames", [0, 2])
-def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) -> None:
+def test_ready_frames_are_sent_before_a_reply_blocks(held_frames: int) -> None:
     now = 0.0
     pacer = Pacer(ChunkPolicy(8, 25, held_frames=held_frames), clock=lambda: now)
     assert pacer.num_to_send(held_frames + 7) == 0
@@ -198,7 +198,7 @@ def test_all_that_is_ready_leaves_before_a_reply_stands_still(held_frames: int) 
     assert pacer.num_to_send(1) == 0, "and now enough for a while"
 
 
-def test_deterministic_chunks_are_the_same_wherever_the_reply_stands_still() -> None:
+def test_deterministic_chunks_ignore_blocking_on_text() -> None:
     pacer = Pacer(ChunkPolicy(4, 25, deterministic=True))
     pacer.is_stalled = True
     assert [pacer.num_to_send(num_ready) for num_ready in (3, 4, 7, 8)] == [0, 4, 0, 8]

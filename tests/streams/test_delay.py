@@ -15,7 +15,7 @@ def frames(num_codebooks: int, num_frames: int) -> np.ndarray:
 
 @pytest.mark.parametrize("delays", DELAYS)
 @pytest.mark.parametrize("num_frames", [0, 1, 2, 9])
-def test_delayed_rows_are_the_loop_s_and_come_back(delays: tuple[int, ...], num_frames: int) -> None:
+def test_delay_codes_match_the_loop_and_round_trip(delays: tuple[int, ...], num_frames: int) -> None:
     codes = frames(len(delays), num_frames)
     rows = delay_codes(codes, delays, PAD)
     assert rows.shape == (num_frames + max(delays), len(delays))
@@ -28,7 +28,7 @@ def test_delayed_rows_are_the_loop_s_and_come_back(delays: tuple[int, ...], num_
 
 @pytest.mark.parametrize("delays", DELAYS)
 @pytest.mark.parametrize("step", [1, 2, 5])
-def test_frames_taken_as_rows_arrive_are_those_of_the_whole(delays: tuple[int, ...], step: int) -> None:
+def test_incremental_undelay_matches_the_whole(delays: tuple[int, ...], step: int) -> None:
     codes = frames(len(delays), 11)
     undelayer, taken = Undelayer(delays), []
     for index, row in enumerate(delay_codes(codes, delays, PAD)):

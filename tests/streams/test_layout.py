@@ -53,12 +53,12 @@ LATENTS = {
         (LATENTS, {"pad_id": 1}, "latents need the pad id 0 and one row per frame"),
     ],
 )
-def test_a_wrong_layout_is_refused(layout: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_invalid_stream_layout_is_refused(layout: dict[str, Any], change: dict[str, Any], message: str) -> None:
     StreamLayout(**layout)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         StreamLayout(**(layout | change))
 
 
-def test_the_rows_of_a_frame_have_equally_many_ids() -> None:
+def test_rows_of_a_frame_have_equal_id_counts() -> None:
     with pytest.raises(ValueError, match="all places of a frame must have equally many ids"):
         FrameCodec((range(3), range(3, 5)))

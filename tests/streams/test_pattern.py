@@ -34,7 +34,7 @@ def shown(carries_drawn: bool, frame: int) -> str:
 
 
 @pytest.mark.parametrize(("warm_up", "drawing"), WARM_UPS.items(), ids=["padded", "sampled"])
-def test_warm_ups_are_as_drawn(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
+def test_delay_pattern_warm_ups_match_the_diagrams(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
     for stream, delay in enumerate(DELAYS):
         frames = range(-delay, len(FRAMES) - delay)
         assert "".join(shown(bool(warm_up.carries_drawn(frame)), frame) for frame in frames) == drawing[stream]
@@ -42,7 +42,7 @@ def test_warm_ups_are_as_drawn(warm_up: WarmUp, drawing: tuple[str, ...]) -> Non
 
 @pytest.mark.parametrize("array", [np.array, torch.tensor], ids=["numpy", "torch"])
 @pytest.mark.parametrize(("tail", "drawing"), TAILS.items(), ids=["forced", "sampled", "padded", "none"])
-def test_tails_are_as_drawn(tail: Tail, drawing: tuple[str, ...], array: type) -> None:
+def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, ...], array: type) -> None:
     max_delay = max(DELAYS)
     num_closing_rows, num_rows = tail.num_closing_rows(max_delay), tail.num_rows(max_delay)
     assert (drawing[0].index(END) - 1, len(drawing[0]) - 1) == (num_closing_rows, 1 + num_closing_rows + num_rows)
@@ -59,5 +59,5 @@ def test_tails_are_as_drawn(tail: Tail, drawing: tuple[str, ...], array: type) -
 
 
 @pytest.mark.parametrize(("tail", "num_rows"), zip(TAILS, [1, 1, 1, 0], strict=True))
-def test_without_a_delay_the_reply_still_ends_after_its_audio(tail: Tail, num_rows: int) -> None:
+def test_reply_without_delays_still_ends_after_its_audio(tail: Tail, num_rows: int) -> None:
     assert (tail.num_rows(0), tail.num_closing_rows(0)) == (num_rows, 0)

@@ -85,7 +85,7 @@ class BrokenSender(ResponseSender):
         raise BrokenPipeError("gone")
 
 
-async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
+async def test_chunks_are_sent_in_order_with_their_codes(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(3, frames=2)
     await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(speaker.speak())
     assert sent(sender) == [0, 1, 2]
@@ -95,7 +95,7 @@ async def test_chunks_go_in_order_with_their_codes(slot: FlowSlot) -> None:
     assert not sender.is_final  # the service sends it
 
 
-async def test_the_form_of_the_samples_is_told_once(slot: FlowSlot) -> None:
+async def test_output_form_is_sent_once(slot: FlowSlot) -> None:
     sender, form = AnsweringSender(slot.table), OutputForm("pcm_s16le", 8_000)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK, Delivery(form))
     await chunk_sender.pump(Speaker(3, pause_s=0.12).speak())
@@ -103,20 +103,20 @@ async def test_the_form_of_the_samples_is_told_once(slot: FlowSlot) -> None:
     assert all(each.form is None for each in envelopes(sender) if each.chunk is None), "a probe may come first"
 
 
-async def test_chunks_are_paced_by_the_decoder_and_the_way_to_it(slot: FlowSlot) -> None:
+async def test_chunk_pacing_includes_decoder_and_transit_latency(slot: FlowSlot) -> None:
     slot.table.clock = lambda: 100.0
     slot.note_latency(0.25)
     sender = ChunkSender(responses_to(ResponseSender()), slot, "u", replace(QUICK, transit_s=0.5))
     assert sender.pacer._load() == replace(slot.load, latency_s=0.75)
 
 
-async def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
+async def test_text_chunk_carries_no_codes(slot: FlowSlot) -> None:
     sender = ResponseSender()
     await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(1, frames=0).speak())
     assert sender.responses[0].array("codes") is None
 
 
-async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlot) -> None:
+async def test_chunks_in_flight_are_limited_by_the_window(slot: FlowSlot) -> None:
     sender = ResponseSender()
     pumping = asyncio.create_task(ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(8).speak()))
     await until_async(lambda: len(sent(sender)) == 4)
@@ -129,7 +129,7 @@ async def test_no_more_chunks_are_on_the_way_than_the_window_holds(slot: FlowSlo
     assert sent(sender) == list(range(8))
 
 
-async def test_no_more_frames_are_on_the_way_than_allowed(slot: FlowSlot) -> None:
+async def test_frames_in_flight_are_limited(slot: FlowSlot) -> None:
     sender = ResponseSender()
     pumping = asyncio.create_task(
         ChunkSender(responses_to(sender), slot, "u", QUICK).pump(Speaker(4, frames=60).speak())
@@ -149,7 +149,7 @@ async def after_probes(sender: ResponseSender, num_probes: int, pause_s: float =
     yield LMChunk(Chunk(0, Segment.AUDIO), np.zeros((2, 1), np.int32))
 
 
-async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
+async def test_probes_are_sent_while_the_language_model_is_idle(slot: FlowSlot) -> None:
     sender, begun_s = AnsweringSender(slot.table), time.monotonic()
     await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(after_probes(sender, 3))
     *probes, last = envelopes(sender)
@@ -158,7 +158,7 @@ async def test_a_quiet_language_model_sends_probes(slot: FlowSlot) -> None:
     assert last.chunk is not None
 
 
-async def test_there_is_one_probe_at_a_time(slot: FlowSlot) -> None:
+async def test_only_one_probe_is_in_flight(slot: FlowSlot) -> None:
     sender = ResponseSender()
     await ChunkSender(responses_to(sender), slot, "u", QUICK).pump(after_probes(sender, 1, pause_s=0.3))
     assert [each.chunk is None for each in envelopes(sender)] == [True, False]
@@ -174,7 +174,7 @@ async def test_a_cancelled_utterance_stops_before_its_next_chunk(slot: FlowSlot)
     assert speaker.is_closed
 
 
-async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> None:
+async def test_cancelled_utterance_does_not_wait_for_capacity(slot: FlowSlot) -> None:
     speaker = Speaker(9)
     pumping = asyncio.create_task(ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK).pump(speaker.speak()))
     await until_async(lambda: speaker.num_made == 5)
@@ -193,7 +193,7 @@ async def test_a_cancelled_utterance_does_not_wait_for_room(slot: FlowSlot) -> N
         (Outcome.REFUSED, DecoderRefused),
     ],
 )
-async def test_the_decoders_error_is_raised(slot: FlowSlot, outcome: Outcome, kind: type[Exception]) -> None:
+async def test_decoder_errors_are_raised(slot: FlowSlot, outcome: Outcome, kind: type[Exception]) -> None:
     chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK)
     await chunk_sender.pump(Speaker(1).speak())
     slot.conclude(outcome, "no codec")
@@ -202,7 +202,7 @@ async def test_the_decoders_error_is_raised(slot: FlowSlot, outcome: Outcome, ki
         await chunk_sender.settle()
 
 
-async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot: FlowSlot) -> None:
+async def test_language_model_client_disconnect_cancels_generation(slot: FlowSlot) -> None:
     sender, speaker = ResponseSender(), Speaker(9)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.05))
     pumping = asyncio.create_task(chunk_sender.pump(speaker.speak()))
@@ -215,7 +215,7 @@ async def test_a_caller_of_the_language_model_itself_who_leaves_is_noticed(slot:
         await asyncio.wait_for(chunk_sender.settle(), PATIENCE_S)
 
 
-async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_the_client(slot: FlowSlot) -> None:
+async def test_disconnects_are_probed_while_chunks_are_unacknowledged(slot: FlowSlot) -> None:
     """A client that stops reading blocks the chunks, and may have disconnected."""
     sender = ResponseSender()
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.02))
@@ -230,7 +230,9 @@ async def test_while_chunks_wait_for_their_answers_the_decoder_is_asked_after_th
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_path: Path, answers: bool) -> None:
+async def test_settling_after_disconnect_waits_only_for_active_decoder(
+    slot: FlowSlot, tmp_path: Path, answers: bool
+) -> None:
     Disconnects.create(tmp_path / "disconnects")
     disconnects, sender = Disconnects(tmp_path / "disconnects"), ResponseSender()
     number = disconnects.next_number()
@@ -246,7 +248,7 @@ async def test_a_disconnected_client_is_awaited_if_answered(slot: FlowSlot, tmp_
         await asyncio.wait_for(settling, PATIENCE_S)
 
 
-async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot: FlowSlot) -> None:
+async def test_stalled_decoder_is_detected_even_if_it_answers_probes(slot: FlowSlot) -> None:
     sender = ResponseSender()
     sending = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, check_s=0.02, stall_s=0.5))
 
@@ -263,7 +265,7 @@ async def test_probes_that_are_answered_excuse_no_decoder_that_has_stalled(slot:
     assert slot.num_answered > 2
 
 
-async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
+async def test_surplus_acknowledgements_are_harmless(slot: FlowSlot) -> None:
     sender = ResponseSender()
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK)
     answer(slot, 3)
@@ -272,7 +274,7 @@ async def test_more_answers_than_chunks_are_no_harm(slot: FlowSlot) -> None:
     assert sent(sender) == [0, 1]
 
 
-async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) -> None:
+async def test_blocking_send_does_not_block_the_event_loop(slot: FlowSlot) -> None:
     may_send, sender = threading.Event(), ResponseSender()
     blocked, thread = BlockedSender(may_send), ResponseThread()
     first = ChunkSender(Responses(Caller(Request({}, blocked)), thread, SEAL), slot, "u", QUICK)
@@ -286,7 +288,7 @@ async def test_a_send_that_blocks_holds_up_nobody_on_the_loop(slot: FlowSlot) ->
     assert sent(blocked) == [0, 1]
 
 
-async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
+async def test_unsendable_chunks_end_the_utterance(slot: FlowSlot) -> None:
     thread = ResponseThread()
     chunk_sender = ChunkSender(Responses(Caller(Request({}, BrokenSender())), thread, SEAL), slot, "u", QUICK)
     with pytest.raises(BrokenPipeError, match="gone"):
@@ -295,7 +297,7 @@ async def test_what_cannot_be_sent_ends_the_utterance(slot: FlowSlot) -> None:
         await asyncio.wait_for(chunk_sender.settle(), PATIENCE_S)
 
 
-async def test_a_decoder_that_answers_nothing_ends_the_utterance(slot: FlowSlot) -> None:
+async def test_unresponsive_decoder_ends_the_utterance(slot: FlowSlot) -> None:
     with pytest.raises(DecoderStalled, match="acknowledged no chunk"):
         await ChunkSender(responses_to(ResponseSender()), slot, "u", IMPATIENT).pump(Speaker(9).speak())
 
@@ -319,7 +321,9 @@ class HurriedClock:
 
 
 @pytest.mark.parametrize("tells", [True, False])
-async def test_a_progressing_decoder_is_awaited(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
+async def test_settling_waits_as_long_as_the_decoder_reports_progress(
+    slot: FlowSlot, monkeypatch: pytest.MonkeyPatch, tells: bool
+) -> None:
     limits = SenderLimits(stall_s=60, probe_s=1e9, check_s=1e9, poll_s=0.001)
     sender = ChunkSender(responses_to(ResponseSender()), slot, "u", limits)
     await sender.pump(Speaker(1).speak())
@@ -333,7 +337,7 @@ async def test_a_progressing_decoder_is_awaited(slot: FlowSlot, monkeypatch: pyt
     assert (clock.now_s >= 300) == tells
 
 
-async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
+async def test_model_failures_propagate(slot: FlowSlot) -> None:
     async def fail() -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.TEXT), None)
         raise RuntimeError("boom")
@@ -344,7 +348,7 @@ async def test_the_failure_of_the_model_comes_through(slot: FlowSlot) -> None:
     assert sent(sender) == [0]
 
 
-async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: FlowSlot) -> None:
+async def test_utterance_settles_after_chunks_and_probes_are_acknowledged(slot: FlowSlot) -> None:
     sender = ResponseSender()
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK)
     await chunk_sender.pump(Speaker(2, pause_s=0.07).speak())
@@ -357,7 +361,7 @@ async def test_an_utterance_settles_when_chunks_and_probes_are_answered(slot: Fl
     await settling
 
 
-async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: FlowSlot) -> None:
+async def test_cancelled_utterance_settles_after_all_chunks_are_acknowledged(slot: FlowSlot) -> None:
     chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", QUICK)
     await chunk_sender.pump(Speaker(2).speak())
     slot.conclude(Outcome.CANCELLED)
@@ -369,7 +373,7 @@ async def test_a_cancelled_utterance_settles_only_when_all_is_answered(slot: Flo
         await settling
 
 
-async def test_what_a_dead_decoder_has_left_unanswered_settles_when_it_is_started_again(slot: FlowSlot) -> None:
+async def test_decoder_restart_settles_unacknowledged_chunks(slot: FlowSlot) -> None:
     chunk_sender = ChunkSender(responses_to(ResponseSender()), slot, "u", replace(QUICK, stall_s=60))
     await chunk_sender.pump(Speaker(2).speak())
     settling = asyncio.create_task(chunk_sender.settle())
@@ -380,7 +384,7 @@ async def test_what_a_dead_decoder_has_left_unanswered_settles_when_it_is_starte
         await asyncio.wait_for(settling, PATIENCE_S)
 
 
-async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slot: FlowSlot) -> None:
+async def test_audio_is_sent_at_most_max_ahead_s_before_playback(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     limits = replace(QUICK, max_ahead_s=0.2)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", limits)  # 25 frames a second
@@ -390,7 +394,7 @@ async def test_audio_leaves_no_faster_than_a_listener_hears_it_and_the_limit(slo
     assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
 
 
-async def test_a_reference_is_no_audio_that_a_listener_has_still_to_hear(slot: FlowSlot) -> None:
+async def test_reference_frames_do_not_count_as_unplayed_audio(slot: FlowSlot) -> None:
     async def speak() -> AsyncGenerator[LMChunk, None]:
         for index, length in enumerate((100_000, 0, 0)):
             codes = np.zeros((2, length + 2), np.int32)
@@ -402,7 +406,7 @@ async def test_a_reference_is_no_audio_that_a_listener_has_still_to_hear(slot: F
     assert sent(sender) == [0, 1, 2]
 
 
-async def test_a_client_who_leaves_while_audio_is_held_back_is_noticed(slot: FlowSlot) -> None:
+async def test_disconnect_during_backpressure_cancels_generation(slot: FlowSlot) -> None:
     sender = AnsweringSender(slot.table)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
     speaker = Speaker(1000, frames=25)

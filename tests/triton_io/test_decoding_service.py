@@ -92,7 +92,7 @@ def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch
     ring.close()
 
 
-def test_later_chunks_go_to_the_ring_that_the_first_has_told_of(slot: FlowSlot) -> None:
+def test_later_chunks_use_the_ring_of_the_first_chunk(slot: FlowSlot) -> None:
     ring, worker = Ring("system", RingSize(2, 64)), Worker()
     service, form = DecodingService(worker, SEAL), OutputForm(ring=RingAddress(**ring.option()))
     for index, told in enumerate((form, None)):
@@ -103,7 +103,7 @@ def test_later_chunks_go_to_the_ring_that_the_first_has_told_of(slot: FlowSlot) 
     ring.close()
 
 
-def test_the_workers_figures_are_shown() -> None:
+def test_decoder_worker_metrics_are_exported() -> None:
     DecodingService(Worker(), SEAL)
     shown = MetricFamily.made
     name = "stretto_decoder_waiting_chunks"
@@ -111,13 +111,13 @@ def test_the_workers_figures_are_shown() -> None:
     assert MetricFamily.made["stretto_decoder_windows_total"].value == 7
 
 
-def test_a_text_chunk_has_no_codes(slot: FlowSlot) -> None:
+def test_text_chunk_carries_no_codes(slot: FlowSlot) -> None:
     worker = Worker()
     DecodingService(worker, SEAL).accept(request(slot, Chunk(0, Segment.TEXT, "hm")))
     assert worker.pushed[0][2] is None
 
 
-def test_a_stub_whose_decoder_has_died_ends_instead_of_refusing_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stub_with_a_dead_decoder_thread_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
     monkeypatch.setattr("stretto.triton_io.decoding_service.STATS_PERIOD_S", 0.001)
@@ -150,7 +150,7 @@ def refusal(asked: Request) -> str:
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff" * 40, b"[" * 100_000])
-def test_what_nobody_has_sealed_is_refused(text: bytes) -> None:
+def test_unauthenticated_chunks_are_refused(text: bytes) -> None:
     worker, asked = Worker(), Request({"chunk": np.frombuffer(text, np.uint8)})
     DecodingService(worker, SEAL).accept(asked)
     assert refusal(asked) == NOT_SEALED
@@ -158,7 +158,7 @@ def test_what_nobody_has_sealed_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"utterance": "v"}, {"chunk": None}, {"form": OutputForm()}])
-def test_a_chunk_made_up_for_somebody_elses_slot_changes_nothing_there(slot: FlowSlot, changes: dict[str, Any]) -> None:
+def test_forged_chunk_does_not_affect_the_victims_slot(slot: FlowSlot, changes: dict[str, Any]) -> None:
     worker, honest = Worker(), Envelope("u", slot.address, Chunk(0, Segment.AUDIO), FORM)
     forged = replace(honest, **changes).to_bytes()
     tag = chunk_inputs(honest)["chunk"].tobytes()[:TAG]
@@ -169,7 +169,7 @@ def test_a_chunk_made_up_for_somebody_elses_slot_changes_nothing_there(slot: Flo
     assert (slot.num_answered, slot.outcome, worker.pushed, worker.abandoned) == (0, Outcome.OPEN, [], [])
 
 
-def test_a_chunk_does_not_open_with_the_codes_of_another(slot: FlowSlot) -> None:
+def test_chunk_mac_does_not_authenticate_other_codes(slot: FlowSlot) -> None:
     codes = np.ones((2, 3), np.int32)
     asked = request(slot, Chunk(0, Segment.AUDIO), codes)
     asked.inputs["codes"] = codes + 1
@@ -178,14 +178,14 @@ def test_a_chunk_does_not_open_with_the_codes_of_another(slot: FlowSlot) -> None
 
 
 @pytest.mark.parametrize("codes", [np.ones(3, np.int32), np.ones((2, 3), np.float32)])
-def test_codes_of_another_shape_or_type_are_refused(slot: FlowSlot, codes: np.ndarray) -> None:
+def test_codes_tensor_of_wrong_shape_or_type_is_refused(slot: FlowSlot, codes: np.ndarray) -> None:
     asked = request(slot, Chunk(0, Segment.AUDIO), codes)
     DecodingService(Worker(), SEAL).accept(asked)
     assert refusal(asked).startswith("invalid request: codes: expected INT32 [-1, -1], got ")
 
 
 @pytest.mark.parametrize("chunk", [Chunk(0, Segment.TEXT), None])
-def test_a_chunk_of_an_utterance_that_is_over_is_answered_without_an_error(slot: FlowSlot, chunk: Chunk | None) -> None:
+def test_late_chunk_of_a_finished_utterance_gets_no_error(slot: FlowSlot, chunk: Chunk | None) -> None:
     late, worker = request(slot, chunk), Worker()
     slot.release()
     DecodingService(worker, SEAL).accept(late)
@@ -194,7 +194,7 @@ def test_a_chunk_of_an_utterance_that_is_over_is_answered_without_an_error(slot:
     assert (worker.pushed, worker.abandoned) == ([], ["u"])
 
 
-def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot: FlowSlot) -> None:
+def test_decoder_failure_ends_the_utterance_with_an_incident_id(slot: FlowSlot) -> None:
     class Broken(Worker):
         def push(self, *delivery: Any) -> None:
             raise RuntimeError("/srv/stretto/codecs.py is broken")
@@ -210,7 +210,7 @@ def test_a_worker_that_fails_ends_the_utterance_and_names_the_failure_only(slot:
     assert slot.reason.rpartition(" ")[2] in line
 
 
-def test_a_probe_for_an_utterance_that_goes_on_keeps_it_open(slot: FlowSlot) -> None:
+def test_probe_keeps_an_ongoing_utterance_open(slot: FlowSlot) -> None:
     worker, probe = Worker(), request(slot, None)
     DecodingService(worker, SEAL).accept(probe)
     assert (worker.kept, worker.abandoned) == (["u"], [])
@@ -219,7 +219,7 @@ def test_a_probe_for_an_utterance_that_goes_on_keeps_it_open(slot: FlowSlot) -> 
     assert (worker.kept, worker.abandoned) == (["u"], ["u"])
 
 
-def test_the_receipt_of_a_part_is_told_and_counts_for_nothing(slot: FlowSlot) -> None:
+def test_text_part_receipts_are_sent_without_acknowledging_a_chunk(slot: FlowSlot) -> None:
     worker = Worker()
     asked = Request(chunk_inputs(Envelope("u", slot.address, None, receipt=7)))
     DecodingService(worker, SEAL).accept(asked)

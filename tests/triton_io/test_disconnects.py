@@ -15,12 +15,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "disconnects"
 
 
-def test_the_marks_have_all_their_memory_from_the_beginning(path: Path) -> None:
+def test_disconnect_flags_are_fully_allocated_at_creation(path: Path) -> None:
     found = path.stat()
     assert found.st_blocks * 512 >= found.st_size == 8 * NUM_PLACES
 
 
-def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
+def test_disconnect_flag_is_shared_and_affects_one_stream(path: Path) -> None:
     proxy, model = Disconnects(path), Disconnects(path)
     number = proxy.next_number()
     assert not model.has(number)
@@ -31,17 +31,17 @@ def test_a_mark_is_seen_by_all_and_is_of_one_stream(path: Path) -> None:
     assert len({number, *others}) == 101
 
 
-def test_a_proxy_that_was_started_again_numbers_otherwise(path: Path) -> None:
+def test_restarted_proxy_uses_different_stream_numbers(path: Path) -> None:
     assert Disconnects(path).next_number() != Disconnects(path).next_number()
 
 
-def test_a_file_is_made_once_for_one_user(path: Path) -> None:
+def test_disconnects_file_is_private_and_created_once(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
         Disconnects.create(path)
 
 
-def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
+def test_client_disconnect_is_flagged_by_proxy_or_triton(path: Path) -> None:
     disconnects = Disconnects(path)
     number = disconnects.next_number()
     request = Request({}, given={STREAM: str(number)})
@@ -55,14 +55,14 @@ def test_a_caller_has_left_by_a_mark_or_by_triton_s_word(path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {STREAM: "0"}, {STREAM: "x"}, {STREAM: 3}])
-def test_who_came_by_another_way_is_asked_after_of_triton_alone(path: Path, given: dict[str, object]) -> None:
+def test_requests_without_a_stream_number_rely_on_triton_disconnects(path: Path, given: dict[str, object]) -> None:
     caller = Caller(Request({}, given=given), Disconnects(path))
     assert not caller.has_disconnected()
     caller.sender.client_is_gone = True
     assert caller.has_disconnected()
 
 
-def test_without_a_launcher_there_are_none(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+def test_no_disconnect_flags_without_a_launcher(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.delenv(DISCONNECTS_FILE, raising=False)
     assert Disconnects.from_environment() is None
     monkeypatch.setenv(DISCONNECTS_FILE, str(path))

@@ -8,7 +8,7 @@ from stretto.errors import Closing
 from stretto.triton_io.stub import DRAIN_FILE, DrainGate, is_passing
 
 
-def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DRAIN_FILE, str(tmp_path / "draining"))
     gate = DrainGate.from_environment()
     gate.enter()
@@ -18,7 +18,7 @@ def test_the_gate_is_closed_while_the_file_exists(tmp_path: Path, monkeypatch: p
         gate.enter()
 
 
-def test_a_request_on_its_way_through_is_seen_from_outside(tmp_path: Path) -> None:
+def test_requests_in_progress_are_visible_to_other_processes(tmp_path: Path) -> None:
     path = tmp_path / "draining"
     assert not is_passing(path)
     gate = DrainGate(path)
@@ -33,7 +33,7 @@ def test_a_request_on_its_way_through_is_seen_from_outside(tmp_path: Path) -> No
     assert not is_passing(path), "who is refused is not on the way"
 
 
-def test_requests_of_several_threads_pass_until_the_last_is_out(tmp_path: Path) -> None:
+def test_gate_is_passing_until_the_last_request_is_released(tmp_path: Path) -> None:
     path = tmp_path / "draining"
     gate = DrainGate(path)
     gate.enter()
@@ -44,6 +44,6 @@ def test_requests_of_several_threads_pass_until_the_last_is_out(tmp_path: Path) 
     assert not is_passing(path)
 
 
-def test_without_a_launcher_the_gate_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_is_open_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DRAIN_FILE, raising=False)
     DrainGate.from_environment().enter()

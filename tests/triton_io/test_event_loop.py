@@ -26,7 +26,7 @@ def test_a_result_and_an_exception_reach_the_caller() -> None:
     loop.close()
 
 
-def test_the_failure_of_what_nobody_waits_for_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_of_unawaited_coroutines_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     loop = EventLoop("test")
     loop.start(fail())
     loop.run(asyncio.sleep(0.05))
@@ -56,7 +56,7 @@ async def stop_the_loop() -> None:
     asyncio.get_running_loop().stop()
 
 
-def test_a_loop_that_ends_by_itself_takes_its_process_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_event_loop_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     ended, reasons = threading.Event(), list[str]()
     monkeypatch.setattr("stretto.triton_io.stub.end", lambda reason: (reasons.append(reason), ended.set()))
     EventLoop("language model").start(stop_the_loop())
@@ -64,7 +64,7 @@ def test_a_loop_that_ends_by_itself_takes_its_process_along(monkeypatch: pytest.
     assert reasons == ["the event loop of the language model has ended"]
 
 
-def test_a_loop_that_is_closed_takes_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_event_loop_does_not_end_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons: list[str] = []
     monkeypatch.setattr("stretto.triton_io.stub.end", reasons.append)
     EventLoop("language model").close()

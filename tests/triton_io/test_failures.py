@@ -30,7 +30,7 @@ def test_expected_errors_are_answered_and_not_logged(error: Exception, code: int
     assert Logger.errors == []
 
 
-def test_a_bug_is_logged_once_with_its_traceback_and_answered_briefly() -> None:
+def test_internal_error_logs_traceback_once_and_returns_incident_id() -> None:
     try:
         raise RuntimeError("x" * 1000)
     except RuntimeError as error:
@@ -43,13 +43,13 @@ def test_a_bug_is_logged_once_with_its_traceback_and_answered_briefly() -> None:
     assert line.rstrip().endswith(answer.message().partition("utterance 7: ")[2])
 
 
-def test_what_a_failure_says_is_not_told() -> None:
+def test_internal_failure_messages_are_not_sent_to_clients() -> None:
     message = failed_response(FileNotFoundError(2, "No such file", "/etc/shadow"), "preprocessor").error.message()
     assert "/etc" not in message
     assert "No such file" not in message
 
 
-def test_a_failure_has_one_name_wherever_it_is_told() -> None:
+def test_incident_id_is_stable_per_error() -> None:
     error = RuntimeError("boom")
     assert incident(error) == incident(error) == client_message(error, "utterance 7").removeprefix("utterance 7: ")
     assert incident(RuntimeError("boom")) != incident(error)

@@ -22,14 +22,14 @@ def hold_a_table(directory: Path, ready: "multiprocessing.synchronize.Event") ->
     slot.release()
 
 
-def test_a_table_has_all_its_memory_from_the_beginning(tmp_path: Path) -> None:
+def test_acknowledgement_table_is_preallocated(tmp_path: Path) -> None:
     table = FlowTable.create(4711, 1024, tmp_path)
     found = table.path.stat()
     assert found.st_blocks * 512 >= found.st_size
     table.remove()
 
 
-def test_a_table_for_which_there_is_no_room_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_acknowledgement_table_creation_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def has_no_room(*_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -39,7 +39,7 @@ def test_a_table_for_which_there_is_no_room_leaves_no_file(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path) -> None:
+def test_flow_slots_are_shared_between_decoder_and_language_model(tmp_path: Path) -> None:
     table = FlowTable.create(4711, 4, tmp_path)
     mine = table.claim()
     theirs = FlowTables(tmp_path).slot_at(mine.address)
@@ -55,7 +55,7 @@ def test_what_the_decoder_writes_is_what_the_language_model_reads(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_late_word_about_an_earlier_utterance_does_not_reach_the_next_one(tmp_path: Path) -> None:
+def test_late_outcome_does_not_affect_the_next_utterance_in_the_slot(tmp_path: Path) -> None:
     table = FlowTable.create(1, 1, tmp_path)
     late = FlowTables(tmp_path).slot_at(table.claim().address)
     table.release(late.address)
@@ -67,7 +67,7 @@ def test_a_late_word_about_an_earlier_utterance_does_not_reach_the_next_one(tmp_
     assert late.outcome is Outcome.OPEN
 
 
-def test_a_new_tenant_finds_its_slot_empty(tmp_path: Path) -> None:
+def test_reclaimed_acknowledgement_slot_is_reset(tmp_path: Path) -> None:
     table = FlowTable.create(1, 1, tmp_path)
     first = table.claim()
     first.count_answer()
@@ -79,14 +79,14 @@ def test_a_new_tenant_finds_its_slot_empty(tmp_path: Path) -> None:
     assert (second.num_answered, second.outcome, second.reason) == (0, Outcome.OPEN, "")
 
 
-def test_the_first_outcome_stays(tmp_path: Path) -> None:
+def test_first_outcome_is_kept(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 1, tmp_path).claim()
     slot.conclude(Outcome.FAILED, "first")
     slot.conclude(Outcome.CANCELLED, "second")
     assert (slot.outcome, slot.reason) == (Outcome.FAILED, "first")
 
 
-def test_a_reason_does_not_reach_into_the_next_slot(tmp_path: Path) -> None:
+def test_long_outcome_reason_stays_within_its_slot(tmp_path: Path) -> None:
     table = FlowTable.create(1, 2, tmp_path)
     first, second = table.claim(), table.claim()
     first.conclude(Outcome.FAILED, "x" * 5000)
@@ -95,7 +95,7 @@ def test_a_reason_does_not_reach_into_the_next_slot(tmp_path: Path) -> None:
     assert set(first.reason) == {"x"}
 
 
-def test_answers_counted_by_many_threads_are_all_counted(tmp_path: Path) -> None:
+def test_acknowledgements_from_many_threads_are_all_counted(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 1, tmp_path).claim()
     with ThreadPoolExecutor(8) as pool:
         for _ in range(800):
@@ -103,7 +103,7 @@ def test_answers_counted_by_many_threads_are_all_counted(tmp_path: Path) -> None
     assert slot.num_answered == 800
 
 
-def test_a_full_table_refuses_and_counts(tmp_path: Path) -> None:
+def test_full_acknowledgement_table_refuses_new_claims(tmp_path: Path) -> None:
     table = FlowTable.create(1, 2, tmp_path)
     slots = [table.claim(), table.claim()]
     assert table.num_active() == 2
@@ -114,14 +114,14 @@ def test_a_full_table_refuses_and_counts(tmp_path: Path) -> None:
     assert table.claim().address.slot == slots[0].address.slot
 
 
-def test_releasing_twice_is_a_bug(tmp_path: Path) -> None:
+def test_releasing_a_slot_twice_fails_an_assertion(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 2, tmp_path).claim()
     slot.release()
     with pytest.raises(AssertionError):
         slot.release()
 
 
-def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
+def test_only_flow_tables_of_dead_processes_are_removed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=hold_a_table, args=(tmp_path, ready))
@@ -139,7 +139,7 @@ def test_only_the_tables_of_the_dead_are_removed(tmp_path: Path) -> None:
     assert seen.num_active() == 0, "who still reads the table sees that all is over"
 
 
-def test_a_decoder_that_is_started_again_ends_what_one_before_it_has_left(tmp_path: Path) -> None:
+def test_restarted_decoder_concludes_flows_of_its_predecessor(tmp_path: Path) -> None:
     table, other = FlowTable.create(7, 4, tmp_path), FlowTable.create(77, 4, tmp_path)
     running, over, elsewhere = table.claim(), table.claim(), other.claim()
     over.conclude(Outcome.CANCELLED)
@@ -150,13 +150,13 @@ def test_a_decoder_that_is_started_again_ends_what_one_before_it_has_left(tmp_pa
 
 
 @pytest.mark.parametrize("slot", [0, -1, 3, 1 << 40])
-def test_a_slot_that_is_none_of_the_tables_is_refused(tmp_path: Path, slot: int) -> None:
+def test_out_of_range_slot_is_refused(tmp_path: Path, slot: int) -> None:
     table = FlowTable.create(1, 2, tmp_path)
     with pytest.raises(ValueError, match=f"slot {slot} is not in stretto_flow_1_"):
         FlowTables(tmp_path).slot_at(FlowAddress(table.path.name, slot, 1))
 
 
-def test_neither_tables_nor_tenants_can_be_guessed(tmp_path: Path) -> None:
+def test_flow_table_names_and_generations_are_unpredictable(tmp_path: Path) -> None:
     table = FlowTable.create(1, 64, tmp_path)
     assert len(table.path.name.removeprefix("stretto_flow_1_")) == 32
     generations = [table.claim().address.generation for _ in range(64)]
@@ -165,19 +165,19 @@ def test_neither_tables_nor_tenants_can_be_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../passwd", "other_file", "stretto_flow_1", f"stretto_flow_1_{'a' * 32}/.."])
-def test_only_a_table_can_be_opened(tmp_path: Path, name: str) -> None:
+def test_only_flow_table_names_can_be_opened(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="not the name of a flow table"):
         FlowTable.open(name, tmp_path)
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+def test_invalid_acknowledgement_table_file_is_refused(tmp_path: Path) -> None:
     name = f"stretto_flow_1_{'a' * 32}"
     (tmp_path / name).write_bytes(bytes(64))
     with pytest.raises(ValueError, match="not a flow table"):
         FlowTable.open(name, tmp_path)
 
 
-def test_a_table_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acknowledgement_table_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = FlowTable.create(1, 4, tmp_path).path.name
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
@@ -185,7 +185,7 @@ def test_a_table_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.
         FlowTable.open(name, tmp_path)
 
 
-def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -> None:
+def test_longest_latency_decays_over_time(tmp_path: Path) -> None:
     table, now = FlowTable.create(1, 4, tmp_path), [100.0]
     table.clock = lambda: now[0]
     slot = table.claim()
@@ -201,14 +201,14 @@ def test_the_longest_latency_counts_and_is_forgotten_by_and_by(tmp_path: Path) -
     assert slot.load.latency_s < 0.001
 
 
-def test_the_pace_is_the_last_one_set(tmp_path: Path) -> None:
+def test_pace_is_the_last_value_set(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 4, tmp_path).claim()
     for seconds in (0.5, 0.25):
         slot.set_pace(seconds)
     assert slot.load.pace_s == 0.25
 
 
-def test_tables_of_dead_owners_are_let_go_of_once_nothing_uses_them(tmp_path: Path) -> None:
+def test_unused_flow_tables_of_dead_owners_are_closed(tmp_path: Path) -> None:
     def held() -> list[str]:
         links = (os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
         return [link for link in links if link.startswith(str(tmp_path))]

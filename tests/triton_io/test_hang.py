@@ -53,45 +53,47 @@ def checks_until_it_hangs(machine: Machine, change: Change = lambda *_: None, mo
     return None
 
 
-def test_a_thread_with_work_that_uses_no_time_while_all_sleep_hangs(machine: Machine) -> None:
+def test_thread_with_work_but_no_cpu_time_is_a_hang(machine: Machine) -> None:
     assert checks_until_it_hangs(machine) == NUM_CHECKS
 
 
-def test_a_thread_without_work_may_sleep(machine: Machine) -> None:
+def test_idle_thread_is_not_a_hang(machine: Machine) -> None:
     watch = HangWatch(lambda: False, [(7, 8)], [5], machine.folder)
     assert not any(watch.poll() for _ in range(4 * NUM_CHECKS))
 
 
 @pytest.mark.parametrize("who", [(7, 8), (7, 7), (9, 9), (5, 5)])
 @pytest.mark.parametrize("state", ["R", "D", "T", "t"])
-def test_a_starved_thread_and_its_waiters_do_not_hang(machine: Machine, who: tuple[int, int], state: str) -> None:
+def test_starved_or_stopped_thread_is_not_a_hang(machine: Machine, who: tuple[int, int], state: str) -> None:
     machine.be(*who, state)
     assert checks_until_it_hangs(machine) is None
 
 
 @pytest.mark.parametrize(("every", "found"), [(4, NUM_CHECKS), (2, None)])
-def test_others_may_wake_up_now_and_then(machine: Machine, every: int, found: int | None) -> None:
+def test_occasional_wakeups_of_other_threads_do_not_hide_a_hang(
+    machine: Machine, every: int, found: int | None
+) -> None:
     def change(machine: Machine, check: int) -> None:
         machine.be(9, 9, "S" if check % every else "R")
 
     assert checks_until_it_hangs(machine, change) == found
 
 
-def test_who_slept_before_another_is_kept_from_a_processor_does_not(machine: Machine) -> None:
+def test_threads_waiting_for_a_cpu_are_not_hung(machine: Machine) -> None:
     def change(machine: Machine, check: int) -> None:
         machine.be(9, 9, "S" if check < NUM_CHECKS // 2 else "R")
 
     assert checks_until_it_hangs(machine, change) is None
 
 
-def test_a_thread_that_uses_the_least_time_now_and_then_does_not_hang(machine: Machine) -> None:
+def test_thread_using_occasional_cpu_time_is_not_a_hang(machine: Machine) -> None:
     def change(machine: Machine, check: int) -> None:
         machine.use(7, 8, 100 + check // (NUM_CHECKS // 2))
 
     assert checks_until_it_hangs(machine, change) is None
 
 
-def test_of_several_all_must_hang(machine: Machine) -> None:
+def test_hang_requires_all_watched_threads_to_hang(machine: Machine) -> None:
     watch = HangWatch(lambda: True, [(7, 8), (9, 9)], (), machine.folder)
     for check in range(4 * NUM_CHECKS):
         machine.use(9, 9, check)
@@ -100,7 +102,7 @@ def test_of_several_all_must_hang(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("missing", ["schedstat", ""])
-def test_where_proc_does_not_say_nothing_hangs(machine: Machine, missing: str) -> None:
+def test_missing_proc_information_reports_no_hang(machine: Machine, missing: str) -> None:
     place = machine.folder / "7/task/8"
     for file in place.iterdir():
         if not missing or file.name == missing:
@@ -128,20 +130,20 @@ def started(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]
 
 
 @pytest.mark.parametrize("started", [WAITS], indirect=True)
-def test_a_real_thread_that_waits_for_ever_is_found(started: subprocess.Popen[bytes]) -> None:
+def test_hang_watch_finds_a_thread_blocked_forever(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
     until(lambda: watch.poll())
 
 
 @pytest.mark.parametrize("started", [WORKS, POLLS, HAS_A_CHILD_THAT_WORKS], indirect=True)
-def test_a_real_one_that_works_or_waits_for_one_that_does_is_not(started: subprocess.Popen[bytes]) -> None:
+def test_hang_watch_ignores_working_or_polling_threads(started: subprocess.Popen[bytes]) -> None:
     watch = HangWatch(lambda: True, [(started.pid, started.pid)])
     for _ in range(3 * NUM_CHECKS):
         assert not watch.poll()
         time.sleep(0.01)
 
 
-def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -> None:
+def test_hang_watch_detects_a_stuck_codec_but_not_an_idle_one() -> None:
     codec = FakeCodec(poison=7)
     worker = DecoderWorker(codec, DecoderConfig(stop_timeout_s=5))
     worker.wait_until_warm()
@@ -153,7 +155,7 @@ def test_a_decoder_whose_codec_never_returns_is_found_and_an_idle_one_is_not() -
     worker.stop()
 
 
-def test_the_process_of_the_watch_ends_with_what_hangs(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hang_watch_ends_the_process(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: Queue[str] = Queue()
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.put)
     monkeypatch.setattr(stub, "CHECK_INTERVAL_S", 0.001)

@@ -63,7 +63,7 @@ def with_parameters(inputs: dict[str, np.ndarray]) -> Request:
     return FromTriton(inputs)
 
 
-def test_a_text_request_passes_as_json_twice_before_the_engine(tmp_path: Path, passes: list[str]) -> None:
+def test_text_request_is_serialized_as_json_only_for_its_options(tmp_path: Path, passes: list[str]) -> None:
     (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
     preprocessor = Preprocessor(tmp_path, codec=FrameCounter())
     passes.clear()
@@ -82,7 +82,7 @@ def test_a_text_request_passes_as_json_twice_before_the_engine(tmp_path: Path, p
     assert passes == ["dumps", "loads"], "the client's options; the prompt travels as MessagePack"
 
 
-def test_a_chunk_passes_as_json_twice(passes: list[str]) -> None:
+def test_chunk_is_serialized_as_json_only_for_the_client_event(passes: list[str]) -> None:
     envelope = Envelope("u", FlowAddress(f"stretto_flow_1_{'0' * 32}", 1, 1), Chunk(0, Segment.AUDIO))
     assert Envelope.from_bytes("chunk", envelope.to_bytes()) == envelope
     assert Caller(with_parameters({})).host == "192.0.2.1"

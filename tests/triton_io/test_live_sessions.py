@@ -113,7 +113,7 @@ async def resumable(tmp_path: Path) -> Session:
     return made
 
 
-async def test_parts_reach_the_model_in_order_and_have_receipts(session: Session) -> None:
+async def test_session_parts_are_ordered_and_acknowledged(session: Session) -> None:
     slot, generation = session_slot(session.name, SEAL)
     assert session.table.holds(FlowAddress(session.table.path.name, slot, generation))
     receipt = await session.sessions.write(session.part(0, 2))
@@ -132,7 +132,7 @@ async def test_parts_reach_the_model_in_order_and_have_receipts(session: Session
         await session.sessions.write(session.part(3))
 
 
-async def test_a_part_is_taken_once(session: Session) -> None:
+async def test_live_session_refuses_repeated_and_extra_parts(session: Session) -> None:
     await session.sessions.write(session.part(0))
     with pytest.raises(InvalidRequest, match=r"session\.part: expected 1, the number of the next part, got 0"):
         await session.sessions.write(session.part(0))
@@ -145,7 +145,7 @@ async def test_a_part_is_taken_once(session: Session) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bool) -> None:
+async def test_session_with_lost_audio_ends(session: Session, is_first: bool) -> None:
     """If there are no earlier parts, or after the last one, nothing is lost."""
     with pytest.raises(InvalidRequest, match=r"session\.part: expected 0, the number of the next part, got 4"):
         await session.sessions.write(session.part(4, lost="gone; try again"))
@@ -158,7 +158,7 @@ async def test_a_session_whose_audio_is_lost_ends(session: Session, is_first: bo
         await session.rest()
 
 
-async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
+async def test_host_over_its_session_limit_is_refused(session: Session) -> None:
     """The slot is free again once the session has ended."""
     prompt = make_prompt(KYUTAI_STT, 1, "asr")
     with pytest.raises(NoCapacity, match="host has a session"):
@@ -170,7 +170,7 @@ async def test_a_host_without_a_place_gets_no_session(session: Session) -> None:
     assert not session.table.num_active()
 
 
-async def test_a_session_without_its_connection_ends_at_once(session: Session) -> None:
+async def test_non_resumable_session_ends_with_its_connection(session: Session) -> None:
     await session.stream.aclose()
     assert session.model.hosts == []
     assert not session.table.num_active()
@@ -178,7 +178,7 @@ async def test_a_session_without_its_connection_ends_at_once(session: Session) -
         await anext(session.sessions.resume(Resumption(session.name, 0), "v", FLOW))
 
 
-async def test_a_session_that_is_cancelled_as_it_begins_leaves_nothing(tmp_path: Path) -> None:
+async def test_session_cancelled_at_its_start_leaves_no_state(tmp_path: Path) -> None:
     session = Session(tmp_path)
     beginning = asyncio.ensure_future(session.begin())
     await asyncio.sleep(0)
@@ -188,7 +188,7 @@ async def test_a_session_that_is_cancelled_as_it_begins_leaves_nothing(tmp_path:
     assert session.model.hosts == []
 
 
-async def test_a_name_is_given_only_to_sessions_that_the_model_accepts(tmp_path: Path) -> None:
+async def test_refused_live_session_gets_no_name(tmp_path: Path) -> None:
     session = Session(tmp_path)
     session.model.failure = NoCapacity("the model has enough")
     session.model.is_complete.set()
@@ -202,7 +202,7 @@ async def test_a_name_is_given_only_to_sessions_that_the_model_accepts(tmp_path:
 OTHER = FlowAddress(FLOW.table, 2, 7)
 
 
-async def test_a_lost_connection_can_be_resumed(resumable: Session) -> None:
+async def test_live_session_resumes_after_a_lost_connection(resumable: Session) -> None:
     """The next connection gets the events that the client lacks; parts go on, and their receipts follow it."""
     session = resumable
     await session.sessions.write(session.part(0))
@@ -221,7 +221,7 @@ async def test_a_lost_connection_can_be_resumed(resumable: Session) -> None:
     assert not session.table.num_active()
 
 
-async def test_the_end_waits_for_the_next_connection(resumable: Session) -> None:
+async def test_session_end_is_kept_for_resumption(resumable: Session) -> None:
     """A client that has some of the events gets only the others."""
     session = resumable
     await session.stream.aclose()
@@ -236,7 +236,7 @@ async def test_the_end_waits_for_the_next_connection(resumable: Session) -> None
     assert not session.table.num_active()
 
 
-async def test_the_newest_connection_has_the_session(resumable: Session) -> None:
+async def test_newest_connection_takes_over_the_session(resumable: Session) -> None:
     """Also while the server has not noticed that the earlier one was lost."""
     session = resumable
     again = session.sessions.resume(Resumption(session.name, 1), "v", OTHER)
@@ -248,7 +248,7 @@ async def test_the_newest_connection_has_the_session(resumable: Session) -> None
     assert session.model.hosts == []
 
 
-async def test_a_session_that_nobody_resumes_ends(tmp_path: Path) -> None:
+async def test_unresumed_session_ends_after_resume_s(tmp_path: Path) -> None:
     session = Session(tmp_path)
     await session.begin(resume_s=0.001)
     await session.stream.aclose()
@@ -258,7 +258,7 @@ async def test_a_session_that_nobody_resumes_ends(tmp_path: Path) -> None:
         await session.sessions.write(session.part(0))
 
 
-async def test_other_sessions_cannot_be_resumed(session: Session) -> None:
+async def test_only_resumable_sessions_can_be_resumed(session: Session) -> None:
     with pytest.raises(InvalidRequest, match=r"session\.resume: expected a session with options\.resume_s"):
         await anext(session.sessions.resume(Resumption(session.name, 0), "v", OTHER))
     await session.sessions.write(session.part(0, is_last=True))
@@ -266,6 +266,6 @@ async def test_other_sessions_cannot_be_resumed(session: Session) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "nobody", "A" * 43, "é", "A" * 43 + "="])
-def test_other_names_are_nobody_s(name: str) -> None:
+def test_unknown_session_ids_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
         session_slot(name, SEAL)

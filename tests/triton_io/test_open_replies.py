@@ -84,7 +84,7 @@ def codes_of(chunks: list[LMChunk]) -> np.ndarray:
     return np.concatenate([chunk.codes for chunk in chunks if chunk.codes is not None], 1)
 
 
-async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLLM) -> None:
+async def test_streamed_text_reply_equals_the_whole_text_reply(llm: SpeechLLM) -> None:
     whole = prompt()
     audio = replace(whole.sampling.audio, min_rows=len(whole.track))
     expected = await collect(llm, replace(whole, sampling=replace(whole.sampling, audio=audio)), "whole")
@@ -104,7 +104,9 @@ async def test_a_text_that_is_written_makes_the_reply_of_the_whole(llm: SpeechLL
 
 
 @pytest.mark.parametrize("max_rows", [30, 1000], ids=["of the reply's frames", "of the model's length"])
-async def test_only_longer_texts_are_refused(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int) -> None:
+async def test_texts_are_refused_only_beyond_the_length_limit(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch, max_rows: int
+) -> None:
     monkeypatch.setattr(llm, "text_stream", Letters)
     made = prompt()
     audio = replace(made.sampling.audio, max_rows=max_rows)

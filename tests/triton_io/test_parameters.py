@@ -15,7 +15,7 @@ def parameters(folder: Path, kind: str = "CPU", device_id: str = "0", **values: 
     return ModelParameters(instance | {"model_repository": str(folder), "model_config": json.dumps(config)})
 
 
-def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_model_folder(tmp_path: Path) -> None:
     own = tmp_path / "repository" / "acoustic_decoder"
     read = parameters(own, checkpoint="../language_model/1/checkpoint", elsewhere="/models/x", limit="16")
     assert read.path("checkpoint") == tmp_path / "repository" / "language_model" / "1" / "checkpoint"
@@ -23,7 +23,7 @@ def test_paths_are_relative_to_the_models_own_folder(tmp_path: Path) -> None:
     assert read.number("limit") == 16
 
 
-def test_what_is_no_limit_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_invalid_limits_are_refused_by_name(tmp_path: Path) -> None:
     read = parameters(tmp_path, chunks="0", frames="many", ahead="nan", before="-1", any="0")
     assert read.seconds("any") == 0
     for ask, name, message in (
@@ -42,17 +42,17 @@ def test_what_is_no_limit_is_refused_by_its_name(tmp_path: Path) -> None:
     ("kind", "device_id", "device"),
     [("CPU", "0", "cpu"), ("MODEL", "0", "cpu"), ("GPU", "0", "cuda:0"), ("GPU", "3", "cuda:3")],
 )
-def test_the_instance_group_chooses_the_device(tmp_path: Path, kind: str, device_id: str, device: str) -> None:
+def test_instance_group_selects_the_device(tmp_path: Path, kind: str, device_id: str, device: str) -> None:
     assert parameters(tmp_path, kind, device_id).device == device
 
 
-def test_the_checkpoint_names_its_family(tmp_path: Path) -> None:
+def test_family_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
     assert parameters(tmp_path, checkpoint=".").family().name == "tiny"
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"speech_family": "nobody"}'])
-def test_a_checkpoint_without_a_known_family_does_not_load(tmp_path: Path, text: str | None) -> None:
+def test_model_parameters_refuse_a_checkpoint_of_unknown_family(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: "):

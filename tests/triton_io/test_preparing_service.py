@@ -92,7 +92,7 @@ def is_the_prompt(response: Any) -> bool:
     return np.array_equal(prompt.rows, ROWS) and (prompt.task, prompt.sampling) == (PROMPT.task, PROMPT.sampling)
 
 
-def test_text_is_answered_at_once_while_audio_waits(rim: Rim) -> None:
+def test_text_requests_are_answered_while_audio_waits(rim: Rim) -> None:
     later, sender = rim.ask(Inputs(num_bytes=5))
     now, _ = rim.ask(Inputs())
     assert later is None
@@ -101,7 +101,7 @@ def test_text_is_answered_at_once_while_audio_waits(rim: Rim) -> None:
     assert rim.readers == ["here"]
 
 
-def test_audio_is_answered_when_a_lane_has_read_it(rim: Rim) -> None:
+def test_audio_request_is_answered_after_its_lane_has_read_it(rim: Rim) -> None:
     inputs = Inputs(num_bytes=5)
     _, sender = rim.ask(inputs)
     ((num_bytes, run, _),) = rim.lanes.jobs
@@ -114,7 +114,7 @@ def test_audio_is_answered_when_a_lane_has_read_it(rim: Rim) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5])
-def test_a_fault_is_answered_and_what_is_ours_is_logged(rim: Rim, num_bytes: int) -> None:
+def test_preprocessing_errors_are_answered_and_internal_ones_logged(rim: Rim, num_bytes: int) -> None:
     faults = {
         InvalidRequest("audio", "a file", "none"): (
             "invalid request: audio: expected a file, got none$",
@@ -132,7 +132,7 @@ def test_a_fault_is_answered_and_what_is_ours_is_logged(rim: Rim, num_bytes: int
     assert len(Logger.errors) == 1
 
 
-def test_more_than_the_lanes_take_is_refused_at_once(rim: Rim) -> None:
+def test_requests_exceeding_the_lanes_are_refused_immediately(rim: Rim) -> None:
     rim.lanes.is_full = True
     response, sender = rim.ask(Inputs(num_bytes=5))
     assert (response.error.message(), response.error.code()) == (
@@ -143,7 +143,7 @@ def test_more_than_the_lanes_take_is_refused_at_once(rim: Rim) -> None:
     assert not is_passing(rim.path)
 
 
-def test_audio_of_a_client_that_has_gone_is_not_read(rim: Rim) -> None:
+def test_audio_of_a_cancelled_request_is_not_read(rim: Rim) -> None:
     _, sender = rim.ask(Inputs(num_bytes=5))
     sender.client_is_gone = True
     rim.lanes.jobs[0][1]("there")
@@ -164,7 +164,7 @@ def test_audio_of_disconnected_clients_is_not_read(monkeypatch: pytest.MonkeyPat
     assert sender.responses[0].error.code() == TritonError.CANCELLED
 
 
-def test_a_lane_that_stops_refuses_what_waits(rim: Rim) -> None:
+def test_stopping_lane_refuses_waiting_requests(rim: Rim) -> None:
     _, sender = rim.ask(Inputs(num_bytes=5))
     rim.lanes.jobs[0][2](Closing("server is stopping"))
     assert sender.responses[0].error.message() == "unavailable: server is stopping"
@@ -172,7 +172,7 @@ def test_a_lane_that_stops_refuses_what_waits(rim: Rim) -> None:
     assert not is_passing(rim.path)
 
 
-def test_a_request_passes_the_gate_until_it_is_answered(rim: Rim) -> None:
+def test_request_counts_as_in_progress_until_answered(rim: Rim) -> None:
     rim.ask(Inputs(num_bytes=5))
     rim.ask(Inputs(num_bytes=5))
     rim.ask(Inputs())
@@ -183,7 +183,7 @@ def test_a_request_passes_the_gate_until_it_is_answered(rim: Rim) -> None:
     assert not is_passing(rim.path)
 
 
-def test_a_closed_gate_lets_nothing_in_and_what_is_in_out(rim: Rim) -> None:
+def test_drain_gate_rejects_new_requests_and_finishes_accepted_ones(rim: Rim) -> None:
     _, sender = rim.ask(Inputs(num_bytes=5))
     rim.path.touch()
     response, _ = rim.ask(Inputs())
@@ -192,7 +192,7 @@ def test_a_closed_gate_lets_nothing_in_and_what_is_in_out(rim: Rim) -> None:
     assert sender.responses[0].error is None
 
 
-def test_a_part_of_a_text_goes_on_sealed_as_one_even_while_the_server_drains(rim: Rim) -> None:
+def test_text_parts_are_authenticated_and_accepted_while_draining(rim: Rim) -> None:
     rim.path.touch()
     inputs = Inputs()
     inputs.session = "{}"
@@ -226,7 +226,7 @@ class Encoder:
         answer(AudioPart(session, number, b"1234", is_last))
 
 
-def test_audio_is_accepted_while_its_session_lasts(tmp_path: Path) -> None:
+def test_audio_parts_are_accepted_only_for_live_sessions(tmp_path: Path) -> None:
     """Names of other or ended sessions are refused, even after a restart of the language model."""
     table, encoder = FlowTable.create(1, 4, tmp_path), Encoder()
     slots, gate = HeldSlots(1, tmp_path), DrainGate(tmp_path / "draining")

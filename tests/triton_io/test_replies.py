@@ -23,7 +23,7 @@ def slot(tmp_path: Path) -> FlowSlot:
     return FlowTable.create(1, 4, tmp_path).claim()
 
 
-def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
+def test_samples_and_event_are_sent_with_the_final_flag(slot: FlowSlot) -> None:
     request = Request({})
     ChunkReply(Caller(request), slot).send(np.ones(3, np.float32), {"text": "é"})
     (response,) = request.sender.responses
@@ -33,7 +33,7 @@ def test_samples_and_event_ride_with_the_final_flag(slot: FlowSlot) -> None:
     assert (slot.num_answered, slot.outcome) == (1, Outcome.OPEN)
 
 
-def test_sixteen_bit_samples_have_a_tensor_of_their_own(slot: FlowSlot) -> None:
+def test_16_bit_samples_use_a_separate_tensor(slot: FlowSlot) -> None:
     request = Request({})
     ChunkReply(Caller(request), slot).send(np.arange(3, dtype=np.int16), {})
     (response,) = request.sender.responses
@@ -41,7 +41,7 @@ def test_sixteen_bit_samples_have_a_tensor_of_their_own(slot: FlowSlot) -> None:
     np.testing.assert_array_equal(response.array("pcm16"), np.arange(3, dtype=np.int16))
 
 
-def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlot) -> None:
+def test_decoder_latency_is_reported_to_the_language_model(slot: FlowSlot) -> None:
     replies = [ChunkReply(Caller(Request({})), slot) for _ in range(2)]
     replies[0].send(None, {})
     assert slot.load.latency_s == 0
@@ -50,7 +50,7 @@ def test_the_time_that_samples_took_is_left_for_the_language_model(slot: FlowSlo
     assert slot.load.latency_s >= 0.02
 
 
-def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
+def test_text_only_chunk_reply_has_no_samples(slot: FlowSlot) -> None:
     request = Request({})
     ChunkReply(Caller(request), slot).send(None, {})
     assert request.sender.responses[0].array("pcm") is None
@@ -67,7 +67,9 @@ def test_a_text_only_chunk_has_no_samples(slot: FlowSlot) -> None:
         (Overloaded("256 utterances are being decoded"), Outcome.OVERLOADED, "256 utterances are being decoded"),
     ],
 )
-def test_the_language_model_sends_failures(slot: FlowSlot, error: Exception, outcome: Outcome, reason: str) -> None:
+def test_failures_are_reported_to_the_language_model(
+    slot: FlowSlot, error: Exception, outcome: Outcome, reason: str
+) -> None:
     request = Request({})
     ChunkReply(Caller(request), slot).fail(error)
     assert request.sender.is_final
@@ -76,7 +78,7 @@ def test_the_language_model_sends_failures(slot: FlowSlot, error: Exception, out
     assert re.fullmatch(reason, slot.reason)
 
 
-def test_the_client_leaving_is_told_to_the_language_model(slot: FlowSlot) -> None:
+def test_client_disconnect_is_reported_to_the_language_model(slot: FlowSlot) -> None:
     request = Request({})
     reply = ChunkReply(Caller(request), slot)
     assert not reply.is_cancelled()
@@ -88,26 +90,26 @@ def test_the_client_leaving_is_told_to_the_language_model(slot: FlowSlot) -> Non
     assert request.sender.responses == []
 
 
-def test_a_chunk_after_a_failed_one_is_not_worth_decoding(slot: FlowSlot) -> None:
+def test_chunk_reply_is_cancelled_after_a_failed_chunk(slot: FlowSlot) -> None:
     ChunkReply(Caller(Request({})), slot).fail(RuntimeError("no codec"))
     assert ChunkReply(Caller(Request({})), slot).is_cancelled()
 
 
-def test_answering_twice_is_a_bug(slot: FlowSlot) -> None:
+def test_answering_a_chunk_twice_raises(slot: FlowSlot) -> None:
     reply = ChunkReply(Caller(Request({})), slot)
     reply.send(None, {})
     with pytest.raises(AssertionError, match="answered twice"):
         reply.send(None, {})
 
 
-def test_failing_after_an_answer_still_ends_the_utterance(slot: FlowSlot) -> None:
+def test_failure_after_a_chunk_reply_ends_the_utterance(slot: FlowSlot) -> None:
     reply = ChunkReply(Caller(Request({})), slot)
     reply.send(None, {})
     reply.fail(RuntimeError("late"))
     assert (slot.outcome, slot.num_answered) == (Outcome.FAILED, 1)
 
 
-def test_samples_that_cannot_be_sent_end_the_utterance(slot: FlowSlot) -> None:
+def test_unsendable_samples_fail_the_utterance(slot: FlowSlot) -> None:
     request = Request({})
     reply = ChunkReply(Caller(request), slot)
     with pytest.raises(AssertionError, match="float64"):
@@ -118,7 +120,7 @@ def test_samples_that_cannot_be_sent_end_the_utterance(slot: FlowSlot) -> None:
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_a_probe_is_answered_to_nobody(slot: FlowSlot, is_gone: bool) -> None:
+def test_probe_reply_sends_no_response(slot: FlowSlot, is_gone: bool) -> None:
     request = Request({})
     request.sender.client_is_gone = is_gone
     ChunkReply(Caller(request), slot).close()
@@ -146,7 +148,7 @@ class Freed(ResponseSender):
         return False
 
 
-def test_nobody_is_asked_whether_the_client_has_left_while_the_answer_is_on_its_way(slot: FlowSlot) -> None:
+def test_cancellation_is_not_queried_while_the_response_is_being_sent(slot: FlowSlot) -> None:
     """Two threads share a reply whose samples wait for a ring: Triton frees the request of one that is answered."""
     request = Request({}, Freed())
     reply = ChunkReply(Caller(request), slot)

@@ -36,7 +36,7 @@ def server_end(client_end: Ring) -> Iterator[PcmRing]:
     ring.close()
 
 
-def test_samples_come_out_as_they_went_in_round_and_round(client_end: Ring, server_end: PcmRing) -> None:
+def test_ring_samples_round_trip(client_end: Ring, server_end: PcmRing) -> None:
     random = np.random.default_rng(0)
     for size in (1, 16, 17, 64, 40, 0, 33, 64, 5):
         samples = random.standard_normal(size).astype(np.float32)
@@ -47,7 +47,9 @@ def test_samples_come_out_as_they_went_in_round_and_round(client_end: Ring, serv
 
 
 @pytest.mark.parametrize("handle", [Handle, OldHandle])
-def test_handles_of_every_version_of_cuda_bindings_cross(handle: type[Handle], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_ipc_handles_work_with_all_cuda_bindings_versions(
+    handle: type[Handle], monkeypatch: pytest.MonkeyPatch
+) -> None:
     runtime = install(monkeypatch, handle)
     client_end = Ring("cuda", SIZE)
     option = client_end.option()
@@ -59,14 +61,14 @@ def test_handles_of_every_version_of_cuda_bindings_cross(handle: type[Handle], m
     client_end.close()
 
 
-def test_sixteen_bit_samples_fit_twice_as_densely(client_end: Ring, server_end: PcmRing) -> None:
+def test_ring_holds_twice_as_many_16_bit_samples(client_end: Ring, server_end: PcmRing) -> None:
     samples = np.arange(-50, 50, dtype=np.int16)
     record = server_end.put(samples)
     assert record == {"slot": 0, "slots": 4, "samples": 100, "dtype": "int16"}
     np.testing.assert_array_equal(client_end.read_samples(record), samples)
 
 
-def test_device_samples_go_to_a_gpu_ring_directly(client_end: Ring, server_end: PcmRing) -> None:
+def test_device_samples_are_written_directly_to_a_gpu_ring(client_end: Ring, server_end: PcmRing) -> None:
     """It takes as many slots as needed, several times around the ring."""
     on_host = np.zeros(40, np.float32)
     on_device = np.arange(40, dtype=np.float32)
@@ -95,7 +97,7 @@ def test_samples_wrap_around_the_ring(client_end: Ring, server_end: PcmRing, mon
     assert sizes == [192, 64, 96]
 
 
-def test_a_full_ring_takes_nothing_until_a_slot_is_released(client_end: Ring, server_end: PcmRing) -> None:
+def test_full_ring_rejects_chunks_until_a_slot_is_released(client_end: Ring, server_end: PcmRing) -> None:
     chunks = [np.full(16, index, np.float32) for index in range(6)]
     records = [server_end.put(chunk) for chunk in chunks[:4]]
     assert server_end.put(chunks[4]) is None
@@ -106,19 +108,19 @@ def test_a_full_ring_takes_nothing_until_a_slot_is_released(client_end: Ring, se
         np.testing.assert_array_equal(client_end.read_samples(record), chunk)
 
 
-def test_the_server_knows_what_never_fits(server_end: PcmRing) -> None:
+def test_ring_reports_samples_that_never_fit(server_end: PcmRing) -> None:
     assert server_end.holds(np.zeros(64, np.float32))
     assert not server_end.holds(np.zeros(65, np.float32))
 
 
-def test_a_client_that_is_out_of_step_notices(client_end: Ring, server_end: PcmRing) -> None:
+def test_ring_reader_detects_a_skipped_slot(client_end: Ring, server_end: PcmRing) -> None:
     server_end.put(np.zeros(16, np.float32))
     record = server_end.put(np.zeros(16, np.float32))
     with pytest.raises(ValueError, match="slot 1, but 0 is next"):
         client_end.read_samples(record)
 
 
-def test_samples_that_do_not_fit_into_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_exceeding_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     client_end = Ring("system", SIZE)
     server_end = PcmRing.open(RingAddress(**client_end.option()))
     pwrite = os.pwrite
@@ -130,7 +132,7 @@ def test_samples_that_do_not_fit_into_shared_memory_are_refused(monkeypatch: pyt
     client_end.close()
 
 
-def test_memory_that_the_driver_does_not_know_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_unknown_to_the_cuda_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = install(monkeypatch)
     client_end = Ring("cuda", SIZE)
     handle = base64.b64decode(client_end.option()["cuda_handle"])
@@ -143,7 +145,7 @@ def test_memory_that_the_driver_does_not_know_is_an_error(monkeypatch: pytest.Mo
     client_end.close()
 
 
-def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_rings_are_refused(tmp_path: Path) -> None:
     address = RingAddress("stretto_ring_0011223344556677")
     with pytest.raises(InvalidRequest, match="shared memory of this host"):
         PcmRing.open(address, tmp_path)
@@ -161,7 +163,7 @@ def test_what_is_no_ring_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"STRING1\0" + b"secret!!" * 600, b"secret!!" * 600])
-def test_nothing_of_a_file_that_is_no_ring_is_told(tmp_path: Path, content: bytes) -> None:
+def test_contents_of_a_non_ring_file_are_not_revealed(tmp_path: Path, content: bytes) -> None:
     address = RingAddress("stretto_ring_0011223344556677")
     (tmp_path / address.name).write_bytes(content)
     with pytest.raises(InvalidRequest, match=r"got memory with an invalid header$"):
@@ -169,7 +171,7 @@ def test_nothing_of_a_file_that_is_no_ring_is_told(tmp_path: Path, content: byte
     assert (tmp_path / address.name).read_bytes() == content
 
 
-def test_neither_a_pipe_nor_another_name_of_a_file_is_a_ring(tmp_path: Path, client_end: Ring) -> None:
+def test_pipes_and_hard_links_are_refused_as_rings(tmp_path: Path, client_end: Ring) -> None:
     address = RingAddress(**client_end.option())
     elsewhere = Path("/dev/shm") / address.name
     os.mkfifo(tmp_path / address.name)
@@ -184,7 +186,7 @@ def test_neither_a_pipe_nor_another_name_of_a_file_is_a_ring(tmp_path: Path, cli
         second.unlink()
 
 
-def test_an_error_names_no_path_of_the_server(tmp_path: Path) -> None:
+def test_ring_error_does_not_reveal_server_paths(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
         PcmRing.open(RingAddress("stretto_ring_0011223344556677"), tmp_path)
     assert str(tmp_path) not in str(refused.value)
@@ -192,7 +194,9 @@ def test_an_error_names_no_path_of_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [(1 << 62, 1 << 62, 1 << 62), (0, 0, 0), (-1, -1, -(1 << 63)), (1, 1 << 40, -1)])
-def test_changed_headers_move_no_write(client_end: Ring, server_end: PcmRing, header: tuple[int, int, int]) -> None:
+def test_corrupted_ring_header_does_not_misplace_writes(
+    client_end: Ring, server_end: PcmRing, header: tuple[int, int, int]
+) -> None:
     path = Path("/dev/shm") / client_end.option()["name"]
     size = path.stat().st_size
     for _ in range(3):
@@ -203,7 +207,7 @@ def test_changed_headers_move_no_write(client_end: Ring, server_end: PcmRing, he
     assert path.stat().st_size == size
 
 
-def test_a_server_without_cuda_says_so() -> None:
+def test_server_without_cuda_refuses_a_gpu_ring() -> None:
     ring = Ring("system", SIZE)
     record = ring.option() | {"cuda_handle": base64.b64encode(bytes(64)).decode()}
     with pytest.raises(InvalidRequest, match="this server has no CUDA"):
@@ -211,7 +215,7 @@ def test_a_server_without_cuda_says_so() -> None:
     ring.close()
 
 
-def test_a_handle_that_cuda_rejects_is_the_client_s_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_cuda_handle_is_a_client_error(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     ring = Ring("cuda", SIZE)
     for wrong in ({"cuda_handle": base64.b64encode(bytes(64)).decode()}, {"device": 7}):
@@ -243,7 +247,7 @@ def test_a_ring_larger_than_its_memory_is_refused_and_released(
     ring.close()
 
 
-def test_a_ring_on_a_gpu_is_checked_without_being_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_ring_is_validated_without_opening_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The preprocessor does not need a GPU, and opening the handle would create a context there."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
@@ -255,7 +259,7 @@ def test_a_ring_on_a_gpu_is_checked_without_being_opened(monkeypatch: pytest.Mon
         check_ring(RingAddress("stretto_ring_0011223344556677"))
 
 
-def test_memory_of_a_gpu_is_not_free_while_the_server_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_ring_is_not_free_while_the_server_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     ring = Ring("cuda", SIZE)
     address = RingAddress(**ring.option())
@@ -270,7 +274,7 @@ def test_memory_of_a_gpu_is_not_free_while_the_server_has_it_open(monkeypatch: p
     ring.close()
 
 
-def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ring_withdrawn_during_opening_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client frees its memory as soon as the header shows that the server does not use it."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
@@ -288,7 +292,7 @@ def test_a_ring_that_is_taken_back_while_it_is_opened_is_not_opened(monkeypatch:
     ring.close()
 
 
-def test_memory_of_a_gpu_is_shared_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_ring_memory_is_allocated_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA allocates small pieces from a block, and a handle opens the complete block."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", SIZE)
@@ -296,7 +300,7 @@ def test_memory_of_a_gpu_is_shared_in_whole_blocks(monkeypatch: pytest.MonkeyPat
     ring.close()
 
 
-def test_memory_cut_short_by_its_client_is_an_error_of_that_client(server_end: PcmRing, client_end: Ring) -> None:
+def test_memory_truncated_by_its_client_is_an_invalid_request(server_end: PcmRing, client_end: Ring) -> None:
     path = Path("/dev/shm") / client_end.option()["name"]
     server_end.put(np.ones(16, np.float32))
     with path.open("r+b") as file:
@@ -307,7 +311,7 @@ def test_memory_cut_short_by_its_client_is_an_error_of_that_client(server_end: P
         file.truncate(HEADER + 256)
 
 
-def test_a_region_of_the_system_is_gone_after_close() -> None:
+def test_system_shared_memory_region_is_removed_on_close() -> None:
     region = SystemRegion("stretto_test", 128)
     path = Path("/dev/shm") / region.name
     region.write(np.arange(4, dtype=np.int64))

@@ -79,7 +79,7 @@ def samples(value: int) -> np.ndarray:
     return np.full(16, value, np.float32)
 
 
-def test_replies_leave_in_order_as_slots_are_released(writer: RingWriter, ring: Ring) -> None:
+def test_ring_replies_are_sent_in_order_as_slots_are_released(writer: RingWriter, ring: Ring) -> None:
     replies = [Reply() for _ in range(5)]
     for index, reply in enumerate(replies):
         writer.offer(reply, None if index == 3 else samples(index), told(index))
@@ -92,7 +92,7 @@ def test_replies_leave_in_order_as_slots_are_released(writer: RingWriter, ring: 
     assert replies[3].events == [told(3)]
 
 
-def test_what_never_fits_goes_with_the_response_in_its_turn(writer: RingWriter, ring: Ring) -> None:
+def test_samples_too_large_for_the_ring_are_sent_inline_in_order(writer: RingWriter, ring: Ring) -> None:
     replies, large = [Reply() for _ in range(4)], np.arange(33, dtype=np.float32)
     for reply, pcm in zip(replies, (samples(0), samples(1), samples(2), large), strict=True):
         writer.offer(reply, pcm, told())
@@ -105,7 +105,7 @@ def test_what_never_fits_goes_with_the_response_in_its_turn(writer: RingWriter, 
     np.testing.assert_array_equal(replies[3].pcm, large)
 
 
-def test_a_client_that_leaves_ends_what_is_held(writer: RingWriter) -> None:
+def test_disconnect_cancels_pending_ring_replies(writer: RingWriter) -> None:
     replies = [Reply() for _ in range(4)]
     for reply in replies:
         writer.offer(reply, samples(1), told())
@@ -114,7 +114,9 @@ def test_a_client_that_leaves_ends_what_is_held(writer: RingWriter) -> None:
     assert isinstance(replies[2].error, Cancelled)
 
 
-def test_a_client_that_stops_reading_is_given_up(writer: RingWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ring_writer_times_out_when_the_client_stops_reading(
+    writer: RingWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writers, "STALL_S", 0.05)
     replies = [Reply() for _ in range(3)]
     for reply in replies:
@@ -123,7 +125,7 @@ def test_a_client_that_stops_reading_is_given_up(writer: RingWriter, monkeypatch
     assert str(replies[2].error) == "options.output.ring: expected slots released within 0.05 s, got none"
 
 
-def test_when_the_utterance_is_over_its_ring_is_let_go(
+def test_ring_is_released_after_its_utterance(
     all_writers: RingWriters, writer: RingWriter, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writers, "SWEEP_S", 0.01)
@@ -134,7 +136,7 @@ def test_when_the_utterance_is_over_its_ring_is_let_go(
         writer.offer(Reply(), samples(1), told())
 
 
-def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_event_frees_the_ring(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client then frees its memory, and CUDA requires that others have closed it before."""
     runtime = install(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
@@ -160,7 +162,9 @@ def test_the_last_event_frees_it(all_writers: RingWriters, slot: FlowSlot, monke
     until(lambda: len(all_writers) == 0)
 
 
-def test_waiting_samples_use_host(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_samples_are_copied_from_the_host(
+    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By then, the copy on the device has been freed."""
     install(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
@@ -183,7 +187,7 @@ class Unanswerable(Reply):
         raise OSError("the pipe is gone")
 
 
-def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
+def test_failing_ring_release_does_not_block_other_rings(
     all_writers: RingWriters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same holds for a reply that cannot be ended."""
@@ -211,14 +215,16 @@ def test_a_ring_that_cannot_be_let_go_keeps_no_other_waiting(
         ring.close()
 
 
-def test_an_utterance_has_one_writer(all_writers: RingWriters, writer: RingWriter, ring: Ring, slot: FlowSlot) -> None:
+def test_utterance_has_a_single_ring_writer(
+    all_writers: RingWriters, writer: RingWriter, ring: Ring, slot: FlowSlot
+) -> None:
     assert opened(all_writers, "u", ring, slot) is writer
     assert all_writers.get("v") is None
     with pytest.raises(InvalidRequest):
         all_writers.open("v", RingAddress("stretto_ring_0000000000000000"), slot)
 
 
-def test_an_answered_reply_is_not_used_when_its_ring_is_cut_short(writer: RingWriter, ring: Ring) -> None:
+def test_truncated_ring_is_refused(writer: RingWriter, ring: Ring) -> None:
     os.truncate(Path("/dev/shm") / ring.option()["name"], 0)
     with pytest.raises(InvalidRequest, match="got 0 bytes"):
         writer.offer(Reply(), samples(0), told())

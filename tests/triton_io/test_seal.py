@@ -22,18 +22,18 @@ CODES = np.arange(12, dtype=np.int32).reshape(3, 4)
 
 
 @pytest.mark.parametrize("arrays", [(), (None,), (CODES,), (CODES.T, None), (np.zeros((2, 0), np.int32),)])
-def test_what_is_sealed_opens_with_its_arrays(arrays: tuple[np.ndarray | None, ...]) -> None:
+def test_authenticated_records_open_with_their_arrays(arrays: tuple[np.ndarray | None, ...]) -> None:
     assert SEAL.open("chunk", SEAL.close("chunk", b"{}", *arrays), *arrays) == b"{}"
 
 
 @given(st.binary(max_size=64))
-def test_what_is_not_sealed_is_refused(text: bytes) -> None:
+def test_unauthenticated_records_are_refused(text: bytes) -> None:
     with pytest.raises(InvalidRequest, match=REFUSED):
         SEAL.open("chunk", text)
 
 
 @given(st.data())
-def test_a_changed_byte_is_noticed(data: st.DataObject) -> None:
+def test_changed_byte_fails_authentication(data: st.DataObject) -> None:
     sealed = bytearray(SEAL.close("chunk", b'{"index": 1}', CODES))
     sealed[data.draw(st.integers(0, len(sealed) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(InvalidRequest, match=REFUSED):
@@ -44,12 +44,12 @@ def test_a_changed_byte_is_noticed(data: st.DataObject) -> None:
     "arrays",
     [(), (None,), (CODES + 1,), (CODES.reshape(4, 3),), (CODES.astype(np.int64),), (CODES, None), (CODES[:, :3],)],
 )
-def test_other_arrays_are_noticed(arrays: tuple[np.ndarray | None, ...]) -> None:
+def test_authenticated_records_reject_changed_arrays(arrays: tuple[np.ndarray | None, ...]) -> None:
     with pytest.raises(InvalidRequest, match=REFUSED):
         SEAL.open("chunk", SEAL.close("chunk", b"{}", CODES), *arrays)
 
 
-def test_a_seal_is_of_one_tensor_and_one_key() -> None:
+def test_mac_is_bound_to_its_tensor_and_key() -> None:
     with pytest.raises(InvalidRequest, match=REFUSED):
         SEAL.open("chunk", SEAL.close("prompt", b"{}"))
     with pytest.raises(InvalidRequest, match=REFUSED):
@@ -77,7 +77,7 @@ def start(folder: Path) -> tuple[multiprocessing.Process, Event]:
     return process, done
 
 
-def test_all_processes_of_a_server_find_its_key_and_the_last_removes_it(tmp_path: Path) -> None:
+def test_mac_key_is_shared_and_removed_by_the_last_process(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     first, done = start(folder)
     key = SealKey(os.getpid(), folder)
@@ -91,7 +91,7 @@ def test_all_processes_of_a_server_find_its_key_and_the_last_removes_it(tmp_path
     assert not path.exists()
 
 
-def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_path: Path) -> None:
+def test_mac_keys_differ_per_server_and_stale_ones_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     process, _ = start(folder)
     (path,) = folder.iterdir()
@@ -109,7 +109,7 @@ def test_another_server_has_another_key_and_one_that_was_killed_leaves_none(tmp_
     assert not list(folder.iterdir())
 
 
-def test_a_folder_that_others_may_look_into_holds_no_key(tmp_path: Path) -> None:
+def test_key_folder_readable_by_others_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="must be accessible to this user only"):
         SealKey(os.getpid(), tmp_path / "keys")

@@ -98,7 +98,7 @@ def utterances(sender: ResponseSender) -> set[str]:
     return {envelope_in(each).utterance for each in sender.responses if each.error is None}
 
 
-def test_without_capacity_it_is_rejected_not_failed(service: SpeechService, table: FlowTable) -> None:
+def test_requests_without_capacity_count_as_rejected_not_failed(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 5)
     service.accept(asked)
     until(lambda: asked.sender.is_final)
@@ -109,7 +109,7 @@ def test_without_capacity_it_is_rejected_not_failed(service: SpeechService, tabl
     until(lambda: table.num_active() == 0)
 
 
-def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable) -> None:
+def test_served_utterance_is_sent_completely_and_counted(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 4)
     service.accept(asked)
     until(lambda: asked.sender.is_final)
@@ -121,7 +121,7 @@ def test_an_utterance_is_sent_and_ended(service: SpeechService, table: FlowTable
     assert MetricFamily.made["stretto_frames_total"].value == 40
 
 
-def test_every_request_is_an_utterance_of_its_own(service: SpeechService, table: FlowTable) -> None:
+def test_every_request_gets_its_own_utterance_id(service: SpeechService, table: FlowTable) -> None:
     first, second = request(table, 4), request(table, 4)
     service.accept(first)
     service.accept(second)
@@ -129,7 +129,7 @@ def test_every_request_is_an_utterance_of_its_own(service: SpeechService, table:
     assert len(utterances(first.sender) | utterances(second.sender)) == 2
 
 
-def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: SpeechService, table: FlowTable) -> None:
+def test_failure_is_answered_and_logged_once_with_utterance_id(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 1)
     service.accept(asked)
     until(lambda: asked.sender.is_final)
@@ -144,7 +144,7 @@ def test_a_failure_is_answered_and_logged_once_by_the_utterances_name(service: S
     assert MetricFamily.made["stretto_failed_total"].value == 1
 
 
-def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: FlowTable) -> None:
+def test_refused_request_is_answered_and_not_logged(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 2)
     service.accept(asked)
     until(lambda: asked.sender.is_final)
@@ -155,7 +155,9 @@ def test_a_refusal_is_answered_and_not_logged(service: SpeechService, table: Flo
     assert MetricFamily.made["stretto_failed_total"].value == 0
 
 
-def test_disconnected_ones_do_not_begin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable) -> None:
+def test_requests_of_disconnected_clients_are_not_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, table: FlowTable
+) -> None:
     Disconnects.create(tmp_path / "disconnects")
     monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "disconnects"))
     disconnects, loop = Disconnects(tmp_path / "disconnects"), EventLoop("test")
@@ -191,7 +193,7 @@ def test_a_cancelled_utterance_ends_without_an_error(service: SpeechService, tab
         (Outcome.REFUSED, TritonError.INVALID_ARG, "invalid request", "rejected"),
     ],
 )
-def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
+def test_decoder_failures_are_sent_after_all_acknowledgements(
     service: SpeechService, table: FlowTable, outcome: Outcome, code: int, kind: str, counted: str
 ) -> None:
     asked = request(table, 3)
@@ -212,7 +214,7 @@ def test_what_the_decoder_could_not_do_is_answered_when_all_else_is(
     assert made == {"failed": 0, "rejected": 0} | {counted: 1}
 
 
-def test_a_decoder_that_never_answers_does_not_hang_the_utterance(service: SpeechService, table: FlowTable) -> None:
+def test_unresponsive_decoder_does_not_hang_the_request(service: SpeechService, table: FlowTable) -> None:
     asked = request(table, 4)
     asked.sender = ResponseSender()
     service.accept(asked)
@@ -232,14 +234,14 @@ def test_more_utterances_than_slots_are_refused(service: SpeechService, table: F
     assert MetricFamily.made["stretto_rejected_total"].value == 1
 
 
-def test_a_request_that_cannot_be_read_is_answered(service: SpeechService, table: FlowTable) -> None:
+def test_unreadable_request_is_answered_with_an_error(service: SpeechService, table: FlowTable) -> None:
     asked = Request({"rows": np.zeros(3, np.int32)})
     service.accept(asked)
     assert asked.sender.is_final
     assert "rows: expected INT32 [-1, -1]" in asked.sender.responses[0].error.message()
 
 
-def test_prompts_not_from_the_preprocessor_take_no_slot(service: SpeechService, table: FlowTable) -> None:
+def test_unauthenticated_prompts_take_no_slot(service: SpeechService, table: FlowTable) -> None:
     honest = request(table, 4)
     for changes in ({"rows": np.ones((4, 2), np.int32)}, {"prompt": honest.inputs["prompt"][TAG:]}):
         asked = Request(honest.inputs | changes)
@@ -253,7 +255,7 @@ def test_prompts_not_from_the_preprocessor_take_no_slot(service: SpeechService, 
     assert Logger.errors == []
 
 
-def test_stopping_answers_those_who_still_wait(table: FlowTable) -> None:
+def test_stopping_fails_waiting_requests(table: FlowTable) -> None:
     service = SpeechService(Model(), EventLoop("test"), table, SenderLimits(stall_s=0.2), SEAL)
     asked = request(table, 3)
     service.accept(asked)
@@ -279,7 +281,7 @@ def session_of(asked: Request) -> str:
     return chunk.session
 
 
-def test_a_text_goes_on_and_each_part_has_its_receipt(service: SpeechService, table: FlowTable) -> None:
+def test_streamed_text_parts_each_get_a_receipt(service: SpeechService, table: FlowTable) -> None:
     asked = open_request(table)
     service.accept(asked)
     session = session_of(asked)
@@ -302,7 +304,7 @@ def test_a_text_goes_on_and_each_part_has_its_receipt(service: SpeechService, ta
     assert Logger.errors == []
 
 
-def test_a_listener_who_leaves_while_words_are_awaited_frees_all(service: SpeechService, table: FlowTable) -> None:
+def test_disconnect_while_waiting_for_text_frees_the_session(service: SpeechService, table: FlowTable) -> None:
     asked = open_request(table)
     service.accept(asked)
     session = session_of(asked)
@@ -315,7 +317,7 @@ def test_a_listener_who_leaves_while_words_are_awaited_frees_all(service: Speech
     assert MetricFamily.made["stretto_cancelled_total"].value == 1
 
 
-def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechService, table: FlowTable) -> None:
+def test_unauthenticated_text_part_is_refused(service: SpeechService, table: FlowTable) -> None:
     asked = open_request(table)
     service.accept(asked)
     honest = part_inputs(TextPart(session_of(asked), 0, "Hello", True))
@@ -325,7 +327,9 @@ def test_a_part_that_the_preprocessor_did_not_write_is_refused(service: SpeechSe
     table.slot_at(envelope_in(asked.sender.responses[0]).flow).conclude(Outcome.CANCELLED)
 
 
-def test_too_many_open_texts_fail(service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_open_streamed_texts_are_refused(
+    service: SpeechService, table: FlowTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(service._texts._shares, "limit", 2)
     first, second, other = open_request(table, host="a"), open_request(table, host="a"), open_request(table, host="b")
     service.accept(first)
@@ -361,7 +365,7 @@ class LiveModel(Model):
             self.hosts.remove(host)
 
 
-def test_live_sessions_have_their_own_limit_for_each_host(table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_sessions_are_limited_per_client(table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
     service = SpeechService(LiveModel(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
     monkeypatch.setattr(service._texts._shares, "limit", 0)
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)

@@ -14,7 +14,7 @@ def encoded(*strings: bytes) -> np.ndarray:
     return np.frombuffer(b"".join(struct.pack("<I", len(each)) + each for each in strings), np.uint8)
 
 
-def test_strings_come_back_in_their_shape() -> None:
+def test_strings_keep_their_shape() -> None:
     strings = (b"one", b"", b"three" * 100, b"\xff")
     assert [bytes(each) for each in Strings(encoded(*strings)).reshape([4])] == list(strings)
     assert [[bytes(each) for each in row] for row in Strings(encoded(*strings)).reshape([2, 2])] == [
@@ -24,23 +24,23 @@ def test_strings_come_back_in_their_shape() -> None:
     assert Strings(encoded()).reshape([0]).shape == (0,)
 
 
-def test_strings_are_views_of_what_came() -> None:
+def test_strings_are_views_of_the_input() -> None:
     came = encoded(b"abc")
     (string,) = Strings(came).reshape([1])
     assert np.shares_memory(np.frombuffer(string, np.uint8), came)
 
 
-def test_a_million_strings_are_not_looked_at() -> None:
+def test_strings_array_reshape_is_lazy() -> None:
     array = Strings(np.zeros(4, np.uint8)).reshape([10**12])  # four bytes of it have no meaning
     assert array.shape == (10**12,)
 
 
-def test_more_files_than_any_request_has_are_refused() -> None:
+def test_too_many_files_are_refused() -> None:
     with pytest.raises(InvalidRequest, match=f"audio: expected at most {MAX_STRINGS} files, got 65 files"):
         read_files(Request({"audio": Strings(encoded(*[b""] * 65)).reshape([65])}), AUDIO)
 
 
-def test_a_text_is_refused_by_its_bytes_before_it_is_decoded() -> None:
+def test_oversized_text_is_refused_before_decoding() -> None:
     text = Request({"text": np.array([bytes(MAX_TEXT_BYTES + 1)], object)})
     with pytest.raises(InvalidRequest, match="text: expected at most 1048576 bytes, got 1048577 bytes"):
         read_bytes(text, TEXT)

@@ -41,7 +41,7 @@ print(private_kb() - before)
 
 
 @pytest.mark.slow
-def test_memory_of_large_files_goes_back_to_the_system() -> None:
+def test_memory_of_large_files_is_returned_to_the_system() -> None:
     grown = {}
     for gives_back in ("true", "false"):
         done = subprocess.run([sys.executable, "-c", PROGRAM, gives_back], capture_output=True, text=True, check=True)
@@ -63,7 +63,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_tensors_get_the_pages_of_those_before_them() -> None:
+def test_tensor_memory_pages_are_reused() -> None:
     faults = {}
     for keeps in ("true", "false"):
         command = [sys.executable, "-c", TENSORS, keeps]
@@ -81,7 +81,7 @@ time.sleep(0.5 if sys.argv[1] == "returns" else 60)
 
 
 @pytest.mark.parametrize(("way", "code"), [("fails", -signal.SIGKILL), ("returns", 0)])
-def test_a_process_ends_with_a_thread_that_it_needs_and_that_failed(way: str, code: int) -> None:
+def test_failed_essential_thread_kills_the_process(way: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", DYING, way], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == code
     assert ("its thread 'rings' has ended" in done.stderr) == (way == "fails")
@@ -96,7 +96,7 @@ class Broken:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_death_of_a_decoder_stub_thread_ends_the_stub(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr("stretto.triton_io.stub.end", ended.append)
     DecodingService(Broken(), SEAL)  # this thread reports the decoder's own end
@@ -110,7 +110,7 @@ def test_the_threads_that_the_decoders_stub_needs_do_not_end_unseen(monkeypatch:
     assert ended == ["its thread 'rings' has ended"]
 
 
-def test_sockets_of_the_server_are_closed_and_nothing_else_is() -> None:
+def test_only_inherited_sockets_are_closed() -> None:
     reading, writing = os.pipe()
     ours, theirs = socket.socketpair()
     program = f"""

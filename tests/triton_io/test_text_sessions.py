@@ -99,7 +99,7 @@ def expected(text: str) -> list[int]:
     return [SUBWORDS.start + token_id for token_id in TOKENIZER.encode(text)]
 
 
-def test_the_model_begins_with_the_first_word_and_gets_the_others_as_they_come() -> None:
+def test_model_starts_at_the_first_word_and_gets_later_words_live() -> None:
     async def run() -> None:
         model = Model()
         reply = Reply(model, "He")
@@ -123,7 +123,7 @@ def test_the_model_begins_with_the_first_word_and_gets_the_others_as_they_come()
     asyncio.run(run())
 
 
-def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_end_is_read() -> None:
+def test_text_completed_before_its_start_becomes_a_closed_prompt() -> None:
     async def run() -> None:
         text = "Hello, world, and all that comes"
         model = Model(room=len(expected(text)) - 1)  # none is left
@@ -140,7 +140,7 @@ def test_a_text_that_is_complete_before_it_begins_is_one_like_any_other_whose_en
 
 
 @pytest.mark.parametrize("alignment", [Alignment(), None])
-def test_the_last_chunk_has_the_text_if_its_words_are_timed(alignment: Alignment | None) -> None:
+def test_last_chunk_has_the_text_if_words_are_aligned(alignment: Alignment | None) -> None:
     async def run() -> None:
         sessions = TextSessions(Model())
         chunks = sessions.speak(replace(prompt("He"), alignment=alignment), "u", FLOW, Pacer(ChunkPolicy()))
@@ -153,7 +153,7 @@ def test_the_last_chunk_has_the_text_if_its_words_are_timed(alignment: Alignment
     asyncio.run(run())
 
 
-def test_the_first_chunk_selects_the_voice() -> None:
+def test_first_chunk_selects_the_voice() -> None:
     """The decoder accepts a recorded voice only in the first chunk."""
 
     async def run() -> None:
@@ -175,7 +175,7 @@ def test_the_first_chunk_selects_the_voice() -> None:
 GROUPS = replace(TRACKED_CSM, text_track=replace(TRACKED_CSM.text_track, groups=TextGroups(2, 3, 1, 2)))
 
 
-def test_words_in_rows_of_their_own_follow_those_of_a_recording() -> None:
+def test_text_in_separate_rows_follows_the_recording_text() -> None:
     """The prompt's last row has no word, and the minimum reply length does not depend on the text."""
 
     async def run() -> None:
@@ -207,7 +207,7 @@ def test_words_in_rows_of_their_own_follow_those_of_a_recording() -> None:
         (TextPart("nobody's", 0, "a ", False), "session.id: expected the id of an open streamed text, got"),
     ],
 )
-def test_a_refused_part_leaves_the_text_as_it_was(part: TextPart, message: str) -> None:
+def test_refused_text_part_leaves_the_text_unchanged(part: TextPart, message: str) -> None:
     async def run() -> None:
         model = Model()
         reply = Reply(model)
@@ -223,7 +223,7 @@ def test_a_refused_part_leaves_the_text_as_it_was(part: TextPart, message: str) 
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_what_there_is_no_room_for_is_refused_and_the_next_part_may_be_shorter(has_begun: bool) -> None:
+def test_overlong_text_parts_are_refused_and_can_be_replaced(has_begun: bool) -> None:
     async def run() -> None:
         opening = "Well, "
         model = Model(room=6)
@@ -245,7 +245,7 @@ def test_what_there_is_no_room_for_is_refused_and_the_next_part_may_be_shorter(h
     asyncio.run(run())
 
 
-def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
+def test_repeated_and_trailing_text_parts_are_refused() -> None:
     async def run() -> None:
         session = TextSession(Model(), "u", FLOW, prompt())
         await session.write(TextPart(session.id, 0, "a ", False))
@@ -261,7 +261,7 @@ def test_no_part_follows_the_last_and_a_part_comes_once() -> None:
     asyncio.run(run())
 
 
-def test_a_writer_without_a_first_word_ends_the_reply_by_name() -> None:
+def test_text_session_without_a_first_word_times_out() -> None:
     async def run() -> None:
         session = TextSession(Model(), "u", FLOW, prompt("wor"), first_word_s=0.01)
         with pytest.raises(InvalidRequest, match=r"text: expected a first word within 0\.01 s, got none"):
@@ -270,7 +270,7 @@ def test_a_writer_without_a_first_word_ends_the_reply_by_name() -> None:
     asyncio.run(run())
 
 
-def test_a_reply_that_is_left_is_forgotten() -> None:
+def test_closed_reply_removes_its_text_session() -> None:
     async def run() -> None:
         sessions = TextSessions(Model())
         left = sessions.speak(prompt(), "u", FLOW, Pacer(ChunkPolicy()))
@@ -283,7 +283,7 @@ def test_a_reply_that_is_left_is_forgotten() -> None:
     asyncio.run(run())
 
 
-def test_a_host_may_open_as_many_as_are_left_over_and_others_find_room() -> None:
+def test_text_sessions_per_host_are_fairly_limited() -> None:
     sessions = TextSessions(Model(), limit=8)
     with ExitStack() as crowd:
         for _ in range(4):
@@ -298,14 +298,14 @@ def test_a_host_may_open_as_many_as_are_left_over_and_others_find_room() -> None
             again.enter_context(sessions.place("crowd"))
 
 
-def test_names_cannot_be_guessed() -> None:
+def test_session_ids_are_unpredictable() -> None:
     names = {TextSession(Model(), "u", FLOW, prompt()).id for _ in range(100)}
     assert len(names) == 100
     assert {len(name) for name in names} == {22}  # of 128 random bits
 
 
 @given(data=st.data(), text=st.sampled_from([text for text in TEXTS if text.strip()]), opening=st.integers(0, 9))
-def test_whatever_else_is_sent_the_model_gets_the_words_of_the_text(data: Any, text: str, opening: int) -> None:
+def test_invalid_parts_do_not_affect_the_streamed_text(data: Any, text: str, opening: int) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(opening, len(text)), max_size=6)))
     bounds = [min(opening, len(text)), *cuts, len(text)]
     pieces = [text[start:stop] for start, stop in pairwise(bounds)]

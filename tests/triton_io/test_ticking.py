@@ -9,7 +9,7 @@ from stretto.triton_io.stub import ticking, wait_until
 from tests.patience import PATIENCE_S
 
 
-async def test_it_looks_until_the_block_is_left() -> None:
+async def test_ticking_calls_until_the_block_exits() -> None:
     looks: list[int] = []
     with ticking(lambda: looks.append(1), 0.001):
         await asyncio.wait_for(wait_until(lambda: len(looks) >= 3, 0.001), PATIENCE_S)
@@ -18,19 +18,19 @@ async def test_it_looks_until_the_block_is_left() -> None:
     assert len(looks) == seen
 
 
-async def test_a_condition_that_holds_is_asked_once() -> None:
+async def test_true_condition_is_evaluated_once() -> None:
     asked: list[int] = []
     await wait_until(lambda: asked.append(1) is None, 3600)
     assert asked == [1]
 
 
-async def test_what_a_condition_raises_is_raised() -> None:
+async def test_exceptions_in_a_wait_condition_propagate() -> None:
     answers = [False, False]
     with pytest.raises(IndexError):
         await asyncio.wait_for(wait_until(lambda: answers.pop(), 0.001), PATIENCE_S)
 
 
-async def test_those_who_look_as_often_are_woken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timers_with_equal_periods_wake_together(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, woken_at = asyncio.get_running_loop(), list[float]()
     call_at = loop.call_at
 

@@ -30,7 +30,7 @@ def rewrite(directory: Path, **changes: torch.Tensor | None) -> None:
     save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_codec_lies_beside_its_speech_model_or_alone(directory: Path, tmp_path: Path) -> None:
+def test_codec_directory_is_the_folder_or_its_codec_subfolder(directory: Path, tmp_path: Path) -> None:
     assert codec_directory(directory) == directory
     (tmp_path / "codec").mkdir()
     with pytest.raises(CheckpointError, match=r"codec/config\.json is missing"):
@@ -39,7 +39,7 @@ def test_a_codec_lies_beside_its_speech_model_or_alone(directory: Path, tmp_path
     assert codec_directory(tmp_path) == tmp_path / "codec"
 
 
-def test_a_whole_checkpoint_loads_in_float32(directory: Path) -> None:
+def test_complete_checkpoint_loads_in_float32(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=torch.full((4,), 0.5, dtype=torch.float16))
     model, is_complete = load_model(DacModel, directory, OPTIONAL)
     assert is_complete
@@ -48,7 +48,7 @@ def test_a_whole_checkpoint_loads_in_float32(directory: Path) -> None:
     assert model.decoder.conv1.bias.tolist() == [0.5] * 4
 
 
-def test_optional_parts_may_be_left_out_all_together(directory: Path) -> None:
+def test_optional_parts_may_only_be_omitted_as_a_whole(directory: Path) -> None:
     names = [name for name in load_file(directory / "model.safetensors") if name.startswith("encoder.")]
     rewrite(directory, **{name.replace(".", "__"): None for name in names[1:]})
     with pytest.raises(CheckpointError, match=r"missing .*encoder"):
@@ -59,14 +59,14 @@ def test_optional_parts_may_be_left_out_all_together(directory: Path) -> None:
         load_model(DacModel, directory)
 
 
-def test_tensors_that_do_not_fit_are_named(directory: Path) -> None:
+def test_error_names_mismatched_tensors(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=None, surplus=torch.zeros(1), decoder__conv2__bias=torch.zeros(3))
     expected = r"missing \['decoder.conv1.bias'\], unexpected \['surplus'\], wrong shape \['decoder.conv2.bias'\]"
     with pytest.raises(CheckpointError, match=expected):
         load_model(DacModel, directory, OPTIONAL)
 
 
-def test_weights_that_are_cut_short_or_no_numbers_are_refused(directory: Path) -> None:
+def test_truncated_and_non_finite_weights_are_refused(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=torch.tensor([0.0, math.inf, 0.0, 0.0]))
     with pytest.raises(CheckpointError, match=r"expected finite numbers, got .* \['decoder\.conv1\.bias'\]"):
         load_model(DacModel, directory, OPTIONAL)
@@ -80,13 +80,13 @@ def test_weights_that_are_cut_short_or_no_numbers_are_refused(directory: Path) -
     ("text", "expected"),
     [("{", "config.json"), ('{"model_type": "encodec"}', "model_type must be dac, got encodec")],
 )
-def test_a_config_of_another_kind_is_refused(directory: Path, text: str, expected: str) -> None:
+def test_codec_config_of_another_type_is_refused(directory: Path, text: str, expected: str) -> None:
     (directory / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=expected):
         load_config(DacConfig, directory)
 
 
-def test_a_field_of_the_wrong_type_is_refused(directory: Path) -> None:
+def test_config_field_of_wrong_type_is_refused(directory: Path) -> None:
     record = json.loads((directory / "config.json").read_text()) | {"n_codebooks": "many"}
     (directory / "config.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="n_codebooks"):
@@ -99,7 +99,7 @@ def test_missing_weights_are_a_checkpoint_error(directory: Path) -> None:
         load_model(DacModel, directory)
 
 
-def test_an_index_that_names_files_elsewhere_is_refused(directory: Path) -> None:
+def test_weights_index_with_outside_files_is_refused(directory: Path) -> None:
     elsewhere = directory.parent / f"{directory.name}.safetensors"
     (directory / "model.safetensors").rename(elsewhere)
     index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(elsewhere), f"../{elsewhere.name}")}
@@ -109,7 +109,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(directory: Path) -> None
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "quantization_config"])
-def test_keys_of_a_config_that_lead_elsewhere_are_dropped(key: str, directory: Path) -> None:
+def test_config_keys_that_load_external_code_are_dropped(key: str, directory: Path) -> None:
     """An implementation name with a slash would be a Hub kernel, which transformers downloads and runs."""
     path = directory / "config.json"
     value = "evil/kernel" if key == "attn_implementation" else {"quant_method": "awq"}

@@ -35,7 +35,7 @@ class Command:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_in_which_anything_was_changed_gives_tensors_or_is_named(tmp_path: Path, layout: str) -> None:
+def test_corrupted_weights_file_loads_or_raises_with_its_path(tmp_path: Path, layout: str) -> None:
     """Random bytes are changed, and every second file is also truncated."""
     name, save = LAYOUTS[layout]
     path, random = tmp_path / name, np.random.default_rng(1)
@@ -67,7 +67,9 @@ def test_a_file_in_which_anything_was_changed_gives_tensors_or_is_named(tmp_path
         ({"weight": TENSORS, 3: torch.ones(2)}, "expected tensors by name, got ['3', 'weight']"),
     ],
 )
-def test_hostile_files_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, message: str) -> None:
+def test_hostile_tensor_files_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(content, "flow.pt")
     with pytest.raises(CheckpointError) as error:
@@ -90,7 +92,7 @@ NO_WEIGHTS: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore:.*(prototype|beta state|TypedStorage)", "ignore:torch.quantize")
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_tensors_that_are_no_weights_are_named(tmp_path: Path, kind: str) -> None:
+def test_error_names_tensors_that_are_not_weights(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "flow.pt"
     torch.save({"bias": torch.ones(2), "weight": NO_WEIGHTS[kind]()}, path)
     with pytest.raises(CheckpointError) as error:
@@ -98,31 +100,31 @@ def test_tensors_that_are_no_weights_are_named(tmp_path: Path, kind: str) -> Non
     assert str(error.value) == f"{path}: expected dense tensors of real numbers, got other values in ['weight']"
 
 
-def test_a_type_that_nothing_is_computed_in_is_named(tmp_path: Path) -> None:
+def test_unsupported_tensor_dtype_is_reported(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(3, dtype=torch.uint8).view(torch.bits8)}, tmp_path / "flow.pt")
     with pytest.raises(CheckpointError, match=r"flow\.pt: expected tensors, got NotImplementedError"):
         read_tensors(tmp_path / "flow.pt")
 
 
-def test_a_part_of_a_larger_tensor_is_read(tmp_path: Path) -> None:
+def test_saved_tensor_view_is_read_correctly(tmp_path: Path) -> None:
     torch.save({"weight": TENSORS["weight"].T[1:]}, tmp_path / "flow.pt")
     assert read_tensors(tmp_path / "flow.pt")["weight"].tolist() == [[1, 4], [2, 5]]
 
 
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors"])
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_file_error_names_the_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=f"{name}: expected tensors, got FileNotFoundError"):
         read_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_named(value: float) -> None:
+def test_error_names_non_finite_tensors(value: float) -> None:
     with pytest.raises(CheckpointError, match=r"here: expected finite numbers, got NaN or infinity in \['bias'\]"):
         load_strictly(torch.nn.Linear(3, 2), TENSORS | {"bias": torch.tensor([0.0, value])}, Path("here"))
 
 
 @pytest.mark.parametrize("kind", ["compressed", "overlapping"])
-def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: str, tmp_path: Path) -> None:
+def test_zip_bomb_checkpoint_is_refused_before_unpacking(kind: str, tmp_path: Path) -> None:
     """3 MB would expand to 3 GB. `torch.save` does not compress, and its records do not share bytes."""
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1 << 20)}, path)
@@ -139,7 +141,7 @@ def test_an_archive_larger_than_its_file_is_refused_before_it_is_unpacked(kind: 
         read_tensors(path)
 
 
-def test_a_fifo_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
+def test_fifo_as_weights_file_is_refused(tmp_path: Path) -> None:
     for name in ("codec.pth", "codec.safetensors"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(CheckpointError, match=f"{name}: expected a regular file, got a FIFO"):

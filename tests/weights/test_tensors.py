@@ -20,7 +20,7 @@ def entries(tensors: dict[str, Tensor]) -> list[Entry]:
     ]
 
 
-def test_every_dtype_and_shape_survives(tmp_path: Path) -> None:
+def test_every_dtype_and_shape_round_trips(tmp_path: Path) -> None:
     tensors = {
         "table": torch.randn(5, 3),
         "odd": torch.arange(7, dtype=torch.uint8),
@@ -41,13 +41,13 @@ def test_every_dtype_and_shape_survives(tmp_path: Path) -> None:
     assert written.num_bytes == len(content)
 
 
-def test_tensors_take_the_dtype_they_are_to_have(tmp_path: Path) -> None:
+def test_tensors_are_written_with_their_declared_dtype(tmp_path: Path) -> None:
     wide = torch.randn(3, 5)
     write_file(tmp_path / "x.safetensors", [Entry("x", torch.bfloat16, (3, 5), lambda: wide)], lambda num_bytes: None)
     assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], wide.to(torch.bfloat16))
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+def test_only_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     alive: list[weakref.ref[Tensor]] = []
 
     def read() -> Tensor:
@@ -61,7 +61,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     assert len(alive) == 5
 
 
-def test_a_tensor_of_another_shape_than_announced_is_not_written(tmp_path: Path) -> None:
+def test_tensor_with_unexpected_shape_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"x: \(2,\) for \(3,\)"):
         write_file(tmp_path / "x", [Entry("x", torch.float32, (3,), lambda: torch.ones(2))], lambda num_bytes: None)
 
@@ -70,13 +70,13 @@ def test_a_tensor_of_another_shape_than_announced_is_not_written(tmp_path: Path)
     ("limit", "expected"),
     [(1 << 20, ["abcd"]), (100, ["a", "b", "cd"]), (64, ["a", "b", "c", "d"]), (1, ["a", "b", "c", "d"])],
 )
-def test_shards_are_filled_in_order_and_hold_one_tensor_at_least(limit: int, expected: list[str]) -> None:
+def test_shards_are_filled_in_order_with_at_least_one_tensor(limit: int, expected: list[str]) -> None:
     sizes = {"a": 15, "b": 16, "c": 14, "d": 10}  # float32: 60, 64, 56, 40 bytes
     made = entries({name: torch.zeros(size) for name, size in sizes.items()})
     assert ["".join(each.name for each in shard) for shard in split(made, limit)] == expected
 
 
-def test_the_index_says_where_each_tensor_lies(tmp_path: Path) -> None:
+def test_index_maps_each_tensor_to_its_shard(tmp_path: Path) -> None:
     tensors = {name: torch.randn(10) for name in "abcde"}
     done: list[int] = []
     files = write_shards(tmp_path, entries(tensors), 80, done.append)
@@ -90,7 +90,7 @@ def test_the_index_says_where_each_tensor_lies(tmp_path: Path) -> None:
         assert torch.equal(load_file(tmp_path / index["weight_map"][name])[name], tensor)
 
 
-def test_a_copy_has_the_sum_of_what_it_copies(tmp_path: Path) -> None:
+def test_file_copy_reports_size_and_checksum(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"words" * 1000)
     written = copy_file(tmp_path / "a", tmp_path / "b", "codec/b")
     assert (tmp_path / "b").read_bytes() == b"words" * 1000

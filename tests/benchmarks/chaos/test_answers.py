@@ -47,7 +47,7 @@ def off(sample: int, by: float) -> list[np.ndarray]:
         (whole(error="ServerUnavailable", is_overdue=True), Verdict.HUNG),
     ],
 )
-def test_an_answer_to_what_can_be_answered(answer: Answer, verdict: Verdict) -> None:
+def test_verdicts_on_answers_to_valid_requests(answer: Answer, verdict: Verdict) -> None:
     assert judge(REFERENCE, answer) is verdict
 
 
@@ -61,11 +61,11 @@ def test_an_answer_to_what_can_be_answered(answer: Answer, verdict: Verdict) -> 
         (Answer(is_overdue=True), Verdict.HUNG),
     ],
 )
-def test_an_answer_to_what_is_refused(answer: Answer, verdict: Verdict) -> None:
+def test_verdicts_on_answers_to_invalid_requests(answer: Answer, verdict: Verdict) -> None:
     assert judge(REFUSED, answer) is verdict
 
 
-def test_samples_of_16_bit_may_be_as_far_apart_as_others() -> None:
+def test_16_bit_samples_have_an_equivalent_tolerance() -> None:
     pcm = np.arange(-300, 300, dtype=np.int16)
     reference = Answer(pcm=[pcm], is_final=True)
     assert judge(reference, Answer(pcm=[pcm + np.int16(3)], is_final=True)) is Verdict.RIGHT

@@ -36,13 +36,13 @@ async def heard(answer: bytes, reader: Reader = listen) -> Answer:
         return await read(ASK, f"127.0.0.1:{port}", reader, random.Random(1), 60.0)
 
 
-async def test_samples_are_whole_whatever_the_chunks() -> None:
+async def test_samples_are_reassembled_from_any_chunks() -> None:
     got = await heard(chunks(1, 2, 996, 1) + b"0\r\n\r\n")
     np.testing.assert_array_equal(got.samples(), SAMPLES)
     assert (got.is_final, got.error, got.samples().dtype) == (True, None, np.int16)
 
 
-async def test_an_answer_that_breaks_off_is_an_error_behind_its_beginning() -> None:
+async def test_truncated_http_answer_keeps_its_samples_and_reports_an_error() -> None:
     got = await heard(chunks(400))
     np.testing.assert_array_equal(got.samples(), SAMPLES[:200])
     assert (got.is_final, got.error) == (False, "ServerUnavailable")
@@ -52,11 +52,11 @@ async def test_an_answer_that_breaks_off_is_an_error_behind_its_beginning() -> N
     ("status", "error"),
     [(400, "RequestRefused"), (429, "ServerFull"), (503, "ServerUnavailable"), (500, "ServerFailed")],
 )
-async def test_a_status_is_an_error_of_the_clients(status: int, error: str) -> None:
+async def test_http_status_maps_to_a_client_error(status: int, error: str) -> None:
     got = await heard(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
     assert (got.error, got.message) == (error, f"{status}: {{}}")
 
 
-async def test_a_reader_may_leave_it() -> None:
+async def test_chaos_client_may_cancel_its_stream() -> None:
     got = await heard(chunks(200, 200, 200, 200), cancel)
     assert (got.has_left, got.error) == (True, None)

@@ -60,12 +60,12 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]
     process.wait()
 
 
-def test_a_process_is_killed(victim: subprocess.Popen[bytes]) -> None:
+def test_kill_fault_kills_the_process(victim: subprocess.Popen[bytes]) -> None:
     asyncio.run(Kill("engine").strike(LAUNCH))
     assert victim.wait() == -signal.SIGKILL
 
 
-def test_a_process_is_stopped_and_goes_on(victim: subprocess.Popen[bytes]) -> None:
+def test_stop_fault_stops_and_resumes_the_process(victim: subprocess.Popen[bytes]) -> None:
     async def strike() -> None:
         striking = asyncio.create_task(Stop("engine", seconds=3600.0).strike(LAUNCH))
         while not is_stopped(victim.pid):
@@ -79,7 +79,7 @@ def test_a_process_is_stopped_and_goes_on(victim: subprocess.Popen[bytes]) -> No
     assert victim.returncode == 0
 
 
-def test_a_front_end_is_stopped_until_it_is_replaced(victim: subprocess.Popen[bytes]) -> None:
+def test_replaced_fault_stops_the_front_end_until_its_replacement(victim: subprocess.Popen[bytes]) -> None:
     async def strike() -> None:
         striking = asyncio.create_task(Replaced("engine").strike(LAUNCH))
         while not is_stopped(victim.pid):
@@ -91,14 +91,14 @@ def test_a_front_end_is_stopped_until_it_is_replaced(victim: subprocess.Popen[by
     asyncio.run(strike())
 
 
-def test_a_front_end_that_is_not_replaced_is_reported_and_goes_on(victim: subprocess.Popen[bytes]) -> None:
+def test_unreplaced_front_end_is_reported_and_resumed(victim: subprocess.Popen[bytes]) -> None:
     with pytest.raises(TimeoutError, match=rf"^engine \(pid {victim.pid}\) was stopped for 0 s and not replaced$"):
         asyncio.run(Replaced("engine", limit_s=0.0).strike(LAUNCH))
     victim.communicate(b"\n")
     assert victim.returncode == 0
 
 
-def test_a_process_is_killed_while_there_is_no_room_for_its_log(
+def test_full_disk_kill_fault_keeps_the_disk_full_until_restart(
     victim: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled = []
@@ -117,26 +117,26 @@ def test_a_process_is_killed_while_there_is_no_room_for_its_log(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_kind_has_its_faults(victim: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_every_process_kind_has_its_faults(victim: subprocess.Popen[bytes], tmp_path: Path) -> None:
     names = [fault.name for fault in faults_of(KINDS, tmp_path)]
     wanted = {"stop proxy for good", "stop stretto_gateway for good", "kill language_model with no room for logs"}
     assert wanted < set(names)
     assert len(names) == len(set(names))
 
 
-def test_a_process_that_is_not_there_is_left_out(victim: subprocess.Popen[bytes]) -> None:
+def test_fault_on_a_missing_process_is_skipped(victim: subprocess.Popen[bytes]) -> None:
     with pytest.raises(Skipped, match="no such process; there are engine"):
         asyncio.run(Kill("proxy").strike(LAUNCH))
 
 
-def test_a_file_system_of_everybodys_is_not_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill_fault_is_skipped_on_a_shared_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "MAX_FILLED", 0)
     with pytest.raises(Skipped, match="may be shared"):
         asyncio.run(Fill(tmp_path).strike(LAUNCH))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_that_is_free_is_taken_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fill_fault_uses_and_releases_all_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = os.statvfs_result((512, 512, 100, 8, 8, 0, 0, 0, 0, 255))
     monkeypatch.setattr(faults.os, "statvfs", lambda _: room)
     with (tmp_path / "filled").open("wb") as file:
@@ -147,7 +147,7 @@ def test_all_that_is_free_is_taken_and_given_back(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_ends_while_there_is_no_room_is_a_finding(
+def test_process_exit_during_full_disk_fault_is_reported(
     victim: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(file: int, folder: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_process_that_ends_while_there_is_no_room_is_a_finding(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_clock_is_moved_for_those_alone_that_are_started_for_it(tmp_path: Path) -> None:
+def test_clock_jump_affects_only_processes_started_for_it(tmp_path: Path) -> None:
     environment = clock_environment(tmp_path)
     launch = Launch(tmp_path, tmp_path, environment=environment)
     if not environment:
@@ -181,7 +181,7 @@ def test_a_clock_is_moved_for_those_alone_that_are_started_for_it(tmp_path: Path
 
 
 @pytest.mark.parametrize("wait", ["futex", "semaphore"])
-def test_a_wait_ends_when_the_moved_clock_shows_its_moment(tmp_path: Path, wait: str) -> None:
+def test_timed_wait_ends_when_the_shifted_clock_reaches_its_deadline(tmp_path: Path, wait: str) -> None:
     environment = clock_environment(tmp_path)
     if not environment:
         pytest.skip("no C compiler")

@@ -15,7 +15,7 @@ def usage(at_s: float, mb: float) -> Usage:
     return Usage(at_s=at_s, rss_mb=mb, pss_mb=mb, uss_mb=mb, cpu_s=at_s / 2, threads=3, descriptors=7)
 
 
-def test_a_slope_is_that_of_the_line_through_the_samples() -> None:
+def test_memory_slope_is_a_linear_fit() -> None:
     noise = (0.3, -0.3, -0.3, 0.3)
     rising = [usage(at_s, 100 + 0.5 * at_s / 60 + noise[index % 4]) for index, at_s in enumerate(range(0, 3600, 5))]
     assert slope_mb_per_min(rising, "rss_mb") == pytest.approx(0.5, abs=0.01)
@@ -23,7 +23,7 @@ def test_a_slope_is_that_of_the_line_through_the_samples() -> None:
     assert slope_mb_per_min([usage(0, 1)], "rss_mb") == 0
 
 
-def test_the_slope_told_is_that_after_the_warm_up() -> None:
+def test_reported_memory_slope_excludes_the_warm_up() -> None:
     follower = Follower(os.getpid())
     follower.usages = {"engine": [usage(at_s, 500 + min(at_s, 600)) for at_s in range(0, 3600, 5)]}
     ends = {"engine": usage(0, 500)}, {"engine": usage(3600, 1100)}
@@ -34,7 +34,7 @@ def test_the_slope_told_is_that_after_the_warm_up() -> None:
     assert record["threads"] == [3, 3]
 
 
-def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
+def test_usage_of_a_running_process_is_read() -> None:
     own = read_usage(os.getpid(), 1.0)
     assert own is not None
     assert own.rss_mb >= own.pss_mb > 1
@@ -59,11 +59,11 @@ def test_the_usage_of_a_process_is_read_while_it_lives() -> None:
         ("python", "python -c from multiprocessing.resource_tracker import main", "resource tracker"),
     ],
 )
-def test_a_process_is_called_what_it_is(name: str, command: str, expected: str) -> None:
+def test_process_name_is_derived_from_its_command(name: str, command: str, expected: str) -> None:
     assert name_of(Process(2, 1, 2, name, command)) == expected
 
 
-def test_every_process_that_recovery_kills_has_such_a_name() -> None:
+def test_recovery_benchmark_process_names_are_known() -> None:
     models = {"preprocessor", "language_model", "acoustic_decoder"}
     others = {"tritonserver", "engine", "engine_host", "engine_spare", "proxy", "audio_worker"}
     assert set(recovery.PROCESSES) == models | others

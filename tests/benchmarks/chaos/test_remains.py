@@ -29,11 +29,11 @@ ASK = make_asks(0)[0]
         ({"gauges": NONE | {"unguided_total": 1.0}}, ["unguided_total is 1, not 0"]),
     ],
 )
-def test_what_is_more_than_before_is_told(changes: dict[str, Any], told: list[str]) -> None:
+def test_leaked_resources_are_reported(changes: dict[str, Any], told: list[str]) -> None:
     assert left_over(IDLE, replace(IDLE, **changes)) == told
 
 
-def test_what_triton_keeps_of_models_whose_stubs_died_is_allowed_for_and_bounded() -> None:
+def test_resources_of_abandoned_triton_models_are_bounded() -> None:
     idle = replace(IDLE, threads={"tritonserver": 133, "engine": 48}, descriptors={"tritonserver": 68, "engine": 96})
     threads, descriptors = {"tritonserver": 133 + 2 * 35, "engine": 48}, {"tritonserver": 70, "engine": 96}
     after = replace(idle, threads=threads, descriptors=descriptors, files=8, abandoned=2)
@@ -45,7 +45,7 @@ def test_what_triton_keeps_of_models_whose_stubs_died_is_allowed_for_and_bounded
     assert left_over(idle, more) == ["engine has 83 threads, 48 before"], "only Triton keeps them"
 
 
-def test_figures_are_read_from_the_page_and_must_be_there() -> None:
+def test_required_gauges_are_read_from_the_metrics_endpoint() -> None:
     page = "# TYPE x gauge\n" + "".join(f'stretto_{name}{{model="speech"}} 0\n' for name in NONE)
     assert read_gauges(page) == NONE
     assert read_gauges(page.replace('stretto_pairs{model="speech"} 0', "stretto_pairs 2"))["pairs"] == 2
@@ -67,33 +67,33 @@ FAILED = (Answer(error="ServerFailed", message="internal error"), Verdict.ERROR)
 HUNG = (Answer(is_overdue=True), Verdict.HUNG)
 
 
-def test_a_calm_server_may_be_full_and_nothing_else() -> None:
+def test_full_is_the_only_error_allowed_without_faults() -> None:
     assert of_calm(outcomes(RIGHT, FULL)) == []
     assert of_calm(outcomes(RIGHT, FAILED, FAILED)) == ["2 times: ServerFailed: internal error"]
     assert of_calm(outcomes(RIGHT, HUNG)) == ["speak 0, listen: hung; 0 samples, ''"]
     assert of_calm(outcomes(FULL)) == ["no answer was correct, so nothing has been tested"]
 
 
-def test_under_a_fault_errors_are_right_but_a_server_that_stays_ill_is_not() -> None:
+def test_faults_allow_errors_but_require_recovery() -> None:
     assert of_fault(outcomes(FAILED, RIGHT), right_s=3.0) == []
     assert of_fault(outcomes(RIGHT), right_s=None) == ["the server did not answer correctly again"]
     assert of_fault(outcomes(RIGHT, HUNG), right_s=3.0) == ["speak 0, listen: hung; 0 samples, ''"]
 
 
-def test_memory_that_grows_is_told_where_the_time_is_long_enough() -> None:
+def test_memory_growth_is_reported_only_after_enough_time() -> None:
     processes = {"engine": {"slope_rss_mb_per_min": 1.0}, "proxy": {"slope_rss_mb_per_min": 0.99}}
     assert of_memory(processes, 40.0) == ["engine grows by 1 MB a minute"]
     assert of_memory(processes, 14.0) == []
     assert of_memory({"client": {"slope_rss_mb_per_min": 9.0}}, 40.0) == []
 
 
-def test_the_same_seed_makes_the_same_requests() -> None:
+def test_equal_seeds_make_equal_requests() -> None:
     names = [ask.name for ask in make_asks(3)]
     assert names == [ask.name for ask in make_asks(3)]
     assert len(set(names)) == len(names)
     assert {ask.kind for ask in make_asks(0)} == KINDS.keys()
 
 
-def test_no_name_of_a_figure_is_made_up() -> None:
+def test_chaos_metric_names_exist_in_the_services() -> None:
     said = "".join(path.read_text() for path in Path("python_backend/stretto/triton_io").glob("*_service.py"))
     assert [name for name in NONE if f'"{name}"' not in said] == []

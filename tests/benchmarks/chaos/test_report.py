@@ -29,7 +29,7 @@ def result_of(record: dict[str, Any]) -> Result:
     return Result("chaos", record, "2026-11-21T18:00:00+00:00", "1234567", 2.5, hardware, {})
 
 
-def test_a_report_of_a_run() -> None:
+def test_chaos_report_lists_findings_and_faults() -> None:
     record = {"streams": 64, "seed": 3, "calm": CALM, "faults": FAULTS, "wrong": ["kill engine: speak 0, listen: hung"]}
     said = "\n".join(lines(result_of(record)))
     assert (

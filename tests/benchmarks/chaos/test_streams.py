@@ -63,32 +63,32 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_every_reader_finds_a_right_answer_right(reader: Reader) -> None:
+def test_every_reader_accepts_a_correct_answer(reader: Reader) -> None:
     assert run(lambda _: spoken(), reader)[0] in (Verdict.RIGHT, Verdict.LEFT)
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
-def test_every_reader_sees_that_the_beginning_is_another(reader: Reader) -> None:
+def test_every_reader_detects_a_changed_beginning(reader: Reader) -> None:
     assert run(lambda _: spoken(changed=0), reader) == [Verdict.WRONG]
 
 
-def test_an_end_that_comes_too_soon_is_no_answer() -> None:
+def test_premature_end_is_not_a_right_answer() -> None:
     assert run(lambda _: [*spoken()[:-2], Chunk(4, is_final=True, is_last=True)], listen) == [Verdict.WRONG]
     assert run(lambda _: spoken()[:-1], listen) == [Verdict.ERROR]  # the client itself reports the early end
     assert run(lambda _: [Chunk(is_final=True, is_last=True, num_samples=None)], listen) == [Verdict.INCOMPLETE]
 
 
-def test_an_error_is_one_and_a_refusal_of_what_was_answered_is_wrong() -> None:
+def test_stream_error_and_unexpected_refusal_verdicts() -> None:
     unavailable = [*spoken()[:2], ErrorText("unavailable: … try again")]
     assert run(lambda _: unavailable, listen) == [Verdict.ERROR]
     assert run(lambda _: list(REFUSED), listen) == [Verdict.WRONG]
 
 
-def test_what_does_not_end_is_hung() -> None:
+def test_endless_replies_count_as_hung() -> None:
     assert run(lambda _: [*spoken()[:2], Until(asyncio.Event())], listen, limit_s=0.5) == [Verdict.HUNG]
 
 
-def test_a_reference_that_is_not_the_same_twice_is_none() -> None:
+def test_non_reproducible_reference_is_rejected() -> None:
     async def ask(script: Callable[[int], list[Step]], asks: list[Ask]) -> None:
         server = FakeServer(lambda _: script(len(server.requests)))
         address = await server.start()
@@ -109,7 +109,7 @@ def test_a_reference_that_is_not_the_same_twice_is_none() -> None:
 
 
 @pytest.mark.slow
-def test_streams_count_every_answer_and_name_a_wrong_one() -> None:
+def test_chaos_streams_count_responses_and_report_wrong_ones() -> None:
     async def press(wrong_from: int) -> Streams:
         def script(request: Request) -> list[Step]:
             if "voice" in str(request.get("options")):

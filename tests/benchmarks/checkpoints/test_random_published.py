@@ -24,7 +24,7 @@ def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
     return counts
 
 
-def test_bagpiper_s_file_holds_what_the_published_one_holds(tmp_path: Path) -> None:
+def test_random_bagpiper_file_has_the_published_tensors(tmp_path: Path) -> None:
     """The published file has 11 tensors for each of 36 layers, and 16 for each of 32 encoder layers plus 13 others."""
     published = write_bagpiper(tmp_path)
     module = torch.load(published.model, weights_only=True)["module"]
@@ -47,7 +47,7 @@ def test_bagpiper_s_file_holds_what_the_published_one_holds(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("backbone", "per_layer"), [("llama", 9), ("olmo2", 11)])
-def test_opuslm_s_file_holds_what_the_published_one_holds(backbone: str, per_layer: int, tmp_path: Path) -> None:
+def test_opuslm_random_checkpoint_has_the_published_tensors(backbone: str, per_layer: int, tmp_path: Path) -> None:
     published = write_opuslm(tmp_path, backbone=backbone)
     tensors = torch.load(published.model, weights_only=True)
     assert published.model.name == "model.pth"
@@ -66,7 +66,7 @@ def test_opuslm_s_file_holds_what_the_published_one_holds(backbone: str, per_lay
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_some_ids_of_the_text_are_no_token_s(family: str, tmp_path: Path) -> None:
+def test_random_tokenizers_leave_some_text_ids_unused(family: str, tmp_path: Path) -> None:
     published = write_release(family, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(published.tokenizer)
     span = len(SMALL_BAGPIPER.text) if family == "bagpiper" else SMALL_OPUSLM.text[1] - SMALL_OPUSLM.text[0]
@@ -76,7 +76,7 @@ def test_some_ids_of_the_text_are_no_token_s(family: str, tmp_path: Path) -> Non
     assert len(ids) < len("the garden door")
 
 
-def test_the_token_list_is_the_published_one(tmp_path: Path) -> None:
+def test_token_list_matches_the_published_one(tmp_path: Path) -> None:
     """Names and numbers come from espnet2/speechlm/definitions.py and the released models."""
     published = write_opuslm(tmp_path)
     names = token_list(OpusVocabulary(), published.tokenizer)

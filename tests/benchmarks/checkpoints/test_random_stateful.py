@@ -8,7 +8,7 @@ LOOKAHEAD = {"encodec_24khz": 0, "encodec_32khz": 4, "espnet_dac": 7, "mimi": 0,
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_random_codec_is_heard_and_streams_exactly(name: str) -> None:
+def test_random_stateful_codec_is_audible_and_streams_exactly(name: str) -> None:
     codec = make_stateful(name)
     assert isinstance(codec.spec.streaming, Stateful)
     assert codec.spec.right_frames == LOOKAHEAD[name]

@@ -20,7 +20,7 @@ SMALLER = Size(hidden=64, layers=1)
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)
-def test_a_small_model_has_the_tasks_that_it_is_asked_for_and_a_codec_of_its_codes(tmp_path: Path, name: str) -> None:
+def test_small_model_has_its_tasks_and_a_matching_codec(tmp_path: Path, name: str) -> None:
     model = SMALL_MODELS[name]
     vocabulary: BagpiperVocabulary | OpusVocabulary = SMALL_BAGPIPER if name == "bagpiper-small" else SMALL_OPUSLM
     checkpoint = write_checkpoint(model.family, tmp_path / "checkpoint", vocabulary, SMALLER)
@@ -34,7 +34,7 @@ def test_a_small_model_has_the_tasks_that_it_is_asked_for_and_a_codec_of_its_cod
     assert spec.frame_rate == family.frame_rate
 
 
-def test_qwen3_tts_has_its_published_proportions(tmp_path: Path) -> None:
+def test_small_qwen3_tts_has_the_published_proportions(tmp_path: Path) -> None:
     family = family_at(write_checkpoint("qwen3-tts", tmp_path / "checkpoint"))
     assert family.depth is not None
     assert (family.layout.num_codebooks, family.layout.codebook_size) == (16, 2048)

@@ -36,7 +36,7 @@ def records(folder: Path, printed: str, jobs: Collection[str]) -> dict[str, list
     return found
 
 
-def test_a_dry_run_passes_a_job_without_an_engine(
+def test_dry_run_of_a_job_without_an_engine_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The check runs in this process, which has imported vLLM."""
@@ -48,7 +48,7 @@ def test_a_dry_run_passes_a_job_without_an_engine(
 
 
 @pytest.mark.nightly
-def test_a_dry_run_passes_a_job_of_each_kind(tmp_path: Path) -> None:
+def test_dry_run_of_one_job_per_kind_passes(tmp_path: Path) -> None:
     parity = "parity_preempted", "parity_frames"
     kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", "ours_1b7", "stock_1b7", "schedules_vita")
     found = walked(tmp_path, kinds)
@@ -59,7 +59,7 @@ def test_a_dry_run_passes_a_job_of_each_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_dry_run_passes_every_job(tmp_path: Path) -> None:
+def test_dry_run_of_every_job_passes(tmp_path: Path) -> None:
     found = walked(tmp_path, JOBS)
     assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
     assert any(line["preemptions"] for line in found["parity_preempted"])

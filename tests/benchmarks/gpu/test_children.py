@@ -41,7 +41,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     return Setup("cpu", tmp_path)
 
 
-def test_a_job_that_fails_leaves_its_lines_and_its_log_and_the_next_one_runs(setup: Setup) -> None:
+def test_failed_job_keeps_results_and_log_and_next_job_runs(setup: Setup) -> None:
     outcomes = Children(setup).run_all(fakes("fails", "finds", "passes"), 3 * LIMIT_S)
     assert [outcome.status for outcome in outcomes] == ["failed", "failed", "passed"]
     assert [outcome.lines for outcome in outcomes] == [2, 2, 2]
@@ -52,7 +52,7 @@ def test_a_job_that_fails_leaves_its_lines_and_its_log_and_the_next_one_runs(set
     assert lines(setup, "passes")[0]["is_small"]
 
 
-def test_a_job_that_crashes_leaves_its_lines_and_its_stack_and_the_next_one_runs(setup: Setup) -> None:
+def test_crashed_job_keeps_results_and_stack_and_next_job_runs(setup: Setup) -> None:
     outcomes = Children(setup).run_all(fakes("crashes", "passes"), 2 * LIMIT_S)
     assert [(outcome.status, outcome.lines) for outcome in outcomes] == [("SIGSEGV", 1), ("passed", 2)]
     assert [line["figure"] for line in lines(setup, "crashes")] == [6]
@@ -60,7 +60,7 @@ def test_a_job_that_crashes_leaves_its_lines_and_its_stack_and_the_next_one_runs
     assert log.index("about to read nothing") < log.index("Segmentation fault") < log.index("in crashes")
 
 
-def test_a_job_that_hangs_is_ended_with_its_children_and_the_next_one_runs(setup: Setup) -> None:
+def test_hung_job_is_killed_with_children_and_next_job_runs(setup: Setup) -> None:
     jobs = fakes("hangs", limit_s=1.0)
     while not lines_of(setup, "hangs") or "in hangs" not in setup.logs.read_text():  # as this machine takes to fork
         jobs = fakes("hangs", limit_s=2 * jobs["hangs"].limit_s)
@@ -70,9 +70,7 @@ def test_a_job_that_hangs_is_ended_with_its_children_and_the_next_one_runs(setup
     assert "in hangs" in setup.logs.read_text(), "where it hung"
 
 
-def test_a_job_that_is_ended_before_it_has_logged_anything_timed_out(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_killed_before_logging_counts_as_timed_out(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Children, "_enter", lambda *_: time.sleep(LIMIT_S))
     outcomes = Children(setup).run_all(fakes("passes", limit_s=1.0), LIMIT_S)
     assert [outcome.status for outcome in outcomes] == ["timed out"]
@@ -83,7 +81,9 @@ def lines_of(setup: Setup, job: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("where", "status"), [("error", "failed"), ("abort", "SIGABRT")])
-def test_illegal_accesses_repeat_a_job(setup: Setup, where: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_illegal_accesses_rerun_the_job_with_blocking_launches(
+    setup: Setup, where: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUDA_LAUNCH_BLOCKING", raising=False)
     jobs = {"strays": Job(f"{FAKES}:strays", LIMIT_S, {"where": where}), **fakes("fails")}
     outcomes = Children(setup).run_all(jobs, 3 * LIMIT_S)
@@ -96,7 +96,7 @@ def test_illegal_accesses_repeat_a_job(setup: Setup, where: str, status: str, mo
 
 
 @pytest.mark.parametrize("is_cold", [False, True])
-def test_a_job_whose_variables_an_import_reads_begins_in_a_fresh_interpreter(setup: Setup, is_cold: bool) -> None:
+def test_job_environment_is_set_before_imports(setup: Setup, is_cold: bool) -> None:
     job = Job(f"{FAKES}:reads", LIMIT_S, environment={"READ_IN_AN_IMPORT": "1"})
     device = "cpu" if is_cold else "cuda"
     (outcome,) = Children(Setup(device, setup.out), is_cold).run_all({"reads": job}, LIMIT_S)
@@ -106,7 +106,7 @@ def test_a_job_whose_variables_an_import_reads_begins_in_a_fresh_interpreter(set
     assert "READ_IN_AN_IMPORT" not in os.environ
 
 
-def test_there_are_two_files_and_a_table(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+def test_job_runs_write_two_files_and_print_a_table(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = Children(setup).run_all(fakes("passes", "fails"), 2 * LIMIT_S)
     assert sorted(path.name for path in setup.out.iterdir()) == ["all.jsonl", "logs.txt"]
     became = [json.loads(line) for line in setup.results.read_text().splitlines() if "status" in json.loads(line)]
@@ -119,11 +119,11 @@ def test_there_are_two_files_and_a_table(setup: Setup, capsys: pytest.CaptureFix
     assert "figure" not in capsys.readouterr().out, "what jobs print goes into their log"
 
 
-def test_what_no_time_is_left_for_is_reported_as_not_run(setup: Setup) -> None:
+def test_jobs_without_time_left_are_reported_as_not_run(setup: Setup) -> None:
     assert Children(setup).run_all(fakes("passes"), 0.5) == [Outcome("passes", "not run")]
 
 
-def test_a_job_may_use_what_those_before_it_have_left(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_time_limit_includes_unused_time_of_earlier_jobs(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, float] = {}
 
     def attempt(self: Children, name: str, job: Job, limit_s: float) -> Outcome:
@@ -136,12 +136,12 @@ def test_a_job_may_use_what_those_before_it_have_left(setup: Setup, monkeypatch:
     assert [round(given[name], -1) for name in "abc"] == [50, 100, 120]
 
 
-def test_the_jobs_fit_into_a_call_of_ten_minutes() -> None:
+def test_jobs_fit_into_a_ten_minute_call() -> None:
     limit_s = parse([]).limit_s
     assert sum(job.limit_s for name, job in JOBS.items() if name not in IF_TIME_IS_LEFT) <= limit_s <= 530
 
 
-def test_every_job_names_a_function_with_its_arguments() -> None:
+def test_every_gpu_job_function_accepts_its_arguments() -> None:
     import inspect
 
     for job in JOBS.values():

@@ -47,7 +47,7 @@ def named_jobs(call: plan.Call) -> list[str]:
     return arguments.jobs
 
 
-def test_the_first_call_runs_the_jobs_in_the_order_of_the_table() -> None:
+def test_first_call_runs_jobs_in_table_order() -> None:
     first, *others = plan.calls()
     assert named_jobs(first) == list(JOBS)
     named = [name for call in others for name in named_jobs(call)]
@@ -55,7 +55,7 @@ def test_the_first_call_runs_the_jobs_in_the_order_of_the_table() -> None:
     assert named[-1] == "ensemble"
 
 
-def test_a_bundle_that_one_call_cannot_take_is_sent_in_several() -> None:
+def test_large_bundle_is_transferred_over_several_calls() -> None:
     transfers = [call for call in plan.calls() if call.bundle == "served"]
     assert [call.part for call in transfers] == [1, 2]
     assert [call.is_last for call in transfers] == [False, True]
@@ -63,7 +63,7 @@ def test_a_bundle_that_one_call_cannot_take_is_sent_in_several() -> None:
     assert "same host" in "\n".join(transfers[0].lines)
 
 
-def test_the_jobs_that_answer_most_come_first() -> None:
+def test_most_informative_jobs_run_first() -> None:
     place = {name: index for index, name in enumerate(JOBS)}
     assert list(JOBS)[:2] == ["host", "kernels"], "the host and the kernels explain most failures of later jobs"
     assert place["parity_graphs"] < min(place[name] for name in JOBS if name.startswith(("ours_", "decoder_")))
@@ -72,29 +72,27 @@ def test_the_jobs_that_answer_most_come_first() -> None:
 
 
 @pytest.mark.parametrize("call", plan.calls(), ids=lambda call: call.title)
-def test_a_call_fits_the_limits_of_a_host(call: plan.Call) -> None:
+def test_planned_call_fits_the_host_limits(call: plan.Call) -> None:
     assert call.num_bytes <= HOST_BYTES
     assert len(call.command) <= LONGEST_COMMAND
     if not call.is_whole:
         assert sum(job.limit_s for job in call.jobs.values()) <= plan.LIMIT_S
 
 
-def test_a_later_call_leaves_out_jobs_that_have_passed_and_repeats_those_that_it_reads() -> None:
+def test_planned_calls_skip_passed_jobs_and_repeat_dependencies() -> None:
     done = {*JOBS, *SERVED} - {"stock_8b", "waits"}
     (call,) = plan.calls(done)
     assert named_jobs(call) == ["waits", "ours_8b", "stock_8b"]
     assert plan.calls({*JOBS, *SERVED}) == []
 
 
-def test_jobs_that_do_not_fit_one_call_go_to_several() -> None:
+def test_jobs_exceeding_one_call_are_split_over_several() -> None:
     half = plan.LIMIT_S / 2
     jobs = {"a": Job("", half), "b": Job("", half), "c": Job("", 1), "d": Job("", half, reads=("a",))}
     assert [list(part) for part in plan.divided("abcd", jobs)] == [["a", "b"], ["c"], ["a", "d"]]
 
 
-def test_the_results_of_a_call_name_the_jobs_that_have_passed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_omits_jobs_that_have_passed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {*JOBS, *SERVED} - {"waits"}
     lines = [f'{{"job": "{name}", "status": "passed"}}' for name in names]
     (tmp_path / "all.jsonl").write_text("\n".join([*lines, '{"job": "waits", "ok": false}', ""]))
@@ -104,7 +102,7 @@ def test_the_results_of_a_call_name_the_jobs_that_have_passed(
     assert printed[4].endswith("--jobs waits")
 
 
-def test_files_that_git_does_not_ignore_travel_and_bundles_do_not_count_twice(tmp_path: Path) -> None:
+def test_tree_size_counts_unignored_files_without_bundles(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     before = tree_bytes(tmp_path)
@@ -115,5 +113,5 @@ def test_files_that_git_does_not_ignore_travel_and_bundles_do_not_count_twice(tm
     assert parser().parse_args(["pack", "--out", "x"]).wheelhouse.parts[0] == plan.HERE
 
 
-def test_every_call_leaves_room_for_changes_of_the_tree() -> None:
+def test_planned_calls_stay_below_the_transfer_limit() -> None:
     assert max(call.num_bytes for call in plan.calls()) <= CALL_BYTES

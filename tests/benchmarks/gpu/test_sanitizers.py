@@ -42,7 +42,7 @@ def outcome(tool: str = "memcheck", limit_s: float = 300) -> dict[str, Any]:
     return line
 
 
-def test_a_host_without_the_tool_is_named_and_no_failure(folder: Path) -> None:
+def test_missing_sanitizer_is_reported_as_left_out(folder: Path) -> None:
     line = outcome()
     assert "not installed" in line["left_out"]
     assert "ok" not in line
@@ -60,7 +60,9 @@ def test_a_host_without_the_tool_is_named_and_no_failure(folder: Path) -> None:
          {"left_out": "compute-sanitizer refuses this GPU: Error: Device not supported"}),
     ],
 )  # fmt: skip
-def test_the_summary_of_the_tool_decides(folder: Path, lines: tuple[str, ...], expected: dict[str, Any]) -> None:
+def test_sanitizer_summary_determines_the_outcome(
+    folder: Path, lines: tuple[str, ...], expected: dict[str, Any]
+) -> None:
     tool = install(folder / "bin", *lines)
     line = outcome()
     assert {name: line[name] for name in expected} == expected
@@ -68,14 +70,14 @@ def test_the_summary_of_the_tool_decides(folder: Path, lines: tuple[str, ...], e
     assert line.keys() == {"tool", "at", *expected}
 
 
-def test_output_without_a_summary_is_a_failure(folder: Path) -> None:
+def test_sanitizer_output_without_a_summary_is_a_failure(folder: Path) -> None:
     install(folder / "bin", "no driver")
     line = outcome("racecheck")
     assert line["ok"] is False
     assert line["error"].startswith("no summary")
 
 
-def test_the_tool_watches_the_walk_without_a_pool_of_memory(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sanitizer_runs_without_the_cuda_memory_cache(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tool = install(folder / "bin")
     tool.write_text(tool.read_text().replace("POOL", "PYTORCH_NO_CUDA_MEMORY_CACHING"))
     outcome("racecheck")
@@ -84,7 +86,7 @@ def test_the_tool_watches_the_walk_without_a_pool_of_memory(folder: Path, capfd:
     assert "'-m', 'benchmarks.gpu.sanitizers', '--device', 'cpu'] 1" in called
 
 
-def test_a_walk_that_does_not_end_is_a_failure(folder: Path) -> None:
+def test_sanitizer_run_exceeding_its_limit_fails(folder: Path) -> None:
     tool = install(folder / "bin")
     tool.write_text(f"#!{sys.executable}\nimport time\nprint('begun', flush=True)\ntime.sleep(600)\n")
     line = outcome(limit_s=1)
@@ -93,7 +95,7 @@ def test_a_walk_that_does_not_end_is_a_failure(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["toolkit/bin", f"toolkit/{TOOL}"])
-def test_the_tool_is_found_in_a_toolkit(folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sanitizer_is_found_in_a_toolkit(folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / place).mkdir(parents=True)
     tool = install(folder / place)
     monkeypatch.setenv("CUDA_HOME", str(folder / "toolkit"))
@@ -102,7 +104,7 @@ def test_the_tool_is_found_in_a_toolkit(folder: Path, place: str, monkeypatch: p
     assert find() is None, "it cannot be run"
 
 
-def test_the_tool_is_found_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sanitizer_is_found_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia/cu13/bin").mkdir(parents=True)
     tool = install(tmp_path / "nvidia/cu13/bin")
     monkeypatch.setenv("PATH", "")
@@ -110,13 +112,13 @@ def test_the_tool_is_found_in_a_wheel(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tool in sanitizers.places()
 
 
-def test_the_decoder_s_own_thread_is_watched() -> None:
+def test_decoder_thread_is_checked() -> None:
     (line,) = run_decoder(SETUP, "tiny")
     assert line["ok"]
     assert line["operators"] > 100
 
 
-def test_a_race_is_reported() -> None:
+def test_cuda_race_is_reported() -> None:
     class CUDASanitizerErrors(Exception):
         pass
 
@@ -133,5 +135,5 @@ def test_a_race_is_reported() -> None:
 
 
 @pytest.mark.nightly
-def test_the_walk_launches_every_kernel() -> None:
+def test_sanitizer_walk_runs() -> None:
     sanitizers.walk(torch.device("cpu"))

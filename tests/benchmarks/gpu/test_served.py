@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 
-def test_a_dry_run_serves_the_ensemble_and_asks_it_everything(tmp_path: Path) -> None:
+def test_served_dry_run_measures_speech_ring_and_triton_tax(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.served", "--dry-run", "--out", str(tmp_path), "--limit-s", "1500"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -34,7 +34,7 @@ class FakeDevice:
 
 
 @pytest.mark.parametrize(("array_ms", "kept"), [(1.5, "replace"), pytest.param(50.0, "keep", marks=BY_NIGHT)])
-def test_the_job_compares_both_paths_and_gives_a_verdict(
+def test_step_path_job_compares_both_paths_and_gives_a_verdict(
     array_ms: float, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_paths, "CASES", {"bagpiper": "8b"})
@@ -54,7 +54,7 @@ def line(family: str, rows: int, gain: float, ok: bool = True) -> dict[str, Any]
     return {"family": family, "rows": rows, "ok": ok} | ({"gain": gain} if ok else {})
 
 
-def test_the_kernels_stay_only_for_more_than_a_tenth_of_a_step() -> None:
+def test_step_kernels_are_kept_only_for_a_large_enough_gain() -> None:
     lines = [line("a", 1, 0.02), line("b", 64, SHARE)]
     assert verdict(lines)["verdict"].startswith("replace")
     kept = verdict([*lines, line("b", 1, SHARE + 0.01)])
@@ -62,7 +62,7 @@ def test_the_kernels_stay_only_for_more_than_a_tenth_of_a_step() -> None:
     assert verdict([*lines, line("b", 1, 0.5), line("b", 1, 0.05)])["verdict"].startswith("replace"), "the faster path"
 
 
-def test_there_is_no_verdict_while_a_case_has_no_equal_path() -> None:
+def test_no_verdict_while_a_case_has_no_equal_path() -> None:
     lines = [line("a", 1, 0.02), line("b", 64, 0, ok=False)]
     assert verdict(lines)["verdict"] == "none: the paths differ or could not run for b with 64 rows"
     assert verdict([*lines, line("b", 64, 0.01)])["verdict"].startswith("replace"), "another path is equal"
@@ -76,7 +76,7 @@ def paths_of(name: str, compiler: Callable[..., Any] | None) -> tuple[step_paths
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_torch_compile_takes_the_array_path_whole_and_leaves_its_rows(name: str) -> None:
+def test_torch_compile_does_not_change_the_array_path_rows(name: str) -> None:
     with step_paths.opaque_draws(), torch.no_grad():
         case, paths = paths_of(name, step_paths._compiler(SETUP))
         recorded = {each: Recorded(path.launch, None) for each, path in paths.items()}
@@ -85,7 +85,7 @@ def test_torch_compile_takes_the_array_path_whole_and_leaves_its_rows(name: str)
     assert number > 200
 
 
-def test_a_graph_that_repeats_its_first_step_differs() -> None:
+def test_stale_graph_replay_is_detected_as_different() -> None:
     with step_paths.opaque_draws(), torch.no_grad():
         case, paths = paths_of("bagpiper", None)
         for path in paths.values():
@@ -97,9 +97,7 @@ def test_a_graph_that_repeats_its_first_step_differs() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_array_path_neither_waits_for_the_device_nor_copies_from_the_host(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_array_path_has_no_device_syncs_or_host_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path runs on meta tensors of the published widths."""
     monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Known(len(tables.state)))
     assert count_operators(name, "meta") > 50

@@ -5,7 +5,7 @@ from triton import knobs
 from benchmarks.gpu.parity import OURS, compiled
 
 
-def test_kernels_compiled_meanwhile_are_named_and_who_listened_before_still_hears() -> None:
+def test_compiled_kernels_are_recorded_and_the_previous_hook_still_runs() -> None:
     heard: list[str] = []
     former = knobs.runtime.jit_post_compile_hook
     knobs.runtime.jit_post_compile_hook = lambda fn, **kwargs: heard.append(fn.name)

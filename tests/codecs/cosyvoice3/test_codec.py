@@ -63,7 +63,7 @@ def error(name: str, ours: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", VOICES)
-def test_mel_and_samples_are_the_authors(seed: int, name: str) -> None:
+def test_mel_and_samples_match_the_authors(seed: int, name: str) -> None:
     """The results are those of a complete utterance with the chunk mask, and of its first blocks.
 
     Weight norms are multiplied out in float64, because phases add up errors of the pitch.
@@ -95,7 +95,7 @@ def test_mel_and_samples_are_the_authors(seed: int, name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [25, *by_night(1, 7, 28, 60, 78, 79)])
-def test_samples_of_any_chunks_equal_one_decode(size: int) -> None:
+def test_samples_of_any_chunking_equal_one_decode(size: int) -> None:
     codec = in_float64(random_codec(), VOICES["short"], VOICES["long"])
     codes = random_codes(codec, 2, FRAMES)
     alone = [codec.speak(codec.mel(row[0], codec._recorded.voices[1]), 0, 0, 2 * FRAMES, 0.0)[0] for row in codes]
@@ -104,7 +104,7 @@ def test_samples_of_any_chunks_equal_one_decode(size: int) -> None:
     )
 
 
-def test_a_batch_has_several_voices_in_float32() -> None:
+def test_float32_batch_with_several_voices_matches_single_decode() -> None:
     codec = random_codec()
     for each in VOICES.values():
         codec.add_voice(*each)
@@ -116,7 +116,7 @@ def test_a_batch_has_several_voices_in_float32() -> None:
     assert (together[1] - spoken(codec, codes[1:], [FRAMES], [2])[0]).abs().max() > 1e-2
 
 
-def test_a_longer_utterance_forgets_whole_chunks() -> None:
+def test_cosyvoice3_history_is_dropped_in_whole_chunks() -> None:
     """Blocks still end at the mask's chunk borders, and samples do not depend on how tokens arrive."""
     codec = random_codec()
     small = CosyVoice3Codec(codec.config, (CHUNK + AHEAD, CHUNK), history=3 * CHUNK)
@@ -131,14 +131,14 @@ def test_a_longer_utterance_forgets_whole_chunks() -> None:
     assert (first[0, exact:] - whole[exact:]).abs().max() > 1e-4
 
 
-def test_the_published_numbers() -> None:
+def test_codec_spec_matches_the_published_one() -> None:
     spec = random_codec().spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.frame_rate) == (24_000, 960, 1, 25)
     assert (spec.blocks, spec.right_frames, spec.start_frames) == ((28, 50, 100), 6, 28)
     assert (spec.codebook_size, spec.num_voices, HISTORY) == (6561, 0, 1500)
 
 
-def test_the_decoder_speaks_in_the_voice_of_a_recording() -> None:
+def test_decoder_uses_the_voice_of_a_recording() -> None:
     codec = random_codec()
     codes = random_codes(codec, 1, 40)
     worker = DecoderWorker(codec, DecoderConfig(codec="cosyvoice3", max_batch=4, stop_timeout_s=60))
@@ -168,11 +168,11 @@ def test_the_decoder_speaks_in_the_voice_of_a_recording() -> None:
         worker.stop()
 
 
-def test_the_decoder_warms_up_without_a_voice() -> None:
+def test_decoder_warm_up_needs_no_voice() -> None:
     assert warm_up(HostLauncher(random_codec(), "float32"), random_codec(), max_batch=1, seconds=60.0) > 0
 
 
-def test_it_only_decodes() -> None:
+def test_encode_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="cosyvoice3 can only decode"):
         random_codec().encode(np.zeros(100, np.float32))
 
@@ -185,7 +185,7 @@ def write(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def test_a_written_codec_is_loaded(tmp_path: Path) -> None:
+def test_written_cosyvoice3_codec_loads(tmp_path: Path) -> None:
     loaded, made = load(write(tmp_path)), random_codec()
     assert loaded.config == made.config
     stored = multiply_weight_norm_out(load_file(tmp_path / "codec" / "model.safetensors"))
@@ -200,7 +200,7 @@ def test_a_written_codec_is_loaded(tmp_path: Path) -> None:
     assert windows[0][0].shape == (1, 22 * 960)
 
 
-def test_the_mask_is_left_out_on_request(tmp_path: Path) -> None:
+def test_chunk_mask_can_be_disabled(tmp_path: Path) -> None:
     path = write(tmp_path) / "codec" / "config.json"
     path.write_text('{"model_type": "cosyvoice3", "whole": true}')
     loaded = load(tmp_path)
@@ -230,6 +230,6 @@ def test_the_mask_is_left_out_on_request(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path, name: str, changed: Tensor | None, message: str) -> None:
+def test_error_names_mismatched_tensors(tmp_path: Path, name: str, changed: Tensor | None, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(write(tmp_path, **{name: changed}))

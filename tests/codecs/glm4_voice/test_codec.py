@@ -42,7 +42,7 @@ def codec(checkpoint: Path) -> Glm4VoiceCodec:
     return codec.eval().requires_grad_(False)
 
 
-def test_blocks_end_where_their_sizes_say_and_hear_whole_steps_of_history() -> None:
+def test_block_borders_and_history_follow_the_sizes() -> None:
     blocks = Blocks((25, 50, 100, 150, 200), right=6, history=512, step=64)
     assert [blocks.last_border(frames) for frames in (24, 25, 74, 75, 324, 325, 524, 525, 725)] == [
         *(0, 25, 25, 75, 175, 325, 325, 525, 725)
@@ -60,13 +60,13 @@ def test_blocks_end_where_their_sizes_say_and_hear_whole_steps_of_history() -> N
 
 
 @pytest.mark.parametrize("wrong", [{"right": 8}, {"history": 40, "sizes": (8, 60, 16)}, {"sizes": ()}], ids=str)
-def test_blocks_that_cannot_be_are_refused(wrong: dict) -> None:
+def test_invalid_block_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="blocks must be longer"):
         replace(Blocks(SIZES, 6, HISTORY, 1), **wrong)
 
 
 @pytest.mark.parametrize("frames", [9, 34, *by_night(1, 8, 37)])
-def test_the_same_samples_come_of_every_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
+def test_samples_do_not_depend_on_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
     """This also holds if the utterance ends with a block that its last chunk may or may not contain."""
     codes = random_codes(codec, 2, frames)
     whole = stream(codec, codes, [frames])
@@ -77,7 +77,7 @@ def test_the_same_samples_come_of_every_chunking(codec: Glm4VoiceCodec, frames: 
             assert torch.equal(stream(codec, codes, sizes), whole), sizes
 
 
-def test_an_utterance_longer_than_the_history_sounds_alike_in_any_chunks(codec: Glm4VoiceCodec) -> None:
+def test_glm4_voice_long_utterance_is_chunk_invariant(codec: Glm4VoiceCodec) -> None:
     frames = 120
     codes = random_codes(codec, 1, frames)
     whole = stream(codec, codes, [frames])
@@ -86,19 +86,19 @@ def test_an_utterance_longer_than_the_history_sounds_alike_in_any_chunks(codec: 
     assert torch.equal(stream(codec, codes, chunks_of(11, frames)), whole)
 
 
-def test_a_batch_sounds_as_each_of_it_alone(codec: Glm4VoiceCodec) -> None:
+def test_glm4_voice_batched_decode_matches_single_decode(codec: Glm4VoiceCodec) -> None:
     codes = random_codes(codec, 3, 40)
     together = stream(codec, codes, chunks_of(8, 40))
     for row, alone in enumerate(codes):
         assert (stream(codec, alone[None], chunks_of(8, 40)) - together[row]).abs().max() < 2e-3
 
 
-def test_the_noise_is_the_same_whatever_its_length() -> None:
+def test_noise_does_not_depend_on_its_length() -> None:
     assert torch.equal(gaussian(40, 80, 42)[:, :30], gaussian(30, 80, 42))
 
 
 @pytest.mark.parametrize("batch", [3, *by_night(1)])
-def test_the_decoder_speaks_block_by_block_for_whoever_speaks(codec: Glm4VoiceCodec, batch: int) -> None:
+def test_decoder_streams_blocks_of_concurrent_utterances(codec: Glm4VoiceCodec, batch: int) -> None:
     codes = random_codes(codec, batch, 30).numpy()
     worker = DecoderWorker(codec, DecoderConfig(codec="glm4_voice", max_batch=4, stop_timeout_s=60))
     try:
@@ -120,21 +120,21 @@ def test_the_decoder_speaks_block_by_block_for_whoever_speaks(codec: Glm4VoiceCo
         worker.stop()
 
 
-def test_it_warms_up_with_its_blocks_and_captures_the_first(codec: Glm4VoiceCodec) -> None:
+def test_glm4_voice_warms_up_all_block_sizes_and_captures_the_first(codec: Glm4VoiceCodec) -> None:
     assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=1, seconds=60.0) == len(SIZES)
     launcher = Capturing(codec)
     assert capture_shapes(launcher, codec, max_batch=2) == 2
     assert launcher.captured == [(batch, 0, SIZES[0], 6) for batch in (2, 1)]
 
 
-def test_it_only_decodes_and_all_of_its_right_context_is_needed(codec: Glm4VoiceCodec) -> None:
+def test_encode_and_reduced_right_context_are_refused(codec: Glm4VoiceCodec) -> None:
     with pytest.raises(InvalidRequest, match="glm4_voice can only decode"):
         codec.encode(np.zeros(100, np.float32))
     with pytest.raises(ValueError, match=r"right_frames must be in \[6, 6\]"):
         codec.spec.with_right_frames(5)
 
 
-def test_the_published_numbers(checkpoint: Path) -> None:
+def test_codec_spec_matches_the_published_one(checkpoint: Path) -> None:
     spec = load(checkpoint).spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.frame_rate) == (22_050, 1764, 1, 12.5)
     assert spec.blocks == (25, 50, 100, 150, 200)
@@ -152,7 +152,7 @@ def test_the_published_numbers(checkpoint: Path) -> None:
         ("hift: !new", "hift !new", "config.yaml"),
     ],
 )
-def test_a_decoder_of_another_make_is_refused_by_name(tmp_path: Path, old: str, new: str, named: str) -> None:
+def test_incompatible_glm4_voice_decoder_is_refused(tmp_path: Path, old: str, new: str, named: str) -> None:
     path = write_glm4_voice(tmp_path) / "config.yaml"
     text = path.read_text()
     assert old in text
@@ -161,7 +161,7 @@ def test_a_decoder_of_another_make_is_refused_by_name(tmp_path: Path, old: str, 
         load(tmp_path)
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_error_names_mismatched_tensors(tmp_path: Path) -> None:
     path = write_glm4_voice(tmp_path) / "flow.pt"
     tensors = torch.load(path, weights_only=True)
     tensors["more"] = tensors.pop("encoder_proj.bias")
@@ -180,7 +180,7 @@ class Harmful:
         return Path.touch, (Path("harm"),)
 
 
-def test_nothing_in_a_pickle_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_glm4_voice(tmp_path)
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Harmful()}, tmp_path / "flow.pt")
@@ -192,7 +192,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_vocoder_file_is_reported(tmp_path: Path) -> None:
     write_glm4_voice(tmp_path)
     (tmp_path / "hift.pt").unlink()
     with pytest.raises(CheckpointError, match=r"hift\.pt is missing"):

@@ -42,20 +42,20 @@ def error(name: str, ours: Tensor) -> float:
     return float(np.abs(found[1:] - wanted[1:]).max() / np.sqrt(np.square(wanted[1:]).mean()))
 
 
-def test_the_conformer_and_the_regulator_are_the_authors(codec: Glm4VoiceCodec) -> None:
+def test_conformer_and_regulator_match_the_authors(codec: Glm4VoiceCodec) -> None:
     ids = tokens()[:, :PART]
     assert error("encoded", codec.flow.encoder(codec.flow.input_embedding(ids))) < 1e-6
     assert error("goal", codec.flow.goal(ids, codec.mels(PART))) < 1e-6
 
 
-def test_the_flow_is_the_authors_with_and_without_a_prompt(codec: Glm4VoiceCodec) -> None:
+def test_flow_matches_the_authors_with_and_without_a_prompt(codec: Glm4VoiceCodec) -> None:
     ids, noise = tokens()[:, :PART], codec.noise[:, : codec.mels(PART)].double()
     mel = codec.flow(ids, noise, torch.zeros(1, 80, 0))
     assert error("mel", mel) < 1e-6
     assert error("prompted", codec.flow(ids, noise, mel[..., :PROMPT])[..., PROMPT:]) < 1e-6
 
 
-def test_the_vocoder_is_the_authors(codec: Glm4VoiceCodec) -> None:
+def test_vocoder_matches_the_authors(codec: Glm4VoiceCodec) -> None:
     ids, noise = tokens()[:, :PART], codec.noise[:, : codec.mels(PART)].double()
     mel = codec.flow(ids, noise, torch.zeros(1, 80, 0))
     source = codec.hift.source(mel, codec.phases, codec.source_noise[:, : mel.shape[2] * HOP].double())
@@ -64,7 +64,7 @@ def test_the_vocoder_is_the_authors(codec: Glm4VoiceCodec) -> None:
 
 
 @pytest.mark.parametrize(("sizes", "length"), [(sizes, length) for sizes in SIZES for length in LENGTHS[sizes[0]]])
-def test_blocks_are_those_of_the_authors_loop(checkpoint: Path, sizes: tuple[int, ...], length: int) -> None:
+def test_block_decode_matches_the_published_loop(checkpoint: Path, sizes: tuple[int, ...], length: int) -> None:
     codec = make(checkpoint, sizes)
     pcm = stream(codec, tokens()[:, None, :length], [length])
     assert pcm.shape == (1, length * codec.spec.samples_per_frame)
@@ -73,7 +73,7 @@ def test_blocks_are_those_of_the_authors_loop(checkpoint: Path, sizes: tuple[int
     assert error(f"loop_{sizes[0]}_{length}", pcm[:, :spoken]) < 1e-3  # phases add up over a whole block
 
 
-def test_two_blocks_are_those_of_the_published_loop_which_then_loses_a_frame_of_each(checkpoint: Path) -> None:
+def test_first_two_blocks_match_the_published_loop(checkpoint: Path) -> None:
     sizes = SIZES[0]
     codec = make(checkpoint, sizes)
     published, ours = MADE["demo_8_43"], thinned(stream(codec, tokens()[:, None, :43], [43])[0].numpy())

@@ -52,7 +52,7 @@ def _norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_in_chunks_it_makes_the_samples_of_one_decode(codec: Code2Wav, model: Any) -> None:
+def test_chunked_decode_equals_one_shot_decode(codec: Code2Wav, model: Any) -> None:
     """They agree to 1e-12 in float64, also for a single frame. transformers' own decode in chunks of 40 differs."""
     codes = random_codes(codec, 1, FRAMES)
     whole, level = model(codes)[:, 0], 0.0
@@ -68,12 +68,12 @@ def test_in_chunks_it_makes_the_samples_of_one_decode(codec: Code2Wav, model: An
 
 
 @torch.no_grad()
-def test_utterances_at_different_places_decode_in_one_batch(codec: Code2Wav) -> None:
+def test_utterances_at_different_positions_decode_in_one_batch(codec: Code2Wav) -> None:
     codes = random_codes(codec, 2, 12)
     check_places(codec, codes, stream(codec, codes, [12]), 1e-12, (0, 5))
 
 
-def test_it_only_decodes(codec: Code2Wav) -> None:
+def test_encode_is_refused(codec: Code2Wav) -> None:
     spec = codec.spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.codebook_size) == (24_000, HOP, 16, 64)
     assert (spec.right_frames, spec.tail_samples) == (1, SHORT)
@@ -92,7 +92,7 @@ def test_it_only_decodes(codec: Code2Wav) -> None:
         (lambda record: record["decoder_config"].update(num_hidden_layers=9), "missing"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(
+def test_mismatched_code2wav_checkpoint_is_refused(
     folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     record = json.loads((folder / "config.json").read_text())

@@ -39,7 +39,7 @@ def decode(codec: Qwen3Codec, codes: Tensor, first: list[int], state: Tensor) ->
     return codec.decode(Window(codes, 0, 0, torch.tensor(first), state))
 
 
-def test_a_window_needs_its_own_frames_alone(codec: Qwen3Codec) -> None:
+def test_qwen3_12hz_codec_needs_no_context_frames(codec: Qwen3Codec) -> None:
     spec = codec.spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.frame_rate) == (24_000, HOP, 12.5)
     assert (spec.num_codebooks, spec.codebook_size) == (16, 64)
@@ -54,7 +54,7 @@ def sizes(width: str) -> tuple[dict[str, int], int]:
     return parts, decoder.num_kept
 
 
-def test_the_proportions_are_the_published_ones() -> None:
+def test_qwen3_codec_proportions_match_the_published_ones() -> None:
     (wide, kept), (small, small_kept) = sizes("wide"), sizes("small")
     assert sum(wide.values()) + 2 * 512 * 256 == 114_323_137  # in the release, with two projections that are not read
     assert 8 * 2 * 71 * 1024 < kept < 1.13 * 8 * 2 * 71 * 1024
@@ -63,13 +63,13 @@ def test_the_proportions_are_the_published_ones() -> None:
         assert 58 < wide[part] / small[part] <= 64
 
 
-def test_utterances_at_different_places_decode_in_one_batch(codec: Qwen3Codec) -> None:
+def test_utterances_at_different_positions_decode_in_one_batch(codec: Qwen3Codec) -> None:
     """The window of 72 frames is empty, partly filled, and exceeded."""
     codes = random_codes(codec, 3, 90)
     check_places(codec, codes, stream(codec, codes, [90]), 1e-12, (0, 5, 80), 7)
 
 
-def test_every_query_sees_its_window_and_nothing_before_the_start() -> None:
+def test_attention_mask_is_a_causal_window() -> None:
     shape = Qwen3CodecConfig.from_record(record_of("narrow")).decoder
     seen = Transformer(shape).visible(torch.tensor([0, 2, 100]), 3)
     for row, first in enumerate((0, 2, 100)):
@@ -79,7 +79,7 @@ def test_every_query_sees_its_window_and_nothing_before_the_start() -> None:
             assert held == set(range(max(0, here - 71), here + 1))
 
 
-def test_decoding_leaves_the_state_it_was_given_alone(codec: Qwen3Codec) -> None:
+def test_decoding_does_not_modify_the_input_state(codec: Qwen3Codec) -> None:
     codes, state = random_codes(codec, 1, 6), codec.initial_state(1)
     _, after = decode(codec, codes, [0], state)
     assert not state.any()
@@ -87,7 +87,7 @@ def test_decoding_leaves_the_state_it_was_given_alone(codec: Qwen3Codec) -> None
     assert after.any()
 
 
-def test_without_any_part_of_its_state_it_would_differ(codec: Qwen3Codec) -> None:
+def test_every_part_of_the_state_affects_the_output(codec: Qwen3Codec) -> None:
     codes = random_codes(codec, 1, 80)
     whole = stream(codec, codes, [80])[:, 76 * HOP :]
     _, state = decode(codec, codes[:, :, :76], [0], codec.initial_state(1))
@@ -99,7 +99,7 @@ def test_without_any_part_of_its_state_it_would_differ(codec: Qwen3Codec) -> Non
         assert largest(decode(codec, codes[:, :, 76:], [76], poorer)[0] - whole) > 1e-6
 
 
-def test_half_precision_stays_near_and_keeps_the_state_whole() -> None:
+def test_half_precision_output_is_close_and_state_keeps_its_precision() -> None:
     check_half_precision(make_qwen3_codec("narrow"), 20)
 
 
@@ -116,7 +116,7 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 959, 1921, *by_night(2, 961, 1919, 1920, 9000, 48_017)])
-def test_encoding_is_that_of_transformers_mimi(samples: int) -> None:
+def test_qwen3_12hz_encoding_matches_transformers_mimi(samples: int) -> None:
     codec = make_qwen3_codec("narrow")
     mimi = MimiModel(MimiConfig.from_dict(record_of("narrow")["encoder_config"])).eval()
     assert not mimi.load_state_dict(codec.encoder.state_dict(), strict=False).unexpected_keys
@@ -126,7 +126,7 @@ def test_encoding_is_that_of_transformers_mimi(samples: int) -> None:
     check_codes(codec, pcm, expected)
 
 
-def test_no_pcm_encodes_to_no_frames(codec: Qwen3Codec) -> None:
+def test_empty_pcm_encodes_to_zero_frames(codec: Qwen3Codec) -> None:
     assert codec.encode(np.zeros(0, np.float32)).shape == (16, 0)
 
 
@@ -155,7 +155,7 @@ ODD_RECORDS = [
 
 
 @pytest.mark.parametrize(("odd", "said"), ODD_RECORDS, ids=str)
-def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, odd: dict, said: str) -> None:
+def test_invalid_config_numbers_are_refused(tmp_path: Path, odd: dict, said: str) -> None:
     record = record_of("narrow")
     for name, value in odd.items():
         record[name] = record[name] | value if isinstance(value, dict) and value else value
@@ -167,7 +167,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path: Path, odd: dict, said: st
 
 
 @pytest.mark.parametrize("name", [*record_of("narrow"), *record_of("narrow")["decoder_config"]])
-def test_a_number_that_is_missing_is_named_or_is_not_read(published: Path, tmp_path: Path, name: str) -> None:
+def test_missing_config_number_is_reported_unless_unused(published: Path, tmp_path: Path, name: str) -> None:
     record = record_of("narrow")
     (record if name in record else record["decoder_config"]).pop(name)
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -191,7 +191,7 @@ UNREAD = {
 }
 
 
-def test_tensors_that_do_not_fit_are_named(published: Path, tmp_path: Path) -> None:
+def test_error_names_mismatched_tensors(published: Path, tmp_path: Path) -> None:
     tensors = load_file(published / "model.safetensors")
     tensors["decoder.stray"] = torch.zeros(1)
     tensors["decoder.pre_conv.conv.bias"] = torch.zeros(1)
@@ -206,7 +206,7 @@ def test_tensors_that_do_not_fit_are_named(published: Path, tmp_path: Path) -> N
     assert "wrong shape ['decoder.pre_conv.conv.bias']" in str(refused.value)
 
 
-def test_a_file_of_no_tensors_is_refused(published: Path, tmp_path: Path) -> None:
+def test_invalid_safetensors_file_is_refused(published: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((published / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         load(tmp_path)

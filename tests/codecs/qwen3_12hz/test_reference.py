@@ -36,7 +36,7 @@ BY_NIGHT = [(FIVE, *ROUNDED), (MANY, *EXACT), (RAMP, *ROUNDED), (FRAME_BY_FRAME,
     [(FIVE, *EXACT), (MANY, *ROUNDED), (RAMP, *EXACT), *by_night(*BY_NIGHT)],
     ids=lambda value: str(len(value) if isinstance(value, list) else value),
 )
-def test_chunks_equal_the_whole_decode(
+def test_qwen3_12hz_chunked_decode_matches_the_published_decode(
     checkpoint: Path, sizes: list[int], dtype: torch.dtype, tolerance: float
 ) -> None:
     codec = load_codec("qwen3_12hz", checkpoint).to(dtype)
@@ -46,13 +46,13 @@ def test_chunks_equal_the_whole_decode(
     assert np.abs(pcm[0, ::EVERY].numpy() - MADE["whole"]).max() <= tolerance
 
 
-def test_their_own_chunks_are_not_from_the_frame_on_where_the_second_begins() -> None:
+def test_authors_chunked_decode_differs_from_the_second_chunk_on() -> None:
     differs = np.abs(MADE["chunked"] - MADE["whole"]) > 1e-4 * MADE["level"]
     assert differs.any()
     assert differs.argmax() * EVERY >= 300 * HOP
 
 
-def test_a_voice_is_heard_in_the_codes_of_their_wrapper(checkpoint: Path) -> None:
+def test_voice_codes_match_the_published_wrapper(checkpoint: Path) -> None:
     codec = load_codec("qwen3_12hz", checkpoint)
     for seconds in HEARD_S:
         assert np.array_equal(codec.encode(speech(seconds)), MADE[f"heard_{seconds}"])
@@ -60,7 +60,7 @@ def test_a_voice_is_heard_in_the_codes_of_their_wrapper(checkpoint: Path) -> Non
     assert np.array_equal(codec.encode(pcm), MADE["heard_16khz"])
 
 
-def test_a_speaker_has_their_x_vector(tmp_path: Path) -> None:
+def test_speaker_encoder_matches_the_published_x_vector(tmp_path: Path) -> None:
     encoder = read_speaker_encoder(write_speaker_encoder(tmp_path, SPEAKER))
     for seconds in HEARD_S[1:]:
         theirs = MADE[f"speaker_{seconds}"]

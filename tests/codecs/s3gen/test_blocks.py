@@ -46,7 +46,7 @@ def whole(checkpoint: Path) -> S3GenCodec:
 
 
 @pytest.mark.parametrize("frames", [12, 19, 20, 44, 45, 110])
-def test_the_same_samples_come_of_every_chunking(whole: S3GenCodec, frames: int) -> None:
+def test_samples_do_not_depend_on_chunking(whole: S3GenCodec, frames: int) -> None:
     """Utterances end with a block, after it and before it; the longest ones exceed the history."""
     codec = in_blocks(whole, SIZES, SHORT_HISTORY)
     codes = random_codes(codec, 2, frames)
@@ -60,12 +60,12 @@ def test_the_same_samples_come_of_every_chunking(whole: S3GenCodec, frames: int)
 
 
 @pytest.mark.parametrize("frames", [1, 12, 44])
-def test_a_block_that_covers_everything_is_the_whole(whole: S3GenCodec, frames: int) -> None:
+def test_single_block_decode_equals_whole_decode(whole: S3GenCodec, frames: int) -> None:
     codes = random_codes(whole, 1, frames)
     assert torch.equal(stream(in_blocks(whole, (45,)), codes, [frames]), stream(whole, codes, [frames]))
 
 
-def test_the_vocoder_runs_as_over_the_mel_of_all_blocks(whole: S3GenCodec) -> None:
+def test_block_vocoder_equals_one_pass_over_the_whole_mel(whole: S3GenCodec) -> None:
     """Its context and phase are carried over, so samples depend on block borders only through the mel."""
     codec, frames = in_blocks(whole, SIZES, SHORT_HISTORY), 110
     codes, mels, continued = random_codes(codec, 1, frames), list[Tensor](), codec.mel
@@ -85,14 +85,14 @@ def test_the_vocoder_runs_as_over_the_mel_of_all_blocks(whole: S3GenCodec) -> No
     assert (pcm - single).square().mean() > 1e-4 * single.square().mean()  # blocks do change the mel
 
 
-def test_the_first_block_is_sent_once_it_is_there(whole: S3GenCodec) -> None:
+def test_first_block_is_sent_once_complete(whole: S3GenCodec) -> None:
     """Samples of its last tokens follow with the next block, because the vocoder needs further mel frames."""
     spec = in_blocks(whole, (28, 50, 100)).spec
     assert (spec.blocks, spec.right_frames, spec.max_frames) == ((28, 50, 100), 13, None)
     assert [spec.complete(frames) for frames in (27, 28, 77, 78)] == [0, 28, 28, 78]
 
 
-def test_the_decoder_sends_a_block_before_the_utterance_ends(whole: S3GenCodec) -> None:
+def test_decoder_sends_blocks_before_the_utterance_ends(whole: S3GenCodec) -> None:
     """The named voice is used. The decoder's warm-up also decodes blocks."""
     codec, frames = in_blocks(whole, SIZES, SHORT_HISTORY).float(), 50
     codes = random_codes(codec, 1, frames)
@@ -114,7 +114,7 @@ def test_the_decoder_sends_a_block_before_the_utterance_ends(whole: S3GenCodec) 
     assert np.abs(sent[0, 0] - sent[1, 0]).max() > 1e-3
 
 
-def test_the_last_token_of_multilingual_is_not_played(whole: S3GenCodec) -> None:
+def test_last_token_of_multilingual_replies_is_not_played(whole: S3GenCodec) -> None:
     for sizes in ((), SIZES):
         codec, all_played = in_blocks(whole, sizes, leaves_out_last=True), in_blocks(whole, sizes)
         for frames in (1, 2, 44, 50):
@@ -131,7 +131,7 @@ def write_options(checkpoint: Path, **options: Any) -> Path:
     return path
 
 
-def test_blocks_of_a_checkpoint_cut_the_chunks_of_its_requests(tmp_path: Path) -> None:
+def test_checkpoint_block_sizes_set_the_request_chunking(tmp_path: Path) -> None:
     checkpoint = random_chatterbox.convert(tmp_path)
     write_options(checkpoint, blocks=[20, 50], history=100)
     assert load(checkpoint).spec.blocks == (20, 50)
@@ -153,7 +153,7 @@ def test_blocks_of_a_checkpoint_cut_the_chunks_of_its_requests(tmp_path: Path) -
         ({"leaves_out_last": 1}, "leaves_out_last: expected true or false, got 1"),
     ],
 )
-def test_options_that_do_not_fit_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_error_names_invalid_codec_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(options))
     with pytest.raises(CheckpointError) as error:

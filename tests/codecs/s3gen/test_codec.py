@@ -35,14 +35,14 @@ def codec(checkpoint: Path) -> S3GenCodec:
     return load(checkpoint)
 
 
-def test_the_published_numbers(codec: S3GenCodec) -> None:
+def test_codec_spec_matches_the_published_one(codec: S3GenCodec) -> None:
     spec = codec.spec
     assert (spec.sample_rate, spec.samples_per_frame, spec.num_codebooks, spec.frame_rate) == (24_000, 960, 1, 25)
     assert (spec.blocks, spec.max_frames, spec.left_frames, spec.right_frames) == ((), 1000, 0, 0)
     assert (spec.codebook_size, spec.num_voices) == (6561, 2)
 
 
-def test_each_step_is_reported(codec: S3GenCodec) -> None:
+def test_each_decode_step_reports_progress(codec: S3GenCodec) -> None:
     """Decoding may take minutes."""
     steps = list[int]()
     codec.report_progress(lambda: steps.append(1))
@@ -51,7 +51,7 @@ def test_each_step_is_reported(codec: S3GenCodec) -> None:
     codec.flow.decoder.on_step = None
 
 
-def test_the_same_samples_come_of_every_chunking_and_of_a_batch(codec: S3GenCodec) -> None:
+def test_samples_do_not_depend_on_chunking_or_batching(codec: S3GenCodec) -> None:
     codes = random_codes(codec, 2, FRAMES)
     whole = stream(codec, codes, [FRAMES])
     assert whole.shape == (2, FRAMES * 960)
@@ -62,7 +62,7 @@ def test_the_same_samples_come_of_every_chunking_and_of_a_batch(codec: S3GenCode
         assert torch.equal(stream(codec, alone[None], [FRAMES])[0], whole[row])
 
 
-def test_a_batch_speaks_in_the_voice_of_each(codec: S3GenCodec) -> None:
+def test_batch_rows_use_their_own_voices(codec: S3GenCodec) -> None:
     codes, first = random_codes(codec, 1, FRAMES).repeat(2, 1, 1), torch.zeros(2, dtype=torch.int64)
     pcm, state = codec.decode(Window(codes, 0, 0, first, torch.tensor([[1.0], [0.0]])))
     assert state.tolist() == [[1], [0]]
@@ -70,7 +70,7 @@ def test_a_batch_speaks_in_the_voice_of_each(codec: S3GenCodec) -> None:
     assert (pcm[0] - pcm[1]).abs().max() > 1e-3
 
 
-def test_the_decoder_speaks_at_the_end_in_the_voice_that_was_named(codec: S3GenCodec) -> None:
+def test_decoder_uses_the_named_voice_at_the_end(codec: S3GenCodec) -> None:
     codes = random_codes(codec, 1, FRAMES)
     worker = DecoderWorker(codec, DecoderConfig(codec="s3gen", max_batch=4, stop_timeout_s=60))
     try:
@@ -90,11 +90,11 @@ def test_the_decoder_speaks_at_the_end_in_the_voice_that_was_named(codec: S3GenC
         worker.stop()
 
 
-def test_nothing_is_decoded_before_the_first_utterance(codec: S3GenCodec) -> None:
+def test_s3gen_has_no_warm_up_decodes(codec: S3GenCodec) -> None:
     assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=2, seconds=60.0) == 0
 
 
-def test_an_utterance_has_an_end(codec: S3GenCodec) -> None:
+def test_codec_utterance_length_is_limited(codec: S3GenCodec) -> None:
     windower = Windower(codec.spec)
     assert windower.push(np.zeros((1, LONGEST - 1), np.int64), is_final=False) is None
     with pytest.raises(InvalidRequest, match="codes: expected at most 1000 frames in an utterance, got 1001"):
@@ -104,7 +104,7 @@ def test_an_utterance_has_an_end(codec: S3GenCodec) -> None:
     assert window.shape == (0, LONGEST, 0)
 
 
-def test_it_only_decodes(codec: S3GenCodec) -> None:
+def test_encode_is_refused(codec: S3GenCodec) -> None:
     with pytest.raises(InvalidRequest, match="s3gen can only decode"):
         codec.encode(np.zeros(100, np.float32))
 
@@ -123,7 +123,7 @@ def test_it_only_decodes(codec: S3GenCodec) -> None:
         ("voices.1.mel", torch.ones(80, 3), r"wrong shape \['voices.1.mel'\]"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
+def test_error_names_mismatched_tensors(
     checkpoint: Path, tmp_path: Path, name: str, changed: torch.Tensor | None, message: str
 ) -> None:
     tensors = load_file(checkpoint / "codec" / "model.safetensors")

@@ -44,7 +44,7 @@ def error(name: str, ours: Tensor) -> float:
 
 
 @pytest.mark.parametrize("number", range(len(VOICES)))
-def test_every_part_is_the_authors_in_each_voice(codec: S3GenCodec, number: int) -> None:
+def test_s3gen_parts_match_the_published_code_in_each_voice(codec: S3GenCodec, number: int) -> None:
     name, voice = list(VOICES)[number], codec.voices[number]
     assert isinstance(voice, Voice)
     assert error(f"encoded_{name}", codec.flow.encoder(codec.flow.input_embedding(voice.tokens[None]))) < 1e-6
@@ -60,7 +60,7 @@ def test_every_part_is_the_authors_in_each_voice(codec: S3GenCodec, number: int)
         assert torch.equal(pcm[:480], torch.zeros(480, dtype=torch.float64))
 
 
-def test_two_steps_along_a_mean_flow_are_the_authors() -> None:
+def test_two_step_mean_flow_matches_the_authors() -> None:
     """Three tokens of silence follow, as in the authors' `generate`."""
     codec = codec_of(MEANFLOW)
     assert codec.spec.num_samples(23, 0) == 26 * codec.spec.samples_per_frame

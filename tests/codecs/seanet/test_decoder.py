@@ -13,7 +13,7 @@ from stretto.codecs.seanet import (
 )
 
 
-def test_snake_is_x_plus_its_sine_squared() -> None:
+def test_snake_is_x_plus_sine_squared() -> None:
     x = torch.tensor([-2.0, 0.0, 0.5])
     assert torch.allclose(Snake()(x), torch.tensor([-2 + 0.826822, 0.0, 0.5 + 0.229849]))
 
@@ -31,14 +31,14 @@ def test_reflect_pads_short_signals_with_zeros(signal: list[int], left: int, rig
 
 
 @pytest.mark.parametrize("samples", [1, 4, 9, 10])
-def test_lengths_are_exact(samples: int) -> None:
+def test_convolution_output_lengths_are_exact(samples: int) -> None:
     x = torch.randn(1, 2, samples)
     assert Convolution(2, 3, 10, 5)(x).shape == (1, 3, -(-samples // 5))
     assert Convolution(2, 3, 7, dilation=4)(x).shape == (1, 3, samples)
     assert Upsampling(2, 3, 5)(x).shape == (1, 3, samples * 5)
 
 
-def test_encoder_and_decoder_are_mirror_images() -> None:
+def test_seanet_encoder_and_decoder_shapes_match() -> None:
     shape, widths = SeanetShape(ratios=(4, 3), num_residual_layers=2), SeanetWidths(base=2, latent=6)
     with torch.inference_mode():
         latents = make_encoder(shape, widths)(torch.randn(2, 1, 100))

@@ -11,18 +11,18 @@ def small_encodec() -> EncodecModel:
     return EncodecModel(EncodecConfig(num_filters=2, hidden_size=8, codebook_size=32)).eval().requires_grad_(False)
 
 
-def test_the_shapes_of_the_published_configs() -> None:
+def test_seanet_shapes_match_the_published_configs() -> None:
     assert shape_of(EncodecConfig()) == SeanetShape(ratios=(8, 5, 4, 2), is_causal=True)
     assert shape_of(MimiConfig()) == SeanetShape(ratios=(8, 6, 5, 4), last_kernel=3, is_causal=True)
 
 
 @pytest.mark.parametrize("values", [{"audio_channels": 2}, {"trim_right_ratio": 0.5}], ids=str)
-def test_what_the_shape_cannot_say_is_refused(values: dict[str, float]) -> None:
+def test_unsupported_encodec_configs_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(CheckpointError, match=next(iter(values))):
         shape_of(EncodecConfig(**values))
 
 
-def test_plain_weights_are_those_of_the_pairs() -> None:
+def test_multiplied_out_weight_norm_decodes_identically() -> None:
     model = small_encodec()
     codes = torch.randint(32, (1, 1, len(model.quantizer.layers), 9))
     before = model.decode(codes, [None]).audio_values
@@ -32,7 +32,7 @@ def test_plain_weights_are_those_of_the_pairs() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_lengths_stay_on_the_host() -> None:
+def test_encodec_padding_lengths_stay_on_the_host() -> None:
     model = small_encodec().to("cuda")
     keep_lengths_on_host(model)
     assert {buffer.device.type for name, buffer in model.named_buffers() if name.endswith("padding_total")} == {"cpu"}

@@ -11,7 +11,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: str(shape.ratios))
-def test_the_formula_is_what_a_perturbation_finds(shape: SeanetShape) -> None:
+def test_tail_context_formula_matches_a_perturbation(shape: SeanetShape) -> None:
     torch.manual_seed(0)
     tail = make_decoder(shape, SeanetWidths(base=2, latent=4)).double()[2:]
     frames, at = 41, 20
@@ -23,7 +23,7 @@ def test_the_formula_is_what_a_perturbation_finds(shape: SeanetShape) -> None:
     assert heard == list(range(at - shape.tail.right, at + shape.tail.left + 1))
 
 
-def test_contexts_of_the_published_codecs() -> None:
+def test_seanet_contexts_of_the_published_codecs() -> None:
     assert (SHAPES[0].head, SHAPES[0].tail) == (Context(3, 3), Context(4, 4))
     assert (SHAPES[1].head, SHAPES[1].tail) == (Context(3, 3), Context(1, 1))
     causal = SeanetShape(ratios=(8, 5, 4, 2), is_causal=True)

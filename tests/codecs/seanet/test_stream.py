@@ -17,7 +17,7 @@ def decoder() -> torch.nn.Sequential:
     return decoder.requires_grad_(False)
 
 
-def test_windows_cut_anywhere_join_into_the_whole(decoder: torch.nn.Sequential) -> None:
+def test_windows_cut_anywhere_join_to_the_whole(decoder: torch.nn.Sequential) -> None:
     stream = SeanetStream(SHAPE, decoder[0], decoder[1].lstm, decoder[2:])
     context = stream.streaming
     assert context == Stateful(left=2 + SHAPE.tail.left, right=2 + SHAPE.tail.right, start=3)
@@ -38,7 +38,7 @@ def test_windows_cut_anywhere_join_into_the_whole(decoder: torch.nn.Sequential) 
         assert (torch.cat(parts, 1) - whole).abs().max() < 1e-12
 
 
-def test_the_state_is_h_and_c_of_each_layer(decoder: torch.nn.Sequential) -> None:
+def test_state_is_the_hidden_and_cell_state_of_each_lstm_layer(decoder: torch.nn.Sequential) -> None:
     stream = SeanetStream(SHAPE, decoder[0], decoder[1].lstm, decoder[2:])
     assert stream.initial_state(2).shape == (2, 2 * 3 * 16)
     latents = torch.randn(1, 6, 12, dtype=torch.float64)

@@ -46,7 +46,7 @@ def one_shot(codec: TinyCodec, codes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 25, "random", "growing"])
-def test_windows_laid_end_to_end_equal_one_decode(codec: TinyCodec, size: int | str) -> None:
+def test_concatenated_windows_equal_one_decode(codec: TinyCodec, size: int | str) -> None:
     rng = random.Random(0)
     sizes = {"random": [rng.randint(1, 9) for _ in range(FRAMES)], "growing": [3, 4, 8, 16, *[25] * 9]}.get(
         size, [size] * FRAMES
@@ -59,7 +59,7 @@ def test_windows_laid_end_to_end_equal_one_decode(codec: TinyCodec, size: int | 
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 25])
-def test_in_float64_windows_equal_one_decode_but_for_the_last_bits(size: int) -> None:
+def test_float64_windows_equal_one_shot_decode_within_rounding(size: int) -> None:
     codec = make_codec().double()
     codes = random_codes(codec, 1)
     assert (stream(codec, codes, [size] * FRAMES) - one_shot(codec, codes)).abs().max() <= 1e-12
@@ -71,7 +71,7 @@ def test_an_utterance_shorter_than_the_context_streams_exactly(codec: TinyCodec,
     assert (stream(codec, codes, [1] * frames) - one_shot(codec, codes)).abs().max() <= 1e-5
 
 
-def test_context_short_of_the_codecs_is_heard(codec: TinyCodec) -> None:
+def test_too_little_context_changes_the_decoded_samples(codec: TinyCodec) -> None:
     codes = random_codes(codec, 1)
     whole, first = one_shot(codec, codes), 20
     samples = codec.spec.samples_per_frame
@@ -82,7 +82,7 @@ def test_context_short_of_the_codecs_is_heard(codec: TinyCodec) -> None:
         assert bool(difference <= 1e-5) is is_exact
 
 
-def test_a_batch_gives_the_samples_of_each_alone(codec: TinyCodec) -> None:
+def test_tiny_batched_decode_matches_single_decode(codec: TinyCodec) -> None:
     codes = random_codes(codec, 5)
     together = stream(codec, codes, [4, 8, 25, 25])
     for row in range(5):
@@ -90,12 +90,12 @@ def test_a_batch_gives_the_samples_of_each_alone(codec: TinyCodec) -> None:
         assert (together[row] - alone[0]).abs().max() <= 1e-6
 
 
-def test_utterances_at_different_places_decode_as_one_batch(codec: TinyCodec) -> None:
+def test_utterances_at_different_positions_decode_as_one_batch(codec: TinyCodec) -> None:
     codes = random_codes(codec, 2)
     check_places(codec, codes, one_shot(codec, codes), 1e-5, (12, 30), 6)
 
 
-def test_the_state_is_a_phase_that_the_next_window_needs(codec: TinyCodec) -> None:
+def test_codec_state_is_the_phase_for_the_next_window(codec: TinyCodec) -> None:
     codes = random_codes(codec, 1)
     head = Window(codes[:, :, :21], 0, 1, torch.tensor([0]), codec.initial_state(1))
     state = codec.decode(head)[1]
@@ -120,7 +120,7 @@ def save_checkpoint(codec: TinyCodec, directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def test_a_saved_codec_loads_and_sounds_the_same(codec: TinyCodec, tmp_path: Path) -> None:
+def test_saved_codec_decodes_identically_after_loading(codec: TinyCodec, tmp_path: Path) -> None:
     save_checkpoint(codec, tmp_path)
     loaded = load_codec("tiny", tmp_path)
     codes = random_codes(codec, 1, 9)
@@ -129,14 +129,14 @@ def test_a_saved_codec_loads_and_sounds_the_same(codec: TinyCodec, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [tiny.CONFIG_FILE, tiny.WEIGHTS_FILE])
-def test_a_missing_file_is_named(codec: TinyCodec, tmp_path: Path, name: str) -> None:
+def test_missing_codec_file_is_reported(codec: TinyCodec, tmp_path: Path, name: str) -> None:
     save_checkpoint(codec, tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         tiny.load(tmp_path)
 
 
-def test_tensors_that_are_missing_unknown_or_misshapen_are_named(codec: TinyCodec, tmp_path: Path) -> None:
+def test_error_names_missing_unknown_or_misshapen_tensors(codec: TinyCodec, tmp_path: Path) -> None:
     tensors = save_checkpoint(codec, tmp_path)
     del tensors["quantiser.mean"]
     tensors["surplus"] = torch.zeros(1)
@@ -155,7 +155,7 @@ def test_a_config_that_does_not_parse_is_a_checkpoint_error(codec: TinyCodec, tm
         tiny.load(tmp_path)
 
 
-def test_a_half_frame_of_pcm_becomes_a_whole_frame_of_codes(codec: TinyCodec) -> None:
+def test_partial_pcm_frame_is_encoded_as_a_whole_frame(codec: TinyCodec) -> None:
     samples = codec.spec.samples_per_frame
     for length, frames in ((0, 0), (1, 1), (samples, 1), (samples + 1, 2)):
         codes = codec.encode(np.zeros(length, dtype=np.float32))
@@ -185,7 +185,7 @@ def slow_codes(codec: TinyCodec, pcm: np.ndarray) -> np.ndarray:
 
 # One sample, about a hop, about a frame of 640, no multiple of either, and just over 30 s.
 @pytest.mark.parametrize("length", [1, 159, 161, 639, 641, 7919, 480_001])
-def test_recordings_of_awkward_lengths_have_the_codes_of_a_slow_loop(codec: TinyCodec, length: int) -> None:
+def test_codes_match_a_slow_loop_at_any_length(codec: TinyCodec, length: int) -> None:
     pcm = np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32)
     pcm[: length // 2] *= np.linspace(0, 3, length // 2, dtype=np.float32)  # loud and quiet frames
     codes, expected = codec.encode(pcm), slow_codes(codec, pcm)
@@ -200,11 +200,11 @@ def bundled() -> TinyCodec:
 
 @pytest.mark.skipif(not (BUNDLED / tiny.WEIGHTS_FILE).exists(), reason="no bundled weights")
 class TestBundledWeights:
-    def test_they_stream_exactly(self, bundled: TinyCodec) -> None:
+    def test_bundled_codec_streams_exactly(self, bundled: TinyCodec) -> None:
         codes = random_codes(bundled, 1, 60)
         assert (stream(bundled, codes, [4, 8, 16, 25, 25]) - one_shot(bundled, codes)).abs().max() <= 1e-5
 
-    def test_codes_survive_the_round_trip_through_sound(self, bundled: TinyCodec) -> None:
+    def test_decoded_audio_mel_matches_its_codes(self, bundled: TinyCodec) -> None:
         """The mel frames of decoded codes are those of the codes, with an error well below the variance."""
         codes = speech_codes()
         wanted = bundled.quantiser.decode(codes)[0].reshape(-1, NUM_MELS)
@@ -213,12 +213,12 @@ class TestBundledWeights:
         error = (heard - wanted)[inner].square().mean() / wanted[inner].var()
         assert 10 * error.log10() < -8
 
-    def test_encoding_finds_most_of_the_first_codes_again(self, bundled: TinyCodec) -> None:
+    def test_reencoding_recovers_many_first_codebook_codes(self, bundled: TinyCodec) -> None:
         codes = speech_codes()
         again = bundled.encode(one_shot(bundled, codes)[0].numpy())
         assert (again[0] == codes[0, 0].numpy()).mean() > 0.4  # chance: 1 / 256
 
-    def test_the_files_are_small(self) -> None:
+    def test_bundled_codec_files_are_small(self) -> None:
         assert sum((BUNDLED / name).stat().st_size for name in (tiny.CONFIG_FILE, tiny.WEIGHTS_FILE)) < 4_000_000
         assert {str(tensor.dtype) for tensor in load_file(BUNDLED / tiny.WEIGHTS_FILE).values()} >= {"torch.float16"}
 

@@ -10,7 +10,7 @@ def upsample(frames: torch.Tensor) -> torch.Tensor:
     return tiny.upsample(frames, tiny.neighbour_weights())
 
 
-def test_pulses_are_the_sum_of_their_harmonics() -> None:
+def test_pulses_equal_the_sum_of_their_harmonics() -> None:
     pitch = torch.tensor([[50.0, 97.3, 140.0, 500.0]]).double().repeat_interleave(25, dim=1)
     phase = torch.linspace(-3, 3, 100).double()[None]
     number = 7800 / pitch
@@ -21,14 +21,14 @@ def test_pulses_are_the_sum_of_their_harmonics() -> None:
     assert torch.allclose(tiny.pulses(phase, pitch), expected, atol=1e-9)
 
 
-def test_pulses_do_not_jump_when_a_harmonic_leaves_the_band() -> None:
+def test_pulses_are_continuous_when_a_harmonic_leaves_the_band() -> None:
     phase = torch.linspace(0, 1, 100).double()[None]
     edge = 7800 / 60
     below, above = (tiny.pulses(phase, torch.full_like(phase, edge + d)) for d in (-1e-9, 1e-9))
     assert (below - above).abs().max() < 1e-6
 
 
-def test_a_pulse_peaks_at_a_whole_cycle_with_power_one() -> None:
+def test_excitation_pulse_train_has_unit_power_and_whole_cycle_peaks() -> None:
     pitch = torch.full((1, 16000), 125.0).double()
     phase = tiny.cycles(pitch)[:, :-1]
     train = tiny.pulses(phase, pitch)[0]
@@ -36,7 +36,7 @@ def test_a_pulse_peaks_at_a_whole_cycle_with_power_one() -> None:
     assert abs(train.square().mean() - 1) < 0.02
 
 
-def test_the_phase_is_the_sum_of_the_pitch_but_for_whole_cycles() -> None:
+def test_phase_is_the_sum_of_the_pitch_modulo_one_cycle() -> None:
     pitch = 50 + 450 * torch.rand(2, 40 * HOP, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.pad((pitch / 16000).cumsum(1), (1, 0))
     missing = expected - tiny.cycles(pitch)
@@ -45,7 +45,7 @@ def test_the_phase_is_the_sum_of_the_pitch_but_for_whole_cycles() -> None:
     assert tiny.cycles(pitch)[:, 0].tolist() == [0, 0]
 
 
-def test_the_phase_that_frames_add_does_not_depend_on_the_frames_before() -> None:
+def test_phase_increments_do_not_depend_on_earlier_frames() -> None:
     """Each cut sums in another order. There are more frames than int64 can hold cycles of."""
     pitch = (50 + 450 * torch.rand(1, 40, dtype=torch.double)).repeat(1, 1000).repeat_interleave(HOP, 1)
     whole = tiny.cycles(pitch)[0, ::HOP]
@@ -54,20 +54,20 @@ def test_the_phase_that_frames_add_does_not_depend_on_the_frames_before() -> Non
         assert torch.equal((head[-1] + tail) % 1.0, whole[cut:])
 
 
-def test_upsampling_reaches_a_frame_in_its_middle() -> None:
+def test_upsampling_reaches_frame_values_at_frame_centres() -> None:
     up = upsample(torch.tensor([[1.0, 3.0, 2.0]]))[0]
     assert up.shape == (3 * HOP,)
     assert torch.allclose(up[HOP - 1 : HOP + 1].mean(), torch.tensor(2.0))
     assert torch.allclose(up[HOP + HOP // 2 - 1 : HOP + HOP // 2 + 1], torch.tensor(3.0), atol=0.01)
 
 
-def test_upsampling_does_not_depend_on_how_many_frames_came_before() -> None:
+def test_upsampling_does_not_depend_on_earlier_frames() -> None:
     frames = torch.rand(1, 20_000, generator=torch.Generator().manual_seed(0))
     whole, part = upsample(frames)[:, -9 * HOP :], upsample(frames[:, -10:])[:, HOP:]
     assert torch.equal(whole, part)
 
 
-def test_the_noise_is_white_and_never_changes() -> None:
+def test_noise_is_white_and_fixed() -> None:
     noise = tiny.noise_table()
     assert torch.allclose(noise[:3], torch.tensor([1.3278, -0.2372, -1.6405]), atol=1e-4)
     assert abs(noise.mean()) < 0.01

@@ -12,7 +12,7 @@ def smooth_gains(*shape: int) -> torch.Tensor:
     return ripples / 2
 
 
-def test_a_minimum_phase_response_has_the_magnitude_asked_for_and_its_energy_early() -> None:
+def test_minimum_phase_response_has_given_magnitude_and_early_energy() -> None:
     gains = smooth_gains(3)
     response = tiny.minimum_phase(gains)
     assert torch.allclose(torch.fft.rfft(response).abs().log(), gains, atol=1e-4)
@@ -21,7 +21,7 @@ def test_a_minimum_phase_response_has_the_magnitude_asked_for_and_its_energy_ear
     assert (response[:, 0].abs() > 0.1 * zero_phase[:, 0].abs()).all()
 
 
-def test_a_flat_filter_gives_the_source_back() -> None:
+def test_flat_filter_returns_the_source() -> None:
     source = torch.randn(2, 1, 6 * HOP)
     responses = tiny.minimum_phase(torch.zeros(2, 1, 6, FFT_SIZE // 2 + 1))
     pcm = tiny.apply_filters(source, responses)
@@ -29,7 +29,7 @@ def test_a_flat_filter_gives_the_source_back() -> None:
     assert torch.allclose(pcm[:, inner], source[:, 0, inner], atol=1e-5)
 
 
-def test_filtering_is_convolution_of_each_span_with_its_response() -> None:
+def test_filtering_convolves_each_span_with_its_response() -> None:
     torch.manual_seed(0)
     frames = 5
     source, responses = torch.randn(1, 2, frames * HOP), torch.randn(1, 2, frames, FFT_SIZE)
@@ -46,7 +46,7 @@ def test_filtering_is_convolution_of_each_span_with_its_response() -> None:
     assert np.abs(pcm - expected[2000 : 2000 + frames * HOP]).max() < 1e-3
 
 
-def test_a_frame_sounds_as_far_as_the_constants_say() -> None:
+def test_filter_frame_extent_matches_the_constants() -> None:
     source = torch.ones(1, 1, 12 * HOP)
     responses = torch.zeros(1, 1, 12, FFT_SIZE)
     responses[0, 0, 6] = 1.0

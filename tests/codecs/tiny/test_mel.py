@@ -5,7 +5,7 @@ import torch
 from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, log_mel, mel_filters
 
 
-def test_a_frame_is_the_mel_average_of_its_own_spectrum() -> None:
+def test_log_mel_frame_matches_a_direct_computation() -> None:
     pcm = torch.randn(8 * HOP, generator=torch.Generator().manual_seed(0))
     frame = 3
     centre = frame * HOP + HOP // 2
@@ -20,13 +20,13 @@ def test_a_frame_is_the_mel_average_of_its_own_spectrum() -> None:
         assert abs(log_mel(pcm)[frame, band].item() - expected.item()) < 1e-4
 
 
-def test_silence_is_the_floor_and_frames_count_whole_hops() -> None:
+def test_log_mel_of_silence_is_the_floor_over_whole_hops() -> None:
     frames = log_mel(torch.zeros(2, 5 * HOP + 7))
     assert frames.shape == (2, 5, NUM_MELS)
     assert torch.allclose(frames, torch.tensor(math.log(FLOOR)))
 
 
-def test_a_tone_is_loudest_in_the_band_around_it() -> None:
+def test_tone_peaks_in_its_mel_band() -> None:
     tone = (2 * math.pi * 1000 * torch.arange(SAMPLE_RATE) / SAMPLE_RATE).sin()
     band = log_mel(tone)[50].argmax()
     centre_hz = (mel_filters()[band] @ torch.arange(FFT_SIZE // 2 + 1.0)) * SAMPLE_RATE / FFT_SIZE

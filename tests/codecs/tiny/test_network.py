@@ -5,7 +5,7 @@ from stretto.codecs.tiny.codec import Trunk
 
 
 @pytest.mark.parametrize(("blocks", "lookahead"), [(1, 0), (3, 2), (4, 4)])
-def test_a_frame_depends_on_just_the_frames_that_the_trunk_names(blocks: int, lookahead: int) -> None:
+def test_trunk_receptive_field_matches_its_declared_context(blocks: int, lookahead: int) -> None:
     torch.manual_seed(0)
     trunk = Trunk(5, 8, 3, blocks, lookahead).double()
     features = torch.randn(1, 70, 5, dtype=torch.double, requires_grad=True)

@@ -13,7 +13,7 @@ def make_quantiser() -> ResidualVQ:
     return quantiser
 
 
-def test_encode_takes_the_nearest_vector_of_each_codebook_in_turn() -> None:
+def test_residual_vq_encode_takes_nearest_vectors_in_turn() -> None:
     quantiser = make_quantiser()
     stacked = torch.randn(9, 12)
     codes = quantiser.encode(stacked)
@@ -25,7 +25,7 @@ def test_encode_takes_the_nearest_vector_of_each_codebook_in_turn() -> None:
             residual = residual - quantiser.codebooks[k, nearest]
 
 
-def test_decode_adds_the_vectors_up() -> None:
+def test_residual_vq_decode_sums_the_vectors() -> None:
     quantiser = make_quantiser()
     codes = torch.randint(7, (2, 3, 4))
     stacked = quantiser.decode(codes)
@@ -37,7 +37,7 @@ def test_decode_adds_the_vectors_up() -> None:
             assert torch.allclose(stacked[b, t].float(), expected, atol=1e-5)
 
 
-def test_more_codebooks_come_closer() -> None:
+def test_more_codebooks_reduce_the_error() -> None:
     quantiser = make_quantiser()
     stacked = quantiser.decode(torch.randint(7, (1, 3, 50)))[0].float() + 0.1 * torch.randn(50, 12)
     codes = quantiser.encode(stacked).T[None]

@@ -19,7 +19,7 @@ def speak(vocoder: Vocoder, mel: torch.Tensor) -> torch.Tensor:
         VocoderConfig(channels=16, blocks=1, pitch_channels=8, pitch_blocks=3, lookahead=1),
     ],
 )
-def test_disturbing_a_mel_frame_is_heard_exactly_within_the_context(config: VocoderConfig) -> None:
+def test_vocoder_receptive_field_matches_its_context(config: VocoderConfig) -> None:
     torch.manual_seed(0)
     vocoder = Vocoder(config).double().requires_grad_(False)
     vocoder.pitch_trunk.leave.weight *= 2  # a pitch that moves, a voicing that does not saturate
@@ -38,7 +38,7 @@ def test_disturbing_a_mel_frame_is_heard_exactly_within_the_context(config: Voco
     assert change(last) > 1e-9
 
 
-def test_an_envelope_is_read_between_the_band_centres() -> None:
+def test_spectral_envelope_is_interpolated_between_band_centres() -> None:
     table = band_interpolation()
     assert torch.allclose(table.sum(0), torch.ones(table.shape[1]), atol=1e-6)
     assert (table >= 0).all()

@@ -296,7 +296,7 @@ def methods_of(engine: Engine) -> dict[str, str]:
     return {name: type(method).__name__ for name, method in found.items()}
 
 
-def test_fp8_layers_are_those_of_the_slow_reference_and_read_each_row_alone(plain: Path) -> None:
+def test_fp8_layers_match_the_reference_and_are_batch_invariant(plain: Path) -> None:
     """A row of large numbers leaves the other rows of the batch bit-identical."""
     random = torch.Generator().manual_seed(0)
     with open_engine(plain, quantization=QUANTIZATIONS["fp8"]) as engine:
@@ -318,7 +318,7 @@ def test_fp8_layers_are_those_of_the_slow_reference_and_read_each_row_alone(plai
             assert torch.equal(product(x[:1])[0], ours[0]), name
 
 
-def test_logits_in_fp8_are_near_those_of_the_slow_reference_and_of_bfloat16(
+def test_fp8_logits_are_close_to_the_reference_and_to_bfloat16(
     plain: Path, record_property: Callable[[str, float], None]
 ) -> None:
     """Rounding to 3 bits amplifies one-bit differences in bfloat16, so the references agree only to 10 %."""
@@ -329,7 +329,7 @@ def test_logits_in_fp8_are_near_those_of_the_slow_reference_and_of_bfloat16(
     assert found["slow"] < found["bfloat16"] <= 0.2
 
 
-def test_replies_in_fp8_do_not_depend_on_the_batch(plain: Path) -> None:
+def test_fp8_replies_do_not_depend_on_the_batch(plain: Path) -> None:
     prompts = {f"r{index}": make_prompt(FAMILY, index) for index in range(6)}
     with open_engine(plain, quantization="fp8_per_channel", max_num_batched_tokens=48) as engine:
         together = engine.run(prompts)
@@ -337,7 +337,7 @@ def test_replies_in_fp8_do_not_depend_on_the_batch(plain: Path) -> None:
             assert engine.run({name: prompt})[name].rows == together[name].rows, name
 
 
-def test_mctp_modules_are_quantized_too(tmp_path: Path) -> None:
+def test_mctp_modules_are_quantized(tmp_path: Path) -> None:
     prompts = {f"r{index}": make_prompt(MODULES, index) for index in range(4)}
     folder = write_modules(tmp_path, MODULES, MODULES.name)
     with open_engine(folder, quantization=QUANTIZATIONS["fp8"]) as engine:
@@ -350,7 +350,7 @@ def test_mctp_modules_are_quantized_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "bound"), [("awq", 0.3), *by_night(("gptq", 0.4)), ("pack-quantized", 0.4)])
-def test_a_checkpoint_in_4_bits_is_its_dequantized_weights(
+def test_4_bit_checkpoint_matches_its_dequantized_weights(
     name: str, bound: float, plain: Path, tmp_path: Path, record_property: Callable[[str, float], None]
 ) -> None:
     """Logits are equal to those of the dequantized weights, and near those of the weights before."""
@@ -362,13 +362,13 @@ def test_a_checkpoint_in_4_bits_is_its_dequantized_weights(
     assert 0 < found <= bound
 
 
-def test_a_checkpoint_in_fp8_is_served(plain: Path, tmp_path: Path) -> None:
+def test_fp8_checkpoint_logits_are_near_its_dequantized_weights(plain: Path, tmp_path: Path) -> None:
     """The format is that of llm-compressor's recipe FP8_DYNAMIC, with vLLM's own product."""
     folder, dequantized = quantized(plain, tmp_path, "float-quantized")
     assert 0 < logits(folder).difference(logits(dequantized)) <= 0.15
 
 
-def test_a_depth_transformer_may_stay_as_it_is(plain: Path, tmp_path: Path) -> None:
+def test_depth_transformer_may_be_left_unquantized(plain: Path, tmp_path: Path) -> None:
     """AWQ lists no layers here; layers without `qweight` are not quantized."""
     folder, _ = quantized(plain, tmp_path, "awq")
     stored, before = load_file(folder / "model.safetensors"), load_file(plain / "model.safetensors")
@@ -397,7 +397,7 @@ DEPTH = "depth.layers.0."
         ),
     ],
 )
-def test_a_quantized_tensor_that_does_not_fit_is_named(
+def test_mismatched_quantized_tensor_is_named(
     change: Callable[[Tensors], object], message: str, plain: Path, tmp_path: Path
 ) -> None:
     folder, _ = quantized(plain, tmp_path, "awq")
@@ -407,7 +407,7 @@ def test_a_quantized_tensor_that_does_not_fit_is_named(
         open_engine(written(plain, tmp_path / "changed", stored, FORMATS["awq"][0]))
 
 
-def test_a_missing_tensor_is_named_also_if_weights_are_quantized_while_loading(plain: Path, tmp_path: Path) -> None:
+def test_missing_tensor_is_reported_with_on_the_fly_quantization(plain: Path, tmp_path: Path) -> None:
     stored = load_file(plain / "model.safetensors")
     for name in (f"{LAYER}o_proj.weight", f"{DEPTH}v_proj.weight"):
         del stored[name]
@@ -415,7 +415,7 @@ def test_a_missing_tensor_is_named_also_if_weights_are_quantized_while_loading(p
         open_engine(written(plain, tmp_path / "changed", stored, {}), quantization="fp8_per_channel")
 
 
-def test_scales_that_a_batch_shares_are_refused(plain: Path, tmp_path: Path) -> None:
+def test_batch_wide_fp8_scales_are_refused(plain: Path, tmp_path: Path) -> None:
     """vLLM's CPU build has no product with per-row scales for these two formats."""
     expected = "qkv_proj: expected one scale for each row of the input"
     with pytest.raises(CheckpointError, match=expected):
@@ -425,7 +425,7 @@ def test_scales_that_a_batch_shares_are_refused(plain: Path, tmp_path: Path) -> 
         open_engine(written(plain, tmp_path / "dynamic", load_file(plain / "model.safetensors"), record))
 
 
-def test_a_quantized_head_is_refused(tmp_path: Path) -> None:
+def test_quantized_output_head_is_refused(tmp_path: Path) -> None:
     """`StreamHeads` reads the head as a table."""
     folder = write_checkpoint(tmp_path, TINY, "tiny", layers=1)
     stored = load_file(folder / "model.safetensors")

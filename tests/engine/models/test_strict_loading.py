@@ -36,7 +36,7 @@ def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_error_names_mismatched_checkpoint_contents(
     change: Callable[[dict[str, Tensor]], object], message: str, backbone: str, tmp_path: Path
 ) -> None:
     folder = write_checkpoint(tmp_path, TINY, "tiny", layers=1, backbone=backbone)

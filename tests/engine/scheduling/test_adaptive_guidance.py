@@ -60,7 +60,7 @@ class Scene:
         return [s.request.request_id for s in dropped], [s.request.request_id for s in restored]
 
 
-def test_the_youngest_pairs_lose_their_halves() -> None:
+def test_youngest_cfg_pairs_lose_guidance_first() -> None:
     scene = Scene("a", "b", "c")
     assert scene.change(2) == (["c", "b"], [])
     assert list(scene.guidance.dropped) == ["c", "b"]
@@ -69,13 +69,13 @@ def test_the_youngest_pairs_lose_their_halves() -> None:
     assert scene.change(9) == (["a"], []), "no more than there are"
 
 
-def test_nothing_is_asked_of_requests_with_another_policy() -> None:
+def test_adaptive_guidance_ignores_other_policies() -> None:
     scene = Scene("a", policy="always")
     assert scene.change(5) == ([], [])
     assert scene.guidance.adaptive == set()
 
 
-def test_the_oldest_gets_a_half_back_once_the_worker_has_let_the_old_one_go() -> None:
+def test_oldest_request_regains_guidance_after_the_worker_lag() -> None:
     scene = Scene("a", "b")
     scene.change(2)
     for _ in range(LAG):
@@ -89,7 +89,7 @@ def test_the_oldest_gets_a_half_back_once_the_worker_has_let_the_old_one_go() ->
     assert scene.change(-1) == ([], ["b"])
 
 
-def test_it_waits_for_the_rows_on_their_way() -> None:
+def test_restoring_guidance_waits_for_rows_in_flight() -> None:
     scene = Scene("a")
     scene.change(1)
     scene.step += LAG
@@ -102,7 +102,7 @@ def test_it_waits_for_the_rows_on_their_way() -> None:
     assert scene.load.counted[-2:] == [False, False], "such steps say nothing of how slow others are"
 
 
-def test_nobody_gives_way_to_a_half_that_comes_back() -> None:
+def test_restoring_guidance_preempts_no_request() -> None:
     scene = Scene("a")
     scene.change(1)
     scene.step += LAG
@@ -112,7 +112,7 @@ def test_nobody_gives_way_to_a_half_that_comes_back() -> None:
     assert scene.change(-1) == ([], ["a"])
 
 
-def test_one_that_is_preempted_on_its_way_back_goes_on_without() -> None:
+def test_preemption_cancels_restoring_guidance() -> None:
     scene = Scene("a")
     scene.change(1)
     scene.step += LAG
@@ -126,7 +126,7 @@ def test_one_that_is_preempted_on_its_way_back_goes_on_without() -> None:
     assert list(scene.guidance.dropped) == ["a"]
 
 
-def test_while_older_ones_do_without_a_new_one_begins_without() -> None:
+def test_new_requests_start_unguided_while_older_ones_are_unguided() -> None:
     scene = Scene("a", "b")
     new = arrive(scene.table, "new", policy="adaptive")
     scene.guidance.add(scene.table["new"])
@@ -140,7 +140,7 @@ def test_while_older_ones_do_without_a_new_one_begins_without() -> None:
     assert list(scene.guidance.dropped) == ["b"]
 
 
-def test_guidance_for_a_time_ends_at_its_row() -> None:
+def test_timed_guidance_ends_once_at_its_row() -> None:
     scene = Scene("a", policy="until_s", guided_until_s=0.16)
     state = scene.table["a"]
     speak(state)
@@ -150,7 +150,7 @@ def test_guidance_for_a_time_ends_at_its_row() -> None:
     assert scene.guidance.ended() == [], "once"
 
 
-def test_who_has_ended_is_forgotten() -> None:
+def test_adaptive_guidance_forgets_ended_requests() -> None:
     scene = Scene("a", "b")
     scene.change(2)
     for name in ("a", "b"):

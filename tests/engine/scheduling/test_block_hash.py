@@ -40,7 +40,7 @@ def rows() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 100, (22, 3))
 
 
-def test_what_was_read_and_what_was_written_hash_alike() -> None:
+def test_prompt_and_generated_rows_hash_identically() -> None:
     hashes = {num: request_of(rows(), num).block_hashes for num in (1, 6, 8, 22)}
     assert len(hashes[1]) == 22 // BLOCK
     assert all(each == hashes[1] for each in hashes.values())
@@ -48,7 +48,7 @@ def test_what_was_read_and_what_was_written_hash_alike() -> None:
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 @pytest.mark.parametrize("row", [0, 5, 11, 19])
-def test_any_id_changes_its_block_and_all_that_follow(row: int, stream: int) -> None:
+def test_changed_id_alters_hashes_of_its_block_and_later_ones(row: int, stream: int) -> None:
     changed = rows()
     changed[row, stream] += 1
     before, after = (request_of(each, 22).block_hashes for each in (rows(), changed))
@@ -56,17 +56,17 @@ def test_any_id_changes_its_block_and_all_that_follow(row: int, stream: int) -> 
     assert same == [block < row // BLOCK for block in range(len(before))]
 
 
-def test_blocks_that_modules_have_read_are_none_of_those_that_they_have_not() -> None:
+def test_block_hashes_depend_on_being_read_by_mtp_modules() -> None:
     read, other = (request_of(rows(), 22, is_read_by_modules=is_read).block_hashes for is_read in (True, False))
     assert not set(read) & set(other)
 
 
-def test_a_cache_salt_separates() -> None:
+def test_cache_salt_changes_block_hashes() -> None:
     assert request_of(rows(), 22, "a").block_hashes[0] != request_of(rows(), 22, "b").block_hashes[0]
 
 
 @pytest.mark.parametrize("first_row", [0, 3, 4, 13])
-def test_audio_changes_the_block_in_which_it_begins_and_all_that_follow(first_row: int) -> None:
+def test_input_audio_alters_hashes_of_its_block_and_later_ones(first_row: int) -> None:
     """The token rows themselves are equal."""
     audios = [InputAudio(first_row, 6, np.full((6, 2), value, np.float32)) for value in (1.0, 2.0)]
     before, after = (request_of(rows(), 22, audios=[audio]).block_hashes for audio in audios)

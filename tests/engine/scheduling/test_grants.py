@@ -29,7 +29,7 @@ def running(draw: st.DrawFn) -> list[RunningRow]:
 
 
 @given(running(), st.integers(0, 120))
-def test_halves_sample_together_or_not_at_all(rows: list[RunningRow], budget: int) -> None:
+def test_cfg_pairs_sample_in_the_same_step(rows: list[RunningRow], budget: int) -> None:
     grants = plan_grants(rows, budget)
     samples = {row.request_id: grants[row.request_id] == row.remaining for row in rows}
     for row in rows:
@@ -44,7 +44,7 @@ def test_halves_sample_together_or_not_at_all(rows: list[RunningRow], budget: in
 
 
 @given(running())
-def test_with_budget_to_spare_nobody_waits_but_for_a_missing_half(rows: list[RunningRow]) -> None:
+def test_ample_budget_delays_only_incomplete_cfg_pairs(rows: list[RunningRow]) -> None:
     grants = plan_grants(rows, 10_000)
     ids = {row.request_id for row in rows}
     for row in rows:
@@ -54,7 +54,7 @@ def test_with_budget_to_spare_nobody_waits_but_for_a_missing_half(rows: list[Run
 
 
 @given(running(), st.integers(80, 120))
-def test_the_first_request_always_moves(rows: list[RunningRow], budget: int) -> None:
+def test_first_request_always_progresses(rows: list[RunningRow], budget: int) -> None:
     grants = plan_grants(rows, budget)
     if rows:
         first = rows[0]

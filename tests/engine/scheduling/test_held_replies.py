@@ -53,7 +53,7 @@ def world() -> World:
     return World()
 
 
-def test_a_reply_is_held_behind_its_last_word_and_goes_on_with_the_next(world: World) -> None:
+def test_reply_blocks_after_its_last_word_until_more_text_arrives(world: World) -> None:
     request = world.arrive("r", 20)
     world.say(request)
     assert not world.texts.is_held(request), "word 0 is there"
@@ -68,7 +68,7 @@ def test_a_reply_is_held_behind_its_last_word_and_goes_on_with_the_next(world: W
     assert (world.texts.held_s, world.table["r"].held_s, world.texts.num_held) == (3.0, 3.0, 0)
 
 
-def test_the_end_of_a_text_frees_all_rows(world: World) -> None:
+def test_text_end_unblocks_all_rows(world: World) -> None:
     request = world.arrive("r")
     world.say(request)
     revision = world.table.revision
@@ -81,7 +81,7 @@ def test_the_end_of_a_text_frees_all_rows(world: World) -> None:
     assert world.table["r"].track.ids == [7]
 
 
-def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: World) -> None:
+def test_worker_receives_new_text_once_and_min_rows_at_the_end(world: World) -> None:
     world.arrive("r", 20)
     assert world.texts.attach_new_text(NOTHING) is NOTHING
     world.write("r", 21)
@@ -96,7 +96,7 @@ def test_the_worker_is_told_once_and_of_the_shortest_reply_at_the_end(world: Wor
     assert world.texts.attach_new_text(NOTHING) is NOTHING
 
 
-def test_a_block_is_hashed_once_its_words_are_known(world: World) -> None:
+def test_block_is_hashed_once_its_text_tokens_are_known(world: World) -> None:
     request = world.arrive("r", 20, 21)
     hashed = world.table["r"].request._block_hasher
     world.say(request, 3)
@@ -107,7 +107,7 @@ def test_a_block_is_hashed_once_its_words_are_known(world: World) -> None:
     assert len(request.block_hashes) == 2
 
 
-def test_who_is_held_gives_way_to_who_could_run(world: World) -> None:
+def test_blocked_requests_are_preempted_for_runnable_ones(world: World) -> None:
     older, younger, other = world.arrive("a"), world.arrive("b"), world.arrive("c", is_open=False)
     world.say(older)
     world.say(younger)
@@ -120,7 +120,7 @@ def test_who_is_held_gives_way_to_who_could_run(world: World) -> None:
     assert not world.texts.all_held
 
 
-def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> None:
+def test_blocked_reply_gets_no_tokens_and_is_preempted_first(world: World) -> None:
     held, other = world.arrive("a"), world.arrive("b", is_open=False)
     world.say(held)
     held.num_computed_tokens += 1
@@ -135,7 +135,7 @@ def test_a_held_reply_is_granted_nothing_and_gives_way_first(world: World) -> No
     assert world.planner.stuck([held]) == []
 
 
-def test_a_reply_that_has_ended_leaves_nothing(world: World) -> None:
+def test_finished_reply_leaves_no_blocked_text_state(world: World) -> None:
     request = world.arrive("r")
     world.say(request)
     world.write("r")

@@ -7,7 +7,7 @@ from stretto.engine.reply_rules import Track, rows_of
 from stretto.engine.scheduling.request_table import RowHistory
 
 
-def test_rows_come_back_after_growing_and_truncating() -> None:
+def test_row_history_survives_growing_and_truncating() -> None:
     prompt = np.arange(6, dtype=np.int32).reshape(3, 2)
     history = RowHistory(prompt)
     for index in range(200):
@@ -21,7 +21,7 @@ def test_rows_come_back_after_growing_and_truncating() -> None:
     assert prompt[0, 0] == 0
 
 
-def test_rows_that_come_together_are_kept_in_order() -> None:
+def test_multi_row_history_keeps_its_order() -> None:
     history = RowHistory(np.zeros((3, 2), np.int32))
     for index in range(100):
         history.put(history.num_rows, [[index, place] for place in range(1 + index % 4)])
@@ -31,12 +31,12 @@ def test_rows_that_come_together_are_kept_in_order() -> None:
     assert history.rows(6, 10).tolist() == [[2, 0], [2, 1], [7, 0], [7, 1]]
 
 
-def test_the_prompt_cannot_be_taken_back() -> None:
+def test_row_history_cannot_be_truncated_into_the_prompt() -> None:
     with pytest.raises(AssertionError):
         RowHistory(np.zeros((3, 2), np.int32)).truncate(2)
 
 
-def test_a_text_track_says_what_its_stream_holds() -> None:
+def test_text_track_overrides_its_stream_in_the_history() -> None:
     """The text is independent of the rows' own values, and current at each read."""
     track = Track(slice(1, 2), first_row=3, ids=rows_of([7, 8], 1), pad_id=9)
     history = RowHistory(np.zeros((3, 2), np.int32), track)

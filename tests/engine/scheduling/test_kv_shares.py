@@ -15,7 +15,7 @@ def shares(known: RequestTable, **options: float) -> KvShares:
     return KvShares(known, FakeBlocks(), config, SimpleNamespace(num_blocks=11))
 
 
-def test_without_shares_there_is_room_for_all() -> None:
+def test_all_requests_fit_without_kv_shares() -> None:
     known = table()
     running = run(*pair(known, "one", num_rows=100))
     waiting = [arrive(known, "two", num_rows=100)]
@@ -25,7 +25,7 @@ def test_without_shares_there_is_room_for_all() -> None:
 
 
 @pytest.mark.parametrize(("num_rows", "has_room"), [(7, True), (8, False)])
-def test_a_class_has_room_for_what_fits_beside_what_it_holds(num_rows: int, has_room: bool) -> None:
+def test_kv_share_admits_a_request_that_fits_its_free_blocks(num_rows: int, has_room: bool) -> None:
     """A CFG pair with seven rows and the next row uses four of eight blocks."""
     known = table()
     running = run(*pair(known, "one", num_rows=7))
@@ -33,14 +33,14 @@ def test_a_class_has_room_for_what_fits_beside_what_it_holds(num_rows: int, has_
     assert shares(known, generation=0.8).has_room(waiting, running) == has_room
 
 
-def test_the_first_of_a_class_finds_room_however_large() -> None:
+def test_first_request_of_a_class_ignores_its_kv_share() -> None:
     known = table()
     listens = run(arrive(known, "one", task="listen", num_rows=100))
     speaks = arrive(known, "two", num_rows=100)
     assert shares(known, generation=0.1, understanding=0.1).full([speaks], listens) == []
 
 
-def test_all_of_a_full_class_are_passed_over_and_none_of_another() -> None:
+def test_full_kv_share_skips_only_its_own_class() -> None:
     known = table()
     running = run(arrive(known, "r", task="listen", num_rows=30))
     waiting = [
@@ -52,7 +52,7 @@ def test_all_of_a_full_class_are_passed_over_and_none_of_another() -> None:
     assert [request.request_id for request in full] == ["big", "small"], "within a class the order stays"
 
 
-def test_a_half_whose_partner_runs_is_never_passed_over() -> None:
+def test_request_with_a_running_cfg_partner_is_never_skipped() -> None:
     known = table()
     one, half = pair(known, "one", num_rows=100)
     run(one)

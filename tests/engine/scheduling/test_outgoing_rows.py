@@ -48,13 +48,13 @@ class Reply:
         return [len(rows) for _, rows in self.left]
 
 
-def test_audio_that_is_made_no_faster_than_it_is_played_leaves_row_by_row() -> None:
+def test_real_time_audio_is_sent_row_by_row() -> None:
     reply = Reply(step_s=FRAME_S)
     reply.make(100)
     assert reply.sizes == [1] * 100
 
 
-def test_audio_in_advance_leaves_in_fewer_messages_all_of_it_in_order() -> None:
+def test_rows_ahead_of_playback_are_batched_in_order() -> None:
     reply = Reply(step_s=FRAME_S / 5)
     reply.make(99)
     reply.make(1, is_last=True)
@@ -64,7 +64,7 @@ def test_audio_in_advance_leaves_in_fewer_messages_all_of_it_in_order() -> None:
 
 
 @pytest.mark.parametrize("speed", [1.5, 2.5, 7.0, 100.0])
-def test_no_row_waits_for_longer_than_a_quarter_of_what_was_made_in_advance(speed: float) -> None:
+def test_rows_wait_at_most_a_quarter_of_their_lead_time(speed: float) -> None:
     reply = Reply(step_s=FRAME_S / speed)
     reply.make(150)
     for left_s, rows in reply.left:
@@ -74,7 +74,7 @@ def test_no_row_waits_for_longer_than_a_quarter_of_what_was_made_in_advance(spee
             assert waited_s <= min(MAX_WAIT_S, lead_s / 4) + 1e-9
 
 
-def test_a_row_that_was_long_in_coming_leaves_at_once() -> None:
+def test_late_rows_are_sent_immediately() -> None:
     reply = Reply(step_s=FRAME_S / 5)
     reply.make(60)
     reply.now += 60.0
@@ -82,7 +82,7 @@ def test_a_row_that_was_long_in_coming_leaves_at_once() -> None:
     assert reply.sizes[-2:] == [1, 1], "the lead is gone"
 
 
-def test_the_first_row_of_a_text_leaves_at_once_and_later_ones_by_and_by() -> None:
+def test_first_text_row_is_sent_immediately_and_later_ones_grouped() -> None:
     reply = Reply(step_s=0.01, task="listen")
     reply.make(100, token_id=16)
     assert reply.sizes[0] == 1
@@ -90,7 +90,7 @@ def test_the_first_row_of_a_text_leaves_at_once_and_later_ones_by_and_by() -> No
     assert len(reply.left) < 12
 
 
-def test_text_that_is_to_be_spoken_leaves_a_few_times_and_with_the_first_of_the_audio() -> None:
+def test_reply_text_is_sent_in_few_chunks_and_with_the_first_audio() -> None:
     reply = Reply(step_s=0.01, task="chat")
     reply.make(100, token_id=16)
     assert len(reply.left) <= 5
@@ -99,7 +99,7 @@ def test_text_that_is_to_be_spoken_leaves_a_few_times_and_with_the_first_of_the_
     assert [row for _, rows in reply.left for row in rows] == list(range(104)), "nothing is left behind"
 
 
-def test_audio_of_an_unknown_rate_leaves_row_by_row() -> None:
+def test_audio_of_unknown_frame_rate_is_sent_row_by_row() -> None:
     reply = Reply(step_s=0.001)
     reply._outgoing._frame_rate = 0.0
     reply.make(50)
@@ -147,7 +147,7 @@ class Listener:
 
 
 @pytest.mark.parametrize("speed", [1.25, 2.5, 5.0])
-def test_rows_that_wait_cost_the_listener_nothing(speed: float) -> None:
+def test_delaying_rows_adds_no_latency_or_silence(speed: float) -> None:
     heard = [[Listener(seed, speed, holds).listen() for seed in range(300)] for holds in (False, True)]
     (begins_s, silence_s), (begins_late_s, more_silence_s) = (np.mean(each, axis=0) for each in heard)
     assert begins_late_s <= begins_s + 0.001
@@ -161,7 +161,7 @@ def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
     return ModelRunnerOutput([request_id], {request_id: 0}, [[FIRST + 1]], logprobs, {}, [])
 
 
-def test_a_row_is_its_mark_its_token_and_its_codes() -> None:
+def test_outgoing_row_has_guidance_mark_token_and_codes() -> None:
     known, rows = table(), SampledRows(FAMILY.layout, 1)
     arrive(known, "r")
     output = sampled("r", cut=True)
@@ -172,7 +172,7 @@ def test_a_row_is_its_mark_its_token_and_its_codes() -> None:
 
 
 @pytest.mark.parametrize(("cut_in", "was_cut"), [(0, True), (1, True), (2, False)])
-def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut_in: int, was_cut: bool) -> None:
+def test_multi_token_rows_after_the_end_are_dropped_with_their_cuts(cut_in: int, was_cut: bool) -> None:
     known, rows = table(), SampledRows(FAMILY.layout, 3)
     arrive(known, "r")
     logprobs = LogprobsLists(np.arange(21)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
@@ -183,7 +183,7 @@ def test_of_a_burst_the_rows_up_to_the_end_leave_and_a_cut_behind_it_is_none(cut
     assert known["r"].was_cut is was_cut
 
 
-def test_of_as_many_codes_as_a_step_may_sample_those_are_taken_that_it_has_sampled() -> None:
+def test_only_the_codes_sampled_by_a_step_are_extracted() -> None:
     rows = SampledRows(FAMILY.layout, 3)
     logprobs = LogprobsLists(np.arange(42).reshape(2, 21), np.zeros((2, 1)), np.zeros(2, np.int64))
     rows.extract(ModelRunnerOutput(["r", "s"], {"r": 0, "s": 1}, [[8], []], logprobs, {}, []))
@@ -219,7 +219,7 @@ class Scheduling(PairedScheduling, Stock):
         return self._update_request_with_output(self.request, [FIRST + 1])[0]
 
 
-def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> None:
+def test_pending_rows_of_a_preempted_request_are_sent_next() -> None:
     scheduling, rows = Scheduling(), 0
     for _ in range(60):
         rows += len(scheduling.sample()) // 9
@@ -237,7 +237,7 @@ def test_what_a_preempted_request_has_ready_leaves_with_the_next_output() -> Non
     assert len(outputs[scheduling.request.client_index].outputs) == 1, "sent once"
 
 
-def test_a_reply_that_is_blocked_on_text_has_sent_all_its_rows() -> None:
+def test_rows_are_flushed_before_blocking_on_text() -> None:
     scheduling, sent = Scheduling(), []
     scheduling.state.track = Track(slice(0, 1), 8, rows_of([20] * 30, 1), 0, is_live=True, is_open=True)
     for _ in range(31):

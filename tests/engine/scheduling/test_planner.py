@@ -24,7 +24,7 @@ def planner(known: RequestTable, **blocks: object) -> tuple[PairPlanner, FakeBlo
     return PairPlanner(known, fake), fake
 
 
-def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
+def test_cfg_pairs_are_scheduled_adjacently_by_older_request() -> None:
     known = table()
     (one, one_half), (two, two_half), single = pair(known, "one"), pair(known, "two"), arrive(known, "s")
     plan = planner(known)[0].plan(run(one_half, two, single, one, two_half), 100)
@@ -34,7 +34,7 @@ def test_a_pair_runs_as_long_as_its_older_half_and_in_one_place() -> None:
     assert not plan.to_preempt
 
 
-def test_a_half_without_its_partner_gets_all_rows_but_the_last() -> None:
+def test_lone_cfg_request_is_granted_all_rows_but_the_last() -> None:
     known = table()
     one, half = pair(known, "one")
     run(one)
@@ -44,7 +44,7 @@ def test_a_half_without_its_partner_gets_all_rows_but_the_last() -> None:
     assert plan.awaited == [half]
 
 
-def test_a_pair_that_is_held_gets_no_row() -> None:
+def test_waiting_cfg_pair_is_granted_no_tokens() -> None:
     known = table()
     one = arrive(known, "one", policy="adaptive")
     plan_of = planner(known)[0].plan
@@ -54,7 +54,7 @@ def test_a_pair_that_is_held_gets_no_row() -> None:
 
 
 @pytest.mark.parametrize(("free", "to_preempt"), [(2, []), (1, ["two#unconditional", "two"])])
-def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, to_preempt: list[str]) -> None:
+def test_youngest_cfg_pair_is_preempted_if_blocks_are_short(free: int, to_preempt: list[str]) -> None:
     """Two of the four requests are about to need a new block."""
     known = table()
     running = [*pair(known, "one"), *pair(known, "two")]
@@ -64,14 +64,14 @@ def test_the_youngest_pair_gives_way_where_blocks_are_short(free: int, to_preemp
     assert ids(plan.to_preempt) == to_preempt
 
 
-def test_a_half_that_waits_follows_its_partner_out() -> None:
+def test_waiting_unconditional_request_is_preempted_with_partner() -> None:
     known = table()
     one, (two, half) = arrive(known, "one", guidance_scale=1.0), pair(known, "two")
     plan = planner(known, free=0)[0].plan(run(one, two), 100)
     assert plan.to_preempt == [half, two]
 
 
-def test_blocks_are_kept_for_a_half_that_an_older_pair_awaits_and_for_none_of_the_youngest() -> None:
+def test_kv_blocks_are_reserved_only_for_partners_of_older_pairs() -> None:
     known = table()
     (one, one_half), single = pair(known, "one"), arrive(known, "s", guidance_scale=1.0)
     run(one, single)
@@ -83,14 +83,14 @@ def test_blocks_are_kept_for_a_half_that_an_older_pair_awaits_and_for_none_of_th
     assert plan.to_preempt == (), "the youngest waits for its own"
 
 
-def test_the_last_to_run_never_gives_way() -> None:
+def test_last_running_request_is_never_preempted() -> None:
     known = table()
     one, half = pair(known, "one")
     assert not planner(known, free=0)[0].plan(run(one, half), 100).to_preempt
     assert not planner(known, free=0)[0].plan([], 100).to_preempt
 
 
-def test_the_last_plan_holds_while_the_same_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_is_reused_while_the_same_requests_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     known = table()
     running = run(*pair(known, "one"))
     planning, blocks = planner(known)
@@ -107,7 +107,7 @@ def test_the_last_plan_holds_while_the_same_decode(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "change", ["one leaves", "one comes", "a half is dropped", "a pair is held", "one came and went"]
 )
-def test_whatever_changes_who_runs_is_planned_anew(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_running_requests_are_planned_again(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     known = table()
     one, half = pair(known, "one", policy="adaptive")
     two, running = arrive(known, "two", guidance_scale=1.0), run(one, half)
@@ -130,7 +130,7 @@ def test_whatever_changes_who_runs_is_planned_anew(change: str, monkeypatch: pyt
         planning.plan([request for request in running if request.request_id in known], 100)
 
 
-def test_a_slot_is_kept_for_the_half_of_every_pair_that_runs() -> None:
+def test_slot_is_reserved_for_each_running_cfg_partner() -> None:
     known = table()
     (one, half), single = pair(known, "one"), arrive(known, "s", guidance_scale=1.0)
     pair(known, "two")
@@ -147,7 +147,7 @@ def test_a_slot_is_kept_for_the_half_of_every_pair_that_runs() -> None:
     assert not planning.has_slot("two", running, 4)
 
 
-def test_halves_that_wait_for_each_other_s_blocks_are_stuck_until_the_youngest_gives_way() -> None:
+def test_pairs_waiting_for_each_others_blocks_are_detected_as_stuck() -> None:
     known = table()
     (one, _), (two, two_half) = pair(known, "one"), pair(known, "two")
     planning, running = planner(known)[0], run(one, two)
@@ -157,7 +157,7 @@ def test_halves_that_wait_for_each_other_s_blocks_are_stuck_until_the_youngest_g
     assert planning.stuck(run(two)) == [], "alone, it waits for nobody"
 
 
-def test_a_half_that_would_sample_alone_is_an_error() -> None:
+def test_cfg_pair_sampling_unevenly_is_an_error() -> None:
     known = table()
     one, half = read(run(*pair(known, "one")))
     check_pairs(known, {"one": 1, "one#unconditional": 1})
@@ -172,13 +172,13 @@ def test_a_half_that_would_sample_alone_is_an_error() -> None:
     check_pairs(known, {"one": 2, "one#unconditional": 3})
 
 
-def test_a_text_segment_is_sampled_alone() -> None:
+def test_text_segment_is_sampled_without_a_cfg_partner() -> None:
     known = table()
     read(run(arrive(known, "one", task="chat")))
     check_pairs(known, {"one": 1})
 
 
-def test_a_step_that_the_plan_did_not_foresee_is_held_to_the_invariant() -> None:
+def test_unplanned_step_must_keep_the_pair_invariant() -> None:
     known = table()
     running = run(*pair(known, "one"))
     planning = planner(known)[0]
@@ -197,7 +197,7 @@ def burst(known: RequestTable, request: Request, num_rows: int) -> None:
 
 
 @pytest.mark.parametrize(("budget", "free"), [(100, 100), (12, 4)])
-def test_while_the_same_requests_decode_each_step_is_granted_what_the_last_one_said(budget: int, free: int) -> None:
+def test_reused_plan_grants_the_rows_of_the_last_step(budget: int, free: int) -> None:
     known = table(BURSTS)
     running = run(*pair(known, "one"), arrive(known, "s", guidance_scale=1.0))
     planning, _ = planner(known, free=free, held=dict.fromkeys(ids(running), 6))
@@ -215,7 +215,7 @@ def test_while_the_same_requests_decode_each_step_is_granted_what_the_last_one_s
     assert list(plan.grants.values()) == ([5, 5, 5] if budget == 100 else [5, 5, 0]), "whole, or not at all"
 
 
-def test_a_step_that_cuts_a_burst_short_is_held_to_the_invariant() -> None:
+def test_truncated_multi_token_step_must_keep_the_pair_invariant() -> None:
     known = table(BURSTS)
     running = run(*pair(known, "one"))
     planning = planner(known)[0]

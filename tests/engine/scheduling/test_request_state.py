@@ -8,7 +8,7 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from tests.engine.scheduling.tables import arrive, pair, speak, table
 
 
-def test_a_mark_stands_where_guidance_goes_and_comes_back() -> None:
+def test_guidance_changes_are_noted_at_each_switch() -> None:
     known = table()
     pair(known, "r", policy="adaptive")
     state, marks = known["r"], []
@@ -21,7 +21,7 @@ def test_a_mark_stands_where_guidance_goes_and_comes_back() -> None:
     assert state.trailer().num_guided_frames == 3
 
 
-def test_a_row_that_no_policy_lets_go_unguided_is_an_error() -> None:
+def test_unguided_row_without_a_policy_is_an_error() -> None:
     known = table()
     pair(known, "r")
     speak(known["r"])
@@ -29,7 +29,7 @@ def test_a_row_that_no_policy_lets_go_unguided_is_an_error() -> None:
         known["r"].note_guidance(False)
 
 
-def test_guidance_that_ends_early_ends_at_its_row() -> None:
+def test_timed_guidance_ends_at_its_last_row() -> None:
     known = table()
     pair(known, "r", policy="until_s", guided_until_s=0.08)
     state = known["r"]
@@ -41,7 +41,7 @@ def test_guidance_that_ends_early_ends_at_its_row() -> None:
         state.note_guidance(True)
 
 
-def test_the_worker_is_told_all_rows_and_how_long_they_waited_is_kept() -> None:
+def test_worker_receives_all_rows_and_queue_time_is_kept() -> None:
     known = table()
     request = arrive(known, "r")
     speak(known["r"], 2)
@@ -58,7 +58,7 @@ def test_the_worker_is_told_all_rows_and_how_long_they_waited_is_kept() -> None:
     assert known["r"].queue_s == waited, "of its first step"
 
 
-def test_the_trailer_of_an_unguided_request_counts_no_guided_frame() -> None:
+def test_unguided_request_trailer_has_no_guided_frames() -> None:
     known = table()
     arrive(known, "r", guidance_scale=1.0)
     state = known["r"]

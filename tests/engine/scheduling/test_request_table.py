@@ -7,7 +7,7 @@ from stretto.engine.scheduling.request_table import NOT_YET, RequestState
 from tests.engine.scheduling.tables import BURSTS, FAMILY, arrive, pair, speak, table
 
 
-def test_a_guided_request_that_speaks_has_a_pair_and_no_other_has() -> None:
+def test_only_guided_speech_requests_have_a_cfg_pair() -> None:
     known = table()
     arrive(known, "guided")
     arrive(known, "unguided", guidance_scale=1.0)
@@ -18,7 +18,7 @@ def test_a_guided_request_that_speaks_has_a_pair_and_no_other_has() -> None:
     assert known.partner("stranger") is None
 
 
-def test_both_halves_know_each_other_until_one_is_dropped() -> None:
+def test_cfg_requests_are_partners_until_one_is_dropped() -> None:
     known = table()
     _, half = pair(known, "r")
     assert half.request_id == "r#unconditional"
@@ -33,7 +33,7 @@ def test_both_halves_know_each_other_until_one_is_dropped() -> None:
     assert known["r"].pair.first_output == NOT_YET
 
 
-def test_a_half_reads_null_ids_in_the_place_of_the_prompt_and_the_audio_as_it_is() -> None:
+def test_unconditional_prompt_has_null_ids_and_unchanged_audio() -> None:
     known = table()
     arrive(known, "r")
     speak(known["r"], 3)
@@ -48,14 +48,14 @@ def test_a_half_reads_null_ids_in_the_place_of_the_prompt_and_the_audio_as_it_is
     assert half.request.max_tokens == known["r"].request.max_tokens - 3
 
 
-def test_a_text_segment_is_unguided_until_its_pair_is_whole() -> None:
+def test_text_segment_is_unguided_before_its_cfg_pair_is_complete() -> None:
     known = table()
     arrive(known, "r", task="chat")
     assert not known.is_bound("r")
     assert not known.guidance_has_begun(known["r"])
 
 
-def test_blocks_are_known_by_all_streams_of_both_halves() -> None:
+def test_block_hashes_cover_all_streams_of_both_cfg_requests() -> None:
     known = table()
     one, half = pair(known, "one")
     assert len(one.block_hashes) == len(half.block_hashes) == 2
@@ -64,7 +64,7 @@ def test_blocks_are_known_by_all_streams_of_both_halves() -> None:
     assert other_half.block_hashes == half.block_hashes, "what is hidden is the same for all prompts of a length"
 
 
-def test_every_change_of_a_pair_shows_in_the_revision() -> None:
+def test_every_cfg_pair_change_updates_the_revision() -> None:
     known = table()
     arrive(known, "r")
     state, seen = known["r"], [known.revision]
@@ -74,7 +74,7 @@ def test_every_change_of_a_pair_shows_in_the_revision() -> None:
     assert len(set(seen)) == len(seen)
 
 
-def test_a_pair_is_held_until_it_has_its_half() -> None:
+def test_cfg_pair_waits_for_its_unconditional_request() -> None:
     known = table()
     arrive(known, "r")
     known.await_unconditional(known["r"])
@@ -83,7 +83,7 @@ def test_a_pair_is_held_until_it_has_its_half() -> None:
     assert not known["r"].pair.awaits_unconditional
 
 
-def test_guidance_that_ends_early_has_a_limit_once_it_begins() -> None:
+def test_timed_guidance_gets_a_row_limit_once_it_begins() -> None:
     known = table()
     arrive(known, "r", policy="until_s", guided_until_s=0.4)
     assert known["r"].limit == NOT_YET
@@ -91,14 +91,14 @@ def test_guidance_that_ends_early_has_a_limit_once_it_begins() -> None:
     assert known["r"].limit == 5
 
 
-def test_a_half_that_is_not_there_is_not_dropped() -> None:
+def test_dropping_a_missing_unconditional_request_raises() -> None:
     known = table()
     arrive(known, "r")
     with pytest.raises(AssertionError, match="r has no unconditional request"):
         known.drop_unconditional(known["r"])
 
 
-def test_guidance_that_has_ended_leaves_no_pair() -> None:
+def test_ended_guidance_drops_the_unconditional_request() -> None:
     known = table()
     request, _ = pair(known, "r", policy="until_s", guided_until_s=0.4)
     state = known["r"]
@@ -110,7 +110,7 @@ def test_guidance_that_has_ended_leaves_no_pair() -> None:
     assert known.with_partners([request.request_id]) == {"r"}
 
 
-def test_who_follows_the_table_is_told_of_all_that_come_and_go() -> None:
+def test_table_followers_are_notified_of_added_and_removed_requests() -> None:
     known, told = table(), list[tuple[str, str]]()
 
     class Follower:
@@ -129,7 +129,7 @@ def test_who_follows_the_table_is_told_of_all_that_come_and_go() -> None:
     assert list(known) == ["x"]
 
 
-def test_no_burst_exceeds_the_length_of_the_model() -> None:
+def test_multi_token_steps_stay_within_the_model_length() -> None:
     schedule, length = BURSTS.family.bursts.schedule("turbo"), BURSTS.max_model_len
     assert BURSTS.num_extra(schedule, 60, 60) > 1
     last_rows = [first + BURSTS.num_extra(schedule, first, first) for first in range(60, length)]

@@ -24,23 +24,23 @@ class Steps:
         return self.load.excess(num_rows)
 
 
-def test_nothing_is_decided_before_steps_have_been_seen() -> None:
+def test_no_load_decision_before_enough_steps() -> None:
     steps = Steps()
     assert steps.run(*[0.04] * (SETTLE_STEPS - 1)) == 0
     assert steps.run(0.04) == 5
 
 
 @pytest.mark.parametrize(("step_s", "excess"), [(0.0201, 1), (0.03, 3), (0.04, 5), (0.2, 9)])
-def test_as_many_halves_go_as_rows_are_too_many(step_s: float, excess: int) -> None:
+def test_excess_unconditional_requests_grow_with_the_step_time(step_s: float, excess: int) -> None:
     assert Steps().run(*[step_s] * SETTLE_STEPS) == excess
 
 
 @pytest.mark.parametrize("step_s", [0.0156, 0.02])
-def test_between_the_two_bounds_nothing_changes(step_s: float) -> None:
+def test_step_time_between_the_bounds_changes_nothing(step_s: float) -> None:
     assert Steps().run(*[step_s] * 40) == 0
 
 
-def test_one_half_comes_back_when_a_step_with_it_would_leave_room() -> None:
+def test_one_unconditional_request_is_restored_given_enough_headroom() -> None:
     steps = Steps()
     assert steps.run(*[0.0152] * (RESTORE_STEPS - 1)) == 0
     assert steps.run(0.0152) == -1
@@ -49,13 +49,13 @@ def test_one_half_comes_back_when_a_step_with_it_would_leave_room() -> None:
     assert steps.run(0.0152) == -1
 
 
-def test_one_long_prompt_is_no_overload() -> None:
+def test_one_long_prompt_does_not_count_as_overload() -> None:
     steps = Steps()
     steps.run(*[0.01] * AVERAGED_STEPS)
     assert steps.run(0.1, 0.01, 0.01) <= 0
 
 
-def test_idle_time_and_steps_that_take_a_half_back_do_not_count() -> None:
+def test_idle_time_and_restore_steps_do_not_count_towards_load() -> None:
     steps = Steps()
     steps.run(*[0.019] * AVERAGED_STEPS)
     steps.run(3.0, num_rows=0)
@@ -63,5 +63,5 @@ def test_idle_time_and_steps_that_take_a_half_back_do_not_count() -> None:
     assert steps.run(0.5, is_counted=False) == 0
 
 
-def test_without_a_frame_rate_no_step_is_slow() -> None:
+def test_no_step_is_slow_without_a_frame_rate() -> None:
     assert Steps(frame_rate=0.0).run(*[100.0] * SETTLE_STEPS) == 0

@@ -40,7 +40,7 @@ def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
     )
 
 
-def test_steps_that_overlap_count_the_time_once(clock: Clock) -> None:
+def test_overlapping_steps_count_time_once(clock: Clock) -> None:
     counts = stats(table(), [])
     counts.begin_step()
     clock.now += 2
@@ -55,7 +55,7 @@ def test_steps_that_overlap_count_the_time_once(clock: Clock) -> None:
     assert counts.values.engine_steps_total == 2
 
 
-def test_a_step_without_rows_is_none(clock: Clock) -> None:
+def test_empty_step_is_not_counted(clock: Clock) -> None:
     counts = stats(table(), [])
     counts.begin_step()
     clock.now += 2
@@ -64,7 +64,7 @@ def test_a_step_without_rows_is_none(clock: Clock) -> None:
     assert (values.engine_steps_total, values.engine_busy_seconds_total, values.step_seconds) == (0, 0, 0)
 
 
-def test_rows_and_preemptions_add_up() -> None:
+def test_rows_and_preemptions_are_counted() -> None:
     known = table()
     counts = stats(known, [])
     counts.end_schedule(3)
@@ -77,7 +77,7 @@ def test_rows_and_preemptions_add_up() -> None:
     assert (values.engine_rows_total, values.preemptions_total, values.preempted_pairs_total) == (7, 3, 1)
 
 
-def test_what_is_shared_says_how_things_stand() -> None:
+def test_shared_stats_report_the_scheduler_state() -> None:
     known, shared = table(), []
     whole, (waits_for, _), single = pair(known, "whole"), pair(known, "held"), arrive(known, "s", guidance_scale=1.0)
     stats(known, shared).report(run(*whole, waits_for, single), num_waiting=5)
@@ -88,7 +88,7 @@ def test_what_is_shared_says_how_things_stand() -> None:
     assert values.kv_usage == 0.25
 
 
-def test_it_is_shared_now_and_then_and_when_nothing_runs(clock: Clock) -> None:
+def test_step_stats_are_shared_periodically_and_when_idle(clock: Clock) -> None:
     known, shared = table(), []
     running = run(arrive(known, "one"))
     counts = stats(known, shared)
@@ -102,7 +102,7 @@ def test_it_is_shared_now_and_then_and_when_nothing_runs(clock: Clock) -> None:
     assert len(shared) == 2
 
 
-def test_each_scheduler_writes_its_own_line() -> None:
+def test_each_scheduler_writes_its_own_stats_row() -> None:
     memory = SharedStats.create(2)
     parallel = SimpleNamespace(data_parallel_size=2, data_parallel_rank=1)
     share = share_of(SimpleNamespace(parallel_config=parallel, additional_config={STATS_KEY: str(memory.path)}))

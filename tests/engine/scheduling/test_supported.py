@@ -49,7 +49,7 @@ def check(
     check_supported(config, SimpleNamespace(kv_cache_groups=[None] * num_groups), SegmentRules(family, 1024))
 
 
-def test_what_is_supported_starts() -> None:
+def test_supported_settings_are_accepted() -> None:
     check()
     check(steps=2)
     check(family=FORCED_BURSTS, steps=2)
@@ -75,6 +75,6 @@ def test_what_is_supported_starts() -> None:
         ),
     ],
 )
-def test_what_is_not_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+def test_unsupported_vllm_settings_are_refused_by_name(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check(**changes)

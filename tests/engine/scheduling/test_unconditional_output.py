@@ -28,7 +28,7 @@ def step(*requests: Request) -> tuple[SimpleNamespace, dict[str, list[list[int]]
     return output, {request_id: [CODES] for request_id in ids}, dict.fromkeys(ids, 1)
 
 
-def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
+def test_unconditional_output_is_extracted_from_the_step() -> None:
     known, cached = table(), Cached()
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)
@@ -41,7 +41,7 @@ def test_a_half_takes_its_row_and_its_partner_is_left_to_vllm() -> None:
     assert not cached.seen
 
 
-def test_with_a_step_in_flight_what_was_counted_in_advance_becomes_known() -> None:
+def test_output_in_flight_resolves_one_placeholder() -> None:
     known, cached = table(), Cached()
     _, half = run(*pair(known, "one"))
     half.num_output_placeholders, half.num_computed_tokens = 2, 10
@@ -50,7 +50,7 @@ def test_with_a_step_in_flight_what_was_counted_in_advance_becomes_known() -> No
     assert cached.seen == [(half.request_id, 9)]
 
 
-def test_blocks_are_cached_as_they_become_full() -> None:
+def test_unconditional_kv_blocks_are_cached_when_full() -> None:
     known, cached = table(), Cached()
     _, half = run(*pair(known, "one"))
     output = UnconditionalOutput(known, KvBlocks(cached, 3), 1)
@@ -60,7 +60,7 @@ def test_blocks_are_cached_as_they_become_full() -> None:
     assert [num_tokens for _, num_tokens in cached.seen] == [9, 12, 15]
 
 
-def test_a_half_takes_the_rows_of_a_burst_and_blocks_that_modules_may_read_again_are_left_open() -> None:
+def test_unconditional_multi_token_rows_keep_rereadable_blocks_open() -> None:
     known, cached = table(), Cached()
     cached.coordinator = SimpleNamespace(num_reprefillable_tokens=0)
     _, half = run(*pair(known, "one"))
@@ -75,7 +75,7 @@ def test_a_half_takes_the_rows_of_a_burst_and_blocks_that_modules_may_read_again
     assert cached.seen == [(half.request_id, 11)], "vLLM takes the open ones off"
 
 
-def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:
+def test_vllm_handles_unconditional_requests_preempted_in_flight() -> None:
     known = table()
     _, half = run(*pair(known, "one"))
     half.status = RequestStatus.PREEMPTED
@@ -85,7 +85,7 @@ def test_vllm_sees_a_half_that_was_preempted_with_its_row_on_its_way() -> None:
     assert not half.output_token_ids
 
 
-def test_vllm_sees_a_half_that_reads_its_context() -> None:
+def test_vllm_handles_unconditional_requests_during_prefill() -> None:
     known = table()
     one, half = run(*pair(known, "one"))
     output, codes, scheduled = step(one, half)

@@ -15,7 +15,7 @@ def names(waiting: object) -> str:
     return "".join(request.request_id for request in waiting)
 
 
-def test_those_put_first_keep_their_order() -> None:
+def test_requests_moved_to_the_front_keep_their_order() -> None:
     some = requests("abcde")
     waiting = queue(*some.values())
     put_first(waiting, some["d"], some["b"])
@@ -24,7 +24,7 @@ def test_those_put_first_keep_their_order() -> None:
     assert names(waiting) == "dbace"
 
 
-def test_a_half_goes_ahead_of_all_while_its_partner_runs() -> None:
+def test_request_is_queued_first_if_its_cfg_partner_runs() -> None:
     some = requests("abcp")
     some["p"].status = RequestStatus.RUNNING
     waiting = queue(some["a"], some["b"], some["c"])
@@ -32,7 +32,7 @@ def test_a_half_goes_ahead_of_all_while_its_partner_runs() -> None:
     assert names(waiting) == "cab"
 
 
-def test_a_half_goes_behind_a_partner_that_was_preempted() -> None:
+def test_request_is_queued_after_its_preempted_cfg_partner() -> None:
     some = requests("abcp")
     some["p"].status = RequestStatus.PREEMPTED
     waiting = queue(some["a"], some["p"], some["b"], some["c"])
@@ -40,7 +40,7 @@ def test_a_half_goes_behind_a_partner_that_was_preempted() -> None:
     assert names(waiting) == "apcb"
 
 
-def test_those_passed_over_are_not_served_and_keep_their_places() -> None:
+def test_skipped_requests_are_not_served_and_keep_their_order() -> None:
     some = requests("abcdenm")
     waiting = queue(*(some[name] for name in "abcde"))
     with skipping(waiting, [some["b"], some["d"]]):
@@ -50,7 +50,7 @@ def test_those_passed_over_are_not_served_and_keep_their_places() -> None:
     assert names(waiting) == "nbcde"
 
 
-def test_without_anybody_to_pass_over_the_queue_is_left_alone() -> None:
+def test_queue_is_unchanged_if_nothing_is_skipped() -> None:
     some = requests("abn")
     waiting = queue(some["a"], some["b"])
     with skipping(waiting, []):

@@ -73,14 +73,14 @@ def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> i
     return sum(answer.trailer.num_preemptions for answer in answers.values())
 
 
-def test_replies_to_audio_are_exact_in_chunks_and_after_preemption(reference: Reference, tight: Engine) -> None:
+def test_replies_to_audio_are_exact_when_chunked_and_preempted(reference: Reference, tight: Engine) -> None:
     tasks = ("listen", "chat", "speak")
     prompts = {f"r{i}": hearing(i, (100, 37, 230)[i % 3], tasks[i % 3], guidance_scale=2.0) for i in range(6)}
     prompts["deaf"] = make_prompt(EIGHT_STREAMS, 7, "listen")
     assert check(reference, tight, prompts) > 0
 
 
-def test_other_audio_in_the_same_rows_shares_no_blocks(reference: Reference, tight: Engine) -> None:
+def test_different_audio_in_equal_rows_shares_no_kv_blocks(reference: Reference, tight: Engine) -> None:
     first = hearing(1, 230, "listen")
     (audio,) = first.audios
     second = replace(first, audios=(replace(audio, features=audio.features[::-1].copy()),))

@@ -59,7 +59,7 @@ def take(rows: np.ndarray, index: np.ndarray | None) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_plan_is_the_plain_loop_s(seed: int) -> None:
+def test_batch_plan_matches_a_plain_loop(seed: int) -> None:
     rows, partner, is_unconditional = make_rows(np.random.default_rng(seed))
     row_of = {int(slot): row for row, slot in enumerate(rows.slots) if rows.samples[row]}
     pairs = {row: row_of.get(int(partner[slot])) for slot, row in row_of.items() if not is_unconditional[slot]}
@@ -75,7 +75,7 @@ def test_the_plan_is_the_plain_loop_s(seed: int) -> None:
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
-def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) -> None:
+def test_plan_arrays_match_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) -> None:
     tables = filled()
     for seed in range(20):
         rows, partner, is_unconditional = make_rows(np.random.default_rng(seed))
@@ -90,7 +90,7 @@ def test_the_arrays_are_the_rows_of_the_plan(arrays: HostArrays | DeviceArrays) 
         assert np.array_equal(step.num_sampled, rows.samples)
 
 
-def test_what_one_row_needs_is_in_the_plan_of_its_batch_alone() -> None:
+def test_row_features_affect_only_the_plan_of_their_batch() -> None:
     tables, nobody = filled(), np.full(NUM_SLOTS, -1)
     tables.limits[:, [LIMITS["ras_window"], LIMITS["forced_until"]]] = 0
     tables.scales[:, SCALES["audio_span"]] = np.inf
@@ -102,7 +102,7 @@ def test_what_one_row_needs_is_in_the_plan_of_its_batch_alone() -> None:
         assert (plan.has_min_p, plan.ras_window, plan.has_delayed_tail) == expected
 
 
-def test_a_batch_keeps_its_plan_until_it_changes() -> None:
+def test_batch_plan_is_cached_until_the_batch_changes() -> None:
     rows, partner, is_unconditional = make_rows(np.random.default_rng(3))
     planner = BatchPlanner(filled(), HostArrays())
 
@@ -117,7 +117,7 @@ def test_a_batch_keeps_its_plan_until_it_changes() -> None:
     assert plan(rows) is not first
 
 
-def test_a_batch_in_which_all_rows_speak_reads_no_text_head() -> None:
+def test_all_speech_batch_skips_the_text_head() -> None:
     slots, everyone = np.arange(4), np.ones(4, np.bool_)
     nobody = np.full(NUM_SLOTS, -1)
     plan = plan_batch(StepRows(slots, everyone, ~everyone, everyone), nobody, nobody > 0, filled())

@@ -82,7 +82,7 @@ def step() -> tuple[BurstBatch, np.ndarray]:
     return BurstBatch(batch, num_read, np.array([3, 3, 0]), np.array([True, True, False])), np.array([17, 0, 30])
 
 
-def test_the_last_rows_of_each_request_are_taken_and_only_the_unread_are_written() -> None:
+def test_mtp_modules_take_the_last_rows_and_write_only_unread_ones() -> None:
     modules, attention = program(torch.device("cpu"))
     modules.prepare(*step())
     rows = modules._rows[:, : 4 * WINDOW].view(-1, 4, WINDOW)
@@ -97,14 +97,14 @@ def test_the_last_rows_of_each_request_are_taken_and_only_the_unread_are_written
     assert (written == torch.where(rows[IS_READ] == 1, 7, -1)).all()
 
 
-def test_nothing_is_mixed_with_what_lies_in_host_memory() -> None:
+def test_mtp_module_program_uses_a_single_device() -> None:
     modules, _ = program(GPU)
     with OneDevice():
         modules.prepare(*step())
         assert all(modules.run(k, 3).device == GPU for k in range(BURSTS.num_modules))
 
 
-def test_batches_whose_rows_fit_a_graph_are_replayed_from_the_start() -> None:
+def test_captured_module_batches_are_replayed_from_the_start() -> None:
     """Batches have 5, 4, 2 and 1 requests; five have more rows than attention permits in a graph."""
     recorder = FakeRecorder()
     modules, attention = program(torch.device("cpu"), 4 * WINDOW, recorder)
@@ -129,7 +129,7 @@ def test_batches_whose_rows_fit_a_graph_are_replayed_from_the_start() -> None:
         (AttentionCGSupport.ALWAYS, CUDAGraphMode.NONE, 0),
     ],
 )
-def test_a_graph_holds_what_attention_keeps_in_one_place(
+def test_max_captured_rows_follow_attention_graph_support(
     support: AttentionCGSupport, mode: CUDAGraphMode, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [], SimpleNamespace(min_cg_support=support), []

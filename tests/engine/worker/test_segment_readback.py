@@ -16,14 +16,14 @@ def tables() -> SlotTables:
     return slots
 
 
-def test_the_host_sees_its_own_table_at_once() -> None:
+def test_host_readback_is_immediate() -> None:
     slots = tables()
     readback = HostReadback(slots)
     slots.state[1, COLUMN] = 7
     assert readback.audio_starts().tolist() == [-1, 7, -1]
 
 
-def test_a_device_s_table_is_known_as_many_steps_late_as_may_be_in_flight() -> None:
+def test_device_readback_lags_by_the_steps_in_flight() -> None:
     for lag in (1, 2, 3):
         slots = tables()
         readback = DeviceReadback(slots, lag)
@@ -36,7 +36,7 @@ def test_a_device_s_table_is_known_as_many_steps_late_as_may_be_in_flight() -> N
         assert known == [-1] * (1 + lag) + [7] * (5 - lag)
 
 
-def test_what_a_slot_s_former_reply_was_does_not_count_for_the_next() -> None:
+def test_slot_readback_ignores_its_previous_reply() -> None:
     slots = tables()
     readback = DeviceReadback(slots, 2)
     slots.state[1, COLUMN] = 7
@@ -48,13 +48,13 @@ def test_what_a_slot_s_former_reply_was_does_not_count_for_the_next() -> None:
         readback.publish()
 
 
-def test_a_reply_that_is_placed_in_its_audio_is_known_at_once() -> None:
+def test_placed_audio_start_is_visible_immediately() -> None:
     readback = DeviceReadback(tables(), 2)
     readback.place(2, 40)
     assert readback.audio_starts().tolist() == [-1, -1, 40]
 
 
-def test_what_was_published_is_read_as_late_where_steps_between_publish_nothing() -> None:
+def test_published_state_is_read_with_constant_lag() -> None:
     slots = tables()
     readback = DeviceReadback(slots, 2)
     known = []

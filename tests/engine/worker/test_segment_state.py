@@ -115,7 +115,7 @@ class Walk:
 @pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
-def test_machine_and_tracker_agree_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
+def test_segment_state_matches_the_tracker_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
     walk = Walk(family, seed, arrays)
     alive = set(range(SLOTS))
     cuts = 0

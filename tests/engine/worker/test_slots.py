@@ -17,7 +17,7 @@ from tests.speech_families import INTERLEAVED, TRACKED
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
-def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
+def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> None:
     rules = SegmentRules(TINY, 128)
     tables = SlotTables(4, rules, torch.device("cpu"))
     staged = {}
@@ -43,7 +43,7 @@ def test_slots_filled_together_hold_what_each_reply_is(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize(("ends", "expected"), [({}, -1), ({1: 2}, 7), ({0: 1, 3: 2}, 6), ({2: 0, 0: 1}, 5)])
-def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dict[int, int], expected: int) -> None:
+def test_slot_restores_the_first_row_with_an_end_code(ends: dict[int, int], expected: int) -> None:
     """After a preemption, the prompt has five rows (the last with end codes) and three more; `ends` is by stream."""
     rules, layout = SegmentRules(HIGGS_AUDIO, 128), HIGGS_AUDIO.layout
     rows = np.tile([ids.start for ids in layout.audio], (8, 1))
@@ -60,7 +60,7 @@ def test_a_slot_knows_which_row_of_its_reply_was_the_first_with_an_end(ends: dic
 
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])
-def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(counted: str, expected: set[int]) -> None:
+def test_slot_restores_the_tokens_its_reply_has_generated(counted: str, expected: set[int]) -> None:
     """After a preemption, the prompt is 3 and 7, and the reply has reached 20 and 21."""
     rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
@@ -74,7 +74,7 @@ def test_a_slot_knows_what_its_reply_has_said_and_nothing_of_the_one_before(coun
     assert not slots.tables.seen[0].any()
 
 
-def test_a_slot_s_text_goes_on_where_its_rows_will_be_read() -> None:
+def test_slot_text_is_extended_at_its_track_position() -> None:
     """This holds whatever the previous reply has left there. The end of the text lets the audio end."""
     rules = SegmentRules(TRACKED, 64)
     tables = SlotTables(2, rules, torch.device("cpu"))

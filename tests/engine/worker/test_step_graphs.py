@@ -48,13 +48,13 @@ def graphs(
     return StepGraphs(lambda *step: launched.append(step), 20, recorder, can_capture), launched
 
 
-def test_sizes_are_those_of_vllm_up_to_the_largest_batch() -> None:
+def test_padded_sizes_match_vllm_up_to_the_largest_batch() -> None:
     assert padded_sizes(1) == [1]
     assert padded_sizes(20) == [1, 2, 4, 8, 16, 20]
     assert padded_sizes(300)[-5:] == [248, 256, 272, 288, 300]
 
 
-def test_a_step_of_a_new_size_is_launched_once_and_replayed_from_then_on() -> None:
+def test_new_step_size_is_captured_once_then_replayed() -> None:
     recorder = FakeRecorder()
     steps, launched = graphs(recorder)
     for num_rows in (3, 3, 4, 5):
@@ -63,7 +63,7 @@ def test_a_step_of_a_new_size_is_launched_once_and_replayed_from_then_on() -> No
     assert launched == [(SPEAK, 4)] * 3 + [(SPEAK, 8)]
 
 
-def test_after_a_capture_at_start_no_step_is_launched_as_it_is() -> None:
+def test_steps_captured_at_start_are_always_replayed() -> None:
     recorder = FakeRecorder()
     steps, launched = graphs(recorder)
     steps.capture([SPEAK, WRITE])
@@ -75,7 +75,7 @@ def test_after_a_capture_at_start_no_step_is_launched_as_it_is() -> None:
     assert sum(recording.num_replays for recording in recorder.recordings) == 20
 
 
-def test_nothing_is_recorded_while_vllm_records_and_where_ranks_must_meet() -> None:
+def test_no_graph_capture_during_vllm_capture_or_across_ranks() -> None:
     recorder = FakeRecorder()
     steps, launched = graphs(recorder, lambda variant, size: not variant.writes)
     recorder.is_capturing = True
@@ -86,7 +86,7 @@ def test_nothing_is_recorded_while_vllm_records_and_where_ranks_must_meet() -> N
     assert launched == [(SPEAK, 4), (WRITE, 4)]
 
 
-def test_a_capture_that_fails_is_said_once_and_steps_go_on_without_any_graph(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_graph_capture_is_logged_once_and_steps_run_eagerly(caplog: pytest.LogCaptureFixture) -> None:
     recorder = FakeRecorder(fails_at=1)
     steps, launched = graphs(recorder)
     for num_rows in (1, 1, 2, 2, 4, 1):
@@ -100,7 +100,7 @@ def test_a_capture_that_fails_is_said_once_and_steps_go_on_without_any_graph(cap
 
 
 @pytest.mark.slow
-def test_replayed_steps_in_padded_batches_are_the_launched_ones() -> None:
+def test_replayed_steps_in_padded_batches_match_launched_steps() -> None:
     """Replays read the current tables, and padding rows do not change any request's state."""
     rules = SegmentRules(EIGHT_STREAMS, LENGTH)
     recorder = FakeRecorder()
@@ -114,7 +114,7 @@ def test_replayed_steps_in_padded_batches_are_the_launched_ones() -> None:
     assert sum(recording.num_replays for recording in recorder.recordings) >= 12
 
 
-def test_a_failed_cuda_capture_leaves_the_stream_that_was_current(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_step_graph_capture_restores_the_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
 
     class Capture:

@@ -77,7 +77,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 @pytest.mark.parametrize("family", [TINY, BAGPIPER, OPUSLM], ids=lambda family: family.name)
-def test_a_steady_step_is_two_copies_a_graph_and_a_copy_and_uploads_nothing(family: Family, seen: Counter[str]) -> None:
+def test_steady_step_launches_two_copies_a_graph_and_a_clone(family: Family, seen: Counter[str]) -> None:
     side = captured(SegmentRules(family, LENGTH), 4, Silent(seen))
     walk = Walk(family, [side], seed=0)
     walk.fill()
@@ -113,7 +113,7 @@ def bytecodes(call: Callable[[], object]) -> int:
     return count
 
 
-def test_a_steady_step_takes_the_host_as_many_instructions_at_32_pairs_as_at_one(seen: Counter[str]) -> None:
+def test_steady_step_host_cost_is_independent_of_batch_size(seen: Counter[str]) -> None:
     counts = []
     for num_pairs in (1, 32):
         side = captured(SegmentRules(BAGPIPER, LENGTH), 2 * num_pairs, Silent(seen))
@@ -127,7 +127,7 @@ def test_a_steady_step_takes_the_host_as_many_instructions_at_32_pairs_as_at_one
     assert counts[0] == counts[1] < MOST_BYTECODES
 
 
-def test_the_plan_is_uploaded_when_a_slot_changes_hands(seen: Counter[str]) -> None:
+def test_plan_is_uploaded_when_a_slot_changes_its_request(seen: Counter[str]) -> None:
     side = captured(SegmentRules(BAGPIPER, LENGTH), 4, Silent(seen))
     walk = Walk(BAGPIPER, [side], seed=0)
     walk.fill()
@@ -142,7 +142,7 @@ def test_the_plan_is_uploaded_when_a_slot_changes_hands(seen: Counter[str]) -> N
 
 
 @pytest.mark.parametrize("family", [TINY, BAGPIPER, OPUSLM], ids=lambda family: family.name)
-def test_what_a_graph_holds_is_five_launches_and_eight_with_text(family: Family, seen: Counter[str]) -> None:
+def test_step_graphs_have_a_fixed_number_of_launches(family: Family, seen: Counter[str]) -> None:
     program = captured(SegmentRules(family, LENGTH), 4).sampler._program
     for variant, expected in (
         (Variant(False, True), DECODE),
@@ -159,7 +159,7 @@ def test_what_a_graph_holds_is_five_launches_and_eight_with_text(family: Family,
         assert set(seen) <= set(KERNELS)
 
 
-def test_the_rows_of_all_streams_are_gathered_at_once(seen: Counter[str]) -> None:
+def test_rows_of_all_streams_are_gathered_by_one_kernel(seen: Counter[str]) -> None:
     ids, rows, codes = torch.zeros(4, dtype=torch.int32), torch.zeros(8, 9, dtype=torch.int32), torch.zeros(2, 9, 8)
     with Operators(seen):
         advance.gather_on_device(rows, ids, ids.long(), ids.long(), codes.int(), 0)

@@ -48,7 +48,7 @@ NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have foll
     [*FAMILIES, *(pytest.param(family, marks=pytest.mark.nightly) for family in BY_NIGHT)],
     ids=lambda family: family.name,
 )
-def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Family) -> None:
+def test_step_program_matches_the_reference_sampler(family: Family) -> None:
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
     walk = Walk(family, [ours, theirs], seed=1)
@@ -63,7 +63,7 @@ def test_both_samplers_give_the_same_rows_and_leave_the_same_tables(family: Fami
     assert walk.num_begun >= 10 + NUM_SLOTS  # replies have ended, and others begun
 
 
-def test_the_kernels_columns_are_those_of_the_slot_tables() -> None:
+def test_kernel_columns_match_the_slot_tables() -> None:
     assert COLUMNS[5 : 5 + len(LIMITS)] == tuple(LIMITS)
     assert COLUMNS[5 + len(LIMITS) :] == tuple(SCALES)
     assert tuple(STATE) == KERNEL_STATE

@@ -23,7 +23,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield running
 
 
-def test_the_run_that_measures_memory_draws_for_as_many_rows_as_there_may_be(engine: Engine) -> None:
+def test_memory_profiling_samples_the_maximum_number_of_rows(engine: Engine) -> None:
     runner = engine.core.model_executor.driver_worker.worker.model_runner
     drawn: list[int] = []
     heads = runner.sampler._draw._heads
@@ -35,7 +35,7 @@ def test_the_run_that_measures_memory_draws_for_as_many_rows_as_there_may_be(eng
     assert engine.is_clean()
 
 
-def test_vllm_s_warm_up_runs_and_changes_no_reply(engine: Engine) -> None:
+def test_vllm_warm_up_runs_without_changing_replies(engine: Engine) -> None:
     prompts = make_prompts(TINY, 6)
     before = {name: answer.rows for name, answer in engine.run(prompts).items()}
     worker = engine.core.model_executor.driver_worker.worker
@@ -50,7 +50,7 @@ def test_vllm_s_warm_up_runs_and_changes_no_reply(engine: Engine) -> None:
     assert {name: answer.rows for name, answer in engine.run(prompts).items()} == before
 
 
-def test_the_embedded_rows_and_the_codes_lie_where_a_graph_reads_them(engine: Engine) -> None:
+def test_model_inputs_stay_at_the_captured_graph_addresses(engine: Engine) -> None:
     """They are at the captured addresses at every step, for any number of rows."""
     state, model = engine.model_state, engine.model_state.model
     seen: set[tuple[int, int]] = set()
@@ -72,7 +72,7 @@ def test_the_embedded_rows_and_the_codes_lie_where_a_graph_reads_them(engine: En
     assert dummy["rows"].shape[0] == dummy["inputs_embeds"].shape[0] == 8
 
 
-def test_a_request_that_came_past_us_is_refused() -> None:
+def test_engine_refuses_requests_that_bypass_speech_llm() -> None:
     data = NewRequestData("stray", [1, 2], [], None, None, ([1],), 0, None, prefill_token_ids=[1, 2])
     with pytest.raises(TypeError, match="stray did not come through SpeechLLM"):
         warmup_request(data, SegmentRules(TINY, 512))

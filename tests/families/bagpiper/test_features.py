@@ -44,7 +44,7 @@ def speech(num_samples: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("whole", [0, 16_000])
-def test_audio_of_every_length_ends_as_in_training(whole: int) -> None:
+def test_features_of_any_audio_length_match_training(whole: int) -> None:
     """Lengths up to two and a half frames, with and without a second before them, give equal frames."""
     for extra in range(1, 401):
         if whole + extra < SHORTEST:
@@ -66,7 +66,7 @@ def tower() -> Qwen3OmniMoeAudioEncoder:
 
 @pytest.mark.parametrize("num_samples", [201, 399, 400, 401, 1599, 7919, 15_999, 16_001, 47_993, 480_001])
 @torch.no_grad()
-def test_samples_make_the_rows_of_transformers(tower: Qwen3OmniMoeAudioEncoder, num_samples: int) -> None:
+def test_audio_tower_rows_match_transformers(tower: Qwen3OmniMoeAudioEncoder, num_samples: int) -> None:
     """The extractor's settings and the cut equal those of ESPnet's `ContinuousAudioIO.preprocess`."""
     pcm, num_frames = speech(num_samples), num_samples // 160
     made = WhisperFeatureExtractor(feature_size=128)(
@@ -88,21 +88,21 @@ def test_samples_make_the_rows_of_transformers(tower: Qwen3OmniMoeAudioEncoder, 
 
 
 @pytest.mark.parametrize("num_samples", [480_000, 479_999])
-def test_thirty_seconds_are_heard_to_their_end(num_samples: int) -> None:
+def test_thirty_seconds_of_audio_are_encoded_completely(num_samples: int) -> None:
     pcm = speech(num_samples)
     expected = as_espnet_hears(pcm)
     assert len(expected) == num_samples // 160
     np.testing.assert_allclose(log_mel(pcm, NORMALISED), expected, atol=2e-4)
 
 
-def test_features_are_finite_numbers_in_float32() -> None:
+def test_features_are_finite_float32() -> None:
     features = log_mel(PCM, MelFormat(128, do_normalize=False))
     assert features.shape == (100, 128)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
 
 
-def test_a_normalised_waveform_s_level_does_not_matter() -> None:
+def test_normalised_features_are_independent_of_level() -> None:
     loud, quiet = (log_mel(PCM * scale, NORMALISED) for scale in (1.0, 0.1))
     np.testing.assert_allclose(loud, quiet, atol=1e-3)
     raw = log_mel(PCM * 0.1, MelFormat(128, do_normalize=False))

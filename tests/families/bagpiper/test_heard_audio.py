@@ -62,7 +62,7 @@ def rows(preprocessor: Preprocessor, task: str, turns: list[dict[str, Any]], **i
         ("opuslm-dialogue", "speak", [{"role": "system", "AUDIO": "AUDIO"}, {"role": "assistant", "text": "o"}]),
     ],
 )
-def test_samples_make_the_rows_of_their_codes(
+def test_audio_and_its_codes_give_the_same_rows(
     preprocessors: dict[str, Preprocessor], name: str, task: str, turns: list[dict[str, Any]]
 ) -> None:
     preprocessor, pcm = preprocessors[name], speech(0.61)
@@ -84,7 +84,7 @@ def wav(pcm: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_a_voice_and_a_spoken_turn_are_heard_in_one_request(preprocessors: dict[str, Preprocessor]) -> None:
+def test_voice_and_audio_turn_are_encoded_in_one_request(preprocessors: dict[str, Preprocessor]) -> None:
     preprocessor, voice, said = preprocessors["opuslm-dialogue"], speech(0.61), speech(0.4)
     given = [codes_by_hand(pcm, preprocessor) for pcm in (voice, said)]
     expected = rows(
@@ -95,7 +95,7 @@ def test_a_voice_and_a_spoken_turn_are_heard_in_one_request(preprocessors: dict[
     assert np.array_equal(heard, expected)
 
 
-def test_files_belong_to_the_turns_that_mean_one_in_order(preprocessors: dict[str, Preprocessor]) -> None:
+def test_audio_files_are_assigned_to_turns_in_order(preprocessors: dict[str, Preprocessor]) -> None:
     preprocessor, heard = preprocessors["opuslm-dialogue"], [speech(seconds) for seconds in (0.3, 0.4, 0.5, 0.6)]
     codes = [codes_by_hand(pcm, preprocessor) for pcm in heard]
     roles = ("system", "user", "user", "user")
@@ -115,7 +115,7 @@ def test_files_belong_to_the_turns_that_mean_one_in_order(preprocessors: dict[st
         rows(preprocessor, "asr", turns, audio=(*files[:2], b"RIFF"), pcm_in=heard[2], sample_rate=16_000)
 
 
-def test_a_file_is_heard_like_its_samples(preprocessors: dict[str, Preprocessor]) -> None:
+def test_audio_file_prompt_matches_pcm_prompt(preprocessors: dict[str, Preprocessor]) -> None:
     preprocessor, pcm = preprocessors["opuslm"], speech(0.61)
     from_file = preprocessor.prepare(RawRequest(audio=wav(pcm)))
     from_samples = preprocessor.prepare(RawRequest(pcm_in=pcm, sample_rate=16_000))
@@ -124,6 +124,6 @@ def test_a_file_is_heard_like_its_samples(preprocessors: dict[str, Preprocessor]
     assert len(from_file.rows) == 3 + 30 + 8 + 1
 
 
-def test_audio_of_less_than_a_window_is_refused_by_name(preprocessors: dict[str, Preprocessor]) -> None:
+def test_audio_shorter_than_a_window_is_refused(preprocessors: dict[str, Preprocessor]) -> None:
     with pytest.raises(InvalidRequest, match=r"pcm_in: expected audio of at least one frame \(0\.025 s\), got 399"):
         preprocessors["opuslm"].prepare(RawRequest(pcm_in=speech(399 / 16_000), sample_rate=16_000))

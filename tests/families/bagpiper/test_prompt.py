@@ -49,32 +49,32 @@ def test_tts_has_no_system_turn_and_begins_with_text() -> None:
     assert stream0(write("tts", Piece("user", "text", text="abc"))) == [1, 5, 7, 257, 258, 259, 2, 6, 7]
 
 
-def test_an_exclamation_mark_alone_is_the_pad_that_it_was_in_training() -> None:
+def test_lone_exclamation_mark_becomes_pad_as_in_training() -> None:
     """ESPnet's `SpeechLMPreprocessor` computes where(ids == pad, pad, ids + 256) on Qwen's token ids."""
     said = Piece("user", "", text="!a!!"), Piece("assistant", "", text="!"), Piece("user", "", text="b!")
     prompt = write("chat", Piece("system", "", text="z"), *said)
     assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 7, 0, 257, 0, 0, 2, 6, 7, 0, 2, 5, 7, 258, 0, 2, 6, 7]
 
 
-def test_speak_begins_with_audio() -> None:
+def test_speak_task_begins_with_audio() -> None:
     assert stream0(write("speak", Piece("user", "text", text="a"))) == [1, 5, 7, 257, 2, 6, 8]
 
 
 @pytest.mark.parametrize("task", ["chat", "generate"])
-def test_the_usual_system_text_stands_in_for_one(task: str) -> None:
+def test_default_system_text_is_used_if_none_is_given(task: str) -> None:
     assert stream0(write(task, Piece("user", "text", text="a"))) == [1, 4, 7, *USUAL, 2, 5, 7, 257, 2, 6, 7]
     given = write(task, Piece("system", "", text="z"), Piece("user", "", text="a"))
     assert stream0(given) == [1, 4, 7, 282, 2, 5, 7, 257, 2, 6, 7]
 
 
-def test_pieces_of_one_role_end_with_eot_but_the_last() -> None:
+def test_role_pieces_end_with_eot_except_the_last() -> None:
     prompt = write("understand", Piece("system", "", text="z"), heard(160 * 20), Piece("user", "text", text="ab"))
     assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 8, 0, 0, 0, 3, 5, 7, 257, 258, 2, 6, 7]
     (audio,) = prompt.audios
     assert (audio.first_row, audio.num_rows, audio.features.shape) == (7, 3, (20, 80))
 
 
-def test_audio_of_several_turns_is_heard_in_its_place() -> None:
+def test_audio_of_several_turns_is_placed_in_each_turn() -> None:
     rng = np.random.default_rng(0)
     first, second = (rng.standard_normal(size).astype(np.float32) for size in (160 * 100, 160 * 205))
     said = (Piece("user", "audio", pcm=first), Piece("assistant", "", text="b"), Piece("user", "pcm_in", pcm=second))
@@ -91,7 +91,7 @@ def test_a_checkpoint_without_an_encoder_refuses_audio() -> None:
         deaf.write(FAMILY.task("understand"), (Piece("user", "pcm_in", pcm=np.zeros(960, np.float32)),), None)
 
 
-def test_audio_of_less_than_half_a_window_is_refused() -> None:
+def test_audio_shorter_than_half_a_window_is_refused() -> None:
     """Both ends are padded by reflecting half a window, and the authors' features fail on shorter audio."""
     (audio,) = write("understand", heard(201)).audios
     assert audio.features.shape == (1, 80)
@@ -99,7 +99,7 @@ def test_audio_of_less_than_half_a_window_is_refused() -> None:
         write("understand", heard(200))
 
 
-def test_every_turn_of_a_conversation_is_there() -> None:
+def test_chat_prompt_contains_every_turn() -> None:
     prompt = write(
         "chat",
         Piece("system", "", text="z"),
@@ -110,7 +110,7 @@ def test_every_turn_of_a_conversation_is_there() -> None:
     assert stream0(prompt) == [1, 4, 7, 282, 2, 5, 7, 257, 2, 6, 7, 258, 2, 5, 7, 259, 2, 6, 7]
 
 
-def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks() -> None:
+def test_assistant_audio_is_delayed_codes_padded_per_codebook() -> None:
     codes = np.arange(16).reshape(8, 2)
     system, last = Piece("system", "", text="z"), Piece("user", "", text="c")
     said = (Piece("user", "", text="a"), Piece("assistant", "", text="b"), Piece("assistant", "", codes=codes))
@@ -138,7 +138,7 @@ def test_an_assistant_s_speech_is_delayed_codes_between_pads_of_their_codebooks(
         (Piece("assistant", "m.codes", codes=np.zeros((8, 1501), int)), "m.codes: expected at most 1500 frames (30 s)"),
     ],
 )
-def test_what_cannot_be_written_is_refused_by_name(piece: Piece, message: str) -> None:
+def test_invalid_prompt_pieces_are_refused_by_field_name(piece: Piece, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         write("chat", Piece("system", "", text="z"), piece)
     assert str(caught.value).startswith(message)

@@ -67,7 +67,7 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
         (lambda t: other_text(t, 100), "expected a tokenizer of at most 100 tokens with [SPACE], got 256 tokens"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
+def test_error_names_mismatched_tensors(
     release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / "t3_cfg.safetensors"
@@ -108,7 +108,7 @@ def told(**changes: object) -> dict[str, Any]:
         (told(speaker_emb=torch.ones(1, 256).to_sparse()), "t3.speaker_emb: expected finite floating-point"),
     ],
 )
-def test_a_file_that_is_no_voice_is_refused_and_never_run(
+def test_invalid_voice_pickle_is_refused_and_not_executed(
     release: Path,
     stored: object,
     message: str,
@@ -126,14 +126,16 @@ def test_a_file_that_is_no_voice_is_refused_and_never_run(
 
 @pytest.mark.parametrize("stored", [b"", b"hello", b"0", b"K\x01"])
 @pytest.mark.parametrize("name", ["conds.pt", "voices/anna.pt"])
-def test_unreadable_files_fail(release: Path, name: str, stored: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_voice_files_are_refused(
+    release: Path, name: str, stored: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = release / name
     path.unlink()
     path.write_bytes(stored)
     assert f"{name}: expected a voice, got " in refusal(release, capsys)
 
 
-def test_a_missing_or_misnamed_voice_is_refused(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_or_invalid_voice_name_is_refused(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (release / "voices" / "it's me.pt").symlink_to(release / "conds.pt")
     assert "expected a name of lower-case letters" in refusal(release, capsys)
     (release / "voices" / "it's me.pt").unlink()
@@ -141,7 +143,7 @@ def test_a_missing_or_misnamed_voice_is_refused(release: Path, capsys: pytest.Ca
     assert "conds.pt is missing" in refusal(release, capsys)
 
 
-def test_codes_without_a_decoder_are_not_served(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_without_a_codec_is_not_served(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = command(release, release.parent / "out")
     del words[words.index("--codec") : words.index("--codec") + 2]
     assert main(words) == 0
@@ -152,7 +154,7 @@ def test_codes_without_a_decoder_are_not_served(release: Path, capsys: pytest.Ca
     assert said.count("\n") == 1
 
 
-def test_a_decoder_with_other_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoder_with_missing_voices_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = convert(tmp_path)
     path = checkpoint / "codec" / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("voices.1.")}
@@ -161,7 +163,7 @@ def test_a_decoder_with_other_voices_is_refused(tmp_path: Path, capsys: pytest.C
     assert "expected the voices of the model, default, anna, got 1 voices" in capsys.readouterr().err
 
 
-def test_a_decoder_with_voices_of_other_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoder_with_different_voice_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = convert(tmp_path)
     path = checkpoint / "codec" / "config.json"
     path.write_text(path.read_text().replace("anna", "berta"))
@@ -192,7 +194,7 @@ def heard(**changes: object) -> dict[str, Any]:
         (heard(embedding=torch.ones(1).expand(1, 1 << 40)), "gen.embedding: expected finite floating-point"),
     ],
 )
-def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
+def test_voice_without_s3gen_tensors_is_refused(
     release: Path, stored: object, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / "voices" / "anna.pt"
@@ -228,7 +230,7 @@ def test_a_voice_that_s3gen_cannot_speak_in_is_refused(
         ),
     ],
 )
-def test_tensors_of_s3gen_that_do_not_fit_are_named(
+def test_error_names_mismatched_s3gen_tensors(
     release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / "s3gen.safetensors"
@@ -239,12 +241,12 @@ def test_tensors_of_s3gen_that_do_not_fit_are_named(
     assert message in refusal(release, capsys)
 
 
-def test_a_release_without_s3gen_has_no_decoder(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_release_without_s3gen_is_refused(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (release / "s3gen.safetensors").unlink()
     assert "s3gen.safetensors is missing" in refusal(release, capsys)
 
 
-def test_newer_releases_need_their_config(release: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_newer_releases_require_a_config(release: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["csm", "--model", str(release / "t3_cfg.safetensors"), "--tokenizer", str(release)]
     assert main([*words, "--out", str(tmp_path / "other")]) == 1
     assert "--config: expected the config.yaml or config.json of csm, got none" in capsys.readouterr().err
@@ -258,7 +260,7 @@ def test_newer_releases_need_their_config(release: Path, capsys: pytest.CaptureF
         (T3_FILE, "tfmr.layers.0.mlp.up_proj.weight", torch.complex64, "up_proj.weight: expected real numbers, got"),
     ],
 )
-def test_numbers_that_cannot_be_written_are_refused(
+def test_unsupported_tensor_dtypes_are_refused(
     release: Path, file: str, name: str, dtype: torch.dtype, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / file

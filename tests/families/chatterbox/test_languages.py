@@ -45,7 +45,7 @@ def with_words(checkpoint: Path, words: list[Any]) -> ChatterboxTemplate:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_ids_are_those_of_the_authors_tokenizer(language: str, checkpoint: Path) -> None:
+def test_token_ids_match_the_authors_tokenizer(language: str, checkpoint: Path) -> None:
     """Language names and codes are equivalent."""
     sentences = [each for each in SENTENCES if each["language"] == language]
     assert len(sentences) >= 5
@@ -58,7 +58,7 @@ def test_ids_are_those_of_the_authors_tokenizer(language: str, checkpoint: Path)
 
 
 @pytest.mark.parametrize("text", ["[fr] a", "[START]", "a [SPACE] b", "[STOP]x", "[cj_a][cj_.]"])
-def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
+def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
     """This also holds if the tokenizer's added tokens are not marked as special, as in this test's release."""
     tokens = TextTokenizer.at(checkpoint, spells_bytes=False).tokens
     rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text, language="en")
@@ -84,7 +84,7 @@ def test_a_language_is_required_and_a_missing_package_named(checkpoint: Path, op
         Preprocessor(checkpoint).prepare(RawRequest(text="hello", options=options))
 
 
-def test_the_profile_says_which_languages_are_spoken_and_which_are_read_plainly(checkpoint: Path) -> None:
+def test_profile_lists_supported_and_plain_languages(checkpoint: Path) -> None:
     record = json.loads(profile(family_at(checkpoint), 24_000, 25.0))
     assert record["requires_language"] is True
     assert record["languages_plain"] == ["he", "ru"]
@@ -126,9 +126,7 @@ def test_installed_packages_make_their_languages_available(
     assert "zh" in languages.missing_packages(has_cangjie=False)
 
 
-def test_a_package_that_cannot_be_opened_is_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_language_package_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = ModuleType("pykakasi")
     made.__spec__ = SimpleNamespace(name="pykakasi")  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "pykakasi", made)
@@ -136,7 +134,7 @@ def test_a_package_that_cannot_be_opened_is_named(
         open_languages(checkpoint / FOLDER, {})
 
 
-def test_a_text_that_a_package_cannot_read_fails_alone(checkpoint: Path) -> None:
+def test_language_package_failure_fails_only_its_request(checkpoint: Path) -> None:
     tokens = dict.fromkeys(("[ja]", "[en]"), 9)
     found = Languages(tokens, {}, read=lambda text: [{"orig": text}])
     with pytest.raises(
@@ -146,7 +144,7 @@ def test_a_text_that_a_package_cannot_read_fails_alone(checkpoint: Path) -> None
     assert found.pieces("A", "en", 10) == [9, "a"]
 
 
-def test_the_length_of_a_text_is_checked_after_decomposition(checkpoint: Path) -> None:
+def test_text_length_is_checked_after_decomposition(checkpoint: Path) -> None:
     """U+FDFA is decomposed into 18 characters."""
     family, template = family_at(checkpoint), with_words(checkpoint, [])
     most = family.max_text_chars
@@ -231,14 +229,14 @@ CANGJIE = {
         *((lambda folder, text=text: (folder / CANGJIE_FILE).write_text(text), why) for text, why in CANGJIE.items()),
     ],
 )
-def test_files_that_do_not_fit_are_named(
+def test_unsuitable_release_files_are_named(
     release: Path, edit: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(release)
     assert message in refused(command(release, release.parent / "out"), release.parent / "out", capsys)
 
 
-def test_a_release_without_the_table_speaks_no_chinese(release: Path) -> None:
+def test_release_without_cangjie_table_has_no_chinese(release: Path) -> None:
     (release / CANGJIE_FILE).unlink()
     out = release.parent / "out"
     assert main(command(release, out)) == 0
@@ -246,14 +244,14 @@ def test_a_release_without_the_table_speaks_no_chinese(release: Path) -> None:
     assert not (out / FOLDER).exists()
 
 
-def test_the_table_counts_characters_of_one_code(tmp_path: Path) -> None:
+def test_cangjie_table_numbers_characters_with_equal_codes(tmp_path: Path) -> None:
     """As in the authors' class, the last code of a character with several codes is used."""
     path = tmp_path / CANGJIE_FILE
     path.write_text(json.dumps(["甲\ta", "乙\ta\t9", "甲\tb", "丙\ta", "乙\ta"]))
     assert languages.read_cangjie(path) == {"甲": "b", "乙": "a1", "丙": "a2"}
 
 
-def test_a_checkpoint_whose_tokenizer_lacks_a_language_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_missing_a_language_token_is_refused(tmp_path: Path) -> None:
     checkpoint = convert(tmp_path, is_multilingual=True)
     path = checkpoint / "tokenizer.json"
     path.write_text(path.read_text().replace('"[fr]"', '"[xx]"'))
@@ -273,7 +271,7 @@ def test_a_checkpoint_whose_tokenizer_lacks_a_language_is_refused(tmp_path: Path
         ({"num_text_ids": 300}, "expected at most 300 tokens"),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_is_named(
+def test_invalid_vocabulary_error_names_the_field(
     checkpoint: Path, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
     copied = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))

@@ -36,7 +36,9 @@ def known_at(checkpoint: Path) -> ChatterboxVocabulary:
 
 
 @pytest.mark.parametrize("reply", [*REPLIES["english"], *REPLIES["multilingual"]], ids=lambda reply: reply["text"])
-def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, Any], checkpoint: Path, multilingual: Path) -> None:
+def test_prompt_rows_are_voice_text_and_two_start_rows(
+    reply: dict[str, Any], checkpoint: Path, multilingual: Path
+) -> None:
     checkpoint = multilingual if "language" in reply else checkpoint
     known, family = known_at(checkpoint), family_at(checkpoint)
     rows = write(open_chatterbox(checkpoint), family, reply["text"], reply["voice"], reply.get("language"))
@@ -50,7 +52,7 @@ def test_rows_are_voice_text_and_twice_the_start(reply: dict[str, Any], checkpoi
 @pytest.mark.parametrize(
     "reply", [*REPLIES["english"][:2], *REPLIES["multilingual"][:2]], ids=lambda reply: reply["voice"]
 )
-def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, Any], checkpoint: Path, multilingual: Path) -> None:
+def test_voice_rows_match_the_authors(reply: dict[str, Any], checkpoint: Path, multilingual: Path) -> None:
     checkpoint = multilingual if "language" in reply else checkpoint
     table = open_tensors(checkpoint)["model.embed_tokens.weight"]
     ids = known_at(checkpoint).voice(str(reply["voice"]))
@@ -60,7 +62,7 @@ def test_the_rows_of_a_voice_are_the_authors(reply: dict[str, Any], checkpoint: 
 
 
 @pytest.mark.parametrize("text", ["[START]", "a [SPACE] b", "[STOP]x"])
-def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
+def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
     rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text)
     ids = rows[KNOWN.num_voice_rows : -2, 0].tolist()
     assert (ids.count(START_OF_TEXT), ids.count(END_OF_TEXT)) == (1, 1)
@@ -76,7 +78,7 @@ def test_a_text_cannot_spell_a_marker(text: str, checkpoint: Path) -> None:
         ("b" * 64, "at most 64 tokens"),
     ],
 )
-def test_what_cannot_be_said_is_refused(text: str, expected: str, checkpoint: Path) -> None:
+def test_unspeakable_prompts_are_refused(text: str, expected: str, checkpoint: Path) -> None:
     family = family_at(checkpoint)
     with pytest.raises(InvalidRequest, match=expected):
         write(open_chatterbox(checkpoint), family, text)
@@ -90,7 +92,7 @@ def test_a_tokenizer_without_spaces_is_refused(checkpoint: Path, tmp_path: Path)
         ChatterboxTemplate(family_at(checkpoint), known_at(checkpoint), tokenizer)
 
 
-def test_a_request_names_its_voice_to_the_codec_and_sends_codes_as_they_are_drawn(checkpoint: Path) -> None:
+def test_prompt_has_the_voice_number_and_unblocked_chunking(checkpoint: Path) -> None:
     preprocessor = Preprocessor(checkpoint)
     for voice, number in (("default", 0), ("anna", 1)):
         prompt = preprocessor.prepare(RawRequest(text="hello", options=f'{{"voice": "{voice}"}}'))
@@ -98,7 +100,7 @@ def test_a_request_names_its_voice_to_the_codec_and_sends_codes_as_they_are_draw
         assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).voice == number
 
 
-def test_a_reply_longer_than_the_codec_decodes_is_refused(checkpoint: Path) -> None:
+def test_max_rows_beyond_the_codec_limit_is_refused(checkpoint: Path) -> None:
     preprocessor = Preprocessor(checkpoint)
     preprocessor.codec.spec = replace(preprocessor.codec.spec, streaming=Whole(100))
     with pytest.raises(InvalidRequest, match=r"options.audio.max_rows: expected at most 100 rows, .* got 101"):

@@ -51,7 +51,7 @@ def known(checkpoint: Path) -> TurboVocabulary:
 
 
 @pytest.mark.parametrize("release", ["turbo", "nano"])
-def test_rows_are_the_speaker_codes_text_and_the_start(release: str, tmp_path: Path) -> None:
+def test_prompt_rows_are_speaker_codes_text_and_start(release: str, tmp_path: Path) -> None:
     checkpoint = RELEASES[release](tmp_path)
     known = TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     template, family = open_turbo(checkpoint), family_at(checkpoint)
@@ -69,7 +69,7 @@ def test_rows_are_the_speaker_codes_text_and_the_start(release: str, tmp_path: P
 @pytest.mark.parametrize(
     ("sizes", "num_heads"), [(Gpt2Sizes("t3_turbo_v1", 1024, 24), 16), (Gpt2Sizes("t3_nano_v1", 768, 12), 12)]
 )
-def test_the_published_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, tmp_path: Path) -> None:
+def test_published_turbo_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, tmp_path: Path) -> None:
     """Meta tensors have all published shapes: 24 layers of width 1024, and 12 layers of width 768."""
     release = write_turbo(tmp_path / "release")
     shapes = turbo_shapes(sizes, num_text_ids=50276, num_positions=8196)
@@ -90,7 +90,7 @@ def test_the_published_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, t
     assert not [name for name in shapes if name not in made.plan and name not in (*made.dropped, *made.folded)]
 
 
-def test_tags_are_tokens_and_other_names_are_text(checkpoint: Path, known: TurboVocabulary) -> None:
+def test_known_tags_are_tokens_and_others_are_text(checkpoint: Path, known: TurboVocabulary) -> None:
     assert family_at(checkpoint).tags == known.tags == TAGS
     template, family = open_turbo(checkpoint), family_at(checkpoint)
     number = len(known.voices["default"])
@@ -119,7 +119,7 @@ def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_recordings_are_encoded_as_the_authors_do(name: str, checkpoint: Path) -> None:
+def test_turbo_voice_encodings_match_the_authors(name: str, checkpoint: Path) -> None:
     """Loudness is measured as by pyloudnorm, which the authors use."""
     recording_encoder = networks(TurboRecordingEncoder)
     recording_encoder.condition = {
@@ -140,7 +140,7 @@ def test_recordings_are_encoded_as_the_authors_do(name: str, checkpoint: Path) -
     assert loudness(recording_encoder.levelled(pcm), 24_000) == pytest.approx(-27, abs=1e-3)
 
 
-def test_silence_has_no_loudness() -> None:
+def test_loudness_of_silence_is_minus_infinity() -> None:
     assert loudness(np.zeros(24_000, np.float32), 24_000) == -np.inf
 
 
@@ -149,7 +149,7 @@ def asked(pcm: np.ndarray) -> RawRequest:
     return RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=24_000)
 
 
-def test_a_request_in_the_voice_of_a_recording(checkpoint: Path, known: TurboVocabulary) -> None:
+def test_turbo_prompt_uses_the_recorded_voice(checkpoint: Path, known: TurboVocabulary) -> None:
     preprocessor = Preprocessor(checkpoint)
     prompt = preprocessor.prepare(asked(at_24_khz("even")))
     (audio,) = prompt.audios
@@ -192,7 +192,7 @@ def refusal(release: Path, capsys: pytest.CaptureFixture[str]) -> str:
         (lambda t: t.update({"text_emb.weight": torch.ones(9, 128)}), "a tokenizer of at most 9 tokens"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
+def test_error_names_mismatched_tensors(
     release: Path, edit: Callable[[Tensors], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / "t3_turbo_v1.safetensors"
@@ -241,14 +241,14 @@ def other_voice(codes: torch.Tensor) -> Callable[[Path], None]:
         (other_voice(torch.zeros(1, 376, dtype=torch.int64)), "at most 375"),
     ],
 )
-def test_files_that_do_not_fit_are_named(
+def test_unsuitable_release_files_are_named(
     release: Path, edit: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(release)
     assert message in refusal(release, capsys)
 
 
-def test_a_tokenizer_json_gives_the_same_tokens(release: Path, checkpoint: Path) -> None:
+def test_turbo_tokenizer_json_converts_to_the_same_tokenizer(release: Path, checkpoint: Path) -> None:
     """Tags may be marked as special tokens there."""
     record = json.loads((checkpoint / "tokenizer.json").read_text())
     for token in record["added_tokens"]:
@@ -306,7 +306,7 @@ def test_hostile_files_are_refused(
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "conds.pt", "s3gen_meanflow.safetensors"])
-def test_a_file_that_would_block_is_refused(release: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fifo_in_a_release_is_refused(release: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (release / name).unlink(missing_ok=True)
     os.mkfifo(release / name)
     assert "a FIFO, socket or device" in refusal(release, capsys)
@@ -324,7 +324,7 @@ def empty(width: int, num_positions: int = 512) -> Callable[[Tensors], None]:
 
 
 @pytest.mark.parametrize("edit", [empty(0), empty(128, num_positions=0)])
-def test_a_model_of_no_size_is_refused(
+def test_zero_width_model_is_refused(
     release: Path, edit: Callable[[Tensors], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = release / "t3_turbo_v1.safetensors"

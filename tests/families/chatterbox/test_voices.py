@@ -34,7 +34,7 @@ def recording_encoder() -> RecordingEncoder:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.inference_mode()
-def test_recordings_are_encoded_as_by_the_authors(name: str, recording_encoder: RecordingEncoder) -> None:
+def test_voice_encodings_match_the_authors(name: str, recording_encoder: RecordingEncoder) -> None:
     """Tokens are equal, vectors within 1e-5 and mel frames within 1e-4."""
     pcm = at_24_khz(name)
     at16 = resample(pcm, 24_000, 16_000)
@@ -84,7 +84,7 @@ def asked(pcm: np.ndarray, rate: int = 24_000, **options: Any) -> RawRequest:
     return RawRequest(messages=TURNS, pcm_in=pcm, sample_rate=rate, options=json.dumps(options))
 
 
-def test_a_recording_is_the_voice_that_the_converter_writes(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_recorded_voice_matches_the_converted_voice(preprocessor: Preprocessor, checkpoint: Path) -> None:
     known = ChatterboxVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     prompt = preprocessor.prepare(asked(at_24_khz(NAME), seed=1))
     prompt = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows, prompt.features)
@@ -104,7 +104,9 @@ def test_a_recording_is_the_voice_that_the_converter_writes(preprocessor: Prepro
     assert (prompt.voice, named.voice, named.sound) == (0, number, None)
 
 
-def test_recordings_are_kept_as_arrays(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoded_recordings_are_cached_in_memory_and_on_disk(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second request is answered from memory, and the third, after a restart, from a file."""
     folder, pcm = tmp_path / "encodings", at_24_khz(NAME)
     first = Preprocessor(checkpoint, encodings=folder)
@@ -117,7 +119,7 @@ def test_recordings_are_kept_as_arrays(checkpoint: Path, tmp_path: Path, monkeyp
     assert len({prompt.audios[0].features.tobytes() for prompt in prompts}) == 1
 
 
-def test_exaggeration_changes_the_last_row(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_exaggeration_changes_only_the_last_voice_row(preprocessor: Preprocessor, checkpoint: Path) -> None:
     known = ChatterboxVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     last = known.num_voice_rows - 1
     named = preprocessor.prepare(RawRequest(text="hello", options='{"voice": "anna", "exaggeration": 0.5}'))
@@ -170,14 +172,14 @@ def test_unsuitable_recordings_are_refused(request_: RawRequest, message: str, p
         preprocessor.prepare(request_)
 
 
-def test_a_voice_that_has_no_direction_is_refused() -> None:
+def test_voice_with_zero_embedding_is_refused() -> None:
     silenced = networks()
     silenced.ve.proj.bias.data.fill_(-100.0)
     with pytest.raises(InvalidRequest, match="got one that the voice encoder cannot represent"):
         silenced.encode(at_24_khz(NAME))
 
 
-def test_without_the_networks_recordings_are_refused(
+def test_recordings_are_refused_without_the_voice_networks(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (release / "ve.safetensors").unlink()
@@ -202,7 +204,7 @@ def test_without_the_networks_recordings_are_refused(
         ("ve", "lstm.bias_hh_l2", None, "missing: ve.lstm.bias_hh_l2"),
     ],
 )
-def test_networks_that_do_not_fit_are_named(
+def test_error_names_mismatched_network_tensors(
     release: Path,
     tmp_path: Path,
     file: str,
@@ -218,7 +220,7 @@ def test_networks_that_do_not_fit_are_named(
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_damaged_checkpoint_is_named(checkpoint: Path, tmp_path: Path) -> None:
+def test_damaged_recording_encoder_error_names_the_tensors(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "hearing" / "model.safetensors"
     stored = load_file(checkpoint / "hearing" / path.name)
     path.parent.mkdir()

@@ -51,7 +51,7 @@ def ask(
 
 
 @pytest.mark.parametrize("reply", REPLIES[: len(REPLIES) // 2], ids=lambda reply: reply["text"])
-def test_prompts_are_the_authors(checkpoint: Path, reply: dict[str, Any]) -> None:
+def test_prompts_match_the_authors(checkpoint: Path, reply: dict[str, Any]) -> None:
     codes = np.random.default_rng(reply["num_codes"]).integers(KNOWN.num_codes, size=reply["num_codes"])
     heard = (codes + KNOWN.num_text_ids).tolist() if reply["words"] and not reply["instruct"] else []
     made = written(checkpoint, reply)
@@ -61,7 +61,7 @@ def test_prompts_are_the_authors(checkpoint: Path, reply: dict[str, Any]) -> Non
     np.testing.assert_array_equal(made.sound.arrays()[0], codes[len(codes) % 25 :])
 
 
-def test_a_recording_is_heard_by_both(preprocessor: Preprocessor) -> None:
+def test_cosyvoice3_recording_prompts_both_model_and_decoder(preprocessor: Preprocessor) -> None:
     pcm = recording(2.3)
     prompt = ask(preprocessor, pcm, words="one two")
     tokens, mel, x_vector = prompt.sound.arrays()
@@ -78,7 +78,7 @@ def test_a_recording_is_heard_by_both(preprocessor: Preprocessor) -> None:
 
 
 @pytest.mark.parametrize("words", ["one two three four", ""])
-def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: str) -> None:
+def test_streamed_text_prompt_is_split_into_groups(preprocessor: Preprocessor, words: str) -> None:
     """The prompt has only groups of the recording; its remaining codes, its words and the text follow."""
     pcm, ends = recording(2.3), KNOWN.ends
     whole = ask(preprocessor, pcm, "Hello.", words)
@@ -101,7 +101,7 @@ def test_a_streamed_text_is_read_in_groups(preprocessor: Preprocessor, words: st
     assert ask(preprocessor, pcm, "", words, '{"text_mode": "open"}').track == begun.track
 
 
-def test_rows_of_words_add_nothing_else(checkpoint: Path) -> None:
+def test_text_row_fillers_are_embedded_as_zeros(checkpoint: Path) -> None:
     """Their ids on stream 0 are embedded as zeros, because the authors' code does not read them."""
     table = load_file(checkpoint / "model-00001-of-00001.safetensors")["model.embed_tokens.weight"]
     is_zero = [index for index in KNOWN.ends if not table[index].any()]
@@ -123,14 +123,14 @@ def test_rows_of_words_add_nothing_else(checkpoint: Path) -> None:
         (recording(), "Hi", '{"language": "ja"}', "options.language: expected no value"),
     ],
 )
-def test_bad_requests_are_named(
+def test_invalid_cosyvoice3_requests_are_refused_with_the_field(
     preprocessor: Preprocessor, pcm: np.ndarray | None, text: str, options: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         ask(preprocessor, pcm, text, options=options)
 
 
-def test_the_codec_is_the_releases(checkpoint: Path) -> None:
+def test_converted_codec_matches_the_release(checkpoint: Path) -> None:
     assert load(checkpoint).config == NARROW
     assert sorted(path.name for path in (checkpoint / FOLDER).iterdir()) == sorted([SPEAKER, TOKENIZER])
     assert family_at(checkpoint).layout == replace(KNOWN).layout
@@ -198,7 +198,7 @@ def with_voices(release: Path, voices: Any) -> Path:
     return release
 
 
-def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
+def test_named_voices_of_a_release_are_usable(tmp_path: Path) -> None:
     """They act like a recording with these codes, words and instruction; the first voice is the default."""
     other = named(prompt_text=torch.tensor([[KNOWN.end_of_prompt]]))
     release = with_voices(write_release(tmp_path / "release"), {"Anna": named(), "\u4e2d\u6587\u5973": other})
@@ -223,7 +223,7 @@ def test_named_voices_of_a_release_speak(tmp_path: Path) -> None:
         ask(preprocessor, None, options='{"voice": "nobody"}')
 
 
-def test_a_named_voice_without_the_end_of_its_instruction_is_named(tmp_path: Path) -> None:
+def test_voice_without_end_of_instruction_token_is_refused(tmp_path: Path) -> None:
     """The checkpoint was edited after its conversion."""
     text = {"0.text": np.array([5, 6], np.int32)}
     tokens_, mel, x_vector = voice(3, 40)
@@ -323,7 +323,7 @@ def sparse(model: onnx.ModelProto) -> None:
         ),
     ],
 )
-def test_releases_that_do_not_fit_are_refused(
+def test_mismatched_releases_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[Path], object], message: str
 ) -> None:
     release = write_release(tmp_path / "release")
@@ -332,7 +332,7 @@ def test_releases_that_do_not_fit_are_refused(
     assert message in refused(["cosyvoice3", "--model", str(release), "--out", str(out)], out, capsys)
 
 
-def test_another_file_of_weights_may_be_named(tmp_path: Path) -> None:
+def test_weights_file_may_be_given_by_path(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release")
     shutil.move(release / "llm.pt", release / "llm.rl.pt")
     assert main(["cosyvoice3", "--model", str(release / "llm.rl.pt"), "--out", str(tmp_path / "out")]) == 0

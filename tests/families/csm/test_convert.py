@@ -19,7 +19,7 @@ def release(tmp_path: Path) -> CsmRelease:
     return write_release(tmp_path / "release", make_model())
 
 
-def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -> None:
+def test_converted_codec_loads(release: CsmRelease, tmp_path: Path) -> None:
     assert load(release.convert(tmp_path / "out") / "codec").spec.num_codebooks == NUM_CODEBOOKS
 
 
@@ -60,7 +60,7 @@ def test_the_codec_in_the_files_is_served(release: CsmRelease, tmp_path: Path) -
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_error_names_mismatched_checkpoint_contents(
     release: CsmRelease, file: str, edit: Edit, message: str, tmp_path: Path, refuses: Refuses
 ) -> None:
     with edited(release.folder / file) as record:
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_named(
     refuses([*release.command, "--out", str(tmp_path / "out")], message)
 
 
-def test_a_release_cannot_lead_libraries_elsewhere(release: CsmRelease, tmp_path: Path) -> None:
+def test_conversion_drops_attn_implementation(release: CsmRelease, tmp_path: Path) -> None:
     """An implementation name with a slash would be a Hub kernel, which transformers downloads and runs."""
     with edited(release.folder / "config.json") as record:
         record["attn_implementation"] = "evil/kernel"
@@ -76,7 +76,9 @@ def test_a_release_cannot_lead_libraries_elsewhere(release: CsmRelease, tmp_path
     assert "evil" not in (tmp_path / "out" / "config.json").read_text()
 
 
-def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float32_release_is_written_in_float32_with_a_hint(
+    release: CsmRelease, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hint = "written and served in float32; --dtype bfloat16 takes half the memory"
     assert main([*release.command, "--out", str(tmp_path / "a")]) == 0
     assert hint in capsys.readouterr().out
@@ -86,7 +88,7 @@ def test_float32_releases_stay_float32(release: CsmRelease, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("is_beside", [True, False])
-def test_sesame_s_own_files_are_told_by_name(
+def test_sesame_format_files_are_refused_by_name(
     release: CsmRelease, is_beside: bool, tmp_path: Path, refuses: Refuses
 ) -> None:
     """The release is the complete folder, which also contains the transformers files, or only Sesame's file."""

@@ -61,7 +61,7 @@ def talk(*turns: dict[str, Any]) -> str:
     return json.dumps(turns)
 
 
-def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
+def test_csm_text_prompt_has_the_speaker_tag(made: Made) -> None:
     rows = made.rows("tts", text="a well")
     assert rows[:, 0].tolist() == made.ids("[0]a well")
     assert (rows[:, 1:] == PAD).all()
@@ -69,7 +69,7 @@ def test_a_text_alone_is_what_the_speaker_says(made: Made) -> None:
 
 
 @pytest.mark.parametrize("length", [1920, 1921, 3839, 7919, 9_000])
-def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length: int) -> None:
+def test_csm_conversation_embeddings_match_transformers(made: Made, length: int) -> None:
     """The conversation has the user's text and audio, the assistant's text, and the text to speak."""
     turns = (
         turn("user", audio="pcm_in", text="how are you?"),
@@ -88,7 +88,7 @@ def test_a_conversation_is_embedded_as_transformers_embeds_it(made: Made, length
     torch.testing.assert_close(made.reference.embeds(torch.from_numpy(rows).long()), merged["inputs_embeds"][0])
 
 
-def test_codes_stand_for_audio_and_the_voice_is_the_assistant_s_number(made: Made) -> None:
+def test_csm_prompt_has_codes_for_audio_and_the_assistant_speaker_id(made: Made) -> None:
     turns = turn("assistant", text="fine", codes=CODES), turn("user", text="why?"), turn("assistant", text="so")
     rows = made.rows("speak", {"voice": "1"}, messages=talk(*turns))
     words = made.ids("[1]fine")
@@ -121,13 +121,13 @@ def test_codes_stand_for_audio_and_the_voice_is_the_assistant_s_number(made: Mad
         ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
     ],
 )
-def test_bad_input_is_refused_by_its_field(made: Made, inputs: dict[str, Any], message: str) -> None:
+def test_invalid_input_error_names_its_field(made: Made, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         made.preprocessor.prepare(RawRequest(**inputs))
     assert str(refusal.value).startswith(message)
 
 
-def test_both_tables_of_codes_may_be_one(tmp_path: Path) -> None:
+def test_csm_code_embedding_tables_may_be_tied(tmp_path: Path) -> None:
     """Files contain the backbone's table, the depth decoder's or both; if tied, they are equal."""
     model = make_model()
     tables = model.backbone_model.embed_tokens.embed_audio_tokens, model.depth_decoder.model.embed_tokens

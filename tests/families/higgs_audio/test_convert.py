@@ -17,7 +17,7 @@ def release(tmp_path: Path) -> HiggsAudioRelease:
     return write_release(tmp_path / "release", make_model(4, num_codes=16))
 
 
-def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_path: Path) -> None:
+def test_training_only_tensors_are_omitted(release: HiggsAudioRelease, tmp_path: Path) -> None:
     before = open_tensors(release.convert(tmp_path / "before"))
     with edited(release.folder / MODEL) as tensors:
         tensors["text_lm_head.weight"] = torch.ones(330, 64)
@@ -58,7 +58,7 @@ def test_what_only_training_needs_is_left_out(release: HiggsAudioRelease, tmp_pa
         (MODEL, lambda t: t.update({"audio_codebook_embeddings.weight": torch.ones(1)}), "got Boson AI's format"),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_error_names_mismatched_checkpoint_contents(
     release: HiggsAudioRelease, file: str, edit: Edit, message: str, tmp_path: Path, refuses: Refuses
 ) -> None:
     with edited(release.folder / file) as content:

@@ -83,7 +83,7 @@ def words(release: HiggsAudioRelease) -> list[str]:
     return [*release.command, "--out", str(release.folder.parent / "out")]
 
 
-def test_bosons_model_pth_becomes_the_codec_of_transformers(release: HiggsAudioRelease, tmp_path: Path) -> None:
+def test_boson_model_pth_converts_to_the_transformers_codec(release: HiggsAudioRelease, tmp_path: Path) -> None:
     codecs = [load_codec("higgs", folder) for folder in (release.convert(tmp_path / "out"), tmp_path / "transformers")]
     codes = torch.randint(1024, (1, 8, 12), generator=torch.Generator().manual_seed(0))
     waveforms = [codec.model.decode(codes, return_dict=False) for codec in codecs]
@@ -101,7 +101,7 @@ def test_a_codec_in_transformers_layout_is_copied(release: HiggsAudioRelease, tm
     assert (out / "model.safetensors").read_bytes() == (codec / "model.safetensors").read_bytes()
 
 
-def test_a_language_model_in_the_codecs_folder_is_named(
+def test_language_model_weights_in_codec_folder_are_reported(
     release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "tokenizer" / "model.pth").unlink()
@@ -117,7 +117,7 @@ def test_a_language_model_in_the_codecs_folder_is_named(
         ("fc_post2.weight", torch.ones(2, 2), "wrong shape: fc2.weight [2, 2] instead of [16, 32]"),
     ],
 )
-def test_tensors_of_model_pth_that_do_not_fit_are_named(
+def test_error_names_mismatched_model_pth_tensors(
     name: str, tensor: torch.Tensor | None, message: str, release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     with edited(tmp_path / "tokenizer" / "model.pth") as tensors:
@@ -126,7 +126,7 @@ def test_tensors_of_model_pth_that_do_not_fit_are_named(
     refuses(words(release), f"model.pth: tensors do not match: {message}")
 
 
-def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_boson_config_gives_the_same_codec_parameters(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(BOSONS_NUMBERS))
     config = read_codec_config(tmp_path)
     assert (config.num_quantizers, config.codebook_size, config.codebook_dim) == (8, 1024, 64)
@@ -136,14 +136,14 @@ def test_bosons_own_config_gives_the_same_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("edit", [{"n_q": "eight"}, {"ratios": 3}, {"bins": 0}, {"sample_rate": None}])
-def test_numbers_that_are_none_of_a_codec_are_named(
+def test_error_names_the_file_of_invalid_codec_parameters(
     edit: dict[str, object], release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "tokenizer" / "config.json").write_text(json.dumps(BOSONS_NUMBERS | edit))
     refuses(words(release), "tokenizer/config.json: invalid parameters for Higgs Audio's codec")
 
 
-def test_the_model_folder_may_hold_older_shards_too(release: HiggsAudioRelease, tmp_path: Path) -> None:
+def test_stale_shards_in_the_model_folder_are_ignored(release: HiggsAudioRelease, tmp_path: Path) -> None:
     """They have other names, as reported for one repository; transformers reads the single file."""
     (tmp_path / "tokenizer" / "model.safetensors").unlink()
     before = (release.convert(tmp_path / "before") / "model-00001-of-00001.safetensors").read_bytes()

@@ -72,7 +72,7 @@ def turn(role: str, **content: Any) -> dict[str, Any]:
     return {"role": role, **content}
 
 
-def test_a_text_alone_and_in_a_scene(made: Made) -> None:
+def test_higgs_text_prompt_with_and_without_a_scene(made: Made) -> None:
     assert made.rows(text=" a well\n") == made.expected(OPENING + "<|eot_id|>" + asked("a well") + REPLY)
     in_scene = made.expected(OPENING + SCENE + "<|eot_id|>" + asked("why?\nso") + REPLY)
     assert made.rows({"instruct": "a quiet well"}, text="why?\nso") == in_scene
@@ -81,7 +81,7 @@ def test_a_text_alone_and_in_a_scene(made: Made) -> None:
 
 
 @pytest.mark.parametrize("length", [960, 961, 1439, 4799, 9_000])  # one frame, …, 9.4
-def test_recordings_become_the_rows_of_the_processor(made: Made, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+def test_recording_rows_match_the_higgs_processor(made: Made, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """The complete prompt, including codes, equals that of `HiggsAudioV2Processor`; a system turn may have audio."""
     codec = make_codec("higgs")
     tokenizer = transformers_class(monkeypatch)(codec.config).eval()
@@ -105,7 +105,7 @@ def test_recordings_become_the_rows_of_the_processor(made: Made, monkeypatch: py
         assert rows == [*expected, [ids.stop for ids in layout.audio]]
 
 
-def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
+def test_assistant_codes_are_prompted_as_a_voice(made: Made) -> None:
     text = OPENING + "<|eot_id|>" + asked("[SPEAKER1] fine") + HEARD
     expected = made.expected(text + asked("a well") + REPLY, np.array(CODES))
     turns = turn("user", text="[SPEAKER1] fine"), turn("assistant", codes=CODES), turn("user", text="a well")
@@ -144,7 +144,7 @@ def test_codes_of_earlier_replies_are_voices(made: Made) -> None:
         ({"text": "o " * 300}, "text: expected a prompt of at most 255 rows"),
     ],
 )
-def test_bad_input_is_refused_by_its_field(made: Made, inputs: dict[str, Any], message: str) -> None:
+def test_invalid_input_error_names_its_field(made: Made, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         made.preprocessor.prepare(RawRequest(**inputs))
     assert str(refusal.value).startswith(message)

@@ -26,7 +26,7 @@ def copy(release: Path, folder: Path) -> None:
         shutil.copy(path, folder / path.name)
 
 
-def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: Path) -> None:
+def test_converted_config_matches_the_release(release: Path, tmp_path: Path) -> None:
     assert convert(release, tmp_path / "out") == 0
     config = config_at(tmp_path / "out")
     assert config["sliding_window"] == 20
@@ -39,7 +39,7 @@ def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: 
     assert not list((tmp_path / "out").glob("tokenizer_en*"))
 
 
-def test_files_without_heads_for_pauses_have_the_same_config(release: Path, tmp_path: Path) -> None:
+def test_release_without_pause_heads_converts(release: Path, tmp_path: Path) -> None:
     copy(release, tmp_path)
     weights = tmp_path / "model.safetensors"
     tensors = load_file(weights)
@@ -71,7 +71,7 @@ def test_files_without_heads_for_pauses_have_the_same_config(release: Path, tmp_
         ({"mimi_name": "/etc/passwd"}, "expected a file name without a folder, got '/etc/passwd'"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
+def test_unsupported_release_config_is_refused(
     release: Path, tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy(release, tmp_path)
@@ -90,7 +90,7 @@ def test_a_config_that_does_not_fit_is_refused(
         ("mimi", "downsample.conv.conv.conv.weight", "missing: downsample.conv.weight"),
     ],
 )
-def test_a_missing_or_unknown_tensor_is_named(
+def test_missing_or_unknown_tensor_is_reported(
     release: Path, tmp_path: Path, file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy(release, tmp_path)

@@ -31,7 +31,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
     return Preprocessor(checkpoint)
 
 
-def test_silence_follows_the_recording(preprocessor: Preprocessor) -> None:
+def test_silence_is_appended_to_the_recording(preprocessor: Preprocessor) -> None:
     """1.5 s of silence (the delay and one second) follow, then padding to a complete frame."""
     prompt = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000))
     known = SttVocabulary(96, 32, 64)
@@ -57,13 +57,13 @@ def test_silence_follows_the_recording(preprocessor: Preprocessor) -> None:
         (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"voice": "alba"}'), "options.voice"),
     ],
 )
-def test_bad_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_invalid_speech_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(raw)
     assert message in str(refused.value)
 
 
-def test_a_live_session_begins_without_audio(preprocessor: Preprocessor) -> None:
+def test_live_session_prompt_starts_without_audio(preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(options='{"live": true, "seed": 3}'))
     assert (prompt.is_open, prompt.track, prompt.task, prompt.sampling.seed) == (True, (), "asr", 3)
     assert (prompt.rows == initial_row(SttVocabulary(96, 32, 64))).all()
@@ -78,9 +78,7 @@ def test_a_live_session_begins_without_audio(preprocessor: Preprocessor) -> None
         (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"live": 1}'), "options.live: expected true or false"),
     ],
 )
-def test_a_bad_beginning_of_a_live_session_is_refused(
-    preprocessor: Preprocessor, raw: RawRequest, message: str
-) -> None:
+def test_invalid_live_session_start_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(raw)
     assert message in str(refused.value)
@@ -100,7 +98,7 @@ def pieces(checkpoint: Path, text: str) -> list[int]:
     return sentencepiece_at(checkpoint / "tokenizer.model").encode(text)
 
 
-def test_words_lie_between_borders(checkpoint: Path) -> None:
+def test_word_times_come_from_generated_borders(checkpoint: Path) -> None:
     """Borders are generated two rows late, and one frame of silence precedes the recording."""
     door, a_day = pieces(checkpoint, "door"), [pieces(checkpoint, "a"), pieces(checkpoint, "day")]
     ids = [PAD] * 5 + [END_PAD] + door + [END_PAD] + a_day[0] + [PAD] + a_day[1] + [PAD] * 30
@@ -112,7 +110,7 @@ def test_words_lie_between_borders(checkpoint: Path) -> None:
     assert marks == [WordMark("door", first, second), WordMark("a", second, last), WordMark("day", second, last)]
 
 
-def test_a_word_is_read_at_its_end(checkpoint: Path) -> None:
+def test_stt_word_is_emitted_at_its_end(checkpoint: Path) -> None:
     word = pieces(checkpoint, "planks")
     assert len(word) > 1
     assert read(checkpoint, [*word, END_PAD])[0] == ["planks"]
@@ -121,7 +119,7 @@ def test_a_word_is_read_at_its_end(checkpoint: Path) -> None:
     assert read(checkpoint, []) == ([], [])
 
 
-def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_text_tokenizer_of_wrong_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     record = json.loads((checkpoint / "config.json").read_text())
     record[VOCABULARY]["num_text_ids"] = 95
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -130,7 +128,7 @@ def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path
         open_text_codec(family_at(tmp_path), tmp_path)
 
 
-def test_the_longest_recording_fits_the_model() -> None:
+def test_longest_recording_fits_the_model() -> None:
     for known in (SttVocabulary(), SttVocabulary(delay_rows=32, delay_s=2.5, prefix_s=1.0, max_model_len=512)):
         longest_s = kyutai_stt(known).max_audio_s
         num_frames = int((longest_s + known.prefix_s + known.flush_s) * 12.5) + 1
@@ -139,7 +137,7 @@ def test_the_longest_recording_fits_the_model() -> None:
         replace(KNOWN, prefix_s=-1.0)
 
 
-def test_the_vocabulary_is_read_back(checkpoint: Path) -> None:
+def test_vocabulary_round_trips_through_the_config(checkpoint: Path) -> None:
     known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     assert known.first_codes[0] == 99
     assert known.vocab_size == 99 + 32 * 65

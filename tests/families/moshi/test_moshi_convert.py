@@ -30,7 +30,7 @@ def copy(release: Path, folder: Path) -> None:
         shutil.copy(path, folder / path.name)
 
 
-def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: Path) -> None:
+def test_converted_config_matches_the_release(release: Path, tmp_path: Path) -> None:
     assert convert(release, tmp_path / "out") == 0
     config = config_at(tmp_path / "out")
     assert (config["sliding_window"], config["layer_types"]) == (24, ["sliding_attention"])
@@ -41,7 +41,7 @@ def test_the_checkpoint_has_the_numbers_of_the_release(release: Path, tmp_path: 
     assert (tmp_path / "out" / "tokenizer.model").exists()
 
 
-def test_the_first_releases_have_the_published_numbers() -> None:
+def test_first_moshi_releases_match_the_published_numbers() -> None:
     assert vocabulary(FIRST) == MoshiVocabulary()
     assert vocabulary(FIRST).depth == DEPTH
     assert len(lm_shapes(FIRST)) == 355  # tensors in the published file
@@ -70,7 +70,7 @@ def test_the_first_releases_have_the_published_numbers() -> None:
         ({"mimi_name": "/etc/passwd"}, "expected a file name without a folder, got '/etc/passwd'"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
+def test_unsupported_release_config_is_refused(
     release: Path, tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy(release, tmp_path)
@@ -85,7 +85,7 @@ def test_a_config_that_does_not_fit_is_refused(
     "name",
     ["depformer_in.3.weight", "linears.7.weight", "depformer.layers.0.gating.5.linear_in.weight", "emb.15.weight"],
 )
-def test_a_missing_or_unknown_tensor_is_named(
+def test_missing_or_unknown_tensor_is_reported(
     release: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy(release, tmp_path)

@@ -28,7 +28,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
     return Preprocessor(checkpoint)
 
 
-def test_the_track_has_the_delayed_codes_of_the_recording(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_streamed_input_has_the_delayed_codes_of_the_recording(preprocessor: Preprocessor, checkpoint: Path) -> None:
     prompt, known = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000)), vocabulary(checkpoint)
     assert prompt.task == "duplex"
     assert prompt.rows.tolist() == [[96, *(first + 64 for first in known.first_codes)]]
@@ -42,7 +42,7 @@ def test_the_track_has_the_delayed_codes_of_the_recording(preprocessor: Preproce
     assert (track[0, 1:] == 64).all()
 
 
-def test_codes_give_the_same_prompt(preprocessor: Preprocessor) -> None:
+def test_codes_prompt_equals_pcm_prompt(preprocessor: Preprocessor) -> None:
     heard = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"seed": 3}'))
     codes = preprocessor.codec.encode(np.pad(PCM, (0, -len(PCM) % 1920)))
     given = json.dumps([{"role": "user", "codes": codes.tolist()}])
@@ -67,13 +67,13 @@ def test_codes_give_the_same_prompt(preprocessor: Preprocessor) -> None:
         (RawRequest(pcm_in=PCM, sample_rate=24_000, options='{"live": true}'), "pcm_in: expected no value with"),
     ],
 )
-def test_bad_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_invalid_speech_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(raw)
     assert message in str(refused.value)
 
 
-def test_text_and_codes_have_options_of_their_own(preprocessor: Preprocessor) -> None:
+def test_text_and_codes_have_separate_sampling_options(preprocessor: Preprocessor) -> None:
     options = '{"top_k": 3, "depth": {"temperature": 0.5, "top_k": 7, "top_p": 0.9}}'
     sampling = preprocessor.prepare(RawRequest(pcm_in=PCM, sample_rate=24_000, options=options)).sampling
     assert (sampling.audio.temperature, sampling.audio.top_k) == (0.7, 3)
@@ -82,7 +82,7 @@ def test_text_and_codes_have_options_of_their_own(preprocessor: Preprocessor) ->
     assert (sampling.codes.temperature, sampling.codes.top_k) == (0.8, 250)
 
 
-def test_delays_are_applied_in_parts_of_any_length() -> None:
+def test_frame_delays_are_independent_of_part_sizes() -> None:
     codes = np.random.default_rng(0).integers(0, 50, (3, 40))
     for sizes in ([40], [1] * 40, [0, 3, 37], [2, 1, 5, 0, 32]):
         ids, at, rows = FrameIds((100, 200, 300), (0, 1, 3), (1, 2, 3)), 0, []
@@ -96,7 +96,7 @@ def test_delays_are_applied_in_parts_of_any_length() -> None:
             assert (found[delay:, k] == codes[k, : 40 - delay] + first).all()
 
 
-def test_pieces_are_read_at_once_and_bytes_by_character() -> None:
+def test_pieces_decode_immediately_and_bytes_per_character() -> None:
     tokens = dict(enumerate(["<unk>", "<s>", "</s>", "<pad>", "▁Good", "▁day", "s", "<0xC3>", "<0xA9>", "▁"]))
     reader = PieceReader(tokens)
     assert [reader.push(token) for token in (3, 0, 4, 3, 5, 6, 1, 2)] == ["", "", "Good", "", " day", "s", "", ""]
@@ -106,7 +106,7 @@ def test_pieces_are_read_at_once_and_bytes_by_character() -> None:
     assert reader.end() == ""
 
 
-def test_a_tokenizer_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_text_tokenizer_of_wrong_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     record = json.loads((checkpoint / "config.json").read_text())
     record[VOCABULARY]["num_text_ids"] = 95
     (tmp_path / "config.json").write_text(json.dumps(record))

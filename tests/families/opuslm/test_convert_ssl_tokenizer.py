@@ -27,7 +27,7 @@ def convert(folder: Path, xeus: Path) -> int:
     return main([*words, "--ssl-tokenizer", str(xeus)])
 
 
-def test_a_tokenizer_is_written_beside_the_codec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_writes_the_ssl_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     xeus = published_xeus.write_xeus(tmp_path / "xeus")
     assert convert(tmp_path, xeus) == 0
     said = capsys.readouterr().out
@@ -39,13 +39,15 @@ def test_a_tokenizer_is_written_beside_the_codec(tmp_path: Path, capsys: pytest.
     assert "only as codes" not in said
 
 
-def test_without_one_the_converter_lists_accepted_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_converter_reports_code_only_input_without_an_audio_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command("opuslm", write_opuslm(tmp_path / "release"), tmp_path / "out")) == 0
     assert "the server will accept audio only as codes (--ssl-tokenizer)" in capsys.readouterr().out
     assert not (tmp_path / "out" / FOLDER).exists()
 
 
-def test_old_names_and_the_directory_itself_make_the_same_file(tmp_path: Path) -> None:
+def test_old_tensor_names_and_a_directory_convert_identically(tmp_path: Path) -> None:
     tensors = published_xeus.published_tensors()
     new = published_xeus.write_xeus(tmp_path / "new", tensors)
     old = published_xeus.write_xeus(tmp_path / "old", published_xeus.old_names(tensors), name="old")
@@ -57,7 +59,7 @@ def test_old_names_and_the_directory_itself_make_the_same_file(tmp_path: Path) -
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_newer_of_two_checkpoints_is_taken(tmp_path: Path) -> None:
+def test_newer_of_two_checkpoints_is_converted(tmp_path: Path) -> None:
     published_xeus.write_xeus(tmp_path / "xeus", {"odd": torch.zeros(1)}, name="old")
     assert convert(tmp_path, published_xeus.write_xeus(tmp_path / "xeus")) == 0
 
@@ -89,7 +91,7 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
         (misshapen, "wrong shape: frontend.layers.2.conv.weight [12, 12, 4] instead of [12, 12, 3]"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(
+def test_error_names_mismatched_tensors(
     damage: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = published_xeus.published_tensors()
@@ -113,7 +115,7 @@ def test_tensors_that_do_not_fit_are_named(
         (None, "encoder_conf", None, "config.yaml: encoder_conf: expected a mapping, got None"),
     ],
 )
-def test_a_config_of_another_model_is_refused(
+def test_unsupported_xeus_config_is_refused(
     part: str | None, name: str, value: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = copy.deepcopy(published_xeus.CONFIG)
@@ -121,7 +123,7 @@ def test_a_config_of_another_model_is_refused(
     assert message in refusal(tmp_path, published_xeus.write_xeus(tmp_path / "xeus", config=config), capsys)
 
 
-def test_centres_of_another_width_or_number_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kmeans_centroids_of_wrong_shape_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     xeus = published_xeus.write_xeus(tmp_path / "xeus")
     vocabulary = SMALL_OPUSLM.to_record() | {"ssl": (256, 275), "codec": 275, "text": (371, 431), "vocab_size": 431}
     words = command("opuslm", write_opuslm(tmp_path / "release", type(SMALL_OPUSLM).from_record(vocabulary)), tmp_path)
@@ -130,7 +132,7 @@ def test_centres_of_another_width_or_number_are_refused(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "xeus_checkpoint_new.pth", "km_opus_lm.mdl"])
-def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_file_error_names_the_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     xeus = published_xeus.write_xeus(tmp_path / "xeus")
     (xeus / "model" / name).unlink()
     assert name in refusal(tmp_path, xeus, capsys)

@@ -22,45 +22,45 @@ def write(task: str, *pieces: Piece) -> list[list[int]]:
     return TEMPLATE.write(FAMILY.task(task), pieces, None).rows.tolist()
 
 
-def test_a_spoken_turn_is_answered_in_writing_first() -> None:
+def test_audio_user_turn_is_answered_with_text_first() -> None:
     assert write("dialogue", HEARD) == [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
 
 
-def test_a_voice_a_spoken_turn_and_its_words() -> None:
+def test_prompt_with_voice_audio_turn_and_its_text() -> None:
     rows = write("dialogue", Piece("system", "", codes=CODES), HEARD, Piece("user", "", text="x"))
     turn = [*text(9, 34), *FRAMES, *text(9, 35, 395), *GAP]
     assert rows == [*text(5, 89, 8, 37), *VOICE, *turn, *text(10, 35)]
 
 
-def test_earlier_turns_come_before_it_in_order() -> None:
+def test_earlier_turns_precede_the_reply_in_order() -> None:
     said = (Piece("assistant", "", text="a"), Piece("assistant", "", codes=CODES))
     rows = write("dialogue", Piece("user", "", text="x"), *said, Piece("user", "", text="y"))
     first = [*text(9, 35, 395), *GAP, *text(10, 35, 372), *GAP, *text(10, 34), *FRAMES]
     assert rows == [*text(5, 89), *first, *text(9, 35, 396), *GAP, *text(10, 35)]
 
 
-def test_a_dialogue_in_writing_has_a_task_of_its_own() -> None:
+def test_written_dialogue_uses_the_text_dialogue_task() -> None:
     rows = write("text_dialogue", Piece("system", "", text="z"), Piece("user", "", text="x"))
     assert rows == [*text(5, 88, 8, 35, 397), *GAP, *text(9, 35, 395), *GAP, *text(10, 35)]
 
 
-def test_what_the_assistant_has_written_is_spoken() -> None:
+def test_speak_prompt_contains_the_assistant_text() -> None:
     rows = write("speak", Piece("user", "", text="x"), Piece("assistant", "", text="a"))
     assert rows == [*text(5, 89, 9, 35, 395), *GAP, *text(10, 35, 372), *GAP, *text(10, 34)]
 
 
-def test_a_transcript_is_the_user_s_own_words() -> None:
+def test_asr_prompt_asks_for_the_user_turn_text() -> None:
     assert write("asr", HEARD) == [*text(5, 89, 9, 34), *FRAMES, *text(9, 35)]
 
 
-def test_the_rows_of_a_spoken_reply_continue_those_of_the_same_reply_prefilled() -> None:
+def test_generated_and_prefilled_replies_have_equal_rows() -> None:
     """The engine and the template for earlier turns write equal rows between text and audio."""
     words = [372, 373]
     reply = [*write("dialogue", HEARD), *text(*words), *text(0, *FAMILY.transition)]
     assert reply == write("speak", HEARD, Piece("assistant", "", text="ab"))
 
 
-def test_a_reply_sent_back_with_its_codes_is_the_rows_that_it_consisted_of() -> None:
+def test_reply_sent_back_with_codes_reproduces_its_rows() -> None:
     """The next turn therefore finds all of them in the prefix cache, up to the reply's last frame."""
     task, asked = FAMILY.task("dialogue"), [*text(5, 89, 9, 34), *FRAMES, *text(10, 35)]
     reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]

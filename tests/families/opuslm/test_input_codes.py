@@ -22,12 +22,12 @@ def audio(value: int, num_frames: int = 2) -> np.ndarray:
     return np.full(320 * num_frames, value, np.float32)
 
 
-def test_codes_go_as_far_as_both_tokenizers() -> None:
+def test_input_codes_are_cut_to_the_shorter_tokenizer() -> None:
     codes = InputCodes(FrameCounter(320, 8, 12), Loudness()).encode(audio(7))
     assert codes.tolist() == [[7, 7], *[[0, 1]] * 8]
 
 
-def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
+def test_equal_audio_is_encoded_only_once() -> None:
     tokenizer = Loudness()
     heard = InputCodes(FrameCounter(320, 8, 12), tokenizer)
     for value, length in ((1, 2), (2, 2), (1, 2), (1, 3), (2, 2)):
@@ -35,7 +35,7 @@ def test_the_same_audio_is_heard_once_and_other_audio_again() -> None:
     assert tokenizer.num_audible == 3
 
 
-def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
+def test_least_recently_used_audio_is_evicted_first() -> None:
     tokenizer, num_entries = Loudness(), 5
     heard = CachedEncoder(tokenizer.encode, num_entries * (3 * 8 + ENTRY_BYTES))
     for value in range(num_entries):
@@ -49,7 +49,7 @@ def test_what_was_not_asked_for_longest_is_forgotten_first() -> None:
     assert tokenizer.num_audible == num_entries + 2
 
 
-def test_memory_is_bounded_in_bytes_however_long_the_audio_is() -> None:
+def test_encoder_cache_is_bounded_in_bytes() -> None:
     tokenizer, room = Loudness(), 100 * 8 + ENTRY_BYTES
     heard = CachedEncoder(tokenizer.encode, room)
     heard.encode(audio(1, 40))

@@ -31,7 +31,7 @@ class Deaf:
         return np.zeros(0, np.int64)
 
 
-def test_the_first_semantic_token_is_the_pad_that_it_was_in_training() -> None:
+def test_semantic_code_0_becomes_the_pad_as_in_training() -> None:
     """ESPnet's `SpeechLMPreprocessor`: where(value == pad, pad, value + bias); codes of the codec never are 0 there,
     where those of the first codebook begin at 5000."""
     codes = np.zeros((9, 4), int)
@@ -43,7 +43,7 @@ def test_the_first_semantic_token_is_the_pad_that_it_was_in_training() -> None:
             assert rows[stream : stream + 4, stream].tolist() == [276 + 12 * (stream - 1)] * 4
 
 
-def test_a_voice_is_cut_to_500_frames() -> None:
+def test_voice_prompt_is_truncated_to_500_frames() -> None:
     codes = np.zeros((9, 700), int)
     codes[:, 500:] = 1
     rows = WRITER.voice(Piece("system", "", codes=codes))
@@ -58,7 +58,7 @@ def test_audio_shorter_than_a_frame_is_refused() -> None:
             write(Piece("user", "audio", pcm=np.zeros(320, np.float32)))
 
 
-def test_audio_is_heard_as_far_as_both_tokenizers_hear_it() -> None:
+def test_audio_codes_are_cut_to_the_shorter_tokenizer_output() -> None:
     writer = SegmentWriter(FAMILY, Subwords(Letters(), FAMILY), FrameCounter(320, 8, 12), OneCode())
     heard = writer.audio(Piece("user", "audio", pcm=np.zeros(960, np.float32)))
     codes = np.concatenate([np.full((1, 3), 7), np.tile(np.arange(3), (8, 1))])
@@ -78,7 +78,7 @@ def test_audio_is_heard_as_far_as_both_tokenizers_hear_it() -> None:
         (Piece("user", "m.codes", codes=np.zeros((9, 1501), int)), "m.codes: expected at most 1500 frames (30 s)"),
     ],
 )
-def test_audio_that_cannot_be_written_is_refused_by_name(piece: Piece, message: str) -> None:
+def test_unsupported_audio_input_is_refused(piece: Piece, message: str) -> None:
     for write in (WRITER.audio, WRITER.voice):
         with pytest.raises(InvalidRequest) as caught:
             write(piece)

@@ -27,7 +27,7 @@ def run(release: Path, out: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_voices_are_recovered(tmp_path: Path, kind: str) -> None:
+def test_voice_rows_are_recovered_up_to_their_mean(tmp_path: Path, kind: str) -> None:
     """They are known except for their mean, which a LayerNorm removes."""
     release = write_release(tmp_path / "release", kind)
     assert run(release, tmp_path / "out") == 0
@@ -69,7 +69,9 @@ CACHE = "transformer.layers.1.self_attn/cache"
         (VOICE, lambda t: t.update({CACHE: t[CACHE] * torch.nan}), "expected up to 512 rows of finite numbers"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str) -> None:
+def test_error_names_mismatched_checkpoint_contents(
+    tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str
+) -> None:
     release = write_release(tmp_path / "release")
     with edited(release / file) as tensors:
         edit(tensors)
@@ -83,7 +85,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, refuses: Refuses, file: str,
         ("lookup_table", {"dim": 64, "n_bins": 199}, "expected 199 tokens, got 200"),
     ],
 )
-def test_a_config_that_does_not_fit_is_named(
+def test_convert_error_names_the_unsupported_config_value(
     tmp_path: Path, refuses: Refuses, key: str, value: object, message: str
 ) -> None:
     release = write_release(tmp_path / "release")
@@ -92,7 +94,7 @@ def test_a_config_that_does_not_fit_is_named(
     refuses(words(release), message)
 
 
-def test_the_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A release without voice cloning has zeros or no encoder tensors; wider latents do not fit into rows."""
     with_encoder, zeros, none, wide = (write_release(tmp_path / name) for name in ("with", "zeros", "none", "wide"))
     for release in (zeros, none):
@@ -110,7 +112,7 @@ def test_the_encoder_is_kept_if_the_release_has_one(tmp_path: Path, capsys: pyte
         assert ("voice_connector.weight" in load_file(shard)) == clones
 
 
-def test_a_release_with_encoder_needs_no_voices(tmp_path: Path) -> None:
+def test_release_with_encoder_converts_without_voices(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release")
     for path in (release / "embeddings").iterdir():
         path.unlink()
@@ -124,7 +126,7 @@ def test_a_release_with_encoder_needs_no_voices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "order"), [("german_24l", ("juergen", "aa", "alba")), ("english", ("alba", "aa", "juergen"))]
 )
-def test_the_default_voice_is_that_of_the_language(tmp_path: Path, folder: str, order: tuple[str, ...]) -> None:
+def test_default_voice_matches_the_language(tmp_path: Path, folder: str, order: tuple[str, ...]) -> None:
     embeddings = write_release(tmp_path / folder) / "embeddings"
     for name in ("aa", "juergen"):
         (embeddings / f"{name}.safetensors").write_bytes((embeddings / "jean.safetensors").read_bytes())
@@ -134,7 +136,7 @@ def test_the_default_voice_is_that_of_the_language(tmp_path: Path, folder: str, 
     assert tuple(name for name, _ in known.voices) == order
 
 
-def test_a_missing_config_is_named(tmp_path: Path, refuses: Refuses) -> None:
+def test_missing_release_config_is_reported(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / "config.yaml").rename(release / "english.yml")
     command = ["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]
@@ -148,7 +150,7 @@ def test_a_release_without_voices_is_refused(tmp_path: Path, refuses: Refuses) -
     refuses(words(release), "expected at least one voice, NAME.safetensors, got none")
 
 
-def test_a_link_to_a_voice_elsewhere_is_not_followed(tmp_path: Path, refuses: Refuses) -> None:
+def test_symlink_to_an_outside_voice_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / VOICE).rename(tmp_path / "alba")
     (release / VOICE).symlink_to(tmp_path / "alba")

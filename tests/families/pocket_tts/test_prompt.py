@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_are_prepared_as_by_the_authors(tmp_path: Path, kind: str) -> None:
+def test_text_preparation_matches_the_authors(tmp_path: Path, kind: str) -> None:
     """Distilled models have a SentencePiece tokenizer."""
     checkpoint, expected = convert_release(tmp_path, kind), reply(kind)
     assert (checkpoint / "tokenizer.model").exists() == (kind != "english")
@@ -49,14 +49,14 @@ def test_texts_are_prepared_as_by_the_authors(tmp_path: Path, kind: str) -> None
         ("a text of five words", TextRules(pads_short=True), "A text of five words."),
     ],
 )
-def test_rules_of_texts(text: str, rules: TextRules, expected: str) -> None:
+def test_pocket_text_rules_are_applied(text: str, rules: TextRules, expected: str) -> None:
     assert finished(rewritten(text, rules), rules) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "tail_rows", "max_rows"), [("one two three four", 5, 109), ("one two three four five", 3, 130)]
 )
-def test_few_words_have_a_longer_tail(checkpoint: Path, text: str, tail_rows: int, max_rows: int) -> None:
+def test_short_texts_have_a_longer_tail(checkpoint: Path, text: str, tail_rows: int, max_rows: int) -> None:
     prompt = Preprocessor(checkpoint).prepare(RawRequest(text=text))
     assert prompt.sampling.latents is not None
     assert prompt.sampling.latents.tail_rows == tail_rows
@@ -65,7 +65,7 @@ def test_few_words_have_a_longer_tail(checkpoint: Path, text: str, tail_rows: in
     assert shorter.sampling.audio.max_rows == 9
 
 
-def test_a_voice_is_its_rows(checkpoint: Path) -> None:
+def test_preset_voice_prompt_has_its_rows(checkpoint: Path) -> None:
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     template = Preprocessor(checkpoint)
     for voice, number in (("alba", 21), ("jean", 9)):
@@ -76,7 +76,7 @@ def test_a_voice_is_its_rows(checkpoint: Path) -> None:
         assert (rows[number:-1, 0] < known.num_text_ids).all()
 
 
-def test_a_recorded_voice_is_rows_with_its_latents(checkpoint: Path) -> None:
+def test_recorded_voice_prompt_rows_hold_its_latents(checkpoint: Path) -> None:
     known, expected = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), reply("english").voice
     rows = Preprocessor(checkpoint).prepare(cloning("Hello.")).rows
     spoken = Preprocessor(checkpoint).prepare(RawRequest(text="Hello.")).rows
@@ -86,7 +86,7 @@ def test_a_recorded_voice_is_rows_with_its_latents(checkpoint: Path) -> None:
     assert rows[end:].tolist() == spoken[len(known.voice("alba")) :].tolist()
 
 
-def test_silence_at_the_end_of_a_recording_is_replaced_by_a_pause() -> None:
+def test_trailing_silence_is_replaced_by_a_pause() -> None:
     voice = np.full(2400, 0.5, np.float32)
     for quiet in (np.zeros(0, np.float32), np.full(5000, 0.005, np.float32)):
         found = ended_on_pause(np.concatenate([voice, quiet]), 24_000)
@@ -105,12 +105,12 @@ def test_silence_at_the_end_of_a_recording_is_replaced_by_a_pause() -> None:
         (np.ones(31 * 24_000, np.float32), "expected at most 30 s"),
     ],
 )
-def test_recordings_that_are_no_voice_are_refused(checkpoint: Path, pcm: np.ndarray, message: str) -> None:
+def test_invalid_voice_recordings_are_refused(checkpoint: Path, pcm: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidRequest, match=f"pcm_in|messages.*: {message}"):
         Preprocessor(checkpoint).prepare(cloning("Hello.", pcm))
 
 
-def test_codes_are_no_voice(checkpoint: Path) -> None:
+def test_latent_model_refuses_codes_as_a_voice(checkpoint: Path) -> None:
     turns = '[{"role": "system", "codes": [[1], [2]]}, {"role": "user", "text": "b"}]'
     expected = r"messages\[0\]\.codes: expected audio or latents \(frames of this model are latents\), got codes"
     with pytest.raises(InvalidRequest, match=expected):
@@ -124,7 +124,7 @@ def given(latents: np.ndarray) -> RawRequest:
     return RawRequest(messages=json.dumps(turns))
 
 
-def test_a_voice_may_be_given_as_latents(checkpoint: Path) -> None:
+def test_latents_are_accepted_as_a_voice(checkpoint: Path) -> None:
     preprocessor = Preprocessor(checkpoint)
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     expected = preprocessor.prepare(cloning("Hello.")).rows
@@ -143,12 +143,12 @@ def test_a_voice_may_be_given_as_latents(checkpoint: Path) -> None:
         (np.zeros((8, 4)), r"at least 0\.4 s, got 0\.32 s"),
     ],
 )
-def test_latents_that_are_no_voice_are_refused(checkpoint: Path, latents: np.ndarray, message: str) -> None:
+def test_invalid_voice_latents_are_refused(checkpoint: Path, latents: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidRequest, match=r"messages\[0\]\.latents: expected " + message):
         Preprocessor(checkpoint).prepare(given(latents))
 
 
-def test_a_release_without_encoder_takes_no_recordings(tmp_path: Path) -> None:
+def test_release_without_encoder_refuses_recordings(tmp_path: Path) -> None:
     preprocessor = Preprocessor(convert_release(tmp_path, "english", clones=False))
     with pytest.raises(InvalidRequest, match=r"messages\[0\]\.role: expected 'user' for task 'tts', got 'system'"):
         preprocessor.prepare(cloning("Hello."))
@@ -163,13 +163,13 @@ def test_a_release_without_encoder_takes_no_recordings(tmp_path: Path) -> None:
         (RawRequest(text="a", options='{"voice": "nobody"}'), r"options\.voice: expected one of alba, jean"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused(checkpoint: Path, request_: RawRequest, message: str) -> None:
+def test_unspeakable_input_is_refused(checkpoint: Path, request_: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         Preprocessor(checkpoint).prepare(request_)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("english", 32), ("english_18m", 1)])
-def test_steps_are_those_of_the_head(tmp_path: Path, kind: str, most: int) -> None:
+def test_latent_steps_are_limited_by_the_head(tmp_path: Path, kind: str, most: int) -> None:
     """A head without time embeddings has a single step."""
     preprocessor = Preprocessor(convert_release(tmp_path, kind))
     for number in (0, most + 1):

@@ -44,29 +44,27 @@ SECOND = "model-00002-of-00002.safetensors"
         ),
     ],
 )
-def test_a_config_that_is_not_of_this_model_is_refused(
-    tmp_path: Path, refuses: Refuses, edit: Edit, message: str
-) -> None:
+def test_unsupported_talker_config_is_refused(tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
     folder = write_release(tmp_path)
     with edited(folder / "config.json") as config:
         edit(config)
     refuses(command(folder, folder / "out"), message)
 
 
-def test_missing_experts_and_unknown_tensors_are_named(tmp_path: Path, refuses: Refuses) -> None:
+def test_error_names_missing_experts_and_unknown_tensors(tmp_path: Path, refuses: Refuses) -> None:
     folder = write_release(tmp_path)
     with edited(folder / SECOND) as tensors:
         tensors["talker.stranger"] = tensors.pop(EXPERT)
     refuses(command(folder, folder / "out"), f"missing: {EXPERT}", "unknown: talker.stranger")
 
 
-def test_a_codec_that_is_asked_for_apart_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+def test_extracting_an_unsupported_codec_from_the_release_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     folder = write_release(tmp_path)
     expected = "a codec among the release's tensors must be one of mimi, xcodec; got qwen3_omni"
     refuses([*command(folder, folder / "out"), "--codec-from-model"], expected)
 
 
-def test_of_the_thinker_its_table_alone_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversion_keeps_only_the_thinker_embedding_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_release(tmp_path)
     assert main(command(folder, folder / "out")) == 0
     said = capsys.readouterr().out

@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("talker"))
 
 
-def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None:
+def test_prompt_rows_and_text_match_transformers(checkpoint: Path) -> None:
     """Words, audio, turns of several users, and the words added to frames agree to 1e-5."""
     theirs, family = Theirs(), TalkerPrompts.at(checkpoint).family
     table = load_file(next(checkpoint.glob("*.safetensors")))["model.embed_tokens.weight"]
@@ -45,7 +45,7 @@ def test_rows_and_words_of_every_case_are_transformers(checkpoint: Path) -> None
         torch.testing.assert_close(table[family.text_track.pad_id], pad[0, 0], rtol=0, atol=1e-5)
 
 
-def test_audio_has_a_position_for_each_row_as_text_has() -> None:
+def test_audio_rows_have_sequential_positions_like_text() -> None:
     """This follows transformers' rule for three-dimensional positions, which differ only for images."""
     ids = turn("user", [5, *[AUDIO] * 26, 6])
     given = torch.tensor([ids]), None, None, torch.ones(1, len(ids)), False, torch.tensor([200])
@@ -78,7 +78,7 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
         ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+def test_unspeakable_input_is_refused_by_field_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^{message}"):
         written(checkpoint, **changes)
 
@@ -91,7 +91,9 @@ def test_what_cannot_be_spoken_is_refused_by_name(checkpoint: Path, changes: dic
         (lambda states: np.where(states == states.max(), np.inf, states), "finite features, got NaN"),
     ],
 )
-def test_invalid_states_are_refused(checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str) -> None:
+def test_invalid_hidden_states_are_refused(
+    checkpoint: Path, spoil: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
     prompt, expects = written(checkpoint), AudioFormat.from_config(config_at(checkpoint))
     check_audios(prompt, expects)
     (audio,) = prompt.audios
@@ -99,13 +101,13 @@ def test_invalid_states_are_refused(checkpoint: Path, spoil: Callable[[np.ndarra
         check_audios(replace(prompt, audios=(replace(audio, features=spoil(audio.features)),)), expects)
 
 
-def test_of_an_open_text_the_end_is_still_to_come(checkpoint: Path) -> None:
+def test_open_text_has_no_end_token_yet(checkpoint: Path) -> None:
     whole, begun = written(checkpoint), written(checkpoint, is_open=True)
     assert begun.is_open
     assert (*begun.track, 315) == whole.track
 
 
-def test_turns_of_others_are_not_read(checkpoint: Path) -> None:
+def test_talker_ignores_other_turns(checkpoint: Path) -> None:
     """The thinker's audio input is not read either, because there are no hidden states for it."""
     case = Case(turn("system", [3]) + turn("user", [4]) + turn("assistant", [AUDIO, IMAGE]), [5], "ethan")
     rows = case.prompt(checkpoint, 9).rows
@@ -122,7 +124,7 @@ def test_a_missing_thinker_is_reported(checkpoint: Path, tmp_path: Path, capsys:
     assert said.count("\n") == 1
 
 
-def test_another_family_s_checkpoint_is_none(tmp_path: Path) -> None:
+def test_talker_refuses_a_checkpoint_of_another_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
     with pytest.raises(CheckpointError, match="expected a checkpoint of qwen3_omni_talker, got 'tiny'"):
         TalkerPrompts.at(tmp_path)

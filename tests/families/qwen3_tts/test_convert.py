@@ -17,7 +17,7 @@ from tests.refused_conversion import Edit, Refuses, edited
 DEPTH = "talker.code_predictor."
 
 
-def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Path) -> None:
+def test_missing_fine_tune_settings_use_the_authors_defaults(tmp_path: Path) -> None:
     """The defaults are `hidden_act` silu, no attention bias, and speakers without dialects."""
     config = small_config()
     folder = write_release(tmp_path / "release", config)
@@ -80,7 +80,7 @@ def test_what_a_fine_tune_leaves_out_is_as_the_authors_class_has_it(tmp_path: Pa
         ),
     ],
 )
-def test_foreign_configs_fail(tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
+def test_unsupported_qwen3_tts_configs_are_refused(tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
     folder = write_release(tmp_path)
     with edited(folder / "config.json") as config:
         edit(config)
@@ -95,7 +95,7 @@ def test_foreign_configs_fail(tmp_path: Path, refuses: Refuses, edit: Edit, mess
         ("talker.text_projection.linear_fc1.bias", "missing: "),
     ],
 )
-def test_missing_tensors_are_named(tmp_path: Path, refuses: Refuses, name: str, message: str) -> None:
+def test_error_names_missing_tensors(tmp_path: Path, refuses: Refuses, name: str, message: str) -> None:
     folder = write_release(tmp_path)
     with edited(folder / "model.safetensors") as tensors:
         tensors["stranger"] = tensors.pop(name)
@@ -109,7 +109,7 @@ def test_a_tokenizer_with_other_special_tokens_is_refused(tmp_path: Path, refuse
     refuses(command(folder, folder / "out"), "added token '<tts_pad>': expected the next id")
 
 
-def test_the_smaller_model_knows_its_speakers_and_lets_instructions_be_given(tmp_path: Path) -> None:
+def test_smaller_model_has_speakers_and_accepts_instructions(tmp_path: Path) -> None:
     config = small_config()
     config["tts_model_size"] = "0b6"
     folder = write_release(tmp_path, config)
@@ -121,7 +121,7 @@ def test_the_smaller_model_knows_its_speakers_and_lets_instructions_be_given(tmp
 
 
 @pytest.mark.parametrize(("size", "follows"), [("0b6", False), ("1b7", True), ("b6", True), ("", True)])
-def test_only_the_smaller_model_drops_instructions(tmp_path: Path, size: str, follows: bool) -> None:
+def test_only_the_small_model_ignores_instructions(tmp_path: Path, size: str, follows: bool) -> None:
     config = small_config()
     config["tts_model_size"] = size
     folder = write_release(tmp_path, config)
@@ -131,7 +131,7 @@ def test_only_the_smaller_model_drops_instructions(tmp_path: Path, size: str, fo
     )
 
 
-def test_a_release_that_clones_brings_its_speaker_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_base_release_conversion_writes_its_speaker_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = small_config("base")
     folder = write_release(tmp_path, config)
     assert main(command(folder, folder / "out")) == 0
@@ -146,7 +146,7 @@ def test_a_release_that_clones_brings_its_speaker_encoder(tmp_path: Path, capsys
         np.testing.assert_array_equal(tensor.numpy(), published[f"speaker_encoder.{name}"])
 
 
-def test_speaker_encoders_only_fit_their_kind(tmp_path: Path, refuses: Refuses) -> None:
+def test_speaker_encoders_are_refused_by_other_model_types(tmp_path: Path, refuses: Refuses) -> None:
     config = small_config("base")
     folder = write_release(tmp_path, config)
     (folder / "config.json").write_text(json.dumps(config | {"tts_model_type": "voice_design"}))

@@ -32,7 +32,7 @@ def prepare(checkpoint: Checkpoint, text: str = "hello world", **options: object
     return preprocessor.prepare(RawRequest(text=text, options=json.dumps(options)))
 
 
-def test_the_rows_of_every_case_are_the_authors(checkpoints: dict[str, Checkpoint]) -> None:
+def test_prompt_rows_match_the_authors_in_every_case(checkpoints: dict[str, Checkpoint]) -> None:
     """Cases cover languages, a dialect, speakers, instructions, cloned voices, and words before and within frames."""
     largest = 0.0
     for kind, checkpoint in checkpoints.items():
@@ -55,7 +55,7 @@ def words_left(name: str) -> int:
     return max(0, said - 1 - fixture()[REFERENCES[case]].shape[1])
 
 
-def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, Checkpoint]) -> None:
+def test_qwen3_tts_prompt_has_voice_language_and_instruction(checkpoints: dict[str, Checkpoint]) -> None:
     checkpoint = checkpoints["custom_voice"]
     plain = prepare(checkpoint)
     assert np.array_equal(plain.rows, prepare(checkpoint, voice="Ryan", language="Auto", text_mode="whole").rows)
@@ -84,7 +84,7 @@ def test_a_request_says_voice_language_and_how_to_speak(checkpoints: dict[str, C
         ("voice_design", {"voice": "ryan"}, "options.voice: expected no value (this model has no named voices"),
     ],
 )
-def test_what_it_cannot_say_is_refused_by_name(
+def test_unsupported_speech_options_are_refused_by_name(
     checkpoints: dict[str, Checkpoint], kind: str, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
@@ -93,7 +93,7 @@ def test_what_it_cannot_say_is_refused_by_name(
 
 
 @pytest.mark.parametrize("blank", ["", "\n", "\n\n\n", " \r\n", "\t\n \n  "])
-def test_line_ends_that_a_text_begins_with_are_left_out(checkpoints: dict[str, Checkpoint], blank: str) -> None:
+def test_leading_line_breaks_are_removed(checkpoints: dict[str, Checkpoint], blank: str) -> None:
     """The authors' code removes three tokens from `assistant\\n` and the text: line ends would merge with the third."""
     kept = blank.rpartition("\n")[2]  # indentation is none of them
     asked, plain = (
@@ -104,18 +104,18 @@ def test_line_ends_that_a_text_begins_with_are_left_out(checkpoints: dict[str, C
     assert asked.track == plain.track
 
 
-def test_a_recording_s_words_begin_without_line_ends(checkpoints: dict[str, Checkpoint]) -> None:
+def test_leading_newlines_of_reference_text_are_stripped(checkpoints: dict[str, Checkpoint]) -> None:
     plain, asked = (clone(checkpoints["base"], speech(1.0), said, text_mode="whole") for said in ("mind", "\n\nmind"))
     assert np.array_equal(asked.rows, plain.rows)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", LONG])
-def test_words_there_must_be_and_not_too_many(checkpoints: dict[str, Checkpoint], text: str) -> None:
+def test_empty_and_overlong_texts_are_refused(checkpoints: dict[str, Checkpoint], text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"^text: "):
         prepare(checkpoints["custom_voice"], text)
 
 
-def test_text_is_split_as_qwen_2_was_trained(checkpoints: dict[str, Checkpoint]) -> None:
+def test_text_tokenization_matches_qwen_2(checkpoints: dict[str, Checkpoint]) -> None:
     """As in transformers' class, merges across a case change apply, and names of special tokens are text."""
     folder = checkpoints["custom_voice"].folder
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
@@ -141,7 +141,7 @@ def clone(
     return preprocessor.prepare(RawRequest(messages=messages, pcm_in=pcm, sample_rate=24_000, options=json.dumps(more)))
 
 
-def test_a_system_turn_gives_the_audio_and_words_of_a_voice(
+def test_system_turn_sets_the_cloned_voice(
     checkpoints: dict[str, Checkpoint],
 ) -> None:
     checkpoint, pcm = checkpoints["base"], speech(1.0)
@@ -222,7 +222,7 @@ def test_a_missing_voice_is_reported(checkpoints: dict[str, Checkpoint], request
     assert str(refused.value).startswith(message)
 
 
-def test_a_release_with_voices_of_its_own_clones_none(checkpoints: dict[str, Checkpoint]) -> None:
+def test_release_with_preset_voices_refuses_cloning(checkpoints: dict[str, Checkpoint]) -> None:
     with pytest.raises(InvalidRequest, match=r"^messages\[0\]\.role: expected 'user' for task 'tts', got 'system'"):
         clone(checkpoints["custom_voice"], speech(1.0))
 

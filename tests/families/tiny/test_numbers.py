@@ -8,7 +8,7 @@ from stretto.families.tiny.text import cardinal, clock, code, digits, number, or
 
 
 @given(st.integers(0, 999_999))
-def test_counts_agree_with_a_slow_reading(count: int) -> None:
+def test_cardinal_numbers_match_the_reference(count: int) -> None:
     assert cardinal(count) == slow_cardinal(count)
     assert number(f"{count:,}") == slow_cardinal(count)
 
@@ -31,7 +31,7 @@ def slow_cardinal(count: int) -> str:
     return f"{slow_cardinal(thousands)} thousand{joint}{slow_cardinal(rest) if rest else ''}"
 
 
-def test_single_readings() -> None:
+def test_single_number_readings() -> None:
     assert ordinal(30) == "thirtieth"
     assert year(2005) == "two thousand and five"
     assert digits("0-45") == "zero four five"
@@ -54,7 +54,7 @@ def test_single_readings() -> None:
         ("12345", "one two three four five"),
     ],
 )
-def test_numbers_of_flights_and_houses(text: str, spoken: str) -> None:
+def test_flight_and_house_numbers_are_spelled_out(text: str, spoken: str) -> None:
     assert code(text) == spoken
 
 
@@ -69,10 +69,10 @@ def test_numbers_of_flights_and_houses(text: str, spoken: str) -> None:
         (12, 30, "p m", "twelve thirty p m"),
     ],
 )
-def test_times_are_read_as_on_a_clock(hours: int, minutes: int, suffix: str, spoken: str) -> None:
+def test_clock_times_are_spelled_out(hours: int, minutes: int, suffix: str, spoken: str) -> None:
     assert clock(hours, minutes, suffix).split() == spoken.split()
 
 
 @given(st.text(st.sampled_from("0123456789.,:/-$%°'+x apmMsthk"), max_size=40))
-def test_no_digit_is_left(text: str) -> None:
+def test_numbers_are_written_out_without_digits(text: str) -> None:
     assert not any(character.isdigit() for character in write_out(text))

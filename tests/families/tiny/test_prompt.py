@@ -26,7 +26,7 @@ TEMPLATE = TinyTemplate(FrameCounter())
 OTHERS = "text: expected English in Latin script, or options.transliterate=true to transliterate other scripts, "
 
 
-def test_a_text_is_voice_and_characters() -> None:
+def test_tiny_text_prompt_is_voice_and_characters() -> None:
     rows, words = TEMPLATE.speak("It's 2.", "rms")
     assert words == ("it's", "two")
     assert rows.shape == (12, 9)
@@ -36,7 +36,7 @@ def test_a_text_is_voice_and_characters() -> None:
     assert rows[-1, 0] == BEGIN_TEXT
 
 
-def test_audio_is_delayed_codes_with_the_ordinal_of_each_row() -> None:
+def test_audio_prompt_is_delayed_codes_with_row_ordinals() -> None:
     codes = np.arange(14).reshape(7, 2)
     rows = TEMPLATE.listen(codes)
     assert rows.shape == (2 + 2 + LAYOUT.max_delay + 1, 9)
@@ -51,7 +51,7 @@ def test_audio_is_delayed_codes_with_the_ordinal_of_each_row() -> None:
     assert (rows[[0, 1, -1], 1:] == PAD).all()
 
 
-def test_the_index_table_is_never_overrun() -> None:
+def test_index_table_is_never_overrun() -> None:
     longest = MAX_FRAME_ROWS - LAYOUT.max_delay
     assert TEMPLATE.listen(np.zeros((7, longest), int))[-2, 8] == FIRST_CODE - 1
     with pytest.raises(AssertionError):
@@ -78,13 +78,13 @@ def test_the_index_table_is_never_overrun() -> None:
         ),  # 1,000,000,000 each
     ],
 )
-def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
+def test_unspeakable_text_is_refused(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         TEMPLATE.speak(text, "slt")
     assert str(caught.value) == message
 
 
-def test_letters_of_other_scripts_are_spelled_in_latin_ones_if_asked_for() -> None:
+def test_other_scripts_are_transliterated_only_on_request() -> None:
     assert TEMPLATE.speak("say 你好", "slt", transliterates=True)[1] == ("say", "nihao")
     piece = (Piece("user", "text", text="Привет"),)
     assert TEMPLATE.write(TINY.task("tts"), piece, "slt", Manner(transliterates=True)).words == ("privet",)
@@ -101,11 +101,11 @@ def test_letters_of_other_scripts_are_spelled_in_latin_ones_if_asked_for() -> No
         ("٣ apples at 20 ℃", "three apples at twenty degrees celsius"),  # digits and signs
     ],
 )
-def test_accents_symbols_and_digits_of_other_scripts_are_read(text: str, words: str) -> None:
+def test_accents_symbols_and_foreign_digits_are_normalised(text: str, words: str) -> None:
     assert " ".join(TEMPLATE.speak(text, "slt")[1]) == words
 
 
-def test_a_piece_is_spoken_or_heard() -> None:
+def test_text_and_audio_pieces_become_tts_and_asr_prompts() -> None:
     spoken = TEMPLATE.write(TINY.task("tts"), (Piece("user", "text", text="It's 2."),), "rms")
     rows, words = TEMPLATE.speak("It's 2.", "rms")
     assert np.array_equal(spoken.rows, rows)
@@ -116,7 +116,7 @@ def test_a_piece_is_spoken_or_heard() -> None:
 
 @pytest.mark.parametrize("before", [0, 16_000])
 @pytest.mark.parametrize("after", [0, 8_000, 16_000])
-def test_silence_beside_speech_is_heard_for_0_3_s_at_most(before: int, after: int) -> None:
+def test_silence_around_speech_is_trimmed_to_0_3_s(before: int, after: int) -> None:
     speech = np.full(6_400, 0.5, np.float32)
     padded = np.concatenate([np.zeros(before, np.float32), speech, np.full(after, 1e-4, np.float32)])
     rows = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=padded),), None).rows
@@ -126,7 +126,7 @@ def test_silence_beside_speech_is_heard_for_0_3_s_at_most(before: int, after: in
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.02])
 @pytest.mark.parametrize("click", [False, True])
-def test_noise_and_clicks_beside_speech_are_trimmed(noise: float, click: bool) -> None:
+def test_noise_and_clicks_around_speech_are_trimmed(noise: float, click: bool) -> None:
     rng = np.random.default_rng(0)
     speech = np.sin(np.arange(8_000) / 3) * 0.3
     pcm = np.concatenate([np.zeros(16_000), speech, np.zeros(48_000)]) + noise * rng.standard_normal(72_000)
@@ -137,13 +137,13 @@ def test_noise_and_clicks_beside_speech_are_trimmed(noise: float, click: bool) -
 
 
 @pytest.mark.parametrize("num", [0, 1, 319, 960, 16_000])
-def test_recordings_without_speech_are_heard_unchanged(num: int) -> None:
+def test_recordings_without_speech_are_not_trimmed(num: int) -> None:
     rng = np.random.default_rng(0)
     for pcm in (np.zeros(num), rng.standard_normal(num) * 0.1):
         assert len(trim_silence(pcm.astype(np.float32), 4_800, 320)) == num
 
 
-def test_codes_are_refused_as_it_hears_samples() -> None:
+def test_tiny_asr_refuses_codes() -> None:
     piece = Piece("user", "messages[0].codes", codes=np.zeros((7, 3), int))
     with pytest.raises(InvalidRequest, match=r"messages\[0\].codes: expected audio samples"):
         TEMPLATE.write(TINY.task("asr"), (piece,), None)

@@ -108,7 +108,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("text", KNOWN, ids=repr)
-def test_a_known_sentence_is_written_out_as_a_person_reads_it(text: str) -> None:
+def test_text_normalisation_of_known_sentences(text: str) -> None:
     assert normalise(text, CHARACTERS) == KNOWN[text]
 
 
@@ -120,7 +120,7 @@ NUMBERY = st.text(st.sampled_from(list("0123456789.,:-/$€%°'+ xaApPmMsthkJuly
 @example("9" * 200)
 @example("1/2" * 60)
 @example("1 " * 100)
-def test_any_text_becomes_words_of_the_alphabet(text: str) -> None:
+def test_normalised_text_contains_only_known_characters(text: str) -> None:
     spoken = normalise(text, CHARACTERS)
     assert set(spoken) <= set(CHARACTERS)
     assert spoken == normalise(text, CHARACTERS)
@@ -130,7 +130,7 @@ def test_any_text_becomes_words_of_the_alphabet(text: str) -> None:
 
 
 @given(st.text(st.sampled_from("abc ABCé,.?!'\n"), min_size=1, max_size=60))
-def test_no_letter_of_plain_text_is_lost(text: str) -> None:
+def test_normalization_keeps_all_letters(text: str) -> None:
     letters = [character for character in normalise(text, CHARACTERS) if character.isalpha()]
     expected = [character for character in text.lower().replace("é", "e") if character.isalpha()]
     if "." not in text:  # a dot inside a word is spoken

@@ -71,13 +71,15 @@ def release(published: Path, tmp_path: Path) -> Path:
         (CONFIG, lambda c: c["token_bias"].update(text_bpe=[380, 412]), "with at most 32 tokens, got "),
     ],
 )
-def test_what_does_not_fit_is_named(release: Path, file: str, edit: Edit, message: str, refuses: Refuses) -> None:
+def test_error_names_mismatched_checkpoint_contents(
+    release: Path, file: str, edit: Edit, message: str, refuses: Refuses
+) -> None:
     with edited(release / file) as content:
         edit(content)
     refuses(command(release, release.parent / "out"), message)
 
 
-def test_a_checkpoint_without_its_second_half_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valle_checkpoint_without_refinement_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = convert(tmp_path)
     record = json.loads((checkpoint / "config.json").read_text())
     assert (record["vocab_size"], record["speech_family"]) == (413, "valle")

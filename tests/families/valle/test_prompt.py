@@ -32,7 +32,7 @@ def voiced(codes: object, text: str = "a well") -> RawRequest:
     return asked(f'[{{"role": "system", "codes": {codes}}}, {{"role": "user", "text": "{text}"}}]')
 
 
-def test_rows_are_the_authors(checkpoint: Path) -> None:
+def test_rows_match_the_authors(checkpoint: Path) -> None:
     """The rows are ESPnet's prefix, followed by a row with only the marker."""
     family = family_at(checkpoint)
     template = open_valle(checkpoint, family)
@@ -42,7 +42,7 @@ def test_rows_are_the_authors(checkpoint: Path) -> None:
         assert rows[-1].tolist() == [KNOWN.codec_marker] + [KNOWN.nothing] * 7
 
 
-def test_a_voice_is_cut_or_filled_up(preprocessor: Preprocessor) -> None:
+def test_voice_prompt_is_truncated_or_padded(preprocessor: Preprocessor) -> None:
     for length in (8, 6, 2):
         rows = preprocessor.prepare(voiced([line[:length] for line in VOICE])).rows
         heard = rows[-7:-1]
@@ -53,7 +53,7 @@ def test_a_voice_is_cut_or_filled_up(preprocessor: Preprocessor) -> None:
         np.testing.assert_array_equal(heard, expected)
 
 
-def test_a_recording_is_the_same_as_its_codes(preprocessor: Preprocessor) -> None:
+def test_recording_prompt_matches_its_codes_prompt(preprocessor: Preprocessor) -> None:
     pcm = (np.sin(np.arange(16_000) ** 1.2 / 90) / 2).astype(np.float32)
     turns = '[{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a well"}]'
     heard = preprocessor.prepare(RawRequest(messages=turns, pcm_in=pcm, sample_rate=16_000)).rows
@@ -82,6 +82,6 @@ def test_a_recording_is_the_same_as_its_codes(preprocessor: Preprocessor) -> Non
         ),
     ],
 )
-def test_what_cannot_be_said_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_unspeakable_prompts_are_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         preprocessor.prepare(raw)

@@ -30,7 +30,7 @@ def refinement(folder: Path) -> ValleRefinement:
     return load(folder)
 
 
-def test_the_decoder_opens_the_refinement_of_the_checkpoints_family(folder: Path, tmp_path: Path) -> None:
+def test_decoder_loads_the_refinement_of_the_checkpoint_family(folder: Path, tmp_path: Path) -> None:
     config = DecoderConfig(codec="espnet_dac")
     assert isinstance(refinement_of(open_codec(config, folder.parent)), ValleRefinement)
     other = shutil.copytree(folder.parent, tmp_path / "other")
@@ -45,13 +45,13 @@ def passage(reply: dict[str, Any]) -> Passage:
     return Passage(np.array([*reply["prefix"], start]), np.array(reply["codes"][0]))
 
 
-def test_the_fixture_is_no_accident() -> None:
+def test_fixture_is_numerically_unambiguous() -> None:
     """Every code leads its runner-up clearly, and lengths differ, so that batches are padded."""
     assert min(reply["filled_lead"] for reply in REPLIES) > 1e-3
     assert len({len(reply["prefix"]) + len(reply["codes"][0]) for reply in REPLIES}) > 2
 
 
-def test_codes_are_the_authors(refinement: ValleRefinement) -> None:
+def test_codes_match_the_published_model(refinement: ValleRefinement) -> None:
     alone = [refinement.fill([passage(reply)])[0] for reply in REPLIES]
     told: list[None] = []
     together = refinement.fill([passage(reply) for reply in REPLIES], lambda: told.append(None))
@@ -61,7 +61,7 @@ def test_codes_are_the_authors(refinement: ValleRefinement) -> None:
         np.testing.assert_array_equal(beside, reply["codes"])
 
 
-def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
+def test_refinement_depends_on_the_whole_utterance_and_voice(refinement: ValleRefinement) -> None:
     """The first half of an utterance depends on the second, and all of it on the voice."""
     heard = {"later": False, "voice": False}
     for reply in REPLIES:
@@ -90,7 +90,7 @@ def test_all_of_an_utterance_counts(refinement: ValleRefinement) -> None:
         (lambda r: r.update(num_layers=3), r"missing \['blocks\.2\."),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(
+def test_invalid_config_numbers_are_refused(
     folder: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     record = json.loads((folder / "config.json").read_text())
@@ -101,7 +101,7 @@ def test_numbers_that_do_not_fit_are_refused(
         load(tmp_path)
 
 
-def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_mismatched_refinement_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a JSON object, got FileNotFoundError"):
         load(tmp_path)
     (tmp_path / "config.json").symlink_to(folder / "config.json")

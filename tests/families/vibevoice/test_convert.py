@@ -62,7 +62,7 @@ def written(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(shard)
 
 
-def test_tensors_are_those_of_the_release(release: Path, tmp_path: Path) -> None:
+def test_converted_tensors_match_the_release(release: Path, tmp_path: Path) -> None:
     assert run(release, tmp_path / "out") == 0
     given, found, codec = (
         load_file(release / MODEL),
@@ -96,7 +96,7 @@ def test_tensors_are_those_of_the_release(release: Path, tmp_path: Path) -> None
         assert numbers["latent_bias_factor"] == pytest.approx(OFFSET)
 
 
-def test_a_second_copy_of_a_tied_head_is_left_out(release: Path, tmp_path: Path) -> None:
+def test_duplicate_tied_head_is_omitted(release: Path, tmp_path: Path) -> None:
     release = copy_of(release, tmp_path / "release")
     with edited(release / MODEL) as tensors:
         tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].clone()
@@ -104,7 +104,7 @@ def test_a_second_copy_of_a_tied_head_is_left_out(release: Path, tmp_path: Path)
     assert not {"audio_head.weight", "lm_head.weight"} & set(written(tmp_path / "out"))
 
 
-def test_of_an_untied_head_four_rows_stay(tmp_path: Path) -> None:
+def test_untied_head_keeps_four_rows(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release", "untied")
     assert run(release, tmp_path / "out") == 0
     rows = load_file(release / MODEL)["lm_head.weight"][[BEGIN, END, FRAME, END_OF_REPLY]]
@@ -190,7 +190,7 @@ def authors_release(folder: Path, kind: str = "tied") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_the_authors_layout_gives_the_same_checkpoint(tmp_path: Path, kind: str) -> None:
+def test_authors_layout_converts_to_the_same_checkpoint(tmp_path: Path, kind: str) -> None:
     assert run(write_release(tmp_path / "release", kind), tmp_path / "out") == 0
     assert run(authors_release(tmp_path / "authors", kind), tmp_path / "same") == 0
     first, second = written(tmp_path / "out"), written(tmp_path / "same")
@@ -208,7 +208,7 @@ def test_the_authors_layout_gives_the_same_checkpoint(tmp_path: Path, kind: str)
     assert all(tensor.equal(codecs[1][name]) for name, tensor in codecs[0].items())
 
 
-def test_names_are_those_of_the_authors_checkpoint() -> None:
+def test_tensor_names_match_the_authors_checkpoint() -> None:
     """Names and shapes equal those of the published 1.5B checkpoint, whose decoder has 276 tensors."""
     with torch.device("meta"):
         shapes = {
@@ -242,7 +242,7 @@ def test_names_are_those_of_the_authors_checkpoint() -> None:
         ("diffusion_head_config", {"head_layers": 0}, "diffusion_head_config: expected sizes, got"),
     ],
 )
-def test_an_authors_config_that_does_not_fit_is_named(
+def test_unsupported_vibevoice_config_field_is_named(
     tmp_path: Path, refuses: Refuses, section: str, change: dict[str, Any], message: str
 ) -> None:
     release = authors_release(tmp_path / "release")
@@ -252,7 +252,7 @@ def test_an_authors_config_that_does_not_fit_is_named(
     refuses(words(release, tmp_path / "out"), message)
 
 
-def test_the_authors_layout_needs_the_tokenizer_of_qwen(tmp_path: Path, refuses: Refuses) -> None:
+def test_authors_layout_requires_the_qwen_tokenizer(tmp_path: Path, refuses: Refuses) -> None:
     release = authors_release(tmp_path / "release")
     path = release / "tokenizer.json"
     path.write_text(path.read_text().replace("<|vision_pad|>", "<|other|>"))
@@ -272,7 +272,9 @@ def test_the_authors_layout_needs_the_tokenizer_of_qwen(tmp_path: Path, refuses:
         (lambda t: t[FACTOR].fill_(0), f"{FACTOR}: expected a finite number"),
     ],
 )
-def test_what_does_not_fit_is_named(release: Path, tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
+def test_error_names_mismatched_checkpoint_contents(
+    release: Path, tmp_path: Path, refuses: Refuses, edit: Edit, message: str
+) -> None:
     release = copy_of(release, tmp_path / "release")
     with edited(release / MODEL) as tensors:
         edit(tensors)
@@ -305,7 +307,7 @@ def test_what_does_not_fit_is_named(release: Path, tmp_path: Path, refuses: Refu
         ({"text_config": {"hidden_size": "wide"}}, "invalid parameters for qwen2"),
     ],
 )
-def test_a_config_that_does_not_fit_is_named(
+def test_convert_error_names_the_unsupported_config_value(
     release: Path, tmp_path: Path, refuses: Refuses, change: dict[str, Any], message: str
 ) -> None:
     release = copy_of(release, tmp_path / "release")
@@ -313,7 +315,7 @@ def test_a_config_that_does_not_fit_is_named(
     refuses(words(release, tmp_path / "out"), message)
 
 
-def test_other_dtypes_are_refused(release: Path, tmp_path: Path, refuses: Refuses) -> None:
+def test_unsupported_dtypes_are_refused(release: Path, tmp_path: Path, refuses: Refuses) -> None:
     expected = "--dtype: expected float32 (latents are fed back in float32), got bfloat16"
     refuses(words(release, tmp_path / "out", "--dtype", "bfloat16"), expected)
 
@@ -329,7 +331,7 @@ def test_other_dtypes_are_refused(release: Path, tmp_path: Path, refuses: Refuse
         ({"num_features": 1 << 20}, r"num_features must be in \[1, 4096\]"),
     ],
 )
-def test_vocabularies_are_of_the_size_of_models(change: dict[str, int], message: str) -> None:
+def test_implausible_vocabulary_sizes_are_refused(change: dict[str, int], message: str) -> None:
     record = VibeVoiceVocabulary().to_record() | change
     with pytest.raises(CheckpointError, match=message):
         read_family({FAMILY: "vibevoice", VOCABULARY: record})

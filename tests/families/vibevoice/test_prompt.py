@@ -49,7 +49,7 @@ def spelled(checkpoint: Path, *parts: str | int) -> list[int]:
     return [each for part in parts for each in (tokenizer.encode(part) if isinstance(part, str) else [part])]
 
 
-def test_parts_are_tokenized_by_themselves(checkpoint: Path, preprocessor: Preprocessor) -> None:
+def test_prompt_parts_are_tokenized_separately(checkpoint: Path, preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(
         RawRequest(text="Speaker 1: Hello.\n\nspeaker 2 :Hi, you.\nAnd more.\nSpeaker 1: Bye.")
     )
@@ -71,7 +71,7 @@ def test_parts_are_tokenized_by_themselves(checkpoint: Path, preprocessor: Prepr
         ("<|vision_start|>", [" Speaker 0: <|vision_start|>\n"]),
     ],
 )
-def test_speakers_count_from_one_or_zero(
+def test_speakers_are_numbered_from_one_or_zero(
     checkpoint: Path, preprocessor: Preprocessor, text: str, lines: list[str]
 ) -> None:
     """Names of special tokens in a text are plain text."""
@@ -80,7 +80,7 @@ def test_speakers_count_from_one_or_zero(
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_recordings_are_the_voices_in_order(checkpoint: Path, preprocessor: Preprocessor, number: int) -> None:
+def test_recordings_become_voices_in_speaker_order(checkpoint: Path, preprocessor: Preprocessor, number: int) -> None:
     turns: list[dict[str, str]] = [{"role": "user", "audio": "audio"} for _ in range(number)]
     if number > 1:
         turns[0]["role"] = "system"
@@ -159,6 +159,6 @@ def test_voices_may_be_given_as_latents(preprocessor: Preprocessor) -> None:
         (asked(USER, output={"codes": True}), "options.output.codes: expected false"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_unspeakable_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         preprocessor.prepare(raw)

@@ -32,14 +32,14 @@ def loaded(module: torch.nn.Module, prefix: str, dtype: torch.dtype = torch.floa
 
 
 @pytest.mark.parametrize("seconds", LENGTHS)
-def test_features_are_the_authors(audio: Mapping[str, object], seconds: float) -> None:
+def test_vita_audio_features_match_the_published_code(audio: Mapping[str, object], seconds: float) -> None:
     ours = stacked_log_mel(speech(seconds), audio, dither=0.0)
     np.testing.assert_allclose(thinned(ours), THEIRS[f"features {seconds}"], atol=2e-4)
 
 
 @pytest.mark.parametrize("seconds", LENGTHS)
 @torch.no_grad()
-def test_rows_are_the_authors(audio: Mapping[str, object], seconds: float) -> None:
+def test_rows_match_the_authors(audio: Mapping[str, object], seconds: float) -> None:
     tower = loaded(audio_tower(audio), random.TOWER)
     adaptor = loaded(audio_adaptor(audio, HIDDEN), random.ADAPTOR)
     features = stacked_log_mel(speech(seconds), audio, dither=0.0)
@@ -50,13 +50,13 @@ def test_rows_are_the_authors(audio: Mapping[str, object], seconds: float) -> No
     np.testing.assert_allclose(thinned(rows.numpy()), THEIRS[f"rows {seconds}"], atol=1e-4, rtol=1e-4)
 
 
-def test_positions_are_rounded_as_theirs_in_bfloat16() -> None:
+def test_bfloat16_positions_match_the_authors() -> None:
     ours = positions(NUM_POSITIONS, random.WIDTH, torch.zeros(1, dtype=torch.bfloat16))
     np.testing.assert_array_equal(thinned(ours.float().numpy()), THEIRS["positions"])
 
 
 @torch.no_grad()
-def test_a_narrow_tower_reads_wide_features(audio: Mapping[str, object]) -> None:
+def test_bfloat16_audio_tower_accepts_float32_features(audio: Mapping[str, object]) -> None:
     """The engine passes float32 features; rows have the dtype of the weights."""
     towers = [loaded(audio_tower(audio), random.TOWER, dtype) for dtype in (torch.float32, torch.bfloat16)]
     adaptors = [
@@ -68,7 +68,7 @@ def test_a_narrow_tower_reads_wide_features(audio: Mapping[str, object]) -> None
     assert (narrow.float() - wide).norm() < 0.1 * wide.norm()
 
 
-def test_the_noise_of_silence_is_the_same_each_time(audio: Mapping[str, object]) -> None:
+def test_dither_of_silence_is_deterministic(audio: Mapping[str, object]) -> None:
     silence = np.zeros(16_000, np.float32)
     first, again = (stacked_log_mel(silence, audio) for _ in range(2))
     np.testing.assert_array_equal(first, again)
@@ -77,13 +77,13 @@ def test_the_noise_of_silence_is_the_same_each_time(audio: Mapping[str, object])
 
 
 @pytest.mark.parametrize("num_samples", [WINDOW, WINDOW + HOP - 1, WINDOW + HOP, WINDOW + 6 * HOP, 9_999])
-def test_frames_are_whole_windows_in_sixes(audio: Mapping[str, object], num_samples: int) -> None:
+def test_features_stack_six_mel_frames(audio: Mapping[str, object], num_samples: int) -> None:
     mel = 1 + (num_samples - WINDOW) // HOP
     assert stacked_log_mel(speech(1.0)[:num_samples], audio).shape == (-(-mel // 6), 560)
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999"])
-def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
+def test_non_finite_encoder_numbers_are_refused(tmp_path: Path, number: str) -> None:
     path = random.write_numbers(tmp_path) / "am.mvn"
     head, _, tail = path.read_text().partition("<AddShift>")
     before, _, numbers = tail.partition("[ ")
@@ -104,7 +104,9 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
         ("am.mvn", "<AddShift> 560 560\n<LearnRateCoef> 0 [", "<AddShift> [ 1", "expected 560 numbers, got 561"),
     ],
 )
-def test_foreign_files_are_refused_by_name(tmp_path: Path, name: str, said: str, instead: str, message: str) -> None:
+def test_incompatible_encoder_files_are_refused(
+    tmp_path: Path, name: str, said: str, instead: str, message: str
+) -> None:
     path = random.write_numbers(tmp_path) / name
     changed = path.read_text().replace(said, instead)
     assert changed != path.read_text()

@@ -36,7 +36,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
     return Preprocessor(checkpoint)
 
 
-def test_samples_become_the_tokens_of_what_is_heard_at_16_khz(preprocessor: Preprocessor) -> None:
+def test_audio_input_becomes_16_khz_tokens(preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(pcm_in=speech(1.0), sample_rate=16_000, task="asr"))
     first = preprocessor.family.layout.audio[0].start
     heard = [first + token for token in json.loads(HEARD.read_text())["1.0"]]
@@ -47,7 +47,7 @@ def test_samples_become_the_tokens_of_what_is_heard_at_16_khz(preprocessor: Prep
         preprocessor.prepare(RawRequest(pcm_in=speech(0.05), sample_rate=16_000, task="asr"))
 
 
-def test_a_reply_leaves_in_the_decoder_s_blocks(checkpoint: Path, preprocessor: Preprocessor) -> None:
+def test_reply_chunks_follow_the_decoder_block_sizes(checkpoint: Path, preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(text="How are you?", options='{"chunking": {"first_frames": 2}}'))
     policy = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).delivery.chunking
     codec = open_codec(DecoderConfig(codec=preprocessor.family.codec), checkpoint)

@@ -54,7 +54,7 @@ def written(template: VitaTemplate, task: str, *pieces: Piece) -> list[int]:
     return template.write(template._family.task(task), pieces, None).rows[:, 0].tolist()
 
 
-def test_each_task_s_prompt_is_the_published_one(checkpoint: Path, template: VitaTemplate) -> None:
+def test_vita_audio_task_prompts_match_the_published_ones(checkpoint: Path, template: VitaTemplate) -> None:
     head = (IM_START, "assistant", "\n")
     said, heard = Piece("user", "text", text="how are you?"), Piece("user", "audio", codes=codes(3, 1, 4))
     assert written(template, "tts", said) == ids(
@@ -77,7 +77,7 @@ def test_each_task_s_prompt_is_the_published_one(checkpoint: Path, template: Vit
     )
 
 
-def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, template: VitaTemplate) -> None:
+def test_voice_and_earlier_turns_precede_the_reply(checkpoint: Path, template: VitaTemplate) -> None:
     voice, text = Piece("system", "messages[0].codes", codes=codes(7, 7)), Piece("user", "messages[1].text", text="hi")
     assert written(template, "tts", voice, text)[: len(ids(checkpoint, IM_START, "system", "\n"))] == ids(
         checkpoint, IM_START, "system", "\n"
@@ -101,7 +101,7 @@ def test_a_voice_and_earlier_turns_stand_before_the_reply(checkpoint: Path, temp
     )
 
 
-def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_path: Path) -> None:
+def test_encoded_audio_takes_one_prompt_row_per_encoder_row(tmp_path: Path) -> None:
     """The prompt has a voice and a question; an earlier reply stays as codes."""
     release = random_vita.write_release(tmp_path / "release", random_vita.PLUS)
     assert main(command(release, tmp_path / "plus")) == 0
@@ -130,7 +130,7 @@ def test_what_is_heard_through_an_encoder_stands_in_the_place_of_a_row_each(tmp_
         written(plus, "asr", Piece("user", "user.codes", codes=codes(1)))
 
 
-def test_words_and_codes_take_turns_as_in_training_the_last_with_all_that_is_left() -> None:
+def test_text_and_codes_are_interleaved_as_in_training() -> None:
     words, sounds, ratio = list(range(9)), list(range(100, 130)), (1, 4, 3, 8, 4, 10)
     assert interleave(words, sounds, ratio, (-1, -2)) == [
         *(0, -1, 100, 101, -2),
@@ -143,7 +143,7 @@ def test_words_and_codes_take_turns_as_in_training_the_last_with_all_that_is_lef
     assert interleave([], sounds, ratio, (-1, -2)) == [-1, *sounds, -2]
 
 
-def test_what_cannot_be_written_is_refused_by_name(template: VitaTemplate) -> None:
+def test_invalid_prompt_pieces_are_refused_by_field_name(template: VitaTemplate) -> None:
     with pytest.raises(InvalidRequest, match="text: expected at most 8000 characters, got 8001 characters"):
         written(template, "tts", Piece("user", "text", text="a" * 8001))
     with pytest.raises(InvalidRequest, match=r"codes\[0\]: expected codes in \[0, 64\), got 64"):
@@ -154,7 +154,7 @@ def test_what_cannot_be_written_is_refused_by_name(template: VitaTemplate) -> No
         written(template, "asr", Piece("user", "audio", pcm=np.zeros(16000, np.float32)))
 
 
-def test_samples_are_written_as_the_tokens_that_the_checkpoint_s_tokenizer_makes_of_them(tmp_path: Path) -> None:
+def test_prompts_tokenize_audio_with_the_checkpoint_tokenizer(tmp_path: Path) -> None:
     release, tokenizer = random_vita.write_release(tmp_path / "release"), write_glm4_tokenizer(tmp_path / "tokenizer")
     words = [*command(release, tmp_path / "out"), "--ssl-tokenizer", str(tokenizer)]
     assert main(words) == 0

@@ -34,7 +34,7 @@ def written(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(shard)
 
 
-def test_scales_are_multiplied_into_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voxcpm_scales_are_multiplied_into_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     release, lm = write_release(tmp_path / "release", "scaled"), config("scaled")["lm_config"]
     assert run(release, tmp_path / "out") == 0
     assert "--dtype" not in capsys.readouterr().out, "other dtypes are refused"
@@ -68,13 +68,13 @@ def test_scales_are_multiplied_into_the_weights(tmp_path: Path, capsys: pytest.C
         ({"num_latents": 1 << 20, "num_numbers": 1 << 20}, "a patch must have 1 to 4096 words"),
     ],
 )
-def test_vocabularies_are_of_the_size_of_models(change: dict[str, int], message: str) -> None:
+def test_implausible_vocabulary_sizes_are_refused(change: dict[str, int], message: str) -> None:
     record = VoxCpmVocabulary().to_record() | change
     with pytest.raises(CheckpointError, match=message):
         read_family({FAMILY: "voxcpm2", VOCABULARY: record})
 
 
-def test_the_codec_may_be_a_safetensors_file(tmp_path: Path) -> None:
+def test_codec_may_be_a_safetensors_file(tmp_path: Path) -> None:
     release = write_release(tmp_path / "release")
     assert run(release, tmp_path / "one") == 0
     stored = torch.load(release / CODEC)["state_dict"]
@@ -109,7 +109,9 @@ SPREAD, RATES = "encoder.fc_logvar.bias", "decoder.sr_bin_boundaries"
         (CODEC, lambda t: t.update({"more": "text"}), "audiovae.pth: expected tensors by name, or under 'state_dict'"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str) -> None:
+def test_error_names_mismatched_checkpoint_contents(
+    tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str
+) -> None:
     release = write_release(tmp_path / "release")
     with edited(release / file) as stored:
         edit(stored["state_dict"] if file == CODEC else stored)
@@ -141,7 +143,7 @@ def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("lm_config", [1], "cannot be read as a release of voxcpm2"),
     ],
 )
-def test_a_config_that_does_not_fit_is_named(
+def test_convert_error_names_the_unsupported_config_value(
     tmp_path: Path, refuses: Refuses, path: str, value: object, message: str
 ) -> None:
     release = write_release(tmp_path / "release")
@@ -159,7 +161,7 @@ def test_incomplete_releases_are_refused(tmp_path: Path, refuses: Refuses) -> No
     refuses(words(release), "--config: expected the release's config.json, got none")
 
 
-def test_a_link_to_a_codec_elsewhere_is_not_followed(tmp_path: Path, refuses: Refuses) -> None:
+def test_symlink_to_an_outside_codec_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release")
     (release / CODEC).rename(tmp_path / CODEC)
     (release / CODEC).symlink_to(tmp_path / CODEC)

@@ -32,14 +32,14 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_are_the_authors(preprocessor: Preprocessor, mode: str) -> None:
+def test_rows_match_the_authors(preprocessor: Preprocessor, mode: str) -> None:
     expected, prompt = reply("plain", mode), preprocessor.prepare(request(mode))
     assert prompt.rows[:, 0].tolist() == np.where(expected.is_audio, FRAME, expected.text).tolist()
     np.testing.assert_allclose(latents_of(prompt.rows[:, 1:]), expected.latents_before, atol=1e-4)
     assert prompt.num_reference_rows == (3 if expected.is_audio[-1] else 0)
 
 
-def test_a_transcript_in_the_system_turn_is_continued(preprocessor: Preprocessor) -> None:
+def test_system_turn_transcript_prompts_a_continuation(preprocessor: Preprocessor) -> None:
     """The prompt equals that of an earlier reply with this transcript."""
     turns = [{"role": "system", "audio": "audio", "text": PROMPT_TEXT}, {"role": "user", "text": TEXT}]
     prompt = preprocessor.prepare(RawRequest(messages=json.dumps(turns), audio=wave_file("prompt")))
@@ -56,7 +56,7 @@ def test_recordings_may_be_given_as_latents(preprocessor: Preprocessor, mode: st
     assert preprocessor.prepare(RawRequest(messages=json.dumps(turns))).rows.tolist() == expected.tolist()
 
 
-def test_tokens_of_several_chinese_characters_are_split(checkpoint: Path) -> None:
+def test_multi_character_chinese_tokens_are_split(checkpoint: Path) -> None:
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
     ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
     assert ids["你好"] in tokenizer.encode("a你好")
@@ -74,7 +74,7 @@ def test_characters_without_a_token_are_unknown(checkpoint: Path) -> None:
         VoxCpmTokenizer(tokenizer)
 
 
-def test_text_is_one_line_and_limits_the_reply(preprocessor: Preprocessor) -> None:
+def test_text_is_joined_to_one_line_and_limits_the_reply_length(preprocessor: Preprocessor) -> None:
     one, other = (preprocessor.prepare(RawRequest(text=text)) for text in ("a\n\n b", "a b"))
     assert one.rows.tolist() == other.rows.tolist()
     assert one.rows[-1, 0] == AUDIO_START
@@ -104,7 +104,7 @@ def test_defaults_and_options(preprocessor: Preprocessor) -> None:
     assert (sampling.latents.steps, sampling.latents.guidance_scale, sampling.is_guided) == (5, 3.5, False)
 
 
-def test_a_reference_is_between_its_marks(preprocessor: Preprocessor) -> None:
+def test_voxcpm2_reference_is_enclosed_by_markers(preprocessor: Preprocessor) -> None:
     ids = preprocessor.prepare(request("reference")).rows[:, 0].tolist()
     number = 1 + RECORDINGS["reference"] // 2560
     assert ids[: number + 2] == [REFERENCE_START, *[FRAME] * number, REFERENCE_END]
@@ -163,6 +163,6 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         (asked(USER, output={"codes": True}), "options.output.codes: expected false"),
     ],
 )
-def test_what_cannot_be_spoken_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
+def test_unspeakable_input_is_refused(preprocessor: Preprocessor, raw: RawRequest, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         preprocessor.prepare(raw)

@@ -57,7 +57,7 @@ async def closed(opened: Any) -> tuple[int, str]:
     return opened.close_code, opened.close_reason
 
 
-async def test_without_a_key_no_socket_is_opened(start: Start) -> None:
+async def test_websockets_require_a_key(start: Start) -> None:
     running = await start(keys=(KEY,))
     with pytest.raises(websockets.InvalidStatus, match="401"):
         async with running.openai(api_key=KEY[:-1]).realtime.connect(model="tiny"):
@@ -69,7 +69,7 @@ async def test_without_a_key_no_socket_is_opened(start: Start) -> None:
     assert await status(running, additional_headers={"authorization": f"Bearer {KEY}"}) == 101
 
 
-async def test_a_page_has_its_key_in_a_subprotocol(start: Start) -> None:
+async def test_browser_websocket_key_is_a_subprotocol(start: Start) -> None:
     running = await start(keys=(KEY,))
     async with open_socket(running, subprotocols=["realtime", f"openai-insecure-api-key.{KEY}"]) as opened:
         assert opened.subprotocol == "realtime", "the key is sent to nobody"
@@ -80,7 +80,7 @@ async def test_a_page_has_its_key_in_a_subprotocol(start: Start) -> None:
 @pytest.mark.parametrize(
     ("origin", "expected"), [("https://example.com", 403), ("null", 403), ("http://{host}", 101), (None, 101)]
 )
-async def test_foreign_pages_need_a_key_for_a_socket(start: Start, origin: str | None, expected: int) -> None:
+async def test_cross_origin_websocket_requires_a_key(start: Start, origin: str | None, expected: int) -> None:
     running = await start()
     host = running.url.removeprefix("http://")
     shown: Any = None if origin is None else origin.format(host=host)
@@ -98,7 +98,7 @@ async def test_an_unknown_model_opens_no_session(start: Start) -> None:
     assert (answer.status_code, json.loads(answer.body)["error"]["param"]) == (404, "model")
 
 
-async def test_sessions_have_a_number(start: Start) -> None:
+async def test_realtime_sessions_are_limited_in_number(start: Start) -> None:
     running = await start(limits=Limits(max_sessions=4, drain_s=1))
     async with call(running, "tiny"), call(running, "tiny"):
         assert await running.metric("gateway_sessions") == 2
@@ -107,7 +107,7 @@ async def test_sessions_have_a_number(start: Start) -> None:
     assert await status(running) == 101
 
 
-async def test_one_caller_leaves_sessions_and_memory_to_others(start: Start) -> None:
+async def test_one_key_cannot_exhaust_sessions_or_memory(start: Start) -> None:
     other = f"{KEY}-of-another"
     running = await start(keys=(KEY, other), limits=Limits(max_sessions=4, max_held_bytes=2 * RATE, drain_s=1))
     one, another = ({"authorization": f"Bearer {key}"} for key in (KEY, other))
@@ -139,7 +139,7 @@ async def ask(opened: Any, message: str, kind: str) -> Any:
                 return event
 
 
-async def test_what_a_reply_is_made_of_counts_and_goes_with_it(start: Start) -> None:
+async def test_reply_input_audio_is_held_until_the_reply_ends(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS)
     held = running.app.state.gateway.sessions.held
@@ -168,7 +168,7 @@ async def spoken_reply(caller: Caller) -> Any:
     return (await caller.until("response.done"))[-1].response
 
 
-async def test_what_a_session_keeps_of_replies_counts_and_goes_with_them(start: Start) -> None:
+async def test_held_reply_codes_are_freed_with_their_item(start: Start) -> None:
     running = await start([Chunk(0, 640, is_16_bit=True, codes=codes(1000)), *answer()], TALKS)
     held = running.app.state.gateway.sessions.held
     async with call(running) as caller:
@@ -179,7 +179,7 @@ async def test_what_a_session_keeps_of_replies_counts_and_goes_with_them(start: 
         assert held.num_bytes < EMPTY_ITEM + 100, "the user's words"
 
 
-async def test_codes_that_the_server_is_told_count_as_they_are_then(start: Start) -> None:
+async def test_sent_conversation_codes_count_towards_held_memory(start: Start) -> None:
     goes_on = asyncio.Event()
     replies = iter([answer(), answer(Until(goes_on))])
     running = await start(lambda _: next(replies), TALKS)
@@ -195,7 +195,7 @@ async def test_codes_that_the_server_is_told_count_as_they_are_then(start: Start
         await caller.until("response.done")
 
 
-async def test_a_reply_for_which_there_is_no_memory_fails_and_the_session_goes_on(start: Start) -> None:
+async def test_reply_exceeding_memory_fails_without_ending_the_session(start: Start) -> None:
     many = Chunk(0, 640, is_16_bit=True, codes=codes(1000))
     running = await start([many] * 10 + answer(), TALKS, limits=Limits(max_held_bytes=40_000, drain_s=1))
     async with call(running) as caller:
@@ -206,7 +206,7 @@ async def test_a_reply_for_which_there_is_no_memory_fails_and_the_session_goes_o
         assert running.app.state.gateway.sessions.held.num_bytes < EMPTY_ITEM + 100
 
 
-async def test_a_reply_that_is_deleted_while_it_is_spoken_keeps_nothing(start: Start) -> None:
+async def test_reply_deleted_during_playback_frees_its_memory(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS)
     async with call(running) as caller:
@@ -223,7 +223,7 @@ async def test_a_reply_that_is_deleted_while_it_is_spoken_keeps_nothing(start: S
         assert running.app.state.gateway.sessions.held.num_bytes < EMPTY_ITEM + 100
 
 
-async def test_an_error_once_a_socket_is_open_is_an_event(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_on_an_open_socket_is_sent_as_an_event(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start(answer(), TALKS)
     catalogue = running.app.state.gateway.catalogue
 
@@ -239,7 +239,7 @@ async def test_an_error_once_a_socket_is_open_is_an_event(start: Start, monkeypa
     assert await running.metric('gateway_answers_total{route="/v1/realtime",status="500"}') == 0
 
 
-async def test_recordings_that_wait_for_their_transcripts_count(start: Start) -> None:
+async def test_recordings_awaiting_transcripts_count_as_held_memory(start: Start) -> None:
     goes_on = asyncio.Event()
     written = [Chunk(0, None, text="so"), Until(goes_on), Chunk(1, None, text=" it", is_final=True, is_last=True)]
     running = await start(written)
@@ -257,7 +257,7 @@ async def test_recordings_that_wait_for_their_transcripts_count(start: Start) ->
         await until_async(lambda: not held.num_bytes)
 
 
-async def test_recordings_that_wait_for_transcripts_have_a_number(
+async def test_recordings_awaiting_transcripts_are_limited_in_number(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(talk, "MAX_WAITING", 1)
@@ -277,7 +277,7 @@ async def test_recordings_that_wait_for_transcripts_have_a_number(
         await caller.until("conversation.item.input_audio_transcription.completed")
 
 
-def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:
+def test_metadata_validation_errors_are_limited() -> None:
     with pytest.raises(ValidationError) as raised:
         ReplyFields.model_validate({"metadata": {str(number): number for number in range(10_000)}})
     assert raised.value.error_count() <= MAX_METADATA + 1
@@ -285,7 +285,7 @@ def test_of_what_is_wrong_with_metadata_there_is_a_short_list() -> None:
         ReplyFields.model_validate({"metadata": {str(number): "" for number in range(10_000)}})
 
 
-def test_what_a_session_keeps_of_its_settings_is_short() -> None:
+def test_stored_session_settings_are_limited_in_length() -> None:
     long = "a" * 100_001
     for session in ({"instructions": long}, {"audio": {"input": {"transcription": {"language": long}}}}):
         change = Change(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny")
@@ -293,7 +293,7 @@ def test_what_a_session_keeps_of_its_settings_is_short() -> None:
         assert ["at most" in error.message for error in change.errors] == [True]
 
 
-def test_the_errors_and_ignored_fields_of_an_update_are_few_and_short() -> None:
+def test_session_update_errors_and_ignored_fields_are_bounded() -> None:
     names = {f"{n}{'a' * 1000}\ud800": n for n in range(1000)}
     change = Change(RealtimeSettings(model="tiny"), names | {"audio": {"input": {"format": {"rate": 1}}}}, "tiny")
     assert len(change.ignored) == MAX_IGNORED
@@ -301,7 +301,7 @@ def test_the_errors_and_ignored_fields_of_an_update_are_few_and_short() -> None:
     assert [error.param for error in change.errors] == ["session.audio.input.format.rate"]
 
 
-async def test_a_message_has_a_size(start: Start) -> None:
+async def test_websocket_message_size_is_limited(start: Start) -> None:
     running = await start(limits=Limits(max_event_bytes=1000, drain_s=1))
     async with open_socket(running) as opened:
         await opened.send(" " * 1001)
@@ -311,7 +311,7 @@ async def test_a_message_has_a_size(start: Start) -> None:
         assert (await closed(opened))[0] == 1009
 
 
-async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_websocket_message_fragments_are_limited(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_FRAMES", 10)
     async with open_socket(await start()) as opened:
         opened.protocol.send_text(b"", fin=False)
@@ -320,7 +320,7 @@ async def test_a_message_has_so_many_fragments(start: Start, monkeypatch: pytest
         assert (await closed(opened)) == (1008, "a message must have at most 10 frames")
 
 
-async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
+async def test_uncommitted_audio_length_is_limited(start: Start) -> None:
     running = await start(answer(), TALKS, limits=Limits(max_turn_s=0.5, drain_s=1))
     async with call(running) as caller:
         await caller.update()
@@ -340,7 +340,7 @@ async def test_audio_that_nobody_commits_has_an_end(start: Start) -> None:
     await until_async(lambda: not held.num_bytes)
 
 
-async def test_silence_is_not_kept(start: Start) -> None:
+async def test_silent_input_audio_is_not_kept(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         for _ in range(4):
@@ -349,7 +349,7 @@ async def test_silence_is_not_kept(start: Start) -> None:
             assert running.app.state.gateway.sessions.held.num_bytes < RATE
 
 
-async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
+async def test_memory_held_by_all_sessions_is_limited(start: Start) -> None:
     running = await start(limits=Limits(max_held_bytes=2 * RATE, drain_s=1))
     async with call(running) as first, call(running) as second:
         await first.update()
@@ -367,7 +367,7 @@ async def test_what_all_sessions_hold_has_an_end(start: Start) -> None:
 @pytest.mark.parametrize(
     "limits", [Limits(max_items=3, drain_s=1), Limits(max_body_bytes=4 * (EMPTY_ITEM + 4) - 1, drain_s=1)]
 )
-async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits) -> None:
+async def test_conversation_drops_its_oldest_items_at_the_limit(start: Start, limits: Limits) -> None:
     running = await start(answer(), TALKS, limits=limits)
     async with call(running) as caller:
         await caller.say("s", id="0", role="system")
@@ -390,7 +390,7 @@ async def test_a_conversation_forgets_its_beginning(start: Start, limits: Limits
         (Limits(max_body_bytes=4 * (ITEM_BYTES + 64 * PART_BYTES) - 1, drain_s=1), "item.content"),
     ],
 )
-async def test_system_items_are_kept_and_bounded(start: Start, limits: Limits, param: str) -> None:
+async def test_system_items_are_kept_and_limited(start: Start, limits: Limits, param: str) -> None:
     running = await start(answer(), TALKS, limits=limits)
     nothing = {"type": "message", "role": "system", "content": [{"type": "input_text", "text": ""}] * 64}
     async with call(running) as caller:
@@ -410,7 +410,7 @@ async def test_system_items_are_kept_and_bounded(start: Start, limits: Limits, p
         (Limits(session_s=0.2, drain_s=1), "the session has reached its maximum duration of 0.2 s"),
     ],
 )
-async def test_a_session_has_an_end(start: Start, limits: Limits, reason: str) -> None:
+async def test_realtime_session_has_idle_and_duration_limits(start: Start, limits: Limits, reason: str) -> None:
     async with open_socket(await start(limits=limits)) as opened:
         assert json.loads(await opened.recv())["type"] == "session.created"
         assert json.loads(await opened.recv())["error"]["message"] == f"the session is over: {reason}"
@@ -424,7 +424,7 @@ async def ask_again(opened: Any, message: str) -> None:
             await opened.send(message)
 
 
-async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_realtime_client_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CLOSE_S", 0.1)
     running = await start(limits=Limits(stall_s=0.3, drain_s=1))
     update = {"type": "session.update", "session": NO_VAD | {"instructions": "a" * 100_000}}
@@ -439,7 +439,7 @@ async def test_who_takes_nothing_is_left(start: Start, monkeypatch: pytest.Monke
         asking.cancel()
 
 
-async def test_who_leaves_ends_the_work(start: Start) -> None:
+async def test_client_disconnect_cancels_the_request(start: Start) -> None:
     running = await start(answer(Until(asyncio.Event())), TALKS)
     async with call(running) as caller:
         await caller.say("Well?")
@@ -448,7 +448,7 @@ async def test_who_leaves_ends_the_work(start: Start) -> None:
     await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
 
 
-async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) -> None:
+async def test_speech_in_progress_completes_before_shutdown(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS, limits=Limits(drain_s=60))
     async with call(running) as caller, call(running) as idle:
@@ -463,7 +463,7 @@ async def test_what_is_being_said_is_said_before_the_gateway_ends(start: Start) 
         assert (await caller.until("response.done"))[-1].response.status == "completed"
 
 
-async def test_a_failure_of_ours_closes_the_socket_and_is_logged(
+async def test_realtime_internal_error_closes_the_socket_and_is_logged(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = await start(answer(), TALKS)
@@ -476,7 +476,7 @@ async def test_a_failure_of_ours_closes_the_socket_and_is_logged(
     assert await running.metric('gateway_answers_total{route="/v1/realtime",status="500"}') == 1
 
 
-async def test_the_log_has_a_line_and_nothing_of_what_was_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_has_the_request_but_no_content(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     running = await start(answer(), TALKS, keys=(KEY,))
     async with running.openai(api_key=KEY).realtime.connect(model="talker", extra_query={"x": "secret"}) as connection:

@@ -29,7 +29,7 @@ async def secret(running: Running, session: Any = SESSION, **options: Any) -> st
 
 
 @pytest.mark.parametrize("keys", [(KEY,), ()])
-async def test_a_client_secret_opens_sessions_with_its_settings(start: Start, keys: tuple[str, ...]) -> None:
+async def test_client_secret_sessions_use_its_settings(start: Start, keys: tuple[str, ...]) -> None:
     running = await start(answer(), TALKS, keys=keys)
     value = await secret(running)
     for _ in range(2):
@@ -43,7 +43,7 @@ async def test_a_client_secret_opens_sessions_with_its_settings(start: Start, ke
     assert await status(running, additional_headers={"authorization": f"Bearer {ENDED}"}) == 401
 
 
-async def test_a_client_secret_may_be_for_transcripts(start: Start) -> None:
+async def test_client_secret_opens_a_transcription_session(start: Start) -> None:
     running = await start(keys=(KEY,))
     asked: Any = {"type": "transcription", "audio": {"input": {"transcription": {"model": "gpt-4o-transcribe"}}}}
     value = await secret(running, asked, expires_after={"anchor": "created_at", "seconds": 10})
@@ -52,7 +52,7 @@ async def test_a_client_secret_may_be_for_transcripts(start: Start) -> None:
         assert caller.seen[0].session.audio.input.transcription.model == "gpt-4o-transcribe"
 
 
-async def test_a_client_secret_opens_nothing_else_and_makes_no_other(start: Start) -> None:
+async def test_client_secret_is_valid_only_for_realtime_sessions(start: Start) -> None:
     running = await start(answer(), TALKS, keys=(KEY,))
     bearer = {"authorization": f"Bearer {await secret(running)}"}
     async with running.http() as http:
@@ -65,7 +65,7 @@ async def test_a_client_secret_opens_nothing_else_and_makes_no_other(start: Star
         assert await status(running, path, additional_headers=bearer) in (401, 403)
 
 
-async def test_sessions_of_a_client_secret_are_those_of_its_key(start: Start) -> None:
+async def test_client_secret_sessions_count_towards_its_key(start: Start) -> None:
     running = await start(answer(), TALKS, keys=(KEY,), limits=Limits(max_sessions=4, drain_s=1))
     value = await secret(running)
     async with call_by(running.openai(api_key=KEY), "gpt-realtime"), call_by(running.openai(api_key=value), "tiny"):
@@ -73,7 +73,7 @@ async def test_sessions_of_a_client_secret_are_those_of_its_key(start: Start) ->
             assert await status(running, additional_headers={"authorization": f"Bearer {key}"}) == 429
 
 
-async def test_a_client_secret_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_secret_expires(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 5000.0)
     monkeypatch.setattr(client_secrets, "time", now)
     running = await start(answer(), TALKS, keys=(KEY,))
@@ -87,7 +87,7 @@ async def test_a_client_secret_ends(start: Start, monkeypatch: pytest.MonkeyPatc
     assert len(running.app.state.gateway.secrets) == 0
 
 
-def test_client_secrets_have_a_bound_for_each_owner_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_secrets_are_limited_per_owner_and_in_total(monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(monotonic=lambda: 0.0, time=lambda: 0.0)
     monkeypatch.setattr(client_secrets, "time", now)
     store = ClientSecrets()
@@ -120,14 +120,14 @@ def test_client_secrets_have_a_bound_for_each_owner_and_for_all(monkeypatch: pyt
         ({"session": {"type": "realtime", "audio": {"output": {"voice": "nobody"}}}}, "session.audio.output.voice"),
     ],
 )
-async def test_a_wrong_field_of_a_client_secret_is_refused_by_name(start: Start, body: Any, param: str) -> None:
+async def test_invalid_client_secret_field_is_named(start: Start, body: Any, param: str) -> None:
     running = await start(answer(), TALKS)
     async with running.http() as http:
         refusal = await http.post("/v1/realtime/client_secrets", json=body)
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (404 if "model" in param else 400, param)
 
 
-async def test_ignored_settings_of_a_client_secret_are_named(start: Start) -> None:
+async def test_client_secret_response_lists_ignored_settings(start: Start) -> None:
     asked: Any = SESSION | {"tracing": "auto"}
     lenient = (await start(answer(), TALKS)).openai()
     made = await lenient.realtime.client_secrets.create(session=asked, extra_body={"mood": "good"})

@@ -41,7 +41,7 @@ class Partner:
         return [Taken(record["part"])]
 
 
-async def test_speech_comes_while_audio_is_sent(start: Start) -> None:
+async def test_duplex_speech_arrives_while_audio_is_sent(start: Start) -> None:
     partner = Partner()
     async with call(await start(partner, DUPLEX)) as caller:
         assert caller.seen[0].session.audio.input.turn_detection is None
@@ -67,7 +67,7 @@ async def test_speech_comes_while_audio_is_sent(start: Start) -> None:
     assert partner.options == {"task": "duplex", "live": True, "output": form}
 
 
-async def test_events_about_turns_are_refused_and_the_session_goes_on(start: Start) -> None:
+async def test_duplex_session_refuses_turn_events_and_continues(start: Start) -> None:
     partner = Partner()
     async with call(await start(partner, DUPLEX)) as caller:
         for kind in ("input_audio_buffer.commit", "input_audio_buffer.clear", "response.create"):
@@ -80,7 +80,7 @@ async def test_events_about_turns_are_refused_and_the_session_goes_on(start: Sta
         await caller.until("response.output_audio.delta")
 
 
-async def test_a_cancelled_response_ends_the_conversation(start: Start) -> None:
+async def test_cancelled_duplex_response_ends_the_session(start: Start) -> None:
     partner = Partner()
     async with call(await start(partner, DUPLEX)) as caller:
         error = await caller.ask("response.cancel")

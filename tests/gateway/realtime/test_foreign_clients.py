@@ -28,7 +28,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-async def test_a_client_converses_by_its_default_settings(start: Start, tmp_path: Path, name: str) -> None:
+async def test_third_party_client_converses_with_its_default_settings(start: Start, tmp_path: Path, name: str) -> None:
     script, first, settings = SCRIPTS[name]
     running = await start(by_task(dialogue=answer(), asr=WRITTEN), TALKS)
     recording = tmp_path / "recording.wav"

@@ -66,7 +66,7 @@ class CheckedLine(Line):
 
 
 @pytest.mark.slow
-def test_no_event_ends_a_session_or_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_realtime_events_never_end_a_session_or_cause_internal_errors(caplog: pytest.LogCaptureFixture) -> None:
     """Several events per session: each invalid one is reported, and the next valid one is answered."""
     seen: set[str] = set()
     last = json.dumps({"type": "conversation.item.retrieve", "item_id": "nothing", "event_id": "the last"})

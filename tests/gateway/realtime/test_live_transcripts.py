@@ -50,7 +50,7 @@ LISTENS = PROFILE | {"reads_live_audio": True}
 
 
 @pytest.mark.parametrize("detects_turns", [True, False])
-async def test_words_come_while_one_speaks(start: Start, detects_turns: bool) -> None:
+async def test_live_words_arrive_while_the_user_speaks(start: Start, detects_turns: bool) -> None:
     """The first word comes before the turn ends. The server gets the turn without the silence before it."""
     listening = Listening()
     async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
@@ -82,7 +82,7 @@ async def test_words_come_while_one_speaks(start: Start, detects_turns: bool) ->
     assert len(listening.heard) == 1
 
 
-async def test_audio_that_is_cleared_is_not_transcribed(start: Start) -> None:
+async def test_cleared_audio_is_not_transcribed(start: Start) -> None:
     listening = Listening()
     async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
         await caller.update(type="transcription")
@@ -98,7 +98,7 @@ async def test_audio_that_is_cleared_is_not_transcribed(start: Start) -> None:
     assert len(listening.heard[1]) == RATE
 
 
-async def test_a_live_transcript_that_fails_is_told_once(start: Start) -> None:
+async def test_live_transcript_failure_is_reported_once(start: Start) -> None:
     refused = start([ErrorText("full: 4 sessions are open, try again")], LISTENS)
     async with call(await refused, "gpt-4o-transcribe") as caller:
         await caller.update(type="transcription")
@@ -115,7 +115,7 @@ def full() -> Held:
     return Held(Limits(max_held_bytes=1))
 
 
-async def test_a_turn_is_committed_without_memory_for_its_transcript(start: Start) -> None:
+async def test_turn_is_committed_if_its_transcript_runs_out_of_memory(start: Start) -> None:
     """The transcript fails once, and the next turn is another item with a transcript of its own."""
     running = await start(Listening(), LISTENS)
     sessions = running.app.state.gateway.sessions
@@ -140,9 +140,7 @@ async def test_a_turn_is_committed_without_memory_for_its_transcript(start: Star
         assert events[1].item_id == events[3].item_id != completed.item_id
 
 
-async def test_a_client_can_commit_when_memory_runs_out_within_a_turn(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_client_can_commit_after_an_out_of_memory_turn(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     running = await start(Listening(), LISTENS)
     async with call(running, "gpt-4o-transcribe") as caller:
         await caller.update(type="transcription")
@@ -161,7 +159,7 @@ async def test_a_client_can_commit_when_memory_runs_out_within_a_turn(
         assert completed.item_id != failed.item_id
 
 
-async def test_live_audio_is_released_as_it_is_read(start: Start) -> None:
+async def test_live_audio_is_freed_once_transcribed(start: Start) -> None:
     """While the turn goes on, only the buffer holds its samples."""
     running = await start(Listening(), LISTENS)
     held = running.app.state.gateway.sessions.held
@@ -174,7 +172,7 @@ async def test_live_audio_is_released_as_it_is_read(start: Start) -> None:
     await until_async(lambda: not held.num_bytes)
 
 
-async def test_transcription_that_is_switched_off_leaves_no_live_session(start: Start) -> None:
+async def test_disabling_transcription_ends_the_live_session(start: Start) -> None:
     """The slot is free at once, and a later turn is transcribed as an item of its own."""
     listening = Listening()
     running = await start(listening, LISTENS)
@@ -197,7 +195,7 @@ async def test_transcription_that_is_switched_off_leaves_no_live_session(start: 
     assert len(listening.heard[1]) == RATE
 
 
-async def test_other_turn_detection_begins_another_live_session(start: Start) -> None:
+async def test_changing_turn_detection_starts_another_live_session(start: Start) -> None:
     """It gets the whole turn that the client commits, also the samples that the first session had."""
     listening = Listening()
     running = await start(listening, LISTENS)
@@ -216,7 +214,7 @@ async def test_other_turn_detection_begins_another_live_session(start: Start) ->
     assert 1.5 * RATE < len(listening.heard[1]) <= 2 * RATE
 
 
-async def test_a_turn_for_which_there_is_no_room_leaves_no_live_session(start: Start) -> None:
+async def test_turn_refused_for_memory_ends_its_live_session(start: Start) -> None:
     """Without memory for the item, the turn is refused, and its transcription ends."""
     running = await start(Listening(), TALKS | {"reads_live_audio": True})
     admission = running.app.state.gateway.admission
@@ -230,7 +228,7 @@ async def test_a_turn_for_which_there_is_no_room_leaves_no_live_session(start: S
         await until_async(lambda: not admission.num_active)
 
 
-async def test_a_transcription_that_has_to_wait_begins_with_its_turn(
+async def test_delayed_live_transcription_starts_at_the_turn_start(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The samples that arrive while too many recordings wait are not lost."""

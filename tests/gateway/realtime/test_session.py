@@ -19,7 +19,7 @@ NOTHING_SAID = silence(0.5)
 VAD = {"type": "server_vad"}
 
 
-async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
+async def test_realtime_text_turn_is_answered_in_speech(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         added = await caller.say("How are you?")
@@ -57,7 +57,7 @@ async def test_a_written_turn_is_answered_in_speech(start: Start) -> None:
 
 
 @pytest.mark.parametrize("voice", ["alloy", {"id": "alloy"}])
-async def test_a_reply_says_by_name_whose_voice_it_has(start: Start, voice: Any) -> None:
+async def test_realtime_response_reports_its_voice_name(start: Start, voice: Any) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         await caller.say("Well?")
         await caller.send("response.create", response={"audio": {"output": {"voice": voice}}})
@@ -65,7 +65,7 @@ async def test_a_reply_says_by_name_whose_voice_it_has(start: Start, voice: Any)
     assert done.audio.output.voice == "alloy"
 
 
-async def test_sound_leaves_as_it_comes(start: Start) -> None:
+async def test_realtime_audio_is_streamed_as_generated(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS)
     async with call(running) as caller:
@@ -76,7 +76,7 @@ async def test_sound_leaves_as_it_comes(start: Start) -> None:
         await caller.until("response.done")
 
 
-async def test_the_next_turn_is_asked_with_all_that_was_said(start: Start) -> None:
+async def test_next_turn_is_requested_with_the_whole_history(start: Start) -> None:
     running = await start(by_task(dialogue=answer(), asr=WRITTEN), TALKS)
     async with call(running) as caller:
         await caller.update(input={"transcription": {"model": "whisper-1"}})
@@ -98,7 +98,7 @@ async def test_the_next_turn_is_asked_with_all_that_was_said(start: Start) -> No
     assert last["audio"][44:] == NOTHING_SAID.tobytes()
 
 
-async def test_a_turn_is_answered_in_text(start: Start) -> None:
+async def test_user_turn_is_answered_in_text(start: Start) -> None:
     running = await start(WRITTEN, TALKS)
     async with call(running) as caller:
         await caller.update(output_modalities=["text"])
@@ -111,7 +111,7 @@ async def test_a_turn_is_answered_in_text(start: Start) -> None:
     assert running.behind.requests[0]["task"] == b"chat"
 
 
-async def test_a_reply_that_is_cancelled_ends_the_work(start: Start) -> None:
+async def test_realtime_cancel_stops_generation(start: Start) -> None:
     running = await start(answer(Until(asyncio.Event())), TALKS)
     async with call(running) as caller:
         await caller.say("Well?")
@@ -128,7 +128,7 @@ async def test_a_reply_that_is_cancelled_ends_the_work(start: Start) -> None:
         assert (await caller.ask("response.cancel")).error.code == "response_cancel_not_active"
 
 
-async def test_history_is_cut_to_what_was_heard(start: Start) -> None:
+async def test_history_is_truncated_to_the_played_audio(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         await caller.say("Well?")
@@ -148,7 +148,7 @@ async def test_history_is_cut_to_what_was_heard(start: Start) -> None:
     assert heard == {"role": "assistant", "text": "so", "codes": [row[:5] for row in codes(20)]}
 
 
-async def test_items_are_put_found_and_deleted(start: Start) -> None:
+async def test_items_are_created_retrieved_and_deleted(start: Start) -> None:
     running = await start(WRITTEN, TALKS)
     sound = np.arange(100, dtype=np.int16).tobytes()
     heard = {"type": "input_audio", "audio": base64.b64encode(sound).decode()}
@@ -189,7 +189,7 @@ async def test_items_are_put_found_and_deleted(start: Start) -> None:
         ({"type": "input_audio", "audio": "AAAA"}, "item.content.0.audio: expected an even number of bytes"),
     ],
 )
-async def test_an_item_that_cannot_be_is_refused_by_its_field(start: Start, part: dict[str, str], message: str) -> None:
+async def test_invalid_conversation_item_names_the_field(start: Start, part: dict[str, str], message: str) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         item = {"type": "message", "role": "user", "content": [part]}
         error = (await caller.ask("conversation.item.create", item=item)).error
@@ -197,7 +197,7 @@ async def test_an_item_that_cannot_be_is_refused_by_its_field(start: Start, part
         assert error.param == message.partition(":")[0]
 
 
-async def test_a_failure_of_the_server_is_the_status_of_the_reply(start: Start) -> None:
+async def test_server_error_sets_the_realtime_response_status(start: Start) -> None:
     running = await start([ErrorText("invalid request: text: expected words, got '?'")], TALKS)
     async with call(running) as caller:
         await caller.say("?")
@@ -210,7 +210,7 @@ async def test_a_failure_of_the_server_is_the_status_of_the_reply(start: Start) 
 @pytest.mark.parametrize(
     "connect", [{"model": "gpt-4o-transcribe"}, {"model": "tiny", "extra_query": {"intent": "transcription"}}]
 )
-async def test_what_is_heard_is_written_down_with_the_bundled_model(start: Start, connect: dict[str, Any]) -> None:
+async def test_realtime_input_audio_is_transcribed(start: Start, connect: dict[str, Any]) -> None:
     running = await start(WRITTEN)
     async with call(running, **connect) as caller:
         assert caller.seen[0].session.type == "transcription"
@@ -233,7 +233,7 @@ async def test_what_is_heard_is_written_down_with_the_bundled_model(start: Start
     assert running.behind.requests[0]["task"] == b"asr"
 
 
-async def test_a_transcript_that_fails_is_told(start: Start) -> None:
+async def test_realtime_transcription_failure_is_reported(start: Start) -> None:
     async with call(await start([ErrorText("failed: no")]), "whisper-1") as caller:
         await caller.update(type="transcription")
         await caller.hear(NOTHING_SAID)
@@ -242,7 +242,7 @@ async def test_a_transcript_that_fails_is_told(start: Start) -> None:
         assert failed.error.code == "server_failed"
 
 
-async def test_settings_stay_where_nothing_else_is_said(start: Start) -> None:
+async def test_session_updates_keep_unmentioned_settings(start: Start) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         first = caller.seen[0].session
         assert (first.model, first.audio.input.turn_detection.threshold) == ("gpt-realtime", 0.5)
@@ -309,7 +309,7 @@ def both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("session", "param"), WRONG)
-async def test_a_wrong_value_is_an_error_and_the_other_fields_apply(start: Start, session: Any, param: str) -> None:
+async def test_invalid_session_value_is_an_error_and_other_fields_apply(start: Start, session: Any, param: str) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         await caller.update(VAD | {"threshold": 0.9}, input={"transcription": {"model": "whisper-1"}}, **VOICE)
         other = {"instructions": "Be kind.", "audio": {"output": {"voice": "onyx"}}}
@@ -327,7 +327,7 @@ async def test_a_wrong_value_is_an_error_and_the_other_fields_apply(start: Start
 
 
 @pytest.mark.parametrize(("session", "param"), UNHONOURED)
-async def test_a_field_without_a_meaning_is_ignored_and_named(start: Start, session: Any, param: str) -> None:
+async def test_unsupported_session_field_is_ignored_and_reported(start: Start, session: Any, param: str) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         updated = await caller.ask("session.update", session=both(VOICE, session))
         assert updated.type == "session.updated"
@@ -336,7 +336,7 @@ async def test_a_field_without_a_meaning_is_ignored_and_named(start: Start, sess
 
 
 @pytest.mark.parametrize(("session", "param"), WRONG[2:] + UNHONOURED)
-async def test_a_strict_gateway_refuses_the_whole_update(start: Start, session: Any, param: str) -> None:
+async def test_strict_gateway_rejects_the_whole_session_update(start: Start, session: Any, param: str) -> None:
     async with call(await start(answer(), TALKS, strict=True)) as caller:
         error = await caller.ask("session.update", session=both(VOICE, session), event_id="mine")
         assert (error.type, error.error.param, error.error.event_id) == ("error", param, "mine")
@@ -345,7 +345,7 @@ async def test_a_strict_gateway_refuses_the_whole_update(start: Start, session: 
         assert (updated.session.instructions, updated.session.audio.output.voice) == (None, None)
 
 
-async def test_fields_that_ask_for_nothing_are_not_named(start: Start) -> None:
+async def test_no_op_session_fields_are_not_reported_as_ignored(start: Start) -> None:
     heard = {"noise_reduction": None, "transcription": {"language": "en", "keywords": []}, "format": None}
     session = {
         "type": "realtime",
@@ -378,7 +378,7 @@ async def test_eagerness_of_semantic_vad_sets_the_silence(start: Start, eagernes
     assert change.settings.audio.input.vad == ServerVad(silence_duration_ms=silence_ms, interrupt_response=False)
 
 
-async def test_the_fields_of_the_beta_api_are_taken(start: Start) -> None:
+async def test_beta_api_fields_are_accepted(start: Start) -> None:
     session = {
         "modalities": ["text", "audio"],
         "voice": "nova",
@@ -401,7 +401,7 @@ async def test_the_fields_of_the_beta_api_are_taken(start: Start) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt-realtime-whisper", "gpt-live-transcribe"])
-async def test_a_model_without_turn_detection_waits_for_commits(start: Start, name: str) -> None:
+async def test_transcription_models_without_vad_disable_turn_detection(start: Start, name: str) -> None:
     told = {"type": "transcription", "audio": {"input": {"transcription": {"model": name}}}}
     async with call(await start(), "tiny", extra_query={"intent": "transcription"}) as caller:
         assert caller.seen[0].session.audio.input.turn_detection.type == "server_vad"
@@ -409,7 +409,7 @@ async def test_a_model_without_turn_detection_waits_for_commits(start: Start, na
         assert (await caller.update(VAD, type="transcription")).session.audio.input.turn_detection is not None
 
 
-async def test_transcripts_that_a_family_cannot_make_are_ignored(start: Start) -> None:
+async def test_unsupported_transcription_is_ignored(start: Start) -> None:
     deaf = TALKS | {"tasks": [each for each in TALKS["tasks"] if each["name"] != "asr"]}
     async with call(await start(answer(), deaf)) as caller:
         updated = await caller.update(input={"transcription": {"model": "gpt-4o-mini-transcribe"}}, **VOICE)
@@ -418,7 +418,7 @@ async def test_transcripts_that_a_family_cannot_make_are_ignored(start: Start) -
         assert updated.session.instructions == "Be brief."
 
 
-async def test_unknown_fields_of_items_and_replies_are_ignored_and_named(start: Start) -> None:
+async def test_unknown_item_and_response_fields_are_reported_as_ignored(start: Start) -> None:
     item = {"type": "message", "role": "user", "mood": "good", "content": [{"type": "input_text", "text": "?"}]}
     reply = {"conversation": "auto", "tools": [], "tool_choice": "auto", "max_output_tokens": "inf", "metadata": None}
     reply |= {
@@ -439,7 +439,7 @@ async def test_unknown_fields_of_items_and_replies_are_ignored_and_named(start: 
 @pytest.mark.parametrize(
     "name", ["gpt-realtime", "gpt-realtime-2.1", "gpt-realtime-2025-08-28", "gpt-4o-realtime-preview"]
 )
-async def test_sdks_names_of_realtime_models_open_conversations(start: Start, name: str) -> None:
+async def test_openai_realtime_model_names_open_conversations(start: Start, name: str) -> None:
     async with call(await start(answer(), TALKS), name) as caller:
         assert (caller.seen[0].session.type, caller.seen[0].session.model) == ("realtime", name)
 
@@ -447,7 +447,7 @@ async def test_sdks_names_of_realtime_models_open_conversations(start: Start, na
 @pytest.mark.parametrize(
     "name", ["gpt-transcribe", "gpt-live-transcribe", "gpt-4o-mini-transcribe-2025-12-15", "whisper-1"]
 )
-async def test_sdks_names_of_transcribing_models_open_transcriptions(start: Start, name: str) -> None:
+async def test_openai_transcription_model_names_open_transcriptions(start: Start, name: str) -> None:
     async with call(await start(), name) as caller:
         heard = caller.seen[0].session.audio.input
         assert (caller.seen[0].session.type, heard.transcription.model) == ("transcription", name)
@@ -494,7 +494,7 @@ GREETING = [{"role": "user", "text": "Greet the user."}]
         ),
     ],
 )
-async def test_a_greeting_answers_instructions(start: Start, session: Any, response: Any) -> None:
+async def test_response_create_greets_from_instructions(start: Start, session: Any, response: Any) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         await caller.update(**session)
@@ -512,7 +512,7 @@ async def test_a_greeting_answers_instructions(start: Start, session: Any, respo
     assert second == [*system, said, {"role": "user", "text": "Hello."}]
 
 
-async def test_instructions_of_a_reply_go_on_where_the_user_has_not_spoken_again(start: Start) -> None:
+async def test_response_instructions_replace_a_missing_user_message(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         await caller.update(instructions="Be brief.")
@@ -525,7 +525,7 @@ async def test_instructions_of_a_reply_go_on_where_the_user_has_not_spoken_again
     assert json.loads(running.behind.requests[1]["messages"])[-1] == {"role": "user", "text": "Say goodbye."}
 
 
-async def test_a_reply_to_other_items_stays_outside_the_conversation(start: Start) -> None:
+async def test_response_with_custom_input_stays_out_of_the_conversation(start: Start) -> None:
     running = await start(answer(), TALKS)
     asked = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Sum it up."}]}
     async with call(running) as caller:
@@ -544,7 +544,7 @@ async def test_a_reply_to_other_items_stays_outside_the_conversation(start: Star
     assert second == [{"role": "user", "text": "Hello."}]
 
 
-async def test_instructions_that_a_family_does_not_take_are_ignored_and_named(start: Start) -> None:
+async def test_unsupported_instructions_are_ignored_and_reported(start: Start) -> None:
     without_system = TALKS | {"tasks": [each | {"system": []} for each in TALKS["tasks"]]}
     running = await start(answer(), without_system)
     async with call(running) as caller:
@@ -555,14 +555,14 @@ async def test_instructions_that_a_family_does_not_take_are_ignored_and_named(st
     assert json.loads(running.behind.requests[0]["messages"]) == [{"role": "user", "text": "Hello."}]
 
 
-async def test_options_are_those_of_speech(start: Start) -> None:
+async def test_realtime_response_options_are_checked_like_speech_options(start: Start) -> None:
     async with call(await start(answer(), TALKS)) as caller:
         await caller.say("How are you?")
         refusal = (await caller.ask("response.create", response={"options": {"output": {"ring": {}}}})).error
         assert refusal.param == "response.options"
 
 
-async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
+async def test_model_without_conversation_support_refuses_it(start: Start) -> None:
     async with call(await start()) as caller:
         await caller.say("How are you?")
         refusal = (await caller.ask("response.create")).error
@@ -581,7 +581,7 @@ async def test_a_family_that_does_not_converse_says_so(start: Start) -> None:
         ({}, {"metadata": {"n": 1}}, "response.metadata.n"),
     ],
 )
-async def test_what_a_reply_cannot_be_is_told_by_whose_field_it_is(
+async def test_unsupported_reply_settings_error_names_the_field(
     start: Start, session: dict[str, Any], response: dict[str, Any], param: str
 ) -> None:
     without_system = [each | {"system": []} for each in TALKS["tasks"]]
@@ -601,7 +601,7 @@ async def test_what_a_reply_cannot_be_is_told_by_whose_field_it_is(
         ("options.voice", "response.audio.output.voice"),
     ],
 )
-async def test_what_the_server_refuses_of_a_reply_has_its_name_here(start: Start, theirs: str, ours: str) -> None:
+async def test_realtime_errors_name_the_response_field(start: Start, theirs: str, ours: str) -> None:
     async with call(await start([ErrorText(f"invalid request: {theirs}: expected another one")], TALKS)) as caller:
         await caller.say("How are you?")
         await caller.send("response.create")

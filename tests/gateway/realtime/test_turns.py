@@ -49,7 +49,7 @@ def judged(judge: VoiceActivity | TurnDetector, pcm: np.ndarray, step: int = PIE
 
 
 @pytest.mark.parametrize("step", [1, 7, PIECE, 5000])
-def test_voice_is_judged_in_pieces_as_it_is_at_once(step: int) -> None:
+def test_voice_activity_does_not_depend_on_chunking(step: int) -> None:
     pcm = np.concatenate([silence(0.1), spoken()[: RATE // 2 if step > 1 else RATE // 8]])
     probabilities = judged(VoiceActivity(), pcm, step)
     heard = soxr.resample(pcm.astype(np.float32) / 32768, RATE, 16_000, quality="LQ")
@@ -60,7 +60,7 @@ def test_voice_is_judged_in_pieces_as_it_is_at_once(step: int) -> None:
     assert max(probabilities) > 0.5
 
 
-def test_callers_share_a_network_and_no_state() -> None:
+def test_vad_instances_share_weights_but_no_state() -> None:
     pcm, first, second = spoken(), VoiceActivity(), VoiceActivity()
     expected = judged(VoiceActivity(), pcm, len(pcm))
     heard, between = list[float](), list[float]()
@@ -73,7 +73,7 @@ def test_callers_share_a_network_and_no_state() -> None:
 
 @pytest.mark.parametrize("name", SPEAKERS)
 @pytest.mark.parametrize("offset", [0, WINDOW_SAMPLES // 3, WINDOW_SAMPLES - 1])
-def test_a_voice_is_known_within_150_ms_of_sound(name: str, offset: int) -> None:
+def test_speech_start_is_detected_within_150_ms(name: str, offset: int) -> None:
     before = np.concatenate([silence(1), silence(1)[:offset]])
     pcm = np.concatenate([before, spoken(name), silence(1)])
     began, ended = edges(TurnDetector(ServerVad(), 0, 60 * RATE), pcm)[:2]
@@ -125,7 +125,7 @@ def windows(edge: Edge) -> tuple[bool, float]:
     ],
     ids=["clicks", "a turn", "a pause", "hesitation", "its end", "no sample twice", "a turn has an end"],
 )
-def test_turns_are_made_of_windows(probabilities: list[float], expected: list[tuple[bool, float]]) -> None:
+def test_turn_edges_are_detected_from_windows(probabilities: list[float], expected: list[tuple[bool, float]]) -> None:
     detector = scripted(*probabilities)
     pcm = np.zeros(len(probabilities) * WINDOW_SAMPLES, np.int16)
     assert [windows(edge) for edge in edges(detector, pcm, 3 * WINDOW_SAMPLES)] == expected
@@ -141,7 +141,7 @@ async def counts(done: asyncio.Future[Any], judged: list[Any]) -> list[int]:
     return found
 
 
-async def test_windows_are_judged_a_few_in_a_round_and_in_turn() -> None:
+async def test_voice_activity_windows_are_processed_round_robin() -> None:
     queue, order, everybody = WindowQueue(), list[int](), range(20)
 
     async def judge(name: int) -> None:
@@ -156,7 +156,7 @@ async def test_windows_are_judged_a_few_in_a_round_and_in_turn() -> None:
     assert order == [*everybody] * 3, "and nobody waits for one who has left"
 
 
-async def test_simultaneous_sessions_share_each_round(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_voice_activity_rounds_are_shared_between_sessions(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[VoiceActivity] = []
 
     def judge(activity: VoiceActivity) -> float:
@@ -175,7 +175,7 @@ async def test_simultaneous_sessions_share_each_round(start: Start, monkeypatch:
     assert len(order) >= 12 * 99, "the resampler keeps less than a window"
 
 
-async def test_a_spoken_turn_is_answered(start: Start) -> None:
+async def test_detected_turn_is_answered_with_its_audio(start: Start) -> None:
     running = await start(answer(), TALKS)
     sentence = spoken()
     async with call(running) as caller:
@@ -196,7 +196,7 @@ async def test_a_spoken_turn_is_answered(start: Start) -> None:
     np.testing.assert_allclose(heard[first : first + RATE], sentence[:RATE])
 
 
-async def test_a_commit_after_the_end_of_a_turn_finds_an_empty_buffer(start: Start) -> None:
+async def test_commit_after_a_detected_turn_reports_an_empty_buffer(start: Start) -> None:
     running = await start(answer(), TALKS)
     async with call(running) as caller:
         await caller.update(VAD | {"create_response": False})
@@ -209,7 +209,7 @@ async def test_a_commit_after_the_end_of_a_turn_finds_an_empty_buffer(start: Sta
         assert (await caller.ask("input_audio_buffer.commit")).type == "input_audio_buffer.committed"
 
 
-async def test_speech_interrupts_a_reply_in_the_history_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_barge_in_truncates_the_reply_in_the_history(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(reply, "clock_s", lambda: now_s)
     scripts = iter([answer(Until(asyncio.Event())), answer()])
@@ -239,7 +239,7 @@ async def test_speech_interrupts_a_reply_in_the_history_too(start: Start, monkey
     assert await running.metric("audio_interrupted_total") == 1
 
 
-async def test_a_reply_is_also_cut_during_playback(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_interruption_during_playback_truncates_the_reply(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr(reply, "clock_s", lambda: now_s)
     running = await start(answer(), TALKS)
@@ -256,7 +256,7 @@ async def test_a_reply_is_also_cut_during_playback(start: Start, monkeypatch: py
             now_s += 9  # the answer to the interruption is complete
 
 
-async def test_a_reply_goes_on_where_nobody_is_to_interrupt_it(start: Start) -> None:
+async def test_reply_continues_if_interruption_is_disabled(start: Start) -> None:
     goes_on = asyncio.Event()
     running = await start(answer(Until(goes_on)), TALKS)
     async with call(running) as caller:

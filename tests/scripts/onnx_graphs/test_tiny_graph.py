@@ -7,14 +7,14 @@ from stretto.codecs.base import Window
 from tests.codecs.conftest import make_codec
 
 
-def test_erf_by_sines_is_erf() -> None:
+def test_sine_series_erf_matches_torch() -> None:
     x = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     assert (erf(x) - torch.erf(x)).abs().max() <= 1e-14
 
 
 @pytest.mark.parametrize(("left", "frames", "right"), [(0, 1, 0), (0, 4, 1), (8, 5, 1), (8, 3, 0)])
 @torch.inference_mode()
-def test_the_graph_is_the_codec_on_the_windows_own_frames(left: int, frames: int, right: int) -> None:
+def test_onnx_graph_matches_the_codec_within_the_window(left: int, frames: int, right: int) -> None:
     codec = make_codec()
     codes, first = random_codes(codec, 2, left + frames + right), torch.tensor([left, 50])
     state = torch.tensor([[0.25], [0.9]], dtype=torch.float64)

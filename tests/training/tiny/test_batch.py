@@ -24,21 +24,21 @@ def measure(spoken: list[Spoken]) -> Losses:
     return losses(Network(SMALL), collate([builders.tts(each) for each in spoken]), guide=0.3, text_weight=0.5)
 
 
-def test_padding_changes_no_loss() -> None:
+def test_padding_does_not_change_the_loss() -> None:
     alone, together = [measure([utterance(8)]), measure([utterance(30)])], measure([utterance(8), utterance(30)])
     for kind, (total, count) in together.sums.items():
         assert count == sum(each.sums[kind][1] for each in alone)
         assert total == pytest.approx(sum(each.sums[kind][0] for each in alone), rel=0.02), kind
 
 
-def test_counts_are_what_the_sequence_predicts() -> None:
+def test_loss_terms_are_counted_per_predicted_token() -> None:
     sums = measure([utterance(8)]).sums
     assert sums["text"][1] == 8
     assert sums["frame"][1] == 9
     assert {sums[f"code{k}"][1] for k in range(7)} == {8}
 
 
-def test_every_weight_that_is_used_learns() -> None:
+def test_every_used_weight_has_a_gradient() -> None:
     torch.manual_seed(0)
     network = Network(SMALL)
     losses(network, collate([builders.tts(utterance(8))]), guide=0.3, text_weight=0.5).total.backward()

@@ -14,14 +14,14 @@ from training.tiny.boundaries import word_of_phonemes
         ("pau k ae t s pau", ["k ae t s"], [-1, 0, 0, 0, 0, -1]),
     ],
 )
-def test_phonemes_land_on_their_words(heard: str, alone: list[str], words: list[int]) -> None:
+def test_phonemes_are_assigned_to_words(heard: str, alone: list[str], words: list[int]) -> None:
     assert word_of_phonemes(heard.split(), [word.split() for word in alone]) == words
 
 
-def test_a_word_that_vanished_makes_the_sentence_unusable() -> None:
+def test_sentence_with_a_missing_word_is_discarded() -> None:
     assert word_of_phonemes(["ey"], [["ey"], ["s", "ih", "t"]]) is None
 
 
-def test_words_never_go_backwards() -> None:
+def test_word_indices_never_decrease() -> None:
     found = word_of_phonemes("dh ax k ae t ih z ih n".split(), [w.split() for w in ("dh ax", "k ae t", "ih z", "ih n")])
     assert found == [0, 0, 1, 1, 1, 2, 2, 3, 3]

@@ -32,7 +32,7 @@ def frame(name: str, continues: int) -> int:
     return tiny.FIRST_FRAME_TOKEN + 2 * PHONEME_ID[name] + continues
 
 
-def test_speech_is_characters_then_phonemes_then_delayed_frames(spoken: Spoken) -> None:
+def test_tts_rows_are_characters_then_phonemes_then_delayed_frames(spoken: Spoken) -> None:
     rows = builders.tts(spoken)
     frames = [frame("pau", 0), frame("pau", 1), *(frame(name, 0) for name in "ah p ae t pau".split())]
     drain = [tiny.END_OF_AUDIO, *[tiny.PAD] * 7, tiny.END_OF_REPLY]
@@ -48,7 +48,7 @@ def test_speech_is_characters_then_phonemes_then_delayed_frames(spoken: Spoken) 
     assert (rows.ids[:audio, 1:8] == tiny.PAD).all()
 
 
-def test_speech_predicts_its_text_its_frames_and_its_codes_and_nothing_else(spoken: Spoken) -> None:
+def test_tts_predicts_only_text_frames_and_codes(spoken: Spoken) -> None:
     rows = builders.tts(spoken)
     audio = len(TEXT) + 1
     predicted = [*range(8, len(TEXT)), *range(audio, audio + 8)]
@@ -58,7 +58,7 @@ def test_speech_predicts_its_text_its_frames_and_its_codes_and_nothing_else(spok
     assert np.flatnonzero(rows.speaks).tolist() == list(range(audio - 1, len(rows.ids) - 1))
 
 
-def test_frames_look_at_their_phoneme_and_at_the_next(spoken: Spoken) -> None:
+def test_frames_attend_to_their_phoneme_and_the_next(spoken: Spoken) -> None:
     rows = builders.tts(spoken)
     audio, this, following = len(TEXT) + 1, [8, 8, 9, 10, 12, 13, 14], [9, 9, 10, 12, 13, 14, None]
     assert rows.look[audio : audio + 7, Head.THIS_PHONEME].tolist() == [[row, row + 1] for row in this]
@@ -66,7 +66,7 @@ def test_frames_look_at_their_phoneme_and_at_the_next(spoken: Spoken) -> None:
     assert rows.look[audio : audio + 7, Head.NEXT_PHONEME].tolist() == spans
 
 
-def test_text_rows_look_at_the_letters_of_the_next_phoneme(spoken: Spoken) -> None:
+def test_text_rows_attend_to_the_letters_of_the_next_phoneme(spoken: Spoken) -> None:
     look = builders.g2p(spoken.transcript, "rms").look[:, Head.SOURCE]
     assert look[8].tolist() == [2, 4]  # ah: the u of `up`, and its neighbour
     assert look[10].tolist() == [4, 5]  # the space
@@ -74,7 +74,7 @@ def test_text_rows_look_at_the_letters_of_the_next_phoneme(spoken: Spoken) -> No
     assert look[13].tolist() == [7, 8]  # silence: what follows the last letter
 
 
-def test_the_unconditional_form_hides_text_script_and_index_and_predicts_codes_only(spoken: Spoken) -> None:
+def test_unconditional_rows_hide_text_and_predict_only_codes(spoken: Spoken) -> None:
     speech, null = builders.tts(spoken), builders.unconditional(spoken)
     audio = len(TEXT) + 1
     hidden = [tiny.NULL] * (audio - 3)
@@ -87,7 +87,7 @@ def test_the_unconditional_form_hides_text_script_and_index_and_predicts_codes_o
     assert (null.speaks == speech.speaks).all()
 
 
-def test_listening_is_audio_then_phonemes_then_characters(spoken: Spoken) -> None:
+def test_asr_rows_are_audio_then_phonemes_then_characters(spoken: Spoken) -> None:
     rows = builders.asr(spoken)
     audio = 7 + 9
     head = [tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * audio, tiny.BEGIN_TEXT]
@@ -99,20 +99,20 @@ def test_listening_is_audio_then_phonemes_then_characters(spoken: Spoken) -> Non
     assert not rows.speaks.any()
 
 
-def test_listening_names_each_frame_when_it_is_complete(spoken: Spoken) -> None:
+def test_asr_predicts_each_frame_token_when_the_frame_is_complete(spoken: Spoken) -> None:
     rows = builders.asr(spoken)
     assert (rows.target[:11] == NO_TARGET).all()
     assert rows.target[11:18].tolist() == builders.frame_tokens(spoken).tolist()
 
 
-def test_listening_looks_where_the_next_phoneme_sounds(spoken: Spoken) -> None:
+def test_asr_attention_targets_the_frames_of_the_next_phoneme(spoken: Spoken) -> None:
     look = builders.asr(spoken).look[:, Head.SOUND]
     begin_text = 2 + 16
     assert look[begin_text].tolist() == [2 + 3, 2 + 2 + 7]  # silence: frames 0 and 1
     assert look[begin_text + 3].tolist() == look[begin_text + 4].tolist() == [2 + 4 + 3, 2 + 5 + 7]  # space, then ae
 
 
-def test_spelling_predicts_the_characters_only(spoken: Spoken) -> None:
+def test_spelling_predicts_only_the_characters(spoken: Spoken) -> None:
     rows: Rows = builders.spell(spoken.transcript)
     predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
     assert predicted == [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]

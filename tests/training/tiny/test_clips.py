@@ -18,7 +18,7 @@ def hum(hz: float, seconds: float) -> torch.Tensor:
     return (wave * 6000).to(torch.int16)
 
 
-def test_a_clip_is_cut_to_whole_codes_and_its_pitch_is_found() -> None:
+def test_clip_is_cut_to_whole_codes_with_its_pitch() -> None:
     pytest.importorskip("pyworld")
     clip = make_clip(Utterance("hm", "slt", (), (), (), hum(150, 0.5)))
     assert len(clip.pcm) == 12 * 4 * HOP
@@ -26,13 +26,13 @@ def test_a_clip_is_cut_to_whole_codes_and_its_pitch_is_found() -> None:
     assert (clip.pitch_hz[8:-8] - 150).abs().max() < 2
 
 
-def test_unvoiced_stretches_are_bridged_by_straight_lines() -> None:
+def test_unvoiced_pitch_is_interpolated_linearly() -> None:
     pitch = torch.tensor([0.0, 100, 0, 0, 130, 0])
     assert bridge(pitch).tolist() == [100, 100, 110, 120, 130, 130]
     assert (bridge(torch.zeros(3)) > 0).all()
 
 
-def test_a_batch_holds_matching_pieces_of_whole_codes() -> None:
+def test_drawn_batch_has_aligned_pcm_and_mel_on_code_boundaries() -> None:
     frames = 40
     mel = torch.arange(frames).float()[:, None].repeat(1, NUM_MELS)
     clip = Clip(mel[:, :1].repeat(1, HOP).reshape(-1), mel, torch.full((frames,), 100.0))
@@ -44,7 +44,7 @@ def test_a_batch_holds_matching_pieces_of_whole_codes() -> None:
     assert batch.voiced.min() == 1
 
 
-def test_quantising_keeps_the_shape_and_more_codebooks_come_closer() -> None:
+def test_quantising_keeps_the_shape_and_improves_with_codebooks() -> None:
     codec = make_codec()
     mel = codec.quantiser.decode(torch.randint(16, (1, 3, 10)))[0].float().reshape(-1, NUM_MELS)
     mel = mel + 0.05 * torch.from_numpy(np.random.default_rng(0).normal(size=mel.shape)).float()

@@ -15,18 +15,18 @@ def utterance(frames: int) -> Spoken:
     return Spoken(transcript, "slt", np.minimum(np.arange(frames), 3), np.zeros((frames, 7), dtype=np.uint8))
 
 
-def test_every_item_is_in_one_batch_and_no_padded_batch_is_too_large() -> None:
+def test_batches_partition_items_within_the_padded_size() -> None:
     sizes = [random.Random(0).randint(1, 50) for _ in range(200)]
     batches = cut(sizes, lambda size: size, 120)
     assert sorted(size for batch in batches for size in batch) == sorted(sizes)
     assert all(len(batch) * max(batch) <= 120 for batch in batches)
 
 
-def test_an_item_beyond_the_limit_is_a_batch_of_its_own() -> None:
+def test_oversized_item_forms_its_own_batch() -> None:
     assert cut([5, 500], lambda size: size, 100) == [[5], [500]]
 
 
-def test_an_epoch_holds_every_utterance_once_and_takes_in_new_files(tmp_path: Path) -> None:
+def test_corpus_epoch_has_every_utterance_once_and_new_files(tmp_path: Path) -> None:
     write_encoded(tmp_path / "codes_0000.pt", [utterance(frames) for frames in range(4, 24)])
     corpus = Corpus(tmp_path)
     batches = corpus.batches(200, random.Random(0))
@@ -38,17 +38,17 @@ def test_an_epoch_holds_every_utterance_once_and_takes_in_new_files(tmp_path: Pa
     assert any(len(each.codes) == 30 for _ in range(40) for each in next(batches))
 
 
-def test_long_utterances_are_not_listened_to(tmp_path: Path) -> None:
+def test_long_utterances_are_excluded_from_batches(tmp_path: Path) -> None:
     write_encoded(tmp_path / "codes_0000.pt", [utterance(20), utterance(300)])
     batches = Corpus(tmp_path).batches(400, random.Random(0), max_frames=246)
     assert all(len(each.codes) == 20 for _ in range(5) for each in next(batches))
 
 
-def test_rows_are_counted_as_they_are_built() -> None:
+def test_row_count_matches_the_built_rows() -> None:
     assert num_rows(utterance(10)) == 10 + 4 + 2 + 9
 
 
-def test_a_word_string_is_silence_then_words_then_silence() -> None:
+def test_word_strings_are_enclosed_by_silence() -> None:
     words = load_words()
     strings = WordStrings(dict.fromkeys((*words.spoken, *words.read), ("ah", "p")), random.Random(0))
     transcript = strings.draw(3)

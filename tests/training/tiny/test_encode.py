@@ -24,7 +24,7 @@ def utterance() -> Utterance:
 
 
 @pytest.mark.parametrize(("before_s", "after_s"), [(0.04, None), (0.0, 0.0), (0.35, 0.1), (0.1, 0.5)])
-def test_silences_get_the_given_lengths_and_speech_stays(
+def test_silences_get_the_given_lengths_without_changing_speech(
     utterance: Utterance, before_s: float, after_s: float | None
 ) -> None:
     made = with_silence(utterance, before_s, after_s)
@@ -36,18 +36,18 @@ def test_silences_get_the_given_lengths_and_speech_stays(
     assert made.ends_s == pytest.approx((before_s, 0.5 + shift_s, END_S + shift_s, END_S + shift_s + tail_s))
 
 
-def test_generated_speech_begins_after_one_frame(utterance: Utterance) -> None:
+def test_synthesised_speech_starts_after_the_lead_in(utterance: Utterance) -> None:
     assert np.flatnonzero(spoken(utterance).pcm.numpy())[0] == round(LEAD_S * SAMPLE_RATE)
 
 
-def test_silence_that_is_kept_is_the_part_next_to_the_speech(utterance: Utterance) -> None:
+def test_kept_silence_is_the_part_next_to_the_speech(utterance: Utterance) -> None:
     pcm = utterance.pcm.clone()
     pcm[: round(BEGIN_S * SAMPLE_RATE)] = torch.arange(round(BEGIN_S * SAMPLE_RATE), dtype=torch.int16)
     made = with_silence(replace(utterance, pcm=pcm), 0.04)
     assert made.pcm[0] == round((BEGIN_S - 0.04) * SAMPLE_RATE)
 
 
-def test_recordings_have_random_silences_and_noise_in_half_of_them(utterance: Utterance) -> None:
+def test_encoded_recordings_have_random_silences_and_half_have_noise(utterance: Utterance) -> None:
     rng = random.Random(0)
     made = [heard(utterance, rng).pcm.numpy().astype(float) for _ in range(200)]
     assert len({len(pcm) for pcm in made}) > 150

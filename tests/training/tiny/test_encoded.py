@@ -8,18 +8,18 @@ import pytest
 from training.tiny.encoded import frame_starts, phoneme_of_frames
 
 
-def test_starts_that_leave_room_are_the_nearest_frames() -> None:
+def test_well_separated_starts_round_to_the_nearest_frames() -> None:
     assert frame_starts([0.2, 0.33, 0.6], 20) == [0, 5, 8]
 
 
-def test_phonemes_shorter_than_a_frame_still_get_one() -> None:
+def test_phonemes_shorter_than_a_frame_get_their_own_frame() -> None:
     starts = frame_starts([0.20, 0.21, 0.22, 0.23, 0.60], 15)
     assert starts == sorted(set(starts))
     assert abs(starts[2] - 5) <= 1
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_every_phoneme_has_a_frame_and_none_is_far_from_its_time(seed: int) -> None:
+def test_every_phoneme_has_frames_in_order(seed: int) -> None:
     rng = random.Random(seed)
     ends_s = np.cumsum([rng.uniform(0.01, 0.2) for _ in range(rng.randint(1, 40))]).tolist()
     num_frames = max(len(ends_s), int(np.ceil(ends_s[-1] * 25)))
@@ -29,5 +29,5 @@ def test_every_phoneme_has_a_frame_and_none_is_far_from_its_time(seed: int) -> N
     assert (np.diff(frames) >= 0).all()
 
 
-def test_as_many_phonemes_as_frames_get_one_each() -> None:
+def test_equal_phoneme_and_frame_counts_map_one_to_one() -> None:
     assert phoneme_of_frames(frame_starts([1.0, 1.1, 9.0], 3), 3).tolist() == [0, 1, 2]

@@ -13,7 +13,7 @@ def test_k_means_finds_well_separated_centres() -> None:
     assert (points - found[nearest(points, found)]).norm(dim=1).max() < 1.5
 
 
-def test_each_codebook_leaves_less_over() -> None:
+def test_each_codebook_reduces_the_residual() -> None:
     torch.manual_seed(0)
     frames = torch.randn(3000, 256) @ torch.randn(256, 256) * 0.1
     tables = fit(frames)

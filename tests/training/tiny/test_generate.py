@@ -22,7 +22,7 @@ def network() -> Network:
     return Network(SMALL).eval()
 
 
-def test_contexts_are_those_of_training() -> None:
+def test_generation_contexts_match_training() -> None:
     spoken = Spoken(TRANSCRIPT, "slt", np.arange(6), np.zeros((6, 7), dtype=np.uint8))
     context = with_text(text_prompt("up at", "slt"), phoneme_text(TRANSCRIPT)[0])
     assert (context == builders.tts(spoken).ids[: len(context)]).all()
@@ -30,7 +30,7 @@ def test_contexts_are_those_of_training() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
-def test_every_entry_is_spoken_once_in_order_and_the_reply_ends(network: Network, scale: float) -> None:
+def test_generated_replies_end_after_every_script_entry(network: Network, scale: float) -> None:
     script = phoneme_text(TRANSCRIPT)[0]
     codes, ended = speak(network, ["up at", "up at"], "slt", Speaking(scale, seed=3), [script, script[:3]])
     assert ended == [True, True]
@@ -38,13 +38,13 @@ def test_every_entry_is_spoken_once_in_order_and_the_reply_ends(network: Network
     assert all(each.min() >= 0 and each.max() < 256 for each in codes)
 
 
-def test_the_same_seed_gives_the_same_speech(network: Network) -> None:
+def test_equal_seeds_give_equal_speech(network: Network) -> None:
     script = [phoneme_text(TRANSCRIPT)[0]]
     first, second = (speak(network, ["up at"], "slt", Speaking(seed=5), script)[0][0] for _ in range(2))
     assert np.array_equal(first, second)
 
 
-def test_a_pointer_that_is_sure_to_stay_stays_and_one_sure_to_leave_leaves() -> None:
+def test_alignment_pointer_stays_or_advances_by_its_logits() -> None:
     pointer, generator = Scripts([[tiny.FIRST_PHONEME + 2, tiny.FIRST_PHONEME + 7]]), torch.Generator().manual_seed(0)
     stay, leave = torch.full((1, 192), -50.0), torch.full((1, 192), -50.0)
     stay[0, tiny.FIRST_FRAME_TOKEN + 5] = 50.0
@@ -55,7 +55,7 @@ def test_a_pointer_that_is_sure_to_stay_stays_and_one_sure_to_leave_leaves() -> 
     assert rows == [start + 4, start + 5, start + 14, tiny.END_OF_AUDIO, tiny.PAD]
 
 
-def test_what_is_written_follows_the_separator() -> None:
+def test_written_text_follows_the_separator() -> None:
     letters = [tiny.FIRST_CHARACTER + tiny.CHARACTERS.index(c) for c in "up"]
     assert written([50, tiny.SEPARATOR, *letters]) == "up"
     assert written(letters) == ""

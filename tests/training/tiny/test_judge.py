@@ -16,7 +16,7 @@ def test_word_errors_agree_with_jiwer(seed: int) -> None:
     assert word_errors(reference, heard) == round(jiwer.wer(" ".join(reference), " ".join(heard)) * len(reference))
 
 
-def test_a_bigram_grammar_shares_out_all_chance() -> None:
+def test_bigram_grammar_probabilities_sum_to_one() -> None:
     grammar = bigram_grammar([["up", "at"], ["up", "up"], ["at"]], ["up", "at", "never"])
     unigrams = grammar.split("\\1-grams:\n")[1].split("\n\n")[0].splitlines()
     chances = {line.split()[1]: 10 ** float(line.split()[0]) for line in unigrams}

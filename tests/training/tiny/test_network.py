@@ -33,7 +33,7 @@ def rows() -> torch.Tensor:
     return ids
 
 
-def test_a_row_is_the_sum_of_its_streams_and_pad_counts_on_stream_0_only(network: Network, rows: torch.Tensor) -> None:
+def test_row_embedding_sums_streams_with_pad_only_on_stream_0(network: Network, rows: torch.Tensor) -> None:
     table = network.model.embed_tokens.weight
     found = network.model.embed(rows)
     for b in range(rows.shape[0]):
@@ -43,7 +43,7 @@ def test_a_row_is_the_sum_of_its_streams_and_pad_counts_on_stream_0_only(network
 
 
 @torch.inference_mode()
-def test_hidden_states_are_those_of_hugging_faces_qwen3(tmp_path: Path, network: Network, rows: torch.Tensor) -> None:
+def test_hidden_states_match_hugging_face_qwen3(tmp_path: Path, network: Network, rows: torch.Tensor) -> None:
     (tmp_path / "config.json").write_text(json.dumps(checkpoint_config(SMALL)))
     model = Qwen3Model(AutoConfig.from_pretrained(tmp_path)).eval()
     trunk = {
@@ -55,7 +55,7 @@ def test_hidden_states_are_those_of_hugging_faces_qwen3(tmp_path: Path, network:
 
 
 @torch.inference_mode()
-def test_reading_row_by_row_with_padding_equals_reading_at_once(network: Network, rows: torch.Tensor) -> None:
+def test_padded_row_by_row_reading_equals_one_pass(network: Network, rows: torch.Tensor) -> None:
     prompts = [rows[0, :6].numpy(), rows[1, :3].numpy()]
     session = Session(network, prompts)
     for step in range(4):

@@ -10,7 +10,7 @@ from training.tiny.optimiser import Optimiser, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 64), (2, 64, 32)])
-def test_singular_values_come_close_to_one(shape: tuple[int, int, int]) -> None:
+def test_orthogonalised_singular_values_are_close_to_one(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
     assert values.min() > 0.5

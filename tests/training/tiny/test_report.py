@@ -3,7 +3,7 @@
 from training.tiny.report import table
 
 
-def test_seeds_are_averaged_and_shown() -> None:
+def test_report_averages_and_lists_seeds() -> None:
     base = {"test_set": "open", "voice": "slt", "guidance_scale": None, "seed": None}
     speech = [
         {**base, "what": "speech", "guidance_scale": 1.5, "seed": s, "value": v} for s, v in enumerate((1.0, 3.0))

@@ -10,16 +10,16 @@ def tone(hz: float) -> torch.Tensor:
     return 0.3 * (2 * math.pi * hz * torch.arange(8000) / SAMPLE_RATE).sin()[None]
 
 
-def test_a_sine_has_the_same_height_at_every_resolution() -> None:
+def test_sine_magnitude_is_equal_at_every_resolution() -> None:
     heights = [magnitudes(tone(1000), size, size // 4).max().item() for size in RESOLUTIONS]
     assert max(heights) - min(heights) < 0.1 * max(heights)
 
 
-def test_the_loss_is_zero_for_the_same_sound_and_grows_with_the_difference() -> None:
+def test_spectral_loss_is_zero_for_equal_audio_and_grows() -> None:
     assert spectral_loss(tone(1000), tone(1000)) == 0
     assert 0 < spectral_loss(0.9 * tone(1000), tone(1000)) < spectral_loss(tone(1400), tone(1000))
 
 
-def test_the_loss_hears_through_a_shift_of_phase() -> None:
+def test_spectral_loss_ignores_phase_shifts() -> None:
     shifted = 0.3 * (2 * math.pi * 1000 * torch.arange(8000) / SAMPLE_RATE + 1.0).sin()[None]
     assert spectral_loss(shifted, tone(1000)) < 0.1 * spectral_loss(tone(1400), tone(1000))

@@ -16,7 +16,7 @@ def test_words_are_spelled_without_punctuation() -> None:
     assert spelled_words("sorry, it's ten o'clock. is it?") == ["sorry", "it's", "ten", "o'clock", "is", "it"]
 
 
-def test_a_shard_reads_as_it_was_written(tmp_path: Path) -> None:
+def test_shard_round_trips(tmp_path: Path) -> None:
     utterance = Utterance(
         "up", "slt", ("pau", "ah", "p"), (0.1, 0.2, 0.3), (-1, 0, 0), torch.arange(5, dtype=torch.int16)
     )
@@ -29,12 +29,12 @@ def test_a_shard_reads_as_it_was_written(tmp_path: Path) -> None:
 
 
 @needs_flite
-def test_flite_says_each_word_alone() -> None:
+def test_flite_pronounces_each_word_separately() -> None:
     assert pronounce(["cat", "apple"], batch=2) == {"cat": ("k", "ae", "t"), "apple": ("ae", "p", "ax", "l")}
 
 
 @needs_flite
-def test_an_utterance_has_words_times_and_sound(tmp_path: Path) -> None:
+def test_synthesised_utterance_has_words_times_and_samples(tmp_path: Path) -> None:
     alone = pronounce(["a", "birch", "canoe"])
     found = utter("a birch, canoe.", "rms", alone, tmp_path / "scratch.wav")
     assert found is not None

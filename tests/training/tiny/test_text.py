@@ -14,11 +14,11 @@ from training.tiny.text import SLOTS, domain_sentence, domain_vocabulary, fill, 
      (5000, "five thousand"), (7012, "seven thousand and twelve"),
      (31_415, "thirty one thousand four hundred and fifteen")],
 )  # fmt: skip
-def test_numbers_are_written_as_they_are_spoken(value: int, words: str) -> None:
+def test_numbers_are_spelled_out_as_spoken(value: int, words: str) -> None:
     assert number_words(value) == words
 
 
-def test_every_sentence_is_made_of_the_vocabulary_and_the_models_characters() -> None:
+def test_sentences_use_only_known_words_and_characters() -> None:
     rng, words = random.Random(0), set(domain_vocabulary())
     for _ in range(2000):
         sentence = domain_sentence(rng)
@@ -26,7 +26,7 @@ def test_every_sentence_is_made_of_the_vocabulary_and_the_models_characters() ->
         assert {word.strip(",.?") for word in sentence.split()} <= words
 
 
-def test_slots_within_slots_are_filled() -> None:
+def test_nested_template_slots_are_filled() -> None:
     rng = random.Random(1)
     assert all("{" not in fill("{time} {when} {digits} {year}", rng) for _ in range(500))
     assert all("{" not in fill(choice, rng) for choices in SLOTS.values() for choice in choices)

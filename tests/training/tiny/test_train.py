@@ -18,7 +18,7 @@ from training.tiny.words import load_words
 SMALL = NetworkConfig(32, 3, 4, 2, 8, 48)
 
 
-def test_the_rate_rises_stays_and_falls() -> None:
+def test_learning_rate_rises_stays_and_falls() -> None:
     config = train.TrainingConfig(Path(), 1)
     scales = [train.rate_scale(1000, spent, config) for spent in np.linspace(0, 1, 21)]
     assert scales[:8] == [1.0] * 8
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_second_run_goes_on_where_the_first_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_from_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "NetworkConfig", lambda: SMALL)
     config = train.TrainingConfig(folder, 0.02, speak=200, listen=100, read=60)
     train.train(config)

@@ -31,7 +31,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     return argparse.Namespace(data=tmp_path, rvq=tmp_path / "rvq.pt", out=out, shards=1, iterations=6, seed=0)
 
 
-def test_resumed_runs_give_the_same_weights(run: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_vocoder_training_gives_the_same_weights(
+    run: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_vocoder.train(run)
     at_once = torch.load(run.out / "vocoder.pt")
     (run.out / "vocoder.pt").unlink()
@@ -58,7 +60,7 @@ def test_training_lowers_the_loss(run: argparse.Namespace) -> None:
     assert totals[-1] < 0.8 * totals[0]
 
 
-def test_the_exported_codec_loads(run: argparse.Namespace, tmp_path: Path) -> None:
+def test_exported_codec_loads(run: argparse.Namespace, tmp_path: Path) -> None:
     train_vocoder.train(run)
     export(run.out / "vocoder.pt", run.rvq, tmp_path / "checkpoint")
     codec = tiny.load(tmp_path / "checkpoint")

@@ -110,7 +110,7 @@ def carried() -> frozenset[str]:
 
 
 @pytest.mark.parametrize("module", sorted({job.run.split(":")[0] for job in JOBS.values()}))
-def test_a_job_imports_only_what_the_host_or_the_bundle_has(module: str) -> None:
+def test_gpu_jobs_import_only_host_or_bundle_packages(module: str) -> None:
     of_package = packages_distributions()
     missing = {}
     for package, importer in reached(module).items():
@@ -122,7 +122,7 @@ def test_a_job_imports_only_what_the_host_or_the_bundle_has(module: str) -> None
     assert not missing
 
 
-def test_a_package_that_neither_has_is_found() -> None:
+def test_import_scan_finds_unbundled_packages() -> None:
     assert "tritonclient" in reached("benchmarks.gpu.host")
     assert "pocketsphinx" not in carried()
     assert importlib.util.find_spec("tritonclient") is not None

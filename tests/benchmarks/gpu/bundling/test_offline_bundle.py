@@ -71,7 +71,7 @@ def run_install(tmp_path: Path, *names: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_bundle_packed_here_is_importable_there(tmp_path: Path, house: Path, package: Path) -> None:
+def test_packed_bundle_is_importable_after_installation(tmp_path: Path, house: Path, package: Path) -> None:
     contents = pack(arguments(tmp_path, house, "--part-mb", "0.0004"), package)
     assert [name.split("-")[0] for name in contents["wheels"]] == [
         "anyascii", "deeper", "needed", "num2words", "soundfile", "soxr", "tritonclient", "vllm", "stretto"
@@ -93,7 +93,7 @@ def test_a_bundle_packed_here_is_importable_there(tmp_path: Path, house: Path, p
     assert shell.returncode == 0, "the tool cannot be run"
 
 
-def test_kernels_that_nobody_uses_stay_behind(tmp_path: Path, house: Path, package: Path) -> None:
+def test_unused_kernel_libraries_are_not_bundled(tmp_path: Path, house: Path, package: Path) -> None:
     pack(arguments(tmp_path, house, "--flash-attention", "2"), package)
     assert run_install(tmp_path, "manifest.json", "part-01").returncode == 0
     kept = sorted(path.name for path in (tmp_path / "there").rglob("*.so"))
@@ -101,7 +101,7 @@ def test_kernels_that_nobody_uses_stay_behind(tmp_path: Path, house: Path, packa
     assert is_wanted("vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "3")
 
 
-def test_libraries_are_trimmed_and_that_of_python_is_found_there(tmp_path: Path, house: Path, package: Path) -> None:
+def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, house: Path, package: Path) -> None:
     made = library(container([(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2))]))
     with zipfile.ZipFile(next(house.glob("vllm-*")), "a") as archive:
         archive.writestr("vllm/extension.so", made)
@@ -118,20 +118,20 @@ def test_libraries_are_trimmed_and_that_of_python_is_found_there(tmp_path: Path,
     assert shell.stdout == b"python"
 
 
-def test_the_triton_server_uses_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
+def test_bundled_triton_server_has_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
     make_wheel(house, "nvidia_pytriton", "0.7.0", {"pytriton.py": ""}, ("numpy<2",))
     make_wheel(house, "numpy", "1.26.4", {"numpy.py": ""})
     wheels = pack(arguments(tmp_path, house, "--triton"), package)["wheels"]
     assert {"nvidia_pytriton-0.7.0-py3-none-any.whl", "numpy-1.26.4-py3-none-any.whl"} <= set(wheels)
 
 
-def test_a_wheel_that_cannot_be_had_is_named(tmp_path: Path, house: Path, package: Path) -> None:
+def test_missing_wheel_is_named(tmp_path: Path, house: Path, package: Path) -> None:
     next(house.glob("deeper-*")).unlink()
     with pytest.raises(LookupError, match="deeper"):
         pack(arguments(tmp_path, house), package)
 
 
-def test_the_newest_wheel_that_all_agree_on_is_taken(tmp_path: Path, house: Path, package: Path) -> None:
+def test_newest_compatible_wheel_is_selected(tmp_path: Path, house: Path, package: Path) -> None:
     for version in ("1.9", "1.10", "3.0"):
         make_wheel(house, "needed", version, {"needed.py": ""}, ("deeper<2.1",))
     make_wheel(house, "deeper", "2.1", {"deeper/__init__.py": ""})
@@ -140,18 +140,18 @@ def test_the_newest_wheel_that_all_agree_on_is_taken(tmp_path: Path, house: Path
     assert {"needed-1.10-py3-none-any.whl", "deeper-2.0-py3-none-any.whl"} <= set(contents["wheels"])
 
 
-def test_a_host_without_torch_is_refused(tmp_path: Path, house: Path, package: Path) -> None:
+def test_packing_refuses_a_host_without_torch(tmp_path: Path, house: Path, package: Path) -> None:
     have = tmp_path / "freeze.txt"
     have.write_text("numpy==2.5.2\ntriton @ file:///x.whl\n-e git+x\ntransformers==5.17.0\n")
     with pytest.raises(SystemExit, match=r"\['torch'\]"):
         pack(arguments(tmp_path, house, "--have", str(have)), package)
 
 
-def test_the_common_host_has_what_a_bundle_cannot_carry() -> None:
+def test_common_host_lists_packages_excluded_from_bundles() -> None:
     assert {"torch", "triton", "transformers", "numpy"} <= set(COMMON_HOST.read_text().split())
 
 
-def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path, house: Path, package: Path) -> None:
+def test_damaged_part_error_names_the_part(tmp_path: Path, house: Path, package: Path) -> None:
     pack(arguments(tmp_path, house), package)
     part = tmp_path / "out" / "part-01"
     part.write_bytes(part.read_bytes()[:-1])

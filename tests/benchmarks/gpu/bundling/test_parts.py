@@ -21,7 +21,7 @@ def files_below(folder: Path) -> dict[str, tuple[bytes, bool]]:
     return {str(p.relative_to(folder)): (p.read_bytes(), bool(p.stat().st_mode & 0o100)) for p in found}
 
 
-def test_parts_are_no_larger_than_asked_and_join_to_the_same_tree(tmp_path: Path) -> None:
+def test_bundle_parts_respect_the_size_limit_and_rebuild_the_tree(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     manifest = write_parts(tree, tmp_path / "out", 1000, {"wheels": []})
     assert len(manifest.parts) >= 6
@@ -33,12 +33,12 @@ def test_parts_are_no_larger_than_asked_and_join_to_the_same_tree(tmp_path: Path
     assert files_below(installation.bundle) == files_below(tree)
 
 
-def test_the_same_tree_gives_the_same_parts(tmp_path: Path) -> None:
+def test_equal_trees_give_equal_parts(tmp_path: Path) -> None:
     made = [write_parts(make_tree(tmp_path / name), tmp_path / f"{name}-out", 1000, {}).parts for name in "ab"]
     assert made[0] == made[1]
 
 
-def test_parts_may_come_one_by_one_and_again(tmp_path: Path) -> None:
+def test_bundle_parts_may_arrive_in_any_order_and_repeatedly(tmp_path: Path) -> None:
     out = tmp_path / "out"
     names = [part.name for part in write_parts(make_tree(tmp_path / "tree"), out, 1500, {}).parts]
     for index, name in enumerate(reversed(names)):
@@ -46,7 +46,7 @@ def test_parts_may_come_one_by_one_and_again(tmp_path: Path) -> None:
         assert missing == names[: len(names) - 1 - index]
 
 
-def test_a_damaged_part_is_refused_and_its_good_copy_taken(tmp_path: Path) -> None:
+def test_damaged_part_is_refused_and_its_intact_copy_accepted(tmp_path: Path) -> None:
     out = tmp_path / "out"
     names = [part.name for part in write_parts(make_tree(tmp_path / "tree"), out, 1500, {}).parts]
     good = (out / names[0]).read_bytes()
@@ -62,7 +62,7 @@ def test_a_damaged_part_is_refused_and_its_good_copy_taken(tmp_path: Path) -> No
         installation.take([stray])
 
 
-def test_parts_of_two_bundles_do_not_mix(tmp_path: Path) -> None:
+def test_parts_of_different_bundles_are_refused(tmp_path: Path) -> None:
     first = write_parts(make_tree(tmp_path / "tree"), tmp_path / "one", 1500, {"python": "3.12"})
     write_parts(tmp_path / "tree", tmp_path / "two", 1500, {"python": "3.11"})
     installation = Installation(tmp_path / "there")
@@ -71,6 +71,6 @@ def test_parts_of_two_bundles_do_not_mix(tmp_path: Path) -> None:
         installation.take([tmp_path / "two" / MANIFEST])
 
 
-def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+def test_manifest_round_trips_through_its_file(tmp_path: Path) -> None:
     manifest = write_parts(make_tree(tmp_path / "tree"), tmp_path / "out", 1500, {"python": "3.12"})
     assert Manifest.read(tmp_path / "out" / MANIFEST) == manifest

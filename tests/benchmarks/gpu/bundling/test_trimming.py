@@ -44,7 +44,7 @@ def noise(seed: int, size: int = 4000) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def test_code_of_other_architectures_is_zeroed_in_place() -> None:
+def test_trimming_zeroes_code_for_other_architectures() -> None:
     entries: Entries = [(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2)), (CUBIN, 120, noise(3)), (PTX, 80, noise(4))]
     made = library(container(entries))
     trimmed = trim(made, 90)
@@ -54,7 +54,7 @@ def test_code_of_other_architectures_is_zeroed_in_place() -> None:
 
 
 @pytest.mark.parametrize("with_ptx", [True, False])
-def test_a_container_without_its_machine_code_keeps_the_ptx_on_request(with_ptx: bool) -> None:
+def test_trimming_keeps_ptx_on_request_without_matching_cubin(with_ptx: bool) -> None:
     first, second = (CUBIN, 80, noise(1)), (PTX, 75, noise(2))
     other: Entries = [(CUBIN, 80, noise(3)), (CUBIN, 90, noise(4))]
     trimmed = trim(library(container([first, second]), container(other)), 90, with_ptx)
@@ -63,24 +63,24 @@ def test_a_container_without_its_machine_code_keeps_the_ptx_on_request(with_ptx:
     assert trimmed == library(container([(CUBIN, 80, zeros), ptx]), container([(CUBIN, 80, zeros), other[1]]))
 
 
-def test_machine_code_of_a_lower_minor_number_is_kept_if_there_is_none_of_the_gpu_s_own() -> None:
+def test_cubins_of_a_lower_minor_version_are_kept_if_none_match_exactly() -> None:
     older, same, newer = (CUBIN, 80, noise(1)), (CUBIN, 86, noise(2)), (CUBIN, 90, noise(3))
     zeros = bytes(4000)
     expected: Entries = [(CUBIN, 80, zeros), same, (CUBIN, 90, zeros)]
     assert trim(library(container([older, same, newer])), 89) == library(container(expected))
 
 
-def test_kernels_of_other_gpus_only_go_altogether() -> None:
+def test_kernels_only_for_other_gpus_are_all_removed() -> None:
     made = library(container([(CUBIN, 100, noise(1)), (CUBIN, 120, noise(2))]))
     assert trim(made, 90) == library(container([(CUBIN, 100, bytes(4000)), (CUBIN, 120, bytes(4000))]))
 
 
 @pytest.mark.parametrize("file", [b"\x7fELF\x01 of 32 bits", b"MZ", b"", CODE])
-def test_other_files_stay_as_they_are(file: bytes) -> None:
+def test_other_files_are_not_trimmed(file: bytes) -> None:
     assert trim(file, 90) == file
 
 
-def test_what_does_not_fit_is_an_error() -> None:
+def test_inconsistent_container_sizes_are_an_error() -> None:
     made = bytearray(library(container([(CUBIN, 90, noise(1))])))
     at = made.index(struct.pack("<I", MAGIC))
     struct.pack_into("<Q", made, at + 8, 10**6)

@@ -49,7 +49,7 @@ def run(block_sizes, widths, enabled):
 
 @pytest.mark.parametrize(("block_sizes", "widths"), GROUPS)
 @pytest.mark.parametrize("all_enabled", [True, False])
-def test_block_tables_are_the_same_with_twins_and_interpreted(monkeypatch, block_sizes, widths, all_enabled):
+def test_cpu_block_tables_match_the_interpreted_kernels(monkeypatch, block_sizes, widths, all_enabled):
     cpu_kernels.install()
     enabled = [all_enabled or group > 0 for group in range(len(widths))]
     rows, gathered, used, slots = run(block_sizes, widths, enabled)
@@ -66,7 +66,7 @@ def test_block_tables_are_the_same_with_twins_and_interpreted(monkeypatch, block
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
-def test_staged_writes_to_flat_and_wide_tensors_are_the_same(same_as_kernel, dtype):
+def test_staged_writes_to_flat_and_wide_tensors_match_the_kernel(same_as_kernel, dtype):
     starts, indices = torch.tensor([0, 2, 1], dtype=torch.int32), torch.tensor([4, 0, 2], dtype=torch.int32)
     contents, ends = torch.arange(1, 8).to(dtype), torch.tensor([3, 4, 7], dtype=torch.int32)
     name, constants = "buffer_utils._apply_write_kernel", {"BLOCK_SIZE": 2, "MULTI_GROUP": False}

@@ -56,7 +56,7 @@ batches_and_padding = pytest.mark.parametrize("batch", [*BATCHES, EMPTY_ROW], id
 
 @batches_and_padding
 @pytest.mark.parametrize("lookahead", [1, 3])
-def test_prefilling_rows_get_their_tokens(same_as_kernel, batch, lookahead):
+def test_prefill_inputs_match_the_kernel(same_as_kernel, batch, lookahead):
     of = batch.tensors()
     ids, following = torch.full((MAX_TOKENS,), -7, dtype=torch.int32), torch.full((lookahead, MAX_REQS), -7).int()
     same_as_kernel(
@@ -67,7 +67,7 @@ def test_prefilling_rows_get_their_tokens(same_as_kernel, batch, lookahead):
 
 
 @batches_and_padding
-def test_positions_and_lengths_go_on_where_the_row_stood(same_as_kernel, batch):
+def test_positions_and_lengths_continue_from_the_computed_tokens(same_as_kernel, batch):
     of = batch.tensors()
     pos, lengths = torch.full((MAX_TOKENS,), -7), torch.full((MAX_REQS,), -7, dtype=torch.int32)
     _, got, *_ = same_as_kernel(
@@ -78,7 +78,7 @@ def test_positions_and_lengths_go_on_where_the_row_stood(same_as_kernel, batch):
 
 
 @batches
-def test_decoding_rows_read_the_token_sampled_before(same_as_kernel, batch):
+def test_cpu_combine_sampled_tokens_matches_the_gpu_kernel(same_as_kernel, batch):
     of, num_reqs = batch.tensors(), len(batch.query_lens)
     same_as_kernel(
         "input_batch._combine_sampled_and_draft_tokens_kernel", (num_reqs,),
@@ -89,7 +89,7 @@ def test_decoding_rows_read_the_token_sampled_before(same_as_kernel, batch):
 
 
 @batches
-def test_rows_that_still_prefill_sample_nothing(same_as_kernel, batch):
+def test_prefilling_rows_sample_nothing(same_as_kernel, batch):
     of, num_reqs = batch.tensors(), len(batch.query_lens)
     same_as_kernel(
         "input_batch._get_num_sampled_and_rejected_kernel", (num_reqs,),
@@ -101,7 +101,7 @@ def test_rows_that_still_prefill_sample_nothing(same_as_kernel, batch):
 @batches
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("optional", [False, True])
-def test_sampled_tokens_reach_their_slots(same_as_kernel, batch, masked, optional):
+def test_sampled_token_updates_match_the_kernel(same_as_kernel, batch, masked, optional):
     of, num_reqs = batch.tensors(), len(batch.query_lens)
     slots = of["slots"].clone()
     slots[0] = -1 if masked else slots[0]
@@ -116,7 +116,7 @@ def test_sampled_tokens_reach_their_slots(same_as_kernel, batch, masked, optiona
 
 
 @batches
-def test_rows_count_what_they_computed_where_nothing_is_sampled(same_as_kernel, batch):
+def test_computed_token_counts_match_the_kernel_without_sampling(same_as_kernel, batch):
     of = batch.tensors()
     same_as_kernel(
         "input_batch._post_update_num_computed_tokens_kernel", (len(batch.query_lens),),

@@ -72,7 +72,7 @@ def generate(llm: LLM, **sampling: object) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def test_greedy_tokens_are_those_of_transformers(llm, reference, launches):
+def test_greedy_tokens_match_transformers(llm, reference, launches):
     expected = []
     for prompt in PROMPTS:
         ids = reference[1].generate(torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False)
@@ -81,7 +81,7 @@ def test_greedy_tokens_are_those_of_transformers(llm, reference, launches):
     assert not launches, "no kernel of a step is interpreted"
 
 
-def test_sampled_tokens_are_those_of_the_interpreted_kernels(llm, launches, monkeypatch):
+def test_sampled_tokens_match_the_interpreted_kernels(llm, launches, monkeypatch):
     sampling = {
         "temperature": 0.8, "seed": 11, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "logprobs": 2,
         "min_tokens": 2, "stop_token_ids": [3], "logit_bias": {9: 2.0},

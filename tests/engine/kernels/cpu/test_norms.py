@@ -11,7 +11,7 @@ current_platform.import_kernels()
 
 
 @pytest.mark.parametrize("rows", [1, 7])
-def test_norms_of_rows_and_of_heads_that_lie_apart_are_the_native_ones(rows):
+def test_norms_of_contiguous_and_strided_rows_match_native(rows):
     random = torch.Generator().manual_seed(0)
     projection, weight = torch.randn(rows, 3 * 64, generator=random), torch.randn(32, generator=random)
     native = ir.ops.rms_norm.impls["native"].impl_fn
@@ -22,7 +22,7 @@ def test_norms_of_rows_and_of_heads_that_lie_apart_are_the_native_ones(rows):
         )
 
 
-def test_the_sum_and_its_norm_take_the_place_of_their_terms():
+def test_fused_add_norm_is_in_place():
     x, residual, weight = torch.randn(5, 32), torch.randn(5, 32), torch.randn(32)
     expected = ir.ops.fused_add_rms_norm.impls["native"].impl_fn(x, residual, weight, 1e-6)
     assert products._fits_add_norm(x, residual, weight, 1e-6)
@@ -31,7 +31,7 @@ def test_the_sum_and_its_norm_take_the_place_of_their_terms():
     assert got[1].data_ptr() == residual.data_ptr()
 
 
-def test_norms_that_the_kernel_cannot_do_are_left_to_torch():
+def test_unsupported_norms_fall_back_to_torch():
     x, weight = torch.randn(4, 32), torch.randn(32)
     assert not products._fits_norm(x, None, 1e-6)
     assert not products._fits_norm(x, weight.half(), 1e-6)

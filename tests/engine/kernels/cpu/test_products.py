@@ -7,7 +7,7 @@ from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_pro
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) -> None:
+def test_product_matches_a_linear_layer(num_rows: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(num_rows)
     table = torch.randn(300, 64, generator=generator).to(dtype)
     weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
@@ -15,7 +15,7 @@ def test_a_product_is_that_of_a_linear_layer(num_rows: int, dtype: torch.dtype) 
     assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
 
 
-def test_where_onednn_has_no_such_product_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_onednn_products_fall_back_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("could not create a primitive descriptor for the matmul primitive")
 
@@ -24,7 +24,7 @@ def test_where_onednn_has_no_such_product_torch_multiplies(monkeypatch: pytest.M
     assert torch.equal(Product(weight)(x), torch.nn.functional.linear(x, weight))
 
 
-def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:
+def test_float32_product_is_not_rounded_to_bfloat16() -> None:
     weight, x = torch.randn(210, 64).bfloat16(), torch.randn(5, 64).bfloat16()
     product = Float32Product(weight)(x)
     assert product.dtype == torch.float32
@@ -32,7 +32,7 @@ def test_a_product_in_float32_is_not_rounded_to_the_weight_s_type() -> None:
 
 
 @pytest.mark.parametrize("width", [256, 1536, 2048, 4096])
-def test_a_row_s_product_does_not_depend_on_its_neighbours(width: int) -> None:
+def test_row_product_is_batch_invariant(width: int) -> None:
     """Results are bit-identical, also at published widths.
 
     With AVX-512, oneDNN sums a single row in another order from width 1536.
@@ -48,7 +48,7 @@ def test_a_row_s_product_does_not_depend_on_its_neighbours(width: int) -> None:
 
 
 @pytest.mark.parametrize("is_traced", [False, True])
-def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost(is_traced: bool) -> None:
+def test_products_are_padded_to_few_sizes_without_losing_rows(is_traced: bool) -> None:
     layer, met = torch.nn.Linear(4, 3, bias=False), set[int]()
 
     def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -66,7 +66,9 @@ def test_rows_are_multiplied_in_few_numbers_and_no_row_is_lost(is_traced: bool) 
 
 
 @pytest.mark.parametrize(("width", "num_rows"), [(1024, 1), (1025, 2), (1536, 2), (8192, 2)])
-def test_a_wide_product_has_two_rows(width: int, num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_single_row_product_is_padded_to_two_rows(
+    width: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     met, multiply = list[int](), products.onednn_mm
     monkeypatch.setattr(products, "onednn_mm", lambda out, x, *more: met.append(len(x)) or multiply(out, x, *more))
     weight, x = torch.randn(64, width), torch.randn(1, width)

@@ -20,7 +20,7 @@ def logits_of(seed: int, vocab: int, scale: float = 3.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("vocab", [7, 1500])
-def test_each_row_has_its_temperature(same_as_kernel, vocab):
+def test_cpu_temperature_matches_the_gpu_kernel(same_as_kernel, vocab):
     temperature = torch.tensor([0.0, 1.0, 0.7, 1.0, 2.0, 0.1])
     same_as_kernel(
         "sample.gumbel._temperature_kernel", (ROWS, 1),
@@ -31,7 +31,7 @@ def test_each_row_has_its_temperature(same_as_kernel, vocab):
 @pytest.mark.parametrize("temperatures", [(0.0,) * 6, (0.8,) * 6, (0.0, 1.0, 0.7, 0.0, 2.0, 0.1)])
 @pytest.mark.parametrize("apply_temperature", [False, True])
 @pytest.mark.parametrize("vocab", [5, 1024, 2500])
-def test_a_seed_draws_the_token_that_the_kernel_draws(vocab, temperatures, apply_temperature):
+def test_cpu_seeded_sampling_matches_the_gpu_kernel(vocab, temperatures, apply_temperature):
     random = torch.Generator().manual_seed(vocab)
     seeds = torch.randint(-(2**63), 2**63 - 1, (SLOTS,), generator=random)
     logits, blocks = logits_of(1, vocab, scale=0.5), -(-vocab // 1024)
@@ -90,14 +90,14 @@ def test_top_k_and_top_p_keep_the_most_probable(k, p):
     assert torch.equal(logits, torch.tensor(expected))
 
 
-def test_min_p_removes_the_improbable(same_as_kernel):
+def test_min_p_matches_the_kernel(same_as_kernel):
     min_p = torch.tensor([0.0, 0.1, 0.5, 0.01, 0.0, 0.9])
     same_as_kernel("sample.min_p._min_p_kernel", (ROWS,), logits_of(2, 90), 90, SLOT_OF_ROW, min_p, 90, BLOCK_SIZE=32)
 
 
 @pytest.mark.parametrize("check_all_masked", [False, True])
 @pytest.mark.parametrize("position", [2, 30])
-def test_allowed_tokens_biases_and_minimum_lengths(same_as_kernel, check_all_masked, position):
+def test_cpu_logit_bias_matches_the_gpu_kernel(same_as_kernel, check_all_masked, position):
     ids = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(i))[:8] for i in range(SLOTS)]).int()
     bias = torch.linspace(-4, 4, SLOTS * 8).view(SLOTS, 8)
 
@@ -113,7 +113,7 @@ def test_allowed_tokens_biases_and_minimum_lengths(same_as_kernel, check_all_mas
     )  # fmt: skip
 
 
-def test_log_probabilities_and_ranks(same_as_kernel):
+def test_log_probabilities_and_ranks_match_the_kernels(same_as_kernel):
     logits, tokens = logits_of(4, 300), torch.randint(300, (ROWS, 5), generator=torch.Generator().manual_seed(1))
     same_as_kernel(
         "sample.logprob._topk_log_softmax_kernel", (ROWS,),

@@ -40,7 +40,7 @@ def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: P
     assert min(int(size) for _, _, size, *_ in lines) > 1000
 
 
-def test_one_binary_of_the_draw_and_of_each_of_a_step_s_kernels_serves_steps_of_any_size(tmp_path: Path) -> None:
+def test_each_step_kernel_compiles_once_for_all_step_sizes(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
         "_draw_kernel 1",
         "text_maxima_kernel 1",

@@ -66,7 +66,7 @@ def build(spec: DepthSpec, num_streams: int, seed: int | None) -> Any:
 @pytest.mark.parametrize("num_streams", [5, pytest.param(32, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", SPECS)
 @torch.inference_mode()
-def test_states_are_those_of_the_layers_in_torch(name: str, num_streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch):
         expected = build(SPECS[name], num_streams, seed=1)
     ours, alone = DeviceDepth(expected), DeviceDepth(expected)
@@ -86,7 +86,7 @@ def test_states_are_those_of_the_layers_in_torch(name: str, num_streams: int, mo
 
 
 @torch.inference_mode()
-def test_states_with_weights_by_position_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampled ids of `tests/engine/test_moshi.py` hold the CPU's states to the authors' model."""
     spec = DepthSpec(32, 48, 2, 4, 2, 8, 1e-8, schedule=(0, 1, 1, 2))
     with single_rank(monkeypatch):
@@ -107,7 +107,7 @@ def test_states_with_weights_by_position_are_those_of_the_cpu(monkeypatch: pytes
 
 
 @torch.inference_mode()
-def test_bfloat16_heads_are_rounded_as_by_separate_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_depth_heads_are_close_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch):
         wide = build(SPECS["qwen3"], 5, seed=2)
         narrow = build(SPECS["qwen3"], 5, seed=2).bfloat16()
@@ -122,13 +122,13 @@ def test_bfloat16_heads_are_rounded_as_by_separate_operators(monkeypatch: pytest
     assert (found.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_more_positions_than_the_kernel_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_beyond_the_kernel_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch), pytest.raises(ValueError, match="at most 32 positions, got 33"):
         DeviceDepth(build(replace(PLAIN, num_layers=1), 33, seed=3))
 
 
 @torch.inference_mode()
-def test_a_pass_of_qwen3_tts_launches_eight_kernels_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qwen3_tts_depth_pass_launches_eight_kernels_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake CUDA device is used, with vLLM's custom operators disabled as in its default compilation mode."""
     launches = Launches()
     monkeypatch.setattr(kernel, "depth_attention_kernel", launches)

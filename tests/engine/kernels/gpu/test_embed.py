@@ -22,7 +22,9 @@ def slow(table: torch.Tensor, ids: torch.Tensor, pad_is_silent: bool) -> torch.T
 @pytest.mark.parametrize("embed", [embed_on_host, embed_on_device, embed_rows])
 @pytest.mark.parametrize("pad_is_silent", [True, False])
 @pytest.mark.parametrize(("num_rows", "num_streams", "width"), [(1, 1, 8), (5, 3, 7), (4, 8, 130), (2, 2, 1500)])
-def test_rows_are_the_loop_s(embed: Embed, pad_is_silent: bool, num_rows: int, num_streams: int, width: int) -> None:
+def test_embedded_rows_match_a_slow_loop(
+    embed: Embed, pad_is_silent: bool, num_rows: int, num_streams: int, width: int
+) -> None:
     random = torch.Generator().manual_seed(width)
     table = torch.randn(VOCAB, width, generator=random)
     ids = torch.randint(0, VOCAB, (num_rows, num_streams), generator=random)
@@ -34,7 +36,7 @@ def test_rows_are_the_loop_s(embed: Embed, pad_is_silent: bool, num_rows: int, n
 
 @pytest.mark.parametrize("embed", [embed_on_host, embed_on_device])
 @pytest.mark.parametrize("pad_is_silent", [True, False])
-def test_sums_of_half_precision_are_rounded_once(embed: Embed, pad_is_silent: bool) -> None:
+def test_half_precision_sums_are_rounded_once(embed: Embed, pad_is_silent: bool) -> None:
     table = torch.randn(VOCAB, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     ids = torch.randint(0, VOCAB, (6, 8), generator=torch.Generator().manual_seed(1))
     embedded = embed(table, ids, PAD, pad_is_silent)

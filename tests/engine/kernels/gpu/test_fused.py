@@ -41,7 +41,7 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> tuple[Layer, Layer]:
 
 
 @torch.inference_mode()
-def test_results_are_those_of_the_native_operators(layers: tuple[Layer, Layer]) -> None:
+def test_fused_layers_match_the_native_operators(layers: tuple[Layer, Layer]) -> None:
     ours, native = layers
     x, residual = torch.randn(3, SIZE), torch.randn(3, SIZE)
     torch.testing.assert_close(ours.norm(x), native.norm(x))
@@ -56,14 +56,14 @@ def test_results_are_those_of_the_native_operators(layers: tuple[Layer, Layer]) 
         torch.testing.assert_close(found, wanted)
 
 
-def test_a_rotary_embedding_that_other_layers_share_is_left_to_them(layers: tuple[Layer, Layer]) -> None:
+def test_shared_rotary_embedding_is_not_modified(layers: tuple[Layer, Layer]) -> None:
     ours, native = layers
     assert ours.rotary_emb is not native.rotary_emb
     assert native.rotary_emb._forward_method == native.rotary_emb.forward_native
     assert ours.rotary_emb.cos_sin_cache is native.rotary_emb.cos_sin_cache
 
 
-def test_where_no_row_may_depend_on_another_the_norm_is_vllm_s_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_invariant_mode_uses_the_vllm_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     layer = SimpleNamespace(forward_cuda=lambda x, residual: ("invariant", x, residual))
     assert products.rms_norm(layer, 1, 2) == ("invariant", 1, 2)

@@ -26,7 +26,7 @@ def noise_of(keys: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_noise_is_numpy_s_and_torch_s() -> None:
+def test_noise_matches_numpy_and_torch() -> None:
     """Libraries may differ in the last bit of a logarithm or cosine, which rounding to float32 rarely shows."""
     keys = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, NUM_KEYS).astype(np.int32)
     found = noise_of(torch.from_numpy(keys), 1 << 16)  # the interpreter runs one block after another

@@ -13,7 +13,7 @@ def mm_of_a_gpu(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -
 
 @pytest.mark.parametrize("num_rows", [1026, 1032, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_keep_their_precision(num_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_in_float32(num_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "mm", mm_of_a_gpu)
     weight, x = torch.randn(num_rows, 64).to(dtype), torch.randn(3, 64).to(dtype)
     product = Float32Product(weight)(x)
@@ -22,7 +22,7 @@ def test_logits_keep_their_precision(num_rows: int, dtype: torch.dtype, monkeypa
 
 
 @pytest.mark.parametrize("num_rows", [1026, 2000])
-def test_batch_invariant_products_use_vllm_s_replacement(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_invariant_products_use_the_vllm_replacement(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     monkeypatch.setattr(products, "MAX_COPIED", 1500)
     monkeypatch.delattr(torch, "mm")
@@ -33,13 +33,13 @@ def test_batch_invariant_products_use_vllm_s_replacement(num_rows: int, monkeypa
     assert torch.allclose(product.double(), exact, atol=1e-4 if num_rows < 1500 else 0.2)
 
 
-def test_torch_has_the_product_for_a_device() -> None:
+def test_float32_product_is_supported_on_devices() -> None:
     weight = torch.empty(1026, 64, dtype=torch.bfloat16, device="meta")
     product = Float32Product(weight)(torch.empty(3, 64, dtype=torch.bfloat16, device="meta"))
     assert (product.dtype, product.shape) == (torch.float32, (3, 1026))
 
 
-def test_small_heads_have_rows_by_eights_and_large_ones_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_heads_are_padded_and_large_heads_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(1026, 8)
     assert len(Float32Product(weight).weight) == 1032
     monkeypatch.setattr(products, "MAX_COPIED", 1025)

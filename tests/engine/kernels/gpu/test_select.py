@@ -56,7 +56,7 @@ def limits(values: np.ndarray, top_k: int, top_p: np.float32, temperature: np.fl
 
 @pytest.mark.parametrize("step", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("shift", [0.0, -30.0, 30.0])
-def test_limits_are_those_of_bisections_over_all_floats(step: float, shift: float) -> None:
+def test_sampling_limits_match_bisection_over_all_floats(step: float, shift: float) -> None:
     """Logits have ties (multiples of `step`), zeros of both signs, and columns that cannot be sampled."""
     random, rows = np.random.default_rng(int(10 * step + abs(shift))), 6
     values = random.normal(shift, 4, (rows, COLUMNS)).astype(np.float32)

@@ -88,7 +88,7 @@ class Batch:
 
 @pytest.mark.parametrize("is_penalized", [True, *by_night(False)])
 @pytest.mark.parametrize("step", [0.0, *by_night(0.5)])
-def test_few_groups_give_the_token_that_all_columns_give(step: float, is_penalized: bool) -> None:
+def test_grouped_text_sampling_matches_full_row_sampling(step: float, is_penalized: bool) -> None:
     batch = Batch(step)
     drawn, num_listed = batch.drawn(is_penalized)
     assert drawn.tolist() == batch.expected(is_penalized).tolist()

@@ -21,17 +21,17 @@ def test_triton_discovers_the_backend():
 
 
 @without_gpu
-def test_the_host_is_the_active_device_without_a_gpu():
+def test_host_driver_is_active_without_a_gpu():
     assert HostDriver.is_active()
     assert driver.active.get_active_torch_device() == torch.device("cpu")
 
 
-def test_the_host_is_not_active_beside_a_gpu(monkeypatch):
+def test_host_driver_is_not_active_with_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert not HostDriver.is_active()
 
 
-def test_nothing_is_compiled():
+def test_interpreted_backend_does_not_compile():
     backend = InterpretedBackend(HostDriver().get_current_target())
     with pytest.raises(NotImplementedError, match="TRITON_INTERPRET"):
         backend.parse_options({})
