@@ -184,7 +184,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics, or None if nobody reads them."""
+    """Return the function that publishes this scheduler's statistics, or None if none are read."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -565,7 +565,7 @@ class PairedScheduling(Base):
         return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to a finished request's output; return False if nobody receives the output."""
+        """Append the trailer to a finished request's output; return False if it has no receiver."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
