@@ -1,4 +1,4 @@
-"""Sampling noise as a function of seed, position, stream and token id only.
+"""Sampling noise that depends only on seed, position, stream and token id, and the sampler that uses it.
 
 Because there is no generator state, a request yields the same codes on its own, in any batch, after preemption and on
 any device. The mixer is lowbias32 from C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public
@@ -24,7 +24,7 @@ REDRAW_STEP = 0x27D4EB2F
 def _mix(x: Words) -> Words:
     """Apply the hash lowbias32 to int32 `x`, in place.
 
-    `>>` on signed integers shifts in copies of the sign bit; the masks remove them.
+    On signed integers, `>>` shifts in copies of the sign bit; the masks remove them.
     """
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
@@ -171,7 +171,7 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
 # 23-bit Gumbel noise is in (-2.82, 16.64): at temperature 1, a logit more than their difference below the largest is
 # never sampled.
 NOISE_SPAN = 20.0
-FIRST_REACH = 128  # how many of the largest logits to examine first for top-p without top-k
+FIRST_REACH = 128  # number of largest logits to examine first for top-p without top-k
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class DrawPlan:
 
     @classmethod
     def from_parameters(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
-        """Return the plan of a batch of B rows.
+        """Return the plan for a batch of B rows.
 
         Args:
             temperature: Temperatures, float [B]; 0 is greedy.
@@ -211,7 +211,7 @@ class _Rows:
     Attributes:
         index: Position of each pair in the batch, [N]; None for all pairs in order.
         place: First column of the pair's stream in the flattened table of token ids, [N, 1].
-        reach: How many of the largest logits to examine first.
+        reach: Number of largest logits to examine first.
         is_open: True for pairs without top-k; None if all pairs have it.
         is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
@@ -304,7 +304,7 @@ def draw(
         token_ids: Token id of each column, [S, C].
         keys: Noise keys from `stream_keys`, int32 [B, S].
         params: Sampling parameters of the rows.
-        plan: Properties of the batch, see `DrawPlan`.
+        plan: Properties of the batch (see `DrawPlan`).
 
     Returns:
         Sampled ids, [B, S], with the dtype of `token_ids`.
@@ -445,7 +445,7 @@ def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: Logits, [B, C].
-        span: Largest permitted distance from the maximum, [B], see `min_p_span`.
+        span: Largest permitted distance from the maximum, [B] (see `min_p_span`).
 
     Returns:
         Logits, [B, C].
@@ -483,7 +483,7 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty: divide positive logits of seen ids by it, and multiply negative ones by it.
+    """Apply the repetition penalty: divide positive logits of ids that occurred before by it; multiply negative ones.
 
     Args:
         logits: Logits, [B, V].

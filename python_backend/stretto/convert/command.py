@@ -98,7 +98,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def config_in(folder: Path) -> Path | None:
-    """Return the config file in a release's folder: config.json, or the only YAML file; None if there is neither."""
+    """Return the config file in a release's folder: config.json, or else the only YAML file; None if there is none."""
     path, found = folder / "config.json", [*folder.glob("*.yaml")]
     return path if path.exists() else found[0] if len(found) == 1 else None
 
@@ -122,7 +122,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Return lines for tensors: name and shape, or the number of tensors with a common prefix."""
+    """Describe tensors in lines: a tensor by its name and shape, or tensors with a common prefix by their number."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)

@@ -51,7 +51,7 @@ from stretto.weights.loading import (
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Names of tensors that identify files other than the codec's; codecs and conversion modules of families add more.
+# Tensor names that identify files that do not contain the codec; codecs and families' conversion modules add more.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
@@ -84,7 +84,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
         known = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
         raise CheckpointError(f"{folder}: expected weights ({known}) and the codec's parameters, got no weights")
     try:
-        # load it as the server does, so that a file that does not match is reported before it is copied
+        # load the codec as the server does, so that a mismatch is reported before anything is copied
         load_codec(family.codec, folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_contents_of(files)}") from error
@@ -111,10 +111,10 @@ def _contents_of(files: list[Path]) -> str:
 
 @dataclass(frozen=True)
 class CodecCopy:
-    """Codec inside a release's weights, to be written in the transformers layout.
+    """Codec contained in a release's weights, to be written in the transformers layout.
 
     Attributes:
-        record: Contents of its config.json.
+        record: Contents of the codec's config.json.
         entries: Tensors to write.
     """
 
@@ -130,7 +130,7 @@ class CodecCopy:
         Args:
             family: Family of the release.
             folder: Folder of the published codec, whose config.json is used; None to use the release's config.
-            release: config.json of the release. Its `codec_config` is used if present, else the defaults of the
+            release: config.json of the release. Its `codec_config` is used if present, otherwise the defaults of the
                 transformers class.
             tensors: Tensors of the release by name.
             prefix: Prefix of the codec's tensor names.
@@ -172,7 +172,7 @@ class ConvertedNetwork:
 
     Attributes:
         folder: Name of the folder.
-        record: Contents of its config.json.
+        record: Contents of the network's config.json.
         entries: Tensors to write, in their stored dtype.
     """
 
@@ -186,7 +186,7 @@ class ConvertedNetwork:
 
         Args:
             network: The network.
-            tensors: Tensors of the release by name, used unless the network has its own.
+            tensors: Tensors of the release by name, used unless the network has tensors of its own.
 
         Raises:
             CheckpointError: If tensors are missing or do not match.
@@ -226,7 +226,7 @@ class Conversion:
         ssl_tokenizer: Audio tokenizer, if requested.
         notes: Remarks for the operator.
         networks: Additional networks.
-        copies: Files to copy unchanged, by their names in the checkpoint.
+        copies: Files to copy unchanged, by name in the checkpoint.
     """
 
     record: dict[str, Any]
@@ -250,7 +250,7 @@ def plan(release: Release) -> Conversion:
     """Read and check a release, except for the values of its tensors.
 
     Raises:
-        CheckpointError: Parts of the release do not match; the message lists them.
+        CheckpointError: If parts of the release do not match; the message lists them.
     """
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
@@ -288,7 +288,7 @@ def plan(release: Release) -> Conversion:
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
-    """Return the conversion of the audio tokenizer given by `--ssl-tokenizer`, or None if the option is not set."""
+    """Convert the audio tokenizer given by `--ssl-tokenizer`; return None if the option is not set."""
     kind = audio_tokenizer_of(release.family_name)
     if release.ssl_tokenizer is None or kind is None:
         return None
@@ -308,7 +308,7 @@ def _read(part: Part, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 @contextmanager
 def fresh_directory(out: Path) -> Iterator[Path]:
-    """Yield a temporary directory, which is renamed to `out` at the end, or removed on failure.
+    """Yield a temporary directory that is renamed to `out` on success or removed on failure.
 
     Directories left by an interrupted run are replaced.
 

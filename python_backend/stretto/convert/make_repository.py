@@ -23,14 +23,14 @@ from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
-# vLLM's `quantization` by value of --quantize. Weights have one scale per output, and activations one per row.
+# vLLM's `quantization` for each value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS = {"fp8": "fp8_per_channel"}
 HALF = ("bfloat16", "float16")
 MAX_DEVICE_DIGITS = 4
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False) -> str:
-    """Return the model profile as one line of JSON without single quotes, so that it fits between quotes in a config.
+    """Return the model profile as one line of JSON without single quotes, so that it can be quoted in a config.
 
     Args:
         family: Family of the checkpoint.
@@ -167,8 +167,8 @@ class Placement:
 
     Attributes:
         gpu: Index of the audio tokenizer's GPU.
-        codec_device: Index of the codec's GPU; None for `gpu`.
-        quantize: Key of QUANTIZATIONS; None for the stored weights.
+        codec_device: Index of the codec's GPU; None to use `gpu`.
+        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
         shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
     """
 
@@ -179,7 +179,7 @@ class Placement:
 
 
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
-    """Return vLLM's engine arguments for a checkpoint.
+    """Return the vLLM engine arguments for a checkpoint.
 
     On the CPU, the KV cache has room for 1024 rows per batch slot. It always has room for a CFG pair with a reply of
     maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
@@ -204,7 +204,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
     num_seqs = 32
     num_held = chosen["max_model_len"]
-    if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks behind the window are freed
+    if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks that leave the window are freed
         num_held = min(num_held, count(record, "sliding_window") + 2 * CPU_BATCHED_ROWS)
     num_rows = max(2 * num_held, 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
     return chosen | {
@@ -288,12 +288,12 @@ def make(
     Args:
         checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
-        engine_args: vLLM's engine arguments that override the computed ones.
+        engine_args: vLLM engine arguments that override the computed ones.
         placement: Devices and weight format for GPUs; None for the CPU.
         aligner: Folder of the CTC model for word times, or None.
 
     Raises:
-        CheckpointError: If the checkpoint, or the aligner, cannot be served.
+        CheckpointError: If the checkpoint or the aligner cannot be served.
     """
     preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
     family = preprocessor.family
@@ -330,7 +330,7 @@ def make(
 
 
 def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
-    """Set the GPUs of codec and audio tokenizer in the models' configs, and write the launcher's options."""
+    """Set the GPUs of the codec and the audio tokenizer in the model configs, and write the launcher's options."""
 
     def on_gpu(number: int) -> dict[str, str]:
         return {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {number} ]"}
@@ -338,14 +338,14 @@ def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
     codec_device = placement.gpu if placement.codec_device is None else placement.codec_device
     batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches are not faster on a GPU
     change(folder / DECODER / "config.pbtxt", on_gpu(codec_device) | batches)
-    if has_tokenizer:  # on a CPU, the largest one needs most of a core in real time
+    if has_tokenizer:  # on a CPU, the largest audio tokenizer needs most of a core in real time
         change(folder / PREPROCESSOR / "config.pbtxt", on_gpu(placement.gpu))
     if placement.shares_by_mps:
         write_options(folder, shares_by_mps=True)
 
 
 def parameter(name: str) -> str:
-    """Return a regular expression for a parameter in a model's config; group 1 is everything before the value."""
+    """Return a regular expression that matches a parameter in a model config; group 1 is all text before the value."""
     return rf'(key: "{name}" value \{{ string_value): (?:"[^"]*"|\'[^\']*\')'
 
 

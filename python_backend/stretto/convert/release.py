@@ -1,7 +1,7 @@
-"""Reading of a release: everything except the values of its tensors.
+"""Reading of releases, except for the values of their tensors.
 
-The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. If a family generates no text, it may also
-be a SentencePiece tokenizer.model.
+The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. For a family that generates no text, it may
+also be a SentencePiece tokenizer.model.
 """
 
 import json
@@ -40,7 +40,7 @@ FILES = ("vocab.json", "merges.txt")
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Prefixes of tokenizer file names, needed because the folder may be a whole repository.
+# File-name prefixes of tokenizer files, needed because the folder may be a whole repository.
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template")
 
 
@@ -76,10 +76,10 @@ def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     """Return the tokenizer defined by vocab.json, merges.txt and the added tokens of tokenizer_config.json.
 
     Text is split as in the training of Qwen 2. The authors' code may use the Mistral regular expression instead when it
-    opens a directory (`fix_mistral_regex` of transformers 4.57.3), which gives other ids for mixed-case words.
+    opens a directory (`fix_mistral_regex` in transformers 4.57.3), which gives different ids for mixed-case words.
 
     Raises:
-        CheckpointError: If a file is missing or invalid, or an added token would not get the id in the file.
+        CheckpointError: If a file is missing or invalid, or an added token would not get the id given in the file.
     """
     vocabulary, merges = (folder / name for name in FILES)
     try:
@@ -126,7 +126,7 @@ def published(release: Release) -> Published:
 
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
-    """Return the function that converts a family's audio tokenizer; None if the family has no audio tokenizer."""
+    """Return the function that converts a family's audio tokenizer, or None if the family has no audio tokenizer."""
     found = plugin(family)
     if found is None or found.convert is None:
         return None
@@ -135,7 +135,7 @@ def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | N
 
 
 def marks() -> dict[str, str]:
-    """Return a dict from tensor names to descriptions of the only kind of release that has such a tensor.
+    """Map tensor names that occur in only one kind of release to a description of that kind.
 
     Converters that cannot be imported are logged and skipped.
     """
@@ -171,7 +171,7 @@ def read_contents(release: Release) -> Contents:
 
 
 def _config(release: Release) -> dict[str, Any]:
-    """Return the release's config; empty if the family's releases have none."""
+    """Return the release's config, or an empty dict if the family's releases have none."""
     if release.config is None:
         if not published(release).IS_BARE:
             raise CheckpointError(f"--config: expected the config.yaml or config.json of {release.family}, got none")
@@ -207,7 +207,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
-    """Return the dtype used in training; if unknown, the dtype of the first stored tensor."""
+    """Return the dtype used in training or, if that is unknown, the dtype of the first stored tensor."""
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(
@@ -227,9 +227,9 @@ def read_defaults(
     Lengths are ignored: the family defines them, and a request may override them.
 
     Args:
-        release: The release. The file is next to its config, or in the folder of its weights.
-        family: Family with the defaults of its authors' code.
-        names: Fields of `speech_sampling`, by key of the file. If a `…do_sample` key is false, the segment is greedy.
+        release: The release. The file is next to its config or its weights.
+        family: Family with the default values from the authors' code.
+        names: Fields of `speech_sampling`, by key in the file. If a `…do_sample` key is false, the segment is greedy.
 
     Raises:
         CheckpointError: If a value is invalid; the message contains its key.
@@ -265,7 +265,7 @@ def read_defaults(
 
 
 def _place(release: Release) -> Path | None:
-    """Return the path of generation_config.json; None if the release has none."""
+    """Return the path of generation_config.json, or None if the release does not contain one."""
     folders = [release.model if release.model.is_dir() else release.model.parent]
     if release.config is not None:
         folders.insert(0, release.config.parent)

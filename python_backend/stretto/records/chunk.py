@@ -1,4 +1,4 @@
-"""Chunks of codes that the language model sends to the decoder, with their addressing.
+"""Chunks of codes that the language model sends to the decoder, with their addresses.
 
 The module also defines the events sent to the client: the JSON tensor `event` of each response.
 """
@@ -23,7 +23,7 @@ class WordMark:
     """Frame at which a word begins; `word` is None if the aligned text unit is not a word.
 
     Attributes:
-        end: Frame at which it ends; None if unknown.
+        end: Frame at which the word ends; None if unknown.
     """
 
     word: str | None
@@ -134,7 +134,7 @@ class Sound:
 
     @property
     def num_bytes(self) -> int:
-        """Memory in bytes."""
+        """Size in bytes."""
         return len(self.tokens) + len(self.mel) + len(self.x_vector)
 
     @property
@@ -157,9 +157,9 @@ class Chunk:
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.
-        sound: In the first chunk, recording of the voice if one is used instead of `voice`.
+        sound: In the first chunk, voice recording if one is used instead of `voice`.
         alignment: In the first chunk, request for word times; None if they were not requested.
-        ends_audio: True if no frames follow, although this chunk is not final. The final one then has no samples.
+        ends_audio: True if no frames follow, although this chunk is not final. The final chunk then has no samples.
         written: The whole streamed text, in the last chunk, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
@@ -196,7 +196,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LMChunk:
-    """Chunk with its codes, without delays: int32 [K, T] in [0, codebook_size), or None if there is no audio."""
+    """Chunk with its codes, delays removed: int32 [K, T] in [0, codebook_size), or None if there is no audio."""
 
     chunk: Chunk
     codes: NDArray[np.int32] | None
@@ -208,7 +208,7 @@ MAX_GENERATION = (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class FlowAddress:
-    """Index of an utterance's slot in the acknowledgement table.
+    """Address of an utterance's slot in the acknowledgement table.
 
     `generation` distinguishes successive users of the slot.
     """
@@ -225,11 +225,11 @@ class Envelope:
     The decoder acknowledges a probe without a response to the client.
 
     Attributes:
-        form: Output format of the whole utterance; in its first chunk only.
+        form: Output format of the whole utterance; only present with its first chunk.
         receipt: Number of an accepted part of streamed text or live audio, sent as a separate message and forwarded to
             the part's sender.
-        frames: With the receipt of live audio, number of frames of the session; None for text.
-        lag_frames: With the receipt of live audio, number of frames that the reply has not read.
+        frames: In a receipt for live audio, number of frames in the session; None for text.
+        lag_frames: In a receipt for live audio, number of frames that the reply has not read yet.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -253,7 +253,7 @@ class Envelope:
             data: Result of `to_bytes`.
 
         Raises:
-            InvalidRequest: The data is invalid.
+            InvalidRequest: If the data is invalid.
         """
         return _PACKED.read(field, data)
 
@@ -266,8 +266,8 @@ class WordTime(TypedDict):
 
     Attributes:
         start_s: Start in seconds.
-        end_s: End in seconds, if known: the word was aligned, or the model itself reports times.
-        score: Mean probability of the word's letters in the audio, if the word was aligned.
+        end_s: End in seconds; present if the word was aligned, or the model itself reports times.
+        score: Mean probability of the word's letters in the audio; present if the word was aligned.
     """
 
     word: str
@@ -309,7 +309,7 @@ class ReportEvent(TypedDict):
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None if all are silent.
-        aligned: Set if word times were requested from the aligner: True if this event contains them.
+        aligned: Present if word times were requested from the aligner; True if this event contains them.
     """
 
     finish_reason: NotRequired[str]

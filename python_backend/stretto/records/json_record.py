@@ -1,6 +1,6 @@
-"""Records as JSON, and bounded parsing of JSON from untrusted requests.
+"""JSON records, and bounded parsing of JSON from untrusted requests.
 
-The processes of one server exchange records as MessagePack, which is validated against the types of dataclasses.
+The processes of a server exchange records as MessagePack, which is validated against dataclass types.
 """
 
 import json
@@ -21,16 +21,16 @@ from stretto.errors import InvalidRequest, shown
 from stretto_client.schema import Expected
 
 T = TypeVar("T")
-MAX_LISTED = 12  # keys in a message
+MAX_LISTED = 12  # maximum number of keys in a message
 MAX_KEY_CHARS = 64  # characters of an unknown key that are compared with known ones
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
 
 
 class JsonRecord(Generic[T]):
-    """JSON reader and writer for one type: a dataclass, or a TypedDict of optional fields.
+    """JSON reader and writer for one type, which is a dataclass or a TypedDict.
 
     Error messages take the description of the expected value from the type's `Field(description=…)` or `Expected`
-    annotation. Without one they contain pydantic's message.
+    annotation. If there is none, they contain pydantic's message.
     """
 
     def __init__(self, kind: type[T] | Any) -> None:
@@ -42,7 +42,7 @@ class JsonRecord(Generic[T]):
         return self._adapter.dump_json(record)
 
     def read(self, field: str, text: bytes) -> T:
-        """Return the record in JSON `text`.
+        """Parse the record in JSON `text`.
 
         Raise InvalidRequest with the path of the invalid value, which begins with `field`.
         """
@@ -144,8 +144,8 @@ def read_json(field: str, text: str, max_bytes: int = MAX_BYTES) -> Any:
         max_bytes: Maximum size in bytes.
 
     Raises:
-        InvalidRequest: The text is too long, too deeply nested, has too many parts, is malformed, repeats a key, or
-            contains NaN or infinity.
+        InvalidRequest: If the text is too long or too deeply nested, has too many parts, is malformed, repeats a key,
+            or contains NaN or infinity.
     """
     size = len(text.encode(errors="surrogatepass"))
     if size > max_bytes:
@@ -193,14 +193,14 @@ def measured(text: str) -> tuple[int, int]:
     return deepest, num_parts
 
 
-UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)  # errors of msgspec for data that it cannot decode
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)  # raised by msgspec for data that it cannot decode
 AT = " - at `"  # separates message and path in msgspec's errors
 STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # one step of such a path
 MAX_MESSAGE = 200  # maximum number of characters quoted from msgspec's message, which may contain a value
 
 
 class PackedRecord(Generic[T]):
-    """MessagePack reader and writer for one dataclass; limits of its fields are `msgspec.Meta` annotations."""
+    """MessagePack reader and writer for one dataclass; its field limits are `msgspec.Meta` annotations."""
 
     def __init__(self, kind: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -218,12 +218,12 @@ class PackedRecord(Generic[T]):
             data: Output of `write`.
 
         Raises:
-            InvalidRequest: `data` is not MessagePack, a value is missing, has another type or is outside its limits, or
-                a key is unknown. The message contains the path of the value.
+            InvalidRequest: If `data` is not MessagePack, a value is missing, has the wrong type or is outside its
+                limits, or a key is unknown. The message contains the path of the value.
         """
         try:
             record = self._decoder.decode(data)
-            # msgspec ignores unknown keys of dataclasses. What `write` returns has none.
+            # msgspec ignores unknown keys of dataclasses. The output of `write` has none.
             if self._encoder.encode(record) != data:
                 _check_keys(field, msgspec.msgpack.decode(data), msgspec.to_builtins(record))
         except InvalidRequest:
@@ -267,7 +267,7 @@ def _refusal(field: str, text: str, data: bytes) -> InvalidRequest:
 
 
 def _value_at(path: str, data: bytes) -> str | None:
-    """Return the value at `path` in `data` for an error message; None if `data` cannot be decoded."""
+    """Return the value at `path` in `data` for an error message, or None if `data` cannot be decoded."""
     try:
         value = msgspec.msgpack.decode(data)
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""Prompts, and parts of streamed text, in the form that the preprocessor sends to the language model."""
+"""Prompts, and parts of streamed text and live audio, as the preprocessor sends them to the language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class InputAudio:
     Attributes:
         first_row: Index of the first placeholder row.
         num_rows: Number of placeholder rows.
-        features: Encoder input, float32 [F, M]: F frames of M mel bins. For a cloned voice, the x-vector, [1, H].
+        features: Encoder input, float32 [F, M]: F frames of M mel bins, or the x-vector [1, H] of a cloned voice.
     """
 
     first_row: int
@@ -45,16 +45,16 @@ class Prompt:
         audios: Audio inputs for the encoder, in prompt order.
         delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
             until the first new frame of each stream, int32 [n, S - 1].
-        track: Ids of the streamed text for the first reply rows, with its end id if the text is complete.
+        track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
         is_open: True if the client will send more text while the reply is generated.
         opening: Beginning of a streamed text that is not yet in `track`. Its first token belongs to the last prompt
             row.
-        num_reference_rows: Number of rows at the end of the prompt that are frames of a cloned voice's recording.
+        num_reference_rows: Number of rows at the end of the prompt that are frames of the recording of a cloned voice.
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
         input_audio_s: Duration of all recordings in the request, in seconds.
         alignment: Request for word times from the decoder's aligner; None if they were not requested.
-        sound: Recording of the voice for the decoder, if one is used instead of `voice`.
+        sound: Voice recording for the decoder, if one is used instead of `voice`.
     """
 
     task: str
@@ -100,7 +100,7 @@ class Prompt:
             features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
 
         Raises:
-            InvalidRequest: The data is invalid, or does not match the arrays.
+            InvalidRequest: If the data is invalid or does not match the arrays.
         """
         record = _PACKED.read(field, data)
         return cls(
@@ -125,7 +125,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """InputAudio without its features: placeholder rows, and number of feature frames."""
+    """InputAudio without its features: position and number of placeholder rows, and number of feature frames."""
 
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]
@@ -185,7 +185,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 class SessionRecord(TypedDict):
     """JSON tensor `session` of a part: session name, part number (from 0), and True for the last part.
 
-    With `resume`, no part is sent: the response has the events of a live session after that number of events.
+    With `resume`, no part is sent: the response contains the events of a live session after its first `resume` events.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
@@ -196,7 +196,7 @@ class SessionRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Request of a new connection for the further events of a live session, after its first `num_events`."""
+    """Request, on a new connection, for the events of a live session that follow its first `num_events` events."""
 
     session: str
     num_events: Annotated[int, Meta(ge=0)]
@@ -238,7 +238,7 @@ class TextPart:
             data: Result of `to_bytes`.
 
         Raises:
-            InvalidRequest: The data is invalid.
+            InvalidRequest: If the data is invalid.
         """
         return _PACKED_PART.read(field, data)
 
@@ -248,7 +248,7 @@ class AudioPart:
     """Part number `part` (from 0) of the live audio of `session`, encoded.
 
     Attributes:
-        frames: Ids of the frames that the part completes, int32 [n, K], row by row; may be empty.
+        frames: Ids of the frames that the part completes, int32 [n, K], row by row. There may be none.
         is_last: True if the audio ends with this part.
         seconds: Duration of the audio so far, in seconds.
         lost: Reason why the session ends with an error; empty otherwise.
@@ -284,11 +284,11 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
 
     Args:
         raw: Object that has the request's inputs as attributes.
-        excluded: Names of the inputs that only the session's first request may have.
+        excluded: Names of the inputs that only the first request of a session may have.
         can_resume: True if the session can be resumed.
 
     Raises:
-        InvalidRequest: `session` is invalid, or an excluded input has a value.
+        InvalidRequest: If `session` is invalid, or an excluded input has a value.
     """
     for name in excluded:
         if getattr(raw, name) is not None:

@@ -32,8 +32,7 @@ class RingAddress:
 
 
 MAX_RAS_WINDOW = 512
-# Smallest temperature above 0: division by a smaller one may turn several logits into infinity, and thus make them
-# equal.
+# Smallest temperature above 0. Division by a smaller one could turn several logits into infinity and make them equal.
 MIN_TEMPERATURE = 1e-6
 MAX_UNTIL_S = 1e6
 MAX_GUIDANCE_SCALE = 100.0
@@ -167,7 +166,7 @@ class SamplingConfig:
         return self.guidance_scale != 1.0
 
     def with_seed(self) -> "SamplingConfig":
-        """Return a copy with a random seed of 32 bits, which JSON represents exactly; self if a seed is set."""
+        """Return a copy with a random 32-bit seed, which JSON represents exactly, or self if a seed is set."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     def __post_init__(self) -> None:
@@ -227,7 +226,7 @@ class OutputForm:
         encoding: Sample format.
         sample_rate: Sample rate in Hz; None for the codec's sample rate.
         ring: Shared-memory ring for the samples, for a client on the same host; None to send them in the response.
-        deterministic: True to decode without batching, so that the samples do not depend on other utterances at all.
+        deterministic: True to decode without batching, so that the samples do not depend on other utterances.
     """
 
     encoding: Encoding = "pcm_f32le"
@@ -241,9 +240,9 @@ class Delivery:
     """Output format and chunk sizes of one utterance.
 
     Attributes:
-        with_codes: True adds the codes of all streams to the events.
+        with_codes: True to add the codes of all streams to the events.
         resume_s: Time for which a live session outlasts its connection, in seconds.
-        with_pauses: True adds the probabilities of pauses to the events of a transcript.
+        with_pauses: True to add pause probabilities to the events of a transcript.
     """
 
     form: OutputForm = field(default_factory=OutputForm)

@@ -1,1 +1,1 @@
-"""Row layout and chunk sizes of generated audio, in NumPy and plain Python, independent of model and server."""
+"""Row layout and chunk sizes of generated audio, in NumPy and plain Python, independent of the model and server."""

@@ -1,4 +1,4 @@
-"""Pacing of an utterance: when the next frames are sent to the decoder as a chunk, and how many.
+"""Pacing of an utterance: when to send the next frames to the decoder as a chunk, and how many.
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: the player has played all audio sent so far
@@ -18,7 +18,7 @@ class ChunkPolicy:
     Attributes:
         first_frames: Minimum number of audible frames in the first chunk; it has more if the decoder is slow.
         steady_frames: Maximum number of frames in a chunk.
-        playout_s: Time for which the player buffers before it starts, in seconds.
+        playout_s: Time in seconds for which the player buffers audio before it starts.
         frame_rate: Frame rate of the codec, in Hz.
         held_frames: Right context of the codec: number of frames that the decoder withholds until later frames arrive.
         deterministic: True for chunk sizes that do not depend on timing, so that every run splits the same frames in
@@ -127,7 +127,7 @@ class Pacer:
         return size
 
     def _block(self, num_ready: int) -> int:
-        """Return the size of the codec's next block if enough frames are ready, else 0."""
+        """Return the size of the codec's next block if enough frames are ready, otherwise 0."""
         blocks = self.policy.blocks
         size = blocks[min(self._num_blocks, len(blocks) - 1)]
         if num_ready < size:

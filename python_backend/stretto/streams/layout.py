@@ -209,7 +209,8 @@ class StreamLayout:
         extra: Additional ids of each output stream in an audio segment that are not codes, such as pads and markers.
         delays: Delay of each output stream in rows; `delays[0] == 0`.
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
-        initial: Ids of the output streams in prompts, before their first frame; never sampled. Empty without such ids.
+        initial: Ids of the output streams in prompts, before their first frame. They are never sampled. Empty if there
+            are none.
         pad_id: Id of an empty stream.
         pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 always adds its embedding.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
@@ -313,7 +314,8 @@ class Tail(ABC):
     """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        num_skipped_by_cut: Number of these rows to skip if a length limit forced end_of_audio. It is added to `behind`.
+        num_skipped_by_cut: Number of these rows to skip if a length limit forced end_of_audio. This number is added to
+            `behind`.
     """
 
     num_skipped_by_cut: ClassVar[int] = 0
@@ -354,7 +356,7 @@ class ForcedTail(Tail):
     """Tail in which delayed streams complete the last frame and then have pads; stream 0 has pads."""
 
     def num_rows(self, max_delay: int) -> int:
-        """Return the largest delay minus 1, or 1 if that is less: the end_of_reply row completes the last frame."""
+        """Return the largest delay minus 1, but at least 1: the end_of_reply row completes the last frame."""
         return max(1, max_delay - 1)
 
     def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
@@ -368,7 +370,7 @@ class ForcedTail(Tail):
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
-    """Tail that has as many rows as the largest delay, with all streams sampled."""
+    """Tail that has as many rows as the largest delay, and where all streams are sampled."""
 
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""

@@ -38,17 +38,17 @@ def write_checkpoint(
 
     Args:
         folder: Folder to create.
-        family: Family whose layout the checkpoint has.
+        family: Family that defines the layout of the checkpoint.
         name: Name of the family in config.json.
         hidden: Width of the backbone.
-        layers: Number of layers of the backbone.
+        layers: Number of layers in the backbone.
         seed: Seed of the weights.
         backbone: `qwen3`, `llama` or `olmo2`.
         audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
     """
     heads, kv_heads, inner = 4, 2, 2 * hidden
-    head_dim = max(32, hidden // heads)  # vLLM's attention on the CPU supports no smaller heads
+    head_dim = max(32, hidden // heads)  # vLLM's CPU attention does not support smaller heads
     config = {
         "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],
         "model_type": backbone,
@@ -86,7 +86,7 @@ def write_checkpoint(
 
 
 def _ends_itself(family: Family) -> bool:
-    """Return True if no id of stream 0 ends the audio: a whole frame does, or the recording that it follows."""
+    """Return True if no stream-0 id ends the audio, because a whole frame or the end of a followed recording does."""
     return bool(family.end_frame) or family.code_track is not None
 
 
@@ -174,7 +174,7 @@ def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor
 
 
 def _norms(config: dict) -> dict[str, torch.Tensor]:
-    """Return the norm weights of a layer by name.
+    """Return a layer's norm weights by name.
 
     The OLMo norms vary along the width, because tensor parallelism splits them.
     """
@@ -197,7 +197,7 @@ GROUP_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: Any) -> Prompt:
-    """Return test prompt number `index`; lengths, tasks, guidance and temperatures vary with different periods.
+    """Return test prompt number `index`. Lengths, tasks, guidance and temperatures vary with different periods.
 
     Args:
         family: Family of the checkpoint.
@@ -276,8 +276,8 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 def make_track(family: Family, index: int) -> tuple[int, ...]:
     """Return the ids of a streamed text, or the codes of a recording, for a test prompt.
 
-    The text is often shorter than the reply, and sometimes longer. A family with `TextGroups` gets both, codes first. A
-    family without streamed text and codes gets an empty tuple.
+    The text is often shorter than the reply, and sometimes longer. For a family with `TextGroups`, the result contains
+    both, codes first. For a family with neither streamed text nor codes, it is empty.
     """
     track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
     if codes is not None:

@@ -66,7 +66,7 @@ class Answer:
         rows: Ids of the output streams in every row.
         trailer: Statistics, once the reply has ended.
         finish_reason: vLLM's finish reason, once the reply has ended.
-        changes: (index, is_guided) of every row at which guidance is switched on or off.
+        changes: (index, is_guided) for every row at which guidance is switched on or off.
     """
 
     rows: list[list[int]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Answer:
 
 
 class Engine:
-    """Engine core of vLLM with its scheduler and its worker."""
+    """vLLM engine core with its scheduler and worker."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Engine:
                     answer.rows.append(row)
 
     def is_clean(self) -> bool:
-        """Return True if scheduler and worker have no state of finished requests."""
+        """Return True if the scheduler and the worker hold no state of finished requests."""
         scheduler, slots = self.scheduler, self.model_state.slots
         self.core.step_fn() if scheduler.has_requests() else None
         return (
@@ -201,7 +201,7 @@ class Engine:
 
 # Fewer rows per step than most prompts have, and only four slots.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160}
-NUM_BLOCKS = 7  # KV blocks: little more than one reply needs; a CFG pair has two more
+NUM_BLOCKS = 7  # KV blocks: slightly more than one reply needs; two more for a CFG pair
 MIN_MARGIN = 1e-5  # minimum margin between the reference's best and second-best candidates, in logits
 NUM_ALONE = 3  # number of prompts that are also run unbatched
 
@@ -221,18 +221,18 @@ def assert_family_conforms(
     and preempted replies are equal.
 
     The reference cannot generate latents. If a family's frames are latents, batched replies must be bit-identical to
-    unbatched replies. A test of the family must compare its latents with another implementation.
+    unbatched replies. A separate test of the family must compare its latents with another implementation.
 
     Args:
         plugin: Plug-in of the family.
         folder: Folder for a random checkpoint.
-        vocabulary: `speech_vocabulary` of a small model; None for the published one.
-        write: Function that writes a random checkpoint, with the arguments of `write_checkpoint`.
+        vocabulary: `speech_vocabulary` of a small model; None for the published vocabulary.
+        write: Function that writes a random checkpoint and takes the same arguments as `write_checkpoint`.
         num_prompts: Number of prompts.
         **shape: Additional arguments of `write`, such as `hidden`, `layers`, `backbone` and `seed`.
 
     Raises:
-        AssertionError: If the family does not conform. The message gives the request and the first row that differs.
+        AssertionError: If the family does not conform. The message contains the request and the first differing row.
     """
     assert registered(plugin.name) is plugin, (
         f"{plugin.name}: expected this plug-in to be registered under its name in stretto.families"

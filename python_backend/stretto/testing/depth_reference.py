@@ -1,4 +1,4 @@
-"""Slow depth transformers: transformers' model classes, and one with weights by position in plain torch."""
+"""Slow depth transformers: one that uses transformers classes, and one in plain torch with per-position weights."""
 
 import math
 from typing import Any, cast
@@ -10,7 +10,7 @@ from stretto.families.base import DepthSpec, Family
 
 
 class DepthReference:
-    """Slow depth transformer, created from the tensors `depth.…`, which are removed from `weights`."""
+    """Slow depth transformer, created from the `depth.…` tensors, which are removed from `weights`."""
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
         spec, config_class, model_class = cast(DepthSpec, family.depth), cast(Any, LlamaConfig), cast(Any, LlamaModel)
@@ -64,9 +64,9 @@ class DepthReference:
 
 
 class SteppedReference:
-    """Slow depth transformer with weights by position, created from the tensors `depth.…`, which are removed.
+    """Slow depth transformer with per-position weights, created from the `depth.…` tensors, which are removed.
 
-    All positions of a row are computed anew for each stream.
+    All positions of a row are recomputed for each stream.
     """
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
@@ -80,7 +80,7 @@ class SteppedReference:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.spec.eps) * self.mine[name]
 
     def product(self, x: torch.Tensor, layer: int, part: str) -> torch.Tensor:
-        """Return x [n, W] of positions 0 to n - 1, multiplied with the weights of each position."""
+        """Multiply x [n, W], for positions 0 to n - 1, by the weights of each position."""
         names = [f"layers.{layer}.sets.{index}.{part}.weight" for index in self.spec.schedule[: len(x)]]
         return torch.stack([self.mine[name] @ row for name, row in zip(names, x, strict=True)])
 

@@ -1,7 +1,7 @@
-"""Slow reference for a speech language model: a transformers model class, one row at a time, in plain Python.
+"""Slow reference for a speech language model, which runs a transformers model row by row, in plain Python.
 
 It shares no code with the engine except the family's data. `Reference.reply` returns all rows of a reply on all
-streams, and its lead: the smallest margin between the best and the second-best candidate of a decision.
+streams, and the lead: the smallest margin, over all decisions, between the best and the second-best candidate.
 """
 
 import json
@@ -51,9 +51,9 @@ def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
     """For each token of a reply, yield the index of the MCTP module that samples it, or -1 for the main model.
 
     Args:
-        schedule: Numbers of tokens that the main model and the modules sample, alternating. The last pair repeats.
+        schedule: Numbers of tokens that the main model and the modules sample alternately. The last pair repeats.
         num_modules: Number of modules. If a number in the schedule is larger, the main model samples one token after
-            the last module. The modules then start again with the first.
+            the last module, and the modules then start over with the first.
     """
     pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
     while True:
@@ -116,7 +116,7 @@ class Reference:
     """
 
     was_cut = False
-    depth: Any = None  # DepthReference of a family with a depth transformer
+    depth: Any = None  # DepthReference or SteppedReference, for a family with a depth transformer
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -147,7 +147,7 @@ class Reference:
 
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
-        """Return the encoder's output rows for the audio inputs of `prompt`, by position in the prompt."""
+        """Map positions in the prompt to the encoder's output rows for the audio inputs of `prompt`."""
         rows_by_position: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
             if self.audio_config.get("model_type") == "x_vector":
@@ -173,10 +173,10 @@ class Reference:
 
         Args:
             prompt: Prompt of the reply, with a seed.
-            changes: For policy `adaptive`: frames at which guidance is switched on (True) or off.
+            changes: For policy `adaptive`, frames at which guidance is switched on (True) or off.
 
         Returns:
-            Rows of the reply, [n][S], and the smallest margin of a decision over the second-best candidate.
+            Rows of the reply, [n][S], and the smallest margin by which a decision beat the second-best candidate.
         """
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()
@@ -227,7 +227,7 @@ class _Given:
         return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
 
     def next_ids(self, sampled: int) -> tuple[int, int] | None:
-        """Return the ids of the next row if it is given, else None; `sampled` is the id sampled for the row."""
+        """Return the ids of the next row if it is given, otherwise None; `sampled` is the id sampled for the row."""
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):
@@ -252,7 +252,7 @@ class _Reply:
         self.text: list[int] = []
         self.pointer = 0
         self.was_cut = self.audio_met_limit = self.is_merging = False
-        # How many rows follow the row that ends the audio; how many audio rows there are beyond the frames.
+        # Number of rows after the row that ends the audio, and number of audio rows in excess of frames.
         slowest = max(self.family.layout.delays)
         self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
         self.extra = slowest if self.family.tail is NO_TAIL else 0
