@@ -40,9 +40,10 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row and optional MCTP modules; selected by `architectures` in config.json.
+    """Qwen2 with several streams per row and optional MCTP modules.
 
-    MCTP modules are decoder layers after the L = `num_hidden_layers` layers of the backbone, which does not run them.
+    It is selected by `architectures` in config.json. MCTP modules are decoder layers that follow the backbone's
+    L = `num_hidden_layers` layers; the backbone does not run them.
     Their tensors have the published names: for module k `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`
     and `mtp_hidden_norms.{k}`. All modules share `model.norm` and `lm_head`.
 
@@ -87,7 +88,7 @@ class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
     def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Return the output of module k, [N, H].
 
-        As in the published model, rotary positions are the positions of the embedded rows, not of the processed rows.
+        As in the published model, rotary positions are those of the embedded rows, not of the processed rows.
 
         Args:
             k: Index of the module.
@@ -124,7 +125,10 @@ class StrettoQwen3MoeForCausalLM(MultiStreamMixin, Qwen3MoeForCausalLM):  # type
 
 
 class ShardedNorm(nn.Module):
-    """RMSNorm over `size` features split across tensor-parallel ranks: [..., size / ranks] -> the same shape."""
+    """RMSNorm over `size` features that are split across tensor-parallel ranks.
+
+    The shape [..., size / ranks] is unchanged.
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -139,7 +143,10 @@ class ShardedNorm(nn.Module):
         parameter.data.copy_(loaded.chunk(self._ranks)[self._rank])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the norm to this rank's part of the features; the mean square is computed over all ranks in float32."""
+        """Apply the norm to this rank's part of the features.
+
+        The mean square is computed over all ranks in float32.
+        """
         wide = x.float()
         squares = tensor_model_parallel_all_reduce(wide.square().sum(-1, keepdim=True))
         return (self.weight * wide * torch.rsqrt(squares / self._size + self._eps)).to(x.dtype)
@@ -151,7 +158,7 @@ def full_width_norm(size: int, eps: float) -> nn.Module:
 
 
 class Olmo2Attention(Qwen3Attention):
-    """Attention of OLMo 2, which is Qwen3 attention with query and key norms over all heads instead of per head."""
+    """OLMo 2 attention: Qwen3 attention with query and key norms over all heads instead of per head."""
 
     def __init__(self, config: Olmo2Config, **layer_args: Any):
         set_default_rope_theta(config, default_theta=500000)
@@ -183,7 +190,7 @@ class Olmo2Attention(Qwen3Attention):
 
 
 class Olmo2DecoderLayer(nn.Module):
-    """Decoder layer of OLMo 2: the outputs of attention and MLP are normalised before they are added."""
+    """OLMo 2 decoder layer: the outputs of attention and MLP are normalised before they are added."""
 
     def __init__(
         self,
@@ -208,7 +215,7 @@ class Olmo2DecoderLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the MLP's output and the residual, [N, H] each; the next layer or the final norm adds them."""
+        """Return the MLP output and the residual, [N, H] each; the next layer or final norm adds them."""
         entered = hidden_states if residual is None else hidden_states + residual
         attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
         return self.post_feedforward_layernorm(self.mlp(attended)), attended
@@ -261,11 +268,14 @@ class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
         return self.transformer
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights as vLLM does, but raise an error if a weight is missing, unknown or has another shape."""
+        """Load weights as vLLM does, but raise an error for a missing, unknown or wrongly shaped weight."""
         return load_strictly(self, self._load, weights)
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load all weights. The audio head is loaded here, because GPT-2's loader would treat it as part of a layer."""
+        """Load all weights.
+
+        The audio head is loaded here, because GPT-2's loader would treat it as part of a layer.
+        """
         loaded = set[str]()
 
         def layers() -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,9 +1,9 @@
 """Depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-Its weights are the same for all codebooks, or chosen by codebook.
+Its weights are either shared by all codebooks or selected per codebook.
 
-Keys and values are stored in one buffer, allocated once and overwritten for every frame. Each step therefore launches
-the same kernels with the same addresses, as CUDA graphs require.
+Keys and values are stored in one buffer, which is allocated once and overwritten for every frame. Each step therefore
+launches the same kernels with the same addresses, as CUDA graphs require.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,8 +35,8 @@ def _weight(*shape: int) -> nn.Parameter:
 class DepthWeights(nn.Module):
     """Input projection, embeddings and heads of a depth transformer.
 
-    S: streams, C0: ids of stream 0, C: codes of each other stream, E: end ids of stream 0, W: width of the backbone,
-    H: width of these layers, M: sets of weights, at least 1.
+    S: number of streams, C0: ids of stream 0, C: codes of each other stream, E: end ids of stream 0, W: width of the
+    backbone, H: width of these layers, M: number of weight sets, at least 1.
 
     Args:
         spec: Sizes of the layers.
@@ -47,7 +47,7 @@ class DepthWeights(nn.Module):
 
     Attributes:
         first_head: Head of stream 0, applied to the backbone's hidden state, [C0 + E, W].
-        project: Projections of that hidden state, [M * H, W]; the identity for some models.
+        project: Projections of the backbone's hidden state, [M * H, W]; the identity for some models.
         embed: Embeddings of the ids of streams 0 to S - 2, [C0 + (S - 2) * C, H].
         heads: Heads of streams 1 to S - 1, [S - 1, C, H].
     """
@@ -69,7 +69,7 @@ class DepthWeights(nn.Module):
         self.heads = _weight(len(num_ids) - 1, num_ids[-1], spec.hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights by their checkpoint names and return the names of the parameters loaded.
+        """Load weights by checkpoint name, and return the names of the loaded parameters.
 
         Checkpoints have separate query, key and value (and gate and up) projections, which are fused here. A quantized
         layer has several tensors, for example `qweight`, `qzeros` and `scales`.
@@ -89,7 +89,10 @@ class DepthWeights(nn.Module):
 
 
 class DepthTransformer(DepthWeights):
-    """Depth transformer whose positions share one set of weights; the arguments are those of `DepthWeights`."""
+    """Depth transformer whose positions share one set of weights.
+
+    The arguments are those of `DepthWeights`.
+    """
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class DepthTransformer(DepthWeights):
         )
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
+        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
         spec, like = self.spec, self.embed
         shape = spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim
         self._kv = like.new_zeros(shape)
@@ -116,7 +119,7 @@ class DepthTransformer(DepthWeights):
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
@@ -126,7 +129,9 @@ class DepthTransformer(DepthWeights):
         return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
+
+        The next stream is stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -139,7 +144,7 @@ class DepthTransformer(DepthWeights):
 
         Args:
             x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
-            first: First of these positions.
+            first: First position.
             positions: Rotary positions, [N * T].
         """
         residual = torch.zeros_like(x)
@@ -149,9 +154,9 @@ class DepthTransformer(DepthWeights):
 
 
 class SteppedDepth(DepthWeights):
-    """Weights of a depth transformer with a set of weights by position (`DepthSpec.schedule`).
+    """Weights of a depth transformer with a weight set per position (`DepthSpec.schedule`).
 
-    The norms of a layer are shared by its sets. `HostSteppedDepth` and `DeviceSteppedDepth` compute the positions.
+    All sets share a layer's norms. `HostSteppedDepth` and `DeviceSteppedDepth` compute the positions.
     """
 
     def __init__(
@@ -171,7 +176,7 @@ class SteppedDepth(DepthWeights):
         )
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load weights by their checkpoint names; those of the attention may be one tensor for all sets."""
+        """Load weights by checkpoint name; attention weights of all sets may be in one tensor."""
 
         def by_set() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
@@ -229,7 +234,7 @@ class _Layer(_Projections):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer's output and the residual.
 
-        Store keys and values in `kv`, [2, max N, heads, positions, D].
+        Keys and values are stored in `kv`, [2, max N, heads, positions, D].
         """
         x, residual = self.input_layernorm(x, residual)
         query, key, value = self.qkv_proj(x).split(self._widths, 1)

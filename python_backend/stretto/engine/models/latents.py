@@ -24,7 +24,7 @@ from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for mode
 from stretto.errors import CheckpointError
 
 LARGEST = 1e9  # magnitude of latents; their squares are finite in float32
-UNROLLED = 64  # a multiple of the number of elements in an iteration of torch's vectorised loops
+UNROLLED = 64  # a multiple of the number of elements per iteration of torch's vectorised loops
 GRAIN = (1 << 15) - 1  # largest number of elements for which torch uses one thread
 
 
@@ -44,8 +44,8 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
     On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
     No row contains such elements if the width is a multiple of `UNROLLED` and one thread computes the batch. If there
     are several threads, the batch is split into parts that are too small for more than one thread. If the width is not
-    a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up to ten times as
-    long.
+    such a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up to ten times
+    as long.
     """
     if x.device.type != "cpu" or x.shape[0] == 1:
         return activate(x)
@@ -56,9 +56,10 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
 
 
 class SolverTable:
-    """Per-step values of a solver, for all step counts up to the largest; a solver with n steps has n rows.
+    """Per-step values of a solver, for all step counts up to the largest.
 
-    Steps are looked up on the device, so that the launches of a solver do not depend on the step counts of the rows.
+    A solver with n steps has n rows. Steps are looked up on the device, so that a solver's launches do not depend on
+    the rows' step counts.
 
     Args:
         values: Function that returns the per-step values of a solver with n steps, [n, ...].
@@ -94,12 +95,12 @@ class EndOfSpeech(nn.Module):
 
 
 class LatentMixin(MultiStreamMixin):
-    """Mix-in for a model whose audio rows contain a latent, as words, instead of codes.
+    """Mix-in for a model whose audio rows contain a latent (as words) instead of codes.
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
-    recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. Their matrix products
-    must be bit-identical for a row in every batch. On a CPU, this is true for vLLM's linear layers, but not for torch's
-    own layers. On a GPU, it is true for both if vLLM is batch-invariant.
+    recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. In all of these, a row's
+    matrix products must be bit-identical in every batch. On a CPU, this holds for vLLM's linear layers, but not for
+    torch's own layers. On a GPU, it holds for both if vLLM is batch-invariant.
 
     Attributes:
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
@@ -121,7 +122,7 @@ class LatentMixin(MultiStreamMixin):
         raise NotImplementedError
 
     def embed_voice(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings [N, H] of latents of a recording, float32 [N, D]."""
+        """Return the embeddings [N, H] of a recording's latents, float32 [N, D]."""
         raise NotImplementedError
 
     def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor:
@@ -151,7 +152,7 @@ class LatentMixin(MultiStreamMixin):
         return LatentReadout(stop, predictor, len(weight))
 
     def first_rows(self, rules: SegmentRules) -> torch.Tensor:
-        """Return the weights [n, H] of the stream-0 ids in audio: rows of `audio_head` or of the embedding table."""
+        """Return the weights [n, H] of stream-0 ids in audio, from `audio_head` or the embedding table."""
         if self.family.has_audio_head:
             return self.audio_head.weight.data
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
@@ -164,10 +165,11 @@ class LatentMixin(MultiStreamMixin):
         return self.end_of_speech.weight.data
 
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Write the embedding of each row's latent, or else of its stream 0, to `out` [N, H] for `rows` [N, 1 + D].
+        """Write the embeddings of `rows` [N, 1 + D] to `out` [N, H].
 
-        A latent that is not finite makes its reply fail. It is embedded as 0, because the KV blocks are reused, and
-        attention multiplies unused positions of a block by 0, which does not remove a NaN.
+        A row's latent is embedded or, if it has none, its stream 0. A latent that is not finite makes its reply fail.
+        It is embedded as 0, because the KV blocks are reused, and attention multiplies unused positions of a block by
+        0, which does not remove a NaN.
         """
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
@@ -177,7 +179,7 @@ class LatentMixin(MultiStreamMixin):
             kinds.append((self.voice_ids, self.embed_voice))
         for kind, embed in kinds:
             is_kind = have_ids(rows, kind)
-            if rows.device.type != "cpu":  # the launches do not depend on the rows, as CUDA graphs require
+            if rows.device.type != "cpu":  # launches must not depend on the rows, as CUDA graphs require
                 out.copy_(torch.where(is_kind[:, None], embed(latents).to(out.dtype), out))
                 continue
             (at,) = is_kind.nonzero(as_tuple=True)

@@ -1,6 +1,6 @@
 """Embeddings of several streams, and strict weight loading, for vLLM's causal language models.
 
-The module also checks whether the quantization of a model, by its checkpoint or while loading, is supported.
+The module also checks that a model's quantization, in its checkpoint or while loading, is supported.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +31,7 @@ UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
 
 def quantization_of(vllm_config: VllmConfig, part: str) -> QuantizationConfig | None:
-    """Return vLLM's quantization for the layers of `part`, for example `depth`; None if the model is not quantized.
+    """Return vLLM's quantization for the layers of `part` (such as `depth`); None if there is none.
 
     If a checkpoint in AWQ format does not list its unquantized modules, vLLM lists the parents of all unquantized
     tensors. The parent of `depth.embed` is `depth`, which would exclude all layers of the depth transformer, so `part`
@@ -81,7 +81,7 @@ else:
 
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # fused over all experts of a layer
+EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}  # fused across all experts of a layer
 Weights = Iterable[tuple[str, Tensor]]
 
 
@@ -111,7 +111,7 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
     except (AssertionError, RuntimeError) as error:
         name, shape = list(seen.items())[-1]
         raise CheckpointError(f"{name}: shape {shape} does not match: {error}") from error
-    partly = {fused for name, fused in parts if name in seen}  # others are whole in one tensor, which may have any name
+    partly = {fused for name, fused in parts if name in seen}  # others are whole, in a tensor that may have any name
     unseen = {name: fused for name, fused in parts if not {name, fused} & seen.keys()}
     missing = (expected - loaded) | {name for name, fused in unseen.items() if fused in partly or fused not in loaded}
     if missing:
@@ -120,7 +120,10 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
 
 
 def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that a checkpoint must contain, by name; parameters with defaults are excluded."""
+    """Return the parameters that a checkpoint must contain, keyed by name.
+
+    Parameters with defaults are excluded.
+    """
     built = {
         f"{name}.{kind}"
         for name, module in model.named_modules()
@@ -135,7 +138,7 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the checkpoint names of the tensors that are loaded into fused parameters of the model.
 
-    Each comes with the name of the fused parameter, which a checkpoint may contain instead of its parts.
+    With each name, the name of the fused parameter is yielded, which a checkpoint may contain instead of its parts.
     """
     for name, parameter in stored_parameters(model).items():
         module, _, kind = name.rpartition(".")
@@ -156,7 +159,10 @@ class StreamBias(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """Heads of all streams, [n, H], for models whose LM head does not cover the codes; replicated on every rank."""
+    """Heads of all streams, [n, H], replicated on every rank.
+
+    They are used by models whose LM head does not cover the codes.
+    """
 
     def __init__(self, size: int, width: int, has_bias: bool = False):
         super().__init__()
@@ -223,7 +229,7 @@ class MultiStreamMixin(Decoder):
             positions: Positions of the rows, [N].
             intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
-            rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is filled already.
+            rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.
             audio_embeds: Embedded audio input, [N, H].
             is_audio: True for rows whose embeddings the audio input replaces, bool [N, 1].
         """
@@ -246,7 +252,7 @@ class MultiStreamMixin(Decoder):
         """Write the sum of each row's stream embeddings to `out`, and return it.
 
         Args:
-            rows: Ids of all input streams, [N, S]. A silent pad contributes on stream 0 only.
+            rows: Ids of all input streams, [N, S]. A silent pad contributes only on stream 0.
             out: Output buffer, [N, H].
         """
         table, layout = self.model.embed_tokens, self.family.layout
@@ -259,7 +265,10 @@ class MultiStreamMixin(Decoder):
         return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ids in this rank's part of the vocabulary, [N, H]; an all-reduce completes it."""
+        """Return the sum over the ids in this rank's part of the vocabulary, [N, H].
+
+        An all-reduce completes the sum.
+        """
         table, layout = self.model.embed_tokens, self.family.layout
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
         is_own = (rows >= start) & (rows < stop)
@@ -274,5 +283,5 @@ class MultiStreamMixin(Decoder):
         return load_strictly(self, super().load_weights, weights)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states unchanged; the sampler applies the head that fits each row (`StreamHeads`)."""
+        """Return the hidden states unchanged; the sampler applies the appropriate head (`StreamHeads`)."""
         return hidden_states

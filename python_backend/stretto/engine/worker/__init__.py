@@ -1,1 +1,1 @@
-"""Worker process, which turns hidden states into the ids of the next rows."""
+"""Worker process, which samples the ids of the next rows from hidden states."""

@@ -1,4 +1,4 @@
-"""Sampling for families whose frames are latents, and the states of networks that encode the decoded audio."""
+"""Sampling for families with latent frames, and states of networks that encode decoded audio."""
 
 import logging
 from collections import OrderedDict
@@ -82,10 +82,10 @@ class Aside(NamedTuple):
 
 
 class FeedbackMemory:
-    """Recurrent states ("memories") of a feedback network by slot; memories of preempted requests are saved.
+    """Recurrent states ("memories") of a feedback network, one per slot.
 
-    If a request resumes and its memory was not saved, it is recomputed from the latents, one by one. The result is
-    bit-identical.
+    Memories of preempted requests are saved. If a resumed request has no saved memory, the memory is recomputed from
+    the latents, one at a time. The result is bit-identical.
 
     Args:
         network: The network.
@@ -95,13 +95,13 @@ class FeedbackMemory:
 
     Attributes:
         num_restored: Number of saved memories that were restored.
-        num_rebuilt: Number of memories that were computed again.
+        num_rebuilt: Number of memories that were recomputed.
     """
 
     def __init__(self, network: LatentFeedback, layout: StreamLayout, num_slots: int, device: torch.device):
         assert layout.latents is not None
         self._network, self._frame, self._latents = network, layout.audio[0].start, layout.latents
-        # The last memory is for rows without a frame, so that the launches do not depend on the rows.
+        # The last memory is for rows without a frame, so that the kernel launches do not depend on the rows.
         self._spare = num_slots
         self._memories = torch.zeros(num_slots + 1, network.num_kept, device=device)
         # Position of the last latent in each memory; -1 for none.
@@ -161,7 +161,7 @@ class FeedbackMemory:
             self._aside.popitem(last=False)
 
     def place(self, slot: int, data: SpeechRequestData) -> None:
-        """Restore the memory of a request that continues in `slot`; a new request needs none."""
+        """Restore the memory of a request that continues in `slot`. A new request needs no memory."""
         row, aside = self._last_latent(data), self._aside.pop(data.req_id, None)
         self._rows[slot] = row
         if row < 0:
@@ -191,7 +191,7 @@ class FeedbackMemory:
     ) -> torch.Tensor:
         """Return the features [A, E] of latents [A, D], and update the memories at `places` [A].
 
-        The batch is decoded in groups of a fixed size, so that the result of a row does not depend on the other rows.
+        The batch is decoded in groups of a fixed size, so that a row's result does not depend on the other rows.
         """
         number, group = len(latents), self._group or len(latents)
         missing = -number % group
@@ -278,7 +278,7 @@ class StretchDraw(RowDraw):
         is_frame = self._arrays.tensor(pick(token == self._frame, index))
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
         noise = self._tensor(gaussian(keys[:, 1 : 1 + self._num_drawn]))
-        # A row of a CFG pair is guided by the unconditional row, and the first row of a stretch by a constant state.
+        # A row of a CFG pair is guided by the unconditional row; the first row of a stretch, by a constant state.
         is_guided = begins.clone()
         is_guided[: len(others)] = True
         scale = self._arrays.tensor(pick(rows.scales.guidance, index))
@@ -293,10 +293,10 @@ class StretchDraw(RowDraw):
 
 
 class LatentStepProgram(StepProgram):
-    """Launches that sample a step of a family whose frames are latents; see `StepProgram`.
+    """Kernel launches that sample a step for families with latent frames; see `StepProgram`.
 
     The predictor and the feedback network run after stream 0 is sampled and before the state of the replies is updated.
-    A variant is captured for each solver step count in `captured_steps`, without and with guidance.
+    For each solver step count in `captured_steps`, one variant is captured without guidance and one with it.
 
     Args:
         readout: Heads and networks of the model.

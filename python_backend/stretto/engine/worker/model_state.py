@@ -1,6 +1,7 @@
-"""Device state per request for all streams (vLLM's `ModelState` hook), embedded audio inputs, and sampler selection.
+"""Per-request device state for all streams (vLLM's `ModelState` hook).
 
-The module also defines the vLLM worker, which applies streamed-text updates before each step.
+The module also covers embedded audio inputs and sampler selection, and defines the vLLM worker, which applies
+streamed-text updates before each step.
 """
 
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ from stretto.records.prompt import InputAudio
 
 
 class AudioEmbeddings:
-    """Embedded audio inputs of all slots, and their placement in the rows of a step.
+    """Embedded audio inputs of all slots, and how they are placed in the rows of a step.
 
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
@@ -87,11 +88,11 @@ class AudioEmbeddings:
         self._of_slot.pop(slot, None)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows that use them."""
+        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of rows that use them."""
         return {"audio_embeds": self._embeds[:num_rows], "is_audio": self._is_audio[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
-        """Write the audio of the rows of `batch` to the buffers, and return them as `inputs` does."""
+        """Write the audio for the rows of `batch` to the buffers, and return them as `inputs` does."""
         num_rows = batch.num_tokens_after_padding
         self._is_audio[:num_rows] = False
         if not self._of_slot:
@@ -119,7 +120,10 @@ class AudioEmbeddings:
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
-    """Return the solver step counts to capture graphs for: the tasks' defaults and the operator's `latent_steps`."""
+    """Return the solver step counts for which to capture graphs.
+
+    These are the tasks' defaults and the operator's `latent_steps`.
+    """
     options = config.additional_config
     given = options.get("latent_steps", ()) if isinstance(options, dict) else ()
     own = {task.sampling.latents.steps for task in family.tasks if task.sampling.latents is not None}
@@ -141,8 +145,9 @@ class SpeechModelState(DefaultModelState):
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
         num_streams = self.rules.family.layout.num_input_streams
-        # Addresses stay the same from step to step, as CUDA graphs require. A full graph reads the ids, a piecewise one
-        # the embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096 bf16).
+        # Addresses stay the same from step to step, as CUDA graphs require. A full graph reads the ids. A piecewise
+        # graph reads the embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096
+        # bf16).
         self._batch_rows = torch.zeros(self.max_num_tokens, num_streams, dtype=torch.int32, device=device)
         assert isinstance(self.dtype, torch.dtype)
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
@@ -182,7 +187,10 @@ class SpeechModelState(DefaultModelState):
         self.slots.tables.apply_staged(self.arrays)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        """Return the model's inputs: ids of all streams, gathered by slot and position for prefill and decode alike."""
+        """Return the model's inputs: the ids of all streams, gathered by slot and position.
+
+        Rows of prefill and decode are treated alike.
+        """
         inputs = super().prepare_inputs(input_batch, req_states)
         wrap, num_rows = self.arrays.wrap, input_batch.num_tokens
         slots = wrap(input_batch.idx_mapping)
@@ -198,14 +206,14 @@ class SpeechModelState(DefaultModelState):
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-        """Return inputs with the same shapes as from `prepare_inputs`, for profiling and graph capture."""
+        """Return inputs of the same shapes as `prepare_inputs` does, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler | PauseSampler, None]:
-        """Return our sampler in place of `sampler`, and no speculative decoder (vLLM's hook)."""
+        """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
         made, track = self._row_sampler(sampler), self.rules.family.code_track
         if track is None or not track.pauses_s:
             return made, None
@@ -289,7 +297,7 @@ class SpeechModelState(DefaultModelState):
         return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))
 
     def _modules(self, tokens: torch.Tensor) -> RowPredictor:
-        """Create the model's predictor for the additional rows of a multi-token step.
+        """Create the model's predictor of the additional rows in a multi-token step.
 
         Args:
             tokens: Stream 0 of every slot by position, int32 [R, T].
@@ -309,7 +317,7 @@ else:
 
 
 class SpeechWorker(Base):
-    """vLLM's worker for the device (GPU or CPU) with LoRA adapters and streamed text."""
+    """vLLM's worker for the device (GPU or CPU), extended by LoRA adapters and streamed text."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""

@@ -19,11 +19,11 @@ from stretto.families.base import Bursts
 
 
 class Spans(NamedTuple):
-    """Consecutive rows of n requests, concatenated to N rows; tensors on the device.
+    """Consecutive rows of n requests, concatenated to N rows, as tensors on the device.
 
     Attributes:
         slots: Run slots, int64 [n].
-        begin: Index of each request's first row, and the total, int32 [n + 1].
+        begin: Index of each request's first row, followed by N, int32 [n + 1].
         lengths: Number of positions that each request attends to, int32 [n].
         positions: Position of each row, int64 [N].
     """
@@ -35,7 +35,9 @@ class Spans(NamedTuple):
 
 
 class ModuleAttention:
-    """Attention metadata of the modules, with buffers separate from the buffers that captured graphs of the model read.
+    """Attention metadata for the modules.
+
+    The buffers are separate from those that the model's captured graphs read.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -77,13 +79,13 @@ class ModuleAttention:
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
     def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
-        """Return the attention metadata by layer name.
+        """Return the attention metadata, keyed by layer name.
 
         Args:
             spans: Rows of the requests.
             begin: Host copy of `spans.begin`, int32.
             lengths: Host copy of `spans.lengths`, int32.
-            max_length: Maximum of `lengths` that the launches must support.
+            max_length: Largest value in `lengths` that the launches must support.
         """
         num_rows, num_reqs = len(spans.positions), len(spans.slots)
         return build_attn_metadata(
@@ -103,7 +105,7 @@ class ModuleAttention:
         )
 
     def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:
-        """Return a forward context where attention uses `metadata` and the KV-cache slots computed by `map`."""
+        """Return a forward context in which attention uses `metadata` and the KV-cache slots from `map`."""
         mapping = build_slot_mappings_by_layer(self._slot_mappings[:, :num_rows], self._kv_cache_config)
         return set_forward_context(metadata, self._vllm_config, num_tokens=num_rows, slot_mapping=mapping)
 
@@ -115,10 +117,10 @@ NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Runner of the modules. Its launches depend only on the size of the batch, so that they can be captured.
+    """Runner of the modules. Its launches depend only on the batch size, so they can be captured.
 
     With a recorder, there is one graph per module and padded number of requests. The modules run over a window of rows
-    per request. Rows that need no processing are computed, too, but their keys and values are not stored.
+    per request. Rows that need no processing are also computed, but their keys and values are not stored.
 
     Args:
         model: Model with `run_module` and `rows_hidden`.
@@ -128,7 +130,7 @@ class ModuleProgram:
         recorder: Recorder of graphs; None to launch directly.
 
     Attributes:
-        hidden: Output of the module that ran last, for each request's last row, [R, H].
+        hidden: Output of the most recently run module for each request's last row, [R, H].
     """
 
     def __init__(
@@ -253,7 +255,7 @@ class Runs:
 
 
 class ModuleRows:
-    """Predictor of a step's additional rows with MCTP modules, see `RowPredictor`.
+    """Predictor that generates a step's additional rows with MCTP modules; see `RowPredictor`.
 
     A module can process a row only when the ids that follow it are known. The hidden states of the last rows of each
     slot are therefore kept, and the host tracks which rows still have to be processed.
@@ -265,10 +267,10 @@ class ModuleRows:
         hidden = model.rows_hidden
         self._ring = hidden.new_zeros(self._num_slots, bursts.window, hidden.shape[1])
         self._program: ModuleProgram | None = None
-        self._unread = np.zeros(self._num_slots, np.int64)  # first row of each slot that some module has not processed
+        self._unread = np.zeros(self._num_slots, np.int64)  # first row of each slot not yet processed by all modules
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Use the allocated KV cache; on a GPU also create the launches that can be captured."""
+        """Use the allocated KV cache; on a GPU, also create the launches that can be captured."""
         config, layers = self._vllm_config, self._model.module_attention()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
@@ -280,12 +282,12 @@ class ModuleRows:
         self._program = ModuleProgram(self._model, self._generated, self._ring, self._attention, recorder)
 
     def capture(self) -> None:
-        """Capture graphs, before the first request."""
+        """Capture graphs before the first request."""
         if self._program is not None:
             self._program.capture()
 
     def place(self, slot: int, num_read: int) -> None:
-        """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
+        """Record that `slot` has received a request whose first `num_read` rows are in the prefix cache."""
         self._unread[slot] = num_read
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:
@@ -301,8 +303,8 @@ class ModuleRows:
     def _runs(self, step: BurstBatch) -> Runs:
         """Return the rows to process in a step.
 
-        These are rows of prompt chunks, of requests that generate additional rows, and of requests whose unprocessed
-        rows would otherwise leave the window of kept hidden states.
+        These are the rows of prompt chunks, of requests that generate additional rows, and of requests whose
+        unprocessed rows would otherwise fall out of the window of kept hidden states.
         """
         batch, stop = step.batch, step.num_read
         unread = self._unread[batch.idx_mapping_np]
@@ -316,7 +318,7 @@ class ModuleRows:
         return Runs(index, slots, unread[index], stop)
 
     def _run(self, hidden: torch.Tensor, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
-        """Run all modules over exactly the rows of `runs`.
+        """Run all modules over exactly the rows in `runs`.
 
         After each module, sample a row if any schedule has a row for that module.
         """
@@ -336,7 +338,7 @@ class ModuleRows:
                     sample_row(of_batch, k + 1)
 
     def _run_uniform(self, program: ModuleProgram, step: BurstBatch, runs: Runs, sample_row: SampleRow) -> None:
-        """Do the same as `_run` for a batch without prompts, with the launches of `program`."""
+        """Do the same as `_run` for a batch without prompts, using the launches of `program`."""
         first = step.num_read.copy()
         first[runs.index] = runs.first
         program.prepare(step, first)
@@ -346,7 +348,9 @@ class ModuleRows:
                 sample_row(states, k + 1)
 
     def _hidden(self, step: BurstBatch, runs: Runs, which: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """Return the backbone's hidden states of the rows to process, [N, H], from this step or from the ring.
+        """Return the backbone's hidden states [N, H] for the rows to process.
+
+        They are from this step or from the ring.
 
         Args:
             step: Batch of the step.
@@ -361,7 +365,7 @@ class ModuleRows:
         return torch.where(self._tensor(behind < 0)[:, None], kept, self._model.rows_hidden[now])
 
     def _keep(self, step: BurstBatch) -> None:
-        """Store the backbone's hidden states of the last rows of every request for later steps."""
+        """Store the backbone's hidden states for the last rows of every request for later steps."""
         batch, window = step.batch, self._bursts.window
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)
@@ -374,7 +378,7 @@ class ModuleRows:
     def _read_by_attention(
         self, runs: Runs, starts: np.ndarray, positions: torch.Tensor
     ) -> AbstractContextManager[None]:
-        """Return the forward context where the modules' attention layers process the rows of `runs`."""
+        """Return the forward context in which the modules' attention layers process the rows in `runs`."""
         lengths = runs.stop.astype(np.int32)
         spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
         self._attention.gather(spans.slots)

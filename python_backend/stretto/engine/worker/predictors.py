@@ -1,4 +1,4 @@
-"""Output heads, and predictors for the other codebooks of a frame and the additional rows of a step."""
+"""Output heads, and predictors of a frame's other codebooks and a step's additional rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,7 +150,9 @@ class AudioHeads(FirstHead):
 
 
 class StopHead(FirstHead):
-    """Head of stream 0 in audio, for a family with latents; its two ids are a frame and a frame in which speech ends.
+    """Head of stream 0 in audio, for a family with latents.
+
+    It has two ids: a frame, and a frame in which speech ends.
 
     Args:
         weight: Weight of the end-of-speech logit, [H], complete on each rank. The logit for continuing is 0.
@@ -164,7 +166,7 @@ class StopHead(FirstHead):
 
 
 def _offset(rows: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return `rows @ bias` for `rows` [n, H] and `bias` [H], float32 [n]; computed in parts to save memory."""
+    """Compute `rows @ bias` for `rows` [n, H] and `bias` [H] in parts, to save memory; float32 [n]."""
     return torch.cat([some.float() @ bias.float() for some in rows.split(8192)])
 
 
@@ -173,7 +175,7 @@ def _shift(logits: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
 
 
 class WeightRows:
-    """Weight rows of an LM head or an embedding table, by token id.
+    """Weight rows of an LM head or an embedding table, indexed by token id.
 
     With tensor parallelism, the rows are gathered from all ranks.
     """
@@ -185,13 +187,13 @@ class WeightRows:
         self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return a copy of the weight rows of `ids` [n], equal on every rank."""
+        """Return a copy of the weight rows of `ids` [n]; it is the same on every rank."""
         if not self.is_cut:
             return self.own[ids]
         is_own = (ids >= self._start) & (ids < self._stop)
         rows = self.own.new_zeros(len(ids), self.own.shape[1])
         rows[is_own] = self.own[ids[is_own] - self._start]
-        return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes the row, all others zeros
+        return tensor_model_parallel_all_reduce(rows)  # exact: one rank contributes each row, all others zeros
 
     def span(self, ids: range) -> torch.Tensor:
         """Return the weight rows of consecutive ids, as a view if this rank holds the whole weight."""
@@ -214,7 +216,8 @@ class FramePredictor(Protocol):
     """Predictor of streams 1 to S - 1 of rows in an audio segment.
 
     Attributes:
-        reads_drawn: True if logits depend on ids sampled in the same row, which unconditional rows must then share.
+        reads_drawn: True if logits depend on ids already sampled in the same row, which unconditional rows must then
+            share.
     """
 
     reads_drawn: bool
@@ -264,7 +267,7 @@ class DepthFrames:
 
     def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
         self._depth, self._num_first = depth, len(layout.audio[0])
-        # Difference between an id and its row in the depth transformer's table, in which the streams follow each other.
+        # Difference between an id and its row in the depth transformer's table, which lists one stream after another.
         first_rows = accumulate(map(len, layout.audio[:-1]), initial=0)
         self._shifts = [ids.start - row for ids, row in zip(layout.audio, first_rows, strict=True)]
         self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
@@ -272,7 +275,7 @@ class DepthFrames:
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 to S - 1, [N, K]."""
-        code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # rows without a code: the result is ignored
+        code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # for rows without a code, the result is ignored
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]
@@ -288,18 +291,18 @@ class Readout(NamedTuple):
 
 
 class LatentPredictor(Protocol):
-    """Predictor of the latents of audio rows. The latent of a row is bit-identical in every batch."""
+    """Predictor of the latents of audio rows. A row's latent is bit-identical in every batch."""
 
     def __call__(
         self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, plan: SolverPlan
     ) -> torch.Tensor:
         """Return the latents, float32 [N, D].
 
-        The kernel launches depend on `plan` and N only, so that they can be captured in a CUDA graph.
+        The kernel launches depend only on `plan` and N, so that they can be captured in a CUDA graph.
 
         Args:
             hidden: Hidden states, [N, H].
-            noise: Gaussian noise that the solver begins with, float32 [N, D], scaled by the temperature.
+            noise: Gaussian noise with which the solver begins, float32 [N, D], scaled by the temperature.
             steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
             plan: Solver steps and guidance of the batch.
         """
@@ -322,7 +325,7 @@ class GuidedLatentPredictor(Protocol):
 
         Args:
             hidden: Hidden states, [N, H].
-            noise: Gaussian noise that the solver begins with, float32 [N, D].
+            noise: Gaussian noise with which the solver begins, float32 [N, D].
             steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
             plan: Solver steps and guidance of the batch.
             other: With `LatentSpec.is_guided`, latents of the previous rows, float32 [N, D], or zeros if such a row has
@@ -334,7 +337,9 @@ class GuidedLatentPredictor(Protocol):
 
 
 class LatentFeedback(Protocol):
-    """Network that encodes the decoded audio of latents; its features are stored as additional words of their rows.
+    """Network that encodes the decoded audio of latents.
+
+    Its features are stored as additional words of their rows.
 
     Attributes:
         num_kept: Size of the network's memory of earlier latents, in float32 numbers.
@@ -362,8 +367,9 @@ class LatentReadout(NamedTuple):
 
     Attributes:
         heads: Head of stream 0.
-        latents: Predictor; guided with `LatentSpec.is_guided` or `LatentSpec.marks`.
-        feedback: Network that computes a row's last words. Like `first_unconditional`, None in families without marks.
+        latents: Predictor, which is guided with `LatentSpec.is_guided` or `LatentSpec.marks`.
+        feedback: Network that computes a row's last words. Like `first_unconditional`, it is None in families without
+            marks.
         first_unconditional: Hidden state [H] of an unconditional request whose only row is the mark that begins audio.
         width: Width of the hidden states, H.
     """
@@ -458,10 +464,10 @@ class GeneratedRows:
 
 
 class PauseSampler:
-    """Sampler that adds the probabilities of pauses to the rows of another one, as words after their ids.
+    """Sampler that appends pause probabilities, as words, to the rows of another sampler.
 
     Args:
-        sampler: The other sampler, whose attributes this one has as well.
+        sampler: The other sampler, whose attributes this one also has.
         weight: Weights of the heads, [n * c, H].
         num_classes: Number of classes of each head, c; class 0 is the pause.
     """

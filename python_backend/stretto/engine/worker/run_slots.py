@@ -1,4 +1,4 @@
-"""Assignment of requests and CFG pairs to run slots, and their segments as far as the host knows them.
+"""Assignment of requests and CFG pairs to run slots, and their segments as known on the host.
 
 The module also plans each step on the host: which rows are sampled, their CFG pairs, and the sampling methods needed.
 """
@@ -42,12 +42,12 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal for steps with the same plan, as long as every slot keeps its request."""
+        """Return bytes that are equal for steps with the same plan while every slot keeps its request."""
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
 class SolverPlan(NamedTuple):
-    """Properties of a step's latents that the host knows and that determine the launches of the predictor.
+    """Properties of a step's latents, known on the host, that determine the predictor's launches.
 
     Attributes:
         num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
@@ -307,7 +307,9 @@ def is_warm_up(request_id: str) -> bool:
 
 
 def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
-    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request; the tasks take turns.
+    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request.
+
+    Successive requests use the family's tasks in turn.
 
     Raises:
         TypeError: If the request is not a warm-up request and did not come through `SpeechLLM`.
@@ -334,7 +336,7 @@ class HostReadback:
         self._audio_start = tables.state.numpy()[:, STATE["audio_start"]]
 
     def audio_starts(self) -> np.ndarray:
-        """Return the position of the first audio row by slot, int64 [R]; negative while unknown."""
+        """Return the position of each slot's first audio row, int64 [R]; negative while unknown."""
         return self._audio_start
 
     def place(self, slot: int, audio_start: int) -> None:
@@ -345,8 +347,9 @@ class HostReadback:
 
 
 class DeviceReadback:
-    """Segment state of the slots on a GPU: the host reads asynchronous copies of the table, `lag` steps later.
+    """Segment state of the slots on a GPU, read through asynchronous copies of the table.
 
+    The host reads the copies `lag` steps later.
     `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
     because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
     same information in the same step. An old copy stays valid, because a segment never changes from audio back to text.
@@ -364,7 +367,10 @@ class DeviceReadback:
         self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
 
     def audio_starts(self) -> np.ndarray:
-        """Return the positions of the first audio rows as of `lag` steps ago, [R]; call this once per step."""
+        """Return the positions of the first audio rows as of `lag` steps ago, [R].
+
+        This must be called once per step.
+        """
         self._step += 1
         while self._copies and self._copies[0].step <= self._step - self._lag:
             copy = self._copies.popleft()
@@ -380,7 +386,10 @@ class DeviceReadback:
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Start a copy of the table after the launched step; it is not needed if no text can have ended in the step."""
+        """Start a copy of the table after the launched step.
+
+        This is unnecessary if no text can have ended in the step.
+        """
         copy = self._spare.pop()
         copy.step = self._step
         copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
@@ -390,7 +399,7 @@ class DeviceReadback:
 
 
 class _Copy:
-    """Pinned host copy of the column `audio_start` [R], with its step and the occupants of the slots in that step."""
+    """Pinned host copy of the column `audio_start` [R], with its step and the slots' occupants."""
 
     def __init__(self, num_slots: int):
         self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
@@ -401,7 +410,7 @@ class _Copy:
 
 
 def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
-    """Return the readback of `tables` for their device, with at most `lag` steps in flight."""
+    """Return the readback for `tables` on their device, with at most `lag` steps in flight."""
     return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)
 
 
@@ -409,7 +418,7 @@ NO_SLOT = -1
 
 
 class RunSlots:
-    """Run slots: the requests in them, their tables, and their segments as far as the host knows them.
+    """Run slots: their requests, tables, and segments as known on the host.
 
     Args:
         tables: Slot tables.
@@ -420,7 +429,7 @@ class RunSlots:
     Attributes:
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         is_unconditional: True for unconditional requests, bool [R].
-        slot_of: Slot by request id.
+        slot_of: Slots, keyed by request id.
         version: Number that changes whenever a slot gets a new request or new parameters.
         is_read_by_modules: True if MCTP modules process the request's rows, bool [R].
     """
@@ -460,9 +469,9 @@ class RunSlots:
         self._link(data.req_id, slot, params.is_unconditional)
 
     def extend_texts(self, new_text: Mapping[str, NewText]) -> None:
-        """Write streamed text and live audio that have arrived, by request id.
+        """Write newly arrived streamed text and live audio, keyed by request id.
 
-        Preempted requests get them when they are scheduled again.
+        Preempted requests receive it when they are scheduled again.
         """
         slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams
@@ -532,7 +541,7 @@ class RunSlots:
         return StepRows(rows.slots, samples, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
-        """Return the known properties of the rows of `batch`; incomplete prompt chunks are not sampled."""
+        """Return the known properties of the rows in `batch`; incomplete prompt chunks are not sampled."""
         slots = batch.idx_mapping_np
         audio_start = self.readback.audio_starts()[slots]
         may_write = audio_start < 0

@@ -1,4 +1,7 @@
-"""Samplers on numpy or torch arrays: logits, guidance, masks, sampling and repetition, one or several rows per step."""
+"""Samplers on numpy or torch arrays, for one or several rows per step.
+
+They cover logits, guidance, masks, sampling and repetition.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,7 +67,7 @@ class RecentRows:
 class RepetitionGuard:
     """Repetition-aware sampling (RAS) over the ids generated so far.
 
-    Only codes and the id that ends a group (`TextGroups`) are sampled again, not pads, other audio ids or end ids.
+    Only codes and the id that ends a group (`TextGroups`) are resampled, not pads, other audio ids or end ids.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
@@ -84,7 +87,7 @@ class RepetitionGuard:
         """Return the `window` rows before each row.
 
         Args:
-            rows: Rows that are sampled.
+            rows: Rows to sample.
             index: Indices of the rows to select, [A]; None for all.
             window: Number of previous rows, W.
         """
@@ -111,7 +114,7 @@ class RepetitionGuard:
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
-        """Return the ids of stream 0, [A, 1], with repeated codes sampled again.
+        """Return the ids of stream 0, [A, 1], with repeated codes resampled.
 
         Args:
             drawn: Sampled ids, [A, 1].
@@ -122,7 +125,7 @@ class RepetitionGuard:
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return the ids of the slice `streams` of streams 1 to S - 1, [A, k]; repeated codes are sampled again.
+        """Return the ids of the slice `streams` of streams 1 to S - 1, [A, k], with repeats resampled.
 
         Args:
             drawn: Sampled ids, [A, k].
@@ -214,7 +217,7 @@ class RowDraw:
         return token, laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
-        """Scatter values sampled for the rows `index` into an array over all sampled rows; None means all rows."""
+        """Scatter values sampled for the rows `index` (None for all) into an array over all sampled rows."""
         values = self._arrays.wrap(drawn)
         if index is None:
             return values
@@ -228,7 +231,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Sample stream 0 of the rows that may be in a text segment; return [M], with zeros for other rows."""
+        """Sample stream 0 of rows that may be in a text segment; return [M], with zeros for other rows."""
         own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
         if self._seen is not None:
@@ -240,7 +243,7 @@ class RowDraw:
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
-        """Sample the rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
+        """Sample rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
@@ -270,13 +273,13 @@ class RowDraw:
         return token, spread
 
     def _penalize_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> None:
-        """Apply the repetition penalty to logits of stream 0 in audio, in place, for a family without text."""
+        """For a family without text, apply the repetition penalty to stream-0 logits in audio, in place."""
         if self._seen is not None and not self._segments.rules.num_text_ids:
             counted = logits[:, : self._seen.shape[1] - 1]
             counted.copy_(self._penalized(counted, rows, index))
 
     def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return `logits` with the repetition penalty applied; `index` selects their rows, None means all."""
+        """Return `logits` of the rows `index` (None for all) with the repetition penalty applied."""
         assert self._seen is not None
         slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self._arrays.tensor(self._seen[slots, :-1]), self._arrays.tensor(penalty))
@@ -315,7 +318,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of the rows that may be in audio, or move the alignment pointer; return [M]."""
+        """Sample stream 0 of rows that may be in audio, or move the alignment pointer; return [M]."""
         segments, index = self._segments, step.speaking
         if segments.script:
             stay = self._arrays.tensor(pick(segments.stay_column(rows, self._script), index))
@@ -398,7 +401,7 @@ class SpeechSampler:
     def _row(
         self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
-        """Sample a row of each request.
+        """Sample a row for each request.
 
         Return stream 0 [B], the other streams [B, S - 1], cut flags [B], and the plan's arrays.
 
@@ -423,7 +426,7 @@ class SpeechSampler:
         """Sample the rows of a plan; return stream 0 [B], the other streams [B, S - 1], and cut flags [B].
 
         Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row; it is set
-        for conditional requests only.
+        only for conditional requests.
         """
         # The sampled row follows the request's last token.
         lengths = self._arrays.wrap(batch.seq_lens)
@@ -482,7 +485,7 @@ DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
 class Bursts:
-    """Sampling of a multi-token step: as many rows per request as its schedule has for the step, at most W."""
+    """Sampling of a multi-token step, with at most W rows per request, as its schedule specifies."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
         self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
@@ -496,7 +499,7 @@ class Bursts:
         Args:
             hidden: Last hidden states of the requests, [B, H].
             batch: vLLM's batch.
-            draw_row: Function that samples one row of each request.
+            draw_row: Function that samples one row for each request.
         """
         slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
         rows = slots.rows(batch)

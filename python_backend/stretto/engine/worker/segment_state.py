@@ -18,9 +18,10 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
     Returns:
         is_end: True if the id ends the text of the task, bool [tasks, ids + 1]; the last column is for all other ids.
-        num_rows: Number of rows from the row of that id to the audio, int64 [tasks, ids + 1]; 0 if the text continues.
-        written: Id written in place of a sampled end, by task; `AS_DRAWN` to keep the sampled id.
-        cut: Id written when a limit ends the text, by task.
+        num_rows: Number of rows from the row with that id to the audio, int64 [tasks, ids + 1]; 0 if the text
+            continues.
+        written: Id that replaces a sampled end id, per task; `AS_DRAWN` to keep the sampled id.
+        cut: Id written when a limit ends the text, per task.
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
@@ -35,7 +36,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 class SegmentEnds:
-    """Ends of segments, by sampled id or by limit, for all rows of a batch."""
+    """Ends of segments, caused by a sampled id or a limit, for all rows of a batch."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
@@ -114,7 +115,7 @@ class Rows:
     def distance_after_audio(self, rules: SegmentRules) -> Array:
         """Return the distance of each row from `end_of_audio`, [B].
 
-        It is one more if a limit ended the audio and the family then omits the first row after it.
+        It is one greater if a limit ended the audio and the family then omits the first row after it.
         """
         state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
         behind = self.position - state.audio_end
@@ -126,7 +127,7 @@ class Rows:
 
 
 class SegmentState:
-    """Logit masks and forced ids by segment, and the resulting updates of each row's segment state.
+    """Logit masks and forced ids for each segment, and the resulting updates to the rows' state.
 
     Tokens and positions are [B]. `index` is the array of rows whose logits are passed; None means all.
     """
@@ -146,13 +147,16 @@ class SegmentState:
         self._given_rows = GivenRows(family, family.text_groups, rules, arrays) if family.text_groups else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask ids that a text may not contain, and end ids before its minimum length, in `logits` [W, V], in place."""
+        """Mask, in place, `logits` [W, V] of ids that the text may not contain.
+
+        End ids are also masked before the minimum length.
+        """
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
         task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask end ids before the minimum length, and codes of other rows of a frame, in `logits`, in place.
+        """Mask, in place, end ids before the minimum length, and codes of other rows of a frame.
 
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
@@ -183,7 +187,7 @@ class SegmentState:
         return token
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
-        """Return `token` with `end_of_audio` in rows where a sampled id or a limit ends the audio.
+        """Return `token`, with `end_of_audio` in rows where a sampled id or a limit ends the audio.
 
         Set `rows.is_cut` if a limit ends the audio.
         """
@@ -201,7 +205,7 @@ class SegmentState:
         return token
 
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
-        """Return `token` with `end_of_audio` in rows whose stream 0 and `codes` [B, K] form the end frame."""
+        """Return `token`, with `end_of_audio` where stream 0 and `codes` [B, K] are the end frame."""
         first, *others = self.family.end_frame
         ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
         for stream, code in enumerate(others):
@@ -329,7 +333,7 @@ class SegmentState:
 def denied_text(rules: SegmentRules) -> np.ndarray:
     """Return a mask of the ids that are forbidden in a text segment, bool [tasks, 2, V].
 
-    Axis 1: 0 = the text may not end yet, 1 = it may.
+    On axis 1, index 0 means that the text may not end yet, and index 1 that it may.
     """
     tasks = rules.family.tasks
     denied = np.ones((len(tasks), 2, rules.num_text_ids), np.bool_)
@@ -341,7 +345,7 @@ def denied_text(rules: SegmentRules) -> np.ndarray:
 
 
 def out_of_place(rules: SegmentRules) -> np.ndarray:
-    """Return a mask of the columns of the audio head that are forbidden in each row of a frame, bool [n, C0 + E].
+    """Return a mask of audio-head columns forbidden in each row of a frame, bool [n, C0 + E].
 
     Each row has its own range of codes, and only the first row may end the audio.
     """
@@ -371,7 +375,9 @@ class GivenRows:
         self.lane = family.track_streams.start - 1
 
     def hidden_ends(self, is_short: Array, rows: Rows) -> Array:
-        """Return True for end ids that may not be sampled, [B, E]: in a group, all except the id that ends it.
+        """Return True for end ids that may not be sampled, [B, E].
+
+        In a group, these are all end ids except the one that ends the group.
 
         Args:
             is_short: True for rows before the minimum length, [B].
@@ -394,7 +400,7 @@ class GivenRows:
         return is_given & rows.in_audio, self._where(is_next, groups.given_id, groups.fill_id)
 
     def words(self, token: Array, rows: Rows) -> Array:
-        """Return the text stream, [B]: -1 - i in the row of given id i, elsewhere a pad."""
+        """Return the text stream, [B]: -1 - i in the row of given id i, and a pad elsewhere."""
         return self._where(self._is_given(token, rows), -1 - rows.state.num_given, self._pad_id)
 
     def advance(self, token: Array, rows: Rows) -> None:
@@ -418,7 +424,7 @@ class StreamEnds:
         self._streams = arrays.upload(np.arange(len(staircase.end)))
 
     def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask the end ids of streams 1 to S - 1 before the minimum length, in `logits` [A, k, C], in place."""
+        """Mask, in place, streams' end ids in `logits` [A, k, C] before the minimum length."""
         is_short = rows.frame < rows.limits.audio_min
         is_short = self._arrays.tensor(is_short if index is None else is_short[index])
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
@@ -427,7 +433,7 @@ class StreamEnds:
     def force_ends(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
         """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames.
 
-        The state records the position at which the first stream samples its EOS id.
+        The state records the first position at which any stream samples its EOS id.
 
         Args:
             token: Sampled ids of stream 0, [B].
@@ -445,14 +451,14 @@ class StreamEnds:
 
 
 class Countdown:
-    """End of a reply whose frames are latents: a fixed number of rows after the frame in which speech ends."""
+    """Ends a reply of latent frames a fixed number of rows after the frame in which speech ends."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._where, self._end_of_audio = arrays.xp.where, rules.family.end_of_audio
         self._frame, self._last = rules.family.layout.audio[0]
 
     def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return `token` [B] with `end_of_audio` in rows whose countdown is over.
+        """Return `token` [B], with `end_of_audio` in rows whose countdown is over.
 
         Only the first detected end of speech counts; later ones become ordinary frames.
 

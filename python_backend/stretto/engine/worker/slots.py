@@ -99,7 +99,7 @@ class DeviceArrays:
         return torch.stack(list(columns), 1)
 
     def upload(self, values: np.ndarray) -> Array:
-        """Copy `values` to the device asynchronously, through pinned memory if available.
+        """Asynchronously copy `values` to the device, through pinned memory if available.
 
         The copy is contiguous.
         """
@@ -119,7 +119,7 @@ class SlotState:
     """State of replies, int64 [B] each, updated on the device in every step; see `SegmentTracker`.
 
     Attributes:
-        num_entries: Number of spoken tokens that the alignment pointer moves along.
+        num_entries: Number of spoken tokens along which the alignment pointer moves.
         first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream,
             or at which the end of speech was detected, for families with latents.
     """
@@ -191,7 +191,7 @@ def _index(table: type) -> dict[str, int]:
 
 
 STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
-MAX_ROWS = [LIMITS["text_max"], LIMITS["audio_max"]]  # of a reply with a single segment
+MAX_ROWS = [LIMITS["text_max"], LIMITS["audio_max"]]  # limits of a reply with a single segment
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
@@ -224,7 +224,7 @@ def scales_row(params: SpeechParams) -> list[float]:
     sampling = params.sampling
     inside = (
         None if sampling.guidance_scale != 1.0 else sampling.latents
-    )  # guidance within the predictor, not by a pair
+    )  # guidance within the predictor, not by a CFG pair
     row = {
         "text_temperature": sampling.text.temperature,
         "text_top_p": sampling.text.top_p,
@@ -256,7 +256,7 @@ def state_row(tracker: SegmentTracker) -> list[int]:
 
 
 def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the first position at which any stream sampled its EOS id, or speech ended; UNKNOWN if there is none.
+    """Return the first position at which a stream sampled its EOS id or speech ended, or UNKNOWN.
 
     Args:
         tracker: Segment tracker of the reply, which has recorded this for stream 0.
@@ -271,14 +271,19 @@ def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
 
 
 def counted_columns(tokens: Array, counted: range) -> Array:
-    """Return the column of each id in the repetition penalty's table; ids not in `counted` share the last column."""
+    """Return the column of each id in the repetition penalty's table.
+
+    Ids that are not in `counted` share the last column.
+    """
     column = tokens - counted.start
     is_counted = (column >= 0) & (column < len(counted))
     return column * is_counted + len(counted) * ~is_counted
 
 
 class SlotTables:
-    """Tables of all slots: state, alignment-pointer entries and codes on the device; request parameters on the host.
+    """Tables of all slots.
+
+    State, alignment-pointer entries and codes are on the device; request parameters are on the host.
 
     Attributes:
         state: Values of SlotState, int64 [R, 8].
@@ -289,8 +294,8 @@ class SlotTables:
         given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
-        seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]; the last column is for
-            ids that are not counted. [R, 0] for families without a penalty.
+        seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
+            ids that are not counted. The shape is [R, 0] for families without a penalty.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -340,7 +345,7 @@ class SlotTables:
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
         first = 0 if track is None or isinstance(track, GroupTrack) else max(0, len(codes) - track.first_row)
-        codes = np.concatenate([codes, params.codes[len(codes) :]])  # with the prompt's audio that the reply continues
+        codes = np.concatenate([codes, params.codes[len(codes) :]])  # including audio of the prompt that is continued
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
         ids = () if track is None else track.ids[first:].reshape(-1)
         if track is not None:
@@ -349,10 +354,10 @@ class SlotTables:
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, new_text: Mapping[int, NewText], lanes: slice, arrays: Arrays) -> None:
-        """Write streamed text or live audio that has arrived, for all requests in one transfer.
+        """Write newly arrived streamed text or live audio for all requests in one transfer.
 
         Args:
-            new_text: Ids by run slot, with their place and, if the track is complete, a limit of the reply.
+            new_text: Ids, keyed by run slot, with their place and, if the track is complete, a limit of the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """

@@ -1,4 +1,4 @@
-"""Sampling on a GPU: from hidden states to the next rows in a few launches, which CUDA graphs replay."""
+"""Sampling on a GPU: from hidden states to rows in a few launches, which CUDA graphs replay."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -49,7 +49,7 @@ class CudaRecorder:
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
-    """Return a recorder for `device`; None if the device has no CUDA graphs or vLLM's configuration disables them."""
+    """Return a recorder for `device`; None if CUDA graphs are unavailable or disabled in vLLM."""
     wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
     return CudaRecorder() if wanted and device.type == "cuda" else None
 
@@ -59,7 +59,7 @@ TAILS = [FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL]  # in the order of the
 
 @dataclass(frozen=True)
 class StepConstants:
-    """Kernel constants on the device; for the tables see `advance_kernel` and `draw_streams_kernel`."""
+    """Kernel constants on the device; see `advance_kernel` and `draw_streams_kernel` for the tables."""
 
     rules: StepRules
     tasks: torch.Tensor
@@ -193,8 +193,8 @@ def columns_of(
 
     Args:
         rows: Properties of the rows that the host knows.
-        partner: Slot of the CFG partner by slot, [R]; negative for none.
-        is_unconditional: True for unconditional requests, by slot, [R].
+        partner: Slot of each slot's CFG partner, [R]; negative for none.
+        is_unconditional: True for slots of unconditional requests, [R].
         tables: Slot tables with the request parameters.
         num_rows: Maximum number of rows, N.
     """
@@ -237,16 +237,16 @@ class StepTable:
     def update(
         self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int
     ) -> tuple[Variant, bool]:
-        """Update the table, if the batch has changed.
+        """Update the table if the batch has changed.
 
         Args:
             rows: Properties of the rows that the host knows.
-            partner: Slot of the CFG partner by slot, [R]; negative for none.
-            is_unconditional: True for unconditional requests, by slot, [R].
+            partner: Slot of each slot's CFG partner, [R]; negative for none.
+            is_unconditional: True for slots of unconditional requests, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
 
         Returns:
-            The heads that the step needs, and True if the host does not know yet whether the text of a sampled row has
+            The heads that the step needs, and True if the host does not yet know whether the text of a sampled row has
             ended (asynchronous scheduling).
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
@@ -281,7 +281,7 @@ class StreamSet(NamedTuple):
         drawn: Sampled ids, int32 [N, number of streams].
         offset: Bias term of the logits, see `StreamHeads`.
         token_ids: Token id of each logit, see `StreamHeads`.
-        history: Ids of the first of these streams by slot and position, int32 [R, T, ...].
+        history: Ids by slot and position, int32 [R, T, ...], beginning with the first of these streams.
         first_stream: Number of the first stream, 0 or 1.
         num_ends: Number of end ids, which are the last columns.
     """
@@ -295,7 +295,7 @@ class StreamSet(NamedTuple):
 
 
 class StepProgram:
-    """Launches that sample a step.
+    """Kernel launches that sample a step.
 
     The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`.
 
@@ -348,7 +348,7 @@ class StepProgram:
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return True unless the solver step count has no graph, or ranks exchange the logits of a text head."""
+        """Return False if the solver step count has no graph, or if ranks exchange a text head's logits."""
         return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -451,7 +451,7 @@ class Recorder(Protocol):
     """Recorder of kernel launches."""
 
     def is_busy(self) -> bool:
-        """Return True if launches on this stream are being recorded already."""
+        """Return True if launches on this stream are already being recorded."""
 
     def record(self, work: Work) -> Graph:
         """Record the launches of `work` without running them.
@@ -467,7 +467,7 @@ def padded_sizes(max_rows: int) -> list[int]:
 
 
 class StepGraphs(Generic[Kind]):
-    """Runner of steps: replays a graph if there is one; without a recorder, launches every step directly.
+    """Runner of steps: replays a graph if there is one, else launches the step directly.
 
     Args:
         launch: Function that launches a step, given its variant and number of rows.
@@ -512,10 +512,10 @@ class StepGraphs(Generic[Kind]):
         self._capture(variant, size)  # for later steps; recording does not run the step
 
     def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
-        """Capture `variants` at `sizes`, or at all sizes, largest first, so that smaller graphs reuse the memory.
+        """Capture `variants` at `sizes` (default: all sizes, largest first).
 
-        Each step is launched once before it is captured, because loading and allocation at first use cannot be
-        recorded. All rows must be inactive.
+        Smaller graphs reuse the memory of larger ones. Each step is launched once before it is captured, because
+        loading and allocation on first use cannot be recorded. All rows must be inactive.
         """
         for variant in variants:
             for size in self.sizes if sizes is None else sizes:
@@ -553,7 +553,7 @@ class StepSampler:
         """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def capture(self) -> None:
-        """Capture all variants at all sizes, before the first request."""
+        """Capture all variants at all sizes before the first request."""
         self._program.columns.clear()
         self._graphs.capture(self._program.variants)
 
@@ -565,7 +565,7 @@ class StepSampler:
         return self._output(num_rows)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
-        """Run a step; return True if a text may have ended in it and the host does not know yet.
+        """Run a step; return True if a text may have ended in it without the host knowing yet.
 
         Args:
             hidden: Hidden states, [B, H].
@@ -587,7 +587,7 @@ class StepSampler:
         return results[:num_rows], codes, cuts, sampled
 
     def _output(self, num_rows: int) -> SamplerOutput:
-        """Return a copy of the results, because the next step overwrites them while vLLM still transfers them."""
+        """Copy the results, because the next step overwrites them while vLLM still transfers them."""
         tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
         return SamplerOutput(
             sampled_token_ids=tokens[:, None],
