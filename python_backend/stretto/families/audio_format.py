@@ -4,8 +4,8 @@ Encodings of recordings are also stored in files, so that a voice is not encoded
 
     FOLDER/<name>.encoding      nonce (12 bytes), then the array in numpy's format, encrypted with AES-256-GCM
 
-Name and key are derived from the recording's samples. A file can therefore be decrypted only with the recording.
-Encodings of a deleted voice are useless, and are removed later.
+The name and key are derived from the samples of the recording. A file can therefore be decrypted only with the
+recording. Encodings of a deleted voice are thus useless, and are eventually removed.
 """
 
 import json
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".encoding", ".unfinished"
-CACHE_BYTES = 256 << 20  # limit of all files together
+CACHE_BYTES = 256 << 20  # maximum total size of all files
 UNUSED_S = 30 * 86_400.0  # age at which an unused file is removed
 NONCE_BYTES = 12
 
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """Folder of encodings that one encoder has made. Methods may be called by any thread or process.
+    """Folder of encodings made by one encoder. Any thread or process may call its methods.
 
     Attributes:
-        folder: Folder, accessible to this user only.
-        encoder: Identity of the encoder; files of other encoders are not used.
-        max_bytes: Maximum size of all files; the least recently used are removed.
+        folder: Folder, which only this user can access.
+        encoder: Identity of the encoder; files written for other encoders are not used.
+        max_bytes: Maximum total size of all files; the least recently used ones are removed.
         clock: Time in seconds since the epoch.
     """
 
@@ -59,7 +59,7 @@ class EncodedFiles:
 
     @classmethod
     def of_checkpoint(cls, folder: Path, checkpoint: Path, device: str) -> "EncodedFiles | None":
-        """Return the cache of encoded recordings for a checkpoint's encoders; None if its folder is unusable.
+        """Return the cache of encoded recordings for a checkpoint's encoders, or None if `folder` is unusable.
 
         Args:
             folder: Folder of the files; created if it is missing.
@@ -80,7 +80,7 @@ class EncodedFiles:
         return found
 
     def read(self, digest: bytes) -> np.ndarray | None:
-        """Return the stored encoding of a recording, given a digest of its samples; None if there is none."""
+        """Return the stored encoding of a recording, given a digest of its samples, or None if there is none."""
         from cryptography.exceptions import InvalidTag
 
         path = self._path(digest)
@@ -100,7 +100,7 @@ class EncodedFiles:
         return found
 
     def write(self, digest: bytes, encoded: np.ndarray) -> None:
-        """Store an encoding; if the disk is full, or the folder is gone, log that it is not stored."""
+        """Store an encoding. If the disk is full or the folder no longer exists, log that it could not be stored."""
         plain = BytesIO()
         np.save(plain, encoded, allow_pickle=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -118,7 +118,7 @@ class EncodedFiles:
                 unfinished.unlink(missing_ok=True)
 
     def remove_old(self) -> None:
-        """Remove files unused for UNUSED_S, and the least recently used ones beyond `max_bytes`."""
+        """Remove files that were unused for UNUSED_S, and the least recently used files in excess of `max_bytes`."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             if path.suffix in (SUFFIX, UNFINISHED):
@@ -138,7 +138,7 @@ class EncodedFiles:
         return self.folder / f"{self._derived(digest, b'name').hex()}{SUFFIX}"
 
     def _cipher(self, digest: bytes) -> "AESGCM":
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # only where voices are stored
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # imported only if voices are stored
 
         return AESGCM(self._derived(digest, b"key"))
 
@@ -148,7 +148,7 @@ _current: ContextVar[list[EncodedFiles]] = ContextVar("encoded_files")
 
 @contextmanager
 def stored_in(files: EncodedFiles | None) -> Iterator[None]:
-    """Make encoders that are opened in the `with` block store their results in `files`, unless it is None."""
+    """Make encoders opened within the `with` block store their results in `files`, unless it is None."""
     token = _current.set([] if files is None else [files])
     try:
         yield
@@ -169,7 +169,7 @@ def files_of_encoder() -> EncodedFiles | None:
     return opened[-1]
 
 
-MAX_BYTES = 32 << 20  # 30 s of codes take at most 108 kB, in the family with the most codes
+MAX_BYTES = 32 << 20  # 30 s of audio take at most 108 kB, in the family with the most codes
 ENTRY_BYTES = 512  # overhead per entry
 
 
@@ -177,7 +177,7 @@ class CachedEncoder:
     """Audio encoder (to codes or a vector) with an LRU cache of its results, bounded in bytes.
 
     The cache key is a hash of the samples, so results are shared by all clients. A result that is used again, such as
-    the encoding of a stored voice, is also written to the files of the template (`encoded_files`).
+    the encoding of a stored voice, is also written to a file if the encoder was opened within `stored_in`.
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
@@ -220,7 +220,7 @@ class AudioFormat(ABC):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "AudioFormat | None":
-        """Return the format of the audio encoder in a checkpoint's config.json; None if the model has no encoder."""
+        """Return the audio encoder's input format from a checkpoint's config.json, or None if there is no encoder."""
         encoder = encoder_of(config)
         return None if encoder is None else encoder.read_format(config[KEY])
 
@@ -231,7 +231,7 @@ class AudioFormat(ABC):
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Vectors as wide as the model's rows; each replaces part of the embedding of one row."""
+    """Format of vectors that are as wide as the model's rows. Each replaces part of the embedding of one row."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":
@@ -239,12 +239,12 @@ class VectorFormat(AudioFormat):
         return cls(record["hidden_size"])
 
     def num_rows(self, num_frames: int) -> int:
-        """Return the number of vectors, because each one is a row."""
+        """Return `num_frames`, because each vector is one row."""
         return num_frames
 
 
 def encoder_of(config: Mapping[str, Any]) -> AudioEncoder | None:
-    """Return the audio encoder named by `model_type` of `audio_config` in a checkpoint's config.json, or None.
+    """Return the audio encoder for `audio_config.model_type` in a checkpoint's config.json, or None if there is none.
 
     Raises:
         CheckpointError: If no installed family has such an encoder.
@@ -268,7 +268,7 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
         audio_format: Input format of the model's audio encoder; None if the model has none.
 
     Raises:
-        InvalidRequest: Audio inputs do not match the prompt's rows or the encoder.
+        InvalidRequest: If audio inputs do not match the prompt's rows or the encoder.
     """
     end = 0
     for index, audio in enumerate(prompt.audios):

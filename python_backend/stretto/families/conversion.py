@@ -13,7 +13,7 @@ from stretto.families.plugin import DRAWN
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Entry, Plan, Progress, Written
 
-AUDIO_TOKENIZER = "ssl_tokenizer"  # folder of a checkpoint
+AUDIO_TOKENIZER = "ssl_tokenizer"  # folder in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Release:
     Attributes:
         family: Name of the family on the command line.
         model: Weights: a file, a folder or an index.
-        config: config.yaml or config.json; None for a family without one.
+        config: config.yaml or config.json; None for a family whose releases have none.
         tokenizer: Folder of the text tokenizer.
-        codec: Folder of the codec's release.
-        ssl_tokenizer: Folder of the audio tokenizer's release.
-        keeps_codec: True to take the codec's weights from the model file; `codec` then only provides its config.
-        backbone: config.json of the backbone, if the release only names it.
-        audio_config: config.json of the audio encoder, if the release only names it.
+        codec: Folder of the codec release.
+        ssl_tokenizer: Folder of the audio tokenizer release.
+        keeps_codec: True to take the codec weights from the model file; `codec` then only provides the codec config.
+        backbone: config.json of the backbone, if the release specifies the backbone only by name.
+        audio_config: config.json of the audio encoder, if the release specifies the encoder only by name.
         audio: Options of the audio encoder.
-        dtype: dtype of the written tensors; None keeps the dtype used in training.
+        dtype: dtype of the written tensors; None to keep the dtype used in training.
         keeps_recording_encoder: False to omit the additional networks that encode voice recordings.
     """
 
@@ -50,13 +50,13 @@ class Release:
 
     @property
     def config_folder(self) -> Path:
-        """Folder of the config file; only for a family whose releases have one."""
+        """Folder that contains the config file; only for a family whose releases have one."""
         assert self.config is not None, self.family
         return self.config.parent
 
     @property
     def family_name(self) -> str:
-        """Name of the family for a checkpoint's config.json."""
+        """Name of the family in a checkpoint's config.json."""
         return self.family.replace("-", "_")
 
 
@@ -68,7 +68,7 @@ class Tokenizer:
         folder: Folder of the tokenizer.
         size: Largest id plus one.
         tokens: Spelling of each id.
-        made: Contents for tokenizer.json, if the published files have none.
+        made: Contents for tokenizer.json, if it is not among the published files.
         files: Files to copy.
     """
 
@@ -81,7 +81,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Contents:
-    """Contents of a release's files; tensors are read on access.
+    """Contents of the files of a release; tensors are read on access.
 
     Attributes:
         config: Contents of config.yaml or config.json.
@@ -98,7 +98,7 @@ class Contents:
     dtype: str
 
     def check_latent_model(self, num_tokens: int) -> None:
-        """Raise CheckpointError for a dtype other than float32, or a tokenizer of more than `num_tokens` tokens."""
+        """Raise CheckpointError if the dtype is not float32, or the tokenizer has more than `num_tokens` tokens."""
         if self.tokenizer.size > num_tokens:
             raise CheckpointError(
                 f"{self.tokenizer.folder}: expected at most {num_tokens} tokens, got {self.tokenizer.size}"
@@ -113,7 +113,7 @@ class Network:
 
     Attributes:
         folder: Name of the folder.
-        record: Contents of its config.json.
+        record: Contents of the network's config.json.
         plan: Tensors to write, by published name.
         tensors: Published tensors by name; None to use the tensors of the release.
     """
@@ -135,7 +135,7 @@ class Converted:
         folded: Names of tensors that are merged into others.
         networks: Networks that are written to separate folders.
         tokenizer: Tokenizer to write; None to use the tokenizer of the release.
-        copies: Files to copy unchanged, by their paths in the checkpoint (`folder/name`).
+        copies: Files to copy unchanged, by path in the checkpoint (`folder/name`).
     """
 
     record: dict[str, Any]
@@ -162,7 +162,7 @@ class AudioTokenizer(Protocol):
     def dropped(self) -> dict[str, list[int]]: ...
 
     def write(self, folder: Path, progress: Progress) -> list[Written]:
-        """Write the files to `folder`; call `progress` with the number of bytes after each part."""
+        """Write the files to `folder`; after each write, call `progress` with the number of bytes written."""
         ...
 
 
@@ -171,14 +171,15 @@ class Published(Protocol):
 
     Attributes:
         EMBEDDINGS: Published name of the embedding table.
-        BACKBONE_TAG: Key of config.yaml that names the backbone; None if config.json itself has the hyperparameters.
+        BACKBONE_TAG: config.yaml key for the name of the backbone; None if config.json contains its hyperparameters.
         CODEC: Prefix of the codec's tensors in the model file; empty if the file does not contain the codec.
-        GENERATION: Fields of `speech_sampling` by keys of generation_config.json; empty if releases have no such file.
-        MARKS: Descriptions of its releases, for error messages, by the name of a tensor that only they have.
-        IS_BARE: True if releases have no config, and a tokenizer of any kind because the family generates no text.
+        GENERATION: Fields of `speech_sampling` by generation_config.json key; empty if releases have no such file.
+        MARKS: Maps names of tensors that only releases of this family contain to a description of these releases, for
+            error messages.
+        IS_BARE: True if releases have no config, and any kind of tokenizer because the family generates no text.
         IS_FLOAT32: True if `--dtype` should not be recommended.
-        TOKENIZER_KEY: Config key that names the tokenizer file, which is a SentencePiece model.
-        SSL_TOKENIZER: Class that converts the folder of `--ssl-tokenizer`, by `from_folder(folder, num_codes)`; None
+        TOKENIZER_KEY: Config key for the name of the tokenizer file, which is a SentencePiece model.
+        SSL_TOKENIZER: Class whose `from_folder(folder, num_codes)` converts the folder given as `--ssl-tokenizer`; None
             to reject the option.
     """
 
@@ -194,7 +195,7 @@ class Published(Protocol):
 
     @staticmethod
     def trained_dtype(config: Mapping[str, Any]) -> str | None:
-        """Return the dtype used in training; None if the config does not contain it."""
+        """Return the dtype used in training, or None if the config does not contain it."""
         return dtype_of(config)
 
     @staticmethod
@@ -213,30 +214,30 @@ class Published(Protocol):
         """Return the release with file paths resolved, because `--model` may be a folder.
 
         Raises:
-            CheckpointError: The folder does not contain the files of exactly one release.
+            CheckpointError: If the folder does not contain the files of exactly one release.
         """
         return release
 
     @staticmethod
     def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
-        """Return the text tokenizer if its files are not the usual ones, else None."""
+        """Return the text tokenizer if its files are not the usual ones, otherwise None."""
         return None
 
     def convert(self, release: Release, contents: Contents) -> Converted:
         """Return the checkpoint to be written.
 
         Args:
-            release: Files and options of the command line.
+            release: Files and options given on the command line.
             contents: Contents of these files.
 
         Raises:
-            CheckpointError: Parts of the release do not match; the message names them.
+            CheckpointError: If parts of the release do not match; the message lists them.
         """
         ...
 
 
 def published_by(module: ModuleType) -> Published:
-    """Return a conversion module, with defaults for the names that it does not define."""
+    """Return the contents of a conversion module, with defaults for the names that it does not define."""
     defaults = {name: getattr(Published, name) for name in dir(Published) if not name.startswith("_")}
     return cast(Published, SimpleNamespace(**{**defaults, **vars(module)}))
 
@@ -250,5 +251,5 @@ def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
     return names | {f"{prefix}do_sample": (f"{segment}.temperature",)}
 
 
-# Keys of transformers, for the audio segment.
+# Keys used by transformers, for the audio segment.
 AUDIO = prefixed("", "audio") | {"min_p": ("min_p",), "repetition_penalty": ("repetition_penalty",)}

@@ -1,4 +1,4 @@
-"""Bagpiper: Qwen3-8B with Qwen3-Omni's audio encoder as input and X-codec as output codec."""
+"""Bagpiper: Qwen3-8B with the Qwen3-Omni audio encoder for input and X-codec for output."""
 
 from stretto.families.plugin import UNNAMED, AudioEncoder, FamilyPlugin, lazy
 

@@ -1,6 +1,6 @@
-"""Conversion of Bagpiper's release: tensor names, vocabulary, audio encoder, and the release's copy of the codec.
+"""Conversion of the Bagpiper release: tensor names, vocabulary, audio encoder, and the copy of the codec.
 
-Names and orders follow espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py of
+Names and orders follow espnet2/speechlm/model/speechlm/{speechlm_job,lm/parallel,multimodal_io/audio}.py in
 https://github.com/espnet/espnet.
 """
 
@@ -59,7 +59,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype in config.yaml; None if it contains none."""
+    """Return the dtype in config.yaml, or None if there is none."""
     return optional_entry(config, "model.model_conf.dtype")
 
 
@@ -131,7 +131,7 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
 
     Args:
         config: config.yaml of the release.
-        path: config.json of the audio encoder; None for the parameters of Qwen3-Omni.
+        path: config.json of the audio encoder; None to use the Qwen3-Omni parameters.
         overrides: Values from the command line.
 
     Raises:

@@ -7,7 +7,7 @@
     speak       [bos][user][text] request [assistant][audio] ─► rows … [end]
 
 In training every turn ends with [eos], or with [eot] if the next turn has the same role. A segment of the reply may end
-with either, as in ESPnet's loop: the next row follows the sampled end id, or the last text id if a length limit ended
+with either, as in ESPnet's loop. The next row follows the sampled end id, or the last text id if a length limit ended
 the text. Earlier turns are allowed except for tts and speak, because the fine-tuned checkpoint was trained for these
 two without earlier turns and without a system turn.
 
@@ -50,7 +50,7 @@ class BagpiperVocabulary:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "BagpiperVocabulary":
-        """Return the vocabulary in `speech_vocabulary` of a checkpoint's config.json."""
+        """Read the vocabulary from `speech_vocabulary` in a checkpoint's config.json."""
         text = range(*record["text"])
         return cls(record["vocab_size"], text, record["first_audio"], record["codebook_size"])
 
@@ -128,7 +128,7 @@ def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
 
 @dataclass(frozen=True, slots=True)
 class MelFormat(AudioFormat):
-    """Input format of Qwen3-Omni's audio encoder: log-mel frames, 100 per second, in chunks of 2 * n_window frames.
+    """Input format of the Qwen3-Omni audio encoder: 100 log-mel frames per second in chunks of 2 * n_window frames.
 
     Attributes:
         n_window: Half the chunk length, in frames.
@@ -140,14 +140,14 @@ class MelFormat(AudioFormat):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
-        """Return the format in the `audio_config` of Qwen3-Omni's audio encoder."""
+        """Read the format from the `audio_config` of a Qwen3-Omni audio encoder."""
         return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
 
     def num_rows(self, num_frames: int) -> int:
         """Return the number of rows after three convolutions of stride 2 over each chunk.
 
         A shorter last chunk is convolved separately. The number is computed from the convolutions, because the helper
-        in transformers is correct for n_window 50 only.
+        in transformers is correct only for an n_window of 50.
         """
         chunks, rest = divmod(num_frames, 2 * self.n_window)
         return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)

@@ -1,4 +1,4 @@
-"""Audio encoder of Bagpiper, which comes from Qwen3-Omni, and the adaptor from its width to the backbone's width."""
+"""Bagpiper's audio encoder, which comes from Qwen3-Omni, and the adaptor from its width to the backbone's width."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Linear:
 def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: torch.Tensor) -> torch.Tensor:
     """Encode one audio input.
 
-    Lengths, which determine how the audio is split, stay on the host, so nothing synchronises with the GPU.
+    Lengths, which determine how the audio is split, stay on the host, so that there is no GPU synchronisation.
 
     Args:
         tower: Audio encoder.
@@ -32,7 +32,7 @@ def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: t
         features: Log-mel frames, [F, M].
 
     Returns:
-        Rows of the backbone, [N, H]; N is `MelFormat.num_rows(F)`.
+        Rows for the backbone, [N, H]; N is `MelFormat.num_rows(F)`.
     """
     lengths = torch.tensor([len(features)])
     places = _places(tower.config, len(features), features.device)
@@ -42,7 +42,7 @@ def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Linear, features: t
 def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the valid rows of the padded chunks, and the boundaries of the attention windows.
 
-    transformers computes them with 13 rows per chunk for every chunk length, which is wrong for other lengths.
+    transformers always assumes 13 rows per chunk, which is wrong for most chunk lengths.
     """
     audio_format = MelFormat(config.num_mel_bins, config.n_window)
     chunk = 2 * config.n_window

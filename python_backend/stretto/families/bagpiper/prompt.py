@@ -1,11 +1,11 @@
-"""Prompts of Bagpiper: `[bos]`, `[role][modality] content [end]` for each piece, and the beginning of the reply.
+"""Bagpiper prompts: `[bos]`, `[role][modality] content [end]` for each piece, and the beginning of the reply.
 
     [bos] [system][text] You are … [eos] [user][audio] pads … [eot] [user][text] What … [eos] [assistant][text]
 
 The end is [eot] if the next piece has the same role, and [eos] otherwise. Audio input has one row of pads per output
-row of the audio encoder. Earlier speech of the assistant consists of codes, with delays and with the pads of the
-codebooks. The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as in training. Layout:
-espnet2/speechlm/model/speechlm/speechlm_job.py of ESPnet.
+row of the audio encoder. Earlier speech by the assistant consists of codes, with delays and with the pads of the
+codebooks. The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as in training. For the layout, see
+espnet2/speechlm/model/speechlm/speechlm_job.py in ESPnet.
 """
 
 from functools import cache
@@ -49,7 +49,7 @@ def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
 def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
     """Return the encoder input for a recording.
 
-    The waveform is not padded with silence. For the last frames, it is reflected at its end, as in training.
+    The waveform is not padded with silence; it is reflected at its end for the last frames, as in training.
 
     Args:
         pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz, at most 30 s.
@@ -74,7 +74,7 @@ ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 class BagpiperTemplate:
-    """Prompt template of Bagpiper."""
+    """Bagpiper prompt template."""
 
     def __init__(self, family: Family, subwords: Subwords, audio_format: MelFormat | None):
         assert family.subwords is not None
@@ -84,7 +84,7 @@ class BagpiperTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the conversation's rows and the first rows of the reply.
 
-        Tasks with a system turn get the default one if the conversation has none.
+        If a task has a system turn and the conversation does not contain one, the default system turn is added.
         """
         if task.system and pieces[0].role != "system":
             pieces = (Piece("system", "", text=SYSTEM_TEXT), *pieces)
@@ -128,7 +128,7 @@ class BagpiperTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer; it accepts audio if the checkpoint has an audio encoder."""
+    """Return the template for a checkpoint; it accepts audio if the checkpoint has an audio encoder."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
     record = config_at(checkpoint).get(KEY)
     return BagpiperTemplate(family, subwords, None if record is None else MelFormat.from_record(record))

@@ -1,4 +1,4 @@
-"""Chatterbox's T3, a language model over text followed by codes. Turbo and Nano use GPT-2 without guidance."""
+"""Chatterbox T3, a language model over text followed by codes. Turbo and Nano use GPT-2 without guidance."""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 

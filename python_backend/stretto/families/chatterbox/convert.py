@@ -1,4 +1,4 @@
-"""Conversion of Chatterbox's release: T3's tensors as published by Resemble AI, and the voices next to them.
+"""Conversion of the Chatterbox release: the T3 tensors as published by Resemble AI, and the voices next to them.
 
 https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`,
 `ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters come from the authors'
@@ -75,7 +75,7 @@ from stretto.weights.loading import Part, Plan, check
 
 
 def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
-    """Return the networks that encode voice recordings, with the tensors that turn their results into rows.
+    """Return the networks that encode voice recordings, including the tensors that convert their results to rows.
 
     Args:
         folder: Folder of the release.
@@ -83,7 +83,7 @@ def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str
         t3: Tensors of the language model by published name.
 
     Raises:
-        CheckpointError: If a file is missing, or tensors do not match; the message names them.
+        CheckpointError: If a file is missing, or tensors do not match; the message lists them.
     """
     if known.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
@@ -96,7 +96,7 @@ def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str
 
 
 IS_BARE = True  # releases have no config
-BACKBONE = "Llama_520M"  # the authors' name of the backbone's config
+BACKBONE = "Llama_520M"  # the authors' name for the backbone's config
 # Backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
 LLAMA_520M = {
     "model_type": "llama",
@@ -124,7 +124,7 @@ TEXT_POSITIONS = "text_pos_emb.emb.weight"
 DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
 NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release, by which it is recognised
 MULTILINGUAL_TOKENIZER = "grapheme_mtl_merged_expanded_v1.json"
-T3_FILES = "t3_*.safetensors"  # a release's language model; some folders have several
+T3_FILES = "t3_*.safetensors"  # language models; some release folders contain several
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -168,7 +168,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note that samples have no watermark, unlike the output of the authors' code."""
+    """Return a note that, unlike the output of the authors' code, samples have no watermark."""
     return ["samples will have no watermark: its authors add theirs (Perth) after the model"]
 
 
@@ -213,7 +213,7 @@ def _num_queries(tensors: Mapping[str, Tensor]) -> int:
 
 
 def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for all tensors of T3."""
+    """Map the names of all T3 tensors to their shapes."""
     width = backbone["hidden_size"]
     found: dict[str, tuple[int, ...]] = {
         EMBEDDINGS: (known.num_text_ids, width),
@@ -248,7 +248,7 @@ def plan(
         known: Vocabulary.
         stored: Shapes of the published tensors by name.
         tensors: Published tensors by name.
-        voices: Tensors of each voice for T3.
+        voices: T3 tensors of each voice.
     """
 
     def other(name: str, like: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ def plan(
 
 
 def _end_last(table: Tensor) -> Tensor:
-    """Move the row of the end id to the end of a table over the published speech ids."""
+    """Move the end id's row to the end of a table over the published speech ids."""
     return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
 
 
@@ -301,10 +301,10 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
 
 
 def located(release: Release) -> Release:
-    """Return the release with the path of its language model; by default the codec is in the same folder.
+    """Return the release with the path of its language model. By default, the codec is in the same folder.
 
     Raises:
-        CheckpointError: The folder contains no such file, or several.
+        CheckpointError: If the folder contains no such file, or several.
     """
     if not release.model.is_dir():
         return release
@@ -322,10 +322,10 @@ def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
 
     Args:
         release: The release.
-        tensors: Tensors of its language model by published name.
+        tensors: Tensors of the language model by published name.
 
     Raises:
-        CheckpointError: A file is missing or invalid.
+        CheckpointError: If a file is missing or invalid.
     """
     if POSITIONS in tensors:
         return turbo_tokenizer(release.tokenizer)

@@ -1,20 +1,20 @@
-"""Chatterbox (Resemble AI), language model T3: Llama 0.5B over text followed by codes at 25 frames per second.
+"""Chatterbox (Resemble AI): the language model T3, a 0.5B Llama over text followed by codes (25 frames per second).
 
     token          voice … voice │ [START] Hello [SPACE] you [STOP] │ S  S │ c0 c1 c2 …
     position                     │    t0     t1     t2    t3    t4  │ s0 s0 │ s1 s2 s3 …
     unconditional  voice … voice │    .      .      .     .     .   │ S  S │ c0 c1 c2 …
 
 Each id has a learned position, in a separate stream, in addition to the position used by attention. A voice has 34
-rows: one for the speaker, 32 for the sound, and one for the emotion. Guidance is part of the authors' code: the
-unconditional request has the positions of the text without its ids. The numbers come from `T3Config` of
+rows: one for the speaker, 32 for the sound, and one for the emotion. Guidance follows the authors' code: the
+unconditional request has the positions of the text without its ids. The numbers come from `T3Config` in
 https://github.com/resemble-ai/chatterbox, because the release has no config.json; a checkpoint's config.json may
 override them (`speech_vocabulary`).
 
-Chatterbox Turbo and Nano use GPT-2 instead, with neither guidance nor a stream of positions:
+Chatterbox Turbo and Nano use GPT-2 instead, with neither guidance nor a position stream:
 
     token          voice, codes of its recording │ Hello , Ġyou │ S │ c0 c1 c2 …
 
-The first row represents the speaker, up to 375 rows are codes, and names of tags such as `[laugh]` are tokens.
+The first row represents the speaker, up to 375 rows are codes, and tag names such as `[laugh]` are tokens.
 
 Chatterbox Multilingual has the English model's layout, a larger text table, and a language token in front of the text
 (`languages.py`).
@@ -30,8 +30,8 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 25.0
-MAX_VOICE_S = 30.0  # longest recording of a voice in seconds
-# Published ids: begin and end of the text, begin and end of the codes.
+MAX_VOICE_S = 30.0  # maximum duration of a voice recording in seconds
+# Published ids that mark the beginning and end of the text, and the beginning and end of the codes.
 START_OF_TEXT, END_OF_TEXT = 255, 0
 START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
 SPACE = "[SPACE]"  # token between words
@@ -46,7 +46,7 @@ class ChatterboxVocabulary(Vocabulary):
     Attributes:
         num_voice_rows: Number of rows of each voice in `voices`.
         clones: True if the checkpoint can encode voice recordings.
-        languages: Codes of the languages of a multilingual release; empty for the English one.
+        languages: Language codes of a multilingual release; empty for the English release.
         has_cangjie: True if the checkpoint has a Cangjie table, which Chinese needs.
     """
 
@@ -172,13 +172,13 @@ class TurboVocabulary(Vocabulary):
     """Text ids, a pad, speech ids (codes, start, end), and one row per voice, in this order.
 
     Attributes:
-        num_text_ids: Number of ids of the tokenizer, including tags.
+        num_text_ids: Number of ids in the tokenizer, including tags.
         num_codes: Number of codes.
-        voices: Codes of each voice's recording, by the name of the voice.
+        voices: Codes of each voice's recording, by voice name.
         max_model_len: Maximum number of rows.
         clones: True if the checkpoint can encode voice recordings.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
-        release: Mark of these releases in a record.
+        release: Marks a record as one of a Turbo or Nano release.
     """
 
     num_text_ids: int = 50276
@@ -271,7 +271,7 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published English one."""
+    """Return the family for a vocabulary; None selects the published English one."""
     if vocabulary and vocabulary.get("release") == TURBO:
         return chatterbox_turbo(TurboVocabulary.from_record(vocabulary))
     return chatterbox(ChatterboxVocabulary.from_record(vocabulary) if vocabulary else ChatterboxVocabulary())

@@ -1,11 +1,11 @@
 """Text rules for the 23 languages of Chatterbox Multilingual, as in the authors' `MTLTokenizer`.
 
 Text is lower-cased and decomposed (NFKD), which also spells Korean syllables as letters. Chinese characters are spelled
-as Cangjie codes, Japanese kanji as hiragana. A token of the language, such as `[fr]`, precedes the text.
+as Cangjie codes, and Japanese kanji as hiragana. A language token, such as `[fr]`, precedes the text.
 
 Some languages need a package that the server does not depend on. Chinese requires spacy-pkuseg (MIT) and its model, and
 Japanese requires pykakasi (GPL). Russian is read without stress marks if russian_text_stresser is missing. Hebrew is
-read without vowels: the authors' code calls dicta_onnx without the file of its model, which fails.
+read without vowels, because the authors' code calls dicta_onnx without its model file, which fails.
 """
 
 import json
@@ -32,18 +32,18 @@ LANGUAGES = dict(
     ).split()
 )
 CODES = {name: code for code, name in LANGUAGES.items()} | {code: code for code in LANGUAGES}
-FOLDER = "languages"  # folder of a checkpoint, for the Cangjie table
+FOLDER = "languages"  # folder in a checkpoint that contains the Cangjie table
 CANGJIE_FILE = "Cangjie5_TC.json"  # published name of the Cangjie table
 CHINESE_PACKAGE, CHINESE_MODEL = "spacy_pkuseg", "spacy_ontonotes"
 JAPANESE_PACKAGE, RUSSIAN_PACKAGE = "pykakasi", "russian_text_stresser"
-MAX_CHARACTERS = 200_000  # entries of the table; the published one has about 90,000
-MAX_CODE = 8  # letters of a Cangjie code; real ones have at most 5
+MAX_CHARACTERS = 200_000  # maximum number of table entries; the published table has about 90,000
+MAX_CODE = 8  # maximum number of letters in a Cangjie code; real codes have at most 5
 KANJI = range(0x4E00, 0xA000)
 LED_BY_SPACE = ("は", "へ")  # readings that begin like a particle
 
 
 def missing_packages(has_cangjie: bool) -> dict[str, str]:
-    """Return, by language code, the missing packages and files of languages that cannot be spoken here.
+    """Map the code of each language that cannot be spoken here to the package or file that is missing.
 
     Args:
         has_cangjie: True if the checkpoint has a Cangjie table.
@@ -71,13 +71,13 @@ def chinese_model() -> Path:
 
 
 def read_cangjie(path: Path) -> dict[str, str]:
-    """Return the spelling of each Chinese character: its Cangjie code, and a number if earlier ones share it.
+    """Map each Chinese character to its spelling: its Cangjie code, and a number if earlier characters have this code.
 
     Args:
         path: JSON list of texts `character<TAB>code`; further columns are ignored.
 
     Raises:
-        CheckpointError: If it is not such a file.
+        CheckpointError: If the file does not contain such a list.
     """
     try:
         entries = json.loads(read_text(path))
@@ -102,7 +102,7 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
     """Return a Japanese text with its kanji as hiragana, decomposed.
 
     Args:
-        words: Words of the text as split by pykakasi: `orig` and its reading `hira`.
+        words: Words of the text as split by pykakasi, each with its spelling `orig` and its reading `hira`.
     """
     found = []
     for word in words:
@@ -114,11 +114,11 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
 
 
 class Languages:
-    """Converter of text to token names and plain text, for the languages that can be spoken here.
+    """Converter of text to token ids and plain text, for the languages that can be spoken here.
 
     Args:
         tokens: Ids of the tokenizer's tokens by name.
-        cangjie: Spelling of Chinese characters, from `read_cangjie`; empty without the table.
+        cangjie: Spelling of Chinese characters, from `read_cangjie`; empty if there is no table.
         segment: Splits a Chinese text into words.
         read: Splits a Japanese text into words with their readings.
         stress: Adds stress marks to a Russian text.
@@ -136,7 +136,7 @@ class Languages:
         self._segment, self._read, self._stress = segment, read, stress
 
     def pieces(self, text: str, language: str, max_chars: int) -> list[str | int]:
-        """Return a text as plain parts and ids of tokens that only the language's rules add.
+        """Convert a text to plain parts and the ids of tokens that only the language's rules add.
 
         Args:
             text: Text of the request, with normalised punctuation.
@@ -170,7 +170,7 @@ class Languages:
         return [text]
 
     def _chinese(self, text: str) -> list[str | int]:
-        """Replace the known characters of a Chinese text by the token ids of their Cangjie codes."""
+        """Replace the known characters of a Chinese text with the token ids of their Cangjie codes."""
         parts: list[str | int] = []
         for character in text:
             code = self._cangjie.get(character) if unicodedata.category(character) == "Lo" else None
@@ -187,7 +187,7 @@ class Languages:
 
 
 def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
-    """Return the languages of a checkpoint, with the packages that are installed.
+    """Return the languages of a checkpoint that the installed packages support.
 
     Args:
         folder: Folder of the Cangjie table.
@@ -208,7 +208,7 @@ def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
 
 
 def _opened(module: str, name: str, *arguments: str) -> Any:
-    """Create an object of the class `name` of a module; raise CheckpointError if that fails."""
+    """Create an instance of the class `name` in a module; raise CheckpointError if that fails."""
     try:
         return getattr(import_module(module), name)(*arguments)
     except Exception as error:  # a package may raise anything

@@ -1,4 +1,4 @@
-"""Input of Chatterbox's T3 for a recorded voice: embedding rows, which the preprocessor computes."""
+"""Chatterbox T3 input for a recorded voice: embedding rows, which the preprocessor computes."""
 
 from collections.abc import Mapping
 from typing import Any

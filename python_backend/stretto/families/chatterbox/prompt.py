@@ -1,11 +1,11 @@
-"""Prompts of Chatterbox's T3: the rows of a voice, the text with its positions, and the start of speech twice.
+"""Chatterbox T3 prompts: the rows of a voice, the text with its positions, and the start of speech twice.
 
 Text is normalised as in `punc_norm`. Its words are tokenized one by one with `[SPACE]` between them, so that no text
-can spell a marker. Turbo and Nano use a byte-level BPE instead, where tags are tokens. The text of Multilingual is
-first changed by the rules of its language.
+can spell a marker. Turbo and Nano use a byte-level BPE instead, where tags are tokens. For Multilingual, the rules of
+the language are first applied to the text.
 
-Layout: `ChatterboxTTS.generate` and `T3.inference` of https://github.com/resemble-ai/chatterbox,
-which read the start of speech twice, both times at position 0.
+The layout follows `ChatterboxTTS.generate` and `T3.inference` in https://github.com/resemble-ai/chatterbox, which read
+the start of speech twice, both times at position 0.
 """
 
 from pathlib import Path
@@ -61,7 +61,7 @@ MULTILINGUAL_ENDS = (*ENDS, "\u3001", "\uff0c", "\u3002", "\uff1f", "\uff01")  #
 
 
 def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...] = ENDS) -> str:
-    """Return `text` normalised as in training: capitalised, with single spaces, plain punctuation and a final mark.
+    """Normalise `text` as in training: capitalised, with single spaces, plain punctuation and a final mark.
 
     Args:
         text: Text with at least one character that is not a space.
@@ -105,7 +105,7 @@ class Recordings:
 
 
 class ChatterboxTemplate:
-    """Prompt template of Chatterbox, English and Multilingual."""
+    """Prompt template of Chatterbox English and Multilingual."""
 
     def __init__(
         self,
@@ -118,9 +118,9 @@ class ChatterboxTemplate:
         """Create the template.
 
         Args:
-            family: The model's family.
-            vocabulary: Its vocabulary.
-            tokenizer: Its tokenizer.
+            family: Family of the model.
+            vocabulary: Vocabulary of the model.
+            tokenizer: Tokenizer of the model.
             recording_encoder: Networks that encode recordings; None if the checkpoint has none.
             languages: Rules of the languages; None for the English release.
         """
@@ -161,7 +161,7 @@ class ChatterboxTemplate:
         return self._recordings.recording_encoder.emotion_row(exaggeration)
 
     def _words(self, text: str, path: str, language: str | None) -> list[int]:
-        """Return the ids of a text, excluding begin and end; raise InvalidRequest if there are none or too many."""
+        """Return a text's ids without start and end of text; raise InvalidRequest if there are none or too many."""
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text of at least one character", repr(text))
@@ -190,9 +190,9 @@ class TurboTemplate:
     """Prompt template of Chatterbox Turbo and Nano.
 
     Args:
-        family: The model's family.
-        vocabulary: Its vocabulary.
-        tokenizer: Its tokenizer.
+        family: Family of the model.
+        vocabulary: Vocabulary of the model.
+        tokenizer: Tokenizer of the model.
         recording_encoder: Networks that encode recordings; None if the checkpoint has none.
     """
 
@@ -235,7 +235,7 @@ class TurboTemplate:
 
 
 def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
-    """Return the template of Turbo or Nano with the tokenizer and, if present, the encoders of recordings."""
+    """Return the Turbo or Nano template for a checkpoint, with the networks that encode recordings if it has them."""
     config = config_at(checkpoint)
     known = TurboVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (
@@ -249,7 +249,7 @@ def open_turbo(checkpoint: Path, device: str = "cpu") -> TurboTemplate:
 
 
 def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate:
-    """Return the template with a checkpoint's tokenizer and, if present, the networks that encode recordings."""
+    """Return the template for a checkpoint, with the networks that encode recordings if it has them."""
     config = config_at(checkpoint)
     known = ChatterboxVocabulary.from_record(config[VOCABULARY])
     recording_encoder = (
@@ -269,7 +269,7 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template of a checkpoint; raise CheckpointError if the codec has other voices."""
+    """Return the template for a checkpoint; raise CheckpointError if the codec and the model have different voices."""
     folder, number = checkpoint / "codec", codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):

@@ -52,7 +52,7 @@ def s3gen(
         leaves_out_last: True if the samples of an utterance's last token are not played.
 
     Raises:
-        CheckpointError: If anything does not match; the message names it.
+        CheckpointError: If anything does not match; the message says what.
     """
     stored = open_networks(released_file(folder, file))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
@@ -88,7 +88,7 @@ def recording_encoder_network(
         recording_encoder: Name of the voice encoder's file.
 
     Raises:
-        CheckpointError: If a file is missing, or tensors do not match; the message names them.
+        CheckpointError: If a file is missing, or tensors do not match; the message lists them.
     """
     stored = open_networks(released_file(folder, file))
     try:
@@ -109,8 +109,8 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a file by name, read on access.
 
     Raises:
-        CheckpointError: If it cannot be read, or tensors of a state dictionary are not dense and real. A broadcast
-            tensor could claim any size.
+        CheckpointError: If the file cannot be read, or tensors in a state dictionary are not dense and real. A
+            broadcast tensor could claim to have any size.
     """
     tensors = open_tensors(path)
     odd = [] if path.suffix == ".safetensors" else sorted(name for name, each in tensors.items() if not is_plain(each))
@@ -120,7 +120,7 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
 
 
 def s3gen_shapes(config: S3GenConfig) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for all tensors of S3Gen and of the voices."""
+    """Map the names of all S3Gen and voice tensors to their shapes."""
     with torch.device("meta"):
         plain = {name: tuple(tensor.shape) for name, tensor in S3GenCodec(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
@@ -143,7 +143,7 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
         names: Names of the tensors.
 
     Raises:
-        CheckpointError: If one is missing, has a dtype other than a float type, int32 or int64, or is not finite.
+        CheckpointError: If a tensor is missing, is not finite, or has a dtype other than a float type, int32 or int64.
     """
     values = voice.get(part)
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
@@ -162,10 +162,10 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
-    """Return a voice's tensors for the codec's `Voice`.
+    """Return the tensors of a voice for the codec's `Voice`.
 
-    In the authors' code, a recording has two mel frames per token or, depending on its length, one more in total. The
-    extra frame, which has no token, is dropped.
+    In the authors' code, a recording has two mel frames per token and, depending on its length, one extra frame at the
+    end. This frame, which has no token, is dropped.
 
     Args:
         name: Name of the voice, for error messages.
@@ -195,10 +195,10 @@ TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 
 
 def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the contents of the voice files by name, the default voice first.
+    """Return the contents of the voice files by voice name, with the default voice first.
 
     Raises:
-        CheckpointError: If one is invalid.
+        CheckpointError: If a file is missing or invalid.
     """
     found, place = {"default": read_voice(released_file(folder, DEFAULT))}, (folder / VOICES).resolve()
     if not place.is_relative_to(folder.resolve()):
@@ -212,7 +212,7 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def read_voice(path: Path) -> Mapping[str, Any]:
-    """Return the contents of a file written by the authors' `Conditionals`: a voice's tensors for T3 and S3Gen."""
+    """Return the contents of a file written by the authors' `Conditionals`: the T3 and S3Gen tensors of a voice."""
     stored = read_pickled(path, "a voice")
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: expected a voice, got {type(stored).__name__}")
@@ -220,6 +220,6 @@ def read_voice(path: Path) -> Mapping[str, Any]:
 
 
 def described(values: Tensor) -> str:
-    """Return the shape and the range of a tensor's values for an error message."""
+    """Return the shape of a tensor and the range of its values, for an error message."""
     span = f" with values in [{values.min():g}, {values.max():g}]" if values.numel() else ""
     return f"shape {list(values.shape)}{span}"

@@ -1,7 +1,7 @@
-"""Conversion of Chatterbox Turbo and Nano.
+"""Conversion of the Chatterbox Turbo and Nano releases.
 
-`t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors`, `ve.safetensors`, `conds.pt` and
-the files of GPT-2's tokenizer, with tags as added tokens.
+A release consists of `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors`,
+`ve.safetensors`, `conds.pt` and the files of the GPT-2 tokenizer, with tags as added tokens.
 """
 
 import json
@@ -51,19 +51,19 @@ from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check
 
 POSITIONS = "tfmr.wpe.weight"  # tensor that only Turbo and Nano have
-GPT2_HEAD, MAX_WIDTH = 64, 1 << 14  # head width of GPT-2, and limit of the width
+GPT2_HEAD, MAX_WIDTH = 64, 1 << 14  # GPT-2 head width, and maximum width
 GPT2_FILES = ("vocab.json", "merges.txt")
-MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # tags are listed in the server's profile; published ones: 19
+MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # tags are listed in the server's profile; 19 are published
 
 
 def turbo_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of Turbo and Nano in a folder: the GPT-2 tokenizer with tags.
+    """Read the Turbo or Nano tokenizer, which is the GPT-2 tokenizer with tags, from a folder.
 
-    It is read from tokenizer.json, or from vocab.json, merges.txt and added_tokens.json. Tokens that are added to the
+    The source is tokenizer.json, or else vocab.json, merges.txt and added_tokens.json. Tokens that are added to the
     BPE are tags: they are marked as not special, so that their names in a text are one token each.
 
     Raises:
-        CheckpointError: A file is missing or invalid.
+        CheckpointError: If a file is missing or invalid.
     """
     path = folder / TOKENIZER_FILE
     try:
@@ -90,12 +90,12 @@ def turbo_tokenizer(folder: Path) -> Tokenizer:
 
 
 def tags(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the tags in the contents of a tokenizer.json."""
+    """Return the tag names in the contents of a tokenizer.json."""
     return tuple(token["content"] for token in record.get("added_tokens", ()) if not token["special"])
 
 
 def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """Return the tokenizer in vocab.json, merges.txt and added_tokens.json."""
+    """Read the tokenizer from vocab.json, merges.txt and added_tokens.json."""
     files = [str(regular_file(released_file(folder, name), MAX_TEXT_BYTES)) for name in GPT2_FILES]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -111,7 +111,7 @@ def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 
 def convert_turbo(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint of Turbo or Nano to be written."""
+    """Return the Turbo or Nano checkpoint to be written."""
     tensors, files = contents.tensors, read_voices(release.model.parent)
     stored = turbo_shapes(tensors)
     check({name: Part(name, shape) for name, shape in stored.items()}, tensors, TURBO_DROPPED)
@@ -161,7 +161,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
 
 
 TURBO_DROPPED = ("text_head.weight", "tfmr.wte.weight")
-# GPT-2's tensors of a layer: shapes in widths.
+# Tensors of a GPT-2 layer, with their shapes in multiples of the width.
 GPT2_LAYER: dict[str, tuple[int, ...]] = {
     **{f"{name}.{kind}": (1,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")},
     "attn.c_attn.weight": (1, 3),
@@ -180,7 +180,7 @@ def _num_layers(tensors: Mapping[str, Tensor]) -> int:
 
 
 def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return a dict from name to shape for the used tensors of Turbo's T3; raise CheckpointError if one is missing.
+    """Map the names of the Turbo T3 tensors in use to their shapes; raise CheckpointError if one is missing.
 
     Args:
         tensors: Published tensors by name, which determine the sizes.
@@ -205,7 +205,7 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def turbo_plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], speakers: list[Tensor]) -> Plan:
-    """Return the plan for writing Turbo's tensors; only the prefix of the layers' names changes.
+    """Return the plan for writing the Turbo tensors; only the prefix of layer names changes.
 
     Args:
         stored: Shapes of the published tensors by name.

@@ -1,4 +1,4 @@
-"""Voices of Chatterbox: rows of T3's prompt, computed from a voice file or a recording, and recordings for S3Gen.
+"""Chatterbox voices: T3 prompt rows, computed from a voice file or a recording, and recordings for S3Gen.
 
     recording 24 kHz ─► 16 kHz ─► voice encoder ─► x-vector ─► 1 row
                          └► the first 6 s ─► S3 tokens ─► perceiver ─► 32 rows
@@ -8,8 +8,8 @@
 The steps and constants follow `ChatterboxTTS.prepare_conditionals`, `VoiceEncoder` and `T3CondEnc` in
 https://github.com/resemble-ai/chatterbox. As in that code, the two 16 kHz signals are resampled in different ways.
 
-Turbo and Nano first normalise a recording to a loudness of -27 LUFS (ITU-R BS.1770-4). T3 then reads the S3 tokens of
-the first 15 s directly, and there is no emotion row.
+For Turbo and Nano, a recording is first normalised to a loudness of -27 LUFS (ITU-R BS.1770-4). T3 then reads the S3
+tokens of the first 15 s directly, and there is no emotion row.
 """
 
 import math
@@ -39,19 +39,19 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Sound
 from stretto.weights.loading import load_strictly, read_tensors
 
-FOLDER = "hearing"  # folder of a checkpoint
+FOLDER = "hearing"  # folder in a checkpoint
 SPEECH, SPEECH_POSITIONS = "speech_emb.weight", "speech_pos_emb.emb.weight"
 CONDITIONS, PERCEIVER = "cond_enc.", "cond_enc.perceiver."
 TOKENIZER, SPEAKER, VOICE_ENCODER = "tokenizer.", "speaker_encoder.", "ve."  # prefixes in the file
-# Published tensors that are computed, or used in training only.
+# Published tensors that can be computed or are used only in training.
 UNUSED = ("tokenizer._mel_filters", "tokenizer.window", "ve.similarity_weight", "ve.similarity_bias")
 COUNTERS = ".num_batches_tracked"
 NUM_HEADS = 4  # attention heads of the perceiver
-MAX_CODES = 150  # tokens for T3
-CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds for T3's tokens, for S3Gen, and the shortest recording
+MAX_CODES = 150  # maximum number of T3 tokens
+CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds encoded for T3 and for S3Gen, and minimum duration
 MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
-LOUDNESS = -27.0  # LUFS; Turbo and Nano normalise recordings to it
-MAX_WIDTH = 1 << 14  # limit of widths of the networks
+LOUDNESS = -27.0  # LUFS; target loudness of recordings for Turbo and Nano
+MAX_WIDTH = 1 << 14  # maximum width of the networks
 QUIET = 1e-4  # magnitude below which a recording is silent
 FRAMES_PER_TOKEN = 2  # mel frames
 
@@ -69,15 +69,15 @@ def trimmed(pcm: np.ndarray) -> np.ndarray:
     return pcm[loud[0] * TRIM_HOP : (loud[-1] + 1) * TRIM_HOP]
 
 
-# K-weighting of BS.1770 as two filters (Robert Bristow-Johnson's): gain in dB, Q, frequency in Hz, kind.
+# BS.1770 K-weighting as two filters by Robert Bristow-Johnson: gain in dB (shelf only), Q, frequency in Hz.
 SHELF, HIGH_PASS = (4.0, math.sqrt(0.5), 1500.0), (0.5, 38.0)
 BLOCK_S, OVERLAP = 0.4, 0.75
 ABSOLUTE_GATE, RELATIVE_GATE, OFFSET = -70.0, -10.0, -0.691
-NUM_TAPS = 8192  # the high-pass filter's response falls by 1e-35 in this many samples at 24 kHz
+NUM_TAPS = 8192  # within this many samples at 24 kHz, the high-pass filter's response falls by a factor of 1e-35
 
 
 def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return numerator and denominator of the filter that lifts high frequencies."""
+    """Return the numerator and denominator of the filter that boosts high frequencies."""
     gain, q, frequency = SHELF
     level, w = 10 ** (gain / 40), 2 * math.pi * frequency / rate
     cos, more = math.cos(w), 2 * math.sqrt(level) * math.sin(w) / (2 * q)
@@ -87,7 +87,7 @@ def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return numerator and denominator of the filter that removes low frequencies."""
+    """Return the numerator and denominator of the filter that removes low frequencies."""
     q, frequency = HIGH_PASS
     w = 2 * math.pi * frequency / rate
     cos, alpha = math.cos(w), math.sin(w) / (2 * q)
@@ -106,14 +106,14 @@ def _response(make: Callable[[int], tuple[np.ndarray, np.ndarray]], rate: int) -
 
 
 def loudness(pcm: np.ndarray, rate: int) -> float:
-    """Return the integrated loudness of a recording in LUFS, -inf if all of it is below the absolute gate.
+    """Return the integrated loudness of a recording in LUFS, or -inf if all of it is below the absolute gate.
 
     Args:
         pcm: Mono samples, float32 [n], at least 0.4 s.
         rate: Sample rate in Hz.
     """
     size = 1 << (len(pcm) + NUM_TAPS).bit_length()
-    for make in (_shelf, _high_pass):  # rounded to float32 after each
+    for make in (_shelf, _high_pass):  # the output of each filter is rounded to float32
         spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(_response(make, rate), size)
         pcm = np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
     step = BLOCK_S * (1 - OVERLAP)
@@ -143,7 +143,7 @@ class VoiceEncoder(nn.Module):
         self.proj = nn.Linear(WIDTH, WIDTH)
 
     def encode(self, pcm: Tensor) -> Tensor:
-        """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], of Euclidean norm 1."""
+        """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], with a Euclidean norm of 1."""
         bands = mel_filters(TOKEN_RATE_HZ, FOURIER, BANDS).to(pcm.device) @ power_spectrum(pcm, FOURIER, HOP)
         number, rest = divmod(max(bands.shape[1] - WINDOW + STEP, 0), STEP)
         number += number == 0 or rest >= LEAST_REST
@@ -159,7 +159,7 @@ def speaker_row(tensors: Mapping[str, Tensor], speaker: Tensor) -> Tensor:
     """Compute the first embedding row of a voice, float32 [1, H].
 
     Args:
-        tensors: T3's tensors by published name, float32.
+        tensors: T3 tensors by published name, float32.
         speaker: x-vector of the voice encoder, [256].
     """
     return F.linear(speaker[None], *(tensors[f"{CONDITIONS}spkr_enc.{part}"] for part in ("weight", "bias")))
@@ -169,7 +169,7 @@ def voice_rows(tensors: Mapping[str, Tensor], speaker: Tensor, codes: Tensor) ->
     """Compute the embedding rows of a voice except the last one, float32 [n - 1, H], as in `T3CondEnc`.
 
     Args:
-        tensors: T3's tensors by published name, float32: `cond_enc.`, and the tables of speech and its positions.
+        tensors: T3 tensors by published name, float32: those under `cond_enc.`, and the speech and position tables.
         speaker: x-vector of the voice encoder, [256].
         codes: Tokens of the recording, int64 [t].
     """
@@ -200,7 +200,7 @@ def _attend(tensors: Mapping[str, Tensor], queries: Tensor, memory: Tensor) -> T
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedVoice:
-    """Voice of a recording.
+    """Voice encoded from a recording.
 
     Attributes:
         rows: Embedding rows for T3, except for the emotion, float32 [n, H].
@@ -213,7 +213,7 @@ class RecordedVoice:
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def to_array(self) -> np.ndarray:
-        """Concatenate rows, tokens, mel and x-vector to a float32 array [N]. Tokens are below 2^24.
+        """Concatenate rows, tokens, mel and x-vector into a float32 array [N]. Tokens are below 2^24.
 
         If there are codes, their number and the codes come first.
         """
@@ -225,7 +225,7 @@ class RecordedVoice:
     def from_array(
         cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int, has_codes: bool = False
     ) -> "RecordedVoice":
-        """Return the voice in the result of `to_array`.
+        """Create the voice from a result of `to_array`.
 
         Args:
             array: Result of `to_array`.
@@ -247,16 +247,16 @@ class RecordedVoice:
 
 
 class RecordingEncoder(nn.Module):
-    """Networks that encode recordings, and the tensors that turn their results into rows.
+    """Networks that encode recordings, and the tensors that convert their results to rows.
 
     Args:
         width: Width of the tokenizer.
-        num_layers: Number of its layers.
-        speaker: Width of S3Gen's x-vector.
-        num_mels: Number of bins of S3Gen's mel spectrogram.
+        num_layers: Number of layers in the tokenizer.
+        speaker: Width of the S3Gen x-vector.
+        num_mels: Number of bins in the S3Gen mel spectrogram.
 
     Attributes:
-        condition: T3's tensors that compute rows, by published name.
+        condition: T3 tensors that compute rows, by published name.
         min_s: Minimum length of a recording in seconds.
         excludes_min: True if a recording must be longer than `min_s`.
     """
@@ -282,7 +282,7 @@ class RecordingEncoder(nn.Module):
             Array of `RecordedVoice.to_array`, float32 [N].
 
         Raises:
-            InvalidRequest: The recording is silent or almost silent.
+            InvalidRequest: If the recording is silent or almost silent.
         """
         if np.abs(pcm).max() < QUIET:
             raise InvalidRequest("audio", "a recording of a voice", "silence")
@@ -297,7 +297,7 @@ class RecordingEncoder(nn.Module):
         return self.recorded(speaker, codes, self.sound(pcm)).to_array()
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Bring a recording, float32 [n] at 24 kHz, to the loudness that the model expects; unchanged by default."""
+        """Adjust the loudness of a recording, float32 [n] at 24 kHz, for the model; by default, leave it unchanged."""
         return pcm
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
@@ -310,7 +310,7 @@ class RecordingEncoder(nn.Module):
         Args:
             num_rows: Number of rows of a voice.
             hidden_size: Width of T3.
-            path: File of the tensors, for the message.
+            path: File that contains the tensors, for error messages.
         """
         codes = torch.full((MAX_CODES,), NUM_TOKENS - 1)
         made = _made(
@@ -330,9 +330,9 @@ class RecordingEncoder(nn.Module):
 
     @torch.inference_mode()
     def sound(self, pcm: np.ndarray) -> Sound:
-        """Return the first 10 s of a recording, float32 [n] at 24 kHz, as S3Gen needs it.
+        """Encode the first 10 s of a recording, float32 [n] at 24 kHz, for S3Gen.
 
-        Each token has two mel frames. In the authors' code, some recordings have one more frame; it is dropped.
+        Each token has two mel frames. In the authors' code, some recordings have one extra frame; it is dropped here.
         """
         at24 = self._tensor(pcm[: SOUND_S * MEL_RATE])
         mel, at16 = mel_spectrogram(at24, self.num_mels), resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
@@ -362,7 +362,7 @@ class TurboRecordingEncoder(RecordingEncoder):
     codes_s, max_codes = TURBO_CODES_S, MAX_TURBO_CODES
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
-        """Bring a recording, float32 [n] at 24 kHz, to -27 LUFS."""
+        """Normalise a recording, float32 [n] at 24 kHz, to -27 LUFS."""
         gain = 10 ** ((LOUDNESS - loudness(pcm, MEL_RATE)) / 20)
         return (pcm * gain).astype(np.float32) if 0 < gain < math.inf else pcm
 
@@ -386,7 +386,7 @@ class TurboRecordingEncoder(RecordingEncoder):
 def recording_encoder_of(
     tensors: Mapping[str, Tensor], kind: type[RecordingEncoder] = RecordingEncoder
 ) -> RecordingEncoder:
-    """Return the networks with the sizes of published tensors; raise CheckpointError if one is missing."""
+    """Create the networks with sizes taken from published tensors; raise CheckpointError if one is missing."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = {name.split(".")[3] for name in shapes if name.startswith(f"{TOKENIZER}encoder.blocks.")}
     names = (f"{TOKENIZER}encoder.conv1.weight", f"{SPEAKER}xvector.dense.linear.weight")
@@ -409,7 +409,7 @@ def load_recording_encoder(
     device: str = "cpu",
     kind: type[RecordingEncoder] = RecordingEncoder,
 ) -> RecordingEncoder:
-    """Load the networks in `hearing/` of a checkpoint.
+    """Load the networks from `hearing/` in a checkpoint.
 
     Args:
         checkpoint: Folder of the checkpoint.
@@ -419,7 +419,7 @@ def load_recording_encoder(
         kind: Class of the networks.
 
     Raises:
-        CheckpointError: Files or tensors are missing or do not match.
+        CheckpointError: If files or tensors are missing or do not match.
     """
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)

@@ -1,4 +1,4 @@
-"""CosyVoice 3: Qwen2 over text followed by codes, in the voice of a recording."""
+"""CosyVoice 3: Qwen2 over text followed by codes, with voices from recordings."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

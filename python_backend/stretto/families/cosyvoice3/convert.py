@@ -1,4 +1,4 @@
-"""Conversion of CosyVoice 3's release to a checkpoint.
+"""Conversion of the CosyVoice 3 release to a checkpoint.
 
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512: `cosyvoice3.yaml`, `llm.pt`, `flow.pt`, `hift.pt`,
 `campplus.onnx`, `speech_tokenizer_v3.onnx`, and Qwen's config and tokenizer in `CosyVoice-BlankEN/`. The YAML file
@@ -118,7 +118,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 
 def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of the voices in `spk2info.pt`, by lower-case name; empty if the file is missing.
+    """Map the lower-case names of the voices in `spk2info.pt` to their tensors; empty if the file is missing.
 
     Raises:
         CheckpointError: If the file contains anything else.
@@ -137,7 +137,7 @@ def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:
-    """Return the file of the named voices."""
+    """Return the network folder to write that contains the named voices."""
     tensors = {f"{index}.{part}": each for index, voice in enumerate(voices.values()) for part, each in voice.items()}
     plan = {name: Part(name, tuple(each.shape)) for name, each in tensors.items()}
     return Network(NAMED, {"model_type": "cosyvoice3_voices"}, plan, tensors)
@@ -147,8 +147,8 @@ def check_config(folder: Path) -> None:
     """Check the numbers in `cosyvoice3.yaml`.
 
     Raises:
-        CheckpointError: If the file is missing, belongs to an earlier CosyVoice, or differs from the numbers that this
-            module assumes.
+        CheckpointError: If the file is missing, belongs to an earlier CosyVoice version, or its numbers differ from
+            those that this module assumes.
     """
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
@@ -164,10 +164,10 @@ def check_config(folder: Path) -> None:
 
 
 def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
-    """Return Qwen's tokenizer with the tokens that the authors' code adds.
+    """Return the Qwen tokenizer with the tokens that the authors' code adds.
 
     Raises:
-        CheckpointError: If the added tokens do not get consecutive ids after the tokens of the file.
+        CheckpointError: If the added tokens do not get consecutive ids after the existing tokens.
     """
     text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
     made = FastTokenizer.from_str(text)
@@ -198,7 +198,7 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
 
 
 def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
-    """Return a dict from published name to shape for the language model's tensors, excluding `DROPPED`."""
+    """Map the published names of the language model's tensors, excluding `DROPPED`, to their shapes."""
     width = backbone["hidden_size"]
     plain = shapes({**backbone, "vocab_size": known.num_text_ids, "tie_word_embeddings": False})
     found = {f"llm.model.{name}": shape for name, shape in plain.items()}
@@ -207,7 +207,7 @@ def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> d
 
 
 def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of the language model's tensors."""
+    """Return the plan for writing the language model's tensors."""
 
     def whole_table(text: Tensor) -> Tensor:
         speech = text.new_empty(stored[SPEECH]) if text.is_meta else tensors[SPEECH].to(text.dtype, copy=True)

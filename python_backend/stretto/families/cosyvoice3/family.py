@@ -4,8 +4,8 @@
     other prompts  [SOS] instruction [end of prompt]                         text [TASK]           │ c0 c1 c2 …
     streamed text  [SOS] instruction [end of prompt] │ 5 words  15 codes  5 words  15 codes …  rest [TASK] codes …
 
-The language model reads nothing else of the voice. Tokens, mel spectrogram and x-vector of the recording go to the
-decoder. Every speech id that is not a code ends a reply, as in the authors' code.
+This is all that the language model reads of the voice. The tokens, mel spectrogram and x-vector of the recording go to
+the decoder. Every speech id that is not a code ends a reply, as in the authors' code.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 25.0
-MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # length of a recording in seconds
-MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes for each token of the text
-# Codes of silence and breath. After five in a row, the model still reads further ones, but they are not decoded.
+MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # duration of a recording in seconds
+MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes per text token
+# Codes of silence and breath. After five in a row, the model still reads any further ones, but they are not decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
@@ -32,7 +32,7 @@ class CosyVoice3Vocabulary(Vocabulary):
     """Text ids, followed by speech ids: codes, markers and spare ids.
 
     Attributes:
-        num_text_ids: Number of rows of the text table.
+        num_text_ids: Number of rows in the text table.
         num_codes: Number of codes.
         num_speech_ids: Number of codes, markers and spare ids.
         end_of_prompt: Id of `<|endofprompt|>`.
@@ -80,7 +80,7 @@ class CosyVoice3Vocabulary(Vocabulary):
         )
 
 
-# Defaults of the authors' cosyvoice3.yaml: repetition-aware sampling with a window of 10 rows and a share of 0.1.
+# Defaults from the authors' cosyvoice3.yaml: repetition-aware sampling with a window of 10 rows and a share of 0.1.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, top_k=25, top_p=0.8, max_rows=1500),
@@ -126,5 +126,5 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
 
 
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of a checkpoint with this vocabulary; None for the published one."""
+    """Return the family for a vocabulary; None selects the published one."""
     return cosyvoice3(CosyVoice3Vocabulary.from_record(vocabulary) if vocabulary else CosyVoice3Vocabulary())

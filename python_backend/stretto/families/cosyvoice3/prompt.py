@@ -1,8 +1,9 @@
-"""Prompts of CosyVoice 3: instruction, words of a recording, text and codes of the recording.
+"""CosyVoice 3 prompts: instruction, words of a recording, text and codes of the recording.
 
-Layout: `CosyVoice3LM.inference` and `CosyVoiceFrontEnd` of https://github.com/FunAudioLLM/CosyVoice. With a style
-instruction, the words and codes of the recording are left out, as in `inference_instruct2`. A text that is read during
-the reply follows `inference_bistream`: five ids, fifteen codes, and so on; the recording's words and codes come first.
+For the layout, see `CosyVoice3LM.inference` and `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/CosyVoice. With a
+style instruction, the words and codes of the recording are left out, as in `inference_instruct2`. A text that is read
+during the reply is laid out as in `inference_bistream`: five ids, fifteen codes, and so on, beginning with the words
+and codes of the recording.
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ MARKERS = ("<|endofprompt|>", "<|endofsystem|>", "<|endoftext|>", "<|im_start|>"
 
 
 class CosyVoice3Template:
-    """Prompt template of CosyVoice 3."""
+    """CosyVoice 3 prompt template."""
 
     def __init__(
         self,
@@ -91,13 +92,13 @@ class CosyVoice3Template:
     def _in_groups(
         self, head: list[int], words: list[int], codes: list[int], text: list[int], sound: Sound
     ) -> PromptRows:
-        """Return a prompt whose text is read in groups; groups that only contain the recording are prompt rows.
+        """Return a prompt whose text is read in groups. Groups that contain only the recording are prompt rows.
 
         Args:
             head: Ids before the first group.
             words: Ids of the recording's words.
             codes: Codes of the recording, as ids.
-            text: Ids of the text, with the end if it is complete.
+            text: Ids of the text, including the end id if it is complete.
             sound: Recording for the decoder.
         """
         rows, num_groups = list(head), min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)
@@ -107,7 +108,7 @@ class CosyVoice3Template:
         return PromptRows(stream0_rows(self._family.layout, rows), sound=sound, track=tuple(chain(*left)))
 
     def _recorded(self, pieces: list[Piece], voice: str | None) -> NamedVoice:
-        """Return the recording in a system turn with its words, if it has any, or the named voice."""
+        """Return the recording in a system turn, with its words if there are any, or the named voice."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings and (named := self._named.get(voice or "")) is not None:
             return named
@@ -127,7 +128,7 @@ class CosyVoice3Template:
         return NamedVoice(sound, [], words[0] if words else [])
 
     def _ids(self, text: str, path: str) -> list[int]:
-        """Return the ids of a text; raise InvalidRequest if it has a marker of the model, or no word."""
+        """Return the ids of a text; raise InvalidRequest if it is blank or contains a marker of the model."""
         for marker in MARKERS:
             if marker in text:
                 raise InvalidRequest(path, "none of the model's markers", marker)
@@ -137,7 +138,7 @@ class CosyVoice3Template:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and networks that encode recordings."""
+    """Return the template that uses the checkpoint's tokenizer and the networks that encode recordings."""
     known = CosyVoice3Vocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     if codec.spec.codebook_size != known.num_codes:
         raise CheckpointError(f"{checkpoint}: expected a codec of {known.num_codes} codes, got {codec.spec}")

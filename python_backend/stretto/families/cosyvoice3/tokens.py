@@ -1,6 +1,6 @@
-"""Names of the tokens that CosyVoice 3 adds to Qwen's tokenizer, in the order of their ids.
+"""Names of the tokens that CosyVoice 3 adds to the Qwen tokenizer, in id order.
 
-The release has only Qwen's tokenizer; the names come from `CosyVoice3Tokenizer` in
+The release contains only the Qwen tokenizer; the names come from `CosyVoice3Tokenizer` in
 https://github.com/FunAudioLLM/CosyVoice (Apache-2.0). They stand for sounds, ARPAbet phonemes and parts of pinyin.
 """
 

@@ -1,11 +1,11 @@
-"""Voices of CosyVoice 3: codes, mel spectrogram and x-vector of a recording, computed with the release's ONNX files.
+"""CosyVoice 3 voices: codes, mel spectrogram and x-vector of a recording, computed with the release's ONNX files.
 
     recording 24 kHz ─► mel 0 … 12 kHz                                     [F, 80]
                      └► 16 kHz ─► log-mel ─► speech_tokenizer_v3.onnx      [n]
                                └► fbank ─► campplus.onnx                   [192]
 
 The steps follow `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/CosyVoice. The files come from a release, so
-custom operators, and weights in other files, are rejected at conversion.
+custom operators and weights in external files are rejected at conversion.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ from stretto.records.chunk import Sound
 from stretto.untrusted_files import regular_file
 from stretto.weights.loading import read_tensors
 
-FOLDER = "hearing"  # folder of a checkpoint
+FOLDER = "hearing"  # folder in a checkpoint
 TOKENIZER, SPEAKER = "speech_tokenizer_v3.onnx", "campplus.onnx"
 HIGHEST_HZ, NUM_MELS, X_VECTOR = 12_000.0, 80, 192
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # operators that onnxruntime has built in
-NAMED = "voices"  # folder of a checkpoint with the release's voices
-# Parts of a named voice: key in spk2info.pt, and the number of columns of those that are no ids.
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains of operators built into onnxruntime
+NAMED = "voices"  # folder in a checkpoint that contains the release's voices
+# Parts of a named voice: key in spk2info.pt, and number of columns (0 for ids).
 VOICE_PARTS = {
     "text": ("prompt_text", 0),
     "tokens": ("flow_prompt_speech_token", 0),
@@ -43,7 +43,7 @@ VOICE_PARTS = {
     "x_vector": ("flow_embedding", X_VECTOR),
 }
 MAX_NAME, MAX_NAMED = 64, 256  # characters, voices
-MAX_BYTES = 2 << 30  # the published tokenizer has about 1 GB
+MAX_BYTES = 2 << 30  # the published tokenizer is about 1 GB
 QUIET = 1e-4  # magnitude below which a recording is silent
 
 
@@ -61,25 +61,25 @@ def check_network(path: Path) -> None:
         message = messages.pop()
         if isinstance(message, onnx.TensorProto) and uses_external_data(message):
             raise CheckpointError(f"{path}: expected weights in the file itself, got a reference to another file")
-        for field, value in message.ListFields():  # every tensor, also sparse ones and lists of them
+        for field, value in message.ListFields():  # every tensor, including sparse ones and lists of tensors
             if field.message_type is not None:
                 messages += [value] if isinstance(value, Message) else value
 
 
 def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
-    """Return the tensors of a voice of `spk2info.pt`, as the authors' `add_zero_shot_spk` stores it.
+    """Return the tensors of a voice in `spk2info.pt`, as the authors' `add_zero_shot_spk` stores it.
 
     Args:
         path: The file, for error messages.
         name: Name of the voice.
-        voice: Its contents.
+        voice: Contents of the voice.
 
     Returns:
         Ids of instruction and words [n], codes [n], mel frames [2 n, M] and the x-vector [192], by the names of
         `VOICE_PARTS`.
 
     Raises:
-        CheckpointError: If the name or a tensor is not as expected. The message names it.
+        CheckpointError: If the name or a tensor is not as expected; the message says which.
     """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise CheckpointError(f"{path}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}")
@@ -123,7 +123,7 @@ class NamedVoice:
 
     Attributes:
         sound: Recording of the voice.
-        style: Ids of the instruction, with `<|endofprompt|>`.
+        style: Ids of the instruction, including `<|endofprompt|>`.
         words: Ids of the recording's words.
     """
 
@@ -159,11 +159,11 @@ class RecordingEncoder:
     """Networks that encode recordings.
 
     Args:
-        folder: Folder with both ONNX files.
-        num_codes: Number of codes of the tokenizer.
+        folder: Folder that contains both ONNX files.
+        num_codes: Number of codes in the tokenizer.
 
     Raises:
-        CheckpointError: A file is missing or is not such a network.
+        CheckpointError: If a file is missing or is not such a network.
     """
 
     def __init__(self, folder: Path, num_codes: int):
@@ -175,7 +175,7 @@ class RecordingEncoder:
         check_network(path)
         try:
             session = open_session(path)
-        except Exception as error:  # onnxruntime raises a class per status
+        except Exception as error:  # onnxruntime raises a different class for each status
             raise CheckpointError(f"{path}: onnxruntime cannot open it: {str(error)[:200]}") from error
         if len(session.get_inputs()) != num_inputs:
             raise CheckpointError(f"{path}: expected {num_inputs} inputs, got {len(session.get_inputs())}")
@@ -188,10 +188,10 @@ class RecordingEncoder:
             pcm: Samples, float32 [n] at 24 kHz.
 
         Returns:
-            Codes, mel frames and x-vector, one after the other, float32 [N].
+            Concatenated codes, mel frames and x-vector, float32 [N].
 
         Raises:
-            InvalidRequest: The recording is silent, or the networks' output has an unexpected shape or value.
+            InvalidRequest: If the recording is silent, or the networks' output has an unexpected shape or value.
         """
         if np.abs(pcm).max() < QUIET:
             raise InvalidRequest("audio", "a recording of a voice", "silence")
@@ -217,14 +217,14 @@ class RecordingEncoder:
 
 
 def sound_of(encoded: np.ndarray) -> Sound:
-    """Return the recording in a result of `Hearing.encode`: all codes, mel frames and the x-vector."""
+    """Convert a result of `RecordingEncoder.encode` to a recording with all codes, mel frames and the x-vector."""
     end = len(encoded) - X_VECTOR
     tokens, mel = np.split(encoded[:end], [end // (1 + FRAMES_PER_TOKEN * NUM_MELS)])
     return Sound.from_arrays(tokens, mel.reshape(-1, NUM_MELS), encoded[end:])
 
 
 def latest_chunks(sound: Sound) -> Sound:
-    """Return a recording for the flow: its latest codes, a multiple of 25, with their mel frames."""
+    """Return a recording cut to its latest codes, whose number is a multiple of 25, and their mel frames."""
     tokens, mel, x_vector = sound.arrays()
     first = len(tokens) % CHUNK
     return Sound.from_arrays(tokens[first:], mel[FRAMES_PER_TOKEN * first :], x_vector)

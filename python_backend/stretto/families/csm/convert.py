@@ -1,7 +1,7 @@
-"""Conversion of CSM's release: names and shapes as published by transformers, and the release's copy of Mimi.
+"""Conversion of the CSM release in transformers format, including its copy of Mimi.
 
-It converts https://huggingface.co/sesame/csm-1b, which also contains Sesame's own files of the same weights, with
-torchtune's names and without Mimi. `--model` must therefore be the index of transformers' files,
+The release is https://huggingface.co/sesame/csm-1b. It also contains the same weights in Sesame's own format, which
+uses torchtune names and lacks Mimi. `--model` must therefore be the index of the files in transformers format,
 `transformers.safetensors.index.json`.
 """
 
@@ -24,7 +24,7 @@ CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
 EMBEDDINGS = "embed_text_tokens.weight"
 CODES = "depth_decoder.model.embed_tokens.weight"
-CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied with CODES; files may hold either
+CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied to CODES; files may contain either
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
 DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
@@ -35,7 +35,7 @@ SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written.
 
-    Tables are cut to the codec's codes, because other ids are never read or sampled.
+    Tables are cut to the rows of the codec's codes, because other ids are never read or sampled.
     """
     if SESAMES in contents.tensors:
         index = "transformers.safetensors.index.json"
@@ -59,7 +59,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """Return config.json as a CsmConfig; raise CheckpointError if it belongs to another or an unsupported model."""
+    """Parse config.json as a CsmConfig; raise CheckpointError if it belongs to a different or unsupported model."""
     config = read_numbers(CsmConfig, record)
     check_heads(config)
     depth = config.depth_decoder_config

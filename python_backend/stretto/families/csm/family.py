@@ -4,11 +4,11 @@
     speak    [bos][1]Hi[eos] frames … end frame  [bos][0]Hello[eos] frames … end frame  [bos][0]Bye[eos] ─► frames …
 
 A turn is a speaker's number and words, followed by the speech, one row per frame at 12.5 frames per second. The
-backbone samples the first code of a frame. The depth transformer samples the others one after the other. The reply ends
-with a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The model
-generates no text, replies begin with audio, and no stream is delayed. Guidance is an addition of this server: the
-unconditional request contains neither the words nor earlier turns. The numbers come from `sesame/csm-1b`; a
-checkpoint's config.json may override them (`speech_vocabulary`).
+backbone samples the first code of a frame, and the depth transformer samples the others one by one. The reply ends with
+a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The model generates no
+text, replies begin with audio, and no stream is delayed. Guidance was added by this server: the unconditional request
+contains neither the words nor earlier turns. The numbers come from `sesame/csm-1b`; a checkpoint's config.json may
+override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 12.5
 END_CODE = 0
-VOICES = ("0", "1")  # the assistant's number among the speakers; the user has the other
+VOICES = ("0", "1")  # possible speaker numbers of the assistant; the user has the other one
 
 
 def llama3_rope(factor: float, low: float, high: float, length: int, theta: float = 5e5) -> dict[str, Any]:
-    """Return the parameters of Llama 3's rotary embedding under transformers' names."""
+    """Return the Llama 3 rotary-embedding parameters under the names used by transformers."""
     return {
         "rope_type": "llama3",
         "rope_theta": theta,
@@ -53,7 +53,7 @@ class CsmVocabulary(Vocabulary):
     """Text ids, followed by the ids of the codebooks, one codebook after the other.
 
     Attributes:
-        begin, end: Ids at the beginning and at the end of a text.
+        begin, end: Ids at the beginning and the end of a text.
         pad: Id of an empty stream.
         end_of_audio: Id that marks the end of a reply for the engine; the model does not read it.
         num_end_codebooks: Number of codebooks, counted from the first, that are zero in the frame that ends the audio.
@@ -87,8 +87,8 @@ class CsmVocabulary(Vocabulary):
         )
 
 
-# Defaults of `Generator.generate`, equal for all codebooks: `temperature`, `topk`, and
-# `max_audio_length_ms` of 90 s (https://github.com/SesameAILabs/csm, generator.py).
+# Defaults of `Generator.generate`, which apply to all codebooks: `temperature`, `topk`, and a `max_audio_length_ms` of
+# 90 s (https://github.com/SesameAILabs/csm, generator.py).
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, min_rows=1, max_rows=1125),

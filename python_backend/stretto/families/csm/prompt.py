@@ -1,10 +1,10 @@
-"""Prompts of CSM: each turn as `[bos][n]words[eos]`, with n the speaker's number, and the frames of its speech.
+"""CSM prompts: each turn is `[bos][n]words[eos]`, where n is the speaker's number, and the frames of the speech.
 
     [bos][1]Hi[eos] frames … zeros  [bos][0]Hello[eos] frames … zeros  [bos][0]Bye[eos]
 
 A frame of zeros follows the frames of a turn, as if the model itself had ended it. The last turn is the text to speak,
 without audio. Earlier turns may be text without audio, but not audio without text, because the model was not trained on
-that. Layout: the chat template of `sesame/csm-1b`, and generator.py of https://github.com/SesameAILabs/csm.
+that. The layout follows the chat template of `sesame/csm-1b`, and generator.py in https://github.com/SesameAILabs/csm.
 """
 
 from itertools import groupby
@@ -21,13 +21,13 @@ from stretto.families.text import Subwords, TextTokenizer
 
 
 class CsmTemplate:
-    """Prompt template of CSM."""
+    """CSM prompt template."""
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec):
         self._family, self._subwords, self._codec = family, subwords, codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of the earlier turns and of the text to speak; `voice` is the number of the speaker."""
+        """Return the rows for the earlier turns and the text to speak; `voice` is the number of the speaker."""
         assert voice is not None, task.name
         other = VOICES[1] if voice == VOICES[0] else VOICES[0]
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
@@ -39,7 +39,7 @@ class CsmTemplate:
         return PromptRows(np.concatenate(parts))
 
     def _turn(self, turn: list[Piece], speaker: str) -> np.ndarray:
-        """Return the rows of a turn: words followed by audio, in any order in the request."""
+        """Return the rows of a turn: words followed by audio, whatever their order in the request."""
         words = [piece for piece in turn if piece.text is not None]
         if not words:
             raise InvalidRequest(turn[0].path, "audio together with its transcript", "audio only")
@@ -67,5 +67,5 @@ def _samples(piece: Piece) -> np.ndarray:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and Mimi."""
+    """Return the template that uses the checkpoint's tokenizer and Mimi weights."""
     return CsmTemplate(family, Subwords(TextTokenizer.at(checkpoint), family), codec)

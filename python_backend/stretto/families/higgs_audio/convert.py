@@ -1,10 +1,11 @@
-"""Conversion of Higgs Audio v2's release in transformers' layout (`model_type` higgs_audio_v2).
+"""Conversion of the Higgs Audio v2 release in transformers format (`model_type` higgs_audio_v2).
 
-It converts https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Boson's first files of the same weights
-are detected by their different names. The codec is a separate release, bosonai/higgs-audio-v2-tokenizer, either in
-transformers' layout or in Boson AI's (`model.pth`, `config.json`), which is converted to the former. Its names follow
-boson_multimodal/audio_processing/higgs_audio_tokenizer.py of https://github.com/boson-ai/higgs-audio. The folder may
-contain transformers' `config.json` next to Boson's weights, and a `model.safetensors` of another model.
+The release is https://huggingface.co/bosonai/higgs-audio-v2-generation-3B-base. Files with the same weights in Boson's
+original format are detected by their different names, and rejected. The codec is a separate release,
+bosonai/higgs-audio-v2-tokenizer, either in transformers format or in Boson AI's (`model.pth`, `config.json`), which is
+converted to the former. Boson's names follow boson_multimodal/audio_processing/higgs_audio_tokenizer.py in
+https://github.com/boson-ai/higgs-audio. The folder may contain a `config.json` in transformers format next to Boson's
+weights, and a `model.safetensors` of another model.
 """
 
 from collections.abc import Mapping
@@ -28,25 +29,25 @@ from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_la
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, load_config, read_tensors, shapes_of
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
-OURS = "acoustic_decoder.conv1.weight"  # exists in transformers' layout of the codec, and in no language model
+OURS = "acoustic_decoder.conv1.weight"  # exists in the codec in transformers format, and in no language model
 RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit; each block has three units
 # Modules of a block outside its residual units, by index, and the index of the first unit.
 ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
 PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
-UNUSED = "fc1."  # unused layer of Boson's class; not transformers' `fc1`
+UNUSED = "fc1."  # unused layer in Boson's class; not `fc1` in transformers
 SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`; None if there is no such file, or if it is in transformers' layout.
+    """Return the codec in Boson's `model.pth`, or None if there is no such file or `folder` has transformers format.
 
     Args:
-        folder: Folder of the codec's release.
+        folder: Folder of the codec release.
         num_codebooks: Expected number of codebooks.
         codebook_size: Expected number of codes per codebook.
 
     Raises:
-        CheckpointError: If tensors or hyperparameters do not match; the message names them.
+        CheckpointError: If tensors or hyperparameters do not match; the message lists them.
     """
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):
@@ -72,7 +73,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
 
 
 def read_codec_config(folder: Path) -> Any:
-    """Return the codec's hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` in either layout."""
+    """Return the codec's hyperparameters as a HiggsAudioV2TokenizerConfig, from a `config.json` in either format."""
     record = json_object(folder / CONFIG_FILE)
     if "model_type" in record:
         return load_config(HiggsAudioV2TokenizerConfig, folder)
@@ -98,7 +99,7 @@ def read_codec_config(folder: Path) -> Any:
 
 
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
-    """Return Boson's tensors under transformers' names. Weight norms that transformers omits are multiplied out."""
+    """Rename Boson's tensors as in transformers; weight norms that transformers does not use are multiplied out."""
     stems = _stems(num_blocks)
     normed, plain = dict[str, Tensor](), dict[str, Tensor]()
     for name, tensor in stored.items():
@@ -115,7 +116,7 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 
 def _stems(num_blocks: int) -> dict[str, str]:
-    """Map Boson's names of the acoustic encoder's and decoder's modules to transformers' names."""
+    """Map Boson's module names in the acoustic encoder and decoder to the names used by transformers."""
     found = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),
@@ -133,7 +134,7 @@ def _stems(num_blocks: int) -> dict[str, str]:
 
 
 def _others(stem: str) -> str:
-    """Return transformers' name of a module of the quantiser, the semantic encoder or the semantic decoder."""
+    """Convert a module name in the quantiser or the semantic encoder or decoder to the name used by transformers."""
     if stem.startswith("quantizer.vq.layers."):
         return stem.replace("quantizer.vq.layers.", "quantizer.quantizers.").replace("._codebook", ".codebook")
     words = stem.split(".")
@@ -142,7 +143,7 @@ def _others(stem: str) -> str:
 
 
 def _names(path: Path) -> set[str]:
-    """Return the tensor names in a safetensors file; empty if the file does not exist."""
+    """Return the tensor names in a safetensors file, or an empty set if the file does not exist."""
     if not path.exists():
         return set()
     try:
@@ -185,10 +186,10 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def read_config(record: Mapping[str, Any]) -> Any:
-    """Return config.json as a HiggsAudioV2Config.
+    """Parse config.json as a HiggsAudioV2Config.
 
     Raises:
-        CheckpointError: If it belongs to another model, or is not supported.
+        CheckpointError: If it belongs to another model or is not supported.
     """
     config = read_numbers(HiggsAudioV2Config, record)
     check_heads(config)

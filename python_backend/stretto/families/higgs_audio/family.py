@@ -1,11 +1,11 @@
-"""Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, codebook k delayed by k rows.
+"""Higgs Audio v2 (Boson AI): Llama 3.2 3B over rows of text or of 8 codes, with codebook k delayed by k rows.
 
     tts    [bos] system … user Hello assistant <audio_out_bos> B ─► frames … row in which all streams have ended
 
-Earlier speech is given as turns: a user's turn with the words, and the assistant's turn with the speech. A voice is
-cloned by such a pair of turns. A row in which all streams carry their begin id `B` precedes the first sampled row. Each
-stream has its own begin and end ids (`Staircase` in `streams/layout.py`). The model generates no text. Rows of codes
-have separate feed-forward layers (`model.py`). Guidance is an addition of this server: the unconditional request
+Earlier speech is given as pairs of turns: a user turn with the words, and an assistant turn with the speech. Such a
+pair also serves to clone a voice. A row in which all streams carry their begin id `B` precedes the first sampled row.
+Each stream has its own begin and end ids (`Staircase` in `streams/layout.py`). The model generates no text. Rows of
+codes have separate feed-forward layers (`model.py`). Guidance was added by this server: the unconditional request
 contains neither words nor voices. The numbers come from `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).
 """
@@ -29,7 +29,7 @@ BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
 BEGIN_OF_AUDIO, END_OF_AUDIO = "<|audio_out_bos|>", "<|audio_eos|>"
 SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
 NEEDED = (BEGIN, START_HEADER, END_HEADER, END_OF_TURN, BEGIN_OF_AUDIO, END_OF_AUDIO)
-# As in Llama 3's tokenizer, with reserved tokens renamed by the release.
+# As in the Llama 3 tokenizer, with reserved tokens renamed by the release.
 MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), strict=True))
 
 
@@ -41,8 +41,7 @@ class HiggsAudioVocabulary(Vocabulary):
         codebook_size: Number of codes per codebook, excluding begin and end.
         pad: Id that fills a stream without a code.
         end_of_reply: Id by which the engine recognises the end of the reply; its row is not fed to the model.
-        markers: Ids by their spelling in the tokenizer. The two markers of a scene may be missing; they are then
-            spelled as text.
+        markers: Ids by spelling in the tokenizer. The two scene markers may be missing; they are then spelled as text.
     """
 
     num_text_ids: int = 128256
@@ -68,8 +67,8 @@ class HiggsAudioVocabulary(Vocabulary):
         )
 
 
-# Temperature, top-k and top-p of examples/generation.py of https://github.com/boson-ai/higgs-audio; repeats are limited
-# as in generation_config.json: `ras_win_len`, `ras_win_max_num_repeat`.
+# Temperature, top-k and top-p are those of examples/generation.py in https://github.com/boson-ai/higgs-audio; repeats
+# are limited as in generation_config.json (`ras_win_len`, `ras_win_max_num_repeat`).
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, top_k=50, top_p=0.95),

@@ -1,9 +1,9 @@
-"""Backbone of Higgs Audio v2: Llama with separate feed-forward layers and norms for rows of codes.
+"""Higgs Audio v2 backbone: Llama with separate feed-forward layers and norms for rows of codes.
 
-Attention and its key-value cache are the same for all rows (`HiggsAudioV2DecoderLayer` of transformers). Both kinds of
-feed-forward layers compute every row, and the result of the row's own kind is selected. The host therefore need not
-know which rows are codes, no shape depends on it, and a row's result is the same in any batch. The cost is a second
-feed-forward layer in each step.
+Attention and its key-value cache are the same for all rows (see `HiggsAudioV2DecoderLayer` in transformers). Both kinds
+of feed-forward layers are computed for every row, and the result for the row's own kind is selected. The host therefore
+need not know which rows are codes, no shape depends on this, and a row's result is the same in any batch. The cost is a
+second feed-forward computation in each step.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from stretto.engine.models.multi_stream import MultiStreamMixin
 
 
 class HiggsAudioDecoderLayer(LlamaDecoderLayer):
-    """Llama's layer with additional norms and an additional MLP for rows of codes."""
+    """Llama layer with additional norms and an additional MLP for rows of codes."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config, prefix)
@@ -43,7 +43,7 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
         residual: torch.Tensor | None,
         is_audio: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the MLP, and the residual that it is to be added to.
+        """Return the output of the MLP, and the residual to which it must be added.
 
         `is_audio` [N, 1] is True for rows of codes.
         """
