@@ -1,1 +1,1 @@
-"""Our own Triton kernels, CPU versions of vLLM's kernels, and a Triton backend for hosts without a GPU."""
+"""Triton kernels, CPU versions of vLLM's kernels, and a Triton backend for hosts without a GPU."""

@@ -1,6 +1,6 @@
 """CPU versions, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
-vLLM has these kernels only in Triton. Without a GPU they would run in Triton's interpreter, at about 60 ms per step.
+vLLM has these kernels only in Triton. Without a GPU, they would run in Triton's interpreter, at about 60 ms per step.
 `install` registers the CPU versions in vLLM's registry of platform kernels. Each takes the same arguments as its kernel
 and writes the same results. An unsupported case (speculative decoding, context parallelism) fails an assertion. Kernels
 that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
@@ -35,7 +35,10 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Make vLLM launch the CPU versions in this process; no effect on a GPU or when called again."""
+    """Make vLLM launch the CPU versions in this process.
+
+    This has no effect on a GPU, or when called again.
+    """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

@@ -1,4 +1,4 @@
-"""CPU versions of vLLM's kernels for block tables, staged writes, input batches, and sampling with its noise."""
+"""CPU versions of vLLM's kernels for block tables, staged writes, input batches, and sampling."""
 
 import ctypes
 from functools import cache, lru_cache
@@ -57,7 +57,7 @@ def gather_block_tables(
     num_reqs: int,
     **launch: object,
 ) -> None:
-    """Copy the block-table rows of the batch, in its order; unused rows become 0."""
+    """Copy the batch's block-table rows, in batch order; fill unused rows with 0."""
     slots = idx_mapping.numpy()
     places = zip(source_addresses.tolist(), target_addresses.tolist(), strides.tolist(), strict=True)
     for lengths, (source, target, stride) in zip(num_blocks.numpy(), places, strict=True):
@@ -84,7 +84,7 @@ def compute_slot_mappings(
     PAD_ID: int,
     **launch: object,
 ) -> None:
-    """Compute the KV-cache slot of each token per group; `PAD_ID` after the last token."""
+    """Compute the KV-cache slot of each token per group; write `PAD_ID` after the last token."""
     assert CP_SIZE == 1, "context parallelism is not supported without a GPU"
     slots = idx_mapping.numpy()
     num_tokens = int(query_start_loc[len(slots)])
@@ -115,7 +115,7 @@ def prepare_prefill_inputs(
     num_computed_tokens: torch.Tensor,  # [max B] int32
     **launch: object,
 ) -> None:
-    """Copy the next tokens of prefilling requests to the batch, and store the tokens that follow them."""
+    """Copy the next tokens of prefilling requests to the batch, and store the tokens after them."""
     ids, following, tokens = input_ids.numpy(), next_prefill_tokens.numpy(), all_token_ids.numpy()
     slots, starts = idx_mapping.numpy(), query_start_loc.numpy()
     for row in np.flatnonzero(num_computed_tokens.numpy()[slots] < prefill_lens.numpy()[slots]):
@@ -137,7 +137,7 @@ def prepare_pos_seq_lens(
     max_num_reqs: int,
     **launch: object,
 ) -> None:
-    """Compute the position of each token and the length of each request; lengths of unused entries are 0."""
+    """Compute the position of each token and the length of each request (0 for unused entries)."""
     num_reqs = idx_mapping.shape[0]
     starts = query_start_loc.numpy()[: num_reqs + 1]
     computed = num_computed_tokens.numpy()[idx_mapping.numpy()]
@@ -185,7 +185,7 @@ def get_num_sampled_and_rejected(
     idx_mapping: torch.Tensor,  # [B] int64
     prefill_len: torch.Tensor,  # [max B] int32
 ) -> None:
-    """Set the sampled and rejected counts of requests that are still prefilling to 0."""
+    """Compute the rejected counts; set both counts to 0 for requests that are still prefilling."""
     slots = idx_mapping.numpy()
     prefilling = seq_lens.numpy()[: len(slots)] < prefill_len.numpy()[slots]
     sampled, rejected = num_sampled.numpy(), num_rejected.numpy()
@@ -210,7 +210,7 @@ def post_update(
     total_len: torch.Tensor,  # [max B] int32, written
     **launch: object,
 ) -> None:
-    """Append the sampled tokens of each request, up to W, to its slot, and update the number of computed tokens."""
+    """Append up to W sampled tokens of each request to its slot; update the number of computed tokens."""
     slots, tokens, counts = idx_mapping.numpy(), sampled_tokens.numpy(), num_sampled.numpy()
     delta, lengths = -num_rejected.numpy(), total_len.numpy()
     if query_start_loc is not None:
@@ -301,7 +301,7 @@ def apply_temperature(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Divide each row by its temperature; 0 (greedy) leaves the row unchanged."""
+    """Divide each row by its temperature; leave rows at temperature 0 (greedy) unchanged."""
     divisor = temperature[expanded_idx_mapping]
     logits.div_(divisor.masked_fill_(divisor == 0, 1.0)[:, None])
 
@@ -329,10 +329,11 @@ def apply_top_k_top_p(
     mask_value: float,
     num_compute_units: int,
 ) -> None:
-    """Keep the `k` most probable tokens of each row, and among them the smallest set whose probability is at least `p`.
+    """Apply top-k and top-p: mask all tokens but the most probable ones of each row.
 
-    This replaces the function that launches the kernel, because the kernel itself (`topk_topp_triton.py`) does not run
-    in Triton's interpreter.
+    Among the `k` most probable tokens, the smallest set whose probability is at least `p` is kept. This replaces the
+    function that launches the kernel, because the kernel itself (`topk_topp_triton.py`) does not run in Triton's
+    interpreter.
     """
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
 
@@ -434,7 +435,7 @@ def topk_log_softmax(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Compute the log-probabilities of some tokens of each row."""
+    """Compute the log-probabilities of the given tokens in each row."""
     scores = logits.float()
     torch.sub(scores.gather(1, token_ids), scores.logsumexp(dim=1, keepdim=True), out=output)
 
@@ -447,5 +448,5 @@ def ranks(
     vocab_size: int,
     **launch: object,
 ) -> None:
-    """Count the tokens of each row that are at least as probable as the given token."""
+    """Count the tokens in each row that are at least as probable as the given token."""
     output.copy_((logits >= logits.gather(1, token_ids[:, None])).sum(dim=1))

@@ -1,4 +1,4 @@
-"""Matrix products with constant weights (oneDNN), RMS norms, decoder layers and the depth transformer on a CPU."""
+"""CPU versions of products with constant weights (oneDNN), RMS norms, and transformer layers."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,12 +58,12 @@ def fused_add_rms_norm(
     epsilon: float,
     variance_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Set `x_residual` [N, H] to the sum and `x` [N, H] to its RMSNorm, in place, and return (x, x_residual)."""
+    """Set `x_residual` [N, H] to the sum and `x` [N, H] to the sum's RMSNorm, in place; return both."""
     torch.ops._C.fused_add_rms_norm(x, x_residual, weight, epsilon)
     return x, x_residual
 
 
-MAX_PREPARED = 128  # batch sizes for which prepared products are cached; vLLM's default
+MAX_PREPARED = 128  # number of batch sizes for which prepared products are cached; vLLM's default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
 # Largest width at which a single row is bit-identical to a row in a batch; minimum number of rows for larger widths.
 NARROW, MIN_WIDE_ROWS = 1024, 2
@@ -74,7 +74,7 @@ onednn_mm: Any = torch.ops._C.onednn_mm.default if ops._supports_onednn else Non
 
 @cache  # called by every layer in every step
 def padded_size(num_rows: int) -> int:
-    """Return the smallest of the padded batch sizes that is at least `num_rows`."""
+    """Return the smallest padded batch size that is at least `num_rows`."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
     return -(-num_rows // step) * step
 
@@ -86,7 +86,7 @@ class Product:
         self.num_columns = len(weight)
         self._multiply = partial(F.linear, weight=weight)
         if ops._supports_onednn:
-            with suppress(RuntimeError):  # processors with AVX2 only have no bfloat16 products
+            with suppress(RuntimeError):  # processors with only AVX2 have no bfloat16 products
                 prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
                 self._multiply = partial(_multiply_padded, _prepared_product(prepared))
 
@@ -96,7 +96,7 @@ class Product:
 
 
 class Float32Product(Product):
-    """Product in float32. A half-precision weight is converted, and the copy takes twice the memory."""
+    """Product in float32. A half-precision weight is converted to a copy that takes twice the memory."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__(weight.float())
@@ -107,7 +107,7 @@ class Float32Product(Product):
 
 
 def pad_products(model: nn.Module, is_traced: bool) -> None:
-    """Pad the batches of vLLM's linear layers to a few sizes, for which oneDNN prepares its products once.
+    """Pad the batches of vLLM's linear layers to a few sizes, so that oneDNN prepares products once.
 
     Args:
         model: Model whose linear layers are changed.
@@ -158,14 +158,17 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
 def _multiply_unless_traced(
     multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object
 ) -> torch.Tensor:
-    """Do the same as `_multiply_padded`, but do not pad in a traced graph, which must accept any number of rows."""
+    """Do the same as `_multiply_padded`, but without padding in a traced graph.
+
+    Such a graph must accept any number of rows.
+    """
     if torch.compiler.is_compiling():
         return multiply(x, *weight_and_bias)
     return _multiply_padded(multiply, x, *weight_and_bias)
 
 
 Norm = tuple[torch.Tensor, float]  # weight and epsilon
-# Chosen once: torch would choose among an operator's overloads in each call.
+# Selected once, because torch would otherwise choose among an operator's overloads in each call.
 _rms_norm, _add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
 
 
@@ -178,7 +181,7 @@ class HostDepth:
         self._layers = [_DepthLayer(layer, depth.rotary) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
+        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
         spec, num_positions = self._depth.spec, self._depth.num_positions
         for layer in self._layers:
             layer.kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
@@ -186,7 +189,7 @@ class HostDepth:
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
@@ -196,7 +199,9 @@ class HostDepth:
         return self._read(x, 0, self._first_positions[: x.shape[0]])[1::2]
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
+
+        The next stream is stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -209,7 +214,7 @@ class HostDepth:
 
         Args:
             x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
-            first: First of these positions.
+            first: First position.
             positions: Rotary positions, [N * T].
         """
         residual = torch.zeros_like(x)
@@ -220,7 +225,7 @@ class HostDepth:
 
 
 class HostSteppedDepth:
-    """Depth transformer with weights by position on the CPU, with the weights of `SteppedDepth`."""
+    """Depth transformer on the CPU with per-position weights, which are those of `SteppedDepth`."""
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
@@ -228,7 +233,7 @@ class HostSteppedDepth:
         self._layers = [[_DepthLayer(each, None, layer) for each in layer.sets] for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer of keys and values for batches of up to `max_rows` rows."""
+        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
         spec, num_positions = self._depth.spec, self._depth.num_positions
         for sets in self._layers:
             kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
@@ -236,7 +241,7 @@ class HostSteppedDepth:
                 layer.kv = kv
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame, and return the states [N, H] that predict the codes of stream 1.
+        """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
@@ -246,7 +251,9 @@ class HostSteppedDepth:
         return self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
+
+        The next stream is stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
@@ -278,8 +285,8 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM passes through several
-    Python functions per operator, which takes longer than the operators if a batch has few rows.
+    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM calls several Python
+    functions per operator, which takes longer than the operators themselves if a batch has few rows.
     """
 
     def __init__(self, layer: Any):
@@ -300,8 +307,8 @@ class HostLayer(_Layer):
 
         Args:
             positions: Rotary positions of the rows, [N].
-            hidden_states: Output of the previous layer's MLP, which is overwritten; in the first layer the embeddings,
-                which become the residual. [N, H].
+            hidden_states: Output of the previous layer's MLP, [N, H], which is overwritten. In the first layer, the
+                embeddings, which become the residual.
             residual: Residual [N, H], updated in place; None in the first layer.
         """
         if residual is None:
@@ -363,7 +370,8 @@ class HostLayer(_Layer):
 def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
     """Replace the `forward` method of the decoder layers that `HostLayer` supports.
 
-    Layers with adapters, quantized weights, tensor parallelism or KV transfer keep vLLM's method, as do compiled ones.
+    Layers with adapters, quantized weights, tensor parallelism or KV transfer keep vLLM's method. Compiled layers also
+    keep it.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
@@ -405,7 +413,7 @@ class _DepthLayer(_Layer):
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the MLP's output [N * T, H] for `x`, which is overwritten; `residual` is updated in place."""
+        """Return the MLP output [N * T, H] for `x`, which is overwritten; update `residual` in place."""
         _add_norm(x, residual, *self._before)
         x = self._o(self._attend(self._qkv(x), first, positions))
         _add_norm(x, residual, *self._behind)
@@ -450,7 +458,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function with which vLLM computes a linear layer; for a quantized layer, the layer itself."""
+    """Return the function with which vLLM computes a linear layer, or a quantized layer itself."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias

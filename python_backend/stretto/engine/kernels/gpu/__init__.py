@@ -1,1 +1,1 @@
-"""Our own Triton kernels, each with an equivalent in NumPy or torch and a function that selects one of the two."""
+"""Triton kernels, each with a NumPy or torch equivalent and a function that selects one of them."""

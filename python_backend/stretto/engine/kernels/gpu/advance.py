@@ -57,7 +57,10 @@ def stream_ends_of(
     token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
     in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0 with BOS and EOS ids outside its frames; write them to the other streams `drawn` in place."""
+    """Return stream 0 with BOS and EOS ids outside its frames.
+
+    Write such ids to the other streams, `drawn`, in place.
+    """
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
@@ -78,7 +81,7 @@ def end_frame_of(
     token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
     rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return stream 0, or the end of audio if it forms the end frame together with the codes `drawn`."""
+    """Return stream 0, or the end of audio if stream 0 and the codes in `drawn` are the end frame."""
     inside = lanes < rules.num_end_frame - 1
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
@@ -92,7 +95,7 @@ def countdown_of(
     token: tl.tensor, is_cut: tl.tensor, at: tl.tensor, position: tl.tensor, in_audio: tl.tensor,
     tail_rows: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return stream 0 and the cut flag, with the end of audio a fixed number of rows after speech ended."""
+    """Return stream 0 and the cut flag; the audio ends a fixed number of rows after speech ended."""
     first_end = tl.load(at + FIRST_END)
     is_last = in_audio & (token == rules.last_frame) & (first_end < 0)
     token = tl.where((token == rules.last_frame) & (is_last == 0), rules.first_start, token)
@@ -127,7 +130,7 @@ def gather_rows(
     pad_id: int,
     given: torch.Tensor | None = None,
 ) -> None:
-    """Gather the rows of a step on all streams.
+    """Gather the rows of a step for all streams.
 
     Args:
         rows: Output, int32 [P, S]; rows after the first N are filled with pads.
@@ -136,9 +139,9 @@ def gather_rows(
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         pad_id: Id of padding.
-        given: Ids that negative entries of `codes` refer to, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
+        given: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
 
-    Arguments of shape [N] are numpy arrays if the tables are in host memory, else tensors.
+    Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
     if given is not None and not given.shape[1]:
         given = None
@@ -276,7 +279,7 @@ def _follow_script(
 def _given(
     token: tl.tensor, at: tl.tensor, mine: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return True if a row whose sampled id is `token` is given (`TextGroups`), and the id that it then has."""
+    """Return True if a row with sampled id `token` is a given row (`TextGroups`), and that row's id."""
     num_given, first = tl.load(at + NUM_GIVEN), tl.load(mine + GIVEN_FIRST * rules.num_rows)
     is_next = (num_given < first) | ((num_given - first) % rules.group_words > 0)
     begins = (tl.load(at + NUM_IN_GROUP) >= rules.group_frames) | (token == rules.fill_id)
@@ -288,7 +291,7 @@ def _given(
 def _count_given(
     at: tl.tensor, is_given: tl.tensor, token: tl.tensor, in_audio: tl.tensor, rules: tl.constexpr
 ) -> tl.tensor:
-    """Update the counters of given rows and of codes in the group; return the row's entry on the text stream."""
+    """Update the counts of given rows and codes in the group; return the row's text-stream entry."""
     num_given = tl.load(at + NUM_GIVEN)
     num_in_group = tl.load(at + NUM_IN_GROUP) + (in_audio & (is_given == 0)).to(tl.int64)
     tl.store(at + NUM_GIVEN, num_given + is_given.to(tl.int64))
@@ -317,7 +320,10 @@ def _first_stream(
 
 @triton.jit
 def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Return True for streams with these `delays` that keep their sampled id `behind` rows after the end of audio."""
+    """Return True for streams with these `delays` that keep their sampled ids after the end of audio.
+
+    `behind` is the number of rows since the end of audio.
+    """
     carries = delays >= 0
     if rules.tail == FORCED_TAIL:
         carries = behind < delays
@@ -333,7 +339,7 @@ def _other_streams(
     drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return streams 1 to S - 1: sampled ids, ids that continue the prompt's audio where `is_forced`, or pads."""
+    """Return streams 1 to S - 1: sampled ids, pads, or (if `is_forced`) ids of the prompt's audio."""
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
@@ -454,7 +460,7 @@ def _row(
     ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return a row's stream 0 and other streams, and True if a limit ends a segment; update the reply's state."""
+    """Return a row's stream 0 and other streams, and True if a limit ends a segment; update the state."""
     task = tl.load(mine + TASK * rules.num_rows)
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)

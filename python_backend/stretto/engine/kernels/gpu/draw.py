@@ -84,7 +84,7 @@ def draw_on_device(
 
 @triton.jit
 def ordered_of(values: tl.tensor) -> tl.tensor:
-    """Return float32 `values` as int32 with the same order; a second application restores the original bits."""
+    """Map float32 `values` to int32 in the same order; applying it twice restores the original bits."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -125,7 +125,7 @@ def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.
 
 @triton.jit
 def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Return the digit of the value with this rank (1 is the largest), and its rank among values with that digit."""
+    """Return the digit of the value with this rank (1 is the largest), and its rank within that digit."""
     digits = tl.arange(0, 256)
     reached = tl.cumsum(counts, 0, reverse=True)
     larger = reached - counts
@@ -166,7 +166,7 @@ def _split(
     temperature: tl.tensor,
     block: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return the mass of the logits above a threshold, and the nearest logits on both sides of the threshold.
+    """Return the mass of the logits above a threshold, and the nearest logits on either side of it.
 
     The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
     `ordered_of` returns.

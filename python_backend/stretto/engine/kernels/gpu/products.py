@@ -1,8 +1,8 @@
-"""Operators on a GPU: sums of embeddings, float32 products, a depth transformer, and vLLM's fused operators.
+"""GPU operators: embedding sums, float32 products, a depth transformer, vLLM's fused operators.
 
 The depth transformer takes eight launches per layer, including the norm after it.
 
-`depth_attention_kernel` does everything between the attention's projections in one launch: it normalises and rotates
+`depth_attention_kernel` does everything between the attention projections in one launch: it normalises and rotates
 the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
 `DepthTransformer`.
 
@@ -109,8 +109,8 @@ ALIGNED, MAX_COPIED = 8, 1 << 16
 class Float32Product:
     """Product `x @ weight.T` in float32 with a constant `weight` [N, H]: x [M, H] -> [M, N].
 
-    cuBLAS is fast if the rows of the result are multiples of 16 bytes. A small weight is therefore padded with zeros to
-    a multiple of 8 rows, and the result is a view without the padding.
+    cuBLAS is fast if the size of the result's rows is a multiple of 16 bytes. A small weight is therefore padded with
+    zeros to a multiple of 8 rows, and the result is a view without the padding.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -154,13 +154,16 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 
 def fp8_product(layer: nn.Module) -> Any:
-    """Return vLLM's FP8 product of a linear layer, which also quantizes the input, or None if the layer has none."""
+    """Return the object with which vLLM computes a linear layer in FP8, or None if there is none.
+
+    It also quantizes the input.
+    """
     owners: tuple[Any, ...] = getattr(layer, "quant_method", None), getattr(layer, "scheme", None)
     return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
 
 
 def fuse_quantization(module: nn.Module) -> None:
-    """Make all linear layers in `module` that quantize their inputs to FP8 do so in one kernel."""
+    """Make all linear layers in `module` that quantize their inputs to FP8 do so in a single kernel."""
     for layer in module.modules():
         quantize = getattr(fp8_product(layer), "quant_fp8", None) if isinstance(layer, LinearBase) else None
         if quantize is not None:
@@ -168,9 +171,9 @@ def fuse_quantization(module: nn.Module) -> None:
 
 
 def use_fused_operators(module: nn.Module) -> None:
-    """Make all norms, activations, rotary embeddings and FP8 quantizations in `module` call the fused operators.
+    """Make norms, activations, rotations and FP8 quantizations in `module` call fused operators.
 
-    Rotary embeddings are copied first, because vLLM shares them between layers of equal shape, some of which may be
+    Rotary embeddings are copied first, because vLLM shares them between layers of the same shape, some of which may be
     compiled.
     """
     fuse_quantization(module)
@@ -193,7 +196,7 @@ MAX_POSITIONS = 32
 def _read_head(
     head: tl.tensor, weight: tl.tensor, cos_sin: tl.tensor, dims: tl.tensor, head_dim: tl.constexpr, eps: tl.constexpr
 ) -> tl.tensor:
-    """Return a rotated head of D features, float32 [block]; if there is a weight, it is normalised first."""
+    """Return a rotated head of D features, float32 [block]; normalise it first if there is a weight."""
     half: tl.constexpr = head_dim // 2
     inside, is_first = dims < head_dim, dims < half
     others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
@@ -283,14 +286,14 @@ class DeviceDepth:
         self._layers = [_Layer(layer, depth.num_positions, self._cos_sin) for layer in depth.layers]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate the buffers of keys and values for batches of up to `max_rows` rows."""
+        """Allocate the buffers for keys and values of batches of up to `max_rows` rows."""
         spec = self._depth.spec
         for layer in self._layers:
             shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
             layer.keys, layer.values = self._embed.new_zeros(shape)
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame, and return the states [N, H] that predict the codes of stream 1.
+        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
@@ -300,7 +303,9 @@ class DeviceDepth:
         return self._read(x.flatten(0, 1), 0).view(len(code), 2, -1).select(1, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
+
+        The next stream is stream `position`.
 
         Args:
             code: Codes of stream `position` - 1, as rows of `embed`, [N].
@@ -313,7 +318,7 @@ class DeviceDepth:
 
         Args:
             x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
-            first: First of these positions.
+            first: First position.
         """
         depth, residual = self._depth, x
         x = rms_norm(depth.layers[0].input_layernorm, x)
@@ -324,7 +329,7 @@ class DeviceDepth:
 
 
 class DeviceSteppedDepth:
-    """Depth transformer with weights by position on a GPU, with the weights of `SteppedDepth`."""
+    """Depth transformer on a GPU with per-position weights, which are those of `SteppedDepth`."""
 
     def __init__(self, depth: Any):
         spec, num_positions = depth.spec, depth.num_positions
@@ -340,7 +345,7 @@ class DeviceSteppedDepth:
         ]
 
     def prepare(self, max_rows: int) -> None:
-        """Allocate the buffers of keys and values for batches of up to `max_rows` rows."""
+        """Allocate the buffers for keys and values of batches of up to `max_rows` rows."""
         spec = self._depth.spec
         for sets in self._layers:
             shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
@@ -349,7 +354,7 @@ class DeviceSteppedDepth:
                 layer.keys, layer.values = keys, values
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame, and return the states [N, H] that predict the codes of stream 1.
+        """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
@@ -359,7 +364,9 @@ class DeviceSteppedDepth:
         return self.next(code, 1)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame, and return the states [N, H] that predict the codes of stream `position`.
+        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
+
+        The next stream is stream `position`.
 
         Args:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
@@ -394,7 +401,7 @@ class _Layer:
         )  # fmt: skip
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor, first: int) -> torch.Tensor:
-        """Return the MLP's output [N * T, H] for normalised `x` [N * T, H]; `residual` is updated in place."""
+        """Return the MLP output [N * T, H] for normalised `x` [N * T, H]; update `residual` in place."""
         layer = self._layer
         x = layer.o_proj(self._attend(layer.qkv_proj(x), first))
         x, _ = rms_norm(self._norm, x, residual)

@@ -104,7 +104,7 @@ class StepRules(NamedTuple):
     Attributes:
         num_rows: N, the maximum number of rows in a step.
         num_others: S - 1, the number of streams other than stream 0.
-        num_drawn: Number of these streams that are sampled; they come first.
+        num_drawn: Number of these streams that are sampled, which come first.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         max_entries: Maximum number of alignment-pointer entries; 0 without a pointer.
@@ -113,15 +113,15 @@ class StepRules(NamedTuple):
         first_stop: Id after the last such id.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of the first column of that table.
-        track_start: Index among streams 1 to S - 1 of the first input-only stream whose ids are in the table already.
+        track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
         has_staircase: True if each stream has its own BOS and EOS ids.
         group_words: Number of text ids of a group (`TextGroups`); 0 for none.
         group_frames: Maximum number of sampled rows of a group.
         fill_id: Id of the first given row after a group.
         given_id: Id of the other given rows.
-        text_lane: Index of the text stream of the given rows among streams 1 to S - 1.
-        last_frame: Id of a latent frame in which speech ends; other frames have the id `first_start`. -1 for none.
+        text_lane: Index of the given rows' text stream among streams 1 to S - 1.
+        last_frame: Id of a latent frame in which speech ends, or -1 for none. Other frames have the id `first_start`.
         end_mark: Id of the row that ends a stretch of audio, in a family with marks; else -1.
     """
 
@@ -212,7 +212,10 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column with the largest noisy value among values >= `floor`; at temperature 0 there is no noise."""
+    """Return the column with the largest noisy value among values >= `floor`.
+
+    At temperature 0, there is no noise.
+    """
     scores = values
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
@@ -252,7 +255,7 @@ def _guided(
     line: tl.tensor, offset: tl.tensor, is_guided: tl.tensor, row: tl.tensor, mine: tl.tensor, columns: tl.tensor,
     inside: tl.tensor, logits_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the logits of a row and stream, with guidance if the row has a CFG partner and the stream is guided."""
+    """Return a row's logits, with guidance if the row has a CFG partner and the stream is guided."""
     values = _line(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
     other = tl.load(mine + OTHER * plan_stride)
     if (other != row) & is_guided:
@@ -286,9 +289,9 @@ def _is_repeated(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True if `token` occurs too often in the last audio rows; `history` has the stream's ids by position.
+    """Return True if `token` occurs too often in the last audio rows.
 
-    Rows with `given_id` do not count.
+    `history` contains the stream's ids by position. Rows with `given_id` do not count.
     """
     if given_id >= 0:
         count = _num_before(token, history, mine, position, audio_start, row_stride, plan_stride, given_id)
@@ -307,7 +310,7 @@ def _is_repeated(
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return temperature, top-k, top-p and min-p (distance from the largest logit) for stream 0 or other streams."""
+    """Return temperature, top-k, top-p and min-p (distance from the largest logit) for a stream."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
@@ -372,7 +375,7 @@ def draw_streams_kernel(
     num_columns: tl.constexpr, first_stream: tl.constexpr, block: tl.constexpr,
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
-    shares: tl.constexpr,  # True if the unconditional row gets the ids as well
+    shares: tl.constexpr,  # True if the unconditional row also gets the ids
     penalty_follows: tl.constexpr,  # True if the penalty is applied after top-k and top-p
     excludes: tl.constexpr,  # True if the second draw excludes the repeated id
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
@@ -397,7 +400,7 @@ def draw_streams_kernel(
     ids = tl.load(token_ids + own, mask=inside, other=0)
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
     is_hidden = (columns >= num_columns - num_ends) & is_short
-    if fill_id >= 0:  # of the end ids, a group permits only the one that ends it; after the text, all are permitted
+    if fill_id >= 0:  # a group permits only the end id that ends it; after the text, all end ids are permitted
         is_free = tl.load(state + slot * state_stride + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
         is_hidden = tl.where(ids == fill_id, is_short & is_free, is_short | (is_free == 0))
         is_hidden = (columns >= num_columns - num_ends) & is_hidden

@@ -1,4 +1,4 @@
-"""Triton kernel that computes the inputs of a step's latents: noise, previous latents, guidance and solver steps."""
+"""Triton kernel for a step's latent inputs: noise, previous latents, guidance and solver steps."""
 
 import triton
 import triton.language as tl

@@ -1,10 +1,10 @@
 """Triton kernels that sample text ids from about 150,000 logits per row, most of which are read only once.
 
 The first kernel reads all logits once, in parallel blocks. It masks forbidden ids and stores the maximum of every group
-of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound on these, so only groups whose
-maximum reaches it matter. The second kernel, one program per row, lists these groups (about 50 of 1,200 at top-k 50)
-and applies top-k and top-p to them by bisection. For top-p without top-k it starts with the 128 groups that have the
-largest maxima, and reads all columns only if these have too little mass.
+of 128 columns. If top-k keeps k logits, the k-th largest group maximum is a lower bound on these logits, so only groups
+whose maximum reaches it matter. The second kernel, with one program per row, lists these groups (about 50 of 1,200 at
+top-k 50) and applies top-k to them by a radix select, and top-p by bisection. For top-p without top-k, it starts with
+the 128 groups with the largest maxima, and reads all columns only if these groups have too little mass.
 """
 
 import triton
@@ -92,7 +92,7 @@ def text_maxima_kernel(
 def _list(
     listed: tl.tensor, maxima: tl.tensor, bound: tl.tensor, num_groups: tl.constexpr, block: tl.constexpr
 ) -> tl.tensor:
-    """Write the indices of groups whose maximum is at least `bound` to `listed`, in order; return their number."""
+    """Write to `listed` the indices of groups whose maximum reaches `bound`; return their number."""
     groups = tl.arange(0, block)
     reaches = ((maxima >= bound) & (groups < num_groups)).to(tl.int32)
     tl.debug_barrier()
@@ -105,7 +105,7 @@ def _list(
 def _tile(
     line: tl.tensor, listed: tl.tensor, start: tl.tensor, num_listed: tl.tensor, num_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return columns and logits of TILE listed groups, from entry `start` of the list: [TILE * WIDTH] each."""
+    """Return columns and logits of TILE groups from entry `start` of the list, [TILE * WIDTH] each."""
     place = start + tl.arange(0, TILE)
     group = tl.load(listed + place, mask=place < num_listed, other=0)
     columns = group[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -135,7 +135,7 @@ def _split(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, ordered: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the mass of the listed logits above a threshold, and the nearest logits on both sides of the threshold.
+    """Return the mass of the listed logits above a threshold, and the nearest logits on either side of it.
 
     The mass is the sum of exp((logit - largest) / temperature). The threshold and both logits are in the form that
     `ordered_of` returns.
@@ -157,9 +157,9 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the top-p threshold of the listed groups: the smallest value with a mass of less than `wanted` above it.
+    """Return the top-p threshold of the listed groups: the smallest value with too little mass above it.
 
-    `low`, a result of `ordered_of`, is a lower bound of the threshold.
+    The mass above it is less than `wanted`. `low`, a result of `ordered_of`, is a lower bound on the threshold.
     """
     high = ordered_of(largest)
     while low + 1 < high:  # move both ends to the next logit; the mass is constant in between
@@ -202,7 +202,7 @@ def _bound(
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return a lower bound on the kept logits, and the mass that top-p requires.
 
-    For top-p without top-k the bound is a guess: the caller must check that the logits above it have enough mass.
+    For top-p without top-k, the bound is a guess: the caller must check that the logits above it have enough mass.
     """
     lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
     bound, wanted = lowest, tl.full((), 0.0, tl.float32)

@@ -1,4 +1,4 @@
-"""Compiler of the CPU backend: accepts the target `cpu` but cannot compile."""
+"""Compiler for the CPU backend, which accepts the target `cpu` but cannot compile anything."""
 
 from types import ModuleType
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""Driver of the CPU backend: registers the host as a Triton device.
+"""Driver for the CPU backend, which registers the host as a Triton device.
 
 Triton always imports this file, so torch is imported only on demand.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class HostDriver(driver.DriverBase):
-    """The host as a Triton device; active only if torch finds no accelerator."""
+    """Driver for the host as a Triton device. It is active only if torch finds no accelerator."""
 
     @classmethod
     def is_active(cls) -> bool:
