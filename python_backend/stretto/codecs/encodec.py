@@ -16,7 +16,7 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 class EncodecCodec(nn.Module):
     """Encodec, with the hidden and cell states of the decoder's LSTM as its streaming state.
 
-    It has the codebooks of the checkpoint's highest bandwidth. A lower bandwidth uses only the first few of them.
+    The codec has the codebooks of the checkpoint's highest bandwidth. A lower bandwidth uses only the first few.
     """
 
     def __init__(self, model: EncodecModel) -> None:

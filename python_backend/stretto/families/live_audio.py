@@ -1,4 +1,4 @@
-"""Interface of families that read live audio: the encoder of its frames, and the silence around it."""
+"""Interface of families that read live audio: the frame encoder, and the silence around the audio."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class FrameIds:
     Args:
         first_ids: Id of code 0 of each codebook, [K].
         delays: Delay of each codebook in rows, [K].
-        initial: Id of each codebook before its first frame, [K]; empty without delays.
+        initial: Id of each codebook before its first frame, [K]; empty if there are no delays.
     """
 
     def __init__(self, first_ids: Sequence[int], delays: Sequence[int] = (), initial: Sequence[int] = ()):
@@ -25,7 +25,7 @@ class FrameIds:
         self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that rows still need
 
     def push(self, codes: np.ndarray) -> np.ndarray:
-        """Return the rows that the next frames complete, as many as frames: codes [K, n] -> int32 [n, K]."""
+        """Return the rows that the next frames complete, one per frame: codes [K, n] -> int32 [n, K]."""
         num_before, num_frames = len(self._before), codes.shape[1]
         frames = np.concatenate([self._before, codes.T + self._first_ids])
         self._before = frames[num_frames:]
@@ -36,14 +36,14 @@ class FrameIds:
 
 @dataclass(frozen=True)
 class LiveInput:
-    """Live audio of a checkpoint.
+    """Live-audio input of a checkpoint.
 
     Attributes:
-        encoder: Encoder of the frames.
+        encoder: Frame encoder.
         sample_rate: Sample rate of the encoder in Hz.
         before_s: Silence before the audio, in seconds.
-        after_s: Silence after the audio, in seconds; more completes the last frame.
-        open_ids: Function that returns the conversion of a session's codes to ids.
+        after_s: Silence after the audio, in seconds, in addition to the silence that completes the last frame.
+        open_ids: Function that creates the conversion of a session's codes to ids.
     """
 
     encoder: FrameEncoder
@@ -58,5 +58,5 @@ class LiveTemplate(Protocol):
     """Template of a family that reads live audio."""
 
     def write_live(self, task: Task) -> PromptRows:
-        """Return the prompt of a session, without audio."""
+        """Return the prompt of a session, before any audio."""
         ...

@@ -1,6 +1,6 @@
 """Interface of prompt templates, speaking options, and functions that write rows of ids.
 
-The module also defines conversations: the JSON turns of a request, the task that answers them, and their pieces.
+The module also defines conversations: the JSON turns of a request, their pieces, and the choice of the task.
 """
 
 import base64
@@ -80,25 +80,25 @@ class Turn:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`text`, `audio`, or both, in prompt order."""
+        """`text`, `audio` or both, in prompt order."""
         held = ("audio",) * (self.audio_input is not None or self.coded_as is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text
 
     @property
     def coded_as(self) -> str | None:
-        """`codes` or `latents` if the turn's audio is given as either, else None."""
+        """`codes` or `latents` if the turn's audio is given in that form, otherwise None."""
         return "codes" if self.codes is not None else "latents" if self.latents is not None else None
 
     def where(self, kind: str) -> str:
-        """Return the name of the turn's text or audio for error messages."""
+        """Return the name of the turn's text or audio (`kind`) for error messages."""
         if self.path:
             return f"{self.path}.{(self.coded_as if kind == 'audio' else None) or kind}"
         return kind if kind == "text" else self.audio_input or kind
 
 
 def read_messages(text: str) -> tuple[Turn, ...]:
-    """Parse JSON to one or more turns; raise InvalidRequest if it is invalid."""
+    """Parse JSON into one or more turns; raise InvalidRequest if it is invalid."""
     read_json("messages", text, MAX_BYTES)
     records = _JSON.read("messages", text.encode(errors="surrogatepass"))
     turns = tuple(_turn(record, f"messages[{index}]") for index, record in enumerate(records))
@@ -128,7 +128,7 @@ def _turn(record: TurnRecord, path: str) -> Turn:
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:
-    """Return S lists of T codes as int64 [S, T]; their values are checked later by the family."""
+    """Convert S lists of T codes to int64 [S, T]; the family checks their values later."""
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
         raise InvalidRequest(path, "the same number of codes for each stream", shown(lengths))
@@ -136,7 +136,7 @@ def _codes(streams: list[list[int]], path: str) -> np.ndarray:
 
 
 def _latents(text: str, path: str) -> np.ndarray:
-    """Return the float32 elements [n] of little-endian bytes in base64."""
+    """Decode base64 of little-endian float32 numbers to elements [n]."""
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -154,7 +154,7 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
         family: Family of the model, which checks the values of codes later.
 
     Raises:
-        InvalidRequest: The latents are not valid, or the family's frames are of the other kind.
+        InvalidRequest: If the latents are invalid, or the family's frames are of the other kind.
     """
     path, spec = turn.where("audio"), family.layout.latents
     kind = "codes" if spec is None else "latents"
@@ -176,14 +176,14 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One text or one recording of a conversation.
+    """One text or recording in a conversation.
 
     Attributes:
         role: Role of the speaker.
         path: Name of the piece in error messages.
         text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
-        codes: Audio as codes, [S, T], or as words of latents, int32 [D, T], or None.
+        codes: Audio as codes, [S, T], or as words of latents, int32 [D, T]; None if there is neither.
     """
 
     role: Role
@@ -202,8 +202,8 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
         family: The model's family.
 
     Raises:
-        InvalidRequest: No such task accepts the turns. The message is about the first task that accepts turns of these
-            roles, or otherwise about the first task.
+        InvalidRequest: If no such task accepts the turns. The message is about the first task that accepts turns with
+            these roles, or otherwise about the first task.
     """
     named = [task for task in family.tasks if name in (None, task.name)]
     if not named:
@@ -237,7 +237,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the input of `task`, which consists of the last turns of the role that it answers."""
+    """Check the input of `task`, which consists of the last consecutive turns with the role that it answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1
@@ -261,15 +261,15 @@ def _check_kinds(turn: Turn, kinds: set[str], needs: tuple[str, ...], also: tupl
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """Speaking options except the voice.
+    """Speaking options other than the voice.
 
     Attributes:
         language: Name of the language; None to let the model choose.
         instruct: Instructions on the speaking style; empty for none.
-        is_streaming: True if the text is read during the reply (streamed text input); False if the prompt contains all
-            of it.
+        is_streaming: True if the text is read during the reply (streamed text input); False if the prompt contains the
+            whole text.
         is_open: True if later requests may continue this text.
-        transliterates: True to transliterate scripts that the voice cannot read to Latin.
+        transliterates: True to transliterate scripts that the model cannot read to Latin.
         exaggeration: Strength of the voice's emotion; None for the voice's default.
     """
 
@@ -293,7 +293,7 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
         family: The model's family.
 
     Raises:
-        InvalidRequest: The family does not support an option or its value.
+        InvalidRequest: If the family does not support an option or its value.
     """
     return Manner(
         language=_language(options, family),
@@ -370,7 +370,7 @@ def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:
 
 
 def code_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
-    """Return delayed rows with codes as absolute ids, and with pad ids elsewhere.
+    """Return delayed rows with codes as absolute ids, and pad ids elsewhere.
 
     row      0    1    2    3
     stream 1 c0,0 c0,1 pad  pad      delay 0
@@ -428,7 +428,7 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
         path: Name of the codes in error messages.
 
     Raises:
-        InvalidRequest: The number of streams, the duration or a code is outside the family's limits.
+        InvalidRequest: If the number of streams, the duration or a code is outside the family's limits.
     """
     layout, max_frames = family.layout, int(family.max_audio_s * family.frame_rate)
     if len(codes) != layout.num_output_streams:
@@ -455,8 +455,8 @@ class PromptRows:
         num_reference_rows: See `Prompt`.
         voice: See `Prompt`.
         sound: See `Prompt`.
-        max_rows: Maximum number of audio rows for this text; None if only the options limit it.
-        min_rows: Minimum number of audio rows for this text, if it is higher than the minimum in the options.
+        max_rows: Maximum number of audio rows for this text; None if only the options limit the number.
+        min_rows: Minimum number of audio rows for this text, which applies if it exceeds the minimum in the options.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
     """
 
@@ -473,7 +473,7 @@ class PromptRows:
     min_rows: int = 0
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
-        """Return `sampling` with the limits of this prompt."""
+        """Return `sampling` with the limits of this prompt applied."""
         if self.max_rows is not None or self.min_rows:
             most = min(sampling.audio.max_rows, self.max_rows or sampling.audio.max_rows)
             least = min(max(sampling.audio.min_rows, self.min_rows), most)
@@ -484,7 +484,7 @@ class PromptRows:
 
 
 class Template(Protocol):
-    """Prompt template of one family."""
+    """Prompt template of a family."""
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a conversation.
@@ -496,7 +496,7 @@ class Template(Protocol):
             manner: Other speaking options.
 
         Raises:
-            InvalidRequest: A piece is too long or cannot be spoken.
+            InvalidRequest: If a piece is too long or cannot be spoken.
         """
         ...
 
@@ -511,7 +511,7 @@ def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str)
         device: Torch device for audio encoding.
 
     Raises:
-        CheckpointError: The folder lacks a required file, or the family has no prompts.
+        CheckpointError: If the folder lacks a required file, or the family has no prompt template.
     """
     found = plugin(family.name)
     if found is None or found.open_template is None:

@@ -1,4 +1,4 @@
-"""Text of prompts and replies as token ids: limits, incremental tokenization, and conversion back to text."""
+"""Token ids for the text in prompts and replies: limits, incremental tokenization, and conversion back to text."""
 
 import codecs
 import itertools
@@ -28,9 +28,9 @@ class TextTokenizer:
     A family adds the offset of its text ids.
 
     Args:
-        tokenizer: Tokenizer of the `tokenizers` library.
+        tokenizer: Tokenizer from the `tokenizers` library.
         spells_bytes: True if every token must be convertible to bytes, which requires a byte-level tokenizer. False for
-            a model that generates no text, which may have any tokenizer.
+            a model that generates no text, which may have any kind of tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer, spells_bytes: bool = True):
@@ -52,7 +52,7 @@ class TextTokenizer:
         return cls(tokenizer, spells_bytes)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`. No ids are added, and names of special tokens are treated as plain text."""
+        """Return the token ids of `text`. No special ids are added; special-token names are treated as plain text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_words(self, text: str) -> tuple[list[int], list[int | None]]:
@@ -61,7 +61,7 @@ class TextTokenizer:
         return encoding.ids, encoding.word_ids
 
     def begins_added(self, text: str) -> bool:
-        """Return True if `text` is a proper prefix of a (non-special) added token's name."""
+        """Return True if `text` is a proper prefix of the name of a (non-special) added token."""
         return any(name.startswith(text) and len(name) > len(text) for name in self._added_names)
 
     @cached_property
@@ -75,7 +75,7 @@ class TextTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id in the BPE alphabet; added tokens are spelled by their name."""
+        """Spelling of each id in the BPE alphabet; added tokens are spelled by name."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def check_size(self, num_tokens: int, checkpoint: Path) -> None:
@@ -85,7 +85,7 @@ class TextTokenizer:
             raise CheckpointError(f"{checkpoint}: expected at most {num_tokens} tokens, got {size}")
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Return the UTF-8 bytes of a token, which may end inside a character; empty for special and unused ids."""
+        """Return the UTF-8 bytes of a token, which may end within a character; empty for special and unused ids."""
         spelled = self._spelled.get(token_id)
         if spelled is None:
             spelled = self._spelled[token_id] = self._spell(token_id)
@@ -118,7 +118,7 @@ class PlainTokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """SentencePiece tokenizer. The ids come from the library itself, so that ties are resolved in the same way.
+    """SentencePiece tokenizer. It calls the original library, so that ties are resolved in the same way as there.
 
     Args:
         model: Contents of `tokenizer.model`.
@@ -139,15 +139,15 @@ class SentencePieceTokenizer:
         return {token_id: self._processor.id_to_piece(token_id) for token_id in range(self._processor.get_piece_size())}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of token ids; control tokens have none."""
+        """Return the text of token ids; control tokens contribute no text."""
         return self._processor.decode(list(token_ids))
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
-    """Load tokenizer.json in a folder, or SentencePiece's tokenizer.model if only that exists.
+    """Load tokenizer.json from a folder, or the SentencePiece file tokenizer.model if only that exists.
 
     Raises:
-        CheckpointError: If both are missing, or the file is unreadable.
+        CheckpointError: If both files are missing, or the file is unreadable.
     """
     path = folder / SENTENCEPIECE_FILE
     if (folder / TOKENIZER_FILE).exists() or not path.exists():
@@ -165,9 +165,9 @@ def sentencepiece_at(path: Path) -> "SentencePieceTokenizer":
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """Return the byte for each character of the byte-level BPE alphabet.
+    """Map each character of the byte-level BPE alphabet to its byte.
 
-    Bytes that are printable in Latin-1 are represented by their own character, the others by U+0100 and following.
+    Bytes that are printable in Latin-1 are represented by their own character, and the others by U+0100 onwards.
     """
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(0x100) if byte not in printed]
@@ -195,7 +195,7 @@ def check_text(text: str, path: str, max_chars: int) -> None:
         max_chars: Maximum number of characters.
 
     Raises:
-        InvalidRequest: The text is too long or contains lone surrogates.
+        InvalidRequest: If the text is too long or contains lone surrogates.
     """
     if len(text) > max_chars:
         raise InvalidRequest(path, f"at most {max_chars} characters", f"{len(text)} characters")
@@ -219,7 +219,7 @@ class Subwords:
             path: Name of the text in error messages.
 
         Raises:
-            InvalidRequest: The text is empty, too long or not Unicode, or the model has no id for part of it.
+            InvalidRequest: If the text is empty, too long or not valid Unicode, or the model has no id for part of it.
         """
         check_text(text, path, self._max_chars)
         ids = self._tokenizer.encode(text)
@@ -230,7 +230,7 @@ class Subwords:
         return [self._ids.start + token_id for token_id in ids]
 
 
-MAX_PENDING_CHARS = 4096  # maximum length of text in which no word ends
+MAX_PENDING_CHARS = 4096  # maximum length of a text in which no word ends
 
 
 class TextStream:
@@ -264,7 +264,7 @@ class TextStream:
         return [token_id for token_id, end in zip(ids, ends, strict=True) if end <= num_bytes]
 
     def close(self) -> list[int]:
-        """Return the remaining tokens; raise UnicodeDecodeError if the text ends inside a character."""
+        """Return the remaining tokens; raise UnicodeDecodeError if the text ends within a character."""
         self._pending += self._decoder.decode(b"", final=True)
         ids, self._pending = self._tokenizer.encode(self._pending), ""
         return ids
@@ -299,12 +299,12 @@ class SubwordStream:
 
     Args:
         tokenizer: The checkpoint's tokenizer.
-        subwords: The family's ids of the tokenizer's tokens.
+        subwords: The family's ids for the tokenizer's tokens.
     """
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
         self._stream, self._subwords = TextStream(tokenizer), subwords
-        self._blank: str | None = ""  # leading space; None after the first other character
+        self._blank: str | None = ""  # leading space; None once a non-space character has been read
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
         """Append text without changing this stream.
@@ -338,7 +338,7 @@ class TextReader(Protocol):
     """Incremental conversion of one generated text segment to readable text."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that becomes readable with `token_id`; empty if it completes no character or word."""
+        """Return the text that `token_id` makes readable, or an empty string if it completes no character or word."""
         ...
 
     def end(self) -> str:
@@ -361,7 +361,7 @@ class TextCodec:
 
     Attributes:
         reader: Function that creates a reader of generated text for a task.
-        words: Function that returns, for each spoken token of a text segment, the index of its word; None for a pause.
+        words: Function that returns the word index of each spoken token in a text segment, or None for a pause.
         stream: Function that creates a converter of streamed text to ids; None if there is no tokenizer.
     """
 
@@ -406,14 +406,14 @@ SILENT = TextCodec(lambda task: _SilentReader(), _no_words)
 
 
 def subword_codec(tokenizer: TextTokenizer, subwords: range) -> TextCodec:
-    """Return the text codec of a family whose text ids are tokenizer ids plus `subwords.start`."""
+    """Return the text codec for a family whose text ids are tokenizer ids plus `subwords.start`."""
     return TextCodec(
         lambda task: _SubwordReader(tokenizer, subwords), _no_words, lambda: SubwordStream(tokenizer, subwords)
     )
 
 
 def load_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Load the text codec of a family, with the tokenizer in the checkpoint folder.
+    """Load the text codec of a family, which uses the tokenizer in the checkpoint folder.
 
     A checkpoint with random weights has no tokenizer; its text codec returns no text.
 

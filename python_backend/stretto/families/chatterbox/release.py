@@ -52,7 +52,7 @@ def s3gen(
         leaves_out_last: True if the samples of an utterance's last token are not played.
 
     Raises:
-        CheckpointError: If anything does not match; the message says what.
+        CheckpointError: If anything does not match; the message describes the mismatch.
     """
     stored = open_networks(released_file(folder, file))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}

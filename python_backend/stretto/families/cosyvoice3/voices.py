@@ -79,7 +79,7 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
         `VOICE_PARTS`.
 
     Raises:
-        CheckpointError: If the name or a tensor is not as expected; the message says which.
+        CheckpointError: If the name or a tensor is not as expected; the message contains its name.
     """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise CheckpointError(f"{path}: expected names of 1 to {MAX_NAME} printable characters, got {shown(name)}")

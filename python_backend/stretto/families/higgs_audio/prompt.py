@@ -1,4 +1,4 @@
-"""Prompts of Higgs Audio v2: turns of text, each answered by rows of codes.
+"""Higgs Audio v2 prompts: turns of text, each answered by rows of codes.
 
     [bos]<system>Generate audio following instruction.[scene]A quiet room.[/scene][eot]
     <user>Hi[eot]  <assistant>[audio]B … its speech … E[/audio][eot]  <user>Hello[eot]  <assistant>[audio]B ─►
@@ -10,8 +10,8 @@ The audio of a turn begins with a row of begin ids and ends with a row of end id
     stream 2   B B B 0 1 2 E
 
 A scene describes the place and the speaker. It is the text of a system turn, or `options.instruct`. A system turn with
-audio is a voice, and its text is the transcript; it becomes the first turn of the conversation. Layout: the chat
-template and the processor of transformers' `higgs_audio_v2`.
+audio defines the voice, and its text is the transcript; both become the first turns of the conversation. The layout
+follows the chat template and the processor of `higgs_audio_v2` in transformers.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def audio_rows(layout: StreamLayout, codes: np.ndarray) -> np.ndarray:
 
 
 class HiggsAudioTemplate:
-    """Prompt template of Higgs Audio."""
+    """Higgs Audio prompt template."""
 
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._tokenizer = family, tokenizer
@@ -90,7 +90,7 @@ class HiggsAudioTemplate:
         return [self._words(words[0]), *(self._audio(piece) for piece in pieces if piece.text is None)]
 
     def _turn(self, turn: Sequence[Piece]) -> np.ndarray:
-        """Return the rows of a turn: text of the user, or audio of the assistant."""
+        """Return the rows of a turn, which is text from the user or audio from the assistant."""
         for piece in turn:
             if (piece.role == "user") != (piece.text is not None):
                 user, assistant = "only text in user turns", "only audio in assistant turns"
@@ -142,5 +142,5 @@ def _header(role: str) -> tuple[list[str], str, list[str]]:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and codec."""
+    """Return the template that uses the checkpoint's tokenizer and codec."""
     return HiggsAudioTemplate(family, TextTokenizer.at(checkpoint), codec)

@@ -1,6 +1,6 @@
-"""Conversion of OpusLM's release: tensor names, and the vocabulary, which is read by token name as task ids vary.
+"""Conversion of OpusLM releases: tensor names, and the vocabulary, read by token name because task ids vary.
 
-Names follow espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py of
+Names follow espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py in
 https://github.com/espnet/espnet.
 """
 
@@ -26,10 +26,10 @@ from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check, open_tensors, write_file, write_json
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
-SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are only needed for training
+SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are needed only for training
 OLD_POSITIONS, POSITIONS = "encoder.embed.0.conv.", "encoder.embed.0.convs.0."
 CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
-# Values that this package's XEUS supports, by ESPnet's arguments: (ESPnet's default, allowed values).
+# Values that this package's XEUS supports, by ESPnet argument: (ESPnet's default, allowed values).
 FRONT_END: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "norm_mode": (None, ("layer_norm", "group_norm")),
     "conv_mode": (None, ("standard",)),
@@ -51,7 +51,7 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def read_config(path: Path) -> XeusConfig:
-    """Return XEUS's hyperparameters in `config.yaml`; raise CheckpointError if they belong to another model."""
+    """Read the XEUS hyperparameters from `config.yaml`; raise CheckpointError if they belong to another model."""
     record = yaml_mapping(path)
     front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
@@ -80,14 +80,14 @@ def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def config_from(front_end: Mapping[str, Any], encoder: Mapping[str, Any]) -> XeusConfig:
-    """Return XEUS's hyperparameters, with ESPnet's defaults for missing values.
+    """Return the XEUS hyperparameters, with ESPnet's defaults for missing values.
 
     Args:
-        front_end: Values of config.yaml for the front end.
-        encoder: Values of config.yaml for the encoder.
+        front_end: Front-end values from config.yaml.
+        encoder: Encoder values from config.yaml.
 
     Raises:
-        TypeError, KeyError, ValueError: If they belong to another model.
+        TypeError, KeyError, ValueError: If the values belong to another model.
     """
     return XeusConfig(
         convolutions=tuple((*layer,) for layer in front_end.get("shapes", CONVOLUTIONS)),
@@ -110,9 +110,9 @@ class ConvertedSslTokenizer:
     """Contents of `ssl_tokenizer/` to be written.
 
     Attributes:
-        record: Contents of its config.json.
+        record: Contents of the tokenizer's config.json.
         entries: Tensors to write.
-        dropped: Shapes of tensors that are needed only for training, by name.
+        dropped: Shapes of the tensors that are needed only for training, by name.
     """
 
     record: dict[str, Any]
@@ -121,14 +121,14 @@ class ConvertedSslTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "ConvertedSslTokenizer":
-        """Return the conversion of a published semantic tokenizer.
+        """Convert a published semantic tokenizer.
 
         Args:
             folder: Published folder, or the folder above it.
             num_codes: Number of semantic tokens in the language model's vocabulary.
 
         Raises:
-            CheckpointError: If anything does not match; the message names it.
+            CheckpointError: If anything does not match; the message describes the mismatch.
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))
@@ -159,7 +159,7 @@ class ConvertedSslTokenizer:
 
 
 def _checkpoint(folder: Path) -> Path:
-    """Return the first existing file of CHECKPOINTS, or the only `*.pth`."""
+    """Return the first of CHECKPOINTS that exists, or the only `*.pth` file."""
     found = sorted(folder.glob("*.pth"))
     named = [folder / name for name in CHECKPOINTS if folder / name in found]
     if named:
@@ -172,7 +172,7 @@ def _checkpoint(folder: Path) -> Path:
 DROPPED = ("criterion.", "reflm.", "corelm.decoders.lm_head.", "corelm.decoders.model.embed_tokens.")
 RENAMED = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
 HEAD_EMBEDDINGS = "corelm.head_emb.weight"
-# Tokens in the family's prompts; older releases lack names for some.
+# Tokens used in the family's prompts; older releases lack names for some of them.
 FIXED = {"<pad>": opuslm.PAD, "<sos/eos>": opuslm.SOS_EOS, "<unused_token_255>": opuslm.NEVER_READ}
 ROLES = {
     "<system_prompt>": opuslm.SYSTEM_PROMPT,
@@ -188,20 +188,20 @@ SSL_TOKENIZER = ConvertedSslTokenizer
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint of the base model or of the dialogue model."""
+    """Return the checkpoint to be written for the base or the dialogue model."""
     if release.keeps_codec:
         raise CheckpointError("--codec: required, because OpusLM's file contains no copy of its codec")
     config, name = contents.config, release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
-    # Length of the training sequences, which differs from that of the original backbone.
+    # Length of the training sequences, which differs from the original backbone's.
     record["max_position_embeddings"] = entry(config, "transformer_conf").get("n_ctx", 8192)
     record |= {NAME: name, VOCABULARY: known.to_record()}
     return Converted(record, plan(shapes(record), record["hidden_size"], contents.tensors), DROPPED)
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return bfloat16 if config.yaml enables it, else None.
+    """Return bfloat16 if config.yaml enables it, otherwise None.
 
     The dialogue model is stored in float32, but was trained in bfloat16.
     """
@@ -209,9 +209,9 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return remarks on the pad's embedding, and on a `family` that the release may not belong to.
+    """Return a remark on the pad's embedding, and a warning if the release may not belong to `family`.
 
-    Base and dialogue model differ only in their training: the dialogue model is trained on preferences.
+    The base and dialogue models differ only in their training: the dialogue model is trained on preferences.
     """
     kind = "zero" if not embeddings[0].any() else "not zero, and a row of text contains it eight times"
     notes, model = [f"the pad's embedding is {kind}"], config.get("model")
@@ -224,7 +224,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
     """Return the vocabulary defined by `token_list` and `token_bias`.
 
     Raises:
-        CheckpointError: If these contradict the family's assumptions.
+        CheckpointError: If `token_list` or `token_bias` contradicts the family's assumptions.
     """
     names: Sequence[str] = entry(config, "token_list")
     in_use = entry(config, "codec_token_in_use")
@@ -259,7 +259,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, is_dialogue: boo
 
 
 def span(config: Mapping[str, Any], name: str) -> range:
-    """Return the ids of one kind of token, as defined by `token_bias`."""
+    """Return the id range of one kind of token, as defined by `token_bias`."""
     span = entry(config, f"token_bias.{name}")
     num_ids = len(entry(config, "token_list"))
     is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(token_id) is int for token_id in span)
@@ -295,7 +295,7 @@ def check_ids(names: Sequence[str], expected: Mapping[str, int]) -> None:
 
 
 def named(names: Sequence[str], pattern: str) -> dict[str, int]:
-    """Return a dict from the pattern's first group to the id of each special token that matches."""
+    """Map the first group of `pattern` to the token id, for each special token that matches."""
     matches = [(re.fullmatch(pattern, name), token_id) for token_id, name in enumerate(names[: opuslm.NEVER_READ])]
     return {match[1]: token_id for match, token_id in matches if match}
 

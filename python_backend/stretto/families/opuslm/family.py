@@ -1,4 +1,4 @@
-"""OpusLM and OpusLM dialogue: OLMo 2 or SmolLM2 with nine streams, one of semantic tokens and eight of codec codes.
+"""OpusLM and OpusLM dialogue: OLMo 2 or SmolLM2 with nine streams (one of semantic tokens, eight of codec codes).
 
     tts         [sos][plain_tts][text] words … pad×8 [codec_ssl] ─► rows …
     voice       [sos][tts][text] words … pad×8 [spk] 500 frames, pad×8 [codec_ssl] ─► rows …
@@ -45,13 +45,13 @@ class OpusVocabulary(Vocabulary):
 
     Attributes:
         vocab_size: Number of ids.
-        text: First text id, and the id after the last one.
-        ssl: First semantic id, and the id after the last one.
+        text: First text id, and the id after the last text id.
+        ssl: First semantic id, and the id after the last semantic id.
         codec: First id of the first codebook; the other codebooks follow.
         codebook_size: Number of codes per codebook.
-        modalities: Ids of the tokens `<codec_ssl>`, … by name; they vary with the release.
-        tasks: Ids of the tokens `<codec_ssl_asr_task>`, … by name; they vary with the release.
-        tail: Key of TAILS: contents of the streams after the end of audio, which differ between versions of ESPnet.
+        modalities: Ids of the modality tokens (`<codec_ssl>`, …) by name; they differ between releases.
+        tasks: Ids of the task tokens (`<codec_ssl_asr_task>`, …) by name; they differ between releases.
+        tail: Key of TAILS for the contents of the streams after the end of audio, which depend on the ESPnet version.
     """
 
     vocab_size: int = 113870
@@ -84,7 +84,7 @@ class OpusVocabulary(Vocabulary):
         )
 
 
-MOST_ROWS = 2048 - (NUM_STREAMS - 1)  # without the rows that complete the streams, which ESPnet's `maxlen` includes
+MOST_ROWS = 2048 - (NUM_STREAMS - 1)  # excluding the rows that complete the streams, which ESPnet's `maxlen` includes
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=MOST_ROWS),
     audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=MOST_ROWS),
@@ -119,13 +119,13 @@ def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> F
 
 
 def _text(vocabulary: OpusVocabulary) -> tuple[range, range]:
-    """Return the ids that a text segment may contain: words, and the text marker, which ESPnet's masks permit, too."""
+    """Return the ids that a text segment may contain: words, and the text marker, which ESPnet's masks also permit."""
     marker = vocabulary.modalities["text_bpe"]
     return range(*vocabulary.text), range(marker, marker + 1)
 
 
 def opuslm(vocabulary: OpusVocabulary) -> Family:
-    """Return the family of the base model, which has one task per request."""
+    """Return the base model's family, which has one task per request."""
     text = _text(vocabulary)
     return _family(
         "opuslm",
@@ -140,7 +140,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
 
 
 def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
-    """Return the family of the dialogue model, which replies to turns with words followed by speech."""
+    """Return the dialogue model's family, which replies to turns with words followed by speech."""
     text = _text(vocabulary)
     turns: dict[str, Any] = {"has_history": True, "system": ("text", "audio")}
     return _family(
@@ -156,6 +156,6 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family of the base or the dialogue model; None selects the vocabulary of OpusLM_7B_Anneal."""
+    """Return the family of the base or dialogue model; a `vocabulary` of None selects that of OpusLM_7B_Anneal."""
     known = OpusVocabulary.from_record(vocabulary) if vocabulary else OpusVocabulary()
     return opuslm_dialogue(known) if name == "opuslm_dialogue" else opuslm(known)

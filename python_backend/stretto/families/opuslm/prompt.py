@@ -1,6 +1,6 @@
-"""Prompts of OpusLM, one task per request: `[sos][task]`, the input, and the marker that begins the reply.
+"""OpusLM prompts, with one task per request: `[sos][task]`, the input, and the marker that begins the reply.
 
-Task tokens are looked up by name, with the names of older releases first. `family.py` shows the prompts.
+Task tokens are looked up by name, starting with the names in older releases. For the prompt formats, see `family.py`.
 """
 
 from pathlib import Path
@@ -29,9 +29,9 @@ GAP = NUM_STREAMS - 1
 
 
 class InputCodes(CachedEncoder):
-    """Cached encoder from audio to codes, int64 [S, T], with the semantic tokenizer and the codec.
+    """Cached encoder from audio to codes, int64 [S, T], which uses the semantic tokenizer and the codec.
 
-    If these return different lengths, T is the shorter one.
+    If their results differ in length, T is the shorter length.
     """
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):
@@ -55,7 +55,7 @@ class SegmentWriter:
         return stream0_rows(self.family.layout, list(ids))
 
     def task_id(self, *names: str) -> int:
-        """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if it has none."""
+        """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if there is none."""
         known = [self.family.markers[name] for name in names if name in self.family.markers]
         if not known:
             raise InvalidRequest("task", "a task for which this checkpoint has a token", f"one that needs <{names[0]}>")
@@ -66,7 +66,7 @@ class SegmentWriter:
         return self.ids(self.family.markers[name])
 
     def piece(self, piece: Piece) -> np.ndarray:
-        """Return the rows of a text or recording, with the pads that separate it from the next segment."""
+        """Return the rows of a text or recording, including the pads that separate it from the next segment."""
         if piece.text is None:
             return self.audio(piece)
         return np.concatenate([self.text(piece), self.ids(*[PAD] * GAP)])
@@ -81,7 +81,7 @@ class SegmentWriter:
         return np.concatenate([self.marker("codec_ssl"), self._frames(self._codes(piece))])
 
     def voice(self, piece: Piece) -> np.ndarray:
-        """Return the rows of the voice to speak in: a marker and 508 rows."""
+        """Return the rows that define the speaking voice: a marker and 508 rows."""
         rows = self._frames(self._codes(piece)[:, :VOICE_FRAMES])
         return np.concatenate([self.marker("spk"), rows, self.ids(*[PAD] * (VOICE_FRAMES + GAP - len(rows)))])
 
@@ -91,7 +91,7 @@ class SegmentWriter:
         return rows
 
     def _codes(self, piece: Piece) -> np.ndarray:
-        """Return codes [9, T]: a semantic code and eight codes of the codec per frame."""
+        """Return codes [9, T]: one semantic code and eight codec codes per frame."""
         if piece.codes is not None:
             check_codes(piece.codes, self.family, piece.path)
             return piece.codes
@@ -149,7 +149,7 @@ class OpusTemplate:
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt of a task; for `tts`, audio in a system turn is the voice to speak in."""
+        """Return the prompt for a task; for `tts`, audio in a system turn defines the speaking voice."""
         segments, last = self._segments, pieces[-1]
         names: tuple[str, ...]
         if task.name == "tts":
@@ -169,7 +169,7 @@ class OpusTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template of the base model or of the dialogue model, with a checkpoint's tokenizers."""
+    """Return the template for the base or dialogue model that uses the checkpoint's tokenizers."""
     subwords = Subwords(TextTokenizer.at(checkpoint), family)
     ssl = load_ssl_tokenizer(checkpoint, len(family.layout.audio[0]), device)
     segments = SegmentWriter(family, subwords, codec, ssl)

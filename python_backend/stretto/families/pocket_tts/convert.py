@@ -1,10 +1,10 @@
 """Conversion of Pocket TTS releases: names and shapes as published by Kyutai, one folder per language and size.
 
 https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
-`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The file of the weights
-also contains the codec, which is written to `codec/`.
+`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The weights file also
+contains the codec, which is written to `codec/`.
 
-Voices are published only as keys and values of all layers. The rows that they were computed from are recovered
+Voices are published only as the keys and values of all layers. The rows from which these were computed are recovered
 (`voices.py`) and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
 repository also contains the codec's encoder, which is needed to clone recorded voices.
 """
@@ -32,7 +32,7 @@ IS_FLOAT32 = True  # no other dtype is accepted
 EMBEDDINGS = "flow_lm.conditioner.embed.weight"
 MARKS = {"flow_lm.out_eos.weight": "Pocket TTS"}
 VOICES = "embeddings"
-# Modules of the flow head: published names by ours.
+# Published names of the flow head's modules, by our names.
 OF_FLOW = {
     "condition": "cond_embed",
     "enter": "input_proj",
@@ -41,7 +41,7 @@ OF_FLOW = {
 }
 NUM_TIMES = {"lsd": 2, "flow_matching": 1, "drifting": 0, "pointwise": 0}
 NUM_FREQUENCIES = 128
-# First voices by a part of the folder's name, as in the authors' package; others follow in alphabetical order.
+# First voice by part of the folder name, as in the authors' package; the others follow in alphabetical order.
 FIRST_VOICES = {
     "italian": "giovanni",
     "spanish": "lola",
@@ -58,12 +58,12 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return float32, the dtype that all releases are trained and served in."""
+    """Return float32, the dtype in which all releases are trained and served."""
     return "float32"
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, with all voices of the release's folder."""
+    """Return the checkpoint to be written, including all voices in the release folder."""
     if not contents.config:
         expected = "the release's YAML file, which is in pocket_tts/config of the authors' package"
         raise CheckpointError(f"--config: expected {expected}, got none")
@@ -90,7 +90,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     )
     record = {
         "architectures": ["StrettoPocketForCausalLM"],
-        "model_type": "qwen3",  # llama's config requires a width that is a multiple of the number of heads
+        "model_type": "qwen3",  # the Llama config requires a width that is a multiple of the number of heads
         FAMILY: NAME,
         VOCABULARY: known.to_record(),
         "vocab_size": known.vocab_size,
@@ -110,8 +110,8 @@ def convert(release: Release, contents: Contents) -> Converted:
 def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
     """Return True if a release has the weights that encode voice recordings.
 
-    The repository without voice cloning has zeros instead, or no such tensors. Latents of recordings and latents of
-    frames must have the same size, because rows carry both.
+    The repository without voice cloning contains zeros instead of these weights, or omits them. Latents of recordings
+    and latents of frames must have the same size, because rows carry both.
     """
     found = [name for name in tensors if name.startswith(CLONING)]
     is_trained = SPEAKER in found and all(tensors[name].any() for name in found if name.endswith("weight"))
@@ -119,7 +119,7 @@ def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
 
 
 class Shape:
-    """Hyperparameters of a release's language model, from its YAML file; a missing value raises CheckpointError."""
+    """Language-model hyperparameters, read from a release's YAML file; a missing value raises CheckpointError."""
 
     def __init__(self, config: Mapping[str, Any]):
         lm, mimi = entry(config, "flow_lm"), entry(config, "mimi")
@@ -165,12 +165,12 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
-        """Width of keys, and of values."""
+        """Width of the keys, which is also the width of the values."""
         return self.kv_heads * self.head_dim
 
 
 def text_rules(config: Mapping[str, Any]) -> TextRules:
-    """Return the changes to texts that a release's YAML file prescribes."""
+    """Return the text changes that a release's YAML file prescribes."""
     replaced = config.get("replace_characters") or {}
     if any(len(str(one)) != 1 for one in replaced):
         raise CheckpointError(f"config.yaml: replace_characters: expected single characters, got {shown(replaced)}")
@@ -248,7 +248,7 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
 
 
 def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
-    """Add the tensors of a layer of the transformer."""
+    """Add the tensors of a transformer layer."""
     width, inner, name, own = shape.width, shape.inner, f"transformer.layers.{index}.", f"model.layers.{index}."
     add(f"{name}self_attn.in_proj.weight", f"{own}in_proj.weight", shape.attention_width + 2 * shape.kv_width, width)
     add(f"{name}self_attn.out_proj.weight", f"{own}o_proj.weight", width, shape.attention_width)
@@ -260,7 +260,7 @@ def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
 
 
 def codec_network(contents: Contents, clones: bool) -> Network:
-    """Return the codec, with the latents' means and deviations, and with its encoder if the release clones voices."""
+    """Return the codec with the mean and deviation of latents, and with the encoder if the release can clone voices."""
     mimi = dict(entry(contents.config, "mimi"))
     shapes = codec_shapes(PocketConfig.from_record(mimi, clones))
     sides = {name: "flow_lm" if name.startswith("emb_") else "mimi" for name in shapes}
@@ -269,11 +269,11 @@ def codec_network(contents: Contents, clones: bool) -> Network:
 
 
 def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
-    """Return the rows of the voices in a release's folder, float32 [n, H] by name. The first one is the default voice.
+    """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default.
 
     Raises:
-        CheckpointError: If there is none and the release clones no voices, or a voice's keys and values belong to
-            another release.
+        CheckpointError: If there are no voices and the release cannot clone voices, or a voice's keys and values belong
+            to another release.
     """
     first = next((voice for key, voice in FIRST_VOICES.items() if key in folder.parent.resolve().name), FIRST_VOICE)
     found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))

@@ -1,4 +1,4 @@
-"""Pocket TTS (Kyutai, https://github.com/kyutai-labs/pocket-tts): speech as latents of 80 ms in a fixed voice.
+"""Pocket TTS (Kyutai, https://github.com/kyutai-labs/pocket-tts): speech as latents of 80 ms each.
 
     tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
 
@@ -35,9 +35,9 @@ class TextRules:
 
     Attributes:
         replaced: Characters and their replacements, which may be empty.
-        drops_semicolons: True to replace semicolons by commas.
-        ends_with_mark: True to add a mark at the end of a text without one.
-        begins_with_capital: True to begin with a capital letter.
+        drops_semicolons: True to replace semicolons with commas.
+        ends_with_mark: True to add a full stop to a text that does not end with a punctuation mark.
+        begins_with_capital: True to capitalise the first letter.
         pads_short: True to put spaces before a text of fewer than five words.
     """
 
@@ -53,14 +53,14 @@ class PocketVocabulary(Vocabulary):
     """Ids, voices and hyperparameters of a release.
 
     Attributes:
-        num_text_ids: Number of rows of the text table.
-        num_words: Number of elements of a latent.
-        voices: Names of the voices and their numbers of rows.
-        flow: Kind of the flow head, a key of `DEFAULT_STEPS`.
+        num_text_ids: Number of rows in the text table.
+        num_words: Number of elements in a latent.
+        voices: Name and number of rows of each voice.
+        flow: Kind of flow head, a key of `DEFAULT_STEPS`.
         temperature: Default variance of the noise.
-        tail_rows: Number of frames from the detected end of speech; None to choose it by the number of words.
+        tail_rows: Number of frames from the detected end of speech; None to choose it based on the number of words.
         max_model_len: Maximum number of rows.
-        text: Changes to texts.
+        text: Changes to the text before it is tokenized.
         clones: True if the checkpoint can encode voice recordings.
         has_voice_begin: True if a separate row precedes the latents of a recorded voice.
     """
@@ -87,7 +87,7 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Frame ids: the usual one, and the id of the frame where speech ends."""
+        """Frame ids: the usual id, and the id of the frame in which speech ends."""
         return range(self.bos + 1, self.bos + 3)
 
     @property
@@ -97,7 +97,7 @@ class PocketVocabulary(Vocabulary):
 
     @property
     def recorded(self) -> int:
-        """Id of a row with a latent of a recorded voice."""
+        """Id of rows that carry the latents of a recorded voice."""
         return self.end + 1
 
     @property

@@ -1,4 +1,4 @@
-"""Language model of Pocket TTS: a pre-norm transformer without biases, a connector for latents, and a flow head."""
+"""Pocket TTS language model: a pre-norm transformer without biases, a connector for latents, and a flow head."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -25,7 +25,7 @@ NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
 
 
 class PocketLayer(nn.Module):
-    """Attention with rotary embeddings of adjacent pairs, and a GELU (tanh form) layer, each after a LayerNorm."""
+    """Attention with rotary embeddings for adjacent pairs, and a GELU (tanh) MLP, each preceded by a LayerNorm."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -62,7 +62,7 @@ class PocketLayer(nn.Module):
 
 
 class PocketTransformer(nn.Module):
-    """Embeddings, layers and the last norm."""
+    """Embeddings, layers and final norm."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
@@ -75,7 +75,7 @@ class PocketTransformer(nn.Module):
     def forward(
         self, ids: torch.Tensor | None, positions: torch.Tensor, intermediate: object, embeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the hidden states [N, H] of ids or of embedded rows."""
+        """Return the hidden states [N, H] for ids or embedded rows."""
         x = self.embed_tokens(ids) if embeds is None else embeds
         for layer in self.layers:
             x = layer(positions, x)
@@ -115,10 +115,10 @@ class FlowTime(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Flow head, which turns noise into a latent in one or more Euler steps, given the hidden state.
+    """Flow head, which converts noise to a latent in one or more Euler steps, given the hidden state.
 
-    `lsd` reads both ends of a step's time, `flow_matching` its start, and `pointwise` and `drifting` no time;
-    the output of `drifting` is the latent itself.
+    `lsd` reads the start and end time of a step, `flow_matching` only the start time, and `pointwise` and `drifting` no
+    time. The output of `drifting` is the latent itself.
     """
 
     def __init__(self, config: Any, num_words: int):
@@ -182,11 +182,11 @@ class PocketForCausalLM(nn.Module):
         self.model = PocketTransformer(vllm_config, f"{prefix}model")
 
     def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [N, H] of ids [N]."""
+        """Return the embeddings [N, H] of ids [N]."""
         return self.model.embed_tokens(ids)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load tensors by name; `in_proj` holds queries, keys and values."""
+        """Load tensors by name; `in_proj` contains the projections to queries, keys and values."""
         own, loaded = dict(self.named_parameters()), set[str]()
         for name, tensor in weights:
             if name not in own:

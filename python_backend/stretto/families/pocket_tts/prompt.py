@@ -1,8 +1,8 @@
-"""Prompts of Pocket TTS: the rows of a voice, the ids of the text, and the beginning-of-speech id.
+"""Pocket TTS prompts: the rows of a voice, the ids of the text, and the beginning-of-speech id.
 
-Layout and changes to the text: `_generate_audio_stream_short_text` and `prepare_text_prompt` of the authors' code. A
-request corresponds to one of their pieces: they split a longer text at the ends of sentences and begin each piece with
-the voice, as the clients of this server do.
+The layout and the changes to the text follow `_generate_audio_stream_short_text` and `prepare_text_prompt` in the
+authors' code. A request corresponds to one of their pieces: they split a longer text at sentence ends and begin each
+piece with the voice, as the clients of this server do.
 """
 
 import math
@@ -31,9 +31,9 @@ from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
 END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"
 STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
 SHORT_WORDS, SHORT_PADDING = 5, " " * 8
-# Longest speech: a third of a second per token, and two seconds more.
+# Maximum speech duration: a third of a second per token, plus two seconds.
 TOKENS_PER_S, SPARE_S = 3, 2
-# Recordings of voices: shortest one, its fade-out, the pause after it, and what counts as silence before.
+# Voice recordings: minimum duration, fade-out, pause at the end, and level below the loudest frame that is silence.
 MIN_VOICE_S, FADE_S, PAUSE_S, SILENCE_DB = 0.4, 0.02, 0.08, 35
 
 
@@ -42,7 +42,7 @@ def rewritten(text: str, rules: TextRules) -> str:
     text = text.strip()
     if rules.replaced:
         text = " ".join(text.translate({ord(one): other for one, other in rules.replaced}).split())
-        text = STRAY_MARK.sub(r"\1", text)  # deleted quotes leave a comma behind the mark of a sentence
+        text = STRAY_MARK.sub(r"\1", text)  # deleted quotes leave a comma after the end mark of a sentence
     text = text.replace("\n", " ").replace("\r", " ").replace("  ", " ")
     return text.replace(";", ",") if rules.drops_semicolons else text
 
@@ -57,7 +57,7 @@ def finished(text: str, rules: TextRules) -> str:
 
 
 def ended(text: str) -> str:
-    """Return `text` with a full stop at its end unless it has an end mark; a final comma is replaced."""
+    """End `text` with a full stop unless it has an end mark; a final comma is replaced."""
     core = text.rstrip(f"{CLOSERS} ")
     closers = text[len(core) :].strip()
     if not core or core[-1] in END_MARKS:
@@ -68,14 +68,13 @@ def ended(text: str) -> str:
 
 
 def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Return a recording that ends with 80 ms of silence, as in training (`end_on_pause` of the authors' code).
+    """End a recording with 80 ms of silence, as in training (`end_on_pause` in the authors' code), and return it.
 
-    Trailing silence, that is frames of 20 ms that are 35 dB below the loudest frame, is removed first. The last 20 ms
-    fade out.
+    Trailing silence (20 ms frames at least 35 dB below the loudest frame) is removed first. The last 20 ms fade out.
 
     Args:
-        pcm: Samples, float32 [n], of at least 20 ms.
-        sample_rate: Their rate in Hz.
+        pcm: Samples, float32 [n], at least 20 ms long.
+        sample_rate: Sample rate of `pcm` in Hz.
     """
     frame = int(FADE_S * sample_rate)
     num_frames = len(pcm) // frame
@@ -88,16 +87,16 @@ def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 class PocketTemplate:
-    """Prompt template of Pocket TTS."""
+    """Pocket TTS prompt template."""
 
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for a text, including how many frames follow the end of the speech.
+        """Return the prompt for a text, including the number of frames that follow the end of speech.
 
-        The voice is that of the recording in `pieces`, if any, or else the one named `voice`.
+        The voice is that of the recording in `pieces`, if there is one, or otherwise the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name
@@ -121,7 +120,7 @@ class PocketTemplate:
         return list(self._known.voice(voice))
 
     def _recorded(self, piece: Piece) -> np.ndarray:
-        """Return the rows [n, 1 + D] of the voice in a recording."""
+        """Return the rows [n, 1 + D] for the voice in a recording."""
         words = (self._encoded(piece) if piece.codes is None else piece.codes).T
         if len(words) < MIN_VOICE_S * FRAME_RATE:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(words) / FRAME_RATE:g} s")
@@ -131,7 +130,7 @@ class PocketTemplate:
         return rows
 
     def _encoded(self, piece: Piece) -> np.ndarray:
-        """Return the words of a recording's latents, int32 [D, T]."""
+        """Encode a recording to latents, as words, int32 [D, T]."""
         assert piece.pcm is not None, "a recording has samples, codes or latents"
         if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
@@ -140,14 +139,14 @@ class PocketTemplate:
         return self._encoder.encode(ended_on_pause(piece.pcm, self._sample_rate))
 
     def _tail_rows(self, text: str) -> int:
-        """Return the number of frames from the detected end of speech; it is larger for texts of few words."""
+        """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
         if self._known.tail_rows is not None:
             return self._known.tail_rows
         return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and codec."""
+    """Return the template that uses the checkpoint's tokenizer and codec."""
     known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) >= known.num_text_ids:

@@ -1,4 +1,4 @@
-"""Rows of a voice, recovered from its published keys and values."""
+"""Recovery of the rows of a voice from its published keys and values."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Backbone:
         tensors: Published tensors.
         num_layers: Number of layers.
         head_dim: Width of a head.
-        num_kv_heads: Number of heads of keys and values.
+        num_kv_heads: Number of key and value heads.
         theta: Base of the rotary frequencies.
     """
 
@@ -49,7 +49,7 @@ class Backbone:
         return self.rotated(query), self.rotated(key), value
 
     def rotated(self, x: Tensor, direction: int = 1) -> Tensor:
-        """Return x [n, heads, D] with adjacent pairs rotated by their positions' angles; direction -1 undoes it."""
+        """Rotate adjacent pairs of x [n, heads, D] by the angles of their positions; `direction` -1 undoes this."""
         half = x.shape[-1] // 2
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(self._theta) * 2 / x.shape[-1])
         angles = direction * torch.arange(len(x), dtype=torch.float64)[:, None, None] * exponents.exp().double()
@@ -64,7 +64,7 @@ class Backbone:
         return seen.transpose(0, 1).flatten(1) @ self.weight(layer, "self_attn.out_proj.weight").T
 
     def fed_forward(self, layer: int, x: Tensor) -> Tensor:
-        """Return rows x [n, H] after a layer's feed-forward part."""
+        """Apply the feed-forward part of a layer to rows x [n, H], and return the result."""
         opened = self.norm(layer, "norm2", x) @ self.weight(layer, "linear1.weight").T
         return x + F.gelu(opened, approximate="tanh") @ self.weight(layer, "linear2.weight").T
 
@@ -72,8 +72,8 @@ class Backbone:
 def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -> Tensor:
     """Return the embedded rows [n, H] of a voice, float32, with a mean of 0.
 
-    Layer 0's keys and values determine its normalised rows, by least squares. These determine a row except for its
-    mean, which every LayerNorm removes, and its scale, which is chosen so that layer 1's keys and values match.
+    The keys and values of layer 0 determine its normalised rows, by least squares. These determine a row except for its
+    mean, which every LayerNorm removes, and its scale, which is chosen so that the keys and values of layer 1 match.
 
     Args:
         backbone: Transformer of the release.
@@ -81,8 +81,8 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
         path: File of the voice, for error messages.
 
     Raises:
-        CheckpointError: If a tensor is missing or of another shape, or the rows do not reproduce the stored keys and
-            values.
+        CheckpointError: If a tensor is missing or has a different shape, or the rows do not reproduce the stored keys
+            and values.
     """
     caches = [_cache(backbone, stored, layer, path) for layer in range(backbone.num_layers)]
     if backbone.num_layers < 2 or 2 * backbone.kv_width < backbone.weight(0, "norm1.weight").shape[0]:
@@ -108,7 +108,7 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
 
 
 def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: Path) -> Tensor:
-    """Return keys and values of a layer, float64 [2, n, heads, D]."""
+    """Return the keys and values of a layer, float64 [2, n, heads, D]."""
     name = f"transformer.layers.{layer}.self_attn"
     cache, end = stored.get(f"{name}/cache"), stored.get(f"{name}/offset")
     if end is None and f"{name}/current_end" in stored:
@@ -133,7 +133,7 @@ def _direction(backbone: Backbone, cache: Tensor, layer: int) -> tuple[Tensor, T
 
 
 def _check(backbone: Backbone, rows: Tensor, caches: list[Tensor], path: Path) -> None:
-    """Compare keys and values of all layers with the stored ones."""
+    """Raise CheckpointError if the keys and values of a layer differ from the stored ones."""
     for layer, cache in enumerate(caches):
         normed = backbone.norm(layer, "norm1", rows)
         _, key, value = backbone.projected(layer, normed)

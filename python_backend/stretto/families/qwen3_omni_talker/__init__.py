@@ -1,4 +1,4 @@
-"""Talker of Qwen3-Omni: the layout of Qwen3-TTS with a mixture of experts.
+"""Qwen3-Omni talker: the layout of Qwen3-TTS with a mixture of experts.
 
 It speaks the output of a separate thinker.
 """

@@ -1,8 +1,8 @@
-"""Conversion of Qwen3-Omni's release to its talker: names, shapes and ids as published by Qwen.
+"""Conversion of the Qwen3-Omni release to a talker checkpoint: names, shapes and ids as published by Qwen.
 
-https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model; the tensors `talker.…` are a tenth of
+https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model; the `talker.…` tensors are a tenth of
 it. Only the tensors in use are read. They include the thinker's embedding table, because the talker's text table is
-computed from it. All hyperparameters come from config.json, because the defaults of transformers' classes belong to
+computed from it. All hyperparameters come from config.json, because the defaults of the transformers classes belong to
 another model. Everything else is as in Qwen3-TTS.
 """
 
@@ -51,7 +51,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "vocab_size": known.layout.vocab_size,
         **{name: text.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
         "norm_topk_prob": text.flag("norm_topk_prob"),
-        # fixed, because transformers' class ignores config.json and has experts in every layer
+        # fixed, because the transformers class ignores config.json and has experts in every layer
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "hidden_act": "silu",
@@ -121,7 +121,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
         num_codebooks=num_codebooks,
         codebook_size=num_codes,
         text=text_ids(numbers, tokenizer, num_text_ids),
-        # The talker lacks the marker `think`, by which Qwen3-TTS receives a language.
+        # The talker lacks the `think` marker, which announces a language in Qwen3-TTS.
         codec=CodecIds(**codec, think=codec["nothink"], eos=talker.token("codec_eos_token_id", num_ids)),
         speakers=talker.tokens("speaker_id", num_ids),
         max_model_len=text.number("max_position_embeddings"),
@@ -132,7 +132,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 
 
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for all tensors in use."""
+    """Map the names of all tensors in use to their shapes."""
     talker = numbers.part("talker_config")
     text, thinker_width = talker.part("text_config"), talker.number("thinker_hidden_size")
     inner, width = text.number("intermediate_size"), text.number("hidden_size")
@@ -170,7 +170,7 @@ def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 
 
 def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write: the Qwen3-TTS plan plus the projection of the thinker's states."""
+    """Return the plan of tensors to write, which is the Qwen3-TTS plan plus the projection of the thinker's states."""
     parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
     parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
     for name, shape in shapes.items():

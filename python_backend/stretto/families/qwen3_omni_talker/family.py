@@ -1,13 +1,13 @@
-r"""Talker of Qwen3-Omni (Alibaba): rows, streams and depth transformer of Qwen3-TTS over a mixture-of-experts backbone.
+r"""Qwen3-Omni talker (Alibaba): Qwen3-TTS rows, streams and depth transformer over a mixture-of-experts backbone.
 
     text    users' turns  im_start assistant \n  pad     pad       pad       pad   bos Hello │ ,  eos pad …
     codec                                      nothink think_bos think_eos voice pad bos   │ f0 f1  f2  …
 
-A thinker generates the text of the reply. The talker reads the users' turns, and then this text word by word, one per
-frame. Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's
-projection (`convert.py`). For audio input of the thinker, the talker receives hidden states of one of the thinker's
-layers, one per row. The thinker is not part of this package. The numbers come from
-`Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
+A thinker generates the text of the reply. The talker reads the user turns, and then this text, one token per frame.
+Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's projection
+(`convert.py`). For the thinker's audio input, the talker receives hidden states of one of the thinker's layers, one per
+row. The thinker is not part of this package. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's
+config.json may override them.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it thr
 
 @dataclass(frozen=True)
 class TalkerVocabulary(Qwen3TtsVocabulary):
-    """Vocabulary of the talker: as in Qwen3-TTS, but over the thinker's text ids, and without languages.
+    """Vocabulary of the talker, which is that of Qwen3-TTS but with the thinker's text ids and without languages.
 
     Attributes:
-        heard: Id of audio input in the thinker's prompt; in these rows the talker reads hidden states.
+        heard: Id of audio input in the thinker's prompt. In rows with this id, the talker reads hidden states.
         seen: Ids of images and video in the thinker's prompt. They are rejected, because they would need positions in
             three dimensions.
     """
@@ -44,7 +44,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     seen: tuple[int, ...] = (151655, 151656)
 
 
-# Defaults of the whole model's `generate` in transformers, including the defaults for codes after the first.
+# Defaults of `generate` for the whole model in transformers, including the defaults for codes after the first.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=0.9, top_k=50, max_rows=4095),

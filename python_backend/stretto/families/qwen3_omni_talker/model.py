@@ -1,4 +1,4 @@
-"""Projection of the thinker's hidden states to rows of Qwen3-Omni's talker."""
+"""Projection of the thinker's hidden states to rows of the Qwen3-Omni talker."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ class Projection(nn.Module):
         self.linear_fc1, self.linear_fc2 = nn.Linear(width, inner), nn.Linear(inner, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return [N, H] in the model's dtype for states [N, W]."""
+        """Return rows [N, H] in the model's dtype for states [N, W]."""
         return self.linear_fc2(F.silu(self.linear_fc1(states.to(self.linear_fc1.weight.dtype))))
 
 

@@ -1,13 +1,13 @@
-r"""Prompts of Qwen3-Omni's talker from a thinker's input and output: for `SpeechLLM`, not for the server.
+r"""Qwen3-Omni talker prompts, written from a thinker's input and output, for `SpeechLLM` (not for the server).
 
     text    im_start user \n  What is  …    ? im_end \n │ im_start assistant \n  pad …       bos Hello │ ,  eos pad …
     codec                              │ │             │                        nothink … pad bos   │ f0 f1  f2  …
     states                             s0 s1
 
-The talker reads only the users' turns of the conversation: ids for text, and a projected hidden state of the thinker
-per row of audio. With each frame it reads a token of the thinker's reply: the first in the prompt's last row, the
+The talker reads only the user turns of the conversation: ids for text, and one projected hidden state of the thinker
+per audio row. With each frame, it reads a token of the thinker's reply: the first token in the last prompt row, the
 others as they arrive, then the end token (`Family.text_track`).
-Layout: `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
+The layout follows `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from stretto.records.sampling import SamplingConfig
 
 
 class TalkerPrompts:
-    """Prompt writer for one checkpoint of the talker."""
+    """Prompt writer for one talker checkpoint."""
 
     def __init__(self, vocabulary: TalkerVocabulary):
         self._known, self.family = vocabulary, qwen3_omni_talker(vocabulary)
@@ -57,13 +57,13 @@ class TalkerPrompts:
             conversation: Ids of the thinker's prompt.
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
             voice: Name of the voice.
-            states: float32 [n, W]: hidden states of the thinker's layer `accept_hidden_layer` of config.json, at the
-                ids of audio in users' turns, in order; None if there are none.
+            states: Hidden states, float32 [n, W], of the thinker layer given by `accept_hidden_layer` in config.json,
+                for the audio ids in user turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.
-            is_open: True if `SpeechLLM.write` will add further words and the end; if False, the end is added.
+            is_open: True if `SpeechLLM.write` will add further words and the end id; if False, the end id is added.
 
         Raises:
-            InvalidRequest: If an argument does not fit; the message names it.
+            InvalidRequest: If an argument is invalid; the message contains its name.
         """
         text = self._known.text
         self._check_ids("conversation", conversation)
@@ -99,7 +99,7 @@ class TalkerPrompts:
             raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0])[:60])
 
     def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the users' turns as ids, each from its `im_start` up to the `im_start` of the next turn."""
+        """Yield the user turns as ids, each from its `im_start` up to the `im_start` of the next turn."""
         text, ids = self._known.text, list(conversation)
         starts = [index for index, token in enumerate(ids) if token == text.im_start]
         for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
@@ -112,7 +112,7 @@ class TalkerPrompts:
             yield turn
 
     def _audio_inputs(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
-        """Assign the hidden states to the rows of audio in the users' turns."""
+        """Assign the hidden states to the audio rows in the user turns."""
         positions = [index for index, token in enumerate(users) if token == self._known.heard]
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(positions) or given.dtype != np.float32:

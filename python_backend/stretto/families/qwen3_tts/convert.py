@@ -1,13 +1,13 @@
 """Conversion of Qwen3-TTS releases: names, shapes and ids as published by Qwen; the codec is in `speech_tokenizer/`.
 
-It converts https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and the other models of that series. All
+It supports https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice and the other models in that series. All
 hyperparameters of the talker come from config.json. A config.json that lacks a value is rejected, because the defaults
 of the authors' classes belong to another model.
 
 The talker's text projection, fc2(silu(fc1(x))), and the depth transformer's projection of codes are functions of a
-single id. The converted tables therefore contain the projected embeddings. Base, which clones voices, has a speaker
-encoder in its file. The encoder is written to a separate folder, and the embedding of the text pad, which is added to
-an x-vector, to a separate tensor.
+single id. The converted tables therefore contain the projected embeddings. The weights file of Base, which clones
+voices, contains a speaker encoder. The encoder is written to a separate folder, and the embedding of the text pad,
+which is added to an x-vector, to a separate tensor.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,14 +27,14 @@ from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, Text
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
 KINDS = ("custom_voice", "voice_design", "base")
-SMALLER = "0b6"  # `tts_model_size` of the release that was not trained to follow instructions
+SMALLER = "0b6"  # `tts_model_size` of the releases that were not trained to follow instructions
 CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
-NUM_SUPPRESSED = 1024  # last ids of the talker's vocabulary; the authors' code samples only the end among them
+NUM_SUPPRESSED = 1024  # last ids of the talker's vocabulary; of these, the authors' code samples only the end id
 REAL = ("rms_norm_eps", "rope_theta")
 
 
 class Numbers:
-    """Part of config.json with typed access; an entry that is missing or has another type raises CheckpointError."""
+    """Part of config.json with typed access; a missing entry, or one of the wrong type, raises CheckpointError."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
         self._record, self._path = record, path
@@ -48,7 +48,7 @@ class Numbers:
         return value
 
     def optional_mapping(self, name: str) -> Mapping[str, Any]:
-        """Return the mapping called `name`; empty if it is missing or null, as the authors' class accepts."""
+        """Return the mapping called `name`; empty if it is missing or null, which the authors' class accepts."""
         return {} if self._record.get(name) is None else self.entry(name, dict)
 
     def number(self, name: str) -> Any:
@@ -79,7 +79,7 @@ class Numbers:
         return Numbers(self.entry(name, dict), f"{self._path}{name}.")
 
     def same(self, name: str, expected: object, default: object = None) -> None:
-        """Raise CheckpointError unless a value is the supported one.
+        """Raise CheckpointError unless a value equals the supported one.
 
         Args:
             name: Name of the value.
@@ -139,7 +139,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
-    """Return a dict from speaker to dialect, a language, for speakers that have a dialect."""
+    """Map the speakers that have a dialect to that dialect, which is a language."""
     entries = talker.optional_mapping("spk_is_dialect").items()
     dialects = {name.lower(): dialect for name, dialect in entries if dialect}
     for name, dialect in dialects.items():
@@ -199,7 +199,7 @@ CONFIG = "speaker_encoder_config"
 
 
 def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
-    """Return the speaker encoder; raise CheckpointError if config.json describes another one, or another width."""
+    """Return the speaker encoder; raise CheckpointError if config.json describes a different encoder or width."""
     record = numbers.entry(CONFIG, dict)
     try:
         config = SpeakerConfig.from_record(record)
@@ -213,7 +213,7 @@ def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
     return Network(FOLDER, record, {f"{PREFIX}{name}": Part(name, shape) for name, shape in named.items()})
 
 
-# Keys of the authors' package, which calls the depth transformer "subtalker".
+# Keys used by the authors' package, which calls the depth transformer "subtalker".
 GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("depth.temperature",)}
 TALKER, DEPTH = "talker.model.", "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
@@ -266,7 +266,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for all tensors of the talker."""
+    """Map the names of all talker tensors to their shapes."""
     talker = numbers.part("talker_config")
     depth = talker.part("code_predictor_config")
     width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
@@ -284,7 +284,7 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
 
 
 def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
-    """Return a dict from name to shape for the embedding tables and heads of the codebooks."""
+    """Map the names of the codebooks' embedding tables and heads to their shapes."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
     for k in range(known.num_codebooks - 1):
         shapes[_codes(k)] = (known.codebook_size, width)
@@ -293,12 +293,12 @@ def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, .
 
 
 def _codes(k: int) -> str:
-    """Return the name of codebook k + 1's embedding table, which backbone and depth transformer share."""
+    """Return the name of the embedding table of codebook k + 1, which backbone and depth transformer share."""
     return f"{DEPTH}model.codec_embedding.{k}.weight"
 
 
 def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Return a dict from tensor name to shape for Qwen3's layers and the final norm."""
+    """Map the tensor names of Qwen3 layers and the final norm to their shapes."""
     width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
     queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {
@@ -322,8 +322,8 @@ def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
 def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan of tensors to write.
 
-    A table or head that combines several published tensors is planned under the first one's name, and reads the others
-    itself.
+    A table or head that combines several published tensors is planned under the name of the first one, and its edit
+    function reads the others.
 
     Args:
         known: Vocabulary.

@@ -5,8 +5,8 @@ r"""Qwen3-TTS 12 Hz (Alibaba): Qwen3 over rows that carry both text and codes, w
 
 A row is the sum of a text embedding and the embeddings of the codec streams: a marker on stream 0, or a frame of 16
 codes.
-The backbone samples the first code of a frame, or the end. The depth transformer samples the other codes one after the
-other. Text is an input-only stream after the codebooks; once the text has ended, it carries `tts_pad`. The text table
+The backbone samples the first code of a frame, or the end id. The depth transformer samples the other codes one by one.
+Text is an input-only stream after the codebooks; once the text has ended, this stream carries `tts_pad`. The text table
 already includes the talker's projection (`convert.py`). The numbers come from
 `Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
@@ -63,7 +63,7 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class CodecIds:
-    """Ids after the codes in the talker's codec vocabulary: markers on stream 0 of a prompt, and the end."""
+    """Ids after the codes in the talker's codec vocabulary: markers on stream 0 of a prompt, and the end id."""
 
     pad: int = 2148
     bos: int = 2149
@@ -76,7 +76,7 @@ class CodecIds:
 
 @dataclass(frozen=True)
 class TextIds:
-    """Text ids that occur in every prompt: begin and end of a turn, and markers around the words."""
+    """Text ids that occur in every prompt: the beginning and end of a turn, and markers around the words."""
 
     im_start: int = 151644
     im_end: int = 151645
@@ -93,9 +93,9 @@ class Qwen3TtsVocabulary(Vocabulary):
     """Text ids, then the codec vocabulary (codes, then markers), then codebook 1, codebook 2, and so on.
 
     Attributes:
-        kind: How the voice is chosen: by name, by a description, or by a recording.
-        takes_instructions: True if the model was trained to follow instructions. If not, they are dropped, as in the
-            authors' code.
+        kind: How the voice is chosen: by name, by description or by recording.
+        takes_instructions: True if the model was trained to follow instructions. If not, instructions are dropped, as
+            in the authors' code.
         languages: Codec-vocabulary ids by language.
         speakers: Codec-vocabulary ids by speaker.
         dialects: Dialect of a speaker, used if the request's language is Chinese or not set.
@@ -160,7 +160,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
         takes_instructions=not clones,
         max_text_chars=4000,
-        max_audio_s=30.0,  # seconds suffice to clone a voice; longer recordings would occupy the encoders
+        max_audio_s=30.0,  # a few seconds suffice to clone a voice; longer recordings would occupy the encoders
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         first_chunk_frames=2,

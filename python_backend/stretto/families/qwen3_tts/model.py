@@ -1,4 +1,4 @@
-"""Input of Qwen3-TTS for a cloned voice: an x-vector, which replaces the embedding of a code."""
+"""Qwen3-TTS input for a cloned voice: an x-vector, which replaces the embedding of a code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class TextPadAdder(nn.Module):
-    """Module that adds the projected embedding of the text pad, which the text stream carries in the x-vector's row."""
+    """Module that adds the projected embedding of the text pad, which is the text id in the x-vector's row."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
         self.pad = nn.Parameter(torch.empty(hidden_size), requires_grad=False)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return [N, H] in the model's dtype for x-vectors [N, H]."""
+        """Return rows [N, H] in the model's dtype for x-vectors [N, H]."""
         return codes.to(self.pad.dtype) + self.pad
 
 

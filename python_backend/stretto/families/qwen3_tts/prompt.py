@@ -1,4 +1,4 @@
-"""Prompts of Qwen3-TTS. The authors' `generate` builds them from embeddings; here they are rows of ids.
+"""Qwen3-TTS prompts. The authors' `generate` builds them from embeddings; here they are rows of ids.
 
     text    instruction   role   pad   pad       pad      pad       pad   bos │ Hello ,   eos pad │ pad pad …   whole
     codec                        think think_bos language think_eos voice pad │ pad   pad pad bos │ f0  f1  …
@@ -9,17 +9,17 @@
                                                                               │ pad   │                     open
                                                                               │ bos   │
 
-Without a language, `nothink` replaces the first marker and the language has no row; a described voice has no row.
+If no language is set, `nothink` replaces the first marker and the language has no row. A described voice has no row.
 In mode `whole`, all words precede the first frame. In mode `streaming`, each word goes with a frame
 (`Family.text_track`). In mode `open`, for a text that is still being written, the first word replaces a pad when it
 arrives.
 
-The x-vector of a cloned voice is in the row of the voice, and replaces a code's embedding. If the transcript of its
-recording is known, the model continues from it, words and frames:
+The x-vector of a cloned voice is in the voice's row, and replaces a code's embedding. If the transcript of the
+recording is known, the model continues from its words and frames:
 
     text    … bos │ ref0 ref1 Hello , eos pad │ pad pad pad … whole     … bos │ ref0 ref1 Hello ,  eos pad … streaming
     codec   … pad │ pad  pad  pad pad pad bos │ r0  r1  f0  …           … pad │ bos  r0   r1    f0 f1  f2  …
-Layout: `generate` of https://github.com/QwenLM/Qwen3-TTS, qwen_tts/core/models/modeling_qwen3_tts.py.
+The layout follows `generate` in https://github.com/QwenLM/Qwen3-TTS, qwen_tts/core/models/modeling_qwen3_tts.py.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from stretto.records.prompt import MAX_PART_CHARS, InputAudio
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClonedVoice:
-    """Voice of a recording, as used in a prompt.
+    """Voice cloned from a recording, as used in a prompt.
 
     Attributes:
         x_vector: x-vector, float32 [H].
@@ -57,7 +57,7 @@ class ClonedVoice:
 
 
 class ClonedVoices:
-    """Converter of recordings to cloned voices, with caches keyed by the recording's samples."""
+    """Converter of recordings to cloned voices, with caches keyed by the samples of a recording."""
 
     def __init__(self, codec: Codec, speaker: SpeakerEncoder):
         self._codes = CachedEncoder(codec.encode)
@@ -75,7 +75,7 @@ class ClonedVoices:
 
 
 def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -> ClonedVoices:
-    """Load the codec's encoder and the speaker encoder of a checkpoint.
+    """Load a checkpoint's speaker encoder, and combine it with the codec's encoder.
 
     Args:
         checkpoint: Folder of the checkpoint.
@@ -84,8 +84,8 @@ def open_voices(checkpoint: Path, codec: Codec, device: str, hidden_size: int) -
         hidden_size: Width of the backbone.
 
     Raises:
-        CheckpointError: If the checkpoint has no speaker encoder, or one of another width than `hidden_size`, or if
-            the codec has another sample rate.
+        CheckpointError: If the checkpoint has no speaker encoder or one whose width is not `hidden_size`, or if the
+            codec's sample rate differs from the encoder's.
     """
     speaker = load_speaker_encoder(checkpoint, device)
     if speaker is None:
@@ -104,7 +104,7 @@ CHINESE = "chinese"
 
 
 class Qwen3TtsTemplate:
-    """Prompt template of Qwen3-TTS; `voices` is required for a checkpoint that clones voices."""
+    """Qwen3-TTS prompt template; `voices` is required for a checkpoint that clones voices."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Qwen3TtsTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for the text of the last piece.
 
-        The voice is the one called `voice`, the one described by `manner`, or the one recorded in the earlier pieces.
+        The voice is the one called `voice`, the one described in `manner`, or the one recorded in the earlier pieces.
         """
         *before, piece = pieces
         assert piece.text is not None, task.name
@@ -156,7 +156,7 @@ class Qwen3TtsTemplate:
 
 
 class RowWriter:
-    """Writer of rows with text ids and ids of the codec vocabulary."""
+    """Writer of rows with text ids and codec-vocabulary ids."""
 
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
         self._layout, self._known = family.layout, vocabulary
@@ -210,7 +210,7 @@ class RowWriter:
         The first word will replace the pad in the last row.
 
         Raises:
-            InvalidRequest: If the voice continues from its recording, because the transcript's words are in these rows.
+            InvalidRequest: If the reply continues from a recording, because these rows would contain its transcript.
         """
         if voice is not None and voice.codes is not None:
             expected = "whole or streaming, because the recording's transcript is given"
@@ -229,7 +229,7 @@ class RowWriter:
     def _language(self, voice: ClonedVoice | str | None, language: str | None) -> list[int]:
         """Return the marker ids for a language.
 
-        Speakers of a dialect use it for Chinese, and if no language is requested.
+        Speakers with a dialect use it if the requested language is Chinese or not set.
         """
         codec, known = self._known.codec, self._known
         dialect = known.dialects.get(voice) if isinstance(voice, str) else None
@@ -240,7 +240,7 @@ class RowWriter:
         return [codec.think, codec.think_bos, known.languages[language], codec.think_eos]
 
     def _pairs(self, texts: Sequence[int], codes: Sequence[int]) -> np.ndarray:
-        """Return rows [n, S], each with a text id and an id of the codec vocabulary."""
+        """Return rows [n, S], each with a text id and a codec-vocabulary id."""
         rows = stream0_rows(self._layout, [self._known.num_text_ids + code for code in codes])
         rows[:, -1] = texts
         return rows
@@ -251,7 +251,7 @@ def _x_vector(head: np.ndarray, voice: ClonedVoice | None) -> tuple[InputAudio, 
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer; for cloning, also with its codec and speaker encoder."""
+    """Return the template that uses the checkpoint's tokenizer and, for cloning, its codec and speaker encoder."""
     config = config_at(checkpoint)
     vocabulary = Qwen3TtsVocabulary.from_record(config[VOCABULARY])
     clones = vocabulary.kind == "base"

@@ -1,4 +1,4 @@
-"""Bundled model `tiny`."""
+"""The bundled model, `tiny`."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

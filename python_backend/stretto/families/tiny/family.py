@@ -4,7 +4,7 @@
     asr   [asr][begin_audio] audio rows [begin_text] ─► pau k ae t pau [separator] c a t [end_of_reply]
 
 A row has stream 0 (text, or the phoneme spoken in this frame), seven codec streams, and one input-only stream. The
-latter carries the ordinal of the row's phoneme (text and audio segments) or of the row's frame (audio rows of a
+latter carries the ordinal number of the row's phoneme (text and audio segments) or of the row's frame (audio rows of a
 prompt).
 """
 
@@ -30,7 +30,7 @@ FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
 FIRST_CODE = 704
 NUM_CODEBOOKS = 7
 CODEBOOK_SIZE = 256
-LEAD = 3  # delay of the codec streams, in rows, so that they depend on the next phonemes
+LEAD = 3  # delay of the codec streams, in rows, so that they can depend on the phonemes that follow
 
 LAYOUT = StreamLayout(
     vocab_size=FIRST_CODE + NUM_CODEBOOKS * CODEBOOK_SIZE,

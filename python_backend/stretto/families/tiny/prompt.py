@@ -1,4 +1,4 @@
-"""Prompts of the bundled model: characters for speech, audio rows for transcription (see `family.py`).
+"""Prompts of the bundled model: characters to speak, or audio rows to transcribe (see `family.py`).
 
 This module also converts the model's text segments to readable text: phonemes, or a transcript.
 """
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 INDEX_STREAM = LAYOUT.num_output_streams
 MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
-FRAME_S = 0.02  # frame length of the search for speech
+FRAME_S = 0.02  # frame length used to detect speech
 ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
-QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits of that level, relative to the loudest frames
-NUM_LOUDEST = 5  # the fifth-loudest frame sets the peak level, so that a click of 0.08 s does not
+QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits for that level, relative to the loudest frames
+NUM_LOUDEST = 5  # the fifth-loudest frame determines the peak level, so that a click of 0.08 s does not
 NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a click has fewer
-MAX_GROWTH = 4  # most characters in ASCII per character of a text; some symbols have 10
+MAX_GROWTH = 4  # maximum number of ASCII characters per character of a text; some symbols become 10
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
 
@@ -124,7 +124,7 @@ def trim_silence(pcm: np.ndarray, margin: int, frame: int) -> np.ndarray:
 
 
 def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:
-    """Return `text` normalised to lower-case words and punctuation of CHARACTERS.
+    """Normalise `text` to lower-case words and the punctuation in CHARACTERS.
 
     Args:
         text: Text to speak.
@@ -132,8 +132,8 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
         transliterates: True to transliterate letters of other scripts to Latin.
 
     Raises:
-        InvalidRequest: If the text is too long, also after conversion to ASCII or to words, has letters of another
-            script, or contains nothing that can be spoken.
+        InvalidRequest: If the text is too long, before or after conversion to ASCII or to words, contains letters of
+            another script, or contains nothing that can be spoken.
     """
     limit = TINY.max_text_chars
     if len(text) > limit:
@@ -141,7 +141,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     if not transliterates and (found := other_script(text)) is not None:
         expected = "English in Latin script, or options.transliterate=true to transliterate other scripts"
         raise InvalidRequest(path, expected, f"{found[0]} in {shown(found[1])}")
-    if (length := len(in_ascii(text))) > MAX_GROWTH * limit:  # before they are parsed
+    if (length := len(in_ascii(text))) > MAX_GROWTH * limit:  # checked before the characters are parsed
         raise InvalidRequest(
             path, f"at most {MAX_GROWTH * limit} characters once converted to ASCII", f"{length} characters"
         )
@@ -154,7 +154,7 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
 
 
 def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str) -> Template:
-    """Return the template with the bundled codec."""
+    """Return the template that uses the bundled codec."""
     return TinyTemplate(codec)
 
 
@@ -162,7 +162,7 @@ PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 class _WordReader:
-    """Reader that joins tokens to words and returns the text word by word, separated by spaces."""
+    """Reader that joins tokens into words and returns the text word by word, separated by spaces."""
 
     def __init__(self, joiner: str, first: int | None = None):
         self._joiner, self._waits_for = joiner, first
@@ -200,8 +200,8 @@ def _spelling(token_id: int) -> str:
 def _tiny_reader(task: str) -> TextReader:
     """Return a reader for a task.
 
-    Phonemes are written as `dh-ax b-er-ch`, with `,` for a pause. Only the characters after the separator are returned
-    for a transcript.
+    Phonemes are written as `dh-ax b-er-ch`, with `,` for a pause. For a transcript, only the characters after the
+    separator are returned.
     """
     return _WordReader("", tiny.SEPARATOR) if task == "asr" else _WordReader("-")
 
@@ -224,5 +224,5 @@ TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words)
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec; it reads no file."""
+    """Return the text codec, which reads no files."""
     return TEXT_CODEC

@@ -17,7 +17,7 @@ MONTH = "|".join(
 )
 YEAR_CUES = "circa|in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
 CURRENCIES = {"$": ("dollar", "cent"), "€": ("euro", "cent"), "£": ("pound", "pence"), "¥": ("yen", "")}
-SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # of money: $3M
+SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # in amounts: $3M
 WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
 MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
 UNITS = {
@@ -73,7 +73,7 @@ def clock(hours: int, minutes: int, suffix: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return digits as in a flight or house number, e.g. "2490" → "twenty four ninety"; "105" → "one oh five"."""
+    """Read digits as in a flight or house number, e.g. "2490" → "twenty four ninety"; "105" → "one oh five"."""
     if not 3 <= len(text) <= 4 or text[0] == "0":
         return digits(text)
     head, tail = text[:-2], text[-2:]
@@ -172,7 +172,7 @@ CODED = (
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
 HALF_DAY = r"\s?[AaPp](?:\.\s?[Mm]\.|[Mm]\b)"
-# A time or an amount of money and the hyphen between it and the next one.
+# A time or an amount of money, and the hyphen between it and a second one.
 RANGE = re.compile(
     rf"(?<![\d:])\d{{1,2}}(?::\d\d(?:{HALF_DAY})?|{HALF_DAY})\s?-\s?(?=\d{{1,2}}(?::\d\d|{HALF_DAY}))"
     rf"|(?<!\d)(?<!\d\.)[$€£¥]{NUMBER}[kKmMbB]?\s?-\s?(?=[$€£¥]\d)"
@@ -244,7 +244,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def write_out(text: str) -> str:
-    """Return `text` with every number in ASCII digits replaced by words; the rest is unchanged."""
+    """Replace every number in ASCII digits in `text` with words; the rest is unchanged."""
     for pattern, speak in RULES:
         text = pattern.sub(partial(_spaced, speak), text)
     return text
@@ -272,7 +272,7 @@ ABBREVIATIONS = {
     "rev": "reverend", "hon": "honorable", "govt": "government", "inc": "incorporated",
     "ltd": "limited", "corp": "corporation", "min": "minutes", "max": "maximum",
 }  # fmt: skip
-BEFORE_NUMBERS = {  # abbreviations that are also words, or the ends of sentences
+BEFORE_NUMBERS = {  # abbreviations that can also be words or ends of sentences
     "fig": "figure", "vol": "volume", "ch": "chapter", "p": "page", "pp": "pages", "sec": "section", "art": "article",
     "ext": "extension", "rm": "room", "ste": "suite", "eq": "equation", "op": "opus",
 }  # fmt: skip
@@ -311,13 +311,13 @@ SHOUTED = set(
 SPELLED = set("AARP ADHD ASAP ESPN HDMI ICBM IEEE IMDB ISBN ISSN NAACP NCAA OECD UCLA USDA USPS USSR".split())
 VOWELS = set("AEIOUY")
 
-SCRIPTS = {  # by the first word of a letter's Unicode name; others keep that word in messages
+SCRIPTS = {  # keyed by the first word of a letter's Unicode name; for other scripts, messages contain that word
     "CJK": "Chinese characters", "IDEOGRAPHIC": "Chinese characters", "HIRAGANA": "Japanese letters",
     "KATAKANA": "Japanese letters", "KATAKANA-HIRAGANA": "Japanese letters", "HANGUL": "Korean letters",
     "DEVANAGARI": "Devanagari letters (Hindi and others)", "CYRILLIC": "Cyrillic letters (Russian and others)",
 }  # fmt: skip
 LATIN = {"LATIN", "MODIFIER"}  # the latter: ʻokina and the like
-GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # one letter alone: a symbol, as in "π" or "Δt"
+GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a single letter is a symbol, as in "π" or "Δt"
 
 ABBREVIATION = re.compile(rf"\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?=\s+[A-Z])")
@@ -326,7 +326,7 @@ DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b)?|\b(?:[A-Z]\.)(?=\s+[A-
 AFTER_DIGIT = re.compile(r"\d\s?\Z")
 ACRONYM = re.compile(r"\b[A-Z]{2,5}s?\b")
 NUMBERED_ABBREVIATION = re.compile(rf"\b({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
-# "Mon", "Wed", "Sat" and "Sun" are words, too, and need a date or a time after them, or another day in a range.
+# "Mon", "Wed", "Sat" and "Sun" are also words, so they need a date or time after them, or another day in a range.
 DAYS = "Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun"
 DATED = rf",?\s+(?:{'|'.join(month.title() for month in MONTHS)}|{MONTH})\b|,?\s+\d"
 WEEKDAY = re.compile(
@@ -339,7 +339,7 @@ NUMERAL = re.compile(r"\b([A-Z][a-z]+)((?:\s+[A-Z][a-z]+)?)\s+([XLVI]+)\b(?!['�
 NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # after "Elizabeth I"
 WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
 
-# Addresses. Their ends may not be the punctuation of the sentence around them.
+# Addresses. They may not end with the punctuation of the surrounding sentence.
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}")
 URL = re.compile(r"\b(?:(?:https?|ftp)://|www\.)[^\s<>\"]+|(?<![\w.-])(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}/[^\s<>\"]*")
 IN_ADDRESSES = {
@@ -350,9 +350,9 @@ SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter doma
 
 
 def normalise(text: str, characters: str) -> str:
-    """Return `text` as lower-case words and punctuation of `characters`, with single spaces.
+    """Convert `text` to lower-case words and punctuation in `characters`, with single spaces.
 
-    Empty if nothing can be spoken.
+    The result is empty if nothing can be spoken.
     """
     text = write_out(_expand(_number_names(_spell_addresses(in_ascii(text)))))
     text = _spell_acronyms(text)
@@ -360,7 +360,7 @@ def normalise(text: str, characters: str) -> str:
 
 
 def in_ascii(text: str) -> str:
-    """Convert `text` to ASCII and the characters of KEPT; the result may be several times as long."""
+    """Convert `text` to ASCII and the characters in KEPT; the result may be several times as long."""
     return _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
 
 
@@ -372,8 +372,8 @@ def words_of(normalised: str) -> tuple[str, ...]:
 def other_script(text: str) -> tuple[str, str] | None:
     """Return the first script in `text` that an English voice cannot read, and the first word in it.
 
-    None if there is none.
-    Latin letters with any accents are readable, and so is a single Greek letter as a symbol.
+    Return None if there is no such script.
+    Latin letters with any accents are readable, and so is a single Greek letter used as a symbol.
     """
     for word in text.split():
         for character in filter(str.isalpha, GREEK_SYMBOL.sub("", unicodedata.normalize("NFKC", word))):
@@ -384,7 +384,7 @@ def other_script(text: str) -> tuple[str, str] | None:
 
 
 def _greek_name(found: re.Match[str]) -> str:
-    """Return the name of a Greek letter between spaces, e.g. " pi "; letters with an accent are unchanged."""
+    """Return the name of a Greek letter between spaces, e.g. " pi "; accented letters are unchanged."""
     name = unicodedata.name(found.group(), "")
     is_plain = name.startswith("GREEK") and " WITH " not in name
     return f" {name.rpartition(' ')[2].lower()} " if is_plain else found.group()
@@ -398,12 +398,12 @@ def _ascii(text: str) -> str:
             return " "
         return " " if unicodedata.category(character) in DROPPED else anyascii(character)
 
-    # NFC first: a letter and its combining accent are one character for anyascii.
+    # NFC comes first, so that a letter and its combining accent are a single character for anyascii.
     return "".join(map(ascii_of, unicodedata.normalize("NFC", text)))
 
 
 def _spell_addresses(text: str) -> str:
-    """Replace e-mail addresses and URLs by words, e.g. "x.org/a_b" → "x dot org slash a underscore b"."""
+    """Replace e-mail addresses and URLs with words, e.g. "x.org/a_b" → "x dot org slash a underscore b"."""
     return URL.sub(_address, EMAIL.sub(_address, text.replace("mailto:", "")))
 
 
@@ -437,7 +437,7 @@ def _number_names(text: str) -> str:
         before = match.group()[: -len(numeral)]
         if name in NUMBERED:
             return f"{before}{cardinal(count)}"
-        # "Elizabeth I was told" may be about two people.
+        # "Elizabeth I was told" may refer to two people.
         is_pronoun = numeral == "I" and not NO_PRONOUN.match(match.string, match.end())
         if name in REIGNED and not is_pronoun:
             return f"{before}the {ordinal(count)}"
@@ -488,7 +488,7 @@ def _letters(text: str) -> str:
 
 
 def _spell_acronyms(text: str) -> str:
-    """Spell acronyms, e.g. BBC → b b c, unless the whole text is in capitals."""
+    """Spell out acronyms, e.g. BBC → b b c, unless the whole text is in capitals."""
     if not any(character.islower() for character in text):
         return text
 

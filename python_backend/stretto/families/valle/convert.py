@@ -1,7 +1,7 @@
-"""Conversion of VALL-E's release: names and hyperparameters of ESPnet's recipes.
+"""Conversion of VALL-E releases, with the names and hyperparameters of ESPnet recipes.
 
-Names follow espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py of
-https://github.com/espnet/espnet. Values of `corelm_conf` that are missing in `config.yaml` get the defaults of these
+Names follow espnet2/speechlm/{definitions,core_lm/valle,module/transformer,module/valle}.py in
+https://github.com/espnet/espnet. Values that are missing from `corelm_conf` in `config.yaml` get the defaults in these
 files. `token_list` and `token_bias` are as in OpusLM.
 """
 
@@ -29,7 +29,7 @@ DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}
 VOICE_FRAMES = 150  # default of `speaker_prompt_length`
 TASKS = ("bpe_tts", "codec_bpe_tts")
-# GPT-2's names of a block's modules, except query, key and value, which it stores in one tensor.
+# GPT-2 names of the modules in a block, except query, key and value, which GPT-2 stores in one tensor.
 RENAMED = {"attn.out": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj", "attn_ln": "ln_1", "mlp_ln": "ln_2"}
 
 
@@ -63,12 +63,12 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return the dtype found by OpusLM's converter."""
+    """Return the dtype used in training, found as for OpusLM."""
     return opuslm.trained_dtype(config)
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a remark on the latency of replies."""
+    """Return a remark on reply latency."""
     return ["audio starts only after the whole reply, because its other codebooks are filled in afterwards"]
 
 
@@ -94,7 +94,7 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
     """Return the vocabulary defined by `token_list` and `token_bias`.
 
     Raises:
-        CheckpointError: If these contradict the family's assumptions.
+        CheckpointError: If `token_list` or `token_bias` contradicts the family's assumptions.
     """
     names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
     codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
@@ -131,9 +131,9 @@ def _token(names: list[str], *spellings: str) -> int:
 
 
 def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of the autoregressive model's tensors: GPT-2, with transposed matrices.
+    """Return the plan for the autoregressive model's tensors, which are written as GPT-2 with transposed matrices.
 
-    The head covers only the ids that it samples.
+    The head covers only the ids that are sampled.
 
     Args:
         numbers: Hyperparameters.
@@ -175,7 +175,7 @@ def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tens
 
 
 def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return a dict from name to shape for the tensors that are merged into query tensors."""
+    """Map the names of the tensors that are merged into query tensors to their shapes."""
     width = numbers["att_unit"]
     shapes: dict[str, tuple[int, ...]] = {
         "key.weight": (width, width),
@@ -187,7 +187,7 @@ def folded_shapes(numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _vectors(old: str, new: str, width: int) -> Plan:
-    """Return the plan of a norm's weight and bias, from name `old` to name `new`."""
+    """Return the plan for a norm's weight and bias, which renames `old` to `new`."""
     return {f"{old}.{kind}": Part(f"{new}.{kind}", (width,)) for kind in ("weight", "bias")}
 
 
@@ -217,7 +217,7 @@ def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> Vall
 
 
 def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
-    """Return the plan of the non-autoregressive model's tensors and of the shared tables; names are unchanged."""
+    """Return the plan for the non-autoregressive model's tensors and the shared tables; names are unchanged."""
     width, first = shape.width, known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
     square, inner = (width, width), (4 * width, width)

@@ -5,9 +5,9 @@
 A prompt row has one stream per codebook. Frames of the voice have all their codes; other rows have an id and pads,
 which have an embedding of their own. Rows of the reply have only the first codebook. After the end of the utterance,
 the decoder fills in the other codebooks from these rows and the prompt (`families/valle/refinement.py`), so a reply is
-audible only after its end. Guidance is an addition of this server: the unconditional request contains neither words nor
-voice. No weights are known to be published in this layout. Every recipe has its own vocabulary, which config.json
-contains (`speech_vocabulary`).
+audible only after its end. Guidance was added by this server: the unconditional request contains neither words nor
+voice. No published weights with this layout are known. Every recipe has its own vocabulary, which config.json contains
+(`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ class ValleVocabulary(Vocabulary):
 
     Attributes:
         vocab_size: Number of ids.
-        text: First text id, and the id after the last one.
+        text: First text id, and the id after the last text id.
         codec: First id of the first codebook; the other codebooks follow.
         num_codebooks: Number of codebooks.
         codebook_size: Number of codes per codebook.
         text_marker, voice_marker, codec_marker: Ids that precede text, voice and codes.
         task: Id of the task that speaks text in a given voice.
-        voice_frames: Number of frames of a voice.
+        voice_frames: Number of frames in a voice.
         max_model_len: Maximum number of rows.
     """
 
@@ -71,8 +71,8 @@ class ValleVocabulary(Vocabulary):
         )
 
 
-# Defaults of `SpeechLMInferenceOptions` (espnet2/speechlm/core_lm/abs_core_lm.py), with at most 30 s. No guidance,
-# because the model was not trained for it.
+# Defaults of `SpeechLMInferenceOptions` (espnet2/speechlm/core_lm/abs_core_lm.py), with at most 30 s of audio. There is
+# no guidance, because the model was not trained for it.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, top_k=20, min_rows=1, max_rows=1500),

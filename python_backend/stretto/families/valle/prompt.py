@@ -1,6 +1,6 @@
-"""Prompts of VALL-E: `[sos][task][text] words … [spk] frames … [codec]`, all rows but the last with ESPnet's pads.
+"""VALL-E prompts: `[sos][task][text] words … [spk] frames … [codec]`, with ESPnet's pads in all rows but the last.
 
-A voice has a fixed number of frames. Longer ones are cut, and shorter ones are padded, as in training.
+A voice has a fixed number of frames. Longer recordings are cut, and shorter ones are padded, as in training.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 
 
 class ValleTemplate:
-    """Prompt template of VALL-E."""
+    """VALL-E prompt template."""
 
     def __init__(self, family: Family, known: ValleVocabulary, subwords: Subwords, codec: Codec):
         self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
@@ -63,6 +63,6 @@ class ValleTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and ESPnet's codec."""
+    """Return the template that uses the checkpoint's tokenizer and the ESPnet codec."""
     known = ValleVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     return ValleTemplate(family, known, Subwords(TextTokenizer.at(checkpoint), family), codec)

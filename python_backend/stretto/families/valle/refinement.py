@@ -1,4 +1,4 @@
-"""VALL-E's non-autoregressive model: fills in one codebook per pass over a whole utterance (arXiv 2301.02111).
+"""VALL-E's non-autoregressive model, which fills in one codebook per pass over an utterance (arXiv 2301.02111).
 
     row        words … voice … start   c0  c1 … c(T-1)   end
     level 1    embeddings of codebook 0             ─► codebook 1 of every frame, the most likely code
@@ -6,8 +6,8 @@
     …
 
 Attention is bidirectional, so each frame of an utterance depends on all others. The scale and shift of every norm
-depend on the level. Names follow ESPnet's checkpoints (espnet2/speechlm/{core_lm,module}/valle.py of
-https://github.com/espnet/espnet). Two details of ESPnet's code are reproduced: after each level the embedding of the
+depend on the level. Names follow ESPnet checkpoints (espnet2/speechlm/{core_lm,module}/valle.py in
+https://github.com/espnet/espnet). Two details of ESPnet's code are reproduced: after each level, the embedding of the
 start id is added to its row once more, and the row of the end id gets the embedding of the code sampled at its
 position.
 """
@@ -35,7 +35,7 @@ class ValleShape:
     """Sizes in a checkpoint.
 
     Attributes:
-        num_ids: Number of rows of the embedding table.
+        num_ids: Number of rows in the embedding table.
         codes: Id of code 0 of codebook 0; the ids of the other codebooks follow.
         end: Id after the last frame.
     """
@@ -74,7 +74,7 @@ class LevelNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of rows [B, L, H] over the rows in `mask` [B, 1, 1, L]."""
+    """Self-attention over the rows [B, L, H] for which `mask` [B, 1, 1, L] is True."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, and a feed-forward layer of four times the width, each with pre-norm and a residual connection."""
+    """Attention and a feed-forward layer with four times the width, each with pre-norm and a residual connection."""
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""VibeVoice: Qwen2.5 with a diffusion head over acoustic latents, which also reads features of its own speech."""
+"""VibeVoice: Qwen2.5 with a diffusion head for acoustic latents. It also reads features of its own speech."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

@@ -1,4 +1,4 @@
-"""Conversion of the VibeVoice 1.5B and 7B releases, in the layout of transformers or of the authors.
+"""Conversion of the VibeVoice 1.5B and 7B releases, in transformers format or the authors' format.
 
 https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
 decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
@@ -39,8 +39,8 @@ from stretto.weights.loading import Part, Plan
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
 MARKS = {"model.latent_scaling_factor": "VibeVoice", "model.speech_scaling_factor": "VibeVoice"}
-MAX_SIZE = 1 << 20  # limit of the diffusion head's sizes
-MAX_MODEL_LEN = 8192  # 18 minutes; a table holds the latents of all positions of all requests
+MAX_SIZE = 1 << 20  # maximum size in the diffusion head
+MAX_MODEL_LEN = 8192  # 18 minutes; a table stores the latents for all positions of all requests
 SCALES = ("latent_scaling_factor", "latent_bias_factor")
 HEAD: dict[str, Any] = {  # required settings of the diffusion head
     "hidden_act": "silu",
@@ -57,7 +57,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, with the acoustic tokenizer in a separate folder."""
+    """Return the checkpoint to be written, with the acoustic tokenizer in a separate folder."""
     check_kind(contents.config)
     is_authors, config = AUTHORS in contents.config, contents.config
     name_of: Callable[[str], str] = authors_name if is_authors else str
@@ -77,7 +77,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "max_position_embeddings": known.max_model_len,
         "diffusion_head": shape.head,
         "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
-        "tie_word_embeddings": True,  # the head has rows of few ids only
+        "tie_word_embeddings": True,  # the head has rows for only a few ids
         "dtype": contents.dtype,
     }
     codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
@@ -110,9 +110,9 @@ def check_kind(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"model_type: expected 'vibevoice', got {shown(kind)}")
 
 
-AUTHORS = "acoustic_tokenizer_config"  # key of a config.json in the authors' layout
+AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format
 AUTHORS_SEMANTIC = "semantic_tokenizer_config"
-IDS = {  # tokens of the authors' tokenizer, by the keys of transformers' config.json
+IDS = {  # tokens in the authors' tokenizer, by key in the transformers config.json
     "audio_bos_token_id": "<|vision_start|>",
     "audio_eos_token_id": "<|vision_end|>",
     "audio_token_id": "<|vision_pad|>",
@@ -130,7 +130,7 @@ AUTHORS_NETWORK: dict[str, Any] = {
     "mixer_layer": "depthwise_conv",
     "pad_mode": "constant",
 }
-# The authors' keys of a tokenizer's hyperparameters, with the keys of transformers' config.json.
+# The authors' keys for a tokenizer's hyperparameters, with the keys in the transformers config.json.
 NETWORK_KEYS = {
     "channels": "channels",
     "vae_dim": "hidden_size",
@@ -138,7 +138,7 @@ NETWORK_KEYS = {
     "layernorm_eps": "rms_norm_eps",
 }
 NOISE_PART = 0.8  # `fix_std` divided by the standard deviation of the factor that scales the noise of a recording
-# Replacements that turn transformers' names into the authors' names; `+` is the number in the match plus one.
+# Replacements that convert transformers names to the authors' names; `+` is the number in the match plus one.
 AUTHORS_NAMES = (
     (r"^model\.latent_(scaling|bias)_factor$", r"model.speech_\1_factor"),
     (r"^model\.multi_modal_projector\.", "model.acoustic_connector."),
@@ -164,7 +164,7 @@ AUTHORS_NAMES = (
 
 
 def authors_name(name: str) -> str:
-    """Convert a tensor name from transformers' layout to the authors' layout."""
+    """Convert a tensor name in transformers format to the authors' name."""
     for pattern, made in AUTHORS_NAMES:
         found = re.search(pattern, name)
         if found is not None:
@@ -174,14 +174,14 @@ def authors_name(name: str) -> str:
 
 
 def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Convert a config.json from the authors' layout to transformers' layout.
+    """Convert a config.json from the authors' format to transformers format.
 
     Args:
         config: Contents of the file.
-        tokenizer: Text tokenizer, whose tokens mark audio.
+        tokenizer: Text tokenizer, some of whose tokens mark audio.
 
     Raises:
-        CheckpointError: A token is missing, or the model is not supported.
+        CheckpointError: If a token is missing, or the model is not supported.
     """
     ids = {spelling: number for number, spelling in tokenizer.tokens.items()}
     missing = sorted(token for token in IDS.values() if token not in ids)
@@ -195,7 +195,7 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
             f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
         )
     for name, value in (("hidden_size", width), ("head_ffn_ratio", ratio)):
-        if not 0 < value < MAX_SIZE:  # False for NaN, which JSON may have as well as Infinity
+        if not 0 < value < MAX_SIZE:  # also rejects NaN and Infinity, which JSON may contain
             expected = f"a number above 0 and below {MAX_SIZE}"
             raise CheckpointError(f"diffusion_head_config.{name}: expected {expected}, got {shown(value)}")
     names = "hidden_size", "latent_size", "rms_norm_eps"
@@ -214,7 +214,7 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
 
 
 def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """Return the hyperparameters of a tokenizer, given the section of the authors' config.json."""
+    """Return the hyperparameters of a tokenizer from a section of the authors' config.json."""
     given = dict(entry(config, section))
     mirrored = {f"decoder_{name}": given.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
     require(given, section, AUTHORS_NETWORK | mirrored)
@@ -235,7 +235,7 @@ def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any])
 
 
 def scale(tensors: Mapping[str, Tensor], name: str) -> float:
-    """Return a scalar of the release; raise CheckpointError if it is missing or not a finite number."""
+    """Return a scalar tensor of the release; raise CheckpointError if it is missing or not a finite number."""
     tensor = tensors.get(name)
     value = float("nan")
     if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
@@ -247,7 +247,7 @@ def scale(tensors: Mapping[str, Tensor], name: str) -> float:
 
 
 class Shape:
-    """Hyperparameters of a release's model, from its config.json.
+    """Model hyperparameters, read from a release's config.json.
 
     Raises:
         CheckpointError: If a value is missing, or the model is not supported.
@@ -306,7 +306,7 @@ def plan(shape: Shape) -> Plan:
             add(f"{name}.bias", f"{own}.bias", rows)
 
     def embeddings(stored: Tensor) -> Tensor:
-        return torch.cat([stored, stored.new_zeros(1, width)])  # rows with a latent of a voice have no embedding
+        return torch.cat([stored, stored.new_zeros(1, width)])  # rows that carry a voice latent have no embedding
 
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
     if not shape.is_tied:
@@ -348,7 +348,7 @@ def plan(shape: Shape) -> Plan:
 
 
 def head_layers(shape: Shape, width: int) -> list[tuple[str, int, int]]:
-    """Return name, rows and columns of each linear layer in the diffusion head."""
+    """Return the name, number of rows and number of columns of each linear layer in the diffusion head."""
     inner, size = shape.head["intermediate_size"], shape.acoustic.size
     found = [
         ("noisy_images_proj", width, size),

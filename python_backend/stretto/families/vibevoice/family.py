@@ -2,9 +2,10 @@
 
     tts     system prompt, voices, script, [begin] ─► x0 x1 … xn [end] [begin] … [end] [end of reply]
 
-A row is an id of the text or a frame: its latent, and the semantic encoder's features of the audio decoded so far. The
-head of the model chooses among frame, begin, end and end of reply. The latent of a frame is generated from the previous
-row. The unconditional request for guidance reads only the current stretch: the mark that begins it, and its frames.
+A row is a text id or a frame, which consists of its latent and the semantic encoder's features of the audio decoded so
+far. The model's head chooses among frame, begin, end and end of reply. The latent of a frame is generated from the
+previous row. The unconditional request for guidance reads only the current stretch: the mark that begins it, and its
+frames.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
 NAME = "vibevoice"
 FRAME_RATE = 7.5
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 10, 1.3  # of the authors' demonstration
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 10, 1.3  # as in the authors' demo
 STEPS = range(2, 51)
 MAX_FRAMES = 4096  # 9 minutes
 MAX_IDS, MAX_NUMBERS = 1 << 20, 4096  # far above those of any release
@@ -29,13 +30,13 @@ class VibeVoiceVocabulary(Vocabulary):
     """Ids and sizes of a release.
 
     Attributes:
-        num_text_ids: Number of ids of the embedding table.
+        num_text_ids: Number of ids in the embedding table.
         begin: Id that begins audio.
         end: Id that ends audio.
         frame: Id of a frame.
         end_of_reply: Id that ends the reply.
         num_numbers: Number of elements in an acoustic latent.
-        num_features: Number of semantic features of a frame's audio.
+        num_features: Number of semantic features per frame.
         max_model_len: Maximum number of rows.
         is_tied: True if the head uses the rows of the embedding table.
     """
@@ -61,12 +62,12 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Ids of a reply, in the order of the head's rows; the end of the reply is last."""
+        """Ids that occur in a reply, in the order of the head's rows; the id that ends the reply is last."""
         return *sorted((self.begin, self.end, self.frame)), self.end_of_reply
 
     @property
     def voice(self) -> int:
-        """Id of a row with a latent of a recording."""
+        """Id of rows that carry a latent of a recording."""
         return self.num_text_ids
 
     @property
@@ -78,7 +79,7 @@ class VibeVoiceVocabulary(Vocabulary):
     def num_words(self) -> int:
         """Number of 32-bit words per frame.
 
-        They are the latent, a flag that marks the first frame of a stretch of audio, and the semantic features.
+        The words are the latent, a flag that marks the first frame of a stretch of audio, and the semantic features.
         """
         return self.num_numbers + 1 + self.num_features
 

@@ -1,4 +1,4 @@
-"""Language model of VibeVoice with its connectors, the diffusion head, and the feedback through decoder and encoder.
+"""VibeVoice language model with connectors, diffusion head, and feedback through the decoder and semantic encoder.
 
     row ─► Qwen2.5 ─► h ─► frame, begin, end or end of reply?
                       └─► head(h, state of the unconditional request) ─► x ─► decoder ─► pcm ─► semantic encoder ─► f
@@ -23,9 +23,9 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from stretto.codecs.vibevoice import Decoder, Encoder, Scale, TokenizerConfig
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
 
-NUM_TIMES = 1000  # of the training's schedule
+NUM_TIMES = 1000  # in the training schedule
 OFFSET, MAX_BETA = 0.008, 0.999
-NUM_WAVES, LONGEST_WAVE = 256, 10000.0  # of the embedding of times
+NUM_WAVES, LONGEST_WAVE = 256, 10000.0  # of the time embedding
 CONNECTOR_EPS = 1e-6
 
 
@@ -43,7 +43,7 @@ class Connector(nn.Module):
         self.act = RMSNorm(width, eps=CONNECTOR_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [N, H] of x [N, D]."""
+        """Return the embeddings [N, H] of x [N, D]."""
         return self.linear_2(self.act(self.linear_1(x.contiguous())))
 
 
@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = linear(width, inner), linear(width, inner), linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the output [N, H] of x [N, H]."""
+        """Return the output [N, H] for x [N, H]."""
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -67,7 +67,7 @@ class HeadLayer(nn.Module):
         self.norm, self.linear, self.ffn = RMSNorm(width, eps=eps), linear(width, 3 * width), FeedForward(width, inner)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return the output [N, H] of x [N, H], for silu of the condition [N, H]."""
+        """Return the output [N, H] for x [N, H] and silu of the condition [N, H]."""
         shift, scale, gate = self.linear(condition).chunk(3, -1)
         return x + gate * self.ffn(self.norm(x) * (1 + scale) + shift)
 
@@ -80,7 +80,7 @@ class LastLayer(nn.Module):
         self.linear_1, self.linear_2, self.eps = linear(width, 2 * width), linear(width, num_numbers), eps
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return v [N, D] of x [N, H], for silu of the condition [N, H]."""
+        """Return v [N, D] for x [N, H] and silu of the condition [N, H]."""
         shift, scale = self.linear_1(condition).chunk(2, -1)
         if x.device.type == "cpu":
             normed = torch.empty_like(x)
@@ -92,14 +92,14 @@ class LastLayer(nn.Module):
 
 
 class TimeProjection(nn.Module):
-    """Embedding of the solver's times."""
+    """Embedding of solver times."""
 
     def __init__(self, width: int):
         super().__init__()
         self.fc1, self.fc2 = linear(NUM_WAVES, width), linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [n, H] of times [n]."""
+        """Return the embeddings [n, H] of times [n]."""
         half = NUM_WAVES // 2
         waves = torch.exp(-math.log(LONGEST_WAVE) * torch.arange(half, dtype=torch.float32, device=times.device) / half)
         angles = times[:, None] * waves
@@ -135,7 +135,7 @@ def solver_factors(number: int) -> torch.Tensor:
 
 
 class DiffusionHead(nn.Module):
-    """Predictor of latents: a network that predicts v, and its solver. It is a `GuidedLatentPredictor`."""
+    """Latent predictor (`GuidedLatentPredictor`), which consists of a network that predicts v, and a solver."""
 
     def __init__(self, config: Mapping[str, Any], width: int, num_numbers: int):
         super().__init__()
@@ -184,7 +184,7 @@ class DiffusionHead(nn.Module):
         return x
 
     def _velocity(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return v [N, D] of latents x [N, D] under conditions [N, H]."""
+        """Return v [N, D] for latents x [N, D] and conditions [N, H]."""
         x, condition = self.noisy_images_proj(x), silu(condition)
         for layer in self.layers:
             x = layer(x, condition)
@@ -192,7 +192,7 @@ class DiffusionHead(nn.Module):
 
 
 class Feedback(nn.Module):
-    """Acoustic decoder and semantic encoder, frame by frame. It is a `LatentFeedback`."""
+    """Acoustic decoder followed by the semantic encoder, computed frame by frame (a `LatentFeedback`)."""
 
     def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig, scale: Scale):
         super().__init__()
@@ -237,7 +237,7 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         return self.head.prepare(self.family.layout.latents.steps)
 
     def latent_feedback(self) -> Feedback:
-        """Return the acoustic decoder with the semantic encoder."""
+        """Return the acoustic decoder and semantic encoder."""
         return self.feedback
 
     @torch.inference_mode()

@@ -1,10 +1,10 @@
-"""Prompts of VibeVoice: an instruction, up to four voices from recordings, and the lines of a script.
+"""VibeVoice prompts: an instruction, up to four voices from recordings, and the lines of a script.
 
     instruction │ " Voice input:" (" Speaker 0:" [begin] voice … [end]) … │ " Text input:" (" Speaker 0: …") … │
     " Speech output:" [begin]
 
-Layout: https://github.com/microsoft/VibeVoice, vibevoice/processor/vibevoice_processor.py. Each part is tokenized
-separately. Recordings of the conversation are the voices of the speakers, in order.
+The layout follows vibevoice/processor/vibevoice_processor.py in https://github.com/microsoft/VibeVoice. Each part is
+tokenized separately. The recordings in the conversation are the voices of the speakers, in order.
 """
 
 import re
@@ -29,12 +29,12 @@ VOICES, SCRIPT, SPEECH = " Voice input:\n", " Text input:\n", " Speech output:\n
 LINE = re.compile(r"^Speaker\s+(\d{1,3})\s*:\s*(.*)$", re.IGNORECASE)
 MAX_SPEAKERS = 4
 MIN_AUDIO_S = 0.4
-# Longest reply. The authors set no limit; slow speech has about 4 frames per token.
+# Maximum length of a reply. The authors set no limit; slow speech has about 4 frames per token.
 FRAMES_PER_TOKEN, SPARE_FRAMES = 12, 60
 
 
 class VibeVoiceTemplate:
-    """Prompt template of VibeVoice."""
+    """VibeVoice prompt template."""
 
     def __init__(self, family: Family, vocabulary: VibeVoiceVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
@@ -42,7 +42,7 @@ class VibeVoiceTemplate:
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of a conversation: recordings of the speakers, and the script."""
+        """Return the rows of a conversation, which consists of recordings of the speakers and a script."""
         voices = [piece for piece in pieces if piece.text is None]
         scripts = [piece for piece in pieces if piece.text is not None]
         odd = next((piece for piece in pieces if piece.role == "assistant"), None)
@@ -63,7 +63,7 @@ class VibeVoiceTemplate:
         return PromptRows(np.concatenate(parts), max_rows=min(longest, MAX_FRAMES))
 
     def _lines(self, piece: Piece, num_speakers: int) -> list[tuple[int, str]]:
-        """Return the number of the speaker, from 0, and the text of each line."""
+        """Return the speaker number, counted from 0, and the text of each line."""
         assert piece.text is not None
         check_text(piece.text, piece.path, self._family.max_text_chars)
         lines = list[tuple[int, str]]()
@@ -74,7 +74,7 @@ class VibeVoiceTemplate:
         if not any(text for _, text in lines):
             raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))
         lines = [(number, text) for number, text in lines if text]
-        first = min(1, min(number for number, _ in lines))  # speakers count from 1, or from 0 if there is a 0
+        first = min(1, min(number for number, _ in lines))  # speakers are numbered from 1, or from 0 if there is a 0
         highest = max(number for number, _ in lines)
         if highest - first >= num_speakers:
             expected = f"speakers {first} to {first + num_speakers - 1}, as there are {num_speakers} voices"
@@ -89,7 +89,7 @@ class VibeVoiceTemplate:
         return rows
 
     def _encoded(self, piece: Piece) -> np.ndarray:
-        """Return the words of a recording's latents, int32 [D, T]."""
+        """Encode a recording to latents, as words, int32 [D, T]."""
         assert piece.pcm is not None, "a recording has samples, codes or latents"
         if len(piece.pcm) < MIN_AUDIO_S * self._rate:
             got = f"{len(piece.pcm) / self._rate:.4f} s"
@@ -106,7 +106,7 @@ class VibeVoiceTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and codec."""
+    """Return the template that uses the checkpoint's tokenizer and codec."""
     known = VibeVoiceVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)

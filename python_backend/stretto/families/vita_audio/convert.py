@@ -1,8 +1,8 @@
-"""Conversion of VITA-Audio's release in Hugging Face's layout, where the modules' layers follow the backbone's layers.
+"""Conversion of VITA-Audio releases in Hugging Face format, where MCTP-module layers follow the backbone layers.
 
-Names: vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py of
+Names follow vita_audio/models/qwen2_mtp_v4_48_3 and vita_audio/tokenizer_glm4voice.py in
 https://github.com/VITA-MLLM/VITA-Audio. The modules' projections and norms belong to the class that has the head, so
-their names begin with `mtp_`; some tools prepend `model.`. VITA-Audio-Plus has SenseVoice's encoder in its files.
+their names begin with `mtp_`; some tools prepend `model.`. VITA-Audio-Plus files contain the SenseVoice encoder.
 """
 
 import re
@@ -36,7 +36,7 @@ class PublishedTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Return the tokenizer's files; raise CheckpointError if they do not match or their number of codes differs."""
+        """Return the tokenizer's files; raise CheckpointError if they do not match or do not have `num_codes` codes."""
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])
@@ -94,10 +94,10 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
 
 
 def encoder_plan(audio: Mapping[str, Any], hidden_size: int) -> Plan:
-    """Return the plan of the encoder's and adaptor's tensors; names are unchanged except for the prefix.
+    """Return the plan for the tensors of the encoder and adaptor; names are unchanged except for the prefix.
 
     Args:
-        audio: `audio_config` of config.json.
+        audio: `audio_config` in config.json.
         hidden_size: Width of the backbone.
     """
     size = audio["output_size"]
@@ -118,7 +118,7 @@ def _at(record: Mapping[str, Any], dotted: str, default: Any) -> Any:
 
 
 def _normalisation(path: Path, width: int) -> tuple[list[float], list[float]]:
-    """Return shift and scale of each input feature, from Kaldi's text form of a network.
+    """Return the shift and scale of each input feature, from a network in Kaldi's text format.
 
     The shift is added first, and the sum is multiplied by the scale.
     """
@@ -147,7 +147,7 @@ GENERATION = AUDIO | {name: (f"text.{name}", f"audio.{name}") for name in DRAWN}
 GENERATION |= {"do_sample": ("text.temperature", "audio.temperature")}
 PLUS = "qwen2_mtp_sensevoice"
 MODEL_TYPES = ("qwen2_mtp", "qwen2", PLUS)  # `qwen2` is a release without modules
-# Keys of config.json that concern layers; the others concern tokens and tools.
+# Keys in config.json that concern layers; the other keys concern tokens and tools.
 NUMBERS = (
     "hidden_size",
     "intermediate_size",
@@ -189,7 +189,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def layers(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the number of decoder layers in the backbone, and the number of MCTP modules, of one layer each."""
+    """Return the number of decoder layers in the backbone, and the number of MCTP modules, which have a layer each."""
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json: {missing[0]} is missing")
@@ -206,7 +206,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
     """Return the vocabulary.
 
     Args:
-        tokenizer: Text tokenizer, which contains the markers and the codes; the ids of the codes must be contiguous.
+        tokenizer: Text tokenizer, which contains the markers and the codes. The ids of the codes must be contiguous.
         vocab_size: Number of ids in the model.
         markers: Names of the markers.
 
@@ -231,7 +231,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
 
 
 def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
-    """Return the plan of tensors to write; names are unchanged, but the names of the modules lose `prefix`.
+    """Return the plan of tensors to write; names are unchanged, except that `prefix` is removed from module names.
 
     Args:
         record: config.json of the checkpoint.
@@ -250,8 +250,8 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
 def schedule(folder: Path, num_modules: int) -> str:
     """Return the name of a release's default schedule, a key of SCHEDULES.
 
-    generation_config.json may name it. Otherwise it is `balance` if the release has enough modules for it, else
-    `vanilla`, as in the authors' repository.
+    The schedule may be set in generation_config.json. Otherwise, as in the authors' repository, it is `balance` if the
+    release has enough modules for that, and `vanilla` if not.
     """
     path = folder / "generation_config.json"
     mode = read_json(path).get("mtp_inference_mode") if num_modules and path.is_file() else None

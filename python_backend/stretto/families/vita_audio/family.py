@@ -1,7 +1,7 @@
-"""VITA-Audio: the vocabulary of Qwen 2.5, markers, and one id per code of GLM-4-Voice's tokenizer.
+"""VITA-Audio: the Qwen 2.5 vocabulary, markers, and one id per code of the GLM-4-Voice tokenizer.
 
-A spoken reply is one stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, and so on. The
-model learned this order; it is not enforced. Paper: https://arxiv.org/abs/2505.03739.
+A spoken reply is a single stream: a few words, `<|begin_of_audio|>`, codes, `<|end_of_audio|>`, a few words, and so on.
+The model learned this order; it is not enforced. Paper: https://arxiv.org/abs/2505.03739.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
 FRAME_RATE = 12.5
-# Ids by name in a release's tokenizer, `<|im_start|>` and so on, for releases with discrete audio input.
+# Ids by name (`<|im_start|>` and so on) in the tokenizer of releases with discrete audio input.
 MARKERS = {
     "endoftext": 151643,
     "im_start": 151644,
@@ -22,12 +22,13 @@ MARKERS = {
     "begin_of_audio": 151674,
     "end_of_audio": 151675,
 }
-# Placeholder of each row of SenseVoice's output, in releases with that encoder.
+# Placeholder for each output row of the SenseVoice encoder, in releases that have this encoder.
 HEARD = "context_of_audio"
-# Numbers of text and audio tokens, including markers, that alternate in training; the last pair repeats
+# Numbers of text and audio tokens, including markers, that alternate in training; the last pair is repeated
 # (https://github.com/VITA-MLLM/VITA-Audio, scripts/deepspeed/sts_qwen25).
 BOOST_RATIO = (1, 10, 4, 10)
-# Numbers of tokens by backbone and modules in turn; the last pair repeats (`tools/inference_sts.py` there).
+# Numbers of tokens that backbone and modules generate in turn; the last pair is repeated (`tools/inference_sts.py` in
+# the same repository).
 VANILLA, BALANCE = "vanilla", "balance"
 SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RATIO, "turbo": (1, 10)}
 
@@ -38,7 +39,7 @@ class VitaVocabulary(Vocabulary):
 
     Attributes:
         markers: Ids of the markers by name.
-        ratio: Numbers of text ids and audio ids that alternate in training, see BOOST_RATIO.
+        ratio: Numbers of text ids and audio ids that alternate in training (see BOOST_RATIO).
         num_modules: Number of MCTP modules in the checkpoint.
         schedule: Default schedule, a key of SCHEDULES.
     """
@@ -65,7 +66,7 @@ class VitaVocabulary(Vocabulary):
 
     @property
     def bursts(self) -> Bursts | None:
-        """MCTP modules with their schedules: the default one, then the others that their number permits.
+        """MCTP modules with their schedules: the default, followed by the others that the number of modules permits.
 
         None if there are no modules.
         """
@@ -81,7 +82,7 @@ class VitaVocabulary(Vocabulary):
         return StreamLayout(self.vocab_size, (codes,), (0,), (0,), pad_id=self.markers["endoftext"])
 
 
-# From generation_config.json; the authors' scripts are greedy except for reading a text aloud.
+# From generation_config.json; the authors' scripts sample greedily, except for text-to-speech.
 DRAWN = SegmentSampling(temperature=0.7, top_k=20, top_p=0.8, max_rows=8192)
 GREEDY = SegmentSampling(temperature=0.0, top_k=20, top_p=0.8, max_rows=8192)
 PENALTY = 1.05
@@ -94,7 +95,7 @@ def _sampling(text: SegmentSampling) -> SamplingConfig:
 def vita_audio(vocabulary: VitaVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary.
 
-    Tasks allow every id, so the model itself chooses how text and codes alternate.
+    Tasks allow every id, so the model itself decides how text and codes alternate.
     """
     end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
     everything = (range(vocabulary.vocab_size),)
@@ -149,13 +150,13 @@ NUM_QUERIES = 4  # number of learned rows that the encoder prepends to the audio
 
 @dataclass(frozen=True, slots=True)
 class StackedFormat(AudioFormat):
-    """Input format of SenseVoice's encoder: frames of several stacked log-mel frames."""
+    """Input format of the SenseVoice encoder: frames of several stacked log-mel frames."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "StackedFormat":
-        """Return the format in the `audio_config` of SenseVoice's encoder."""
+        """Read the format from the `audio_config` of a SenseVoice encoder."""
         return cls(record["num_mel_bins"])
 
     def num_rows(self, num_frames: int) -> int:
-        """Return one row per frame, plus the encoder's own query rows."""
+        """Return the number of rows: one per frame, plus the encoder's own query rows."""
         return NUM_QUERIES + num_frames

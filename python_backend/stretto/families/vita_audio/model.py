@@ -1,4 +1,4 @@
-"""Audio encoder of VITA-Audio-Plus, which is SenseVoiceSmall, and the adaptor from its width to the backbone's width.
+"""VITA-Audio-Plus audio encoder (SenseVoiceSmall), and the adaptor from its width to the backbone's width.
 
     queries ┐                                      language, event, emotion, text form: four learned rows
             ├─► + sine positions ─► 50 blocks ─► norm ─► 20 blocks ─► norm ─► adaptor ─► rows of the backbone
@@ -6,9 +6,9 @@
 
 A block consists of attention over all rows and a feed-forward layer, each with pre-norm. In parallel to attention, each
 channel of the values is filtered over time by its own filter, the "memory" (SAN-M, https://arxiv.org/abs/2006.01713).
-Tensors have the published names: `SenseVoiceSmall` of modeling_sensevoice.py and `ResamplerProjector` next to it
-(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 of https://github.com/VITA-MLLM/VITA-Audio). As there, everything is
-computed in the dtype of the weights: in bfloat16, positions above 256 are rounded as well.
+Tensors have the published names: `SenseVoiceSmall` in modeling_sensevoice.py and `ResamplerProjector` next to it
+(vita_audio/models/qwen2_mtp_sensevoice_v4_48_3 in https://github.com/VITA-MLLM/VITA-Audio). As in that code, everything
+is computed in the dtype of the weights; in bfloat16, even positions above 256 are rounded.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Learned rows that the authors prepend to the audio: language unknown, event, emotion, plain words.
+# Learned rows that the authors prepend to the audio: unknown language, event, emotion, plain words.
 QUERIES = (0, 1, 2, 15)
 NUM_QUERY_ROWS = 16
 
 
 class Attention(nn.Module):
-    """Self-attention with a memory: the values, filtered over time per channel, are added to its output."""
+    """Self-attention with a memory: the values, filtered over time per channel, are added to the output."""
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
@@ -120,7 +120,7 @@ class Adaptor(nn.Module):
 
 
 def positions(num_rows: int, width: int, like: Tensor) -> Tensor:
-    """Return the position encoding, sines followed by cosines, of positions 1 to N: [N, width]."""
+    """Return the encoding of positions 1 to N, sines followed by cosines, [N, width]."""
     step = torch.log(torch.full((1,), 10_000.0, dtype=like.dtype, device=like.device)) / (width / 2 - 1)
     rates = torch.exp(torch.arange(width / 2, device=like.device).to(like.dtype) * -step)
     angles = torch.arange(1, num_rows + 1, device=like.device).to(like.dtype)[:, None] * rates
@@ -146,6 +146,6 @@ def embed_audio(tower: SenseVoice, adaptor: Adaptor, features: Tensor) -> Tensor
         features: Stacked log-mel frames, [F, M].
 
     Returns:
-        Rows of the backbone, [F + 4, H].
+        Rows for the backbone, [F + 4, H].
     """
     return adaptor(tower(features))

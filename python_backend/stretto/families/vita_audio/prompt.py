@@ -1,4 +1,4 @@
-r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
+r"""VITA-Audio prompts: ChatML, without the default system turn of Qwen 2.5.
 
     <|im_start|>role \n content <|im_end|> \n  …  <|im_start|>assistant \n
 
@@ -8,11 +8,11 @@ r"""Prompts of VITA-Audio: ChatML, without Qwen 2.5's default system turn.
     audio          <|begin_of_audio|> codes <|end_of_audio|>
     audio (Plus)   <|begin_of_audio|> <|context_of_audio|> … <|end_of_audio|>
 
-Words and codes of an assistant's turn alternate as in training: `interleave`. Role, line end and content are tokenized
-separately, as in training (`vita_audio/data/dataset_qwen2.py` of https://github.com/VITA-MLLM/VITA-Audio), so the
-content of a spoken turn begins with its own newline. In VITA-Audio-Plus, each output row of the audio encoder replaces
-one `<|context_of_audio|>` (`add_audio_input_contiguous` there). The assistant's speech is encoded as codes, as in the
-other releases.
+Words and codes in an assistant turn alternate as in training (see `interleave`). Role, line end and content are
+tokenized separately, as in training (`vita_audio/data/dataset_qwen2.py` in https://github.com/VITA-MLLM/VITA-Audio), so
+the content of a spoken turn begins with its own newline. In VITA-Audio-Plus, each output row of the audio encoder
+replaces one `<|context_of_audio|>` (`add_audio_input_contiguous` in the same file). The assistant's speech is encoded
+as codes, as in the other releases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ STACKED, STEP = 7, 6  # mel frames per stacked frame, and between the starts of 
 PREEMPHASIS = 0.97
 LEAST = np.finfo(np.float32).eps
 FULL_SCALE = 1 << 15
-DITHER = 1.0  # the frontend's default, so that digital silence has the noise of the training data
+DITHER = 1.0  # the frontend's default, so that digital silence contains the same noise as in training
 
 
 def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = DITHER) -> np.ndarray:
@@ -51,12 +51,12 @@ def stacked_log_mel(pcm: np.ndarray, audio: Mapping[str, Any], dither: float = D
 
     Args:
         pcm: Mono samples [n >= WINDOW] at 16 kHz.
-        audio: `audio_config` of config.json, with the `shift` and `scale` of each of the 560 numbers.
+        audio: `audio_config` in config.json, with the `shift` and `scale` of each of the 560 features.
         dither: Standard deviation of the added noise in 16-bit steps. The noise is the same each time, so that the same
-            audio has the same features.
+            audio always gives the same features.
 
     Returns:
-        Features, float32 [F, 560]; F is T / 6, rounded up, for T mel frames.
+        Features, float32 [F, 560], where F is T / 6, rounded up, for T mel frames.
     """
     mel = _log_mel(pcm, dither)
     around = STEP * np.arange(-(-len(mel) // STEP))[:, None] + np.arange(STACKED) - STACKED // 2
@@ -78,7 +78,7 @@ def _log_mel(pcm: np.ndarray, dither: float) -> np.ndarray:
 
 @cache
 def _bank() -> np.ndarray:
-    """Return Kaldi's triangular filters, [257, 80], evenly spaced in mel from LOWEST_HZ to half the sample rate."""
+    """Return Kaldi triangular filters, [257, 80], evenly spaced in mel from LOWEST_HZ to half the sample rate."""
     top = SAMPLE_RATE / 2
     return mel_filter_bank(
         SPECTRUM // 2 + 1,
@@ -98,14 +98,14 @@ VOICE = "Your Voice: "
 
 
 class VitaTemplate:
-    """Prompt template of VITA-Audio.
+    """VITA-Audio prompt template.
 
     Args:
-        family: The family.
+        family: Family of the model.
         subwords: Converter of text to ids.
         ratio: Interleaving of text and codes, as in `VitaVocabulary`.
         tokenizer: Audio tokenizer, if the checkpoint has one.
-        audio: `audio_config` of config.json, if the checkpoint has an audio encoder.
+        audio: `audio_config` in config.json, if the checkpoint has an audio encoder.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class VitaTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the turns and the first rows of the reply.
 
-        A dialogue without a system turn gets the authors' system turn.
+        If a dialogue has no system turn, the authors' system turn is added.
         """
         ids, features = list[int](), list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
@@ -144,7 +144,7 @@ class VitaTemplate:
         words = [piece for piece in turn if piece.text is not None]
         audio = [token for piece in turn if piece.text is None for token in self._audio(piece, features)]
         for piece in words:
-            self._text(piece.text or "", piece.path)  # so that an error message names this piece
+            self._text(piece.text or "", piece.path)  # so that an error message contains the path of this piece
         text = "\n".join(piece.text or "" for piece in words)
         if role == "system":
             return [*self._text(VOICE, ""), *audio, *self._text("\n", "")] if audio else self._text(text, "system")
@@ -175,7 +175,7 @@ class VitaTemplate:
         return stacked_log_mel(piece.pcm, audio)
 
     def _audio_inputs(self, ids: list[int], features: list[np.ndarray]) -> tuple[InputAudio, ...]:
-        """Return one InputAudio per array in `features`, each with the index in `ids` of its first placeholder."""
+        """Return one InputAudio per array in `features`, each with the index of its first placeholder in `ids`."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(
@@ -198,15 +198,15 @@ class VitaTemplate:
 
 
 def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers: tuple[int, int]) -> list[int]:
-    """Alternate text and codes, each run of codes between `markers`.
+    """Interleave runs of text with runs of codes, and enclose each run of codes in `markers`.
 
-    Runs have the sizes of `ratio` as long as both text and codes remain; the last pair of runs has the rest of both.
+    Runs have the sizes in `ratio` as long as both text and codes remain; the last pair of runs contains the rest.
 
     Args:
         text: Text ids.
         codes: Code ids.
-        ratio: Numbers of text ids and of audio ids, including markers, in turn; the last pair repeats.
-        markers: Begin and end of audio.
+        ratio: Alternating numbers of text ids and of audio ids, including markers; the last pair is repeated.
+        markers: Ids that mark the beginning and the end of audio.
 
     Returns:
         All ids, in order.
@@ -227,7 +227,7 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template, with the checkpoint's text tokenizer and its audio tokenizer or encoder config."""
+    """Return the template that uses the checkpoint's text tokenizer and its audio tokenizer or encoder config."""
     config, subwords = config_at(checkpoint), Subwords(TextTokenizer.at(checkpoint), family)
     ratio = VitaVocabulary.from_record(config[VOCABULARY]).ratio
     tokenizer = load_tokenizer(checkpoint, len(family.layout.audio[0]), device)

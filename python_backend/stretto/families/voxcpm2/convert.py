@@ -1,8 +1,8 @@
 """Conversion of VoxCPM2 releases: names and shapes as published by OpenBMB.
 
 https://huggingface.co/openbmb/VoxCPM2: `config.json`, `model.safetensors`, a tokenizer, and the codec as
-`audiovae.safetensors` or `audiovae.pth`. The factors of muP are multiplied into the weights, in float32. The codec's
-weight norms are folded, and the condition on the output sample rate becomes a scale and an offset per block.
+`audiovae.safetensors` or `audiovae.pth`. The muP factors are multiplied into the weights, in float32. The codec's
+weight norms are folded, and conditioning on the output sample rate becomes a scale and an offset per block.
 """
 
 import math
@@ -27,9 +27,9 @@ IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True
 EMBEDDINGS = "base_lm.embed_tokens.weight"
 MARKS = {"base_lm.embed_tokens.weight": "VoxCPM2"}
-MAX_MODEL_LEN = 4096  # over ten minutes of speech; a table holds the latents of all positions of all requests
+MAX_MODEL_LEN = 4096  # over ten minutes of speech; a table stores the latents for all positions of all requests
 CODEC_FILES = ("audiovae.safetensors", "audiovae.pth")
-# Modules whose linear layers keep their shapes: published names by ours.
+# Published names, by our names, of modules whose linear layers keep their shapes.
 LINEAR = {
     "model.bottleneck.enter": "fsq_layer.in_proj",
     "model.bottleneck.leave": "fsq_layer.out_proj",
@@ -56,7 +56,7 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint, including the codec in the release's folder."""
+    """Return the checkpoint to be written, including the codec from the release folder."""
     if not contents.config:
         raise CheckpointError("--config: expected the release's config.json, got none")
     shape = Shape(contents.config)
@@ -78,7 +78,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 class Shape:
-    """Hyperparameters of a release's model, from its config.json.
+    """Model hyperparameters, read from a release's config.json.
 
     Raises:
         CheckpointError: If a value is missing, or the model is not supported.
@@ -126,12 +126,12 @@ class Shape:
         }
 
     def branch_scale(self, num_layers: int) -> float:
-        """Return the factor of each residual branch in a stack of layers."""
+        """Return the factor by which each residual branch in a stack of layers is scaled."""
         return 1.0 if self.depth_scale is None else self.depth_scale / math.sqrt(num_layers)
 
 
 def size(record: Mapping[str, Any], name: str) -> int:
-    """Return the positive integer `name` of a record; raise CheckpointError for anything else."""
+    """Return the positive integer `name` in a record; raise CheckpointError for anything else."""
     value = entry(record, name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{name}: expected a positive integer, got {shown(value)}")
@@ -139,7 +139,7 @@ def size(record: Mapping[str, Any], name: str) -> int:
 
 
 def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    """Return base, frequency divisors and scale of the rotary embedding, as chosen by the authors' LongRoPE."""
+    """Return the base, frequency divisors and scale of the rotary embedding that the authors' LongRoPE chooses."""
     scaling, longest = entry(lm, "rope_scaling"), size(lm, "max_position_embeddings")
     original = size(scaling, "original_max_position_embeddings")
     name = "long_factor" if longest > original else "short_factor"
@@ -151,7 +151,7 @@ def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 
 
 def local_numbers(config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the sizes of the patch encoder, or of the diffusion head."""
+    """Return the sizes of the patch encoder or the diffusion head."""
     names = {"width": "hidden_dim", "inner": "ffn_dim", "num_heads": "num_heads", "num_layers": "num_layers"}
     return {own: size(config, name) for own, name in names.items()}
 
@@ -189,7 +189,7 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
         add(f"{name}.bias", f"{own}.bias", rows)
     special = "feat_encoder.special_token"
     add(special, "patches.special_token", 1, 1, 1, inside, edit=lambda stored: stored.flatten())
-    # Speech ends when the second logit is larger.
+    # Speech ends when the second logit is the larger one.
     add("stop_head.weight", "end_of_speech.weight", 2, width, edit=lambda stored: stored[1] - stored[0])
     base = LayerNames("base_lm.layers", "model.layers", range(shape.num_layers))
     residual = range(shape.num_layers, shape.num_layers + shape.num_residual)
@@ -211,14 +211,14 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
 
 
 class LayerNames:
-    """Names of a stack's layers: the published prefix, our prefix, and our layer numbers."""
+    """Layer names in a stack: the published prefix, our prefix, and our layer numbers."""
 
     def __init__(self, published: str, own: str, numbers: range):
         self.published, self.own, self.numbers = published, own, numbers
 
 
 def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], add: Callable[..., None]) -> None:
-    """Add the tensors of a stack of layers; `numbers` are its width, inner width and number of heads."""
+    """Add the tensors of a stack of layers; `numbers` contains its width, inner width and number of heads."""
     width, inner, heads = numbers
     queried, held = heads * shape.head_dim, shape.kv_heads * shape.head_dim
     scale = shape.branch_scale(len(names.numbers))
@@ -236,10 +236,10 @@ def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], a
 
 
 def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network:
-    """Return the codec in a release's folder.
+    """Return the codec in a release folder.
 
     Raises:
-        CheckpointError: If the file is missing, or a tensor is missing, unknown or of another shape.
+        CheckpointError: If the file is missing, or a tensor is missing, unknown or of a different shape.
     """
     config = AudioVaeConfig.from_record(vae, shape.num_latents)
     if config.num_numbers != shape.num_numbers:
@@ -261,7 +261,7 @@ def codec_network(folder: Path, vae: Mapping[str, Any], shape: Shape) -> Network
 
 
 def read_codec(folder: Path) -> dict[str, Tensor]:
-    """Return the codec's tensors in a release's folder, float32; safetensors are preferred, as in the authors' code."""
+    """Read the codec's tensors in float32 from a release folder; like the authors' code, prefer safetensors."""
     name = next((name for name in CODEC_FILES if (folder / name).exists()), None)
     if name is None:
         raise CheckpointError(f"{folder}: expected the codec as {' or '.join(CODEC_FILES)}, got neither")
@@ -276,7 +276,7 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
 
 
 def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
-    """Return the codec's tensors to write, by published name, and the tensors that are merged into them."""
+    """Return, by published name, the codec's tensors to write and the tensors that are merged into them."""
     names, num_classes = published_names(config), len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}

@@ -2,9 +2,9 @@
 
     tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
 
-A row is an id of the text or a patch. A reference determines only the voice. A transcript with its audio is continued
-by the reply. A row's patch is generated from the previous row, namely from its hidden states in both language models
-and its patch.
+A row is a text id or a patch. A reference determines only the voice, whereas a reply continues a transcript with its
+audio. A row's patch is generated from the previous row, namely from its hidden states in both language models and its
+patch.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ FRAME_RATE = 6.25
 # The authors' defaults: `min_len` + 1, `max_len`, `inference_timesteps`, `cfg_value`.
 MIN_PATCHES, MAX_PATCHES, DEFAULT_STEPS, DEFAULT_GUIDANCE = 3, 2000, 10, 2.0
 STEPS = range(2, 51)
-MAX_WORDS = 4096  # limit for validation; no release has as many float32 numbers in a patch
+MAX_WORDS = 4096  # limit for validation; patches in every release have fewer float32 numbers
 MAX_TEXT_CHARS, MAX_AUDIO_S = 1000, 30.0
 # Ids in the tokenizer: beginning of the reply's audio, beginning and end of a reference.
 AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
@@ -31,7 +31,7 @@ class VoxCpmVocabulary(Vocabulary):
     """Ids and sizes of a release.
 
     Attributes:
-        num_text_ids: Number of ids of the tokenizer.
+        num_text_ids: Number of ids in the tokenizer.
         num_latents: Number of latents in a patch.
         num_numbers: Number of elements in a latent.
         max_model_len: Maximum number of rows.
@@ -50,7 +50,7 @@ class VoxCpmVocabulary(Vocabulary):
 
     @property
     def frames(self) -> range:
-        """Patch ids: the usual one, and the id of the patch where speech ends."""
+        """Patch ids: the usual id, and the id of the patch in which speech ends."""
         return range(self.num_text_ids, self.num_text_ids + 2)
 
     @property
@@ -99,7 +99,7 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         end_of_audio=vocabulary.end,
         transition=(),
         guided_streams=(),
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: the head guides
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: the head applies guidance
         takes_instructions=True,
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,

@@ -1,9 +1,9 @@
-"""Language models of VoxCPM2, the encoder of patches, and the diffusion head.
+"""VoxCPM2 language models, patch encoder and diffusion head.
 
     row ─► base model ─► (patches: bottleneck) ─► h ─► fusion with the row's patch ─► residual model ─► r
                                                └► speech ends?          head(h, r, patch of the row) ─► next patch
 
-Both models are layers of one vLLM model, so that their keys and values are in one group of KV blocks.
+Both models are layers of a single vLLM model, so that their keys and values share one group of KV blocks.
 """
 
 from collections.abc import Iterable
@@ -31,8 +31,8 @@ STACKED = {
     "up_proj": ("gate_up_proj", 1),
 }
 TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the time embedding
-UNCHANGED_PART = 0.04  # share of the steps in which the solver leaves the noise unchanged
-EPS = 1e-8  # of the projection on the unconditional velocity
+UNCHANGED_PART = 0.04  # share of steps in which the solver leaves the noise unchanged
+EPS = 1e-8  # of the projection onto the unconditional velocity
 
 
 def linear(columns: int, rows: int) -> ReplicatedLinear:
@@ -41,7 +41,7 @@ def linear(columns: int, rows: int) -> ReplicatedLinear:
 
 
 def rotary(config: Any) -> RotaryEmbedding:
-    """Return the rotary embedding of queries and keys, with LongRoPE's frequencies and scale."""
+    """Return the rotary embedding for queries and keys, with LongRoPE frequencies and scale."""
     rope, size, longest = config.long_rope, config.head_dim, config.max_position_embeddings
     made = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
     frequencies = 1.0 / (rope["theta"] ** (torch.arange(0, size, 2).float() / size))
@@ -52,12 +52,12 @@ def rotary(config: Any) -> RotaryEmbedding:
 
 
 class NoRotation(nn.Module):
-    """Identity that replaces the rotary embedding in layers of the residual model."""
+    """Identity that replaces the rotary embedding in the layers of the residual model."""
 
     def forward(
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return query and key unchanged."""
+        """Return `query` and `key` unchanged."""
         return query, key
 
 
@@ -83,7 +83,7 @@ class LocalLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return output and residual [N * length, C]; tokens [N * length, C] are grouped by row."""
+        """Return the output and residual, [N * length, C] each; tokens [N * length, C] are grouped by row."""
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
@@ -103,7 +103,7 @@ class LocalLayer(nn.Module):
 
 
 class LocalTransformer(nn.Module):
-    """Layers over the few tokens of each row, and the last norm."""
+    """Layers over the few tokens of each row, and a final norm."""
 
     def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
         super().__init__()
@@ -111,7 +111,7 @@ class LocalTransformer(nn.Module):
         self.norm = RMSNorm(size["width"], eps=config.rms_norm_eps)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return outputs [N, n, C] of tokens [N, n, C], which attend to the tokens of their own row."""
+        """Return the outputs [N, n, C] for tokens [N, n, C], which attend to the tokens of their own row."""
         num_rows, length, width = tokens.shape
         positions = torch.arange(length, device=tokens.device).repeat(num_rows)
         x, residual = tokens.reshape(-1, width), None
@@ -122,7 +122,7 @@ class LocalTransformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Encoder from a patch to an embedding of the language model: the output at a special token before the latents."""
+    """Encoder that maps a patch to a language-model embedding, its output at a special token before the latents."""
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()
@@ -141,14 +141,14 @@ class PatchEncoder(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Embedding of the solver's times."""
+    """Embedding of solver times."""
 
     def __init__(self, width: int):
         super().__init__()
         self.enter, self.leave = linear(width, width), linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [n, C] of times [n]."""
+        """Return the embedding [n, C] of times [n]."""
         half = self.enter.input_size // 2
         steps = torch.arange(half, dtype=torch.float32, device=times.device)
         waves = torch.exp(steps * -float(torch.tensor(LONGEST_WAVE).log() / (half - 1)))
@@ -157,7 +157,7 @@ class TimeEmbedding(nn.Module):
 
 
 def solver_steps(number: int) -> torch.Tensor:
-    """Return the time and the width of each step of a solver with `number` steps, [n, 2], as the authors do.
+    """Return the time and width of each step in a solver with `number` steps, [n, 2], as in the authors' code.
 
     The width is 0 for the first steps, which leave the noise unchanged.
     """
@@ -176,10 +176,10 @@ def solver_steps(number: int) -> torch.Tensor:
 
 
 class DiffusionHead(nn.Module):
-    """Guided diffusion head, which turns noise into a patch, given both hidden states and the previous patch.
+    """Guided diffusion head, which converts noise to a patch, given both hidden states and the previous patch.
 
-    The unconditional velocity is computed without hidden states. Before the two velocities are merged, it is scaled by
-    its projection on the conditional one (CFG-Zero*).
+    The unconditional velocity is computed without hidden states. Before the two velocities are merged, it is replaced
+    with the projection of the conditional velocity onto it (CFG-Zero*).
     """
 
     def __init__(self, config: Any, num_words: int, num_numbers: int, rotation: nn.Module):
@@ -207,7 +207,7 @@ class DiffusionHead(nn.Module):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the patches [N, D] that follow the patches `other` [N, D]; see `GuidedLatentPredictor`."""
+        """Return the patches [N, D] that follow the patches `other` [N, D] (see `GuidedLatentPredictor`)."""
         states = hidden[:, : 2 * self.width].unflatten(1, (2, self.width))
         context = self._tokens(self.condition, other)
         scale, x = guidance[:, None], noise
@@ -233,7 +233,7 @@ class DiffusionHead(nn.Module):
         return layer(patches.reshape(-1, self.num_numbers)).view(len(patches), self.num_latents, self.width)
 
     def _velocity(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the velocity [N, D] in the last tokens of [N, n, C]."""
+        """Return the velocity [N, D], which is computed from the last of the tokens [N, n, C]."""
         out = self.transformer(tokens)[:, -self.num_latents :]
         return self.leave(out.reshape(-1, self.width)).view(len(tokens), -1)
 
@@ -243,7 +243,7 @@ class DiffusionHead(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Projection of a patch's hidden state to few dimensions, where it is rounded to a grid."""
+    """Projection of a patch's hidden state to a few dimensions, in which it is rounded to a grid."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -252,7 +252,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Pass hidden states [N, H] through the bottleneck."""
-        # In float64, because torch's float32 tanh gives different bits at the end of a batch, which could change the
+        # In float64, because the bits of float32 tanh in torch differ at the end of a batch, which could change the
         # rounding.
         narrow = torch.tanh(self.enter(hidden).double()).float()
         return self.leave(torch.round(narrow * self.scale) / self.scale)
@@ -293,7 +293,7 @@ class VoxCpmTransformer(nn.Module):
             positions: Positions of the rows, [N].
             intermediate: Unused.
             embeds: Embedded rows, [N, H].
-            is_patch: True for rows that carry a patch, bool [N, 1]; None for none.
+            is_patch: True for rows that carry a patch, bool [N, 1]; None if there are no such rows.
         """
         rows = self.embed_tokens(ids) if embeds is None else embeds
         hidden = self._through(self.layers[: self.num_base], self.norm, positions, rows)
@@ -322,11 +322,11 @@ class VoxCpmForCausalLM(nn.Module):
         self.model = VoxCpmTransformer(vllm_config, f"{prefix}model", self.rotation)
 
     def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [N, H] of ids [N]."""
+        """Return the embeddings [N, H] of ids [N]."""
         return self.model.embed_tokens(ids)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load tensors by name; queries, keys and values are stacked, as are the first layers of an MLP."""
+        """Load tensors by name; the query, key and value layers are stacked, as are the first two layers of an MLP."""
         own, loaded = dict(self.named_parameters()), set[str]()
         for name, tensor in weights:
             parent, _, kind = name.rpartition(".")
@@ -366,9 +366,9 @@ class StrettoVoxCpmForCausalLM(LatentMixin, VoxCpmForCausalLM):
         return self.head.prepare(self.family.layout.latents.steps)
 
     def end_weight(self) -> torch.Tensor:
-        """Return the weight vector of the end-of-speech logit.
+        """Return the weight vector for the end-of-speech logit.
 
-        Its elements for the states of the diffusion head are 0.
+        The elements that correspond to the states of the diffusion head are 0.
         """
         weight = self.end_of_speech.weight.data
         return torch.cat([weight.new_zeros(2 * self.head.width), weight])

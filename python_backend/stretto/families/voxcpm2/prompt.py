@@ -1,9 +1,10 @@
-"""Prompts of VoxCPM2: a reference for the voice, the ids of the text, and audio that the reply continues.
+"""VoxCPM2 prompts: a reference for the voice, the ids of the text, and audio that the reply continues.
 
     [103] reference … [104] │ transcript and text │ [101] │ audio of the transcript …
 
-Layout: `_generate_with_prompt_cache` of https://github.com/OpenBMB/VoxCPM, voxcpm/model/voxcpm2.py. A recording in the
-system turn is the reference. A recording with a transcript, or in an earlier reply to a text, is continued.
+The layout follows `_generate_with_prompt_cache` in https://github.com/OpenBMB/VoxCPM, voxcpm/model/voxcpm2.py. A
+recording in the system turn is the reference. If it has a transcript, or is an earlier reply to a text, the new reply
+continues it.
 """
 
 import re
@@ -27,9 +28,9 @@ from stretto.families.voxcpm2.family import (
     VoxCpmVocabulary,
 )
 
-# Longest reply: the authors' `retry_badcase_ratio_threshold` patches per token of the text, and some more.
+# Maximum length of a reply: the authors' `retry_badcase_ratio_threshold` patches per text token, plus a few.
 PATCHES_PER_TOKEN, SPARE_PATCHES = 6, 10
-NUM_CONTEXT_PATCHES = 3  # patches of the continued audio that the decoder starts from
+NUM_CONTEXT_PATCHES = 3  # number of patches of the continued audio from which the decoder starts
 MIN_AUDIO_S = 0.4
 CHINESE = range(0x4E00, 0xA000)
 WORD_START, UNKNOWN = "▁", "<unk>"
@@ -42,7 +43,7 @@ class VoxCpmTokenizer:
         tokenizer: The checkpoint's tokenizer.
 
     Raises:
-        CheckpointError: If a character has no token, and there is none for unknown characters.
+        CheckpointError: If a character has no token, and there is no token for unknown characters.
     """
 
     def __init__(self, tokenizer: TextTokenizer):
@@ -65,7 +66,7 @@ class VoxCpmTokenizer:
 
 
 class VoxCpmTemplate:
-    """Prompt template of VoxCPM2."""
+    """VoxCPM2 prompt template."""
 
     def __init__(self, family: Family, vocabulary: VoxCpmVocabulary, tokenizer: VoxCpmTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
@@ -74,7 +75,7 @@ class VoxCpmTemplate:
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of a conversation: a system turn, an earlier text with its audio, and the text to speak."""
+        """Return the rows of a conversation: system turn, earlier text with its audio, and text to speak."""
         *before, last = pieces
         assert last.text is not None, task.name
         reference, transcript, continued = self._voice(before)
@@ -102,7 +103,7 @@ class VoxCpmTemplate:
         return PromptRows(rows, num_reference_rows=num_context, max_rows=min(longest, MAX_PATCHES))
 
     def _voice(self, pieces: Sequence[Piece]) -> tuple[Piece | None, Piece | None, Piece | None]:
-        """Return the reference, the transcript, and the audio to continue; None for missing ones."""
+        """Return the reference, the transcript, and the audio to continue; each is None if missing."""
         system = [piece for piece in pieces if piece.role == "system"]
         history = [piece for piece in pieces if piece.role != "system"]
         recordings = [piece for piece in system if piece.text is None]
@@ -131,7 +132,7 @@ class VoxCpmTemplate:
     def _patches(self, piece: Piece, is_continued: bool) -> np.ndarray:
         """Return the rows [n, S] of a recording.
 
-        A reference is padded at its end. Audio to continue is padded at its start, so that the reply follows directly.
+        A reference is padded at the end. Audio to continue is padded at the start, so that the reply follows directly.
         """
         words = self._encoded(piece, is_continued) if piece.codes is None else piece.codes
         rows = self._ids([self._known.frames[0]] * words.shape[1])
@@ -139,7 +140,7 @@ class VoxCpmTemplate:
         return rows
 
     def _encoded(self, piece: Piece, is_continued: bool) -> np.ndarray:
-        """Return the words of a recording's latents, int32 [D, T]."""
+        """Encode a recording to latents, as words, int32 [D, T]."""
         pcm = piece.pcm
         assert pcm is not None, "a recording has samples, codes or latents"
         if len(pcm) < MIN_AUDIO_S * self._rate:
@@ -150,7 +151,7 @@ class VoxCpmTemplate:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and codec."""
+    """Return the template that uses the checkpoint's tokenizer and codec."""
     known = VoxCpmVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
     tokenizer.check_size(known.num_text_ids, checkpoint)
