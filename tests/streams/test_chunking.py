@@ -81,6 +81,18 @@ def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
     assert sizes == [2, 7, 25]
 
 
+@pytest.mark.parametrize(
+    ("speed", "latency_s", "first"),
+    [(1.0, 0.012, 3), (8.0, 0.012, 2), (8.0, 0.03, 3), (1.0, 0.03, 3), (0.25, 0.012, 6)],
+)
+def test_the_first_chunk_is_smaller_if_frames_come_fast_and_the_decoder_is_idle(
+    speed: float, latency_s: float, first: int
+) -> None:
+    line = Line(ChunkPolicy(1, 25), latency_s).run(evenly(300, speed))
+    assert line.sizes[0] == first
+    assert speed < 1 or line.underrun_s() <= 1e-9
+
+
 @pytest.mark.parametrize(("pace_s", "smallest"), [(0.0, 2), (0.1, 4), (0.3, 8), (9.0, 25)])
 def test_chunks_are_not_smaller_than_the_decoder_pace_allows(pace_s: float, smallest: int) -> None:
     line = Line(ChunkPolicy(1, 25), 0.02, pace_s).run(evenly(500, 1.0))

@@ -107,6 +107,7 @@ class Pacer:
         self._num_blocks = 0  # blocks sent
         self._num_left = 0  # frames that remained unsent after the last decision
         self._gap_s = 1 / policy.frame_rate
+        self._longest_gap_s = 0.0  # longest wait for a frame so far; 0 until there are two
         self._grown_s: float | None = None
         self.is_stalled = False
 
@@ -164,6 +165,7 @@ class Pacer:
         if self._grown_s is not None:
             gap_s = now - self._grown_s
             self._gap_s = max(gap_s, self._gap_s + (gap_s - self._gap_s) / 16)
+            self._longest_gap_s = max(gap_s, self._longest_gap_s)
         self._grown_s = now
 
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
@@ -172,9 +174,17 @@ class Pacer:
         Its audio must last until one more frame has been generated and decoded.
         """
         policy = self.policy
-        needed = self._smallest(load) + math.ceil((load.latency_s + self._gap_s) * policy.frame_rate)
+        needed = self._smallest(load) + math.ceil((load.latency_s + self._wait_s(load)) * policy.frame_rate)
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
+
+    def _wait_s(self, load: DecoderLoad) -> float:
+        """Return the estimated wait for a frame after the first chunk.
+
+        It is at most the usual estimate. If the decoder is idle, it is the longest wait so far plus the decoder's
+        latency, because other requests delay frames as they delay the decoder.
+        """
+        return min(self._gap_s, self._longest_gap_s + load.latency_s) if self._longest_gap_s else self._gap_s
 
     def _smallest(self, load: DecoderLoad) -> int:
         """Return the size of the smallest chunk that lasts at least `DecoderLoad.pace_s`."""
