@@ -1,4 +1,4 @@
-"""Command line `stretto` or `python -m stretto_client`, with the commands `speak "text"`, `transcribe file` and `chat`.
+"""Command line `stretto` or `python -m stretto_client`: speak, transcribe, talk and chat.
 
 The exit status is 0 for success, 1 if the server failed, 2 for a rejected request or invalid arguments, 3 if there is
 no server, 4 after a timeout, and 130 after an interrupt.
@@ -33,9 +33,10 @@ MAX_READ_BYTES = 65_536
 
 
 def standard_input() -> str | AsyncIterator[str]:
-    """Return the complete text if standard input is a file, or an iterator over text from a pipe.
+    """Return the complete text if standard input is a file, or an iterator over the text from a pipe.
 
-    Raise UnicodeDecodeError if the text is not UTF-8.
+    Raises:
+        UnicodeDecodeError: The text is not UTF-8.
     """
     descriptor = sys.stdin.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -44,7 +45,7 @@ def standard_input() -> str | AsyncIterator[str]:
 
 
 async def pieces_from(descriptor: int) -> AsyncIterator[str]:
-    """Yield text in whole characters as it arrives at a file descriptor."""
+    """Yield text, in whole characters, as it arrives at a file descriptor."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     async for data in bytes_from(descriptor):
         if text := decoder.decode(data):
@@ -76,7 +77,7 @@ async def bytes_from(descriptor: int) -> AsyncIterator[bytes]:
                 data = error
             try:
                 loop.call_soon_threadsafe(came.put_nowait, data)
-            except RuntimeError:  # the event loop has ended
+            except RuntimeError:  # the event loop is closed
                 return
             if not data or isinstance(data, OSError):
                 return
@@ -306,7 +307,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     )
     talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     args = parser.parse_args(argv)
-    if not args.timeout > 0:  # nan, too
+    if not args.timeout > 0:  # also rejects nan
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
     recording = args.file if "file" in args else args.clone
     is_live = "file" in args and recording == STANDARD_INPUT
@@ -364,7 +365,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Print the transcript of a file while it is generated."""
+    """Print the transcript of a file or of standard input as it is generated."""
 
     def read(event: SpeechEvent) -> None:
         if not args.json:
@@ -381,7 +382,7 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
-    """Play the reply to a file or to standard input, or write it to a file, and print its text meanwhile."""
+    """Play the reply to a file or standard input, or write it to a file, while printing its text."""
     sinks = open_sinks(args)
 
     def on_event(event: SpeechEvent) -> None:
@@ -406,7 +407,7 @@ async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
 
 
 async def run(args: argparse.Namespace) -> None:
-    """Run a command with a client for its server."""
+    """Run a command with a client for the command's server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe, "talk": talk}[args.command](client, args)
 
@@ -416,7 +417,7 @@ def main(
     default_server: Callable[[], str] = lambda: DEFAULT_SERVER,
     prog: str = "python -m stretto_client",
 ) -> int:
-    """Run a command; return its exit status, and print errors to standard error.
+    """Run a command, print errors to standard error, and return the exit status.
 
     Args:
         argv: Arguments; None for the arguments of the process.

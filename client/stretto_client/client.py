@@ -1,4 +1,7 @@
-"""Asynchronous client for the server. Each utterance has its own gRPC stream, so it can be cancelled separately."""
+"""Asynchronous client for the server.
+
+Each utterance has its own gRPC stream, so it can be cancelled separately.
+"""
 
 import asyncio
 import hashlib
@@ -44,7 +47,7 @@ HEADER, CALLER_HEADER = "triton-grpc-protocol-stretto-key", "stretto-caller"
 def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
     """Return the header that grants access to the server's shared-memory API; empty if no key is found.
 
-    The key is only sent to loopback addresses, because another program may listen on the same port of another host.
+    The key is sent only to loopback addresses, because another program may listen on the same port of another host.
 
     Args:
         server: Address of the server (host:port).
@@ -75,7 +78,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-# Keep gRPC's windows from growing to megabytes (minutes of unread speech). The others are tritonclient's defaults.
+# Keep gRPC's windows from growing to megabytes (minutes of unread speech). Other options are tritonclient's defaults.
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -93,7 +96,7 @@ class SpeechClient:
         model: Name of the ensemble.
         shared_memory: `system` or `cuda` to exchange audio with a server on the same host through shared memory.
         ring: Size of the shared memory for the samples of one utterance.
-        caller: Function that returns for whom the current request is made, if this program serves several callers. A
+        caller: Function that identifies the caller of the current request, if this program serves several callers. A
             server on the same host shares its limits among them.
     """
 
@@ -118,7 +121,10 @@ class SpeechClient:
         self._profile: ModelProfile | None = None
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
-        """Return the model profile, from a cache unless `refresh` is true; raise the exceptions of `fetch_profile`."""
+        """Return the model profile, which is cached unless `refresh` is true.
+
+        The exceptions are those of `fetch_profile`.
+        """
         if self._profile is None or refresh:
             self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
         return self._profile
@@ -138,8 +144,8 @@ class SpeechClient:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
 
         A text that is too long for the model is split into clauses. All clauses have the same options and seed, and
-        each is requested when all events of the previous one have been received. Streamed text is an async iterable of
-        pieces, split anywhere. It is spoken as it arrives, or sentence by sentence if the model needs whole texts.
+        each one is requested once all events of the previous one have been received. Streamed text is an async iterable
+        of pieces, split anywhere. It is spoken as it arrives, or sentence by sentence if the model needs whole texts.
 
         Args:
             text: The text, or an async iterable of its pieces.
@@ -149,8 +155,7 @@ class SpeechClient:
             sample_rate: Sample rate in Hz, by default the codec's; short for `output={"sample_rate": ...}`.
             markup: Markup of the text, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for a text that
                 begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken unchanged.
-            options: Options of the server, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are
-                not sent.
+            options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
@@ -210,23 +215,23 @@ class SpeechClient:
         fill_after_s: float | None = None,
         **options: Unpack[OptionsRecord],
     ) -> Speech:
-        """Return the events of a transcription that follows audio while it is recorded.
+        """Transcribe audio while it is being recorded, and return the events.
 
-        Text and times of words come as soon as the model knows them (`profile().reads_live_audio`). Audio that is
-        available at once, such as a file, is transcribed as fast as the server can. The session may last as long as the
-        model's maximum length, up to an hour; the client's `Timeouts.total_s` limits it, too.
+        Text and word times arrive as soon as the model knows them (`profile().reads_live_audio`). Audio that is
+        available immediately, such as a file, is transcribed as fast as the server can. The session may last as long as
+        the model's maximum length, up to an hour; the client's `Timeouts.total_s` also limits it.
 
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
-            sample_rate: Their sample rate in Hz, 8,000 to 192,000.
+            sample_rate: Sample rate of the samples in Hz, 8,000 to 192,000.
             task: Name of the model's task.
-            fill_after_s: Time without samples after which silence is sent, in seconds, at the pace of speech; None to
-                let the session wait. Samples that come later follow the silence.
-            options: Options of the server. With `resume_s`, the session continues if its connection is lost and the
-                server is reached again within that time.
+            fill_after_s: Time without samples, in seconds, after which silence is sent in real time; None to let the
+                session wait. Samples that arrive later follow the silence.
+            options: Server options. With `resume_s`, the session continues if its connection is lost and the server is
+                reached again within that time.
         """
         inputs = strings(task=task, options=options_json({**options, "live": True}))
-        # The server sends nothing while nobody speaks.
+        # The server sends nothing during silence.
         waits = replace(self.timeouts, between_s=self.timeouts.total_s)
         unread, resume_s = UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0)
 
@@ -250,10 +255,10 @@ class SpeechClient:
         fill_after_s: float | None = None,
         **options: Unpack[OptionsRecord],
     ) -> Speech:
-        """Return the events of a full-duplex session: speech and text come while audio is sent.
+        """Run a full-duplex session and return its events: speech and text arrive while audio is sent.
 
-        The model generates a frame of speech for each frame of the audio, until the audio ends. Arguments and options
-        are those of `transcribe_live`, except `resume_s`.
+        The model generates one frame of speech for each frame of audio, until the audio ends. Arguments and options are
+        those of `transcribe_live`, except `resume_s`.
         """
         return self.transcribe_live(pieces, sample_rate, task=task, fill_after_s=fill_after_s, **options)
 
@@ -269,8 +274,8 @@ class SpeechClient:
 
         Args:
             messages: Turns with `role` and `text`, `audio` or `codes`.
-            recordings: Files for the turns with `"audio": "audio"`, in this order, and samples for the turn with
-                `"audio": "pcm_in"`. There may be only one such turn.
+            recordings: Files for the turns with `"audio": "audio"`, in order, and samples for the turn with
+                `"audio": "pcm_in"`, of which there may be only one.
             task: Name of the model's task; None for the first task that accepts these turns.
             options: Options of the server.
         """
@@ -299,7 +304,7 @@ class SpeechClient:
         return SpeechStream(responses, self, sharing, timeouts)
 
     def parts(self) -> PartStream:
-        """Return a gRPC stream for the parts of streamed text."""
+        """Return a gRPC stream for parts of streamed text or live audio."""
         return PartStream(self._client, self.model, self.server, self.timeouts.between_s, self._headers())
 
     def _headers(self) -> dict[str, str] | None:

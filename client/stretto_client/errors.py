@@ -30,7 +30,7 @@ class Timeouts:
 
 
 class ClientError(Exception):
-    """Base class of all errors of this package; `exit_code` is the exit status of the command line."""
+    """Base class of all errors in this package; `exit_code` is the exit status of the command line."""
 
     exit_code = 1
 
@@ -42,7 +42,7 @@ class RequestRefused(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """Raised if no server accepts requests at present; a later attempt may succeed."""
+    """Raised if no server currently accepts requests; a later attempt may succeed."""
 
     exit_code = 3
 
@@ -99,7 +99,7 @@ BY_TRITON: dict[str, type[ClientError]] = {
 
 
 def from_text(message: str) -> ClientError:
-    """Return the exception for a response that has an error message instead of an event."""
+    """Return the exception for a response that contains an error message instead of an event."""
     by_model = BY_MODEL.match(message)
     if by_model:
         return KINDS[by_model[1]](by_model[2])
@@ -108,7 +108,7 @@ def from_text(message: str) -> ClientError:
 
 
 def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
-    """Return the exception for a failed call to `server` (host:port), chosen by the call's status."""
+    """Return the exception for a failed call to `server` (host:port), according to the call's status."""
     assert isinstance(error, grpc.aio.AioRpcError), error
     return _from_status(error.code(), error.details() or error.code().name, server)
 

@@ -1,4 +1,7 @@
-"""Streamed text to speech: text is spoken part by part or sentence by sentence while it is still being written."""
+"""Streamed text and live audio, which are sent in parts while they are being written or recorded.
+
+Text is spoken part by part or sentence by sentence.
+"""
 
 import asyncio
 import json
@@ -36,7 +39,7 @@ MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while 
 
 
 class Unread(ABC, Generic[Piece]):
-    """Buffer that a background task fills from `pieces`; `async with` starts and stops the task."""
+    """Buffer that a background task fills from `pieces`. `async with` starts and stops the task."""
 
     def __init__(self, pieces: AsyncIterable[Piece]):
         self._pieces = pieces
@@ -106,10 +109,10 @@ class UnreadText(Unread[str]):
             patience_s: Maximum time to wait for text, in seconds; None for no limit.
 
         Returns:
-            Text; empty at the end, or if none arrives in time.
+            Text; empty at the end, or if no text arrives in time.
 
         Raises:
-            Exception: The exception raised by `pieces`, once the text before it has been returned.
+            Exception: The exception raised by `pieces`, once the preceding text has been returned.
         """
         try:
             async with asyncio.timeout(patience_s), self._changed:
@@ -128,7 +131,7 @@ class PartStream:
     """gRPC stream for parts of streamed text or live audio; `async with` closes it.
 
     Args:
-        client: Client of the server.
+        client: Client for the server.
         model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
@@ -170,7 +173,7 @@ class PartStream:
         Args:
             session: Session id of the utterance.
             part: Number of the part, from 0.
-            audio: Samples [n], which may be none, and their rate in Hz.
+            audio: Samples [n], where n may be 0, and their rate in Hz.
             is_last: True if the audio ends with this part.
 
         Raises:
@@ -208,12 +211,12 @@ class PartStream:
 
 
 def session_json(session: str, part: int, is_last: bool) -> str:
-    """Return the tensor `session` of a part."""
+    """Return the content of the tensor `session` for a part."""
     return json.dumps({"id": session, "part": part, "is_last": is_last})
 
 
 MAX_PART_CHARS = 4096  # the server's limit
-STILL_THERE_S = 10.0  # interval in seconds of empty parts, without which the server would end an idle text
+STILL_THERE_S = 10.0  # interval in seconds between empty parts, without which the server would end an idle text
 # beginning of the server's error for a part after the reply has ended
 NOT_SPOKEN = "session.id: expected the id of an open streamed text"
 
@@ -255,7 +258,7 @@ async def speak_written(
         options: Options of the server, and the voice.
         pieces: The text, split anywhere.
         items: Queue for the events.
-        markup: Markup of the text. A break of SSML becomes silence if the model reads whole sentences, and ends a
+        markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word.
     """
     profile, limits = await profile_of(client), client.timeouts
@@ -282,7 +285,7 @@ async def speak_written(
 
 
 async def profile_of(client: Client) -> ModelProfile | None:
-    """Return the model profile; None if the server has none, or an invalid one."""
+    """Return the model profile; None if the server has no valid profile."""
     try:
         return await client.profile()
     except ValueError:
@@ -290,7 +293,7 @@ async def profile_of(client: Client) -> ModelProfile | None:
 
 
 async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
-    """Put the events of one utterance into `items`; its text is sent part by part.
+    """Put the events of one utterance, whose text is sent part by part, into `items`.
 
     Args:
         speak: Function that starts the utterance with the beginning of the text.
@@ -320,7 +323,7 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
 async def speak_clauses(
     speak: Speak, pieces: AsyncIterable[str], max_chars: int, items: Items, reader: MarkupReader | None = None
 ) -> None:
-    """Put the events of one utterance into `items`, clause by clause, as the text becomes complete.
+    """Put the events of one utterance into `items`, clause by clause, as clauses become complete.
 
     A clause is spoken before it is known whether another one follows, so the end is a separate event.
 
@@ -349,7 +352,10 @@ async def speak_clauses(
 
 
 async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
-    """Yield sentences in pieces of at most `max_chars` characters, each once the next has begun, and every PAUSE."""
+    """Yield every PAUSE, and sentences in pieces of at most `max_chars` characters.
+
+    A piece is yielded once the next one has begun.
+    """
     held, has_paused = "", False
     while not unread.is_complete:
         held += await unread.pop(max_chars)
@@ -365,11 +371,11 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
         for clause in split(complete, max_chars):
             yield clause
     for clause in split(held, max_chars):
-        if is_spoken(clause) or not has_paused:  # skip punctuation alone after a pause
+        if is_spoken(clause) or not has_paused:  # skip bare punctuation after a pause
             yield clause
 
 
-PART_S, MAX_PART_S = 0.08, 10.0  # least and most audio per part, in seconds; more waits while a part is on its way
+PART_S, MAX_PART_S = 0.08, 10.0  # minimum and maximum audio per part, in seconds; more waits while a part is in transit
 NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
 
 
@@ -378,8 +384,8 @@ class UnreadAudio(Unread[NDArray[Any]]):
 
     Args:
         pieces: Parts of the samples, floating-point [n] or int16 [n].
-        sample_rate: Their sample rate in Hz.
-        fill_after_s: Time without samples after which silence takes their place, in seconds; None for no silence.
+        sample_rate: Sample rate of the samples in Hz.
+        fill_after_s: Time without samples, in seconds, after which silence replaces them; None for no silence.
     """
 
     def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, fill_after_s: float | None = None):
@@ -400,7 +406,7 @@ class UnreadAudio(Unread[NDArray[Any]]):
         return sum(map(len, self._waiting))
 
     async def pop(self) -> tuple[NDArray[np.float32], bool]:
-        """Wait for PART_S of samples or the end; return samples [n], and True if the audio ends with them.
+        """Wait for PART_S of samples or the end; return samples [n], and True if they end the audio.
 
         Raises:
             Exception: The exception raised by `pieces`.
@@ -416,7 +422,7 @@ class UnreadAudio(Unread[NDArray[Any]]):
             return pcm[:size], self._is_complete and len(pcm) <= size
 
     async def _wait(self) -> None:
-        """Wait for a part or the end; add silence if none comes in time, then in every further PART_S."""
+        """Wait for a part or the end; if none arrives in time, add silence, and again every PART_S."""
         patience_s = PART_S if self._is_filling else self._fill_after_s
         try:
             async with asyncio.timeout(patience_s), self._changed:
@@ -431,13 +437,13 @@ class UnreadAudio(Unread[NDArray[Any]]):
         return self._num_samples >= PART_S * self.sample_rate or self._is_complete
 
 
-RETRY_S = 0.2  # between attempts to resume a session
-# beginnings of the server's errors for a part that it accepted before the connection was lost
+RETRY_S = 0.2  # delay between attempts to resume a session
+# beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
 
 
 class Sink(Protocol):
-    """Taker of events, such as a queue."""
+    """Receiver of events, such as a queue."""
 
     async def put(self, event: SpeechEvent, /) -> None:
         """Take an event."""
@@ -445,11 +451,11 @@ class Sink(Protocol):
 
 
 class LiveSession:
-    """Session of live audio on a server, over one connection or several.
+    """Session of live audio on a server, over one or more connections.
 
     Args:
         begin: Function that starts the session.
-        resume: Function that continues the session of a name after a number of events.
+        resume: Function that continues a session, given its name and the number of events received.
         parts: Function that returns a gRPC stream for the parts.
         unread: The audio.
         items: Queue for the events.
@@ -464,7 +470,7 @@ class LiveSession:
         items: Items,
     ):
         self._begin, self._resume, self._parts, self._unread, self._items = begin, resume, parts, unread, items
-        self._name, self._num_events = "", 0  # events after the one with the name
+        self._name, self._num_events = "", 0  # number of events after the one with the name
         self._number = 0
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
@@ -494,7 +500,7 @@ class LiveSession:
                     await asyncio.sleep(RETRY_S)
 
     async def put(self, event: SpeechEvent) -> None:
-        """Take the next event of the current connection; that with the name is passed on once."""
+        """Take the next event of the current connection; the event with the name is forwarded only once."""
         if not event.session:
             self._num_events += 1
         elif self._name:

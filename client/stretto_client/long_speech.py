@@ -1,4 +1,4 @@
-"""Speech for long texts. Clauses are requested one after the other and joined into a single utterance."""
+"""Speech for long texts. Clauses are requested one at a time and joined into a single utterance."""
 
 import asyncio
 import re
@@ -45,8 +45,8 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
 def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
     """Return the complete sentences of `text`, and the rest, which has at most `max_chars` characters.
 
-    A sentence is complete when another one follows. The first pieces of a longer sentence count as complete. Nothing is
-    dropped, not even whitespace.
+    A sentence is complete when another one follows it. The first pieces of an overlong sentence count as complete.
+    Nothing is dropped, not even whitespace.
     """
     sentences: list[str] = segment(language, text)
     rest = sentences[-1] if sentences else ""
@@ -81,7 +81,7 @@ def _first_end(text: str, max_chars: int) -> int:
 def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterator[str]:
     """Yield pieces of a sentence.
 
-    They are cut at the first pattern in `places` that makes them short enough, otherwise within a word.
+    The sentence is cut at the first pattern in `places` that makes the pieces short enough, otherwise within a word.
     """
     if len(text) <= max_chars:
         yield text
@@ -93,7 +93,10 @@ def _cut(text: str, max_chars: int, places: Sequence[re.Pattern[str]]) -> Iterat
 
 
 def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
-    """Join pieces with spaces as long as they fit, and yield the results; punctuation that does not fit is dropped."""
+    """Join pieces with spaces as long as they fit, and yield the results.
+
+    Punctuation that does not fit is dropped.
+    """
     held = ""
     for piece in pieces:
         joined = f"{held} {piece}" if held else piece
@@ -115,8 +118,8 @@ SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "to
 class Joint:
     """Converter that turns the events of successive utterances into the events of a single utterance.
 
-    Samples follow each other without a gap, except for pauses. A step between utterances would be an audible click.
-    Therefore each utterance starts at the last sample value of the previous one, and fades to its own samples within
+    Samples follow one another without a gap, except for pauses. A step between utterances would be an audible click.
+    Therefore, each utterance starts at the last sample value of the previous one, and fades to its own samples within
     FADE_S seconds.
 
     Attributes:
@@ -141,7 +144,7 @@ class Joint:
         self._before_s += seconds
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield the pending silence as events that precede `event` or, if `event` is the very last, the end."""
+        """Yield the pending silence as events that precede `event` or, if `event` is the last, the end."""
         if event.pcm is not None and len(event.pcm):
             self._form = event.pcm[:0]
         elif not event.is_final:
@@ -186,7 +189,10 @@ class Joint:
         return self._ended(joined, is_last) if event.is_final else joined
 
     def _smooth(self, event: SpeechEvent, is_counted: bool = True) -> NDArray[Any]:
-        """Return the samples of `event`, smoothed to follow the previous ones; `is_counted` is False for silence."""
+        """Return the samples of `event`, smoothed to follow the previous samples.
+
+        `is_counted` is False for silence.
+        """
         assert event.pcm is not None
         pcm = event.pcm
         if not len(pcm):
@@ -255,7 +261,7 @@ class ProducedSpeech:
 
     The last event must be final.
 
-    Exceptions of `produce` are raised to the reader of the events.
+    Exceptions in `produce` are raised in the reader of the events.
     """
 
     def __init__(self, produce: Callable[[Items], Awaitable[None]]):
@@ -302,7 +308,7 @@ class ProducedSpeech:
 async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> None:
     try:
         await produce(items)
-    except Exception as error:  # raised to the reader of the events
+    except Exception as error:  # raised in the reader of the events
         await items.put(error)
 
 
@@ -383,7 +389,7 @@ def has_other_letters(text: str) -> bool:
 class LongSpeech(ProducedSpeech):
     """Stream that joins several texts into a single utterance, with the interface of SpeechStream.
 
-    A number among the texts is a pause in seconds. A clause is requested when all events of the previous clause have
+    A number among the texts is a pause in seconds. A clause is requested once all events of the previous clause have
     been received, which is usually before they have been played. At most MAX_EVENTS_AHEAD events are received ahead of
     the reader.
     """
@@ -419,7 +425,10 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
 
 
 async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
-    """Put the end of the joined utterance into `items` after its `last` event: pending silence and a final event."""
+    """Put the end of the joined utterance into `items`: pending silence and a final event.
+
+    `last` is the utterance's last event so far.
+    """
     nothing = replace(last, pcm=None, text="", words=(), guidance_changes=(), codes=None, duration_s=0.0, is_final=True)
     end_s = last.start_s + last.duration_s
     for last in joint.silences(nothing):
@@ -429,7 +438,7 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
 
 
 async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text; while the server is full, retry up to `tries` attempts in total.
+    """Yield the events of one text; while the server is full, make up to `tries` attempts in total.
 
     This way, a long text that has been started is not cut off because other requests have arrived.
     """
@@ -448,7 +457,7 @@ async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[
 
 
 async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text; each time the server rejects its length, it is halved.
+    """Yield the events of one text, halving the text each time the server rejects its length.
 
     `tries` is passed to `events_in_turn`.
     """

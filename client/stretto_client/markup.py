@@ -1,4 +1,4 @@
-"""Conversion of Markdown and SSML to the text to speak, for complete and for streamed text."""
+"""Conversion of Markdown and SSML to the text to speak, for complete and streamed text."""
 
 import asyncio
 import re
@@ -17,9 +17,9 @@ from stretto_client.errors import RequestRefused
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
 PAUSE = "\x1c"  # represents a pause in a reader's output; its duration is the next value in the reader's `pauses`
-MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all breaks of a text
+MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all breaks in a text
 MAX_DEPTH = 32  # maximum nesting of SSML elements
-MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in a longer one, marks are text
+MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text
 MAX_MARKS = 60  # maximum number of marks in such an unclosed run, to limit parsing time
 SHORT_CHARS, SLICE_CHARS = 100, 1000  # limits on the event loop (6 ms), and per slice in the thread (60 ms)
 READING = ThreadPoolExecutor(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
@@ -36,7 +36,7 @@ CLOSING = ")\"'”’»"  # characters that may follow the punctuation at the en
 class MarkupReader(Protocol):
     """Incremental converter of text with markup. The result does not depend on how the text is split into pieces."""
 
-    pauses: deque[float]  # seconds of each PAUSE that was returned, in order
+    pauses: deque[float]  # duration in seconds of each PAUSE that was returned, in order
 
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready to be spoken."""
@@ -75,7 +75,7 @@ async def read_text(text: str, markup: Markup) -> list[str | float]:
 
 
 async def read_slices(piece: str, reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield the text to speak for `piece`, converted in slices so that the event loop is not blocked."""
+    """Yield the text to speak for `piece`, converted in slices so as not to block the event loop."""
     if len(piece) <= SHORT_CHARS:
         yield reader.add(piece)
         return
@@ -90,7 +90,7 @@ def is_spoken(text: str) -> bool:
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield the text to speak for `pieces`, as soon as its markup is known; raise the exceptions of `read_text`."""
+    """Yield the text to speak for `pieces` as soon as its markup is known; raise as `read_text` does."""
     try:
         async for piece in pieces:
             async for text in read_slices(piece, reader):
@@ -115,12 +115,12 @@ async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
 
 
 def last_sign(text: str) -> str:
-    """Return the last character of `text` that is not a space, closing quote or bracket; empty if there is none."""
+    """Return the last character of `text` except spaces, closing quotes and brackets; empty if none."""
     return text.rstrip().rstrip(CLOSING)[-1:]
 
 
 def full_stop(last: str) -> str:
-    """Return the punctuation to add after a text that ends with the character `last`; empty if that ends a sentence."""
+    """Return the punctuation to add after a text that ends with `last`; empty if it ends a sentence."""
     if not (last.isalnum() or last in ("%", "°", "€", "$", "£")):
         return ""
     return "。" if "\u3040" <= last <= "\u9fff" else "."
@@ -182,7 +182,7 @@ COUNTED_MARKS = re.compile(r"[*_`~<&\\\[!]")
 OPENERS = re.compile(r"(?<![\w*_~])(?:[*_]{1,3}|~~)(?=[^\s*_~])")
 CLOSERS = re.compile(r"(?<=[^\s*_~])(?:[*_]{1,3}|~~)(?![0-9A-Za-z*_~])")
 BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])")  # not emphasis, as in 2*3
-STAR = "\ufdd0"  # replaces such a star during parsing; a Unicode noncharacter
+STAR = "\ufdd0"  # replaces such a star during parsing (a Unicode noncharacter)
 URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
 FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
 DANGLING = re.compile(r"(?<=\S)\*\*|\*\*(?=\S)")
@@ -253,11 +253,12 @@ def is_open(text: str) -> bool:
 
 
 class MarkdownReader:
-    """Markdown reader that works line by line, and word by word within a line, so most words are ready immediately.
+    """Markdown reader that works line by line, and word by word within a line.
 
-    It recognises blocks by the marks at the beginning of a line; markdown-it parses inline marks. Text without marks is
-    unchanged. Headings, list items, quotes and table rows get a full stop unless they end with punctuation, so that the
-    model pauses after them. If emphasis is not closed on its line, double marks are dropped and single ones kept.
+    Most words are therefore ready immediately. Blocks are recognised by the marks at the beginning of a line;
+    markdown-it parses inline marks. Text without marks is unchanged. Headings, list items, quotes and table rows get a
+    full stop unless they end with punctuation, so that the model pauses after them. If emphasis is not closed on its
+    line, double marks are dropped and single ones are kept.
     """
 
     def __init__(self) -> None:
@@ -269,7 +270,7 @@ class MarkdownReader:
         self._fence = ""  # closing mark of the current code block
         self._block = ""  # "item" and "quote" end with a full stop; "" is a paragraph
         self._gap = ""  # space not returned yet, because more may follow
-        self._is_gap_read = False  # a dropped emoji needs no second space after it
+        self._is_gap_read = False  # True if a dropped emoji needs no second space after it
         self._last = ""  # last character returned, as in `last_sign`
         self._ready: list[str] = []
 
@@ -365,7 +366,7 @@ class MarkdownReader:
             self._stop()
 
     def _code(self, line: str) -> bool:
-        """Process a line of a code block, which is output unchanged, or dropped if it closes the block."""
+        """Process a line of a code block: drop it if it closes the block, or else output it unchanged."""
         mark = line.strip()
         if len(mark) >= len(self._fence) and set(mark) == set(self._fence):
             self._fence = ""
@@ -387,7 +388,7 @@ class MarkdownReader:
             atom = found.group()
             is_ended = len(atom) == MAX_HELD_CHARS or END_OF_ATOM.match(atom[-1])
             if found.end() == len(self._line) and not is_whole and not is_ended:
-                break  # more of it may follow
+                break  # the rest of it may follow
             pos = found.end()
             self._atom(atom)
         self._line = self._line[pos:]
@@ -425,7 +426,7 @@ class MarkdownReader:
         self._put(text)
 
     def _put(self, text: str) -> None:
-        """Append `text` to the output after the pending space; if it is only whitespace, it becomes pending."""
+        """Append `text` to the output, after any pending space; if it is whitespace, make it pending."""
         if not text.strip():
             self._gap = self._gap or text
             return
@@ -465,7 +466,7 @@ class SsmlReader:
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
-        self._depth = self._silent = 0  # depth of elements; depth of the outermost one that is not spoken
+        self._depth = self._silent = 0  # depth of elements; depth of the outermost element that is not spoken
         self._say_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
         self._run = ""  # text not returned yet
         self._say_as_text = ""  # text of the open say-as
@@ -579,9 +580,10 @@ class SsmlReader:
 
 
 def say_as(text: str, kind: str) -> str:
-    """Rewrite `text` so that it is spoken as `kind`, the value of SSML's `interpret-as`; unknown kinds change nothing.
+    """Rewrite `text` so that it is spoken as `kind`, the value of `interpret-as` in SSML.
 
-    Numbers get a form that every family reads correctly: thousands separators (except for years), or an ordinal suffix.
+    Unknown kinds change nothing. Numbers get a form that every family reads correctly: thousands separators (except for
+    years), or an ordinal suffix.
     """
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15

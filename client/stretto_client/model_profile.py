@@ -35,7 +35,7 @@ class TaskProfile:
         system: Content that a system turn may have.
         max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
         max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
-        times_words: True if events contain the times of words without the option `words`.
+        times_words: True if events contain word times even without the option `words`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class TaskProfile:
 
     @classmethod
     def from_record(cls, record: Any, path: str = "task") -> Self:
-        """Return the task in JSON from a server of any version.
+        """Parse a task in JSON from a server of any version.
 
         Args:
             record: JSON value.
@@ -76,15 +76,15 @@ class ModelProfile:
         voices: Names of the voices.
         voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
         max_audio_s: Maximum duration of audio input in seconds.
-        times_words: True if events of a task contain the times of words without the option `words`.
+        times_words: True if events of a task contain word times even without the option `words`.
         tasks: Tasks of the model.
         reads_live_text: True if text may be sent in pieces while it is spoken (streamed text input).
         reads_live_audio: True if audio may be transcribed while it is recorded (live audio input).
         pauses_s: Lengths in seconds of the pauses that the model predicts (`SpeechEvent.pauses`).
         languages: Names of the languages that a request may specify, in lower case.
-        requires_language: True if a request has to specify one.
-        languages_plain: Languages whose text is read without marks such as vowels, because the helper that adds them
-            is missing.
+        requires_language: True if a request has to specify a language.
+        languages_plain: Languages whose text is read without marks (such as vowel marks), because the helper that adds
+            them is missing.
         tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
         options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
@@ -145,7 +145,7 @@ def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[
         kind: The dataclass.
         record: JSON value.
         path: Path of the object in error messages.
-        own: Functions that read fields that are not plain values, by field name.
+        own: Functions that read fields that are not plain values, keyed by field name.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
@@ -192,7 +192,7 @@ def _is_list_of_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_number, value))
 
 
-READERS: dict[Any, Callable[[Any, str], Any]] = {  # by the declared type of a field
+READERS: dict[Any, Callable[[Any, str], Any]] = {  # keyed by the declared type of a field
     str: _checker("text", lambda value: isinstance(value, str), str),
     int: _checker("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), int),
     float: _checker("a finite number", _is_number, float),
@@ -206,7 +206,7 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
     """Fetch the model profile from a server.
 
     Args:
-        client: Client of the server.
+        client: Client for the server.
         model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Timeout in seconds.

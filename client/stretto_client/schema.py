@@ -1,4 +1,4 @@
-"""Options of a request, defined once for server, gateway, client and documentation.
+"""Request options, defined once for server, gateway, client and documentation.
 
 The server validates a request against these types with pydantic. This module does not import pydantic, so that the
 client can be installed without it. It imports no other module of this package, so that the server does not load gRPC.
@@ -76,7 +76,7 @@ class CodeOptions(TypedDict, total=False):
 
 
 class SegmentOptions(CodeOptions, total=False):
-    """Sampling and length options of a segment, text or audio."""
+    """Sampling and length options of a text or audio segment."""
 
     min_rows: Annotated[Integer, Doc("Minimum number of rows of the segment.")]
     max_rows: Annotated[Integer, Doc("Maximum number of rows of the segment.")]
@@ -116,13 +116,13 @@ class GuidanceOptions(TypedDict, total=False):
 
 
 class RingHeader(TypedDict):
-    """Ring in shared memory for the samples."""
+    """Ring for the samples in shared memory."""
 
     name: Annotated[RingName, Doc("Name of the shared memory with the header.")]
 
 
 class RingOptions(RingHeader, total=False):
-    """Ring in shared memory for the samples, whose slots may be on a GPU."""
+    """Ring for the samples in shared memory, with slots that may be on a GPU."""
 
     cuda_handle: Annotated[CudaHandle | None, Doc("IPC handle of the slots on a GPU.")]
     device: Annotated[Device, Doc("Number of that GPU.")]
@@ -142,7 +142,7 @@ class OutputOptions(TypedDict, total=False):
 
 
 class ChunkingOptions(TypedDict, total=False):
-    """Chunk sizes in which audio is sent."""
+    """Sizes of the chunks in which audio is sent."""
 
     first_frames: Annotated[Integer, Doc("Minimum number of frames in the first chunk.")]
     steady_frames: Annotated[Integer, Doc("Maximum number of frames in a chunk.")]
@@ -151,7 +151,7 @@ class ChunkingOptions(TypedDict, total=False):
 
 
 class SpeechOptions(TypedDict, total=False):
-    """Options of a request except the voice. Missing options get the defaults of the family and the task."""
+    """Request options except the voice. Missing options get the defaults of the family and the task."""
 
     seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
@@ -225,6 +225,6 @@ class SpeechOptions(TypedDict, total=False):
 
 
 class OptionsRecord(SpeechOptions, total=False):
-    """All options of a request, in the form of the tensor `options`."""
+    """All request options, in the form of the tensor `options`."""
 
     voice: Annotated[str, BY_FAMILY, Doc("Name of a voice of the model.")]

@@ -1,4 +1,4 @@
-"""Memory that is shared with a server on the same host: regions, and rings for an utterance's samples."""
+"""Memory shared with a server on the same host: regions, and rings for an utterance's samples."""
 
 import asyncio
 import base64
@@ -47,7 +47,10 @@ class Region(Protocol):
 
 
 class SystemRegion:
-    """System memory, which another process opens by name. Creation raises ServerUnavailable if memory is short."""
+    """System memory, which another process opens by name.
+
+    Creating a region raises ServerUnavailable if there is too little memory.
+    """
 
     def __init__(self, prefix: str, byte_size: int):
         self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
@@ -90,7 +93,7 @@ class SystemRegion:
 def reserve(name: str, byte_size: int) -> None:
     """Allocate all memory of the file `name` now; raise OSError if there is not enough.
 
-    A write to a page that cannot be allocated later would end the writing process (SIGBUS).
+    Otherwise, a later write to a page that cannot be allocated would kill the writing process (SIGBUS).
     """
     descriptor = os.open(f"/dev/shm/{name}", os.O_RDWR)
     try:
@@ -104,7 +107,10 @@ BLOCK = 1 << 21  # smaller allocations share a block of this size, and an IPC ha
 
 
 class CudaRegion:
-    """GPU memory, which another process opens by its IPC handle. It requires NVIDIA's `cuda-bindings`."""
+    """GPU memory, which another process opens through its IPC handle.
+
+    It requires NVIDIA's `cuda-bindings`.
+    """
 
     def __init__(self, prefix: str, byte_size: int, device: int = 0):
         from cuda.bindings import runtime
@@ -144,7 +150,7 @@ class CudaRegion:
     def _copy(self, target: int, source: int, byte_size: int) -> None:
         self._call("cudaSetDevice", self.device)
         self._call("cudaMemcpy", target, source, byte_size, self._runtime.cudaMemcpyKind.cudaMemcpyDefault)
-        # A copy to the device from unpinned memory may still run when the call returns.
+        # A copy to the device from unpinned memory may still be running when the call returns.
         self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
@@ -163,7 +169,7 @@ def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
         byte_size: Size in bytes.
 
     Raises:
-        ValueError: `memory` is another value.
+        ValueError: `memory` is neither of these.
     """
     if memory not in ("system", "cuda"):
         raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
@@ -209,11 +215,11 @@ class Ring:
         return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
 
     def read_samples(self, record: dict[str, Any]) -> NDArray[Any]:
-        """Return a copy of the samples that an event refers to, and release their slots.
+        """Return a copy of the samples to which an event refers, and release their slots.
 
         Args:
-            record: The event's `ring`: `slot` (number of the first slot since the start), `slots` (number of slots),
-                `samples` (number of samples) and `dtype`.
+            record: The event's `ring`: `slot` (number of the first slot, counted from the start of the utterance),
+                `slots` (number of slots), `samples` (number of samples) and `dtype`.
         """
         if record["slot"] != self._released:
             raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
@@ -234,11 +240,11 @@ class Ring:
         return self._words[_OPEN] == 0
 
     def withdraw(self) -> None:
-        """Invalidate the ring, so that servers do not open it from now on."""
+        """Invalidate the ring, so that servers no longer open it."""
         self._words[0] = 0
 
     async def until_free(self) -> None:
-        """Withdraw the ring and wait until the server has released it, at most PATIENCE_S seconds."""
+        """Withdraw the ring and wait for up to PATIENCE_S seconds until the server has released it."""
         self.withdraw()
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
@@ -259,7 +265,10 @@ class Ring:
 
 
 class Sharing:
-    """Shared memory of a request, which is freed after the utterance. `headers` grant access to the server's API."""
+    """Shared memory of a request, which is freed after the utterance.
+
+    `headers` grant access to the server's shared-memory API.
+    """
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
         self._memory, self._ring_size, self._headers = memory, ring_size, headers

@@ -177,7 +177,7 @@ class WavWriter:
 
 
 class SoundFileWriter:
-    """Writer for the formats of soundfile; the file's suffix selects the format."""
+    """Writer for soundfile's formats. The file's suffix selects the format."""
 
     def __init__(self, path: Path, sample_rate: int):
         import soundfile  # not needed for wav files
@@ -219,7 +219,7 @@ class StreamingPlayer:
                 while (data := self._queue.get()) is not None:
                     player.stdin.write(data)
                     player.stdin.flush()
-            # the player has ended, e.g. because there is no sound device; continue for the file
+            # the player has exited, for example because there is no sound device; continue for the file
             except BrokenPipeError:
                 return
 

@@ -1,6 +1,6 @@
 """gRPC stream of an utterance: request tensors, events, timeouts and cancellation.
 
-This module also has the conversations and recorded voices that a request may contain.
+This module also defines the conversations and recorded voices that a request may contain.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Word:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the word in an event; keys that a later server may add are ignored."""
+        """Return the word in an event; ignore keys that a later server version may add."""
         return cls(record["word"], record["start_s"], record.get("end_s"), record.get("score"))
 
     def shifted(self, seconds: float) -> "Word":
@@ -79,10 +79,10 @@ class SpeechEvent:
         is_final: True for the last event.
         report: Finish reason, counts, seed, guidance and timings; only in the last event.
         guidance_changes: Guidance changes in these frames; always empty for the guidance policy `always`.
-        codes: Codes [S, T] of all streams if `output={"codes": True}`; `messages` accepts them in this form.
+        codes: Codes [S, T] of all streams if `output={"codes": True}`, in the form that `messages` accepts.
         session: Session id for more text; only in the first event of streamed text.
-        pauses: With `pauses=True`, for each frame since the last event the probability of each pause
-            (`ModelProfile.pauses_s`).
+        pauses: With `pauses=True`, the probability of each pause (`ModelProfile.pauses_s`) for each frame since the
+            last event.
     """
 
     pcm: NDArray[Any] | None
@@ -133,7 +133,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
 
 
 def _contents(result: InferResult) -> dict[str, bytes]:
-    """Return the bytes of each tensor. `as_numpy` would be slower, because it also converts strings."""
+    """Map each tensor's name to its bytes. `as_numpy` would be slower, because it also converts strings."""
     response = result.get_response()
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
 
@@ -154,7 +154,7 @@ Audio = str | Path | bytes | tuple[NDArray[Any], int]
 
 
 def strings(**values: str | bytes | None) -> list[InferInput]:
-    """Return a STRING [1] tensor for each value that is not None, named by the keyword."""
+    """Return a STRING [1] tensor, named after the keyword, for each value that is not None."""
     return [
         _tensor(name, np.array([value], np.object_), "BYTES") for name, value in values.items() if value is not None
     ]
@@ -168,7 +168,7 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
         sharing: Shared memory for the tensors; None to send them in the request.
 
     Raises:
-        ValueError: Samples are not mono floating-point numbers, or there is more than one array of them.
+        ValueError: Samples are not mono floating-point numbers, or there is more than one array of samples.
     """
     sampled = [each for each in audio if isinstance(each, tuple)]
     named = [each for each in audio if not isinstance(each, tuple)]
@@ -336,7 +336,7 @@ class RecordedVoice:
     text: str = ""
 
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
-        """Return the input tensors of a request for `text` in this voice; `sharing` provides memory if not None."""
+        """Return the input tensors of a request for `text` in this voice; `sharing` may provide memory."""
         system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
         transcript = {"text": self.text} if self.text else {}
         turns = [system | transcript, {"role": "user", "text": text}]
@@ -389,7 +389,7 @@ CODES = ".npy"
 
 
 class Conversation:
-    """Turns for `SpeechClient.converse`, and in `audio` the files that they refer to.
+    """Turns for `SpeechClient.converse`, and in `audio` the files to which they refer.
 
     Args:
         instruction: Text of a system turn, or None.

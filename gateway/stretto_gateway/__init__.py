@@ -1,1 +1,4 @@
-"""Gateway that offers OpenAI's audio API over HTTP for a Stretto server, which it calls only via `stretto_client`."""
+"""Gateway that offers OpenAI's audio API over HTTP for a Stretto server.
+
+It calls the server only through `stretto_client`.
+"""

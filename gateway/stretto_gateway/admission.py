@@ -1,4 +1,4 @@
-"""Admission control: limits on concurrent and queued utterances, on open WebSockets, and on memory held for callers.
+"""Admission control: limits on active and queued utterances, open WebSockets, and callers' memory.
 
 This module also identifies callers, and cancels work when its caller disconnects.
 """
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """Request identifiers. `traceparent`: the request's W3C Trace Context header."""
+    """Request identifiers. `traceparent` is the request's W3C Trace Context header."""
 
     request_id: str = ""
     traceparent: str = ""
@@ -91,7 +91,7 @@ class Waiter:
 
 
 class Admission:
-    """Slots for at most `max_active` concurrent utterances, and a first-come queue of at most `max_waiting` requests.
+    """Slots for `max_active` concurrent utterances, and a first-come queue of `max_waiting` requests.
 
     A caller may use at most as many units of either limit as remain free. A single caller gets half, and a second one a
     quarter. Some capacity therefore always remains for the next caller.
@@ -191,9 +191,10 @@ class Held:
         return self._num_bytes.total()
 
     def add(self, num_bytes: int) -> None:
-        """Add `num_bytes` held for the current caller (context variable CALLER).
+        """Add `num_bytes` to the memory held for the current caller (context variable CALLER).
 
-        Raise ApiError 503 beyond the limit.
+        Raises:
+            ApiError: 503 if the limit is exceeded.
         """
         caller = CALLER.get()
         own = self._num_bytes[caller]
@@ -204,7 +205,7 @@ class Held:
         self._num_bytes[caller] += num_bytes
 
     def remove(self, num_bytes: int) -> None:
-        """Release `num_bytes` held for the current caller (context variable CALLER)."""
+        """Release `num_bytes` of the memory held for the current caller (context variable CALLER)."""
         caller = CALLER.get()
         self._num_bytes[caller] -= num_bytes
         if not self._num_bytes[caller]:

@@ -1,4 +1,4 @@
-"""Response schemas, as published in `/openapi.json`, and API errors."""
+"""Response schemas (as published in `/openapi.json`) and API errors."""
 
 import json
 import re
@@ -14,12 +14,15 @@ from stretto_client import ClientError, RequestCancelled, RequestRefused, Server
 
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
-OPTIONS = "options"  # field of the server's requests that contains most other fields
+OPTIONS = "options"  # field of server requests that contains most other fields
 REFUSED, FAILED = "invalid_request_error", "server_error"
 
 
 class ApiError(HTTPException):
-    """Error response: a status code and OpenAI's `error` object. `param` is the request field that caused it."""
+    """Error response: a status code and OpenAI's `error` object.
+
+    `param` is the request field that caused the error.
+    """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(status, message)
@@ -33,7 +36,7 @@ class ApiError(HTTPException):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the HTTP response. Its JSON is ASCII, so any text can be encoded, even with lone surrogates."""
+        """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded."""
         headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -52,7 +55,7 @@ def refused(param: str, expected: str, got: object) -> ApiError:
 
 
 def mismatch(param: str, expected: str, found: str) -> ApiError:
-    """Return the error for a request field whose value is described in the message, not shown.
+    """Return the error for a request field whose value the message describes instead of showing it.
 
     Args:
         param: Path of the field.
@@ -85,8 +88,8 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
     Args:
         error: The client library's exception.
-        fields: Request fields by the server's field names. Fields in the server's `options` are top-level fields of the
-            request, unless `options` itself is a key.
+        fields: Request fields, keyed by the server's field names. Fields in the server's `options` are top-level fields
+            of the request, unless `options` itself is a key.
     """
     match error:
         case RequestRefused():
@@ -102,7 +105,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """Return the server's error, with the server's field name replaced by the request's field name."""
+    """Return the server's error with the server's field name replaced by the request's field name."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")
@@ -136,8 +139,8 @@ class ErrorAnswer(TypedDict):
 class Talks(TypedDict):
     """Task that answers the turns of a conversation.
 
-    `needs` lists the parts that a user's turn must have, and `also` the parts that it may have in addition. `speaks` is
-    true if replies are audio.
+    `needs` lists the parts that a user's turn must have, and `also` the parts that it may also have. `speaks` is true
+    if replies are audio.
     """
 
     task: str
@@ -173,14 +176,14 @@ class Model(TypedDict):
 
 
 class Models(TypedDict):
-    """List of models, which contains the served one."""
+    """List of models, which contains only the served model."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class SpeechModels(TypedDict):
-    """Speech and transcription models, in the form that Open WebUI reads."""
+    """Speech and transcription models, in the format that Open WebUI reads."""
 
     object: Literal["list"]
     models: list[NamedId]
@@ -200,9 +203,10 @@ class Voice(TypedDict):
 class Voices(TypedDict):
     """All voices that a request may name.
 
-    `voices` has the model's voices and the caller's own voices. `names` has only the model's voices, and `titles` their
-    display names. `aliases` has the voice that each alias selects. `form` lists the fields of a request that adds a
-    voice; it is empty if voices cannot be added. `data` has the caller's own voices with all fields.
+    `voices` contains the model's voices and the caller's own voices. `names` contains only the model's voices, and
+    `titles` their display names. `aliases` contains the voice that each alias selects. `form` lists the fields of a
+    request that adds a voice; it is empty if voices cannot be added. `data` contains the caller's own voices with all
+    fields.
     """
 
     object: Literal["list"]
@@ -250,7 +254,7 @@ class Batch(TypedDict):
 
 
 class TokenUsage(TypedDict):
-    """Number of prompt rows, and of generated text tokens and audio frames together."""
+    """Number of prompt rows, and total number of generated text tokens and audio frames."""
 
     type: Literal["tokens"]
     input_tokens: int
@@ -283,7 +287,10 @@ class TranscribedWord(TypedDict):
 
 
 class TimedText(TypedDict):
-    """Transcript in the `verbose_json` format. `words` is present if it was requested and the server has an aligner."""
+    """Transcript in the `verbose_json` format.
+
+    `words` is present if it was requested and the server has an aligner.
+    """
 
     task: Literal["transcribe", "translate"]
     language: str
@@ -320,7 +327,7 @@ class Choice(TypedDict):
 
 
 class ChatUsage(TypedDict):
-    """Number of prompt rows, and of generated text tokens and audio frames together."""
+    """Number of prompt rows, and total number of generated text tokens and audio frames."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -363,9 +370,9 @@ def described(what: str, *media_types: str, model: Any = None, schema: dict[str,
 
     Args:
         what: Description of the response.
-        media_types: Media types of the response other than JSON.
-        model: Schema of the JSON form; None if the response is never JSON.
-        schema: Schema of the other forms.
+        media_types: Media types of the response, other than JSON.
+        model: Schema of the JSON response; None if the response is never JSON.
+        schema: Schema of other responses.
     """
     description: dict[str, Any] = {"description": what, "content": dict.fromkeys(media_types, schema)}
     return {200: description if model is None else description | {"model": model}}

@@ -1,4 +1,7 @@
-"""HTTP application, which combines all routes. Routes for models and health, and exception handlers, are here."""
+"""HTTP application, which combines all routes.
+
+The routes for models and health checks, and the exception handlers, are in this module.
+"""
 
 import asyncio
 import logging
@@ -110,14 +113,14 @@ def ask_for_keys(app: FastAPI) -> None:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Models:
-    """List the served model; OpenAI's model names select it, too."""
+    """List the served model, which OpenAI's model names also select."""
     gateway: Gateway = request.app.state.gateway
     return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
 
 
 @router.get("/v1/audio/models")
 async def list_speech_models(request: Request) -> SpeechModels:
-    """List the served model in the form that Open WebUI expects for speech models."""
+    """List the served model in the format that Open WebUI expects for speech models."""
     gateway: Gateway = request.app.state.gateway
     family = (await gateway.catalogue.profile()).family
     return {"object": "list", "models": [{"id": family, "name": family}]}
@@ -136,7 +139,7 @@ async def live() -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Return 200 if the server accepts requests; otherwise, after a timeout, or during shutdown, return 503."""
+    """Return 200 if the server accepts requests. Otherwise, or during shutdown, return 503."""
     state, is_ready = request.app.state, False
     if not state.is_draining:
         with suppress(TimeoutError):
@@ -146,7 +149,7 @@ async def ready(request: Request) -> Response:
 
 
 async def figures(request: Request) -> Response:
-    """Return the gateway's metrics in the Prometheus text format or as OpenMetrics."""
+    """Return the gateway's metrics, in the Prometheus text format or as OpenMetrics."""
     gateway: Gateway = request.app.state.gateway
     page, media_type = gateway.metrics.page(request.headers.get("accept", ""))
     return Response(page, media_type=media_type)
@@ -174,7 +177,7 @@ async def validation_error_response(request: Request, error: Exception) -> Respo
 
 
 async def http_error_response(_: Request, error: Exception) -> Response:
-    """Return the response to an error from the framework: unknown path or method, or unreadable body."""
+    """Return the response to a framework error: an unknown path or method, or an unreadable body."""
     assert isinstance(error, HTTPException)
     return ApiError(error.status_code, str(error.detail)).response()
 

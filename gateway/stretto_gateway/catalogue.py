@@ -12,8 +12,8 @@ from stretto_gateway.routed import RoutedClient
 MAX_NAME_CHARS = 64  # maximum length of a name to match against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
 MAX_FAILED = 3  # consecutive failed refreshes after which the profile is dropped
-# Names that select whichever model is served. All of OpenAI's speech and audio models match, because the defaults of
-# its SDKs change with each release.
+# Names that select whichever model is served. All OpenAI speech and audio models match, because the defaults of its
+# SDKs change with each release.
 OPENAI_MODELS = re.compile(
     r"(tts|whisper)-\d[a-z0-9-]*|gpt-[a-z0-9.-]*(audio|live|realtime|transcribe|tts|whisper)[a-z0-9.-]*"
 )
@@ -42,7 +42,7 @@ class Catalogue:
 
     Args:
         client: Client for one or several servers.
-        aliases: Additional model names, each with the family that it refers to.
+        aliases: Additional model names, each mapped to the family to which it refers.
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
@@ -75,7 +75,7 @@ class Catalogue:
         except ApiError:
             self._asked_s = time.monotonic()
             self._num_failed += 1
-            if self._num_failed >= MAX_FAILED:  # the next request queries the server itself and receives the error
+            if self._num_failed >= MAX_FAILED:  # the next request will query the server itself and receive the error
                 self._profile = None
 
     async def _ask(self) -> ModelProfile:
@@ -89,7 +89,7 @@ class Catalogue:
         return profile
 
     async def model(self, name: str) -> ModelProfile:
-        """Return the profile if `name` is empty, an alias, or the model's own name; otherwise raise ApiError 404."""
+        """Return the profile if `name` is empty, an alias, or the model's name; else raise ApiError 404."""
         profile = await self.profile()
         if name and name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
             raise ApiError(404, f"model: expected {profile.family!r}, got {name[:60]!r}", "model", "model_not_found")
@@ -112,7 +112,7 @@ class Catalogue:
 
 
 def is_alias(name: str) -> bool:
-    """Return True if `name` is accepted for whichever model is served, like OpenAI's model names."""
+    """Return True if `name` (such as an OpenAI model name) selects whichever model is served."""
     return name in MODEL_ALIASES or (len(name) <= MAX_NAME_CHARS and OPENAI_MODELS.fullmatch(name) is not None)
 
 
@@ -122,12 +122,12 @@ def converses(task: TaskProfile) -> bool:
 
 
 def conversation(task: TaskProfile) -> Talks:
-    """Return the required and optional parts of a user's turn for a task, and whether replies are spoken."""
+    """Return the required and optional parts of a task's user turns, and whether replies are spoken."""
     return {"task": task.name, "needs": list(task.needs), "also": list(task.also), "speaks": task.speaks}
 
 
 def aliases(profile: ModelProfile) -> dict[str, str | None]:
-    """Return the voice that each alias in `VOICE_ALIASES` selects; None if the family has no named voices."""
+    """Map each alias in `VOICE_ALIASES` to its voice, or to None if the family has no named voices."""
     voices = profile.voices or (None,)
     own = {name.lower() for name in profile.voices}
     return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in own}
@@ -152,7 +152,7 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:
-    """Return the first task in `names` that the model has.
+    """Return the first of the tasks `names` that the model has.
 
     Args:
         profile: The served model.

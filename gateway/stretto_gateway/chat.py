@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: generation of a conversation's next turn, as text or speech."""
+"""`POST /v1/chat/completions`: generates the next turn of a conversation, as text or speech."""
 
 import base64
 import binascii
@@ -79,7 +79,7 @@ class ChatRequest(Body):
 
 @dataclass
 class Conversation:
-    """Turns in the server's format, and the files that they refer to, in order."""
+    """Turns in the server's format, and the files to which they refer, in order."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Conversation:
 
 
 class Texts:
-    """Character budget for all texts of one conversation."""
+    """Character budget for all texts in a conversation."""
 
     def __init__(self, max_chars: int):
         self._max_chars, self._num_chars = max_chars, 0
@@ -161,7 +161,7 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
 
 router = APIRouter()
 AUDIO_KEPT_S = 3600  # only for `expires_at`: the audio is in the response and is not stored
-FINISH = {"length": "length"}  # OpenAI's finish reasons by the server's; others become `stop`
+FINISH = {"length": "length"}  # maps the server's finish reasons to OpenAI's; others become `stop`
 
 ANSWERS = described("The reply, or events with its chunks", "text/event-stream", model=Completion)
 
@@ -265,7 +265,7 @@ def finish(report: dict[str, Any]) -> str:
 
 
 def chat_usage(report: dict[str, Any]) -> dict[str, int]:
-    """Return the usage under the field names of chat completions."""
+    """Return the usage with the field names of chat completions."""
     rows = usage(report)
     counts = {"prompt_tokens": rows["input_tokens"], "completion_tokens": rows["output_tokens"]}
     return counts | {"total_tokens": rows["total_tokens"]}

@@ -30,13 +30,13 @@ from stretto_gateway.metrics import spans_are_wanted
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
-BEATS = "STRETTO_BEATS"  # the environment variable with the file descriptor for `beat`
+BEATS = "STRETTO_BEATS"  # environment variable with the file descriptor for `beat`
 MIN_KEY_CHARS = 16
 MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
-    """uvicorn server that notifies the launcher once it listens, and the gateway when it shuts down."""
+    """uvicorn server that notifies the launcher when it listens, and the gateway when it shuts down."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal and stop on the second one. Unlike uvicorn, do not raise the signal again."""
+        """Drain on the first signal and stop on the second. Unlike in uvicorn, the signal is not re-raised."""
         self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
@@ -63,13 +63,17 @@ async def beat() -> None:
     """Write one byte per second to the launcher's pipe, to show that the event loop runs."""
     pipe = os.environ.get(BEATS)
     while pipe is not None:
-        with suppress(OSError):  # pipe full, or launcher ended
+        with suppress(OSError):  # the pipe is full, or the launcher has exited
             os.write(int(pipe), b".")
         await asyncio.sleep(1.0)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Serve until a signal; return 0 after a clean end, 1 if listening fails, 2 for invalid arguments."""
+    """Serve until a signal arrives.
+
+    Returns:
+        0 after a clean exit, 1 if listening fails, 2 for invalid arguments.
+    """
     parser = arguments()
     args = parser.parse_args(words)
     try:
@@ -98,7 +102,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def make_room_for_files(num_files: int) -> None:
-    """Raise the limit on open files towards `num_files`, as far as permitted.
+    """Raise the limit on open files to `num_files`, or as far as permitted.
 
     Each connection and each upload needs an open file.
     """
@@ -111,13 +115,13 @@ def make_room_for_files(num_files: int) -> None:
 def make_server(
     config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
 ) -> Server:
-    """Create a server that serves until a signal, and then completes running responses.
+    """Create a server that serves until a signal arrives, and then completes running responses.
 
     Args:
         config: Settings of the gateway.
         listener: Listening socket.
         certificate: Path of the TLS certificate; None for plain HTTP.
-        private_key: Path of its private key; None if the certificate file contains it.
+        private_key: Path of the certificate's private key; None if the certificate file contains it.
     """
     app = make_app(config)
     settings = uvicorn.Config(
@@ -127,7 +131,7 @@ def make_server(
         log_level="critical",  # the gateway has its own log; uvicorn's contains addresses and complete paths
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # callers could forge their address in them
+        proxy_headers=False,  # callers could use them to forge their address
         limit_concurrency=config.limits.max_connections,
         timeout_graceful_shutdown=round(config.limits.drain_s),
         ssl_certfile=certificate,
@@ -140,7 +144,7 @@ def make_server(
 
 
 def arguments() -> Parser:
-    """Return the parser of the command line."""
+    """Return the command-line parser."""
     parser = Parser(prog="stretto gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     limits = Limits()
@@ -199,7 +203,7 @@ def address(text: str) -> str:
 
 
 def model_alias(text: str) -> tuple[str, str]:
-    """Parse `NAME=FAMILY` into both names, for argparse."""
+    """Split `NAME=FAMILY` into its two names, for argparse."""
     name, _, family = text.rpartition("=")
     if not all(
         part.isprintable() and 0 < len(part) <= MAX_ALIAS_CHARS and part == part.strip() for part in (name, family)
@@ -211,7 +215,7 @@ def model_alias(text: str) -> tuple[str, str]:
 
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
-    """Return the settings given by the command line; raise ValueError or OSError if they are invalid."""
+    """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
     server = args.server or f"localhost:{port_in_row(1)}"
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:

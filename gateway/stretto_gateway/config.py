@@ -18,14 +18,15 @@ class Limits:
         max_input_chars: Maximum length of a text, in characters.
         max_batch: Maximum number of items in a batch.
         max_batch_bytes: Maximum size of the audio in a batch.
-        max_active: Maximum number of concurrent utterances. A single caller may use half.
-        max_waiting: Maximum number of queued requests; further requests get status 429. A single caller may use half.
+        max_active: Maximum number of concurrent utterances, half of which a single caller may use.
+        max_waiting: Maximum number of queued requests, half of which a single caller may use. Further requests get
+            status 429.
         max_voices: Maximum number of stored voices per key.
         max_voice_bytes: Maximum size of the recording for a stored voice.
         max_connections: Maximum number of open connections.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
-        drain_s: Maximum time that running responses get at shutdown.
+        drain_s: Maximum time for running responses to finish at shutdown.
         max_sessions: Maximum number of open WebSockets.
         max_event_bytes: Maximum size of a WebSocket message.
         max_turn_s: Maximum duration of uncommitted audio in a realtime session.
@@ -68,9 +69,9 @@ class GatewayConfig:
         port: TCP port to listen on.
         keys: API keys; if empty, no key is required.
         limits: Limits on requests and connections.
-        voices: Folder of uploaded voices; None to reject uploads.
+        voices: Folder for uploaded voices; None to reject uploads.
         strict: True to reject request fields that have no effect, instead of ignoring them.
-        model_aliases: Additional model names, each with the family that it refers to.
+        model_aliases: Additional model names, each mapped to the family to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
     """
 

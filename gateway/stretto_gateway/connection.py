@@ -16,22 +16,22 @@ from stretto_gateway.admission import network
 
 LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive
-STALL_S = 30.0  # time in which the client must read part of a response
-# number of polls in that time, because a delayed event loop runs timers before pending reads
+STALL_S = 30.0  # time within which the client must read part of a response
+# number of polls within that time, because a delayed event loop runs timers before pending reads
 NUM_CHECKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # limits on a request's head, including trailers
-MAX_UPGRADE_LINE = 8000  # size of a header or of the URL; if a line is longer, the websockets library sends no response
+MAX_UPGRADE_LINE = 8000  # size of a header or the URL; if a line is longer, the websockets library sends no response
 MAX_PIPELINED = 8  # number of requests that a connection may queue
 # Limit on small reads plus requests per second, and on small WebSocket messages per second, because parsing them costs
 # more than their size suggests. Excess data waits in the kernel until the next second; the kernel merges small writes.
 SMALL_BYTES, MAX_SMALL = 1024, 500
 # Each part of a body costs time, however small it is. After FREE_PARTS parts, the average size must be at least this.
 FREE_PARTS, MIN_PART_BYTES = 4096, 16
-# If NUM_TINY reads have less than TINY_BYTES on average and arrive faster than TINY_PER_S, each further read is
-# delayed, so that the kernel merges data that a client writes byte by byte. The delays end once NUM_TINY reads have at
-# least SMALL_BYTES on average.
+# If NUM_TINY reads average less than TINY_BYTES and arrive faster than TINY_PER_S, each further read is delayed, so
+# that the kernel merges data that a client writes byte by byte. The delays end once NUM_TINY reads average at least
+# SMALL_BYTES.
 TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
-UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel, and here, so that the client's reading progress is visible
+UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel and here, so that the client's reading progress is visible
 TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
 
 
@@ -81,7 +81,7 @@ class Reads:
 
 
 class PacedFlow(FlowControl):
-    """uvicorn's flow control, which also pauses reading for the rate limit."""
+    """uvicorn's flow control, extended to pause reading for the rate limit."""
 
     _is_held = False
 
@@ -105,7 +105,10 @@ class PacedFlow(FlowControl):
 
 
 class PlainCycle(RequestResponseCycle):
-    """HTTP/1.0 request. HTTP/1.0 has no chunks, so a body of unknown length ends when the connection closes."""
+    """HTTP/1.0 request.
+
+    HTTP/1.0 has no chunks, so a body of unknown length ends when the connection is closed.
+    """
 
     _is_open_ended = False
 
@@ -128,8 +131,8 @@ class Connection(HttpToolsProtocol):
     It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
     the connection is closed after pending responses have been sent. A response is never cut short.
 
-    Beyond `limit_concurrency` connections, an idle connection is closed. It is the one that has been idle longest at
-    the host with the most idle connections. If no connection is idle, uvicorn answers 503.
+    Beyond `limit_concurrency` connections, an idle connection is closed: the one that has been idle the longest among
+    those of the host with the most idle connections. If no connection is idle, uvicorn answers 503.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -160,7 +163,7 @@ class Connection(HttpToolsProtocol):
         self.transport.set_write_buffer_limits(UNSENT_BYTES)
         made = self.transport.get_extra_info("socket")
         if made is not None and made.family in (socket.AF_INET, socket.AF_INET6):
-            # Otherwise the kernel buffers up to 4 MB (87 s of speech) of a response that the client does not read.
+            # Otherwise, the kernel buffers up to 4 MB (87 s of speech) of a response that the client does not read.
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         self._wait()
         if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
@@ -203,8 +206,8 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Send status 400.
 
-        If another response is still pending, close the connection after it instead, because the client could not match
-        the 400 to its request.
+        If another response is still pending, close the connection after that response instead, because the client could
+        not match the 400 to its request.
         """
         msg = self._refusal or msg
         answered, came = self._answered, self.cycle
@@ -285,7 +288,7 @@ class Connection(HttpToolsProtocol):
         raise OverflowError(why)
 
     def _wait(self) -> None:
-        """Start the timer for the client to read the response or, if it has, to send the next request head."""
+        """Start the timer for the client to read the response, or else to send the next request head."""
         self._waits_since = self.loop.time()
         self._check_later(self.transport.get_write_buffer_size(), NUM_CHECKS)
 
@@ -295,10 +298,10 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
     def _check(self, num_unread: int, num_checks: int) -> None:
-        """Check the client's progress; disconnect it if there was none and no checks are left.
+        """Check the client's progress; disconnect the client if there was none and no checks are left.
 
         Args:
-            num_unread: Number of unsent bytes at the first check. A smaller number now counts as progress.
+            num_unread: Number of unsent bytes at the first check. If the number is now smaller, there was progress.
             num_checks: Number of checks left.
         """
         if self.transport.get_write_buffer_size() < num_unread:
@@ -325,7 +328,7 @@ class Connection(HttpToolsProtocol):
 
 
 MAX_FRAMES = 1024  # frames per message; limited because even empty frames need memory
-PART_BYTES = 1024  # bytes parsed in one go: at most 170 frames
+PART_BYTES = 1024  # bytes parsed in one pass: at most 170 frames
 TURN_FRAMES = 64  # frames or messages after which other connections are served
 MAX_CONTROL = 200  # pings, pongs and small fragments per second; if there are more, the connection is closed
 CLOSE_S = 10.0  # time to send the remaining data before closing
@@ -334,10 +337,10 @@ POLICY = 1008  # RFC 6455, section 7.4.1
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket with limits on frames and messages. At shutdown, the application closes it, not uvicorn.
+    """uvicorn's WebSocket with limits on frames and messages.
 
-    Received data is parsed part by part. While a message waits for the application, neither parsing nor reading
-    continues.
+    At shutdown, the application closes it, not uvicorn. Received data is parsed part by part. Parsing and reading are
+    paused while a message is waiting for the application.
     """
 
     _last_pong: Sequence[bytes] = ()  # pending pong for a client that does not read
@@ -352,7 +355,7 @@ class Socket(WebSocketsSansIOProtocol):
         self._is_refused = False  # further data is ignored
 
     def shutdown(self) -> None:
-        """Do nothing for a running session: the application ends it, and uvicorn waits up to a limit."""
+        """Do nothing for a running session: the application ends it, and uvicorn waits for a limited time."""
         if not self.handshake_complete:
             super().shutdown()
 
@@ -429,7 +432,7 @@ class Socket(WebSocketsSansIOProtocol):
             self._next = self.loop.call_soon(self._parse)
 
     def _parse(self) -> None:
-        """Parse received data as far as the limits allow, and resume reading once nothing is left."""
+        """Parse received data as far as the limits allow, and resume reading once no data is left."""
         self._next = None
         last = self._num_frames + TURN_FRAMES
         while self._unparsed and not self.transport.is_closing() and (self.close_sent or not self.read_paused):
@@ -475,5 +478,5 @@ def _kind(frame: Frame) -> Literal["control", "message"]:
 
 
 def settings(max_message_bytes: int) -> dict[str, Any]:
-    """Return uvicorn's WebSocket options; compression is off, because it costs memory and time per client."""
+    """Return uvicorn's WebSocket options. Compression is off, because it costs memory and time per client."""
     return {"ws": Socket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}

@@ -26,11 +26,11 @@ RATES = {
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
     "aac": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
 }
-UNKNOWN_SIZE = 0xFFFFFFFF  # size field of a WAV file of unknown length
+UNKNOWN_SIZE = 0xFFFFFFFF  # size field in a WAV file of unknown length
 
 
 class Encoder(Protocol):
-    """Streaming encoder of one utterance."""
+    """Streaming encoder for one utterance."""
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         """Return the bytes that are ready after the samples `pcm`, int16 [n]."""
@@ -63,7 +63,7 @@ class WavEncoder(PcmEncoder):
 
 
 def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
-    """Return the 44-byte header of mono 16-bit samples.
+    """Return the 44-byte header for mono 16-bit samples.
 
     Args:
         sample_rate: Sample rate in Hz.
@@ -130,13 +130,13 @@ class FfmpegEncoder:
 
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """Create the encoder for a format in MEDIA_TYPES, for mono samples at `sample_rate` Hz."""
+    """Create an encoder of mono samples at `sample_rate` Hz for a format in MEDIA_TYPES."""
     plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
     return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)
 
 
 LEAST_SPEED, GREATEST_SPEED = 0.25, 4.0
-STAGES = 2  # atempo requires at least 0.5, and above 2 it skips samples instead of blending them
+STAGES = 2  # atempo requires a tempo of at least 0.5, and above 2 it skips samples instead of blending them
 BLOCKS_PER_S = 50  # fixed block size, because the filter's output depends on it
 PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
 
@@ -166,7 +166,7 @@ class TimeStretch:
         self._graph.link_nodes(source, *stages, self._graph.add("abuffersink")).configure()
 
     def stretch(self, pcm: NDArray[Any]) -> NDArray[Any]:
-        """Add samples `pcm`, int16 [n], and return the samples that are ready, int16 [m]; both are mono."""
+        """Add mono samples `pcm`, int16 [n], and return the mono samples that are ready, int16 [m]."""
         assert pcm.dtype == np.int16, pcm.dtype
         self._num_in += len(pcm)
         return self._run(pcm)

@@ -13,7 +13,7 @@ from stretto_gateway.admission import CallerDisconnected, unless_disconnected
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.metrics import SpeechTrace, Trace
 
-PIECE_BYTES = 16_384  # bytes per send, few enough that a slow client can read them within the time limit
+PIECE_BYTES = 16_384  # bytes per send, small enough that a slow client can read them within the time limit
 LOG = logging.getLogger("stretto_gateway")
 
 
@@ -21,15 +21,15 @@ class Streamed(Response):
     """HTTP response that is sent part by part.
 
     If an ApiError is raised before the first part, it becomes the whole response. If it is raised later, the connection
-    is closed early, so that no client considers the response complete. If the format can represent an error, a last
-    part from `last_words` is sent before that. The generator `parts` is closed if the client disconnects or reads
-    nothing for `stall_s` seconds.
+    is closed early, so that no client considers the response complete. If the format can represent an error, a final
+    part from `last_words` is sent first. The generator `parts` is closed if the client disconnects or reads nothing for
+    `stall_s` seconds.
 
     Args:
         parts: Parts of the body.
         media_type: Media type of the body.
         stall_s: Maximum time for which the client may read nothing, in seconds.
-        last_words: Function that formats an error as a last part.
+        last_words: Function that formats an error as a final part.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Streamed(Response):
 
 
 async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a response and close it at the end.
+    """Yield the events of a response, and close the response at the end.
 
     Args:
         stream: Response of the server.
-        fields: Request fields by the server's field names.
+        fields: Request fields, keyed by the server's field names.
 
     Raises:
         ApiError: The response fails.

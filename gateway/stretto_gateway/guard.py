@@ -39,7 +39,7 @@ ANY_ORIGIN = "*"  # allows pages of any origin
 EVERYBODY = "everybody"  # owner of stored voices if there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes before every JSON value except the first
-VALUE_BYTES, SMALL_VALUES = 64, 1024  # least memory per parsed value; number of values always admitted
+VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory per parsed value; number of values that is always admitted
 LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
@@ -55,7 +55,10 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, authorization: str) -> bool:
-        """Return True if the header contains one of the keys, compared in constant time, or if there are no keys."""
+        """Return True if the header contains one of the keys, or if there are no keys.
+
+        Keys are compared in constant time.
+        """
         given = self._digest(authorization)
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
@@ -70,7 +73,7 @@ class Keys:
 
 
 def key_in(authorization: str) -> str:
-    """Return the key in an `Authorization` header; without a scheme, the key is the whole value."""
+    """Return the key in an `Authorization` header, which is the whole value if there is no scheme."""
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else authorization
 
@@ -96,13 +99,16 @@ def origin_of(text: str) -> str:
 
 
 def is_own_page(origin: str | None, host: str) -> bool:
-    """Return True if there is no Origin header, or if it names the gateway's page at an IP address or localhost."""
+    """Return True if there is no Origin header, or if it names the gateway's own page.
+
+    The page is only recognised at an IP address or localhost.
+    """
     scheme, _, place = (origin or "").partition("://")
     return origin is None or (bool(scheme) and place == host and is_address(place))
 
 
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
-    """Return True if a browser page may have sent the request without an Origin header to a DNS name of this machine.
+    """Return True if a browser page may have sent the request, without an Origin header, to a DNS name.
 
     Browsers send `Accept-Language`, which a page may change but not remove; other programs do not send it. JavaScript
     programs may send it, but together with `Sec-Fetch-Mode`. Browsers send that header only to `localhost` and to hosts
@@ -206,7 +212,7 @@ def is_realtime(scope: Scope) -> bool:
 def client_secret(scope: Scope, key: str) -> ClientSecret | None:
     """Return the client secret with value `key`.
 
-    Other keys, and requests that do not open a realtime session, give None.
+    Return None for other keys, and for requests that do not open a realtime session.
     """
     if not is_realtime(scope) or not key.startswith(PREFIX):
         return None
@@ -233,7 +239,7 @@ class Body:
         max_other: Maximum number of bytes outside the base64 alphabet; None for no limit. Files in base64 need about
             as much memory as their size. 32 MiB of empty lists would need 1 GB and block the event loop for seconds.
         held: Memory account of all requests.
-        is_json: True to count the memory of parsed values, too. This overestimates it, because `[`, `{` and `,` may
+        is_json: True to also count the memory of parsed values. This is an overestimate, because `[`, `{` and `,` may
             also occur in texts.
     """
 
@@ -297,7 +303,7 @@ class Exchange:
         self._status = GONE  # until a response is started
 
     async def send(self, message: Message) -> None:
-        """Send a message of the response; add the request id to the first one."""
+        """Send a message of the response, adding the request id to the first message."""
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             self._status = message.get("status", SWITCHED)
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
@@ -316,7 +322,7 @@ class Exchange:
         except Exception as error:
             LOG.error("%s failed", self.request_id, exc_info=error)
             self.fail()
-            with suppress(OSError, RuntimeError):  # client disconnected, or socket closed already
+            with suppress(OSError, RuntimeError):  # client disconnected, or socket already closed
                 await self._send({"type": "websocket.close", "code": FAILED_CODE})
         finally:
             self.log()

@@ -1,6 +1,6 @@
-"""Metrics of responses, as Prometheus metrics with names common to speech servers, and as OpenTelemetry spans.
+"""Response metrics, as Prometheus metrics with names common among speech servers, and as spans.
 
-If a collector is configured, these spans are exported to it (OTLP over HTTP):
+If an OpenTelemetry collector is configured, these spans are exported to it (OTLP over HTTP):
 
     speech                      from the request to its last event
       gateway queue             until admission
@@ -77,7 +77,10 @@ class Times:
 
 
 class Spans:
-    """Exporter that sends spans in batches from a separate thread. OpenTelemetry drops spans if its queue is full."""
+    """Exporter that sends spans in batches from a separate thread.
+
+    OpenTelemetry drops spans if its queue is full.
+    """
 
     def __init__(self, provider: "TracerProvider"):
         self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")
@@ -117,7 +120,7 @@ class Spans:
         whole.end(at(times.ended_s))
 
     def close(self) -> None:
-        """Export the remaining spans; this may take EXPORT_S seconds."""
+        """Export the remaining spans, which may take EXPORT_S seconds."""
         self._provider.shutdown()
 
 
@@ -137,7 +140,7 @@ def _is_installed(module: str) -> bool:
 
 
 def open_spans() -> Spans | None:
-    """Return the exporter that the environment configures; None if spans are off."""
+    """Return the exporter configured by the environment, or None if spans are off."""
     if not spans_are_wanted():
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -245,7 +248,7 @@ class Trace:
         return self._metrics.text_left, self._metrics.text_cut
 
     def start(self) -> None:
-        """Record the admission of the request, which is sent to the server next."""
+        """Record the admission of the request, which is then sent to the server."""
         self._started_s = time.monotonic()
 
     def add(self, event: SpeechEvent) -> None:

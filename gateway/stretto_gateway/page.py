@@ -1,6 +1,6 @@
 """Web pages: `GET /` to try the models with text and microphone, and `GET /docs` with the API reference.
 
-All files of these pages are in this package. None is loaded from other hosts.
+All files of these pages are in this package; none is loaded from another host.
 """
 
 import re
@@ -144,7 +144,7 @@ router = APIRouter(include_in_schema=False)
 
 
 async def show(request: Request) -> Response:
-    """Return a file of the page. No key is required, because the page contains no data of the gateway."""
+    """Return a file of the page. No key is required, because the page contains no data from the gateway."""
     path = FILES[request.scope["route"].path]
     return Response(path.read_bytes(), headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
 

@@ -1,4 +1,4 @@
-"""Client for several servers, which lets a callback select the server of each utterance."""
+"""Client for several servers, which lets a callback select the server for each utterance."""
 
 import asyncio
 import hashlib
@@ -50,10 +50,10 @@ It is the busier by one for as long as the block runs."""
 
 
 class RoutedClient:
-    """Client with the subset of SpeechClient's methods that the gateway uses; `choose` selects the servers.
+    """Client with those methods of SpeechClient that the gateway uses; `choose` selects the servers.
 
-    If a server is unavailable, an utterance is retried on another one, unless some of its output has been received. If
-    the server is lost after that, the utterance raises ServerUnavailable.
+    If a server is unavailable, an utterance is retried on another server, unless some of its output has been received.
+    In that case, the utterance raises ServerUnavailable.
 
     Args:
         choose: Callback that selects a server.
@@ -77,11 +77,14 @@ class RoutedClient:
     def transcribe_live(
         self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, /, **options: Unpack[TaskOptions]
     ) -> Speech:
-        """Transcribe live audio as SpeechClient does. It stays on a single server."""
+        """Transcribe live audio as SpeechClient does, on a single server."""
         return self._routed("", lambda client: client.transcribe_live(pieces, sample_rate, **options), attempts=1)
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Answer a conversation as SpeechClient does. Its turns use the same server as long as it has capacity."""
+        """Answer a conversation as SpeechClient does.
+
+        The turns of a conversation use the same server as long as it has capacity.
+        """
         return self._routed(
             conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
         )
@@ -139,7 +142,10 @@ class RoutedClient:
 
 @asynccontextmanager
 async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
-    """Cancel the stream and raise ServerUnavailable as soon as its server is lost, without waiting for a timeout."""
+    """As soon as the stream's server is lost, cancel the stream and raise ServerUnavailable.
+
+    This avoids waiting for a timeout.
+    """
     lease.lost.add_done_callback(lambda _: stream.cancel())
     try:
         yield
@@ -150,7 +156,7 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """Return a digest of the turns up to the user's first turn; it is the same throughout a conversation."""
+    """Return a digest of the turns up to the user's first turn, which is constant in a conversation."""
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

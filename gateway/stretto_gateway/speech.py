@@ -57,7 +57,7 @@ from stretto_gateway.voices import recorded_voice
 router = APIRouter()
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
-# Request fields by the server's field names.
+# Request fields, keyed by the server's field names.
 FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
 WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for streamed text
 
@@ -88,7 +88,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; also raise ApiError if the text is too long or not complete."""
+    """Return the result of `voice_options`; also raise ApiError if the text is too long or incomplete."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")
@@ -119,7 +119,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 async def audio_parts(
     gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the audio file of a text in parts as they become ready.
+    """Yield the audio file for a text, in parts, as they become ready.
 
     Args:
         gateway: The gateway.
@@ -176,7 +176,7 @@ def item_encoder(item: SpeechFields) -> Encoder:
 
 
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
-    """Yield the bytes that are ready after samples `pcm`, int16 [n]; None ends the file.
+    """Yield the bytes that are ready after samples `pcm`, int16 [n]; if `pcm` is None, yield nothing.
 
     The first FIRST_SAMPLES of an utterance are encoded and yielded before the rest; the bytes do not depend on this
     split.
@@ -205,7 +205,7 @@ def delta(part: bytes) -> dict[str, str]:
 
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
-    """Return the number of prompt rows, and of generated text tokens and audio frames together."""
+    """Return the number of prompt rows, and the total number of generated text tokens and audio frames."""
     read, made = report.get("num_prompt_rows", 0), report.get("num_text_tokens", 0) + report.get("num_frames", 0)
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
 
@@ -239,7 +239,7 @@ WAV_HEADER_BYTES = len(wav_header(1))
 
 
 class BatchRequest(SpeechFields):
-    """Batch of texts to speak; the other fields are defaults for all items."""
+    """Batch of texts to speak. The other fields are defaults for all items."""
 
     items: Annotated[list[SpeechItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
@@ -289,7 +289,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
 
 
 async def parts_of(data: bytes) -> AsyncGenerator[bytes, None]:
-    """Yield `data` in parts. Data that the client has not read yet counts as held memory."""
+    """Yield `data` in parts. Data that the client has not yet read counts as held memory."""
     for begin in range(0, len(data), PART_BYTES):
         yield data[begin : begin + PART_BYTES]
 

@@ -32,7 +32,7 @@ MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
 def field_path(error: Mapping[str, Any], record: Any) -> str:
     """Return the dotted path of a validation error in `record`; empty for the whole record.
 
-    For a field of several types, pydantic's location also contains the name of a type, which is omitted here.
+    If a field has several types, pydantic's location also contains the name of a type, which is omitted here.
     """
     names: list[str] = []
     location = error["loc"]
@@ -55,7 +55,10 @@ UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with
 
 
 class Body(BaseModel):
-    """Base class of request bodies. Unknown fields are dropped, and the names of the first few are recorded."""
+    """Base class of request bodies.
+
+    Unknown fields are dropped, and the names of the first few are recorded.
+    """
 
     model_config = ConfigDict(extra="ignore")
     _unknown: tuple[str, ...] = PrivateAttr(default=())
@@ -63,7 +66,7 @@ class Body(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def drop_unknown(cls, record: Any, validate: ModelWrapValidatorHandler["Body"]) -> "Body":
-        """Validate a body, and record the names of the first unknown fields of `record` in it."""
+        """Validate a body, and record in it the names of the first unknown fields of `record`."""
         if not isinstance(record, Mapping):
             return validate(record)
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -81,7 +84,7 @@ def first_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
-    """Yield the paths of the unknown fields that were dropped from `body` and from bodies inside it."""
+    """Yield the paths of the unknown fields that were dropped from `body` and from nested bodies."""
     if isinstance(body, Body):
         yield from (path + name for name in body._unknown)
     for name, value in body.__dict__.items():
@@ -129,7 +132,7 @@ class Ignored:
 
     @property
     def names(self) -> list[str]:
-        """Recorded names, limited in number, length and characters; `...` replaces all others."""
+        """Recorded names, limited in number, length and characters; `...` replaces any others."""
         shown = [UNSAFE.sub("?", name[:MAX_SHOWN_CHARS]) for name in self._names[:MAX_NAMES]]
         return shown + ["..."] * (len(self._names) > MAX_NAMES)
 
@@ -187,14 +190,14 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def held_bytes(options: Mapping[str, object]) -> int:
-    """Return how many bytes stored options occupy beyond a small allowance that is always admitted."""
+    """Return how many bytes stored options occupy beyond the small amount that is always admitted."""
     if most_bytes(dict(options)) <= SMALL_BYTES:
         return 0
     return OBJECT_BYTES * max(0, len(json.dumps(options)) - SMALL_BYTES)
 
 
 AUTO = "auto"  # the model chooses the language
-# ISO 639-1 and 639-2 codes of languages that speech models list; other languages have only their English names.
+# ISO 639-1 and 639-2 codes of languages that speech models list; other languages can only be given by English name.
 CODES = dict(
     pair.split(":")
     for pair in (
@@ -303,7 +306,10 @@ class SpeechForm(Voiced):
 
 
 def option_field(hint: Any) -> Any:
-    """Return the request field for an option. Its type documents it; only the server checks its value."""
+    """Return the request field for an option.
+
+    Its type is only documentation, because the server checks its value.
+    """
     (doc,) = [mark.documentation for mark in get_args(hint) if isinstance(mark, Doc)]
     documented = {"anyOf": [TypeAdapter(hint).json_schema(), {"type": "null"}]}
     return Annotated[Any, WithJsonSchema(documented)], Field(default=None, description=doc)
@@ -318,7 +324,7 @@ else:
 
 
 class SpeechFields(WithOptions):
-    """Fields of a speech request; in a batch they may be set once for all items."""
+    """Fields of a speech request. In a batch, they may be set once for all items."""
 
     @model_validator(mode="before")
     @classmethod
@@ -343,7 +349,7 @@ class SpeechFields(WithOptions):
         Args:
             profile: The served model.
             ignored: Receives the fields that this model does not support.
-            recorded: Recorded voice to use instead of the named one; None for the named one.
+            recorded: Recorded voice to use instead of the named voice; None to use the named voice.
 
         Raises:
             ApiError: A value is invalid, or a field has no effect and the gateway is strict.
@@ -383,7 +389,7 @@ class SpeechFields(WithOptions):
         return cast(SpeakArguments, options)  # the server checks the types
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Ignore a `task_type` that does not match this model's way of choosing a voice."""
+        """Ignore a `task_type` that does not match the way in which this model selects a voice."""
         clones = "audio" in find_task(profile, ("tts",), "text to speech").system
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}
@@ -392,7 +398,7 @@ class SpeechFields(WithOptions):
             ignored.add("task_type", f"{' or '.join(known) or 'no value'} for {profile.family!r}", self.task_type)
 
     def _length(self, profile: ModelProfile, max_audio_s: Any, ignored: Ignored) -> dict[str, float]:
-        """Return `max_audio_s` for the requested number of frames if that is the tighter limit, otherwise nothing."""
+        """Return `max_audio_s` for the requested number of frames, if that is the tighter limit."""
         limits = {name: limit for name in FRAME_LIMITS if (limit := getattr(self, name)) is not None}
         if not limits:
             return {}

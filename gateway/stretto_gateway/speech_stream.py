@@ -1,4 +1,4 @@
-"""`WS /v1/audio/speech/stream`: speech for streamed text. Event names are the same as in vLLM-Omni."""
+"""`WS /v1/audio/speech/stream`: speech for streamed text, with the event names of vLLM-Omni."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +23,7 @@ from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, he
 class StreamedText:
     """Text of one utterance that the client is still sending.
 
-    Its total length is limited, and so is the time until it is complete. Unread text counts as held memory until
+    The text's total length is limited, and so is the time until it is complete. Unread text counts as held memory until
     `close`.
     """
 
@@ -79,7 +79,7 @@ class StreamedText:
         await self._ended.wait()
 
     async def pieces(self) -> AsyncIterator[str]:
-        """Yield pieces as they arrive; raise ApiError at the end if part of the text was dropped."""
+        """Yield pieces as they arrive; at the end, raise ApiError if part of the text was dropped."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -108,7 +108,7 @@ KINDS = ("session.config", "input.text", "input.done", "session.close")
 
 
 class SessionConfig(SpeechFields):
-    """Client event with the settings for all utterances until the next such event."""
+    """Client event with the settings for all utterances until the next event of this type."""
 
     type: Literal["session.config"]
     stream_audio: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
@@ -159,7 +159,7 @@ async def run(gateway: Gateway, socket: WebSocket) -> None:
 
 @contextmanager
 def asking(owner: str, held: Held) -> Iterator[State]:
-    """Yield a request state for one utterance, as the guard provides for a request; release its memory at the end."""
+    """Yield a request state for one utterance, as the guard does for requests; then release its memory."""
     kept = list[int]()
 
     def keep(num_bytes: int) -> None:
@@ -173,14 +173,14 @@ def asking(owner: str, held: Held) -> Iterator[State]:
 
 
 class StreamChannel(Channel):
-    """Channel whose error events also have a top-level `message`, which vLLM-Omni's clients expect."""
+    """Channel whose error events also have a top-level `message`, as expected by vLLM-Omni clients."""
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
         self._count_error()
         await self.send("error", message=error.message, **error.record())
 
     async def close(self, end: SessionEnd) -> None:
-        """Close the WebSocket; send no error if the client requested the end."""
+        """Close the WebSocket, without an error if the client requested the end of the session."""
         if end.reason:
             await super().close(end)
             return
@@ -240,7 +240,7 @@ class StreamSession:
         return event
 
     def _ignored(self, config: SessionConfig) -> Ignored:
-        """Return the fields of a configuration that have no effect; raise ApiError for them with `--strict`."""
+        """Return a configuration's fields that have no effect; with `--strict`, raise ApiError for them."""
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
             ignored.add("stream_audio", "true or no value (audio is always sent as it is generated)", False)

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: speech in a file to text, optionally with times."""
+"""`POST /v1/audio/transcriptions` and `/v1/audio/translations`: text for the speech in a file."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
@@ -52,7 +52,7 @@ class TranslationForm(Body):
 
 
 class TranscriptionForm(TranslationForm):
-    """Fields of OpenAI's transcription requests, and fields that request vLLM's additional event fields."""
+    """Fields of OpenAI's transcription requests, and options for vLLM's additional event fields."""
 
     language: Text | None = Field(default=None, description="no effect: the model decides")
     stream: bool = False
@@ -66,7 +66,7 @@ class TranscriptionForm(TranslationForm):
         return super().options(task, ignored)
 
     def align(self, profile: ModelProfile, options: TaskOptions, ignored: Ignored) -> bool:
-        """Request word times if the form asks for them; return True if the model reports them by itself."""
+        """Request word times if the form asks for them; return True if the model itself reports them."""
         task = profile.task(TRANSCRIBE)
         if "word" in self.granularities and task is not None and task.times_words:
             return True
@@ -123,7 +123,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
 
 @router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
 async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
-    """Translate the speech in `file`, in any language, to English text."""
+    """Translate the speech in `file`, in any language, into English text."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
@@ -195,7 +195,7 @@ async def sse_parts(
 async def writing(
     gateway: Gateway, content: bytes, task: str, options: TaskOptions
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
-    """Yield the event stream that transcribes a file; it is closed at the end of the `with` block."""
+    """Yield the event stream that transcribes a file; close it at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.slot():
         stream = gateway.client.transcribe(content, **options)

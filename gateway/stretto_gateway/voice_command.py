@@ -116,7 +116,7 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
 
 
 def read_owner(key_file: Path | None) -> str:
-    """Return the owner of the voices: a digest of the key in the file, or the owner on a gateway without keys."""
+    """Return the owner of the voices: a digest of the key in the file, or EVERYBODY if there is no file."""
     if key_file is None:
         return EVERYBODY
     try:
@@ -132,7 +132,7 @@ def read_owner(key_file: Path | None) -> str:
 
 
 def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
-    """Store a voice, after the server has generated audio with it, and print its id."""
+    """Store a voice once the server has generated audio with it, and print its id."""
     limits = {"--name": (args.name, 1, MAX_NAME_CHARS), "--consent": (args.consent, 1, MAX_CONSENT_CHARS)}
     for flag, (text, least, most) in (limits | {"--text": (args.text, 0, MAX_REF_CHARS)}).items():
         if not least <= len(text) <= most or not text.isprintable():
@@ -164,13 +164,13 @@ def show(store: VoiceStore, owners: list[str], as_json: bool) -> int:
 
 
 def fields_of(voice: StoredVoice) -> dict[str, str | int]:
-    """Return a voice's metadata, under the names that the API uses."""
+    """Return a voice's metadata under the field names used by the API."""
     named: dict[str, str | int] = {"id": voice.id, "name": voice.name, "consent": voice.consent}
     return named | {"ref_text": voice.text, "created_at": voice.created_at}
 
 
 def line_of(voice: StoredVoice) -> str:
-    """Return a line that describes a voice; characters that a terminal could interpret are escaped."""
+    """Return a line that describes a voice, with characters that a terminal could interpret escaped."""
     day = time.strftime("%Y-%m-%d", time.gmtime(voice.created_at))
     name, consent = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in s) for s in (voice.name, voice.consent))
     return f"{voice.id}  {day}  {name}  ({consent})"

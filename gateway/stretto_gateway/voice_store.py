@@ -1,9 +1,10 @@
-"""Storage for voices that callers add: recordings with metadata, by owner.
+"""Storage for voices that callers add: recordings with metadata, grouped by owner.
 
     FOLDER/OWNER/voice_….recording      a line of JSON, then the bytes of the recording
 
-Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key that added the voice, so
-callers with other keys cannot find it. If the gateway has no keys, it is `everybody`. Files are written atomically.
+Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key with which the voice was
+added, so callers with other keys cannot find it. If the gateway has no keys, OWNER is `everybody`. Files are written
+atomically.
 """
 
 import fcntl
@@ -22,7 +23,7 @@ from pathlib import Path
 LOG = logging.getLogger("stretto_gateway")
 ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(r"everybody|[0-9a-f]{64}")
 SUFFIX, UNFINISHED = ".recording", ".unfinished"
-ABANDONED_S = 3600.0  # age of stale files; another gateway on the same folder finishes its writes within seconds
+ABANDONED_S = 3600.0  # age of stale files; another gateway that uses the folder finishes its writes within seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,13 +54,16 @@ def read_recording(param: str, text: str, max_bytes: int) -> bytes:
 
 
 router = APIRouter()
-FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # request fields by the server's field names
+FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # maps the server's field names to request fields
 SAMPLE = "One, two."  # text that is spoken to test a new voice
 MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
 
 
 class VoiceForm(Body):
-    """Multipart form that adds a voice: a recording (wav, flac, ogg, mp3, webm, m4a, mp4 or aac) and its metadata."""
+    """Multipart form that adds a voice: a recording and its metadata.
+
+    The recording may be wav, flac, ogg, mp3, webm, m4a, mp4 or aac.
+    """
 
     audio_sample: UploadFile
     name: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]
@@ -97,7 +100,7 @@ async def list_voices(request: Request) -> Voices:
 
 @router.post("/v1/audio/voices")
 async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, response: Response) -> Voice:
-    """Store the voice of a recording, after the model has generated audio with it."""
+    """Store the voice in a recording once the model has generated audio with it."""
     gateway: Gateway = request.app.state.gateway
     response.headers.update(Ignored(form, gateway.strict).headers)
     store = require_store(gateway)
@@ -133,7 +136,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 async def recorded_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the recorded voice that a request selects, or None if it selects a named voice or no voice.
+    """Return the recorded voice that a request selects; None if it selects a named voice or none.
 
     Args:
         gateway: The gateway, with the stored voices.
@@ -163,7 +166,7 @@ async def recorded_voice(
 def _recorded(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the voice in `ref_audio`; None if there is none, or the model does not clone voices."""
+    """Return the voice in `ref_audio`; None if there is none or the model does not clone voices."""
     system = find_task(profile, ("tts",), "text to speech").system
     text = item.ref_text or ""
     if text and ("text" not in system or item.ref_audio is None):
@@ -216,12 +219,12 @@ def require_store(gateway: Gateway, param: str | None = None) -> VoiceStore:
 
 
 def unknown(status: int, voice_id: str) -> ApiError:
-    """Return the error for an unknown id, which is the same if the voice belongs to another caller."""
+    """Return the error for an unknown id. Voices that belong to other callers give the same error."""
     return ApiError(status, f"voice: unknown voice {voice_id[:60]!r}", "voice", "voice_not_found")
 
 
 def named(voice_id: str, name: str) -> NamedId:
-    """Return a voice in the form that Open WebUI expects."""
+    """Return a voice in the format that Open WebUI expects."""
     return {"id": voice_id, "name": name}
 
 

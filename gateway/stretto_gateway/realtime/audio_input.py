@@ -21,7 +21,7 @@ NETWORK_RATE = 16_000
 FULL_SCALE = 32768.0  # of int16
 WINDOW = 512  # samples at 16 kHz per call of the network
 WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same at the rate of the user's audio: 32 ms
-START_WINDOWS = 2  # consecutive windows above the threshold that start a turn, so that a click does not
+START_WINDOWS = 2  # number of consecutive windows above the threshold that start a turn, so that a click does not
 HYSTERESIS = 0.15  # speech ends below the threshold minus this, as in Silero's own iterator
 
 
@@ -93,9 +93,9 @@ class TurnDetector:
 
     Args:
         vad: Rules of turn detection.
-        begin: Number of samples received before the first one that is added.
+        begin: Number of samples received before the first sample that is added.
         max_samples: Maximum length of a turn.
-        detector: Voice activity detector; None for Silero's.
+        detector: Voice activity detector; None for the Silero detector.
     """
 
     def __init__(self, vad: ServerVad, begin: int, max_samples: int, detector: SpeechDetector | None = None):
@@ -168,7 +168,7 @@ def milliseconds(num_samples: int) -> int:
     return round(1000 * num_samples / DEFAULT_RATE)
 
 
-WINDOWS_AT_ONCE = 8  # some milliseconds of work per iteration of the event loop
+WINDOWS_AT_ONCE = 8  # a few milliseconds of work per iteration of the event loop
 
 
 class WindowQueue:
@@ -193,7 +193,10 @@ class WindowQueue:
         await turn
 
     def _grant(self) -> None:
-        """Resume some waiters, and schedule the next round; their next windows are queued after the others'."""
+        """Resume some waiters, and schedule the next round.
+
+        Their next windows are queued after the windows of other waiters.
+        """
         num_left = WINDOWS_AT_ONCE
         while self._waiting and num_left:
             turn = self._waiting.popleft()
@@ -232,7 +235,7 @@ class InputBuffer:
         return len(self._pcm) // SAMPLE_BYTES
 
     def configure(self, vad: ServerVad | None, max_samples: int) -> bool:
-        """Set the rules of turn detection for audio that arrives from now on; return True if they changed.
+        """Set the rules of turn detection for audio that arrives later; return True if they changed.
 
         Args:
             vad: Rules of turn detection; None to switch it off.
@@ -265,7 +268,7 @@ class InputBuffer:
         return self._detector.processed if self._detector.has_begun else self._start
 
     def since(self, first: int, until: int) -> bytes:
-        """Return the buffered samples from position `first` in the received samples to `until`."""
+        """Return the buffered samples between the positions `first` and `until` in the received samples."""
         begin, end = (SAMPLE_BYTES * max(0, at - self._start) for at in (first, until))
         return bytes(self._pcm[begin:end])
 
@@ -291,7 +294,7 @@ class InputBuffer:
     def process_window(self) -> Edge | None:
         """Run turn detection on the next window; return the start or end of a turn if one is detected.
 
-        After the end of a turn, the caller must remove its samples by `pop_turn`.
+        After the end of a turn, the caller must remove its samples with `pop_turn`.
         """
         assert self._detector is not None
         edge = self._detector.process_window()

@@ -16,8 +16,8 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.speech_request import Body
 
-PREFIX = "ek_"  # OpenAI's prefix of ephemeral keys
-NUM_BYTES = 32  # of randomness
+PREFIX = "ek_"  # OpenAI's prefix for ephemeral keys
+NUM_BYTES = 32  # random bytes in a secret
 SECRET_BYTES, CHAR_BYTES = 2048, 4  # memory of a secret, and of each character of its settings
 MAX_BYTES = 16 << 20  # limit on all secrets together
 Lifetime = Annotated[int, Field(ge=10, le=7200)]  # seconds, as at OpenAI
@@ -55,7 +55,10 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """Client secrets in memory, by digest, until they expire. An owner may use at most as many bytes as remain free."""
+    """Client secrets in memory, keyed by digest, until they expire.
+
+    An owner may use at most as many bytes as remain free.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self._max_bytes = max_bytes
@@ -94,7 +97,7 @@ class ClientSecrets:
         return value, int(time.time()) + lifetime_s
 
     def find(self, value: str) -> ClientSecret | None:
-        """Return the secret with value `value`; None if there is none or it has expired."""
+        """Return the secret with value `value`, or None if there is none or it has expired."""
         self._forget_expired()
         return self._secrets.get(hashlib.sha256(value.encode()).digest())
 

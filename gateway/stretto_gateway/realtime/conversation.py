@@ -16,7 +16,7 @@ from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 
 Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
-ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part without its content
+ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part, not counting its content
 ROOT = "root"  # OpenAI's name for the position before all items
 
 
@@ -93,7 +93,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """Text of the item. For an interrupted reply with word times, only the words that had begun."""
+        """Text of the item; for an interrupted reply with word times, only the words that had begun."""
         if self.played_samples is None:
             return self.parts[0].text or ""
         return " ".join(word.word for word in self.words if word.start_s * DEFAULT_RATE < self.played_samples)
@@ -163,7 +163,7 @@ class Conversation:
         self._held.remove(item.num_bytes)
 
     def surplus(self) -> list[Item]:
-        """Return the oldest items that exceed the limits, without system items; the caller must remove them."""
+        """Return the oldest items that exceed the limits, except system items; the caller must remove them."""
         num_over, bytes_over = len(self.items) - self._max_items, self.num_bytes - self._max_bytes
         found: list[Item] = []
         for item in (each for each in self.items[:-1] if each.role != "system"):
@@ -187,7 +187,10 @@ class Conversation:
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 
     def _expect_room(self, num_bytes: int) -> None:
-        """Raise ApiError if a system item exceeds the limits, because no other item is removed to make room for it."""
+        """Raise ApiError if a system item exceeds the limits.
+
+        No other item is removed to make room for it.
+        """
         if len(self.items) >= self._max_items:
             expected = f"at most {self._max_items} items in the conversation, including system messages"
             raise mismatch("item", expected, f"{len(self.items) + 1} items")
@@ -206,7 +209,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the content of the user's turns since the last reply: `text`, `audio`; empty if there are none."""
+    """Return the kinds of content in the user's turns since the last reply: `text`, `audio`."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

@@ -20,7 +20,7 @@ TASK = "duplex"
 
 
 def is_duplex(profile: ModelProfile, settings: Settings) -> bool:
-    """Return True if a session with these settings talks to a full-duplex model."""
+    """Return True if a session with these settings uses a full-duplex model."""
     has_task = any(task.name == TASK for task in profile.tasks)
     return has_task and profile.reads_live_audio and isinstance(settings, RealtimeSettings)
 
@@ -36,7 +36,7 @@ class DuplexReply(Reply):
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, record: dict[str, Any]):
-        conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is no item of a conversation
+        conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is not an item of a conversation
         output: Any = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
         order = Order([], [], {"task": TASK, "output": output}, record, [], is_kept=False, speed=1.0)
         super().__init__(gateway, channel, conversation, order)
@@ -50,8 +50,8 @@ class DuplexReply(Reply):
 class DuplexSession(Session):
     """Session of one connection with a full-duplex model.
 
-    Its only response begins with the first samples of the user. The model takes turns by itself, so events about turns
-    are refused.
+    Its only response begins with the user's first samples. The model takes turns by itself, so events about turns are
+    refused.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):

@@ -26,7 +26,7 @@ from stretto_gateway.speech_request import Ignored
 
 router = APIRouter()
 PROTOCOL = "realtime"  # subprotocol that browser pages offer in addition to their key; the server must accept it
-TRANSCRIBERS = ("whisper", "transcribe")  # in the names of OpenAI's models that only transcribe
+TRANSCRIBERS = ("whisper", "transcribe")  # parts of the names of OpenAI models that only transcribe
 
 
 @router.websocket("/v1/realtime")
@@ -55,7 +55,7 @@ async def open_session(socket: WebSocket) -> None:
 
 @router.post("/v1/realtime/client_secrets")
 async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
-    """Create a short-lived key that can only open `/v1/realtime`, with the settings of its sessions."""
+    """Create a short-lived key that can only open `/v1/realtime`, and set the settings of its sessions."""
     gateway: Gateway = request.app.state.gateway
     unknown = Ignored(body, gateway.strict)
     model = "gpt-realtime"

@@ -1,4 +1,4 @@
-"""WebSocket session: the channel to its client, the loop that runs until it ends, and the client's events."""
+"""WebSocket session: the channel to its client, the main loop, and the client's events."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from stretto_gateway.speech_request import Body, Text, check_json
 LOG = logging.getLogger("stretto_gateway")
 DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
 Error = TypeVar("Error", bound=BaseException)
-# per second; beyond, the session ends, because an error costs the gateway more than it costs the client
+# per second; beyond this, the session ends, because an error costs the gateway more than it costs the client
 MAX_ERRORS = 100
 
 
@@ -58,7 +58,11 @@ class Channel:
         await self._taken(self._socket.send_text(json.dumps(record)))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send part of a file as a binary message; raise SessionEnd if the client has disconnected or does not read."""
+        """Send part of a file as a binary message.
+
+        Raises:
+            SessionEnd: The client has disconnected or does not read.
+        """
         await self._taken(self._socket.send_bytes(data))
 
     async def _taken(self, sending: Awaitable[None]) -> None:
@@ -76,7 +80,7 @@ class Channel:
 
         Args:
             error: The error.
-            event_id: The client's id of the event that caused it.
+            event_id: The client's id for the event that caused the error.
 
         Raises:
             SessionEnd: More than MAX_ERRORS errors were sent in a second.
@@ -120,9 +124,10 @@ class SocketSession(Protocol):
 
 @asynccontextmanager
 async def session_tasks(channel: Channel) -> AsyncIterator[asyncio.TaskGroup]:
-    """Run the tasks of a session. A SessionEnd in the `with` block or a task ends all of them and closes the WebSocket.
+    """Run the tasks of a session.
 
-    An ApiError also ends the session, and is sent to the client.
+    A SessionEnd in the `with` block or in a task ends all tasks and closes the WebSocket. An ApiError also ends the
+    session, and is sent to the client.
     """
     end = SessionEnd()
     try:
@@ -143,7 +148,7 @@ def _first(errors: BaseExceptionGroup[Error]) -> Error:
 
 
 def _end_by(error: ApiError) -> SessionEnd:
-    """Return the end of a session that failed with `error`."""
+    """Return the SessionEnd for a session that failed with `error`."""
     return SessionEnd(TRY_AGAIN if error.status in (429, 503) else FAILED, error.code or "failed", error)
 
 
@@ -161,7 +166,7 @@ async def attend(
         socket: The client's WebSocket.
         session: Handler of the events.
         tasks: Tasks of the session.
-        patience_s: Function that returns how long to wait for the next event, in seconds.
+        patience_s: Function that returns how many seconds to wait for the next event.
 
     Raises:
         SessionEnd: The client disconnected or was idle too long, the session lasted too long, or the gateway is
@@ -266,7 +271,10 @@ class ItemReference(Body):
 
 
 class ItemCreate(ClientEvent):
-    """New item, to be inserted after `previous_item_id`: at the beginning if that is `root`, at the end if missing."""
+    """New item, to be inserted after `previous_item_id`.
+
+    It is inserted at the beginning if that is `root`, and at the end if it is missing.
+    """
 
     item: ItemFields
     previous_item_id: Id | None = None
@@ -279,7 +287,7 @@ class ItemEvent(ClientEvent):
 
 
 class ItemTruncate(ItemEvent):
-    """Client event `conversation.item.truncate`: where in a spoken reply the client has stopped playback."""
+    """Client event `conversation.item.truncate`: the position at which the client stopped playback."""
 
     content_index: Literal[0]
     audio_end_ms: int = Field(ge=0, le=10**9)
@@ -304,7 +312,10 @@ def few_options(options: Any) -> Any:
 
 
 class ReplyFields(ReplyOptions):
-    """Settings of one reply, which override the session's. `input`: items to answer instead of the conversation."""
+    """Settings of one reply, which override the session's.
+
+    `input` contains items to answer instead of the conversation.
+    """
 
     audio: ReplyAudio = Field(default_factory=ReplyAudio)
     conversation: Literal["auto", "none"] | None = None
@@ -322,7 +333,7 @@ class ResponseCreate(ClientEvent):
 
     @classmethod
     def read(cls, record: dict[str, Any], is_strict: bool) -> ClientEvent:
-        """Return the event in `record` as the base class does; fields of the beta API are accepted, too."""
+        """Return the event in `record` as the base class does, but also accept fields of the beta API."""
         fields = record.get("response")
         return super().read(
             record | {"response": current_shape(fields)} if isinstance(fields, dict) else record, is_strict
@@ -365,7 +376,7 @@ def read_json(text: str | None) -> dict[str, Any]:
 
 
 def num_values(text: str) -> int:
-    """Return an upper bound on the number of values in JSON: its opening brackets and commas.
+    """Return an upper bound on the number of values in JSON: its number of brackets and commas.
 
     If this exceeds MAX_VALUES, brackets and commas inside strings are excluded.
     """
@@ -393,7 +404,7 @@ def read_event(record: dict[str, Any], is_strict: bool) -> ClientEvent:
 
 
 def event_id(record: dict[str, Any]) -> str | None:
-    """Return the client's id of an event that may be invalid; None if the id itself is invalid."""
+    """Return the client's id for an event that may be invalid; None if the id itself is invalid."""
     try:
         return ClientEvent(type="", event_id=record.get("event_id")).event_id
     except ValidationError:
@@ -401,7 +412,7 @@ def event_id(record: dict[str, Any]) -> str | None:
 
 
 def read_pcm(data: str | None, path: str) -> bytes:
-    """Decode samples in base64; raise ApiError for the field `path` if they are missing or invalid."""
+    """Decode base64 samples; raise ApiError for the field `path` if they are missing or invalid."""
     if data is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     try:

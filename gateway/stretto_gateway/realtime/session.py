@@ -1,4 +1,4 @@
-"""Realtime session: handling of the client's events."""
+"""Realtime session, which handles the client's events."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class Session:
         self._talk = Talk(gateway, channel, tasks)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
-        self._next_id = new_id("item")  # id of the next item of the user
+        self._next_id = new_id("item")  # id of the user's next item
         self._last_id: str | None = None  # id of the item before it
         self._is_live, self._num_transcribed = (
             False,
@@ -124,10 +124,10 @@ class Session:
         await self._transcribe_until(self._input.settled)
 
     async def _transcribe_until(self, until: int) -> None:
-        """Transcribe the samples of the turn in progress before position `until`, if the model reads live audio.
+        """Transcribe samples of the turn in progress up to `until`, if the model reads live audio.
 
-        A failure ends only the transcription, never the turn. While too many recordings wait, the samples stay in the
-        buffer, so that a transcription that begins later has the whole turn.
+        A failure ends only the transcription, never the turn. While too many recordings are waiting, the samples stay
+        in the buffer, so that a transcription that begins later has the whole turn.
         """
         if self._is_live and until > self._num_transcribed and self._transcriber.can_transcribe:
             pcm, self._num_transcribed = self._input.since(self._num_transcribed, until), until
@@ -181,7 +181,7 @@ class Session:
         await self._channel.send("input_audio_buffer.cleared")
 
     def _drop_transcript(self) -> None:
-        """End the transcription of the turn in progress; another one is that of another item."""
+        """End the transcription of the turn in progress. A new transcription belongs to a new item."""
         if self._transcriber.drop():
             self._next_id = new_id("item")
 

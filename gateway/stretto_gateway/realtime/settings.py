@@ -1,4 +1,4 @@
-"""Settings of realtime sessions: the supported fields of OpenAI's, and how updates are applied."""
+"""Settings of realtime sessions: the supported OpenAI fields, and how updates are applied."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -40,7 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Only:
-    """Annotation of a field without effect; these values are accepted even by a strict gateway."""
+    """Annotation of a field without effect, with the values that even a strict gateway accepts."""
 
     def __init__(self, *values: Any):
         self.values = (None, *values)
@@ -70,7 +70,7 @@ class ServerVad(Body):
 
 
 class SemanticVad(Body):
-    """Turn detection by silence whose duration depends on `eagerness`."""
+    """Turn detection by silence, the duration of which depends on `eagerness`."""
 
     type: Literal["semantic_vad"] = "semantic_vad"
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -98,7 +98,7 @@ TurnDetection = Annotated[
 
 
 class Transcription(Body):
-    """Request for transcripts of the user's audio. No family supports the choice of the language."""
+    """Request for transcripts of the user's audio. No family supports choosing the language."""
 
     model: Name | None = None
     language: Name | None = None
@@ -201,7 +201,7 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
     audio_input = record["audio"]["input"]
     if (
         audio_input["transcription"] is not None
-    ):  # without empty fields, because Pipecat's type accepts only three fields
+    ):  # leave out empty fields, because Pipecat's type accepts only three fields
         audio_input["transcription"] = {name: value for name, value in audio_input["transcription"].items() if value}
     return record
 
@@ -209,7 +209,7 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
 class Change:
     """Update of a session's settings: the new settings, the ignored fields, and errors in other fields.
 
-    A field with an invalid value retains its previous value; the other fields of the update are applied.
+    A field with an invalid value keeps its previous value; the other fields of the update are applied.
     """
 
     def __init__(self, settings: Settings, update: dict[str, Any], model: str, can_change_type: bool = True):
@@ -233,9 +233,9 @@ class Change:
         self.settings = self._valid()
 
     def refuse(self, error: ApiError) -> None:
-        """Restore the field that `error` is about, and record the error.
+        """Restore the field to which `error` refers, and record the error.
 
-        Raise it if the update did not set that field.
+        Raise the error if the update did not set that field.
         """
         if len(self.errors) >= MAX_ERRORS or not undo(self._record, self._before, path_in_session(error)):
             raise error
@@ -255,7 +255,7 @@ class Change:
         self.settings = self._valid()
 
     def expect_honoured(self) -> None:
-        """Raise the first ApiError if a field was ignored or invalid; called by a strict gateway."""
+        """Raise the first ApiError if a field was ignored or invalid. A strict gateway calls this."""
         for error in (*self.ignored, *self.errors):
             raise error
 
@@ -336,7 +336,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_vad(update: dict[str, Any]) -> dict[str, Any]:
-    """Switch turn detection off in a session update if it names an OpenAI model without turn detection."""
+    """Switch off turn detection in a session update that names an OpenAI model without turn detection."""
     try:
         audio_input = update["audio"]["input"]
         name = audio_input["transcription"]["model"]
@@ -352,7 +352,7 @@ def merged(
 ) -> dict[str, Any]:
     """Merge the fields of `new` that have an effect into `old`, object by object.
 
-    A null counts as a missing field if the field cannot be null. Objects of different types are not merged.
+    If a field cannot be null, a null counts as a missing field. Objects of different types are not merged.
 
     Args:
         model: Type of the object, which is validated afterwards.
@@ -375,7 +375,7 @@ def merged(
 
 
 def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[ApiError]) -> Any:
-    """Return a field's value without unsupported fields, merged into the old value.
+    """Merge a field's value, without unsupported fields, into the old value; return the result.
 
     Args:
         annotation: Type of the field.
@@ -418,7 +418,7 @@ def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: A
     Args:
         ignored: List of errors.
         param: Path of the field.
-        only: Values that are accepted in any case; None for no such value.
+        only: Values that are always accepted; None if there are none.
         value: Value sent by a client.
     """
     if len(ignored) < MAX_IGNORED:
@@ -433,7 +433,7 @@ def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:
 
 
 def path_in_session(error: ApiError) -> list[str]:
-    """Return the path in the session of the field that `error` is about."""
+    """Return the path, within the session, of the field to which `error` refers."""
     return (error.param or "").split(".")[1:]
 
 

@@ -34,8 +34,8 @@ class LiveTurn:
     """Audio of a turn that is transcribed while the user speaks.
 
     Args:
-        item: Item of the turn, which has its samples once it is committed.
-        held: Memory account of the samples that wait for the transcription.
+        item: Item of the turn, which contains the samples once it has been committed.
+        held: Memory account for the samples that are waiting to be transcribed.
     """
 
     def __init__(self, item: Item, held: Held):
@@ -45,7 +45,7 @@ class LiveTurn:
 
     @property
     def has_ended(self) -> bool:
-        """True if the transcription has failed, and its failure has been reported."""
+        """True if the transcription has failed and the failure has been reported."""
         return self.task is None or self.task.done()
 
     def start(self, task: asyncio.Task[None]) -> None:
@@ -54,13 +54,17 @@ class LiveTurn:
         task.add_done_callback(lambda _: self._release(self._num_bytes))
 
     def add(self, pcm: bytes) -> None:
-        """Append samples, pcm16 at 24 kHz; none end the turn. Raise ApiError if the memory limit is exceeded."""
+        """Append samples, pcm16 at 24 kHz; if there are none, end the turn.
+
+        Raises:
+            ApiError: The memory limit is exceeded.
+        """
         self._held.add(len(pcm))
         self._num_bytes += len(pcm)
         self._pieces.put_nowait(pcm)
 
     async def pieces(self) -> AsyncIterator[NDArray[Any]]:
-        """Yield the samples as they come, int16 [n], and release their memory."""
+        """Yield the samples as they arrive, int16 [n], and release their memory."""
         while pcm := await self._pieces.get():
             self._release(len(pcm))
             yield np.frombuffer(pcm, "<i2")
@@ -112,7 +116,7 @@ class Transcriber:
             self._live.add(pcm)
 
     async def fail(self, error: ApiError) -> None:
-        """End the transcription of the turn in progress with an error, and ignore the remaining samples of the turn."""
+        """End the transcription of the turn in progress with an error; ignore its remaining samples."""
         live = self._live
         if live is not None:
             if live.task is not None:
@@ -131,7 +135,7 @@ class Transcriber:
         """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""
         live, self._live = self._live, None
         if live is not None:
-            live.item.parts = item.parts  # which get the transcript
+            live.item.parts = item.parts  # the transcript is written to these parts
             live.add(b"")
             return
         if len(self._running) >= MAX_WAITING:
@@ -196,7 +200,7 @@ KINDS = {
 
 
 class Talk:
-    """Conversation of a session. It sends an event for each change, and generates replies in `tasks`."""
+    """Conversation of a session, which sends an event for each change and generates replies in `tasks`."""
 
     def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._tasks = gateway, channel, tasks
@@ -219,7 +223,7 @@ class Talk:
             await asyncio.wait([self._reply.task])
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Insert an item like `Conversation.add`; the caller must then call `announce`."""
+        """Insert an item as `Conversation.add` does; the caller must then call `announce`."""
         return self._conversation.add(item, behind)
 
     async def announce(self, item: Item, before: str | None, ignored: Sequence[ApiError] = ()) -> None:
@@ -259,7 +263,7 @@ class Talk:
         await self._channel.send("conversation.item.deleted", item_id=event.item_id)
 
     async def retrieve(self, event: client.ItemEvent) -> None:
-        """Send an item with the user's audio."""
+        """Send an item, including the user's audio."""
         try:
             item = self._conversation.find(event.item_id)
         except ApiError as error:
@@ -282,7 +286,7 @@ class Talk:
 
     @contextmanager
     def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
-        """Yield the conversation to answer: that of the session, or one with the items in `input`."""
+        """Yield the conversation to answer: the session's, or one with the items in `input`."""
         if fields.input is None:
             yield self._conversation
             return

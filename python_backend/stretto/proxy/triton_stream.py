@@ -435,7 +435,7 @@ class Uploads:
     def poll(self) -> None:
         """Return free memory to the system when traffic is idle; end calls if memory use is too high.
 
-        If this process still uses too much memory after returning what is free, a quarter of the calls without a
+        If this process still uses too much memory after returning free memory, a quarter of the calls without a
         complete message are ended. If there are no such calls, a quarter of all calls are ended.
         """
         before, self._seen = self._seen, self._resident()

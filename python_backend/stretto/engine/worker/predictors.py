@@ -152,7 +152,7 @@ class AudioHeads(FirstHead):
 class StopHead(FirstHead):
     """Head of stream 0 in audio, for a family with latents.
 
-    It has two ids: a frame, and a frame in which speech ends.
+    The head has two ids: a frame, and a frame in which speech ends.
 
     Args:
         weight: Weight of the end-of-speech logit, [H], complete on each rank. The logit for continuing is 0.
