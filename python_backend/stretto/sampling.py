@@ -1,4 +1,4 @@
-"""Sampling noise that depends only on seed, position, stream and token id, and the sampler that uses it.
+"""Sampling noise as a function of seed, position, stream and token id, and the sampler.
 
 Because there is no generator state, a request yields the same codes on its own, in any batch, after preemption and on
 any device. The mixer is lowbias32 from C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public

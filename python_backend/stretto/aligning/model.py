@@ -1,4 +1,4 @@
-"""CTC model with the wav2vec2 layout: reading its files, and computing word times in a recording."""
+"""CTC model with the wav2vec2 layout: its files, and word times in a recording."""
 
 from collections.abc import Sequence
 from pathlib import Path

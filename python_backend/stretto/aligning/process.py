@@ -94,7 +94,7 @@ class Process(Protocol):
     """The part of the AlignerProcess interface that the queue uses."""
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
-        """Return the word times, or None if the text does not fit; raise ProcessFailed if the process has ended."""
+        """Return the word times, or None if the text does not fit; raise ProcessFailed on failure."""
         ...
 
     def kill(self) -> None:
@@ -181,7 +181,7 @@ class AlignmentQueue:
         self._thread.start()
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Queue a text to be aligned with a recording; `answer` is called once, no later than `limit_s` from now.
+        """Queue a text and a recording to align; `answer` is called once, within `limit_s`.
 
         Args:
             pcm: Parts of the samples, int16 [n] each.

@@ -257,7 +257,7 @@ class AudioVae(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording to patches, as words, int64 [K, T]. The last patch is padded with silence."""
+        """Encode a recording to patches, as words, int64 [K, T]. Silence pads the last patch."""
         unit = self.config.input_samples_per_patch
         weight = self.decoder.leave.conv.weight
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)

@@ -457,7 +457,7 @@ class Glm4VoiceCodec(nn.Module):
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
     def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
-        """Return the mel frames of codes [B, T] from token `done` to the last, with the overlap faded in."""
+        """Return the mel of codes [B, T] from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)

@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self.kept = 2 * self.before * config.d_model
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
-        """Return the output [B, n, C] for x [B, n, C] with the attention mask is_seen [B, 1, n, before + n]."""
+        """Return the output [B, n, C] for x [B, n, C] and the mask is_seen [B, 1, n, before + n]."""
         query, key, value = self.in_proj(x).unflatten(2, (3, self.heads, -1)).unbind(2)
         key = memory.recall(rotated(key, rotation).flatten(2), self.before, time=1)
         value = memory.recall(value.flatten(2), self.before, time=1)

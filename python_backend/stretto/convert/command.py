@@ -122,7 +122,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Describe tensors in lines: a tensor by its name and shape, or tensors with a common prefix by their number."""
+    """Describe tensors in lines: one by name and shape, several with a common prefix by number."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)

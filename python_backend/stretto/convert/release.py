@@ -207,7 +207,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
-    """Return the dtype used in training or, if that is unknown, the dtype of the first stored tensor."""
+    """Return the dtype used in training or, if unknown, the dtype of the first stored tensor."""
     dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Collection of the samples and text needed for word times, and events that contain word times."""
+"""Collection of samples and text needed for word times, and events with word times."""
 
 import threading
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class StoredBytes:
         return self._held
 
     def acquire(self, num_bytes: int) -> bool:
-        """Add `num_bytes` to the count and return True, or return False if this would exceed the limit."""
+        """Count `num_bytes` more and return True, or return False if the limit would be exceeded."""
         with self._lock:
             fits = self._held + num_bytes <= self._limit
             self._held += num_bytes if fits else 0
@@ -111,7 +111,7 @@ class Collected:
         self.pcm, self._num_bytes = [], 0
 
     def align(self, queue: Aligning | None, answer: Answer) -> None:
-        """Request the word times. Once they are known, free the samples and call `answer`, exactly once.
+        """Request the word times. When known, free the samples and call `answer`, exactly once.
 
         Args:
             queue: The aligner; None if this decoder has none.
@@ -131,7 +131,7 @@ class Collected:
 
 
 def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
-    """Answer the last chunk of an utterance, with its word times. Any thread may call this function.
+    """Answer an utterance's last chunk, with its word times. Any thread may call this function.
 
     Args:
         pending: The chunk.

@@ -44,7 +44,7 @@ class Counts:
             self._decode_s += spent_s
 
     def to_dict(self) -> dict[str, float]:
-        """Return a dict with all counters, the largest batch size, and the total decoding time in seconds."""
+        """Return a dict with all counters, the largest batch size, and the decoding time in seconds."""
         with self._counting:
             counted = {name: self._counts[name] for name in NAMES}
             return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}

@@ -232,7 +232,7 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher with its own CUDA stream, which runs concurrently with the host and other work on the GPU.
+    """Launcher with its own CUDA stream, concurrent with the host and other work on the GPU.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """

@@ -350,7 +350,7 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
-        """Create a job for a chunk's next window, or answer the chunk if it does not complete a window.
+        """Create a job for a chunk's next window, or answer the chunk if it completes no window.
 
         Windows of a voice reference come first.
         """

@@ -188,7 +188,7 @@ class Sessions:
         return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
-        """Return the session for the next chunk of an utterance; a chunk with index 0 opens a session.
+        """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
 
         Args:
             utterance: Id of the utterance.
@@ -260,7 +260,7 @@ class Sessions:
             session.state[:, 0] = chunk.voice
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """Return a chunk's next window or passage to fill in, and True if it is the chunk's last one.
+        """Return a chunk's next window or passage to fill in, and True if it is the last one.
 
         Returns (None, True) if the chunk's frames can be decoded only together with later ones.
 

@@ -157,11 +157,11 @@ class DecoderWorker:
 
     @property
     def has_died(self) -> bool:
-        """True if the thread has ended even though `stop` was not called; nothing more will be decoded."""
+        """True if the thread has ended without a call to `stop`; nothing more will be decoded."""
         return not self._thread.is_alive() and not self._is_stopping
 
     def stats(self) -> dict[str, float]:
-        """Return a dict of metrics: counters, number of open utterances, their memory, and number of waiting chunks."""
+        """Return a dict of metrics: counters, open utterances, their memory, and waiting chunks."""
         now = {
             "open_utterances": len(self._sessions),
             "session_bytes": self._sessions.num_bytes,
@@ -180,7 +180,7 @@ class DecoderWorker:
             self._loop.fail_all(Closing(STOPPING))
 
     def _take_turns(self) -> None:
-        """Run the loop until it is stopped. After an exception, only the utterances in progress fail."""
+        """Run the loop until stopped. After an exception, only the utterances in progress fail."""
         num_failed = 0
         while not self._loop.is_finished:
             try:

@@ -1,4 +1,4 @@
-"""GLM-4-Voice speech tokenizer, an optional part of a checkpoint that converts audio to speech tokens.
+"""GLM-4-Voice speech tokenizer (audio to speech tokens), an optional part of a checkpoint.
 
 The folder `ssl_tokenizer/` contains the files published in https://huggingface.co/THUDM/glm-4-voice-tokenizer:
 `config.json`, `preprocessor_config.json` and `model.safetensors`. A checkpoint without it accepts audio only as codes.
@@ -263,6 +263,6 @@ def _published(folder: Path) -> dict[str, Tensor]:
 
 
 def _served(published: dict[str, Tensor], config: WhisperVqConfig) -> dict[str, Tensor]:
-    """Return the tensors without those of layers after the quantiser and those used only in training."""
+    """Drop the tensors of layers after the quantiser and those used only in training."""
     late = tuple(f"layers.{number}." for number in range(config.quantized_after, 100))
     return {name: tensor for name, tensor in published.items() if not name.startswith(NOT_SERVED + late)}

@@ -100,7 +100,7 @@ class EncodedFiles:
         return found
 
     def write(self, digest: bytes, encoded: np.ndarray) -> None:
-        """Store an encoding. If the disk is full or the folder no longer exists, log that it could not be stored."""
+        """Store an encoding. If the disk is full or the folder missing, log that it is not stored."""
         plain = BytesIO()
         np.save(plain, encoded, allow_pickle=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -118,7 +118,7 @@ class EncodedFiles:
                 unfinished.unlink(missing_ok=True)
 
     def remove_old(self) -> None:
-        """Remove files that were unused for UNUSED_S, and the least recently used files in excess of `max_bytes`."""
+        """Remove files unused for UNUSED_S, and the least recently used in excess of `max_bytes`."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             if path.suffix in (SUFFIX, UNFINISHED):
@@ -231,7 +231,7 @@ class AudioFormat(ABC):
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat(AudioFormat):
-    """Format of vectors that are as wide as the model's rows. Each replaces part of the embedding of one row."""
+    """Vectors as wide as the model's rows. Each one replaces part of the embedding of a row."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":

@@ -162,7 +162,7 @@ class AudioTokenizer(Protocol):
     def dropped(self) -> dict[str, list[int]]: ...
 
     def write(self, folder: Path, progress: Progress) -> list[Written]:
-        """Write the files to `folder`; after each write, call `progress` with the number of bytes written."""
+        """Write the files to `folder`; call `progress` with the number of bytes after each write."""
         ...
 
 
@@ -237,7 +237,7 @@ class Published(Protocol):
 
 
 def published_by(module: ModuleType) -> Published:
-    """Return the contents of a conversion module, with defaults for the names that it does not define."""
+    """Return a conversion module's contents, with defaults for names that it does not define."""
     defaults = {name: getattr(Published, name) for name in dir(Published) if not name.startswith("_")}
     return cast(Published, SimpleNamespace(**{**defaults, **vars(module)}))
 

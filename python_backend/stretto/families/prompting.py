@@ -237,7 +237,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the input of `task`, which consists of the last consecutive turns with the role that it answers."""
+    """Check the input of `task`, which is the last run of turns with the role that it answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

@@ -144,7 +144,7 @@ class SentencePieceTokenizer:
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer:
-    """Load tokenizer.json from a folder, or the SentencePiece file tokenizer.model if only that exists.
+    """Load tokenizer.json from a folder, or tokenizer.model (SentencePiece) if only that exists.
 
     Raises:
         CheckpointError: If both files are missing, or the file is unreadable.

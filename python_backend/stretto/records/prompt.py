@@ -125,7 +125,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class AudioSpan:
-    """InputAudio without its features: position and number of placeholder rows, and number of feature frames."""
+    """InputAudio without its features: the placeholder rows and the number of feature frames."""
 
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]

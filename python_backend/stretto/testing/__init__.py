@@ -10,7 +10,7 @@ __all__ = ["assert_family_conforms"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the name on first use, because `conformance` imports vLLM and the other modules do not."""
+    """Import the name on first use, because only `conformance` imports vLLM."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("stretto.testing.conformance"), name)

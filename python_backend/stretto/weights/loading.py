@@ -210,7 +210,7 @@ Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Map the tensor names of a transformers model to their shapes, without allocating the tensors."""
+    """Map tensor names of a transformers model to shapes, without allocating the tensors."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -514,7 +514,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def safetensors_files(path: Path) -> list[Path] | None:
-    """Return the safetensors files that `path` refers to, or None if it is a different kind of file.
+    """Return the safetensors files that `path` refers to, or None for other kinds of file.
 
     A folder may contain the same weights twice, so files are chosen as in transformers: the value of
     `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.

@@ -190,7 +190,7 @@ class Fourier(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """HiFT: computes the excitation and samples [B, n] for mel [B, M, T], with n = T * samples_per_mel.
+    """HiFT: mel [B, M, T] to excitation and samples [B, n], with n = T * samples_per_mel.
 
     Tensors are named as published, with weight norms multiplied out.
     """

@@ -398,7 +398,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention. Its part of the state consists of `kept` elements: keys, then values."""
+    """Sliding-window attention. Its part of the state is `kept` elements: keys, then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

@@ -345,7 +345,7 @@ class Vocoder(nn.Module):
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantiser for vectors of width M, each of which consists of several stacked mel frames.
+    """Residual vector quantiser for vectors of width M, which are several stacked mel frames.
 
     Its buffers are a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` uses float64, because the pitch derived
     from its result is integrated over the whole utterance.

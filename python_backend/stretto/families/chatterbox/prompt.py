@@ -269,7 +269,7 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template for a checkpoint; raise CheckpointError if the codec and the model have different voices."""
+    """Return the template for a checkpoint; raise CheckpointError if the codec's voices differ."""
     folder, number = checkpoint / "codec", codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):

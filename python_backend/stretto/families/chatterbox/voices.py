@@ -143,7 +143,7 @@ class VoiceEncoder(nn.Module):
         self.proj = nn.Linear(WIDTH, WIDTH)
 
     def encode(self, pcm: Tensor) -> Tensor:
-        """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], with a Euclidean norm of 1."""
+        """Encode samples [n] at 16 kHz, n > 200, to an x-vector, float32 [256], with norm 1."""
         bands = mel_filters(TOKEN_RATE_HZ, FOURIER, BANDS).to(pcm.device) @ power_spectrum(pcm, FOURIER, HOP)
         number, rest = divmod(max(bands.shape[1] - WINDOW + STEP, 0), STEP)
         number += number == 0 or rest >= LEAST_REST
@@ -213,7 +213,7 @@ class RecordedVoice:
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def to_array(self) -> np.ndarray:
-        """Concatenate rows, tokens, mel and x-vector into a float32 array [N]. Tokens are below 2^24.
+        """Concatenate rows, tokens, mel and x-vector to a float32 array [N]. Tokens are below 2^24.
 
         If there are codes, their number and the codes come first.
         """

@@ -108,7 +108,7 @@ class CosyVoice3Template:
         return PromptRows(stream0_rows(self._family.layout, rows), sound=sound, track=tuple(chain(*left)))
 
     def _recorded(self, pieces: list[Piece], voice: str | None) -> NamedVoice:
-        """Return the recording in a system turn, with its words if there are any, or the named voice."""
+        """Return a system turn's recording, with its words if there are any, or the named voice."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings and (named := self._named.get(voice or "")) is not None:
             return named
@@ -138,7 +138,7 @@ class CosyVoice3Template:
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template that uses the checkpoint's tokenizer and the networks that encode recordings."""
+    """Return the template that uses the checkpoint's tokenizer and recording encoder."""
     known = CosyVoice3Vocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     if codec.spec.codebook_size != known.num_codes:
         raise CheckpointError(f"{checkpoint}: expected a codec of {known.num_codes} codes, got {codec.spec}")

@@ -116,7 +116,7 @@ def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
 
 
 def _stems(num_blocks: int) -> dict[str, str]:
-    """Map Boson's module names in the acoustic encoder and decoder to the names used by transformers."""
+    """Map Boson's module names in the acoustic encoder and decoder to those in transformers."""
     found = dict(PROJECTIONS)
     for old, new, (alone, first) in (
         ("encoder.block", "acoustic_encoder", ENCODER_BLOCK),

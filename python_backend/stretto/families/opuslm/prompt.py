@@ -149,7 +149,7 @@ class OpusTemplate:
         self._segments = segments
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for a task; for `tts`, audio in a system turn defines the speaking voice."""
+        """Return the prompt for a task; for `tts`, audio in a system turn defines the voice."""
         segments, last = self._segments, pieces[-1]
         names: tuple[str, ...]
         if task.name == "tts":

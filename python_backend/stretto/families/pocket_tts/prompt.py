@@ -94,7 +94,7 @@ class PocketTemplate:
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the prompt for a text, including the number of frames that follow the end of speech.
+        """Return the prompt for a text, including the number of frames after the end of speech.
 
         The voice is that of the recording in `pieces`, if there is one, or otherwise the one called `voice`.
         """

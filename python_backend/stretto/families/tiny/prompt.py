@@ -162,7 +162,7 @@ PAUSE = tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau")
 
 
 class _WordReader:
-    """Reader that joins tokens into words and returns the text word by word, separated by spaces."""
+    """Reader that joins tokens to words and returns the text word by word, separated by spaces."""
 
     def __init__(self, joiner: str, first: int | None = None):
         self._joiner, self._waits_for = joiner, first

@@ -131,7 +131,7 @@ def _token(names: list[str], *spellings: str) -> int:
 
 
 def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan for the autoregressive model's tensors, which are written as GPT-2 with transposed matrices.
+    """Return the plan for the autoregressive model's tensors: GPT-2, with transposed matrices.
 
     The head covers only the ids that are sampled.
 

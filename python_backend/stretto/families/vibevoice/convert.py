@@ -348,7 +348,7 @@ def plan(shape: Shape) -> Plan:
 
 
 def head_layers(shape: Shape, width: int) -> list[tuple[str, int, int]]:
-    """Return the name, number of rows and number of columns of each linear layer in the diffusion head."""
+    """Return the name, rows and columns of each linear layer in the diffusion head."""
     inner, size = shape.head["intermediate_size"], shape.acoustic.size
     found = [
         ("noisy_images_proj", width, size),

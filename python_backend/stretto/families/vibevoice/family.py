@@ -62,7 +62,7 @@ class VibeVoiceVocabulary(Vocabulary):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Ids that occur in a reply, in the order of the head's rows; the id that ends the reply is last."""
+        """Ids that occur in a reply, in the order of the head's rows; the end of the reply is last."""
         return *sorted((self.begin, self.end, self.frame)), self.end_of_reply
 
     @property

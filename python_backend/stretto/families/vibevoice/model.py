@@ -192,7 +192,7 @@ class DiffusionHead(nn.Module):
 
 
 class Feedback(nn.Module):
-    """Acoustic decoder followed by the semantic encoder, computed frame by frame (a `LatentFeedback`)."""
+    """Acoustic decoder, then semantic encoder, computed frame by frame (a `LatentFeedback`)."""
 
     def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig, scale: Scale):
         super().__init__()

@@ -42,7 +42,7 @@ class VibeVoiceTemplate:
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows of a conversation, which consists of recordings of the speakers and a script."""
+        """Return the rows of a conversation: the recordings of the speakers, then the script."""
         voices = [piece for piece in pieces if piece.text is None]
         scripts = [piece for piece in pieces if piece.text is not None]
         odd = next((piece for piece in pieces if piece.role == "assistant"), None)

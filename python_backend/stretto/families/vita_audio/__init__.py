@@ -1,4 +1,4 @@
-"""VITA-Audio: interleaved text and speech in a single stream, with several ids per forward pass."""
+"""VITA-Audio: interleaved text and speech in one stream, with several ids per forward pass."""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 

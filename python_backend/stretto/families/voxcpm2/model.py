@@ -83,7 +83,7 @@ class LocalLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, x: torch.Tensor, residual: torch.Tensor | None, length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output and residual, [N * length, C] each; tokens [N * length, C] are grouped by row."""
+        """Return output and residual [N * length, C]; tokens [N * length, C] are grouped by row."""
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
@@ -111,7 +111,7 @@ class LocalTransformer(nn.Module):
         self.norm = RMSNorm(size["width"], eps=config.rms_norm_eps)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the outputs [N, n, C] for tokens [N, n, C], which attend to the tokens of their own row."""
+        """Return outputs [N, n, C] for tokens [N, n, C], which attend to tokens of their own row."""
         num_rows, length, width = tokens.shape
         positions = torch.arange(length, device=tokens.device).repeat(num_rows)
         x, residual = tokens.reshape(-1, width), None
@@ -243,7 +243,7 @@ class DiffusionHead(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Projection of a patch's hidden state to a few dimensions, in which it is rounded to a grid."""
+    """Projection of a patch's hidden state to a few dimensions, where it is rounded to a grid."""
 
     def __init__(self, config: Any):
         super().__init__()
