@@ -121,8 +121,8 @@ def keep_lengths_on_host(model: nn.Module) -> None:
 class SeanetStream:
     """Streaming SEANet decoder whose state is the LSTM's (h, c).
 
-    It consists of the head and the tail, which map [B, C, T] to [B, C', T'], the LSTM between them [T, B, C], and their
-    sizes.
+    It consists of a head and a tail, which map [B, C, T] to [B, C', T'], an LSTM between them, which maps [T, B, C] to
+    the same shape, and their sizes.
     """
 
     shape: SeanetShape

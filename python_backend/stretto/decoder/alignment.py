@@ -41,7 +41,7 @@ class StoredBytes:
         return self._held
 
     def acquire(self, num_bytes: int) -> bool:
-        """Count `num_bytes` more and return True, or return False if the limit would be exceeded."""
+        """Add `num_bytes` and return True, or return False if this would exceed the limit."""
         with self._lock:
             fits = self._held + num_bytes <= self._limit
             self._held += num_bytes if fits else 0
@@ -111,7 +111,7 @@ class Collected:
         self.pcm, self._num_bytes = [], 0
 
     def align(self, queue: Aligning | None, answer: Answer) -> None:
-        """Request the word times. When known, free the samples and call `answer`, exactly once.
+        """Request the word times; when they arrive, free the samples and call `answer` once.
 
         Args:
             queue: The aligner; None if this decoder has none.

@@ -1,4 +1,4 @@
-"""Speaker encoder for voice cloning, published with Qwen3-TTS, which computes the x-vector of a recording.
+"""Speaker encoder for voice cloning, as published with Qwen3-TTS: recordings to x-vectors.
 
     speaker = load_speaker_encoder(checkpoint)           # None if the checkpoint has none
     x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz

@@ -87,7 +87,7 @@ class XeusConfig:
         """Create a config from a result of `to_record`.
 
         Raises:
-            TypeError, KeyError, ValueError: If the record has other contents.
+            TypeError, KeyError, ValueError: If the contents of the record are invalid.
         """
         return cls(**{**record, "convolutions": tuple((*layer,) for layer in record["convolutions"])})
 

@@ -366,7 +366,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         assign: True to use the tensors themselves as parameters, as required for a module on the `meta` device.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
+        CheckpointError: If tensors are missing, unknown or not finite, or have the wrong shape.
     """
     wanted = module.state_dict()
     wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
@@ -457,7 +457,7 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         The model in float32, and True if its optional parts were loaded.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or not finite, or have another shape.
+        CheckpointError: If tensors are missing, unknown or not finite, or have the wrong shape.
     """
     config_class: Any = model_class.config_class
     loaded: Any

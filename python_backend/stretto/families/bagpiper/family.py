@@ -38,7 +38,7 @@ class BagpiperVocabulary:
 
     Attributes:
         vocab_size: Number of ids.
-        text: Ids of the tokenizer's tokens, in its order.
+        text: Ids of the tokenizer's tokens, in the tokenizer's order.
         first_audio: Pad of stream 0. Each stream has a pad followed by its codes, one stream after the other.
         codebook_size: Number of codes per stream.
     """

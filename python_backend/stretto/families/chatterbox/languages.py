@@ -99,7 +99,7 @@ def read_cangjie(path: Path) -> dict[str, str]:
 
 
 def as_read(words: Sequence[Mapping[str, str]]) -> str:
-    """Return a Japanese text with its kanji as hiragana, decomposed.
+    """Return a Japanese text with kanji replaced by hiragana, decomposed (NFKD).
 
     Args:
         words: Words of the text as split by pykakasi, each with its spelling `orig` and its reading `hira`.

@@ -11,7 +11,7 @@ r"""VITA-Audio prompts: ChatML, without the default system turn of Qwen 2.5.
 Words and codes in an assistant turn alternate as in training (see `interleave`). Role, line end and content are
 tokenized separately, as in training (`vita_audio/data/dataset_qwen2.py` in https://github.com/VITA-MLLM/VITA-Audio), so
 the content of a spoken turn begins with its own newline. In VITA-Audio-Plus, each output row of the audio encoder
-replaces one `<|context_of_audio|>` (`add_audio_input_contiguous` in the same file). The assistant's speech is encoded
+replaces one `<|context_of_audio|>` (`add_audio_input_contiguous` in that repository). The assistant's speech is encoded
 as codes, as in the other releases.
 """
 
