@@ -174,7 +174,7 @@ def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool
 
 
 class Held:
-    """Memory held for callers in bytes, at most `max_held_bytes` in total.
+    """Memory held for callers, in bytes. The total is at most `max_held_bytes`.
 
     The guard has an instance for HTTP requests. It counts the part of each body beyond 64 KiB, recordings of stored
     voices, and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as

@@ -156,7 +156,10 @@ async def _ended_with(lease: Lease, stream: Speech) -> AsyncIterator[None]:
 
 
 def conversation_key(messages: list[dict[str, Any]], *audio: Audio) -> str:
-    """Return a digest of the turns up to the user's first turn, which is constant in a conversation."""
+    """Return a digest of the turns up to the user's first turn.
+
+    The digest is constant throughout a conversation.
+    """
     first = next((n for n, turn in enumerate(messages) if turn.get("role") == "user"), len(messages))
     opening = messages[: first + 1]
     digest = hashlib.blake2b(json.dumps(opening, sort_keys=True).encode(), digest_size=16)

@@ -70,7 +70,7 @@ class ServerVad(Body):
 
 
 class SemanticVad(Body):
-    """Turn detection by silence, the duration of which depends on `eagerness`."""
+    """Turn detection by silence of a duration that depends on `eagerness`."""
 
     type: Literal["semantic_vad"] = "semantic_vad"
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"

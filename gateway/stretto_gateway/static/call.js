@@ -77,7 +77,7 @@ export class Call {
   async #listen() {
     try {
       const microphone = await Microphone.open((samples) => this.#hear(samples), { rate: RATE, echoCancellation: true });
-      if (this.#socket === null) return await microphone.close(); // hung up meanwhile
+      if (this.#socket === null) return await microphone.close(); // hung up in the meantime
       this.#microphone = microphone;
       this.say("Listening: speak.");
     } catch (error) {
@@ -107,7 +107,7 @@ export class Call {
     this.#send({ type: "conversation.item.truncate", audio_end_ms: heardMs, ...place });
   }
 
-  /** Show once a second by how much the model's speech is behind the samples sent to it. */
+  /** Once a second, show how far the model's speech lags behind the samples sent to it. */
   #tellLag(numSamples) {
     if (numSamples < this.#numTold + LAG_EVERY) return;
     this.#numTold = numSamples;

@@ -1,4 +1,4 @@
-// Client of the gateway: requests with the tab's key, readable errors, and streamed responses.
+// Gateway client: requests with the tab's key, readable errors, and streamed responses.
 
 const KEY = "stretto-key"; // key in sessionStorage, which is cleared when the tab is closed
 const WORDS = {

@@ -1,6 +1,6 @@
 // Microphone input, and wav files.
 
-/** Return a wav file of Int16Arrays, mono at `rate` Hz. */
+/** Return a mono wav file with the samples of Int16Arrays at `rate` Hz. */
 export function wavFile(chunks, rate) {
   const numBytes = 2 * chunks.reduce((sum, chunk) => sum + chunk.length, 0);
   const head = new DataView(new ArrayBuffer(44));

@@ -6,13 +6,13 @@ import { Playback, RATE } from "./player.js";
 import { wavFile } from "./recording.js";
 import { Waveform } from "./waveform.js";
 
-const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // the page's fields by the API's
+const FIELDS = { input: "text", voice: "voice", seed: "seed" }; // page fields, keyed by API field
 const MAX_SEED = 2 ** 31;
 const NO_DEVICE = "This browser has no sound device. You can download the file.";
 
 export const seconds = (value, digits = 1) => `${value.toFixed(digits)} s`;
 
-/** Return the form's request, with a random seed if none is given; for an invalid field show an error, return null. */
+/** Return the form's request, with a random seed if none is given; if a field is invalid, show an error and return null. */
 export function speechRequest() {
   const [text, voice, seed] = ["text", "voice", "seed"].map((id) => element(id).value.trim());
   if (text === "") {

@@ -4,7 +4,7 @@ import { element, forgive, tell } from "./form.js";
 import { ask } from "./gateway.js";
 import { recordWith } from "./recording.js";
 
-// Page fields by API field.
+// Page fields, keyed by API field.
 const FIELDS = { audio_sample: "sample", ref_text: "said", name: "voice-name", consent: "consent" };
 
 class VoicesPanel {

@@ -230,7 +230,7 @@ MAX_LAG_S = 5.0
 
 
 class FrameFeed(TextFeed):
-    """Live audio of one session: the codes of the frames with which the reply runs in step.
+    """Live audio of one session: codes of its frames, which the reply reads row by row.
 
     Frames are due when they arrive, but no faster than they are played. A file that arrives all at once is therefore
     not late. The session is aborted if the reply lags by more than MAX_LAG_S.
@@ -239,7 +239,7 @@ class FrameFeed(TextFeed):
         engine: Client of the engine.
         request_id: Id of the request.
         width: Number of ids per frame.
-        room: Maximum number of frames, with the last of which the reply ends.
+        room: Maximum number of frames. The reply ends after the last one.
         frame_s: Duration of a frame in seconds.
         note_tick: Function that is called for each frame that is read, with its lateness and `frame_s`, in seconds.
         clock: Function that returns the time in seconds.

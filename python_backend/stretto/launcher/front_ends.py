@@ -162,7 +162,7 @@ class ProxyProcess:
 
 
 def write_key(launch: Launch, grpc_port: int, key: str) -> None:
-    """Write the access key to a file in the runtime directory that is named after the gRPC port.
+    """Write the access key to a file, named after the gRPC port, in the runtime directory.
 
     Clients of the same user find the key there.
 

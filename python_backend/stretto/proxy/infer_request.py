@@ -130,8 +130,8 @@ def with_origin(data: bytes, host: str, stream: int = 0) -> bytes:
 def _few_fields(data: bytes) -> Iterator[Field]:
     """Yield the request's fields; raise BadRequest if there are more than MAX_FIELDS.
 
-    Fields of its tensors count. A field can be as small as two bytes, but each one costs a loop iteration or an object,
-    and meanwhile the event loop serves no other call.
+    The limit includes the fields of tensors. A field can be as small as two bytes, but each one costs a loop iteration
+    or an object, and meanwhile the event loop serves no other call.
     """
     came = 0
     for field in _fields(data, 0, len(data), REQUEST):

@@ -140,8 +140,8 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one GET request per connection.
 
-    Beyond MAX_CONNECTIONS, a connection of the host that has the most connections is closed: an idle one if there is
-    one, and the oldest of those.
+    Beyond MAX_CONNECTIONS, a connection of the host with the most connections is closed: the oldest idle one or, if
+    none is idle, the oldest one.
     """
 
     def __init__(self, pages: Pages) -> None:

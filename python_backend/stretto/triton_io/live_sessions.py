@@ -259,7 +259,7 @@ class LiveSessions:
                 yield each
 
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
-        """Yield a chunk with a session's name, then the chunks that follow those before the disconnect.
+        """Yield a chunk with a session's name, then the chunks that the client has not received.
 
         Args:
             resumption: Name of the session, and number of chunks that the client has received.

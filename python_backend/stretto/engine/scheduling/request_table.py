@@ -278,7 +278,7 @@ class RequestState:
 
     @property
     def is_live(self) -> bool:
-        """True if the reply runs in step with audio that was not complete when the request arrived."""
+        """True if the reply reads audio that was still incomplete when the request arrived."""
         return self.track is not None and self.track.is_live and self.track.ends_reply
 
     @property

@@ -157,9 +157,10 @@ def _nucleus(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, wanted: tl.tensor, low: tl.tensor, largest: tl.tensor,
     temperature: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the top-p threshold of the listed groups: the smallest value with too little mass above it.
+    """Return the top-p threshold of the listed groups.
 
-    The mass above it is less than `wanted`. `low`, a result of `ordered_of`, is a lower bound on the threshold.
+    It is the smallest value with a mass of less than `wanted` above it. `low`, a result of `ordered_of`, is a lower
+    bound on the threshold.
     """
     high = ordered_of(largest)
     while low + 1 < high:  # move both ends to the next logit; the mass is constant in between
