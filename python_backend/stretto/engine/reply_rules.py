@@ -299,9 +299,9 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording that the reply reads.
-        It is also empty for latents, because the audio then ends a fixed number of rows after the detected end of
-        speech.
+        The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording that the reply
+        reads. It is also empty for latents, because the audio then ends a fixed number of rows after the detected end
+        of speech.
         """
         if self.family.end_frame or self.has_countdown or self.family.code_track is not None:
             return ()

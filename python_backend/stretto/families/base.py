@@ -511,7 +511,7 @@ class Family:
     def track_streams(self) -> range:
         """Input-only streams whose ids are known before the row is sampled: streamed text, positions or given codes.
 
-        Empty if the family has none.
+        The range is empty if the family has no such streams.
         """
         if self.code_track is not None:
             return self.code_track.streams

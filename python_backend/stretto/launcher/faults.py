@@ -149,7 +149,7 @@ class Launch:
     def folder(self) -> Path:
         """Runtime directory with sockets, key and drain file.
 
-        Accessible only to this user, and kept across server restarts.
+        It is accessible only to this user, and kept across server restarts.
         """
         return _folder(self.id, self.directory)
 

@@ -181,7 +181,7 @@ def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> Non
 
 
 class Watch:
-    """Immediately detects when one of several processes exits, even if it is not reaped.
+    """Watches several processes, and detects immediately when one exits, even if it is not reaped.
 
     Attributes:
         ended: Processes that are known to have ended.

@@ -190,7 +190,7 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
 
 
 def import_directory(installation: Installation) -> Path | None:
-    """Return the working directory that makes stubs find our package; None if they find it in any directory.
+    """Return the working directory in which stubs find our package; None if any directory works.
 
     WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
     """

@@ -251,9 +251,10 @@ def read_inputs(request: Any) -> dict[str, Any]:
 
 
 class ModelParameters:
-    """Parameters of a Triton model, as strings in config.pbtxt. Paths are relative to its folder.
+    """Parameters of a Triton model, which are strings in config.pbtxt.
 
-    If a parameter is missing or invalid, all methods raise a ValueError with the parameter's name.
+    Paths are relative to the model's folder. If a parameter is missing or invalid, all methods raise a ValueError with
+    the parameter's name.
 
     Args:
         args: Arguments of the model's `initialize`.
