@@ -22,12 +22,13 @@ from benchmarks.checkpoints.random_chatterbox import (
     write_turbo,
 )
 from stretto.convert.command import main
+from stretto.encoders.loudness import loudness
 from stretto.errors import InvalidRequest
 from stretto.families.chatterbox.convert import convert as convert_release
 from stretto.families.chatterbox.family import TurboVocabulary
 from stretto.families.chatterbox.prompt import open_turbo
 from stretto.families.chatterbox.turbo import turbo_tokenizer
-from stretto.families.chatterbox.voices import TurboRecordingEncoder, loudness
+from stretto.families.chatterbox.voices import TurboRecordingEncoder
 from stretto.families.conversion import Contents, Release
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
