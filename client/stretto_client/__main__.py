@@ -27,7 +27,7 @@ from stretto_client.errors import ClientError, RequestRefused, Timeouts
 from stretto_client.long_speech import Speech
 from stretto_client.markup import MARKUPS
 from stretto_client.sinks import AudioFile, Sink, Tally, find_player, follow
-from stretto_client.speech_stream import Conversation, RecordedVoice, SpeechEvent, given
+from stretto_client.speech_stream import Conversation, RecordedVoice, SpeechEvent, given, system_turn
 
 MAX_READ_BYTES = 65_536
 
@@ -292,6 +292,9 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     duplex.add_argument("file", type=Path, help="audio file; - reads standard input live: 16-bit mono samples")
     duplex.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
     duplex.add_argument("--task", default="duplex", help="name of the model's task; default: duplex")
+    duplex.add_argument("--system", default="", metavar="TEXT", help="role of the model, if it accepts one")
+    duplex.add_argument("--voice", help="a voice of the model")
+    duplex.add_argument("--clone", type=Path, metavar="FILE", help="or the voice of a recording")
     duplex.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
     duplex.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
@@ -313,6 +316,8 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     is_live = "file" in args and recording == STANDARD_INPUT
     if recording is not None and not is_live and not recording.is_file():
         parser.error(f"there is no file {recording}")
+    if args.command == "talk" and args.clone is not None and (args.voice or not args.clone.is_file()):
+        parser.error(f"--clone: expected a file, without --voice, got {args.clone}")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
     return args
@@ -395,9 +400,15 @@ async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
     flags = args.options | given({"task": args.task, "seed": args.seed})
     try:
         if args.file == STANDARD_INPUT:
-            speech: Speech = client.talk(samples_from(sys.stdin.fileno()), args.rate, **flags)
+            voice = args.voice if args.clone is None else RecordedVoice(args.clone)
+            pieces = samples_from(sys.stdin.fileno())
+            speech: Speech = client.talk(pieces, args.rate, system=args.system, voice=voice, **flags)
+        elif args.system or args.clone is not None:
+            turns = [system_turn(args.system, args.clone), {"role": "user", "audio": "audio"}]
+            recordings = [file for file in (args.clone, args.file) if file is not None]
+            speech = client.converse(turns, *recordings, **flags | given({"voice": args.voice}))
         else:
-            speech = client.transcribe(args.file, **flags)
+            speech = client.transcribe(args.file, **flags | given({"voice": args.voice}))
         tally = await follow(speech, on_event, False)
     finally:
         for sink in sinks:

@@ -37,6 +37,7 @@ from stretto_client.speech_stream import (
     options_json,
     speech_inputs,
     strings,
+    system_turn,
     with_seed,
 )
 
@@ -231,9 +232,55 @@ class SpeechClient:
                 reached again within that time.
         """
         inputs = strings(task=task, options=options_json({**options, "live": True}))
+        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0))
+
+    def talk(
+        self,
+        pieces: AsyncIterable[NDArray[Any]],
+        sample_rate: int,
+        /,
+        *,
+        task: str = "duplex",
+        system: str = "",
+        voice: str | RecordedVoice | None = None,
+        fill_after_s: float | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech:
+        """Run a full-duplex session and return its events: speech and text arrive while audio is sent.
+
+        The model generates one frame of speech for each frame of audio, until the audio ends.
+
+        Args:
+            pieces: Parts of the samples, as for `transcribe_live`.
+            sample_rate: Their sample rate in Hz.
+            task: Name of the model's task.
+            system: Role of the model, if it accepts one.
+            voice: Name of a voice, or a recording without a transcript; None for the model's default.
+            fill_after_s: As for `transcribe_live`.
+            options: Options of the server.
+        """
+        recording = voice.audio if isinstance(voice, RecordedVoice) else None
+        named = voice if isinstance(voice, str) else None
+        turns = [system_turn(system, recording)] if system or recording is not None else []
+        inputs = strings(
+            task=task,
+            messages=json.dumps(turns) if turns else None,
+            options=options_json({**options, "voice": named, "live": True}),
+        )
+        if recording is not None:
+            inputs += audio_inputs(recording)
+        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), 0.0)
+
+    def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float) -> Speech:
+        """Return the events of a live session.
+
+        Args:
+            inputs: Input tensors of the request that opens it.
+            unread: The audio.
+            resume_s: Time for which the server keeps the session after a lost connection, in seconds.
+        """
         # The server sends nothing during silence.
         waits = replace(self.timeouts, between_s=self.timeouts.total_s)
-        unread, resume_s = UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0)
 
         def resume(session: str, num_events: int) -> SpeechStream:
             record = {"id": session, "part": 0, "is_last": False, "resume": num_events}
@@ -244,23 +291,6 @@ class SpeechClient:
             return LiveSession(begin, resume, self.parts, unread, items).follow(resume_s)
 
         return ProducedSpeech(produce)
-
-    def talk(
-        self,
-        pieces: AsyncIterable[NDArray[Any]],
-        sample_rate: int,
-        /,
-        *,
-        task: str = "duplex",
-        fill_after_s: float | None = None,
-        **options: Unpack[OptionsRecord],
-    ) -> Speech:
-        """Run a full-duplex session and return its events: speech and text arrive while audio is sent.
-
-        The model generates one frame of speech for each frame of audio, until the audio ends. Arguments and options are
-        those of `transcribe_live`, except `resume_s`.
-        """
-        return self.transcribe_live(pieces, sample_rate, task=task, fill_after_s=fill_after_s, **options)
 
     def converse(
         self,

@@ -322,6 +322,12 @@ class SpeechStream:
         return error
 
 
+def system_turn(text: str, audio: Audio | None) -> dict[str, Any]:
+    """Return a system turn with a text, unless it is empty, and a recording."""
+    turn = {"role": "system"} | ({"text": text} if text else {})
+    return turn if audio is None else turn | {"audio": "pcm_in" if isinstance(audio, tuple) else "audio"}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedVoice:
     """Voice given by a recording, for models that accept one in a system turn (`docs/families.md`).
@@ -337,9 +343,7 @@ class RecordedVoice:
 
     def inputs(self, text: str, sharing: Sharing | None) -> list[InferInput]:
         """Return the input tensors of a request for `text` in this voice; `sharing` may provide memory."""
-        system = {"role": "system", "audio": "pcm_in" if isinstance(self.audio, tuple) else "audio"}
-        transcript = {"text": self.text} if self.text else {}
-        turns = [system | transcript, {"role": "user", "text": text}]
+        turns = [system_turn(self.text, self.audio), {"role": "user", "text": text}]
         return [*audio_inputs(self.audio, sharing=sharing), *strings(messages=json.dumps(turns))]
 
 

@@ -161,6 +161,7 @@ class Model(TypedDict):
 
     `root` repeats the id, because `vllm bench serve` reads it if no model is specified. `voices` has the model's voices
     as objects, because clients of Speaches read their `name`. `sample_rate` is the codec's sample rate in Hz.
+    `takes_role` is true if full-duplex sessions accept a role as instructions.
     """
 
     id: str
@@ -173,6 +174,7 @@ class Model(TypedDict):
     voices: list[NamedId]
     sample_rate: int
     times_words: bool
+    takes_role: bool
 
 
 class Models(TypedDict):

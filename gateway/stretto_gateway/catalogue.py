@@ -9,6 +9,7 @@ from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
 from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
+DUPLEX = "duplex"  # task of models that read audio while they speak
 MAX_NAME_CHARS = 64  # maximum length of a name to match against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
 MAX_FAILED = 3  # consecutive failed refreshes after which the profile is dropped
@@ -108,6 +109,7 @@ class Catalogue:
             "voices": [{"id": name, "name": name} for name in profile.voices],
             "sample_rate": profile.sample_rate,
             "times_words": profile.times_words,
+            "takes_role": any(task.name == DUPLEX and "text" in task.system for task in profile.tasks),
         }
 
 

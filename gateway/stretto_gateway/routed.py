@@ -17,6 +17,7 @@ from stretto_client import (
     ServerUnavailable,
     SpeakArguments,
     SpeechClient,
+    SpeechOptions,
     TaskOptions,
     Timeouts,
 )
@@ -79,6 +80,23 @@ class RoutedClient:
     ) -> Speech:
         """Transcribe live audio as SpeechClient does, on a single server."""
         return self._routed("", lambda client: client.transcribe_live(pieces, sample_rate, **options), attempts=1)
+
+    def talk(
+        self,
+        pieces: AsyncIterable[NDArray[Any]],
+        sample_rate: int,
+        /,
+        *,
+        system: str = "",
+        voice: str | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> Speech:
+        """Begin a full-duplex session as SpeechClient does. It stays on a single server."""
+        return self._routed(
+            "",
+            lambda client: client.talk(pieces, sample_rate, system=system, voice=voice, **options),
+            attempts=1,
+        )
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
         """Answer a conversation as SpeechClient does.

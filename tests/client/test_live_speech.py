@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto_client import (
+    RecordedVoice,
     RequestRefused,
     ServerFailed,
     ServerUnavailable,
@@ -336,6 +337,17 @@ async def test_live_audio_is_sent_as_it_is_recorded(listener: Listener) -> None:
     assert json.loads(listener.server.requests[0]["options"]) == {"seed": 7, "live": True}
     assert [part["part"] for part in listener.parts] == list(range(len(listener.parts)))
     assert [part["is_last"] for part in listener.parts] == [False] * (len(listener.parts) - 1) + [True]
+
+
+async def test_a_session_begins_with_a_role_and_a_recorded_voice(listener: Listener) -> None:
+    voice = RecordedVoice((np.full(9, 0.5, np.float32), 24_000))
+    async with SpeechClient(await listener.server.start()) as client:
+        talk = client.talk(recorded(np.zeros(100)), 24_000, system="You teach.", voice=voice, seed=7)
+        assert [event async for event in talk][-1].text == "a word"
+    opening = listener.server.requests[0]
+    assert json.loads(opening["messages"]) == [{"role": "system", "text": "You teach.", "audio": "pcm_in"}]
+    assert (opening["pcm_in"].tolist(), opening["sample_rate"]) == ([0.5] * 9, 24_000)
+    assert (opening["task"], json.loads(opening["options"])) == (b"duplex", {"seed": 7, "live": True})
 
 
 class Interrupted(Listener):

@@ -144,6 +144,26 @@ async def test_talk_sends_a_file_in_one_request(run: Run, tmp_path: Path) -> Non
     assert len(soundfile.read(tmp_path / "b.wav")[0]) == 640
 
 
+async def test_talk_sends_a_role_and_the_recording_of_a_voice(run: Run, tmp_path: Path) -> None:
+    """They are a system turn before the user's file, or before live audio."""
+    (tmp_path / "a.wav").write_bytes(b"RIFF\0")
+    (tmp_path / "me.wav").write_bytes(b"RIFF\1")
+    said = [Chunk(0, 640, "a", is_final=True, is_last=True)]
+    code, _, _ = await run(said, "talk", "a.wav", "--system", "You teach.", "--clone", "me.wav")
+    assert code == 0
+    assert json.loads(run.request["messages"]) == [
+        {"role": "system", "text": "You teach.", "audio": "audio"},
+        {"role": "user", "audio": "audio"},
+    ]
+    assert np.atleast_1d(run.request["audio"]).tolist() == [b"RIFF\1", b"RIFF\0"]
+    code, _, _ = await run(said, "talk", "-", "--system", "You teach.", "--voice", "natf2", stdin=b"")
+    assert code == 0
+    assert json.loads(run.request["messages"]) == [{"role": "system", "text": "You teach."}]
+    assert json.loads(run.request["options"]) == {"live": True, "voice": "natf2"}
+    code, _, errors = await run(said, "talk", "a.wav", "--clone", "me.wav", "--voice", "natf2")
+    assert (code, "--clone: expected a file, without --voice" in errors) == (2, True)
+
+
 @pytest.mark.parametrize(("command", "task"), [("speak", "dialogue"), ("transcribe", "understand")])
 async def test_command_sends_the_requested_task(run: Run, tmp_path: Path, command: str, task: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")

@@ -129,6 +129,17 @@ def test_event_times_start_at_the_reply(worker: DecoderWorker) -> None:
     assert events[-1]["report"]["first_sound_s"] == 0.0
 
 
+def test_a_reference_may_follow_a_chunk_without_frames(worker: DecoderWorker) -> None:
+    """The first chunk of a live session has only its name."""
+    codes = np.random.default_rng(1).integers(0, 8, (2, 9)).astype(np.int32)
+    wanted = joined(speak(worker, "a", codes, 4, []))
+    replies = [RecordedReply(), RecordedReply()]
+    worker.push("b", Chunk(0, Segment.AUDIO, session="s1"), None, replies[0])
+    worker.push("b", Chunk(1, Segment.AUDIO, num_reference_frames=4, is_final=True), codes, replies[1])
+    assert replies[0].wait().pcm is None
+    assert (replies[1].wait().pcm == wanted).all()
+
+
 def test_reference_frames_alone_produce_no_samples(worker: DecoderWorker) -> None:
     codes = np.full((2, 30), 3, np.int32)
     assert [reply.wait().pcm for reply in speak(worker, "a", codes, 30, [])] == [None]
@@ -139,7 +150,7 @@ def test_reference_frames_alone_produce_no_samples(worker: DecoderWorker) -> Non
     [
         (0, 5, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected at most 4"),
         (0, 1, None, r"chunk.num_reference_frames: expected at most 0"),
-        (1, 1, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected 0 after the first chunk, got 1"),
+        (1, 1, np.zeros((2, 4), np.int32), r"chunk.num_reference_frames: expected 0 after the first frame, got 1"),
         (0, 2, np.full((2, 4), 8, np.int32), r"codes: expected values in \[0, 8\)"),
         (0, 2, np.zeros((3, 4), np.int32), r"codes: expected shape \[2, T\]"),
         (0, 2, np.zeros(4, np.int32), r"codes: expected shape \[2, T\]"),

@@ -29,8 +29,9 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.layout import Segment, delay_codes, words_of
+from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
 from tests.small_vocabularies import BAGPIPER, CSM
 from tests.speech_families import LATENTS, THREE_ROWS
 
@@ -107,7 +108,7 @@ def test_reference_frames_are_sent_before_the_continuation() -> None:
     speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
     codes = np.random.default_rng(0).integers(0, 8, (6, 5))
     rows = (codes + np.array([[ids.start] for ids in CSM.layout.audio])).T.astype(np.int32)
-    opening = reference_chunk(rows[:3], CSM.layout)
+    opening = reference_chunk(Prompt("tts", rows[:3], CSM.tasks[0].sampling, num_reference_rows=3), CSM.layout)
     speaker.num_chunks = 1
     assert opening.chunk == Chunk(0, Segment.AUDIO, num_reference_frames=3)
     assert opening.codes is not None
@@ -119,6 +120,16 @@ def test_reference_frames_are_sent_before_the_continuation() -> None:
     heard = [chunk.codes for chunk in told if chunk.codes is not None]
     np.testing.assert_array_equal(np.concatenate(heard, 1), codes[:, 3:])
     assert all(chunk.chunk.num_reference_frames == 0 for chunk in told)
+
+
+def test_delayed_codes_of_a_reference_are_in_the_rows_after_it() -> None:
+    """Rows 0 and 1 are prompt; with a delay of 2 rows, stream 2 carries frame 1 in row 3."""
+    layout = StreamLayout(40, (range(10), range(10, 20), range(20, 30)), (0, 1, 2), (1, 2), pad_id=39)
+    rows, tail = np.array([[5, 10, 20], [6, 11, 21]], np.int32), np.array([[12, 22], [13, 23]], np.int32)
+    prompt = Prompt("tts", rows, CSM.tasks[0].sampling, delayed_tail=tail, num_reference_rows=2)
+    opening = reference_chunk(prompt, layout)
+    assert opening.codes is not None
+    assert opening.codes.tolist() == [[1, 2], [2, 3]]
 
 
 def reply(num_frames: int | None = None) -> tuple[list[list[int]], np.ndarray]:
@@ -301,7 +312,7 @@ def test_incomplete_trailing_frames_are_dropped(together: int, num_left_over: in
 def test_reference_latents_are_sent_as_int32_words() -> None:
     words = words_of(np.array([[0.25, -0.0, 1e-40, 3.0] * 2, [-1.5, 0.0, 3e38, -7.0] * 2]))
     rows = np.concatenate([np.full((2, 1), LATENTS.layout.audio[0].start), words], 1).astype(np.int32)
-    opening = reference_chunk(rows, LATENTS.layout)
+    opening = reference_chunk(Prompt("tts", rows, CSM.tasks[0].sampling, num_reference_rows=2), LATENTS.layout)
     assert opening.chunk.num_reference_frames == 2
     assert opening.codes is not None
     assert opening.codes.tolist() == words.T.tolist()

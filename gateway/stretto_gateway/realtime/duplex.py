@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from stretto_client import ModelProfile, Speech
 from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.catalogue import DUPLEX, find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
@@ -16,13 +18,41 @@ from stretto_gateway.realtime.session import Session
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings
 from stretto_gateway.realtime.talk import LiveTurn
 
-TASK = "duplex"
-
 
 def is_duplex(profile: ModelProfile, settings: Settings) -> bool:
     """Return True if a session with these settings uses a full-duplex model."""
-    has_task = any(task.name == TASK for task in profile.tasks)
+    has_task = any(task.name == DUPLEX for task in profile.tasks)
     return has_task and profile.reads_live_audio and isinstance(settings, RealtimeSettings)
+
+
+@dataclass(frozen=True)
+class Persona:
+    """Role and voice of a model, from the settings of a session.
+
+    Attributes:
+        role: Role of the model; empty without one.
+        voice: Name of the voice that the model has; None for its default.
+        voice_name: Name in the settings.
+        ignored: Settings without effect.
+    """
+
+    role: str
+    voice: str | None
+    voice_name: str | None
+    ignored: list[ApiError]
+
+    @classmethod
+    def from_settings(cls, settings: RealtimeSettings, profile: ModelProfile, is_strict: bool) -> Self:
+        """Return the persona; raise ApiError if a strict gateway would have to ignore the role."""
+        role, name, ignored = settings.instructions or "", settings.audio.output.voice_name, list[ApiError]()
+        task = find_task(profile, (DUPLEX,), "full-duplex sessions")
+        if role and "text" not in task.system:
+            expected = f"no value (task {DUPLEX!r} of {profile.family!r} does not accept instructions)"
+            ignored.append(refused("session.instructions", expected, role))
+            if is_strict:
+                raise ignored[0]
+            role = ""
+        return cls(role, find_voice(profile, name), name, ignored)
 
 
 class DuplexReply(Reply):
@@ -32,19 +62,21 @@ class DuplexReply(Reply):
         gateway: The gateway.
         channel: Channel to the client.
         audio: The user's audio.
-        record: OpenAI's response object.
+        persona: Role and voice.
     """
 
-    def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, record: dict[str, Any]):
+    def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, persona: Persona):
         conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is not an item of a conversation
+        record = response_record(["audio"], persona.voice_name, None)
         output: Any = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
-        order = Order([], [], {"task": TASK, "output": output}, record, [], is_kept=False, speed=1.0)
+        order = Order([], [], {"task": DUPLEX, "output": output}, record, persona.ignored, is_kept=False, speed=1.0)
         super().__init__(gateway, channel, conversation, order)
-        self._audio = audio
+        self._audio, self._persona = audio, persona
 
     def _open_stream(self) -> Speech:
-        options: Any = self._order.options
-        return self._gateway.client.transcribe_live(self._audio.pieces(), DEFAULT_RATE, **options)
+        options, persona = self._order.options, self._persona
+        named: Any = {"system": persona.role, "voice": persona.voice, "output": options["output"]}
+        return self._gateway.client.talk(self._audio.pieces(), DEFAULT_RATE, **named)
 
 
 class DuplexSession(Session):
@@ -58,6 +90,7 @@ class DuplexSession(Session):
         super().__init__(gateway, channel, model, tasks)
         self._audio: LiveTurn | None = None
         self._duplex: DuplexReply | None = None
+        self._fixed: dict[str, str | None] = {}  # settings that do not change after the first audio
         own: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -72,9 +105,18 @@ class DuplexSession(Session):
             await asyncio.wait([self._duplex.task])
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
-        """Use the settings, without turn detection and transcription."""
+        """Use the settings, without turn detection and transcription.
+
+        Raises:
+            ApiError: The session only transcribes, or the role or the voice changes after the first audio.
+        """
         if not isinstance(settings, RealtimeSettings):
             raise refused("session.type", "realtime (this model does not transcribe)", settings.type)
+        fixed = {"instructions": settings.instructions, "audio.output.voice": settings.audio.output.voice_name}
+        for name, value in fixed.items():
+            if self._audio is not None and value != self._fixed[name]:
+                raise refused(f"session.{name}", "no change after the first audio", value)
+        self._fixed = fixed
         without = {"turn_detection": None, "transcription": None}
         audio_input = settings.audio.input.model_copy(update=without)
         self._settings = settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})})
@@ -90,13 +132,14 @@ class DuplexSession(Session):
             self._audio.add(pcm)
 
     async def _begin(self) -> None:
-        """Begin the response; raise ApiError if the gateway is shutting down."""
+        """Begin the response; raise ApiError if the gateway is shutting down, or the role cannot be used."""
         if self._gateway.sessions.draining.is_set():
             raise ApiError(503, "the gateway is shutting down", code="unavailable")
         assert isinstance(self._settings, RealtimeSettings)
+        profile = await self._gateway.catalogue.profile()
+        persona = Persona.from_settings(self._settings, profile, self._gateway.strict)
         self._audio = LiveTurn(Item("user", [Part("input_audio", None)]), self._gateway.sessions.held)
-        record = response_record(["audio"], self._settings.audio.output.voice_name, None)
-        self._duplex = DuplexReply(self._gateway, self._channel, self._audio, record)
+        self._duplex = DuplexReply(self._gateway, self._channel, self._audio, persona)
         await self._duplex.begin(self._tasks)
         assert self._duplex.task is not None
         self._audio.start(self._duplex.task)

@@ -12,7 +12,7 @@ const REFUSED = "The gateway did not accept the call. Is it running, and does it
 /**
  * Call, from its creation until `hangUp` or until the gateway ends it.
  *
- * isDuplex: true if the model speaks while it listens. addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
+ * isDuplex: true if the model speaks while it listens. persona: its role and voice, or null. addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
  */
 export class Call {
   #socket;
@@ -54,8 +54,8 @@ export class Call {
     error: ({ error }) => this.#fail(new GatewayError(error.message, error)),
   };
 
-  constructor({ transcribes, isDuplex, addLine, say, over }) {
-    Object.assign(this, { transcribes, isDuplex, addLine, say, over });
+  constructor({ transcribes, isDuplex, persona, addLine, say, over }) {
+    Object.assign(this, { transcribes, isDuplex, persona, addLine, say, over });
     this.#socket = openSocket("v1/realtime", "realtime");
     this.#socket.onmessage = ({ data }) => {
       const event = JSON.parse(data);
@@ -71,7 +71,9 @@ export class Call {
 
   #configure() {
     const input = this.transcribes ? { transcription: {} } : {};
-    this.#send({ type: "session.update", session: { type: "realtime", audio: { input } } });
+    const { role, voice } = this.persona ?? { role: "", voice: "" };
+    const session = { type: "realtime", audio: { input, ...(voice && { output: { voice } }) }, ...(role && { instructions: role }) };
+    this.#send({ type: "session.update", session });
   }
 
   async #listen() {

@@ -16,6 +16,7 @@ class ConversePanel {
   takesText = true;
   hears = false;
   isDuplex = false; // true if the model speaks while it listens, so that there are only calls
+  takesRole = false; // true if a duplex model accepts a role
   #isAsked = false; // true after asking whether a call may clear the conversation
 
   constructor() {
@@ -144,6 +145,7 @@ class ConversePanel {
       this.#call = new Call({
         transcribes: this.transcribes,
         isDuplex: this.isDuplex,
+        persona: this.takesRole ? { role: element("role").value.trim(), voice: element("call-voice").value } : null,
         addLine,
         say: (message) => this.#say(message),
         over: (error) => this.#hungUp(error),
@@ -171,6 +173,7 @@ class ConversePanel {
     call.textContent = isCalling ? "Hang up" : this.#isAsked ? "Clear it and call" : this.isDuplex ? "Talk with it" : "Call";
     call.setAttribute("aria-pressed", String(isCalling));
     element("turn").disabled = isCalling;
+    for (const name of ["role", "call-voice"]) element(name).disabled = isCalling;
     show(element("talk-button"), this.hears && !this.isDuplex && !isCalling && !isReplying, next);
     show(call, isCalling || (this.hears && this.speaks && !isReplying), next);
     show(element("send-button"), this.takesText && !isCalling && !isReplying, next);
@@ -209,9 +212,13 @@ const takes = (task, kind) => [...task.needs, ...task.also].includes(kind);
 /** Set up the panel; return a function that adapts it to a model and returns true if the model can converse. */
 export function conversePanel() {
   const panel = new ConversePanel();
-  return ({ conversations, tasks }) => {
+  return ({ conversations, tasks, voices, takes_role: takesRole }) => {
     panel.transcribes = tasks.includes("asr");
     panel.isDuplex = tasks.includes("duplex");
+    panel.takesRole = takesRole;
+    element("persona").hidden = !takesRole;
+    element("call-voice-field").hidden = voices.length === 0;
+    element("call-voice").replaceChildren(...voices.map(({ id, name }) => new Option(name, id)));
     panel.speaks = panel.isDuplex || conversations.some((task) => task.speaks);
     const usable = conversations.filter((task) => task.speaks === panel.speaks);
     panel.hears = panel.isDuplex || usable.some((task) => takes(task, "audio") && !task.needs.includes("text"));

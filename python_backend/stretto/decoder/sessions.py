@@ -237,7 +237,8 @@ class Sessions:
         session.filling = collect_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
-        reference = read_reference(chunk, codes, self._codec.spec, session.renderer.form.deterministic)
+        is_alone, is_first = session.renderer.form.deterministic, session.windower.is_empty
+        reference = read_reference(chunk, codes, self._codec.spec, is_alone, is_first)
         session.reference = reference
         found = None if reference.key is None else self._references.find(reference.key)
         if found is not None:

@@ -76,6 +76,11 @@ class Windower:
         """Memory of the stored frames, in bytes."""
         return self._kept.nbytes
 
+    @property
+    def is_empty(self) -> bool:
+        """True before the first frame."""
+        return self.next_frame + self._kept.shape[1] == 0
+
     def push(self, codes: np.ndarray | None, is_final: bool) -> FrameWindow | None:
         """Append frames; return the window that they complete, or None if more frames are needed.
 
@@ -169,21 +174,24 @@ class References:
             self.num_bytes -= self._latest.popitem(last=False)[1].num_bytes
 
 
-def read_reference(chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool) -> Reference:
-    """Return the voice reference at the beginning of an utterance's first chunk.
+def read_reference(
+    chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool, is_first: bool
+) -> Reference:
+    """Return the voice reference at the beginning of the first chunk of an utterance that has frames.
 
     Args:
         chunk: Record of the chunk.
         codes: Codes of the chunk, [K, T].
         spec: Codec constants.
         is_alone: True if the utterance is decoded in its own batches; it then shares no cached state with others.
+        is_first: True if no earlier chunk had frames.
 
     Raises:
         InvalidRequest: If a later chunk has a reference, or the reference is longer than the chunk.
     """
     length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
-    if chunk.index != 0 or length > there:
-        expected = "0 after the first chunk" if chunk.index else f"at most {there}, the frames of its chunk"
+    if not is_first or length > there:
+        expected = f"at most {there}, the frames of its chunk" if is_first else "0 after the first frame"
         raise InvalidRequest("chunk.num_reference_frames", expected, length)
     assert codes is not None, "it has frames"
     check_codes(codes, spec)

@@ -510,12 +510,13 @@ def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
     layout, length = rules.family.layout, prompt.num_reference_rows
-    if not task.speaks or layout.max_delay or rules.family.rows_per_frame > 1:
+    num_delayed = 0 if prompt.delayed_tail is None else len(prompt.delayed_tail)
+    if not task.speaks or layout.max_delay != num_delayed or rules.family.rows_per_frame > 1:
         raise InvalidRequest("num_reference_rows", f"0 for task {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
         raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the number of prompt rows", length)
     for stream in (0,) if layout.latents else layout.codebook_streams:
-        ids, codes = prompt.rows[-length:, stream], layout.audio[stream]
+        ids, codes = prompt.reference_ids(stream, layout.delays[stream]), layout.audio[stream]
         if not codes.start <= ids.min() <= ids.max() < codes.stop:
             expected = f"codes of stream {stream} in [{codes.start}, {codes.stop}) in the rows of a reference"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")

@@ -353,20 +353,20 @@ NO_TEXT = _NoText()
 TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERLEAVED
 
 
-def reference_chunk(rows: np.ndarray, layout: StreamLayout) -> LMChunk:
-    """Return the first chunk of a reply with a cloned voice: the reference's codes, or latents as words.
+def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
+    """Return the first chunk of a reply after frames in its prompt: their codes, or latents as words.
 
     The chunk is the decoder's left context.
 
     Args:
-        rows: Prompt rows of the reference, [n, S].
+        prompt: Prompt that ends with these frames.
         layout: Stream layout of the family.
     """
-    streams = list(layout.codebook_streams)
-    codes = rows[:, streams].T
+    streams = layout.codebook_streams
+    codes = np.stack([prompt.reference_ids(stream, layout.delays[stream]) for stream in streams])
     if not layout.latents:
-        codes = codes - np.asarray([[layout.audio[stream].start] for stream in streams])
-    return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=len(rows)), codes.astype(np.int32))
+        codes = codes - np.array([[layout.audio[stream].start] for stream in streams])
+    return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=codes.shape[1]), codes.astype(np.int32))
 
 
 def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
@@ -377,7 +377,7 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
     if family.num_filled_codebooks:
         return LMChunk(Chunk(0, Segment.AUDIO, is_prompt=True), np.ascontiguousarray(prompt.rows.T, np.int32))
     if prompt.num_reference_rows:
-        return reference_chunk(prompt.rows[-prompt.num_reference_rows :], family.layout)
+        return reference_chunk(prompt, family.layout)
     return None
 
 

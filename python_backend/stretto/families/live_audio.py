@@ -8,7 +8,7 @@ import numpy as np
 
 from stretto.codecs.encoded_stream import FrameEncoder
 from stretto.families.base import Task
-from stretto.families.prompting import PromptRows
+from stretto.families.prompting import Piece, PromptRows
 
 
 class FrameIds:
@@ -57,6 +57,15 @@ class LiveInput:
 class LiveTemplate(Protocol):
     """Template of a family that reads live audio."""
 
-    def write_live(self, task: Task) -> PromptRows:
-        """Return the prompt of a session, before any audio."""
+    def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """Return the prompt of a session, without audio.
+
+        Args:
+            task: Task of the session.
+            pieces: Conversation before the audio; empty unless `Task.system` permits a system turn.
+            voice: Name of the voice, or None.
+
+        Raises:
+            InvalidRequest: A piece is too long or cannot be used.
+        """
         ...

@@ -19,7 +19,7 @@ from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.families.base import Family, Task
 from stretto.families.live_audio import LiveTemplate
 from stretto.families.plugin import plugin
-from stretto.families.prompting import PromptRows, Template
+from stretto.families.prompting import Piece, PromptRows, Template
 from stretto.limits import FairLimit
 from stretto.records.prompt import AudioPart
 from stretto.worker_process import WorkerProcess
@@ -318,23 +318,21 @@ def open_hearing(family: Family, checkpoint: Path, device: str) -> Hearing | Non
     return Hearing(process, family.num_codebooks)
 
 
-def begin_session(template: Template, raw: Any, task: Task) -> PromptRows:
+def begin_session(template: Template, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
     """Return the prompt of a session whose audio follows in parts.
 
     Args:
         template: Template of the checkpoint.
-        raw: Inputs of the request, as attributes.
         task: Task of the session.
+        pieces: Conversation before the audio.
+        voice: Name of the voice, or None.
 
     Raises:
-        InvalidRequest: The family does not accept live audio, or the request has content.
+        InvalidRequest: The family does not accept live audio, or cannot use a piece.
     """
     if not isinstance(template, LiveTemplate):
         raise InvalidRequest("options.live", "no value (this model reads whole recordings)", "true")
-    for given in ("text", "audio", "pcm_in", "sample_rate", "messages"):
-        if getattr(raw, given) is not None:
-            raise InvalidRequest(given, "no value with options.live (audio follows in parts)", "a value")
-    return template.write_live(task)
+    return template.write_live(task, pieces, voice)
 
 
 def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool]:

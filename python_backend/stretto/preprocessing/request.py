@@ -37,7 +37,7 @@ from stretto.preprocessing.audio import (
 )
 from stretto.preprocessing.hearing import begin_session, read_session_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
-from stretto.records.json_record import MAX_BYTES, read_json
+from stretto.records.json_record import MAX_BYTES, read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
 from stretto.records.sampling import (
     MAX_GUIDANCE_SCALE,
@@ -155,7 +155,7 @@ class Preprocessor:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.
         """
         is_live = _is_live(raw)
-        turns = (Turn(audio_input="pcm_in"),) if is_live else read_turns(raw)
+        turns = read_turns(raw, is_live)
         task = choose_task(string("task", raw.task), turns, self.family)
         text = string("options", raw.options)
         spec = self.codec.spec
@@ -168,11 +168,11 @@ class Preprocessor:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
-        files, spoken = enumerate(raw.files), () if is_live else turns
+        files, spoken = enumerate(raw.files), turns[:-1] if is_live else turns
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in spoken for kind in turn.kinds)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
-            given = (task, pieces, options.voice, options.manner)
-            written = begin_session(self.template, raw, task) if is_live else self.template.write(*given)
+            given, template = (task, pieces, options.voice), self.template
+            written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
         alignment = self._alignment(task, turns[-1], pieces, options.manner.is_open) if options.aligns_words else None
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
@@ -260,22 +260,15 @@ def _is_live(raw: RawRequest) -> bool:
     return isinstance(record, dict) and record.get("live") is True
 
 
-def string(field: str, value: str | bytes | None) -> str | None:
-    """Decode a string input; raise InvalidRequest if it is not UTF-8."""
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(field, "UTF-8", f"a byte {value[error.start]:#04x} at {error.start}") from error
-
-
-def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
+def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
     """Return the turns in `messages`, or a single user turn with the other inputs.
+
+    The last turn of a live session is the audio that follows in parts.
 
     Raises:
         InvalidRequest: An input is invalid.
     """
+    live = (Turn(audio_input="pcm_in"),) if is_live else ()
     given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
         raise InvalidRequest("sample_rate", "no value without pcm_in", raw.sample_rate)
@@ -285,7 +278,11 @@ def read_turns(raw: RawRequest) -> tuple[Turn, ...]:
         if given != expected:
             raise InvalidRequest("messages", f"the inputs {' and '.join(expected)}", " and ".join(given))
         _check_files(raw, sum(turn.audio_input == "audio" for turn in turns))
-        return turns
+        return turns + live
+    if live:
+        if given:
+            raise InvalidRequest(given[0], "no value with options.live (audio follows in parts)", "a value")
+        return live
     if not given:
         raise InvalidRequest("text", "at least one of text, audio, pcm_in and messages", "none")
     if raw.audio is not None and raw.pcm_in is not None:

@@ -152,8 +152,8 @@ class Chunk:
         marks: Words that begin in the chunk's frames.
         guidance_changes: Guidance changes in the chunk's frames.
         output_codes: Codes of all output streams, [S][T], if the client requested them.
-        num_reference_frames: In the first chunk, number of leading frames that repeat the reference recording and are
-            not audible.
+        num_reference_frames: In the first chunk with frames, number of leading frames that are the decoder's left
+            context, such as those of the reference recording. They are not audible.
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.

@@ -26,6 +26,16 @@ MAX_KEY_CHARS = 64  # characters of an unknown key that are compared with known 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
 
 
+def string(field: str, value: str | bytes | None) -> str | None:
+    """Decode a string input; raise InvalidRequest if it is not UTF-8."""
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(field, "UTF-8", f"a byte {value[error.start]:#04x} at {error.start}") from error
+
+
 class JsonRecord(Generic[T]):
     """JSON reader and writer for one type, which is a dataclass or a TypedDict.
 

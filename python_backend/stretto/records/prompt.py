@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Alignment, Sound
-from stretto.records.json_record import JsonRecord, PackedRecord, read_json
+from stretto.records.json_record import JsonRecord, PackedRecord, read_json, string
 from stretto.records.sampling import Delivery, SamplingConfig
 
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
@@ -49,7 +49,8 @@ class Prompt:
         is_open: True if the client will send more text while the reply is generated.
         opening: Beginning of a streamed text that is not yet in `track`. Its first token belongs to the last prompt
             row.
-        num_reference_rows: Number of rows at the end of the prompt that are frames of the recording of a cloned voice.
+        num_reference_rows: Number of frames at the end of the prompt that the decoder reads before the reply's first
+            frame, such as those of a cloned voice's recording. Their delayed codes may be in `delayed_tail`.
         adapter: Name of the LoRA adapter, or None.
         voice: Index of the codec's voice; 0 for a codec without voices.
         input_audio_s: Duration of all recordings in the request, in seconds.
@@ -78,6 +79,13 @@ class Prompt:
     def features(self) -> NDArray[np.float32] | None:
         """Encoder input of all `audios`, concatenated, [sum of F, M]; None if there are none."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
+
+    def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
+        """Return the ids of a stream, delayed by `delay` rows, in the `num_reference_rows` frames, int32 [n]."""
+        first, ids = len(self.rows) - self.num_reference_rows + delay, self.rows[:, stream]
+        if self.delayed_tail is not None and stream:
+            ids = np.concatenate([ids, self.delayed_tail[:, stream - 1]])
+        return ids[first : first + self.num_reference_rows]
 
     def to_bytes(self) -> bytes:
         """Return everything except `rows` and `features` as MessagePack."""
@@ -293,10 +301,7 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
     for name in excluded:
         if getattr(raw, name) is not None:
             raise InvalidRequest(name, "no value with session (only the first part can set it)", "a value")
-    try:
-        record = raw.session.decode() if isinstance(raw.session, bytes) else raw.session
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("session", "UTF-8", f"a byte {raw.session[error.start]:#04x}") from error
+    record = string("session", raw.session) or ""
     read_json("session", record)
     session = SESSION.read("session", record.encode(errors="surrogatepass"))
     if "resume" in session and not can_resume:

@@ -14,8 +14,9 @@ from tests.gateway.realtime.caller import RATE, call, spoken, task
 DUPLEX = PROFILE | {
     "family": "both_ways",
     "reads_live_audio": True,
-    "tasks": [task("duplex", needs=["audio"], speaks=True)],
+    "tasks": [task("duplex", needs=["audio"], speaks=True, system=[])],
 }
+PERSONA = DUPLEX | {"tasks": [task("duplex", needs=["audio"], speaks=True, system=["text", "audio"])]}
 FRAME = 1920
 
 
@@ -25,10 +26,12 @@ class Partner:
     def __init__(self) -> None:
         self.heard, self.is_live, self.is_over = list[float](), asyncio.Event(), asyncio.Event()
         self.options: dict[str, Any] = {}
+        self.turns: list[dict[str, Any]] = []
 
     def __call__(self, request: Request) -> list[Step]:
         if "session" not in request:
             self.options = json.loads(request["options"]) | {"task": request["task"].decode()}
+            self.turns = json.loads(request.get("messages", "[]"))
             first = Chunk(1, FRAME, "so", is_16_bit=True)
             last = Chunk(2, FRAME, " it", is_16_bit=True, is_final=True, is_last=True)
             return [Chunk(0, None, session="s1"), Until(self.is_live), first, Until(self.is_over), last]
@@ -101,3 +104,36 @@ async def test_a_refused_session_is_a_failed_response(start: Start) -> None:
         done = (await caller.until("response.done"))[-1].response
     assert done.status == "failed"
     assert "try again" in done.status_details.error.message
+
+
+async def test_role_and_voice_are_fixed_by_the_first_audio(start: Start) -> None:
+    partner = Partner()
+    async with call(await start(partner, PERSONA)) as caller:
+        voice = PROFILE["voices"][1]
+        updated = await caller.update(instructions="You teach.", audio={"output": {"voice": voice}})
+        assert updated.session.instructions == "You teach."
+        await caller.hear(spoken()[: RATE // 2])
+        await caller.until("response.output_audio.delta")
+        assert partner.turns == [{"role": "system", "text": "You teach."}]
+        assert partner.options["voice"] == voice
+        for name, change in (
+            ("instructions", {"instructions": "You sell."}),
+            ("audio.output.voice", {"audio": {"output": {"voice": PROFILE["voices"][0]}}}),
+        ):
+            error = await caller.ask("session.update", session={"type": "realtime", **change})
+            assert error.type == "error"
+            assert f"session.{name}: expected no change after the first audio" in error.error.message
+        partner.is_over.set()
+        done = (await caller.until("response.done"))[-1].response
+    assert (done.status, done.audio.output.voice) == ("completed", voice)
+
+
+async def test_a_role_is_ignored_by_a_model_without_roles(start: Start) -> None:
+    partner = Partner()
+    async with call(await start(partner, DUPLEX)) as caller:
+        await caller.update(instructions="You teach.")
+        await caller.hear(spoken()[: RATE // 2])
+        created = (await caller.until("response.created"))[-1]
+        await caller.until("response.output_audio.delta")
+    assert created.stretto_ignored == ["session.instructions"]
+    assert partner.turns == []

@@ -33,7 +33,7 @@ class SttTemplate:
         codes = self._encoder.encode_all(self._with_silence(piece.pcm))
         return PromptRows(initial_row(self._known), track=track_of(codes, self._known))
 
-    def write_live(self, task: Task) -> PromptRows:
+    def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """Return the row of initial ids; the codes follow as the audio arrives."""
         return PromptRows(initial_row(self._known))
 

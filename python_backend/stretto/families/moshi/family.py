@@ -65,17 +65,27 @@ class MoshiVocabulary(KyutaiVocabulary):
 
     @property
     def vocab_size(self) -> int:
+        return self.codes_end
+
+    @property
+    def codes_end(self) -> int:
+        """Id after those of all codebooks."""
         return self.nothing + 1 + 2 * self.num_codebooks * (self.codebook_size + 1)
 
     @property
     def first_codes(self) -> tuple[int, ...]:
         """First id of each codebook, those of the user's speech last."""
-        return tuple(range(self.nothing + 1, self.vocab_size, self.codebook_size + 1))
+        return tuple(range(self.nothing + 1, self.codes_end, self.codebook_size + 1))
 
     @property
     def initial_ids(self) -> tuple[int, ...]:
         """Id of each stream before its first frame."""
         return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+
+    @property
+    def user_ids_before(self) -> tuple[int, ...]:
+        """Id of each of the user's streams in the rows of a reply that precede its first frame."""
+        return self.initial_ids[1 + self.num_codebooks :]
 
     @property
     def layout(self) -> StreamLayout:

@@ -4,6 +4,7 @@ The authors' server discards the first 80 ms of audio, because its first row car
 prompt, and the first frame of the audio is heard.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,28 @@ class MoshiTemplate:
         self._known, self._encoder = known, MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the row of initial ids, with the codes of the only piece as track."""
-        (piece,) = pieces
-        if piece.codes is not None:
-            codes = piece.codes
-            size = self._known.num_codebooks, self._known.codebook_size
-            if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
-                raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
-        elif piece.pcm is not None:
-            codes = self._encoder.encode_all(piece.pcm)
-        else:
+        """Return the rows before the reply, with the codes of the last piece as track."""
+        *before, piece = pieces
+        if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
-        track = user_ids(self._known).push(codes)
-        return first_row(self._known, tuple(track.reshape(-1).tolist()))
+        codes = self.given_codes(piece) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
+        return self.first_rows(before, voice, tuple(user_ids(self._known).push(codes).reshape(-1).tolist()))
 
-    def write_live(self, task: Task) -> PromptRows:
-        """Return the row of initial ids; the codes follow as the audio arrives."""
-        return first_row(self._known)
+    def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
+        """Return the rows before the reply; the codes follow as the audio arrives."""
+        return self.first_rows(pieces, voice)
+
+    def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
+        """Return the rows before the reply, for the pieces before the user's audio."""
+        return first_row(self._known, track)
+
+    def given_codes(self, piece: Piece) -> np.ndarray:
+        """Return the codes [K, n] in a request; raise InvalidRequest if they are not of this model."""
+        codes, size = piece.codes, (self._known.num_codebooks, self._known.codebook_size)
+        assert codes is not None, "a recording has samples or codes"
+        if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
+            raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
+        return codes
 
 
 def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows:
@@ -56,13 +62,16 @@ def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows
 
 def user_ids(known: MoshiVocabulary) -> FrameIds:
     """Return the conversion of the user's codes to ids."""
-    initial = known.initial_ids[1 + known.num_codebooks :]
-    return FrameIds(known.first_codes[known.num_codebooks :], known.delays, initial)
+    return FrameIds(known.first_codes[known.num_codebooks :], known.delays, known.user_ids_before)
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
     """Return the encoder of live audio with a checkpoint's Mimi."""
-    known = MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    return live_input(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), codec)
+
+
+def live_input(known: MoshiVocabulary, codec: MimiCodec) -> LiveInput:
+    """Return the encoder of live audio for a vocabulary."""
     return LiveInput(MimiEncoder(codec), codec.spec.sample_rate, 0.0, 0.0, lambda: user_ids(known))
 
 

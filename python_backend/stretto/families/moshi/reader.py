@@ -8,8 +8,6 @@ from pathlib import Path
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
-from stretto.families.moshi.family import MoshiVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.text import SENTENCEPIECE_FILE, TextCodec, sentencepiece_at
 
 SPACE = "▁"  # in SentencePiece's pieces
@@ -48,9 +46,9 @@ class PieceReader:
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec with a checkpoint's SentencePiece model."""
     path = checkpoint / SENTENCEPIECE_FILE
-    known, tokens = MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path).tokens
-    if len(tokens) != known.num_text_ids:
-        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokens)}")
+    text, tokens = family.layout.audio[0], sentencepiece_at(path).tokens
+    if len(tokens) != len(text):
+        raise CheckpointError(f"{path}: expected {len(text)} tokens, got {len(tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # the text is beside the frames, without an alignment
