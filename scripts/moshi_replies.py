@@ -12,7 +12,7 @@ begins later than the other. A long reply reads 3,100 frames with the published 
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,25 +29,36 @@ NUM_FRAMES, NUM_LONG_FRAMES = 80, 3100
 SEEDS = (0, 1001, 1002)  # of the replies; the first is greedy
 NOT_FOR_THE_MODEL = {"moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "model_type"}
 LONG: dict[str, Any] = {"context": 3000, "num_layers": 1, "depformer_num_layers": 1}
-FIRST_CODES = vocabulary(CONFIG).first_codes
+FIRST_CODES, STEPS = vocabulary(CONFIG).first_codes, CONFIG["dep_q"]
 
 Sample = Callable[..., torch.Tensor]
 
 
-def gumbel_sampling(seeds: list[int], rows: list[int]) -> Sample:
+def gumbel_sampling(
+    seeds: list[int],
+    rows: list[int],
+    num_calls: int,
+    num_codebooks: int,
+    first_codes: Sequence[int] = FIRST_CODES,
+) -> Sample:
     """Return a replacement of `sample_token` with this project's noise.
 
     Args:
         seeds: Seed of each reply of the batch.
         rows: Number of rows that each reply has read before this step, updated by the caller.
+        num_calls: Number of calls per row, the first for the text.
+        num_codebooks: Number of codebooks that are sampled; the ids of further calls are not used.
+        first_codes: First id of each codebook.
     """
     calls = 0
 
     def sample(logits: torch.Tensor, use_sampling: bool, temperature: float, top_k: int) -> torch.Tensor:
         """Return ids of the shape of `logits` without the last dimension."""
         nonlocal calls
-        stream, calls = calls % (1 + CONFIG["dep_q"]), calls + 1
-        first = 0 if stream == 0 else FIRST_CODES[stream - 1]
+        stream, calls = calls % num_calls, calls + 1
+        if stream > num_codebooks:
+            return logits.argmax(-1)
+        first = 0 if stream == 0 else first_codes[stream - 1]
         made = []
         for number, own in enumerate(logits.flatten(0, -2)):
             scaled = own / temperature
@@ -90,7 +101,7 @@ def reply(lm: Any, user: np.ndarray, seed: int) -> np.ndarray:
     from moshi.models import LMGen
 
     rows, frames = [0], []
-    sample = gumbel_sampling([seed], rows) if seed else None
+    sample = gumbel_sampling([seed], rows, 1 + STEPS, STEPS) if seed else None
     generator = LMGen(lm, use_sampling=seed > 0, check=True)
     with sampling_by(sample), generator.streaming(1):
         for frame in [0, *range(user.shape[1])]:  # the first call reads initial ids, whatever it is given
@@ -108,7 +119,7 @@ def batch(lm: Any, users: np.ndarray, seeds: list[int], starts: list[int]) -> li
     num_frames, count = users.shape[2], len(users)
     rows, frames = [0] * count, [list[list[int]]() for _ in range(count)]
     generator = LMGen(lm, use_sampling=True, support_out_of_sync=True)
-    with sampling_by(gumbel_sampling(seeds, rows)), generator.streaming(count):
+    with sampling_by(gumbel_sampling(seeds, rows, 1 + STEPS, STEPS)), generator.streaming(count):
         for tick in range(num_frames + 1 + max(starts)):
             mask = torch.tensor([0 <= tick - start <= num_frames for start in starts])
             generator.set_exec_mask(mask)

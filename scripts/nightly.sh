@@ -112,6 +112,18 @@ check_moshi_replies() (
     PYTHONPATH=$folder python -m scripts.moshi_replies --check tests/data/moshi_replies.npz
 )
 
+check_personaplex_replies() (
+    if [[ -z ${PERSONAPLEX:-} ]]; then
+        echo "skipped: PERSONAPLEX is not the path of a checkout of github.com/NVIDIA/personaplex at 3428dfd"
+        return
+    fi
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    uv pip install --quiet --target "$folder" --no-deps einops sphn==0.1.12
+    PYTHONPATH=$PERSONAPLEX/moshi:$folder python -m scripts.personaplex_replies --check tests/data/personaplex_replies.npz
+)
+
 check_voxcpm2_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
@@ -165,7 +177,7 @@ check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_cosyvoice3_replies
-    check_pocket_tts_replies check_kyutai_stt_replies check_moshi_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
+    check_pocket_tts_replies check_kyutai_stt_replies check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
     test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do

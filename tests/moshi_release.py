@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.moshi.prompt import first_row, user_ids
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
+
+if TYPE_CHECKING:  # imports vLLM
+    from stretto.testing.conformance import Answer
 
 DATA = Path(__file__).parent / "data"
 SEEDS = (0, 1001, 1002)  # of the stored replies; the first is greedy
@@ -49,7 +52,16 @@ def make_prompt(checkpoint: Path, user: np.ndarray, seed: int, **limits: int) ->
 
 def frames_of(rows: list[list[int]], checkpoint: Path) -> np.ndarray:
     """Return the complete frames of a reply's rows without the last, [T, 9]: text, then codes."""
-    known = vocabulary(checkpoint)
-    ids = np.array(rows[:-1])
-    ids[:, 1:] -= np.array(known.first_codes[: known.num_codebooks])
+    ids = np.array(rows[:-1]) - np.array([each.start for each in family_at(checkpoint).layout.audio])
     return np.concatenate([ids[:-1, :2], ids[1:, 2:]], 1)
+
+
+def check_frames(answer: "Answer", wanted: np.ndarray, checkpoint: Path, name: str = "") -> None:
+    """Assert that the frames of a reply are the authors', and that it ended with the user's audio."""
+    found = frames_of(answer.rows, checkpoint)
+    assert found.shape == wanted.shape, name
+    first = next((at for at, (own, other) in enumerate(zip(found, wanted, strict=True)) if (own != other).any()), None)
+    assert first is None, f"{name}: frame {first}: expected {wanted[first]}, got {found[first]}"
+    assert answer.rows[-1][0] == family_at(checkpoint).end_of_reply
+    assert answer.trailer is not None
+    assert not answer.trailer.was_cut

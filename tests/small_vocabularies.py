@@ -10,6 +10,7 @@ from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audi
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
+from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
@@ -55,6 +56,13 @@ SMALL_STT = SttVocabulary(60, 3, 20, delay_rows=2, max_model_len=160)
 SMALL_MOSHI = MoshiVocabulary(
     60, 3, 20, (0, 1, 2), 160,
     DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=(0, 1, 1)),
+)  # fmt: skip
+
+# With the codes of silence, and two voices.
+SMALL_PERSONAPLEX = PersonaPlexVocabulary(
+    60, 8, 2048, (0, *[1] * 7), 160,
+    DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=tuple(range(8))),
+    (Voice("a", 3, ((0,) * 17,) * 2), Voice("b", 1, ((1,) * 17,) * 2)),
 )  # fmt: skip
 
 KYUTAI_STT, MOSHI = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI)

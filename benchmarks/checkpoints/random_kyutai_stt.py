@@ -144,10 +144,10 @@ def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def mimi_shapes() -> dict[str, tuple[int, ...]]:
+def mimi_shapes(codebook_size: int) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for Mimi; queries, keys and values are one tensor."""
     with torch.device("meta"):
-        model = MimiModel(MIMI)
+        model = MimiModel(MimiConfig(**{**MIMI.to_diff_dict(), "codebook_size": codebook_size}))
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
         for pattern, to in PUBLISHED:
@@ -171,8 +171,9 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
 def write_parts(folder: Path, config: dict[str, Any], seed: int) -> None:
     """Write Mimi and the tokenizer of a release to `folder`, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mimi.json").write_text(json.dumps(MIMI_RECORD))
-    mimi = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes().items()}
+    quantizer = MIMI_RECORD["quantizer"] | {"bins": config["card"]}
+    (folder / "mimi.json").write_text(json.dumps({**MIMI_RECORD, "quantizer": quantizer}))
+    mimi = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes(config["card"]).items()}
     save_file(mimi, folder / "mimi.safetensors")
     corpus, prefix = folder / "text.txt", folder / Path(config["tokenizer_name"]).stem
     corpus.write_text("\n".join(TEXT * 4))

@@ -10,12 +10,11 @@ import pytest
 from benchmarks.checkpoints.random_moshi import CONFIG
 from scripts.moshi_replies import LONG
 from stretto.families.moshi import PLUGIN
-from stretto.families.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
-from tests.engine.harness import Answer, Engine
+from tests.engine.harness import Engine
 from tests.engine.live_play import play
-from tests.moshi_release import SEEDS, frames_of, make_checkpoint, make_prompt, replies
+from tests.moshi_release import SEEDS, check_frames, frames_of, make_checkpoint, make_prompt, replies
 from tests.small_vocabularies import SMALL_MOSHI
 from tests.tiers import ASYNC_BY_DAY, by_night
 
@@ -35,23 +34,12 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
         yield engine
 
 
-def check(answer: Answer, wanted: np.ndarray, checkpoint: Path, name: str = "") -> None:
-    """Assert that the frames of a reply are the authors', and that it ended with the user's audio."""
-    found = frames_of(answer.rows, checkpoint)
-    assert found.shape == wanted.shape, name
-    first = next((at for at, (own, other) in enumerate(zip(found, wanted, strict=True)) if (own != other).any()), None)
-    assert first is None, f"{name}: frame {first}: expected {wanted[first]}, got {found[first]}"
-    assert answer.rows[-1][0] == family_at(checkpoint).end_of_reply
-    assert answer.trailer is not None
-    assert not answer.trailer.was_cut
-
-
 def test_moshi_frames_match_the_published_code(engine: Engine, checkpoint: Path) -> None:
     """One reply is greedy, two are sampled with different seeds; each alone."""
     found = replies()
     for user, wanted, seed in zip(found["user"], found["frames"], SEEDS, strict=True):
         answer = engine.run({"r": make_prompt(checkpoint, user, seed)})["r"]
-        check(answer, wanted, checkpoint, f"seed {seed}")
+        check_frames(answer, wanted, checkpoint, f"seed {seed}")
     assert engine.is_clean()
 
 
@@ -71,7 +59,7 @@ def test_batched_moshi_replies_do_not_affect_each_other(engine: Engine, checkpoi
         prompts[f"r{at}"], wanted[f"r{at}"] = make_prompt(checkpoint, user, seed), found["frames"][at % 3][:length]
     answers = engine.run(prompts, {"r2": 3, "r3": 20})
     for name, answer in answers.items():
-        check(answer, wanted[name], checkpoint, name)
+        check_frames(answer, wanted[name], checkpoint, name)
 
 
 def test_reply_ending_at_max_rows_is_marked_cut(engine: Engine, checkpoint: Path) -> None:
@@ -89,7 +77,7 @@ def test_preempted_moshi_replies_are_recomputed_exactly(checkpoint: Path) -> Non
     with Engine(checkpoint, **limits, num_gpu_blocks_override=6) as engine:
         answers = engine.run(prompts, {"r1": 5, "r2": 9, "r3": 30})
     for at, answer in enumerate(answers.values()):
-        check(answer, found["frames"][at % 3], checkpoint, f"r{at}")
+        check_frames(answer, found["frames"][at % 3], checkpoint, f"r{at}")
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
@@ -118,7 +106,7 @@ def test_joining_stalled_and_leaving_sessions_do_not_affect_others(
         assert engine.scheduler.stats.values.live_rows_recomputed_total == 0
     assert len(answers) == len(LENGTHS) - aborts + others
     for name, answer in answers.items():
-        check(answer, wanted[int(name[1:])], checkpoint, name)
+        check_frames(answer, wanted[int(name[1:])], checkpoint, name)
 
 
 def test_sessions_without_a_reserve_are_recomputed_exactly(checkpoint: Path) -> None:
@@ -128,7 +116,7 @@ def test_sessions_without_a_reserve_are_recomputed_exactly(checkpoint: Path) -> 
         answers = play(engine, prompts, seed=5, slowest=20, others=3)
         assert engine.scheduler.stats.values.live_rows_recomputed_total > 0
     for name, answer in answers.items():
-        check(answer, wanted[int(name[1:])], checkpoint, name)
+        check_frames(answer, wanted[int(name[1:])], checkpoint, name)
 
 
 @pytest.mark.nightly  # 3,100 steps; the window of 24 rows is tested by day
@@ -136,7 +124,7 @@ def test_published_3000_row_window_is_exact(tmp_path: Path) -> None:
     found, checkpoint = replies(), make_checkpoint(tmp_path, **LONG)
     with Engine(checkpoint, max_model_len=3200, max_num_seqs=2) as engine:
         answer = engine.run({"r": make_prompt(checkpoint, found["long_user"], 7)})["r"]
-    check(answer, found["long_frames"], checkpoint)
+    check_frames(answer, found["long_frames"], checkpoint)
 
 
 def test_family_conforms(tmp_path: Path) -> None:

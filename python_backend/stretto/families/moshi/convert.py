@@ -4,7 +4,7 @@ https://huggingface.co/kyutai/moshika-pytorch-bf16, moshiko-pytorch-bf16. A fold
 release. transformers' layout (`kmhf/hf-moshika`), quantized weights and models of other kinds are refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,8 +89,11 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
     """Return the tokenizer of a release without config.json, which is in a file of SentencePiece."""
-    if release.config is not None:
-        return None
+    return None if release.config is not None else first_tokenizer(release)
+
+
+def first_tokenizer(release: Release) -> Tokenizer:
+    """Return the tokenizer in the file that the first releases have."""
     path = released_file(release.tokenizer, FIRST[TOKENIZER_KEY])
     tokens = sentencepiece_at(path).tokens
     return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
@@ -100,12 +103,34 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, with Mimi from the release's own file."""
     config = contents.config or FIRST
     check_config(config, EXPECTED)
-    known = vocabulary(config)
+    return converted(release, contents, config, vocabulary(config), NAME)
+
+
+def converted(
+    release: Release,
+    contents: Contents,
+    config: Mapping[str, Any],
+    known: MoshiVocabulary,
+    family: str,
+    rows: Sequence[Tensor] = (),
+) -> Converted:
+    """Return the checkpoint of a release with Moshi's tensors.
+
+    Steps of the depth transformer beyond the codebooks that the model generates are left out.
+
+    Args:
+        release: The release.
+        contents: Its contents.
+        config: Its hyperparameters.
+        known: Vocabulary of the checkpoint.
+        family: Name of the family.
+        rows: Further embeddings, [n, H] each, for the ids after those of all codebooks.
+    """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
     record = {
         **backbone_record(config),
-        FAMILY: NAME,
+        FAMILY: family,
         VOCABULARY: known.to_record(),
         "vocab_size": known.vocab_size,
         "max_position_embeddings": known.max_model_len,
@@ -118,9 +143,14 @@ def convert(release: Release, contents: Contents) -> Converted:
     folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
     folded |= {f"depformer_emb.{k}.weight": (code_table, known.depth.hidden) for k in range(steps - 1)}
     check_folded(contents.tensors, folded)
+    layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
+    unused = range(steps, integer(config, "dep_q"))
+    dropped = [f"{name}.{step}." for step in unused for name in ("linears", "depformer_in", *layers)]
+    dropped += [f"depformer_emb.{step - 1}." for step in unused]
     folder = release.model if release.model.is_dir() else release.model.parent
     codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
-    return Converted(record, plan(config, known, contents.tensors), (), tuple(folded), (codec,))
+    parts = plan(config, known, contents.tensors, rows)
+    return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
 
 
 def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
@@ -170,8 +200,10 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
     )
 
 
-def plan(config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write, by published name."""
+def plan(
+    config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str, Tensor], rows: Sequence[Tensor] = ()
+) -> Plan:
+    """Return the tensors to write, by published name, with further `rows` of the embedding table."""
     width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
 
     def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
@@ -181,9 +213,9 @@ def plan(config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str
         return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, of the two ids of our own, and of all codes, [V, H]."""
+        """Return the embeddings of text, of the two ids of our own, of all codes, and `rows`, [V, H]."""
         codes = others("emb", range(2 * known.num_codebooks), stored, size + 1)
-        return torch.cat([stored, stored.new_zeros(2, width), *codes])
+        return torch.cat([stored, stored.new_zeros(2, width), *codes, *(each.to(stored) for each in rows)])
 
     def depth_table(stored: Tensor) -> Tensor:
         """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
@@ -203,10 +235,20 @@ def plan(config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str
         "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
     }
     sets, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
+    num_stored = sets + integer(config, "dep_q") - known.num_codebooks  # sets of a release with unused steps
+
+    def of_sets(stored: Tensor) -> Tensor:
+        """Return the weights of the sets that are used, which come first."""
+        return stored[: len(stored) // num_stored * sets]
+
     for layer in range(depth.num_layers):
         stored, own = f"depformer.layers.{layer}", f"depth.layers.{layer}"
-        parts[f"{stored}.self_attn.in_proj_weight"] = Part(f"{own}.qkv_proj.weight", (3 * sets * hidden, hidden))
-        parts[f"{stored}.self_attn.out_proj.weight"] = Part(f"{own}.o_proj.weight", (sets * hidden, hidden))
+        parts[f"{stored}.self_attn.in_proj_weight"] = Part(
+            f"{own}.qkv_proj.weight", (3 * num_stored * hidden, hidden), of_sets
+        )
+        parts[f"{stored}.self_attn.out_proj.weight"] = Part(
+            f"{own}.o_proj.weight", (num_stored * hidden, hidden), of_sets
+        )
         parts[f"{stored}.norm1.alpha"] = Part(f"{own}.input_layernorm.weight", (1, 1, hidden), flat)
         parts[f"{stored}.norm2.alpha"] = Part(f"{own}.post_attention_layernorm.weight", (1, 1, hidden), flat)
         for w in range(sets):

@@ -1,7 +1,7 @@
 """Prompts of Moshi: a row of initial ids, and the codes of the user's speech for the rows of the reply.
 
 The authors' server discards the first 80 ms of audio, because its first row carries initial ids. Here, that row is the
-prompt, and the first frame of the audio is heard.
+prompt, and the first frame of the audio is read.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,12 @@
+"""PersonaPlex: Moshi with a voice and a role, which are a prompt of frames."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="personaplex",
+    build=lazy("stretto.families.personaplex.family:build", "personaplex"),
+    open_template=lazy("stretto.families.personaplex.prompt:open_template"),
+    text_codec=lazy("stretto.families.moshi.reader:open_text_codec"),
+    convert="stretto.families.personaplex.convert",
+    open_live_input=lazy("stretto.families.personaplex.prompt:open_live_input"),
+)

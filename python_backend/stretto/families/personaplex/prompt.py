@@ -1,0 +1,155 @@
+"""Prompts of PersonaPlex: frames of a voice and of a role, each followed by silence, delayed by codebook.
+
+Frame c has its codes in row c + d of a codebook with delay d. The first frame of a recording is lost, because rows up
+to d have the initial id, as in the authors' code. Their server fails on an empty role; here, a prompt without a role
+has the silence after the voice and the silence after the role.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stretto.codecs.base import Codec
+from stretto.codecs.mimi import MimiCodec
+from stretto.encoders.loudness import normalised
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.audio_format import CachedEncoder
+from stretto.families.base import Family
+from stretto.families.kyutai_stt.family import PAD
+from stretto.families.live_audio import LiveInput
+from stretto.families.moshi.prompt import MoshiTemplate, live_input
+from stretto.families.personaplex.family import (
+    MAX_PROMPT_ROWS,
+    MAX_ROLE_CHARS,
+    NAME,
+    SILENCE,
+    SILENT_FRAMES,
+    SINE,
+    PersonaPlexVocabulary,
+)
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import Piece, PromptRows, Template
+from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, check_text, sentencepiece_at
+
+MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0
+LOUDNESS = -24.0  # LUFS, of the recording of a voice
+TAG = "<system>"
+
+
+class PersonaPlexTemplate(MoshiTemplate):
+    """Prompt template of PersonaPlex."""
+
+    def __init__(self, known: PersonaPlexVocabulary, tokenizer: SentencePieceTokenizer, codec: MimiCodec):
+        super().__init__(known, codec)
+        self._voices, self._tokenizer, self._rate = known, tokenizer, codec.spec.sample_rate
+        self._firsts = np.array([0, *known.first_codes])
+        self._recordings = CachedEncoder(self._encode_voice)
+
+    def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
+        """Return the prompt of a voice and a role.
+
+        Args:
+            pieces: Recording of the voice, and text of the role; each may be missing.
+            voice: Name of the voice if there is no recording.
+            track: Ids of the user's frames.
+        """
+        recording = next((piece for piece in pieces if piece.text is None), None)
+        if recording is not None:
+            vectors, frames = range(0), self._recorded(recording)
+        elif voice is not None:
+            vectors, frames = self._voices.vectors(voice), self._named(voice)
+        else:
+            expected = "a system turn with audio (this checkpoint has no named voices)"
+            raise InvalidRequest("messages", expected, "none")
+        silence = self._frames([PAD] * SILENT_FRAMES)
+        num_rows = len(vectors) + len(frames) - max(self._known.delays) + 2 * len(silence)
+        role = next((piece for piece in pieces if piece.text is not None), None)
+        tokens = [] if role is None else self._tokens(role, MAX_PROMPT_ROWS - num_rows)
+        rows, tail = self._delayed(np.concatenate([frames, silence, self._frames(tokens), silence]))
+        head = np.full((len(vectors), rows.shape[1]), self._known.nothing, np.int32)
+        head[:, 0] = vectors
+        return PromptRows(np.concatenate([head, rows]), delayed_tail=tail, track=track, num_reference_rows=1)
+
+    def _frames(self, texts: Sequence[int], codes: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+        """Return frames of ids, int [n, S], of text ids [n] and the model's codes, which are silence by default."""
+        own = [SILENCE] * len(texts) if codes is None else codes
+        frames = [[text, *each, *SINE] for text, each in zip(texts, own, strict=True)]
+        return np.array(frames, int).reshape(-1, len(self._firsts)) + self._firsts
+
+    def _named(self, voice: str) -> np.ndarray:
+        """Return the last frames of a published voice, [1 + D, S]."""
+        (found,) = (each for each in self._voices.voices if each.name == voice)
+        return np.array(found.frames) + self._firsts
+
+    def _recorded(self, piece: Piece) -> np.ndarray:
+        """Return D initial frames and the frames of a recording, [D + V, S]."""
+        if piece.pcm is None:
+            codes = self.given_codes(piece)
+            seconds = codes.shape[1] * self._encoder.samples_per_frame / self._rate
+        else:
+            seconds = len(piece.pcm) / self._rate
+        if not MIN_VOICE_S <= seconds <= MAX_VOICE_S:
+            expected = f"the recording of a voice of {MIN_VOICE_S:g} to {MAX_VOICE_S:g} s"
+            raise InvalidRequest(piece.path, expected, f"{seconds:.2f} s")
+        if piece.pcm is not None:
+            if not piece.pcm.any():
+                raise InvalidRequest(piece.path, "the recording of a voice", "silence")
+            codes = self._recordings.encode(piece.pcm)
+        frames = self._frames([PAD] * codes.shape[1], codes.T.tolist())
+        initial = [self._known.initial_ids] * (1 + max(self._known.delays))
+        return np.concatenate([initial, frames[1:]])
+
+    def _encode_voice(self, pcm: np.ndarray) -> np.ndarray:
+        """Return the codes [K, V] of a recording, float32 [n]."""
+        return self._encoder.encode_all(normalised(pcm, self._rate, LOUDNESS))
+
+    def _tokens(self, piece: Piece, most: int) -> list[int]:
+        """Return the tokens of a role; raise InvalidRequest if there are more than `most`."""
+        assert piece.text is not None
+        if not piece.text.strip():
+            return []
+        check_text(piece.text, piece.path, MAX_ROLE_CHARS)
+        tokens = self._tokenizer.encode(tagged(piece.text))
+        if len(tokens) > most:
+            raise InvalidRequest(piece.path, f"at most {most} tokens with this voice", f"{len(tokens)} tokens")
+        return tokens
+
+    def _delayed(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Apply the delays to frames.
+
+        Args:
+            frames: Ids [D + n, S]; rows without delay begin with frame D.
+
+        Returns:
+            Rows, int32 [n, S], and the ids of the following rows for delayed streams, [D, S - 1].
+        """
+        delays, most = (0, *self._known.delays, *self._known.delays), max(self._known.delays)
+        extended = np.concatenate([frames, frames[len(frames) - most :]])  # what undelayed streams read is not used
+        columns = [extended[most - delay : len(extended) - delay, k] for k, delay in enumerate(delays)]
+        rows = np.stack(columns, 1).astype(np.int32)
+        num_rows = len(frames) - most
+        return rows[:num_rows], rows[num_rows:, 1:] if most else None
+
+
+def tagged(text: str) -> str:
+    """Return the text of a role between two tags, unless it already begins and ends with one."""
+    text = text.strip()
+    return text if text.startswith(TAG) and text.endswith(TAG) else f"{TAG} {text} {TAG}"
+
+
+def vocabulary_at(checkpoint: Path) -> PersonaPlexVocabulary:
+    """Return the vocabulary of a checkpoint."""
+    return PersonaPlexVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+
+
+def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
+    """Return the encoder of live audio with a checkpoint's Mimi."""
+    return live_input(vocabulary_at(checkpoint), codec)
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template with a checkpoint's tokenizer and Mimi."""
+    if not isinstance(codec, MimiCodec):
+        raise CheckpointError(f"{NAME}: expected the codec mimi, got {codec.spec.name}")
+    return PersonaPlexTemplate(vocabulary_at(checkpoint), sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), codec)

@@ -1,0 +1,109 @@
+"""Voices published with PersonaPlex: `voices.tgz`, an archive of files that `torch.save` wrote.
+
+NAME.pt has `embeddings` [V - 1, 1, 1, H], the sums of embeddings of rows 0 to V - 2 of a recording of V frames, and
+`cache` [1, S, C], the ids of the last rows. Id p mod C of a stream is that of row p, up to row V - 1, and in streams
+with delay d up to row V - 1 + d.
+"""
+
+import re
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+from stretto.errors import CheckpointError, shown
+from stretto.families.moshi.family import MoshiVocabulary
+from stretto.families.personaplex.family import Voice
+from stretto.weights.loading import read_pickled
+
+VOICES = "voices.tgz"
+SUFFIX = ".pt"
+NAME = re.compile("[A-Za-z0-9_]{1,64}")
+MAX_VOICES, MAX_MEMBERS, MAX_FRAMES = 64, 1024, 1024
+MAX_FILE_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # published files have about 1 MB each
+RING = 3  # a cache has so many more rows than the largest delay
+UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
+
+
+def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Voice, Tensor]]:
+    """Return the voices in an archive with their vectors [V - 1, H], by name. Nothing is extracted by its stored name.
+
+    Args:
+        path: The archive.
+        known: Vocabulary of the release.
+        width: Width of the model, H.
+
+    Raises:
+        CheckpointError: A file is not a voice of this release, or the archive is malformed or too large.
+    """
+    voices: dict[str, tuple[Voice, Tensor]] = {}
+    try:
+        for name, content in _files(path):
+            stem = PurePosixPath(name).name.removesuffix(SUFFIX)
+            if not NAME.fullmatch(stem) or stem.lower() in voices or len(voices) >= MAX_VOICES:
+                expected = f"at most {MAX_VOICES} different names of letters, digits and underscores"
+                raise CheckpointError(f"{path}: expected {expected}, got {shown(name)}")
+            voices[stem.lower()] = _voice(stem.lower(), content, f"{path}: {name}", known, width)
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: expected a gzipped tar archive, got {error!r}") from error
+    if not voices:
+        raise CheckpointError(f"{path}: expected files NAME{SUFFIX}, got none")
+    return [voices[name] for name in sorted(voices)]
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file of an archive that may be a voice; hidden files are left out."""
+    total = 0
+    with tarfile.open(path, "r|gz") as archive:
+        for number, member in enumerate(archive):
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()) or member.issparse():
+                raise CheckpointError(f"{path}: expected plain files in its own folders, got {shown(member.name)}")
+            total += member.size
+            if number >= MAX_MEMBERS or member.size > MAX_FILE_BYTES or total > MAX_BYTES:
+                expected = f"at most {MAX_MEMBERS} files of {MAX_FILE_BYTES} bytes, {MAX_BYTES} bytes in all"
+                raise CheckpointError(f"{path}: expected {expected}, got more at {shown(member.name)}")
+            if member.isdir() or name.suffix != SUFFIX or name.name.startswith("."):
+                continue
+            content = archive.extractfile(member)
+            assert content is not None, "it is a regular file"
+            yield member.name, content.read()
+
+
+def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width: int) -> tuple[Voice, Tensor]:
+    """Return the voice in a file; raise CheckpointError, which begins with `place`, if it is none of this release."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / f"voice{SUFFIX}"
+        file.write_bytes(content)
+        try:
+            stored = read_pickled(file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{place}: {str(error).removeprefix(f'{file}: ')}") from error
+    kinds = {"embeddings": torch.is_floating_point, "cache": lambda each: each.dtype == torch.int64}
+    is_voice = isinstance(stored, dict) and {*stored} == {*kinds}
+    if not is_voice or not all(isinstance(each, Tensor) and kinds[key](each) for key, each in stored.items()):
+        expected = "embeddings of floating-point numbers and a cache of int64"
+        raise CheckpointError(f"{place}: expected {expected}, got {shown(stored, 200)}")
+    vectors, cache = stored["embeddings"], stored["cache"]
+    delays = (0, *known.delays, *known.delays)
+    size, num_vectors = (1, len(delays), max(delays) + RING), len(vectors) if vectors.ndim else 0
+    if vectors.shape != (num_vectors, 1, 1, width) or not 1 <= num_vectors < MAX_FRAMES:
+        expected = f"embeddings [n, 1, 1, {width}] with n in [1, {MAX_FRAMES})"
+        raise CheckpointError(f"{place}: expected {expected}, got {list(vectors.shape)}")
+    if cache.shape != size:
+        raise CheckpointError(f"{place}: expected a cache {list(size)}, got {list(cache.shape)}")
+    if not torch.isfinite(vectors).all():
+        raise CheckpointError(f"{place}: embeddings: expected finite numbers, got others")
+    frames = [[0] * len(delays) for _ in range(1 + max(delays))]
+    for stream, delay in enumerate(delays):
+        most = known.num_text_ids if stream == 0 else known.codebook_size
+        for ahead in range(1 + delay):  # rows V - 1 to V - 1 + d
+            token = int(cache[0, stream, (num_vectors + ahead) % size[2]])
+            if not 0 <= token <= most:
+                raise CheckpointError(f"{place}: cache: expected ids of stream {stream} in [0, {most}], got {token}")
+            frames[max(delays) - delay + ahead][stream] = token
+    return Voice(name, num_vectors, tuple(map(tuple, frames))), vectors[:, 0, 0]
