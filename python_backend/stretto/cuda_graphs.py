@@ -30,7 +30,7 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # Thread-local capture mode, because other threads may call CUDA meanwhile.
+        # Thread-local capture mode, because other threads may call CUDA in the meantime.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             work()
     except BaseException:

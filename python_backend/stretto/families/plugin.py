@@ -38,7 +38,7 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
     """Return a function that imports `module:name` when called, and calls it with `first` and its own arguments.
 
-    Processes without torch or vLLM import a plug-in's module, so it refers to other modules by name only.
+    Processes without torch or vLLM import a plug-in's module, so it refers to other modules only by name.
     """
     module, name = reference.split(":")
 

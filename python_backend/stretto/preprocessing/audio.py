@@ -323,7 +323,7 @@ class FairQueue(Generic[Item]):
             return item
 
     def close(self) -> None:
-        """Reject new items from now on."""
+        """Close the queue to new items."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -20,7 +20,7 @@ from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size, decode, read_samples, resample
 from stretto.worker_process import WorkerProcess
 
-MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends this process only
+MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
 MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables of several gigabytes
 
 

@@ -97,7 +97,7 @@ GIVEN_UP = re.compile(
 GONE = ("unix:", "ocket closed", "onnection reset", "roken pipe")  # parts of gRPC's messages for an unreachable server
 BROKEN_OFF = "Internal error from Core"  # gRPC's message for a write to an ended call; the cause is lost
 
-Report = Callable[[str], None]  # reports a model whose stub Triton considers dead to the launcher
+Report = Callable[[str], None]  # reports to the launcher a model whose stub Triton considers dead
 
 
 def reworded(response: bytes, report_dead_stub: Report) -> bytes:

@@ -288,7 +288,7 @@ class LiveSessions:
                     session.end(None)
                 except Exception as error:
                     session.end(error)
-                await asyncio.Event().wait()  # until a connection has read everything, or none has come in time
+                await asyncio.Event().wait()  # until a connection has read everything, or none has arrived in time
         except Exception as error:
             session.end(error)
         finally:
