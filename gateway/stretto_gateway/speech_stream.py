@@ -159,7 +159,7 @@ async def run(gateway: Gateway, socket: WebSocket) -> None:
 
 @contextmanager
 def asking(owner: str, held: Held) -> Iterator[State]:
-    """Yield a request state for one utterance, as the guard does for requests; then release its memory."""
+    """Yield a state for one utterance, like that of an HTTP request; then release the utterance's memory."""
     kept = list[int]()
 
     def keep(num_bytes: int) -> None:

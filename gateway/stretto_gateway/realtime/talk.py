@@ -200,7 +200,7 @@ KINDS = {
 
 
 class Talk:
-    """Conversation of a session, which sends an event for each change and generates replies in `tasks`."""
+    """A session's conversation. It sends an event for each change and generates replies in `tasks`."""
 
     def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._tasks = gateway, channel, tasks

@@ -189,7 +189,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         self.register_buffer("source_noise", torch.from_numpy(samples.T.copy()), persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return zeros, float64 [batch, 2], on the host; the first element selects a voice."""
+        """Return the initial state, zeros, float64 [batch, 2], on the host.
+
+        An utterance's state is the number of its voice (0: none) and the phase of its harmonics, in cycles.
+        """
         return torch.zeros(batch, 2, dtype=torch.float64)
 
     def report_progress(self, call: Callable[[], None]) -> None:

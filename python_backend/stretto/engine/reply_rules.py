@@ -390,7 +390,7 @@ class SegmentRules:
         Args:
             schedule: Schedule of the reply, or None.
             num_prompt_rows: Number of prompt rows.
-            num_rows: Number of rows computed at the end of the step, including the prompt.
+            num_rows: Total number of rows computed by the end of the step, including the prompt.
         """
         if schedule is None:
             return 0

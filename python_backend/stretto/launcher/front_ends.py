@@ -95,7 +95,7 @@ class ProxyProcess:
         self._send(self._state)
 
     def _listen(self) -> None:
-        """Wait until the first proxy listens; raise LaunchError if it fails or takes too long."""
+        """Wait until the proxy first listens; raise LaunchError if it fails or takes too long."""
         limit_s = START_S * slowness()
         if not self._has_written(limit_s):
             self._kill()
@@ -110,7 +110,7 @@ class ProxyProcess:
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def unhealthy_model(self) -> str | None:
-        """Return a model newly reported to the proxy by Triton as unhealthy, or None."""
+        """Return the name of a model that Triton has newly reported as unhealthy, or None."""
         lines = self._lines() if self._has_written(0.0) else []
         if lines and not self._has_sent_ports:  # ports of a restarted proxy, or its last error
             self._has_sent_ports = True

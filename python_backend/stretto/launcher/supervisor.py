@@ -102,10 +102,10 @@ class StatePublisher:
             log_line(f"web page: {page_address(self._config.address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
-        """Publish that models are being restarted; the proxy refuses new requests and ends those in flight.
+        """Announce that models are being restarted; the proxy refuses new requests and ends those in flight.
 
         Args:
-            reason: Why models are restarted.
+            reason: Why the models are being restarted.
             spares_answered: True if requests that have received a first response may continue.
         """
         self._proxy.close_gate(spares_answered)

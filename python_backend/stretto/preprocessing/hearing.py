@@ -339,7 +339,7 @@ def read_session_options(options: OptionsRecord, family: Family) -> tuple[float,
     """Return `resume_s` and `with_pauses` for `Delivery`.
 
     Raises:
-        InvalidRequest: The request may not have such an option.
+        InvalidRequest: If the request has one of these options but must not.
     """
     resume_s = options.get("resume_s", 0.0)
     if not 0 <= resume_s <= MAX_RESUME_S:

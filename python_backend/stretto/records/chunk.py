@@ -53,7 +53,7 @@ class Report:
             segment.
         num_frames: Number of generated frames.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
-        guidance_changes: All guidance changes under the other policies, with frame numbers that count all frames.
+        guidance_changes: All guidance changes under the other policies. Frames are numbered over the whole utterance.
         queue_s: Time before the request was first scheduled, in seconds.
         first_frame_s: Time to the first frame, in seconds; None if there is none.
         total_s: Time to the last row, in seconds.

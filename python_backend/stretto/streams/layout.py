@@ -353,7 +353,7 @@ class Tail(ABC):
 
 @dataclass(frozen=True)
 class ForcedTail(Tail):
-    """Tail in which delayed streams complete the last frame and then have pads; stream 0 has pads."""
+    """Tail in which delayed streams complete the last frame and are then padded; stream 0 is all padding."""
 
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay minus 1, but at least 1: the end_of_reply row completes the last frame."""

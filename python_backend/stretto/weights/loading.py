@@ -187,10 +187,10 @@ NAMED = 12  # maximum number of tensor names in an error message
 
 @dataclass(frozen=True)
 class Part:
-    """Planned tensor.
+    """Entry of a `Plan`: one tensor of the converted checkpoint.
 
     Attributes:
-        name: Name in the checkpoint.
+        name: Name in the converted checkpoint.
         stored: Shape of the published tensor.
         edit: Function that converts the published tensor; None if it stays unchanged.
     """

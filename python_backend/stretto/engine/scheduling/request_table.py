@@ -144,10 +144,10 @@ LEAST_LEAD_S = 0.25  # audio ahead of playback up to which each row is sent imme
 class OutgoingRows:
     """Rows of one reply that have not been sent to the front end yet, in the format of `protocol.read_rows`.
 
-    Rows are sent in groups, because each message costs CPU time in both processes. The wait for audio rows is at most a
-    fraction of the audio that a player started at the first row has not yet played. Text rows wait at most as long as
-    the text has taken so far. If audio follows, they may wait twice as long, because the audio begins only after the
-    complete text.
+    Rows are sent in groups, because each message costs CPU time in both processes. Playback is assumed to start with
+    the first row: audio rows are held back for at most a fraction of the audio still to be played. Text rows are held
+    back for at most as long as the text has taken so far, or twice as long if audio follows, because the audio begins
+    only after the complete text.
     """
 
     def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:

@@ -270,7 +270,7 @@ class ModuleRows:
         self._unread = np.zeros(self._num_slots, np.int64)  # first row of each slot not yet processed by all modules
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Use the allocated KV cache; on a GPU, also create the launches that can be captured."""
+        """Use the allocated KV cache; on a GPU, also set up kernel launches that CUDA graphs can capture."""
         config, layers = self._vllm_config, self._model.module_attention()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)

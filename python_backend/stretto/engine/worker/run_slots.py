@@ -386,7 +386,7 @@ class DeviceReadback:
         self._known[slot] = audio_start
 
     def publish(self) -> None:
-        """Start a copy of the table after the launched step.
+        """Queue an asynchronous copy of the table to the host after the step that was just launched.
 
         This is unnecessary if no text can have ended in the step.
         """

@@ -197,7 +197,7 @@ class TurboVocabulary(Vocabulary):
 
     @property
     def pad(self) -> int:
-        """Id of an empty stream; no row contains it."""
+        """Padding id, which the stream layout needs; this family's rows never contain it."""
         return self.num_text_ids
 
     @property

@@ -66,7 +66,7 @@ def plain_languages() -> tuple[str, ...]:
 
 
 def chinese_model() -> Path:
-    """Return the folder of the segmenter's default model, which the package itself would download."""
+    """Return the folder in which the segmenter's package keeps its default model."""
     return Path(os.path.expanduser(os.environ.get("PKUSEG_HOME", "~/.pkuseg"))) / CHINESE_MODEL
 
 

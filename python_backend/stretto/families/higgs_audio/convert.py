@@ -39,7 +39,7 @@ SEMANTIC_SAMPLE_RATE = 16_000
 
 
 def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network | None:
-    """Return the codec in Boson's `model.pth`, or None if there is no such file or `folder` has transformers format.
+    """Return the codec in Boson's `model.pth`, or None if there is no such file or `folder` is in transformers format.
 
     Args:
         folder: Folder of the codec release.

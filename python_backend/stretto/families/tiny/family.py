@@ -99,5 +99,5 @@ TINY = Family(
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family, which has only one vocabulary."""
+    """Return the family; it has only one vocabulary, so `vocabulary` is ignored."""
     return TINY

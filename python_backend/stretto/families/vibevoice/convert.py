@@ -293,7 +293,7 @@ class Shape:
 
 
 def plan(shape: Shape) -> Plan:
-    """Return the tensors of the language model to write, by published name."""
+    """Return the language-model tensors to write, keyed by published name."""
     parts: Plan = {}
     config, width, ids = shape.backbone, shape.backbone.hidden_size, shape.vocabulary.ids
 
