@@ -141,7 +141,7 @@ def receptive_frames(shape: VocoderShape) -> int:
     return int(frames + source + POST_KERNEL / rate) + 2 + FOURIER_REACH
 
 
-PITCH_HEARD = (PITCH_LAYERS - 1) * (PITCH_KERNEL - 1)  # earlier frames that a frame's pitch depends on
+PITCH_CONTEXT = (PITCH_LAYERS - 1) * (PITCH_KERNEL - 1)  # earlier frames that a frame's pitch depends on
 MEL_RIGHT = MEL_AHEAD + FOURIER_REACH  # later frames that a frame's samples depend on
 RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 
@@ -171,7 +171,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             config = replace(config, estimator=replace(config.estimator, chunk=NOISE_FRAMES))
         self.config, shape = config, config.vocoder
         self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
-        self.prompt_frames = receptive_frames(shape)
+        self.receptive_frames = receptive_frames(shape)
         self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
         self.spec = CodecSpec(
             name="cosyvoice3",
@@ -261,24 +261,24 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., prompt_frames:]
 
     def speak(self, mel: Tensor, start: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
-        """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
+        """Vocode mel frames [first, last); return the samples [n] and the phase for the next call.
 
         Args:
             mel: Mel frames of an utterance from frame `start`, [1, M, T].
             start: Index of the first frame in `mel`.
             first: Index of the first frame to decode.
             last: Index after the last frame to decode.
-            phase: Phase in cycles before frame `first` - `prompt_frames`, or before the utterance's first frame.
+            phase: Phase in cycles before frame max(`first` - `receptive_frames`, `start`).
         """
-        begin, hop = max(start, first - self.prompt_frames), self.config.vocoder.samples_per_mel
-        known = max(start, begin - PITCH_HEARD)
+        begin, hop = max(start, first - self.receptive_frames), self.config.vocoder.samples_per_mel
+        known = max(start, begin - PITCH_CONTEXT)
         pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
         cycles = self.hift.m_source.cycles(pitch, pitch.new_full((1,), phase), hop)
         frames = torch.arange(begin, start + mel.shape[2], device=mel.device) % NOISE_PERIOD
         noise = self.source_noise.unflatten(1, (NOISE_PERIOD, hop))[:, frames].flatten(1).to(mel.dtype)
         source = self.hift.m_source.held(pitch, cycles, hop, noise)
         pcm = self.hift(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
-        following = max(start, last - self.prompt_frames) - begin
+        following = max(start, last - self.receptive_frames) - begin
         return pcm, phase if following == 0 else float(cycles[0, following - 1])
 
 

@@ -354,8 +354,8 @@ class S3GenCodec(RecordedVoiceCodec):
         )
         self.num_kept = max(FRAMES_PER_TOKEN * history, 2 * self.around + PITCH_REACH) if blocks else 0
         spoken = FRAMES_PER_TOKEN * (LONGEST + self.num_silent)
-        prompt_frames = spoken + FRAMES_PER_TOKEN * max((MAX_PROMPT_TOKENS, *config.voices))
-        tables = noise_tables(config.mels, shape, prompt_frames, spoken)
+        flow_frames = spoken + FRAMES_PER_TOKEN * max((MAX_PROMPT_TOKENS, *config.voices))
+        tables = noise_tables(config.mels, shape, flow_frames, spoken)
         silent = round(SILENT_S * shape.sample_rate)
         rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
         tables["fade"] = torch.cat([rising.new_zeros(silent), rising])

@@ -494,8 +494,9 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
 def max_words(prompt: Prompt, rules: SegmentRules) -> int:
     """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id.
 
-    The reply may end only after the end id has been read, and each frame reads one id. The length limits must therefore
-    allow a frame for each id and for the end id. With `TextGroups`, they must allow the given rows and the groups.
+    A frame reads one id, and the reply may end only after the end id has been read. The length limits must therefore
+    leave room for one frame per id and one for the end id. With `TextGroups`, text has rows of its own, so the limits
+    must leave room for the prompt's text rows and for each group of streamed text.
     """
     num_rows = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return rules.max_track_words(prompt.track, num_rows)
