@@ -10,15 +10,14 @@ from stretto.convert.command import main
 DATA = Path(__file__).parent / "data"
 
 
-def convert(release: Path, out: Path, *words: str) -> int:
-    """Convert a release with the command line; return the exit status."""
-    paths = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(out)]
-    return main(["kyutai-stt", *paths, *words])
+def words(release: Path, out: Path) -> list[str]:
+    """Return the command line that converts a release."""
+    return ["kyutai-stt", "--model", str(release), "--config", str(release / "config.json"), "--out", str(out)]
 
 
 def make_checkpoint(folder: Path, **changed: object) -> Path:
     """Write a release and convert it."""
-    assert convert(write_release(folder / "release", **changed), folder / "checkpoint") == 0
+    assert main(words(write_release(folder / "release", **changed), folder / "checkpoint")) == 0
     return folder / "checkpoint"
 
 

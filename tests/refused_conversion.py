@@ -1,6 +1,7 @@
 """Edits of a release's files, and checks that the converter refuses edited releases."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,12 @@ def refused(words: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     return said
+
+
+@pytest.fixture
+def copied(release: Path, tmp_path: Path) -> Path:
+    """Return a copy of the release of the test module, for edits."""
+    return Path(shutil.copytree(release, tmp_path / "release"))
 
 
 @pytest.fixture

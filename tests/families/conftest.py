@@ -1,5 +1,5 @@
 """Fixtures for family tests."""
 
-from tests.refused_conversion import refuses
+from tests.refused_conversion import copied, refuses
 
-__all__ = ["refuses"]
+__all__ = ["copied", "refuses"]

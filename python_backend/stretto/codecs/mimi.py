@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import MimiConfig, MimiModel
 from transformers.models.mimi.modeling_mimi import MimiConv1d, MimiTransformerModel
 
-from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
 from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.seanet import keep_lengths_on_host, shape_of
 from stretto.codecs.streaming import prepare_products
@@ -231,6 +231,13 @@ class _Paddings:
             before = torch.where(self.is_first, hidden[..., :1], before)
         context.copy_(torch.cat([before, hidden], 2)[..., hidden.shape[2] :])
         return before
+
+
+def require_mimi(codec: Codec, family: str) -> MimiCodec:
+    """Return `codec`; raise CheckpointError, which mentions the family, if it is not Mimi."""
+    if not isinstance(codec, MimiCodec):
+        raise CheckpointError(f"{family}: expected the codec mimi, got {codec.spec.name}")
+    return codec
 
 
 class MimiEncoder:

@@ -1,7 +1,5 @@
 """Conversion of Kyutai STT: refusals of releases that do not fit mention the field, and nothing is written."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
+from benchmarks.checkpoints.random_kyutai_stt import write_release
+from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.weights.loading import open_tensors
-from tests.kyutai_release import convert
+from tests.kyutai_release import words
+from tests.refused_conversion import Refuses, edited
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("kyutai"), num_layers=1)
 
 
-def copy(release: Path, folder: Path) -> None:
-    for path in release.iterdir():
-        shutil.copy(path, folder / path.name)
-
-
 def test_converted_config_matches_the_release(release: Path, tmp_path: Path) -> None:
-    assert convert(release, tmp_path / "out") == 0
+    assert main(words(release, tmp_path / "out")) == 0
     config = config_at(tmp_path / "out")
     assert config["sliding_window"] == 20
     assert config["layer_types"] == ["sliding_attention"]
@@ -39,12 +34,11 @@ def test_converted_config_matches_the_release(release: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "out").glob("tokenizer_en*"))
 
 
-def test_release_without_pause_heads_converts(release: Path, tmp_path: Path) -> None:
-    copy(release, tmp_path)
-    weights = tmp_path / "model.safetensors"
+def test_release_without_pause_heads_converts(copied: Path, tmp_path: Path) -> None:
+    weights = copied / "model.safetensors"
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("extra_heads.")}, weights)
-    assert convert(tmp_path, tmp_path / "out") == 0
+    assert main(words(copied, tmp_path / "out")) == 0
     assert family_at(tmp_path / "out").pauses_s == ()
     assert "pause_heads.weight" not in open_tensors(tmp_path / "out")
 
@@ -72,13 +66,11 @@ def test_release_without_pause_heads_converts(release: Path, tmp_path: Path) -> 
     ],
 )
 def test_unsupported_release_config_is_refused(
-    release: Path, tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path, changed: dict[str, Any], message: str, refuses: Refuses
 ) -> None:
-    copy(release, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "num_layers": 1, **changed}))
-    assert convert(tmp_path, tmp_path / "out") != 0
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+    with edited(copied / "config.json") as config:
+        config |= changed
+    refuses(words(copied, tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +83,11 @@ def test_unsupported_release_config_is_refused(
     ],
 )
 def test_missing_or_unknown_tensor_is_reported(
-    release: Path, tmp_path: Path, file: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path, file: str, name: str, message: str, refuses: Refuses
 ) -> None:
-    copy(release, tmp_path)
-    weights = tmp_path / f"{file}.safetensors"
+    weights = copied / f"{file}.safetensors"
     tensors = load_file(weights)
-    del tensors[name]
-    for changed, expected in ((tensors, message), (load_file(weights) | {"extra": torch.zeros(1)}, "unknown: extra")):
+    missing = {key: tensor for key, tensor in tensors.items() if key != name}
+    for changed, expected in ((missing, message), (tensors | {"extra": torch.zeros(1)}, "unknown: extra")):
         save_file(changed, weights)
-        assert convert(tmp_path, tmp_path / "out") != 0
-        assert expected in " ".join(capsys.readouterr().err.split())
-        copy(release, tmp_path)
-    assert not (tmp_path / "out").exists()
+        refuses(words(copied, tmp_path / "out"), expected)

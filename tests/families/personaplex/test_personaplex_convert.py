@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from stretto.families.personaplex.convert import PUBLISHED
 from stretto.families.personaplex.family import PersonaPlexVocabulary
 from stretto.families.personaplex.voices import read_voices
 from stretto.families.plugin import VOCABULARY, config_at, family_at
-from tests.refused_conversion import Refuses, edited, refuses  # noqa: F401
+from tests.refused_conversion import Refuses, edited
 
 WIDTH = CONFIG["dim"]
 FILE = "voices/NATF0.pt"
@@ -34,12 +33,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(release: Path, out: Path) -> list[str]:
     return ["personaplex", "--model", str(release), "--out", str(out)]
-
-
-@pytest.fixture
-def copied(release: Path, tmp_path: Path) -> Path:
-    """Return a copy of the release."""
-    return Path(shutil.copytree(release, tmp_path / "release"))
 
 
 def voice_record(num_vectors: int = 3, **changed: Any) -> dict[str, Any]:
@@ -104,7 +97,7 @@ def test_a_config_that_does_not_fit_is_refused(
     tmp_path: Path,
     changed: dict[str, Any],
     message: str,
-    refuses: Refuses,  # noqa: F811
+    refuses: Refuses,
 ) -> None:
     with edited(copied / "config.json") as config:
         config |= changed
@@ -154,7 +147,7 @@ def test_a_malformed_voice_is_refused_by_its_file(
     tmp_path: Path,
     files: dict[str, Any],
     message: str,
-    refuses: Refuses,  # noqa: F811
+    refuses: Refuses,
 ) -> None:
     write_archive(copied / "voices.tgz", files)
     refuses(words(copied, tmp_path / "out"), message)
@@ -168,7 +161,7 @@ class Executes:
         return Path.touch, (Path("/tmp/stretto_was_here"),)  # type: ignore[return-value]
 
 
-def test_a_voice_that_would_run_code_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:  # noqa: F811
+def test_a_voice_that_would_run_code_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:
     write_archive(copied / "voices.tgz", {FILE: Executes()})
     refuses(words(copied, tmp_path / "out"), f"voices.tgz: {FILE}: expected tensors")
     assert not Path("/tmp/stretto_was_here").exists()
@@ -179,7 +172,7 @@ def test_an_archive_with_links_or_devices_is_refused(
     copied: Path,
     tmp_path: Path,
     kind: bytes,
-    refuses: Refuses,  # noqa: F811
+    refuses: Refuses,
 ) -> None:
     with tarfile.open(copied / "voices.tgz", "w:gz") as archive:
         member = tarfile.TarInfo(FILE)
@@ -191,7 +184,7 @@ def test_an_archive_with_links_or_devices_is_refused(
 def test_archives_that_are_too_large_or_cut_or_no_archives_are_refused(
     copied: Path,
     tmp_path: Path,
-    refuses: Refuses,  # noqa: F811
+    refuses: Refuses,
 ) -> None:
     path, whole = copied / "voices.tgz", (copied / "voices.tgz").read_bytes()
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:

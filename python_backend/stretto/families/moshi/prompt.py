@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.codecs.mimi import MimiCodec, MimiEncoder
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
+from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.live_audio import FrameIds, LiveInput
 from stretto.families.moshi.family import NAME, MoshiVocabulary
@@ -77,6 +77,4 @@ def live_input(known: MoshiVocabulary, codec: MimiCodec) -> LiveInput:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's Mimi."""
-    if not isinstance(codec, MimiCodec):
-        raise CheckpointError(f"{NAME}: expected the codec mimi, got {codec.spec.name}")
-    return MoshiTemplate(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), codec)
+    return MoshiTemplate(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), require_mimi(codec, NAME))

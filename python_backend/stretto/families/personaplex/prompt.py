@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.codecs.mimi import MimiCodec
+from stretto.codecs.mimi import MimiCodec, require_mimi
 from stretto.encoders.loudness import normalised
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.errors import InvalidRequest
 from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
@@ -150,6 +150,5 @@ def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's tokenizer and Mimi."""
-    if not isinstance(codec, MimiCodec):
-        raise CheckpointError(f"{NAME}: expected the codec mimi, got {codec.spec.name}")
-    return PersonaPlexTemplate(vocabulary_at(checkpoint), sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), codec)
+    tokenizer = sentencepiece_at(checkpoint / SENTENCEPIECE_FILE)
+    return PersonaPlexTemplate(vocabulary_at(checkpoint), tokenizer, require_mimi(codec, NAME))
