@@ -15,7 +15,7 @@ from stretto_gateway.config import Limits
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, spoken
-from tests.gateway.realtime.test_duplex import DUPLEX, Partner
+from tests.gateway.realtime.test_duplex import DUPLEX, PERSONA, Partner
 from tests.gateway.test_chat import task
 from tests.gateway.test_voices import cloning
 from tests.patience import PATIENCE_S, until_async
@@ -528,6 +528,24 @@ async def test_page_holds_a_full_duplex_call(start: Start, browser: Browser) -> 
     await tab.reads("#converse-status", "The call is over.")
     assert len(partner.heard) > 0.3 * RATE
     assert await tab.text("#call-button") == "Talk with it"
+    assert tab.complaints == []
+
+
+async def test_page_sends_role_and_voice_of_a_full_duplex_call(start: Start, browser: Browser) -> None:
+    partner = Partner()
+    tab = await listened(browser, (await start(partner, PERSONA)).url, MICROPHONE)
+    assert not await tab.value("document.querySelector('#persona').hidden")
+    voice = PROFILE["voices"][1]
+    await tab.value("document.querySelector('#role').value = 'You teach.'; 1")
+    await tab.value(f"document.querySelector('#call-voice').value = '{voice}'; 1")
+    said = base64.b64encode(spoken()[: 3 * RATE // 2].tobytes()).decode()
+    await tab.click("#call-button")
+    await tab.reads("#converse-status", "Listening: speak.")
+    await tab.value(f"say('{said}')")
+    await tab.reads("#turns", "so")
+    await tab.press("Escape")
+    assert partner.turns == [{"role": "system", "text": "You teach."}]
+    assert partner.options["voice"] == voice
     assert tab.complaints == []
 
 

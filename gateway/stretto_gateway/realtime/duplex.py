@@ -13,7 +13,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.conversation import Conversation, Item, Part
 from stretto_gateway.realtime.events import Channel
-from stretto_gateway.realtime.reply import Order, Reply, response_record
+from stretto_gateway.realtime.reply import FIELDS, Order, Reply, response_record
 from stretto_gateway.realtime.session import Session
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings
 from stretto_gateway.realtime.talk import LiveTurn
@@ -64,6 +64,8 @@ class DuplexReply(Reply):
         audio: The user's audio.
         persona: Role and voice.
     """
+
+    _fields = FIELDS | {"messages[0].text": "session.instructions", "options.voice": "session.audio.output.voice"}
 
     def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, persona: Persona):
         conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is not an item of a conversation

@@ -161,6 +161,8 @@ def given_options(fields: ReplyFields) -> TaskOptions:
 class Reply:
     """Reply that `task` generates, from `begin` until the reply is complete or cancelled."""
 
+    _fields = FIELDS
+
     def __init__(self, gateway: Gateway, channel: Channel, conversation: Conversation, order: Order):
         self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
         self.response_id = new_id("resp")
@@ -224,7 +226,7 @@ class Reply:
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.admission.slot():
-                async with aclosing(reply_events(self._open_stream(), FIELDS, trace)) as events:
+                async with aclosing(reply_events(self._open_stream(), self._fields, trace)) as events:
                     async for event in events:
                         await self._add(event)
                 if self._stretch is not None:

@@ -6,6 +6,9 @@ import { base64Of, events, post, samplesOf } from "./gateway.js";
 import { Playback } from "./player.js";
 import { recordWith } from "./recording.js";
 
+// Fields of the page for fields of a session, which begin the gateway's error messages.
+const FIELDS = { "session.instructions": "role", "session.audio.output.voice": "call-voice" };
+
 class ConversePanel {
   #messages = []; // in the API's format
   #request = null; // AbortController of the request in progress
@@ -162,7 +165,9 @@ class ConversePanel {
     this.#say(error === null ? "The call is over." : "");
     this.arrange();
     element("call-button").focus();
-    if (error !== null) tell(element("call-button"), error.message);
+    if (error === null) return;
+    const field = Object.keys(FIELDS).find((name) => error.message.startsWith(name));
+    tell(element(FIELDS[field] ?? "call-button"), error.message);
   }
 
   /** Show the buttons that apply to the current state. */

@@ -137,3 +137,13 @@ async def test_a_role_is_ignored_by_a_model_without_roles(start: Start) -> None:
         await caller.until("response.output_audio.delta")
     assert created.stretto_ignored == ["session.instructions"]
     assert partner.turns == []
+
+
+async def test_a_role_that_the_server_refuses_is_reported_as_instructions(start: Start) -> None:
+    refusal = ErrorText("invalid request: messages[0].text: expected at most 9 tokens with this voice, got 12 tokens")
+    async with call(await start([refusal], PERSONA)) as caller:
+        await caller.update(instructions="You teach.")
+        await caller.hear(spoken()[:480])
+        done = (await caller.until("response.done"))[-1].response
+    assert done.status == "failed"
+    assert done.status_details.error.message.startswith("session.instructions: expected at most 9 tokens")
