@@ -3,8 +3,9 @@
 4 latents ─► conv ─► 6 × (scale, ↑ 8, 6, 5, 2, 2, 2, 3 residual units) ─► conv ─► pcm
 6.25 rows/s    6 back     1 back      6, 18 and 54 back                  6 back
 
-A frame is a patch of latents, laid out like a row of the model: word p * D + d is element d of latent p. All layers are
-causal and store their last inputs ("back" in the drawing) in the state. The converter folds weight norms.
+A frame is a patch of latents, laid out like a row of the language model: word p * D + d is element d of latent p. All
+layers are causal and store their last inputs ("back" in the diagram) in the state. The converter folds weight norms
+into the weights.
 Before each block, a scale and an offset condition the decoder on the output sample rate. The encoder returns the mean
 of its output distribution.
 """
@@ -57,7 +58,7 @@ class AudioVaeConfig:
         decoder_rates: Upsampling rates of the decoder's blocks.
         input_rate: Sample rate of recordings in Hz.
         sample_rate: Sample rate of the output in Hz.
-        boundaries: Sample rates in Hz that separate the bins by which the decoder is conditioned.
+        boundaries: Sample rates, in Hz, that separate the bins on which the decoder is conditioned.
     """
 
     num_latents: int
@@ -72,10 +73,10 @@ class AudioVaeConfig:
 
     @classmethod
     def from_record(cls, vae: Mapping[str, Any], num_latents: int) -> "AudioVaeConfig":
-        """Return the hyperparameters in `audio_vae_config` of a release's config.json.
+        """Return the hyperparameters from the section `audio_vae_config` of a release's config.json.
 
         Args:
-            vae: The section.
+            vae: Contents of the section.
             num_latents: Number of latents in a patch, `patch_size`.
 
         Raises:
@@ -139,14 +140,14 @@ Past = Memory | WholeSignal
 
 
 class Snake(streaming.Snake):
-    """Snake activation x + sin²(a x) / a, with a learned a per channel."""
+    """Snake activation x + sin²(a x) / a, with a learned factor a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels, 1))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a."""
+        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a."""
         return self.alpha[:, 0], 1 / (self.alpha[:, 0] + EPS)
 
 
@@ -257,7 +258,7 @@ class AudioVae(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode a recording to patches, as words, int64 [K, T]. Silence pads the last patch."""
+        """Encode a recording to patches of words, int64 [K, T]. The last patch is padded with silence."""
         unit = self.config.input_samples_per_patch
         weight = self.decoder.leave.conv.weight
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % unit)).to(weight)
@@ -305,13 +306,13 @@ def published_names(config: AudioVaeConfig) -> dict[str, str]:
 
 
 def codec_shapes(config: AudioVaeConfig) -> dict[str, tuple[int, ...]]:
-    """Map the names of the codec's tensors to their shapes."""
+    """Map the name of each codec tensor to its shape."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in AudioVae(config).state_dict().items()}
 
 
 def load(directory: Path, device: str = "cpu") -> AudioVae:
-    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     vae, size = record.get("audio_vae_config"), record.get("patch_size")

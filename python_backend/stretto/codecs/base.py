@@ -6,7 +6,7 @@ A codec module has `load(directory, device)`, which returns a `Codec` or raises 
 
     published_shape(directory) -> (K, C)    for `stretto convert --codec`: number of codebooks, and codebook size
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
-    MARKS = {tensor: description}               names of tensors that only this codec has, for error messages about a
+    MARKS = {tensor: description}               tensor names that occur only in this codec, for error messages about a
                                                 file that contains this codec instead of the expected model
 """
 
@@ -51,14 +51,14 @@ class Stateful:
 class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each conditioned on earlier ones.
 
-    Block borders are fixed, so every chunking gives the same samples. They differ from those of a single decode of the
-    whole utterance, unless the codec itself makes frames depend only on their own and earlier blocks.
+    Block borders are fixed, so every chunking gives the same samples. These differ from the samples of a single decode
+    of the whole utterance, unless even then each frame depends only on its own block and earlier ones.
 
     Attributes:
         sizes: Number of frames in each block; the last size repeats.
         right: Number of frames at the end of a block that are decoded with the next block.
         history: Maximum number of frames before a block that its samples depend on.
-        step: The index of the first of these frames is a multiple of `step`.
+        step: The index of the first history frame is a multiple of `step`.
     """
 
     sizes: tuple[int, ...]
@@ -319,7 +319,7 @@ class RecordedVoices(Protocol):
             Number of the voice, at least `spec.num_voices`.
 
         Raises:
-            InvalidRequest: If sizes or values do not match the codec.
+            InvalidRequest: If an array has a size or values that the codec does not accept.
         """
         ...
 
@@ -344,7 +344,7 @@ def codec_module(name: str) -> Any:
     """Return the module of the codec called `name`.
 
     Raises:
-        KeyError: If the name is unknown; the message lists the installed ones.
+        KeyError: If the name is unknown; the message lists the installed codecs.
         CheckpointError: If several packages register the name, or the module cannot be imported.
     """
     found = find(CODECS, name)
@@ -375,7 +375,7 @@ def codecs_in_transformers() -> list[str]:
 
 
 def codec_marks() -> dict[str, str]:
-    """Map each tensor name in `MARKS`, found in one codec only, to a description of that codec."""
+    """Map each tensor name that occurs in only one codec (`MARKS`) to a description of that codec."""
     return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
 
 
@@ -389,8 +389,9 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
         num_codebooks: Number of codebooks to use, counted from the first; None for all.
 
     Raises:
-        KeyError: If the name is unknown; the message lists the installed ones.
-        CheckpointError: If files do not match, or there are fewer than `num_codebooks` codebooks.
+        KeyError: If the name is unknown; the message lists the installed codecs.
+        CheckpointError: If a file is missing or does not fit the codec, or there are fewer than `num_codebooks`
+            codebooks.
     """
     codec: Codec = codec_module(name).load(directory, device)
     if num_codebooks is not None:
@@ -411,7 +412,7 @@ def load_exported(name: str, directory: Path, device: str = "cpu", threads: int 
         threads: Number of onnxruntime threads on the CPU.
 
     Raises:
-        KeyError: If the name is unknown; the message lists the installed ones.
+        KeyError: If the name is unknown; the message lists the installed codecs.
         CheckpointError: If the file is missing, or contains another codec.
     """
     if find(CODECS, name) is None:

@@ -12,10 +12,10 @@ utterance.
 A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as in the authors' non-streaming
 mode. All frames of an utterance then attend to each other, so an utterance is decoded only when it is complete.
 
-HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning. The state of
-an utterance consists of the number of its voice and this phase.
+HiFT is causal, except that it reads four frames ahead and that its phase accumulates from the beginning. An
+utterance's state consists of its voice number and this phase.
 
-The number of tokens of a voice is a multiple of 25, so that blocks of all utterances have equal sizes. The initial
+Every voice has a multiple of 25 tokens, so that all utterances have blocks of the same sizes. The initial
 noise of the flow is the same as in the authors' `CausalConditionalCFM`. The noise of HiFT depends on the position of a
 sample; the authors' code generates new noise at each start. Modules and tensors are named as in
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
@@ -149,8 +149,8 @@ RIGHT = AHEAD + -(-MEL_RIGHT // FRAMES_PER_TOKEN)  # tokens
 class CosyVoice3Codec(RecordedVoiceCodec):
     """CosyVoice 3 decoder for recorded voices.
 
-    The state of an utterance is float64 [2], on the host: the number of its voice, 0 for none, and the phase of HiFT's
-    fundamental in cycles, before the first frame that the next window decodes again.
+    An utterance's state, float64 [2] on the host, consists of its voice number (0 for none) and the phase of HiFT's
+    fundamental, in cycles, before the first frame that the next window decodes again.
     """
 
     source_noise: Tensor
@@ -189,10 +189,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         self.register_buffer("source_noise", torch.from_numpy(samples.T.copy()), persistent=False)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Return the initial state, zeros, float64 [batch, 2], on the host.
-
-        An utterance's state is the number of its voice (0: none) and the phase of its harmonics, in cycles.
-        """
+        """Return zeros, float64 [batch, 2], on the host: no voice, and phase 0."""
         return torch.zeros(batch, 2, dtype=torch.float64)
 
     def report_progress(self, call: Callable[[], None]) -> None:
@@ -245,10 +242,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         ]
 
     def mel(self, codes: Tensor, voice: Voice, start: int = 0, ahead: int = 0) -> Tensor:
-        """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T] of an utterance.
+        """Return the mel spectrogram [1, M, 2 (T - ahead)] of an utterance's tokens [T].
 
         Args:
-            codes: Tokens `start` to `start` + T.
+            codes: Tokens `start` to `start` + T - 1.
             voice: Voice of the utterance.
             start: Index of the first token, a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
@@ -286,7 +283,7 @@ def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:
     """Load the codec from a converted `codec/` folder.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     path = directory / "codec" / "model.safetensors"
     tensors = multiply_weight_norm_out(read_tensors(path))

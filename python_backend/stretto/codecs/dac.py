@@ -19,7 +19,7 @@ def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:
 
     Args:
         config: Configuration of the checkpoint.
-        output_padding: True if odd strides complete their last frame.
+        output_padding: True if layers with an odd stride use output padding, which completes the last frame.
 
     Raises:
         CheckpointError: If the decoder's samples per frame differ from the encoder's.
@@ -64,7 +64,7 @@ def load(directory: Path, device: str = "cpu") -> DacCodec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     model, _ = load_model(DacModel, codec_directory(directory))
     return DacCodec(model).to(device)

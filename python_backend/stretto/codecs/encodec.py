@@ -16,7 +16,7 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 class EncodecCodec(nn.Module):
     """Encodec, with the hidden and cell states of the decoder's LSTM as its streaming state.
 
-    The codec has the codebooks of the checkpoint's highest bandwidth. A lower bandwidth uses only the first few.
+    The codec has the codebooks for the checkpoint's highest bandwidth. A lower bandwidth uses only the first few.
     """
 
     def __init__(self, model: EncodecModel) -> None:
@@ -75,7 +75,7 @@ def load(directory: Path, device: str = "cpu") -> EncodecCodec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     directory = codec_directory(directory)
     check(load_config(EncodecConfig, directory))

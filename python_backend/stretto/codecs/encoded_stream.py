@@ -12,7 +12,9 @@ MAX_FRAMES = 64  # per call; bounds memory use
 
 
 class FrameEncoder(Protocol):
-    """Encoder with a fixed-size state per recording. Encoding whole frames in parts gives the same codes.
+    """Encoder with a fixed-size state per recording.
+
+    Encoding a recording in parts of whole frames gives the same codes as encoding it in one pass.
 
     Attributes:
         samples_per_frame: Samples per frame.
@@ -92,7 +94,7 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
 
     Args:
         encoder: Encoder of all streams.
-        streams: The recordings, at any position.
+        streams: Recordings, which may be at different positions.
         max_batch: Maximum number of recordings in a batch.
     """
     while any(each.num_ready for each in streams):
@@ -102,11 +104,11 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
 def encode_round(
     encoder: FrameEncoder, streams: Sequence[EncodedStream], max_batch: int = 16, max_frames: int = MAX_FRAMES
 ) -> None:
-    """Encode at least one frame of every stream that has complete ones.
+    """Encode at least one frame of every stream that has a complete frame.
 
     Args:
         encoder: Encoder of all streams.
-        streams: The recordings, at any position.
+        streams: Recordings, which may be at different positions.
         max_batch: Maximum number of recordings in a batch.
         max_frames: Maximum number of frames to encode per recording.
     """

@@ -53,7 +53,7 @@ NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a code
 
 @dataclass(frozen=True, slots=True)
 class EspnetDacConfig:
-    """Sizes in a checkpoint; `num_codebooks` is the number at the last listed bandwidth, as in ESPnet's `encode`."""
+    """Sizes in a checkpoint; `num_codebooks` is the number for the last listed bandwidth, as in ESPnet's `encode`."""
 
     sample_rate: int
     num_codebooks: int
@@ -117,7 +117,8 @@ def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:
     """Return the generator's tensors under our module names, with weight norms multiplied out.
 
     Raises:
-        CheckpointError: If the folder does not have exactly one `*.pth` file, or its tensors do not match.
+        CheckpointError: If the folder does not contain exactly one `*.pth` file, or codebooks are missing or differ in
+            shape.
     """
     paths = sorted(directory.glob("*.pth"))
     if len(paths) != 1:
@@ -197,7 +198,7 @@ class EuclideanCodebooks(nn.Module):
 
 
 class EspnetDac(nn.Module):
-    """ESPnet's DAC. The streaming state is (h, c) of the decoder's LSTM."""
+    """ESPnet's DAC. The streaming state is the (h, c) of the decoder's LSTM."""
 
     def __init__(self, config: EspnetDacConfig) -> None:
         super().__init__()
@@ -243,7 +244,7 @@ def load(directory: Path, device: str = "cpu") -> EspnetDac:
     """Return the codec published in `directory` or its subfolder `codec/`.
 
     Raises:
-        CheckpointError: If files do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = EspnetDac(read_config(directory))

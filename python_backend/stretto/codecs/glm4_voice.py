@@ -73,7 +73,7 @@ def read_part(directory: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_part(module: nn.Module, directory: Path, part: str) -> None:
-    """Load the tensors of one part of the release into a module; raise CheckpointError if they do not match."""
+    """Load the tensors of one part of the release into a module; raise CheckpointError if they do not fit it."""
     load_strictly(module, read_part(directory, part), directory / f"{part}.pt")
 
 
@@ -248,7 +248,7 @@ def read_config(directory: Path) -> Glm4VoiceConfig:
 
 
 class BlockConformer(nn.Module):
-    """Conformer over token vectors whose attention is limited to blocks: [B, T, E] -> [B, T, H]."""
+    """Conformer with block-limited attention over token vectors: [B, T, E] -> [B, T, H]."""
 
     def __init__(self, token_width: int, shape: EncoderShape) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class BlockConformer(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """Length regulator: token vectors [B, T, M] are repeated and smoothed to [B, M, frames]."""
+    """Length regulator that repeats and smooths token vectors [B, T, M] to [B, M, frames]."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Memory:
         mel: Mel frames that are already decoded, [B, M, n].
         overlap: Mel frames to be faded into the next block, [B, M, o].
         source: Excitation at the end of the decoded part, [B, s].
-        pending: Decoded samples of frames that have not been returned yet, [B, p].
+        pending: Decoded samples that have not been returned yet, [B, p].
     """
 
     mel: Tensor
@@ -494,7 +494,7 @@ class Glm4VoiceCodec(nn.Module):
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
 
     def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
-        """Return samples and excitation [B, n] of new mel frames, computed together with the preceding frame."""
+        """Return samples and excitation [B, n] for new mel frames, computed together with the preceding frame."""
         if goes_on:
             mel = torch.cat([memory.mel[..., -1:], mel], 2)
         length = mel.shape[2] * self.config.vocoder.samples_per_mel
@@ -508,7 +508,7 @@ def load(directory: Path, device: str = "cpu") -> Glm4VoiceCodec:
     """Return the decoder published in `directory` or its subfolder `codec/`.
 
     Raises:
-        CheckpointError: If files do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the decoder's architecture.
     """
     directory = directory / "codec" if (directory / "codec").is_dir() else directory
     codec = Glm4VoiceCodec(read_config(directory))

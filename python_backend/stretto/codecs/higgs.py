@@ -27,12 +27,12 @@ def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
     |b t| < N, in input samples, with b = ROLLOFF * min(1, target / source) and N = ZERO_CROSSINGS.
 
     Args:
-        source_hz: Input sample rate, divided by the common divisor of both rates.
+        source_hz: Input sample rate, divided by the greatest common divisor of both rates.
         target_hz: Output sample rate, divided by the same divisor.
 
     Returns:
-        One filter per output phase, float64 [target_hz, width], and the number of preceding input samples that it
-        covers.
+        One filter per output phase, float64 [target_hz, width], and the number of preceding input samples that
+        each filter covers.
     """
     cutoff = ROLLOFF * min(source_hz, target_hz) / source_hz
     back = math.ceil(ZERO_CROSSINGS / cutoff)
@@ -109,7 +109,7 @@ def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     return load_semantic("higgs", HiggsModel, directory, HiggsCodec).to(device)
 

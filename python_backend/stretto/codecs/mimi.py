@@ -56,7 +56,7 @@ class Ring:
 
 
 class RingTransformer:
-    """Mimi's transformer with its key-value cache in rings that the caller owns."""
+    """Mimi's transformer, with the key-value cache in rings that the caller owns."""
 
     def __init__(self, transformer: MimiTransformerModel, block: int = 32) -> None:
         config = transformer.config
@@ -193,7 +193,7 @@ def load(directory: Path, device: str = "cpu") -> MimiCodec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     directory = codec_directory(directory)
     check(load_config(MimiConfig, directory))
@@ -215,7 +215,7 @@ class _Paddings:
 
     Attributes:
         contexts: Last inputs of each convolution, [B, C, left] each; left may be 0.
-        is_first: True for recordings that are at their first frame, bool [B, 1, 1].
+        is_first: True for recordings whose first frame is being encoded, bool [B, 1, 1].
         repeated: Index of the convolution that repeats its first input as context at the beginning.
     """
 
@@ -241,7 +241,7 @@ def require_mimi(codec: Codec, family: str) -> MimiCodec:
 
 
 class MimiEncoder:
-    """Encoder with a state per recording, which the caller owns.
+    """Streaming encoder; the caller owns the state of each recording.
 
     Attributes:
         samples_per_frame: Samples per frame.

@@ -1,4 +1,4 @@
-"""`pocket`: the Pocket TTS codec, a Mimi variant for latents (24 kHz, 12.5 per second), exact for any chunk size.
+"""`pocket`: the Pocket TTS codec, a Mimi variant for latents (24 kHz, 12.5 latents/s), exact for any chunk size.
 
 latent ─► conv ─► ↑16 ─► transformer ─► conv ─► 3 × (↑ 6, 5, 4, residual block) ─► conv ─► pcm
 12.5 per second    1 back   249 steps back  6 back   1 and 2 steps back each         2 back
@@ -31,7 +31,7 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "pocket"
 CONVTR = "convtr"  # published name of transposed convolutions
 NORM_EPS = 1e-5
-ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit the memory of attention
+ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit attention memory
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
@@ -75,7 +75,7 @@ class PocketConfig:
 
     @classmethod
     def from_record(cls, mimi: Mapping[str, Any], has_encoder: bool = False) -> "PocketConfig":
-        """Return the config in section `mimi` of a release's YAML file; raise CheckpointError for another codec."""
+        """Return the config from section `mimi` of a release's YAML file; raise CheckpointError for another codec."""
         try:
             seanet, transformer = _half(mimi, "decoder_")
             hop, frames = prod(seanet.ratios), mimi["sample_rate"] / mimi["frame_rate"]
@@ -99,7 +99,7 @@ class PocketConfig:
 
 
 def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, TransformerConfig]:
-    """Return the config of the encoder, or of the decoder, whose sections may have the prefix `decoder_`."""
+    """Return the config from the sections with `prefix`, or from those without it if they are missing."""
     seanet = mimi.get(f"{prefix}seanet") or mimi["seanet"]
     stack = {"max_period": 10000.0} | (mimi.get(f"{prefix}transformer") or mimi["transformer"])
     odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
@@ -138,7 +138,7 @@ class Attention(nn.Module):
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Return x [B, n, heads, D] with adjacent pairs rotated by [B, n, 1, D / 2] complex numbers, as cosine and sine."""
+    """Return x [B, n, heads, D] with adjacent pairs rotated by angles [B, n, 1, D / 2], given as cosine and sine."""
     one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosines, sines = rotation.unbind(-1)
     return torch.stack([one * cosines - other * sines, one * sines + other * cosines], -1).flatten(-2)
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
-        """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the index of its first step in each utterance."""
+        """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
         x = self.input_proj(x.transpose(1, 2))
         num_steps = x.shape[1]
         steps = first[:, None] + torch.arange(num_steps, device=x.device)
@@ -395,13 +395,13 @@ class PocketCodec(nn.Module):
 
 
 def codec_shapes(config: PocketConfig) -> dict[str, tuple[int, ...]]:
-    """Map the names of the codec's tensors to their shapes."""
+    """Map the name of each codec tensor to its shape."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in PocketCodec(config).state_dict().items()}
 
 
 def load(directory: Path, device: str = "cpu") -> PocketCodec:
-    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     if record.get("model_type") != MODEL_TYPE or not isinstance(record.get("mimi"), Mapping):

@@ -36,8 +36,8 @@ class VoiceTable:
         num_codes: Number of different codes.
         num_mels: Number of mel bins.
         speaker: Width of an x-vector.
-        most: Maximum number of tokens of a voice.
-        step: The number of tokens of every voice is a multiple of this.
+        most: Maximum number of tokens in a voice.
+        step: The number of tokens in every voice is a multiple of `step`.
         voices: The voices.
     """
 
@@ -59,7 +59,7 @@ class VoiceTable:
             device: Device of the codec.
 
         Raises:
-            InvalidRequest: If sizes or values do not match the codec.
+            InvalidRequest: If an array has a size or values that the codec does not accept.
         """
         size, within = len(tokens), range(self.step, self.most + 1, self.step)
         if size not in within:

@@ -1,4 +1,4 @@
-"""Interface of models that fill in the codebooks after the first one, such as VALL-E's NAR model."""
+"""Interface for models that fill in the codebooks after the first one, such as VALL-E's NAR model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Refinement(Protocol):
         num_streams: Number of streams S in a prompt.
         num_ids: Exclusive upper bound of the ids in a prompt.
         codebook_size: Number of codes per codebook.
-        max_rows: Maximum number of prompt rows and frames together.
+        max_rows: Maximum total number of prompt rows and frames.
     """
 
     num_streams: int
@@ -47,7 +47,7 @@ class Refinement(Protocol):
     max_rows: int
 
     def fill(self, passages: Sequence[Passage], on_codebook: Callable[[], None] | None = None) -> list[np.ndarray]:
-        """Return the codes of each passage, int64 [K, T], independent of the rest of the batch.
+        """Return the completed codes of each passage, int64 [K, T], independent of the rest of the batch.
 
         Args:
             passages: Prompts and codes of the first codebook.

@@ -6,9 +6,9 @@ The estimator attends to all frames of an utterance, so no sample is available b
 result equals that of the authors' `S3Token2Wav.inference`, except that the noise depends on the position of a frame.
 All ids must be codes. No watermark is added.
 
-The Chatterbox Turbo and Nano decoder (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors add three
-tokens of silence to each utterance, so samples follow the last token. The authors' code for Multilingual drops the
-samples of the last token (`leaves_out_last` in the codec's config.json).
+The Chatterbox Turbo and Nano decoder (`s3gen_meanflow.safetensors`) takes two unguided steps. Its authors append
+three tokens of silence to each utterance, so its audio continues after the last token. The authors' code for
+Multilingual drops the samples of the last token (`leaves_out_last` in the codec's config.json).
 
 If config.json has `blocks`, a list of block sizes in tokens, the codec streams. A block is decoded once its tokens have
 arrived, given the voice, up to `history` previous tokens, and the mel generated from them. The mel then differs from
@@ -271,7 +271,7 @@ LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
 HISTORY = 250  # previous tokens that a block depends on, 10 s
 MAX_BLOCKS = 16  # maximum number of block sizes in config.json
 LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
-SILENCE, NUM_SILENT = 4299, 3  # token of silence, and how many follow an utterance of Turbo and Nano
+SILENCE, NUM_SILENT = 4299, 3  # silence token, and how many of them Turbo and Nano append to an utterance
 MAX_PROMPT_TOKENS = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # time that is muted at an utterance's start, followed by a fade-in of the same length
 
@@ -303,8 +303,8 @@ class S3GenCodec(RecordedVoiceCodec):
 
     The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
     voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. With blocks, the phase of the
-    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names, and those of the
-    voices are additional.
+    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names; the tensors
+    of the voices are additional.
     """
 
     source_noise: Tensor
@@ -419,7 +419,7 @@ class S3GenCodec(RecordedVoiceCodec):
         return torch.cat(parts), torch.cat([numbers, kept.flatten().to(state)])
 
     def _num_spoken(self, border: int) -> int:
-        """Return the number of mel frames whose samples were returned with the block that ends at `border`."""
+        """Return how many mel frames have had their samples returned by the end of the block ending at `border`."""
         return FRAMES_PER_TOKEN * (border - AHEAD) - self.around if border else 0
 
     def _with_new_frames(self, mel: Tensor, codes: Tensor, voice: Voice, done: int, begin: int, ahead: int) -> Tensor:
@@ -450,7 +450,7 @@ class S3GenCodec(RecordedVoiceCodec):
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T].
 
         Args:
-            codes: Tokens `start` to `start` + T of an utterance.
+            codes: Tokens `start` to `start` + T - 1 of an utterance.
             voice: Voice of the utterance.
             known: Mel of the first tokens, [1, M, k], or None if unknown.
             start: Index of the first token.
@@ -470,10 +470,10 @@ class S3GenCodec(RecordedVoiceCodec):
 
         Args:
             mel: Last mel frames before frame `end` of an utterance, [1, M, T].
-            end: Number of frames so far.
-            first: First frame to decode.
-            last: Frame after the last one to decode.
-            phase: Phase of the fundamental in cycles before frame `first` - `around`, or before the utterance.
+            end: Number of mel frames of the utterance so far.
+            first: Index of the first frame to decode.
+            last: Index after the last frame to decode.
+            phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`).
         """
         hop, start = self.config.vocoder.samples_per_mel, end - mel.shape[2]
         begin = max(0, first - self.around)
@@ -505,7 +505,7 @@ def load(directory: Path, device: str = "cpu") -> S3GenCodec:
     """Load the codec from a converted `codec/` folder.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     folder = directory / "codec"
     path = folder / "model.safetensors"

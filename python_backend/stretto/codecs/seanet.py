@@ -1,8 +1,8 @@
 """SEANet decoders: receptive field, exact streaming, and encoder and decoder layers of the ESPnet variant.
 
 The ESPnet encoder and decoder process whole signals: they are non-causal, with reflection padding and Snake
-activations.
-Layers are numbered as in ESPnet's `model` lists, where Snake counts as a layer, so that tensor names match.
+activations. Layers are numbered as in ESPnet's `model` lists, where Snake counts as a layer, so that tensor names match
+the published ones.
 """
 
 import math
@@ -83,7 +83,7 @@ LENGTHS = ("stride", "kernel_size", "padding_total")
 
 
 def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
-    """Return the decoder's sizes; raise CheckpointError if it is not mono or its `trim_right_ratio` is not 1."""
+    """Return the decoder's sizes; raise CheckpointError if the codec is not mono or its `trim_right_ratio` is not 1."""
     if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
         raise CheckpointError(
             f"audio_channels and trim_right_ratio must be 1, got {config.audio_channels}, {config.trim_right_ratio}"
@@ -121,8 +121,8 @@ def keep_lengths_on_host(model: nn.Module) -> None:
 class SeanetStream:
     """Streaming SEANet decoder whose state is the LSTM's (h, c).
 
-    It consists of a head and a tail, which map [B, C, T] to [B, C', T'], an LSTM between them, which maps [T, B, C] to
-    the same shape, and their sizes.
+    `head` and `tail` map [B, C, T] to [B, C', T']. The LSTM between them maps [T, B, C] to the same shape. `shape`
+    contains the sizes of the decoder.
     """
 
     shape: SeanetShape
@@ -132,7 +132,7 @@ class SeanetStream:
 
     @property
     def streaming(self) -> Stateful:
-        """Streaming mode with the context of head and tail together."""
+        """Streaming mode with the combined context of head and tail."""
         head, tail = self.shape.head, self.shape.tail
         return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
 

@@ -1,4 +1,4 @@
-"""Convolutions and activations of decoders, for signals [B, C, n].
+"""Convolutions and activations for decoders that process signals [B, C, n].
 
 On a CPU, a signal may be stored as [B, n, C] (time-major, the layout of a transformer's output). In that layout, oneDNN
 convolves few channels faster, and a transposed convolution is a matrix product whose rows are the output. All functions
@@ -146,7 +146,7 @@ class Elu(nn.ELU):
 
 
 class Snake(nn.Module):
-    """Snake activation x + height · sin²(rate · x) with factors per channel (Ziyin et al., arXiv 2006.08195).
+    """Snake activation x + height · sin²(rate · x) with per-channel factors (Ziyin et al., arXiv 2006.08195).
 
     Subclasses define `factors`.
     """
@@ -170,7 +170,7 @@ class Snake(nn.Module):
         return out
 
     def _repeat(self, times: int) -> tuple[Tensor, Tensor]:
-        """Return the factors, repeated. They are recomputed only if a weight or `times` has changed."""
+        """Return the factors, repeated `times` times; recompute them only if a weight or `times` has changed."""
         state = (times, *((each.data_ptr(), each._version, each.dtype) for each in self.parameters()))
         if self._repeated[0] != state:
             rate, height = self.factors()
@@ -287,20 +287,20 @@ def tail_samples(layers: Sequence[Layer]) -> int:
 
 
 class DacSnake(Snake):
-    """Replacement for the Snake activation of transformers' DAC, which has a weight [1, C, 1]."""
+    """Replacement for the Snake activation in transformers' DAC, whose weight has the shape [1, C, 1]."""
 
     def __init__(self, alpha: nn.Parameter) -> None:
         super().__init__()
         self.alpha = alpha
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a, [C] each."""
+        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a, [C] each."""
         alpha = self.alpha.flatten()
         return alpha, 1 / (alpha + 1e-9)
 
 
 def share_snake(decoder: nn.Module) -> None:
-    """Replace the Snake activations of transformers' DacDecoder, because they allocate a tensor per operation."""
+    """Replace the Snake activations in transformers' DacDecoder, which allocate a tensor per operation."""
     for owner in decoder.modules():
         for name, layer in owner.named_children():
             if isinstance(layer, Snake1d):

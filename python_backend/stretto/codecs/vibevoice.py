@@ -122,7 +122,7 @@ class TokenizerConfig:
 
     @property
     def reach(self) -> int:
-        """Number of earlier frames that the output of a frame depends on, in the encoder and in the decoder."""
+        """Number of earlier frames that a frame's output depends on, in the encoder as well as in the decoder."""
         hops = [prod(self.ratios[:level]) for level in range(len(self.depths))]
         steps = 1 + self.hop + sum(depth * hop for depth, hop in zip(self.depths, hops, strict=True))
         return ceil(((self.kernel - 1) * steps + sum(hops[1:])) / self.hop)
@@ -261,7 +261,7 @@ class Scale:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Scale":
-        """Read the scale from a config.json that the converter has written; raise CheckpointError if it is invalid."""
+        """Return the scale in a converted config.json; raise CheckpointError if it is missing or invalid."""
         try:
             factor, bias = entry(record, "latent_scaling_factor"), entry(record, "latent_bias_factor")
             return cls(float(factor), float(bias))
@@ -332,7 +332,7 @@ def normalised(pcm: np.ndarray) -> np.ndarray:
 
 
 def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
-    """Return Gaussian noise, float64 [number], that is determined by the samples of a recording."""
+    """Return Gaussian noise, float64 [number], derived from the samples of a recording."""
     digest = blake2b(np.ascontiguousarray(pcm, np.float32).tobytes(), digest_size=16).digest()
     bits = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
         2 * number
@@ -342,7 +342,7 @@ def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
 
 
 def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """Map the names of the codec's tensors to their shapes."""
+    """Map the name of each codec tensor to its shape."""
     with torch.device("meta"):
         codec = VibeVoiceCodec(config, Scale(1.0, 0.0))
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
@@ -357,7 +357,7 @@ def published_name(name: str) -> str:
 
 
 def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
-    """Load the codec from a checkpoint; raise CheckpointError for missing or mismatched files."""
+    """Load the codec from a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
     section = record.get(PARTS)

@@ -61,7 +61,7 @@ def load_semantic(
         codec_class: Class of the codec.
 
     Raises:
-        CheckpointError: If any other tensor is missing, or a tensor does not match.
+        CheckpointError: If any other tensor is missing, or a tensor is unknown, not finite or of the wrong shape.
     """
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
@@ -75,7 +75,7 @@ def load(directory: Path, device: str = "cpu") -> SemanticCodec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     return load_semantic("xcodec", XcodecModel, directory).to(device)
 

@@ -68,7 +68,7 @@ class _PositionConv(nn.Module):
 
 
 class _Input(nn.Module):
-    """Projection of state and conditions, with a residual convolution for positions."""
+    """Projection of the state and conditions, plus a residual convolution that encodes positions."""
 
     def __init__(self, mels: int, width: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _FeedForward(nn.Module):
 
 
 class _Modulation(nn.Module):
-    """Shifts, scales and gates that depend on the time: [H] to `parts` vectors [H]."""
+    """Shifts, scales and gates computed from the time embedding: [H] to `parts` vectors [H]."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class _Layer(nn.Module):
 
 
 class Dit(nn.Module):
-    """Transformer that returns the flow [B, M, T] for x [B, 4 M, T]: state, condition, speaker and known mel."""
+    """Transformer that computes the flow [B, M, T] from x [B, 4 M, T]: state, condition, speaker and known mel."""
 
     def __init__(self, mels: int, shape: DitShape) -> None:
         super().__init__()

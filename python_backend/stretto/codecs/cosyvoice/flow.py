@@ -305,7 +305,7 @@ class Estimator(nn.Module):
         Args:
             x: State and conditions, [B, 4 M, T].
             waves: Row of `waves_of_time`, [4 M].
-            until: Row of `waves_of_time` for the later time of a mean flow; None for other flows.
+            until: Row of `waves_of_time` for the time at which a mean-flow step ends; None for other flows.
         """
         time, skipped = self.time_mlp(waves)[None], list[Tensor]()
         if self.time_embed_mixer is not None:
@@ -348,10 +348,10 @@ MEANFLOW_STEPS = 2
 
 
 class Matching(nn.Module):
-    """Euler solver for the flow, with classifier-free guidance (Ho and Salimans), and its estimator.
+    """Euler solver for the flow, including its estimator, with classifier-free guidance (Ho and Salimans).
 
-    With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow takes two unguided
-    steps of equal length.
+    With guidance strength g, a step follows (1 + g) * conditional - g * unconditional. A mean flow is solved in two
+    unguided steps of equal length.
 
     Attributes:
         on_step: Called after each step.
@@ -423,7 +423,7 @@ LONGEST_WAVE = 10_000.0
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention with relative positions, over all tokens or only tokens of the same and previous blocks."""
+    """Self-attention with relative positions, over all tokens or only those in the same and previous blocks."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()

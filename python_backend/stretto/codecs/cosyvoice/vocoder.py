@@ -19,14 +19,14 @@ PITCH_AHEAD, MEL_AHEAD = 3, 4  # number of later frames that the first convoluti
 
 
 class Snake(streaming.Snake):
-    """Snake activation x + sin(a x)² / a, with a learned a per channel."""
+    """Snake activation x + sin²(a x) / a, with a learned factor a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return the factors a and 1 / a of Snake, x + sin(a x)² / a."""
+        """Return the factors a and 1 / a in Snake, x + sin²(a x) / a."""
         return self.alpha, 1 / (self.alpha + 1e-9)
 
 
@@ -121,11 +121,11 @@ class Source(nn.Module):
         return self.mixed((2 * math.pi * cycles + phases).sin(), pitch, noise)
 
     def held(self, pitch: Tensor, cycles: Tensor, samples_per_mel: int, noise: Tensor) -> Tensor:
-        """Return the excitation of the causal vocoder, [B, 1, n], whose sines are constant within a frame.
+        """Return the causal vocoder's excitation, [B, 1, n]. Its sines are constant within a frame.
 
         Args:
             pitch: Pitch of each frame in Hz, [B, T].
-            cycles: Phase of the fundamental in each frame, in cycles, [B, T], see `cycles`.
+            cycles: Phase of the fundamental in each frame, in cycles, [B, T], from the method `cycles`.
             samples_per_mel: Number of samples per frame.
             noise: Noise in [0, 1), [harmonics + 1, n].
         """

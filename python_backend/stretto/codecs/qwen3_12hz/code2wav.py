@@ -3,10 +3,10 @@
 codes ─► mean of 16 entries ─► transformer ─► 2 × (↑2, ConvNeXt) ─► conv ─► 4 × (↑ 8, 5, 4, 3) ─► conv ─► pcm
 
 Except for the codebooks, it has the layers of the Qwen3-TTS decoder, but trims transposed convolutions at both ends.
-Therefore each of their outputs starts one step later (`late`), and layers mask the steps before the utterance's start.
-A frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples. Tensors are named as
-in transformers' Qwen3OmniMoeCode2Wav. The output of its `chunked_decode` differs from a single decode of the whole
-utterance, because it drops samples where chunks meet.
+The output of each such convolution therefore starts one step later (`late`), and layers mask the steps before the
+utterance's start. A frame is complete once the next one has been decoded, and T frames give T · 1920 - 555 samples.
+Tensors are named as in transformers' Qwen3OmniMoeCode2Wav. The output of that class's `chunked_decode` differs from a
+single decode of the whole utterance, because it drops samples where chunks meet.
 """
 
 from collections.abc import Mapping
@@ -93,7 +93,7 @@ class Code2Wav(nn.Module):
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode codes to samples [B, n · hop].
 
-        They start `tail_samples` earlier than the samples that `decode` returns for the same frames.
+        The samples start `tail_samples` earlier than those that `decode` returns for the same frames.
 
         Args:
             codes: Codes, [B, K, n].
@@ -110,7 +110,7 @@ def read_config(directory: Path) -> DecoderShape:
     """Return the sizes in a folder's `config.json`.
 
     Raises:
-        CheckpointError: If it is missing or belongs to another codec.
+        CheckpointError: If the file is missing or belongs to another codec.
     """
     try:
         record, _ = PretrainedConfig.get_config_dict(str(directory))
@@ -133,7 +133,7 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """Load the codec from a converted folder; raise CheckpointError if files or tensors are missing or do not match."""
+    """Load the codec from a converted folder; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"

@@ -89,7 +89,7 @@ def load(directory: Path, device: str = "cpu") -> Qwen3Codec:
     """Load the codec of a published checkpoint.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     directory = codec_directory(directory)
     codec = Qwen3Codec(read_config(directory))

@@ -142,7 +142,7 @@ def read_config(directory: Path) -> Qwen3CodecConfig:
     """Return the sizes in a folder's `config.json`.
 
     Raises:
-        CheckpointError: If it is missing or belongs to another codec.
+        CheckpointError: If the file is missing or belongs to another codec.
     """
     try:
         return Qwen3CodecConfig.from_record(json_object(directory / CONFIG_FILE))
@@ -233,7 +233,7 @@ class Convolution(nn.Module):
 
     Attributes:
         late: Number of steps at an utterance's start to set to zero; set by the owner.
-        kept: Number of elements in its part of the state.
+        kept: Number of elements in the layer's part of the state.
     """
 
     late = 0
@@ -398,7 +398,7 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Sliding-window attention. Its part of the state is `kept` elements: keys, then values."""
+    """Sliding-window attention. Its part of the state has `kept` elements: keys, then values."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

@@ -345,7 +345,7 @@ class Vocoder(nn.Module):
 
 
 class ResidualVQ(nn.Module):
-    """Residual vector quantiser for vectors of width M, which are several stacked mel frames.
+    """Residual vector quantiser for vectors of width M, each made of several stacked mel frames.
 
     Its buffers are a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` uses float64, because the pitch derived
     from its result is integrated over the whole utterance.
@@ -449,7 +449,7 @@ class TinyCodec(torch.nn.Module):
 
 
 def load(directory: Path, device: str = "cpu") -> TinyCodec:
-    """Load the codec from `directory`; raise CheckpointError if files or tensors are missing or do not match."""
+    """Load the codec in `directory`; raise CheckpointError if a file is missing or does not fit the codec."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing")
