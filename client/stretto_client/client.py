@@ -214,13 +214,14 @@ class SpeechClient:
         *,
         task: str = "asr",
         fill_after_s: float | None = None,
+        total_s: float | None = None,
         **options: Unpack[OptionsRecord],
     ) -> Speech:
         """Transcribe audio while it is being recorded, and return the events.
 
         Text and word times arrive as soon as the model knows them (`profile().reads_live_audio`). Audio that is
         available immediately, such as a file, is transcribed as fast as the server can. The session may last as long as
-        the model's maximum length, up to an hour; the client's `Timeouts.total_s` also limits it.
+        the model's maximum length, up to an hour; `total_s` also limits it.
 
         Args:
             pieces: Parts of the samples, of any length, mono [n]: floating-point in [-1, 1], or int16.
@@ -228,11 +229,12 @@ class SpeechClient:
             task: Name of the model's task.
             fill_after_s: Time without samples, in seconds, after which silence is sent in real time; None to let the
                 session wait. Samples that arrive later follow the silence.
+            total_s: Maximum duration of the session in seconds; None for the client's `Timeouts.total_s`.
             options: Server options. With `resume_s`, the session continues if its connection is lost and the server is
                 reached again within that time.
         """
         inputs = strings(task=task, options=options_json({**options, "live": True}))
-        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0))
+        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0), total_s)
 
     def talk(
         self,
@@ -244,6 +246,7 @@ class SpeechClient:
         system: str = "",
         voice: str | RecordedVoice | None = None,
         fill_after_s: float | None = None,
+        total_s: float | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Run a full-duplex session and return its events: speech and text arrive while audio is sent.
@@ -257,6 +260,7 @@ class SpeechClient:
             system: Role of the model, if it accepts one.
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
             fill_after_s: As for `transcribe_live`.
+            total_s: As for `transcribe_live`.
             options: Options of the server.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
@@ -269,18 +273,20 @@ class SpeechClient:
         )
         if recording is not None:
             inputs += audio_inputs(recording)
-        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), 0.0)
+        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), 0.0, total_s)
 
-    def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float) -> Speech:
+    def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None) -> Speech:
         """Return the events of a live session.
 
         Args:
             inputs: Input tensors of the request that opens it.
             unread: The audio.
             resume_s: Time for which the server keeps the session after a lost connection, in seconds.
+            total_s: Maximum duration of the session in seconds; None for the client's.
         """
         # The server sends nothing during silence.
-        waits = replace(self.timeouts, between_s=self.timeouts.total_s)
+        total_s = total_s or self.timeouts.total_s
+        waits = replace(self.timeouts, between_s=total_s, total_s=total_s)
 
         def resume(session: str, num_events: int) -> SpeechStream:
             record = {"id": session, "part": 0, "is_last": False, "resume": num_events}

@@ -191,6 +191,13 @@ class SpeechOptions(TypedDict, total=False):
     pauses: Annotated[
         Boolean, Doc("Adds the probabilities of pauses to each event, if the model predicts them ([live](live.md)).")
     ]
+    progress: Annotated[
+        Boolean,
+        Doc(
+            "Live transcription: events as frames are read, with words as soon as they are complete, and the time up to"
+            " which the transcript is complete ([live](live.md))."
+        ),
+    ]
     text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[

@@ -83,6 +83,10 @@ class SpeechEvent:
         session: Session id for more text; only in the first event of streamed text.
         pauses: With `pauses=True`, the probability of each pause (`ModelProfile.pauses_s`) for each frame since the
             last event.
+        begun: With `progress=True`, words that are complete since the last event. `words` has them once their ends are
+            known.
+        transcribed_s: With `progress=True`, time in the recording up to which the transcript is complete, in seconds;
+            None otherwise.
     """
 
     pcm: NDArray[Any] | None
@@ -100,6 +104,8 @@ class SpeechEvent:
     codes: NDArray[np.int32] | None = None
     session: str = ""
     pauses: tuple[tuple[float, ...], ...] = ()
+    begun: tuple[Word, ...] = ()
+    transcribed_s: float | None = None
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -129,6 +135,8 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         codes=np.array(record["codes"], np.int32) if "codes" in record else None,
         session=record.get("session", ""),
         pauses=tuple(map(tuple, record.get("pauses", ()))),
+        begun=tuple(map(Word.from_record, record.get("begun", ()))),
+        transcribed_s=record.get("transcribed_s"),
     )
 
 

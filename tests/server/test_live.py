@@ -67,6 +67,33 @@ async def test_live_transcripts_match_the_whole_recording(served: ServedCheckpoi
     assert made == [whole, whole, half, whole]
 
 
+async def test_progress_names_each_word_twice_and_grows_with_the_audio(served: ServedCheckpoint) -> None:
+    """Each frame is sent only after the event for the frame before."""
+    events, changed = list[SpeechEvent](), asyncio.Condition()
+
+    async def speech() -> AsyncIterator[np.ndarray]:
+        for frame in range(len(PCM) // 1920 + 1):
+            yield PCM[1920 * frame : 1920 * (frame + 1)]
+            async with changed:
+                await changed.wait_for(lambda number=frame: len(events) > number)
+
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        _, words = await heard(client.transcribe((PCM, RATE)))
+        async for event in client.transcribe_live(speech(), RATE, progress=True):
+            async with changed:
+                events += [event] * (event.transcribed_s is not None)
+                changed.notify_all()
+        with pytest.raises(RequestRefused, match=r"options\.progress: expected no value"):
+            await heard(client.transcribe((PCM, RATE), progress=True))
+    begun = [(word.word, word.start_s, word.end_s) for event in events for word in event.begun]
+    ended = [(word.word, word.start_s, word.end_s) for event in events for word in event.words]
+    assert ended == words
+    assert begun == [(word, start_s, None) for word, start_s, _ in words]
+    times = [event.transcribed_s or 0.0 for event in events]
+    assert times == sorted(times)
+    assert times[-1] >= len(PCM) / RATE
+
+
 async def test_live_words_arrive_while_the_user_speaks(served: ServedCheckpoint) -> None:
     """The audio does not continue until the first words have arrived."""
     has_words, texts = asyncio.Event(), list[str]()

@@ -221,6 +221,9 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
         event["session"] = chunk.session
     if chunk.pauses:
         event["pauses"] = chunk.pauses
+    if chunk.num_transcribed is not None:
+        event["begun"] = [timed_word(mark, spec.frame_rate) for mark in chunk.begun]
+        event["transcribed_s"] = round(chunk.num_transcribed / spec.frame_rate, 4)
     if chunk.is_final:
         event["report"] = _report(pending, session)
     return event

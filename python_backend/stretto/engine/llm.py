@@ -235,8 +235,9 @@ class SpeechLLM:
         clock, request_id = _Clock(permit), permit.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
         pacer = pacer or Pacer(prompt.delivery.chunking)
-        with_codes, with_pauses = prompt.delivery.with_codes, prompt.delivery.with_pauses
-        utterance = Utterance(tracker, prompt.words, self._text, pacer, with_codes, with_pauses)
+        delivery = prompt.delivery
+        contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
+        utterance = Utterance(tracker, prompt.words, self._text, pacer, *contents)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.num_row_words, self._texts.get(request_id, NO_TEXT)

@@ -401,6 +401,7 @@ class Utterance:
         pacer: Pacer that decides when frames are sent.
         with_codes: True to include the codes of all output streams in the chunks.
         with_pauses: True to send a chunk for each frame with the probabilities of pauses.
+        with_progress: True to send a chunk for each row of a transcript, with the words that are complete.
 
     Attributes:
         guidance_changes: All guidance changes so far, in order of their frames.
@@ -418,11 +419,13 @@ class Utterance:
         pacer: Pacer,
         with_codes: bool = False,
         with_pauses: bool = False,
+        with_progress: bool = False,
     ):
         family = tracker.rules.family
         self.tracker = tracker
         self._family, self._words, self._codec = family, words, codec
         self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
+        self._with_progress = with_progress
         self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
         self._has_rows = False
         layout = family.layout
@@ -479,7 +482,7 @@ class Utterance:
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
-        if text or self._times or self._pauses:
+        if text or self._times or self._pauses or self._with_progress:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             audio = rows[-num_audio_rows:, 1:]
@@ -588,7 +591,9 @@ class Utterance:
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
-        """Return `chunk`, with `alignment` and `sound` added if it is the first chunk of the reply."""
-        chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
+        """Return `chunk` with the requested progress and, if it is the reply's first, `alignment` and `sound`."""
+        chunk, reader = replace(chunk, alignment=self.alignment, sound=self.sound), self._reader
+        if self._with_progress and isinstance(reader, TimedReader):
+            chunk = replace(chunk, begun=tuple(reader.pop_begun()), num_transcribed=reader.num_transcribed)
         self.alignment = self.sound = None
         return chunk

@@ -354,6 +354,15 @@ class TimedReader(TextReader, Protocol):
         """Remove and return the words whose times have become known since the last call."""
         ...
 
+    def pop_begun(self) -> list[WordMark]:
+        """Remove and return the words that are complete since the last call; their ends are not known yet."""
+        ...
+
+    @property
+    def num_transcribed(self) -> int:
+        """Number of frames of the recording whose text is complete."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextCodec:

@@ -335,8 +335,8 @@ def begin_session(template: Template, task: Task, pieces: tuple[Piece, ...], voi
     return template.write_live(task, pieces, voice)
 
 
-def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool]:
-    """Return `resume_s` and `with_pauses` for `Delivery`.
+def read_session_options(options: OptionsRecord, family: Family) -> tuple[float, bool, bool]:
+    """Return `resume_s`, `with_pauses` and `with_progress` of `Delivery`.
 
     Raises:
         InvalidRequest: If the request has one of these options but must not.
@@ -350,7 +350,10 @@ def read_session_options(options: OptionsRecord, family: Family) -> tuple[float,
     with_pauses = options.get("pauses", False)
     if with_pauses and not family.pauses_s:
         raise InvalidRequest("options.pauses", "no value (this model predicts no pauses)", "true")
-    return float(resume_s), with_pauses
+    with_progress = options.get("progress", False)
+    if with_progress and (not options.get("live") or family.layout.codebook_streams):
+        raise InvalidRequest("options.progress", "no value (only live transcripts have progress)", "true")
+    return float(resume_s), with_pauses, with_progress
 
 
 def check_part(pcm: np.ndarray, rate: int | None, begun_rate: int | None) -> None:

@@ -164,6 +164,8 @@ class Chunk:
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
         pauses: If requested, probability of each pause (`Family.pauses_s`) after each frame since the last chunk.
+        begun: If progress was requested, words that are complete since the last chunk; `marks` has them once they end.
+        num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -183,6 +185,8 @@ class Chunk:
     ends_audio: bool = False
     written: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
     pauses: tuple[tuple[float, ...], ...] = ()
+    begun: tuple[WordMark, ...] = ()
+    num_transcribed: int | None = None
 
     @property
     def flushes(self) -> bool:
@@ -344,6 +348,9 @@ class Event(TypedDict):
         session: In the first event of a reply to streamed text or live audio, the session name that the client needs to
             send more.
         pauses: If requested, probability of each pause after each frame since the last event.
+        begun: If progress was requested, words that are complete since the last event, without their ends.
+        transcribed_s: If progress was requested, time in the recording up to which the transcript is complete, in
+            seconds.
     """
 
     utterance: str
@@ -361,6 +368,8 @@ class Event(TypedDict):
     ring: NotRequired[RingSlots]
     session: NotRequired[str]
     pauses: NotRequired[tuple[tuple[float, ...], ...]]
+    begun: NotRequired[list[WordTime]]
+    transcribed_s: NotRequired[float]
 
 
 class PartEvent(TypedDict):

@@ -243,6 +243,7 @@ class Delivery:
         with_codes: True to add the codes of all streams to the events.
         resume_s: Time for which a live session outlasts its connection, in seconds.
         with_pauses: True to add pause probabilities to the events of a transcript.
+        with_progress: True to add the progress of the transcript to the events of a live session.
     """
 
     form: OutputForm = field(default_factory=OutputForm)
@@ -250,6 +251,7 @@ class Delivery:
     with_codes: bool = False
     resume_s: float = 0.0
     with_pauses: bool = False
+    with_progress: bool = False
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])

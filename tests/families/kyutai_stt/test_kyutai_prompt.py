@@ -110,6 +110,21 @@ def test_word_times_come_from_generated_borders(checkpoint: Path) -> None:
     assert marks == [WordMark("door", first, second), WordMark("a", second, last), WordMark("day", second, last)]
 
 
+def test_a_word_has_begun_before_its_end_is_known(checkpoint: Path) -> None:
+    reader = WordReader(sentencepiece_at(checkpoint / "tokenizer.model"), KNOWN)
+    door = pieces(checkpoint, "door")
+    for token_id in [PAD] * 5 + [END_PAD] + door + [PAD]:
+        assert not reader.pop_begun()
+        reader.push(token_id)
+    assert reader.pop_begun() == [WordMark("door", 6 - 3)]
+    assert not reader.pop_begun()
+    assert not reader.pop_marks()
+    assert reader.num_transcribed == 7 + len(door) - 3
+    reader.push(END_PAD)
+    assert reader.pop_marks() == [WordMark("door", 6 - 3, 8 + len(door) - 3)]
+    assert not reader.pop_begun()
+
+
 def test_stt_word_is_emitted_at_its_end(checkpoint: Path) -> None:
     word = pieces(checkpoint, "planks")
     assert len(word) > 1

@@ -23,6 +23,7 @@ class WordReader:
         self._pieces: list[int] = []
         self._open: list[tuple[str, int]] = []  # words without an end, with their first frame
         self._marks: list[WordMark] = []
+        self._begun: list[WordMark] = []
         self._row = self._border = 0
         self._has_text = False
 
@@ -48,12 +49,23 @@ class WordReader:
         marks, self._marks = self._marks, []
         return marks
 
+    def pop_begun(self) -> list[WordMark]:
+        """Remove and return the words that are complete since the last call; their ends are not known yet."""
+        begun, self._begun = self._begun, []
+        return begun
+
+    @property
+    def num_transcribed(self) -> int:
+        """Number of frames of the recording whose text is complete."""
+        return max(0, self._row - self._known.delay_rows - self._known.prefix_rows)
+
     def _complete(self) -> str:
         """Complete the word of the waiting pieces, and return its text."""
         word, self._pieces = self._tokenizer.decode(self._pieces).strip() if self._pieces else "", []
         if not word:
             return ""
         self._open.append((word, self._border))
+        self._begun.append(WordMark(word, self._border))
         text = " " * self._has_text + word
         self._has_text = True
         return text
