@@ -16,8 +16,9 @@ from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt
+from stretto.triton_io import live_sessions
 from stretto.triton_io.flow import FlowTable
-from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSessions
+from stretto.triton_io.live_sessions import MAX_AHEAD_S, MAX_KEPT, LiveSession, LiveSessions, num_bytes
 from stretto.triton_io.tensors import Seal, session_slot
 from tests.patience import until_async
 from tests.small_vocabularies import KYUTAI_STT
@@ -269,3 +270,57 @@ async def test_only_resumable_sessions_can_be_resumed(session: Session) -> None:
 def test_unknown_session_ids_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=r"session\.id: expected the id of an open session"):
         session_slot(name, SEAL)
+
+
+SPEECH = LMChunk(Chunk(0, Segment.AUDIO, " word"), np.zeros((8, 1), np.int32))
+
+
+@pytest.mark.parametrize("resume_s", [0.0, 60.0])
+async def test_unread_reply_is_bounded_in_bytes(resume_s: float) -> None:
+    session, limit = LiveSession("u", Segment.AUDIO, resume_s), live_sessions.MAX_HELD_BYTES
+    for _ in range(limit // num_bytes(SPEECH)):
+        session.add(SPEECH)
+    with pytest.raises(Closing, match="the client has left too much of the reply unread"):
+        session.add(SPEECH)
+    assert limit - num_bytes(SPEECH) <= session._num_bytes <= limit + num_bytes(SPEECH)
+    assert session._num_bytes == sum(map(num_bytes, session._chunks))
+
+
+async def test_read_reply_has_any_length(session: Session) -> None:
+    """All chunks beyond the limits are delivered, because the client reads them."""
+    for resume_s in (0.0, 60.0):
+        live = LiveSession("u", Segment.AUDIO, resume_s)
+        live.task = asyncio.ensure_future(asyncio.sleep(0))
+        chunks = live.read(0, "u", FLOW)
+        await anext(chunks)
+        for number in range(2 * max(MAX_KEPT, live_sessions.MAX_HELD_BYTES // num_bytes(SPEECH))):
+            live.add(SPEECH)
+            assert (await anext(chunks)).chunk.index == number + 1
+        assert live._num_bytes == sum(map(num_bytes, live._chunks)) <= live_sessions.MAX_HELD_BYTES
+        await chunks.aclose()
+
+
+async def test_receipts_wait_for_the_reader(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_sessions, "MAX_UNREAD_BYTES", 1000)
+    live = session.sessions._open[session.name]
+    live.add(SPEECH)
+    writing = asyncio.ensure_future(session.sessions.write(session.part(0)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    assert (await anext(session.stream)).chunk.text == " word"
+    assert (await writing).receipt == 0
+    live.add(SPEECH)
+    last = asyncio.ensure_future(session.sessions.write(session.part(1, is_last=True)))
+    await session.stream.aclose()
+    assert (await last).receipt == 1, "the end of the session is not waited for"
+
+
+async def test_session_with_an_unread_reply_ends_with_the_reason(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_sessions, "MAX_HELD_BYTES", 100)
+    await session.sessions.write(session.part(0, is_last=True))
+    with pytest.raises(Closing, match="left too much of the reply unread"):
+        await session.rest()
+    assert not session.sessions._open

@@ -20,6 +20,9 @@ from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # seconds of audio that the reply has not read; beyond this, receipts are delayed
 MAX_KEPT = 4096  # chunks kept for a session that can be resumed
+# Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
+MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, 1 << 21
+CHUNK_BYTES, ITEM_BYTES = 1024, 64  # of a chunk without its content; of a word or the codes of a frame
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
 
@@ -54,6 +57,13 @@ class LiveModel(Protocol):
         ...
 
 
+def num_bytes(chunk: LMChunk) -> int:
+    """Return the approximate memory of a chunk in bytes."""
+    record, codes = chunk.chunk, chunk.codes
+    num_items = len(record.marks) + len(record.pauses) + sum(map(len, record.output_codes))
+    return CHUNK_BYTES + 4 * len(record.text) + ITEM_BYTES * num_items + (0 if codes is None else codes.nbytes)
+
+
 class LiveSession:
     """Live session: the parts of its audio, and its reply, which one connection at a time reads.
 
@@ -77,19 +87,37 @@ class LiveSession:
         self._next_part, self._is_complete = 0, False
         self._moved = asyncio.Condition()
         self._chunks: deque[LMChunk] = deque()  # chunks that a connection has not read, or may read again
-        self._num_chunks = self._reader = 0
+        self._num_chunks = self._reader = self._num_bytes = self._next_read = 0
         self._has_ended = self._is_read = False
         self._failure: Exception | None = None
-        self._changed = asyncio.Event()
+        self._changed, self._moved_on = asyncio.Event(), asyncio.Event()  # a chunk was added; one was read
         self._expiry: asyncio.TimerHandle | None = None
 
     def add(self, chunk: LMChunk) -> None:
-        """Append a chunk of the reply."""
+        """Append a chunk of the reply; raise Closing if its client has left too much of it unread."""
         self._chunks.append(chunk)
         self._num_chunks += 1
-        if len(self._chunks) > MAX_KEPT and self.resume_s:
-            self._chunks.popleft()
+        self._num_bytes += num_bytes(chunk)
+        is_full = self._num_bytes > MAX_HELD_BYTES
+        if self.resume_s and (is_full or len(self._chunks) > MAX_KEPT):
+            self._pop()
+            is_connected = self._expiry is None or self._expiry.cancelled()
+            is_full = is_connected and self._next_read < self._num_chunks - len(self._chunks)
+        if is_full:
+            raise Closing("the client has left too much of the reply unread; read its events, and try again")
         self._changed.set()
+
+    def _pop(self) -> LMChunk:
+        """Remove and return the oldest chunk."""
+        chunk = self._chunks.popleft()
+        self._num_bytes -= num_bytes(chunk)
+        return chunk
+
+    async def wait_for_reader(self) -> None:
+        """Wait until the client has read enough of the reply to send more audio, or the reply has ended."""
+        while not self.resume_s and self._num_bytes > MAX_UNREAD_BYTES and not self._has_ended:
+            self._moved_on.clear()
+            await self._moved_on.wait()
 
     def end(self, failure: Exception | None) -> None:
         """End the reply after the chunks that have been added. Only the first call has an effect.
@@ -100,6 +128,7 @@ class LiveSession:
         if not self._has_ended:
             self._has_ended, self._failure = True, failure
             self._changed.set()
+            self._moved_on.set()
 
     def check_resumption(self, first: int) -> None:
         """Raise InvalidRequest if a connection cannot continue the session with chunk number `first`."""
@@ -125,7 +154,7 @@ class LiveSession:
             Closing: Another connection has continued the session.
             Exception: The error that ended the reply.
         """
-        self._reader += 1
+        self._reader, self._next_read = self._reader + 1, first
         reader, self.utterance, self.flow = self._reader, utterance, flow
         self._changed.set()
         if self._expiry is not None:
@@ -137,6 +166,8 @@ class LiveSession:
             while self._reader == reader:
                 if first < self._num_chunks:
                     each, first, index = self._chunk(first), first + 1, index + 1
+                    self._next_read = first
+                    self._moved_on.set()
                     yield replace(each, chunk=replace(each.chunk, index=index))
                 elif self._has_ended:
                     self._is_read = True
@@ -153,7 +184,7 @@ class LiveSession:
 
     def _chunk(self, number: int) -> LMChunk:
         """Return a chunk, and drop it if the session cannot be resumed."""
-        return self._chunks[number - self._num_chunks] if self.resume_s else self._chunks.popleft()
+        return self._chunks[number - self._num_chunks] if self.resume_s else self._pop()
 
     async def _leave(self) -> None:
         """End the session, or let it wait for another connection."""
@@ -224,6 +255,7 @@ class LiveSessions:
         max_ahead = int(MAX_AHEAD_S * self._model.family.frame_rate)
         written = self._model.write_frames(session.request_id, frames, part.is_last, part.seconds, max_ahead)
         num_frames, lag_frames = await written
+        await session.wait_for_reader()
         assert session.flow is not None, "parts come after the session's first connection"
         return Envelope(
             session.utterance, session.flow, None, receipt=part.part, frames=num_frames, lag_frames=lag_frames
