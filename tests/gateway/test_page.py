@@ -1,6 +1,9 @@
 """The page's files are public, complete in the package, and have no external references."""
 
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,3 +105,65 @@ def test_every_page_field_has_a_label_and_an_error_line() -> None:
         told = field["aria-describedby"].split()
         assert f"{field['id']}-error" in told
         assert set(told) <= known
+
+
+PLAYER = """
+import { Playback, RATE } from %(player)s;
+
+let now = 0;
+const sources = new Set();
+globalThis.AudioContext = class {
+  state = "running"; destination = null; outputLatency = 0.01;
+  get currentTime() { return now; }
+  resume() { return Promise.resolve(); }
+  suspend() {}
+};
+globalThis.GainNode = class { gain = { setTargetAtTime() {} }; connect() {} };
+globalThis.AudioBuffer = class { constructor({ length }) { this.length = length; } copyToChannel() {} };
+globalThis.AudioBufferSourceNode = class {
+  constructor(_, { buffer }) { this.length = buffer.length; }
+  connect() {}
+  start(at) { this.endsAt = at + this.length / RATE; sources.add(this); }
+  stop() {}
+};
+const results = {};
+for (const keeps of [false, true]) {
+  const playback = new Playback({ keeps });
+  await Promise.resolve();
+  for (let frame = 0; frame < %(frames)d; frame++) {
+    playback.add(new Int16Array(1920));
+    now += frame %% 1000 === 999 ? 1 : 0.08;  // sometimes the speech is late
+    for (const source of [...sources].filter(({ endsAt }) => endsAt <= now)) {
+      sources.delete(source);
+      source.onended();
+    }
+    if (frame %% 500 === 0) await new Promise((resolve) => setImmediate(resolve));
+  }
+  now += 100;
+  globalThis.gc();
+  const { arrayBuffers } = process.memoryUsage();
+  const numPlayed = playback.numPlayed;
+  for (const source of [...sources]) (sources.delete(source), source.onended());
+  playback.end();
+  await playback.finished;
+  results[keeps] = { arrayBuffers, numPlayed, numKept: playback.chunks.length };
+}
+console.log(JSON.stringify(results));
+process.exit(0);
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_speech_of_a_call_is_dropped_once_played(tmp_path: Path) -> None:
+    """An hour of a conversation is played in the player with a simulated sound device and clock."""
+    script, num_frames = tmp_path / "play.mjs", 45_000
+    player = tmp_path / "player.mjs"
+    player.write_text((FOLDER / "player.js").read_text())
+    script.write_text(PLAYER % {"player": json.dumps(player.as_uri()), "frames": num_frames})
+    done = subprocess.run(["node", "--expose-gc", str(script)], capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
+    assert results["true"]["numKept"] == num_frames
+    assert results["false"]["numKept"] == 0
+    assert results["true"]["arrayBuffers"] > 2 * 1920 * num_frames
+    assert results["false"]["arrayBuffers"] < 10_000_000
+    assert results["false"]["numPlayed"] == results["true"]["numPlayed"] == 1920 * num_frames

@@ -33,7 +33,7 @@ export class Call {
     "conversation.item.input_audio_transcription.completed": ({ item_id: id, transcript }) => {
       if (transcript !== "" && this.#lines.has(id)) this.#lines.get(id).textContent = transcript;
     },
-    "response.created": () => ((this.#playback = new Playback()), (this.#itemId = null)),
+    "response.created": () => ((this.#playback = new Playback({ keeps: false })), (this.#itemId = null)),
     "response.output_item.added": ({ item }) => {
       this.#itemId = item.id;
       this.#lines.set(item.id, this.addLine("assistant", "(spoken)"));

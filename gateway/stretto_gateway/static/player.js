@@ -27,12 +27,13 @@ function rest() {
 
 /** Playback of one utterance: `add` samples as they arrive, then `end` or `stop`; `finished` resolves at the end. */
 export class Playback {
-  chunks = []; // all samples, Int16Array each
+  chunks = []; // all samples, Int16Array each, if they are kept
   numSamples = 0;
   firstSoundMs = null; // time at which the first sample leaves the device, by performance.now()
   waitedS = 0; // time without samples to play
-  #numScheduled = 0; // number of scheduled chunks
-  #runs = []; // runs of samples without a gap: first frame of the context, first sample
+  #waiting = []; // chunks that have not been scheduled
+  #numScheduled = 0; // number of scheduled samples
+  #runs = []; // latest runs of samples without a gap: first frame of the context, first sample
   #end = 0; // frame after the last scheduled one
   #sources = new Set();
   #isComplete = false;
@@ -40,7 +41,9 @@ export class Playback {
   #isWatched = false; // true once the check for an audio device has begun
   isMute = false; // true if there is no audio device
 
-  constructor() {
+  /** Args: `keeps`, true to keep all samples in `chunks` instead of dropping those that were played. */
+  constructor({ keeps = true } = {}) {
+    this.keeps = keeps;
     last?.stop();
     last = this;
     this.finished = new Promise((resolve) => (this.resolve = resolve));
@@ -51,7 +54,8 @@ export class Playback {
 
   /** Append samples. */
   add(samples) {
-    this.chunks.push(samples);
+    if (this.keeps) this.chunks.push(samples);
+    if (this.keeps || !this.isMute) this.#waiting.push(samples);
     this.numSamples += samples.length;
     this.#watch();
     this.#pump();
@@ -64,6 +68,7 @@ export class Playback {
     const begun = context.currentTime;
     setTimeout(() => {
       this.isMute = !this.#isOver && context.currentTime === begun;
+      if (this.isMute && !this.keeps) this.#waiting = [];
       this.#pump();
     }, NO_DEVICE_MS);
   }
@@ -106,12 +111,12 @@ export class Playback {
     if (this.isMute && this.#isComplete) return this.#leave();
     if (context.state !== "running") return;
     const now = context.currentTime * RATE;
-    while (this.#numScheduled < this.chunks.length && this.#end - now < SCHEDULED_S * RATE) this.#schedule();
-    if (this.#isComplete && this.#sources.size === 0 && this.#numScheduled === this.chunks.length) this.#leave();
+    while (this.#waiting.length > 0 && this.#end - now < SCHEDULED_S * RATE) this.#schedule();
+    if (this.#isComplete && this.#sources.size === 0 && this.#waiting.length === 0) this.#leave();
   }
 
   #schedule() {
-    const samples = this.chunks[this.#numScheduled++];
+    const samples = this.#waiting.shift();
     if (this.#end < (context.currentTime + LEAD_S / 2) * RATE) this.#beginRun(LEAD_S);
     const buffer = new AudioBuffer({ length: samples.length, sampleRate: RATE });
     buffer.copyToChannel(Float32Array.from(samples, (sample) => sample / 32768), 0);
@@ -126,18 +131,19 @@ export class Playback {
     if (this.#end < context.currentTime * RATE) this.#beginRun(LATE_S);
     this.#sources.add(source);
     this.#end += samples.length;
+    this.#numScheduled += samples.length;
   }
 
   #beginRun(afterS) {
     const frame = Math.ceil((context.currentTime + afterS) * RATE);
-    const before = this.chunks.slice(0, this.#numScheduled - 1).reduce((sum, chunk) => sum + chunk.length, 0);
     if (this.#runs.length === 0) {
       const delayS = frame / RATE - context.currentTime + (context.outputLatency || context.baseLatency);
       this.firstSoundMs = performance.now() + 1000 * delayS;
     } else {
       this.waitedS += (frame - this.#end) / RATE;
     }
-    this.#runs.push({ frame, sample: before });
+    while (this.#runs.length > 1 && this.#runs[1].frame <= context.currentTime * RATE) this.#runs.shift();
+    this.#runs.push({ frame, sample: this.#numScheduled });
     this.#end = frame;
   }
 
