@@ -23,6 +23,7 @@ from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Mo
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
+from stretto_gateway.kyutai import endpoints as kyutai
 from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.speech_request import field_path
@@ -30,8 +31,9 @@ from stretto_gateway.speech_request import field_path
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
 ABOUT = (
-    "OpenAI's audio API for a Stretto server. There are also two WebSockets, which OpenAPI cannot describe: "
-    "/v1/realtime, OpenAI's realtime API, and /v1/audio/speech/stream, which speaks text while it is being written."
+    "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: /v1/realtime, "
+    "OpenAI's realtime API; /v1/audio/speech/stream, which speaks text while it is being written; and /api/chat, "
+    "/api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
 )
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
@@ -59,7 +61,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.is_draining = False
-    for part in (speech, speech_stream, transcription, chat, realtime, voices, page):
+    for part in (speech, speech_stream, transcription, chat, realtime, kyutai, voices, page):
         app.include_router(part.router, responses=ERRORS)
     app.include_router(router, responses=ERRORS)
     add_health(app)
@@ -92,6 +94,7 @@ def add_health(app: FastAPI) -> None:
     app.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
+    app.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute
     has_figures = described("Figures", "text/plain", "application/openmetrics-text")
     app.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
 

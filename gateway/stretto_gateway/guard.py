@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -23,11 +24,13 @@ from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 
 LOG = logging.getLogger("stretto_gateway")
 # Paths that need no key, for load balancers and for browsers before the user has entered a key.
-OPEN_PATHS = ("/health", "/health/live", "/health/ready", page.REFERENCE, *page.FILES)
+OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", page.REFERENCE, *page.FILES)
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
 REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
+KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send their key in a header or in the query
+KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
 KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key sent as a subprotocol; browser pages cannot set headers
 SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
@@ -118,6 +121,15 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
     return is_browser and method in ("GET", "HEAD") and not is_address(headers.get(b"host", ""))
 
 
+def credentials(scope: Scope, headers: Mapping[bytes, str]) -> str:
+    """Return the value of the header `Authorization`, or the key in a place where a WebSocket's client may send it."""
+    authorization = headers.get(b"authorization")
+    if authorization is None and scope["type"] == "websocket" and scope["path"].startswith(KYUTAI):
+        in_query = parse_qs(scope["query_string"].decode("latin-1")).get(KYUTAI_FIELD, [""])[0]
+        authorization = headers.get(KYUTAI_HEADER, in_query)
+    return authorization or key_in_protocol(scope)
+
+
 def key_in_protocol(scope: Scope) -> str:
     """Return the API key among a WebSocket's subprotocols; empty if there is none."""
     offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL))
@@ -138,7 +150,7 @@ class Guard:
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
-        authorization = headers.get(b"authorization", key_in_protocol(scope))
+        authorization = credentials(scope, headers)
         secret = client_secret(scope, key_in(authorization))
         CALLER.set(self._caller(scope, authorization, secret))
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))

@@ -76,10 +76,20 @@ class RoutedClient:
         return self._routed("", lambda client: client.transcribe(audio, **options))
 
     def transcribe_live(
-        self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, /, **options: Unpack[TaskOptions]
+        self,
+        pieces: AsyncIterable[NDArray[Any]],
+        sample_rate: int,
+        /,
+        *,
+        total_s: float | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Speech:
         """Transcribe live audio as SpeechClient does, on a single server."""
-        return self._routed("", lambda client: client.transcribe_live(pieces, sample_rate, **options), attempts=1)
+
+        def begin(client: SpeechClient) -> Speech:
+            return client.transcribe_live(pieces, sample_rate, total_s=total_s, **options)
+
+        return self._routed("", begin, attempts=1)
 
     def talk(
         self,
@@ -89,14 +99,15 @@ class RoutedClient:
         *,
         system: str = "",
         voice: str | None = None,
+        total_s: float | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Begin a full-duplex session as SpeechClient does. It stays on a single server."""
-        return self._routed(
-            "",
-            lambda client: client.talk(pieces, sample_rate, system=system, voice=voice, **options),
-            attempts=1,
-        )
+        """Run a full-duplex session as SpeechClient does, on a single server."""
+
+        def begin(client: SpeechClient) -> Speech:
+            return client.talk(pieces, sample_rate, system=system, voice=voice, total_s=total_s, **options)
+
+        return self._routed("", begin, attempts=1)
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
         """Answer a conversation as SpeechClient does.

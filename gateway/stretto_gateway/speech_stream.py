@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, aclosing, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.datastructures import State
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch, refused
@@ -179,16 +179,6 @@ class StreamChannel(Channel):
         self._count_error()
         await self.send("error", message=error.message, **error.record())
 
-    async def close(self, end: SessionEnd) -> None:
-        """Close the WebSocket, without an error if the client requested the end of the session."""
-        if end.reason:
-            await super().close(end)
-            return
-        assert end.code is not None
-        with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
-            async with asyncio.timeout(self._stall_s):
-                await self._socket.close(end.code)
-
 
 class StreamSession:
     """Session of one connection, which speaks one utterance at a time."""
@@ -213,7 +203,7 @@ class StreamSession:
     def _asking(self) -> AbstractContextManager[State]:
         return asking(self._owner, self._gateway.sessions.held)
 
-    async def handle(self, message: str | None) -> None:
+    async def handle(self, message: str | bytes | None) -> None:
         """Handle an event; send an error if it is invalid."""
         try:
             record = read_json(message)

@@ -53,6 +53,7 @@ class Chunk:
     pcm: np.ndarray | None = None  # int16 [num_samples], instead of a constant level
     session: str = ""
     aligned: tuple[tuple[str, float, float], ...] | None = None  # words with start and end; () if there are none
+    more: dict[str, Any] = field(default_factory=dict)  # further fields of the event
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def response(step: Chunk) -> service_pb2.ModelStreamInferResponse:
         event["codes"] = step.codes
     if step.session:
         event["session"] = step.session
+    event |= step.more
     if step.num_samples is not None:
         pcm = (
             np.full(step.num_samples, 8192, np.int16) if step.is_16_bit else np.full(step.num_samples, 0.25, np.float32)

@@ -78,6 +78,7 @@ class DuplexReply(Reply):
     def _open_stream(self) -> Speech:
         options, persona = self._order.options, self._persona
         named: Any = {"system": persona.role, "voice": persona.voice, "output": options["output"]}
+        named["total_s"] = self._gateway.limits.session_s
         return self._gateway.client.talk(self._audio.pieces(), DEFAULT_RATE, **named)
 
 

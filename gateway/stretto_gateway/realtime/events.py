@@ -94,12 +94,13 @@ class Channel:
             raise SessionEnd(POLICY, f"more than {MAX_ERRORS} messages were invalid within a second")
 
     async def close(self, end: SessionEnd) -> None:
-        """Send the reason for the end of the session, and close the WebSocket."""
+        """Send the reason for the end of the session, if there is one, and close the WebSocket."""
         assert end.code is not None
-        with suppress(SessionEnd):
-            await self.send_error(
-                end.error or ApiError(400, f"the session is over: {end.reason}", code="session_ended")
-            )
+        if end.error is not None or end.reason:
+            with suppress(SessionEnd):
+                await self.send_error(
+                    end.error or ApiError(400, f"the session is over: {end.reason}", code="session_ended")
+                )
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
             async with asyncio.timeout(self._stall_s):
                 await self._socket.close(end.code, end.reason)
@@ -113,7 +114,7 @@ Id = Annotated[Text, Field(min_length=1, max_length=64)]
 class SocketSession(Protocol):
     """Handler of a session's events."""
 
-    async def handle(self, message: str | None) -> None:
+    async def handle(self, message: str | bytes | None) -> None:
         """Handle an event; send an error if it is invalid."""
         ...
 
@@ -183,7 +184,7 @@ async def attend(
             raise SessionEnd(DONE, f"nothing was received for {left_s:g} s") from None
         if message["type"] == "websocket.disconnect":
             raise SessionEnd
-        await session.handle(message.get("text"))
+        await session.handle(message["bytes"] if message.get("bytes") is not None else message.get("text"))
 
 
 async def _until_draining(gateway: Gateway, session: SocketSession) -> None:
@@ -360,9 +361,9 @@ EVENTS: dict[str, type[ClientEvent]] = {
 }
 
 
-def read_json(text: str | None) -> dict[str, Any]:
+def read_json(text: str | bytes | None) -> dict[str, Any]:
     """Return the JSON object in a message; raise ApiError if there is none, or it has too many values."""
-    if text is None:
+    if not isinstance(text, str):
         raise ApiError(400, "expected an event as text, got bytes", code="invalid_event")
     if (got := num_values(text)) > MAX_VALUES:
         raise ApiError(400, f"expected an event of at most {MAX_VALUES} values, got {got}", code="invalid_event")

@@ -65,7 +65,7 @@ class Session:
         self._apply(settings, profile)
         await self._channel.send("session.created", session=self._record())
 
-    async def handle(self, text: str | None) -> None:
+    async def handle(self, text: str | bytes | None) -> None:
         """Handle an event; send an error event if it is invalid."""
         record: dict[str, Any] = {}
         try:

@@ -1,0 +1,347 @@
+"""Endpoints of Kyutai's protocols.
+
+The paths and messages are those of Kyutai's own servers, so that their clients, Unmute and PersonaPlex's page need no
+change. Audio is mono at 24 kHz: Ogg Opus, or samples in MessagePack.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter
+from numpy.typing import NDArray
+from pydantic import Field
+from starlette.websockets import WebSocket
+
+from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
+from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.catalogue import DUPLEX, find_task, find_voice
+from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
+from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
+from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
+from stretto_gateway.metrics import SpeechTrace, Trace
+from stretto_gateway.realtime.events import DONE, SessionEnd
+from stretto_gateway.realtime.settings import validated
+from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignment
+from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text
+from stretto_gateway.speech_stream import StreamedText, asking
+from stretto_gateway.voice_store import ID
+
+router = APIRouter()
+HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message of /api/chat
+FRAME = 1920  # samples
+FULL_SCALE = 32768.0  # of int16
+
+
+def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
+    """Return the model's voice for the name of a file, such as `NATF2.pt`; None for the default voice.
+
+    Raises:
+        ApiError: The model has voices, but no such one.
+    """
+    if not name or not profile.voices:
+        return None
+    stem = name.rpartition("/")[2].rpartition(".")[0]
+    return stem if stem in profile.voices else find_voice(profile, name)
+
+
+class ChatQuery(Body):
+    """Query of a full-duplex session, as Moshi's and PersonaPlex's clients send it."""
+
+    text_prompt: Text = ""
+    voice_prompt: Text | None = None
+    seed: int | None = None
+    text_temperature: float | None = Field(default=None, allow_inf_nan=False)
+    text_topk: int | None = None
+    audio_temperature: float | None = Field(default=None, allow_inf_nan=False)
+    audio_topk: int | None = None
+
+    def arguments(self, profile: ModelProfile) -> dict[str, Any]:
+        """Return the arguments of `SpeechClient.talk` except the audio; raise ApiError for an unknown voice.
+
+        Values that the model cannot use have no effect.
+        """
+        text = {"temperature": self.text_temperature, "top_k": self.text_topk}
+        depth = {"temperature": self.audio_temperature, "top_k": self.audio_topk}
+        options: dict[str, Any] = {name: value for name, value in text.items() if value is not None}
+        if "depth" in profile.options and (given := {k: v for k, v in depth.items() if v is not None}):
+            options["depth"] = given
+        if self.seed is not None and self.seed >= 0:  # -1: any seed
+            options["seed"] = self.seed
+        has_roles = "text" in find_task(profile, (DUPLEX,), "full-duplex speech").system
+        options |= {"voice": kyutai_voice(profile, self.voice_prompt), "system": self.text_prompt if has_roles else ""}
+        return options | {"output": {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}}
+
+
+class ChatSession(ListeningSession):
+    """Full-duplex session: a frame of speech for each frame of the user, and the model's text."""
+
+    async def begin(self) -> None:
+        profile = await self._gateway.catalogue.profile()
+        find_task(profile, (DUPLEX,), "full-duplex speech")
+        options = validated(ChatQuery, dict(self._socket.query_params)).arguments(profile)
+        self._encoder, limits = make_encoder("opus", DEFAULT_RATE), self._gateway.limits
+        audio = self._audio.pieces()
+        stream = self._gateway.client.talk(audio, DEFAULT_RATE, total_s=limits.session_s, **options)
+        self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), stream))
+
+    async def handle(self, message: str | bytes | None) -> None:
+        if isinstance(message, bytes) and message.startswith(AUDIO):
+            self._audio.add(message[1:])
+
+    async def _report(self, event: SpeechEvent) -> None:
+        if event.session:
+            await self._channel.send_bytes(HANDSHAKE)
+        if event.pcm is not None and (part := await encoded(self._encoder, event.pcm)):
+            await self._channel.send_bytes(AUDIO + part)
+        if event.text:
+            await self._channel.send_bytes(TEXT + event.text.encode())
+
+
+@router.websocket("/api/chat")
+async def open_chat(socket: WebSocket) -> None:
+    """Talk with a full-duplex model in Moshi's protocol: the first byte of a message is its kind."""
+    await open_session(socket, ChatSession, lambda text: ERROR + text.encode())
+
+
+class TranscriptSession(ListeningSession):
+    """Live transcription: words as soon as they are complete, their ends, and probabilities of pauses."""
+
+    def _listen_anew(self) -> None:
+        super()._listen_anew()
+        self._num_steps = self._num_open = 0  # `_num_open`: words that were sent without their ends
+
+    async def begin(self) -> None:
+        profile = await self._gateway.catalogue.profile()
+        find_task(profile, ("asr",), "transcription")
+        if not profile.reads_live_audio:
+            raise ApiError(400, f"model: {profile.family!r} does not transcribe live audio", "model", "unsupported")
+        options: TaskOptions = {"progress": True}
+        if profile.pauses_s:
+            options["pauses"] = True
+        audio, total_s = self._audio.pieces(), self._gateway.limits.session_s
+        stream = self._gateway.client.transcribe_live(audio, DEFAULT_RATE, total_s=total_s, **options)
+        self._task = self._tasks.create_task(self._follow(Trace(self._gateway.metrics, "asr"), stream))
+
+    async def handle(self, message: str | bytes | None) -> None:
+        if not isinstance(message, bytes):
+            return
+        record = unpacked(message)
+        match record["type"]:
+            case "Audio":
+                self._audio.add(samples_in(record))
+            case "OggOpus":
+                self._audio.add(bytes_in(record))
+            case "Marker":
+                self._audio.add(int(field_of(record, "id", int, "an integer")))
+            case "Init" if self._audio.num_samples:
+                await self._begin_again()
+
+    async def _begin_again(self) -> None:
+        """End the transcript, and begin another one."""
+        assert self._task is not None, "it has begun"
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._audio.close()
+        self._listen_anew()
+        await self.begin()
+
+    async def _report(self, event: SpeechEvent) -> None:
+        if event.session:
+            await self._send("Ready")
+        for probabilities in event.pauses:
+            self._num_steps += 1
+            num_unread = max(0, self._audio.num_samples - FRAME * self._num_steps)
+            await self._send("Step", step_idx=self._num_steps, prs=list(probabilities), buffered_pcm=num_unread)
+        await self._send_words(deque(event.begun), event.words)
+        markers, num_transcribed = self._audio.markers, round((event.transcribed_s or 0.0) * DEFAULT_RATE)
+        while markers and markers[0][0] <= num_transcribed:
+            await self._send("Marker", id=markers.popleft()[1])
+
+    async def _send_words(self, begun: deque[Word], ended: tuple[Word, ...]) -> None:
+        """Send words and their ends in order. Words with the same end have a single message for it."""
+        for index, word in enumerate(ended):
+            if self._num_open:
+                self._num_open -= 1
+            else:
+                await self._send_word(begun.popleft())
+            if index + 1 == len(ended) or ended[index + 1].end_s != word.end_s:
+                await self._send("EndWord", stop_time=word.end_s)
+        for word in begun:
+            await self._send_word(word)
+            self._num_open += 1
+
+    async def _send_word(self, word: Word) -> None:
+        await self._send("Word", text=word.word, start_time=word.start_s)
+
+    async def _send(self, kind: str, **fields: Any) -> None:
+        await self._channel.send_bytes(packed(kind, **fields))
+
+
+@router.websocket("/api/asr-streaming")
+async def open_transcript(socket: WebSocket) -> None:
+    """Transcribe live audio in the protocol of Kyutai's speech-to-text server."""
+    await open_session(socket, TranscriptSession, packed_error)
+
+
+Format = Literal["Pcm", "PcmMessagePack", "OggOpus", "OggOpusMessagePack"]
+
+
+class SpeakQuery(Body):
+    """Query of a speech session, as Unmute sends it."""
+
+    format: Format = "OggOpus"
+    voice: Text | None = None
+    seed: int | None = None
+    temperature: float | None = Field(default=None, allow_inf_nan=False)
+    top_k: int | None = None
+
+    def fields(self, profile: ModelProfile, is_strict: bool) -> SpeechFields:
+        """Return the fields of a speech request.
+
+        An unknown voice is replaced by the model's default, as at Kyutai's servers, whose voices are files.
+
+        Raises:
+            ApiError: The voice is unknown, and `is_strict`.
+        """
+        try:
+            is_stored = self.voice is not None and ID.fullmatch(self.voice) is not None
+            voice = self.voice if is_stored else kyutai_voice(profile, self.voice)
+        except ApiError:
+            if is_strict:
+                raise
+            voice = None
+        form: dict[str, Any] = {"response_format": "pcm", "sample_rate": DEFAULT_RATE}
+        form |= {"seed": self.seed, "temperature": self.temperature, "top_k": self.top_k}
+        return SpeechFields(model="", voice=voice, **form)
+
+
+class SpeakSession(KyutaiSession):
+    """Speech for one text, which the client sends word by word, with the times of its words."""
+
+    _text: StreamedText | None = None  # until the first word
+    _num_samples = 0
+
+    async def begin(self) -> None:
+        profile = await self._gateway.catalogue.profile()
+        query = validated(SpeakQuery, dict(self._socket.query_params))
+        find_task(profile, ("tts",), "text to speech")
+        self._fields = query.fields(profile, self._gateway.strict)
+        self._encoder = make_encoder("opus", DEFAULT_RATE) if query.format.startswith("Ogg") else None
+        self._is_packed = query.format.endswith("MessagePack")
+        self._is_aligned = wants_alignment(profile)
+        self._has_times = profile.times_words or self._is_aligned
+        self._written, self._words = list[str](), deque[Word]()  # `_words`: that have not been sent
+        await self._send("Ready")
+
+    @property
+    def patience_s(self) -> float:
+        is_complete = self._text is not None and self._text.is_ended
+        return self._gateway.limits.session_s if is_complete else super().patience_s
+
+    async def handle(self, message: str | bytes | None) -> None:
+        record: dict[str, Any] = {"type": "Text", "text": message} if isinstance(message, str) else {"type": "Eos"}
+        if isinstance(message, bytes) and message != b"\0":
+            record = unpacked(message)
+        match record["type"]:
+            case "Text":
+                self._write(field_of(record, "text", str, "text"))
+            case "Eos":
+                self._end()
+            case "Voice":
+                raise refused("embeddings", "no value (voices have names here)", "an embedding")
+
+    def _write(self, text: str) -> None:
+        """Append the words of a message, which are separate from those of other messages."""
+        words = text.split()
+        if not words or (self._text is not None and self._text.is_ended):
+            return
+        if self._text is None:
+            self._text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
+            self._task = self._tasks.create_task(self._speak(self._text))
+        self._text.add(" ".join(words) + " ")
+        if not self._has_times:
+            self._written += words
+
+    def _end(self) -> None:
+        if self._text is None:
+            raise SessionEnd(DONE)
+        self._text.end()
+
+    async def complete(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def close(self) -> None:
+        if self._text is not None:
+            self._text.close()
+
+    async def _speak(self, text: StreamedText) -> None:
+        with asking(self._socket.state.owner, self._gateway.sessions.held) as state:
+            ignored = Ignored(self._fields, self._gateway.strict)
+            options = await voice_options(self._gateway, self._fields, state, ignored)
+            if self._is_aligned:
+                options["words"] = "aligned"
+            async with spoken(self._gateway, text.pieces(), options) as events:
+                async for event in events:
+                    self._words += event.words
+                    await self._send_words(None)
+                    if event.pcm is not None:
+                        await self._send_audio(event.pcm)
+        duration_s = self._num_samples / DEFAULT_RATE
+        self._words += estimated_words(self._written, duration_s)
+        await self._send_words(duration_s)
+        if self._encoder is not None:
+            await self._send_opus(self._encoder.close())
+        raise SessionEnd(DONE)
+
+    async def _send_words(self, until_s: float | None) -> None:
+        """Send the words whose ends are known: they have one, another word follows, or the audio ends at `until_s`."""
+        while self._words:
+            word, following = self._words[0], self._words[1].start_s if len(self._words) > 1 else until_s
+            stop_s = word.end_s if word.end_s is not None else following
+            if stop_s is None:
+                return
+            self._words.popleft()
+            await self._send("Text", text=word.word, start_s=word.start_s, stop_s=max(stop_s, word.start_s))
+
+    async def _send_audio(self, pcm: NDArray[Any]) -> None:
+        """Send samples, int16 [n], a frame at a time."""
+        self._num_samples += len(pcm)
+        if self._encoder is not None:
+            await self._send_opus(await encoded(self._encoder, pcm))
+            return
+        samples = (pcm / FULL_SCALE).astype("<f4")
+        for first in range(0, len(samples), FRAME):
+            frame = samples[first : first + FRAME]
+            data = packed("Audio", pcm=frame.tolist()) if self._is_packed else frame.tobytes()
+            await self._channel.send_bytes(data)
+
+    async def _send_opus(self, data: bytes) -> None:
+        if data:  # Rust clients read bytes as a list of integers
+            await self._channel.send_bytes(packed("OggOpus", data=list(data)) if self._is_packed else data)
+
+    async def _send(self, kind: str, **fields: Any) -> None:
+        """Send a message, which formats without MessagePack do not have."""
+        if self._is_packed:
+            await self._channel.send_bytes(packed(kind, **fields))
+
+
+def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
+    """Yield words with times in proportion to their letters, for a model that reports none.
+
+    Args:
+        words: The words of an utterance.
+        duration_s: Its duration in seconds.
+    """
+    ends = np.cumsum([len(word) for word in words]) / max(1, sum(map(len, words))) * duration_s
+    for word, end_s in zip(words, ends.tolist(), strict=True):
+        yield Word(word, end_s - len(word) / sum(map(len, words)) * duration_s, end_s)
+
+
+@router.websocket("/api/tts_streaming")
+async def open_speech(socket: WebSocket) -> None:
+    """Speak text while it is being written, in the protocol of Kyutai's text-to-speech server."""
+    await open_session(socket, SpeakSession, packed_error)

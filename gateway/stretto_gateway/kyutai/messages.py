@@ -1,0 +1,82 @@
+"""Messages of Kyutai's protocols in MessagePack."""
+
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto_gateway.answers import ApiError, mismatch, shown
+from stretto_gateway.realtime.events import SessionEnd
+
+MALFORMED = 1007  # close code for a message that cannot be read (RFC 6455, section 7.4.1)
+MAX_CONTAINERS = 8  # lists and objects in a message
+
+
+def malformed(error: ApiError) -> SessionEnd:
+    """Return the end of a session whose client has sent an unreadable message."""
+    return SessionEnd(MALFORMED, "a message was malformed", error)
+
+
+def packed(kind: str, **fields: Any) -> bytes:
+    """Return a message. Samples and probabilities are float32, times float64, as from Kyutai's servers."""
+    is_single = "pcm" in fields or "prs" in fields
+    data: bytes = msgpack.packb({"type": kind} | fields, use_single_float=is_single)
+    return data
+
+
+def packed_error(text: str) -> bytes:
+    """Return an error message."""
+    return packed("Error", message=text)
+
+
+def unpacked(message: bytes) -> dict[str, Any]:
+    """Return the object in a message; raise SessionEnd if it is malformed."""
+    num_containers = 0
+
+    def count(container: Any) -> Any:
+        nonlocal num_containers
+        num_containers += 1
+        if num_containers > MAX_CONTAINERS:
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and objects")
+        return container
+
+    try:
+        record = msgpack.unpackb(message, list_hook=count, object_hook=count)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        why = f"expected MessagePack, got an error: {error}"
+        raise malformed(ApiError(400, why[:200], code="invalid_event")) from None
+    if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+        raise malformed(ApiError(400, f"expected an object with a type, got {shown(record)}", code="invalid_event"))
+    return record
+
+
+def field_of(record: dict[str, Any], name: str, kind: type, what: str) -> Any:
+    """Return a field of a message; raise SessionEnd if it is not a `kind`."""
+    value = record.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise malformed(mismatch(name, what, shown(value)))
+    return value
+
+
+def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
+    """Return the samples [n] in a message of audio; raise SessionEnd if they are not numbers."""
+    given = field_of(record, "pcm", list, "a list of samples")
+    try:
+        pcm = np.array(given)
+    except ValueError:  # lists of different lengths
+        pcm = np.zeros(0, np.object_)
+    if given and (pcm.ndim != 1 or pcm.dtype.kind not in "fiu"):
+        raise malformed(mismatch("pcm", "a list of samples", shown(given)))
+    return pcm.astype(np.float32)
+
+
+def bytes_in(record: dict[str, Any]) -> bytes:
+    """Return the bytes in a message, which Rust writes as a list of integers; raise SessionEnd if there are none."""
+    data = record.get("data")
+    try:
+        if isinstance(data, bytes | list):
+            return bytes(data)
+    except (ValueError, TypeError):  # no bytes
+        pass
+    raise malformed(mismatch("data", "bytes", shown(data)))

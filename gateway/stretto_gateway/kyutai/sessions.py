@@ -1,0 +1,204 @@
+"""Sessions of Kyutai's protocols: channel, received audio, and life of a session."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, closing
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.websockets import WebSocket
+
+from stretto_client import Speech, SpeechEvent
+from stretto_gateway.admission import Held
+from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.events import reply_events
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.kyutai.messages import malformed
+from stretto_gateway.metrics import Trace
+from stretto_gateway.ogg import OggError, OggOpusDecoder
+from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, session_tasks
+
+ITEM_BYTES = 64  # memory of a waiting item without its content
+MAX_MARKERS = 1024
+
+
+class ReceivedAudio:
+    """Audio that a client has sent and the server has not taken: Ogg Opus, samples, and markers between them.
+
+    Ogg Opus is decoded only when the server takes it, because a small message may contain hours of audio.
+
+    Args:
+        held: Memory account of the waiting audio.
+
+    Attributes:
+        num_samples: Number of samples that the server has taken.
+        markers: Ids of the markers that were reached, with the number of samples before them.
+    """
+
+    def __init__(self, held: Held):
+        self._held = held
+        self._waiting = deque[bytes | NDArray[np.float32] | int]()
+        self._changed, self._is_complete = asyncio.Event(), False
+        self._decoder = OggOpusDecoder()
+        self.num_samples = 0
+        self.markers = deque[tuple[int, int]]()
+
+    def add(self, item: bytes | NDArray[np.float32] | int) -> None:
+        """Append bytes of Ogg Opus, samples [n] at 24 kHz, or the id of a marker.
+
+        Raises:
+            ApiError: The memory limit is exceeded, or too many markers have not been answered.
+        """
+        if isinstance(item, int):
+            num_markers = len(self.markers) + sum(isinstance(each, int) for each in self._waiting)
+            if num_markers >= MAX_MARKERS:
+                raise mismatch("id", f"fewer than {MAX_MARKERS} markers without an answer", "more")
+        self._held.add(_num_bytes(item))
+        self._waiting.append(item)
+        self._changed.set()
+
+    def end(self) -> None:
+        """Mark the audio as complete."""
+        self._is_complete = True
+        self._changed.set()
+
+    async def pieces(self) -> AsyncIterator[NDArray[np.float32]]:
+        """Yield the samples as they come, and release their memory; raise SessionEnd if they are malformed."""
+        while self._waiting or not self._is_complete:
+            if not self._waiting:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            item = self._waiting[0]
+            async for pcm in self._samples_of(item):
+                yield pcm
+            if self._waiting:  # otherwise it was discarded meanwhile
+                self._held.remove(_num_bytes(self._waiting.popleft()))
+
+    async def _samples_of(self, item: bytes | NDArray[np.float32] | int) -> AsyncIterator[NDArray[np.float32]]:
+        if isinstance(item, int):
+            self.markers.append((self.num_samples, item))
+            return
+        try:
+            for pcm in self._decoder.push(item) if isinstance(item, bytes) else [item]:
+                self.num_samples += len(pcm)
+                yield pcm
+                await asyncio.sleep(0)  # other sessions have their turn, however much audio the bytes contain
+        except OggError as error:
+            raise malformed(ApiError(400, f"audio: {error}", "audio", "invalid_value")) from None
+
+    def close(self) -> None:
+        """Discard what is waiting."""
+        self._held.remove(sum(map(_num_bytes, self._waiting)))
+        self._waiting.clear()
+
+
+def _num_bytes(item: bytes | NDArray[np.float32] | int) -> int:
+    """Return the accounted memory of an item in bytes."""
+    return ITEM_BYTES + (0 if isinstance(item, int) else len(item) if isinstance(item, bytes) else item.nbytes)
+
+
+class BinaryChannel(Channel):
+    """Channel whose error events are binary messages.
+
+    Args:
+        socket: The client's WebSocket.
+        stall_s: Maximum time for which the client may read nothing, in seconds.
+        write_error: Function that returns the message for an error text.
+    """
+
+    def __init__(self, socket: WebSocket, stall_s: float, write_error: Callable[[str], bytes]):
+        super().__init__(socket, stall_s)
+        self._write_error = write_error
+
+    async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
+        self._count_error()
+        await self.send_bytes(self._write_error(error.message))
+
+
+class KyutaiSession(ABC):
+    """Session of one connection.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to the client.
+        socket: The client's WebSocket.
+        tasks: Tasks of the session.
+    """
+
+    def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
+        self._gateway, self._channel, self._socket, self._tasks = gateway, channel, socket, tasks
+        self._task: asyncio.Task[None] | None = None  # generates the output
+
+    @property
+    def patience_s(self) -> float:
+        """Maximum time until the next message, in seconds."""
+        return self._gateway.limits.idle_s
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Begin the session; raise ApiError if the model cannot serve it."""
+
+    @abstractmethod
+    async def handle(self, message: str | bytes | None) -> None:
+        """Handle a message. Messages of unknown kinds have no effect, as at Kyutai's servers."""
+
+    @abstractmethod
+    async def complete(self) -> None:
+        """End the input, and wait until the output is complete."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the session's memory."""
+
+
+class ListeningSession(KyutaiSession):
+    """Session with live audio as input."""
+
+    def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
+        super().__init__(gateway, channel, socket, tasks)
+        self._listen_anew()
+
+    def _listen_anew(self) -> None:
+        self._audio = ReceivedAudio(self._gateway.sessions.held)
+
+    async def _follow(self, trace: Trace, stream: Speech) -> None:
+        """Report all events of the model's output, and end the session."""
+        async with self._gateway.admission.slot(), aclosing(reply_events(stream, {}, trace)) as events:
+            async for event in events:
+                await self._report(event)
+        raise SessionEnd(DONE)
+
+    @abstractmethod
+    async def _report(self, event: SpeechEvent) -> None:
+        """Send the messages for an event."""
+
+    async def complete(self) -> None:
+        self._audio.end()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def close(self) -> None:
+        self._audio.close()
+
+
+Make = Callable[[Gateway, Channel, WebSocket, asyncio.TaskGroup], KyutaiSession]
+
+
+async def open_session(socket: WebSocket, make: Make, write_error: Callable[[str], bytes]) -> None:
+    """Run a session until it ends. A refusal is an error message, because these clients do not read HTTP errors.
+
+    Args:
+        socket: The client's WebSocket.
+        make: Function that creates the session.
+        write_error: Function that returns the message for an error text.
+    """
+    gateway: Gateway = socket.app.state.gateway
+    await socket.accept()
+    channel = BinaryChannel(socket, gateway.limits.stall_s, write_error)
+    async with session_tasks(channel) as tasks:
+        with gateway.sessions.slot(), closing(make(gateway, channel, socket, tasks)) as session:
+            await session.begin()
+            await attend(gateway, socket, session, tasks, lambda: session.patience_s)

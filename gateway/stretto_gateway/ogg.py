@@ -1,0 +1,122 @@
+"""Decoder of Ogg Opus that arrives in parts of any size (RFC 3533, 6716 and 7845)."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import NDArray
+
+from stretto_gateway.encoding import DEFAULT_RATE
+
+PATTERN = b"OggS"
+HEAD_BYTES, CHECKSUM = 27, slice(22, 26)
+MAX_PACKET_BYTES = 65_536  # more than Opus' longest packet; also the limit for the comments
+CONTINUES, BEGINS = 1, 2  # flags of a page
+OPUS_RATE = 48_000
+MIN_HEADER_BYTES = 19
+# Ogg's checksum is zlib's with the bits of each byte in the other order, and without its inversions.
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class OggError(ValueError):
+    """Raised if the bytes are not Ogg Opus."""
+
+
+def checksum(page: bytes) -> int:
+    """Return the checksum of a page whose checksum field is zero."""
+    mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+class OggOpusDecoder:
+    """Decoder of one stream, or of several that follow each other. Stereo is mixed to mono."""
+
+    def __init__(self) -> None:
+        self._unread = bytearray()
+        self._serial: bytes | None = None
+        self._packet = bytearray()  # beginning of a packet that continues on the next page
+        self._num_packets = 0
+        self._decoder: Any = None
+        self._resampler: Any = None
+
+    def push(self, data: bytes) -> Iterator[NDArray[np.float32]]:
+        """Append bytes, and yield the samples [n] of each packet that is complete, mono at 24 kHz.
+
+        Raises:
+            OggError: The bytes are not Ogg Opus.
+        """
+        self._unread += data
+        while (page := self._next_page()) is not None:
+            for packet in self._packets(page):
+                yield from self._decode(packet)
+
+    def _next_page(self) -> bytes | None:
+        """Remove and return the next page; None if it is not complete."""
+        unread = self._unread
+        if not PATTERN.startswith(unread[: len(PATTERN)]) and unread[: len(PATTERN)] != PATTERN:
+            raise OggError(f"expected a page that begins with {PATTERN!r}, got {bytes(unread[:4])!r}")
+        if len(unread) < HEAD_BYTES or len(unread) < HEAD_BYTES + unread[26]:
+            return None
+        size = HEAD_BYTES + unread[26] + sum(unread[HEAD_BYTES : HEAD_BYTES + unread[26]])
+        if len(unread) < size:
+            return None
+        page = bytes(unread[:size])
+        del unread[:size]
+        if page[4]:
+            raise OggError(f"expected version 0 of Ogg, got {page[4]}")
+        if checksum(page[:22] + bytes(4) + page[26:]) != int.from_bytes(page[CHECKSUM], "little"):
+            raise OggError("expected a page with the checksum in its header, got another one")
+        return page
+
+    def _packets(self, page: bytes) -> Iterator[bytes]:
+        """Yield the packets that end on a page."""
+        serial, flags = page[14:18], page[5]
+        if flags & BEGINS:
+            self._serial, self._num_packets, self._decoder = serial, 0, None
+        elif serial != self._serial:
+            raise OggError("expected a page of the stream that has begun, got one of another stream")
+        if not flags & CONTINUES:
+            self._packet.clear()
+        at = HEAD_BYTES + page[26]
+        for size in page[HEAD_BYTES:at]:
+            self._packet += page[at : at + size]
+            at += size
+            if len(self._packet) > MAX_PACKET_BYTES:
+                raise OggError(f"expected packets of at most {MAX_PACKET_BYTES} bytes, got a longer one")
+            if size < 255:
+                packet = bytes(self._packet)
+                self._packet.clear()
+                yield packet
+
+    def _decode(self, packet: bytes) -> Iterator[NDArray[np.float32]]:
+        number, self._num_packets = self._num_packets, self._num_packets + 1
+        if number == 0:
+            self._open(packet)
+        elif number == 1:
+            if not packet.startswith(b"OpusTags"):
+                raise OggError(f"expected comments that begin with OpusTags, got {packet[:8]!r}")
+        elif packet:
+            try:
+                for frame in self._decoder.decode(av.Packet(packet)):
+                    for resampled in self._resampler.resample(frame):
+                        yield resampled.to_ndarray().mean(0)
+            except FFmpegError as error:
+                raise OggError(f"expected packets of Opus, got one that cannot be decoded ({error.strerror})") from None
+
+    def _open(self, header: bytes) -> None:
+        """Open the decoder for a stream's identification header, which also has the number of samples to skip."""
+        if not header.startswith(b"OpusHead") or len(header) < MIN_HEADER_BYTES:
+            raise OggError(f"expected a stream that begins with OpusHead, got {header[:8]!r}")
+        version, num_channels, family = header[8], header[9], header[18]
+        if version > 15 or num_channels not in (1, 2) or family:
+            got = f"version {version}, {num_channels} channels, mapping {family}"
+            raise OggError(f"expected Opus with one or two channels, got {got}")
+        self._decoder = av.CodecContext.create("libopus", "r")
+        self._decoder.extradata = header
+        self._decoder.sample_rate = OPUS_RATE
+        self._decoder.layout = layout = "mono" if num_channels == 1 else "stereo"
+        self._decoder.options = {"request_sample_fmt": "flt"}
+        self._resampler = av.AudioResampler("fltp", layout, DEFAULT_RATE)

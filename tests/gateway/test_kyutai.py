@@ -1,0 +1,521 @@
+"""Kyutai's protocols: messages, limits, malformed input, and clients that leave or do not read."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from stretto_gateway import connection
+from stretto_gateway.config import Limits
+from stretto_gateway.encoding import make_encoder
+from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
+from tests.gateway.conftest import Running, Start
+from tests.gateway.realtime.caller import task
+from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
+from tests.gateway.test_ogg import HEADER, TAGS, decode, opus, page
+from tests.patience import PATIENCE_S, until_async
+
+RATE, FRAME = 24_000, 1920
+CHAT, ASR, TTS = "/api/chat", "/api/asr-streaming", "/api/tts_streaming"
+DUPLEX = PROFILE | {
+    "family": "both_ways",
+    "reads_live_audio": True,
+    "voices": ["NATF2"],
+    "options": ["depth"],
+    "tasks": [task("duplex", needs=["audio"], speaks=True) | {"system": ["text"]}],
+}
+LISTENS = PROFILE | {
+    "reads_live_audio": True,
+    "pauses_s": [0.5, 1.0, 2.0, 3.0],
+    "tasks": [task("asr", needs=["audio"])],
+}
+TONE = (np.sin(np.arange(RATE) / 9) * 9000).astype(np.int16)
+
+
+class Partner:
+    """A server of live audio that answers with `steps` once it has `num_samples`, and with `last` after the session."""
+
+    def __init__(self, steps: list[Step], num_samples: int = 1, last: tuple[Step, ...] = ()) -> None:
+        self.heard, self.num_samples = list[float](), num_samples
+        self.is_live, self.is_over, self.may_take = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.may_take.set()
+        self.begun = list[Request]()
+        self.steps, self.last = steps, last
+
+    def __call__(self, request: Request) -> list[Step]:
+        if "session" not in request:
+            self.begun.append(request)
+            name = f"s{len(self.begun)}"
+            return [Chunk(0, None, session=name), Until(self.is_live), *self.steps, Until(self.is_over), *self.last]
+        record = json.loads(request["session"])
+        self.heard += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
+        if len(self.heard) >= self.num_samples:
+            self.is_live.set()
+        if record["is_last"]:
+            self.is_over.set()
+        return [Until(self.may_take), Taken(record["part"])]
+
+    @property
+    def options(self) -> Any:
+        return json.loads(self.begun[-1]["options"])
+
+
+def event(text: str = "", **more: Any) -> Chunk:
+    """Return an event of a transcript."""
+    return Chunk(1, None, text, more=more)
+
+
+LAST = Chunk(9, None, is_final=True, is_last=True)
+
+
+async def received(opened: Any) -> bytes:
+    async with asyncio.timeout(PATIENCE_S):
+        message = await opened.recv()
+    assert isinstance(message, bytes)
+    return message
+
+
+async def unpacked(opened: Any, until: str = "") -> list[dict[str, Any]]:
+    """Return the messages up to one of a type, or up to the end."""
+    messages = list[dict[str, Any]]()
+    async with asyncio.timeout(PATIENCE_S):
+        async for message in opened:
+            messages.append(msgpack.unpackb(message))
+            if messages[-1]["type"] == until:
+                break
+    return messages
+
+
+def pack(kind: str, **fields: Any) -> bytes:
+    return msgpack.packb({"type": kind, **fields}, use_single_float=True)
+
+
+async def idle(running: Running) -> None:
+    """Wait until nothing is generated, open or held any more."""
+    await running.until(gateway_active=0, gateway_sessions=0)
+    assert not running.app.state.gateway.sessions.held._num_bytes
+
+
+# Full-duplex speech
+
+
+async def test_speech_and_text_come_while_audio_is_sent(start: Start) -> None:
+    frames = [TONE[at : at + FRAME] for at in range(0, 5 * FRAME, FRAME)]
+    spoken = [Chunk(n, FRAME, f" {n}", is_16_bit=True, pcm=pcm) for n, pcm in enumerate(frames)]
+    end = Chunk(9, FRAME, is_16_bit=True, is_final=True, is_last=True)
+    partner = Partner(spoken, RATE // 2, (end,))
+    running = await start(partner, DUPLEX)
+    query = "?text_prompt=You+are+kind.&voice_prompt=NATF2.pt&seed=7&text_temperature=0.6&text_topk=20"
+    async with open_socket(running, f"{CHAT}{query}&audio_temperature=0.9&audio_topk=200&pad_mult=0&email=x") as opened:
+        assert await received(opened) == b"\0"
+        sent, expected = opus(), decode(opus(), 10_000)
+        for at in range(0, len(sent), 400):
+            await opened.send(b"\1" + sent[at : at + 400])
+        sound, text = b"", ""
+        while text != " 0 1 2 3 4":
+            message = await received(opened)
+            sound += message[1:] if message[0] == 1 else b""
+            text += message[1:].decode() if message[0] == 2 else ""
+    assert np.abs(decode(sound, 99)[FRAME : 3 * FRAME]).max() > 0.2
+    form = {"encoding": "pcm_s16le", "sample_rate": RATE}
+    sampling = {"temperature": 0.6, "top_k": 20, "depth": {"temperature": 0.9, "top_k": 200}, "seed": 7}
+    assert partner.options == {"live": True, "voice": "NATF2", "output": form, **sampling}
+    assert json.loads(partner.begun[0]["messages"]) == [{"role": "system", "text": "You are kind."}]
+    np.testing.assert_allclose(partner.heard, expected[: len(partner.heard)], atol=1e-6)
+    await idle(running)
+    await until_async(running.behind.cancelled.is_set)  # a client that leaves ends the reply
+
+
+async def test_values_that_the_model_cannot_use_have_no_effect(start: Start) -> None:
+    plain = DUPLEX | {"voices": [], "options": [], "tasks": [DUPLEX["tasks"][0] | {"system": []}]}
+    partner = Partner([])
+    running = await start(partner, plain)
+    async with open_socket(running, f"{CHAT}?text_prompt=a&voice_prompt=b.pt&seed=-1&audio_topk=9") as opened:
+        assert await received(opened) == b"\0"
+        for message in (b"", b"\3\0", b"\6", b"\x09abc", b"\2hello", "\1text"):  # kinds without an effect
+            await opened.send(message)
+        await opened.send(b"\1" + opus())
+        await until_async(lambda: bool(partner.heard))
+    assert partner.options == {"live": True, "output": {"encoding": "pcm_s16le", "sample_rate": RATE}}
+    assert "messages" not in partner.begun[0]
+
+
+async def test_the_end_of_the_reply_closes_the_session(start: Start) -> None:
+    end = Chunk(9, FRAME, is_16_bit=True, is_final=True, is_last=True)
+    running = await start(Partner([end]), DUPLEX)
+    async with open_socket(running, CHAT) as opened:
+        await opened.send(b"\1" + opus())
+        assert await closed(opened) == (1000, "")
+    await idle(running)
+
+
+@pytest.mark.parametrize(
+    ("query", "script", "profile", "message", "code"),
+    [
+        ("?voice_prompt=nobody.pt", [], DUPLEX, "voice: expected one of NATF2", 1011),
+        ("?seed=many", [], DUPLEX, "seed: Input should be a valid integer", 1011),
+        ("?text_temperature=nan", [], DUPLEX, "text_temperature: Input should be a finite number", 1011),
+        ("", [ErrorText("full: 4 sessions are open, try again")], DUPLEX, "at capacity; try again", 1013),
+        ("", [], PROFILE, "model: 'tiny' does not support full-duplex speech", 1011),
+    ],
+)
+async def test_a_refused_conversation_is_an_error_message(
+    start: Start, query: str, script: list[Step], profile: Any, message: str, code: int
+) -> None:
+    running = await start(script, profile)
+    async with open_socket(running, CHAT + query) as opened:
+        told = await received(opened)
+        assert (told[:1], message in told[1:].decode()) == (b"\5", True), told
+        assert (await closed(opened))[0] == code
+    await idle(running)
+
+
+async def test_malformed_ogg_ends_only_its_own_session(start: Start) -> None:
+    running = await start(Partner([]), DUPLEX)
+    async with open_socket(running, CHAT) as first, open_socket(running, CHAT) as second:
+        await first.send(b"\1" + HEADER + b"noise")
+        while (told := await received(first))[:1] != b"\5":
+            assert told == b"\0"
+        assert told[1:].decode().startswith("audio: expected a page that begins with b'OggS'")
+        assert await closed(first) == (1007, "a message was malformed")
+        await second.send(b"\1" + opus())
+        assert await received(second) == b"\0"
+        await running.until(gateway_active=1)
+
+
+async def test_a_small_message_with_hours_of_sound_fills_no_memory_and_ends_with_its_client(start: Start) -> None:
+    """Two bytes of Opus are 120 ms. Nothing is decoded before the server takes it, and a client may leave meanwhile."""
+    partner = Partner([])
+    partner.may_take.clear()
+    running = await start(partner, DUPLEX)
+    bomb = HEADER + TAGS + page(b"\x1b\x06" * 255, 0, lacing=b"\x02" * 255) * 1000  # 8 hours
+    async with open_socket(running, CHAT) as opened:
+        for _ in range(3):
+            await opened.send(b"\1" + bomb)
+        held = running.app.state.gateway.sessions.held
+        await until_async(lambda: held.num_bytes > 3 * len(bomb))
+        assert held.num_bytes < 3 * len(bomb) + 1000
+        async with running.http() as http:
+            assert (await http.get("/health/live")).status_code == 200
+    await idle(running)
+
+
+async def test_the_memory_of_waiting_audio_is_limited(start: Start) -> None:
+    partner = Partner([])
+    partner.may_take.clear()
+    running = await start(partner, LISTENS, limits=Limits(max_held_bytes=16 * RATE, drain_s=1))
+    async with open_socket(running, ASR) as opened:
+        for _ in range(40):
+            await opened.send(pack("Audio", pcm=[0.0] * RATE))
+        error = (await unpacked(opened, "Error"))[-1]
+        assert "bytes are held for all clients" in error["message"]
+        assert (await closed(opened))[0] == 1013
+    await idle(running)
+
+
+# Live transcription
+
+
+async def test_words_pauses_and_markers_come_in_their_order(start: Start) -> None:
+    word, pauses = {"word": "cat", "start_s": 0.32}, [[0.25, 0.5, 0.75, 1.0]]
+    steps: list[Step] = [
+        event(pauses=pauses, begun=[], transcribed_s=0.0),
+        event("cat", pauses=pauses, begun=[word], transcribed_s=0.08),
+        event("", pauses=2 * pauses, begun=[], transcribed_s=0.24),
+        Chunk(4, None, aligned=(("cat", 0.32, 0.5),), more={"pauses": pauses, "begun": [], "transcribed_s": 0.32}),
+    ]
+    partner = Partner(steps, 4 * FRAME)
+    running = await start(partner, LISTENS)
+    async with open_socket(running, ASR) as opened:
+        assert await unpacked(opened, "Ready") == [{"type": "Ready"}]
+        pcm = (TONE[: 3 * FRAME] / 32768).astype(np.float32)
+        await opened.send(pack("Audio", pcm=pcm.tolist()))
+        await opened.send(pack("Marker", id=-3))
+        await opened.send(pack("Novelty", id=-3))  # an unknown type
+        await opened.send("text")
+        await opened.send(pack("Audio", pcm=[0, 1, 0.5] * FRAME))
+        messages = await unpacked(opened, "EndWord")
+    assert [each.get("step_idx", each["type"]) for each in messages] == [1, 2, "Word", 3, 4, "Marker", 5, "EndWord"]
+    assert messages[0] == {"type": "Step", "step_idx": 1, "prs": pauses[0], "buffered_pcm": 5 * FRAME}
+    assert messages[2] == {"type": "Word", "text": "cat", "start_time": 0.32}
+    assert messages[5] == {"type": "Marker", "id": -3}
+    assert messages[7] == {"type": "EndWord", "stop_time": 0.5}
+    assert partner.options == {"live": True, "progress": True, "pauses": True}
+    np.testing.assert_array_equal(partner.heard[: len(pcm)], pcm)
+    await idle(running)
+
+
+async def test_words_that_begin_and_end_in_one_event_are_in_order(start: Start) -> None:
+    words = [{"word": name, "start_s": start_s} for name, start_s in (("a", 0.0), ("b", 0.0), ("c", 0.4), ("d", 0.8))]
+    ended = (("a", 0.0, 0.4), ("b", 0.0, 0.4), ("c", 0.4, 0.8))
+    steps: list[Step] = [Chunk(1, None, aligned=ended, more={"begun": words, "transcribed_s": 1.0})]
+    running = await start(Partner(steps), LISTENS | {"pauses_s": []})
+    async with open_socket(running, ASR) as opened:
+        await opened.send(pack("Audio", pcm=[0.0] * FRAME))
+        await opened.send(pack("Marker", id=1))
+        messages = await unpacked(opened, "Marker")
+    found = [each.get("text", each.get("stop_time")) for each in messages]
+    assert found == [None, "a", "b", 0.4, "c", 0.8, "d", None]
+
+
+async def test_init_begins_another_transcript(start: Start) -> None:
+    partner = Partner([])
+    running = await start(partner, LISTENS)
+    async with open_socket(running, ASR) as opened:
+        await unpacked(opened, "Ready")
+        await opened.send(pack("Init"))  # nothing to begin anew
+        await opened.send(pack("OggOpus", data=list(opus())))
+        await until_async(lambda: bool(partner.heard))
+        await opened.send(pack("Init"))
+        assert await unpacked(opened, "Ready") == [{"type": "Ready"}]
+        await opened.send(pack("OggOpus", data=opus()))
+        await until_async(lambda: len(partner.heard) > RATE)
+    assert len(partner.begun) == 2
+    await idle(running)
+
+
+MALFORMED: list[tuple[str, bytes, str]] = [
+    (ASR, b"\xc1", "expected MessagePack"),
+    (ASR, b"\x81", "expected MessagePack"),
+    (ASR, b"", "expected MessagePack"),
+    (ASR, b"\x91" * 2000 + b"\0", "expected MessagePack"),
+    (ASR, msgpack.packb([[]] * 200_000), "more than 8 lists"),
+    (ASR, msgpack.packb({"type": [1]}), "expected an object with a type"),
+    (ASR, msgpack.packb([1, 2]), "expected an object with a type"),
+    (ASR, msgpack.packb({1: 2}, strict_types=True), "expected MessagePack"),
+    (ASR, pack("Audio"), "pcm: expected a list of samples"),
+    (ASR, pack("Audio", pcm=["1.0"]), "pcm: expected a list of samples"),
+    (ASR, pack("Audio", pcm=[[0.0], [0.0, 1.0]]), "pcm: expected a list of samples"),
+    (ASR, pack("Audio", pcm=[True]), "pcm: expected a list of samples"),
+    (ASR, pack("OggOpus", data=[300]), "data: expected bytes"),
+    (ASR, pack("OggOpus", data="OggS"), "data: expected bytes"),
+    (ASR, pack("OggOpus", data=b"RIFF"), "audio: expected a page that begins"),
+    (ASR, pack("Marker", id="1"), "id: expected an integer"),
+    (ASR, pack("Marker", id=True), "id: expected an integer"),
+    (TTS, b"{}", "expected MessagePack"),
+    (TTS, pack("Text", text=b"bytes"), "text: expected text"),
+    (TTS, pack("Text"), "text: expected text"),
+    (TTS, msgpack.packb({"type": "Text", "text": "\ud800"}, unicode_errors="surrogatepass"), "expected MessagePack"),
+]
+
+
+@pytest.mark.parametrize(("path", "message", "told"), MALFORMED, ids=range(len(MALFORMED)))
+async def test_a_malformed_message_is_named_and_ends_the_session(
+    start: Start, path: str, message: bytes, told: str
+) -> None:
+    both = LISTENS | {"tasks": [*LISTENS["tasks"], *PROFILE["tasks"]]}
+    running = await start(Partner([]), both)
+    async with open_socket(running, f"{path}?format=PcmMessagePack") as opened:
+        await unpacked(opened, "Ready")
+        await opened.send(message)
+        error = (await unpacked(opened, "Error"))[-1]
+        assert told in error["message"]
+        assert await closed(opened) == (1007, "a message was malformed")
+    await idle(running)
+
+
+@pytest.mark.parametrize("path", [CHAT, ASR, TTS])
+async def test_a_message_that_is_too_long_ends_the_session(start: Start, path: str) -> None:
+    tasks = [*DUPLEX["tasks"], *LISTENS["tasks"], *PROFILE["tasks"]]
+    running = await start(Partner([]), DUPLEX | {"tasks": tasks}, limits=Limits(max_event_bytes=1000, drain_s=1))
+    async with open_socket(running, f"{path}?format=PcmMessagePack") as opened:
+        await opened.send(b"\1" + bytes(2000))
+        assert (await closed(opened))[0] == 1009
+    await idle(running)
+
+
+async def test_a_model_that_reads_whole_recordings_is_refused(start: Start) -> None:
+    running = await start()
+    async with open_socket(running, ASR) as opened:
+        (error,) = await unpacked(opened, "Error")
+        assert error["message"] == "model: 'tiny' does not transcribe live audio"
+        assert (await closed(opened))[0] == 1011
+
+
+# Streamed text to speech
+
+
+def words(*spoken: str) -> list[Step]:
+    """Return a reply with 0.2 s of sound for each word."""
+    steps: list[Step] = []
+    for number, word in enumerate(spoken):
+        start_s = {"word": word, "start_s": 0.2 * number}
+        steps.append(Chunk(number, RATE // 5, is_16_bit=True, pcm=TONE[: RATE // 5], more={"words": [start_s]}))
+    return [*steps, Chunk(99, None, is_final=True, is_last=True)]
+
+
+async def spoken_text(start: Start, query: str, *messages: Any, profile: Any = None) -> tuple[Running, list[bytes]]:
+    """Return all messages of a session in which a client sends these."""
+    running = await start(words("a", "cat"), profile)
+    async with open_socket(running, f"{TTS}?{query}") as opened, asyncio.timeout(PATIENCE_S):
+        for message in messages:
+            await opened.send(message)
+        found = [message async for message in opened]
+        assert (opened.close_code, opened.close_reason) == (1000, "")
+    await idle(running)
+    return running, found
+
+
+async def test_words_have_times_and_audio_comes_frame_by_frame(start: Start) -> None:
+    text = [pack("Text", text="A"), pack("Text", text="  lazy\ncat "), pack("Novelty"), pack("Eos")]
+    query = "format=PcmMessagePack&voice=unmute-prod-website/default_voice.wav&cfg_alpha=1.5&seed=3"
+    running, found = await spoken_text(start, query, *text, pack("Text", text="too late"))
+    messages = [msgpack.unpackb(each) for each in found]
+    assert messages[0] == {"type": "Ready"}
+    assert [each for each in messages if each["type"] == "Text"] == [
+        {"type": "Text", "text": "a", "start_s": 0.0, "stop_s": 0.2},
+        {"type": "Text", "text": "cat", "start_s": 0.2, "stop_s": 0.4},
+    ]
+    frames = [each["pcm"] for each in messages if each["type"] == "Audio"]
+    assert [len(frame) for frame in frames] == [1920, 1920, 960] * 2
+    sound = np.concatenate(frames)
+    np.testing.assert_allclose(sound, np.tile(TONE[: RATE // 5], 2) / 32768, atol=1e-7)
+    (request,) = running.behind.requests
+    assert request["text"] == b"A lazy cat"
+    options = json.loads(request["options"])
+    assert (options["seed"], options["output"]) == (3, {"encoding": "pcm_s16le", "sample_rate": RATE})
+    assert options.get("voice") is None
+
+
+async def test_text_frames_and_a_zero_byte_are_accepted(start: Start) -> None:
+    running, found = await spoken_text(start, "format=Pcm&voice=RMS", "A cat", b"\0")
+    sound = np.frombuffer(b"".join(found), "<f4")
+    np.testing.assert_array_equal(sound, (np.tile(TONE[: RATE // 5], 2) / 32768).astype(np.float32))
+    assert running.behind.requests[0]["text"] == b"A cat"
+    assert json.loads(running.behind.requests[0]["options"])["voice"] == "rms"
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+async def test_opus_is_the_whole_sound(start: Start, is_packed: bool) -> None:
+    query = "format=OggOpusMessagePack" if is_packed else ""  # Ogg Opus by default
+    _, found = await spoken_text(start, query, pack("Text", text="A cat"), pack("Eos"))
+    if is_packed:
+        messages = [msgpack.unpackb(each) for each in found]
+        assert {each["type"] for each in messages} == {"Ready", "Text", "OggOpus"}
+        found = [bytes(each["data"]) for each in messages if each["type"] == "OggOpus"]
+    encoder = make_encoder("opus", RATE)
+    expected = b"".join(encoder.encode(TONE[: RATE // 5]) for _ in range(2)) + encoder.close()
+    np.testing.assert_allclose(decode(b"".join(found), 999), decode(expected, 999), atol=1e-3)
+
+
+async def test_nothing_is_spoken_without_text(start: Start) -> None:
+    running, found = await spoken_text(start, "format=PcmMessagePack", pack("Text", text=" "), pack("Eos"))
+    assert [msgpack.unpackb(each) for each in found] == [{"type": "Ready"}]
+    assert not running.behind.requests
+
+
+async def test_a_model_without_times_has_estimated_ones(start: Start) -> None:
+    silent = PROFILE | {"times_words": False, "tasks": [task("tts", needs=["text"], speaks=True)]}
+    steps = [Chunk(0, RATE // 2, is_16_bit=True, is_final=True, is_last=True)]
+    running = await start(steps, silent)
+    async with open_socket(running, f"{TTS}?format=PcmMessagePack") as opened:
+        await opened.send(pack("Text", text="a cat"))
+        await opened.send(pack("Eos"))
+        found = [each for each in await unpacked(opened) if each["type"] == "Text"]
+    assert found == [
+        {"type": "Text", "text": "a", "start_s": 0.0, "stop_s": 0.125},
+        {"type": "Text", "text": "cat", "start_s": 0.125, "stop_s": 0.5},
+    ]
+
+
+async def test_an_unknown_voice_is_refused_by_a_strict_gateway(start: Start) -> None:
+    running = await start(words("a"), strict=True)
+    async with open_socket(running, f"{TTS}?format=PcmMessagePack&voice=nobody") as opened:
+        (error,) = await unpacked(opened, "Error")
+    assert error["message"].startswith("voice: expected one of slt, rms")
+
+
+async def test_an_embedding_is_refused(start: Start) -> None:
+    running = await start(words("a"))
+    async with open_socket(running, f"{TTS}?format=PcmMessagePack") as opened:
+        await opened.send(pack("Voice", embeddings=[0.0] * 64_000, shape=[1, 512, 125]))
+        assert "embeddings: expected no value" in (await unpacked(opened, "Error"))[-1]["message"]
+
+
+# Limits that are shared with the other WebSockets
+
+
+async def test_keys_come_in_the_header_or_the_query(start: Start) -> None:
+    running = await start(Partner([]), DUPLEX, keys=(KEY,))
+    for path in (CHAT, ASR, TTS):
+        assert await status(running, path) == 401
+        assert await status(running, path, additional_headers={"kyutai-api-key": KEY[:-1]}) == 401
+        assert await status(running, path, additional_headers={"kyutai-api-key": KEY}) == 101
+        assert await status(running, f"{path}?auth_id={KEY}") == 101
+        assert await status(running, path, additional_headers={"authorization": f"Bearer {KEY}"}) == 101
+    assert await status(running, f"/v1/realtime?auth_id={KEY}") == 401, "only Kyutai's clients have keys there"
+    async with running.http() as http:
+        assert (await http.get("/api/build_info")).status_code == 200
+        assert (await http.get(f"/v1/models?auth_id={KEY}")).status_code == 401
+
+
+async def test_sessions_of_all_kinds_share_a_limit(start: Start) -> None:
+    running = await start(Partner([]), LISTENS, limits=Limits(max_sessions=4, drain_s=1))
+    async with open_socket(running, ASR) as first, open_socket(running, "/v1/audio/speech/stream"):
+        await unpacked(first, "Ready")
+        async with open_socket(running, ASR) as third:
+            (error,) = await unpacked(third, "Error")
+            assert "2 sessions are open already, 2 of them yours" in error["message"]
+            assert (await closed(third))[0] == 1013
+        assert await status(running, "/v1/realtime?intent=transcription") == 429
+    await idle(running)
+
+
+async def test_two_sessions_do_not_share_their_audio(start: Start) -> None:
+    heard: dict[str, list[float]] = {"s1": [], "s2": []}
+    names = iter(heard)
+    never = asyncio.Event()
+
+    def script(request: Request) -> list[Step]:
+        if "session" not in request:
+            return [Chunk(0, None, session=next(names)), Until(never)]
+        record = json.loads(request["session"])
+        heard[record["id"]] += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
+        return [Taken(record["part"])]
+
+    running = await start(script, LISTENS)
+    async with open_socket(running, ASR) as first, open_socket(running, ASR) as second:
+        for opened in (first, second):
+            await unpacked(opened, "Ready")
+        for _ in range(5):
+            await first.send(pack("Audio", pcm=[0.25] * FRAME))
+            await second.send(pack("Audio", pcm=[0.5] * FRAME))
+        await until_async(lambda: all(len(each) == 5 * FRAME for each in heard.values()))
+    assert {frozenset(each) for each in heard.values()} == {frozenset([0.25]), frozenset([0.5])}
+
+
+async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CLOSE_S", 0.1)
+    endless: list[Step] = [Chunk(n, RATE, is_16_bit=True, pcm=TONE) for n in range(500)]
+    running = await start([*endless, *words("a")], limits=Limits(stall_s=0.2, drain_s=1))
+    async with open_socket(running, f"{TTS}?format=Pcm", compression=None, close_timeout=0.1) as opened:
+        opened.transport.pause_reading()
+        await opened.send("A cat")
+        await opened.send(b"\0")
+        await running.until(audio_left_total=1)
+        assert 0 < running.behind.num_played < len(endless)
+    await idle(running)
+
+
+async def test_a_flood_of_errors_or_silence_ends(start: Start) -> None:
+    running = await start(Partner([]), LISTENS, limits=Limits(idle_s=0.2, drain_s=1))
+    async with open_socket(running, ASR) as opened:
+        messages = await unpacked(opened)
+        assert messages[-1]["message"] == "the session is over: nothing was received for 0.2 s"
+        assert opened.close_code == 1000
+
+
+async def test_a_shutdown_completes_the_speech(start: Start) -> None:
+    may_end = asyncio.Event()
+    running = await start([words("a")[0], Until(may_end), *words("b")], limits=Limits(drain_s=30))
+    async with open_socket(running, f"{TTS}?format=PcmMessagePack") as opened:
+        await opened.send(pack("Text", text="A b."))
+        await opened.send(pack("Eos"))
+        await unpacked(opened, "Audio")
+        running.app.state.gateway.sessions.draining.set()
+        may_end.set()
+        messages = await unpacked(opened)
+    assert [each["text"] for each in messages if each["type"] == "Text"] == ["a", "b"]
