@@ -20,11 +20,11 @@ UNITS = re.compile(rf"[{SPACELESS}]|[^{SPACES}{SPACELESS}]+")
 
 
 class CannotAlign(ValueError):
-    """The text does not fit the audio, or contains nothing to align."""
+    """Raised if a text does not fit the audio, or contains nothing to align."""
 
 
 class Span(NamedTuple):
-    """Run of one label in a path: frames [start, end), and the mean probability of the label in them."""
+    """Run of one label in a path: frames [start, end), and the label's mean probability in these frames."""
 
     label: int
     start: int

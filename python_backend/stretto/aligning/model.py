@@ -1,4 +1,4 @@
-"""CTC model with the wav2vec2 layout: its files, and word times in a recording."""
+"""Reads CTC models with the wav2vec2 layout, and computes word times in recordings."""
 
 from collections.abc import Sequence
 from pathlib import Path

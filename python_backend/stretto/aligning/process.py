@@ -22,7 +22,7 @@ Answer = Callable[[list[TimedWord] | None], None]
 
 
 class ProcessFailed(Exception):
-    """The alignment process ended, was killed, did not answer in time, or reported an error."""
+    """Raised if the alignment process ended, was killed, did not answer in time, or reported an error."""
 
 
 class AlignerProcess:
@@ -124,11 +124,11 @@ class Job:
 
     @property
     def is_answered(self) -> bool:
-        """True if the answer has been given."""
+        """True if the job has been answered."""
         return self._answer is None
 
     def answer(self, words: list[TimedWord] | None) -> None:
-        """Give the answer to the caller, unless the job has been answered already; free the samples."""
+        """Pass the answer to the caller unless the job has already been answered; free the samples in any case."""
         with self._lock:
             answer, self._answer, self.pcm = self._answer, None, []
         if answer is not None:
@@ -163,7 +163,7 @@ class AlignmentQueue:
     Args:
         process: The alignment process.
         limit_s: Time after which a job is answered without words, in seconds.
-        timers: Creates the timer of a job from `limit_s` and a function.
+        timers: Function that creates a job's timer from `limit_s` and a callback.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def answer(aligner: Aligner, memory: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job whose samples are in the file descriptor `memory`, and return its answer."""
+    """Run a job and return its answer; its samples are in the file with descriptor `memory`."""
     try:
         stored = np.empty(job["num_samples"], np.int16)
         if os.preadv(memory, [stored.data], 0) != stored.nbytes:

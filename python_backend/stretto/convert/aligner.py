@@ -28,7 +28,7 @@ def convert(model: Path, out: Path) -> Aligner:
         out: Directory to create; it must be missing or empty.
 
     Raises:
-        CheckpointError: If the files do not match.
+        CheckpointError: If a file is missing, or does not have the wav2vec2 layout.
     """
     check_config(model)
     read_alphabet(model)
@@ -55,7 +55,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Convert an aligner; return 1 if the files do not match."""
+    """Convert a released model to an aligner; return 1 on failure."""
     args = arguments(words)
     try:
         alphabet = convert(args.model, args.out).alphabet

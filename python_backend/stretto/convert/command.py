@@ -98,7 +98,7 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def config_in(folder: Path) -> Path | None:
-    """Return the config file in a release's folder: config.json, or else the only YAML file; None if there is none."""
+    """Return a release's config.json or, if it is missing, the only YAML file; None if there is no such file."""
     path, found = folder / "config.json", [*folder.glob("*.yaml")]
     return path if path.exists() else found[0] if len(found) == 1 else None
 
@@ -122,7 +122,7 @@ def describe(conversion: Conversion) -> str:
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:
-    """Describe tensors in lines: one by name and shape, several with a common prefix by number."""
+    """Return one line per name prefix: a tensor's name and shape, or the number of tensors."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
@@ -133,7 +133,7 @@ def grouped(shapes: dict[str, list[int]]) -> list[str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Convert a release; return 1 if its files do not match."""
+    """Convert a release; return 1 on failure."""
     words = sys.argv[1:] if words is None else words
     if words[:1] == [aligner.NAME]:
         return aligner.main(words[1:])

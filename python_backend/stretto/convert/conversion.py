@@ -51,7 +51,8 @@ from stretto.weights.loading import (
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)
 SUFFIX = ".safetensors"
-# Tensor names that identify files that do not contain the codec; codecs and families' conversion modules add more.
+# Tensor names that identify files without the codec, and descriptions of these files. Codecs and the conversion
+# modules of families add more.
 MARKS = {
     "model.embed_tokens.weight": "a language model",
     "language_model.model.embed_tokens.weight": "a language model",
@@ -92,7 +93,7 @@ def check_codec(folder: Path, family: Family) -> list[Path]:
 
 
 def _contents_of(files: list[Path]) -> str:
-    """Return a description of the model in a codec's files, for an error message."""
+    """Describe what the files of a supposed codec contain, for an error message."""
     found = []
     for path in files:
         if path.suffix != SUFFIX:
@@ -130,13 +131,13 @@ class CodecCopy:
         Args:
             family: Family of the release.
             folder: Folder of the published codec, whose config.json is used; None to use the release's config.
-            release: config.json of the release. Its `codec_config` is used if present, otherwise the defaults of the
-                transformers class.
+            release: config.json of the release. If `folder` is None, its `codec_config` is used or, if that is missing,
+                the defaults of the transformers class.
             tensors: Tensors of the release by name.
             prefix: Prefix of the codec's tensor names.
 
         Raises:
-            CheckpointError: If transformers has no class for the family's codec, or tensors do not match.
+            CheckpointError: If transformers has no class for the family's codec, or the tensors do not fit that class.
         """
         classes = getattr(codec_module(family.codec), "TRANSFORMERS", None)
         if classes is None:
@@ -160,7 +161,7 @@ class CodecCopy:
         return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
 
     def write(self, folder: Path, progress: Progress) -> list[Written]:
-        """Write `config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors` to `folder`."""
         files = [write_json(folder / "config.json", self.record)]
         files.append(write_file(folder / "model.safetensors", self.entries, progress))
         return [replace(file, name=f"codec/{file.name}") for file in files]
@@ -186,10 +187,10 @@ class ConvertedNetwork:
 
         Args:
             network: The network.
-            tensors: Tensors of the release by name, used unless the network has tensors of its own.
+            tensors: Tensors of the release by name; ignored if the network has tensors of its own.
 
         Raises:
-            CheckpointError: If tensors are missing or do not match.
+            CheckpointError: If a tensor is missing, or has the wrong shape or dtype.
         """
         tensors = tensors if network.tensors is None else network.tensors
         check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
@@ -247,10 +248,10 @@ class Conversion:
 
 
 def plan(release: Release) -> Conversion:
-    """Read and check a release, except for the values of its tensors.
+    """Read and check everything in a release except its tensor values.
 
     Raises:
-        CheckpointError: If parts of the release do not match; the message lists them.
+        CheckpointError: If a part of the release is invalid, or does not fit the other parts.
     """
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:

@@ -94,7 +94,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
 
 
 def _options(family: Family) -> list[str]:
-    """Return the options that this family accepts and at least one other family rejects."""
+    """Return the options that this family accepts but at least one other family rejects."""
     taken = {
         "depth": family.depth is not None,
         "exaggeration": family.takes_exaggeration,
@@ -183,7 +183,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
 
     On the CPU, the KV cache has room for 1024 rows per batch slot. It always has room for a CFG pair with a reply of
     maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
-    weights and codec. With 256 batch slots, its CUDA graphs also cover steps of up to 512 rows that include prompts.
+    weights and codec. With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that include prompts.
     The number of waiting requests is limited to a quarter of the batch slots; further requests are rejected and may be
     retried.
 

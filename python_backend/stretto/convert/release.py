@@ -1,4 +1,4 @@
-"""Reading of releases, except for the values of their tensors.
+"""Reads everything in a release except its tensor values.
 
 The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. For a family that generates no text, it may
 also be a SentencePiece tokenizer.model.
@@ -156,7 +156,7 @@ QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
 
 
 def read_contents(release: Release) -> Contents:
-    """Read everything except the values of the tensors; raise CheckpointError if a file is invalid."""
+    """Read everything except the tensor values; raise CheckpointError if a file is invalid."""
     config, tensors = _config(release), open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
     family = published(release)
@@ -222,14 +222,14 @@ GENERATION_FILE = "generation_config.json"
 def read_defaults(
     release: Release, family: Family, names: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return `speech_sampling` from a release's generation_config.json, and remarks on the values.
+    """Return `speech_sampling` as given by a release's generation_config.json, and remarks on its values.
 
     Lengths are ignored: the family defines them, and a request may override them.
 
     Args:
         release: The release. The file is next to its config or its weights.
-        family: Family with the default values from the authors' code.
-        names: Fields of `speech_sampling`, by key in the file. If a `…do_sample` key is false, the segment is greedy.
+        family: The release's family, with the default values from the authors' code.
+        names: Fields of `speech_sampling` by key in the file. If a `…do_sample` key is false, its segment is greedy.
 
     Raises:
         CheckpointError: If a value is invalid; the message contains its key.

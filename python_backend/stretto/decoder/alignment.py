@@ -1,4 +1,4 @@
-"""Collection of samples and text needed for word times, and events with word times."""
+"""Collects the samples and text needed for word times, and sends events with word times."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Aligning(Protocol):
     """Interface of the alignment queue (`aligning.process.AlignmentQueue`)."""
 
     def submit(self, pcm: list[NDArray[np.int16]], rate: int, text: str, answer: Answer) -> None:
-        """Align a text with samples at `rate` Hz, in parts of int16 [n], and call `answer` once."""
+        """Align a text with samples at `rate` Hz, given as parts int16 [n], and call `answer` once."""
         ...
 
     def close(self) -> None:
@@ -30,7 +30,7 @@ class Aligning(Protocol):
 
 
 class StoredBytes:
-    """Thread-safe count, with a limit, of the bytes that all utterances have stored."""
+    """Thread-safe count of the bytes stored for all utterances, with a limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held, self._lock = limit, 0, threading.Lock()
@@ -75,10 +75,10 @@ class Collected:
 
     @classmethod
     def begin(cls, request: Alignment, rate: int, stored: StoredBytes) -> "Collected":
-        """Return an empty collection, or one with the text and the recording of the request.
+        """Return a new collection, with the text and recording that the request supplies, if any.
 
         Args:
-            request: Request of the utterance.
+            request: The utterance's request for word times.
             rate: Sample rate of the codec in Hz.
             stored: Byte count for all utterances.
         """
@@ -131,11 +131,11 @@ class Collected:
 
 
 def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
-    """Answer an utterance's last chunk, with its word times. Any thread may call this function.
+    """Answer an utterance's last chunk with the word times. Any thread may call this function.
 
     Args:
         pending: The chunk.
-        event: Event of the chunk, without words.
+        event: The chunk's event, without words.
         words: Words and their times; None if they were not aligned.
         counts: The decoder's counters.
     """

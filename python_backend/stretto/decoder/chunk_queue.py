@@ -1,4 +1,4 @@
-"""Queue of chunks per utterance, unanswered chunks, and the decoder's counters and pace."""
+"""Per-utterance queue of chunks, unanswered chunks, and the decoder's counters and pace."""
 
 import logging
 import threading
@@ -155,7 +155,7 @@ class ChunkQueue:
     def next_chunks(self, timeout_s: float, busy: Collection[str] = ()) -> tuple[list[PendingChunk], list[str]]:
         """Remove and return the next chunk of each utterance not in `busy`, and the ids of abandoned utterances.
 
-        Chunks are ordered by how long their utterance has waited for its turn.
+        Chunks are ordered by how long their utterances have waited for a turn.
 
         Args:
             timeout_s: Maximum wait in seconds while the queue is empty and open.

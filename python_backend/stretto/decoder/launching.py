@@ -1,4 +1,4 @@
-"""Execution of batches on the host or on a CUDA stream, with CUDA graphs and a warm-up.
+"""Runs batches on the host or on a CUDA stream, with CUDA graphs and a warm-up.
 
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
@@ -30,7 +30,7 @@ MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`),
 
 
 class GraphBackend(Protocol):
-    """Recorder of the device operations of a function."""
+    """Records a function's device operations so that they can be replayed."""
 
     def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
         """Record the device operations of `step`.
@@ -71,13 +71,13 @@ class Captured:
 
 
 class GraphCache:
-    """Window decoder that replays CUDA graphs for shapes that are used often.
+    """Window decoder that replays CUDA graphs for frequently used shapes.
 
     Graphs are keyed by the window's shape and the batch size, rounded up to a power of two.
 
     Args:
         decode: Decodes a window without a graph.
-        backend: Recorder of graphs.
+        backend: Backend that records graphs.
         max_graphs: Maximum number of graphs.
     """
 
@@ -213,10 +213,10 @@ class HostLauncher:
         self._precision = precision("cpu", dtype)
 
     def enter(self) -> None:
-        """Enlarge oneDNN's primitive cache; the variable is read when the first primitive is created.
+        """Enlarge oneDNN's primitive cache, whose capacity is read when the first primitive is created.
 
-        Chunks have 96 shapes with about 60 convolutions each. The default capacity of 1024 evicts them, and every shape
-        would be slow again whenever it recurs.
+        Chunks have 96 shapes with about 60 convolutions each. With the default capacity of 1024, a shape would be
+        evicted, and slow again whenever it recurs.
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
@@ -232,7 +232,7 @@ class HostLauncher:
 
 
 class CudaLauncher:
-    """Launcher with its own CUDA stream, concurrent with the host and other work on the GPU.
+    """Launcher with its own CUDA stream, which runs concurrently with the host and other GPU work.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
@@ -297,7 +297,7 @@ def _pinned(window: Window) -> Window:
 
 
 def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory of contexts that run float32 products and convolutions in `dtype`, but do not affect float64."""
+    """Return a factory for contexts that run float32 products and convolutions in `dtype`; float64 is unaffected."""
     if dtype == "float32":
         return nullcontext
     return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)
@@ -311,7 +311,7 @@ def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
 
 
 def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
-    """Capture graphs of the default chunk shapes for batch sizes that are powers of two; return their number.
+    """Capture graphs of the default chunk shapes for batch sizes that are powers of two; return the number of graphs.
 
     Large shapes are captured first, so that smaller graphs reuse their memory.
     """
@@ -365,7 +365,7 @@ def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch
     """
     policy, spec = ChunkPolicy(), codec.spec
     if spec.max_frames is not None:
-        return [], codec.initial_state(1)  # every utterance length is a shape
+        return [], codec.initial_state(1)  # every utterance length is a different shape
     if spec.blocks:
         return _blocks(spec), codec.initial_state(1)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
@@ -376,7 +376,7 @@ def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:
     """Return the windows of an utterance's first blocks, one per block size.
 
-    Their shape does not depend on the state.
+    The shapes of these windows do not depend on the state.
     """
     windower = Windower(spec)
     pushed = [windower.push(np.zeros((spec.num_codebooks, size), np.int64), is_final=False) for size in spec.blocks]

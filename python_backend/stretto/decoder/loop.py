@@ -38,8 +38,9 @@ class Job:
         pending: The chunk.
         session: Decoder state of its utterance.
         window: Window, or passage to fill in.
-        due_s: Time at which the client will have played everything sent so far; the arrival time if nothing was sent.
-        is_last: True for the chunk's last window; False if other windows follow, and for windows of a voice reference.
+        due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
+            at which the job was created.
+        is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
     """
 
     pending: PendingChunk
@@ -50,7 +51,7 @@ class Job:
 
     @property
     def frames(self) -> FrameWindow:
-        """Window of frames of a decoding job (not of a refinement job)."""
+        """The window of frames in a decoding job; refinement jobs have none."""
         assert isinstance(self.window, FrameWindow), self.pending.utterance
         return self.window
 
@@ -164,7 +165,7 @@ def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception
 
     Args:
         jobs: Jobs to check.
-        fail: Called with the chunk and the error of each other job.
+        fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
     """
     found = list[Job]()
     for job in jobs:
@@ -177,7 +178,7 @@ def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception
 
 
 def stack(jobs: Sequence[Job]) -> Window:
-    """Return the windows of jobs of equal shape as one batch for the codec."""
+    """Stack the windows of equally shaped jobs into one batch for the codec."""
     windows = [job.frames for job in jobs]
     return Window(
         codes=torch.from_numpy(np.stack([window.codes for window in windows])),
@@ -353,7 +354,7 @@ class DecodingLoop:
             self._fail(pending, error)
 
     def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
-        """Create a job for a chunk's next window, or answer the chunk if it completes no window.
+        """Create a job for a chunk's next window, or answer the chunk if no window is complete.
 
         Windows of a voice reference come first.
         """
@@ -387,7 +388,7 @@ class DecodingLoop:
                 self._launch([job])
 
     def _note_progress(self) -> None:
-        """Signal progress at most once per PROGRESS_S to all utterances, because they wait while one is decoded."""
+        """Signal progress to all utterances, which wait while one is decoded, at most once per PROGRESS_S."""
         now = time.monotonic()
         if now - self._signalled_s > PROGRESS_S:
             self._signalled_s = now

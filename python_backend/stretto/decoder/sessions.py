@@ -30,9 +30,9 @@ FULL_SCALE = 32_767
 
 
 class Renderer:
-    """Conversion of one utterance's samples to the client's sample rate and encoding.
+    """Converts one utterance's samples to the client's sample rate and encoding.
 
-    Resampling is streaming: the joined chunks equal the result of resampling the whole utterance at once.
+    Resampling is streaming: the joined chunks equal the result of resampling the whole utterance in one pass.
     """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
@@ -72,7 +72,7 @@ class Session:
     Attributes:
         windower: Frames that have not been decoded yet, with their left context.
         state: Codec state [1, D] before frame `windower.next_frame`.
-        renderer: Conversion to the client's output format.
+        renderer: Converter to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
         filling: Codes collected for a refinement model; None if the language model generates all codebooks.
@@ -228,7 +228,7 @@ class Sessions:
         If the reference is in the cache, its decoder state is reused.
 
         Raises:
-            InvalidRequest: If the codec cannot use one of these.
+            InvalidRequest: If one of them is invalid, or the codec does not support it.
         """
         if chunk.index == 0:
             self._select_voice(session, chunk)

@@ -42,7 +42,7 @@ class FrameWindow:
 
 
 def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
-    """Raise InvalidRequest unless codes are integers [K, T] in [0, codebook_size) or words of finite latents."""
+    """Raise InvalidRequest unless codes [K, T] are integers in [0, codebook_size), or words of finite latents."""
     if codes.ndim != 2 or codes.shape[0] != spec.num_codebooks:
         raise InvalidRequest("codes", f"shape [{spec.num_codebooks}, T]", list(codes.shape))
     if codes.dtype.kind not in "iu":
@@ -177,13 +177,14 @@ class References:
 def read_reference(
     chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool, is_first: bool
 ) -> Reference:
-    """Return the voice reference at the beginning of the first chunk of an utterance that has frames.
+    """Return the voice reference that begins the chunk, which must be the utterance's first with frames.
 
     Args:
         chunk: Record of the chunk.
         codes: Codes of the chunk, [K, T].
         spec: Codec constants.
-        is_alone: True if the utterance is decoded in its own batches; it then shares no cached state with others.
+        is_alone: True if the utterance is decoded in its own batches; it then shares cached states only with other such
+            utterances.
         is_first: True if no earlier chunk had frames.
 
     Raises:
@@ -226,7 +227,7 @@ class SoundTable:
         """Return the voice's number and the key for releasing it.
 
         Raises:
-            InvalidRequest: If the codec does not support recorded voices, or the recording does not match it.
+            InvalidRequest: If the codec does not support recorded voices, or cannot use this recording.
         """
         if not isinstance(self._codec, RecordedVoices):
             raise InvalidRequest("chunk.sound", f"none, because {self._codec.spec.name} has no recorded voices", "one")
@@ -259,7 +260,7 @@ Work = FrameWindow | Passage  # unit of work of an utterance
 
 
 class Filling:
-    """Codes of one utterance that a refinement model completes; it fills in the codebooks after the first.
+    """Codes of one utterance, to be completed by a refinement model, which fills in the codebooks after the first.
 
     The model runs once, over the whole utterance. The completed codes are then decoded in parts.
 
@@ -316,7 +317,7 @@ class Filling:
         self._spoken.append(pcm)
 
     def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """Return all samples of the utterance; `pcm` [n] are the samples of its last window."""
+        """Return all samples of the utterance; `pcm` [n] contains the samples of its last window."""
         return np.concatenate([*self._spoken, pcm])
 
 

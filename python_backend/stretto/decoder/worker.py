@@ -1,4 +1,4 @@
-"""Decoder thread with its metrics, and functions that load its codec and aligner."""
+"""Decoder thread and its metrics, and functions that load its codec and aligner."""
 
 import logging
 import threading
@@ -27,10 +27,10 @@ from stretto.records.sampling import OutputForm
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """Return the codec for `config`, with the weights (or the ONNX file) in `checkpoint`.
 
-    If the checkpoint contains a refinement model, which fills in codebooks, it is combined with the codec.
+    If the checkpoint contains a refinement model, which fills in codebooks, the codec is combined with that model.
 
     Raises:
-        CheckpointError: If files do not match the configuration.
+        CheckpointError: If a file is missing, or does not fit the configuration.
         ValueError: If the device or the right context is not supported.
     """
     if config.runtime == "onnx":
@@ -142,7 +142,7 @@ class DecoderWorker:
 
     @property
     def pace_s(self) -> float:
-        """Minimum interval, in seconds, between an utterance's chunks that the decoder can sustain at current load."""
+        """Shortest interval between an utterance's chunks, in seconds, that is sustainable at the current load."""
         return self._loop.pace.chunk_s
 
     @property

@@ -1,4 +1,4 @@
-"""Integrated loudness of recordings as in ITU-R BS.1770-4, with the filters and blocks of the package pyloudnorm."""
+"""Integrated loudness of recordings (ITU-R BS.1770-4), with the same filters and blocks as the package pyloudnorm."""
 
 import math
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def loudness(pcm: np.ndarray, rate: int) -> float:
 
 
 def normalised(pcm: np.ndarray, rate: int, level: float) -> np.ndarray:
-    """Return a recording at a loudness of `level` in LUFS; if all of it is silent, return it unchanged.
+    """Scale a recording to a loudness of `level` LUFS; if it is silent throughout, return it unchanged.
 
     Args:
         pcm: Mono samples, float32 [n], at least 0.4 s.

@@ -216,7 +216,7 @@ def load_tokenizer(checkpoint: Path, num_codes: int, device: str = "cpu") -> Spe
         The tokenizer, or None if the checkpoint has none.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or of a different shape, or the number of codes differs.
+        CheckpointError: If a file or tensor is missing or invalid, or the number of codes differs from `num_codes`.
     """
     folder = checkpoint / FOLDER
     return read_tokenizer(folder, num_codes).to(device) if folder.is_dir() else None
@@ -226,7 +226,7 @@ def read_tokenizer(folder: Path, num_codes: int) -> SpeechTokenizer:
     """Load the speech tokenizer in `folder`.
 
     Raises:
-        CheckpointError: If the tokenizer does not match, or its number of codes differs from `num_codes`.
+        CheckpointError: If a file or tensor is missing or invalid, or the number of codes differs from `num_codes`.
     """
     try:
         config = WhisperVqConfig.from_record(json_object(folder / CONFIG))

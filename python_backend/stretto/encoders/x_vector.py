@@ -116,14 +116,14 @@ def load_speaker_encoder(checkpoint: Path, device: str = "cpu") -> SpeakerEncode
     """Load the speaker encoder of a checkpoint, or return None if it has none.
 
     Raises:
-        CheckpointError: If files or tensors do not match.
+        CheckpointError: If a file is missing, or the tensors do not fit the config.
     """
     folder = checkpoint / FOLDER
     return read_speaker_encoder(folder).to(device) if folder.is_dir() else None
 
 
 def read_speaker_encoder(folder: Path) -> SpeakerEncoder:
-    """Load the speaker encoder in `folder`; raise CheckpointError if files or tensors do not match."""
+    """Load the speaker encoder in `folder`; raise CheckpointError if its files are missing or invalid."""
     try:
         config = SpeakerConfig.from_record(json_object(folder / CONFIG))
         encoder = SpeakerEncoder(config)

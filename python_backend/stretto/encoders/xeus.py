@@ -84,7 +84,7 @@ class XeusConfig:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Create a config from a result of `to_record`.
+        """Create a config from a record written by `to_record`.
 
         Raises:
             TypeError, KeyError, ValueError: If the contents of the record are invalid.
@@ -284,7 +284,7 @@ NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
 
 
 class Record:
-    """Pickled object that is not constructed: the name of its constructor, the arguments, and its state."""
+    """Stand-in for a pickled object, which is not constructed: constructor name, arguments and state."""
 
     name = ""
 

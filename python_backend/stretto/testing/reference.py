@@ -65,7 +65,7 @@ def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
 
 
 class Context:
-    """Sequence of rows with the model's key-value cache."""
+    """Sequence of rows and the model's key-value cache for it."""
 
     def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
         self.model, self.family, self.heard = model, family, heard or {}
@@ -147,7 +147,7 @@ class Reference:
 
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
-        """Map positions in the prompt to the encoder's output rows for the audio inputs of `prompt`."""
+        """Encode the audio inputs of `prompt`; map their positions in the prompt to the encoder's output rows."""
         rows_by_position: dict[int, torch.Tensor] = {}
         for audio in prompt.audios:
             if self.audio_config.get("model_type") == "x_vector":
@@ -176,7 +176,8 @@ class Reference:
             changes: For policy `adaptive`, frames at which guidance is switched on (True) or off.
 
         Returns:
-            Rows of the reply, [n][S], and the smallest margin by which a decision beat the second-best candidate.
+            Rows of the reply, [n][S], and the smallest margin by which the best candidate beat the second-best in any
+            decision.
         """
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()

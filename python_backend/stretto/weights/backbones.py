@@ -1,4 +1,4 @@
-"""Hyperparameters, from a config.json or a table, of backbones that releases specify only by name."""
+"""Finds hyperparameters, in a config.json or a table, for backbones that a release only names."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -192,7 +192,7 @@ class Part:
     Attributes:
         name: Name in the converted checkpoint.
         stored: Shape of the published tensor.
-        edit: Function that converts the published tensor; None if it stays unchanged.
+        edit: Function that converts the published tensor; None to keep it unchanged.
     """
 
     name: str
@@ -210,7 +210,7 @@ Plan = dict[str, Part]  # keys: published names
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Map tensor names of a transformers model to shapes, without allocating the tensors."""
+    """Map the tensor names of a transformers model to shapes, without allocating the tensors."""
     with torch.device("meta"):
         model = model_class(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -294,7 +294,7 @@ def read_pickled(path: Path, expected: str = "tensors", stays_in_file: bool = Fa
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError if an archive is compressed, unlike those of `torch.save`, or exceeds its file size."""
+    """Raise CheckpointError if an archive is compressed or its records exceed the file size, unlike in `torch.save`."""
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             return
@@ -349,7 +349,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 def is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is dense and real and stores all elements.
 
-    A broadcast tensor could claim to have 2^46 elements although it stores a single byte.
+    The last condition is checked because a broadcast tensor could claim to have 2^46 elements while storing one byte.
     """
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return False
@@ -457,7 +457,8 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         The model in float32, and True if its optional parts were loaded.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or not finite, or have the wrong shape.
+        CheckpointError: If a file is missing or invalid, or tensors are missing, unknown, not finite or of the wrong
+            shape.
     """
     config_class: Any = model_class.config_class
     loaded: Any
