@@ -1,6 +1,6 @@
-"""Processor time of rows of live sessions, relative to rows of recordings: small Kyutai STT, random weights.
+"""Processor time of rows of live sessions, relative to rows of recordings: small random models.
 
-    python -m benchmarks.live_rows --sessions 8 32 64
+    python -m benchmarks.live_rows --sessions 8 32 64 --family moshi
 
 Four arms take turns on one engine in this process. `recordings` reads complete recordings. `live` gives each session a
 frame before each step, in one message for all, as the front end sends it; `apart` sends one message for each session.
@@ -21,14 +21,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.checkpoints.random_kyutai_stt import write_release
+from benchmarks.checkpoints import random_kyutai_stt, random_moshi
 from benchmarks.engines import SteppedEngine, engine_args
 from benchmarks.harness import append_result, command_line, median_ratio
 from stretto.convert.command import main as convert
 from stretto.engine.client import EngineClient, EngineReady
-from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.kyutai_stt.family import KyutaiVocabulary, SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row
+from stretto.families.live_audio import FrameIds
+from stretto.families.moshi.family import NAME as MOSHI
+from stretto.families.moshi.family import MoshiVocabulary
+from stretto.families.moshi.prompt import first_row, user_ids
+from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.families.prompting import PromptRows
 from stretto.records.prompt import Prompt
 
 from vllm.v1.engine import EngineCoreRequest  # isort: skip
@@ -72,10 +78,12 @@ class Arms:
     def __init__(self, checkpoint: Path, most: int, num_frames: int):
         args = engine_args(4 * num_frames, most, max_num_seqs=most)
         self.engine, self._frames = SteppedEngine.from_args(checkpoint, args), num_frames
-        known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-        random, shape = np.random.default_rng(0), (most, num_frames, known.num_codebooks)
-        self._ids = (random.integers(0, known.codebook_size, shape) + np.array(known.first_codes)).astype(np.int32)
-        self._prompt = Prompt("asr", initial_row(known), replace(family_at(checkpoint).tasks[0].sampling, seed=0))
+        task = family_at(checkpoint).tasks[0]
+        written, to_ids, known = inputs(checkpoint)
+        random, shape = np.random.default_rng(0), (most, known.num_codebooks, num_frames)
+        self._ids = [to_ids().push(codes) for codes in random.integers(0, known.codebook_size, shape)]
+        sampling = replace(task.sampling, seed=0)
+        self._prompt = Prompt(task.name, written.rows, sampling, delayed_tail=written.delayed_tail)
         self._decoder, self.num_messages = MsgpackDecoder(EngineCoreRequest), 0
 
     def recordings(self, number: int) -> float:
@@ -143,20 +151,33 @@ async def measure(arms: Arms, number: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def make_checkpoint(folder: Path, **size: int) -> Path:
-    """Write a release of Kyutai STT to `folder` and convert it."""
-    release, checkpoint = write_release(folder / "release", **size), folder / "checkpoint"
+def inputs(checkpoint: Path) -> tuple[PromptRows, Callable[[], FrameIds], KyutaiVocabulary]:
+    """Return the prompt of a session, the function that opens a conversion of its codes, and the vocabulary."""
+    config = config_at(checkpoint)
+    if config[FAMILY] == MOSHI:
+        moshi = MoshiVocabulary.from_record(config[VOCABULARY])
+        return first_row(moshi), lambda: user_ids(moshi), moshi
+    known = SttVocabulary.from_record(config[VOCABULARY])
+    return PromptRows(initial_row(known)), lambda: FrameIds(known.first_codes), known
+
+
+def make_checkpoint(folder: Path, family: str = "kyutai-stt", **size: int) -> Path:
+    """Write a release to `folder` and convert it."""
+    write = random_moshi.write_release if family == MOSHI else random_kyutai_stt.write_release
+    release, checkpoint = write(folder / "release", **size), folder / "checkpoint"
     names = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(checkpoint)]
-    assert convert(["kyutai-stt", *names]) == 0
+    assert convert([family, *names]) == 0
     return checkpoint
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the figures of each number of sessions."""
     with tempfile.TemporaryDirectory() as folder:
-        arms = Arms(make_checkpoint(Path(folder), **SIZE), max(arguments.sessions), arguments.frames)
+        checkpoint = make_checkpoint(Path(folder), arguments.family, **SIZE)
+        arms = Arms(checkpoint, max(arguments.sessions), arguments.frames)
         for number in arguments.sessions:
-            append_result(arguments.out, NAME, asyncio.run(measure(arms, number, arguments.rounds)))
+            figures = asyncio.run(measure(arms, number, arguments.rounds))
+            append_result(arguments.out, NAME, {"family": arguments.family, **figures})
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -167,6 +188,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         sessions=([8, 32, 64], "sessions at once"),
         frames=(96, "frames of each session"),
         rounds=(5, "turns of each arm"),
+        family=("kyutai-stt", "kyutai-stt or moshi"),
     ).parse_args(words)
 
 

@@ -47,6 +47,7 @@ def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
     return SamplingParams(**fields | {"output_kind": RequestOutputKind(fields["output_kind"])})
 
 
+MAX_STEPS = 20_000  # of a run; a reply of 20 minutes takes 15,000
 DEFAULTS = {
     "enforce_eager": True,
     "dtype": "float32",
@@ -146,7 +147,7 @@ class Engine:
             if after_step:
                 after_step(self)
             step += 1
-            assert step < 5000, "the engine does not finish"
+            assert step < MAX_STEPS, "the engine does not finish"
         return answers
 
     def _watch(self, throttle_prefills: bool = False) -> SchedulerOutput:
