@@ -1,0 +1,36 @@
+"""Live Moshi sessions through the real server: sessions side by side, and one session of 20 minutes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.checkpoints.random_moshi import CONFIG
+from benchmarks.harness import Launch
+from benchmarks.live_sessions import measure, measure_long, served
+
+pytestmark = [pytest.mark.server, pytest.mark.nightly]
+NUM_ROWS = 15_000  # 20 minutes
+MAX_GROWTH_MB = 40.0  # of all processes, after the first quarter
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launch, Path]]:
+    with served(tmp_path_factory.mktemp("sessions"), 3, NUM_ROWS) as (launch, checkpoint):
+        yield launch, checkpoint
+
+
+async def test_live_codes_are_those_of_recordings(launched: tuple[Launch, Path]) -> None:
+    """`measure` compares them; every frame of every session is answered and counted once."""
+    found = await measure(launched[0], 3, 4.0)
+    assert found["frames"] == found["engine_frames"] == 3 * 50
+    assert found["live_over_recording"] > 0
+
+
+async def test_twenty_minutes_are_exact_with_bounded_memory(launched: tuple[Launch, Path]) -> None:
+    """KV blocks are those of the attention window, and no row is computed again."""
+    found = await measure_long(*launched, NUM_ROWS)
+    assert CONFIG["context"] * 100 < NUM_ROWS
+    assert found["frames_that_differ"] == found["rows_recomputed"] == 0
+    assert 0 < found["kv_usage_last_quarter"] <= found["kv_usage_first_quarter"]
+    assert found["rss_growth_mb"] < MAX_GROWTH_MB, found
