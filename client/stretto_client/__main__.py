@@ -98,7 +98,7 @@ NEVER_SPEAKS = "options.output: expected no value"
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Answer turn by turn until the input ends; return 2 if a turn was rejected, otherwise 0.
+    """Send each input turn and print its reply; return 2 if any turn was rejected, otherwise 0.
 
     A rejected turn does not become part of the conversation. On a terminal, Ctrl-C during a reply cancels only that
     reply; otherwise it ends the chat.
@@ -156,7 +156,7 @@ class Talk:
         self.client, self._args = client, args
         self._conversation = Conversation(args.system, args.clone)
         flags = {"task": args.task, "seed": args.seed}
-        # The codes of a reply are sent in later turns, so that the model's voice stays the same.
+        # The codes of a reply are sent back with later turns, so that the model's voice stays the same.
         output = {"output": {"codes": True} | args.options.get("output", {})}
         self._options: dict[str, Any] = args.options | output | given(flags)
         self._num_replies = 0

@@ -93,12 +93,12 @@ class SpeechClient:
 
     Args:
         server: Address of the server's gRPC service (host:port).
-        timeouts: Timeouts of each utterance.
+        timeouts: Timeouts for each utterance.
         model: Name of the ensemble.
         shared_memory: `system` or `cuda` to exchange audio with a server on the same host through shared memory.
         ring: Size of the shared memory for the samples of one utterance.
         caller: Function that identifies the caller of the current request, if this program serves several callers. A
-            server on the same host shares its limits among them.
+            server on the same host divides its limits fairly among these callers.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SpeechClient:
     async def profile(self, refresh: bool = False) -> ModelProfile:
         """Return the model profile, which is cached unless `refresh` is true.
 
-        The exceptions are those of `fetch_profile`.
+        Raises the same exceptions as `fetch_profile`.
         """
         if self._profile is None or refresh:
             self._profile = await fetch_profile(self._client, self.model, self.server, self.timeouts.first_s)
@@ -181,7 +181,7 @@ class SpeechClient:
 
         Args:
             task: Name of the model's task.
-            options: Options of the server, and the voice.
+            options: Server options, and the voice.
             text: The text.
             timeouts: Timeouts; None for the client's timeouts.
         """
@@ -200,7 +200,7 @@ class SpeechClient:
         Args:
             audio: Path or contents of a file, or (samples [n], rate in Hz).
             task: Name of the model's task, such as `understand`.
-            options: Options of the server.
+            options: Server options.
         """
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
@@ -219,7 +219,7 @@ class SpeechClient:
     ) -> Speech:
         """Transcribe audio while it is being recorded, and return the events.
 
-        Text and word times arrive as soon as the model knows them (`profile().reads_live_audio`). Audio that is
+        Text and word times arrive as soon as the model has generated them (`profile().reads_live_audio`). Audio that is
         available immediately, such as a file, is transcribed as fast as the server can. The session may last as long as
         the model's maximum length, up to an hour; `total_s` also limits it.
 
@@ -255,13 +255,13 @@ class SpeechClient:
 
         Args:
             pieces: Parts of the samples, as for `transcribe_live`.
-            sample_rate: Their sample rate in Hz.
+            sample_rate: Sample rate of the samples in Hz.
             task: Name of the model's task.
             system: Role of the model, if it accepts one.
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
             fill_after_s: As for `transcribe_live`.
             total_s: As for `transcribe_live`.
-            options: Options of the server.
+            options: Server options.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None
@@ -306,14 +306,14 @@ class SpeechClient:
         task: str | None = None,
         **options: Unpack[OptionsRecord],
     ) -> SpeechStream:
-        """Answer a conversation and return the events of the reply.
+        """Send a conversation and return the events of the reply.
 
         Args:
             messages: Turns with `role` and `text`, `audio` or `codes`.
             recordings: Files for the turns with `"audio": "audio"`, in order, and samples for the turn with
                 `"audio": "pcm_in"`, of which there may be only one.
             task: Name of the model's task; None for the first task that accepts these turns.
-            options: Options of the server.
+            options: Server options.
         """
         sharing = self._share()
         inputs = audio_inputs(*recordings, sharing=sharing)
@@ -344,7 +344,7 @@ class SpeechClient:
         return PartStream(self._client, self.model, self.server, self.timeouts.between_s, self._headers())
 
     def _headers(self) -> dict[str, str] | None:
-        """Return the headers that name the caller; None if there is none, or the server is not on this host."""
+        """Return the headers that name the caller; None if none is known or the server is remote."""
         key = key_headers(self.server) if self._caller is not None else {}
         if not key or self._caller is None:
             return None

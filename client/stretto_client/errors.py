@@ -1,4 +1,4 @@
-"""Exceptions of the client.
+"""Exceptions raised by the client.
 
 ClientError
 ├── RequestRefused      the request cannot be served; the message contains the field, the limit and the value
@@ -114,7 +114,7 @@ def from_rpc(error: grpc.RpcError, server: str) -> ClientError:
 
 
 def from_exception(error: InferenceServerException, server: str) -> ClientError:
-    """Return our exception for an exception of Triton's client, which contains the status as text."""
+    """Convert an exception from Triton's client, whose text contains the status, to one of ours."""
     name = (error.status() or "").removeprefix("StatusCode.")
     status = next((status for status in grpc.StatusCode if status.name == name), grpc.StatusCode.UNKNOWN)
     return _from_status(status, error.message() or name, server)

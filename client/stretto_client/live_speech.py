@@ -55,7 +55,7 @@ class Unread(ABC, Generic[Piece]):
     @property
     @abstractmethod
     def _is_full(self) -> bool:
-        """True while `pieces` is not read."""
+        """True if `pieces` must not be read until the buffer has room again."""
 
     async def _read(self) -> None:
         try:
@@ -135,7 +135,7 @@ class PartStream:
         model: Name of the ensemble.
         server: Address of the server (host:port), for error messages.
         timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
-        headers: Headers of the stream; None for none.
+        headers: gRPC headers; None to send none.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class PartStream:
     async def write_audio(self, session: str, part: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
         """Send the next part of live audio, and wait until the server has accepted it.
 
-        The server answers once its reply has read all but 2 s of the audio.
+        The server acknowledges the part once at most 2 s of the audio are still unread by the model.
 
         Args:
             session: Session id of the utterance.
@@ -255,7 +255,7 @@ async def speak_written(
     Args:
         client: The client.
         task: Name of the model's task.
-        options: Options of the server, and the voice.
+        options: Server options, and the voice.
         pieces: The text, split anywhere.
         items: Queue for the events.
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
@@ -446,7 +446,7 @@ class Sink(Protocol):
     """Receiver of events, such as a queue."""
 
     async def put(self, event: SpeechEvent, /) -> None:
-        """Take an event."""
+        """Receive an event."""
         ...
 
 
@@ -470,7 +470,7 @@ class LiveSession:
         items: Items,
     ):
         self._begin, self._resume, self._parts, self._unread, self._items = begin, resume, parts, unread, items
-        self._name, self._num_events = "", 0  # number of events after the one with the name
+        self._name, self._num_events = "", 0  # number of events received after the one that contains the name
         self._number = 0
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
@@ -500,7 +500,7 @@ class LiveSession:
                     await asyncio.sleep(RETRY_S)
 
     async def put(self, event: SpeechEvent) -> None:
-        """Take the next event of the current connection; the event with the name is forwarded only once."""
+        """Forward the connection's next event; forward the event with the session's name only once."""
         if not event.session:
             self._num_events += 1
         elif self._name:

@@ -144,7 +144,7 @@ class Joint:
         self._before_s += seconds
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
-        """Yield the pending silence as events that precede `event` or, if `event` is the last, the end."""
+        """Yield the pending silence as events to send before `event`, which may be the final event."""
         if event.pcm is not None and len(event.pcm):
             self._form = event.pcm[:0]
         elif not event.is_final:
@@ -169,7 +169,7 @@ class Joint:
     def joined(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """Return `event` as an event of the joined utterance.
 
-        `is_last` is True if it belongs to the last of the utterances.
+        `is_last` is True if the event belongs to the last utterance.
         """
         self._utterance = self._utterance or event.utterance
         joined = replace(
@@ -261,7 +261,7 @@ class ProducedSpeech:
 
     The last event must be final.
 
-    Exceptions in `produce` are raised in the reader of the events.
+    An exception in `produce` is raised where the events are read.
     """
 
     def __init__(self, produce: Callable[[Items], Awaitable[None]]):
@@ -308,7 +308,7 @@ class ProducedSpeech:
 async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> None:
     try:
         await produce(items)
-    except Exception as error:  # raised in the reader of the events
+    except Exception as error:  # raised where the events are read
         await items.put(error)
 
 

@@ -21,7 +21,7 @@ MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one SSML break, and on all b
 MAX_DEPTH = 32  # maximum nesting of SSML elements
 MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text
 MAX_MARKS = 60  # maximum number of marks in such an unclosed run, to limit parsing time
-SHORT_CHARS, SLICE_CHARS = 100, 1000  # limits on the event loop (6 ms), and per slice in the thread (60 ms)
+SHORT_CHARS, SLICE_CHARS = 100, 1000  # maximum on the event loop (6 ms), and per slice in the thread (60 ms)
 READING = ThreadPoolExecutor(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 EMOJI = (
@@ -90,7 +90,7 @@ def is_spoken(text: str) -> bool:
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:
-    """Yield the text to speak for `pieces` as soon as its markup is known; raise as `read_text` does."""
+    """Yield the text to speak for `pieces` as it is parsed; see `read_text` for exceptions."""
     try:
         async for piece in pieces:
             async for text in read_slices(piece, reader):

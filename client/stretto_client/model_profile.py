@@ -1,4 +1,4 @@
-"""Model profile, which describes the served model in the ensemble's config (parameter `profile`)."""
+"""Model profile: describes the served model in the ensemble's config (parameter `profile`)."""
 
 import json
 import math
@@ -85,7 +85,7 @@ class ModelProfile:
         requires_language: True if a request has to specify a language.
         languages_plain: Languages whose text is read without marks (such as vowel marks), because the helper that adds
             them is missing.
-        tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
+        tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
     """

@@ -29,7 +29,7 @@ class Expected:
         ge: Minimum of a number.
         le: Maximum of a number.
         pattern: Regular expression for a text.
-        is_checked: False if the model family validates the value instead of pydantic.
+        is_checked: False if the model family, not pydantic, validates the value.
     """
 
     description: str
@@ -116,13 +116,13 @@ class GuidanceOptions(TypedDict, total=False):
 
 
 class RingHeader(TypedDict):
-    """Ring for the samples in shared memory."""
+    """Shared-memory ring for the samples."""
 
     name: Annotated[RingName, Doc("Name of the shared memory with the header.")]
 
 
 class RingOptions(RingHeader, total=False):
-    """Ring for the samples in shared memory, with slots that may be on a GPU."""
+    """Shared-memory ring for the samples, with slots that may be on a GPU."""
 
     cuda_handle: Annotated[CudaHandle | None, Doc("IPC handle of the slots on a GPU.")]
     device: Annotated[Device, Doc("Number of that GPU.")]

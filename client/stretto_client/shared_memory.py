@@ -34,11 +34,11 @@ class Region(Protocol):
         ...
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as input memory; `headers` grant access to that API."""
+        """Register the region as input memory; `headers` grant access to the server's memory API."""
         ...
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to that API."""
+        """Unregister the region; `headers` grant access to the server's memory API."""
         ...
 
     def close(self) -> None:
@@ -77,11 +77,11 @@ class SystemRegion:
         return np.frombuffer(bytes(self._buffer[offset : offset + byte_size]), np.uint8)
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as input memory; `headers` grant access to that API."""
+        """Register the region as input memory; `headers` grant access to the server's memory API."""
         await server.register_system_shared_memory(self.name, f"/{self.name}", self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to that API."""
+        """Unregister the region; `headers` grant access to the server's memory API."""
         await server.unregister_system_shared_memory(self.name, headers)
 
     def close(self) -> None:
@@ -135,12 +135,12 @@ class CudaRegion:
         return data
 
     async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region with the server as input memory; `headers` grant access to that API."""
+        """Register the region as input memory; `headers` grant access to the server's memory API."""
         handle = base64.b64encode(self.handle)
         await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size, headers=headers)
 
     async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to that API."""
+        """Unregister the region; `headers` grant access to the server's memory API."""
         await server.unregister_cuda_shared_memory(self.name, headers)
 
     def close(self) -> None:
@@ -218,7 +218,7 @@ class Ring:
         """Return a copy of the samples to which an event refers, and release their slots.
 
         Args:
-            record: The event's `ring`: `slot` (number of the first slot, counted from the start of the utterance),
+            record: The event's `ring`: `slot` (index of the first slot, counted from the start of the utterance),
                 `slots` (number of slots), `samples` (number of samples) and `dtype`.
         """
         if record["slot"] != self._released:

@@ -45,7 +45,7 @@ class Word:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the word in an event; ignore keys that a later server version may add."""
+        """Create a word from an event record; ignore keys that a later server version may add."""
         return cls(record["word"], record["start_s"], record.get("end_s"), record.get("score"))
 
     def shifted(self, seconds: float) -> "Word":
@@ -80,7 +80,7 @@ class SpeechEvent:
         report: Finish reason, counts, seed, guidance and timings; only in the last event.
         guidance_changes: Guidance changes in these frames; always empty for the guidance policy `always`.
         codes: Codes [S, T] of all streams if `output={"codes": True}`, in the form that `messages` accepts.
-        session: Session id for more text; only in the first event of streamed text.
+        session: Id with which the client sends more text; only in the first event of streamed text.
         pauses: With `pauses=True`, the probability of each pause (`ModelProfile.pauses_s`) for each frame since the
             last event.
         begun: With `progress=True`, words that are complete since the last event. `words` has them once their ends are
@@ -172,7 +172,7 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
     """Return the tensors of audio inputs.
 
     Args:
-        audio: Paths or contents of files, and at most once (samples [n] in [-1, 1], rate in Hz).
+        audio: Paths or contents of files; at most one entry may be (samples [n] in [-1, 1], rate in Hz) instead.
         sharing: Shared memory for the tensors; None to send them in the request.
 
     Raises:
@@ -331,7 +331,7 @@ class SpeechStream:
 
 
 def system_turn(text: str, audio: Audio | None) -> dict[str, Any]:
-    """Return a system turn with a text, unless it is empty, and a recording."""
+    """Return a system turn with `text`, unless it is empty, and with `audio`, unless it is None."""
     turn = {"role": "system"} | ({"text": text} if text else {})
     return turn if audio is None else turn | {"audio": "pcm_in" if isinstance(audio, tuple) else "audio"}
 
@@ -377,7 +377,7 @@ class TaskOptions(OptionsRecord, total=False):
 
 
 def with_seed(options: SpeakOptions) -> SpeakOptions:
-    """Return the options with a random 32-bit seed if they have none, so that several requests can share it."""
+    """Return the options with a random 32-bit seed if they have none, so that several requests can share the seed."""
     return options if options.get("seed") is not None else {**options, "seed": secrets.randbits(32)}
 
 
@@ -387,7 +387,7 @@ def speech_inputs(text: str, task: str, options: SpeakOptions, sharing: Sharing 
     Args:
         text: The text.
         task: Name of the model's task.
-        options: Options of the server, and the voice.
+        options: Server options, and the voice.
         sharing: Shared memory for audio; None to send it in the request.
     """
     voice = options.get("voice")
@@ -401,7 +401,7 @@ CODES = ".npy"
 
 
 class Conversation:
-    """Turns for `SpeechClient.converse`, and in `audio` the files to which they refer.
+    """Turns for `SpeechClient.converse`; `audio` contains the files to which the turns refer.
 
     Args:
         instruction: Text of a system turn, or None.

@@ -129,7 +129,7 @@ def ready_server() -> str:
 
 @dataclass(frozen=True, slots=True)
 class BackgroundServer:
-    """Server on three consecutive ports, found through its pid file.
+    """Server that listens on three consecutive ports and is found through its pid file.
 
     Attributes:
         port: HTTP port; gRPC and metrics use the next two.

@@ -24,7 +24,7 @@ class LaunchConfig:
     Attributes:
         model_repository: Triton model repository.
         address: IP address to listen on.
-        allowed: APIs of `CLOSED` that the user has opened to all clients.
+        allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         http_port: HTTP port.
         grpc_port: gRPC port.

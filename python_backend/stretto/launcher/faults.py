@@ -43,7 +43,10 @@ class BackOff:
         self._has_waited = False
 
     def note_waited(self) -> None:
-        """Record that the delay for the current failure has passed; the next call of `next_delay_s` returns 0."""
+        """Record that the delay for the current failure has passed.
+
+        The next call to `next_delay_s` returns 0.
+        """
         self._has_waited = True
 
     def note_ready(self) -> None:
@@ -73,7 +76,7 @@ PIECE = 1 << 22
 
 
 def free_dead_locks(region: Path) -> int:
-    """Release the robust mutexes in a shared-memory file whose owners have died.
+    """Release the robust mutexes of dead owners in a shared-memory file.
 
     Args:
         region: Path of the file; files of other users are left unchanged.
@@ -110,7 +113,7 @@ def _own_region(path: Path) -> Iterator[int | None]:
 
 
 def _dead(descriptor: int, offset: int) -> Iterator[int]:
-    """Yield the file offsets of mutexes that the kernel has marked as orphaned by dead owners."""
+    """Yield the file offsets of mutexes whose owners the kernel has marked as dead."""
     data = os.pread(descriptor, PIECE + HEAD.size, offset)
     for found in KIND.finditer(data):
         start = found.end() - HEAD.size
@@ -335,7 +338,7 @@ CHECK_INTERVAL_S = 2.0  # each poll reads one file per thread, 130 in all
 
 
 class CrashWatch:
-    """Detects that the server has crashed but does not exit, because its signal handler hangs.
+    """Detects when the server has crashed but does not exit, because its signal handler hangs.
 
     A thread inside the handler has the signal blocked. Threads that have blocked it since they started, as GPU driver
     threads may, are ignored.

@@ -58,7 +58,9 @@ class ProxyProcess:
         self._send_state(READY if is_ready else UNREADY)
 
     def close_gate(self, spares_answered: bool) -> None:
-        """Make the proxy refuse new requests and end those in flight, until readiness is reported again.
+        """Make the proxy end requests in flight, and refuse new ones.
+
+        The proxy accepts requests again once the server is reported as ready.
 
         Args:
             spares_answered: True if requests that have received a first response may continue.

@@ -45,7 +45,7 @@ class LogFile:
         self._link_flag = 0
 
     def write(self, lines: bytes) -> None:
-        """Append complete lines, or drop them if that fails; the caller holds the lock."""
+        """Append complete lines, or drop them if that fails; the caller must hold the lock."""
         notice = b"" if self._ends_in_line else b"\n"
         if self._num_dropped:
             notice += b"[serve] %d lines of this log were dropped before this one\n" % self._num_dropped

@@ -55,7 +55,9 @@ def encodings_environment(config: LaunchConfig) -> dict[str, str]:
 
 
 class ModelRestart:
-    """Restart of some models of a running server: unloads all of them, then loads them, without blocking the caller.
+    """Restarts some models of a running server without blocking the caller.
+
+    All of them are unloaded before any is loaded again.
 
     Args:
         models: Names of the models.

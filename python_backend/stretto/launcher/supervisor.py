@@ -244,7 +244,7 @@ class Supervisor:
             self._pause(f"{fault}: restarting the server")
 
     def _start(self) -> Server | None:
-        """Return a ready server, or None if a signal arrived first.
+        """Start a server and return it once it is ready; return None if a signal arrives first.
 
         Once a server has been ready, every failed start is repeated without limit.
 
@@ -323,7 +323,7 @@ class Supervisor:
         return True
 
     def _wait(self, server: Server) -> Fault | None:
-        """Watch the server; return its fault, or None if a signal arrived first."""
+        """Watch the server; return its first fault, or None if a signal arrives before any fault."""
         pending = PendingFault()
         while not self._waits.num_signals:
             fault = server.wait(CHECK_INTERVAL_S) or server.dead_stub(self._front_ends.unhealthy_model())

@@ -66,7 +66,7 @@ AudioReader = Callable[[Recording, float, int], np.ndarray]
 
 
 def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
-    """Decode, check and resample a recording in this process, as an `AudioReader`.
+    """Decode, check and resample a recording in this process (an `AudioReader`).
 
     Args:
         recording: The recording.
@@ -107,7 +107,7 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
 def check_file_size(num_bytes: int, field: str) -> None:
     """Raise InvalidRequest if a file of `num_bytes` bytes is empty or too large.
 
-    The message calls the file `field`.
+    The error message refers to the file as `field`.
     """
     if not num_bytes:
         raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
@@ -116,7 +116,7 @@ def check_file_size(num_bytes: int, field: str) -> None:
 
 
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode an audio file, but no more than `max_s` of it, even if the header declares more.
+    """Decode at most `max_s` of an audio file, even if the header declares more.
 
     Args:
         data: Contents of a file in one of the formats of READABLE. The size is checked before decoding.
@@ -380,9 +380,9 @@ class AudioLanes:
         """Start the lanes.
 
         Args:
-            open_process: Function that starts an audio process with a nice level.
+            open_process: Function that starts an audio process at a given nice level.
             num_long: Number of lanes for long recordings.
-            limit: Maximum bytes of audio and number of requests, waiting or running, in all lanes together.
+            limit: Maximum total bytes of audio and number of requests in all lanes, whether waiting or running.
         """
         self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
@@ -400,7 +400,7 @@ class AudioLanes:
         """Queue a job.
 
         Args:
-            num_bytes: Size of the audio that `run` holds in memory, in bytes.
+            num_bytes: Size in bytes of the audio that `run` keeps in memory.
             run: Function that is called in a lane with the lane's audio reader.
             refuse: Function that is called with an error if the job will not be run.
             host: Host of the client.
@@ -427,7 +427,7 @@ class AudioLanes:
 
     @property
     def held(self) -> Load:
-        """Amount of audio and number of requests queued or running, for all hosts together."""
+        """Total amount of audio and number of requests that are queued or running, for all hosts."""
         return Load(self._bytes.held, self._requests.held)
 
     def _check(self, host: str, num_bytes: int) -> None:

@@ -51,7 +51,7 @@ def limit_cpu() -> None:
 
 
 def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job and return its answer; the samples replace the job's audio in the file descriptor `memory`."""
+    """Run a job and return its answer; the samples replace the job's audio in the file `memory`."""
     try:
         pcm = read(memory, job)
         os.ftruncate(memory, 0)
@@ -75,7 +75,7 @@ def write(memory: int, data: memoryview) -> None:
 
 
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
-    """Return the decoded samples of a job, float32 [n]."""
+    """Decode a job's recording, and return its samples, float32 [n]."""
     max_s, rate = job["max_s"], job["rate"]
     os.lseek(memory, 0, os.SEEK_SET)
     if job["is_file"]:
@@ -94,7 +94,10 @@ class AudioProcessEnded(Exception):
 
 
 class AudioProcess:
-    """Process that decodes recordings one at a time, and is restarted after a crash. `read` is an AudioReader."""
+    """Process that decodes recordings one at a time, and is restarted after a crash.
+
+    Its method `read` is an AudioReader.
+    """
 
     def __init__(self, niceness: int = 0) -> None:
         """Start the process at nice level `niceness`, from 0 to 19."""

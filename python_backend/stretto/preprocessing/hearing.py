@@ -1,7 +1,7 @@
-"""Queue for parts of live audio, and the process that encodes them. Every part is answered once.
+"""Queue for parts of live audio, and the process that encodes them.
 
 All parts that have arrived, from any session, form one job, so their frames are encoded as one batch. Parts that arrive
-during a job form the next one, so no frame waits for others.
+during a job form the next job, so no frame waits for others to arrive. Every part is answered exactly once.
 """
 
 import logging
@@ -94,7 +94,7 @@ class _Stream:
 
 
 class Hearing:
-    """Streams of live audio by session name, encoded on a separate thread by one process.
+    """Live-audio streams, keyed by session name. A separate thread runs the encoding process.
 
     Args:
         process: The hearing process.
@@ -132,11 +132,11 @@ class Hearing:
         Args:
             session: Name of the session.
             number: Number of the part, from 0.
-            pcm: Samples, float32 [n], which the queue keeps.
-            rate: Sample rate in Hz; None only if there are no samples, in a later part or the last one.
+            pcm: Samples, float32 [n]; the queue keeps a reference to them.
+            rate: Sample rate in Hz; may be None if the part has no samples and is the last part or not the first.
             is_last: True if the audio ends with this part.
             host: Host of the client.
-            answer: Called once, on another thread, with the part's frames or the reason why the session is lost.
+            answer: Called once, on another thread, with the part's frames or with the reason for losing the session.
             is_open: Returns False once the session has ended; its audio is then dropped.
 
         Raises:
@@ -206,7 +206,7 @@ class Hearing:
             try:
                 if has_job:
                     self._encode(begun, closed)
-            except Exception:  # such as a full disk; without this thread, no session would continue
+            except Exception:  # such as a full disk; the thread must survive, because all sessions depend on it
                 logger.exception("live audio could not be encoded")
                 self._lose_all()
                 self._replace_process()
@@ -224,7 +224,7 @@ class Hearing:
     def _replace_process(self) -> None:
         """Restart the process, because the state of its streams is unknown.
 
-        A failure is handled at the next job.
+        If the restart fails, the next job handles the failure.
         """
         try:
             self._process.restart()
@@ -261,7 +261,7 @@ class Hearing:
             self._take(name, frames, is_done)
 
     def _take(self, name: str, ids: np.ndarray, is_done: bool) -> None:
-        """Add encoded frames to the stream's part that the process holds; answer the part if it is done."""
+        """Add encoded frames to the part being encoded; answer the part if all of it is encoded."""
         with self._changed:
             stream = self._streams.get(name)
             if stream is None or not stream.is_begun:

@@ -61,7 +61,7 @@ class RawRequest:
 
     Attributes:
         text: Text of a single user turn.
-        audio: Contents of an audio file (`audio.READABLE`), or of several, one per turn of `messages` that has "audio".
+        audio: Contents of an audio file (`audio.READABLE`), or of one file per turn of `messages` with "audio".
         pcm_in: Mono samples at `sample_rate`, float32 [n].
         sample_rate: Sample rate of `pcm_in` in Hz.
         messages: Conversation as JSON.
@@ -99,7 +99,7 @@ class RawRequest:
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
-        """Return the name of file `index` of `audio` for error messages."""
+        """Return the name used in error messages for file number `index` of `audio`."""
         return f"audio[{index}]" if len(self.files) > 1 else "audio"
 
 
@@ -124,10 +124,10 @@ class Preprocessor:
 
         Args:
             checkpoint: Folder of the checkpoint; its `config.json` names the family (`speech_family`).
-            codec: Codec to use; None for the codec of the checkpoint.
+            codec: Codec to use; None for the checkpoint's codec.
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             has_aligner: True if the decoder has an aligner for word times.
-            encodings: Folder for the encodings of reused voices; None to store none.
+            encodings: Folder in which encodings of reused voices are stored; None not to store them.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
@@ -198,7 +198,7 @@ class Preprocessor:
         )
 
     def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
-        """Return the request for word times; None if the family's own alignment provides them.
+        """Return the alignment to request; None if the family itself provides word times.
 
         Raises:
             InvalidRequest: There is no aligner, or nothing to align.
@@ -261,9 +261,9 @@ def _is_live(raw: RawRequest) -> bool:
 
 
 def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
-    """Return the turns in `messages`, or a single user turn with the other inputs.
+    """Return the turns in `messages`, or else a single user turn with the other inputs.
 
-    The last turn of a live session is the audio that follows in parts.
+    In a live session, the last turn stands for the audio that follows in parts.
 
     Raises:
         InvalidRequest: An input is invalid.
@@ -324,7 +324,7 @@ def read_delivery(
         family: The model's family, which provides the default chunk sizes.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
-        blocks: Block sizes, in frames, of a codec that decodes whole blocks, the last size repeated; empty for others.
+        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
 
     Raises:
         InvalidRequest: An option is outside its limits.
@@ -391,7 +391,7 @@ def read_options(
         task: The task.
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
-        blocks: Block sizes, in frames, of a codec that decodes whole blocks, the last size repeated; empty for others.
+        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
 
     Raises:
         InvalidRequest: An option is unknown, unsupported or outside its limits.
@@ -483,7 +483,7 @@ def _segment(
 
 
 def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
-    """Cap the family's default minimum number of rows at the requested maximum."""
+    """Limit the family's default minimum number of rows to the requested maximum."""
     if "min_rows" in given or given.get("max_rows", 1) < 1:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
@@ -520,7 +520,7 @@ def _latents(
         options: Options of the request.
         family: The model's family.
         defaults: Defaults of the task.
-        guidance: Result of `_guidance`. Its scale is removed if guidance is applied within the predictor of a latent.
+        guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
 
     Raises:
         InvalidRequest: If the family does not have a requested parameter, or a value is out of range.

@@ -72,7 +72,7 @@ class ProxyConfig:
         triton_metrics: Path of Triton's metrics socket.
         disconnects: Path of the client-disconnect flags.
         key: Secret whose holders may use all APIs.
-        allowed: APIs of `CLOSED` that the user has opened to all clients.
+        allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         cleanup: Command to execute if the launcher has died; empty for none.
     """
@@ -151,7 +151,7 @@ class Access:
 
     Attributes:
         key: Secret whose holders may use all APIs.
-        allowed: APIs of `CLOSED` that the user has opened to all clients of this server.
+        allowed: APIs in `CLOSED` that the user has opened to all clients of this server.
     """
 
     key: str
@@ -193,7 +193,7 @@ Ask = Callable[[bytes], Awaitable[bytes]]
 
 
 class ServedModels:
-    """Checks that the server has a requested model: our own by name, others with a call to Triton."""
+    """Checks that the server has a requested model: our own by name, others by asking Triton."""
 
     def __init__(self, allowed: Access, ask: Ask) -> None:
         """Create the check.
@@ -238,7 +238,10 @@ OF_CLIENTS = "stretto_in_"
 
 
 def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
-    """Raise BadRequest if a client tries to register shared memory of the server, which tensors could then access."""
+    """Raise BadRequest if a client tries to register the server's own shared memory.
+
+    Otherwise, the client's tensors could refer to that memory.
+    """
     name = request.key.lstrip("/")
     if name.startswith(SERVER_PREFIXES) and not name.startswith(OF_CLIENTS):
         raise BadRequest(f"key: expected a name without the server's own prefix, got {name!r}")

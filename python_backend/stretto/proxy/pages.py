@@ -113,9 +113,9 @@ class _Connection:
     """Open connection.
 
     Attributes:
-        writer: Its writer.
-        serving: Task that serves it.
-        number: Sequence number of the connection's opening or, once it has been answered, of its response.
+        writer: Stream to the client.
+        serving: Task that serves the connection.
+        number: Sequence number assigned when the connection is opened, and replaced once its request is answered.
         is_idle: True if no complete request has been received, or the request has been answered.
     """
 

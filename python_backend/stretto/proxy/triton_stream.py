@@ -90,7 +90,7 @@ class Gate:
 
 
 STUB_HAS_ENDED = "' is not healthy."  # as in "Stub process 'acoustic_decoder_0_0' is not healthy."
-# Matches the entire message, so that client text cannot imitate it; the group is the model.
+# Matches the entire message, so that client text cannot imitate it; the group captures the model's name.
 GIVEN_UP = re.compile(
     r"(?:\[request id: [^]]{0,128}\] )?(?:in ensemble '\w+', )?Stub process '(\w+)_\d+_\d+' is not healthy\."
 )
@@ -188,7 +188,7 @@ class TritonStream:
         return self._has_answered and self._num_asked == 1
 
     def record_model(self, head: ModelInferRequest) -> None:
-        """Record a request's model; raise BadRequest if the stream's earlier requests had another.
+        """Record a request's model; raise BadRequest if the stream's earlier requests differ.
 
         WORKAROUND(triton server 2.51): it writes responses of decoupled and other models without synchronisation. gRPC
         aborts the process if two writes overlap.

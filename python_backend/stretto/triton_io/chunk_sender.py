@@ -88,7 +88,7 @@ class Responses:
         await self._thread.call(self._sender.send, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     async def refuse(self, error: BaseException, subject: str) -> None:
-        """Send an error with the final flag; see `callers.refuse`."""
+        """Send an error with the final flag (see `callers.refuse`)."""
         await self._thread.call(refuse, self._sender, error, subject)
 
     def check_client(self, slot: FlowSlot) -> None:
@@ -109,13 +109,13 @@ class Responses:
 
 @dataclass(frozen=True, slots=True)
 class SenderLimits:
-    """Limits on unanswered chunks, and timeouts.
+    """Timeouts, and limits on unanswered chunks.
 
     Attributes:
         max_chunks: Maximum number of chunks sent but not answered.
         max_frames: Number of unanswered frames at which no further chunk is sent.
         probe_s: Idle time after which the decoder is probed, in seconds.
-        poll_s: Interval at which the end of the utterance is checked, in seconds.
+        poll_s: Interval in seconds between checks of whether the utterance is over.
         stall_s: Time without an answer or progress after which the utterance fails, in seconds.
         check_s: Time without an answer after which the client's connection is checked directly, in seconds.
         transit_s: Transport time of a chunk to the decoder and of its samples to the client, in seconds.
@@ -143,7 +143,7 @@ ENDED_BY_DECODER = {
 
 
 class ChunkSender:
-    """Sender of one utterance's chunks. Every wait ends when the utterance is over.
+    """Sender of one utterance's chunks. All of its waits end when the utterance is over.
 
     Args:
         responses: Responses of the request.
@@ -253,7 +253,7 @@ class ChunkSender:
         return self._slot.outcome is not Outcome.OPEN or self._is_unanswerable()
 
     def _is_unanswerable(self) -> bool:
-        """Return True if chunks may remain unanswered: the client has disconnected, or sending failed."""
+        """Return True if answers may never come: the client disconnected, or sending failed."""
         return self._responses.client_disconnected or self._responses.failure is not None
 
     def _check(self) -> None:
@@ -269,7 +269,7 @@ class ChunkSender:
             raise ENDED_BY_DECODER[outcome](self._slot.reason)
 
     def _num_chunks_answered(self) -> int:
-        """Return a lower bound on the number of answered chunks: answers minus all probes sent."""
+        """Return a lower bound on the number of answered chunks: the answers minus all probes sent."""
         return self._slot.num_answered - self._num_probes
 
     def _probe_if_quiet(self) -> None:
@@ -307,7 +307,7 @@ class ChunkSender:
         codes = None if item is None else item.codes
         num_frames = 0 if codes is None else codes.shape[1]
         self._num_sent += 1
-        if item is None:  # probes are answered before waiting chunks
+        if item is None:  # probes are answered immediately, before chunks that are waiting
             self._frames_on_the_way.appendleft(0)
         else:
             self._frames_on_the_way.append(num_frames)

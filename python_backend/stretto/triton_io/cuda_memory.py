@@ -33,7 +33,7 @@ class CudaMemory:
         (self._address,) = self._call("cudaIpcOpenMemHandle", opened, runtime.cudaIpcMemLazyEnablePeerAccess)
 
     def write(self, offset: int, data: np.ndarray) -> None:
-        """Copy host `data`, uint8 [n], to the byte offset `offset`."""
+        """Copy `data`, uint8 [n] in host memory, to the byte offset `offset`."""
         source = np.ascontiguousarray(data)
         self.write_from(offset, source.ctypes.data, len(source))
 

@@ -36,7 +36,7 @@ CLIENTS = "options."  # prefix of fields set by the client; all others are set b
 
 
 class ChunkReply:
-    """Answer to one chunk. Exactly one of `send`, `fail` and `close` ends the request.
+    """Answer to one chunk. Exactly one call to `send`, `fail` or `close` ends the request.
 
     Attributes:
         slot: Flow-control slot of the utterance.

@@ -60,7 +60,7 @@ class FlowTable:
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Map the file; the descriptor still belongs to the caller, who may close it."""
+        """Map the file; the caller remains responsible for closing the descriptor."""
         self.path = path
         self._lock: int | None = None
         self._map = mmap.mmap(descriptor, 0)
@@ -156,7 +156,7 @@ class FlowTable:
     def note_progress(self, address: FlowAddress) -> None:
         """Increment the utterance's progress counter.
 
-        Unlike `count`, this is not synchronised: only the decoder's own thread may call it.
+        Unlike `count`, this method is not synchronised, so only the decoder's own thread may call it.
         """
         if self.holds(address):
             self._words[address.slot * WORDS + 4] += 1
@@ -323,7 +323,7 @@ def remove_stale_tables(directory: Path = DIRECTORY) -> list[Path]:
     """Remove the tables of owners that have died, and return their paths.
 
     Processes that still have such a table open find its slots released. An owner holds a lock on its table. The lock
-    ends with the process in any pid namespace, so an unlocked table is stale.
+    is released when the process ends, in any pid namespace, so an unlocked table is stale.
     """
     removed = []
     for path in directory.glob(f"{PREFIX}*"):
@@ -350,7 +350,7 @@ class FlowTables:
     def slot_at(self, address: FlowAddress) -> FlowSlot:
         """Return the slot at an address.
 
-        The table is opened on first use, and tables whose files are gone are then dropped.
+        A table is opened on first use. Whenever one is opened, tables whose files are gone are dropped.
         """
         if address.table not in self._tables:
             left = {name: table for name, table in self._tables.items() if table.path.exists()}
@@ -359,7 +359,7 @@ class FlowTables:
 
 
 class HeldSlots:
-    """Lookup of utterances in progress by slot and generation, in the language model's table.
+    """Looks up utterances in progress by slot and generation in the language model's table.
 
     Args:
         server_pid: Pid of the Triton server.

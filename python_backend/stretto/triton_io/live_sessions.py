@@ -18,7 +18,7 @@ from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
-MAX_AHEAD_S = 2.0  # seconds of audio that the reply has not read; beyond this, receipts are delayed
+MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 MAX_KEPT = 4096  # chunks kept for a session that can be resumed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
 MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, 1 << 21
@@ -70,10 +70,10 @@ class LiveSession:
     Args:
         request_id: Id of the reply in the engine.
         segment: Segment of the reply.
-        resume_s: Time for which the session outlasts its connection, in seconds.
+        resume_s: Time in seconds for which the session can be resumed after its connection has ended.
 
     Attributes:
-        name: Name by which the client sends audio; empty until the session is open.
+        name: Name of the session, which the client needs to send audio; empty until the session is open.
         utterance: Id of the utterance of the current connection.
         flow: Address of that utterance's flow-control slot; None before the first connection.
         task: Task that generates the reply.
@@ -120,7 +120,7 @@ class LiveSession:
             await self._moved_on.wait()
 
     def end(self, failure: Exception | None) -> None:
-        """End the reply after the chunks that have been added. Only the first call has an effect.
+        """Mark the reply as ended after the chunks added so far. Only the first call has an effect.
 
         Args:
             failure: Error for the reader; None for a complete reply.
@@ -187,7 +187,7 @@ class LiveSession:
         return self._chunks[number - self._num_chunks] if self.resume_s else self._pop()
 
     async def _leave(self) -> None:
-        """End the session, or let it wait for another connection."""
+        """End the session, or let it wait for another connection if it can be resumed."""
         assert self.task is not None, "a session is read while its reply is generated"
         if self.resume_s and not self._is_read:
             self._expiry = asyncio.get_running_loop().call_later(self.resume_s, self.task.cancel)
@@ -196,7 +196,7 @@ class LiveSession:
         await asyncio.gather(self.task, return_exceptions=True)
 
     def check(self, part: AudioPart) -> None:
-        """Raise InvalidRequest if no process can have received the audio before `part`."""
+        """Raise InvalidRequest if the audio is complete, or `part` is not 0 and none was accepted."""
         if self._is_complete:
             raise InvalidRequest("session", "no further part, as the audio is complete", f"part {part.part}")
         if part.part and not self._next_part:
@@ -328,7 +328,7 @@ class LiveSessions:
 
     @contextmanager
     def _named(self, session: LiveSession) -> Iterator[None]:
-        """Give the session a name during the `with` block, which the preprocessor also recognises."""
+        """Within the `with` block, give the session a name that the preprocessor can verify."""
         slot = self._table.claim()
         session.name = session_name(slot.address, self._seal)
         self._open[session.name] = session

@@ -10,9 +10,9 @@ PREFIX = "stretto_"
 
 
 class Gauges:
-    """Metrics of one model, named `stretto_` + field. Fields ending in `_total` are counters.
+    """Metrics of one model, named `stretto_` + field.
 
-    All other fields are gauges.
+    Fields whose names end in `_total` are counters; all other fields are gauges.
 
     Args:
         model: Name of the model, used as a label.

@@ -1,6 +1,6 @@
-"""Triton service of the preprocessor, which answers requests with audio after decoding it.
+"""Triton service of the preprocessor.
 
-Other requests are answered immediately.
+It answers requests with audio once the audio has been decoded, and all other requests immediately.
 
 WORKAROUND(triton python_backend r24.10): if a stub sends no message for a second, for example on a busy machine, the
 server declares it dead and frees the request's memory (stub_launcher.cc). The stub or the server then crashes.
@@ -84,7 +84,7 @@ class Hearing(Protocol):
 
 
 class PreparingService:
-    """Service that answers every request once, with its prompt or an error.
+    """Service that answers every request exactly once, with its prompt or an error.
 
     Parts of streamed text and live audio are accepted even while the server drains, so that their utterances can be
     completed.
@@ -96,7 +96,7 @@ class PreparingService:
         lanes: Queues for requests with audio.
         seal: MAC for prompts and parts.
         gate: Gate that refuses requests while the server drains.
-        hearing: Encoder of live audio; None if the family does not accept live audio.
+        hearing: Live-audio encoder; None if the family does not accept live audio.
         slots: Utterances in progress; None without `hearing`.
     """
 

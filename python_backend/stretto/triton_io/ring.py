@@ -1,4 +1,4 @@
-"""Output rings in clients' shared or GPU memory, and answers waiting for free slots in them."""
+"""Output rings in clients' shared or GPU memory, and answers that wait for free slots."""
 
 import base64
 import logging
@@ -159,7 +159,7 @@ class CudaPayload:
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy `data`, uint8 [n], or the same data at GPU address `address`, to byte offset `offset`."""
+        """Copy `data`, uint8 [n], to byte offset `offset`, from GPU address `address` if given."""
         if address is None:
             self._memory.write(offset, data)
         else:
@@ -272,7 +272,7 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk: immediately if slots are free and no earlier answer waits, otherwise later.
+        """Answer a chunk now if slots are free and no earlier answer is waiting, or else later.
 
         Args:
             reply: Answer to the chunk.
@@ -289,7 +289,7 @@ class RingWriter:
                 self._moved_s = time.monotonic()
                 try:
                     self._move(address)
-                except BaseException:  # the caller answers the chunk, and it must not be queried afterwards
+                except BaseException:  # the caller answers the chunk, and a reply must not be queried after that
                     self._held.clear()
                     raise
 
@@ -396,7 +396,7 @@ class RingWriters:
 
     @contextmanager
     def _dropping_failed(self, utterance: str) -> Iterator[None]:
-        """Drop the writer if the block raises an error, so that the thread continues with the others."""
+        """Drop the writer if the `with` block fails, so that the thread can serve the others."""
         try:
             yield
         except Exception:

@@ -70,7 +70,7 @@ class TextSession:
     Attributes:
         id: Random name of the session, which the client needs to send text.
         is_complete: True once the last part has been accepted.
-        text: The text so far, at most MAX_ALIGNED_CHARS characters, if word times were requested.
+        text: If word times were requested, the text so far, at most MAX_ALIGNED_CHARS characters.
     """
 
     def __init__(
@@ -179,7 +179,8 @@ class TextSessions:
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply whose text is still being streamed.
 
-        The first chunk contains no frames, but the session id, which the client needs to send text, and the voice.
+        The first chunk contains no frames. It contains the session id, which the client needs to send text, and the
+        voice.
 
         Args:
             prompt: Prompt with open text.
@@ -207,9 +208,9 @@ class TextSessions:
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far.
 
-        The first id is in the prompt's last row, the others are for the reply's first rows. With `TextGroups`, all ids
-        are for rows of the reply. If the text is complete, the result is an ordinary prompt whose minimum length covers
-        the text and its end id.
+        The first id is in the prompt's last row, and the others are for the reply's first rows. With `TextGroups`, all
+        ids are for rows of the reply. If the text is complete, the result is an ordinary prompt whose minimum length
+        covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
@@ -335,7 +336,7 @@ class SpeechService:
     async def _take(self, part: TextPart | AudioPart, responses: Responses) -> None:
         """Append a part of streamed text or live audio.
 
-        The receipt is sent to the decoder, because only the decoder answers clients.
+        The receipt goes through the decoder, because only the decoder answers clients.
         """
         try:
             receipt = await (self._texts.write(part) if isinstance(part, TextPart) else self._live.write(part))

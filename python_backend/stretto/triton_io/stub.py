@@ -44,7 +44,7 @@ def ticking(poll: Callable[[], None], period_s: float) -> Iterator[None]:
 
 
 async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
-    """Poll `condition` every `period_s` seconds until it is true. Its exceptions are raised here."""
+    """Poll `condition` every `period_s` seconds until it is true; re-raise its exceptions."""
     done = asyncio.get_running_loop().create_future()
 
     def poll() -> None:
@@ -89,7 +89,7 @@ class DrainGate:
             return
         with self._mutex:  # all requests share one lock, because a descriptor can hold only one
             if not self._num_passing:
-                # taken before the file is checked; the launcher creates the file before it checks the lock
+                # locked before checking for the file, because the launcher creates the file before it checks the lock
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._num_passing += 1
         if self._path.exists():
@@ -97,7 +97,7 @@ class DrainGate:
             raise Closing("server is draining")
 
     def release(self) -> None:
-        """Record that a request has passed the gate."""
+        """Record that an admitted request has passed the gate."""
         if self._lock is None:
             return
         with self._mutex:
@@ -180,7 +180,7 @@ def server_pid() -> int:
 
 
 def give_back_large_memory() -> None:
-    """Make malloc return freed blocks larger than LARGE to the system, as the launcher configures it.
+    """Make malloc return freed blocks larger than LARGE to the system, the launcher's setting.
 
     Otherwise malloc keeps blocks of up to LARGEST once one of that size has been freed.
     """
@@ -200,7 +200,7 @@ PROC = Path("/proc")
 CHECK_INTERVAL_S = 1.0
 NUM_CHECKS = 30  # consecutive polls; no step or batch waits this long for a CPU
 MAX_AWAKE = 10  # number of these polls in which another thread may be awake
-ASLEEP = frozenset("SIZX")  # includes idle kernel threads and ended processes
+ASLEEP = frozenset("SIZX")  # process states, including those of idle kernel threads and ended processes
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 Thread = tuple[int, int]  # pid, tid

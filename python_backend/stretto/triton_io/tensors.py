@@ -1,7 +1,6 @@
 """Tensors of the ensemble's models: schemas, conversion, and message authentication.
 
-Tensors are converted to and from arrays and text. The module also reads the parameters of a Triton model, and writes
-prompts as tensors.
+Tensors are converted to and from arrays, text and prompts. The module also reads the parameters of Triton models.
 """
 
 import fcntl
@@ -114,7 +113,7 @@ class Strings:
         self._encoded = encoded.data
 
     def reshape(self, shape: Any) -> np.ndarray:
-        """Return the strings in the request's shape, whose size the server has checked."""
+        """Return the strings in the shape given by the request; the server has checked its size."""
         number = math.prod(shape)
         if number > MAX_STRINGS:
             return np.broadcast_to(np.array(None, object), shape)
@@ -170,13 +169,17 @@ def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def read_scalar(request: Any, spec: TensorSpec) -> int | None:
-    """Return the number in an optional [1] tensor, or None."""
+    """Return the number in an optional [1] tensor, or None if the tensor is missing."""
     array = read_array(request, spec)
     return None if array is None else int(array[0])
 
 
 def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
-    """Return the element of an optional STRING [1] tensor, or None; raise InvalidRequest if it is too long."""
+    """Return the element of a STRING [1] tensor, or None if the optional tensor is missing.
+
+    Raises:
+        InvalidRequest: If the element is too long.
+    """
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -189,7 +192,7 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
 
 
 def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...] | None:
-    """Return the elements of an optional STRING [n] tensor without copying them, or None."""
+    """Return the elements of an optional STRING [n] tensor, uncopied, or None if it is missing."""
     tensor = _find(request, spec)
     if tensor is None:
         return None
@@ -349,7 +352,7 @@ class Seal:
 
 
 class SealKey:
-    """Key shared by the models of one server, in a file that exists while any of them uses it.
+    """Key shared by the models of one server, in a file that exists while any model uses it.
 
     Each process that uses the key holds a shared lock on the file until it ends; an unlocked file is removed.
 
