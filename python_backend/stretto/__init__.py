@@ -1,4 +1,4 @@
-"""Python code of the Triton models in `model_repository/` (`backend: "python"`) and of the `stretto` command.
+"""Python code for the Triton models in `model_repository/` (`backend: "python"`) and for the `stretto` command.
 
 The folder `python_backend/` is unrelated to NVIDIA's repository of that name. `docs/architecture.md` lists the packages
 and the processes that import them; `tests/test_layers.py` defines which package may import which.
@@ -15,7 +15,7 @@ __all__ = ["SpeechLLM"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return `SpeechLLM`, imported on first use; raise AttributeError for any other name."""
+    """Import and return `SpeechLLM`; raise AttributeError for any other name."""
     if name != "SpeechLLM":
         raise AttributeError(f"module 'stretto' has no attribute {name!r}")
     from stretto.engine.llm import SpeechLLM

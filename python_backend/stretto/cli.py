@@ -1,4 +1,4 @@
-"""Console command `stretto`. A subcommand imports its modules only when it runs."""
+"""The `stretto` console command. Each subcommand imports its modules only when it runs."""
 
 import sys
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def voices(words: list[str]) -> int:
 
 
 def convert(words: list[str]) -> int:
-    """Convert a published model to a checkpoint that the server loads."""
+    """Convert a published model to a checkpoint that the server can load."""
     from stretto.convert.command import main
 
     return main(words)

@@ -16,7 +16,7 @@ class EngineConfig:
         engine_args: vLLM's engine arguments, passed unchanged (`max_num_seqs`, `gpu_memory_utilization`, ...). The
             model, the scheduler and the tokenizer are set by the plugin.
         kv_share: Maximum share of the KV cache, in (0, 1], for requests with text replies (`understanding`) and for
-            requests that generate audio (`generation`). A kind that is not listed has no limit.
+            requests that generate audio (`generation`). A kind of request that is not listed has no limit.
         max_waiting: Maximum number of sequences that wait to enter the batch of `max_num_seqs`; further requests are
             rejected as `full`. A guided reply has two sequences. None for no limit.
         first_frame_target_s: Target for the time to the first frame, in seconds. While it is missed, fewer replies are
@@ -108,7 +108,7 @@ class DecoderConfig:
     Attributes:
         codec: Name of the codec in `codecs.registry`; by default the codec of the checkpoint's family.
         num_codebooks: Number of codebooks to decode, counted from the first; None for all.
-        device: Device of the codec (`cpu`, `cuda`, `cuda:1`, …).
+        device: Device on which the codec runs (`cpu`, `cuda`, `cuda:1`, …).
         threads: Number of torch threads on the CPU.
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
@@ -120,9 +120,9 @@ class DecoderConfig:
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
         stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
-        reference_mb: Maximum size of the cache for codec states at the end of voice references, in MiB.
+        reference_mb: Maximum size, in MiB, of the cache that stores the codec's state after each voice reference.
         aligner: Folder of the CTC model for word times; empty for none.
-        aligner_device: Device of the aligner.
+        aligner_device: Device on which the aligner runs.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
     """

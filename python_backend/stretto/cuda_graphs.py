@@ -42,9 +42,10 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
 
 
 def _stop_allocating(pool: Any) -> None:
-    """End the allocator's capture mode, as `capture_end` does in torch unless CUDA fails (ATen/cuda/CUDAGraph.cpp).
+    """End the allocator's capture mode, which torch's `capture_end` does not do if CUDA fails.
 
-    In capture mode the allocator does not reuse memory that other streams have used.
+    In capture mode, the allocator does not reuse memory that other streams have used. `capture_end` is in
+    ATen/cuda/CUDAGraph.cpp.
     """
     with suppress(RuntimeError):  # the capture had ended; only the work failed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)

@@ -1,8 +1,8 @@
 """Client-disconnect flags that the proxy shares with the model processes through a memory-mapped file.
 
 The proxy does not cancel RPCs to our models in Triton, because Triton 2.51 uses freed memory if a response arrives at
-the moment of the cancellation: it crashes or sends the response to another client (server, pull requests 7840 and
-8078).
+the moment of the cancellation: it crashes or sends the response to another client (pull requests 7840 and 8078 of
+triton-inference-server/server).
 """
 
 import itertools
@@ -21,8 +21,8 @@ NUM_PLACES = 1 << 16
 class Disconnects:
     """Flags of disconnected client streams, in a memory-mapped table.
 
-    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`. The entry contains
-    the number of the last stream with that value to disconnect.
+    Each stream has a 64-bit number. The table has one entry for each value of `number % NUM_PLACES`, which contains the
+    number of the most recently disconnected stream with that value.
     """
 
     def __init__(self, path: Path) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 class FairLimit:
     """Fair-share limit: a client host may hold no more units than remain free.
 
-    One host alone can hold half of `limit`, and none can exhaust it (dynamic threshold with alpha = 1; Choudhury and
-    Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
+    A single host can hold at most half of `limit`, so none can exhaust it (dynamic threshold with alpha = 1; Choudhury
+    and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
     """
 
     def __init__(self, limit: int) -> None:
@@ -30,7 +30,7 @@ class FairLimit:
         return self._taken[host] + amount <= self.limit - self.held
 
     def acquire(self, host: str, amount: int = 1) -> None:
-        """Add `amount` units to the units held by `host`."""
+        """Add `amount` to the number of units held by `host`."""
         self._taken[host] += amount
 
     def release(self, host: str, amount: int = 1) -> None:
@@ -41,7 +41,7 @@ class FairLimit:
 
     @contextmanager
     def reserving(self, host: str) -> Iterator[bool]:
-        """Hold one unit during the `with` block if one is free; yield True if it is held."""
+        """Hold one unit for `host` during the `with` block if one is free; yield True if one was."""
         is_left = self.has_free(host)
         if is_left:
             self.acquire(host)

@@ -43,8 +43,8 @@ class Installed:
 def installed(group: str) -> list[Installed]:
     """Return the entry points of a group, sorted by name.
 
-    If several packages register a name, it occurs several times. A package that is installed while this process runs
-    is found once `sys.path` changes.
+    If several packages register the same name, it occurs several times. A package that is installed while this process
+    runs is not found until `sys.path` changes, because the result is cached.
     """
     return list(_installed(group, tuple(sys.path)))
 

@@ -1,4 +1,4 @@
-"""Sampling noise as a function of seed, position, stream and token id, and the sampler.
+"""Sampling noise that is a function of seed, position, stream and token id, and the sampler that uses it.
 
 Because there is no generator state, a request yields the same codes on its own, in any batch, after preemption and on
 any device. The mixer is lowbias32 from C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public
@@ -41,7 +41,7 @@ def seed_key(seed: int) -> int:
 
 
 def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
-    """Return one noise key per row and stream, computed on the host or on the device of the arguments.
+    """Return one noise key per row and stream, as a NumPy array or torch tensor like the arguments.
 
     Args:
         seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
@@ -95,7 +95,7 @@ def gaussian(keys: Words, step: int = 0) -> Words:
 
 
 def _uniform64(keys: Words, counter: int) -> Words:
-    """Return the noise of `uniform` for the token id `counter`, as float64."""
+    """Return the same noise as `uniform` for the token id `counter`, but as float64."""
     offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
     bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
     return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23
@@ -168,8 +168,8 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
     return unconditional + scale * (conditional - unconditional)
 
 
-# 23-bit Gumbel noise is in (-2.82, 16.64): at temperature 1, a logit more than their difference below the largest is
-# never sampled.
+# 23-bit Gumbel noise is in (-2.82, 16.64). At temperature 1, a logit is never sampled if it is below the largest logit
+# by more than the difference of these bounds.
 NOISE_SPAN = 20.0
 FIRST_REACH = 128  # number of largest logits to examine first for top-p without top-k
 
@@ -291,11 +291,11 @@ class DrawParams:
 def draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample a token id for each row and stream, independent of the rest of the batch.
+    """Sample a token id for each row and stream, independently of the rest of the batch.
 
     Top-k keeps the logits that are at least the `top_k`-th largest, including ties. With probabilities
-    `softmax(logits / temperature)` over these, top-p keeps a token if the total probability of all more likely tokens
-    is below `top_p`; tokens with equal logits are kept or dropped together. Of the kept tokens, the one with the
+    `softmax(logits / temperature)` over these logits, top-p keeps a token if the total probability of all more likely
+    tokens is below `top_p`; tokens with equal logits are kept or dropped together. Of the kept tokens, the one with the
     largest `logit / temperature + gumbel` is chosen; at temperature 0, the one with the largest logit. Ties go to the
     lowest column.
 
@@ -323,7 +323,7 @@ def draw(
 def _drawn(logits: np.ndarray, ids: np.ndarray, keys: np.ndarray, parts: list[_Rows]) -> np.ndarray:
     """Return the ids sampled from `logits` [N, C] with noise `keys` [N, 1].
 
-    `ids` [S * C] has the token ids of all streams, one stream after the other.
+    `ids` [S * C] contains the token ids of all streams, one stream after the other.
     """
     if parts[0].index is None:
         return _draw_part(logits, ids, keys, parts[0])
@@ -483,7 +483,7 @@ def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule
 
 
 def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Apply the repetition penalty: divide positive logits of ids that occurred before by it; multiply negative ones.
+    """Apply the repetition penalty: divide positive logits of repeated ids by it, and multiply negative ones.
 
     Args:
         logits: Logits, [B, V].
@@ -500,7 +500,9 @@ def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor)
 def advances(
     logits: torch.Tensor, stay: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """Return True where the alignment pointer advances, with P(advance) = 1 - P(stay): bool [B].
+    """Return True for each row in which the alignment pointer advances, bool [B].
+
+    The probability of advancing is 1 - P(stay).
 
     Args:
         logits: Logits of all ids of stream 0 in an audio row, float32 [B, C].

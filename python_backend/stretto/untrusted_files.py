@@ -1,7 +1,8 @@
-"""Safe reading of release and checkpoint files from untrusted sources: bounded, and without executing code.
+"""Reads release and checkpoint files from untrusted sources, within limits and without executing code.
 
-A file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
-before parsing, because C parsers recurse once per level. Every failure is a CheckpointError that mentions the file.
+Each file must be a regular file, because reading from a FIFO or a device may block. Text size and nesting are limited
+before parsing, because C parsers recurse once per level. Unless noted otherwise, failures raise a CheckpointError that
+mentions the file.
 """
 
 import json
@@ -32,7 +33,7 @@ LEADS_ELSEWHERE = (
     "experts_implementation",
     "speculators_config",
 )
-MAX_LINK_FOLDERS = 3  # levels from a file of a Hugging Face snapshot up to the folder `snapshots`
+MAX_LINK_FOLDERS = 3  # levels from a file in a Hugging Face snapshot up to the folder `snapshots`
 # Errors that parsers raise for malformed content, such as million-digit numbers or nonexistent dates.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
@@ -103,7 +104,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raise CheckpointError for another value, or nesting beyond `MAX_DEPTH`."""
+    """Return the JSON object in a file; raise CheckpointError for any other value or for excessive nesting."""
     try:
         text = regular_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
         record = json.loads(text, parse_int=_integer)
@@ -116,14 +117,14 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the contents of a config.json, given its path or its folder."""
+    """Return the contents of a config.json, given the path of the file or of its folder."""
     return json_object(path / "config.json" if path.is_dir() else path)
 
 
 def check_layers(record: Any, path: Path | str) -> None:
     """Raise CheckpointError if a config specifies more than MAX_LAYERS layers, at any level.
 
-    Configs and conversion plans have an entry for each layer, so a large number would exhaust the memory.
+    Configs and conversion plans have an entry for each layer, so too large a number of layers would exhaust the memory.
 
     Args:
         record: Contents of the config.
@@ -200,8 +201,8 @@ def _integer(digits: str) -> int:
 def _check_events(events: Iterable[yaml.Event]) -> None:
     """Raise ValueError for YAML that would exhaust the parser's stack, memory or time.
 
-    libyaml parses events with a stack on the heap, so this check is safe. The composer and the constructor recurse and
-    take quadratic time for long numbers, and every alias is expanded when the result is walked.
+    libyaml's event parser keeps its stack on the heap, so this check is safe. The composer and the constructor,
+    however, recurse and take quadratic time for long numbers, and every alias is expanded when the result is walked.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]

@@ -1,4 +1,4 @@
-"""Child process that runs jobs one at a time. Their CPU time, memory and crashes do not affect the parent."""
+"""Child process that runs jobs one at a time. The CPU time, memory and crashes of a job do not affect the parent."""
 
 import ctypes
 import json
@@ -28,8 +28,8 @@ def die_with_parent() -> None:
 class WorkerProcess:
     """Child process that runs a module, and is restarted after a crash.
 
-    A job and its answer are each one line of JSON; arrays are in shared memory. The module's last two arguments are
-    the descriptor of that memory and a nice level.
+    A job and its answer are each one line of JSON; arrays are passed in shared memory. The module's last two arguments
+    are the descriptor of that memory and a nice level.
 
     Attributes:
         memory: Descriptor of the shared memory.

@@ -1,4 +1,4 @@
-"""Chunks of codes that the language model sends to the decoder, with their addresses.
+"""Messages that carry chunks of codes from the language model to the decoder.
 
 The module also defines the events sent to the client: the JSON tensor `event` of each response.
 """
@@ -53,11 +53,12 @@ class Report:
             segment.
         num_frames: Number of generated frames.
         guided_frames: Number of frames sampled with guidance; `num_frames` under policy `always`.
-        guidance_changes: All guidance changes under the other policies. Frames are numbered over the whole utterance.
+        guidance_changes: All guidance changes, for policies other than `always`. Frames are numbered over the whole
+            utterance.
         queue_s: Time before the request was first scheduled, in seconds.
-        first_frame_s: Time to the first frame, in seconds; None if there is none.
+        first_frame_s: Time to the first frame, in seconds; None if no frame was generated.
         total_s: Time to the last row, in seconds.
-        held_s: Time blocked on streamed text, in seconds.
+        held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
     """
 
@@ -157,13 +158,13 @@ class Chunk:
         is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
             the first; first chunk only.
         voice: Index of the codec's voice.
-        sound: In the first chunk, voice recording if one is used instead of `voice`.
-        alignment: In the first chunk, request for word times; None if they were not requested.
+        sound: In the first chunk, the voice recording, if one is used instead of `voice`.
+        alignment: In the first chunk, the request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final chunk then has no samples.
-        written: The whole streamed text, in the last chunk, if word times were requested.
+        written: In the last chunk, the whole streamed text, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
-        pauses: If requested, probability of each pause (`Family.pauses_s`) after each frame since the last chunk.
+        pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words that are complete since the last chunk; `marks` has them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
     """
@@ -200,7 +201,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LMChunk:
-    """Chunk with its codes, delays removed: int32 [K, T] in [0, codebook_size), or None if there is no audio."""
+    """Chunk with its codes: int32 [K, T] in [0, codebook_size), without delays, or None if there is no audio."""
 
     chunk: Chunk
     codes: NDArray[np.int32] | None
@@ -230,8 +231,8 @@ class Envelope:
 
     Attributes:
         form: Output format of the whole utterance; only present with its first chunk.
-        receipt: Number of an accepted part of streamed text or live audio, sent as a separate message and forwarded to
-            the part's sender.
+        receipt: Number of an accepted part of streamed text or live audio. A receipt is a separate message, which the
+            decoder forwards to the part's sender.
         frames: In a receipt for live audio, number of frames in the session; None for text.
         lag_frames: In a receipt for live audio, number of frames that the reply has not read yet.
     """
@@ -270,7 +271,7 @@ class WordTime(TypedDict):
 
     Attributes:
         start_s: Start in seconds.
-        end_s: End in seconds; present if the word was aligned, or the model itself reports times.
+        end_s: End in seconds; present if the word was aligned or if the model itself reports times.
         score: Mean probability of the word's letters in the audio; present if the word was aligned.
     """
 
@@ -304,15 +305,15 @@ class RingSlots(TypedDict):
 
 
 class ReportEvent(TypedDict):
-    """Summary of the whole utterance: fields from the decoder and, if one was sent, from the language model's `Report`.
+    """Summary of the whole utterance: fields from the decoder and from the language model's `Report`, if it sent one.
 
     Attributes:
         guidance_changes: (frame, is_guided) pairs.
-        held_s: Time blocked on streamed text, in seconds.
+        held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
-        first_sound_s: Time in the utterance of the first sample that is not silent, in seconds; None if all are silent.
+        first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
         aligned: Present if word times were requested from the aligner; True if this event contains them.
     """
 
@@ -340,14 +341,14 @@ class Event(TypedDict):
     """Metadata of a response.
 
     Attributes:
-        start_s: Time in the utterance of the first sample, in seconds.
+        start_s: Time of the first sample, in seconds from the start of the utterance.
         duration_s: Duration of the samples, in seconds.
         codes: Codes of all output streams, [S][T], if requested.
         report: Summary, in the last event.
         ring: Slots of the client's ring that contain the samples, if the client has a ring.
         session: In the first event of a reply to streamed text or live audio, the session name that the client needs to
             send more.
-        pauses: If requested, probability of each pause after each frame since the last event.
+        pauses: For each frame since the last event, the probability of each pause, if requested.
         begun: If progress was requested, words that are complete since the last event, without their ends.
         transcribed_s: If progress was requested, time in the recording up to which the transcript is complete, in
             seconds.
@@ -376,7 +377,7 @@ class PartEvent(TypedDict):
     """Acknowledgement of one part of streamed text or live audio.
 
     Attributes:
-        frames: Number of frames of live audio so far.
+        frames: Number of frames of live audio received so far.
         lag_frames: Number of these frames that the reply has not read yet.
     """
 

@@ -111,7 +111,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _parts(kind: Any) -> Mapping[Any, Any]:
-    """Return the types of a record's fields by name."""
+    """Map each field name of a record to the field's type."""
     bare = _bare(kind)
     for each in (bare, *get_args(bare)):
         if is_dataclass(each):
@@ -254,7 +254,7 @@ def limits_of(option: Any) -> msgspec.Meta:
 
 
 def _check_keys(path: str, given: Any, known: Any) -> None:
-    """Raise InvalidRequest if a dict in the raw data `given` has a key that is missing in the decoded data `known`."""
+    """Raise InvalidRequest if a dict in the raw data `given` has a key that is not in the decoded data `known`."""
     if isinstance(given, dict):
         for key, value in given.items():
             if key not in known:

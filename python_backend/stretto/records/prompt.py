@@ -47,7 +47,7 @@ class Prompt:
             until the first new frame of each stream, int32 [n, S - 1].
         track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
         is_open: True if the client will send more text while the reply is generated.
-        opening: Beginning of a streamed text that is not yet in `track`. Its first token belongs to the last prompt
+        opening: Beginning of the streamed text, if it is not yet in `track`. Its first token belongs to the last prompt
             row.
         num_reference_rows: Number of frames at the end of the prompt that the decoder reads before the reply's first
             frame, such as those of a cloned voice's recording. Their delayed codes may be in `delayed_tail`.
@@ -81,7 +81,7 @@ class Prompt:
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
 
     def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
-        """Return the ids of a stream, delayed by `delay` rows, in the `num_reference_rows` frames, int32 [n]."""
+        """Return the ids that stream `stream`, delayed by `delay` rows, has in the reference frames, int32 [n]."""
         first, ids = len(self.rows) - self.num_reference_rows + delay, self.rows[:, stream]
         if self.delayed_tail is not None and stream:
             ids = np.concatenate([ids, self.delayed_tail[:, stream - 1]])
@@ -99,7 +99,7 @@ class Prompt:
     def from_bytes(
         cls, field: str, data: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
     ) -> "Prompt":
-        """Return the prompt in MessagePack `data`, with its arrays.
+        """Return the prompt that consists of MessagePack `data` and the given arrays.
 
         Args:
             field: Name of the input in error messages.
@@ -191,7 +191,7 @@ ID_BYTES = 16  # length of the secret session name in bytes
 
 
 class SessionRecord(TypedDict):
-    """JSON tensor `session` of a part: session name, part number (from 0), and True for the last part.
+    """JSON tensor `session` of a part: session name, part number (from 0), and a flag for the last part.
 
     With `resume`, no part is sent: the response contains the events of a live session after its first `resume` events.
     """
@@ -259,7 +259,7 @@ class AudioPart:
         frames: Ids of the frames that the part completes, int32 [n, K], row by row. There may be none.
         is_last: True if the audio ends with this part.
         seconds: Duration of the audio so far, in seconds.
-        lost: Reason why the session ends with an error; empty otherwise.
+        lost: Reason why the session ends with an error; empty if it does not.
     """
 
     session: str

@@ -130,8 +130,8 @@ class SamplingConfig:
         guidance_scale: Scale of classifier-free guidance; 1 is unguided.
         script_temperature: Temperature of the alignment pointer's stay-or-advance decision (0: advance if P > 1/2).
         seed: Seed of the sampling noise; set before the request is sent to the engine.
-        policy: Frames to guide: `always`, the first `guided_until_s` seconds of audio (`until_s`), or as many as the
-            engine's speed permits (`adaptive`).
+        policy: Frames to guide: all (`always`), those in the first `guided_until_s` seconds of audio (`until_s`), or
+            as many as the engine's speed permits (`adaptive`).
         ras_window: Window of repetition-aware sampling in rows; 0 is off.
         ras_max_repeats: Number of occurrences in the window at which a code is sampled again from the softmax of all
             logits, without temperature, top-k and top-p. This also applies at temperature 0.
@@ -162,7 +162,7 @@ class SamplingConfig:
 
     @property
     def is_guided(self) -> bool:
-        """True if the reply needs a CFG pair. All other modules use this property to decide."""
+        """True if the reply needs a CFG pair."""
         return self.guidance_scale != 1.0
 
     def with_seed(self) -> "SamplingConfig":

@@ -181,8 +181,8 @@ class Pacer:
     def _wait_s(self, load: DecoderLoad) -> float:
         """Return the estimated wait for a frame after the first chunk.
 
-        It is at most the usual estimate. If the decoder is idle, it is the longest wait so far plus the decoder's
-        latency, because other requests delay frames as they delay the decoder.
+        The usual estimate is limited to the longest wait so far plus the decoder's latency. While the decoder is idle,
+        this limit is low, because requests that would delay frames would also delay the decoder.
         """
         return min(self._gap_s, self._longest_gap_s + load.latency_s) if self._longest_gap_s else self._gap_s
 

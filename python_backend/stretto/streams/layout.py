@@ -211,7 +211,7 @@ class StreamLayout:
         codebook_streams: Indices of the output streams that are codebooks, in the codec's order.
         initial: Ids of the output streams in prompts, before their first frame. They are never sampled. Empty if there
             are none.
-        pad_id: Id of an empty stream.
+        pad_id: Id of a stream in rows where it is empty.
         pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 always adds its embedding.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
         latents: Latents on streams 1 and up; None if all output streams carry ids.
@@ -324,7 +324,7 @@ class Tail(ABC):
     def num_rows(self, max_delay: int) -> int:
         """Return the number of rows from end_of_audio to end_of_reply, for a reply with at least one frame.
 
-        The number is 0 if both are the same row.
+        The number is 0 if both ids are in the same row.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:
@@ -370,7 +370,7 @@ class ForcedTail(Tail):
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
-    """Tail that has as many rows as the largest delay, and where all streams are sampled."""
+    """Tail that has as many rows as the largest delay, and in which all streams are sampled."""
 
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""
@@ -387,7 +387,7 @@ class SampledTail(Tail):
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, where a stream has pads from the second row after its last frame."""
+    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame."""
 
     num_skipped_by_cut = 1
 
@@ -426,7 +426,7 @@ class NoTail(Tail):
 
 @dataclass(frozen=True, slots=True)
 class Staircase:
-    """Begin id and end id of each output stream, which replace pads."""
+    """Begin and end ids of the output streams, which replace pads."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
