@@ -52,7 +52,7 @@ class Blocks:
     """Streaming mode of a codec that decodes whole blocks of frames, each conditioned on earlier ones.
 
     Block borders are fixed, so every chunking gives the same samples. These differ from the samples of a single decode
-    of the whole utterance, unless even then each frame depends only on its own block and earlier ones.
+    of the whole utterance, unless the codec itself limits what a frame depends on to its own block and earlier ones.
 
     Attributes:
         sizes: Number of frames in each block; the last size repeats.

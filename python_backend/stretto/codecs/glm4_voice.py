@@ -61,7 +61,7 @@ def read_part(directory: Path, part: str) -> dict[str, Tensor]:
 
     Args:
         directory: Folder of the release.
-        part: `flow` or `hift`, the name of a `.pt` file.
+        part: `flow` or `hift`, the name of a `.pt` file without its suffix.
 
     Raises:
         CheckpointError: If the file is missing.

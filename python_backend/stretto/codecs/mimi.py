@@ -234,7 +234,7 @@ class _Paddings:
 
 
 def require_mimi(codec: Codec, family: str) -> MimiCodec:
-    """Return `codec`; raise CheckpointError, which mentions the family, if it is not Mimi."""
+    """Return `codec` if it is Mimi; otherwise raise CheckpointError with a message that contains `family`."""
     if not isinstance(codec, MimiCodec):
         raise CheckpointError(f"{family}: expected the codec mimi, got {codec.spec.name}")
     return codec

@@ -1,7 +1,7 @@
 """Codec that runs a decoder exported to ONNX (`scripts/export_onnx.py`), without the codec's own weights and modules.
 
-The graph of a stateless codec maps `codes` to `pcm` for all frames. The graph of a codec with a state also takes the
-position of the frames to decode and returns `next_state`. The file's metadata contains the `CodecSpec`.
+The graph of a stateless codec maps `codes` to `pcm` for all frames. The graph of a codec with a state also takes that
+state and the position of the frames to decode, and returns `next_state`. The file's metadata contains the `CodecSpec`.
 """
 
 import json

@@ -213,7 +213,7 @@ class Downsampling(nn.Module):
         repeats_first: True to pad the start of an utterance with its first input instead of zeros.
 
     Attributes:
-        kept: Number of elements of the streaming state that store earlier inputs of this layer.
+        kept: Number of elements in the streaming state that store this layer's earlier inputs.
     """
 
     def __init__(

@@ -181,8 +181,8 @@ class Placement:
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
-    On the CPU, the KV cache has room for 1024 rows per batch slot. It always has room for a CFG pair with a reply of
-    maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
+    On the CPU, the KV cache has room for 1024 rows per batch slot. There is always room for a CFG pair with a reply
+    of maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
     weights and codec. With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that include prompts.
     The number of waiting requests is limited to a quarter of the batch slots; further requests are rejected and may be
     retried.
@@ -242,8 +242,8 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
     """Return the dtype to serve in, which is the checkpoint's dtype except for float16 on a CPU.
 
-    It is set explicitly, because vLLM would choose a 16-bit dtype for a float32 checkpoint. On a CPU, float16 becomes
-    float32: most CPUs compute float16 in float32, with a conversion around every product.
+    The dtype is set explicitly, because vLLM would choose a 16-bit one for a float32 checkpoint. On a CPU, float16
+    becomes float32: most CPUs compute float16 in float32, with a conversion around every product.
 
     Args:
         record: config.json of the checkpoint.

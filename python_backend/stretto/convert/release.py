@@ -1,7 +1,7 @@
 """Reads everything in a release except its tensor values.
 
-The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. For a family that generates no text, it may
-also be a SentencePiece tokenizer.model.
+The tokenizer is tokenizer.json, or vocab.json and merges.txt as for Qwen 2. For a family that generates no text, a
+SentencePiece tokenizer.model is also accepted.
 """
 
 import json

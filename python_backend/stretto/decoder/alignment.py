@@ -75,7 +75,7 @@ class Collected:
 
     @classmethod
     def begin(cls, request: Alignment, rate: int, stored: StoredBytes) -> "Collected":
-        """Return a new collection, with the text and recording that the request supplies, if any.
+        """Return a new collection, already filled with any text and recording that the request supplies.
 
         Args:
             request: The utterance's request for word times.

@@ -223,7 +223,7 @@ class Sessions:
             session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
     def apply_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Apply a chunk's voice, voice reference and prompt, if any, to its session.
+        """Apply a chunk's voice, voice reference and prompt, if it has any, to the session.
 
         If the reference is in the cache, its decoder state is reused.
 
@@ -261,9 +261,9 @@ class Sessions:
             session.state[:, 0] = chunk.voice
 
     def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """Return a chunk's next window or passage to fill in, and True if it is the last one.
+        """Return a chunk's next work item (a window, or a passage to fill in), and True if it is the last.
 
-        Returns (None, True) if the chunk's frames can be decoded only together with later ones.
+        The result is (None, True) if the chunk's frames can be decoded only together with later ones.
 
         Args:
             session: Session of the utterance.

@@ -124,7 +124,7 @@ class Reference:
     Attributes:
         num_frames: Number of reference frames.
         parts: Parts [K, n] that have not been decoded yet.
-        key: Cache key of the decoder state after the reference; None if it is already cached or there is no reference.
+        key: Cache key of the decoder state after the reference; None if there is no reference or its state is cached.
     """
 
     num_frames: int = 0

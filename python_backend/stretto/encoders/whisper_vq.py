@@ -188,7 +188,8 @@ class SpeechTokenizer(nn.Module):
     def _encode(self, pcm: np.ndarray, is_remainder: bool) -> np.ndarray:
         """Return the tokens of at most 30 s of samples.
 
-        If `is_remainder`, one token of silence is appended. It has the same effect on the features as padding to 30 s.
+        If `is_remainder`, one token of silence is appended, which affects the features in the same way as padding to
+        30 s.
         """
         hop = self.features.hop_length
         made = self.features(

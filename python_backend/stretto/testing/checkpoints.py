@@ -201,7 +201,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 
     Args:
         family: Family of the checkpoint.
-        index: Number of the prompt, which is also the seed of its ids.
+        index: Number of the prompt, also used as the seed of its ids.
         task: Name of the task; None to alternate.
         **changes: Fields of `SamplingConfig` to override.
     """

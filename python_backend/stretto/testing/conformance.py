@@ -131,8 +131,8 @@ class Engine:
 
         Args:
             prompts: Prompts by request id.
-            arrivals: Dict from request id to the step before which the prompt is queued; 0 if missing.
-            aborts: Dict from request id to the step before which the request is aborted.
+            arrivals: Map from request id to the step before which its prompt is queued; step 0 for missing ids.
+            aborts: Map from request id to the step before which the request is aborted.
             after_step: Function that is called after each step.
         """
         arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
@@ -218,8 +218,8 @@ def assert_family_conforms(
     """Assert that a family is registered, and that the engine generates the same replies as the slow reference.
 
     The first NUM_ALONE replies are generated one at a time. All replies are then generated in one batch, by an engine
-    with so few KV blocks that some are preempted. All ids in all rows must equal the reference, so unbatched, batched
-    and preempted replies are equal.
+    with so few KV blocks that some are preempted. All ids in all rows must equal those of the reference, so
+    unbatched, batched and preempted replies are equal.
 
     The reference cannot generate latents. If a family's frames are latents, batched replies must be bit-identical to
     unbatched replies. A separate test of the family must compare its latents with another implementation.

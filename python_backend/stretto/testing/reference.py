@@ -518,7 +518,7 @@ class _Reply:
         return self.redrawn(logits, [token for token in allowed if token != excluded], stream)
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
-        """Return True if `token` is a code that occurred too often in the last audio rows of the stream."""
+        """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
         layout, position, window = self.family.layout, len(self.rows), self.sampling.ras_window
         if window == 0 or limits is self.sampling.text:
             return False

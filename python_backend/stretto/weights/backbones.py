@@ -143,7 +143,7 @@ def read_backbone(
 ) -> dict[str, Any]:
     """Return the hyperparameters of the backbone that a release calls `tag`.
 
-    They come from `path` if given, otherwise from the table `known`, or otherwise from a config.json next to the
+    They are read from `path` if it is given, otherwise from the table `known`, or else from a config.json next to the
     tokenizer, because the tokenizer's folder may be the backbone's repository.
 
     Args:

@@ -222,7 +222,7 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
     Args:
         plan: Tensors to write, by published name.
         published: Published tensors by name.
-        dropped: Names of unused tensors, or prefixes, ending in a dot, of such names.
+        dropped: Names of unused tensors, or prefixes of such names, each ending in a dot.
 
     Returns:
         Names of the unused tensors.

@@ -1,7 +1,7 @@
 """`tiny`: bundled codec (16 kHz, 25 frames per second, 7 codebooks).
 
-It quantises log-mel frames residually. Its source-filter vocoder filters pulses and noise with minimum-phase filters
-that are derived from log-mel frames.
+A residual quantiser encodes log-mel frames. A source-filter vocoder shapes pulses and noise with minimum-phase filters
+derived from these frames.
 """
 
 import math
