@@ -12,7 +12,7 @@ from stretto.families.prompting import Piece, PromptRows
 
 
 class FrameIds:
-    """Conversion of the codes of one recording to rows of ids, under the delay pattern, in parts of any length.
+    """Incremental conversion of a recording's codes to rows of ids under the delay pattern.
 
     Args:
         first_ids: Id of code 0 of each codebook, [K].
@@ -25,7 +25,7 @@ class FrameIds:
         self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that rows still need
 
     def push(self, codes: np.ndarray) -> np.ndarray:
-        """Return the rows that the next frames complete, one per frame: codes [K, n] -> int32 [n, K]."""
+        """Add frames of codes [K, n], and return the rows that they complete, int32 [n, K]."""
         num_before, num_frames = len(self._before), codes.shape[1]
         frames = np.concatenate([self._before, codes.T + self._first_ids])
         self._before = frames[num_frames:]
@@ -43,7 +43,7 @@ class LiveInput:
         sample_rate: Sample rate of the encoder in Hz.
         before_s: Silence before the audio, in seconds.
         after_s: Silence after the audio, in seconds, in addition to the silence that completes the last frame.
-        open_ids: Function that creates the conversion of a session's codes to ids.
+        open_ids: Function that creates the converter of a session's codes to ids.
     """
 
     encoder: FrameEncoder
@@ -55,10 +55,10 @@ class LiveInput:
 
 @runtime_checkable
 class LiveTemplate(Protocol):
-    """Template of a family that reads live audio."""
+    """Prompt template of a family that reads live audio."""
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
-        """Return the prompt of a session, without audio.
+        """Return a session's prompt, without its audio.
 
         Args:
             task: Task of the session.

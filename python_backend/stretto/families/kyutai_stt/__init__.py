@@ -1,4 +1,4 @@
-"""Kyutai STT: transcription while the recording is read, one text token per frame of Mimi."""
+"""Kyutai STT: transcribes a recording while reading it, with one text token per Mimi frame."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

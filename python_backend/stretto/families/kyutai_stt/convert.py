@@ -1,8 +1,9 @@
-"""Conversion of Kyutai's releases of speech-to-text models: names and shapes as published, and their file of Mimi.
+"""Conversion of Kyutai's speech-to-text releases: published names and shapes, and the Mimi file.
 
-https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle` folders, which
-have heads for pauses. transformers' layout (`-trfs`) is refused. Queries and keys are permuted for each
-head, because vLLM and transformers rotate halves, and the release rotates neighbours.
+It supports https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle`
+variants, which have pause heads. Releases in transformers format (`-trfs`) are rejected. The query and key weights of
+each head are permuted, because vLLM and transformers rotate halves of a head, whereas the release rotates adjacent
+pairs.
 """
 
 import re
@@ -22,11 +23,11 @@ from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, released_file
 from stretto.weights.loading import Part, Plan, check, open_tensors, shapes_of
 
-IS_BARE = True  # the tokenizer is SentencePiece's
-TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
+IS_BARE = True  # the tokenizer is a SentencePiece model
+TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
 EMBEDDINGS = "text_emb.weight"
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
-# Supported values of config.json where other models of the same code have other values; `moshi` shares these.
+# Supported values in config.json, which other models of the same code base may set differently; shared with `moshi`.
 SHARED_EXPECTED: dict[str, tuple[Any, ...]] = {
     "causal": (True,),
     "norm": ("rms_norm_f32",),
@@ -43,24 +44,24 @@ SHARED_EXPECTED: dict[str, tuple[Any, ...]] = {
     "conditioners": ({}, None),
 }
 EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
-# Rows between a sound and its text by `audio_delay_seconds`, as in the authors' server; others are rounded.
+# Rows between a sound and its text, by `audio_delay_seconds`, as in the authors' server; other delays are rounded.
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None: config.json does not contain it."""
+    """Return None, because config.json does not contain the dtype."""
     return None
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return no notes."""
+    """Return an empty list, because there are no remarks."""
     return []
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written, with Mimi from the release's own file."""
+    """Return the checkpoint to be written, including Mimi from the release's own file."""
     config = contents.config
     if not config:
         raise CheckpointError("--config: expected the release's config.json, got none")
@@ -89,7 +90,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
-    """Raise CheckpointError for a tokenizer of another size than the model's text."""
+    """Raise CheckpointError if the tokenizer's size differs from the number of text ids."""
     if tokenizer.size != num_text_ids:
         raise CheckpointError(
             f"{tokenizer.folder}: expected a tokenizer of {num_text_ids} tokens, got {tokenizer.size}"
@@ -103,7 +104,7 @@ def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 
 
 def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of config.json that describes the backbone, for the release's config."""
+    """Return the backbone fields for the checkpoint's config.json, given the release's config."""
     width, heads = integer(config, "dim"), integer(config, "num_heads")
     if width % heads or (width // heads) % 2:
         raise CheckpointError(f"config.json: dim: expected heads of an even width, got {width} for {heads} heads")
@@ -125,7 +126,10 @@ def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise CheckpointError if config.json belongs to another kind of model; the message names the field."""
+    """Raise CheckpointError if a field of config.json has an unsupported value.
+
+    The message names the field.
+    """
     for name, allowed in supported.items():
         found = config.get(name)
         if found not in allowed:
@@ -134,14 +138,14 @@ def check_config(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, .
 
 
 def check_delays(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless no stream is delayed."""
+    """Raise CheckpointError if any stream is delayed."""
     delays = config.get("delays")
     if not isinstance(delays, list) or any(delays) or len(delays) != 1 + integer(config, "n_q"):
         raise CheckpointError(f"config.json: delays: expected {1 + integer(config, 'n_q')} zeros, got {shown(delays)}")
 
 
 def integer(config: Mapping[str, Any], name: str) -> int:
-    """Return a positive integer of config.json; raise CheckpointError for another value."""
+    """Return the positive integer `name` in config.json; raise CheckpointError for other values."""
     found = entry(config, name)
     if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found < 1 << 20:
         raise CheckpointError(f"config.json: {name}: expected an integer in [1, {1 << 20}), got {shown(found)}")
@@ -149,7 +153,7 @@ def integer(config: Mapping[str, Any], name: str) -> int:
 
 
 def seconds(config: Mapping[str, Any], name: str) -> float:
-    """Return a duration of `stt_config` in seconds; raise CheckpointError outside [0, 10]."""
+    """Return a duration in `stt_config`; raise CheckpointError if it is not in [0, 10] seconds."""
     found = entry(entry(config, "stt_config"), name)
     if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 10:
         raise CheckpointError(f"config.json: stt_config.{name}: expected seconds in [0, 10], got {shown(found)}")
@@ -157,7 +161,7 @@ def seconds(config: Mapping[str, Any], name: str) -> float:
 
 
 def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttVocabulary:
-    """Return the vocabulary of a release; files without heads for pauses have the same config.json."""
+    """Return a release's vocabulary; the tensors show whether there are pause heads."""
     num_heads = integer(config, "extra_heads_num_heads") if PAUSES.format(0) in tensors else 0
     if num_heads > len(PAUSES_S):
         raise CheckpointError(f"config.json: extra_heads_num_heads: expected at most {len(PAUSES_S)}, got {num_heads}")
@@ -183,12 +187,12 @@ def inner_width(config: Mapping[str, Any]) -> int:
 
 
 def gated_width(width: int, inner: int) -> int:
-    """Return the width of a gated feed-forward layer, for that of a plain one."""
+    """Return the width of a gated feed-forward layer, given the width of a plain one."""
     return 21 * width // 8 if inner == 4 * width else 2 * inner // 3
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:
-    """Return the weight [H, W] of queries or keys with the even rows of each head before its odd ones."""
+    """Return a query or key weight [H, W], with even rows before odd rows within each head."""
     return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -197,7 +201,7 @@ def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, 
     width = integer(config, "dim")
 
     def table(text: Tensor) -> Tensor:
-        """Return the embeddings of text, of the two ids of our own, and of all codes, [V, H]."""
+        """Return the embeddings of text, of our own two ids, and of all codes, [V, H]."""
         if text.is_meta:
             return torch.empty(known.vocab_size, width, device="meta")
         codes = [tensors[f"emb.{k}.weight"].to(text.dtype) for k in range(known.num_codebooks)]
@@ -207,7 +211,7 @@ def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, 
         return torch.cat([text, text.new_zeros(known.vocab_size - len(text), width)])
 
     def pauses(first: Tensor) -> Tensor:
-        """Return the weights of all heads for pauses, one after the other."""
+        """Return the concatenated weights of all pause heads."""
         if first.is_meta:
             return torch.empty(known.num_pauses * len(first), width, device="meta")
         others = (tensors[PAUSES.format(head)] for head in range(1, known.num_pauses))
@@ -223,12 +227,12 @@ def plan(config: Mapping[str, Any], known: SttVocabulary, tensors: Mapping[str, 
 
 
 def flat(alpha: Tensor) -> Tensor:
-    """Return the weight of a norm, [1, 1, H] -> [H]."""
+    """Flatten a norm's weight, [1, 1, H] -> [H]."""
     return alpha.reshape(-1)
 
 
 def backbone_plan(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors of the backbone's layers and of its last norm, by published name."""
+    """Return the tensors of the backbone's layers and final norm, by published name."""
     width, heads, inner = integer(config, "dim"), integer(config, "num_heads"), inner_width(config)
 
     def fused(weight: Tensor) -> Tensor:
@@ -255,7 +259,7 @@ def backbone_plan(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P
     return parts
 
 
-# Published names of Mimi's tensors -> transformers'.
+# Regular expressions for published Mimi tensor names, with the names used by transformers.
 OF_MIMI = [
     (r"^(encoder|decoder)\.model\.", r"\1.layers."),
     (r"^(encoder|decoder)_transformer\.transformer\.", r"\1_transformer."),
@@ -280,7 +284,7 @@ OF_MIMI = [
 
 
 class MimiTensors(Mapping[str, Tensor]):
-    """Tensors of Kyutai's file of Mimi by transformers' names, read on access."""
+    """Tensors in Kyutai's Mimi file, keyed by the names that transformers uses; read on access."""
 
     def __init__(self, stored: Mapping[str, Tensor], heads: int):
         self._stored, self._heads = stored, heads
@@ -314,7 +318,7 @@ class MimiTensors(Mapping[str, Tensor]):
 
 
 def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, codebook_size: int) -> Network:
-    """Return Mimi from the file that config.json names, in transformers' layout."""
+    """Return Mimi, in transformers format, from the file that config.json names."""
     mimi = mimi_config(config, folder)
     found = (mimi.num_quantizers, mimi.codebook_size)
     if found[0] < num_codebooks or found[1] != codebook_size:
@@ -328,7 +332,7 @@ def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, c
 
 
 def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
-    """Return the hyperparameters of the release's Mimi: the published ones, or those of the file that it names."""
+    """Return the hyperparameters of Mimi: from the file that the release names, or as published."""
     name = config.get("mimi_config_name")
     if name is None:
         return MimiConfig()

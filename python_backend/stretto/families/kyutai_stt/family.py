@@ -1,10 +1,10 @@
-"""Kyutai STT: a row carries the text token generated after the row before, and all codes of a frame of the recording.
+"""Kyutai STT: a row carries the previously generated text token and one frame of the recording.
 
     stream 0        begin  t0  t1  t2 …     generated: PAD, or pieces of a word, or END_PAD where a word begins
     streams 1 … K   begin  f0  f1  f2 …     codes of frame 0, 1, 2 … of the recording, and of the silence after it
 
-Text is late by a fixed delay, so it follows the sound by that many rows. The recording ends the reply: rows for the
-delay and 1 s of silence follow it. Delayed streams modeling: https://arxiv.org/abs/2509.08753.
+Text follows the sound after a fixed delay in rows. The reply ends with the recording, after further rows for the delay
+and for 1 s of silence. Delayed streams modeling: https://arxiv.org/abs/2509.08753.
 """
 
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from stretto.streams.layout import Segment, StreamLayout
 
 NAME = "kyutai_stt"
 FRAME_RATE = 12.5
-END_PAD, PAD = 0, 3  # text ids: a word begins next; nothing
+END_PAD, PAD = 0, 3  # text ids: the next token begins a word; no text
 FLUSH_S = 1.0  # silence after the recording, in addition to the delay
 MAX_AUDIO_S = 300.0
-PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # of the heads
+PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # predicted by the heads
 
 
 @dataclass(frozen=True)
 class KyutaiVocabulary(Vocabulary):
-    """Ids that Kyutai STT and Moshi place in the same way: text, the initial text, and two ids of our own.
+    """Ids that Kyutai STT and Moshi have in common: text, initial text, and two ids of our own.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
@@ -48,7 +48,7 @@ class KyutaiVocabulary(Vocabulary):
 
     @property
     def end_of_reply(self) -> int:
-        """Id of the row that ends a reply; the model does not have it."""
+        """Id of the row that ends a reply, which is not an id of the model."""
         return self.num_text_ids + 1
 
     @property
@@ -59,15 +59,15 @@ class KyutaiVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class SttVocabulary(KyutaiVocabulary):
-    """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
+    """Ids of text, initial text, two ids of our own, and each codebook's codes and initial id.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
         num_codebooks: Number of codebooks, K.
         codebook_size: Number of codes per codebook.
-        delay_rows: Rows by which the text is later than the sound.
-        delay_s: The same in seconds, as published; the length of the silence after the recording depends on it.
-        prefix_s: Silence before the recording in seconds.
+        delay_rows: Number of rows by which the text follows the sound.
+        delay_s: The published delay in seconds, which determines the length of the silence after the recording.
+        prefix_s: Silence before the recording, in seconds.
         max_model_len: Maximum number of rows.
         num_pauses: Number of heads that predict pauses, at most 4.
         num_pause_classes: Number of classes of each head.
@@ -101,12 +101,12 @@ class SttVocabulary(KyutaiVocabulary):
 
     @property
     def prefix_rows(self) -> int:
-        """Rows of the silence before the recording."""
+        """Number of rows of silence before the recording."""
         return round(self.prefix_s * FRAME_RATE)
 
     @property
     def flush_s(self) -> float:
-        """Silence after the recording in seconds."""
+        """Silence after the recording, in seconds."""
         return self.delay_s + FLUSH_S
 
 
@@ -145,5 +145,5 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default that of `kyutai/stt-1b-en_fr`."""
+    """Return the family for a vocabulary; None selects that of `kyutai/stt-1b-en_fr`."""
     return kyutai_stt(SttVocabulary.from_record(vocabulary) if vocabulary else SttVocabulary())

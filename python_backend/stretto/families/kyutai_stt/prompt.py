@@ -1,7 +1,7 @@
-"""Prompts of Kyutai STT: a row of initial ids, and the codes of the recording for the rows of the reply.
+"""Kyutai STT prompts: a row of initial ids, and the recording's codes for the rows of the reply.
 
-Silence surrounds the recording as in the authors' code: before it, if the model was trained so, and after it for the
-model's delay and 1 s more, so that the last words are generated.
+As in the authors' code, there is silence before the recording if the model was trained with it. After the recording,
+silence for the model's delay plus 1 s ensures that the last words are generated.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Templat
 
 
 class SttTemplate:
-    """Prompt template of Kyutai STT."""
+    """Kyutai STT prompt template."""
 
     def __init__(self, known: SttVocabulary, codec: MimiCodec):
         self._known, self._rate, self._encoder = known, codec.spec.sample_rate, MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the row of initial ids, with the codes of the only piece as track."""
+        """Return the row of initial ids, with the codes of the only piece as the track."""
         (piece,) = pieces
         if piece.pcm is None:
             expected = "audio samples (codes cannot be continued with silence)"
@@ -54,12 +54,12 @@ def track_of(codes: np.ndarray, known: SttVocabulary) -> tuple[int, ...]:
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
-    """Return the encoder of live audio with a checkpoint's Mimi, and the silence around the audio."""
+    """Return the live-audio encoder, which uses the checkpoint's Mimi, and the silence to add."""
     known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     rate = codec.spec.sample_rate
     return LiveInput(MimiEncoder(codec), rate, known.prefix_s, known.flush_s, lambda: FrameIds(known.first_codes))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's Mimi."""
+    """Return the template that uses the checkpoint's Mimi weights."""
     return SttTemplate(SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), require_mimi(codec, NAME))

@@ -1,7 +1,8 @@
-"""Text and times of words from the ids of Kyutai STT.
+"""Conversion of Kyutai STT ids to words and their times.
 
-Pieces up to an END_PAD or PAD are a word. An END_PAD is a border in time: the word before it ends there, and the next
-one begins there. Several words may lie between two borders. The last word ends with the recording if no border follows.
+The pieces up to the next END_PAD or PAD form a word. An END_PAD marks a time at which the previous word ends and the
+next word begins. Several words may occur between two such marks. If no mark follows the last word, it ends with the
+recording.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class WordReader:
     def __init__(self, tokenizer: SentencePieceTokenizer, known: SttVocabulary):
         self._tokenizer, self._known = tokenizer, known
         self._pieces: list[int] = []
-        self._open: list[tuple[str, int]] = []  # words without an end, with their first frame
+        self._open: list[tuple[str, int]] = []  # words whose end is unknown, with their first frame
         self._marks: list[WordMark] = []
         self._begun: list[WordMark] = []
         self._row = self._border = 0
@@ -45,7 +46,7 @@ class WordReader:
         return text
 
     def pop_marks(self) -> list[WordMark]:
-        """Remove and return the words whose end is known since the last call."""
+        """Remove and return the words whose end has become known since the last call."""
         marks, self._marks = self._marks, []
         return marks
 
@@ -60,7 +61,7 @@ class WordReader:
         return max(0, self._row - self._known.delay_rows - self._known.prefix_rows)
 
     def _complete(self) -> str:
-        """Complete the word of the waiting pieces, and return its text."""
+        """Complete the word formed by the pending pieces, and return its text."""
         word, self._pieces = self._tokenizer.decode(self._pieces).strip() if self._pieces else "", []
         if not word:
             return ""
@@ -77,7 +78,7 @@ class WordReader:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec with a checkpoint's SentencePiece model."""
+    """Return the text codec that uses the checkpoint's SentencePiece model."""
     path = checkpoint / SENTENCEPIECE_FILE
     known, tokenizer = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path)
     if len(tokenizer.tokens) != known.num_text_ids:

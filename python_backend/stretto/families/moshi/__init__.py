@@ -1,4 +1,4 @@
-"""Moshi: speech in and speech out at once, a frame of each in every row, with a text token beside them."""
+"""Moshi: full-duplex speech; each row has a text token, and a frame of input and of output."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

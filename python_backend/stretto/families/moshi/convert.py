@@ -1,7 +1,7 @@
-"""Conversion of Moshi's releases in PyTorch's layout: names and shapes as published, and their file of Mimi.
+"""Conversion of Moshi releases in PyTorch format: published names and shapes, and the Mimi file.
 
-https://huggingface.co/kyutai/moshika-pytorch-bf16, moshiko-pytorch-bf16. A folder without config.json is such a
-release. transformers' layout (`kmhf/hf-moshika`), quantized weights and models of other kinds are refused.
+It supports moshika-pytorch-bf16 and moshiko-pytorch-bf16 at https://huggingface.co/kyutai, whose first versions have no
+config.json. The transformers format (`kmhf/hf-moshika`), quantized weights and other kinds of models are rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ from stretto.families.text import sentencepiece_at
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import Part, Plan
 
-IS_BARE = True  # the tokenizer is SentencePiece's, and a release may lack config.json
-TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
+IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
+TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
 EMBEDDINGS = "text_emb.weight"
 DEPTH_TEXT = "depformer_text_emb.weight"
 MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
-# config.json of the first releases, which lack it.
+# Contents of config.json for the first releases, which lack this file.
 FIRST: dict[str, Any] = {
     "moshi_name": "model.safetensors",
     "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
@@ -67,7 +67,7 @@ FIRST: dict[str, Any] = {
     "depformer_weights_per_step": True,
     "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
 }
-EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
+EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values in config.json
     "model_type": ("moshi", None),
     **SHARED_EXPECTED,
     "lora_name": (None,),
@@ -83,24 +83,24 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
-    """Return None: config.json does not contain it."""
+    """Return None, because config.json does not contain the dtype."""
     return None
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
-    """Return the tokenizer of a release without config.json, which is in a file of SentencePiece."""
+    """Return the SentencePiece tokenizer of a release without config.json, otherwise None."""
     return None if release.config is not None else first_tokenizer(release)
 
 
 def first_tokenizer(release: Release) -> Tokenizer:
-    """Return the tokenizer in the file that the first releases have."""
+    """Return the tokenizer from the file name used in the first releases."""
     path = released_file(release.tokenizer, FIRST[TOKENIZER_KEY])
     tokens = sentencepiece_at(path).tokens
     return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written, with Mimi from the release's own file."""
+    """Return the checkpoint to be written, including Mimi from the release's own file."""
     config = contents.config or FIRST
     check_config(config, EXPECTED)
     return converted(release, contents, config, vocabulary(config), NAME)
@@ -114,17 +114,17 @@ def converted(
     family: str,
     rows: Sequence[Tensor] = (),
 ) -> Converted:
-    """Return the checkpoint of a release with Moshi's tensors.
+    """Return the checkpoint to be written for a release that has Moshi tensors.
 
-    Steps of the depth transformer beyond the codebooks that the model generates are left out.
+    Steps of the depth transformer beyond the codebooks that the model generates are omitted.
 
     Args:
         release: The release.
-        contents: Its contents.
-        config: Its hyperparameters.
+        contents: Contents of the release.
+        config: Hyperparameters of the release.
         known: Vocabulary of the checkpoint.
         family: Name of the family.
-        rows: Further embeddings, [n, H] each, for the ids after those of all codebooks.
+        rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
@@ -203,17 +203,17 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
 def plan(
     config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str, Tensor], rows: Sequence[Tensor] = ()
 ) -> Plan:
-    """Return the tensors to write, by published name, with further `rows` of the embedding table."""
+    """Return the tensors to write, by published name; `rows` are added to the embedding table."""
     width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
 
     def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
-        """Return the first rows of further tensors of the same kind as `like`."""
+        """Return the first `num_rows` rows of the tensors `prefix.k`, in the dtype of `like`."""
         if like.is_meta:
             return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
         return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, of the two ids of our own, of all codes, and `rows`, [V, H]."""
+        """Return the embeddings of text, of our own two ids and of all codes, then `rows`, [V, H]."""
         codes = others("emb", range(2 * known.num_codebooks), stored, size + 1)
         return torch.cat([stored, stored.new_zeros(2, width), *codes, *(each.to(stored) for each in rows)])
 
@@ -235,10 +235,10 @@ def plan(
         "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
     }
     sets, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
-    num_stored = sets + integer(config, "dep_q") - known.num_codebooks  # sets of a release with unused steps
+    num_stored = sets + integer(config, "dep_q") - known.num_codebooks  # including unused weight sets
 
     def of_sets(stored: Tensor) -> Tensor:
-        """Return the weights of the sets that are used, which come first."""
+        """Return the weights of the sets in use, which come first."""
         return stored[: len(stored) // num_stored * sets]
 
     for layer in range(depth.num_layers):

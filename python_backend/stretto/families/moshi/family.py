@@ -1,15 +1,15 @@
 """Moshi (Kyutai): a row carries a text token, a frame of the model's own speech, and a frame of the user's.
 
-    stream 0        begin  t0   t1   t2  …     generated: PAD, or END_PAD, or a piece of a word
+    stream 0        begin  t0   t1   t2  …     generated: PAD, END_PAD, or a piece of a word
     stream 1        begin  a0   a1   a2  …     generated: codebook 0 of the model's frames
     streams 2 … 8   begin  begin a0  a1  …     generated: its other codebooks, one row later
     stream 9        begin  u0   u1   u2  …     given: codebook 0 of the user's frames
     streams 10 … 16 begin  begin u0  u1  …     given: its other codebooks, one row later
 
-A depth transformer with its own weights for each codebook generates the codes of a row. The user's audio is the clock:
-a row follows each frame of it, and the reply ends with it. The model ends nothing itself; PAD and END_PAD are most of
-its text. https://arxiv.org/abs/2410.00037. The numbers are those of `kyutai/moshika-pytorch-bf16`; a checkpoint's
-config.json may override them (`speech_vocabulary`).
+A depth transformer with separate weights for each codebook generates the codes of a row. The user's audio is the clock:
+one row follows each of its frames, and the reply ends with the audio. The model never ends a reply itself. Most of its
+text tokens are PAD or END_PAD. Paper: https://arxiv.org/abs/2410.00037. The numbers come from
+`kyutai/moshika-pytorch-bf16`; a checkpoint's config.json may override them (`speech_vocabulary`).
 """
 
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class MoshiVocabulary(KyutaiVocabulary):
-    """Ids of text, then three ids of our own, then the codes of each codebook with its initial id.
+    """Ids of text, initial text, two ids of our own, and each codebook's codes and initial id.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
-        num_codebooks: Number of codebooks of the model's speech, and of the user's.
+        num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
         codebook_size: Number of codes per codebook.
-        delays: Delay of each of these codebooks in rows; that of the first is 0.
+        delays: Delay of each of these codebooks in rows; the first delay is 0.
         max_model_len: Maximum number of rows.
         depth: Depth transformer.
     """
@@ -69,12 +69,12 @@ class MoshiVocabulary(KyutaiVocabulary):
 
     @property
     def codes_end(self) -> int:
-        """Id after those of all codebooks."""
+        """Id that follows the ids of all codebooks."""
         return self.nothing + 1 + 2 * self.num_codebooks * (self.codebook_size + 1)
 
     @property
     def first_codes(self) -> tuple[int, ...]:
-        """First id of each codebook, those of the user's speech last."""
+        """First id of each codebook; the codebooks of the user's speech come last."""
         return tuple(range(self.nothing + 1, self.codes_end, self.codebook_size + 1))
 
     @property
@@ -84,7 +84,7 @@ class MoshiVocabulary(KyutaiVocabulary):
 
     @property
     def user_ids_before(self) -> tuple[int, ...]:
-        """Id of each of the user's streams in the rows of a reply that precede its first frame."""
+        """Id of each user stream in the rows of a reply that precede the stream's first frame."""
         return self.initial_ids[1 + self.num_codebooks :]
 
     @property
@@ -136,5 +136,5 @@ def moshi(vocabulary: MoshiVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary, by default that of `kyutai/moshika-pytorch-bf16`."""
+    """Return the family for a vocabulary; None selects that of `kyutai/moshika-pytorch-bf16`."""
     return moshi(MoshiVocabulary.from_record(vocabulary) if vocabulary else MoshiVocabulary())

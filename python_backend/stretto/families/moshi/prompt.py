@@ -1,4 +1,4 @@
-"""Prompts of Moshi: a row of initial ids, and the codes of the user's speech for the rows of the reply.
+"""Moshi prompts: a row of initial ids, and the user's codes for the rows of the reply.
 
 The authors' server discards the first 80 ms of audio, because its first row carries initial ids. Here, that row is the
 prompt, and the first frame of the audio is read.
@@ -20,13 +20,13 @@ from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Templat
 
 
 class MoshiTemplate:
-    """Prompt template of Moshi."""
+    """Moshi prompt template."""
 
     def __init__(self, known: MoshiVocabulary, codec: MimiCodec):
         self._known, self._encoder = known, MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
-        """Return the rows before the reply, with the codes of the last piece as track."""
+        """Return the rows before the reply, with the codes of the last piece as the track."""
         *before, piece = pieces
         if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
@@ -38,11 +38,11 @@ class MoshiTemplate:
         return self.first_rows(pieces, voice)
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
-        """Return the rows before the reply, for the pieces before the user's audio."""
+        """Return the rows before the reply, given the pieces that precede the user's audio."""
         return first_row(self._known, track)
 
     def given_codes(self, piece: Piece) -> np.ndarray:
-        """Return the codes [K, n] in a request; raise InvalidRequest if they are not of this model."""
+        """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit this model."""
         codes, size = piece.codes, (self._known.num_codebooks, self._known.codebook_size)
         assert codes is not None, "a recording has samples or codes"
         if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
@@ -61,20 +61,20 @@ def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows
 
 
 def user_ids(known: MoshiVocabulary) -> FrameIds:
-    """Return the conversion of the user's codes to ids."""
+    """Create the converter of the user's codes to ids."""
     return FrameIds(known.first_codes[known.num_codebooks :], known.delays, known.user_ids_before)
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
-    """Return the encoder of live audio with a checkpoint's Mimi."""
+    """Return the live-audio input, whose encoder uses the checkpoint's Mimi weights."""
     return live_input(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), codec)
 
 
 def live_input(known: MoshiVocabulary, codec: MimiCodec) -> LiveInput:
-    """Return the encoder of live audio for a vocabulary."""
+    """Return the live-audio input for a vocabulary."""
     return LiveInput(MimiEncoder(codec), codec.spec.sample_rate, 0.0, 0.0, lambda: user_ids(known))
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's Mimi."""
+    """Return the template that uses the checkpoint's Mimi weights."""
     return MoshiTemplate(MoshiVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), require_mimi(codec, NAME))

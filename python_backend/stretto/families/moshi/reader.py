@@ -1,4 +1,4 @@
-"""Text from the ids of Moshi: pieces of words, between which most ids are pads."""
+"""Conversion of Moshi ids, which are pieces of words and many pads, to text."""
 
 import codecs
 import re
@@ -10,12 +10,14 @@ from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.text import SENTENCEPIECE_FILE, TextCodec, sentencepiece_at
 
-SPACE = "▁"  # in SentencePiece's pieces
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that is a byte of a character
+SPACE = "▁"  # represents a space in SentencePiece pieces
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that represents one byte of a character
 
 
 class PieceReader:
-    """Reader that returns each piece at once, as the authors' server sends them; pads and control ids have no text.
+    """Reader that returns the text of each piece immediately, as the authors' server does.
+
+    Pads and control ids have no text.
 
     Args:
         tokens: Spelling of each id.
@@ -44,13 +46,13 @@ class PieceReader:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec with a checkpoint's SentencePiece model."""
+    """Return the text codec that uses the checkpoint's SentencePiece model."""
     path = checkpoint / SENTENCEPIECE_FILE
     text, tokens = family.layout.audio[0], sentencepiece_at(path).tokens
     if len(tokens) != len(text):
         raise CheckpointError(f"{path}: expected {len(text)} tokens, got {len(tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
-        return [None] * len(token_ids)  # the text is beside the frames, without an alignment
+        return [None] * len(token_ids)  # text is generated alongside the frames, without an alignment
 
     return TextCodec(lambda task: PieceReader(tokens), no_words)

@@ -1,4 +1,4 @@
-"""PersonaPlex: Moshi with a voice and a role, which are a prompt of frames."""
+"""PersonaPlex: Moshi with a prompt that sets the voice and the role."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 

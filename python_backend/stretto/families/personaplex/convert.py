@@ -1,8 +1,8 @@
-"""Conversion of PersonaPlex releases: names and shapes as published by NVIDIA, with Mimi and the voices.
+"""Conversion of PersonaPlex releases: names and shapes published by NVIDIA, Mimi, and voices.
 
 https://huggingface.co/nvidia/personaplex-7b-v1: config.json, model.safetensors, the tokenizer, Mimi, and voices.tgz.
-The authors' code has the hyperparameters; those in config.json override them. The release has a depth transformer of 16
-steps. Steps 8 to 15 would generate the user's codes, which are always given, so these steps are left out.
+The hyperparameters come from the authors' code, and config.json may override them. The published depth transformer has
+16 steps. Steps 8 to 15 would generate the user's codes, which are always given, so these steps are omitted.
 """
 
 from collections.abc import Mapping
@@ -34,13 +34,13 @@ trained_dtype = moshi.trained_dtype
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
-    """Return the tokenizer of a release whose config.json does not name its file."""
+    """Return the tokenizer of a release whose config.json does not name the tokenizer file."""
     is_named = release.config is not None and TOKENIZER_KEY in read_json(release.config)
     return None if is_named else moshi.first_tokenizer(release)
 
 
 def convert(release: Release, contents: Contents) -> Converted:
-    """Return the checkpoint to be written, with Mimi from the release's own file and all voices."""
+    """Return the checkpoint to be written, including all voices and the release's own Mimi."""
     config = {**PUBLISHED, **contents.config}
     check_config(config, EXPECTED)
     if config["dep_q"] != integer(config, "n_q"):
@@ -52,6 +52,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     voices = read_voices(released_file(folder, VOICES), base, integer(config, "dim"))
     own = {field.name: getattr(base, field.name) for field in fields(MoshiVocabulary)}
     known = PersonaPlexVocabulary(**own, voices=tuple(voice for voice, _ in voices))
-    # The authors' ring of keys masks its oldest row, so attention sees a row less than their `context`.
+    # The authors' key ring buffer masks its oldest row, so attention sees one row fewer than `context`.
     config["context"] -= 1
     return moshi.converted(release, contents, config, known, NAME, [vectors for _, vectors in voices])

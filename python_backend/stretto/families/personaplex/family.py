@@ -1,14 +1,14 @@
-"""PersonaPlex (NVIDIA): the rows of Moshi, after a prompt of frames with a voice and a role.
+"""PersonaPlex (NVIDIA): Moshi rows, preceded by prompt frames that set the voice and the role.
 
     frames          voice V     silence 6   role R      silence 6   then the user's audio
     text            PAD         PAD         its tokens  PAD         sampled
     model's codes   recording   SILENCE     SILENCE     SILENCE     sampled
     user's codes    SINE        SINE        SINE        SINE        given
 
-The last prompt row generates the first frame of the reply. Its delayed codebooks follow a row later, so the row
-after the prompt still carries those of the silence. A published voice consists of vectors, one for each of its rows.
-The checkpoint has them as further rows of the embedding table. https://arxiv.org/abs/2602.06053. The numbers are those
-of the authors' code for `nvidia/personaplex-7b-v1`.
+The last prompt row generates the first frame of the reply. The delayed codebooks of that frame follow one row later, so
+the row after the prompt still carries the delayed codes of the silence. A published voice consists of vectors, one for
+each of its rows, which the checkpoint stores as additional rows of the embedding table. Paper:
+https://arxiv.org/abs/2602.06053. The numbers come from the authors' code for `nvidia/personaplex-7b-v1`.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from stretto.families.moshi.family import MoshiVocabulary, moshi
 NAME = "personaplex"
 NUM_CODEBOOKS = 8
 SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)  # codes of a silent frame
-SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)  # codes of a frame of a sine of 440 Hz
-SILENT_FRAMES = 6  # after the voice, and after the role: 0.5 s
-MAX_PROMPT_ROWS = 2499  # the attention window is 500 rows longer
+SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)  # codes of a frame of a 440 Hz sine wave
+SILENT_FRAMES = 6  # number of silent frames after the voice and after the role: 0.5 s each
+MAX_PROMPT_ROWS = 2499  # 500 rows less than the attention window
 MAX_ROLE_CHARS = 1 << 15
 
 
@@ -34,8 +34,8 @@ class Voice:
     Attributes:
         name: Name in lower case.
         num_vectors: Number of rows that are vectors, V - 1.
-        frames: Text id and codes, as published, of the last 1 + D frames, where D is the largest delay. The row after
-            the vectors, and delayed codebooks in later rows, carry them. Ids that no such row carries are 0.
+        frames: Published text ids and codes of the last 1 + D frames, where D is the largest delay. They are carried by
+            the row after the vectors and, on delayed codebooks, by later rows. Ids that no such row carries are 0.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Voice:
 
 @dataclass(frozen=True)
 class PersonaPlexVocabulary(MoshiVocabulary):
-    """Ids of Moshi, followed by an id for each vector of the voices.
+    """Moshi ids, followed by one id for each vector of the voices.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
-        num_codebooks: Number of codebooks of the model's speech, and of the user's.
+        num_codebooks: Number of codebooks of the model's speech, which is also that of the user's speech.
         codebook_size: Number of codes per codebook.
-        delays: Delay of each of these codebooks in rows; that of the first is 0.
+        delays: Delay of each of these codebooks in rows; the first delay is 0.
         max_model_len: Maximum number of rows.
         depth: Depth transformer.
         voices: Published voices; the first one is the default.
@@ -102,5 +102,5 @@ def personaplex(vocabulary: PersonaPlexVocabulary) -> Family:
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family for a checkpoint's vocabulary; the default is the published one without its voices."""
+    """Return the family for a vocabulary; None selects the published one, without voices."""
     return personaplex(PersonaPlexVocabulary.from_record(vocabulary) if vocabulary else PersonaPlexVocabulary())

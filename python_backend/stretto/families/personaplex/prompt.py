@@ -1,8 +1,8 @@
-"""Prompts of PersonaPlex: frames of a voice and of a role, each followed by silence, delayed by codebook.
+"""PersonaPlex prompts: a voice and a role as frames, each followed by silence.
 
-Frame c has its codes in row c + d of a codebook with delay d. The first frame of a recording is lost, because rows up
-to d have the initial id, as in the authors' code. Their server fails on an empty role; here, a prompt without a role
-has the silence after the voice and the silence after the role.
+On a codebook with delay d, row c + d carries the code of frame c. As in the authors' code, the first frame of a
+recording is lost, because rows up to d carry the initial id. The authors' server fails if the role is empty. Here, a
+prompt without a role contains the silence after the voice, followed by the silence after the role.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ from stretto.families.prompting import Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, check_text, sentencepiece_at
 
 MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0
-LOUDNESS = -24.0  # LUFS, of the recording of a voice
+LOUDNESS = -24.0  # LUFS; target loudness of voice recordings
 TAG = "<system>"
 
 
 class PersonaPlexTemplate(MoshiTemplate):
-    """Prompt template of PersonaPlex."""
+    """PersonaPlex prompt template."""
 
     def __init__(self, known: PersonaPlexVocabulary, tokenizer: SentencePieceTokenizer, codec: MimiCodec):
         super().__init__(known, codec)
@@ -47,10 +47,10 @@ class PersonaPlexTemplate(MoshiTemplate):
         self._recordings = CachedEncoder(self._encode_voice)
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
-        """Return the prompt of a voice and a role.
+        """Return the prompt that sets the voice and the role.
 
         Args:
-            pieces: Recording of the voice, and text of the role; each may be missing.
+            pieces: A recording of the voice and the text of the role; either may be missing.
             voice: Name of the voice if there is no recording.
             track: Ids of the user's frames.
         """
@@ -72,18 +72,18 @@ class PersonaPlexTemplate(MoshiTemplate):
         return PromptRows(np.concatenate([head, rows]), delayed_tail=tail, track=track, num_reference_rows=1)
 
     def _frames(self, texts: Sequence[int], codes: Sequence[Sequence[int]] | None = None) -> np.ndarray:
-        """Return frames of ids, int [n, S], of text ids [n] and the model's codes, which are silence by default."""
+        """Return frames, int [n, S], for text ids [n] and the model's codes (by default, silence)."""
         own = [SILENCE] * len(texts) if codes is None else codes
         frames = [[text, *each, *SINE] for text, each in zip(texts, own, strict=True)]
         return np.array(frames, int).reshape(-1, len(self._firsts)) + self._firsts
 
     def _named(self, voice: str) -> np.ndarray:
-        """Return the last frames of a published voice, [1 + D, S]."""
+        """Return the stored last frames of a published voice, [1 + D, S]."""
         (found,) = (each for each in self._voices.voices if each.name == voice)
         return np.array(found.frames) + self._firsts
 
     def _recorded(self, piece: Piece) -> np.ndarray:
-        """Return D initial frames and the frames of a recording, [D + V, S]."""
+        """Return D frames of initial ids followed by the V frames of a recording, [D + V, S]."""
         if piece.pcm is None:
             codes = self.given_codes(piece)
             seconds = codes.shape[1] * self._encoder.samples_per_frame / self._rate
@@ -101,11 +101,11 @@ class PersonaPlexTemplate(MoshiTemplate):
         return np.concatenate([initial, frames[1:]])
 
     def _encode_voice(self, pcm: np.ndarray) -> np.ndarray:
-        """Return the codes [K, V] of a recording, float32 [n]."""
+        """Encode a recording, float32 [n], to codes [K, V]."""
         return self._encoder.encode_all(normalised(pcm, self._rate, LOUDNESS))
 
     def _tokens(self, piece: Piece, most: int) -> list[int]:
-        """Return the tokens of a role; raise InvalidRequest if there are more than `most`."""
+        """Return the token ids of a role; raise InvalidRequest if there are more than `most`."""
         assert piece.text is not None
         if not piece.text.strip():
             return []
@@ -119,13 +119,13 @@ class PersonaPlexTemplate(MoshiTemplate):
         """Apply the delays to frames.
 
         Args:
-            frames: Ids [D + n, S]; rows without delay begin with frame D.
+            frames: Ids [D + n, S]. Undelayed streams begin with frame D.
 
         Returns:
-            Rows, int32 [n, S], and the ids of the following rows for delayed streams, [D, S - 1].
+            Rows, int32 [n, S], and the ids that delayed streams carry in the following rows, [D, S - 1].
         """
         delays, most = (0, *self._known.delays, *self._known.delays), max(self._known.delays)
-        extended = np.concatenate([frames, frames[len(frames) - most :]])  # what undelayed streams read is not used
+        extended = np.concatenate([frames, frames[len(frames) - most :]])  # undelayed streams do not use these rows
         columns = [extended[most - delay : len(extended) - delay, k] for k, delay in enumerate(delays)]
         rows = np.stack(columns, 1).astype(np.int32)
         num_rows = len(frames) - most
@@ -133,7 +133,7 @@ class PersonaPlexTemplate(MoshiTemplate):
 
 
 def tagged(text: str) -> str:
-    """Return the text of a role between two tags, unless it already begins and ends with one."""
+    """Return a role's text enclosed in tags, unless it already begins and ends with a tag."""
     text = text.strip()
     return text if text.startswith(TAG) and text.endswith(TAG) else f"{TAG} {text} {TAG}"
 
@@ -144,11 +144,11 @@ def vocabulary_at(checkpoint: Path) -> PersonaPlexVocabulary:
 
 
 def open_live_input(checkpoint: Path, codec: MimiCodec) -> LiveInput:
-    """Return the encoder of live audio with a checkpoint's Mimi."""
+    """Return the live-audio input, whose encoder uses the checkpoint's Mimi weights."""
     return live_input(vocabulary_at(checkpoint), codec)
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Return the template with a checkpoint's tokenizer and Mimi."""
+    """Return the template that uses the checkpoint's tokenizer and Mimi weights."""
     tokenizer = sentencepiece_at(checkpoint / SENTENCEPIECE_FILE)
     return PersonaPlexTemplate(vocabulary_at(checkpoint), tokenizer, require_mimi(codec, NAME))

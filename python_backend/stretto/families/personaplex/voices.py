@@ -1,8 +1,9 @@
-"""Voices published with PersonaPlex: `voices.tgz`, an archive of files that `torch.save` wrote.
+"""Reader of the voices published with PersonaPlex in `voices.tgz`.
 
-NAME.pt has `embeddings` [V - 1, 1, 1, H], the sums of embeddings of rows 0 to V - 2 of a recording of V frames, and
-`cache` [1, S, C], the ids of the last rows. Id p mod C of a stream is that of row p, up to row V - 1, and in streams
-with delay d up to row V - 1 + d.
+The archive contains a file NAME.pt, written by `torch.save`, for each voice. For a recording of V frames, its
+`embeddings` [V - 1, 1, 1, H] are the summed embeddings of rows 0 to V - 2, and its `cache` [1, S, C] contains the ids
+of the last rows. The id of row p is at index p mod C of a stream. The last row is V - 1, or V - 1 + d on streams with
+delay d.
 """
 
 import re
@@ -25,12 +26,14 @@ SUFFIX = ".pt"
 NAME = re.compile("[A-Za-z0-9_]{1,64}")
 MAX_VOICES, MAX_MEMBERS, MAX_FRAMES = 64, 1024, 1024
 MAX_FILE_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # published files have about 1 MB each
-RING = 3  # a cache has so many more rows than the largest delay
+RING = 3  # number of rows by which a cache exceeds the largest delay
 UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 
 
 def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Voice, Tensor]]:
-    """Return the voices in an archive with their vectors [V - 1, H], by name. Nothing is extracted by its stored name.
+    """Return the voices in an archive, sorted by name, each with its vectors [V - 1, H].
+
+    No file is ever written under its stored name, because the archive is not trusted.
 
     Args:
         path: The archive.
@@ -56,7 +59,7 @@ def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Vo
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file of an archive that may be a voice; hidden files are left out."""
+    """Yield the name and content of each non-hidden file in an archive that may be a voice."""
     total = 0
     with tarfile.open(path, "r|gz") as archive:
         for number, member in enumerate(archive):
@@ -75,7 +78,10 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width: int) -> tuple[Voice, Tensor]:
-    """Return the voice in a file; raise CheckpointError, which begins with `place`, if it is none of this release."""
+    """Return the voice in a file; raise CheckpointError if it does not belong to this release.
+
+    The error message begins with `place`.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"voice{SUFFIX}"
         file.write_bytes(content)
