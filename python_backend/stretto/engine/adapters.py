@@ -96,8 +96,8 @@ def _read_config(name: str, folder: Path) -> PEFTHelper:
 def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
     """Raise CheckpointError unless each tensor of an adapter belongs to a backbone layer and has the right shape.
 
-    vLLM does not check this. It would apply a tensor that is too small to only a part of the layer. It would compute
-    the scale of a tensor from the configured rank, even if the tensor has another rank.
+    vLLM does not check this. It would apply too small a tensor to only a part of the layer, and it would compute a
+    tensor's scale from the configured rank even if the tensor has another rank.
     """
     path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
     ranks = dict[str, dict[str, int]]()

@@ -1,4 +1,4 @@
-"""Validation of requests before they are queued, admission control, and counters.
+"""Request validation before queueing, admission control, and counters.
 
 Each validation error contains the field, the limit and the value. Admission control limits the replies in flight and
 adapts the limit to the measured times to first frame.
@@ -54,7 +54,7 @@ class FlightLimit:
 
     Args:
         target_s: Target time to the first frame, in seconds.
-        most: Upper bound of the limit.
+        most: Upper bound on the limit.
 
     Attributes:
         value: The limit, in sequences, from `MIN_LIMIT` to `most`.
@@ -87,7 +87,7 @@ class FlightLimit:
 
 @dataclass(slots=True, eq=False)
 class Permit:
-    """Permit of one reply.
+    """Permission for one reply to be in flight.
 
     Attributes:
         request_id: Id of the request.
@@ -207,8 +207,8 @@ class Stats:
         live_sessions: Open live sessions.
         live_refused_total: Live sessions that were refused because too many were open.
         live_frames_total: Frames of audio that live sessions have received.
-        live_late_frames_total: Frames that were read more than a frame's duration after they were due.
-        live_lag_frames: Largest number of frames that a session has received and not read.
+        live_late_frames_total: Frames that were read later than one frame duration after they were due.
+        live_lag_frames: Largest number of unread frames in any open session.
         live_ticks_total: Frames that were read.
         live_tick_seconds_total: Sum of the times from when a frame was due until it was read.
         live_ticks_20ms_total: Frames that were read at most 20 ms after they were due. The counters for 40 and 80 ms
@@ -312,7 +312,7 @@ class Capacity:
         )
 
     def max_sessions(self, rules: SegmentRules) -> int:
-        """Return how many live sessions may be open at once.
+        """Return how many live sessions may be open at the same time.
 
         Each session keeps a run slot and its KV blocks, see `KvBlocks.sessions`. Where possible, capacity for one other
         reply is left free.
@@ -450,7 +450,7 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
-    """Check the codes for the rows of a reply, each of which has `width` codes."""
+    """Check the recorded codes that a reply reads, `width` codes per row."""
     size, last = rules.family.layout.vocab_size, max_frames(prompt, rules)
     if prompt.is_open and not prompt.track:
         return
@@ -463,16 +463,16 @@ def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
 
 
 def max_frames(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the maximum number of frames of a recording whose reply continues to its end."""
+    """Return the maximum number of frames in a recording that a reply can read to its end."""
     return rules.max_model_len - len(prompt.rows) - 2
 
 
 def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     """Limit the window of repetition-aware sampling (RAS) if the prompt contains codes.
 
-    Repeats are counted only in the reply, whereas the model's reference implementation also counts codes of the prompt.
-    The two are separated by `max_delay` + 2 rows with BOS or EOS ids. The results are equal for windows of at most that
-    length.
+    Repeats are counted only in the reply, whereas the model's reference implementation also counts codes in the prompt.
+    Prompt codes and reply codes are separated by `max_delay` + 2 rows with BOS or EOS ids, so the results are equal for
+    windows of at most that length.
     """
     codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
     has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()

@@ -1,7 +1,7 @@
-"""Client of vLLM's engine processes: starts them, sends requests and distributes outputs.
+"""Client for vLLM's engine processes: starts them, sends requests and distributes outputs.
 
-It imports neither vLLM nor torch. It uses the protocol of vLLM's own clients: MessagePack over ZMQ, with each request
-and output encoded as an array of its fields.
+This module imports neither vLLM nor torch. It uses the protocol of vLLM's own clients: MessagePack over ZMQ, with each
+request and output encoded as an array of its fields.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Output(NamedTuple):
 
     Attributes:
         ids: All ids since the last output.
-        finish_reason: vLLM's reason if the request has ended, else None.
+        finish_reason: vLLM's finish reason if the request has ended, else None.
     """
 
     ids: list[int]
@@ -90,7 +90,7 @@ class _Request:
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, ids: list[int], finish_reason: str | None) -> None:
-        """Add an output, and wake the reader."""
+        """Add an output and wake the task that waits in `pop`."""
         self._ids += ids
         self.finish_reason = finish_reason
         self._wake()
@@ -119,7 +119,7 @@ class EngineConnection:
     """Connection to vLLM's engine processes, which a separate host process starts and stops.
 
     Attributes:
-        readies: Sizes of each engine, keyed by ZMQ identity.
+        readies: Sizes reported by each engine, keyed by ZMQ identity.
         started: Pids of the engine processes, and their limits.
     """
 
@@ -218,7 +218,7 @@ class EngineClient:
         connection: Connection to the engines.
 
     Attributes:
-        ready: Sizes of one engine, which are the same for all engines.
+        ready: Sizes reported by an engine; they are the same for all engines.
         num_engines: Number of engines.
         started: Pids of the engine processes, and their limits.
     """
@@ -281,7 +281,7 @@ class EngineClient:
     def append(self, request_id: str, ids: np.ndarray, is_last: bool) -> None:
         """Send further ids of a request's open track to its engine, unless the request has ended.
 
-        Ids of all requests that are appended within APPEND_S are sent in one message.
+        Ids that are appended within APPEND_S, for any requests, are sent to an engine in one message.
 
         Args:
             request_id: Id of the request.
@@ -313,7 +313,7 @@ class EngineClient:
             self._send(self._requests[each[0].request_id], [0], fields)
 
     def abort(self, request_id: str) -> None:
-        """End a request; its iterator ends with the reason `abort`."""
+        """Abort a request; its iterator ends with the finish reason `abort`."""
         if self.has(request_id):
             request = self._requests[self._ids[request_id]]
             self._abort(request)

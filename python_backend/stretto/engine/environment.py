@@ -39,7 +39,7 @@ DEFAULTS_ON_CPU = {
 
 
 def is_cpu_build() -> bool:
-    """Return True if the installed vLLM is a CPU build, judged by package name or version as vLLM does."""
+    """Return True if the installed vLLM is a CPU build; as in vLLM, its package name or version decides."""
     try:
         return "cpu" in version("vllm")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Host process of vLLM's engines, and the spare process, which has imported vLLM and forks hosts.
+"""Host process that runs vLLM's engines, and the spare process, which imports vLLM in advance and forks hosts.
 
     python -m stretto.engine.host DESCRIPTOR    # one host, for the client at the other end of a connection
     python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
@@ -128,7 +128,7 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
-    """Check the dtype, and check that the table of latents is small relative to the KV cache.
+    """Check that the latent table is float32 and is small relative to the KV cache.
 
     The table has one entry per slot and position.
 
@@ -159,7 +159,7 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
-    """Return the vLLM argument for the maximum number of rows in a CUDA graph, if it must be set.
+    """Return the vLLM argument that sets the maximum number of rows in a CUDA graph; empty if unneeded.
 
     vLLM's default is two rows per request. MCTP modules process a window of rows per request, so they need more. A
     value set by the operator is kept.
@@ -183,7 +183,7 @@ class StartRequest:
         inputs: ZMQ address from which engines read requests.
         outputs: ZMQ address to which engines write outputs.
         environment: Environment variables of the engines.
-        owner: Pid of the process that sends the request.
+        owner: Pid of the process that sent the request.
     """
 
     config: EngineConfig
@@ -310,7 +310,7 @@ def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
 
 
 def _connect_spare(path: str) -> Connection | None:
-    """Connect to a new host forked by the spare process at `path`; return None if it forks none."""
+    """Connect to a new host forked by the spare process at `path`; return None if this fails."""
     with suppress(OSError, EOFError):
         connection = Client(path, "AF_UNIX")
         if connection.poll(SPARE_S):

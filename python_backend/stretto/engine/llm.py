@@ -131,14 +131,14 @@ class SpeechLLM:
         """Append frames to a live session's audio; wait until the reply has read almost all of them.
 
         Args:
-            request_id: Id of a request whose prompt has `is_open` set, in a family with given codes.
+            request_id: Id of a request whose prompt has `is_open` set, in a family whose replies read given codes.
             frames: Ids of the frames, int32 [n, K].
             is_last: True if these frames complete the audio.
             seconds: Duration of the whole input so far, in seconds.
-            max_ahead: Number of unread frames at which this method returns.
+            max_ahead: Maximum number of unread frames when this method returns.
 
         Returns:
-            Number of frames in the session, and how many of them the reply has not read.
+            The number of frames in the session, and how many of these the reply has not read yet.
 
         Raises:
             InvalidRequest: If there is no such session, or an id is invalid.
@@ -157,7 +157,7 @@ class SpeechLLM:
 
     @contextmanager
     def session_place(self, host: str) -> Iterator[None]:
-        """Reserve a live session for `host` during the `with` block; raise NoCapacity if none is free.
+        """Reserve capacity for a live session of `host` during the `with` block; raise NoCapacity if there is none.
 
         Sessions are shared fairly among hosts (`FairLimit`).
         """
@@ -325,7 +325,7 @@ class _Clock:
 
 
 def _split(output: Output, request_id: str) -> tuple[list[int], Trailer | None]:
-    """Return the row ids in `output`, and the statistics trailer if the reply has ended."""
+    """Return the row ids in `output`, and the statistics trailer (None if the reply has not ended)."""
     if output.finish_reason is None:
         return output.ids, None
     if output.finish_reason not in ("stop", "length"):

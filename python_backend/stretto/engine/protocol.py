@@ -1,4 +1,4 @@
-"""Messages between front end and scheduler: request parameters, adapters, rows, statistics."""
+"""Messages between the front end and the scheduler: request parameters, adapters, rows and statistics."""
 
 import mmap
 import os
@@ -29,7 +29,7 @@ UNCONDITIONAL_SUFFIX = "#unconditional"
 
 
 def partner_of(request_id: str) -> str:
-    """Return the id of the other request of the CFG pair."""
+    """Return the id of the other request in the CFG pair of `request_id`."""
     if request_id.endswith(UNCONDITIONAL_SUFFIX):
         return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
     return request_id + UNCONDITIONAL_SUFFIX
@@ -47,7 +47,7 @@ def num_guided(switches: Sequence[int], num_frames: int) -> int:
 
 
 def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_flight: int) -> int:
-    """Return the maximum number of KV blocks that a request of `num_rows` rows holds at once.
+    """Return the maximum number of KV blocks that a request of `num_rows` rows holds at any time.
 
     Args:
         num_rows: Number of rows, including the prompt.
@@ -60,7 +60,7 @@ def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_
     return spanned if window is None else min(spanned, -(-(window - 1 + num_in_flight) // block_size) + 1)
 
 
-SPARE_BLOCKS = 2  # per live session with a window, because blocks before it are freed when new blocks are allocated
+SPARE_BLOCKS = 2  # per live session with a window, because blocks before the window are freed only at an allocation
 
 
 KEY = "speech"
@@ -76,10 +76,10 @@ class SpeechParams:
         codes: Ids of streams 1 to S - 1 for all prompt rows, int32 [P, S - 1].
         is_unconditional: True for the unconditional request of a CFG pair.
         audios: Audio inputs, each with the prompt rows whose embeddings it replaces.
-        num_delayed_rows: Number of rows at the end of `codes` that belong to the reply: if the reply continues audio of
+        num_delayed_rows: Number of rows at the end of `codes` that belong to the reply. If the reply continues audio in
             the prompt, its first rows contain delayed codes of that audio.
-        track: Ids of the input-only text stream for the first rows of the reply.
-        is_open: True if more of that text follows.
+        track: Ids of the input-only streams for the first rows of the reply.
+        is_open: True if more ids follow.
     """
 
     task: str
@@ -115,7 +115,7 @@ class SpeechParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
-        """Return the parameters that `to_extra_args` wrote to `extra_args`, for rows of `num_streams` streams."""
+        """Return the parameters in `extra_args`, the result of `to_extra_args`, for rows of `num_streams` streams."""
         record = extra_args[KEY]
         sampling = SamplingConfig.from_record(record["sampling"])
         codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
@@ -165,9 +165,9 @@ class Adapter(NamedTuple):
     """Leading fields of vLLM's `LoRARequest`.
 
     Attributes:
-        name: Name used in requests.
-        number: Positive id.
-        path: Folder.
+        name: Adapter name used in requests.
+        number: Positive id of the adapter.
+        path: Folder of the adapter.
     """
 
     name: str
@@ -241,9 +241,9 @@ class EngineStats:
         held_pairs: CFG pairs with one running and one waiting request.
         kv_usage: Fraction of the KV blocks in use.
         replies_without_words: Replies that are waiting for streamed text.
-        seconds_without_words_total: Total time of such waits, in seconds.
+        seconds_without_words_total: Total time that replies have waited for streamed text, in seconds.
         replies_without_frames: Live sessions that are waiting for audio, which keep their slots and KV blocks.
-        live_rows_recomputed_total: Rows that preempted live sessions must recompute; 0 while blocks are reserved.
+        live_rows_recomputed_total: Rows that preempted live sessions had to recompute; 0 if blocks are reserved.
     """
 
     engine_steps_total: float = 0.0
@@ -270,7 +270,7 @@ SHARES = frozenset({"kv_usage", "step_seconds"})  # averaged over schedulers; al
 
 
 class SharedStats:
-    """Statistics of all schedulers in shared memory, float64 [schedulers, fields].
+    """Shared memory with the statistics of all schedulers, float64 [schedulers, fields].
 
     Each number is written atomically, but a reader may see a mix of fields from two updates.
     """

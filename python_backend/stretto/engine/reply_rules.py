@@ -53,7 +53,7 @@ class Track:
         ids: Ids that have arrived, int32 [n, K].
         pad_id: Id in all later rows.
         is_live: True if the text or audio was still being streamed when the request arrived.
-        is_open: True if more ids may arrive, so that later rows are not known yet.
+        is_open: True if more ids may arrive, in which case later rows are not known yet.
         ends_reply: True if the reply ends one row after the last ids.
     """
 
@@ -79,7 +79,7 @@ class Track:
         return rows
 
     def follow(self, tracker: "SegmentTracker") -> None:
-        """Update the state of the reply, which only a `GroupTrack` uses."""
+        """Do nothing; a `GroupTrack` records the state of the reply."""
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
         """Return True if a reply needs ids that have not arrived because its text is still open.
@@ -92,12 +92,12 @@ class Track:
 
     @property
     def place(self) -> int:
-        """Index of the next id in the tables of a slot, which is its row."""
+        """Index of the next id in a slot's tables: the id's row."""
         return self.end
 
     @property
     def end(self) -> int:
-        """Row after the last id; this row and all later ones have a pad on the stream."""
+        """Row after the last id; this row and all later ones contain pads on the track's streams."""
         return self.first_row + len(self.ids)
 
     @property
@@ -107,7 +107,7 @@ class Track:
 
     @property
     def min_frames(self) -> int:
-        """Minimum number of frames of the reply, because streamed text must be read to its end."""
+        """Minimum number of frames of the reply, so that it reads all streamed text; 0 if none is streamed."""
         if not self.is_live:
             return 0
         return ENDLESS if self.is_open else len(self.ids)
@@ -128,7 +128,7 @@ class Track:
 
 @dataclass(slots=True)
 class GroupTrack(Track):
-    """Ids of given rows (`TextGroups`), in the order the reply reads them: `ids` [n, 1].
+    """Track for given rows (`TextGroups`): `ids` [n, 1] in the order in which the reply reads them.
 
     A given row of the reply has -1 - i on the text stream until `fill` replaces it with id number i.
 
@@ -139,7 +139,7 @@ class GroupTrack(Track):
         num_first: Number of given rows before the first sampled row, unless the text ends earlier.
         num_before: Number of codes before the first sampled row in its group.
         position: Index of the reply's next row, counted from the first row of the prompt.
-        num_given: Number of given rows before that row.
+        num_given: Number of given rows before `position`.
     """
 
     groups: TextGroups | None = None
@@ -157,10 +157,10 @@ class GroupTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            lanes: Index of the text stream among streams 1 to S - 1.
+            lanes: Slice that selects the text stream from streams 1 to S - 1.
             first_row: First row of the reply.
             ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
-            codes: Ids that are codes.
+            codes: Range of ids that are codes.
             text: The family's text track.
             is_open: True if more text follows.
         """
@@ -176,7 +176,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append text ids; return them together with the recorded codes that belong after them."""
+        """Append text ids; return the ids of all rows that become known, including recorded codes."""
         assert self.groups is not None
         laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
         for token_id in ids[:-1] if is_last else ids:
@@ -200,7 +200,7 @@ class GroupTrack(Track):
 
     @property
     def place(self) -> int:
-        """Index of the next id in the tables of a slot, which is its index in `ids`."""
+        """Index of the next id in a slot's tables: the id's index in `ids`."""
         return len(self.ids)
 
     @property
@@ -215,7 +215,7 @@ class GroupTrack(Track):
 
     @property
     def min_frames(self) -> int:
-        """Minimum number of frames: 0, because the reply cannot end before its text."""
+        """Minimum number of frames: 0, because given rows already keep the reply from ending before its text."""
         return 0
 
     def fill(self, codes: np.ndarray, first: int) -> None:
@@ -300,8 +300,8 @@ class SegmentRules:
         """Ids that end the audio segment when sampled on stream 0.
 
         The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording that the reply
-        reads. It is also empty for latents, because the audio then ends a fixed number of rows after the detected end
-        of speech.
+        reads. It is also empty if the audio ends a fixed number of rows after the detected end of speech
+        (`has_countdown`).
         """
         if self.family.end_frame or self.has_countdown or self.family.code_track is not None:
             return ()
@@ -309,7 +309,7 @@ class SegmentRules:
 
     @cached_property
     def has_countdown(self) -> bool:
-        """True if frames are latents and a reply continues after the detected end of speech."""
+        """True if frames are latents and a reply continues for some rows after the detected end of speech."""
         return self.family.layout.latents is not None and not self.marks
 
     @cached_property
@@ -319,7 +319,7 @@ class SegmentRules:
 
     @cached_property
     def first_end_id(self) -> int | None:
-        """Id of stream 0 whose first occurrence determines the row of the end of audio; None for other families.
+        """Id of stream 0 whose first occurrence determines where the audio ends; None for other families.
 
         In a family with BOS and EOS ids per stream, it is the EOS id of stream 0. In a family with latents, it is the
         id of the frame in which speech ends.
@@ -330,7 +330,7 @@ class SegmentRules:
 
     @cached_property
     def num_end_columns(self) -> tuple[int, int]:
-        """Numbers of end ids in the audio heads of (stream 0, each other stream).
+        """Number of end ids in the audio head of stream 0, and in the head of each other stream.
 
         End ids are the last columns of a head. They are masked until the reply has its minimum length.
         """
@@ -369,9 +369,9 @@ class SegmentRules:
         return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
-        """Return the number of guided audio rows at the start of the audio, or None if all are guided.
+        """Return the number of guided rows at the start of the audio, or None if all rows are guided.
 
-        If a step generates several rows, guidance ends with the last row of a step.
+        If steps generate several rows, guidance ends with the last row of a step.
         """
         if sampling.guided_until_s is None:
             return None
@@ -410,7 +410,7 @@ class SegmentRules:
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the ids of the reply's track (text, positions or given codes), or None if the family has none.
+        """Return the reply's track (text, positions or given codes), or None if the family has none.
 
         Args:
             first_row: First row of the reply.
@@ -503,7 +503,8 @@ class SegmentTracker:
         num_interleaved: Number of codes of an interleaved reply.
         first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
             at which the end of speech was detected, for families with latents.
-        stretch: Position of the mark that began the stretch of audio; UNKNOWN after its end, or without marks.
+        stretch: Position of the mark that began the current stretch of audio; UNKNOWN between stretches or if the
+            family has no marks.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         segment: Segment of the next row.

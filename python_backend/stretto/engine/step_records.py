@@ -1,4 +1,4 @@
-"""Records sent to the worker with each step: new requests, continued requests, streamed text."""
+"""Records sent to the worker with each step: new requests, continued requests and streamed text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,7 +18,7 @@ class SpeechRequestData(NewRequestData):
     Attributes:
         params: Request parameters.
         codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
-        track: Ids of the input-only text stream, if the family has one.
+        track: Ids of the input-only streams, if the family has any.
     """
 
     params: SpeechParams | None = None
@@ -53,7 +53,7 @@ class NewText(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of continued requests, with our field added.
+    """vLLM's record of continued requests, with a field for streamed input added.
 
     Attributes:
         new_text: Streamed text and live audio that have arrived since the last step, keyed by request id.

@@ -190,7 +190,7 @@ class Olmo2Attention(Qwen3Attention):
 
 
 class Olmo2DecoderLayer(nn.Module):
-    """OLMo 2 decoder layer: the outputs of attention and MLP are normalised before they are added."""
+    """OLMo 2 decoder layer, which normalises the outputs of attention and MLP before adding them to the residual."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class Olmo2DecoderLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the MLP output and the residual, [N, H] each; the next layer or final norm adds them."""
+        """Return the MLP output and the residual, [N, H] each; the next layer or the final norm adds them."""
         entered = hidden_states if residual is None else hidden_states + residual
         attended = entered + self.post_attention_layernorm(self.self_attn(positions, entered))
         return self.post_feedforward_layernorm(self.mlp(attended)), attended
@@ -264,7 +264,7 @@ class StrettoGpt2ForCausalLM(MultiStreamMixin, GPT2LMHeadModel):
 
     @property
     def model(self) -> GPT2Model:
-        """The transformer, under the attribute name that other backbones use."""
+        """The transformer, under the attribute name that the other backbones use."""
         return self.transformer
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

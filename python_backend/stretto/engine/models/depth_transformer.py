@@ -35,12 +35,13 @@ def _weight(*shape: int) -> nn.Parameter:
 class DepthWeights(nn.Module):
     """Input projection, embeddings and heads of a depth transformer.
 
-    S: number of streams, C0: ids of stream 0, C: codes of each other stream, E: end ids of stream 0, W: width of the
-    backbone, H: width of these layers, M: number of weight sets, at least 1.
+    In shapes, S is the number of streams, C0 the number of ids of stream 0, C the number of codes of each other stream,
+    E the number of end ids of stream 0, W the width of the backbone, H the width of these layers, and M the number of
+    weight sets (at least 1).
 
     Args:
         spec: Sizes of the layers.
-        num_ids: Number of ids of each stream: C0, then S - 1 times C.
+        num_ids: Number of ids of each stream: C0, then C for each of the S - 1 other streams.
         num_ends: E.
         width: W.
         quant_config: Quantization of the linear layers; embeddings and heads are not quantized.
@@ -91,7 +92,7 @@ class DepthWeights(nn.Module):
 class DepthTransformer(DepthWeights):
     """Depth transformer whose positions share one set of weights.
 
-    The arguments are those of `DepthWeights`.
+    The constructor takes the same arguments as `DepthWeights`.
     """
 
     def __init__(
@@ -154,9 +155,9 @@ class DepthTransformer(DepthWeights):
 
 
 class SteppedDepth(DepthWeights):
-    """Weights of a depth transformer with a weight set per position (`DepthSpec.schedule`).
+    """Weights of a depth transformer that has a set of weights per position (`DepthSpec.schedule`).
 
-    All sets share a layer's norms. `HostSteppedDepth` and `DeviceSteppedDepth` compute the positions.
+    All sets share a layer's norms. `HostSteppedDepth` and `DeviceSteppedDepth` run the layers.
     """
 
     def __init__(

@@ -43,9 +43,9 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
 
     On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
     No row contains such elements if the width is a multiple of `UNROLLED` and one thread computes the batch. If there
-    are several threads, the batch is split into parts that are too small for more than one thread. If the width is not
-    such a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up to ten times
-    as long.
+    are several threads, the batch is therefore split into parts that are too small for more than one thread. If the
+    width is not such a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up
+    to ten times as long.
     """
     if x.device.type != "cpu" or x.shape[0] == 1:
         return activate(x)
@@ -64,7 +64,7 @@ class SolverTable:
     Args:
         values: Function that returns the per-step values of a solver with n steps, [n, ...].
         steps: Permitted numbers of steps.
-        embed: Function applied to all rows at once, or None.
+        embed: Function applied once to the rows of all solvers together, or None.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class SolverTable:
         self._rows = rows if embed is None else embed(rows)
 
     def at(self, step: int, steps: torch.Tensor) -> torch.Tensor:
-        """Return the values [N, ...] of step `step` in solvers with `steps` [N] steps.
+        """Return the values [N, ...] for step `step` of solvers with `steps` [N] steps.
 
-        If a solver has fewer steps, the values of its last step are returned.
+        If a solver has no such step, the values for its last step are returned.
         """
         last = steps * (steps + 1) // 2 - 1
         return self._rows[torch.minimum(last - steps + 1 + step, last)]
@@ -126,7 +126,7 @@ class LatentMixin(MultiStreamMixin):
         raise NotImplementedError
 
     def latent_predictor(self) -> LatentPredictor | GuidedLatentPredictor:
-        """Return the predictor of the next latent, built from the model's weights."""
+        """Return a predictor of the next latent that uses the model's weights."""
         raise NotImplementedError
 
     def latent_feedback(self) -> LatentFeedback:
@@ -167,9 +167,9 @@ class LatentMixin(MultiStreamMixin):
     def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Write the embeddings of `rows` [N, 1 + D] to `out` [N, H].
 
-        A row's latent is embedded or, if it has none, its stream 0. A latent that is not finite makes its reply fail.
-        It is embedded as 0, because the KV blocks are reused, and attention multiplies unused positions of a block by
-        0, which does not remove a NaN.
+        A row's latent is embedded or, if the row has none, its id on stream 0. A latent that is not finite makes its
+        reply fail. It is embedded as 0 nevertheless, because the KV blocks are reused, and attention multiplies unused
+        positions of a block by 0, which does not remove a NaN.
         """
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)

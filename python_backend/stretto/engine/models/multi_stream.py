@@ -94,8 +94,8 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
         weights: Tensors with their checkpoint names.
 
     Raises:
-        CheckpointError: If a tensor's shape does not match, tensors or parts of fused parameters are missing, or the
-            model's quantization is not supported.
+        CheckpointError: If a tensor does not have its parameter's shape, if tensors or parts of fused parameters are
+            missing, or if the model's quantization is not supported.
     """
     check_quantization(model)
     seen: dict[str, list[int]] = {}
@@ -136,9 +136,9 @@ def stored_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def fused_parts(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield the checkpoint names of the tensors that are loaded into fused parameters of the model.
+    """For each tensor that is loaded into a fused parameter, yield its checkpoint name and the parameter's name.
 
-    With each name, the name of the fused parameter is yielded, which a checkpoint may contain instead of its parts.
+    A checkpoint may contain the fused parameter instead of its parts.
     """
     for name, parameter in stored_parameters(model).items():
         module, _, kind = name.rpartition(".")
@@ -159,9 +159,9 @@ class StreamBias(nn.Module):
 
 
 class AudioHead(nn.Module):
-    """Heads of all streams, [n, H], replicated on every rank.
+    """Audio heads of all streams, [n, H], replicated on every rank.
 
-    They are used by models whose LM head does not cover the codes.
+    Models whose LM head does not cover the codes use these heads.
     """
 
     def __init__(self, size: int, width: int, has_bias: bool = False):
@@ -207,7 +207,7 @@ class MultiStreamMixin(Decoder):
 
     @staticmethod
     def get_model_state_cls() -> type:
-        """Return the class of the model's per-request state (vLLM's hook)."""
+        """Return the class that holds the model's per-request state (vLLM's hook)."""
         from stretto.engine.worker.model_state import SpeechModelState
 
         return SpeechModelState
@@ -242,7 +242,7 @@ class MultiStreamMixin(Decoder):
         return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Return additional keyword arguments of the backbone, derived from `rows` [N, S].
+        """Return additional keyword arguments for the backbone, derived from `rows` [N, S].
 
         The tensors must have fixed addresses.
         """
@@ -265,9 +265,9 @@ class MultiStreamMixin(Decoder):
         return self._encoder.embed_audio(self.audio_tower, self.adaptor, features)
 
     def _embed_own(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the sum over the ids in this rank's part of the vocabulary, [N, H].
+        """Return the sum of the embeddings in this rank's part of the vocabulary, [N, H].
 
-        An all-reduce completes the sum.
+        An all-reduce over the ranks completes the sum.
         """
         table, layout = self.model.embed_tokens, self.family.layout
         start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index

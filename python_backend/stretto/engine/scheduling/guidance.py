@@ -22,7 +22,7 @@ RESTORE_BELOW = 0.85
 
 
 class StepLoad:
-    """Moving average of the step time, compared with the time of one row of audio.
+    """Moving average of the step time, for comparison with the duration of one audio row.
 
     Args:
         row_rate: Audio rows per second; 0 if unknown.
@@ -81,7 +81,7 @@ class StepLoad:
 
 
 class GuidanceChanges(NamedTuple):
-    """Changes of guidance before a step.
+    """Changes to make to CFG pairs before a step.
 
     Attributes:
         dropped: Conditional requests that lose their unconditional request.
@@ -102,13 +102,14 @@ class AdaptiveGuidance:
         table: Request table.
         blocks: KV block counts.
         load: Measured step time.
-        lag: Number of steps for which the worker may still compute a removed request. Its id cannot be reused sooner.
+        lag: Number of steps for which the worker may still compute a removed request, whose id must not be reused
+            sooner.
 
     Attributes:
         limited: Requests with policy `until_s` whose guidance has not ended yet, keyed by id.
         adaptive: Ids of requests with policy `adaptive`.
         dropped: Step at which each request lost its unconditional request, keyed by id.
-        returning: The same for requests that are about to regain an unconditional request.
+        returning: Like `dropped`, but for requests that are about to regain an unconditional request.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
@@ -145,8 +146,8 @@ class AdaptiveGuidance:
     def begins(self, state: RequestState, step: int) -> bool:
         """Return True if a request whose audio begins at step `step` is guided from the start.
 
-        A request with policy `adaptive` is not guided if older requests run without guidance, because the youngest
-        requests lose it first.
+        A request with policy `adaptive` is not guided if older requests are running without guidance, because the
+        youngest requests lose guidance first.
         """
         if not state.is_adaptive or not self.dropped:
             return True
@@ -232,7 +233,7 @@ class AdaptiveGuidance:
         return []
 
     def _can_restore(self, state: RequestState, num_running: int) -> bool:
-        """Return True if the audio continues and the new request fits without a preemption."""
+        """Return True if the audio continues and a new unconditional request fits without a preemption."""
         return (
             state.tracker.segment is Segment.AUDIO
             and not state.request.is_prefill_chunk

@@ -25,7 +25,7 @@ def put_first(queue: RequestQueue, *requests: Request) -> None:
 
 
 def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> None:
-    """Move a new unconditional request to the queue's head, or after its partner if it was preempted.
+    """Move a new unconditional request to the queue's head, or after its partner if the partner was preempted.
 
     The partner may have been preempted while the row that ended its text was in flight.
     """
@@ -38,7 +38,7 @@ def put_first_after(queue: RequestQueue, half: Request, partner: Request) -> Non
 
 
 def skipping(queue: RequestQueue, *groups: Sequence[Request]) -> AbstractContextManager[None]:
-    """Return a context manager that removes `groups` from the queue and restores their positions on exit."""
+    """Return a context manager that removes the requests in `groups` from the queue and restores them on exit."""
     requests = [request for group in groups for request in group]
     return _without(queue, requests) if requests else NOTHING_SKIPPED
 
@@ -58,8 +58,8 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
 class HeldReplies:
     """Requests with an open track, and replies that are blocked until more text or audio arrives.
 
-    A reply that is blocked on streamed text is the first to lose its slot and KV blocks. A live session keeps them, see
-    `KvBlocks.sessions`.
+    Replies that are blocked on streamed text are the first to lose their slots and KV blocks. Live sessions keep
+    theirs; see `KvBlocks.sessions`.
 
     Attributes:
         held_s: Total time that replies were blocked on text, in seconds.
@@ -127,7 +127,7 @@ class HeldReplies:
             request.update_block_hashes()
 
     def note_generated(self, state: RequestState) -> None:
-        """If a request has become blocked after generating a row, record the time."""
+        """Record the time if a request has become blocked after generating a row."""
         if self.is_held(state.request):
             self._since.setdefault(state.request.request_id, self._clock())
 
@@ -147,7 +147,7 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked because its newest row's track ids have not arrived."""
+        """Return True if the request is blocked because the track ids of its newest row have not arrived."""
         state = self._open.get(request.request_id)
         return state is not None and state.waits_for_text
 

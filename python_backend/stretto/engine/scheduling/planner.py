@@ -1,6 +1,6 @@
-"""Step planning: rows that each running request may compute, and the CFG pairs to preempt.
+"""Step planning: the number of rows that each running request may compute, and the CFG pairs to preempt.
 
-A pair is preempted if there are too few KV blocks.
+Pairs are preempted if there are too few KV blocks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ class RunningRow(NamedTuple):
     Attributes:
         request_id: vLLM's request id.
         remaining: Number of rows still to compute.
-        partner: If the next sample is guided, the id of the other request of the CFG pair, whether or not it is
+        partner: If the next sample is guided, the id of the other request in the CFG pair, which may or may not be
             running; else None.
         may_finish: False if the last row may not be computed yet, as for an unconditional request before guidance
             begins.
@@ -72,9 +72,9 @@ class KvBlocks:
         manager: vLLM's cache manager.
         block_size: Rows per block.
         num_open: Number of newest rows that may be recomputed, whose blocks are not added to the prefix cache yet.
-        max_held: Maximum number of blocks that a request holds at once if a sliding window frees older blocks; else
+        max_held: Maximum number of blocks that a request holds at any time if a sliding window frees older blocks; else
             None.
-        session_blocks: Maximum number of blocks that a live session holds at once.
+        session_blocks: Maximum number of blocks that a live session holds at any time.
 
     Attributes:
         sessions: Ids of live sessions. From admission to its end, each one keeps as many blocks as it can ever need.
@@ -107,7 +107,7 @@ class KvBlocks:
         return self.session_room - min(held, self._session_blocks) if held else 0
 
     def num_held(self, request_id: str) -> int:
-        """Return the number of blocks of a running request, including blocks that a sliding window has freed."""
+        """Return the number of blocks of a running request, including those that a sliding window has freed."""
         return len(self._manager.coordinator.single_type_managers[0].req_to_blocks.get(request_id, ()))
 
     def spanned(self, num_rows: int) -> int:
@@ -115,7 +115,7 @@ class KvBlocks:
         return -(-num_rows // self._block_size)
 
     def needed(self, num_rows: int) -> int:
-        """Return the maximum number of blocks that a request of `num_rows` rows holds at once."""
+        """Return the maximum number of blocks that a request of `num_rows` rows holds at any time."""
         spanned = self.spanned(num_rows)
         return spanned if self._max_held is None else min(spanned, self._max_held)
 
@@ -129,7 +129,7 @@ class KvBlocks:
         """Add full blocks of `request` to the prefix cache.
 
         Args:
-            request: Request whose row from the last step has been processed.
+            request: Request whose output from the last step has been processed.
             num_known: Number of computed rows.
             num_new: Number of newly computed rows.
         """
@@ -162,7 +162,7 @@ class KvShares:
         self._limits = {name: int(share * num_blocks) for name, share in shares.items()}
 
     def full(self, waiting: Iterable[Request], running: list[Request]) -> list[Request]:
-        """Return the queued requests of each class whose first queued request exceeds its limit."""
+        """Return all queued requests of the classes whose first queued request would exceed the limit."""
         if not self._limits:
             return []
         has_room: dict[str, bool] = {}
@@ -178,9 +178,9 @@ class KvShares:
         return full
 
     def has_room(self, request: Request, running: list[Request]) -> bool:
-        """Return True if `request` is within the limit of its class.
+        """Return True if admitting `request` would not exceed the limit of its class.
 
-        A class without running requests always admits one.
+        A class without running requests always admits one request.
         """
         if not self._limits or self._is_awaited(request, running):
             return True
@@ -217,7 +217,7 @@ class StepPlan(NamedTuple):
 
     Attributes:
         running: Running requests in scheduling order.
-        grants: Number of rows that each request may compute, keyed by request id.
+        grants: Number of rows that each running request may compute, keyed by request id.
         awaited: Queued requests whose CFG partner is running, oldest pair first.
         to_preempt: Requests to preempt (a pair or a single request), in the order that they will have at the head of
             the queue. If this is not empty, the rest of the plan is void.
@@ -270,8 +270,8 @@ class PairPlanner:
     def _is_steady(self, running: list[Request]) -> bool:
         """Return True if the previous plan is still valid.
 
-        It is valid if the same requests decode, and each of them can have a free block. It is void if a request was
-        admitted and ended in between, which changes the number of running ids.
+        It is valid if the same requests decode and there is a free block for each of them. It is void if a request was
+        admitted and ended since then, which changes the number of running ids.
         """
         return (
             running == self._steady
@@ -280,7 +280,7 @@ class PairPlanner:
         )
 
     def _grant_again(self, running: list[Request], budget: int) -> bool:
-        """Grant each request the rows that its previous step generated; return False if they do not fit.
+        """Grant each request the rows that it generated in its previous step; return False if they do not fit.
 
         The number of these rows varies from step to step.
         """
@@ -292,7 +292,7 @@ class PairPlanner:
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
-        """Return True if `row` decodes with a full grant, and need not wait in the next step.
+        """Return True if the request of `row` decodes with a full grant and need not wait in the next step.
 
         A request may have to wait for text or for guidance.
         """
@@ -321,7 +321,7 @@ class PairPlanner:
         return list(ordered.values())
 
     def _row(self, request: Request) -> RunningRow:
-        """Return the planner's view of a running request."""
+        """Return the properties of a running request that determine its grant."""
         remaining, decodes = _num_unread(request), not request.is_prefill_chunk
         state = self._table[request.request_id]
         if self._table.guidance_has_begun(state):
@@ -386,7 +386,7 @@ class PairPlanner:
         return waiting + halves
 
     def stuck(self, running: list[Request]) -> list[Request]:
-        """After an empty step, return the requests to preempt if running pairs hold needed blocks.
+        """Return the requests to preempt after an empty step, if running pairs hold blocks that others need.
 
         The list is empty if the step was empty for another reason: all running requests are waiting for streamed text,
         or a step is in flight.

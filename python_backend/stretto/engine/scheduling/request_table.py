@@ -31,8 +31,9 @@ def row_block_hasher(
 ) -> Callable[[Request], list[BlockHash]]:
     """Return a block hasher for one request that covers all streams.
 
-    As in vLLM, each hash also covers all rows before its block, through the previous hash. If an audio input begins in
-    a block, the hash covers the features of that whole input. Rows whose streamed text has not arrived are not hashed.
+    As in vLLM, each hash also covers all rows before its block, because it includes the previous hash. If an audio
+    input begins in a block, the hash covers all features of that input. Rows whose streamed text has not arrived are
+    not hashed.
 
     Args:
         block_size: Rows per block.
@@ -80,10 +81,10 @@ MAX_NEWEST = 64
 
 
 class RowHistory:
-    """Ids of streams 1 to S - 1 in all rows of a request, prompt first. They survive preemption.
+    """Ids of streams 1 to S - 1 in all rows of a request, prompt first, kept across preemption.
 
-    The newest rows are kept as lists and moved to an array in batches. The ids of an input-only text stream are taken
-    from its track whenever rows are read.
+    The newest rows are kept as lists and moved to an array in batches. The ids of input-only streams are taken from the
+    request's track whenever rows are read.
     """
 
     __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
@@ -98,7 +99,7 @@ class RowHistory:
         """Record rows.
 
         Args:
-            row: Index of the first row. If it is not the next one, the history is truncated there.
+            row: Index of the first row. If it is not the next row, the history is first truncated to `row` rows.
             codes: Ids of the rows, [n][S - 1].
         """
         if row != self.num_rows:
@@ -125,7 +126,7 @@ class RowHistory:
         self._num_laid = self.num_rows = num_rows
 
     def rows(self, first: int, last: int) -> np.ndarray:
-        """Return the ids in rows `first` to `last` - 1, int32 [last - first, S - 1], as a view."""
+        """Return a view of the ids in rows `first` to `last` - 1, int32 [last - first, S - 1]."""
         assert last <= self.num_rows, (first, last, self.num_rows)
         if last > self._num_laid:
             self._lay()
@@ -142,10 +143,10 @@ LEAST_LEAD_S = 0.25  # audio ahead of playback up to which each row is sent imme
 
 
 class OutgoingRows:
-    """Rows of one reply that have not been sent to the front end yet, in the format of `protocol.read_rows`.
+    """Rows of one reply that have not been sent to the front end yet, in the format that `read_rows` parses.
 
     Rows are sent in groups, because each message costs CPU time in both processes. Playback is assumed to start with
-    the first row: audio rows are held back for at most a fraction of the audio still to be played. Text rows are held
+    the first row. Audio rows are held back for at most a fraction of the audio still to be played. Text rows are held
     back for at most as long as the text has taken so far, or twice as long if audio follows, because the audio begins
     only after the complete text.
     """
@@ -162,8 +163,8 @@ class OutgoingRows:
         """Add the newest rows, and return the rows to send now: all waiting rows, or none.
 
         Args:
-            rows: Rows, already pushed to the tracker.
-            is_last: True to send them immediately.
+            rows: The newest rows, which have already been pushed to the tracker.
+            is_last: True to send all waiting rows immediately.
         """
         now = self._clock()
         is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
@@ -235,7 +236,7 @@ class RequestState:
         limit: Index in the reply of the first row after the guided rows, once known.
         is_guided: True if the newest audio row was guided.
         track: Ids of the input-only streams that are known, if the family has any.
-        held_s: Time that the reply was blocked until text arrived, in seconds.
+        held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
@@ -273,7 +274,7 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if MCTP modules process the request's rows, because its schedule has rows that they generate."""
+        """True if MCTP modules process the request's rows, because they generate rows in its schedule."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property
@@ -288,7 +289,7 @@ class RequestState:
 
     @property
     def has_followed_track(self) -> bool:
-        """True if the reply has ended because its track has ended, which does not count as a cut."""
+        """True if the reply has ended because its track has; this does not count as a cut."""
         return self.track is not None and self.track.ends_reply and self.tracker.position > self.track.end + 1
 
     @property
@@ -360,7 +361,7 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].
-        context: Rows and streams that stay visible.
+        context: Definition of the rows and streams that stay visible.
         pad_id: Id of empty streams.
     """
     hidden = rows.copy()
@@ -396,7 +397,7 @@ def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
 
 
 class Follower(Protocol):
-    """Observer of the request table, with its own state per request."""
+    """Observer of the request table that keeps its own state per request."""
 
     def add(self, state: RequestState) -> None:
         """Handle a request that has arrived."""
@@ -459,7 +460,7 @@ class RequestTable(dict[str, RequestState]):
                 follower.remove(request_id)
 
     def partner(self, request_id: str) -> str | None:
-        """Return the id of the other request of the CFG pair, or None."""
+        """Return the id of the request's CFG partner, or None if it has none."""
         state = self.get(request_id)
         return None if state is None or state.pair is None else state.pair.other(request_id)
 

@@ -39,7 +39,7 @@ from stretto.worker_process import die_with_parent
 
 
 class SampledRows:
-    """Rows sampled in the step whose output is being processed, at most `max_rows` per request.
+    """Rows sampled in the step whose output is being processed; at most `max_rows` per request.
 
     Attributes:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
@@ -75,13 +75,13 @@ class SampledRows:
         self.codes = dict(zip(output.req_ids, codes, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """Return the rows of a request to send to the front end now, in the format of `read_rows`.
+        """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
 
         Args:
             state: State of the request.
             marks: Guidance mark of each sampled row.
-            token_ids: Stream 0 of each sampled row.
-            is_last: True to send all buffered rows, because no row follows soon.
+            token_ids: Id on stream 0 of each sampled row.
+            is_last: True to send all buffered rows, because no row will follow soon.
         """
         request_id, number = state.request.request_id, self._num_codes
         if request_id in self._cut:
@@ -96,7 +96,7 @@ class SampledRows:
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
-        """Record a preempted request, whose unsent rows are sent with the next output."""
+        """Record a preempted request, so that its unsent rows are sent with the next output."""
         self._preempted.append(state)
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
@@ -184,7 +184,7 @@ class StepStats:
 
 
 def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics, or None if none are read."""
+    """Return the function that publishes this scheduler's statistics, or None if nothing reads them."""
     parallel, options = config.parallel_config, config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
@@ -265,15 +265,15 @@ RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in 
 
 
 class UnconditionalOutput:
-    """Processing of the rows sampled by unconditional requests, which replaces vLLM's loop.
+    """Processes the rows sampled by unconditional requests, in place of vLLM's loop.
 
     vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
-    and has no client output. vLLM's loop handles it only if it was preempted while the row was in flight.
+    and has no client output. vLLM's loop handles such a request only if it was preempted while the row was in flight.
 
     Args:
         table: Request table.
         blocks: KV block counts.
-        num_in_advance: Number of tokens per step that are counted before they are known (async scheduling).
+        num_in_advance: Number of sampled tokens per step that are counted before they are known (async scheduling).
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
@@ -365,7 +365,7 @@ class PairedScheduling(Base):
         self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs, and record statistics."""
+        """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs and record statistics."""
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
@@ -395,7 +395,7 @@ class PairedScheduling(Base):
             put_first(self.waiting, self._add_unconditional(state))
 
     def _plan(self) -> None:
-        """Plan the next step, preempting the youngest CFG pairs until it fits.
+        """Plan the next step; preempt the youngest CFG pairs until the plan fits.
 
         After a preemption, no queued request is admitted in this step.
         """
@@ -412,7 +412,7 @@ class PairedScheduling(Base):
             self._preempt(to_preempt)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
-        """Preempt requests and move them to the queue's head, after requests that running pairs await."""
+        """Preempt requests and move them to the queue's head, after queued partners of running requests."""
         for request in halves:
             if request.status is RUNNING:
                 self.running.remove(request)
@@ -446,7 +446,7 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, shortened by one block if the request must compute more rows."""
+        """Return vLLM's prefix-cache hit, shortened by one block if `must_compute_more` requires it."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
@@ -494,7 +494,7 @@ class PairedScheduling(Base):
     def has_unfinished_requests(self) -> bool:
         """Return True if a step has work to do.
 
-        There is none if all replies are blocked on text or audio.
+        There is no work if all replies are blocked on text or audio.
         """
         return super().has_unfinished_requests() and not self.texts.all_held
 
@@ -565,7 +565,7 @@ class PairedScheduling(Base):
         return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
-        """Append the trailer to a finished request's output; return False if it has no receiver."""
+        """Append the trailer to a finished request's output; return False if no client receives that output."""
         request_id = output.request_id
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)

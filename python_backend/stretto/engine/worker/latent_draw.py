@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class LatentDraw(RowDraw):
-    """Sampling of audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
+    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
 
     def __init__(
         self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
@@ -63,7 +63,8 @@ class LatentDraw(RowDraw):
 
 
 MAX_ASIDE_BYTES = 256 << 20
-# Number of frames that a batch-invariant GPU decodes at once: convolutions choose their algorithm by batch size.
+# Number of frames that a batch-invariant GPU decodes in one batch, because convolutions choose their algorithm by batch
+# size.
 GROUP = 16
 
 
@@ -71,7 +72,7 @@ class Aside(NamedTuple):
     """Saved memory of a request that has left its slot, on the host.
 
     Attributes:
-        row: Position of the last latent in the memory, int64 [1].
+        row: Position of the last latent that the memory includes, int64 [1].
         memory: The memory, float32 [num_kept].
         copied: Event recorded after the copies from a GPU; None on a CPU.
     """
@@ -89,9 +90,9 @@ class FeedbackMemory:
 
     Args:
         network: The network.
-        layout: Streams of the family, which has marks.
+        layout: Stream layout of a family with marks.
         num_slots: Number of slots.
-        device: Device of the memories.
+        device: Device on which the memories are stored.
 
     Attributes:
         num_restored: Number of saved memories that were restored.
@@ -141,7 +142,7 @@ class FeedbackMemory:
         return found
 
     def put_aside(self, request_id: str, slot: int) -> None:
-        """Save the memory of a request that leaves its slot, in case it was preempted."""
+        """Save the memory of a request that leaves its slot, in case the request was preempted."""
         if self._is_on_host:
             if self._rows[slot] < 0:
                 return
@@ -222,14 +223,14 @@ class FeedbackMemory:
 
 
 class StretchDraw(RowDraw):
-    """Sampling for families with `LatentSpec.marks`: CFG pairs of latents, and features of the decoded audio.
+    """Samples audio rows of families with `LatentSpec.marks`, with guided latents and features of the decoded audio.
 
     Args:
         readout: Heads and networks of the model.
         segments: Segment state of the rows.
         tables: Slot tables.
         arrays: Array factory.
-        guard: Unused; latents have no ids that could repeat.
+        guard: Unused, because latents have no ids that could repeat.
         tokens: Stream 0 of every slot by position, int32 [R, T].
 
     Attributes:

@@ -60,7 +60,7 @@ from stretto.records.prompt import InputAudio
 
 
 class AudioEmbeddings:
-    """Embedded audio inputs of all slots, and how they are placed in the rows of a step.
+    """Embedded audio inputs of all slots, which are copied to the rows of each step.
 
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
@@ -88,7 +88,7 @@ class AudioEmbeddings:
         self._of_slot.pop(slot, None)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of rows that use them."""
+        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows that use them."""
         return {"audio_embeds": self._embeds[:num_rows], "is_audio": self._is_audio[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
@@ -189,7 +189,7 @@ class SpeechModelState(DefaultModelState):
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         """Return the model's inputs: the ids of all streams, gathered by slot and position.
 
-        Rows of prefill and decode are treated alike.
+        Prefill rows and decode rows are treated alike.
         """
         inputs = super().prepare_inputs(input_batch, req_states)
         wrap, num_rows = self.arrays.wrap, input_batch.num_tokens
@@ -234,7 +234,7 @@ class SpeechModelState(DefaultModelState):
             self._row_predictor.bind(kv_cache_config, block_tables)
 
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
-        """Capture our own CUDA graphs (vLLM's hook, called twice; the first call measures the memory)."""
+        """Capture our own CUDA graphs (vLLM's hook, called twice; the first call measures memory use)."""
         if self._step_sampler is not None:
             self._step_sampler.capture()
         if self._row_predictor is not None:
@@ -317,7 +317,7 @@ else:
 
 
 class SpeechWorker(Base):
-    """vLLM's worker for the device (GPU or CPU), extended by LoRA adapters and streamed text."""
+    """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""

@@ -1,4 +1,4 @@
-"""Multi-token prediction with MCTP modules (arXiv 2505.03739): attention metadata, launches, rows to process."""
+"""Multi-token prediction with MCTP modules (arXiv 2505.03739): attention metadata, launches and rows to process."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ NOWHERE = -1  # vLLM's PAD_SLOT_ID: keys and values are not stored
 
 
 class ModuleProgram:
-    """Runner of the modules. Its launches depend only on the batch size, so they can be captured.
+    """Runs the modules with kernel launches that depend only on the batch size, so they can be captured.
 
     With a recorder, there is one graph per module and padded number of requests. The modules run over a window of rows
     per request. Rows that need no processing are also computed, but their keys and values are not stored.
@@ -127,7 +127,7 @@ class ModuleProgram:
         generated: Embeddings of the rows generated so far.
         ring: Hidden states of the backbone for the last rows of each slot, [R, window, H].
         attention: Attention metadata of the modules.
-        recorder: Recorder of graphs; None to launch directly.
+        recorder: Graph recorder; None to launch directly.
 
     Attributes:
         hidden: Output of the most recently run module for each request's last row, [R, H].
@@ -233,15 +233,15 @@ class ModuleProgram:
 
 @dataclass(frozen=True)
 class Runs:
-    """Rows that the modules process in a step, one run of consecutive rows per request.
+    """Rows that the modules process in a step: one run of consecutive rows for each of n requests.
 
     Arrays are int64 [n] on the host.
 
     Attributes:
-        index: Index of the request in the batch.
-        slots: Run slot of the request.
-        first: First row of the run.
-        stop: Row after the last row of the run.
+        index: Index of each request in the batch.
+        slots: Run slot of each request.
+        first: First row of each run.
+        stop: Row after the last row of each run.
     """
 
     index: np.ndarray
@@ -257,8 +257,8 @@ class Runs:
 class ModuleRows:
     """Predictor that generates a step's additional rows with MCTP modules; see `RowPredictor`.
 
-    A module can process a row only when the ids that follow it are known. The hidden states of the last rows of each
-    slot are therefore kept, and the host tracks which rows still have to be processed.
+    A module can process a row only when the ids that follow the row are known. The hidden states of the last rows of
+    each slot are therefore kept, and the host tracks which rows still have to be processed.
     """
 
     def __init__(self, model: Any, generated: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
@@ -365,7 +365,7 @@ class ModuleRows:
         return torch.where(self._tensor(behind < 0)[:, None], kept, self._model.rows_hidden[now])
 
     def _keep(self, step: BurstBatch) -> None:
-        """Store the backbone's hidden states for the last rows of every request for later steps."""
+        """Store the backbone's hidden states of each request's last rows for later steps."""
         batch, window = step.batch, self._bursts.window
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)

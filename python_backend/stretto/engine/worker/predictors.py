@@ -1,4 +1,4 @@
-"""Output heads, and predictors of a frame's other codebooks and a step's additional rows."""
+"""Output heads, and predictors of the other streams of a row, of latents, and of a step's additional rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def exact_product(rows: torch.Tensor) -> Product:
 class StreamHeads:
     """Heads whose weights are rows of the LM head: stream 0 in text, stream 0 in audio, and the other streams.
 
-    A stream with a bias b on the hidden state has the logits W (h + b) = W h + W b; W b is precomputed in float32.
+    If a stream has a bias b on the hidden state h, its logits are W (h + b) = W h + W b; W b is precomputed in float32.
 
     Attributes:
         text_ids: Token id of each text logit, [V].
@@ -108,7 +108,7 @@ class StreamHeads:
         return _shift(logits, offset).reshape(len(logits), num_streams, num_codes)
 
     def _gather(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return text logits over the whole vocabulary, exchanged among ranks if the head is split."""
+        """Return text logits over the whole vocabulary, gathered from all ranks if the head is split."""
         if not self.is_text_cut:
             return logits
         return tensor_model_parallel_all_gather(logits)[:, : len(self.text_ids)]
@@ -213,11 +213,11 @@ Draw = Callable[[torch.Tensor, slice], torch.Tensor]
 
 
 class FramePredictor(Protocol):
-    """Predictor of streams 1 to S - 1 of rows in an audio segment.
+    """Predictor of streams 1 to S - 1 in audio rows.
 
     Attributes:
-        reads_drawn: True if logits depend on ids already sampled in the same row, which unconditional rows must then
-            share.
+        reads_drawn: True if logits depend on ids already sampled in the same row. Unconditional rows must then use the
+            same ids as their conditional rows.
     """
 
     reads_drawn: bool
@@ -394,9 +394,9 @@ class BurstBatch:
 
     Attributes:
         batch: vLLM's batch.
-        num_read: Number of rows of each request that are computed after this step, which is also the index of the first
+        num_read: Number of rows of each request computed by the end of this step, which is also the index of the first
             row that the step generates, int64 [B].
-        num_extra: Number of rows that the modules generate after that row, int64 [B].
+        num_extra: Number of rows that the modules generate after this first row, int64 [B].
         is_read: True if modules process the request's rows, bool [B].
     """
 
@@ -418,7 +418,7 @@ class RowPredictor(Protocol):
         ...
 
     def place(self, slot: int, num_read: int) -> None:
-        """Record that `slot` got a request whose first `num_read` rows are in the prefix cache."""
+        """Record that `slot` has received a request whose first `num_read` rows are in the prefix cache."""
         ...
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:

@@ -1,4 +1,4 @@
-"""Assignment of requests and CFG pairs to run slots, and their segments as known on the host.
+"""Assignment of requests and CFG pairs to run slots, and the requests' segments as known on the host.
 
 The module also plans each step on the host: which rows are sampled, their CFG pairs, and the sampling methods needed.
 """
@@ -33,7 +33,8 @@ class StepRows:
         slots: Run slots, int.
         samples: True if the row is sampled; False for an incomplete chunk of a prompt.
         may_write: True if the row may be in a text segment.
-        may_speak: True if the row may be after the text segment. If the host does not know the segment, both are True.
+        may_speak: True if the row may be after the text segment. If the host does not know the segment, both
+            `may_write` and `may_speak` are True.
     """
 
     slots: np.ndarray
@@ -42,7 +43,7 @@ class StepRows:
     may_speak: np.ndarray
 
     def fingerprint(self) -> bytes:
-        """Return bytes that are equal for steps with the same plan while every slot keeps its request."""
+        """Return bytes that, while every slot keeps its request, are equal for steps with equal plans."""
         return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
 
 
@@ -75,7 +76,7 @@ class BatchPlan:
         num_rows: B, including unconditional requests.
         drawing: Rows that are sampled, [M]; the P conditional rows of CFG pairs come first.
         sampling: `drawing`, followed by the P unconditional rows, [M + P].
-        num_paired: P. These rows are also first in `speaking`.
+        num_paired: P. The P conditional rows also come first in `speaking`.
         writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
         speaking: Indices into `drawing` of rows that may be after the text segment, [A]; None for all.
         text: Sampling methods needed for text ids.
@@ -83,7 +84,7 @@ class BatchPlan:
         depth: Sampling methods needed for the other streams.
         ras_window: Maximum window of repetition-aware sampling among the rows.
         has_min_p: True if any row uses min-p.
-        has_delayed_tail: True if any reply continues audio of its prompt.
+        has_delayed_tail: True if any reply continues audio in its prompt.
         solver: Solver steps and guidance of latents.
     """
 
@@ -176,7 +177,7 @@ class PlanArrays:
         audio: Sampling parameters of stream 0 in audio.
         depth: Sampling parameters of the other streams.
         guidance: Guidance scales, float32 [P].
-        num_sampled: Number of rows sampled for each row of the batch, 0 or 1, int32 [B].
+        num_sampled: 1 for each row of the batch that is sampled, else 0, int32 [B].
     """
 
     sampling: Array | None
@@ -265,7 +266,9 @@ STEPS_AHEAD = 16
 
 
 class KeysAhead:
-    """Noise keys of the sampled rows, computed for STEPS_AHEAD steps in one pass while the same rows are sampled.
+    """Noise keys of sampled rows, computed for STEPS_AHEAD steps in one pass.
+
+    They are computed again earlier if other rows are sampled.
 
     Args:
         make: Function of seed keys [M] and positions [M], both int32, that returns noise keys, int32 [M, S].
@@ -349,7 +352,7 @@ class HostReadback:
 class DeviceReadback:
     """Segment state of the slots on a GPU, read through asynchronous copies of the table.
 
-    The host reads the copies `lag` steps later.
+    The host reads each copy `lag` steps later.
     `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
     because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
     same information in the same step. An old copy stays valid, because a segment never changes from audio back to text.
@@ -449,7 +452,7 @@ class RunSlots:
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
-        """Assign a request to `slot`; after a preemption it continues at its current position."""
+        """Assign a request to `slot`; a preempted request continues at its current position."""
         params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
         assert params is not None
         assert codes is not None
@@ -471,7 +474,7 @@ class RunSlots:
     def extend_texts(self, new_text: Mapping[str, NewText]) -> None:
         """Write newly arrived streamed text and live audio, keyed by request id.
 
-        Preempted requests receive it when they are scheduled again.
+        Preempted requests receive their new ids when they are scheduled again.
         """
         slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams

@@ -1,6 +1,6 @@
-"""Samplers on numpy or torch arrays, for one or several rows per step.
+"""Samplers that use numpy or torch arrays, for one or several rows per step.
 
-They cover logits, guidance, masks, sampling and repetition.
+They compute logits, apply guidance, masks and repetition penalties, and sample.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class RecentRows:
 
 
 class RepetitionGuard:
-    """Repetition-aware sampling (RAS) over the ids generated so far.
+    """Repetition-aware sampling (RAS), which resamples ids that occur too often in the previous rows.
 
     Only codes and the id that ends a group (`TextGroups`) are resampled, not pads, other audio ids or end ids.
 
@@ -125,7 +125,7 @@ class RepetitionGuard:
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
-        """Return the ids of the slice `streams` of streams 1 to S - 1, [A, k], with repeats resampled.
+        """Return the ids of `streams`, [A, k], with repeated codes resampled.
 
         Args:
             drawn: Sampled ids, [A, k].
@@ -231,7 +231,7 @@ class RowDraw:
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
-        """Sample stream 0 of rows that may be in a text segment; return [M], with zeros for other rows."""
+        """Sample stream 0 of rows that may be in a text segment; return the ids [M], 0 for other rows."""
         own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
         if self._seen is not None:
@@ -318,7 +318,7 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of rows that may be in audio, or move the alignment pointer; return [M]."""
+        """Sample stream 0 of rows that may be in audio, or move the alignment pointer; return the ids [M]."""
         segments, index = self._segments, step.speaking
         if segments.script:
             stay = self._arrays.tensor(pick(segments.stay_column(rows, self._script), index))
@@ -350,12 +350,12 @@ def pick(values: Array, index: Array | None) -> Array:
 
 
 def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
-    """Return the ids of A rows, followed by a copy of the first P for the unconditional rows."""
+    """Return `drawn` [A, ...], followed by a copy of its first `num_paired` rows for unconditional requests."""
     return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
 
 
 def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-    """Apply guidance to the first P of A rows, with P unconditional rows at the end: [A + P, ...] -> [A, ...]."""
+    """Apply guidance to the first P of A rows, using the P unconditional rows after them: [A + P, ...] -> [A, ...]."""
     num_paired = len(scale)
     guided = guide(logits[:num_paired], logits[num_rows:], scale)
     return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])
@@ -462,7 +462,7 @@ class SpeechSampler:
         return self._noise.keys(plan, seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append copies of the first P rows for their unconditional requests, with hidden streams masked."""
+        """Append copies of the first `num_paired` rows for unconditional requests, with hidden streams masked."""
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout
@@ -485,7 +485,7 @@ DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
 class Bursts:
-    """Sampling of a multi-token step, with at most W rows per request, as its schedule specifies."""
+    """Samples a multi-token step, with as many rows per request as its schedule specifies."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
         self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step

@@ -17,7 +17,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     """Return lookup tables of the ids that end segments.
 
     Returns:
-        is_end: True if the id ends the text of the task, bool [tasks, ids + 1]; the last column is for all other ids.
+        is_end: True if the id ends the task's text, bool [tasks, ids + 1]; the last column is for all other ids.
         num_rows: Number of rows from the row with that id to the audio, int64 [tasks, ids + 1]; 0 if the text
             continues.
         written: Id that replaces a sampled end id, per task; `AS_DRAWN` to keep the sampled id.
@@ -36,7 +36,7 @@ def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 class SegmentEnds:
-    """Ends of segments, caused by a sampled id or a limit, for all rows of a batch."""
+    """Ends the segments of all rows in a batch where a sampled id or a limit requires it."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
@@ -115,7 +115,7 @@ class Rows:
     def distance_after_audio(self, rules: SegmentRules) -> Array:
         """Return the distance of each row from `end_of_audio`, [B].
 
-        It is one greater if a limit ended the audio and the family then omits the first row after it.
+        The distance is one greater if a limit ended the audio and the family then omits the first row after the audio.
         """
         state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
         behind = self.position - state.audio_end
@@ -234,7 +234,7 @@ class SegmentState:
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
         """Return the column of the audio head that keeps the alignment pointer on its token, [B].
 
-        Before the first token, any column may be returned.
+        Before the first token, the result has no meaning.
         """
         assert self.script is not None
         entry = script_table[rows.slots, rows.state.pointer]
@@ -268,7 +268,7 @@ class SegmentState:
             drawn: Sampled ids, [B, K], or None.
             token: Stream 0, [B].
             rows: State of the rows.
-            forced: Ids of streams that continue audio of the prompt, [B, S - 1], or None.
+            forced: Ids of streams that continue audio in the prompt, [B, S - 1], or None.
         """
         layout = self.family.layout
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
@@ -377,7 +377,7 @@ class GivenRows:
     def hidden_ends(self, is_short: Array, rows: Rows) -> Array:
         """Return True for end ids that may not be sampled, [B, E].
 
-        In a group, these are all end ids except the one that ends the group.
+        Within a group, only the end id that ends the group may be sampled.
 
         Args:
             is_short: True for rows before the minimum length, [B].
@@ -387,7 +387,7 @@ class GivenRows:
         return self._where(self._is_fill, (is_short & is_free)[:, None], (is_short | ~is_free)[:, None])
 
     def given_ids(self, token: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return True for given rows, [B], and their ids on stream 0, [B].
+        """Return a mask of given rows, [B], and the ids of such rows on stream 0, [B].
 
         Args:
             token: Sampled ids, [B].
@@ -400,7 +400,7 @@ class GivenRows:
         return is_given & rows.in_audio, self._where(is_next, groups.given_id, groups.fill_id)
 
     def words(self, token: Array, rows: Rows) -> Array:
-        """Return the text stream, [B]: -1 - i in the row of given id i, and a pad elsewhere."""
+        """Return the text stream, [B]: -1 - i in the row for given id number i, and a pad in other rows."""
         return self._where(self._is_given(token, rows), -1 - rows.state.num_given, self._pad_id)
 
     def advance(self, token: Array, rows: Rows) -> None:
@@ -424,7 +424,7 @@ class StreamEnds:
         self._streams = arrays.upload(np.arange(len(staircase.end)))
 
     def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask, in place, streams' end ids in `logits` [A, k, C] before the minimum length."""
+        """Mask, in place, the end ids in `logits` [A, k, C] of rows before the minimum length."""
         is_short = rows.frame < rows.limits.audio_min
         is_short = self._arrays.tensor(is_short if index is None else is_short[index])
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)

@@ -17,7 +17,7 @@ Array = Any  # np.ndarray or torch.Tensor
 
 
 class Arrays(Protocol):
-    """Factory of a step's arrays, on numpy or torch (`xp`)."""
+    """Factory for a step's arrays, which are numpy or torch arrays (`xp`)."""
 
     xp: ModuleType
 
@@ -139,12 +139,12 @@ class SlotLimits:
     """Integer parameters of requests, int64 [B] each.
 
     Attributes:
-        forced_until: Position up to which delayed streams continue audio of the prompt; 0 for none.
+        forced_until: Position up to which delayed streams continue audio in the prompt; 0 for none.
         latent_steps: Number of solver steps of a latent; 0 for families without latents.
         tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
             latents.
         given_first: Number of given rows at the start of the reply (`TextGroups`); 0 for other families.
-        given_total: Number of all given rows; ENDLESS while the text is open.
+        given_total: Total number of given rows; ENDLESS while the text is open.
     """
 
     task: Array
@@ -170,7 +170,7 @@ class SlotScales:
     """Real parameters of requests, float32 [B] each.
 
     Attributes:
-        guidance: Guidance scale of a CFG pair, or within the predictor of a latent.
+        guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor.
         audio_span: Maximum distance of a stream-0 logit in audio from the largest logit (min-p); infinite if unused.
     """
 
@@ -195,7 +195,7 @@ MAX_ROWS = [LIMITS["text_max"], LIMITS["audio_max"]]  # limits of a reply with a
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
-    """Return the row of a request in the table of SlotLimits."""
+    """Return the values of SlotLimits for a request."""
     text, audio, latents = params.sampling.text, params.sampling.audio, params.sampling.latents
     assert params.sampling.seed is not None
     row = {
@@ -220,7 +220,7 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
 
 
 def scales_row(params: SpeechParams) -> list[float]:
-    """Return the row of a request in the table of SlotScales."""
+    """Return the values of SlotScales for a request."""
     sampling = params.sampling
     inside = (
         None if sampling.guidance_scale != 1.0 else sampling.latents
@@ -241,7 +241,7 @@ def scales_row(params: SpeechParams) -> list[float]:
 
 
 def state_row(tracker: SegmentTracker) -> list[int]:
-    """Return the row of a reply in the table of SlotState, from its `tracker`."""
+    """Return the values of SlotState for a reply, given its `tracker`."""
     row = {
         "audio_start": tracker.audio_start,
         "audio_end": tracker.audio_end,
@@ -357,7 +357,7 @@ class SlotTables:
         """Write newly arrived streamed text or live audio for all requests in one transfer.
 
         Args:
-            new_text: Ids, keyed by run slot, with their place and, if the track is complete, a limit of the reply.
+            new_text: New ids, keyed by run slot; if a track is complete, also the resulting limit on the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """

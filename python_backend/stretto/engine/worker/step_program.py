@@ -1,4 +1,4 @@
-"""Sampling on a GPU: from hidden states to rows in a few launches, which CUDA graphs replay."""
+"""Sampling on a GPU, from hidden states to rows, in a few kernel launches that CUDA graphs replay."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable
@@ -34,13 +34,13 @@ from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TA
 
 
 class CudaRecorder:
-    """Recorder of CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
+    """Records CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def is_busy(self) -> bool:
-        """Return True while vLLM captures one of its graphs."""
+        """Return True while vLLM is capturing one of its own graphs."""
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -448,7 +448,7 @@ class Graph(Protocol):
 
 
 class Recorder(Protocol):
-    """Recorder of kernel launches."""
+    """Records kernel launches for later replay."""
 
     def is_busy(self) -> bool:
         """Return True if launches on this stream are already being recorded."""
@@ -467,7 +467,7 @@ def padded_sizes(max_rows: int) -> list[int]:
 
 
 class StepGraphs(Generic[Kind]):
-    """Runner of steps: replays a graph if there is one, else launches the step directly.
+    """Runs steps: replays a graph if there is one, else launches the step directly.
 
     Args:
         launch: Function that launches a step, given its variant and number of rows.
@@ -565,7 +565,7 @@ class StepSampler:
         return self._output(num_rows)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
-        """Run a step; return True if a text may have ended in it without the host knowing yet.
+        """Run a step; return True if a text may have ended in the step and the host does not know yet.
 
         Args:
             hidden: Hidden states, [B, H].

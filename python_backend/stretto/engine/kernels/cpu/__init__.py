@@ -1,9 +1,9 @@
 """CPU versions, in numpy and torch, of the Triton kernels that vLLM's Model Runner V2 launches in a step.
 
 vLLM has these kernels only in Triton. Without a GPU, they would run in Triton's interpreter, at about 60 ms per step.
-`install` registers the CPU versions in vLLM's registry of platform kernels. Each takes the same arguments as its kernel
-and writes the same results. An unsupported case (speculative decoding, context parallelism) fails an assertion. Kernels
-that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
+`install` registers the CPU versions in vLLM's registry of platform kernels. Each takes the same arguments as the Triton
+kernel and writes the same results. Unsupported cases (speculative decoding, context parallelism) fail an assertion.
+Kernels that ordinary steps do not launch (penalties, bad words, grammars, prompt log-probabilities) stay interpreted.
 """
 
 import warnings

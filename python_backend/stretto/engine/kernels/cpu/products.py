@@ -126,8 +126,8 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
 def _prepared_product(handler: Any) -> Callable[..., torch.Tensor]:
     """Return a function of x [..., H] and optionally weight and bias, with the results of vLLM's `onednn_mm`.
 
-    vLLM's function lets torch choose among an operator's overloads in each call, which takes a quarter as long as a
-    small product.
+    vLLM's function lets torch choose among an operator's overloads in each call, which takes a quarter as long as the
+    product itself if the product is small.
 
     Args:
         handler: Prepared weight (vLLM's `CPUDNNLGEMMHandler`).
@@ -145,7 +145,7 @@ def _prepared_product(handler: Any) -> Callable[..., torch.Tensor]:
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
-    """Return `multiply(x, ...)` [M, N] for x [M, H], computed with x padded to one of a few sizes."""
+    """Return `multiply(x, ...)` [M, N] for x [M, H], computed with `x` padded to one of a few batch sizes."""
     num_rows = x.shape[0]  # faster than `len(x)`; Python overhead dominates short steps
     size = padded_size(num_rows)
     if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
@@ -225,7 +225,7 @@ class HostDepth:
 
 
 class HostSteppedDepth:
-    """Depth transformer on the CPU with per-position weights, which are those of `SteppedDepth`."""
+    """Depth transformer on the CPU with the per-position weights of `SteppedDepth`."""
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
@@ -285,8 +285,8 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM calls several Python
-    functions per operator, which takes longer than the operators themselves if a batch has few rows.
+    It calls the same operators in the same order as vLLM, so the results are bit-identical. It is faster because vLLM
+    calls several Python functions per operator, which takes longer than the operators themselves for small batches.
     """
 
     def __init__(self, layer: Any):
@@ -399,7 +399,7 @@ def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 class _DepthLayer(_Layer):
-    """Layer of the depth transformer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
+    """Depth transformer layer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
 
     kv: torch.Tensor
 
@@ -458,7 +458,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function with which vLLM computes a linear layer, or a quantized layer itself."""
+    """Return the function with which vLLM computes a linear layer, or the layer itself if it is quantized."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias

@@ -59,7 +59,7 @@ def stream_ends_of(
 ) -> tl.tensor:  # fmt: skip
     """Return stream 0 with BOS and EOS ids outside its frames.
 
-    Write such ids to the other streams, `drawn`, in place.
+    In the same way, BOS and EOS ids are written in place to the other streams, `drawn`.
     """
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
@@ -95,7 +95,7 @@ def countdown_of(
     token: tl.tensor, is_cut: tl.tensor, at: tl.tensor, position: tl.tensor, in_audio: tl.tensor,
     tail_rows: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return stream 0 and the cut flag; the audio ends a fixed number of rows after speech ended."""
+    """Return stream 0 and the cut flag; end the audio a fixed number of rows after the end of speech."""
     first_end = tl.load(at + FIRST_END)
     is_last = in_audio & (token == rules.last_frame) & (first_end < 0)
     token = tl.where((token == rules.last_frame) & (is_last == 0), rules.first_start, token)
@@ -291,7 +291,7 @@ def _given(
 def _count_given(
     at: tl.tensor, is_given: tl.tensor, token: tl.tensor, in_audio: tl.tensor, rules: tl.constexpr
 ) -> tl.tensor:
-    """Update the counts of given rows and codes in the group; return the row's text-stream entry."""
+    """Update the counts of given rows and of codes in the group; return the row's id on the text stream."""
     num_given = tl.load(at + NUM_GIVEN)
     num_in_group = tl.load(at + NUM_IN_GROUP) + (in_audio & (is_given == 0)).to(tl.int64)
     tl.store(at + NUM_GIVEN, num_given + is_given.to(tl.int64))
@@ -369,7 +369,7 @@ def _share(
     results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, lengths: tl.tensor, mine: tl.tensor,
     streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the row for the unconditional request, and mask the streams that this request does not see."""
+    """Write the row for the unconditional request, in which hidden streams are masked."""
     other = tl.load(mine + OTHER * rules.num_rows)
     position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Triton kernel that samples as `sampling.draw` does, with the same noise; one program per row and stream."""
+"""Triton kernel that samples as `sampling.draw` does, with the same noise and one program per row and stream."""
 
 import torch
 import triton
@@ -28,7 +28,7 @@ def stream_key_of(seed_key: tl.tensor, position: tl.tensor, stream: tl.tensor) -
 
 @triton.jit
 def redraw_key_of(key: tl.tensor) -> tl.tensor:
-    """Return the key for sampling again, as `sampling.redraw_keys` does."""
+    """Return the key for sampling a second time, as `sampling.redraw_keys` does."""
     return mixed(key + 0x27D4EB2F)
 
 
@@ -84,7 +84,7 @@ def draw_on_device(
 
 @triton.jit
 def ordered_of(values: tl.tensor) -> tl.tensor:
-    """Map float32 `values` to int32 in the same order; applying it twice restores the original bits."""
+    """Map float32 `values` to int32 values in the same order; the bit operation is its own inverse."""
     bits = values.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -116,7 +116,7 @@ def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.
 
     Args:
         ordered: Values from `ordered_of`. Only those whose higher digits equal `prefix` are counted.
-        prefix: Higher digits, uint32, with the smallest int32 as 0.
+        prefix: Higher digits, uint32, offset so that the smallest int32 is 0.
         shift: Position of the digit in bits: 24, 16, 8 or 0.
     """
     digits = (ordered.to(tl.uint32, bitcast=True) ^ 0x80000000) >> shift
@@ -125,7 +125,7 @@ def count_digits(ordered: tl.tensor, prefix: tl.tensor, shift: tl.tensor) -> tl.
 
 @triton.jit
 def select_digit(counts: tl.tensor, rank: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Return the digit of the value with this rank (1 is the largest), and its rank within that digit."""
+    """Return the digit of the value with rank `rank` (1 is the largest), and its rank among values with that digit."""
     digits = tl.arange(0, 256)
     reached = tl.cumsum(counts, 0, reverse=True)
     larger = reached - counts

@@ -1,6 +1,6 @@
-"""GPU operators: embedding sums, float32 products, a depth transformer, vLLM's fused operators.
+"""GPU operators: embedding sums, float32 products, a depth transformer and vLLM's fused operators.
 
-The depth transformer takes eight launches per layer, including the norm after it.
+The depth transformer takes eight launches per layer, including the norm after the layer.
 
 `depth_attention_kernel` does everything between the attention projections in one launch: it normalises and rotates
 the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
@@ -156,7 +156,7 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 def fp8_product(layer: nn.Module) -> Any:
     """Return the object with which vLLM computes a linear layer in FP8, or None if there is none.
 
-    It also quantizes the input.
+    This object also quantizes the layer's input.
     """
     owners: tuple[Any, ...] = getattr(layer, "quant_method", None), getattr(layer, "scheme", None)
     return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
@@ -196,7 +196,7 @@ MAX_POSITIONS = 32
 def _read_head(
     head: tl.tensor, weight: tl.tensor, cos_sin: tl.tensor, dims: tl.tensor, head_dim: tl.constexpr, eps: tl.constexpr
 ) -> tl.tensor:
-    """Return a rotated head of D features, float32 [block]; normalise it first if there is a weight."""
+    """Load a head of D features, normalise it if `weight` is given, rotate it, and return it as float32 [block]."""
     half: tl.constexpr = head_dim // 2
     inside, is_first = dims < head_dim, dims < half
     others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
@@ -329,7 +329,7 @@ class DeviceDepth:
 
 
 class DeviceSteppedDepth:
-    """Depth transformer on a GPU with per-position weights, which are those of `SteppedDepth`."""
+    """Depth transformer on a GPU with the per-position weights of `SteppedDepth`."""
 
     def __init__(self, depth: Any):
         spec, num_positions = depth.spec, depth.num_positions
@@ -383,7 +383,7 @@ class DeviceSteppedDepth:
 
 
 class _Layer:
-    """Layer with its keys and values for one frame, [max N, G, positions, D] each."""
+    """Depth transformer layer with its keys and values for one frame, [max N, G, positions, D] each."""
 
     keys: torch.Tensor
     values: torch.Tensor

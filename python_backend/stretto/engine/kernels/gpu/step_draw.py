@@ -212,7 +212,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 def _noisiest(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
-    """Return the column with the largest noisy value among values >= `floor`.
+    """Return the column whose value plus noise is largest, among values of at least `floor`.
 
     At temperature 0, there is no noise.
     """
@@ -270,7 +270,7 @@ def _num_before(
     token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
     row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return how often `token` occurs in the last audio rows, not counting rows with `given_id`."""
+    """Return how often `token` occurs in the last audio rows; rows with `given_id` are skipped."""
     count, left, stop = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride), position
     lanes = tl.arange(0, HISTORY)
     while (left > 0) & (stop > audio_start):

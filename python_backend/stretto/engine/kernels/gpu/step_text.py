@@ -178,7 +178,7 @@ def _noisiest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, key: tl.tensor, temperature: tl.tensor,
     floor: tl.tensor, num_columns: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return the column with the largest noisy logit; the first one if several are equal.
+    """Return the column whose logit plus noise is largest; the first column if several are equal.
 
     Only logits of at least `floor` are considered.
     """
