@@ -103,6 +103,15 @@ check_kyutai_stt_replies() (
     PYTHONPATH=$folder python -m scripts.kyutai_stt_replies --check tests/data/kyutai_stt_replies.npz
 )
 
+check_kyutai_tts_replies() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    # Imported in this environment, whose packages stay as they are.
+    uv pip install --quiet --target "$folder" --no-deps moshi==0.2.13 einops sphn==0.1.12
+    PYTHONPATH=$folder python -m scripts.kyutai_tts_replies --check tests/data/kyutai_tts_replies.npz
+)
+
 check_moshi_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
@@ -177,7 +186,7 @@ check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_cosyvoice3_replies
-    check_pocket_tts_replies check_kyutai_stt_replies check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
+    check_pocket_tts_replies check_kyutai_stt_replies check_moshi_replies check_personaplex_replies check_kyutai_tts_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
     test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do

@@ -8,6 +8,7 @@ from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabu
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
+from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
@@ -65,7 +66,19 @@ SMALL_PERSONAPLEX = PersonaPlexVocabulary(
     (Voice("a", 3, ((0,) * 17,) * 2), Voice("b", 1, ((1,) * 17,) * 2)),
 )  # fmt: skip
 
-KYUTAI_STT, MOSHI = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI)
+# 60 ids of text, three codebooks of 20 codes that follow the text by 3 rows and more.
+SMALL_TTS = TtsVocabulary(
+    60, 3, 20, (0, 1, 2), 3, 160,
+    DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=(0, 1, 1)),
+)  # fmt: skip
+
+KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyutai_tts(SMALL_TTS)
+# The same with a second text stream, which shows the word after the next.
+KYUTAI_TTS_AHEAD = replace(
+    KYUTAI_TTS,
+    name="kyutai_tts_ahead",
+    text_track=TextTrack(4, SMALL_TTS.nothing, 0, words=replace(SMALL_TTS.script, ahead=2, second_base=5)),
+)
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.
 TRACKED_CSM = replace(

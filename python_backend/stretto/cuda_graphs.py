@@ -49,3 +49,18 @@ def _stop_allocating(pool: Any) -> None:
     """
     with suppress(RuntimeError):  # the capture had ended; only the work failed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+
+
+class CudaRecorder:
+    """Recorder of CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def is_busy(self) -> bool:
+        """Return True while vLLM captures one of its graphs."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Record the launches of `work` as a CUDA graph."""
+        return record(work, self._pool)

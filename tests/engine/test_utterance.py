@@ -10,7 +10,7 @@ import pytest
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.utterance import Utterance, last_chunks, reference_chunk
+from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
@@ -28,7 +28,7 @@ from stretto.families.tiny.family import (
     TINY,
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
-from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark
+from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of

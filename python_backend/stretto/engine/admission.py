@@ -16,11 +16,12 @@ import numpy as np
 from stretto.config import EngineConfig
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import SPARE_BLOCKS, SharedStats, blocks_in_window, num_guided
-from stretto.engine.reply_rules import SegmentRules, num_leading
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, NoCapacity, shown
 from stretto.families.base import Task
 from stretto.records.chunk import GuidanceChange
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Prompt, unpack_words
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of
 
@@ -432,9 +433,12 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.code_track is not None:
         _check_code_track(prompt, rules, len(rules.family.code_track.streams))
         return
+    if rules.family.word_script is not None:
+        _check_words(prompt.track[:-1] if not prompt.is_open else prompt.track, rules)
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
-    if prompt.is_open and (rules.family.text_track is None or prompt.sampling.is_guided):
+    is_guided = prompt.sampling.is_guided and rules.family.word_script is None
+    if prompt.is_open and (rules.family.text_track is None or is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
     is_limited = prompt.is_open or rules.family.text_groups is not None
@@ -447,6 +451,14 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("track", f"at most {longest} ids, including codes of a recording", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
+
+
+def _check_words(ids: Sequence[int], rules: SegmentRules) -> None:
+    """Check the packed words of a text."""
+    last = rules.family.layout.audio[0].stop - 1  # the id of a wish is no token
+    for tokens, padding in unpack_words(ids):
+        if not all(0 <= token < last for token in tokens) or padding < 0:
+            raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*tokens, padding]))
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
@@ -486,6 +498,8 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
+    if rules.family.word_script is not None:
+        _check_words(ids, rules)
     if rules.family.text_groups is not None and any(each in rules.family.layout.audio[0] for each in ids):
         raise InvalidRequest("text", "token ids of text", shown(list(ids)))
     return ids

@@ -24,14 +24,15 @@ from stretto.engine.admission import (
 from stretto.engine.client import EngineClient, EngineConnection, Output
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk, last_chunks
+from stretto.engine.tracks import WordMachine, WordTrack
+from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
 from stretto.families.plugin import config_at, read_family
-from stretto.families.text import SubwordStream, load_text_codec
+from stretto.families.text import StreamedText, load_text_codec
 from stretto.limits import FairLimit
-from stretto.records.chunk import LMChunk, Report
+from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 
@@ -97,7 +98,7 @@ class SpeechLLM:
         """Pids of the engine's processes."""
         return self._engine.started.pids
 
-    def text_stream(self) -> SubwordStream:
+    def text_stream(self) -> StreamedText:
         """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
         if self._text.stream is None:
             raise InvalidRequest(
@@ -234,6 +235,8 @@ class SpeechLLM:
     async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock, request_id = _Clock(permit), permit.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
+        if self.family.word_script is not None:
+            tracker.words = WordMachine(self._words_of(prompt, request_id))
         pacer = pacer or Pacer(prompt.delivery.chunking)
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
@@ -256,7 +259,7 @@ class SpeechLLM:
                 new_ids, trailer = _split(output, request_id)
                 rows = read_rows(new_ids, width)
                 num_rows = tracker.position + len(rows) - len(prompt.rows)
-                num_given = tracker.num_given + int(np.isin(rows[:, 1], self._rules.given_ids).sum())
+                num_given = tracker.num_given_after(rows[:, 1].tolist())
                 pacer.is_stalled = text.is_awaited(num_rows, num_given)
                 if session is not None:
                     session.note_rows(num_rows)
@@ -268,6 +271,13 @@ class SpeechLLM:
         last = utterance.finish(self._report(prompt, utterance, trailer, clock))
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
+
+    def _words_of(self, prompt: Prompt, request_id: str) -> WordTrack:
+        """Return the words of a reply, to which its streamed text is appended."""
+        feed = self._texts.get(request_id)
+        track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
+        assert isinstance(track, WordTrack), "only such families have words"
+        return track
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.families.base import BurstSchedule, Family, Task, TextGroups, TextTrack
+from stretto.engine.tracks import GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
+from stretto.families.base import BurstSchedule, Family, Task
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 
 TEXT_KEY = "text"
-ENDLESS = 1 << 30
 
 
 class TextUpdate(NamedTuple):
@@ -41,198 +41,6 @@ def updates_in(extra_args: dict[str, Any] | None) -> list[TextUpdate] | None:
     if extra_args is None or TEXT_KEY not in extra_args:
         return None
     return [TextUpdate(name, np.frombuffer(ids, np.int32), is_last) for name, ids, is_last in extra_args[TEXT_KEY]]
-
-
-@dataclass(slots=True)
-class Track:
-    """Ids of K input-only streams (text, positions or given codes): `ids` from row `first_row`, then `pad_id`.
-
-    Attributes:
-        lanes: Indices of the streams among streams 1 to S - 1.
-        first_row: First row of the reply.
-        ids: Ids that have arrived, int32 [n, K].
-        pad_id: Id in all later rows.
-        is_live: True if the text or audio was still being streamed when the request arrived.
-        is_open: True if more ids may arrive, in which case later rows are not known yet.
-        ends_reply: True if the reply ends one row after the last ids.
-    """
-
-    lanes: slice
-    first_row: int
-    ids: np.ndarray
-    pad_id: int
-    is_live: bool = False
-    is_open: bool = False
-    ends_reply: bool = False
-    _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
-
-    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append the ids of further rows, row by row, and return them, int32 [n, K]."""
-        rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
-        end = num_known + len(rows)
-        if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
-            self._room = np.empty((max(64, 2 * end), self.ids.shape[1]), np.int32)
-            self._room[:num_known] = self.ids
-        self._room[num_known:end] = rows
-        self.ids = self._room[:end]
-        self.is_open = not is_last
-        return rows
-
-    def follow(self, tracker: "SegmentTracker") -> None:
-        """Do nothing; a `GroupTrack` records the state of the reply."""
-
-    def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if a reply needs ids that have not arrived because its text is still open.
-
-        Args:
-            num_rows: Number of rows of the reply.
-            num_given: Number of given rows of the reply, for a `GroupTrack`.
-        """
-        return self.is_open and num_rows > len(self.ids)
-
-    @property
-    def place(self) -> int:
-        """Index of the next id in a slot's tables: the id's row."""
-        return self.end
-
-    @property
-    def end(self) -> int:
-        """Row after the last id; this row and all later ones contain pads on the track's streams."""
-        return self.first_row + len(self.ids)
-
-    @property
-    def num_known(self) -> int:
-        """Number of rows whose ids in this track are known; ENDLESS once the track is complete."""
-        return self.first_row + len(self.ids) if self.is_open else ENDLESS
-
-    @property
-    def min_frames(self) -> int:
-        """Minimum number of frames of the reply, so that it reads all streamed text; 0 if none is streamed."""
-        if not self.is_live:
-            return 0
-        return ENDLESS if self.is_open else len(self.ids)
-
-    @property
-    def max_rows(self) -> int:
-        """Maximum number of rows of a reply that ends with the track; ENDLESS while the track is open."""
-        return ENDLESS if self.is_open else len(self.ids) + 1
-
-    def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write the ids to `codes` [n, S - 1], which begins at row `first`, except to prompt rows."""
-        begun = max(self.first_row - first, 0)
-        at = first + begun - self.first_row
-        ids = self.ids[at : at + max(0, len(codes) - begun)]
-        codes[begun : begun + len(ids), self.lanes] = ids
-        codes[begun + len(ids) :, self.lanes] = self.pad_id
-
-
-@dataclass(slots=True)
-class GroupTrack(Track):
-    """Track for given rows (`TextGroups`): `ids` [n, 1] in the order in which the reply reads them.
-
-    A given row of the reply has -1 - i on the text stream until `fill` replaces it with id number i.
-
-    Attributes:
-        groups: Layout of the groups.
-        codes: Codes of a recording that are not in `ids` yet.
-        num_words: Number of text ids in `ids`, not counting the end id.
-        num_first: Number of given rows before the first sampled row, unless the text ends earlier.
-        num_before: Number of codes before the first sampled row in its group.
-        position: Index of the reply's next row, counted from the first row of the prompt.
-        num_given: Number of given rows before `position`.
-    """
-
-    groups: TextGroups | None = None
-    codes: tuple[int, ...] = ()
-    num_words: int = 0
-    num_first: int = 0
-    num_before: int = 0
-    position: int = 0
-    num_given: int = 0
-
-    @classmethod
-    def begin(
-        cls, lanes: slice, first_row: int, ids: Sequence[int], codes: range, text: TextTrack, is_open: bool
-    ) -> "GroupTrack":
-        """Return the track of a reply that begins with row `first_row`.
-
-        Args:
-            lanes: Slice that selects the text stream from streams 1 to S - 1.
-            first_row: First row of the reply.
-            ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
-            codes: Range of ids that are codes.
-            text: The family's text track.
-            is_open: True if more text follows.
-        """
-        groups, num_codes = text.groups, num_leading(ids, codes)
-        assert groups is not None
-        num_groups, num_before = 1 + num_codes // groups.num_frames, num_codes % groups.num_frames
-        track = cls(
-            lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
-            groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before, position=first_row,
-            num_first=num_groups * groups.num_words + num_codes,
-        )  # fmt: skip
-        track.extend(ids[num_codes:], not is_open)
-        return track
-
-    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append text ids; return the ids of all rows that become known, including recorded codes."""
-        assert self.groups is not None
-        laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
-        for token_id in ids[:-1] if is_last else ids:
-            laid.append(token_id)
-            self.num_words += 1
-            if self.num_words % num_words == 0:
-                laid += self.codes[:num_frames]
-                self.codes = self.codes[num_frames:]
-        if is_last:  # the end id is not a word, and the remaining codes follow it
-            laid += [*ids[-1:], *self.codes]
-            self.codes = ()
-        return Track.extend(self, laid, is_last)
-
-    def follow(self, tracker: "SegmentTracker") -> None:
-        """Record the reply's position and number of given rows."""
-        self.position, self.num_given = tracker.position, tracker.num_given
-
-    def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if the reply's newest row is a given row whose id has not arrived."""
-        return self.is_open and num_given > len(self.ids)
-
-    @property
-    def place(self) -> int:
-        """Index of the next id in a slot's tables: the id's index in `ids`."""
-        return len(self.ids)
-
-    @property
-    def num_known(self) -> int:
-        """Number of rows that the model may read, assuming that all further rows are given rows."""
-        return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
-
-    @property
-    def num_total(self) -> int:
-        """Number of given rows of the reply; ENDLESS while the text is open."""
-        return ENDLESS if self.is_open else len(self.ids)
-
-    @property
-    def min_frames(self) -> int:
-        """Minimum number of frames: 0, because given rows already keep the reply from ending before its text."""
-        return 0
-
-    def fill(self, codes: np.ndarray, first: int) -> None:
-        """Write known ids into the given rows of `codes` [n, S - 1]."""
-        words = codes[:, self.lanes]
-        is_known = (words < 0) & (words >= -len(self.ids))
-        words[is_known] = self.ids[-1 - words[is_known], 0]
-
-
-def num_leading(ids: Sequence[int], codes: range) -> int:
-    """Return how many ids at the start of `ids` are in `codes`."""
-    return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
-
-
-def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
-    """Reshape ids in row order to the rows of a track, int32 [n, width]."""
-    return np.asarray(ids, np.int32).reshape(-1, width)
 
 
 @dataclass(frozen=True)
@@ -299,11 +107,12 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording that the reply
-        reads. It is also empty if the audio ends a fixed number of rows after the detected end of speech
+        The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording or the words that
+        the reply reads. It is also empty if the audio ends a fixed number of rows after the detected end of speech
         (`has_countdown`).
         """
-        if self.family.end_frame or self.has_countdown or self.family.code_track is not None:
+        is_ended = self.family.code_track is not None or self.family.word_script is not None
+        if self.family.end_frame or self.has_countdown or is_ended:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
@@ -366,7 +175,9 @@ class SegmentRules:
             return []
         if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
             return []
-        return sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
+        script = self.family.word_script if stream == 0 else None
+        ids = {*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())}
+        return sorted(ids - {script.wish_id} if script else ids)
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
         """Return the number of guided rows at the start of the audio, or None if all rows are guided.
@@ -425,6 +236,9 @@ class SegmentRules:
         if text is not None and text.groups is not None:
             lanes = slice(streams.start - 1, streams.stop - 1)
             return GroupTrack.begin(lanes, first_row, ids, self.family.layout.audio[0], text, is_open)
+        if text is not None and text.words is not None:
+            lanes = slice(streams.start - 1, streams.stop - 1)
+            return WordTrack.begin(lanes, first_row, ids, text, is_open, self.max_model_len)
         track = Track(slice(streams.start - 1, streams.stop - 1), first_row, rows_of(ids, len(streams)), pad_id)
         track.ends_reply = self.family.code_track is not None
         track.is_live = track.is_open = is_open
@@ -507,6 +321,7 @@ class SegmentTracker:
             family has no marks.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
+        words: State of the words that the model asks for; None for other families.
         segment: Segment of the next row.
     """
 
@@ -523,6 +338,7 @@ class SegmentTracker:
     stretch: int = UNKNOWN
     num_given: int = 0
     num_in_group: int = 0
+    words: WordMachine | None = None
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -542,6 +358,15 @@ class SegmentTracker:
             return self.num_interleaved
         stop = (self.position if self.audio_end == UNKNOWN else self.audio_end) - self.num_given
         return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
+
+    def num_given_after(self, tokens: Sequence[int]) -> int:
+        """Return `num_given` of `Track.is_behind` for the time after further rows with `tokens` on stream 0."""
+        if self.words is not None:
+            words = replace(self.words)
+            for at, token in enumerate(tokens):
+                words.follow(self.position + at, token)
+            return words.num_free
+        return self.num_given + sum(token in self.rules.given_ids for token in tokens)
 
     def push(self, token_id: int) -> Segment:
         """Advance by one row with this token on stream 0, and return the segment of that row."""
@@ -572,6 +397,8 @@ class SegmentTracker:
         script = family.script
         if token_id == family.end_of_audio:
             self.audio_end, self.segment = self.position, TAIL
+        elif self.words is not None:
+            self.words.follow(self.position, token_id)
         elif token_id in self.rules.marks:
             self.stretch = self.position if token_id == self.rules.marks[0] else UNKNOWN
         elif script and (token_id - script.first_frame) % 2 == 0:

@@ -8,7 +8,7 @@ import numpy as np
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import Track
+from stretto.engine.tracks import Track
 
 
 @dataclass
@@ -43,12 +43,15 @@ class NewText(NamedTuple):
         ids: Token ids of further rows, int32 [n, K].
         min_rows: Minimum number of frames of the reply; None until its text is complete.
         max_rows: Maximum number of rows of a reply that ends with its audio; None until the audio is complete.
+        num_words: Number of words of a `WordTrack`, once its text is complete; None before. The `ids` of such a track
+            are entries of the word table: place and value.
     """
 
     place: int
     ids: np.ndarray
     min_rows: int | None = None
     max_rows: int | None = None
+    num_words: int | None = None
 
 
 @dataclass

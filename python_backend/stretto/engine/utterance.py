@@ -12,7 +12,8 @@ import numpy as np
 
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
-from stretto.engine.reply_rules import SegmentTracker, Track
+from stretto.engine.reply_rules import SegmentTracker
+from stretto.engine.tracks import Track
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec, TimedReader
@@ -125,6 +126,7 @@ class TextFeed:
     The reply is aborted if nothing is written for `patience_s`, or if the text is not complete after `longest_s`.
 
     Attributes:
+        track: Text so far; None for live audio.
         field: Name of the input in error messages.
         what: Description of the input in error messages.
 
@@ -142,8 +144,7 @@ class TextFeed:
     def __init__(
         self, engine: EngineClient, request_id: str, track: Track | None, room: int, patience_s: float = PATIENCE_S
     ):
-        self._engine = engine
-        self._request_id, self._track, self._room = request_id, track, room
+        self._engine, self._request_id, self.track, self._room = engine, request_id, track, room
         self._patience_s, self._begun_s = patience_s, time.monotonic()
         self._waiting = np.zeros(0, np.int32)
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
@@ -165,8 +166,8 @@ class TextFeed:
 
     def _append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
         self._room -= len(ids)
-        if self._track is not None:
-            self._track.extend(ids, is_last)
+        if self.track is not None:
+            self.track.extend(ids, is_last)
         self._waiting = np.concatenate([self._waiting, np.asarray(ids, np.int32)])
         self._is_complete = is_last
         self._wait()
@@ -181,7 +182,7 @@ class TextFeed:
 
     def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
         """Return True if a reply can continue only when more text arrives; see `Track.is_behind`."""
-        return self._track is not None and self._track.is_behind(num_rows, num_given)
+        return self.track is not None and self.track.is_behind(num_rows, num_given)
 
     def check(self) -> None:
         """Raise the error that aborted the reply, if any, for example because the input stalled."""
@@ -381,16 +382,6 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
     return None
 
 
-def last_chunks(last: LMChunk) -> list[LMChunk]:
-    """Split a reply's last chunk into one with its frames and a final one without frames.
-
-    The decoder can then send the samples immediately, and the final event once the word times are known.
-    """
-    chunk = last.chunk
-    ending = Chunk(chunk.index + 1, chunk.segment, is_final=True, report=chunk.report, voice=chunk.voice)
-    return [LMChunk(replace(chunk, is_final=False, report=None, ends_audio=True), last.codes), LMChunk(ending, None)]
-
-
 class Utterance:
     """Converts a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
@@ -465,8 +456,12 @@ class Utterance:
             return
         text, num_audio_rows, segment = "", 0, TEXT
         for mark, token_id in rows[:, :2].tolist():
-            pointer = self.tracker.pointer
+            pointer, words = self.tracker.pointer, self.tracker.words
+            num_taken = words.taken if words else 0
             segment = self.tracker.push(token_id)
+            if words and words.taken > num_taken and (tokens := words.newest_word()):
+                spelled = self._codec.spelled(self.tracker.task.name, tokens)
+                self._marks.append(WordMark(spelled, self.tracker.position - 1 - self.tracker.audio_start))
             if mark:
                 frame = (self.tracker.position - 1 - self.tracker.audio_start) // self._family.rows_per_frame
                 self.guidance_changes.append(GuidanceChange(frame, mark == GUIDANCE_ON))

@@ -237,6 +237,8 @@ class UnconditionalContext:
       `kept_streams`.
     - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
       in `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
+    - With `hides_recording`, codes of the prompt and of its `delayed_tail` become pads. The initial ids
+      (`StreamLayout.initial`) are kept.
 
     With `begins_with_mark`, the context instead consists of the conditional request's rows from the last mark that
     begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. The unconditional request
@@ -250,6 +252,7 @@ class UnconditionalContext:
     hidden_streams: tuple[int, ...] = ()
     kept_streams: tuple[int, ...] = ()
     begins_with_mark: bool = False
+    hides_recording: bool = False
 
 
 @dataclass(frozen=True)
@@ -282,6 +285,42 @@ class TextGroups:
 
 
 @dataclass(frozen=True)
+class WordScript:
+    """Streamed text that the model asks for word by word: it samples `new_id` on stream 0 when a word may begin.
+
+    drawn            -    -    new  -    -    -    new        - is any other id
+    stream 0         pad  pad  new  w0   w0'  pad  new  w1    without `ahead`
+    stream 0         pad  pad  w0   w0'  pad  pad  w1   w1'   with `ahead`
+    second stream    -    -    new  w2   w2'  -    new  w3    with `ahead` = 2, else empty
+
+    The model only decides when a word begins. Stream 0 carries the tokens of the word and pads. Each word has a
+    padding: a number of rows in which no other word may begin. A break is a word without tokens. The second stream
+    shows the word that is `ahead` words further. A row that asks for a word when none is left ends the speech, and the
+    reply ends `tail_rows` rows later.
+
+    Attributes:
+        new_id: Id of stream 0 with which the model asks for a word.
+        pad_id: Id of stream 0 in rows without a token.
+        wish_id: Id of stream 0 in a row where the model asked for a word, and got a break or nothing. It is the last id
+            of `StreamLayout.audio[0]`, has the embedding of `pad_id`, and is never sampled.
+        ahead: How many words the second stream is ahead; 0 if it is empty.
+        second_base: Id of token 0 on the second stream.
+        max_padding: Maximum number of rows from the beginning of a word to that of the next, beyond its own.
+        initial_padding: Number of rows before the first word.
+        tail_rows: Number of rows from the row that ends the speech to the end of the reply.
+    """
+
+    new_id: int = 0
+    pad_id: int = 3
+    wish_id: int = 4
+    ahead: int = 0
+    second_base: int = 0
+    max_padding: int = 8
+    initial_padding: int = 2
+    tail_rows: int = 4
+
+
+@dataclass(frozen=True)
 class TextTrack:
     """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
@@ -291,6 +330,8 @@ class TextTrack:
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
         groups: Layout where text ids have separate rows; None if they share rows with frames.
+        words: Rules of words that the model asks for, whose tokens are on stream 0. Ids of a text are then packed words
+            (`engine/tracks.py`). None if the ids of a text are read row by row.
     """
 
     stream: int
@@ -298,6 +339,7 @@ class TextTrack:
     end_id: int
     is_usual: bool = False
     groups: TextGroups | None = None
+    words: WordScript | None = None
 
 
 @dataclass(frozen=True)
@@ -523,10 +565,15 @@ class Family:
         """Layout of streamed text in separate rows, if the family has one."""
         return None if self.text_track is None else self.text_track.groups
 
+    @property
+    def word_script(self) -> WordScript | None:
+        """Rules of words that the model asks for, if the family has them."""
+        return None if self.text_track is None else self.text_track.words
+
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""
         if task.speaks:
-            return self.script is not None
+            return self.script is not None or self.word_script is not None
         return self.code_track is not None
 
     def task(self, name: str) -> Task:

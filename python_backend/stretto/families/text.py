@@ -334,6 +334,14 @@ class SubwordStream:
         return [self._subwords.start + token_id for token_id in ids], behind
 
 
+class StreamedText(Protocol):
+    """Incremental conversion of one streamed text to a family's ids."""
+
+    def after(self, text: str, is_last: bool) -> "tuple[list[int], StreamedText]":
+        """Append text without changing this stream; see `SubwordStream.after`."""
+        ...
+
+
 class TextReader(Protocol):
     """Incremental conversion of one generated text segment to readable text."""
 
@@ -376,7 +384,12 @@ class TextCodec:
 
     reader: Callable[[str], TextReader]
     words: Callable[[Sequence[int]], list[int | None]]
-    stream: Callable[[], SubwordStream] | None = None
+    stream: Callable[[], StreamedText] | None = None
+
+    def spelled(self, task: str, token_ids: Sequence[int]) -> str:
+        """Return the spelling of the tokens of a word."""
+        reader = self.reader(task)
+        return ("".join(map(reader.push, token_ids)) + reader.end()).strip()
 
 
 class _SubwordReader:

@@ -3,7 +3,7 @@
 The module also defines the events sent to the client: the JSON tensor `event` of each response.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Annotated, Any, NotRequired
 
@@ -389,3 +389,13 @@ class PartEvent(TypedDict):
 
 EVENT: JsonRecord[Event] = JsonRecord(Event)
 PART_EVENT: JsonRecord[PartEvent] = JsonRecord(PartEvent)
+
+
+def last_chunks(last: LMChunk) -> list[LMChunk]:
+    """Split a reply's last chunk into one with its frames and a final one without frames.
+
+    The decoder can then send the samples immediately, and the final event once the word times are known.
+    """
+    chunk = last.chunk
+    ending = Chunk(chunk.index + 1, chunk.segment, is_final=True, report=chunk.report, voice=chunk.voice)
+    return [LMChunk(replace(chunk, is_final=False, report=None, ends_audio=True), last.codes), LMChunk(ending, None)]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overloaded, shown
 from stretto.families.base import Family
-from stretto.families.text import SubwordStream
+from stretto.families.text import StreamedText
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, TextPart
@@ -42,7 +42,7 @@ class TextModel(Protocol):
         """
         ...
 
-    def text_stream(self) -> SubwordStream:
+    def text_stream(self) -> StreamedText:
         """Return an incremental tokenizer for streamed text; raise InvalidRequest if the model has none."""
         ...
 
@@ -102,7 +102,7 @@ class TextSession:
             self._keep(part.text, ids, words)
             self._next_part, self.is_complete = part.part + 1, part.is_last
 
-    def _after(self, text: str, is_last: bool) -> tuple[list[int], SubwordStream]:
+    def _after(self, text: str, is_last: bool) -> tuple[list[int], StreamedText]:
         ids, words = self._words.after(text, is_last)
         if len(ids) > self._room:
             reason = (
@@ -111,7 +111,7 @@ class TextSession:
             raise InvalidRequest("text", f"at most {self._room} more tokens, because {reason}", f"{len(ids)} tokens")
         return ids, words
 
-    def _keep(self, text: str, ids: list[int], words: SubwordStream) -> None:
+    def _keep(self, text: str, ids: list[int], words: StreamedText) -> None:
         self._words = words
         if self._keeps_text:
             self.text = (self.text + text)[: MAX_ALIGNED_CHARS + 1]
@@ -208,13 +208,13 @@ class TextSessions:
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far.
 
-        The first id is in the prompt's last row, and the others are for the reply's first rows. With `TextGroups`, all
-        ids are for rows of the reply. If the text is complete, the result is an ordinary prompt whose minimum length
-        covers the text and its end id.
+        The first id is in the prompt's last row, and the others are for the reply's first rows. With `TextGroups` or
+        `WordScript`, all ids are for rows of the reply. If the text is complete, the result is an ordinary prompt whose
+        minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
-        if track.groups is not None:
+        if not _has_word_in_prompt(self._model.family):
             begun = replace(prompt, track=(*prompt.track, *words), opening="")
             return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
         rows = prompt.rows.copy()
@@ -229,7 +229,7 @@ class TextSessions:
 
 def _has_word_in_prompt(family: Family) -> bool:
     """Return True if the first id of a streamed text belongs to the prompt's last row."""
-    return family.text_groups is None
+    return family.text_groups is None and family.word_script is None
 
 
 METRICS = {

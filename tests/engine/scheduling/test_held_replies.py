@@ -7,10 +7,11 @@ import pytest
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.reply_rules import ENDLESS, SegmentRules, TextUpdate, rows_of
+from stretto.engine.reply_rules import SegmentRules, TextUpdate
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.step_records import NewText, SpeechCachedRequests
+from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import sampling_params
 from tests.engine.harness import update_request

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stretto.engine.reply_rules import Track, rows_of
 from stretto.engine.scheduling.request_table import RowHistory
+from stretto.engine.tracks import Track, rows_of
 
 
 def test_row_history_survives_growing_and_truncating() -> None:

@@ -10,9 +10,10 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker, Track, rows_of
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.scheduler import PairedScheduling, SampledRows
+from stretto.engine.tracks import Track, rows_of
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from tests.engine.scheduling.tables import RULES, arrive, table
 from tests.speech_families import EIGHT_STREAMS as FAMILY

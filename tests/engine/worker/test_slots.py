@@ -6,8 +6,9 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import ENDLESS, SegmentRules, SegmentTracker, rows_of
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.step_records import NewText, SpeechRequestData
+from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY

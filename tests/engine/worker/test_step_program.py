@@ -16,6 +16,8 @@ from tests.small_vocabularies import (
     DIALOGUE,
     HIGGS_AUDIO,
     KYUTAI_STT,
+    KYUTAI_TTS,
+    KYUTAI_TTS_AHEAD,
     MOSHI,
     OPUSLM,
     QWEN3_TTS,
@@ -35,9 +37,9 @@ from tests.speech_families import (
 
 pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
-# top-k and top-p, given codes, also beside generated ones, text in rows of its own, latents, also in stretches; then
-# published families.
-PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI]
+# top-k and top-p, given codes, also beside generated ones, words that the model asks for, text in rows of its own,
+# latents, also in stretches; then published families.
+PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS, KYUTAI_TTS_AHEAD]
 FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
@@ -52,10 +54,12 @@ def test_step_program_matches_the_reference_sampler(family: Family) -> None:
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
     walk = Walk(family, [ours, theirs], seed=1)
-    for step in range(NUM_STEPS * (3 if family.text_groups else 1)):  # given rows make replies longer
+    for step in range(
+        NUM_STEPS * (3 if family.text_groups or family.word_script else 1)
+    ):  # given rows make replies longer
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
-        for name in ("state", "script", "codes", "seen"):
+        for name in ("state", "script", "codes", "seen", "words", "word_state"):
             mine, expected = (getattr(each.slots.tables, name) for each in (ours, theirs))
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]

@@ -9,10 +9,12 @@ from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request, RequestStatus
 
+from stretto.engine.protocol import partner_of
 from stretto.engine.reply_rules import TextUpdate, updates_in
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.step_records import NewText, SpeechCachedRequests
+from stretto.engine.tracks import WordTrack
 
 NOTHING_SKIPPED = nullcontext()  # shared by the many steps that skip no request
 
@@ -115,6 +117,8 @@ class HeldReplies:
         new_text = NewText(place, ids) if before is None else NewText(before.place, np.concatenate([before.ids, ids]))
         if update.is_last and track.ends_reply:
             new_text = new_text._replace(max_rows=self._table.rules.max_rows(state.params.task, sampling, track))
+        elif update.is_last and isinstance(track, WordTrack):
+            new_text = new_text._replace(num_words=track.num_total)
         elif update.is_last:
             new_text = new_text._replace(min_rows=max(sampling.audio.min_rows, track.min_frames))
         self._new_text[request.request_id] = new_text
@@ -147,8 +151,11 @@ class HeldReplies:
         return SpeechCachedRequests.extending(requests, new_text)
 
     def is_held(self, request: Request) -> bool:
-        """Return True if the request is blocked because the track ids of its newest row have not arrived."""
-        state = self._open.get(request.request_id)
+        """Return True if the request is blocked because the track ids of its newest row have not arrived.
+
+        Both requests of a CFG pair are blocked together.
+        """
+        state = self._open.get(request.request_id) or self._open.get(partner_of(request.request_id))
         return state is not None and state.waits_for_text
 
     def held(self, requests: Iterable[Request]) -> list[Request]:
@@ -168,12 +175,16 @@ class HeldReplies:
     @property
     def all_held(self) -> bool:
         """True if there are requests and all of them are blocked, so a step has nothing to compute."""
-        return len(self._since) == len(self._table) > 0
+        if not self._since:
+            return False
+        pairs = (self._table[request_id].pair for request_id in self._since)
+        num_partners = sum(pair is not None and bool(pair.unconditional) for pair in pairs)
+        return len(self._since) + num_partners == len(self._table)
 
     def to_preempt(self, waiting: Iterable[Request], running: list[Request], num_slots: int) -> list[Request]:
-        """Return the running request to preempt so that a queued one can run; empty if there is none.
+        """Return the running request, or pair, to preempt so that a queued one can run; empty if there is none.
 
-        If the first queued request that is not blocked lacks a run slot or KV blocks, the youngest blocked request that
+        If the first queued request that is not blocked lacks a run slot or KV blocks, the youngest blocked reply that
         is not a live session is preempted.
 
         Args:
@@ -183,7 +194,7 @@ class HeldReplies:
         """
         held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
-        return [] if first is None or self._has_room(first, running, num_slots) else held[-1:]
+        return [] if first is None or self._has_room(first, running, num_slots) else self._planner.blocked(running)
 
     def _has_room(self, request: Request, running: list[Request], num_slots: int) -> bool:
         """Return True if a run slot and enough KV blocks are free for `request`."""

@@ -13,8 +13,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
-from stretto.engine.reply_rules import UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
 from stretto.engine.step_records import SpeechRequestData
+from stretto.engine.tracks import GroupTrack, Track, WordMachine, WordTrack
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
@@ -49,7 +50,7 @@ def row_block_hasher(
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens
         has_groups = isinstance(track, GroupTrack)
-        if track is not None and not has_groups:
+        if track is not None and not isinstance(track, GroupTrack | WordTrack):
             num_rows = min(num_rows, track.num_known)
         if num_rows // block_size == len(request.block_hashes):
             return []
@@ -236,6 +237,7 @@ class RequestState:
         limit: Index in the reply of the first row after the guided rows, once known.
         is_guided: True if the newest audio row was guided.
         track: Ids of the input-only streams that are known, if the family has any.
+        conditional: State of the conditional request, for an unconditional request whose reply asks for words.
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
@@ -253,6 +255,7 @@ class RequestState:
     limit: int = NOT_YET
     is_guided: bool = False
     track: Track | None = None
+    conditional: "RequestState | None" = None
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
@@ -285,6 +288,8 @@ class RequestState:
     @property
     def waits_for_text(self) -> bool:
         """True if the track ids (text or codes) of the request's newest row have not arrived."""
+        if self.conditional is not None:
+            return self.conditional.waits_for_text
         return self.track is not None and self.request.num_tokens > self.track.num_known
 
     @property
@@ -353,6 +358,8 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     if known < num_rows:  # forced rows that the model has not computed yet
         rows[known:, 0] = family.transition[known - num_rows :]
     before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
+    if family.unconditional.hides_recording:
+        before = np.where(_is_initial(rows[:audio_start], family), rows[:audio_start], before)
     return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])
 
 
@@ -373,11 +380,20 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     return hidden
 
 
+def _is_initial(rows: np.ndarray, family: Family) -> np.ndarray:
+    """Return True where a stream after the first one carries its initial id, bool [n, S]."""
+    layout = family.layout
+    never = [-1] * layout.num_input_only
+    return rows == np.array([-1, *layout.initial[1:], *never])
+
+
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
     """Return the track of the unconditional request.
 
     It is the track of the conditional request, or only pads if the family hides the text from the unconditional one.
     """
+    if isinstance(track, WordTrack):
+        return None  # the rows contain the ids
     if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
         return track
     return replace(track, ids=track.ids[:0], pad_id=family.layout.pad_id)
@@ -393,6 +409,9 @@ def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
         else:
             ids = layout.audio[0]
             hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
+    if context.hides_recording:
+        delays = np.array([*layout.delays, *[0] * layout.num_input_only])
+        hidden[(np.arange(len(rows))[:, None] < delays) & ~_is_initial(rows, family)] = layout.pad_id
     return hidden
 
 
@@ -436,6 +455,8 @@ class RequestTable(dict[str, RequestState]):
         is_guided = params.is_guided and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
         track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
+        if isinstance(track, WordTrack):
+            tracker.words = WordMachine(track)
         history = RowHistory(params.codes[: request.num_prompt_tokens], track)
         state = RequestState(request, params, history, tracker, pair, is_guided=is_guided, track=track)
         self._put(state, is_caching=request._block_hasher is not None)
@@ -574,6 +595,7 @@ class RequestTable(dict[str, RequestState]):
         )
         track = unconditional_track(state.track, self.rules.family)
         half = RequestState(request, params, RowHistory(params.codes, track), state.tracker, pair, track=track)
+        half.conditional = state if isinstance(state.track, WordTrack) else None
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1
         return request

@@ -129,7 +129,7 @@ class FirstHead(StreamHeads):
         size = len(others[0]) if others else 0
         self.codes = torch.tensor(others, dtype=torch.int64, device=rows.device).view(len(others), size)
         self.is_text_cut = False
-        self._first = exact_product(rows)
+        self._first = exact_product(rows[: len(self.first_ids)])
         self.text_offset = self.first_offset = self.code_offset = None
 
 

@@ -15,8 +15,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.protocol import SpeechParams, partner_of
-from stretto.engine.reply_rules import GroupTrack, SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.step_records import NewText, SpeechRequestData
+from stretto.engine.tracks import GroupTrack, WordMachine, WordTrack
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.families.base import BurstSchedule
 from stretto.sampling import DrawParams, DrawPlan
@@ -460,6 +461,8 @@ class RunSlots:
         tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), data.prompt_len)
         if isinstance(data.track, GroupTrack):
             tracker.num_in_group = data.track.num_before
+        if isinstance(data.track, WordTrack):
+            tracker.words = WordMachine(data.track)
         if not params.is_unconditional:  # the conditional request's slot holds the position of the pair
             for token_id in token_ids[data.prompt_len :]:
                 tracker.push(token_id)
@@ -479,7 +482,7 @@ class RunSlots:
         slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams
         self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
-        if any(each.min_rows is not None or each.max_rows is not None for each in slots.values()):
+        if any({each.min_rows, each.max_rows, each.num_words} != {None} for each in slots.values()):
             self._change()
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:

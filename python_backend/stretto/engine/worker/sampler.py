@@ -26,6 +26,7 @@ from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, Ru
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
+from stretto.engine.worker.word_states import WordStates
 from stretto.families.base import Family
 from stretto.sampling import (
     DrawParams,
@@ -180,6 +181,8 @@ class RowDraw:
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
         self._guides_first = 0 in family.guided_streams
+        script = family.word_script
+        self._words = WordStates(script, segments.rules, tables, arrays) if script else None
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the noise keys per row and stream, int32 [M, S].
@@ -249,6 +252,8 @@ class RowDraw:
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._first_logits(audio_hidden, num_rows, step.guidance)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
+        if self._words is not None:
+            token = self._words.follow(token, rows)
         code_keys = self._tensor(keys[:, 1:])
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
@@ -375,6 +380,9 @@ class SpeechSampler:
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hides_first = 0 in hidden
         self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
+        others = [0] * layout.num_input_only
+        self._delays = arrays.upload(np.array([*layout.delays[1:], *others]))
+        self._initial = arrays.upload(np.array([*(layout.initial or layout.delays)[1:], *others]))
         self._nothing = torch.zeros(slots.num_slots, 1, device=tables.state.device)
         self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)
 
@@ -438,7 +446,7 @@ class SpeechSampler:
         rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
         token, codes = self._draw(hidden, self._keys(batch, plan, place), plan, step, rows)
         self._write_state(token, slots, rows, plan)
-        tokens, all_codes = self._share(token, self._arrays.int32(codes), plan.num_paired)
+        tokens, all_codes = self._share(token, self._arrays.int32(codes), rows.frame[: plan.num_paired])
         self._keep(step.slots, position, tokens, all_codes)
         is_cut = self._arrays.int32(rows.is_cut)
         if step.sampling is None and plan.num_paired == 0:
@@ -461,8 +469,15 @@ class SpeechSampler:
         positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
         return self._noise.keys(plan, seeds.astype(np.int32), positions.astype(np.int32))
 
-    def _share(self, token: Array, codes: Array, num_paired: int) -> tuple[Array, Array]:
-        """Append copies of the first `num_paired` rows for unconditional requests, with hidden streams masked."""
+    def _share(self, token: Array, codes: Array, frames: Array) -> tuple[Array, Array]:
+        """Append copies of the first P rows for unconditional requests, with hidden streams masked.
+
+        Args:
+            token: Stream 0, [M].
+            codes: The other streams, [M, S - 1].
+            frames: Indices of the first P rows in the audio, [P].
+        """
+        num_paired = len(frames)
         if num_paired == 0:
             return token, codes
         xp, layout = self._arrays.xp, self._family.layout
@@ -470,7 +485,11 @@ class SpeechSampler:
         if self._hides_first:
             ids = layout.audio[0]
             seen = xp.where((seen >= ids.start) & (seen < ids.stop), self._family.unconditional.null_id, seen)
-        seen_codes = xp.where(self._hidden, layout.pad_id, codes[:num_paired])
+        is_hidden = self._hidden
+        if self._family.unconditional.hides_recording:
+            is_before = (frames[:, None] < self._delays) & (codes[:num_paired] != self._initial)
+            is_hidden = is_hidden | is_before
+        seen_codes = xp.where(is_hidden, layout.pad_id, codes[:num_paired])
         return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import ENDLESS, UNKNOWN, GroupTrack, SegmentRules, SegmentTracker, Track
+from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
 from stretto.engine.step_records import NewText
+from stretto.engine.tracks import ENDLESS, WORD_STATE, GroupTrack, Track, Word, WordTrack
 from stretto.sampling import min_p_span, seed_key
 
 Array = Any  # np.ndarray or torch.Tensor
@@ -292,6 +293,9 @@ class SlotTables:
             input-only stream are written as soon as they are known, even for future rows. In a given row
             (`TextGroups`), -1 - i on the text stream refers to id i of `given`.
         given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
+        words: Tokens of the words that the reply asks for, then the fields of each `Word`, int32 [R, 5 T]; [R, 0]
+            without `WordScript`.
+        word_state: State of these words (`WORD_STATE`), int64 [R, 8], updated on the device in every step.
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
@@ -307,6 +311,9 @@ class SlotTables:
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
         num_given = rules.max_model_len if rules.given_ids else 0
         self.given = torch.zeros(num_slots, num_given, dtype=torch.int32, device=device)
+        num_words = (1 + len(Word._fields)) * rules.max_model_len if rules.family.word_script else 0
+        self.words = torch.zeros(num_slots, num_words, dtype=torch.int32, device=device)
+        self.word_state = torch.zeros(num_slots, len(WORD_STATE), dtype=torch.int64, device=device)
         num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
@@ -336,6 +343,8 @@ class SlotTables:
         if track is not None and track.ends_reply:
             self.limits[slot, LIMITS["text_min"]] = ENDLESS  # no sampled id ends the reply
             self.limits[slot, MAX_ROWS] = self._rules.max_rows(params.task, params.sampling, track)
+        elif isinstance(track, WordTrack):
+            self.limits[slot, LIMITS["given_total"]] = track.num_total
         elif isinstance(track, GroupTrack):
             self.limits[slot, LIMITS["given_first"]] = track.num_first
             self.limits[slot, LIMITS["given_total"]] = track.num_total
@@ -344,13 +353,18 @@ class SlotTables:
         self.scales[slot] = scales_row(params)
         state = state_row(tracker)
         state[STATE["first_end"]] = first_end(tracker, codes)
-        first = 0 if track is None or isinstance(track, GroupTrack) else max(0, len(codes) - track.first_row)
+        is_by_row = track is not None and not isinstance(track, GroupTrack | WordTrack)
+        first = max(0, len(codes) - track.first_row) if track is not None and is_by_row else 0
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # including audio of the prompt that is continued
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
         ids = () if track is None else track.ids[first:].reshape(-1)
         if track is not None:
             self._tracks[slot] = track
-        rows = (state, tracker.script, codes.reshape(-1), counted, ids)
+        words: Sequence[int] | np.ndarray = ()
+        if isinstance(track, WordTrack):
+            entries = np.concatenate([track.token_entries(), track.word_entries()])
+            ids, words = entries.reshape(-1), tracker.words.state if tracker.words else ()
+        rows = (state, tracker.script, codes.reshape(-1), counted, ids, words)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, new_text: Mapping[int, NewText], lanes: slice, arrays: Arrays) -> None:
@@ -362,7 +376,9 @@ class SlotTables:
             arrays: Array factory.
         """
         for slot, each in new_text.items():
-            if each.min_rows is not None and self._rules.given_ids:
+            if each.num_words is not None:
+                self.limits[slot, LIMITS["given_total"]] = each.num_words
+            elif each.min_rows is not None and self._rules.given_ids:
                 self.limits[slot, LIMITS["given_total"]] = each.place + len(each.ids)
             elif each.min_rows is not None:
                 self.limits[slot, LIMITS["audio_min"]] = each.min_rows
@@ -370,14 +386,18 @@ class SlotTables:
                 self.limits[slot, MAX_ROWS] = each.max_rows
         sizes = np.array([len(each.ids) for each in new_text.values()])
         if num_rows := sizes.sum():
-            rows = np.empty((num_rows, 2 + lanes.stop - lanes.start), np.int32)
+            ids = np.concatenate([each.ids for each in new_text.values()])
+            has_places = self._rules.family.word_script is not None  # in `ids` themselves
+            rows = np.empty((num_rows, 2 + ids.shape[1] - has_places), np.int32)
             rows[:, 0] = np.repeat(list(new_text), sizes)
             firsts = np.array([each.place for each in new_text.values()]) + sizes - np.cumsum(sizes)
             rows[:, 1] = np.repeat(firsts, sizes) + np.arange(num_rows)
-            rows[:, 2:] = np.concatenate([each.ids for each in new_text.values()])
+            rows[:, 1 if has_places else 2 :] = ids
             packed = arrays.tensor(arrays.upload(rows))
             slots, places = packed[:, 0].long(), packed[:, 1].long()
-            if self._rules.given_ids:
+            if has_places:
+                self.words[slots, places] = packed[:, 2]
+            elif self._rules.given_ids:
                 self.given[slots, places] = packed[:, 2]
             else:
                 self.codes[slots, places, lanes] = packed[:, 2:]
@@ -388,19 +408,22 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, seen, ids, packed = packed.tensor_split(
+            state, script, codes, seen, ids, words, packed = packed.tensor_split(
                 np.cumsum([len(row) for row in rows]).tolist()
             )
             self.state[slot] = state
             self.script[slot, 1 : 1 + len(script)] = script
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
-            if isinstance(track, GroupTrack):
+            if isinstance(track, WordTrack):
+                places, values = ids.view(-1, 2).T
+                self.words[slot, places.long()], self.word_state[slot, : len(words)] = values, words.long()
+            elif isinstance(track, GroupTrack):
                 self.given[slot, : len(ids)] = ids
             elif track is not None:
                 self.codes[slot, :, track.lanes] = track.pad_id
             if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
-            if track is not None and not isinstance(track, GroupTrack):
+            if track is not None and not isinstance(track, GroupTrack | WordTrack):
                 known = ids.view(-1, track.ids.shape[1])
                 self.codes[slot, track.end - len(known) : track.end, track.lanes] = known
             self.seen[slot] = False

@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.cuda_graphs import record
+from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
@@ -30,22 +30,8 @@ from stretto.engine.worker.predictors import AnyReadout, Readout
 from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
+from stretto.engine.worker.word_states import word_launch
 from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL, Segment
-
-
-class CudaRecorder:
-    """Records CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def is_busy(self) -> bool:
-        """Return True while vLLM is capturing one of its own graphs."""
-        return torch.cuda.is_current_stream_capturing()
-
-    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Record the launches of `work` as a CUDA graph."""
-        return record(work, self._pool)
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
@@ -88,6 +74,7 @@ class StepConstants:
         limits = [rules.text_limit(task) for task in family.tasks]
         speaks = [Segment.AUDIO in task.segments for task in family.tasks]
         delays = [*layout.delays[1:], *[0] * layout.num_input_only]
+        initial = [*layout.initial[1:], *[layout.pad_id] * (len(delays) - len(layout.initial[1:]))]
         is_hidden = [stream in family.unconditional.hidden_streams for stream in range(1, layout.num_input_streams)]
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
 
@@ -102,7 +89,7 @@ class StepConstants:
             end_frame=upload(family.end_frame),
             begins=upload(family.staircase.begin if family.staircase else ()),
             transition=upload([*family.transition, layout.pad_id]),
-            streams=upload([delays, is_hidden]),
+            streams=upload([delays, is_hidden, initial]),
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
             is_guided=upload([stream in family.guided_streams for stream in range(len(layout.audio))]),
             codebooks=upload([[ids.start for ids in codebooks], [ids.stop for ids in codebooks]]),
@@ -145,6 +132,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         first_start=layout.audio[0].start,
         first_stop=layout.audio[0].stop,
         null_id=family.unconditional.null_id,
+        hides_recording=family.unconditional.hides_recording,
         max_entries=rules.max_entries,
         spoken_start=script.spoken.start if script else 0,
         spoken_stop=script.spoken.stop if script else 0,
@@ -345,6 +333,7 @@ class StepProgram:
         if rules.marks:
             ids = heads.first_ids
             self._after_end = (ids == start) | (ids == rules.marks[1])
+        self._follow_words = word_launch(rules, tables, num_rows)
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
@@ -358,6 +347,7 @@ class StepProgram:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
             self._draw_first(self._heads.raw_first(hidden))
+            self._follow_words(self._first.drawn, self.columns.table, self.lengths, num_rows)
             self._draw_others(hidden, variant)
         self._advance(num_rows)
 

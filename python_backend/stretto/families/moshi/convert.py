@@ -67,9 +67,7 @@ FIRST: dict[str, Any] = {
     "depformer_weights_per_step": True,
     "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
 }
-EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values in config.json
-    "model_type": ("moshi", None),
-    **SHARED_EXPECTED,
+DEPTH_EXPECTED: dict[str, tuple[Any, ...]] = {  # `kyutai_tts` shares these
     "lora_name": (None,),
     "extra_heads_num_heads": (0, None),
     "depformer_gating": ("silu",),
@@ -80,6 +78,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values in config.json
     "depformer_low_rank_embeddings": (None,),
     "depformer_norm": (None,),
 }
+EXPECTED = {"model_type": ("moshi", None), **SHARED_EXPECTED, **DEPTH_EXPECTED}  # supported values of config.json
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -227,15 +226,26 @@ def plan(
     def heads(stored: Tensor) -> Tensor:
         return torch.stack([stored, *others("linears", range(1, known.num_codebooks), stored, size)])
 
-    parts = backbone_plan(config, tensors) | {
+    return {
+        **backbone_plan(config, tensors),
         EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
         "text_linear.weight": Part("depth.first_head", (text, width)),
         DEPTH_TEXT: Part("depth.embed", (text + 1, depth.hidden), depth_table),
         "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
         "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
+        **depth_plan(depth, depth.num_sets + integer(config, "dep_q") - known.num_codebooks),
     }
+
+
+def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
+    """Return the tensors of the depth transformer's layers, by published name.
+
+    Args:
+        depth: Hyperparameters.
+        num_stored: Number of sets of weights in the release, of which those of unused steps are left out.
+    """
+    parts: Plan = {}
     sets, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
-    num_stored = sets + integer(config, "dep_q") - known.num_codebooks  # including unused weight sets
 
     def of_sets(stored: Tensor) -> Tensor:
         """Return the weights of the sets in use, which come first."""

@@ -367,7 +367,7 @@ def _write(
 @triton.jit
 def _share(
     results: tl.tensor, codes: tl.tensor, token: tl.tensor, laid: tl.tensor, lengths: tl.tensor, mine: tl.tensor,
-    streams: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
+    streams: tl.tensor, frame: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the row for the unconditional request, in which hidden streams are masked."""
     other = tl.load(mine + OTHER * rules.num_rows)
@@ -378,6 +378,10 @@ def _share(
         token = tl.where(is_shown, token, rules.null_id)
     inside = lanes < rules.num_others
     is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
+    if rules.hides_recording:
+        has_begun = frame >= tl.load(streams + lanes, mask=inside, other=0)
+        is_initial = laid == tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
+        is_hidden = is_hidden | ((has_begun == 0) & (is_initial == 0))
     laid = tl.where(is_hidden, rules.pad_id, laid)
     tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
     _write(results, other, token, laid, other * 0, other * 0 + 1, lanes, rules)
@@ -422,7 +426,7 @@ def advance_kernel(
     end_frame: tl.tensor,  # [F] int64, stream 0 first
     begins: tl.tensor,  # begin ids of a staircase, [K + 1] int64; or empty
     transition: tl.tensor,  # [n + 1] int64
-    streams: tl.tensor,  # [2, S - 1] int64: delay; 1 if hidden from unconditional requests
+    streams: tl.tensor,  # [3, S - 1] int64: delay; 1 if hidden from unconditional requests; initial id
     rules: tl.constexpr,
     block: tl.constexpr,  # at least S - 1
 ) -> None:
@@ -450,7 +454,8 @@ def advance_kernel(
         column = tl.where((column >= 0) & (column < num_counted), column, num_counted)
         tl.store(seen + slot * rules.num_seen_columns + column, 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
-        _share(results, codes, token, laid, lengths, mine, streams, lanes, rules)
+        frame = position - tl.load(state + slot * rules.state_stride + AUDIO_START)
+        _share(results, codes, token, laid, lengths, mine, streams, frame, lanes, rules)
 
 
 @triton.jit

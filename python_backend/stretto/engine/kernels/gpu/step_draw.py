@@ -111,6 +111,7 @@ class StepRules(NamedTuple):
         index_lane: Index of the pointer's index stream among streams 1 to S - 1.
         first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
         first_stop: Id after the last such id.
+        hides_recording: True if unconditional requests do not see codes of a recording before a stream's first frame.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
@@ -147,6 +148,7 @@ class StepRules(NamedTuple):
     first_start: int
     first_stop: int
     null_id: int
+    hides_recording: bool
     max_entries: int
     spoken_start: int
     spoken_stop: int

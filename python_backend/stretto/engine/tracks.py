@@ -1,0 +1,453 @@
+"""Tracks: ids of a reply's input-only streams that the request brings, whole or while the reply is generated.
+
+A `WordTrack` brings words, which the model asks for one by one; `WordMachine` moves along them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stretto.families.base import TextGroups, TextTrack, WordScript
+from stretto.records.prompt import unpack_words
+
+ENDLESS = 1 << 30
+
+
+@dataclass(slots=True)
+class Track:
+    """Ids of K input-only streams (text, positions or given codes): `ids` from row `first_row`, then `pad_id`.
+
+    Attributes:
+        lanes: Indices of the streams among streams 1 to S - 1.
+        first_row: First row of the reply.
+        ids: Ids that have arrived, int32 [n, K].
+        pad_id: Id in all later rows.
+        is_live: True if the text or audio was still being streamed when the request arrived.
+        is_open: True if more ids may arrive, in which case later rows are not known yet.
+        ends_reply: True if the reply ends one row after the last ids.
+    """
+
+    lanes: slice
+    first_row: int
+    ids: np.ndarray
+    pad_id: int
+    is_live: bool = False
+    is_open: bool = False
+    ends_reply: bool = False
+    _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
+
+    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
+        """Append the ids of further rows, row by row, and return them, int32 [n, K]."""
+        rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
+        end = num_known + len(rows)
+        if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
+            self._room = np.empty((max(64, 2 * end), self.ids.shape[1]), np.int32)
+            self._room[:num_known] = self.ids
+        self._room[num_known:end] = rows
+        self.ids = self._room[:end]
+        self.is_open = not is_last
+        return rows
+
+    def follow(self, tracker: Any) -> None:
+        """Do nothing; a `GroupTrack` records the state of the reply."""
+
+    def is_behind(self, num_rows: int, num_given: int) -> bool:
+        """Return True if a reply needs ids that have not arrived because its text is still open.
+
+        Args:
+            num_rows: Number of rows of the reply.
+            num_given: Number of given rows of the reply, for a `GroupTrack`; for a `WordTrack`, of possible next rows.
+        """
+        return self.is_open and num_rows > len(self.ids)
+
+    @property
+    def place(self) -> int:
+        """Index of the next id in a slot's tables: the id's row."""
+        return self.end
+
+    @property
+    def end(self) -> int:
+        """Row after the last id; this row and all later ones contain pads on the track's streams."""
+        return self.first_row + len(self.ids)
+
+    @property
+    def num_known(self) -> int:
+        """Number of rows whose ids in this track are known; ENDLESS once the track is complete."""
+        return self.first_row + len(self.ids) if self.is_open else ENDLESS
+
+    @property
+    def min_frames(self) -> int:
+        """Minimum number of frames of the reply, so that it reads all streamed text; 0 if none is streamed."""
+        if not self.is_live:
+            return 0
+        return ENDLESS if self.is_open else len(self.ids)
+
+    @property
+    def max_rows(self) -> int:
+        """Maximum number of rows of a reply that ends with the track; ENDLESS while the track is open."""
+        return ENDLESS if self.is_open else len(self.ids) + 1
+
+    def fill(self, codes: np.ndarray, first: int) -> None:
+        """Write the ids to `codes` [n, S - 1], which begins at row `first`, except to prompt rows."""
+        begun = max(self.first_row - first, 0)
+        at = first + begun - self.first_row
+        ids = self.ids[at : at + max(0, len(codes) - begun)]
+        codes[begun : begun + len(ids), self.lanes] = ids
+        codes[begun + len(ids) :, self.lanes] = self.pad_id
+
+
+@dataclass(slots=True)
+class GroupTrack(Track):
+    """Track for given rows (`TextGroups`): `ids` [n, 1] in the order in which the reply reads them.
+
+    A given row of the reply has -1 - i on the text stream until `fill` replaces it with id number i.
+
+    Attributes:
+        groups: Layout of the groups.
+        codes: Codes of a recording that are not in `ids` yet.
+        num_words: Number of text ids in `ids`, not counting the end id.
+        num_first: Number of given rows before the first sampled row, unless the text ends earlier.
+        num_before: Number of codes before the first sampled row in its group.
+        position: Index of the reply's next row, counted from the first row of the prompt.
+        num_given: Number of given rows before `position`.
+    """
+
+    groups: TextGroups | None = None
+    codes: tuple[int, ...] = ()
+    num_words: int = 0
+    num_first: int = 0
+    num_before: int = 0
+    position: int = 0
+    num_given: int = 0
+
+    @classmethod
+    def begin(
+        cls, lanes: slice, first_row: int, ids: Sequence[int], codes: range, text: TextTrack, is_open: bool
+    ) -> "GroupTrack":
+        """Return the track of a reply that begins with row `first_row`.
+
+        Args:
+            lanes: Slice that selects the text stream from streams 1 to S - 1.
+            first_row: First row of the reply.
+            ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
+            codes: Range of ids that are codes.
+            text: The family's text track.
+            is_open: True if more text follows.
+        """
+        groups, num_codes = text.groups, num_leading(ids, codes)
+        assert groups is not None
+        num_groups, num_before = 1 + num_codes // groups.num_frames, num_codes % groups.num_frames
+        track = cls(
+            lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
+            groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before, position=first_row,
+            num_first=num_groups * groups.num_words + num_codes,
+        )  # fmt: skip
+        track.extend(ids[num_codes:], not is_open)
+        return track
+
+    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
+        """Append text ids; return the ids of all rows that become known, including recorded codes."""
+        assert self.groups is not None
+        laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
+        for token_id in ids[:-1] if is_last else ids:
+            laid.append(token_id)
+            self.num_words += 1
+            if self.num_words % num_words == 0:
+                laid += self.codes[:num_frames]
+                self.codes = self.codes[num_frames:]
+        if is_last:  # the end id is not a word, and the remaining codes follow it
+            laid += [*ids[-1:], *self.codes]
+            self.codes = ()
+        return Track.extend(self, laid, is_last)
+
+    def follow(self, tracker: Any) -> None:
+        """Record the reply's position and number of given rows."""
+        self.position, self.num_given = tracker.position, tracker.num_given
+
+    def is_behind(self, num_rows: int, num_given: int) -> bool:
+        """Return True if the reply's newest row is a given row whose id has not arrived."""
+        return self.is_open and num_given > len(self.ids)
+
+    @property
+    def place(self) -> int:
+        """Index of the next id in a slot's tables: the id's index in `ids`."""
+        return len(self.ids)
+
+    @property
+    def num_known(self) -> int:
+        """Number of rows that the model may read, assuming that all further rows are given rows."""
+        return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
+
+    @property
+    def num_total(self) -> int:
+        """Number of given rows of the reply; ENDLESS while the text is open."""
+        return ENDLESS if self.is_open else len(self.ids)
+
+    @property
+    def min_frames(self) -> int:
+        """Minimum number of frames: 0, because given rows already keep the reply from ending before its text."""
+        return 0
+
+    def fill(self, codes: np.ndarray, first: int) -> None:
+        """Write known ids into the given rows of `codes` [n, S - 1]."""
+        words = codes[:, self.lanes]
+        is_known = (words < 0) & (words >= -len(self.ids))
+        words[is_known] = self.ids[-1 - words[is_known], 0]
+
+
+def num_leading(ids: Sequence[int], codes: range) -> int:
+    """Return how many ids at the start of `ids` are in `codes`."""
+    return next((index for index, token_id in enumerate(ids) if token_id not in codes), len(ids))
+
+
+def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
+    """Reshape ids in row order to the rows of a track, int32 [n, width]."""
+    return np.asarray(ids, np.int32).reshape(-1, width)
+
+
+class Word(NamedTuple):
+    """Word of a script, as places in the script's tokens.
+
+    Attributes:
+        end: Place after its last token; its first one follows the word before.
+        padding: Minimum number of rows without a new word after it.
+        ahead_start: Place of the first token of the word that the second stream shows in advance.
+        ahead_end: Place after the last token of that word; `ahead_start` if there is none.
+    """
+
+    end: int
+    padding: int
+    ahead_start: int
+    ahead_end: int
+
+
+@dataclass(slots=True)
+class WordTrack(Track):
+    """Words that the model asks for (`WordScript`): `ids` [n, 1] are words as `pack_word` returns them.
+
+    A word becomes known once the word that the second stream shows in advance is known, or the text is complete.
+
+    Attributes:
+        script: Rules of the words.
+        tokens: Tokens of all words, one after the other.
+        words: Known words, in order.
+        waiting: Ends and paddings of the words that have arrived and are not known yet.
+        capacity: Number of tokens, and of words, for which a slot has room.
+        position: Index of the reply's next row, counted from the first row of the prompt.
+        num_free: Minimum number of further rows that the known words suffice for.
+    """
+
+    script: WordScript = field(default_factory=WordScript)
+    tokens: list[int] = field(default_factory=list)
+    words: list[Word] = field(default_factory=list)
+    waiting: list[tuple[int, int]] = field(default_factory=list)
+    capacity: int = 0
+    position: int = 0
+    num_free: int = 0
+
+    @classmethod
+    def begin(
+        cls, lanes: slice, first_row: int, ids: Sequence[int], text: TextTrack, is_open: bool, capacity: int
+    ) -> "WordTrack":
+        """Return the track of a reply that begins with row `first_row`.
+
+        Args:
+            lanes: Index of the second stream among streams 1 to S - 1.
+            first_row: First row of the reply.
+            ids: Packed words, with the end id if the text is complete.
+            text: The family's text track.
+            is_open: True if more text follows.
+            capacity: Number of tokens, and of words, for which a slot has room.
+        """
+        assert text.words is not None
+        track = cls(
+            lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
+            script=text.words, capacity=capacity, position=first_row,
+        )  # fmt: skip
+        track.extend(ids, not is_open)
+        track.num_free = WordMachine(track).num_free
+        return track
+
+    def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
+        """Append words; return the entries that they add to the table of a slot, int32 [n, 2]: place and value."""
+        first_token, first_word = len(self.tokens), len(self.words)
+        for tokens, padding in unpack_words(ids[:-1] if is_last else ids):
+            self.tokens += tokens
+            self.waiting.append((len(self.tokens), padding))
+        Track.extend(self, ids, is_last)
+        self._note_known()
+        self.num_free += sum(map(self._num_rows, range(first_word, len(self.words))))
+        return np.concatenate([self.token_entries(first_token), self.word_entries(first_word)])
+
+    def _note_known(self) -> None:
+        """Move words from `waiting` to `words` as far as the words ahead of them are known."""
+        num_moved = 0
+        for index, (end, padding) in enumerate(self.waiting):
+            begin = self.words[-1].end if self.words else 0
+            ahead = self._ahead(index) if self.script.ahead and end > begin else (end, end)
+            if ahead is None:
+                break
+            self.words.append(Word(end, padding, *ahead))
+            num_moved += 1
+        del self.waiting[:num_moved]
+
+    def _ahead(self, index: int) -> tuple[int, int] | None:
+        """Return the places of the word `ahead` words after one that waits; None while it is not known."""
+        begin, left = self.waiting[index][0], self.script.ahead
+        for end, _ in self.waiting[index + 1 :]:
+            left -= end > begin  # breaks do not count
+            if left == 0:
+                return begin, end
+            begin = end
+        return None if self.is_open else (begin, begin)
+
+    def token_entries(self, first: int = 0) -> np.ndarray:
+        """Return the table entries of the tokens from number `first`, int32 [n, 2]."""
+        values = np.array(self.tokens[first:], np.int32)
+        return np.stack([np.arange(first, first + len(values), dtype=np.int32), values], 1)
+
+    def word_entries(self, first: int = 0) -> np.ndarray:
+        """Return the table entries of the known words from number `first`, int32 [n, 2]."""
+        values = np.array(self.words[first:], np.int32).reshape(-1)
+        start = self.capacity + len(Word._fields) * first
+        return np.stack([np.arange(start, start + len(values), dtype=np.int32), values], 1)
+
+    def _num_rows(self, index: int) -> int:
+        """Return the minimum number of rows from the one that takes a word to the one that may take the next."""
+        word, begin = self.words[index], self.words[index - 1].end if index else 0
+        num_tokens = word.end - begin
+        if num_tokens == 0:
+            return max(1, word.padding)
+        return 1 + max(num_tokens - bool(self.script.ahead), word.padding)
+
+    def follow(self, tracker: Any) -> None:
+        """Record the reply's position, and how many rows the known words suffice for."""
+        self.position, self.num_free = tracker.position, tracker.words.num_free
+
+    def is_behind(self, num_rows: int, num_given: int) -> bool:
+        """Return True if a reply needs words that have not arrived; `num_given` rows can be generated without them."""
+        return self.is_open and num_given == 0
+
+    @property
+    def num_known(self) -> int:
+        """Number of rows after which the model may need a word that has not arrived; ENDLESS for a complete text."""
+        return self.position + self.num_free - 1 if self.is_open else ENDLESS
+
+    @property
+    def num_total(self) -> int:
+        """Number of words of the text; ENDLESS while it is open."""
+        return ENDLESS if self.is_open else len(self.words)
+
+    @property
+    def min_frames(self) -> int:
+        """Minimum number of frames: 0, because the reply cannot end before its text."""
+        return 0
+
+    def fill(self, codes: np.ndarray, first: int) -> None:
+        """Do nothing, because the rows of the reply contain the ids of both streams."""
+
+
+@dataclass(slots=True)
+class WordMachine:
+    """State of the words of a reply, moved on by each row; `WordStates` and `words_kernel` do the same for a batch.
+
+    A row takes the next word if the model asks for it by `new_id`. It may not ask while tokens of a word are left or
+    `forced` is positive, and asks in any case when `remaining` is 0.
+
+    Attributes:
+        track: Words of the text.
+        remaining: Number of rows in which the model may still wait before the next word.
+        forced: Number of rows in which it has to wait.
+        main_at: Place of the next token of the current word.
+        main_end: Place after its last token.
+        second_at: Place of the next token on the second stream.
+        second_end: Place after its last token.
+        taken: Number of words taken, including breaks.
+        end: Position of the row that asked for a word when none was left; -1 before.
+    """
+
+    track: WordTrack
+    remaining: int = -1
+    forced: int = -1
+    main_at: int = 0
+    main_end: int = 0
+    second_at: int = 0
+    second_end: int = 0
+    taken: int = 0
+    end: int = -1
+
+    def __post_init__(self) -> None:
+        if self.remaining < 0:
+            self.remaining = self.forced = self.track.script.initial_padding
+
+    @property
+    def state(self) -> list[int]:
+        """The eight integers of the state, in the order of `WORD_STATE`."""
+        return [getattr(self, name) for name in WORD_STATE]
+
+    @property
+    def num_free(self) -> int:
+        """Minimum number of further rows that the known words suffice for."""
+        rows = map(self.track._num_rows, range(self.taken, len(self.track.words)))
+        return max(self.main_end - self.main_at, self.forced) + sum(rows)
+
+    def push(self, position: int, token: int) -> tuple[int, int]:
+        """Move on by one row.
+
+        Args:
+            position: Position of the row.
+            token: Id that the model sampled on stream 0, or the id that the row carries there.
+
+        Returns:
+            Id of stream 0 in the row, and the token of the second stream, or -1 for none.
+        """
+        script, words = self.track.script, self.track.words
+        is_waiting = self.main_at < self.main_end or self.forced > 0
+        asks = not is_waiting and (token == script.new_id or self.remaining <= 0)
+        begins = ends = False
+        if asks and self.taken < len(words):
+            begins = self._take(words[self.taken])
+        elif asks and self.end < 0:
+            ends, self.end = True, position
+        marks = begins or (ends and script.ahead > 0)
+        if not marks:
+            self.remaining, self.forced = max(self.remaining - 1, 0), max(self.forced - 1, 0)
+        main, second = script.pad_id, -1
+        if marks and not script.ahead:
+            main = script.new_id
+        elif self.main_at < self.main_end:
+            main, self.main_at = self.track.tokens[self.main_at], self.main_at + 1
+        elif asks:
+            main = script.wish_id
+        if script.ahead and marks:
+            second = script.new_id
+        elif self.second_at < self.second_end:
+            second, self.second_at = self.track.tokens[self.second_at], self.second_at + 1
+        return main, second
+
+    def follow(self, position: int, token: int) -> None:
+        """Move on by a row whose stream 0 is known: any id but a pad shows that the model asked, if it could."""
+        script = self.track.script
+        self.push(position, script.pad_id if token == script.pad_id else script.new_id)
+
+    def _take(self, word: Word) -> bool:
+        """Take a word; return False for a break."""
+        self.taken, self.forced = self.taken + 1, word.padding
+        if word.end == self.main_end:
+            return False
+        self.main_end, self.remaining = word.end, self.track.script.max_padding
+        if word.ahead_end > word.ahead_start:
+            if self.second_at == self.second_end:
+                self.second_at = word.ahead_start
+            self.second_end = word.ahead_end
+        return True
+
+    def newest_word(self) -> list[int]:
+        """Return the tokens of the word that was taken last."""
+        first = self.track.words[self.taken - 2].end if self.taken > 1 else 0
+        return self.track.tokens[first : self.track.words[self.taken - 1].end]
+
+
+WORD_STATE = ("remaining", "forced", "main_at", "main_end", "second_at", "second_end", "taken", "end")

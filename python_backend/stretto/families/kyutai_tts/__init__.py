@@ -1,0 +1,11 @@
+"""Kyutai TTS: the model asks for the words of a text one by one, and its speech follows them by a fixed delay."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="kyutai_tts",
+    build=lazy("stretto.families.kyutai_tts.family:build", "kyutai_tts"),
+    open_template=lazy("stretto.families.kyutai_tts.prompt:open_template"),
+    text_codec=lazy("stretto.families.kyutai_tts.words:open_text_codec"),
+    convert="stretto.families.kyutai_tts.convert",
+)

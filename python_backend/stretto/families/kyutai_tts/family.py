@@ -1,0 +1,173 @@
+"""Kyutai TTS: a row carries a token of the text, and a frame of speech that follows the text by a fixed delay D.
+
+    stream 0        begin  -   -    PAD  new  w0  w0' PAD  new  w1 …   the words of the text, as the model asks for them
+    stream 1        begin  -   …    v0   v1   …   a0  a1  a2  …        codebook 0: frame i, D rows after text i
+    streams 2 … K   begin  begin …  -    -    v0  v1  …   a0  a1  …    its other codebooks, later by the delay of each
+
+`v` are frames of a recording of the voice, whose text is empty: the prompt. The model samples a text id in each row, of
+which only one counts: it asks for the next word. Audio frame i is spoken at the time of text i, so the rows in which
+words begin are word times. Guidance compares with a request that sees neither the text nor the recording.
+
+Delayed streams modeling: https://arxiv.org/abs/2509.08753. Where a number is published only in the config.json of
+`kyutai/tts-0.75b-en-public`, the default is that of `kyutai/tts-1.6b-en_fr`; conversion writes the release's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext, WordScript
+from stretto.families.kyutai_stt.family import FRAME_RATE, PAD, KyutaiVocabulary
+from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
+
+NAME = "kyutai_tts"
+NEW_WORD = 0  # text id with which the model asks for a word
+MAX_PADDING, INITIAL_PADDING, FINAL_PADDING = 8, 2, 4  # rows, as in the authors' `TTSModel`
+MAX_TEXT_CHARS, MAX_VOICE_S, MAX_DELAY = 5000, 30.0, 64
+GUIDANCE_SCALE = 2.0
+END_OF_WORDS = 0  # after packed words, which begin with 1 or more
+DEPTH = DepthSpec(
+    hidden=1024,
+    intermediate=2048,
+    num_layers=4,
+    num_heads=16,
+    num_kv_heads=16,
+    head_dim=64,
+    eps=1e-8,
+    schedule=(*range(8), *[8] * 8),
+)
+
+
+@dataclass(frozen=True)
+class TtsVocabulary(KyutaiVocabulary):
+    """Ids of text, then four ids of our own, then the codes of each codebook with its initial id.
+
+    Attributes:
+        num_text_ids: Number of text ids that the model samples.
+        num_codebooks: Number of codebooks of the speech, K.
+        codebook_size: Number of codes per codebook.
+        delays: Delay of each codebook in rows; that of the first is 0.
+        delay_rows: Rows by which the speech follows the text, D.
+        max_model_len: Maximum number of rows.
+        depth: Depth transformer.
+        voices: Names of the voices that the checkpoint has recordings of.
+    """
+
+    num_text_ids: int = 8000
+    num_codebooks: int = 16
+    codebook_size: int = 2048
+    delays: tuple[int, ...] = (0, *[2] * 15)
+    delay_rows: int = 16
+    max_model_len: int = 4096
+    depth: DepthSpec = field(default=DEPTH)
+    voices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
+            raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
+        if not 0 <= self.delay_rows <= MAX_DELAY or max(self.delays) > MAX_DELAY:
+            raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delay_rows} and {self.delays}")
+
+    @property
+    def wish_id(self) -> int:
+        """Text id of a row where the model asked for a word, and got a break or nothing; embedded as PAD is."""
+        return self.num_text_ids
+
+    @property
+    def initial_text(self) -> int:
+        return self.num_text_ids + 1
+
+    @property
+    def end_of_reply(self) -> int:
+        return self.num_text_ids + 2
+
+    @property
+    def nothing(self) -> int:
+        return self.num_text_ids + 3
+
+    @property
+    def vocab_size(self) -> int:
+        return self.nothing + 1 + self.num_codebooks * (self.codebook_size + 1)
+
+    @property
+    def first_codes(self) -> tuple[int, ...]:
+        """First id of each codebook."""
+        return tuple(range(self.nothing + 1, self.vocab_size, self.codebook_size + 1))
+
+    @property
+    def initial_ids(self) -> tuple[int, ...]:
+        """Id of each sampled stream in the first row."""
+        return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+
+    @property
+    def row_delays(self) -> tuple[int, ...]:
+        """Delay of each codebook behind the text, in rows."""
+        return tuple(self.delay_rows + delay for delay in self.delays)
+
+    @property
+    def script(self) -> WordScript:
+        """Rules of the words that the model asks for."""
+        return WordScript(
+            new_id=NEW_WORD,
+            pad_id=PAD,
+            wish_id=self.wish_id,
+            max_padding=MAX_PADDING,
+            initial_padding=INITIAL_PADDING,
+            tail_rows=FINAL_PADDING + max(self.row_delays),
+        )
+
+    @property
+    def layout(self) -> StreamLayout:
+        """Streams of a row; the last one is empty."""
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(self.wish_id + 1), *(range(first, first + self.codebook_size) for first in self.first_codes)),
+            delays=(0, *self.row_delays),
+            codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
+            num_input_only=1,
+            initial=self.initial_ids,
+            pad_id=self.nothing,
+        )
+
+
+def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    # Defaults of `TTSModel` and `simple_generate`; top-k values of `LMGen`.
+    sampling = SamplingConfig(
+        text=SegmentSampling(temperature=0.0),
+        audio=SegmentSampling(temperature=0.6, top_k=25, max_rows=vocabulary.max_model_len),
+        depth=CodeSampling(temperature=0.6, top_k=250),
+        guidance_scale=GUIDANCE_SCALE,
+    )
+    second = 1 + vocabulary.num_codebooks
+    return Family(
+        name=NAME,
+        layout=vocabulary.layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), sampling, system=("audio",)),),
+        codec="mimi",
+        end_of_reply=vocabulary.end_of_reply,
+        end_of_text=vocabulary.end_of_reply,
+        end_of_audio=vocabulary.end_of_reply,
+        transition=(),
+        guided_streams=tuple(range(1, second)),
+        unconditional=UnconditionalContext(
+            null_id=vocabulary.nothing, keep_first=1, keep_last=0, hidden_streams=(0, second), hides_recording=True
+        ),
+        voices=vocabulary.voices,
+        max_text_chars=MAX_TEXT_CHARS,
+        max_audio_s=MAX_VOICE_S,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=2,
+        steady_chunk_frames=12,
+        tail=NO_TAIL,
+        depth=vocabulary.depth,
+        text_track=TextTrack(second, vocabulary.nothing, END_OF_WORDS, is_usual=True, words=vocabulary.script),
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return kyutai_tts(TtsVocabulary.from_record(vocabulary) if vocabulary else TtsVocabulary())

@@ -1,0 +1,96 @@
+"""Words of a text for Kyutai TTS, split as by the authors' `script_to_entries`, whole or while the text is written."""
+
+import re
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.base import Family
+from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
+from stretto.families.kyutai_tts.family import TtsVocabulary
+from stretto.families.moshi.reader import PieceReader
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, TextCodec, sentencepiece_at
+from stretto.records.prompt import pack_word
+
+REPLACED = str.maketrans({"’": "'", ":": " ", "(": None, ")": None})
+BORDER = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
+# The beginning of a break, at the end of a text that goes on.
+OPEN_BREAK = re.compile(
+    r'<(?:b(?:r(?:e(?:a(?:k(?:\s+(?:t(?:i(?:m(?:e(?:=(?:"(?:[0-9]+(?:\.[0-9]*)?(?:s(?:"\s*/?)?)?)?)?)?)?)?)?)?)?)?)?)?)?)?$'
+)
+MAX_BREAK_S = 60.0
+MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
+
+
+class WordStream:
+    """Incremental conversion of one text to packed words. A word ends with a space, a break or the end of the text.
+
+    Args:
+        tokenizer: Tokenizer of the checkpoint.
+        path: Name of the text in error messages.
+    """
+
+    def __init__(self, tokenizer: PlainTokenizer, path: str = "text"):
+        self._tokenizer, self._path, self._rest = tokenizer, path, ""
+
+    def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
+        """Append text without changing this stream.
+
+        Args:
+            text: Next part of the text.
+            is_last: True if the text ends with this part.
+
+        Returns:
+            Packed words that have become known, and the stream that continues after `text`.
+
+        Raises:
+            InvalidRequest: A word or a break is too long, or the model has no token for part of the text.
+        """
+        behind = copy(self)
+        ids, rest = list[int](), self._rest + text.translate(REPLACED)
+        open_break = None if is_last else OPEN_BREAK.search(rest)
+        stop = open_break.start() if open_break else len(rest)
+        while (border := BORDER.search(rest, 0, stop)) is not None:
+            ids += self._packed(rest[: border.start()])
+            if border[1] is not None:
+                ids += self._pause(border[1])
+            rest, stop = rest[border.end() :], stop - border.end()
+        if len(rest) > MAX_WORD_CHARS:
+            raise InvalidRequest(self._path, f"words of at most {MAX_WORD_CHARS} characters", f"{len(rest)} characters")
+        if is_last:
+            ids, rest = ids + self._packed(rest), ""
+        behind._rest = rest
+        return ids, behind
+
+    def _packed(self, word: str) -> list[int]:
+        """Return a word, packed; empty for an empty word."""
+        if not word:
+            return []
+        tokens = self._tokenizer.encode(word)
+        if len(tokens) > MAX_WORD_TOKENS:
+            raise InvalidRequest(self._path, f"words of at most {MAX_WORD_TOKENS} tokens", f"{len(tokens)} tokens")
+        if not tokens or min(tokens) <= PAD:  # ids that control the model, and unknown characters
+            raise InvalidRequest(self._path, "text that the model has tokens for", shown(word))
+        return pack_word(tokens, len(tokens))
+
+    def _pause(self, seconds: str) -> list[int]:
+        """Return a break, packed."""
+        if float(seconds) > MAX_BREAK_S:
+            raise InvalidRequest(self._path, f"breaks of at most {MAX_BREAK_S:g} s", f"{shown(seconds)} s")
+        return pack_word([], round(float(seconds) * FRAME_RATE))
+
+
+def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
+    """Return the text codec with a checkpoint's SentencePiece model."""
+    path = checkpoint / SENTENCEPIECE_FILE
+    known, tokenizer = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path)
+    tokens = tokenizer.tokens
+    if len(tokens) != known.num_text_ids:
+        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokens)}")
+
+    def no_words(token_ids: Sequence[int]) -> list[int | None]:
+        return [None] * len(token_ids)  # words are marked as they are taken
+
+    return TextCodec(lambda task: PieceReader(tokens), no_words, lambda: WordStream(tokenizer))
