@@ -55,7 +55,7 @@ class CallerDisconnected(ApiError):
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`, which is cancelled if the client disconnects first.
+    """Return the result of `work`; cancel it if the client disconnects first.
 
     Args:
         receive: The request's ASGI `receive`.
@@ -91,7 +91,7 @@ class Waiter:
 
 
 class Admission:
-    """Slots for `max_active` concurrent utterances, and a first-come queue of `max_waiting` requests.
+    """Slots for `max_active` concurrent utterances, and a FIFO queue of `max_waiting` requests.
 
     A caller may use at most as many units of either limit as remain free. A single caller gets half, and a second one a
     quarter. Some capacity therefore always remains for the next caller.
@@ -174,7 +174,7 @@ def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool
 
 
 class Held:
-    """Memory held for callers, in bytes. The total is at most `max_held_bytes`.
+    """Account of the memory held for callers, in bytes. The total is at most `max_held_bytes`.
 
     The guard has an instance for HTTP requests. It counts the part of each body beyond 64 KiB, recordings of stored
     voices, and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as

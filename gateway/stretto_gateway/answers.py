@@ -55,7 +55,7 @@ def refused(param: str, expected: str, got: object) -> ApiError:
 
 
 def mismatch(param: str, expected: str, found: str) -> ApiError:
-    """Return the error for a request field whose value the message describes instead of showing it.
+    """Return the error for an invalid field, with a message that describes the value.
 
     Args:
         param: Path of the field.
@@ -105,7 +105,7 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
-    """Return the server's error with the server's field name replaced by the request's field name."""
+    """Return the server's error, in which the request's field name replaces the server's."""
     match = FIELD.match(message)
     if match is None:
         return ApiError(400, message, code="invalid_value")
@@ -139,8 +139,8 @@ class ErrorAnswer(TypedDict):
 class Talks(TypedDict):
     """Task that answers the turns of a conversation.
 
-    `needs` lists the parts that a user's turn must have, and `also` the parts that it may also have. `speaks` is true
-    if replies are audio.
+    `needs` lists the parts that a user turn must have, and `also` lists the parts that it may have in addition.
+    `speaks` is true if replies are audio.
     """
 
     task: str

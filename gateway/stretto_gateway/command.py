@@ -36,7 +36,7 @@ MAX_ALIAS_CHARS = 200
 
 
 class Server(uvicorn.Server):
-    """uvicorn server that notifies the launcher when it listens, and the gateway when it shuts down."""
+    """uvicorn server that notifies the launcher once it listens, and the gateway on shutdown."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)

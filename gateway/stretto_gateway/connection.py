@@ -298,7 +298,7 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
     def _check(self, num_unread: int, num_checks: int) -> None:
-        """Check the client's progress; disconnect the client if there was none and no checks are left.
+        """Check the client's progress; disconnect if there was none and no checks are left.
 
         Args:
             num_unread: Number of unsent bytes at the first check. If the number is now smaller, there was progress.
@@ -410,7 +410,7 @@ class Socket(WebSocketsSansIOProtocol):
             super().handle_events()
 
     def handle_ping(self) -> None:
-        """Answer pings; while the client does not read, keep only the last pong (RFC 6455, section 5.5.3)."""
+        """Answer pings; while the client does not read, keep only the last pong (RFC 6455, 5.5.3)."""
         if self.writable.is_set() or self.conn.close_rcvd is not None:
             super().handle_ping()
         else:
@@ -432,7 +432,7 @@ class Socket(WebSocketsSansIOProtocol):
             self._next = self.loop.call_soon(self._parse)
 
     def _parse(self) -> None:
-        """Parse received data as far as the limits allow, and resume reading once no data is left."""
+        """Parse received data as far as the limits allow; resume reading once all is parsed."""
         self._next = None
         last = self._num_frames + TURN_FRAMES
         while self._unparsed and not self.transport.is_closing() and (self.close_sent or not self.read_paused):

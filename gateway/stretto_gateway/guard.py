@@ -111,11 +111,11 @@ def is_own_page(origin: str | None, host: str) -> bool:
 
 
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
-    """Return True if a browser page may have sent the request, without an Origin header, to a DNS name.
+    """Return True if a browser page may have sent this request to a DNS name without an Origin.
 
     Browsers send `Accept-Language`, which a page may change but not remove; other programs do not send it. JavaScript
-    programs may send it, but together with `Sec-Fetch-Mode`. Browsers send that header only to `localhost` and to hosts
-    with a certificate for their name.
+    programs may send it, but together with `Sec-Fetch-Mode`. Browsers send `Sec-Fetch-Mode` only to `localhost`
+    and to hosts that have a certificate for their name.
     """
     is_browser = b"accept-language" in headers and b"sec-fetch-mode" not in headers
     return is_browser and method in ("GET", "HEAD") and not is_address(headers.get(b"host", ""))

@@ -1,4 +1,4 @@
-"""Response metrics, as Prometheus metrics with names common among speech servers, and as spans.
+"""Response metrics: Prometheus metrics, named as in other speech servers, and spans.
 
 If an OpenTelemetry collector is configured, these spans are exported to it (OTLP over HTTP):
 

@@ -51,7 +51,7 @@ It is the busier by one for as long as the block runs."""
 
 
 class RoutedClient:
-    """Client with those methods of SpeechClient that the gateway uses; `choose` selects the servers.
+    """Client with the SpeechClient methods that the gateway uses; `choose` selects the servers.
 
     If a server is unavailable, an utterance is retried on another server, unless some of its output has been received.
     In that case, the utterance raises ServerUnavailable.
@@ -67,7 +67,7 @@ class RoutedClient:
         self._profile: ModelProfile | None = None
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
-        """Speak a text as SpeechClient does. Streamed text stays on a single server."""
+        """Speak a text as SpeechClient does. A streamed text is not moved to another server."""
         attempts = ATTEMPTS if isinstance(text, str) else 1
         return self._routed("", lambda client: client.speak(text, **options), attempts)
 
@@ -102,7 +102,7 @@ class RoutedClient:
         total_s: float | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
-        """Run a full-duplex session as SpeechClient does, on a single server."""
+        """Run a full-duplex session as SpeechClient does. It is not moved to another server."""
 
         def begin(client: SpeechClient) -> Speech:
             return client.talk(pieces, sample_rate, system=system, voice=voice, total_s=total_s, **options)
@@ -110,7 +110,7 @@ class RoutedClient:
         return self._routed("", begin, attempts=1)
 
     def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
-        """Answer a conversation as SpeechClient does.
+        """Send a conversation as SpeechClient does, and return the events of the reply.
 
         The turns of a conversation use the same server as long as it has capacity.
         """

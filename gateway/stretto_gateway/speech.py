@@ -88,7 +88,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; also raise ApiError if the text is too long or incomplete."""
+    """Return the result of `voice_options`; raise ApiError if the text is too long or left open."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")
@@ -308,7 +308,7 @@ class Room:
         self._size = self._left = num_bytes
 
     def reserve(self, num_bytes: int) -> None:
-        """Take `num_bytes` from the budget; raise ApiError if it is exceeded."""
+        """Take `num_bytes` from the budget; raise ApiError if the budget is exceeded."""
         self._left -= num_bytes
         if self._left < 0:
             raise ApiError(413, f"input: the batch has more than {self._size} bytes of audio; send fewer items at once")

@@ -76,9 +76,9 @@ class Body(BaseModel):
 
 
 def first_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return at most the first MAX_NAMES + 1 names.
+    """Return the first MAX_NAMES + 1 names, or all if there are fewer.
 
-    The response header lists MAX_NAMES names. The additional name shows that the list was cut.
+    The response header lists at most MAX_NAMES names. The additional one shows that the list was cut.
     """
     return tuple(name for name, _ in zip(names, range(MAX_NAMES + 1), strict=False))
 
@@ -389,7 +389,7 @@ class SpeechFields(WithOptions):
         return cast(SpeakArguments, options)  # the server checks the types
 
     def _check_task_type(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Ignore a `task_type` that does not match the way in which this model selects a voice."""
+        """Record a `task_type` as ignored if it does not describe how this model selects a voice."""
         clones = "audio" in find_task(profile, ("tts",), "text to speech").system
         designs = "instruct" in profile.options and not clones and not profile.voices
         ways = {"Base": clones, "CustomVoice": bool(profile.voices), "VoiceDesign": designs}

@@ -230,7 +230,7 @@ class StreamSession:
         return event
 
     def _ignored(self, config: SessionConfig) -> Ignored:
-        """Return a configuration's fields that have no effect; with `--strict`, raise ApiError for them."""
+        """Return the configuration fields without effect; with `--strict`, raise ApiError for them."""
         ignored = Ignored(config, self._gateway.strict)
         if config.stream_audio is False:
             ignored.add("stream_audio", "true or no value (audio is always sent as it is generated)", False)

@@ -85,7 +85,10 @@ class TranscriptionForm(TranslationForm):
             raise refused("response_format", "json or text, because stream is true", self.response_format)
 
     def check_language(self, profile: ModelProfile, ignored: Ignored) -> None:
-        """Record `language` as ignored unless it is the model's only language; strict gateways accept any."""
+        """Record `language` as ignored unless it is the model's only language.
+
+        Even a strict gateway accepts any language.
+        """
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
             ignored.record("language")
 

@@ -3,8 +3,8 @@
     FOLDER/OWNER/voice_….recording      a line of JSON, then the bytes of the recording
 
 Ids are 128 random bits and contain nothing from the caller. OWNER is a digest of the key with which the voice was
-added, so callers with other keys cannot find it. If the gateway has no keys, OWNER is `everybody`. Files are written
-atomically.
+added, so callers with other keys cannot find that voice. If the gateway has no keys, OWNER is `everybody`. Files are
+written atomically.
 """
 
 import fcntl

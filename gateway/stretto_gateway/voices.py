@@ -136,7 +136,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 async def recorded_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> RecordedVoice | None:
-    """Return the recorded voice that a request selects; None if it selects a named voice or none.
+    """Return the recorded voice that a request selects; None if it selects no recorded voice.
 
     Args:
         gateway: The gateway, with the stored voices.

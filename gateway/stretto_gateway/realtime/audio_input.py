@@ -80,7 +80,7 @@ class Edge:
     Attributes:
         is_start: True for the start.
         sample: Position of the start or end in the received samples.
-        processed: Number of samples that had been processed when it was detected.
+        processed: Number of samples that had been processed when the start or end was detected.
     """
 
     is_start: bool
@@ -257,7 +257,7 @@ class InputBuffer:
 
     @property
     def num_committable(self) -> int:
-        """Number of samples that a client may commit: with turn detection, none before speech begins."""
+        """Number of samples that a client may commit; 0 before speech begins, with turn detection."""
         return self.num_samples if self._detector is None or self._detector.has_begun else 0
 
     @property
@@ -268,7 +268,7 @@ class InputBuffer:
         return self._detector.processed if self._detector.has_begun else self._start
 
     def since(self, first: int, until: int) -> bytes:
-        """Return the buffered samples between the positions `first` and `until` in the received samples."""
+        """Return the buffered samples from position `first` to `until` of all received samples."""
         begin, end = (SAMPLE_BYTES * max(0, at - self._start) for at in (first, until))
         return bytes(self._pcm[begin:end])
 
@@ -303,7 +303,7 @@ class InputBuffer:
         return edge
 
     def pop_turn(self, until: int | None = None) -> bytes:
-        """Remove and return the samples before position `until` in the received samples; None for all."""
+        """Remove and return the samples before position `until`, or all samples if it is None."""
         end = len(self._pcm) if until is None else SAMPLE_BYTES * (until - self._start)
         pcm = bytes(self._pcm[:end])
         self._drop(self.end if until is None else until)

@@ -42,7 +42,7 @@ class ClientSecret:
     """Short-lived key that opens realtime sessions with given settings.
 
     Attributes:
-        owner: Owner of the API key that created it, who also owns its sessions.
+        owner: Owner of the API key that created the secret; this owner also owns the sessions.
         settings: Settings of the sessions.
         expires_s: Expiry, in seconds of the monotonic clock.
         num_bytes: Memory of the secret.

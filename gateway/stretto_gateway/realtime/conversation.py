@@ -126,7 +126,7 @@ class Conversation:
         return sum(item.num_bytes for item in self.items)
 
     def add(self, item: Item, behind: str | None = None) -> str | None:
-        """Insert an item after the item with id `behind`, or at the end; return the id of the item before it."""
+        """Insert an item after the item `behind`, or at the end; return the preceding item's id."""
         if any(item.item_id == each.item_id for each in self.items):
             message = f"item.id: expected an id that no other item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
@@ -142,7 +142,7 @@ class Conversation:
         return self.items[place - 1].item_id if place else None
 
     def grow(self, item: Item, num_bytes: int) -> bool:
-        """Account for `num_bytes` more of an item; return False if the item has been removed.
+        """Add `num_bytes` to an item's accounted memory; return False if the item was removed.
 
         Raises:
             ApiError: The memory limit is exceeded.
@@ -187,9 +187,9 @@ class Conversation:
         return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
 
     def _expect_room(self, num_bytes: int) -> None:
-        """Raise ApiError if a system item exceeds the limits.
+        """Raise ApiError if a system item of `num_bytes` would exceed the limits.
 
-        No other item is removed to make room for it.
+        No other item is removed to make room for a system item.
         """
         if len(self.items) >= self._max_items:
             expected = f"at most {self._max_items} items in the conversation, including system messages"

@@ -30,9 +30,9 @@ class Persona:
     """Role and voice of a model, from the settings of a session.
 
     Attributes:
-        role: Role of the model; empty without one.
-        voice: Name of the voice that the model has; None for its default.
-        voice_name: Name in the settings.
+        role: Role of the model; empty for none.
+        voice: The model's name for the voice; None for its default voice.
+        voice_name: Name of the voice in the settings.
         ignored: Settings without effect.
     """
 
@@ -85,8 +85,8 @@ class DuplexReply(Reply):
 class DuplexSession(Session):
     """Session of one connection with a full-duplex model.
 
-    Its only response begins with the user's first samples. The model takes turns by itself, so events about turns are
-    refused.
+    Its only response begins with the user's first samples. The model takes turns by itself, so client events about
+    turns are rejected.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
@@ -108,7 +108,7 @@ class DuplexSession(Session):
             await asyncio.wait([self._duplex.task])
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
-        """Use the settings, without turn detection and transcription.
+        """Apply the settings, except turn detection and transcription.
 
         Raises:
             ApiError: The session only transcribes, or the role or the voice changes after the first audio.

@@ -24,7 +24,7 @@ from stretto_gateway.speech_request import Body, Text, check_json
 LOG = logging.getLogger("stretto_gateway")
 DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
 Error = TypeVar("Error", bound=BaseException)
-# per second; beyond this, the session ends, because an error costs the gateway more than it costs the client
+# per second; if there are more, the session ends, because errors cost the gateway more than the client
 MAX_ERRORS = 100
 
 
@@ -272,9 +272,9 @@ class ItemReference(Body):
 
 
 class ItemCreate(ClientEvent):
-    """New item, to be inserted after `previous_item_id`.
+    """New item, to be inserted after the item `previous_item_id`.
 
-    It is inserted at the beginning if that is `root`, and at the end if it is missing.
+    If that id is `root`, the item is inserted at the beginning; if it is missing, at the end.
     """
 
     item: ItemFields
@@ -313,7 +313,7 @@ def few_options(options: Any) -> Any:
 
 
 class ReplyFields(ReplyOptions):
-    """Settings of one reply, which override the session's.
+    """Settings of one reply, which override the settings of the session.
 
     `input` contains items to answer instead of the conversation.
     """

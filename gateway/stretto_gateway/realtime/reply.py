@@ -180,7 +180,7 @@ class Reply:
         return self.task is not None and not self.task.done()
 
     def played_samples(self) -> int:
-        """Return the number of samples played so far, if playback started when the first was sent."""
+        """Return the number of samples played so far if playback began when the first one was sent."""
         if self._first_s is None:
             return 0
         return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))

@@ -40,11 +40,11 @@ class Session:
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
         self._next_id = new_id("item")  # id of the user's next item
-        self._last_id: str | None = None  # id of the item before it
+        self._last_id: str | None = None  # id of the item that precedes the next item
         self._is_live, self._num_transcribed = (
             False,
             0,
-        )  # True if turns are transcribed live; number of samples sent for that
+        )  # True if turns are transcribed live; number of samples sent to be transcribed
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,

@@ -397,7 +397,7 @@ def known_value(annotation: Any, old: Any, value: Any, path: str, ignored: list[
 
 
 def inner_model(annotation: Any, kind: Any) -> type[Body] | None:
-    """Return the model of the objects in a field of this type; for a union, the model with type `kind`."""
+    """Return the pydantic model for a field's objects; for a union, the member with type `kind`."""
     found = list(models_in(annotation))
     named = (
         each for each in found if "type" in each.model_fields and kind in get_args(each.model_fields["type"].annotation)
@@ -433,7 +433,7 @@ def ignoring(ignored: Sequence[ApiError]) -> dict[str, list[str]]:
 
 
 def path_in_session(error: ApiError) -> list[str]:
-    """Return the path, within the session, of the field to which `error` refers."""
+    """Return the path within the session of the field that `error` is about."""
     return (error.param or "").split(".")[1:]
 
 

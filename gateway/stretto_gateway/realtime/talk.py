@@ -147,7 +147,7 @@ class Transcriber:
             await self._fail(item, error)
             return
         held, num_bytes = self._gateway.sessions.held, len(item.parts[0].pcm)
-        held.add(num_bytes)  # in addition to the conversation's account, because the item may be deleted there
+        held.add(num_bytes)  # counted separately from the conversation, from which the item may be deleted
         task = tasks.create_task(self._run(item))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -286,7 +286,7 @@ class Talk:
 
     @contextmanager
     def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
-        """Yield the conversation to answer: the session's, or one with the items in `input`."""
+        """Yield the conversation to answer: the session's, or a new one with the items in `input`."""
         if fields.input is None:
             yield self._conversation
             return

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".encoding", ".unfinished"
 CACHE_BYTES = 256 << 20  # maximum total size of all files
-UNUSED_S = 30 * 86_400.0  # age at which an unused file is removed
+UNUSED_S = 30 * 86_400.0  # time without use after which a file is removed
 NONCE_BYTES = 12
 
 
@@ -59,7 +59,7 @@ class EncodedFiles:
 
     @classmethod
     def of_checkpoint(cls, folder: Path, checkpoint: Path, device: str) -> "EncodedFiles | None":
-        """Return the cache of encoded recordings for a checkpoint's encoders, or None if `folder` is unusable.
+        """Return the stored encodings of a checkpoint's encoders, or None if `folder` is unusable.
 
         Args:
             folder: Folder of the files; created if it is missing.
@@ -100,7 +100,7 @@ class EncodedFiles:
         return found
 
     def write(self, digest: bytes, encoded: np.ndarray) -> None:
-        """Store an encoding. If the disk is full or the folder missing, log that it is not stored."""
+        """Store an encoding; if the disk is full or the folder is missing, only log the failure."""
         plain = BytesIO()
         np.save(plain, encoded, allow_pickle=False)
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -148,7 +148,7 @@ _current: ContextVar[list[EncodedFiles]] = ContextVar("encoded_files")
 
 @contextmanager
 def stored_in(files: EncodedFiles | None) -> Iterator[None]:
-    """Make encoders opened within the `with` block store their results in `files`, unless it is None."""
+    """Make encoders opened in the `with` block store their results in `files`, unless None."""
     token = _current.set([] if files is None else [files])
     try:
         yield
@@ -185,7 +185,7 @@ class CachedEncoder:
         self._latest: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._num_bytes = 0
         self._files = files_of_encoder()
-        self._unwritten: set[bytes] = set()  # used once
+        self._unwritten: set[bytes] = set()  # keys of results that have been used only once
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Return the encoder's result for mono `pcm`, float32 [n]."""
@@ -235,7 +235,7 @@ class VectorFormat(AudioFormat):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "VectorFormat":
-        """Return the format in an `audio_config` that contains the width of the vectors."""
+        """Read the format from an `audio_config`, which contains the width of the vectors."""
         return cls(record["hidden_size"])
 
     def num_rows(self, num_frames: int) -> int:
@@ -268,7 +268,7 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
         audio_format: Input format of the model's audio encoder; None if the model has none.
 
     Raises:
-        InvalidRequest: If audio inputs do not match the prompt's rows or the encoder.
+        InvalidRequest: If an audio input does not fit the prompt's rows or the encoder's input format.
     """
     end = 0
     for index, audio in enumerate(prompt.audios):

@@ -1,4 +1,4 @@
-"""Data that describes a model family: streams, special ids, tasks, multi-token steps, depth transformer, defaults."""
+"""Data that describes a model family: streams, ids, tasks, model components and defaults."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -428,15 +428,15 @@ class Family:
         languages: Names of the languages in lower case.
         requires_language: True if a request has to name its language.
         unavailable_languages: Missing packages or files, keyed by the language that cannot be spoken without them.
-        plain_languages: Languages that are read without marks (such as vowel marks), because a helper that would add
-            them is missing.
-        tags: Names in a text, such as `[laugh]`, that the model reads as sounds or a manner of speaking.
+        plain_languages: Languages that are read without marks (such as vowel marks), because the helper that would
+            add the marks is missing.
+        tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         takes_exaggeration: True if the strength of the voice's emotion may be set.
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
-        warm_up, tail: Both ends of the delay pattern, see the drawings in `streams/layout.py`.
+        warm_up, tail: The two ends of the delay pattern (see the drawings in `streams/layout.py`).
         has_stream_bias: True if the checkpoint has `stream_bias.weight` [S, H], which is added to the hidden state
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.

@@ -231,7 +231,7 @@ class Published(Protocol):
             contents: Contents of these files.
 
         Raises:
-            CheckpointError: If parts of the release do not match; the message lists them.
+            CheckpointError: If parts of the release are missing or contradict each other; the message lists them.
         """
         ...
 

@@ -4,8 +4,8 @@ An installed package registers a family through an entry point in the group `str
 family's name and refers to a `FamilyPlugin`, or to a `Family` if the family has no prompts. The stretto package
 registers the built-in families in the same way.
 
-This module also looks up plug-ins by name, and the family of a checkpoint. A checkpoint can name an installed family,
-but cannot contain or name code.
+This module also looks up plug-ins by name, and finds the family of a checkpoint. A checkpoint can name an installed
+family, but it cannot contain or name code.
 
 `speech_sampling` in config.json overrides the sampling defaults of the family:
 
@@ -36,7 +36,9 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 
 
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
-    """Return a function that imports `module:name` when called, and calls it with `first` and its own arguments.
+    """Return a function that imports `module:name` when called.
+
+    It calls the imported object with `first`, followed by its own arguments.
 
     Processes without torch or vLLM import a plug-in's module, so it refers to other modules only by name.
     """
@@ -68,7 +70,7 @@ class FamilyPlugin:
 
     Attributes:
         name: Name of the family, as in `speech_family` of a checkpoint's config.json.
-        build: Function that returns the family for `speech_vocabulary` of config.json, or the published one for None.
+        build: Function that returns the family for `speech_vocabulary` in config.json; None selects the published one.
         open_template: Function that returns the prompt `Template` for a family, checkpoint folder, codec and torch
             device; None if the family has no prompts.
         text_codec: Function that returns the `TextCodec` for a family without a tokenizer and a checkpoint folder; None

@@ -154,7 +154,7 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
         family: Family of the model, which checks the values of codes later.
 
     Raises:
-        InvalidRequest: If the latents are invalid, or the family's frames are of the other kind.
+        InvalidRequest: If the latents are invalid, or the turn has codes and the family needs latents or vice versa.
     """
     path, spec = turn.where("audio"), family.layout.latents
     kind = "codes" if spec is None else "latents"
@@ -237,7 +237,7 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
 
 
 def _check_answered(spoken: tuple[Turn, ...], task: Task) -> None:
-    """Check the input of `task`, which is the last run of turns with the role that it answers."""
+    """Check the input of `task`: the last consecutive turns with the role that the task answers."""
     first = len(spoken)
     while first and spoken[first - 1].role == task.answers:
         first -= 1

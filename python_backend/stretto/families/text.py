@@ -118,7 +118,7 @@ class PlainTokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """SentencePiece tokenizer. It calls the original library, so that ties are resolved in the same way as there.
+    """SentencePiece tokenizer. It uses the original library, which resolves ties in its own way.
 
     Args:
         model: Contents of `tokenizer.model`.

@@ -77,7 +77,7 @@ def vocabulary(
         codec: Folder of the codec; required if the release does not contain the codec.
 
     Raises:
-        CheckpointError: If config, tensors and tokenizer do not match.
+        CheckpointError: If config, tensors and tokenizer contradict each other.
     """
     audio = entry(config, "multimodal_io.discrete_audio")
     if audio.get("ssl_choice") is not None or audio.get("delay_interleave") is not True:

@@ -11,9 +11,10 @@ with either, as in ESPnet's loop. The next row follows the sampled end id, or th
 the text. Earlier turns are allowed except for tts and speak, because the fine-tuned checkpoint was trained for these
 two without earlier turns and without a system turn.
 
-In an audio segment all eight streams are sampled, including pads. Stream s is delayed by s rows and carries the pad of
-its own codebook in rows without a frame. The numbers come from the published checkpoints `espnet/bagpiper*`. A
-checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values of the release.
+In an audio segment, all eight streams are sampled, and a sampled id may be a pad. Stream s is delayed by s rows and
+carries the pad of its own codebook in rows without a frame. The numbers come from the published checkpoints
+`espnet/bagpiper*`. A checkpoint's config.json may override them (`speech_vocabulary`); the converter writes the values
+of the release.
 """
 
 from collections.abc import Mapping

@@ -83,7 +83,7 @@ def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str
         t3: Tensors of the language model by published name.
 
     Raises:
-        CheckpointError: If a file is missing, or tensors do not match; the message lists them.
+        CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
     """
     if known.num_speech_positions < MAX_CODES:
         expected = f"at least {MAX_CODES} rows"
@@ -287,7 +287,7 @@ def _voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> T
 
 
 def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
-    """Raise CheckpointError if a voice's tensors do not match the model."""
+    """Raise CheckpointError if a voice's tensors do not fit the model."""
     speaker, codes, emotion = voice.values()
     if speaker.numel() != X_VECTOR or emotion.numel() != 1:
         got = f"{list(speaker.shape)} and {list(emotion.shape)}"

@@ -39,7 +39,7 @@ SPACE = "[SPACE]"  # token between words
 
 @dataclass(frozen=True)
 class ChatterboxVocabulary(Vocabulary):
-    """Text ids, a pad, speech ids, text positions, speech positions, and voice rows, in this order.
+    """Ids of text, pad, speech, text positions, speech positions and voice rows, in this order.
 
     Speech ids are in the published order, except for the end, which is last: codes, start, unused ids, end.
 
@@ -169,7 +169,7 @@ TURBO: Literal["turbo"] = "turbo"  # `release` in the record of a vocabulary
 
 @dataclass(frozen=True)
 class TurboVocabulary(Vocabulary):
-    """Text ids, a pad, speech ids (codes, start, end), and one row per voice, in this order.
+    """Ids of text, pad, speech (codes, start, end) and one row per voice, in this order.
 
     Attributes:
         num_text_ids: Number of ids in the tokenizer, including tags.

@@ -71,7 +71,9 @@ def chinese_model() -> Path:
 
 
 def read_cangjie(path: Path) -> dict[str, str]:
-    """Map each Chinese character to its spelling: its Cangjie code, and a number if earlier characters have this code.
+    """Map each Chinese character to its Cangjie code.
+
+    If earlier characters have the same code, a number is appended to it.
 
     Args:
         path: JSON list of texts `character<TAB>code`; further columns are ignored.

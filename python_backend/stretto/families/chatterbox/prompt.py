@@ -79,7 +79,7 @@ def normalised(text: str, unchanged: tuple[str, ...] = (), ends: tuple[str, ...]
 
 
 class Recordings:
-    """Recorded voices, cached by the samples of their recordings.
+    """Recorded voices, cached by the samples of the recordings.
 
     Args:
         recording_encoder: Networks that encode recordings.
@@ -134,7 +134,7 @@ class ChatterboxTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the text of the last piece.
 
-        The voice comes from a recording before the text, or is the one called `voice`.
+        The voice is taken from a recording that precedes the text, or else is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name
@@ -209,7 +209,7 @@ class TurboTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the text of the last piece.
 
-        The voice comes from a recording before the text, or is the one called `voice`.
+        The voice is taken from a recording that precedes the text, or else is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name

@@ -52,7 +52,7 @@ def s3gen(
         leaves_out_last: True if the samples of an utterance's last token are not played.
 
     Raises:
-        CheckpointError: If anything does not match; the message describes the mismatch.
+        CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
     """
     stored = open_networks(released_file(folder, file))
     speaking = {name: tensor for name, tensor in stored.items() if not name.startswith(HEARING)}
@@ -88,7 +88,7 @@ def recording_encoder_network(
         recording_encoder: Name of the voice encoder's file.
 
     Raises:
-        CheckpointError: If a file is missing, or tensors do not match; the message lists them.
+        CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
     """
     stored = open_networks(released_file(folder, file))
     try:
@@ -109,8 +109,8 @@ def open_networks(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in a file by name, read on access.
 
     Raises:
-        CheckpointError: If the file cannot be read, or tensors in a state dictionary are not dense and real. A
-            broadcast tensor could claim to have any size.
+        CheckpointError: If the file cannot be read, or a tensor in a state dictionary is not dense and real. Broadcast
+            tensors are rejected, because they could claim to have any size.
     """
     tensors = open_tensors(path)
     odd = [] if path.suffix == ".safetensors" else sorted(name for name, each in tensors.items() if not is_plain(each))
@@ -173,7 +173,7 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
         num_codes: Number of codes in the language model's vocabulary.
 
     Raises:
-        CheckpointError: If the tensors do not match the model.
+        CheckpointError: If a tensor's shape or values do not fit the model.
     """
     tokens, mel, speaker = read_voice_part(name, voice, "gen", VOICE_TENSORS).values()
     is_code = tokens.ndim == 2 and not tokens.is_floating_point() and 0 < tokens.numel() <= LONGEST

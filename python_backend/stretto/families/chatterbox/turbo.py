@@ -53,7 +53,7 @@ from stretto.weights.loading import Part, Plan, check
 POSITIONS = "tfmr.wpe.weight"  # tensor that only Turbo and Nano have
 GPT2_HEAD, MAX_WIDTH = 64, 1 << 14  # GPT-2 head width, and maximum width
 GPT2_FILES = ("vocab.json", "merges.txt")
-MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # tags are listed in the server's profile; 19 are published
+MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # limits, because the profile lists all tags; 19 are published
 
 
 def turbo_tokenizer(folder: Path) -> Tokenizer:
@@ -231,7 +231,7 @@ def turbo_plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tens
 
 
 def check_turbo_voice(name: str, voice: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if a voice's tensors do not match Turbo."""
+    """Raise CheckpointError if a voice's tensors do not fit the Turbo model."""
     speaker, codes = voice.values()
     if speaker.numel() != X_VECTOR:
         raise CheckpointError(f"voice {name}: expected {X_VECTOR} numbers of a speaker, got {list(speaker.shape)}")

@@ -147,7 +147,9 @@ class RecordedVoice:
     codes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def to_array(self) -> np.ndarray:
-        """Concatenate rows, tokens, mel and x-vector to a float32 array [N]. Tokens are below 2^24.
+        """Concatenate rows, tokens, mel and x-vector to a float32 array [N].
+
+        Tokens are less than 2^24, so float32 represents them exactly.
 
         If there are codes, their number and the codes come first.
         """
@@ -213,7 +215,7 @@ class RecordingEncoder(nn.Module):
             pcm: Samples, float32 [n] at 24 kHz, at least 0.5 s.
 
         Returns:
-            Array of `RecordedVoice.to_array`, float32 [N].
+            Result of `RecordedVoice.to_array`, float32 [N].
 
         Raises:
             InvalidRequest: If the recording is silent or almost silent.
@@ -235,11 +237,11 @@ class RecordingEncoder(nn.Module):
         return pcm
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
-        """Return the voice with an x-vector [256], T3's tokens [t], and a recording for S3Gen."""
+        """Return the voice for an x-vector [256], T3 tokens [t], and a recording for S3Gen."""
         return RecordedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if the tensors that compute rows are missing, or their sizes do not match T3.
+        """Raise CheckpointError if tensors that compute rows are missing or do not fit T3.
 
         Args:
             num_rows: Number of rows of a voice.
@@ -300,7 +302,7 @@ class TurboRecordingEncoder(RecordingEncoder):
         return normalised(pcm, MEL_RATE, LOUDNESS)
 
     def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
-        """Return the voice with an x-vector [256], T3's tokens [t], and a recording for S3Gen."""
+        """Return the voice for an x-vector [256], T3 tokens [t], and a recording for S3Gen."""
         row = speaker_row(self.condition, speaker).cpu().numpy()
         return RecordedVoice(row, sound, codes.cpu().numpy().astype(np.int32))
 
@@ -310,7 +312,7 @@ class TurboRecordingEncoder(RecordingEncoder):
         return RecordedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
-        """Raise CheckpointError if the tensors of the speaker row are missing, or their sizes do not match T3."""
+        """Raise CheckpointError if tensors of the speaker row are missing or do not fit T3."""
         made = _made(lambda: [speaker_row(self.condition, torch.zeros(WIDTH))], path)
         if made.shape != (1, hidden_size):
             raise CheckpointError(f"{path}: expected rows {[1, hidden_size]} of a voice, got {list(made.shape)}")
@@ -352,7 +354,7 @@ def load_recording_encoder(
         kind: Class of the networks.
 
     Raises:
-        CheckpointError: If files or tensors are missing or do not match.
+        CheckpointError: If a file or tensor is missing, or does not have the expected shape.
     """
     path = checkpoint / FOLDER / "model.safetensors"
     tensors = read_tensors(path)
@@ -368,7 +370,11 @@ def load_recording_encoder(
 
 
 def _made(make: Callable[[], list[Tensor]], path: Path) -> Tensor:
-    """Return the rows that `make` computes; raise CheckpointError if tensors are missing or do not match."""
+    """Return the rows that `make` computes from tensors.
+
+    Raises:
+        CheckpointError: If a tensor is missing or has an unexpected shape.
+    """
     try:
         return torch.cat(make())
     except (LookupError, RuntimeError) as error:

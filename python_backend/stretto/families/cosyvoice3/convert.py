@@ -222,7 +222,7 @@ def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -
 
 
 def decoder(folder: Path) -> Network:
-    """Return the decoder to be written; raise CheckpointError if its tensors do not match."""
+    """Return the decoder to be written; raise CheckpointError if its tensors are unexpected."""
     tensors = {f"flow.{name}": each for name, each in open_tensors(released_file(folder, "flow.pt")).items()}
     hift = open_tensors(released_file(folder, "hift.pt"))
     tensors |= {f"hift.{name.removeprefix('generator.')}": each for name, each in hift.items()}

@@ -4,8 +4,8 @@
     other prompts  [SOS] instruction [end of prompt]                         text [TASK]           │ c0 c1 c2 …
     streamed text  [SOS] instruction [end of prompt] │ 5 words  15 codes  5 words  15 codes …  rest [TASK] codes …
 
-This is all that the language model reads of the voice. The tokens, mel spectrogram and x-vector of the recording go to
-the decoder. Every speech id that is not a code ends a reply, as in the authors' code.
+The language model reads nothing else about the voice. The recording's tokens, mel spectrogram and x-vector go to the
+decoder. Every speech id that is not a code ends a reply, as in the authors' code.
 """
 
 from collections.abc import Mapping

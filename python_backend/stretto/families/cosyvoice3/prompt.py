@@ -108,7 +108,7 @@ class CosyVoice3Template:
         return PromptRows(stream0_rows(self._family.layout, rows), sound=sound, track=tuple(chain(*left)))
 
     def _recorded(self, pieces: list[Piece], voice: str | None) -> NamedVoice:
-        """Return a system turn's recording, with its words if there are any, or the named voice."""
+        """Return the recording in a system turn, with its words if given, or else the named voice."""
         recordings = [piece for piece in pieces if piece.text is None]
         if not recordings and (named := self._named.get(voice or "")) is not None:
             return named

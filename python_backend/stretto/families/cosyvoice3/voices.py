@@ -105,7 +105,7 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
 
 
 def check_ids(path: Path, name: str, parts: dict[str, Tensor], num_codes: int, num_text: int, end: int) -> None:
-    """Raise CheckpointError unless a voice's ids are in the vocabulary, and its text contains `end` once."""
+    """Raise CheckpointError unless a voice's ids are valid and its text contains `end` once."""
     for part, number in (("tokens", num_codes), ("text", num_text)):
         ids = parts[part]
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < number:
@@ -224,7 +224,7 @@ def sound_of(encoded: np.ndarray) -> Sound:
 
 
 def latest_chunks(sound: Sound) -> Sound:
-    """Return a recording cut to its latest codes, whose number is a multiple of 25, and their mel frames."""
+    """Cut a recording to its latest codes, a multiple of 25, and their mel frames."""
     tokens, mel, x_vector = sound.arrays()
     first = len(tokens) % CHUNK
     return Sound.from_arrays(tokens[first:], mel[FRAMES_PER_TOKEN * first :], x_vector)

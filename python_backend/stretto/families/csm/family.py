@@ -3,7 +3,7 @@
     tts      [bos][0]Hello[eos] ─► frames … end frame
     speak    [bos][1]Hi[eos] frames … end frame  [bos][0]Hello[eos] frames … end frame  [bos][0]Bye[eos] ─► frames …
 
-A turn is a speaker's number and words, followed by the speech, one row per frame at 12.5 frames per second. The
+A turn consists of a speaker's number and words, followed by the speech, with one row per frame (12.5 per second). The
 backbone samples the first code of a frame, and the depth transformer samples the others one by one. The reply ends with
 a frame of zeros: in all codebooks but the last in transformers, in all of them in Sesame's code. The model generates no
 text, replies begin with audio, and no stream is delayed. Guidance was added by this server: the unconditional request

@@ -47,7 +47,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
         codebook_size: Expected number of codes per codebook.
 
     Raises:
-        CheckpointError: If tensors or hyperparameters do not match; the message lists them.
+        CheckpointError: If tensors or hyperparameters differ from the expected ones; the message lists them.
     """
     path = folder / WEIGHTS
     if not path.exists() or OURS in _names(folder / OTHERS):

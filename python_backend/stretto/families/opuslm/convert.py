@@ -1,4 +1,6 @@
-"""Conversion of OpusLM releases: tensor names, and the vocabulary, read by token name because task ids vary.
+"""Conversion of OpusLM releases: tensor names, and the vocabulary.
+
+Token ids are looked up by name, because task ids differ between releases.
 
 Names follow espnet2/speechlm/{definitions,core_lm/ar_parallel,module/huggingface}.py in
 https://github.com/espnet/espnet.
@@ -128,7 +130,7 @@ class ConvertedSslTokenizer:
             num_codes: Number of semantic tokens in the language model's vocabulary.
 
         Raises:
-            CheckpointError: If anything does not match; the message describes the mismatch.
+            CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
         """
         folder = folder / "model" if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))

@@ -31,7 +31,7 @@ GAP = NUM_STREAMS - 1
 class InputCodes(CachedEncoder):
     """Cached encoder from audio to codes, int64 [S, T], which uses the semantic tokenizer and the codec.
 
-    If their results differ in length, T is the shorter length.
+    If the two results differ in length, T is the shorter length.
     """
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):
@@ -55,7 +55,11 @@ class SegmentWriter:
         return stream0_rows(self.family.layout, list(ids))
 
     def task_id(self, *names: str) -> int:
-        """Return the id of the first of these tasks that the checkpoint has; raise InvalidRequest if there is none."""
+        """Return the id of the first of these tasks that the checkpoint has.
+
+        Raises:
+            InvalidRequest: The checkpoint has none of them.
+        """
         known = [self.family.markers[name] for name in names if name in self.family.markers]
         if not known:
             raise InvalidRequest("task", "a task for which this checkpoint has a token", f"one that needs <{names[0]}>")

@@ -4,8 +4,8 @@ https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` 
 `embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The weights file also
 contains the codec, which is written to `codec/`.
 
-Voices are published only as the keys and values of all layers. The rows from which these were computed are recovered
-(`voices.py`) and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
+A voice is published only as the keys and values of all layers. The rows that produced them are recovered (`voices.py`)
+and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
 repository also contains the codec's encoder, which is needed to clone recorded voices.
 """
 
@@ -108,7 +108,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def can_clone(shape: "Shape", tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if a release has the weights that encode voice recordings.
+    """Return True if a release has usable weights for encoding voice recordings.
 
     The repository without voice cloning contains zeros instead of these weights, or omits them. Latents of recordings
     and latents of frames must have the same size, because rows carry both.

@@ -96,7 +96,7 @@ class PocketTemplate:
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a text, including the number of frames after the end of speech.
 
-        The voice is that of the recording in `pieces`, if there is one, or otherwise the one called `voice`.
+        The voice is taken from the recording in `pieces`, if there is one, or else is the one called `voice`.
         """
         *recordings, piece = pieces
         assert piece.text is not None, task.name

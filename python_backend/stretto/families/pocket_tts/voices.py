@@ -1,4 +1,4 @@
-"""Recovery of the rows of a voice from its published keys and values."""
+"""Recovers a voice's rows from its published keys and values."""
 
 import math
 from collections.abc import Mapping

@@ -87,7 +87,7 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a remark that the server does not serve the talker."""
+    """Return a remark that the server does not support the talker."""
     return ["a talker without its thinker: use it through SpeechLLM; the server does not accept it"]
 
 

@@ -165,7 +165,7 @@ def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
     """Return the ids of words and markers that occur in every prompt.
 
     Raises:
-        CheckpointError: If the tokenizer does not match.
+        CheckpointError: If the tokenizer lacks one of these tokens or does not fit the text table.
     """
     ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}

@@ -99,5 +99,5 @@ TINY = Family(
 
 
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
-    """Return the family; it has only one vocabulary, so `vocabulary` is ignored."""
+    """Return the family; `vocabulary` is ignored, because there is only one."""
     return TINY

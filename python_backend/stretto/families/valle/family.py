@@ -3,7 +3,7 @@
     tts     [sos][tts][text] words … [spk] 150 frames of a voice [codec] ─► c0 c1 c2 … [sos]
 
 A prompt row has one stream per codebook. Frames of the voice have all their codes; other rows have an id and pads,
-which have an embedding of their own. Rows of the reply have only the first codebook. After the end of the utterance,
+which have an embedding of their own. Rows of the reply have only the first codebook. Once the utterance has ended,
 the decoder fills in the other codebooks from these rows and the prompt (`families/valle/refinement.py`), so a reply is
 audible only after its end. Guidance was added by this server: the unconditional request contains neither words nor
 voice. No published weights with this layout are known. Every recipe has its own vocabulary, which config.json contains

@@ -165,7 +165,11 @@ class ValleRefinement(nn.Module):
 
 
 def load(folder: Path, device: str = "cpu") -> ValleRefinement:
-    """Load the model from a checkpoint's refinement folder; raise CheckpointError if files or tensors do not match."""
+    """Load the model from a checkpoint's refinement folder.
+
+    Raises:
+        CheckpointError: If a file or tensor is missing, or does not have the expected content or shape.
+    """
     try:
         made = ValleRefinement(ValleShape(**json_object(folder / CONFIG_FILE)))
     except UNPARSABLE as error:

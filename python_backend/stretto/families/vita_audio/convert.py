@@ -36,7 +36,11 @@ class PublishedTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, num_codes: int) -> "PublishedTokenizer":
-        """Return the tokenizer's files; raise CheckpointError if they do not match or do not have `num_codes` codes."""
+        """Return the tokenizer's files.
+
+        Raises:
+            CheckpointError: If a file is missing or unexpected, or the tokenizer does not have `num_codes` codes.
+        """
         read_tokenizer(folder, num_codes)
         names = [CONFIG, FEATURES, *sorted(path.name for path in folder.glob("model*.safetensors"))]
         return cls([released_file(folder, name) for name in names])

@@ -144,7 +144,7 @@ class VitaTemplate:
         words = [piece for piece in turn if piece.text is not None]
         audio = [token for piece in turn if piece.text is None for token in self._audio(piece, features)]
         for piece in words:
-            self._text(piece.text or "", piece.path)  # so that an error message contains the path of this piece
+            self._text(piece.text or "", piece.path)  # so that errors contain this piece's path
         text = "\n".join(piece.text or "" for piece in words)
         if role == "system":
             return [*self._text(VOICE, ""), *audio, *self._text("\n", "")] if audio else self._text(text, "system")
@@ -175,7 +175,7 @@ class VitaTemplate:
         return stacked_log_mel(piece.pcm, audio)
 
     def _audio_inputs(self, ids: list[int], features: list[np.ndarray]) -> tuple[InputAudio, ...]:
-        """Return one InputAudio per array in `features`, each with the index of its first placeholder in `ids`."""
+        """Return an InputAudio for each array in `features`, located by its placeholders in `ids`."""
         context = self._family.markers.get(HEARD)
         firsts = [at for at, token in enumerate(ids) if token == context and ids[at - 1] == self._begin]
         return tuple(

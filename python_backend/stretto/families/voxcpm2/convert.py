@@ -276,7 +276,7 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
 
 
 def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
-    """Return, by published name, the codec's tensors to write and the tensors that are merged into them."""
+    """Return the codec tensors to write, and those merged into them, both by published name."""
     names, num_classes = published_names(config), len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}

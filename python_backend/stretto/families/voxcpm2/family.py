@@ -2,9 +2,9 @@
 
     tts     [103] reference … [104] │ transcript, text │ [101] │ prompt audio … ─► p0 p1 p2 … pe [end]
 
-A row is a text id or a patch. A reference determines only the voice, whereas a reply continues a transcript with its
-audio. A row's patch is generated from the previous row, namely from its hidden states in both language models and its
-patch.
+A row is a text id or a patch. A reference determines only the voice. If there is a transcript with prompt audio,
+the reply continues that audio. The patch of a row is generated from the previous row: from its hidden states in both
+language models, and from its patch.
 """
 
 from collections.abc import Mapping

@@ -122,7 +122,10 @@ class LocalTransformer(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """Encoder that maps a patch to a language-model embedding, its output at a special token before the latents."""
+    """Encoder of a patch to a language-model embedding.
+
+    The embedding is the output at a special token that precedes the latents.
+    """
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()

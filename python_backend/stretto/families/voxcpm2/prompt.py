@@ -3,8 +3,8 @@
     [103] reference … [104] │ transcript and text │ [101] │ audio of the transcript …
 
 The layout follows `_generate_with_prompt_cache` in https://github.com/OpenBMB/VoxCPM, voxcpm/model/voxcpm2.py. A
-recording in the system turn is the reference. If it has a transcript, or is an earlier reply to a text, the new reply
-continues it.
+recording in the system turn is the reference. The new reply continues a recording that has a transcript, or an earlier
+reply to a text.
 """
 
 import re
