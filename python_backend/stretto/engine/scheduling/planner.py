@@ -4,10 +4,11 @@ Pairs are preempted if there are too few KV blocks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vllm.config import VllmConfig
-from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
@@ -135,6 +136,34 @@ class KvBlocks:
         """
         if self._num_open or num_known % self._block_size < num_new:
             self._manager.cache_blocks(request, num_known)
+
+    def shorten_allocation(self) -> None:
+        """Make vLLM's manager return at once if a running request needs no further block and completes none.
+
+        The manager reaches the same result through fourteen calls, which are a quarter of the Python instructions of a
+        step with 16 pairs. Attention with a window, blocks with several hashes and lookahead rows keep vLLM's method.
+        """
+        manager: Any = self._manager
+        (cache,) = manager.coordinator.single_type_managers
+        if type(cache) is not FullAttentionManager or manager.block_pool.hash_block_size != cache.block_size:
+            return
+        allocate, nothing, size = manager.allocate_slots, manager.empty_kv_cache_blocks, cache.block_size
+        held, num_cached, num_open = cache.req_to_blocks, cache.num_cached_block, self._num_open
+
+        def allocate_slots(
+            request: Request, num_new_tokens: int, *rest: Any, num_lookahead_tokens: int = 0, **more: Any
+        ) -> KVCacheBlocks | None:
+            request_id, stop = request.request_id, request.num_computed_tokens + num_new_tokens
+            if (
+                not (rest or more or num_lookahead_tokens)
+                and request_id in num_cached
+                and stop <= size * len(held[request_id])
+                and stop - num_open < size * (num_cached[request_id] + 1)
+            ):
+                return nothing
+            return allocate(request, num_new_tokens, *rest, num_lookahead_tokens=num_lookahead_tokens, **more)
+
+        manager.allocate_slots = allocate_slots
 
     @property
     def usage(self) -> float:

@@ -344,6 +344,7 @@ class PairedScheduling(Base):
         window, most = getattr(cache, "sliding_window", None), cache.max_admission_blocks_per_request
         in_session = blocks_in_window(self.max_model_len, cache.block_size, window, config.max_concurrent_batches)
         blocks = KvBlocks(self.kv_cache_manager, cache.block_size, rules.num_reopened_rows, most, in_session)
+        blocks.shorten_allocation()
         load = StepLoad(rules.family.frame_rate * rules.family.rows_per_frame)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
