@@ -382,9 +382,7 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 def _is_initial(rows: np.ndarray, family: Family) -> np.ndarray:
     """Return True where a stream after the first one carries its initial id, bool [n, S]."""
-    layout = family.layout
-    never = [-1] * layout.num_input_only
-    return rows == np.array([-1, *layout.initial[1:], *never])
+    return rows == np.array([-1, *family.layout.initial[1:], *[-1] * family.layout.num_input_only])
 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
