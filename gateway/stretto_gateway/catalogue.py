@@ -162,7 +162,7 @@ def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskP
         what: Description of the tasks for the error message.
 
     Raises:
-        ApiError: The model has none of them.
+        ApiError: The model has none of these tasks.
     """
     found = (task for name in names if (task := profile.task(name)))
     task = next(found, None)

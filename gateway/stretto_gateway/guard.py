@@ -29,7 +29,7 @@ GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
 REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
-KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send their key in a header or in the query
+KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
 KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
 KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key sent as a subprotocol; browser pages cannot set headers
 SMALL_BYTES = 65_536  # body size that is always admitted
@@ -122,7 +122,7 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
 
 
 def credentials(scope: Scope, headers: Mapping[bytes, str]) -> str:
-    """Return the value of the header `Authorization`, or the key in a place where a WebSocket's client may send it."""
+    """Return the `Authorization` header, or the key that a WebSocket client sent elsewhere."""
     authorization = headers.get(b"authorization")
     if authorization is None and scope["type"] == "websocket" and scope["path"].startswith(KYUTAI):
         in_query = parse_qs(scope["query_string"].decode("latin-1")).get(KYUTAI_FIELD, [""])[0]

@@ -1,4 +1,4 @@
-"""Decoder of Ogg Opus that arrives in parts of any size (RFC 3533, 6716 and 7845)."""
+"""Incremental decoder for Ogg Opus, in parts of any size (RFC 3533, 6716 and 7845)."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from stretto_gateway.encoding import DEFAULT_RATE
 
 PATTERN = b"OggS"
 HEAD_BYTES, CHECKSUM = 27, slice(22, 26)
-MAX_PACKET_BYTES = 65_536  # more than Opus' longest packet; also the limit for the comments
+MAX_PACKET_BYTES = 65_536  # above the longest Opus packet; also limits the comments
 CONTINUES, BEGINS = 1, 2  # flags of a page
 OPUS_RATE = 48_000
 MIN_HEADER_BYTES = 19
-# Ogg's checksum is zlib's with the bits of each byte in the other order, and without its inversions.
+# Ogg's checksum is zlib's CRC-32 with the bits of each byte reversed, and without the inversions.
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class OggError(ValueError):
-    """Raised if the bytes are not Ogg Opus."""
+    """Raised if the bytes are not valid Ogg Opus."""
 
 
 def checksum(page: bytes) -> int:
@@ -32,7 +32,7 @@ def checksum(page: bytes) -> int:
 
 
 class OggOpusDecoder:
-    """Decoder of one stream, or of several that follow each other. Stereo is mixed to mono."""
+    """Decoder for one stream, or for several consecutive streams. Stereo is mixed to mono."""
 
     def __init__(self) -> None:
         self._unread = bytearray()
@@ -43,7 +43,7 @@ class OggOpusDecoder:
         self._resampler: Any = None
 
     def push(self, data: bytes) -> Iterator[NDArray[np.float32]]:
-        """Append bytes, and yield the samples [n] of each packet that is complete, mono at 24 kHz.
+        """Append bytes, and yield the mono samples [n] at 24 kHz of each complete packet.
 
         Raises:
             OggError: The bytes are not Ogg Opus.
@@ -54,7 +54,7 @@ class OggOpusDecoder:
                 yield from self._decode(packet)
 
     def _next_page(self) -> bytes | None:
-        """Remove and return the next page; None if it is not complete."""
+        """Remove and return the next page, or return None if it is not complete."""
         unread = self._unread
         if not PATTERN.startswith(unread[: len(PATTERN)]) and unread[: len(PATTERN)] != PATTERN:
             raise OggError(f"expected a page that begins with {PATTERN!r}, got {bytes(unread[:4])!r}")
@@ -107,7 +107,7 @@ class OggOpusDecoder:
                 raise OggError(f"expected packets of Opus, got one that cannot be decoded ({error.strerror})") from None
 
     def _open(self, header: bytes) -> None:
-        """Open the decoder for a stream's identification header, which also has the number of samples to skip."""
+        """Open the decoder for an identification header, which gives the number of samples to skip."""
         if not header.startswith(b"OpusHead") or len(header) < MIN_HEADER_BYTES:
             raise OggError(f"expected a stream that begins with OpusHead, got {header[:8]!r}")
         version, num_channels, family = header[8], header[9], header[18]

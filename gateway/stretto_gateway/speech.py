@@ -88,7 +88,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; raise ApiError if the text is too long or left open."""
+    """Return the result of `voice_options`; reject a text that is too long or has mode `open`."""
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")

@@ -1,1 +1,1 @@
-"""Kyutai's protocols over WebSockets: full-duplex speech, live transcription and streamed text to speech."""
+"""Kyutai's WebSocket protocols: full-duplex speech, live transcription, streamed synthesis."""

@@ -1,7 +1,7 @@
-"""Endpoints of Kyutai's protocols.
+"""Endpoints for Kyutai's protocols.
 
-The paths and messages are those of Kyutai's own servers, so that their clients, Unmute and PersonaPlex's page need no
-change. Audio is mono at 24 kHz: Ogg Opus, or samples in MessagePack.
+Paths and messages are the same as in Kyutai's own servers, so that their clients, Unmute and the PersonaPlex web page
+work unchanged. Audio is mono at 24 kHz: Ogg Opus, or samples in MessagePack.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ from stretto_gateway.speech_stream import StreamedText, asking
 from stretto_gateway.voice_store import ID
 
 router = APIRouter()
-HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message of /api/chat
+HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message on /api/chat
 FRAME = 1920  # samples
 FULL_SCALE = 32768.0  # of int16
 
 
 def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
-    """Return the model's voice for the name of a file, such as `NATF2.pt`; None for the default voice.
+    """Return the model's voice for a file name such as `NATF2.pt`; None for the default voice.
 
     Raises:
-        ApiError: The model has voices, but no such one.
+        ApiError: The model has named voices, but none with this name.
     """
     if not name or not profile.voices:
         return None
@@ -48,7 +48,7 @@ def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
 
 
 class ChatQuery(Body):
-    """Query of a full-duplex session, as Moshi's and PersonaPlex's clients send it."""
+    """Query parameters of a full-duplex session, as sent by Moshi and PersonaPlex clients."""
 
     text_prompt: Text = ""
     voice_prompt: Text | None = None
@@ -76,7 +76,7 @@ class ChatQuery(Body):
 
 
 class ChatSession(ListeningSession):
-    """Full-duplex session: a frame of speech for each frame of the user, and the model's text."""
+    """Full-duplex session: sends text, and one frame of speech for each frame of user audio."""
 
     async def begin(self) -> None:
         profile = await self._gateway.catalogue.profile()
@@ -102,16 +102,16 @@ class ChatSession(ListeningSession):
 
 @router.websocket("/api/chat")
 async def open_chat(socket: WebSocket) -> None:
-    """Talk with a full-duplex model in Moshi's protocol: the first byte of a message is its kind."""
+    """Run a session in Moshi's full-duplex protocol, where a message's first byte is its kind."""
     await open_session(socket, ChatSession, lambda text: ERROR + text.encode())
 
 
 class TranscriptSession(ListeningSession):
-    """Live transcription: words as soon as they are complete, their ends, and probabilities of pauses."""
+    """Live transcription: sends completed words, then their ends, and pause probabilities."""
 
     def _listen_anew(self) -> None:
         super()._listen_anew()
-        self._num_steps = self._num_open = 0  # `_num_open`: words that were sent without their ends
+        self._num_steps = self._num_open = 0  # `_num_open`: words sent whose ends have not been sent
 
     async def begin(self) -> None:
         profile = await self._gateway.catalogue.profile()
@@ -140,7 +140,7 @@ class TranscriptSession(ListeningSession):
                 await self._begin_again()
 
     async def _begin_again(self) -> None:
-        """End the transcript, and begin another one."""
+        """End the transcript, and begin a new one."""
         assert self._task is not None, "it has begun"
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -161,7 +161,7 @@ class TranscriptSession(ListeningSession):
             await self._send("Marker", id=markers.popleft()[1])
 
     async def _send_words(self, begun: deque[Word], ended: tuple[Word, ...]) -> None:
-        """Send words and their ends in order. Words with the same end have a single message for it."""
+        """Send words and their ends in order. Words with the same end share one end message."""
         for index, word in enumerate(ended):
             if self._num_open:
                 self._num_open -= 1
@@ -182,7 +182,7 @@ class TranscriptSession(ListeningSession):
 
 @router.websocket("/api/asr-streaming")
 async def open_transcript(socket: WebSocket) -> None:
-    """Transcribe live audio in the protocol of Kyutai's speech-to-text server."""
+    """Transcribe live audio, using the protocol of Kyutai's speech-to-text server."""
     await open_session(socket, TranscriptSession, packed_error)
 
 
@@ -190,7 +190,7 @@ Format = Literal["Pcm", "PcmMessagePack", "OggOpus", "OggOpusMessagePack"]
 
 
 class SpeakQuery(Body):
-    """Query of a speech session, as Unmute sends it."""
+    """Query parameters of a speech session, as sent by Unmute."""
 
     format: Format = "OggOpus"
     voice: Text | None = None
@@ -201,10 +201,11 @@ class SpeakQuery(Body):
     def fields(self, profile: ModelProfile, is_strict: bool) -> SpeechFields:
         """Return the fields of a speech request.
 
-        An unknown voice is replaced by the model's default, as at Kyutai's servers, whose voices are files.
+        Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the
+        names of Kyutai's own voice files.
 
         Raises:
-            ApiError: The voice is unknown, and `is_strict`.
+            ApiError: The voice is unknown and `is_strict` is true.
         """
         try:
             is_stored = self.voice is not None and ID.fullmatch(self.voice) is not None
@@ -219,7 +220,7 @@ class SpeakQuery(Body):
 
 
 class SpeakSession(KyutaiSession):
-    """Speech for one text, which the client sends word by word, with the times of its words."""
+    """Session that speaks one text, sent by the client word by word, and reports word times."""
 
     _text: StreamedText | None = None  # until the first word
     _num_samples = 0
@@ -233,7 +234,7 @@ class SpeakSession(KyutaiSession):
         self._is_packed = query.format.endswith("MessagePack")
         self._is_aligned = wants_alignment(profile)
         self._has_times = profile.times_words or self._is_aligned
-        self._written, self._words = list[str](), deque[Word]()  # `_words`: that have not been sent
+        self._written, self._words = list[str](), deque[Word]()  # `_words`: words that have not been sent
         await self._send("Ready")
 
     @property
@@ -254,7 +255,7 @@ class SpeakSession(KyutaiSession):
                 raise refused("embeddings", "no value (voices have names here)", "an embedding")
 
     def _write(self, text: str) -> None:
-        """Append the words of a message, which are separate from those of other messages."""
+        """Append the words of a message; a word never spans several messages."""
         words = text.split()
         if not words or (self._text is not None and self._text.is_ended):
             return
@@ -298,7 +299,10 @@ class SpeakSession(KyutaiSession):
         raise SessionEnd(DONE)
 
     async def _send_words(self, until_s: float | None) -> None:
-        """Send the words whose ends are known: they have one, another word follows, or the audio ends at `until_s`."""
+        """Send the words whose ends are known.
+
+        If a word has no end of its own, it ends where the next word begins, or at `until_s`, the end of the audio.
+        """
         while self._words:
             word, following = self._words[0], self._words[1].start_s if len(self._words) > 1 else until_s
             stop_s = word.end_s if word.end_s is not None else following
@@ -308,7 +312,7 @@ class SpeakSession(KyutaiSession):
             await self._send("Text", text=word.word, start_s=word.start_s, stop_s=max(stop_s, word.start_s))
 
     async def _send_audio(self, pcm: NDArray[Any]) -> None:
-        """Send samples, int16 [n], a frame at a time."""
+        """Send samples, int16 [n], frame by frame."""
         self._num_samples += len(pcm)
         if self._encoder is not None:
             await self._send_opus(await encoded(self._encoder, pcm))
@@ -324,17 +328,17 @@ class SpeakSession(KyutaiSession):
             await self._channel.send_bytes(packed("OggOpus", data=list(data)) if self._is_packed else data)
 
     async def _send(self, kind: str, **fields: Any) -> None:
-        """Send a message, which formats without MessagePack do not have."""
+        """Send a message, or nothing if the session's format does not use MessagePack."""
         if self._is_packed:
             await self._channel.send_bytes(packed(kind, **fields))
 
 
 def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
-    """Yield words with times in proportion to their letters, for a model that reports none.
+    """Yield words with times estimated from their lengths, for a model without word times.
 
     Args:
         words: The words of an utterance.
-        duration_s: Its duration in seconds.
+        duration_s: Duration of the utterance in seconds.
     """
     ends = np.cumsum([len(word) for word in words]) / max(1, sum(map(len, words))) * duration_s
     for word, end_s in zip(words, ends.tolist(), strict=True):
@@ -343,5 +347,5 @@ def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
 
 @router.websocket("/api/tts_streaming")
 async def open_speech(socket: WebSocket) -> None:
-    """Speak text while it is being written, in the protocol of Kyutai's text-to-speech server."""
+    """Speak streamed text, using the protocol of Kyutai's text-to-speech server."""
     await open_session(socket, SpeakSession, packed_error)

@@ -1,4 +1,4 @@
-"""Messages of Kyutai's protocols in MessagePack."""
+"""MessagePack messages of Kyutai's protocols."""
 
 from typing import Any
 
@@ -10,28 +10,28 @@ from stretto_gateway.answers import ApiError, mismatch, shown
 from stretto_gateway.realtime.events import SessionEnd
 
 MALFORMED = 1007  # close code for a message that cannot be read (RFC 6455, section 7.4.1)
-MAX_CONTAINERS = 8  # lists and objects in a message
+MAX_CONTAINERS = 8  # maximum number of lists and objects in a message
 
 
 def malformed(error: ApiError) -> SessionEnd:
-    """Return the end of a session whose client has sent an unreadable message."""
+    """Return the SessionEnd for a session whose client has sent an unreadable message."""
     return SessionEnd(MALFORMED, "a message was malformed", error)
 
 
 def packed(kind: str, **fields: Any) -> bytes:
-    """Return a message. Samples and probabilities are float32, times float64, as from Kyutai's servers."""
+    """Encode a message. As in Kyutai's servers, times are float64 and other floats are float32."""
     is_single = "pcm" in fields or "prs" in fields
     data: bytes = msgpack.packb({"type": kind} | fields, use_single_float=is_single)
     return data
 
 
 def packed_error(text: str) -> bytes:
-    """Return an error message."""
+    """Encode an error message."""
     return packed("Error", message=text)
 
 
 def unpacked(message: bytes) -> dict[str, Any]:
-    """Return the object in a message; raise SessionEnd if it is malformed."""
+    """Decode the object in a message; raise SessionEnd if the message is malformed."""
     num_containers = 0
 
     def count(container: Any) -> Any:
@@ -52,7 +52,7 @@ def unpacked(message: bytes) -> dict[str, Any]:
 
 
 def field_of(record: dict[str, Any], name: str, kind: type, what: str) -> Any:
-    """Return a field of a message; raise SessionEnd if it is not a `kind`."""
+    """Return a field of a message; raise SessionEnd if its type is not `kind`."""
     value = record.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise malformed(mismatch(name, what, shown(value)))
@@ -60,7 +60,7 @@ def field_of(record: dict[str, Any], name: str, kind: type, what: str) -> Any:
 
 
 def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
-    """Return the samples [n] in a message of audio; raise SessionEnd if they are not numbers."""
+    """Return the samples [n] in an audio message; raise SessionEnd if they are not numbers."""
     given = field_of(record, "pcm", list, "a list of samples")
     try:
         pcm = np.array(given)
@@ -72,11 +72,15 @@ def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def bytes_in(record: dict[str, Any]) -> bytes:
-    """Return the bytes in a message, which Rust writes as a list of integers; raise SessionEnd if there are none."""
+    """Return the bytes in a message, which Rust clients write as a list of integers.
+
+    Raises:
+        SessionEnd: The message contains no bytes.
+    """
     data = record.get("data")
     try:
         if isinstance(data, bytes | list):
             return bytes(data)
-    except (ValueError, TypeError):  # no bytes
+    except (ValueError, TypeError):  # not a list of bytes
         pass
     raise malformed(mismatch("data", "bytes", shown(data)))

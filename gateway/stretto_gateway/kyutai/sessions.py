@@ -1,4 +1,4 @@
-"""Sessions of Kyutai's protocols: channel, received audio, and life of a session."""
+"""Sessions for Kyutai's protocols: channel, received audio, and session life cycle."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -25,15 +25,15 @@ MAX_MARKERS = 1024
 
 
 class ReceivedAudio:
-    """Audio that a client has sent and the server has not taken: Ogg Opus, samples, and markers between them.
+    """Unread audio from a client: Ogg Opus or samples, with markers in between.
 
-    Ogg Opus is decoded only when the server takes it, because a small message may contain hours of audio.
+    Ogg Opus is decoded only when it is read, because a small message may contain hours of audio.
 
     Args:
         held: Memory account of the waiting audio.
 
     Attributes:
-        num_samples: Number of samples that the server has taken.
+        num_samples: Number of samples that have been read.
         markers: Ids of the markers that were reached, with the number of samples before them.
     """
 
@@ -65,7 +65,7 @@ class ReceivedAudio:
         self._changed.set()
 
     async def pieces(self) -> AsyncIterator[NDArray[np.float32]]:
-        """Yield the samples as they come, and release their memory; raise SessionEnd if they are malformed."""
+        """Yield samples as they arrive, and release their memory; raise SessionEnd if malformed."""
         while self._waiting or not self._is_complete:
             if not self._waiting:
                 self._changed.clear()
@@ -74,7 +74,7 @@ class ReceivedAudio:
             item = self._waiting[0]
             async for pcm in self._samples_of(item):
                 yield pcm
-            if self._waiting:  # otherwise it was discarded meanwhile
+            if self._waiting:  # otherwise, `close` has discarded the item
                 self._held.remove(_num_bytes(self._waiting.popleft()))
 
     async def _samples_of(self, item: bytes | NDArray[np.float32] | int) -> AsyncIterator[NDArray[np.float32]]:
@@ -85,12 +85,12 @@ class ReceivedAudio:
             for pcm in self._decoder.push(item) if isinstance(item, bytes) else [item]:
                 self.num_samples += len(pcm)
                 yield pcm
-                await asyncio.sleep(0)  # other sessions have their turn, however much audio the bytes contain
+                await asyncio.sleep(0)  # let other sessions run, however much audio the bytes contain
         except OggError as error:
             raise malformed(ApiError(400, f"audio: {error}", "audio", "invalid_value")) from None
 
     def close(self) -> None:
-        """Discard what is waiting."""
+        """Discard the waiting audio and markers."""
         self._held.remove(sum(map(_num_bytes, self._waiting)))
         self._waiting.clear()
 
@@ -143,7 +143,7 @@ class KyutaiSession(ABC):
 
     @abstractmethod
     async def handle(self, message: str | bytes | None) -> None:
-        """Handle a message. Messages of unknown kinds have no effect, as at Kyutai's servers."""
+        """Handle a message. As in Kyutai's servers, messages of unknown kinds have no effect."""
 
     @abstractmethod
     async def complete(self) -> None:
@@ -165,7 +165,7 @@ class ListeningSession(KyutaiSession):
         self._audio = ReceivedAudio(self._gateway.sessions.held)
 
     async def _follow(self, trace: Trace, stream: Speech) -> None:
-        """Report all events of the model's output, and end the session."""
+        """Send messages for all events of the model's output, and end the session."""
         async with self._gateway.admission.slot(), aclosing(reply_events(stream, {}, trace)) as events:
             async for event in events:
                 await self._report(event)
@@ -188,7 +188,9 @@ Make = Callable[[Gateway, Channel, WebSocket, asyncio.TaskGroup], KyutaiSession]
 
 
 async def open_session(socket: WebSocket, make: Make, write_error: Callable[[str], bytes]) -> None:
-    """Run a session until it ends. A refusal is an error message, because these clients do not read HTTP errors.
+    """Run a session until it ends.
+
+    A rejection is sent as an error message, because these clients do not read HTTP errors.
 
     Args:
         socket: The client's WebSocket.

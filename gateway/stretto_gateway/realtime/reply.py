@@ -176,7 +176,7 @@ class Reply:
 
     @property
     def is_running(self) -> bool:
-        """True if the reply is not complete."""
+        """True while the reply is being generated."""
         return self.task is not None and not self.task.done()
 
     def played_samples(self) -> int:

@@ -262,9 +262,9 @@ class TextGroups:
     stream 0      given given given   f0 f1 f2 f3   fill given given   f4 f5 f6 f7   fill given   f8 f9 … end
     text stream   w0    w1    w2      -  -  -  -    w3   w4    w5      -  -  -  -    w6   end_id  -  -
 
-    A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. A
-    sampled `fill_id` ends a group early: it is the first given row, whose other streams are known already. A reply
-    begins with a given row. If the recording in the prompt has codes left after its words run out, the track supplies
+    A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. If
+    `fill_id` is sampled, the group ends early, and its row is the first given row of the next group. A reply begins
+    with a given row. If the recording in the prompt has codes left after its words run out, the track supplies
     these codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last group, and the rest
     after the text's end. All rows of the first run have `given_id`.
 
@@ -272,9 +272,9 @@ class TextGroups:
     `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
 
     Attributes:
-        num_words: Number of text ids of a group.
-        num_frames: Maximum number of sampled rows of a group.
-        fill_id: Id of stream 0 in the first row of a run after a group.
+        num_words: Number of text ids in a group.
+        num_frames: Maximum number of sampled rows in a group.
+        fill_id: Id of stream 0 in the first given row after each group.
         given_id: Id of stream 0 in the other given rows.
     """
 

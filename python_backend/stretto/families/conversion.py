@@ -67,7 +67,7 @@ class Tokenizer:
     Attributes:
         folder: Folder of the tokenizer.
         size: Largest id plus one.
-        tokens: Spelling of each id.
+        tokens: Token string of each id.
         made: Contents for tokenizer.json, if it is not among the published files.
         files: Files to copy.
     """

@@ -75,7 +75,7 @@ class TextTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id in the BPE alphabet; added tokens are spelled by name."""
+        """Token string of each id, in the BPE alphabet; for an added token, its name."""
         return {token_id: token for token, token_id in self._tokenizer.get_vocab().items()}
 
     def check_size(self, num_tokens: int, checkpoint: Path) -> None:
@@ -113,7 +113,7 @@ class PlainTokenizer(Protocol):
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id."""
+        """Token string of each id."""
         ...
 
 
@@ -135,7 +135,7 @@ class SentencePieceTokenizer:
 
     @property
     def tokens(self) -> dict[int, str]:
-        """Spelling of each id."""
+        """Token string of each id."""
         return {token_id: self._processor.id_to_piece(token_id) for token_id in range(self._processor.get_piece_size())}
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 MAX_KEPT = 4096  # chunks kept for a session that can be resumed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
 MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, 1 << 21
-CHUNK_BYTES, ITEM_BYTES = 1024, 64  # of a chunk without its content; of a word or the codes of a frame
+CHUNK_BYTES, ITEM_BYTES = 1024, 64  # memory of a chunk without content, and of a word or the codes of a frame
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
 

@@ -168,7 +168,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 
 def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a note that, unlike the output of the authors' code, samples have no watermark."""
+    """Return a note that, unlike in the authors' code, generated audio has no watermark."""
     return ["samples will have no watermark: its authors add theirs (Perth) after the model"]
 
 

@@ -178,7 +178,7 @@ class TurboVocabulary(Vocabulary):
         max_model_len: Maximum number of rows.
         clones: True if the checkpoint can encode voice recordings.
         tags: Tokens that stand for sounds or a manner of speaking, such as `[laugh]`.
-        release: Marks a record as one of a Turbo or Nano release.
+        release: Marks a vocabulary record as belonging to a Turbo or Nano release.
     """
 
     num_text_ids: int = 50276

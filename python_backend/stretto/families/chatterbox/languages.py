@@ -39,7 +39,7 @@ JAPANESE_PACKAGE, RUSSIAN_PACKAGE = "pykakasi", "russian_text_stresser"
 MAX_CHARACTERS = 200_000  # maximum number of table entries; the published table has about 90,000
 MAX_CODE = 8  # maximum number of letters in a Cangjie code; real codes have at most 5
 KANJI = range(0x4E00, 0xA000)
-LED_BY_SPACE = ("は", "へ")  # readings that begin like a particle
+LED_BY_SPACE = ("は", "へ")  # beginnings of readings that resemble a particle and are therefore preceded by a space
 
 
 def missing_packages(has_cangjie: bool) -> dict[str, str]:
@@ -120,7 +120,7 @@ class Languages:
 
     Args:
         tokens: Ids of the tokenizer's tokens by name.
-        cangjie: Spelling of Chinese characters, from `read_cangjie`; empty if there is no table.
+        cangjie: Cangjie code of each Chinese character, from `read_cangjie`; empty if there is no table.
         segment: Splits a Chinese text into words.
         read: Splits a Japanese text into words with their readings.
         stress: Adds stress marks to a Russian text.

@@ -41,7 +41,8 @@ class HiggsAudioVocabulary(Vocabulary):
         codebook_size: Number of codes per codebook, excluding begin and end.
         pad: Id that fills a stream without a code.
         end_of_reply: Id by which the engine recognises the end of the reply; its row is not fed to the model.
-        markers: Ids by spelling in the tokenizer. The two scene markers may be missing; they are then spelled as text.
+        markers: Ids of the markers, keyed by token string. If the two scene markers are missing, they are written as
+            text.
     """
 
     num_text_ids: int = 128256

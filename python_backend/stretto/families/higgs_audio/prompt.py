@@ -123,7 +123,7 @@ class HiggsAudioTemplate:
     def _rows(self, *parts: str | list[str]) -> np.ndarray:
         """Return rows [n, S] of text (strings) and markers (lists of one name).
 
-        A marker without a token in the tokenizer is spelled as text.
+        A marker without a token in the tokenizer is written as text.
         """
         ids: list[int] = []
         text = ""

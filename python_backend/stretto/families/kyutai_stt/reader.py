@@ -51,7 +51,7 @@ class WordReader:
         return marks
 
     def pop_begun(self) -> list[WordMark]:
-        """Remove and return the words that are complete since the last call; their ends are not known yet."""
+        """Remove and return the words completed since the last call, whose ends are still unknown."""
         begun, self._begun = self._begun, []
         return begun
 

@@ -20,7 +20,7 @@ class PieceReader:
     Pads and control ids have no text.
 
     Args:
-        tokens: Spelling of each id.
+        tokens: Token string of each id.
     """
 
     def __init__(self, tokens: Mapping[int, str]):

@@ -25,7 +25,7 @@ from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, 
 
 NUM_TIMES = 1000  # in the training schedule
 OFFSET, MAX_BETA = 0.008, 0.999
-NUM_WAVES, LONGEST_WAVE = 256, 10000.0  # of the time embedding
+NUM_WAVES, LONGEST_WAVE = 256, 10000.0  # for the time embedding
 CONNECTOR_EPS = 1e-6
 
 

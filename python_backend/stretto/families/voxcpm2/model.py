@@ -30,9 +30,9 @@ STACKED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # of the time embedding
+TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # for the time embedding
 UNCHANGED_PART = 0.04  # share of steps in which the solver leaves the noise unchanged
-EPS = 1e-8  # of the projection onto the unconditional velocity
+EPS = 1e-8  # for the projection onto the unconditional velocity
 
 
 def linear(columns: int, rows: int) -> ReplicatedLinear:
