@@ -57,7 +57,7 @@ class Blocks:
     Attributes:
         sizes: Number of frames in each block; the last size repeats.
         right: Number of frames at the end of a block that are decoded with the next block.
-        history: Maximum number of frames before a block that its samples depend on.
+        history: Maximum number of preceding frames that the samples of a block depend on.
         step: The index of the first history frame is a multiple of `step`.
     """
 
@@ -72,7 +72,7 @@ class Blocks:
 
     @property
     def left(self) -> int:
-        """Maximum number of frames before a window that its samples depend on."""
+        """Maximum number of preceding frames that the samples of a window depend on."""
         return self.history - self.right
 
     @property

@@ -163,7 +163,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         Args:
             config: Sizes in the checkpoint.
             sizes: Numbers of tokens per block. The first size minus `AHEAD`, and all others, are multiples of `CHUNK`.
-            history: Maximum number of tokens before a block that it depends on, a multiple of `CHUNK`.
+            history: Maximum number of preceding tokens that a block depends on, a multiple of `CHUNK`.
             is_whole: True to decode complete utterances of at most `history` tokens, without the mask.
         """
         super().__init__()

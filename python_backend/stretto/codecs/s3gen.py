@@ -302,9 +302,9 @@ class S3GenCodec(RecordedVoiceCodec):
     """S3Gen, a codec that decodes utterances one at a time, whole or in blocks.
 
     The state of an utterance, on the host, begins with the number of its voice. Numbers below `num_voices` select
-    voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. With blocks, the phase of the
-    vocoder's fundamental in cycles and the last mel frames follow. Tensors have their published names; the tensors
-    of the voices are additional.
+    voices of the checkpoint; `add_voice` assigns other numbers to recorded voices. If the codec decodes in blocks, the
+    phase of the vocoder's fundamental, in cycles, and the last mel frames follow. Tensors have their published names;
+    the tensors of the voices are additional.
     """
 
     source_noise: Tensor

@@ -76,7 +76,7 @@ class GraphCache:
     Graphs are keyed by the window's shape and the batch size, rounded up to a power of two.
 
     Args:
-        decode: Decodes a window without a graph.
+        decode: Function that decodes a window without a graph.
         backend: Backend that records graphs.
         max_graphs: Maximum number of graphs.
     """

@@ -98,7 +98,7 @@ class XeusConfig:
     def num_frames(self, num_samples: int) -> int:
         """Return the number of feature frames for `num_samples` samples.
 
-        At 16 kHz with the seven layers of XEUS, it is floor((n - 400) / 320) + 1, and 0 below 400 samples.
+        With the seven layers of XEUS, at 16 kHz, the number is floor((n - 400) / 320) + 1, or 0 if n is below 400.
         """
         length = num_samples
         for _, kernel, stride in self.convolutions:

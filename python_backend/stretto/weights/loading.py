@@ -517,8 +517,8 @@ class StoredTensors(Mapping[str, Tensor]):
 def safetensors_files(path: Path) -> list[Path] | None:
     """Return the safetensors files that `path` refers to, or None for other kinds of file.
 
-    A folder may contain the same weights twice, so files are chosen as in transformers: the value of
-    `transformers_weights` in `config.json`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    A folder may contain the same weights twice, so files are chosen as in transformers: the file that `config.json`
+    names as `transformers_weights`, `model.safetensors`, or the shards of `model.safetensors.index.json`.
     If there are none of these, all safetensors files in the folder are returned. If `path` is an index, the files
     listed in it are returned.
 
