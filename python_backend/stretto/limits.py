@@ -41,7 +41,7 @@ class FairLimit:
 
     @contextmanager
     def reserving(self, host: str) -> Iterator[bool]:
-        """Hold one unit for `host` during the `with` block if one is free; yield True if one was."""
+        """If a unit is free, hold it for `host` during the `with` block and yield True; else yield False."""
         is_left = self.has_free(host)
         if is_left:
             self.acquire(host)

@@ -494,7 +494,7 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
 
 
 def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
-    """Return the ids of a streamed text unchanged; raise InvalidRequest if one is not a text id."""
+    """Return the ids of a streamed text unchanged; raise InvalidRequest if any of them is not a text id."""
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))

@@ -112,7 +112,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
 
 def is_batch_invariant(config: EngineConfig) -> bool:
-    """Return True if logits must not depend on the batch; the default is True for latents on a GPU."""
+    """Return True if logits must not depend on the batch; by default, this is so only for latents on a GPU."""
     if config.batch_invariant is not None:
         return config.batch_invariant
     return family_at(config.checkpoint).layout.latents is not None and not is_cpu_build()

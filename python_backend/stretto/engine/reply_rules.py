@@ -37,7 +37,7 @@ def updates_to_extra_args(updates: Iterable[TextUpdate]) -> dict[str, Any]:
 
 
 def updates_in(extra_args: dict[str, Any] | None) -> list[TextUpdate] | None:
-    """Return the updates in `extra_args`, or None if they belong to an ordinary request."""
+    """Return the updates in `extra_args`, or None if these are the arguments of an ordinary request."""
     if extra_args is None or TEXT_KEY not in extra_args:
         return None
     return [TextUpdate(name, np.frombuffer(ids, np.int32), is_last) for name, ids, is_last in extra_args[TEXT_KEY]]

@@ -58,7 +58,7 @@ class FrameCodes:
 
     @property
     def num_ready(self) -> int:
-        """Number of complete frames, including those already returned."""
+        """Number of complete frames that `pop_frames` has not returned yet."""
         return self._undelayer.num_ready // self._rows_per_frame
 
     def pop_frames(self, num_frames: int) -> np.ndarray | None:
@@ -355,7 +355,7 @@ TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERL
 
 
 def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
-    """Return a chunk with the reference frames at the end of a prompt, as codes or as latents in words.
+    """Return a chunk with the reference frames at the end of a prompt, as codes or, for latents, as words.
 
     The frames are the decoder's left context for the reply.
 

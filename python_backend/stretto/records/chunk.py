@@ -122,7 +122,7 @@ class Sound:
         return cls(parts[0], parts[1], mel.shape[1], parts[2])
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-        """Return tokens [n], mel frames [F, num_mels] and x-vector [E]; raise InvalidRequest if sizes do not match."""
+        """Return tokens [n], mel frames [F, num_mels] and x-vector [E]; raise InvalidRequest if one is incomplete."""
         for name, data, size in (
             ("tokens", self.tokens, 4),
             ("mel", self.mel, 4 * self.num_mels),

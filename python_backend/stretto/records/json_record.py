@@ -210,7 +210,7 @@ MAX_MESSAGE = 200  # maximum number of characters quoted from msgspec's message,
 
 
 class PackedRecord(Generic[T]):
-    """MessagePack reader and writer for one dataclass; its field limits are `msgspec.Meta` annotations."""
+    """MessagePack reader and writer for one dataclass, whose field limits are `msgspec.Meta` annotations."""
 
     def __init__(self, kind: type[T]) -> None:
         self._encoder = msgspec.msgpack.Encoder()

@@ -108,7 +108,7 @@ class Prompt:
             features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
 
         Raises:
-            InvalidRequest: If the data is invalid or does not match the arrays.
+            InvalidRequest: If the data is invalid, or its audio spans or delayed rows do not fit the arrays.
         """
         record = _PACKED.read(field, data)
         return cls(

@@ -42,8 +42,8 @@ class DepthWeights(nn.Module):
     Args:
         spec: Sizes of the layers.
         num_ids: Number of ids of each stream: C0, then C for each of the S - 1 other streams.
-        num_ends: E.
-        width: W.
+        num_ends: Number of end ids of stream 0, E.
+        width: Width of the backbone, W.
         quant_config: Quantization of the linear layers; embeddings and heads are not quantized.
 
     Attributes:

@@ -462,7 +462,7 @@ class PairPlanner:
             self._running_ids.add(request.request_id)
 
     def check(self, scheduled: Mapping[str, int], num_rows: int, running: list[Request]) -> None:
-        """Assert that a scheduled step samples both requests of each guided pair, see `check_pairs`.
+        """Assert that a scheduled step samples both requests of each guided pair (see `check_pairs`).
 
         The assertion is skipped if the requests of a steady plan were scheduled exactly as granted.
 

@@ -220,7 +220,7 @@ class GuidancePair:
         self.first_output, self.unconditional = NOT_YET, None
 
     def other(self, request_id: str) -> str | None:
-        """Return the id of the other request of the pair, or None if it does not exist yet."""
+        """Return the id of the other request in the pair, or None if there is none at present."""
         return self.unconditional if request_id == self.conditional else self.conditional
 
 
@@ -364,7 +364,7 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
-    """Hide the condition in the rows before the audio.
+    """Return the rows before the audio as the unconditional request sees them, with the condition hidden.
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].

@@ -86,7 +86,7 @@ class FeedbackMemory:
     """Recurrent states ("memories") of a feedback network, one per slot.
 
     Memories of preempted requests are saved. If a resumed request has no saved memory, the memory is recomputed from
-    the latents, one at a time. The result is bit-identical.
+    the latents, one latent at a time. The result is bit-identical.
 
     Args:
         network: The network.

@@ -467,7 +467,7 @@ class PauseSampler:
     """Sampler that appends pause probabilities, as words, to the rows of another sampler.
 
     Args:
-        sampler: The other sampler, whose attributes this one also has.
+        sampler: The other sampler; its attributes are also available as attributes of this sampler.
         weight: Weights of the heads, [n * c, H].
         num_classes: Number of classes of each head, c; class 0 is the pause.
     """

@@ -74,10 +74,10 @@ class BatchPlan:
     """Plan of the rows of one step, reused while the batch stays the same. Indices are int64 on the host.
 
     Attributes:
-        num_rows: B, including unconditional requests.
+        num_rows: Number of rows in the batch, B, including those of unconditional requests.
         drawing: Rows that are sampled, [M]; the P conditional rows of CFG pairs come first.
         sampling: `drawing`, followed by the P unconditional rows, [M + P].
-        num_paired: P. The P conditional rows also come first in `speaking`.
+        num_paired: Number of CFG pairs, P. Their conditional rows also come first in `speaking`.
         writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
         speaking: Indices into `drawing` of rows that may be after the text segment, [A]; None for all.
         text: Sampling methods needed for text ids.
@@ -414,7 +414,7 @@ class _Copy:
 
 
 def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
-    """Return the readback for `tables` on their device, with at most `lag` steps in flight."""
+    """Return the readback that suits the device of `tables`; at most `lag` steps are in flight."""
     return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)
 
 

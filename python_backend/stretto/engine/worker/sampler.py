@@ -294,7 +294,7 @@ class RowDraw:
 
         Args:
             hidden: Hidden states of A rows, followed by P unconditional rows, [A + P, H].
-            num_rows: A.
+            num_rows: Number of conditional rows, A.
             scale: Guidance scales of the first P rows, [P].
         """
         if not self._guides_first or len(scale) == 0:

@@ -156,7 +156,7 @@ class SegmentState:
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask, in place, end ids before the minimum length, and codes of other rows of a frame.
+        """Mask, in place, end ids before the minimum length, and codes that belong in other rows of a frame.
 
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.

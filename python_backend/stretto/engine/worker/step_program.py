@@ -337,7 +337,7 @@ class StepProgram:
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
-        """Return False if the solver step count has no graph, or if ranks exchange a text head's logits."""
+        """Return True unless the variant's solver step count has no graph, or ranks exchange text logits."""
         return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
@@ -446,7 +446,7 @@ class Recorder(Protocol):
     def record(self, work: Work) -> Graph:
         """Record the launches of `work` without running them.
 
-        If `work` raises, the error is raised again, and the stream is usable as before.
+        If `work` raises an error, it is raised again, and the stream remains usable.
         """
 
 
@@ -577,7 +577,7 @@ class StepSampler:
         return results[:num_rows], codes, cuts, sampled
 
     def _output(self, num_rows: int) -> SamplerOutput:
-        """Copy the results, because the next step overwrites them while vLLM still transfers them."""
+        """Return a copy of the results, because the next step overwrites them while vLLM is still transferring them."""
         tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
         return SamplerOutput(
             sampled_token_ids=tokens[:, None],

@@ -185,7 +185,7 @@ def get_num_sampled_and_rejected(
     idx_mapping: torch.Tensor,  # [B] int64
     prefill_len: torch.Tensor,  # [max B] int32
 ) -> None:
-    """Compute the rejected counts; set both counts to 0 for requests that are still prefilling."""
+    """Compute each request's number of rejected tokens; set both counts to 0 for requests that are still prefilling."""
     slots = idx_mapping.numpy()
     prefilling = seq_lens.numpy()[: len(slots)] < prefill_len.numpy()[slots]
     sampled, rejected = num_sampled.numpy(), num_rejected.numpy()

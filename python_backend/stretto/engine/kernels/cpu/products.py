@@ -124,7 +124,7 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
 
 
 def _prepared_product(handler: Any) -> Callable[..., torch.Tensor]:
-    """Return a function of x [..., H] and optionally weight and bias, with the results of vLLM's `onednn_mm`.
+    """Return a function of x [..., H], and optionally weight and bias, that computes the same as vLLM's `onednn_mm`.
 
     vLLM's function lets torch choose among an operator's overloads in each call, which takes a quarter as long as the
     product itself if the product is small.
@@ -285,7 +285,7 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It calls the same operators in the same order as vLLM, so the results are bit-identical. It is faster because vLLM
+    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM, however,
     calls several Python functions per operator, which takes longer than the operators themselves for small batches.
     """
 
@@ -442,7 +442,7 @@ class _DepthLayer(_Layer):
 
 
 class _HeadNorms:
-    """Norms of the query and key heads, which have different weights, in one operation."""
+    """Normalises query heads and key heads, which have different weights, in one operation."""
 
     def __init__(self, layer: Any):
         spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)

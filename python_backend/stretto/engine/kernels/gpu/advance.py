@@ -59,7 +59,7 @@ def stream_ends_of(
 ) -> tl.tensor:  # fmt: skip
     """Return stream 0 with BOS and EOS ids outside its frames.
 
-    In the same way, BOS and EOS ids are written in place to the other streams, `drawn`.
+    BOS and EOS ids are also written, in place, to the other streams in `drawn`.
     """
     inside = lanes < rules.num_drawn
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
@@ -265,7 +265,7 @@ def _follow_script(
     drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
     entries: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the frame token and the new alignment pointer; `drawn` is 1 if the pointer advances."""
+    """Return the frame token and the new alignment pointer; `drawn` is 1 if the pointer is to advance."""
     is_last = pointer >= num_entries
     advance = (drawn > 0) | (pointer == 0)
     ends = advance & is_last & (may_end | (num_entries == 0))
@@ -465,7 +465,7 @@ def _row(
     ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return a row's stream 0 and other streams, and True if a limit ends a segment; update the state."""
+    """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     task = tl.load(mine + TASK * rules.num_rows)
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
