@@ -255,7 +255,7 @@ def choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
 
 
 def audio_head() -> dict[str, Any]:
-    """Return the fields of an audio object that OpenAI's API requires."""
+    """Return the fields that OpenAI's API requires in an audio object."""
     return {"id": f"audio_{secrets.token_hex(12)}", "expires_at": int(time.time()) + AUDIO_KEPT_S}
 
 

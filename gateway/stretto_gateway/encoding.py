@@ -52,7 +52,7 @@ class PcmEncoder:
 
 
 class WavEncoder(PcmEncoder):
-    """Encoder that outputs a WAV header with unknown length, then little-endian samples."""
+    """Encoder that outputs a WAV header for an unknown length, then little-endian samples."""
 
     def __init__(self, sample_rate: int):
         self._header = wav_header(sample_rate)

@@ -76,7 +76,7 @@ class Keys:
 
 
 def key_in(authorization: str) -> str:
-    """Return the key in an `Authorization` header, which is the whole value if there is no scheme."""
+    """Return the key in an `Authorization` header; without a scheme, the whole value is the key."""
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else authorization
 

@@ -34,7 +34,7 @@ class Part:
     pcm: bytes = b""
 
     def record(self, with_audio: bool) -> dict[str, Any]:
-        """Return OpenAI's object for the part."""
+        """Return the part as OpenAI's object."""
         if not self.kind.endswith("audio"):
             return {"type": self.kind, "text": self.text}
         sound = {"audio": base64.b64encode(self.pcm).decode()} if with_audio and self.pcm else {}
@@ -68,7 +68,7 @@ class Item:
     num_bytes: int = 0  # accounted memory
 
     def record(self, with_audio: bool = False) -> dict[str, Any]:
-        """Return OpenAI's object for the item."""
+        """Return the item as OpenAI's object."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}

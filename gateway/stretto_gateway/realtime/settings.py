@@ -79,7 +79,7 @@ class SemanticVad(Body):
 
     @property
     def server_vad(self) -> ServerVad:
-        """Equivalent server VAD."""
+        """Equivalent settings of type `server_vad`."""
         return ServerVad(
             silence_duration_ms=EAGERNESS_MS[self.eagerness],
             create_response=self.create_response,

@@ -122,7 +122,7 @@ class ChatterboxTemplate:
             vocabulary: Vocabulary of the model.
             tokenizer: Tokenizer of the model.
             recording_encoder: Networks that encode recordings; None if the checkpoint has none.
-            languages: Rules of the languages; None for the English release.
+            languages: Language-specific text rules; None for the English release.
         """
         self._family, self._known, self._tokenizer, self._languages = family, vocabulary, tokenizer, languages
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)

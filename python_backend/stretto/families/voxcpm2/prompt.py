@@ -37,7 +37,7 @@ WORD_START, UNKNOWN = "▁", "<unk>"
 
 
 class VoxCpmTokenizer:
-    """Tokenizer that splits tokens of several Chinese characters into single characters.
+    """Tokenizer that splits multi-character Chinese tokens into single characters.
 
     Args:
         tokenizer: The checkpoint's tokenizer.
