@@ -52,13 +52,13 @@ def _stop_allocating(pool: Any) -> None:
 
 
 class CudaRecorder:
-    """Recorder of CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
+    """Records CUDA graphs on the current stream. The graphs never run concurrently, so they share memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def is_busy(self) -> bool:
-        """Return True while vLLM captures one of its graphs."""
+        """Return True while vLLM is capturing one of its own graphs."""
         return torch.cuda.is_current_stream_capturing()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -315,8 +315,8 @@ class Capacity:
     def max_sessions(self, rules: SegmentRules) -> int:
         """Return how many live sessions may be open at the same time.
 
-        Each session keeps a run slot and its KV blocks, see `KvBlocks.sessions`. Where possible, capacity for one other
-        reply is left free.
+        Each session keeps a run slot and its KV blocks (see `KvBlocks.sessions`). Where possible, capacity for one
+        other reply is left free.
         """
         rows, usable = rules.max_model_len, self.num_blocks - 1
         each = blocks_in_window(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT)

@@ -273,7 +273,7 @@ class SpeechLLM:
             yield chunk
 
     def _words_of(self, prompt: Prompt, request_id: str) -> WordTrack:
-        """Return the words of a reply, to which its streamed text is appended."""
+        """Return the word track of a reply, to which streamed text is appended."""
         feed = self._texts.get(request_id)
         track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         assert isinstance(track, WordTrack), "only such families have words"

@@ -360,7 +360,7 @@ class SegmentTracker:
         return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
 
     def num_given_after(self, tokens: Sequence[int]) -> int:
-        """Return `num_given` of `Track.is_behind` for the time after further rows with `tokens` on stream 0."""
+        """Return the `num_given` argument of `Track.is_behind` after further rows with `tokens` on stream 0."""
         if self.words is not None:
             words = replace(self.words)
             for at, token in enumerate(tokens):

@@ -43,7 +43,7 @@ class NewText(NamedTuple):
         ids: Token ids of further rows, int32 [n, K].
         min_rows: Minimum number of frames of the reply; None until its text is complete.
         max_rows: Maximum number of rows of a reply that ends with its audio; None until the audio is complete.
-        num_words: Number of words of a `WordTrack`, once its text is complete; None before. The `ids` of such a track
+        num_words: Number of words of a `WordTrack`; None until its text is complete. The `ids` of such a track
             are entries of the word table: place and value.
     """
 

@@ -1,6 +1,6 @@
-"""Tracks: ids of a reply's input-only streams that the request brings, whole or while the reply is generated.
+"""Tracks: ids for a reply's input-only streams, sent with the request or while the reply is generated.
 
-A `WordTrack` brings words, which the model asks for one by one; `WordMachine` moves along them.
+A `WordTrack` contains words that the model requests one by one; a `WordMachine` tracks the model's place among them.
 """
 
 from collections.abc import Sequence
@@ -51,14 +51,15 @@ class Track:
         return rows
 
     def follow(self, tracker: Any) -> None:
-        """Do nothing; a `GroupTrack` records the state of the reply."""
+        """Do nothing; subclasses record the state of the reply."""
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
         """Return True if a reply needs ids that have not arrived because its text is still open.
 
         Args:
             num_rows: Number of rows of the reply.
-            num_given: Number of given rows of the reply, for a `GroupTrack`; for a `WordTrack`, of possible next rows.
+            num_given: For a `GroupTrack`, number of given rows of the reply; for a `WordTrack`, number of rows that can
+                be generated without further words.
         """
         return self.is_open and num_rows > len(self.ids)
 
@@ -208,11 +209,11 @@ def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
 
 
 class Word(NamedTuple):
-    """Word of a script, as places in the script's tokens.
+    """Word of a text, given as positions in the list of the text's tokens.
 
     Attributes:
-        end: Place after its last token; its first one follows the word before.
-        padding: Minimum number of rows without a new word after it.
+        end: Place after the word's last token; its first token follows the previous word.
+        padding: Minimum number of rows without a new word after this word.
         ahead_start: Place of the first token of the word that the second stream shows in advance.
         ahead_end: Place after the last token of that word; `ahead_start` if there is none.
     """
@@ -225,7 +226,7 @@ class Word(NamedTuple):
 
 @dataclass(slots=True)
 class WordTrack(Track):
-    """Words that the model asks for (`WordScript`): `ids` [n, 1] are words as `pack_word` returns them.
+    """Track of words that the model requests (`WordScript`); `ids` [n, 1] are words in the format of `pack_word`.
 
     A word becomes known once the word that the second stream shows in advance is known, or the text is complete.
 
@@ -233,10 +234,10 @@ class WordTrack(Track):
         script: Rules of the words.
         tokens: Tokens of all words, one after the other.
         words: Known words, in order.
-        waiting: Ends and paddings of the words that have arrived and are not known yet.
+        waiting: End and padding of each word that has arrived but is not known yet.
         capacity: Number of tokens, and of words, for which a slot has room.
         position: Index of the reply's next row, counted from the first row of the prompt.
-        num_free: Minimum number of further rows that the known words suffice for.
+        num_free: Minimum number of further rows for which the known words suffice.
     """
 
     script: WordScript = field(default_factory=WordScript)
@@ -254,7 +255,7 @@ class WordTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            lanes: Index of the second stream among streams 1 to S - 1.
+            lanes: Slice that selects the second stream from streams 1 to S - 1.
             first_row: First row of the reply.
             ids: Packed words, with the end id if the text is complete.
             text: The family's text track.
@@ -282,7 +283,7 @@ class WordTrack(Track):
         return np.concatenate([self.token_entries(first_token), self.word_entries(first_word)])
 
     def _note_known(self) -> None:
-        """Move words from `waiting` to `words` as far as the words ahead of them are known."""
+        """Move the first words of `waiting` to `words`, as long as the words to show in advance are known."""
         num_moved = 0
         for index, (end, padding) in enumerate(self.waiting):
             begin = self.words[-1].end if self.words else 0
@@ -294,7 +295,7 @@ class WordTrack(Track):
         del self.waiting[:num_moved]
 
     def _ahead(self, index: int) -> tuple[int, int] | None:
-        """Return the places of the word `ahead` words after one that waits; None while it is not known."""
+        """Return the places of the word `script.ahead` words after a waiting word; None while it is not known."""
         begin, left = self.waiting[index][0], self.script.ahead
         for end, _ in self.waiting[index + 1 :]:
             left -= end > begin  # breaks do not count
@@ -315,7 +316,7 @@ class WordTrack(Track):
         return np.stack([np.arange(start, start + len(values), dtype=np.int32), values], 1)
 
     def _num_rows(self, index: int) -> int:
-        """Return the minimum number of rows from the one that takes a word to the one that may take the next."""
+        """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""
         word, begin = self.words[index], self.words[index - 1].end if index else 0
         num_tokens = word.end - begin
         if num_tokens == 0:
@@ -323,7 +324,7 @@ class WordTrack(Track):
         return 1 + max(num_tokens - bool(self.script.ahead), word.padding)
 
     def follow(self, tracker: Any) -> None:
-        """Record the reply's position, and how many rows the known words suffice for."""
+        """Record the reply's position, and for how many rows the known words suffice."""
         self.position, self.num_free = tracker.position, tracker.words.num_free
 
     def is_behind(self, num_rows: int, num_given: int) -> bool:
@@ -351,21 +352,21 @@ class WordTrack(Track):
 
 @dataclass(slots=True)
 class WordMachine:
-    """State of the words of a reply, moved on by each row; `WordStates` and `words_kernel` do the same for a batch.
+    """State of a reply's words, advanced by each row; `WordStates` and `words_kernel` do the same for a batch.
 
-    A row takes the next word if the model asks for it by `new_id`. It may not ask while tokens of a word are left or
-    `forced` is positive, and asks in any case when `remaining` is 0.
+    A row takes the next word if the model requests it with `new_id`. Requests are ignored while tokens of a word are
+    left or `forced` is positive. Otherwise, if `remaining` is 0, the row takes a word even without a request.
 
     Attributes:
         track: Words of the text.
         remaining: Number of rows in which the model may still wait before the next word.
         forced: Number of rows in which it has to wait.
         main_at: Place of the next token of the current word.
-        main_end: Place after its last token.
+        main_end: Place after the last token of the current word.
         second_at: Place of the next token on the second stream.
-        second_end: Place after its last token.
+        second_end: Place after the last token for the second stream.
         taken: Number of words taken, including breaks.
-        end: Position of the row that asked for a word when none was left; -1 before.
+        end: Position of the row that requested a word when none was left; -1 until then.
     """
 
     track: WordTrack
@@ -389,16 +390,16 @@ class WordMachine:
 
     @property
     def num_free(self) -> int:
-        """Minimum number of further rows that the known words suffice for."""
+        """Minimum number of further rows for which the known words suffice."""
         rows = map(self.track._num_rows, range(self.taken, len(self.track.words)))
         return max(self.main_end - self.main_at, self.forced) + sum(rows)
 
     def push(self, position: int, token: int) -> tuple[int, int]:
-        """Move on by one row.
+        """Advance by one row.
 
         Args:
             position: Position of the row.
-            token: Id that the model sampled on stream 0, or the id that the row carries there.
+            token: Id that the model sampled on stream 0, or the id that the row already has there.
 
         Returns:
             Id of stream 0 in the row, and the token of the second stream, or -1 for none.
@@ -428,7 +429,7 @@ class WordMachine:
         return main, second
 
     def follow(self, position: int, token: int) -> None:
-        """Move on by a row whose stream 0 is known: any id but a pad shows that the model asked, if it could."""
+        """Advance by a row whose stream 0 is known: any id but a pad counts as a request, if one was permitted."""
         script = self.track.script
         self.push(position, script.pad_id if token == script.pad_id else script.new_id)
 

@@ -165,7 +165,7 @@ class Chunk:
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
-        begun: If progress was requested, words that are complete since the last chunk; `marks` has them once they end.
+        begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
     """
 
@@ -349,7 +349,7 @@ class Event(TypedDict):
         session: In the first event of a reply to streamed text or live audio, the session name that the client needs to
             send more.
         pauses: For each frame since the last event, the probability of each pause, if requested.
-        begun: If progress was requested, words that are complete since the last event, without their ends.
+        begun: If progress was requested, words completed since the last event, without end times.
         transcribed_s: If progress was requested, time in the recording up to which the transcript is complete, in
             seconds.
     """

@@ -315,12 +315,12 @@ _PACKED_RESUMPTION: PackedRecord[Resumption] = PackedRecord(Resumption)
 
 
 def pack_word(tokens: Sequence[int], padding: int) -> list[int]:
-    """Return a word, or a break without tokens, as ids of `Prompt.track` in a family with `WordScript`."""
+    """Return a word (or a break, if there are no tokens) as ids for `Prompt.track`, for families with `WordScript`."""
     return [1 + len(tokens), padding, *tokens]
 
 
 def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[int], int]]:
-    """Yield the tokens and the padding of each word in ids of `Prompt.track`.
+    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned.
 
     Raises:
         InvalidRequest: The ids are not packed words.

@@ -1,4 +1,4 @@
-"""Words that the replies of a batch ask for (`WordScript`), on numpy or torch arrays; see `tracks.WordMachine`."""
+"""State of the words that replies request (`WordScript`), in numpy or torch arrays; see `tracks.WordMachine`."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from stretto.families.base import WordScript
 
 
 class WordStates:
-    """State of the words of all slots, moved on by one row per call.
+    """State of the words in all slots, advanced by one row per call.
 
     Args:
         script: Rules of the words.
@@ -119,7 +119,7 @@ class WordLaunch:
         )
 
     def __call__(self, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int) -> None:
-        """Replace the sampled ids of stream 0 by the ids that the rows carry.
+        """Replace the sampled ids of stream 0 with the ids that the rows must contain.
 
         Args:
             drawn: Sampled ids, int32 [N, 1], written.
@@ -138,5 +138,5 @@ def no_words(drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num
 
 
 def word_launch(rules: SegmentRules, tables: SlotTables, num_rows: int) -> Callable[..., None]:
-    """Return the launch for a family's replies, with the arguments of `WordLaunch`."""
+    """Return a `WordLaunch` with these arguments, or `no_words` if the family has no such words."""
     return WordLaunch(rules, tables, num_rows) if rules.family.word_script else no_words

@@ -285,8 +285,8 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM, however,
-    calls several Python functions per operator, which takes longer than the operators themselves for small batches.
+    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM, however, calls
+    several Python functions per operator, which takes longer than the operators themselves for small batches.
     """
 
     def __init__(self, layer: Any):

@@ -196,7 +196,7 @@ def _nucleus(
 ) -> tl.tensor:
     """Return the top-p threshold: the smallest value with less than `top_p` of the mass above it.
 
-    Only logits of at least `floor` contribute to the mass, see `_split`.
+    Only logits of at least `floor` contribute to the mass (see `_split`).
     """
     low = ordered_of(floor) - 1
     high = ordered_of(largest)

@@ -1,4 +1,4 @@
-"""Triton kernel that follows the words of the replies of a step, between the draws of stream 0 and of the codes."""
+"""Triton kernel that advances the words of a step's replies, after stream 0 and before the codes are sampled."""
 
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ class WordRules(NamedTuple):
     """Compile-time constants of `words_kernel`; the ids are those of `WordScript`.
 
     Attributes:
-        num_rows: Maximum number of rows of a step.
-        capacity: Number of tokens in a slot's table, after which its words follow.
+        num_rows: Maximum number of rows in a step.
+        capacity: Number of tokens for which a slot's table has room; the words are stored after the tokens.
         lane: Index of the second stream among streams 1 to S - 1.
         nothing: Id of an empty second stream.
     """
