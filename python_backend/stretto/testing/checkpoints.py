@@ -86,7 +86,7 @@ def write_checkpoint(
 
 
 def _ends_itself(family: Family) -> bool:
-    """Return True if no stream-0 id ends the audio, because a whole frame or the end of a followed recording does."""
+    """Return True if a whole frame, a given recording or given words end the audio, not a sampled stream-0 id."""
     return bool(family.end_frame) or family.code_track is not None or family.word_script is not None
 
 
@@ -296,7 +296,7 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
 
 
 def _make_words(index: int) -> list[int]:
-    """Return packed words for a test prompt, with breaks among them."""
+    """Return packed words for a test prompt, including breaks."""
     random, ids = np.random.default_rng(index), list[int]()
     for _ in range(WORD_COUNTS[index % len(WORD_COUNTS)]):
         ids += pack_word(random.integers(16, 47, random.integers(0, 4)).tolist(), int(random.integers(0, 5)))

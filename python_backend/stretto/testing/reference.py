@@ -240,7 +240,7 @@ class _Given:
 
 
 class _Words:
-    """Words of a reply that the model asks for (`WordScript`), as queues of tokens."""
+    """Token queues for the words that the model asks for in a reply (`WordScript`)."""
 
     def __init__(self, script: WordScript, track: Sequence[int]):
         self.script, self.words = script, deque(unpack_words(track[:-1]))
@@ -249,7 +249,7 @@ class _Words:
         self.end: int | None = None
 
     def next_ids(self, sampled: int, position: int) -> tuple[int, int | None]:
-        """Return stream 0 and the token of the second stream in a row; `sampled` is the id sampled for it."""
+        """Return a row's id on stream 0, and its token on the second stream if any; `sampled` is the sampled id."""
         script, asks = self.script, sampled == self.script.new_id or self.num_left == 0
         if self.main or self.num_forced > 0:
             asks = False
@@ -273,7 +273,7 @@ class _Words:
         return self.main.popleft() if self.main else quiet, self.second.popleft() if self.second else None
 
     def lay(self, row: Row, position: int, family: Family) -> None:
-        """Replace the sampled id in a row by those of the words; end the audio a fixed number of rows after them."""
+        """Replace a row's sampled id with the ids of the words; end the audio a fixed number of rows after them."""
         if row[0] == family.end_of_audio:
             return
         row[0], second = self.next_ids(row[0], position)
@@ -284,14 +284,14 @@ class _Words:
 
 
 def stream_ids(family: Family, stream: int) -> list[int]:
-    """Return the ids that a stream may have in audio: codes and extra ids, without ids that are never sampled."""
+    """Return the ids that a stream may have in audio: codes and extra ids, except ids that are never sampled."""
     layout, script = family.layout, family.word_script
     ids = [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
     return ids if script is None or stream else [token for token in ids if token != script.wish_id]
 
 
 def hide_recording(row: Row, frame: int, family: Family) -> None:
-    """Replace ids before the first frame of each stream by pads, except initial ids, if the family's rules say so."""
+    """Replace ids before each stream's first frame with pads, except initial ids, if the family hides recordings."""
     layout = family.layout
     for s in range(1, layout.num_output_streams if family.unconditional.hides_recording else 0):
         if frame < layout.delays[s] and row[s] != layout.initial[s]:
