@@ -262,7 +262,7 @@ def sample_as_a_gpu(engine: SteppedEngine) -> SpeechSampler:
     engine.step()
     setattr(SpeechSampler, "__call__", inner)  # noqa: B010
     plain.req_states = runner.req_states
-    sampler = state._kernel_sampler(plain, state._readout())
+    sampler = state._kernel_sampler(plain)
     output = outputs[-1]
     tokens, codes, _, sampled = sampler._results(sampler._program.results, len(output.sampled_token_ids))
     tokens.copy_(output.sampled_token_ids[:, 0])
