@@ -72,10 +72,11 @@ async def test_progress_names_each_word_twice_and_grows_with_the_audio(served: S
     events, changed = list[SpeechEvent](), asyncio.Condition()
 
     async def speech() -> AsyncIterator[np.ndarray]:
-        for frame in range(len(PCM) // 1920 + 1):
+        for frame in range(len(PCM) // 1920):
             yield PCM[1920 * frame : 1920 * (frame + 1)]
             async with changed:
                 await changed.wait_for(lambda number=frame: len(events) > number)
+        yield PCM[1920 * (len(PCM) // 1920) :]  # less than a frame
 
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         _, words = await heard(client.transcribe((PCM, RATE)))
