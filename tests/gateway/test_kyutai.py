@@ -23,7 +23,7 @@ CHAT, ASR, TTS = "/api/chat", "/api/asr-streaming", "/api/tts_streaming"
 DUPLEX = PROFILE | {
     "family": "both_ways",
     "reads_live_audio": True,
-    "voices": ["NATF2"],
+    "voices": ["natf2"],
     "options": ["depth"],
     "tasks": [task("duplex", needs=["audio"], speaks=True) | {"system": ["text"]}],
 }
@@ -122,7 +122,7 @@ async def test_speech_and_text_come_while_audio_is_sent(start: Start) -> None:
     assert np.abs(decode(sound, 99)[FRAME : 3 * FRAME]).max() > 0.2
     form = {"encoding": "pcm_s16le", "sample_rate": RATE}
     sampling = {"temperature": 0.6, "top_k": 20, "depth": {"temperature": 0.9, "top_k": 200}, "seed": 7}
-    assert partner.options == {"live": True, "voice": "NATF2", "output": form, **sampling}
+    assert partner.options == {"live": True, "voice": "natf2", "output": form, **sampling}
     assert json.loads(partner.begun[0]["messages"]) == [{"role": "system", "text": "You are kind."}]
     np.testing.assert_allclose(partner.heard, expected[: len(partner.heard)], atol=1e-6)
     await idle(running)
@@ -155,7 +155,7 @@ async def test_the_end_of_the_reply_closes_the_session(start: Start) -> None:
 @pytest.mark.parametrize(
     ("query", "script", "profile", "message", "code"),
     [
-        ("?voice_prompt=nobody.pt", [], DUPLEX, "voice: expected one of NATF2", 1011),
+        ("?voice_prompt=nobody.pt", [], DUPLEX, "voice: expected one of natf2", 1011),
         ("?seed=many", [], DUPLEX, "seed: Input should be a valid integer", 1011),
         ("?text_temperature=nan", [], DUPLEX, "text_temperature: Input should be a finite number", 1011),
         ("", [ErrorText("full: 4 sessions are open, try again")], DUPLEX, "at capacity; try again", 1013),

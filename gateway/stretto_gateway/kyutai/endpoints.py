@@ -43,8 +43,8 @@ def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
     """
     if not name or not profile.voices:
         return None
-    stem = name.rpartition("/")[2].rpartition(".")[0]
-    return stem if stem in profile.voices else find_voice(profile, name)
+    file = name.rpartition("/")[2]
+    return name if name in profile.voices else find_voice(profile, file.rpartition(".")[0] or file)
 
 
 class ChatQuery(Body):
