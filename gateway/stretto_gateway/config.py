@@ -33,7 +33,7 @@ class Limits:
         max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
         session_s: Maximum duration of a session.
-        writing_s: Maximum time in which the text of a streamed utterance must be complete.
+        writing_s: Maximum time for a client to finish sending the text of a streamed utterance.
     """
 
     max_body_bytes: int = 32 * MIB

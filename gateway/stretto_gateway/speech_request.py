@@ -138,7 +138,7 @@ class Ignored:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Response header with the names; empty if all fields had an effect."""
+        """Response header that lists the ignored request fields; empty if none were ignored."""
         return {HEADER: ", ".join(self.names)} if self._names else {}
 
 

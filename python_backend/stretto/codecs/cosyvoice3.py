@@ -222,8 +222,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Return the ranges of tokens to decode together in a window of one utterance.
 
         The window consists of `length` tokens from index `first` - `left`. An item (start, end, last) means that tokens
-        [start, end) are read, and the samples up to token `last` are returned. Blocks that start to read at the same
-        token are merged into one item.
+        [start, end) are read, and the samples up to token `last` are returned. Blocks whose input starts at the
+        same token are merged into one item.
         """
         blocks, end = self.spec.streaming, first - left + length
         if not isinstance(blocks, Blocks):

@@ -424,12 +424,12 @@ class DecodingLoop:
             self._continue_chunk(job.pending, job.session)
 
     def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
-        """Answer a chunk.
+        """Send the response for a chunk.
 
         Args:
             pending: The chunk.
             session: Decoder state of its utterance.
-            pcm: Audible samples as decoded, float32 [n], or None.
+            pcm: Decoded samples that are to be played, float32 [n], or None.
             at: GPU address of these samples, or None.
         """
         chunk, collected = pending.chunk, session.collected

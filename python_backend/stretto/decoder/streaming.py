@@ -177,7 +177,7 @@ class References:
 def read_reference(
     chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool, is_first: bool
 ) -> Reference:
-    """Return the voice reference that begins the chunk, which must be the utterance's first with frames.
+    """Return the voice reference at the start of the utterance's first chunk with frames.
 
     Args:
         chunk: Record of the chunk.

@@ -253,7 +253,7 @@ class SegmentRules:
 
     @cached_property
     def given_ids(self) -> tuple[int, ...]:
-        """Ids of stream 0 in given rows: (`fill_id`, `given_id`) of `TextGroups`; empty for other families."""
+        """Stream-0 ids of supplied rows: (`fill_id`, `given_id`) of `TextGroups`; empty for other families."""
         groups = self.family.text_groups
         return () if groups is None else (groups.fill_id, groups.given_id)
 

@@ -175,7 +175,7 @@ class LatentSpec:
 
     @property
     def num_drawn(self) -> int:
-        """Number of words that the model generates."""
+        """Number of 32-bit words of a row that the model generates."""
         return self.num_words - (1 + self.num_feedback if self.marks else 0)
 
     @property

@@ -173,7 +173,7 @@ class FlowTable:
         self._words[2] = at_us
 
     def _latency_us(self, at_us: int) -> int:
-        """Return the maximum latency in microseconds, decayed until the time `at_us`."""
+        """Return the decaying maximum of the latency as of `at_us`, in microseconds."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
     def set_pace(self, seconds: float) -> None:

@@ -272,7 +272,7 @@ class RingWriter:
         return bool(self._held)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
-        """Answer a chunk now if slots are free and no earlier answer is waiting, or else later.
+        """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
 
         Args:
             reply: Answer to the chunk.

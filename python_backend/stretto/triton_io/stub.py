@@ -79,7 +79,7 @@ class DrainGate:
 
     @classmethod
     def from_environment(cls) -> "DrainGate":
-        """Return the gate for the drain file that the launcher put in the environment."""
+        """Return the gate for the drain file whose path the launcher passed in the environment."""
         named = os.environ.get(DRAIN_FILE)
         return cls(Path(named) if named else None)
 

@@ -121,7 +121,7 @@ class Source(nn.Module):
         return self.mixed((2 * math.pi * cycles + phases).sin(), pitch, noise)
 
     def held(self, pitch: Tensor, cycles: Tensor, samples_per_mel: int, noise: Tensor) -> Tensor:
-        """Return the causal vocoder's excitation, [B, 1, n]. Its sines are constant within a frame.
+        """Return the causal vocoder's excitation, [B, 1, n]. Each sine keeps its value within a frame.
 
         Args:
             pitch: Pitch of each frame in Hz, [B, T].

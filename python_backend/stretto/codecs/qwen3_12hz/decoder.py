@@ -42,7 +42,7 @@ class DecoderShape:
     """Sizes in `decoder_config`, under their published names: codebooks, transformer, convolutions.
 
     Attributes:
-        codebook_dim: Width of the sum of all codebook entries; each entry is half as wide.
+        codebook_dim: Width of the summed codebook entries after projection; an entry is half as wide.
         sliding_window: Number of steps that a step attends to, including itself.
         latent_dim: Number of channels before and after the transformer.
         decoder_dim: Number of channels of the first convolution.

@@ -69,10 +69,10 @@ GROUP = 16
 
 
 class Aside(NamedTuple):
-    """Saved memory of a request that has left its slot, on the host.
+    """Host copy of the feedback state of a request that has left its slot.
 
     Attributes:
-        row: Position of the last latent that the memory includes, int64 [1].
+        row: Position of the last latent that the state includes, int64 [1].
         memory: The memory, float32 [num_kept].
         copied: Event recorded after the copies from a GPU; None on a CPU.
     """
@@ -339,7 +339,7 @@ class LatentStepProgram(StepProgram):
         self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
 
     def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
-        """Generate the latents of all rows, and write their words where `advance_kernel` reads them."""
+        """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
         number, rules, tables = len(hidden), self.constants.rules, self._tables
         latent_inputs_kernel[number,](
             self._noise, self._before, self._guidance, self._numbers, self._flags, self.columns.table, self.lengths,

@@ -168,11 +168,11 @@ class SlotLimits:
 
 @dataclass
 class SlotScales:
-    """Real parameters of requests, float32 [B] each.
+    """Floating-point parameters of requests, float32 [B] each.
 
     Attributes:
         guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor.
-        audio_span: Maximum distance of a stream-0 logit in audio from the largest logit (min-p); infinite if unused.
+        audio_span: In audio rows, maximum gap between a stream-0 logit and the largest one (min-p); infinite if unused.
     """
 
     text_temperature: Array

@@ -61,7 +61,7 @@ def missing_packages(has_cangjie: bool) -> dict[str, str]:
 
 
 def plain_languages() -> tuple[str, ...]:
-    """Return the codes of languages that are read without the marks that the authors' code can add."""
+    """Return the codes of languages whose text gets no diacritics or stress marks here, unlike in the authors' code."""
     return ("he",) if find_spec(RUSSIAN_PACKAGE) else ("he", "ru")
 
 

@@ -1,9 +1,9 @@
-"""CosyVoice 3 prompts: instruction, words of a recording, text and codes of the recording.
+"""CosyVoice 3 prompts: instruction, transcript of the recording, text to speak, codes of the recording.
 
 For the layout, see `CosyVoice3LM.inference` and `CosyVoiceFrontEnd` in https://github.com/FunAudioLLM/CosyVoice. With a
-style instruction, the words and codes of the recording are left out, as in `inference_instruct2`. A text that is read
-during the reply is laid out as in `inference_bistream`: five ids, fifteen codes, and so on, beginning with the words
-and codes of the recording.
+style instruction, the recording's transcript and codes are left out, as in `inference_instruct2`. Text that is streamed
+during the reply is laid out as in `inference_bistream`: five ids, fifteen codes, and so on, beginning with the
+recording's transcript and codes.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class TextPadAdder(nn.Module):
-    """Module that adds the projected embedding of the text pad, which is the text id in the x-vector's row."""
+    """Module that adds the projected text-pad embedding to the x-vector, because its row has a pad as text."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
