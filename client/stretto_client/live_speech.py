@@ -375,6 +375,7 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
             yield clause
 
 
+SAMPLE_BYTES = 4  # float32
 PART_S, MAX_PART_S = 0.08, 10.0  # minimum and maximum audio per part, in seconds; more waits while a part is in transit
 NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
 
@@ -391,11 +392,11 @@ class UnreadAudio(Unread[NDArray[Any]]):
     def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, fill_after_s: float | None = None):
         super().__init__(pieces)
         self.sample_rate, self._fill_after_s, self._is_filling = sample_rate, fill_after_s, False
-        self._waiting: list[NDArray[np.float32]] = []
+        self._waiting = bytearray()  # float32
 
     def _add(self, piece: NDArray[Any]) -> None:
         pcm = piece / 32768 if piece.dtype == np.int16 else piece
-        self._waiting.append(np.asarray(pcm, np.float32))
+        self._waiting += np.ascontiguousarray(pcm, np.float32).data.cast("B") if len(pcm) else b""
 
     @property
     def _is_full(self) -> bool:
@@ -403,7 +404,7 @@ class UnreadAudio(Unread[NDArray[Any]]):
 
     @property
     def _num_samples(self) -> int:
-        return sum(map(len, self._waiting))
+        return len(self._waiting) // SAMPLE_BYTES
 
     async def pop(self) -> tuple[NDArray[np.float32], bool]:
         """Wait for PART_S of samples or the end; return samples [n], and True if they end the audio.
@@ -415,11 +416,11 @@ class UnreadAudio(Unread[NDArray[Any]]):
         async with self._changed:
             if self._failure is not None:
                 raise self._failure
-            pcm = np.concatenate([np.zeros(0, np.float32), *self._waiting])
-            size = int(MAX_PART_S * self.sample_rate)
-            self._waiting = [pcm[size:]]
+            num_bytes = int(MAX_PART_S * self.sample_rate) * SAMPLE_BYTES
+            pcm = np.frombuffer(bytes(self._waiting[:num_bytes]), np.float32)
+            del self._waiting[:num_bytes]
             self._changed.notify_all()
-            return pcm[:size], self._is_complete and len(pcm) <= size
+            return pcm, self._is_complete and not self._waiting
 
     async def _wait(self) -> None:
         """Wait for a part or the end; if none arrives in time, add silence, and again every PART_S."""
@@ -431,7 +432,7 @@ class UnreadAudio(Unread[NDArray[Any]]):
         except TimeoutError:
             self._is_filling = True
             missing = max(0, round(PART_S * self.sample_rate) - self._num_samples)
-            self._waiting.append(np.zeros(missing, np.float32))
+            self._waiting += bytes(missing * SAMPLE_BYTES)
 
     def _has_part(self) -> bool:
         return self._num_samples >= PART_S * self.sample_rate or self._is_complete

@@ -14,6 +14,7 @@ from stretto_gateway.encoding import DEFAULT_RATE
 PATTERN = b"OggS"
 HEAD_BYTES, CHECKSUM = 27, slice(22, 26)
 MAX_PACKET_BYTES = 65_536  # above the longest Opus packet; also limits the comments
+MAX_SILENT_PAGES = 512  # consecutive pages on which no packet of audio ends; a packet of 65,536 bytes has up to 257
 CONTINUES, BEGINS = 1, 2  # flags of a page
 OPUS_RATE = 48_000
 MIN_HEADER_BYTES = 19
@@ -38,7 +39,7 @@ class OggOpusDecoder:
         self._unread = bytearray()
         self._serial: bytes | None = None
         self._packet = bytearray()  # beginning of a packet that continues on the next page
-        self._num_packets = 0
+        self._num_packets = self._num_silent = 0  # `_num_silent`: pages since the last packet of audio
         self._decoder: Any = None
         self._resampler: Any = None
 
@@ -50,6 +51,9 @@ class OggOpusDecoder:
         """
         self._unread += data
         while (page := self._next_page()) is not None:
+            self._num_silent += 1
+            if self._num_silent > MAX_SILENT_PAGES:
+                raise OggError(f"expected audio within {MAX_SILENT_PAGES} pages, got none")
             for packet in self._packets(page):
                 yield from self._decode(packet)
 
@@ -98,7 +102,10 @@ class OggOpusDecoder:
         elif number == 1:
             if not packet.startswith(b"OpusTags"):
                 raise OggError(f"expected comments that begin with OpusTags, got {packet[:8]!r}")
-        elif packet:
+        elif not packet:
+            raise OggError("expected packets of at least one byte, got an empty one")
+        else:
+            self._num_silent = 0
             try:
                 for frame in self._decoder.decode(av.Packet(packet)):
                     for resampled in self._resampler.resample(frame):

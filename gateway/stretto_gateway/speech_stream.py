@@ -40,14 +40,14 @@ class StreamedText:
         """True if the text is complete."""
         return self._ended.is_set()
 
-    def add(self, piece: str) -> None:
-        """Append a piece of text.
+    def add(self, piece: str) -> bool:
+        """Append a piece of text; return False if it was dropped.
 
         If the text becomes too long or the memory limit is exceeded, this piece and all later ones are dropped, because
         a text with gaps would be wrong. `pieces` then raises the error.
         """
         if self._is_closed or self._failure is not None:
-            return
+            return False
         try:
             self._num_chars += len(piece)
             if self._num_chars > self._limits.max_input_chars:
@@ -61,6 +61,7 @@ class StreamedText:
             self._num_held += num_bytes
             self._unread += piece
         self._changed.set()
+        return self._failure is None
 
     def _expire(self) -> None:
         """Fail at the time limit, because an incomplete text occupies a slot."""

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 
+from stretto_client.live_speech import UnreadAudio
 from stretto_gateway import connection
+from stretto_gateway.admission import Held
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import make_encoder
+from stretto_gateway.kyutai.sessions import ReceivedAudio
+from stretto_gateway.speech_stream import StreamedText
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import task
@@ -102,7 +107,7 @@ async def idle(running: Running) -> None:
 # Full-duplex speech
 
 
-async def test_speech_and_text_come_while_audio_is_sent(start: Start) -> None:
+async def test_chat_streams_speech_and_text_while_audio_is_sent(start: Start) -> None:
     frames = [TONE[at : at + FRAME] for at in range(0, 5 * FRAME, FRAME)]
     spoken = [Chunk(n, FRAME, f" {n}", is_16_bit=True, pcm=pcm) for n, pcm in enumerate(frames)]
     end = Chunk(9, FRAME, is_16_bit=True, is_final=True, is_last=True)
@@ -129,7 +134,7 @@ async def test_speech_and_text_come_while_audio_is_sent(start: Start) -> None:
     await until_async(running.behind.cancelled.is_set)  # a client that leaves ends the reply
 
 
-async def test_values_that_the_model_cannot_use_have_no_effect(start: Start) -> None:
+async def test_unsupported_options_and_messages_are_ignored(start: Start) -> None:
     plain = DUPLEX | {"voices": [], "options": [], "tasks": [DUPLEX["tasks"][0] | {"system": []}]}
     partner = Partner([])
     running = await start(partner, plain)
@@ -143,7 +148,7 @@ async def test_values_that_the_model_cannot_use_have_no_effect(start: Start) -> 
     assert "messages" not in partner.begun[0]
 
 
-async def test_the_end_of_the_reply_closes_the_session(start: Start) -> None:
+async def test_end_of_reply_closes_session(start: Start) -> None:
     end = Chunk(9, FRAME, is_16_bit=True, is_final=True, is_last=True)
     running = await start(Partner([end]), DUPLEX)
     async with open_socket(running, CHAT) as opened:
@@ -162,7 +167,7 @@ async def test_the_end_of_the_reply_closes_the_session(start: Start) -> None:
         ("", [], PROFILE, "model: 'tiny' does not support full-duplex speech", 1011),
     ],
 )
-async def test_a_refused_conversation_is_an_error_message(
+async def test_refused_conversation_sends_error_message(
     start: Start, query: str, script: list[Step], profile: Any, message: str, code: int
 ) -> None:
     running = await start(script, profile)
@@ -186,12 +191,12 @@ async def test_malformed_ogg_ends_only_its_own_session(start: Start) -> None:
         await running.until(gateway_active=1)
 
 
-async def test_a_small_message_with_hours_of_sound_fills_no_memory_and_ends_with_its_client(start: Start) -> None:
+async def test_opus_bomb_stays_encoded_in_memory_until_disconnect(start: Start) -> None:
     """Two bytes of Opus are 120 ms. Nothing is decoded before the server takes it, and a client may leave meanwhile."""
     partner = Partner([])
     partner.may_take.clear()
     running = await start(partner, DUPLEX)
-    bomb = HEADER + TAGS + page(b"\x1b\x06" * 255, 0, lacing=b"\x02" * 255) * 1000  # 8 hours
+    bomb = HEADER + TAGS + page(b"\x0b\x06" * 255, 0, lacing=b"\x02" * 255) * 1000  # 8 hours
     async with open_socket(running, CHAT) as opened:
         for _ in range(3):
             await opened.send(b"\1" + bomb)
@@ -203,7 +208,7 @@ async def test_a_small_message_with_hours_of_sound_fills_no_memory_and_ends_with
     await idle(running)
 
 
-async def test_the_memory_of_waiting_audio_is_limited(start: Start) -> None:
+async def test_unread_audio_memory_is_limited(start: Start) -> None:
     partner = Partner([])
     partner.may_take.clear()
     running = await start(partner, LISTENS, limits=Limits(max_held_bytes=16 * RATE, drain_s=1))
@@ -219,7 +224,7 @@ async def test_the_memory_of_waiting_audio_is_limited(start: Start) -> None:
 # Live transcription
 
 
-async def test_words_pauses_and_markers_come_in_their_order(start: Start) -> None:
+async def test_asr_sends_steps_words_and_markers_in_order(start: Start) -> None:
     word, pauses = {"word": "cat", "start_s": 0.32}, [[0.25, 0.5, 0.75, 1.0]]
     steps: list[Step] = [
         event(pauses=pauses, begun=[], transcribed_s=0.0),
@@ -248,7 +253,7 @@ async def test_words_pauses_and_markers_come_in_their_order(start: Start) -> Non
     await idle(running)
 
 
-async def test_words_that_begin_and_end_in_one_event_are_in_order(start: Start) -> None:
+async def test_words_within_one_event_are_ordered_by_time(start: Start) -> None:
     words = [{"word": name, "start_s": start_s} for name, start_s in (("a", 0.0), ("b", 0.0), ("c", 0.4), ("d", 0.8))]
     ended = (("a", 0.0, 0.4), ("b", 0.0, 0.4), ("c", 0.4, 0.8))
     steps: list[Step] = [Chunk(1, None, aligned=ended, more={"begun": words, "transcribed_s": 1.0})]
@@ -261,7 +266,7 @@ async def test_words_that_begin_and_end_in_one_event_are_in_order(start: Start) 
     assert found == [None, "a", "b", 0.4, "c", 0.8, "d", None]
 
 
-async def test_init_begins_another_transcript(start: Start) -> None:
+async def test_init_message_starts_new_transcript(start: Start) -> None:
     partner = Partner([])
     running = await start(partner, LISTENS)
     async with open_socket(running, ASR) as opened:
@@ -288,6 +293,7 @@ MALFORMED: list[tuple[str, bytes, str]] = [
     (ASR, msgpack.packb({1: 2}, strict_types=True), "expected MessagePack"),
     (ASR, pack("Audio"), "pcm: expected a list of samples"),
     (ASR, pack("Audio", pcm=["1.0"]), "pcm: expected a list of samples"),
+    (ASR, pack("Audio", pcm=["a" * 100_000] + [""] * 500_000), "pcm: expected a list of samples"),  # 200 GB as an array
     (ASR, pack("Audio", pcm=[[0.0], [0.0, 1.0]]), "pcm: expected a list of samples"),
     (ASR, pack("Audio", pcm=[True]), "pcm: expected a list of samples"),
     (ASR, pack("OggOpus", data=[300]), "data: expected bytes"),
@@ -303,7 +309,7 @@ MALFORMED: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("path", "message", "told"), MALFORMED, ids=range(len(MALFORMED)))
-async def test_a_malformed_message_is_named_and_ends_the_session(
+async def test_malformed_message_is_reported_and_closes_session(
     start: Start, path: str, message: bytes, told: str
 ) -> None:
     both = LISTENS | {"tasks": [*LISTENS["tasks"], *PROFILE["tasks"]]}
@@ -318,7 +324,7 @@ async def test_a_malformed_message_is_named_and_ends_the_session(
 
 
 @pytest.mark.parametrize("path", [CHAT, ASR, TTS])
-async def test_a_message_that_is_too_long_ends_the_session(start: Start, path: str) -> None:
+async def test_oversized_message_closes_session(start: Start, path: str) -> None:
     tasks = [*DUPLEX["tasks"], *LISTENS["tasks"], *PROFILE["tasks"]]
     running = await start(Partner([]), DUPLEX | {"tasks": tasks}, limits=Limits(max_event_bytes=1000, drain_s=1))
     async with open_socket(running, f"{path}?format=PcmMessagePack") as opened:
@@ -327,7 +333,7 @@ async def test_a_message_that_is_too_long_ends_the_session(start: Start, path: s
     await idle(running)
 
 
-async def test_a_model_that_reads_whole_recordings_is_refused(start: Start) -> None:
+async def test_model_without_live_transcription_is_refused(start: Start) -> None:
     running = await start()
     async with open_socket(running, ASR) as opened:
         (error,) = await unpacked(opened, "Error")
@@ -359,7 +365,7 @@ async def spoken_text(start: Start, query: str, *messages: Any, profile: Any = N
     return running, found
 
 
-async def test_words_have_times_and_audio_comes_frame_by_frame(start: Start) -> None:
+async def test_tts_sends_word_times_and_audio_frames(start: Start) -> None:
     text = [pack("Text", text="A"), pack("Text", text="  lazy\ncat "), pack("Novelty"), pack("Eos")]
     query = "format=PcmMessagePack&voice=unmute-prod-website/default_voice.wav&cfg_alpha=1.5&seed=3"
     running, found = await spoken_text(start, query, *text, pack("Text", text="too late"))
@@ -380,7 +386,7 @@ async def test_words_have_times_and_audio_comes_frame_by_frame(start: Start) -> 
     assert options.get("voice") is None
 
 
-async def test_text_frames_and_a_zero_byte_are_accepted(start: Start) -> None:
+async def test_tts_accepts_text_frames_and_zero_byte_as_end(start: Start) -> None:
     running, found = await spoken_text(start, "format=Pcm&voice=RMS", "A cat", b"\0")
     sound = np.frombuffer(b"".join(found), "<f4")
     np.testing.assert_array_equal(sound, (np.tile(TONE[: RATE // 5], 2) / 32768).astype(np.float32))
@@ -389,7 +395,7 @@ async def test_text_frames_and_a_zero_byte_are_accepted(start: Start) -> None:
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
-async def test_opus_is_the_whole_sound(start: Start, is_packed: bool) -> None:
+async def test_opus_output_contains_the_complete_audio(start: Start, is_packed: bool) -> None:
     query = "format=OggOpusMessagePack" if is_packed else ""  # Ogg Opus by default
     _, found = await spoken_text(start, query, pack("Text", text="A cat"), pack("Eos"))
     if is_packed:
@@ -401,13 +407,13 @@ async def test_opus_is_the_whole_sound(start: Start, is_packed: bool) -> None:
     np.testing.assert_allclose(decode(b"".join(found), 999), decode(expected, 999), atol=1e-3)
 
 
-async def test_nothing_is_spoken_without_text(start: Start) -> None:
+async def test_blank_text_sends_no_speech_request(start: Start) -> None:
     running, found = await spoken_text(start, "format=PcmMessagePack", pack("Text", text=" "), pack("Eos"))
     assert [msgpack.unpackb(each) for each in found] == [{"type": "Ready"}]
     assert not running.behind.requests
 
 
-async def test_a_model_without_times_has_estimated_ones(start: Start) -> None:
+async def test_word_times_are_estimated_for_models_without_timestamps(start: Start) -> None:
     silent = PROFILE | {"times_words": False, "tasks": [task("tts", needs=["text"], speaks=True)]}
     steps = [Chunk(0, RATE // 2, is_16_bit=True, is_final=True, is_last=True)]
     running = await start(steps, silent)
@@ -421,14 +427,14 @@ async def test_a_model_without_times_has_estimated_ones(start: Start) -> None:
     ]
 
 
-async def test_an_unknown_voice_is_refused_by_a_strict_gateway(start: Start) -> None:
+async def test_strict_gateway_refuses_unknown_voice(start: Start) -> None:
     running = await start(words("a"), strict=True)
     async with open_socket(running, f"{TTS}?format=PcmMessagePack&voice=nobody") as opened:
         (error,) = await unpacked(opened, "Error")
     assert error["message"].startswith("voice: expected one of slt, rms")
 
 
-async def test_an_embedding_is_refused(start: Start) -> None:
+async def test_voice_embedding_message_is_refused(start: Start) -> None:
     running = await start(words("a"))
     async with open_socket(running, f"{TTS}?format=PcmMessagePack") as opened:
         await opened.send(pack("Voice", embeddings=[0.0] * 64_000, shape=[1, 512, 125]))
@@ -438,7 +444,7 @@ async def test_an_embedding_is_refused(start: Start) -> None:
 # Limits that are shared with the other WebSockets
 
 
-async def test_keys_come_in_the_header_or_the_query(start: Start) -> None:
+async def test_kyutai_api_key_is_accepted_in_header_or_query(start: Start) -> None:
     running = await start(Partner([]), DUPLEX, keys=(KEY,))
     for path in (CHAT, ASR, TTS):
         assert await status(running, path) == 401
@@ -462,6 +468,44 @@ async def test_sessions_of_all_kinds_share_a_limit(start: Start) -> None:
             assert (await closed(third))[0] == 1013
         assert await status(running, "/v1/realtime?intent=transcription") == 429
     await idle(running)
+
+
+@pytest.mark.parametrize(("path", "profile"), [(ASR, LISTENS), (CHAT, DUPLEX)])
+async def test_server_session_opens_only_after_slot_is_free(start: Start, path: str, profile: dict[str, Any]) -> None:
+    partner = Partner([], last=(LAST,))
+    running = await start(partner, profile, limits=Limits(max_active=1, drain_s=1))
+    async with open_socket(running, path) as first:
+        await received(first)
+        async with open_socket(running, path) as second:
+            await running.until(gateway_sessions=2)
+            await second.send(pack("Audio", pcm=[0.0]))
+            assert len(partner.begun) == 1
+            partner.is_live.set()
+            partner.is_over.set()  # ends the first session
+            await received(second)
+        assert len(partner.begun) == 2
+    await idle(running)
+
+
+async def test_empty_audio_occupies_no_memory() -> None:
+    audio = ReceivedAudio(account := Held(Limits()))
+    audio.add(np.zeros(0, np.float32))
+    audio.add(b"")
+    assert account.num_bytes == 0
+
+    async def pieces() -> AsyncIterator[np.ndarray]:
+        for size in (0, 1, 0, 2, 0):
+            yield np.full(size, size, np.float32)
+
+    async with UnreadAudio(pieces(), RATE) as unread:
+        pcm, is_last = await unread.pop()
+        assert (pcm.tolist(), is_last) == ([1.0, 2.0, 2.0], True)
+
+
+async def test_words_after_the_text_limit_are_dropped() -> None:
+    text = StreamedText(Limits(max_input_chars=5), Held(Limits()))
+    assert [text.add(word) for word in ("one ", "more ", "x")] == [True, False, False]
+    text.close()
 
 
 async def test_two_sessions_do_not_share_their_audio(start: Start) -> None:
@@ -500,7 +544,7 @@ async def test_a_client_that_does_not_read_is_disconnected(start: Start, monkeyp
     await idle(running)
 
 
-async def test_a_flood_of_errors_or_silence_ends(start: Start) -> None:
+async def test_idle_transcription_session_is_closed(start: Start) -> None:
     running = await start(Partner([]), LISTENS, limits=Limits(idle_s=0.2, drain_s=1))
     async with open_socket(running, ASR) as opened:
         messages = await unpacked(opened)
@@ -508,7 +552,7 @@ async def test_a_flood_of_errors_or_silence_ends(start: Start) -> None:
         assert opened.close_code == 1000
 
 
-async def test_a_shutdown_completes_the_speech(start: Start) -> None:
+async def test_shutdown_lets_speech_complete(start: Start) -> None:
     may_end = asyncio.Event()
     running = await start([words("a")[0], Until(may_end), *words("b")], limits=Limits(drain_s=30))
     async with open_socket(running, f"{TTS}?format=PcmMessagePack") as opened:

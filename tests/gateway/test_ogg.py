@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto_gateway.encoding import make_encoder
-from stretto_gateway.ogg import MAX_PACKET_BYTES, OggError, OggOpusDecoder, checksum
+from stretto_gateway.ogg import MAX_PACKET_BYTES, MAX_SILENT_PAGES, OggError, OggOpusDecoder, checksum
 
 RATE = 24_000
 TONE = (np.sin(np.arange(RATE) / 9) * 9000).astype(np.int16)
@@ -49,7 +49,7 @@ TAGS = page(b"OpusTags")
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000_000])
-def test_the_samples_are_those_of_ffmpeg_in_parts_of_any_size(size: int) -> None:
+def test_incremental_ogg_decoding_matches_ffmpeg(size: int) -> None:
     data = opus()
     with av.open(io.BytesIO(data)) as file:
         resampler = av.AudioResampler("flt", "mono", RATE)
@@ -59,13 +59,13 @@ def test_the_samples_are_those_of_ffmpeg_in_parts_of_any_size(size: int) -> None
     assert len(expected) <= len(found) < len(expected) + RATE // 50  # the last packet is not cut
 
 
-def test_stereo_is_mixed_and_a_second_stream_may_follow() -> None:
+def test_stereo_is_downmixed_and_chained_stream_is_decoded() -> None:
     mono, both = decode(opus(), 999), decode(opus(layout="stereo") + opus(), 999)
     np.testing.assert_allclose(both[len(mono) :], mono, atol=1e-6)
     np.testing.assert_allclose(both[500 : len(mono)], mono[500:], atol=0.05)
 
 
-def test_the_encoder_of_the_gateway_is_read_back() -> None:
+def test_gateway_opus_encoding_round_trips() -> None:
     encoder = make_encoder("opus", RATE)
     data = b"".join(encoder.encode(part) for part in np.split(TONE, range(1920, RATE, 1920))) + encoder.close()
     found = decode(data, 300)[:RATE]
@@ -88,10 +88,13 @@ def test_the_encoder_of_the_gateway_is_read_back() -> None:
         (HEADER + page(b"\0\0\0"), "begin with OpusTags"),
         (HEADER + TAGS + page(b"\xff" * 40), "cannot be decoded"),
         (HEADER + page(bytes(255 * 255), 1, lacing=b"\xff" * 255) * (MAX_PACKET_BYTES // 65_025 + 1), "a longer one"),
+        (HEADER + TAGS + page(b""), "at least one byte"),
+        (HEADER + TAGS + page(b"", lacing=b"") * MAX_SILENT_PAGES, "expected audio within 512 pages"),
+        (HEADER * (MAX_SILENT_PAGES + 1), "expected audio within 512 pages"),
     ],
-    ids=range(13),
+    ids=range(16),
 )
-def test_anything_else_is_refused_by_its_fault(data: bytes, message: str) -> None:
+def test_invalid_ogg_opus_is_refused_with_its_cause(data: bytes, message: str) -> None:
     with pytest.raises(OggError) as refused:
         decode(data, len(data))
     assert message in str(refused.value)

@@ -286,7 +286,7 @@ async def test_unread_reply_is_bounded_in_bytes(resume_s: float) -> None:
     assert session._num_bytes == sum(map(num_bytes, session._chunks))
 
 
-async def test_read_reply_has_any_length(session: Session) -> None:
+async def test_reply_length_is_unlimited_while_client_keeps_reading(session: Session) -> None:
     """All chunks beyond the limits are delivered, because the client reads them."""
     for resume_s in (0.0, 60.0):
         live = LiveSession("u", Segment.AUDIO, resume_s)
@@ -300,7 +300,23 @@ async def test_read_reply_has_any_length(session: Session) -> None:
         await chunks.aclose()
 
 
-async def test_receipts_wait_for_the_reader(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_chunk_evicts_small_chunks_to_stay_within_limit(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_sessions, "MAX_HELD_BYTES", 20_000)
+    large = LMChunk(Chunk(0, Segment.AUDIO), np.zeros((8, 450), np.int32))
+    live = LiveSession("u", Segment.AUDIO, resume_s=60.0)
+    live.task = asyncio.ensure_future(asyncio.sleep(0))
+    chunks = live.read(0, "u", FLOW)
+    await anext(chunks)
+    for chunk in (*[SPEECH] * 15, large):
+        live.add(chunk)
+        await anext(chunks)
+        assert live._num_bytes == sum(map(num_bytes, live._chunks)) <= 20_000
+    await chunks.aclose()
+
+
+async def test_receipt_is_withheld_until_reply_is_read(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_sessions, "MAX_UNREAD_BYTES", 1000)
     live = session.sessions._open[session.name]
     live.add(SPEECH)
@@ -316,9 +332,7 @@ async def test_receipts_wait_for_the_reader(session: Session, monkeypatch: pytes
     assert (await last).receipt == 1, "the end of the session is not waited for"
 
 
-async def test_session_with_an_unread_reply_ends_with_the_reason(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_session_with_unread_reply_closes_with_reason(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_sessions, "MAX_HELD_BYTES", 100)
     await session.sessions.write(session.part(0, is_last=True))
     with pytest.raises(Closing, match="left too much of the reply unread"):

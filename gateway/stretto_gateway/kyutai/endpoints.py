@@ -7,6 +7,8 @@ work unchanged. Audio is mono at 24 kHz: Ogg Opus, or samples in MessagePack.
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -83,9 +85,10 @@ class ChatSession(ListeningSession):
         find_task(profile, (DUPLEX,), "full-duplex speech")
         options = validated(ChatQuery, dict(self._socket.query_params)).arguments(profile)
         self._encoder, limits = make_encoder("opus", DEFAULT_RATE), self._gateway.limits
-        audio = self._audio.pieces()
-        stream = self._gateway.client.talk(audio, DEFAULT_RATE, total_s=limits.session_s, **options)
-        self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), stream))
+        start = partial(
+            self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, total_s=limits.session_s, **options
+        )
+        self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), start))
 
     async def handle(self, message: str | bytes | None) -> None:
         if isinstance(message, bytes) and message.startswith(AUDIO):
@@ -122,8 +125,8 @@ class TranscriptSession(ListeningSession):
         if profile.pauses_s:
             options["pauses"] = True
         audio, total_s = self._audio.pieces(), self._gateway.limits.session_s
-        stream = self._gateway.client.transcribe_live(audio, DEFAULT_RATE, total_s=total_s, **options)
-        self._task = self._tasks.create_task(self._follow(Trace(self._gateway.metrics, "asr"), stream))
+        start = partial(self._gateway.client.transcribe_live, audio, DEFAULT_RATE, total_s=total_s, **options)
+        self._task = self._tasks.create_task(self._follow(Trace(self._gateway.metrics, "asr"), start))
 
     async def handle(self, message: str | bytes | None) -> None:
         if not isinstance(message, bytes):
@@ -262,8 +265,7 @@ class SpeakSession(KyutaiSession):
         if self._text is None:
             self._text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(self._text))
-        self._text.add(" ".join(words) + " ")
-        if not self._has_times:
+        if self._text.add(" ".join(words) + " ") and not self._has_times:
             self._written += words
 
     def _end(self) -> None:
@@ -340,9 +342,10 @@ def estimated_words(words: list[str], duration_s: float) -> Iterator[Word]:
         words: The words of an utterance.
         duration_s: Duration of the utterance in seconds.
     """
-    ends = np.cumsum([len(word) for word in words]) / max(1, sum(map(len, words))) * duration_s
-    for word, end_s in zip(words, ends.tolist(), strict=True):
-        yield Word(word, end_s - len(word) / sum(map(len, words)) * duration_s, end_s)
+    ends = np.cumsum([len(word) for word in words])
+    times = (np.concatenate([[0], ends]) / max(1, ends[-1] if words else 0) * duration_s).tolist()
+    for word, (start_s, end_s) in zip(words, pairwise(times), strict=True):
+        yield Word(word, start_s, end_s)
 
 
 @router.websocket("/api/tts_streaming")

@@ -11,6 +11,7 @@ from stretto_gateway.realtime.events import SessionEnd
 
 MALFORMED = 1007  # close code for a message that cannot be read (RFC 6455, section 7.4.1)
 MAX_CONTAINERS = 8  # maximum number of lists and objects in a message
+MAX_SHOWN = 8  # number of elements of a list that an error message shows
 
 
 def malformed(error: ApiError) -> SessionEnd:
@@ -62,13 +63,10 @@ def field_of(record: dict[str, Any], name: str, kind: type, what: str) -> Any:
 def samples_in(record: dict[str, Any]) -> NDArray[np.float32]:
     """Return the samples [n] in an audio message; raise SessionEnd if they are not numbers."""
     given = field_of(record, "pcm", list, "a list of samples")
-    try:
-        pcm = np.array(given)
-    except ValueError:  # lists of different lengths
-        pcm = np.zeros(0, np.object_)
-    if given and (pcm.ndim != 1 or pcm.dtype.kind not in "fiu"):
-        raise malformed(mismatch("pcm", "a list of samples", shown(given)))
-    return pcm.astype(np.float32)
+    # Types are checked first: an array of strings would take the length of the longest one for each element.
+    if not set(map(type, given)) <= {int, float}:
+        raise malformed(mismatch("pcm", "a list of samples", shown(given[:MAX_SHOWN])))
+    return np.fromiter(given, np.float32, len(given))
 
 
 def bytes_in(record: dict[str, Any]) -> bytes:
@@ -83,4 +81,4 @@ def bytes_in(record: dict[str, Any]) -> bytes:
             return bytes(data)
     except (ValueError, TypeError):  # not a list of bytes
         pass
-    raise malformed(mismatch("data", "bytes", shown(data)))
+    raise malformed(mismatch("data", "bytes", shown(data[:MAX_SHOWN] if isinstance(data, list) else data)))

@@ -20,7 +20,7 @@ from stretto_gateway.metrics import Trace
 from stretto_gateway.ogg import OggError, OggOpusDecoder
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, session_tasks
 
-ITEM_BYTES = 64  # memory of a waiting item without its content
+ITEM_BYTES = 192  # memory of a waiting item without its content
 MAX_MARKERS = 1024
 
 
@@ -42,7 +42,7 @@ class ReceivedAudio:
         self._waiting = deque[bytes | NDArray[np.float32] | int]()
         self._changed, self._is_complete = asyncio.Event(), False
         self._decoder = OggOpusDecoder()
-        self.num_samples = 0
+        self.num_samples = self._num_markers = 0  # `_num_markers`: markers in `_waiting`
         self.markers = deque[tuple[int, int]]()
 
     def add(self, item: bytes | NDArray[np.float32] | int) -> None:
@@ -52,10 +52,12 @@ class ReceivedAudio:
             ApiError: The memory limit is exceeded, or too many markers have not been answered.
         """
         if isinstance(item, int):
-            num_markers = len(self.markers) + sum(isinstance(each, int) for each in self._waiting)
-            if num_markers >= MAX_MARKERS:
+            if len(self.markers) + self._num_markers >= MAX_MARKERS:
                 raise mismatch("id", f"fewer than {MAX_MARKERS} markers without an answer", "more")
+        elif not len(item):
+            return
         self._held.add(_num_bytes(item))
+        self._num_markers += isinstance(item, int)
         self._waiting.append(item)
         self._changed.set()
 
@@ -79,6 +81,7 @@ class ReceivedAudio:
 
     async def _samples_of(self, item: bytes | NDArray[np.float32] | int) -> AsyncIterator[NDArray[np.float32]]:
         if isinstance(item, int):
+            self._num_markers -= 1
             self.markers.append((self.num_samples, item))
             return
         try:
@@ -164,9 +167,14 @@ class ListeningSession(KyutaiSession):
     def _listen_anew(self) -> None:
         self._audio = ReceivedAudio(self._gateway.sessions.held)
 
-    async def _follow(self, trace: Trace, stream: Speech) -> None:
-        """Send messages for all events of the model's output, and end the session."""
-        async with self._gateway.admission.slot(), aclosing(reply_events(stream, {}, trace)) as events:
+    async def _follow(self, trace: Trace, start: Callable[[], Speech]) -> None:
+        """Send messages for all events of the model's output, and end the session.
+
+        Args:
+            trace: Metrics of the output.
+            start: Function that opens the session at the server. It is called once the session has a slot.
+        """
+        async with self._gateway.admission.slot(), aclosing(reply_events(start(), {}, trace)) as events:
             async for event in events:
                 await self._report(event)
         raise SessionEnd(DONE)

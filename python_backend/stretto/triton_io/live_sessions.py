@@ -98,9 +98,11 @@ class LiveSession:
         self._chunks.append(chunk)
         self._num_chunks += 1
         self._num_bytes += num_bytes(chunk)
-        is_full = self._num_bytes > MAX_HELD_BYTES
-        if self.resume_s and (is_full or len(self._chunks) > MAX_KEPT):
+        is_full, is_cut = self._num_bytes > MAX_HELD_BYTES, False
+        while self.resume_s and (self._num_bytes > MAX_HELD_BYTES or len(self._chunks) > MAX_KEPT):
             self._pop()
+            is_cut = True
+        if is_cut:
             is_connected = self._expiry is None or self._expiry.cancelled()
             is_full = is_connected and self._next_read < self._num_chunks - len(self._chunks)
         if is_full:

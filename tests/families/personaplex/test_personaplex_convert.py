@@ -16,6 +16,7 @@ from benchmarks.checkpoints.random_moshi import lm_shapes
 from benchmarks.checkpoints.random_personaplex import CONFIG, VOICES, write_archive, write_release
 from stretto.convert.command import main
 from stretto.families.moshi.family import MoshiVocabulary
+from stretto.families.personaplex import voices
 from stretto.families.personaplex.convert import PUBLISHED
 from stretto.families.personaplex.family import PersonaPlexVocabulary
 from stretto.families.personaplex.voices import read_voices
@@ -43,7 +44,7 @@ def voice_record(num_vectors: int = 3, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def test_the_checkpoint_has_the_numbers_and_voices_of_the_release(release: Path, tmp_path: Path) -> None:
+def test_checkpoint_keeps_release_parameters_and_voices(release: Path, tmp_path: Path) -> None:
     assert main(words(release, tmp_path / "out")) == 0
     config = config_at(tmp_path / "out")
     assert config["sliding_window"] == CONFIG["context"] - 1
@@ -63,7 +64,7 @@ def test_the_checkpoint_has_the_numbers_and_voices_of_the_release(release: Path,
         assert (table[list(known.vectors(voice.name))] == vectors).all()
 
 
-def test_the_published_release_has_the_numbers_of_the_authors_code(copied: Path, tmp_path: Path) -> None:
+def test_published_config_without_hyperparameters_is_converted(copied: Path, tmp_path: Path) -> None:
     """Its config.json has no hyperparameters, and does not name the other files."""
     assert len(lm_shapes(PUBLISHED)) == 475  # tensors in the published file
     for name, at in (("mimi_name", "mimi.safetensors"), ("tokenizer_name", CONFIG["tokenizer_name"])):
@@ -121,6 +122,10 @@ def test_a_config_that_does_not_fit_is_refused(
             f"expected embeddings [n, 1, 1, {WIDTH}] with n in [1, 1024), got [0, 1, 1, {WIDTH}]",
         ),
         (
+            {FILE: voice_record(embeddings=torch.ones(3, 1, 1, WIDTH).to_sparse())},
+            "expected embeddings of floating-point numbers",
+        ),
+        (
             {FILE: voice_record(embeddings=torch.full((3, 1, 1, WIDTH), torch.nan))},
             "embeddings: expected finite numbers",
         ),
@@ -142,7 +147,7 @@ def test_a_config_that_does_not_fit_is_refused(
         ({"/tmp/N.pt": voice_record()}, "expected plain files in its own folders, got '/tmp/N.pt'"),
     ],
 )
-def test_a_malformed_voice_is_refused_by_its_file(
+def test_malformed_voice_archive_is_refused_with_file_name(
     copied: Path,
     tmp_path: Path,
     files: dict[str, Any],
@@ -161,14 +166,14 @@ class Executes:
         return Path.touch, (Path("/tmp/stretto_was_here"),)  # type: ignore[return-value]
 
 
-def test_a_voice_that_would_run_code_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:
+def test_voice_pickle_with_executable_code_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:
     write_archive(copied / "voices.tgz", {FILE: Executes()})
     refuses(words(copied, tmp_path / "out"), f"voices.tgz: {FILE}: expected tensors")
     assert not Path("/tmp/stretto_was_here").exists()
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_an_archive_with_links_or_devices_is_refused(
+def test_archive_with_links_or_devices_is_refused(
     copied: Path,
     tmp_path: Path,
     kind: bytes,
@@ -181,7 +186,7 @@ def test_an_archive_with_links_or_devices_is_refused(
     refuses(words(copied, tmp_path / "out"), f"expected plain files in its own folders, got '{FILE}'")
 
 
-def test_archives_that_are_too_large_or_cut_or_no_archives_are_refused(
+def test_oversized_truncated_or_missing_archive_is_refused(
     copied: Path,
     tmp_path: Path,
     refuses: Refuses,
@@ -192,6 +197,11 @@ def test_archives_that_are_too_large_or_cut_or_no_archives_are_refused(
         member.size = (64 << 20) + 1
         archive.addfile(member, io.BytesIO(bytes(member.size)))
     refuses(words(copied, tmp_path / "out"), "expected at most 1024 files of 67108864 bytes", f"got more at '{FILE}'")
+    with tarfile.open(path, "w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("n" * 2000))  # a header of any size precedes the file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voices, "MAX_BYTES", 1000)
+        refuses(words(copied, tmp_path / "out"), "expected a gzipped tar archive, got", "at most 1000 bytes in all")
     for content in (whole[: len(whole) // 2], b"no archive"):
         path.write_bytes(content)
         refuses(words(copied, tmp_path / "out"), "voices.tgz: expected a gzipped tar archive, got")
@@ -201,7 +211,7 @@ def test_archives_that_are_too_large_or_cut_or_no_archives_are_refused(
     refuses(words(copied, tmp_path / "out"), "voices.tgz: expected a file of this release, got a link to /etc/passwd")
 
 
-def test_other_files_of_the_archive_are_left_out(release: Path, tmp_path: Path) -> None:
+def test_non_voice_files_in_archive_are_ignored(release: Path, tmp_path: Path) -> None:
     files = {"voices/README.md": b"voices", "voices/._NATF0.pt": b"of macOS", FILE: voice_record(2)}
     write_archive(tmp_path / "voices.tgz", files)
     ((voice, vectors),) = read_voices(tmp_path / "voices.tgz", MoshiVocabulary(), WIDTH)
@@ -211,7 +221,7 @@ def test_other_files_of_the_archive_are_left_out(release: Path, tmp_path: Path) 
     assert voice.frames == ((0, 0, *[1] * 7, 0, *[1] * 7), (1,) * 17)
 
 
-def test_a_vocabulary_without_the_codes_of_silence_is_refused() -> None:
+def test_invalid_personaplex_vocabulary_is_refused() -> None:
     record = PersonaPlexVocabulary().to_record()
     for changed in (
         {"codebook_size": 2008},

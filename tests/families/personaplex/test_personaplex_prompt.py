@@ -58,7 +58,7 @@ def prepared(preprocessor: Preprocessor, system: dict[str, Any], **inputs: Any) 
 
 
 @pytest.mark.parametrize(("voice", "role"), [("NATF0", ROLE), ("VARM4", "")])
-def test_rows_are_delayed_frames_of_voice_silence_and_role(
+def test_prompt_rows_are_delayed_voice_silence_and_role_frames(
     preprocessor: Preprocessor, checkpoint: Path, voice: str, role: str
 ) -> None:
     tokens = replies()["role"].tolist() if role else []
@@ -80,13 +80,13 @@ def test_rows_are_delayed_frames_of_voice_silence_and_role(
     assert (track[1:, 1:] == USER[1:, :-1].T).all()
 
 
-def test_the_decoder_first_reads_the_silence_at_the_end_of_the_prompt(preprocessor: Preprocessor) -> None:
+def test_decoder_reference_is_trailing_prompt_silence(preprocessor: Preprocessor) -> None:
     prompt, layout = preprocessor.prepare(conversation(1, "NATF0", ROLE, USER)), preprocessor.family.layout
     codes = [prompt.reference_ids(stream, layout.delays[stream]) - layout.audio[stream].start for stream in range(1, 9)]
     assert np.array(codes).T.tolist() == [list(SILENCE)]
 
 
-def test_a_recording_is_brought_to_a_loudness_and_encoded(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_voice_recording_loudness_is_adjusted_before_encoding(preprocessor: Preprocessor, checkpoint: Path) -> None:
     quiet, loud = (
         prepared(preprocessor, {"audio": "pcm_in"}, pcm_in=PCM * gain, sample_rate=RATE) for gain in (0.1, 1)
     )
@@ -98,7 +98,7 @@ def test_a_recording_is_brought_to_a_loudness_and_encoded(preprocessor: Preproce
     assert math.isclose(loudness(level, RATE), -24, abs_tol=1e-3)
 
 
-def test_a_live_session_has_the_same_prompt(preprocessor: Preprocessor) -> None:
+def test_live_session_prompt_matches_recorded_conversation(preprocessor: Preprocessor) -> None:
     whole = preprocessor.prepare(conversation(1, "NATM1", ROLE, USER))
     system = json.dumps([{"role": "system", "text": ROLE}])
     options = {"seed": 1, "voice": "natm1", "live": True}
@@ -124,11 +124,11 @@ def test_a_live_session_has_the_same_prompt(preprocessor: Preprocessor) -> None:
         ("<system> You teach.", "<system> <system> You teach. <system>"),
     ],
 )
-def test_tags_are_added_unless_both_are_there(text: str, wanted: str) -> None:
+def test_system_tags_are_added_unless_both_are_present(text: str, wanted: str) -> None:
     assert tagged(text) == wanted
 
 
-def test_a_blank_role_is_none(preprocessor: Preprocessor) -> None:
+def test_blank_role_equals_no_role(preprocessor: Preprocessor) -> None:
     none = preprocessor.prepare(conversation(1, "NATF0", "", USER))
     assert (preprocessor.prepare(conversation(1, "NATF0", " \n", USER)).rows == none.rows).all()
 
@@ -190,5 +190,5 @@ def test_bad_input_is_refused_by_its_field(preprocessor: Preprocessor, raw: RawR
     assert message in str(refused.value)
 
 
-def test_the_template_is_the_familys(preprocessor: Preprocessor) -> None:
+def test_preprocessor_uses_personaplex_template(preprocessor: Preprocessor) -> None:
     assert isinstance(preprocessor.template, PersonaPlexTemplate)

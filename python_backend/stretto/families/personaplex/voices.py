@@ -6,6 +6,8 @@ of the last rows. The id of row p is at index p mod C of a stream. The last row 
 delay d.
 """
 
+import gzip
+import io
 import re
 import tarfile
 import tempfile
@@ -19,15 +21,15 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex.family import Voice
-from stretto.weights.loading import read_pickled
+from stretto.weights.loading import is_plain, read_pickled
 
 VOICES = "voices.tgz"
 SUFFIX = ".pt"
 NAME = re.compile("[A-Za-z0-9_]{1,64}")
 MAX_VOICES, MAX_MEMBERS, MAX_FRAMES = 64, 1024, 1024
-MAX_FILE_BYTES, MAX_BYTES = 64 << 20, 1 << 30  # published files have about 1 MB each
+MAX_FILE_BYTES, MAX_BYTES = 64 << 20, 256 << 20  # unpacked; published files have about 1 MB each
 RING = 3  # number of rows by which a cache exceeds the largest delay
-UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
+UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
 
 
 def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Voice, Tensor]]:
@@ -58,17 +60,34 @@ def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Vo
     return [voices[name] for name in sorted(voices)]
 
 
+class _Unpacked(io.RawIOBase):
+    """Unpacked bytes of a gzip file, up to MAX_BYTES.
+
+    `tarfile` reads headers of any size, such as long names, into memory before it returns the member.
+    """
+
+    def __init__(self, packed: gzip.GzipFile):
+        super().__init__()
+        self._packed, self._num_left = packed, MAX_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes; raise ValueError after MAX_BYTES."""
+        data = self._packed.read(size)
+        self._num_left -= len(data)
+        if self._num_left < 0:
+            raise ValueError(f"expected at most {MAX_BYTES} bytes in all, got more")
+        return data
+
+
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each non-hidden file in an archive that may be a voice."""
-    total = 0
-    with tarfile.open(path, "r|gz") as archive:
+    with gzip.open(path) as packed, tarfile.open(fileobj=_Unpacked(packed), mode="r|") as archive:
         for number, member in enumerate(archive):
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()) or member.issparse():
                 raise CheckpointError(f"{path}: expected plain files in its own folders, got {shown(member.name)}")
-            total += member.size
-            if number >= MAX_MEMBERS or member.size > MAX_FILE_BYTES or total > MAX_BYTES:
-                expected = f"at most {MAX_MEMBERS} files of {MAX_FILE_BYTES} bytes, {MAX_BYTES} bytes in all"
+            if number >= MAX_MEMBERS or member.size > MAX_FILE_BYTES:
+                expected = f"at most {MAX_MEMBERS} files of {MAX_FILE_BYTES} bytes"
                 raise CheckpointError(f"{path}: expected {expected}, got more at {shown(member.name)}")
             if member.isdir() or name.suffix != SUFFIX or name.name.startswith("."):
                 continue
@@ -91,7 +110,9 @@ def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width:
             raise CheckpointError(f"{place}: {str(error).removeprefix(f'{file}: ')}") from error
     kinds = {"embeddings": torch.is_floating_point, "cache": lambda each: each.dtype == torch.int64}
     is_voice = isinstance(stored, dict) and {*stored} == {*kinds}
-    if not is_voice or not all(isinstance(each, Tensor) and kinds[key](each) for key, each in stored.items()):
+    if not is_voice or not all(
+        isinstance(each, Tensor) and is_plain(each) and kinds[key](each) for key, each in stored.items()
+    ):
         expected = "embeddings of floating-point numbers and a cache of int64"
         raise CheckpointError(f"{place}: expected {expected}, got {shown(stored, 200)}")
     vectors, cache = stored["embeddings"], stored["cache"]
