@@ -31,7 +31,7 @@ def answer(first_s: float) -> object:
     return send
 
 
-async def test_the_engine_is_read_at_the_last_first_audio() -> None:
+async def test_engine_cpu_time_is_sampled_at_last_first_audio() -> None:
     readings = itertools.count()
     first, used_s = await first_audio(3, answer(0.25), lambda: float(next(readings)))
     assert first == pytest.approx([0.25] * 3)
@@ -39,7 +39,7 @@ async def test_the_engine_is_read_at_the_last_first_audio() -> None:
     assert next(readings) == 2, "it is read twice: before the requests, and at the third first audio"
 
 
-async def test_a_failed_request_is_no_first_audio() -> None:
+async def test_failed_request_raises_in_first_audio_measurement() -> None:
     async def fail(trace: Trace) -> Trace:
         trace.error = "full"
         return trace
@@ -48,7 +48,7 @@ async def test_a_failed_request_is_no_first_audio() -> None:
         await first_audio(2, fail, lambda: 0.0)
 
 
-async def test_the_bound_adds_what_more_replies_need_to_the_first_audio_of_one() -> None:
+async def test_bound_adds_marginal_batch_time_to_single_first_audio() -> None:
     engine = {1: Spent(0.1, 0.08), 4: Spent(0.25, 0.2)}
     decoder = {1: Spent(0.01, 0.01), 4: Spent(0.03, 0.02)}
     record = await measure(4, 2, answer(0.2), lambda: 0.0, engine.__getitem__, decoder.__getitem__)
@@ -69,7 +69,7 @@ def test_only_the_first_chunk_of_a_trace_is_reported() -> None:
 
 
 @pytest.mark.engine
-def test_the_necessary_steps_end_with_the_first_chunks() -> None:
+def test_necessary_steps_stop_at_first_chunks() -> None:
     cpu_kernels.install()
     steps = NecessarySteps(EngineConfig.from_file(ENGINE_ARGS, CHECKPOINT))
     engine, write = steps._engine, prompt_writer(None, Preprocessor(CHECKPOINT))

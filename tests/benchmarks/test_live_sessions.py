@@ -21,14 +21,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launch,
         yield launch, checkpoint
 
 
-async def test_live_codes_are_those_of_recordings(launched: tuple[Launch, Path]) -> None:
+async def test_live_codes_equal_recording_codes_for_every_frame(launched: tuple[Launch, Path]) -> None:
     """`measure` compares them; every frame of every session is answered and counted once."""
     found = await measure(launched[0], 3, 4.0)
     assert found["frames"] == found["engine_frames"] == 3 * 50
     assert found["live_over_recording"] > 0
 
 
-async def test_twenty_minutes_are_exact_with_bounded_memory(launched: tuple[Launch, Path]) -> None:
+async def test_twenty_minute_session_is_exact_with_bounded_memory(launched: tuple[Launch, Path]) -> None:
     """KV blocks are those of the attention window, and no row is computed again."""
     found = await measure_long(*launched, NUM_ROWS)
     assert CONFIG["context"] * 100 < NUM_ROWS

@@ -20,7 +20,7 @@ def sound(duration_s: float, *spans: Span) -> np.ndarray:
     return pcm
 
 
-def test_speech_is_found_within_a_frame_and_short_gaps_are_closed() -> None:
+def test_speech_spans_are_frame_accurate_and_merge_short_gaps() -> None:
     spans = speech_spans(sound(6, (1, 2), (2.06, 3), (4, 4.5)), RATE)
     assert np.array(spans) == pytest.approx(np.array([(1, 3), (4, 4.5)]), abs=0.021)
     assert speech_spans(sound(2), RATE) == []
@@ -39,20 +39,20 @@ def test_speech_is_found_within_a_frame_and_short_gaps_are_closed() -> None:
         ([(1.0, 4.0)], [], False),  # noise without a word
     ],
 )
-def test_more_than_a_second_or_three_words_take_the_turn(
+def test_turn_is_taken_by_one_second_or_over_three_words(
     speech: list[Span], words: list[Span] | None, is_taken: bool
 ) -> None:
     assert takes_turn(speech, words) == is_taken
 
 
-def test_latency_begins_with_the_end_of_the_turn() -> None:
+def test_response_latency_is_measured_from_turn_end() -> None:
     assert response_latency([(3.5, 6.0)], 3.2) == pytest.approx(0.3)
     assert response_latency([(3.0, 6.0)], 3.2) == pytest.approx(-0.2)
     assert response_latency([(3.5, 4.0)], 3.2) is None
     assert response_latency([(3.5, 6.0)], 3.2, [(3.7, 4.0), (5.5, 5.9)]) == pytest.approx(0.5)
 
 
-def test_backchannels_are_short_and_a_longer_span_is_speaking() -> None:
+def test_short_spans_are_backchannels_and_long_spans_are_speech() -> None:
     assert backchannels([(1, 1.4), (3, 3.9)]) == (False, [(1, 1.4), (3, 3.9)])
     assert backchannels([(1, 1.4), (3, 4.1)]) == (True, [])
     assert backchannels([(1, 1.9)], [(1, 1.2), (1.3, 1.5), (1.6, 1.8)]) == (True, [])

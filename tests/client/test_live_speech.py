@@ -339,7 +339,7 @@ async def test_live_audio_is_sent_as_it_is_recorded(listener: Listener) -> None:
     assert [part["is_last"] for part in listener.parts] == [False] * (len(listener.parts) - 1) + [True]
 
 
-async def test_a_session_begins_with_a_role_and_a_recorded_voice(listener: Listener) -> None:
+async def test_talk_opens_session_with_role_and_recorded_voice(listener: Listener) -> None:
     voice = RecordedVoice((np.full(9, 0.5, np.float32), 24_000))
     async with SpeechClient(await listener.server.start()) as client:
         talk = client.talk(recorded(np.zeros(100)), 24_000, system="You teach.", voice=voice, seed=7)

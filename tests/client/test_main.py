@@ -144,7 +144,7 @@ async def test_talk_sends_a_file_in_one_request(run: Run, tmp_path: Path) -> Non
     assert len(soundfile.read(tmp_path / "b.wav")[0]) == 640
 
 
-async def test_talk_sends_a_role_and_the_recording_of_a_voice(run: Run, tmp_path: Path) -> None:
+async def test_talk_command_sends_role_and_voice_recording(run: Run, tmp_path: Path) -> None:
     """They are a system turn before the user's file, or before live audio."""
     (tmp_path / "a.wav").write_bytes(b"RIFF\0")
     (tmp_path / "me.wav").write_bytes(b"RIFF\1")

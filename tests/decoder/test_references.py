@@ -129,7 +129,7 @@ def test_event_times_start_at_the_reply(worker: DecoderWorker) -> None:
     assert events[-1]["report"]["first_sound_s"] == 0.0
 
 
-def test_a_reference_may_follow_a_chunk_without_frames(worker: DecoderWorker) -> None:
+def test_reference_codes_may_follow_an_empty_first_chunk(worker: DecoderWorker) -> None:
     """The first chunk of a live session has only its name."""
     codes = np.random.default_rng(1).integers(0, 8, (2, 9)).astype(np.int32)
     wanted = joined(speak(worker, "a", codes, 4, []))

@@ -48,7 +48,7 @@ def check(answer: Answer, wanted: Reply, checkpoint: Path, name: str = "") -> No
     assert not answer.trailer.was_cut
 
 
-def test_every_row_is_the_authors(engine: Engine, checkpoint: Path) -> None:
+def test_rows_match_published_code_alone_and_batched(engine: Engine, checkpoint: Path) -> None:
     for at, wanted in enumerate(replies()):
         check(engine.run({"r": make_prompt(checkpoint, wanted)})["r"], wanted, checkpoint, f"reply {at} alone")
     prompts = {f"r{at}": make_prompt(checkpoint, wanted) for at, wanted in enumerate(replies())}
@@ -63,7 +63,7 @@ def test_the_fixture_reaches_what_it_tests() -> None:
     assert len({wanted.scale for wanted in replies()}) == 3
 
 
-def test_words_are_marked_where_the_authors_take_them(engine: Engine, checkpoint: Path) -> None:
+def test_word_times_match_published_code(engine: Engine, checkpoint: Path) -> None:
     for wanted in replies():
         made = make_prompt(checkpoint, wanted)
         tracker = SegmentTracker(engine.rules, engine.rules.family.tasks[0], len(made.rows))
@@ -83,7 +83,7 @@ def parts_of(checkpoint: Path, text: str) -> list[list[int]]:
     return [pack_word(*word) for word in unpack_words(packed(checkpoint, text))]
 
 
-def test_nothing_is_computed_while_all_wait_for_words(engine: Engine, checkpoint: Path) -> None:
+def test_no_rows_are_computed_while_all_requests_wait_for_words(engine: Engine, checkpoint: Path) -> None:
     """The row that may ask for the second word is generated, and read by neither request of the pair."""
     wanted = replies()[0]
     first, second, *others = parts_of(checkpoint, wanted.text)
@@ -112,7 +112,7 @@ def test_a_limit_of_rows_is_a_cut(engine: Engine, checkpoint: Path) -> None:
     assert answer.trailer.was_cut
 
 
-def test_preempted_replies_go_on_in_the_same_word(checkpoint: Path) -> None:
+def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
     limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 24}
     with Engine(checkpoint, **limits, num_gpu_blocks_override=9) as engine:
         prompts = {f"r{at}": make_prompt(checkpoint, wanted) for at, wanted in enumerate([*replies(), *replies()])}
@@ -124,9 +124,7 @@ def test_preempted_replies_go_on_in_the_same_word(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize(("seed", "slowest"), [(3, 40), *by_night((1, 1), (2, 12), (4, 90))])
-def test_words_that_arrive_one_by_one_give_the_same_reply(
-    checkpoint: Path, is_async: bool, seed: int, slowest: int
-) -> None:
+def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool, seed: int, slowest: int) -> None:
     """Blocked pairs give way to others, and are preempted as a whole."""
     random, wanted = np.random.default_rng(seed), replies() * 2
     limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}

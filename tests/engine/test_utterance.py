@@ -122,7 +122,7 @@ def test_reference_frames_are_sent_before_the_continuation() -> None:
     assert all(chunk.chunk.num_reference_frames == 0 for chunk in told)
 
 
-def test_delayed_codes_of_a_reference_are_in_the_rows_after_it() -> None:
+def test_reference_chunk_takes_delayed_codes_from_later_rows() -> None:
     """Rows 0 and 1 are prompt; with a delay of 2 rows, stream 2 carries frame 1 in row 3."""
     layout = StreamLayout(40, (range(10), range(10, 20), range(20, 30)), (0, 1, 2), (1, 2), pad_id=39)
     rows, tail = np.array([[5, 10, 20], [6, 11, 21]], np.int32), np.array([[12, 22], [13, 23]], np.int32)

@@ -154,7 +154,7 @@ process.exit(0);
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
-def test_speech_of_a_call_is_dropped_once_played(tmp_path: Path) -> None:
+def test_call_audio_is_released_after_playback(tmp_path: Path) -> None:
     """An hour of a conversation is played in the player with a simulated sound device and clock."""
     script, num_frames = tmp_path / "play.mjs", 45_000
     player = tmp_path / "player.mjs"

@@ -88,7 +88,7 @@ def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCheckpo
         yield ServedCheckpoint(server, checkpoint)
 
 
-async def test_moshis_client_converses(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> None:
+async def test_moshi_client_completes_a_conversation(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> None:
     """It sends Opus from a simulated microphone, and plays a frame for each."""
     command = Client(MOSHI, "kyutai_moshi.py", ()).command
     await asyncio.to_thread(MOSHI.make)
@@ -114,7 +114,9 @@ async def words_of(listener: ServedCheckpoint, pcm: np.ndarray) -> list[list[Any
     return [[word.word, word.start_s] for event in events for word in event.words]
 
 
-async def test_unmutes_class_transcribes(listener: ServedCheckpoint, recording: Path, tmp_path: Path) -> None:
+async def test_unmute_stt_client_receives_words_and_pauses(
+    listener: ServedCheckpoint, recording: Path, tmp_path: Path
+) -> None:
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("asr")
     async with gateway_port(listener.server.grpc) as port:
@@ -129,7 +131,7 @@ async def test_unmutes_class_transcribes(listener: ServedCheckpoint, recording: 
     assert 0 <= min(result["pauses"]) <= max(result["pauses"]) < 1, "the moving average begins at 1"
 
 
-async def test_the_script_of_delayed_streams_transcribes(
+async def test_delayed_streams_stt_script_prints_timed_words(
     listener: ServedCheckpoint, recording: Path, tmp_path: Path
 ) -> None:
     scripts = await asyncio.to_thread(source, "delayed-streams-modeling")
@@ -150,7 +152,9 @@ async def test_the_script_of_delayed_streams_transcribes(
         assert float(start_s) == pytest.approx(expected_s, abs=0.006)
 
 
-async def test_unmutes_class_speaks(server: Server, recording: Path, tmp_path: Path) -> None:
+async def test_unmute_tts_client_receives_speech_and_word_times(
+    server: Server, recording: Path, tmp_path: Path
+) -> None:
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("tts")
     async with gateway_port(server.grpc) as port:
@@ -167,7 +171,7 @@ async def test_unmutes_class_speaks(server: Server, recording: Path, tmp_path: P
     assert "garden" in text
 
 
-async def test_the_script_of_delayed_streams_speaks(server: Server, tmp_path: Path) -> None:
+async def test_delayed_streams_tts_script_synthesizes_speech(server: Server, tmp_path: Path) -> None:
     scripts = await asyncio.to_thread(source, "delayed-streams-modeling")
     made = await asyncio.to_thread(SERVICES.make)
     (tmp_path / "sounddevice.py").write_text("")  # which it imports, and does not use

@@ -58,7 +58,7 @@ def expected(served: ServedCheckpoint) -> np.ndarray:
     return frames(served, RawRequest(text=TEXTS[0], options=json.dumps({"seed": 5})))[1]
 
 
-def test_a_recording_is_continued(served: ServedCheckpoint) -> None:
+def test_served_reply_continues_reference_recording(served: ServedCheckpoint) -> None:
     raw = RawRequest(messages=TURNS, pcm_in=PCM, sample_rate=24_000, options=json.dumps({"seed": 5}))
     recorded, codes = frames(served, raw)
     answer = served.server.ask(OPTIONS, messages=TURNS, pcm_in=PCM, **RATE)
@@ -97,7 +97,9 @@ async def written(pieces: list[str], pause_s: float) -> AsyncIterator[str]:
         await asyncio.sleep(pause_s)
 
 
-async def test_a_text_word_by_word_is_the_whole_text(served: ServedCheckpoint, expected: np.ndarray) -> None:
+async def test_word_by_word_text_yields_same_speech_as_whole_text(
+    served: ServedCheckpoint, expected: np.ndarray
+) -> None:
     pieces = [f"{word} " for word in TEXTS[0].split(" ")]
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         assert (await client.profile()).reads_live_text
@@ -113,7 +115,7 @@ async def test_a_text_word_by_word_is_the_whole_text(served: ServedCheckpoint, e
     assert made[2] != whole
 
 
-async def test_the_gateway_speaks(served: ServedCheckpoint, expected: np.ndarray) -> None:
+async def test_gateway_speech_over_http_and_websocket(served: ServedCheckpoint, expected: np.ndarray) -> None:
     """HTTP, and the WebSocket for text that is still being written."""
     num_samples = 1920 * expected.shape[1]
     async with openai_client(served.server.grpc) as client:

@@ -67,7 +67,7 @@ async def test_live_transcripts_match_the_whole_recording(served: ServedCheckpoi
     assert made == [whole, whole, half, whole]
 
 
-async def test_progress_names_each_word_twice_and_grows_with_the_audio(served: ServedCheckpoint) -> None:
+async def test_live_progress_reports_word_starts_ends_and_audio_position(served: ServedCheckpoint) -> None:
     """Each frame is sent only after the event for the frame before."""
     events, changed = list[SpeechEvent](), asyncio.Condition()
 

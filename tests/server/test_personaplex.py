@@ -57,7 +57,7 @@ def expected(served: ServedCheckpoint) -> dict[str, np.ndarray]:
     return {name: frames_of(own, served.checkpoint) for name, own in rows.items()}
 
 
-async def test_recordings_and_sessions_equal_the_engine_alone(
+async def test_recorded_and_live_conversations_match_engine_output(
     served: ServedCheckpoint, expected: dict[str, np.ndarray]
 ) -> None:
     wanted = text_of(served, expected["named"]), expected["named"].T.tolist()
@@ -76,7 +76,7 @@ async def test_recordings_and_sessions_equal_the_engine_alone(
         assert other[1] == expected["recorded"].T.tolist()
 
 
-async def test_samples_follow_the_silence_at_the_end_of_the_prompt(
+async def test_samples_of_prompt_silence_are_not_sent(
     served: ServedCheckpoint, expected: dict[str, np.ndarray]
 ) -> None:
     """The decoder's first frame is silence, whose samples are not sent."""
@@ -87,7 +87,7 @@ async def test_samples_follow_the_silence_at_the_end_of_the_prompt(
     check_sound(pcm, whole, load_codec("mimi", served.checkpoint, num_codebooks=8), first=1)
 
 
-async def test_a_realtime_session_has_a_role_and_a_voice(
+async def test_realtime_session_accepts_role_and_voice_before_audio(
     served: ServedCheckpoint, expected: dict[str, np.ndarray]
 ) -> None:
     async with openai_client(served.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
@@ -107,7 +107,7 @@ async def test_a_realtime_session_has_a_role_and_a_voice(
         await caller.until("response.done")
 
 
-async def test_bad_voices_and_roles_are_refused_by_their_fields(served: ServedCheckpoint) -> None:
+async def test_invalid_talk_options_are_refused_by_field(served: ServedCheckpoint) -> None:
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
         for inputs, message in (
             ({"voice": "alba"}, "options.voice: expected one of natf0, natm1, varm4"),
@@ -120,7 +120,7 @@ async def test_bad_voices_and_roles_are_refused_by_their_fields(served: ServedCh
                 await heard(client.talk(spoken([1920]), 24_000, **given))
 
 
-def test_a_recording_alone_has_the_default_voice(served: ServedCheckpoint) -> None:
+def test_recording_without_named_voice_is_answered(served: ServedCheckpoint) -> None:
     answer = served.server.ask({"seed": 5}, pcm_in=PCM, **RATE)
     assert answer.error is None
     assert len(answer.pcm) == 1920 * 32

@@ -85,9 +85,7 @@ def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
     ("speed", "latency_s", "first"),
     [(1.0, 0.012, 3), (8.0, 0.012, 2), (8.0, 0.03, 3), (1.0, 0.03, 3), (0.25, 0.012, 6)],
 )
-def test_the_first_chunk_is_smaller_if_frames_come_fast_and_the_decoder_is_idle(
-    speed: float, latency_s: float, first: int
-) -> None:
+def test_first_chunk_is_smaller_with_fast_frames_and_idle_decoder(speed: float, latency_s: float, first: int) -> None:
     line = Line(ChunkPolicy(1, 25), latency_s).run(evenly(300, speed))
     assert line.sizes[0] == first
     assert speed < 1 or line.underrun_s() <= 1e-9

@@ -89,7 +89,7 @@ class Arm:
 
 @pytest.mark.parametrize("num_open", [0, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_random_requests_get_the_same_blocks_and_hashes(seed: int, num_open: int) -> None:
+def test_shortened_allocation_matches_vllm_blocks_and_hashes(seed: int, num_open: int) -> None:
     draw, arms = random.Random(seed), [Arm(FULL, is_short, num_open) for is_short in (False, True)]
     prefix, names = np.random.default_rng(9).integers(0, 50, (9, 2)), iter(range(1000))
     for _ in range(300):
@@ -108,7 +108,7 @@ def test_random_requests_get_the_same_blocks_and_hashes(seed: int, num_open: int
     assert arms[1].num_calls < 0.7 * arms[0].num_calls
 
 
-def test_windows_and_lookahead_keep_vllms_allocation() -> None:
+def test_windows_and_lookahead_fall_back_to_vllm_allocation() -> None:
     windowed = Arm(WINDOW, is_short=True)
     plain = Arm(FULL, is_short=True)
     for arm in (windowed, plain):

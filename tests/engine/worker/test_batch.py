@@ -125,7 +125,7 @@ def test_all_speech_batch_skips_the_text_head() -> None:
     assert not plan.may_write
 
 
-def test_noise_keys_computed_ahead_equal_those_of_each_step() -> None:
+def test_noise_keys_computed_ahead_equal_per_step_keys() -> None:
     noise, seeds = KeysAhead(lambda keys, positions: stream_keys(keys, positions, 5)), np.array([7, -3, 7], np.int32)
     rows, partner, is_unconditional = make_rows(np.random.default_rng(3))
     plans = [plan_batch(rows, partner, is_unconditional, filled()) for _ in range(2)]
@@ -139,7 +139,7 @@ def test_noise_keys_computed_ahead_equal_those_of_each_step() -> None:
     assert np.array_equal(keys, stream_keys(changed, changed, 5))
 
 
-def test_a_steady_batch_computes_its_noise_keys_once_for_several_steps() -> None:
+def test_steady_batch_computes_noise_keys_for_several_steps_at_once() -> None:
     calls = list[int]()
 
     def make(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ class Device:
 
 @pytest.mark.parametrize("ahead", range(4))
 @pytest.mark.parametrize("seed", [1, *by_night(2, 3, 4)])
-def test_host_arrays_and_kernel_follow_the_queues(ahead: int, seed: int) -> None:
+def test_host_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
     """A second machine sees only stream 0 of the rows, as after a preemption, and has the same state."""
     rules = SegmentRules(family(ahead), LENGTH)
     script, words = rules.family.word_script, texts(seed)
@@ -168,7 +168,7 @@ def test_host_arrays_and_kernel_follow_the_queues(ahead: int, seed: int) -> None
 
 
 @pytest.mark.parametrize("ahead", range(4))
-def test_words_in_parts_are_the_words_of_the_whole_text(ahead: int) -> None:
+def test_incremental_words_match_whole_text_words(ahead: int) -> None:
     """A word is known once the word ahead of it is; the rows that known words suffice for never need another."""
     rules, random = SegmentRules(family(ahead), LENGTH), np.random.default_rng(5)
     script = rules.family.word_script

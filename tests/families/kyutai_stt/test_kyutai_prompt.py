@@ -110,7 +110,7 @@ def test_word_times_come_from_generated_borders(checkpoint: Path) -> None:
     assert marks == [WordMark("door", first, second), WordMark("a", second, last), WordMark("day", second, last)]
 
 
-def test_a_word_has_begun_before_its_end_is_known(checkpoint: Path) -> None:
+def test_word_start_is_reported_before_its_end(checkpoint: Path) -> None:
     reader = WordReader(sentencepiece_at(checkpoint / "tokenizer.model"), KNOWN)
     door = pieces(checkpoint, "door")
     for token_id in [PAD] * 5 + [END_PAD] + door + [PAD]:

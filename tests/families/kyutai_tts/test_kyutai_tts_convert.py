@@ -42,7 +42,7 @@ def write_wav(path: Path, seconds: float = 1.5, rate: int = 24_000, channels: in
         file.writeframes(np.zeros(int(seconds * rate) * channels, "<i2").tobytes())
 
 
-def test_the_checkpoint_has_the_numbers_and_voices_of_the_release(release: Path, tmp_path: Path) -> None:
+def test_checkpoint_keeps_release_parameters_and_voices(release: Path, tmp_path: Path) -> None:
     copy(release, tmp_path)
     write_wav(tmp_path / "voices" / "Alba.wav")
     assert convert(tmp_path, tmp_path / "out") == 0
@@ -55,7 +55,7 @@ def test_the_checkpoint_has_the_numbers_and_voices_of_the_release(release: Path,
     assert (tmp_path / "out" / "voices" / "alba.wav").exists()
 
 
-def test_a_wish_is_embedded_as_a_pad_is(release: Path, tmp_path: Path) -> None:
+def test_wish_token_embedding_equals_pad_embedding(release: Path, tmp_path: Path) -> None:
     assert convert(release, tmp_path / "out") == 0
     tensors = load_file(next((tmp_path / "out").glob("*.safetensors")))
     known = TtsVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
@@ -133,7 +133,7 @@ def test_a_missing_or_unknown_tensor_is_named(
         ({"seconds": 31}, "alba.wav: expected 1 to 30 s, got 31.00 s"),
     ],
 )
-def test_a_voice_that_cannot_be_used_is_refused(
+def test_unusable_voice_wav_is_refused(
     release: Path, tmp_path: Path, shape: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy(release, tmp_path)

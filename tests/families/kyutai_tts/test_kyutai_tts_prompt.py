@@ -45,7 +45,7 @@ def cloned(text: str) -> RawRequest:
     return RawRequest(messages=json.dumps(turns), pcm_in=PCM, sample_rate=24_000)
 
 
-def test_words_and_breaks_are_the_authors(checkpoint: Path) -> None:
+def test_words_and_breaks_match_published_code(checkpoint: Path) -> None:
     """Punctuation is changed as by `script_to_entries`; a word is padded by as many rows as it has tokens."""
     tokenizer = sentencepiece_at(checkpoint / "tokenizer.model")
     ids, _ = stream(checkpoint).after(TEXTS[1], is_last=True)
@@ -57,7 +57,7 @@ def test_words_and_breaks_are_the_authors(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("text", TEXTS[:2])
 @pytest.mark.parametrize("size", [1, 2, 7])
-def test_a_text_in_parts_has_the_same_words(checkpoint: Path, text: str, size: int) -> None:
+def test_text_in_parts_yields_same_words(checkpoint: Path, text: str, size: int) -> None:
     words, ids = stream(checkpoint), list[int]()
     for at in range(0, len(text), size):
         more, words = words.after(text[at : at + size], is_last=False)
@@ -77,7 +77,7 @@ def test_a_text_in_parts_has_the_same_words(checkpoint: Path, text: str, size: i
         ("a" * 5001, "text: expected at most 5000 characters, got 5001 characters"),
     ],
 )
-def test_a_text_that_cannot_be_spoken_is_refused(preprocessor: Preprocessor, text: str, message: str) -> None:
+def test_unspeakable_tts_text_is_refused(preprocessor: Preprocessor, text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(RawRequest(text=text))
     assert message in str(refused.value)
@@ -98,33 +98,33 @@ def check_voice(prompt: Prompt, checkpoint: Path, codes: np.ndarray) -> None:
     assert (rows[:, -1] == known.nothing).all()
 
 
-def test_a_recording_stands_behind_the_delays(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_recording_codes_follow_the_delay_rows(preprocessor: Preprocessor, checkpoint: Path) -> None:
     codes = preprocessor.codec.encode(np.pad(PCM, (0, -len(PCM) % 1920)))
     prompt = preprocessor.prepare(cloned(TEXTS[0]))
     check_voice(prompt, checkpoint, codes[:, :-2])
     assert prompt.track == (*stream(checkpoint).after(TEXTS[0], is_last=True)[0], END_OF_WORDS)
 
 
-def test_a_named_voice_is_its_recording(preprocessor: Preprocessor, checkpoint: Path) -> None:
+def test_named_voice_prompt_contains_codes_of_its_recording(preprocessor: Preprocessor, checkpoint: Path) -> None:
     codes = preprocessor.codec.encode(np.zeros(19 * 1920, np.float32))
     prompt = preprocessor.prepare(RawRequest(text="it is", options='{"voice": "Alba"}'))
     check_voice(prompt, checkpoint, codes[:, :-2])
     assert preprocessor.prepare(RawRequest(text="it is")).rows.tolist() == prompt.rows.tolist()
 
 
-def test_an_open_text_brings_no_words_yet(preprocessor: Preprocessor) -> None:
+def test_open_text_prompt_has_no_words(preprocessor: Preprocessor) -> None:
     prompt = preprocessor.prepare(RawRequest(text="it", options='{"text_mode": "open"}'))
     assert (prompt.track, prompt.opening, prompt.is_open) == ((), "it", True)
 
 
-def test_without_voices_a_recording_is_needed(tmp_path: Path) -> None:
+def test_model_without_named_voices_requires_voice_recording(tmp_path: Path) -> None:
     template = Preprocessor(make_checkpoint(tmp_path, num_layers=1, depformer_num_layers=1))
     with pytest.raises(InvalidRequest, match=r"messages: expected a system turn with audio \(this model has no named"):
         template.prepare(RawRequest(text="it is"))
     template.prepare(cloned("it is"))
 
 
-def test_words_are_spelled_from_their_tokens(checkpoint: Path) -> None:
+def test_word_spelling_is_decoded_from_tokens(checkpoint: Path) -> None:
     codec = open_text_codec(family_at(checkpoint), checkpoint)
     tokens, _ = next(unpack_words(stream(checkpoint).after("garden", is_last=True)[0]))
     assert codec.spelled("tts", [1, *tokens]) == "garden"

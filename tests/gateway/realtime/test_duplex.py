@@ -106,7 +106,7 @@ async def test_a_refused_session_is_a_failed_response(start: Start) -> None:
     assert "try again" in done.status_details.error.message
 
 
-async def test_role_and_voice_are_fixed_by_the_first_audio(start: Start) -> None:
+async def test_role_and_voice_are_fixed_after_first_audio(start: Start) -> None:
     partner = Partner()
     async with call(await start(partner, PERSONA)) as caller:
         voice = PROFILE["voices"][1]
@@ -128,7 +128,7 @@ async def test_role_and_voice_are_fixed_by_the_first_audio(start: Start) -> None
     assert (done.status, done.audio.output.voice) == ("completed", voice)
 
 
-async def test_a_role_is_ignored_by_a_model_without_roles(start: Start) -> None:
+async def test_role_is_ignored_by_models_without_role_support(start: Start) -> None:
     partner = Partner()
     async with call(await start(partner, DUPLEX)) as caller:
         await caller.update(instructions="You teach.")
@@ -139,7 +139,7 @@ async def test_a_role_is_ignored_by_a_model_without_roles(start: Start) -> None:
     assert partner.turns == []
 
 
-async def test_a_role_that_the_server_refuses_is_reported_as_instructions(start: Start) -> None:
+async def test_refused_role_is_reported_as_instructions_error(start: Start) -> None:
     refusal = ErrorText("invalid request: messages[0].text: expected at most 9 tokens with this voice, got 12 tokens")
     async with call(await start([refusal], PERSONA)) as caller:
         await caller.update(instructions="You teach.")
