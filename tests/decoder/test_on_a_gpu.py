@@ -102,7 +102,7 @@ def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.Mo
     if ends == "abandoned":
         decoder.queue.abandon("5")
     else:
-        decoder.loop.gives_up = True
+        decoder.loop.fails_pending = True
     decoder.loop.turn()
     assert in_flight.wait().pcm is not None
     assert isinstance(job.wait().error, Cancelled if ends == "abandoned" else Closing)
