@@ -2,7 +2,7 @@
 # Run the nightly checks. If one fails, the others still run. The last lines list each with its seconds and result.
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
 # - Three releases of NVIDIA's cuda-bindings accept our calls.
-# - The reference code of Qwen3-TTS, Chatterbox, Pocket TTS, VoxCPM2 and VITA-Audio (if GitHub is reachable) reproduces the test fixtures.
+# - The authors' code reproduces the test fixtures of their replies (where it is only on GitHub: if GitHub is reachable).
 #   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - No package in the serving environment has a known advisory (if OSV is reachable).
@@ -85,61 +85,26 @@ check_chatterbox_voices() (
         scripts.chatterbox_voices --check tests/data/chatterbox_voices.npz
 )
 
-check_pocket_tts_replies() (
+# Usage: check_replies FAMILY PACKAGE... The packages are imported in this environment, whose own packages stay unchanged.
+check_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    # Imported in this environment, whose packages stay as they are.
-    uv pip install --quiet --target "$folder" --no-deps pocket-tts==4.0.1 beartype sentencepiece scipy requests
-    PYTHONPATH=$folder python -m scripts.pocket_tts_replies --check tests/data/pocket_tts_replies.npz
+    uv pip install --quiet --target "$folder" --no-deps "${@:2}"
+    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$folder python -m "scripts.$1_replies" --check "tests/data/$1_replies.npz"
 )
 
-check_kyutai_stt_replies() (
-    . scripts/uv_sources.sh
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    # Imported in this environment, whose packages stay as they are.
-    uv pip install --quiet --target "$folder" --no-deps moshi==0.2.13 einops sphn==0.1.12
-    PYTHONPATH=$folder python -m scripts.kyutai_stt_replies --check tests/data/kyutai_stt_replies.npz
-)
-
-check_kyutai_tts_replies() (
-    . scripts/uv_sources.sh
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    # Imported in this environment, whose packages stay as they are.
-    uv pip install --quiet --target "$folder" --no-deps moshi==0.2.13 einops sphn==0.1.12
-    PYTHONPATH=$folder python -m scripts.kyutai_tts_replies --check tests/data/kyutai_tts_replies.npz
-)
-
-check_moshi_replies() (
-    . scripts/uv_sources.sh
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    # Imported in this environment, whose packages stay as they are.
-    uv pip install --quiet --target "$folder" --no-deps moshi==0.2.13 einops sphn==0.1.12
-    PYTHONPATH=$folder python -m scripts.moshi_replies --check tests/data/moshi_replies.npz
-)
+check_pocket_tts_replies() { check_replies pocket_tts pocket-tts==4.0.1 beartype sentencepiece scipy requests; }
+check_kyutai_stt_replies() { check_replies kyutai_stt moshi==0.2.13 einops sphn==0.1.12; }
+check_kyutai_tts_replies() { check_replies kyutai_tts moshi==0.2.13 einops sphn==0.1.12; }
+check_moshi_replies() { check_replies moshi moshi==0.2.13 einops sphn==0.1.12; }
+check_voxcpm2_replies() { check_replies voxcpm2 voxcpm==2.0.3 einops; }
 
 check_personaplex_replies() (
-    if [[ -z ${PERSONAPLEX:-} ]]; then
-        echo "skipped: PERSONAPLEX is not the path of a checkout of github.com/NVIDIA/personaplex at 3428dfd"
-        return
-    fi
-    . scripts/uv_sources.sh
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    uv pip install --quiet --target "$folder" --no-deps einops sphn==0.1.12
-    PYTHONPATH=$PERSONAPLEX/moshi:$folder python -m scripts.personaplex_replies --check tests/data/personaplex_replies.npz
-)
-
-check_voxcpm2_replies() (
-    . scripts/uv_sources.sh
-    folder=$(mktemp -d)
-    trap 'rm -rf "$folder"' EXIT
-    # Imported in this environment, whose packages stay as they are.
-    uv pip install --quiet --target "$folder" --no-deps voxcpm==2.0.3 einops
-    PYTHONPATH=$folder python -m scripts.voxcpm2_replies --check tests/data/voxcpm2_replies.npz
+    source=$(mktemp -d)
+    trap 'rm -rf "$source"' EXIT
+    clone https://github.com/NVIDIA/personaplex 3428dfd "$source/personaplex"
+    PYTHONPATH="$source/personaplex/moshi" check_replies personaplex einops sphn==0.1.12
 )
 
 check_vita_audio_replies() (

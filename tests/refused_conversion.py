@@ -60,3 +60,22 @@ def refuses(capsys: pytest.CaptureFixture[str]) -> Refuses:
             assert message in said
 
     return check
+
+
+def check_tensor_errors(words: list[str], weights: Path, name: str, refuses: Refuses) -> None:
+    """Assert that a missing or unknown tensor, and one of another shape, are named.
+
+    Args:
+        words: Command line of the converter.
+        weights: File of the release's tensors, overwritten.
+        name: Name of a tensor in this file.
+        refuses: The fixture.
+    """
+    tensors = load_file(weights)
+    for changed, expected in (
+        ({key: value for key, value in tensors.items() if key != name}, f"missing: {name}"),
+        (tensors | {"extra": torch.zeros(1)}, "unknown: extra"),
+        (tensors | {name: torch.zeros(3, 3)}, f"wrong shape: {name} [3, 3]"),
+    ):
+        save_file(changed, weights)
+        refuses(words, expected)

@@ -68,8 +68,8 @@ SMALL_PERSONAPLEX = PersonaPlexVocabulary(
 
 # 60 ids of text, three codebooks of 20 codes that follow the text by 3 rows and more.
 SMALL_TTS = TtsVocabulary(
-    60, 3, 20, (0, 1, 2), 3, 160,
-    DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=(0, 1, 1)),
+    60, 3, 20, (0, 1, 2), 160,
+    DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=(0, 1, 1)), delay_rows=3,
 )  # fmt: skip
 
 KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyutai_tts(SMALL_TTS)

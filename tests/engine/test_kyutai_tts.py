@@ -125,7 +125,7 @@ def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize(("seed", "slowest"), [(3, 40), *by_night((1, 1), (2, 12), (4, 90))])
 def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool, seed: int, slowest: int) -> None:
-    """Blocked pairs give way to others, and are preempted as a whole."""
+    """Blocked pairs are preempted in favour of others, always as a whole."""
     random, wanted = np.random.default_rng(seed), replies() * 2
     limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}
     with Engine(checkpoint, async_scheduling=is_async, **limits, num_gpu_blocks_override=11) as engine:

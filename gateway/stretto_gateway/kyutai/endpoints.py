@@ -273,10 +273,6 @@ class SpeakSession(KyutaiSession):
             raise SessionEnd(DONE)
         self._text.end()
 
-    async def complete(self) -> None:
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
     def close(self) -> None:
         if self._text is not None:
             self._text.close()

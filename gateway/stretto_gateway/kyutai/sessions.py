@@ -148,9 +148,10 @@ class KyutaiSession(ABC):
     async def handle(self, message: str | bytes | None) -> None:
         """Handle a message. As in Kyutai's servers, messages of unknown kinds have no effect."""
 
-    @abstractmethod
     async def complete(self) -> None:
-        """End the input, and wait until the output is complete."""
+        """Wait until the output is complete; subclasses first end an input that would otherwise continue."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     @abstractmethod
     def close(self) -> None:
@@ -185,8 +186,7 @@ class ListeningSession(KyutaiSession):
 
     async def complete(self) -> None:
         self._audio.end()
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await super().complete()
 
     def close(self) -> None:
         self._audio.close()

@@ -234,6 +234,8 @@ class WordTrack(Track):
         script: Rules of the words.
         tokens: Tokens of all words, one after the other.
         words: Known words, in order.
+        num_rows: Minimum number of rows for the first n known words, by n: from each row that takes a word to the row
+            that may take the next one.
         waiting: End and padding of each word that has arrived but is not known yet.
         capacity: Number of tokens, and of words, for which a slot has room.
         position: Index of the reply's next row, counted from the first row of the prompt.
@@ -243,6 +245,7 @@ class WordTrack(Track):
     script: WordScript = field(default_factory=WordScript)
     tokens: list[int] = field(default_factory=list)
     words: list[Word] = field(default_factory=list)
+    num_rows: list[int] = field(default_factory=lambda: [0])
     waiting: list[tuple[int, int]] = field(default_factory=list)
     capacity: int = 0
     position: int = 0
@@ -279,7 +282,7 @@ class WordTrack(Track):
             self.waiting.append((len(self.tokens), padding))
         Track.extend(self, ids, is_last)
         self._note_known()
-        self.num_free += sum(map(self._num_rows, range(first_word, len(self.words))))
+        self.num_free += self.num_rows[-1] - self.num_rows[first_word]
         return np.concatenate([self.token_entries(first_token), self.word_entries(first_word)])
 
     def _note_known(self) -> None:
@@ -291,6 +294,7 @@ class WordTrack(Track):
             if ahead is None:
                 break
             self.words.append(Word(end, padding, *ahead))
+            self.num_rows.append(self.num_rows[-1] + self._num_rows(end - begin, padding))
             num_moved += 1
         del self.waiting[:num_moved]
 
@@ -315,13 +319,11 @@ class WordTrack(Track):
         start = self.capacity + len(Word._fields) * first
         return np.stack([np.arange(start, start + len(values), dtype=np.int32), values], 1)
 
-    def _num_rows(self, index: int) -> int:
+    def _num_rows(self, num_tokens: int, padding: int) -> int:
         """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""
-        word, begin = self.words[index], self.words[index - 1].end if index else 0
-        num_tokens = word.end - begin
         if num_tokens == 0:
-            return max(1, word.padding)
-        return 1 + max(num_tokens - bool(self.script.ahead), word.padding)
+            return max(1, padding)
+        return 1 + max(num_tokens - bool(self.script.ahead), padding)
 
     def follow(self, tracker: Any) -> None:
         """Record the reply's position, and for how many rows the known words suffice."""
@@ -391,8 +393,8 @@ class WordMachine:
     @property
     def num_free(self) -> int:
         """Minimum number of further rows for which the known words suffice."""
-        rows = map(self.track._num_rows, range(self.taken, len(self.track.words)))
-        return max(self.main_end - self.main_at, self.forced) + sum(rows)
+        num_rows = self.track.num_rows[-1] - self.track.num_rows[self.taken]
+        return max(self.main_end - self.main_at, self.forced) + num_rows
 
     def push(self, position: int, token: int) -> tuple[int, int]:
         """Advance by one row.

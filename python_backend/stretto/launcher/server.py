@@ -200,7 +200,7 @@ def import_directory(installation: Installation) -> Path | None:
 
 
 class Server:
-    """Running tritonserver process.
+    """A tritonserver process.
 
     It has its own process group, so that Ctrl-C reaches only the launcher.
     """

@@ -263,7 +263,7 @@ def _is_live(raw: RawRequest) -> bool:
 def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
     """Return the turns in `messages`, or else a single user turn with the other inputs.
 
-    In a live session, the last turn stands for the audio that follows in parts.
+    In a live session, the last turn represents the audio that follows in parts.
 
     Raises:
         InvalidRequest: An input is invalid.

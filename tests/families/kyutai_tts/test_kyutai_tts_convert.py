@@ -1,7 +1,5 @@
 """Conversion of Kyutai TTS: releases that do not fit are refused by the field's name, and nothing is written."""
 
-import json
-import shutil
 import wave
 from pathlib import Path
 from typing import Any
@@ -9,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_kyutai_tts import CONFIG, write_release
+from benchmarks.checkpoints.random_kyutai_tts import write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.plugin import VOCABULARY, config_at, family_at
+from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
 SMALL = {"num_layers": 1, "depformer_num_layers": 1}
 
@@ -24,13 +23,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("kyutai_tts"), **SMALL)
 
 
-def convert(release: Path, out: Path) -> int:
-    return main(["kyutai-tts", "--model", str(release), "--out", str(out)])
-
-
-def copy(release: Path, folder: Path) -> None:
-    for path in release.iterdir():
-        shutil.copy(path, folder / path.name)
+def words(release: Path, out: Path) -> list[str]:
+    return ["kyutai-tts", "--model", str(release), "--out", str(out)]
 
 
 def write_wav(path: Path, seconds: float = 1.5, rate: int = 24_000, channels: int = 1) -> None:
@@ -42,10 +36,9 @@ def write_wav(path: Path, seconds: float = 1.5, rate: int = 24_000, channels: in
         file.writeframes(np.zeros(int(seconds * rate) * channels, "<i2").tobytes())
 
 
-def test_checkpoint_keeps_release_parameters_and_voices(release: Path, tmp_path: Path) -> None:
-    copy(release, tmp_path)
-    write_wav(tmp_path / "voices" / "Alba.wav")
-    assert convert(tmp_path, tmp_path / "out") == 0
+def test_checkpoint_keeps_release_parameters_and_voices(copied: Path, tmp_path: Path) -> None:
+    write_wav(copied / "voices" / "Alba.wav")
+    assert main(words(copied, tmp_path / "out")) == 0
     config = config_at(tmp_path / "out")
     assert (config["sliding_window"], config["layer_types"]) == (40, ["sliding_attention"])
     known = TtsVocabulary.from_record(config[VOCABULARY])
@@ -56,7 +49,7 @@ def test_checkpoint_keeps_release_parameters_and_voices(release: Path, tmp_path:
 
 
 def test_wish_token_embedding_equals_pad_embedding(release: Path, tmp_path: Path) -> None:
-    assert convert(release, tmp_path / "out") == 0
+    assert main(words(release, tmp_path / "out")) == 0
     tensors = load_file(next((tmp_path / "out").glob("*.safetensors")))
     known = TtsVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
     for name in ("model.embed_tokens.weight", "depth.embed"):
@@ -93,35 +86,20 @@ def test_wish_token_embedding_equals_pad_embedding(release: Path, tmp_path: Path
         ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
-    release: Path, tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+def test_unsupported_release_config_is_refused(
+    copied: Path, tmp_path: Path, changed: dict[str, Any], message: str, refuses: Refuses
 ) -> None:
-    copy(release, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **SMALL, **changed}))
-    assert convert(tmp_path, tmp_path / "out") != 0
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+    with edited(copied / "config.json") as config:
+        config |= changed
+    refuses(words(copied, tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize(
     "name",
     ["depformer_in.3.weight", "linears.7.weight", "depformer_emb.6.weight", "text_linear.weight", "emb.7.weight"],
 )
-def test_a_missing_or_unknown_tensor_is_named(
-    release: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy(release, tmp_path)
-    weights = tmp_path / "model.safetensors"
-    tensors = load_file(weights)
-    for changed, expected in (
-        ({key: value for key, value in tensors.items() if key != name}, f"missing: {name}"),
-        (tensors | {"extra": torch.zeros(1)}, "unknown: extra"),
-        (tensors | {name: torch.zeros(3, 3)}, f"wrong shape: {name} [3, 3]"),
-    ):
-        save_file(changed, weights)
-        assert convert(tmp_path, tmp_path / "out") != 0
-        assert expected in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
+    check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +112,9 @@ def test_a_missing_or_unknown_tensor_is_named(
     ],
 )
 def test_unusable_voice_wav_is_refused(
-    release: Path, tmp_path: Path, shape: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path, shape: dict[str, Any], message: str, refuses: Refuses
 ) -> None:
-    copy(release, tmp_path)
-    write_wav(tmp_path / "voices" / "alba.wav", **shape)
-    assert convert(tmp_path, tmp_path / "out") != 0
-    assert message in " ".join(capsys.readouterr().err.split())
-    (tmp_path / "voices" / "alba.wav").write_bytes(b"RIFF")
-    assert convert(tmp_path, tmp_path / "out") != 0
-    assert "alba.wav: expected a WAV file" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+    write_wav(copied / "voices" / "alba.wav", **shape)
+    refuses(words(copied, tmp_path / "out"), message)
+    (copied / "voices" / "alba.wav").write_bytes(b"RIFF")
+    refuses(words(copied, tmp_path / "out"), "alba.wav: expected a WAV file")

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_moshi import lm_shapes, write_release
 from stretto.convert.command import main
 from stretto.families.moshi.convert import FIRST, vocabulary
 from stretto.families.moshi.family import DEPTH, MoshiVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
-from tests.refused_conversion import Refuses, edited
+from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +75,4 @@ def test_unsupported_release_config_is_refused(
     ["depformer_in.3.weight", "linears.7.weight", "depformer.layers.0.gating.5.linear_in.weight", "emb.15.weight"],
 )
 def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
-    weights = copied / "model.safetensors"
-    tensors = load_file(weights)
-    for changed, expected in (
-        ({key: value for key, value in tensors.items() if key != name}, f"missing: {name}"),
-        (tensors | {"extra": torch.zeros(1)}, "unknown: extra"),
-        (tensors | {name: torch.zeros(3, 3)}, f"wrong shape: {name} [3, 3]"),
-    ):
-        save_file(changed, weights)
-        refuses(words(copied, tmp_path / "out"), expected)
+    check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)

@@ -42,19 +42,24 @@ class KyutaiVocabulary(Vocabulary):
             raise ValueError(f"expected at least {PAD + 1} text ids, a codebook and a code, got {self}")
 
     @property
+    def text_end(self) -> int:
+        """Id that follows the text ids of a reply's rows."""
+        return self.num_text_ids
+
+    @property
     def initial_text(self) -> int:
         """Text id of the first row."""
-        return self.num_text_ids
+        return self.text_end
 
     @property
     def end_of_reply(self) -> int:
         """Id of the row that ends a reply, which is not an id of the model."""
-        return self.num_text_ids + 1
+        return self.text_end + 1
 
     @property
     def nothing(self) -> int:
         """Id of an empty stream."""
-        return self.num_text_ids + 2
+        return self.text_end + 2
 
 
 @dataclass(frozen=True)

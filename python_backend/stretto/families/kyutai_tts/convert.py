@@ -6,46 +6,28 @@ attended to, is refused.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Release
-from stretto.families.kyutai_stt.convert import (
-    SHARED_EXPECTED,
-    backbone_plan,
-    backbone_record,
-    check_config,
-    check_folded,
-    check_tokenizer,
-    codec_network,
-    integer,
-)
+from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, integer
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.family import MAX_DELAY, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.prompt import VOICES, samples_at
-from stretto.families.moshi.convert import DEPTH_EXPECTED, depth_plan, depth_spec
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
+from stretto.families.moshi import convert as moshi
 from stretto.untrusted_files import entry
-from stretto.weights.loading import Part, Plan
 
-IS_BARE = True  # the tokenizer is SentencePiece's
-TOKENIZER_KEY = "tokenizer_name"  # of config.json: file of the tokenizer
-EMBEDDINGS = "text_emb.weight"
-DEPTH_TEXT = "depformer_text_emb.weight"
-MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
+IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
 SAMPLE_RATE = 24_000
 MAX_VOICES = 256
 EMPTY: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": []}
 EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
     "model_type": ("tts",),
     **SHARED_EXPECTED,
-    **DEPTH_EXPECTED,
+    **moshi.DEPTH_EXPECTED,
     "fuser": (None, {}, EMPTY, {"sum": [], "cross": []}),
 }
 
@@ -59,26 +41,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     folder = release.model if release.model.is_dir() else release.model.parent
     voices = recordings(folder / VOICES)
     known = vocabulary(config, tuple(voices))
-    check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = {
-        **backbone_record(config),
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # no head over this vocabulary; text is sampled from `depth.first_head`
-        "dtype": contents.dtype,
-    }
-    width, code_table, depth = record["hidden_size"], known.codebook_size + 1, known.depth
-    folded: dict[str, tuple[int, ...]] = {f"emb.{k}.weight": (code_table, width) for k in range(known.num_codebooks)}
-    folded |= {f"depformer_in.{w}.weight": (depth.hidden, width) for w in range(1, depth.num_sets)}
-    folded |= {f"linears.{k}.weight": (known.codebook_size, depth.hidden) for k in range(1, known.num_codebooks)}
-    folded |= {f"depformer_emb.{k}.weight": (code_table, depth.hidden) for k in range(known.num_codebooks - 1)}
-    check_folded(contents.tensors, folded)
-    codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
     copies = {f"{VOICES}/{name}.wav": path for name, path in voices.items()}
-    parts = plan(config, known, contents.tensors)
-    return Converted(record, parts, (), tuple(folded), (codec,), copies=copies)
+    return replace(moshi.converted(release, contents, config, known, NAME, repeated=(PAD,)), copies=copies)
 
 
 def recordings(folder: Path) -> dict[str, Path]:
@@ -118,48 +82,6 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
         codebook_size=integer(config, "card"),
         delays=tuple(own),
         delay_rows=int(delay_s * FRAME_RATE),
-        depth=depth_spec(config, num_codebooks),
+        depth=moshi.depth_spec(config, num_codebooks),
         voices=voices,
     )
-
-
-def plan(config: Mapping[str, Any], known: TtsVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the tensors to write, by published name."""
-    width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
-
-    def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
-        """Return the first rows of further tensors of the same kind as `like`."""
-        if like.is_meta:
-            return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
-        return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
-
-    def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, of a wish, of the initial text, of our own ids, and of all codes, [V, H]."""
-        codes = others("emb", range(known.num_codebooks), stored, size + 1)
-        own = [stored[PAD : PAD + 1], stored[text:], stored.new_zeros(2, width)]
-        return torch.cat([stored[:text], *own, *codes])
-
-    def head(stored: Tensor) -> Tensor:
-        """Return the head of text, and a row for a wish, which is never sampled."""
-        return torch.cat([stored, stored.new_zeros(1, width)])
-
-    def depth_table(stored: Tensor) -> Tensor:
-        """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
-        codes = others("depformer_emb", range(known.num_codebooks - 1), stored, size)
-        return torch.cat([stored[:text], stored[PAD : PAD + 1], *codes])
-
-    def projections(stored: Tensor) -> Tensor:
-        return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
-
-    def heads(stored: Tensor) -> Tensor:
-        return torch.stack([stored, *others("linears", range(1, known.num_codebooks), stored, size)])
-
-    return {
-        **backbone_plan(config, tensors),
-        EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
-        "text_linear.weight": Part("depth.first_head", (text, width), head),
-        DEPTH_TEXT: Part("depth.embed", (text + 1, depth.hidden), depth_table),
-        "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
-        "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
-        **depth_plan(depth, depth.num_sets),
-    }

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext, WordScript
-from stretto.families.kyutai_stt.family import FRAME_RATE, PAD, KyutaiVocabulary
+from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
+from stretto.families.moshi.family import FrameVocabulary
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -40,17 +41,17 @@ DEPTH = DepthSpec(
 
 
 @dataclass(frozen=True)
-class TtsVocabulary(KyutaiVocabulary):
-    """Ids of text, then four ids of our own, then the codes of each codebook with its initial id.
+class TtsVocabulary(FrameVocabulary):
+    """Ids of text, four ids of our own, and each codebook's codes with its initial id.
 
     Attributes:
         num_text_ids: Number of text ids that the model samples.
         num_codebooks: Number of codebooks of the speech, K.
         codebook_size: Number of codes per codebook.
         delays: Delay of each codebook in rows; that of the first is 0.
-        delay_rows: Rows by which the speech follows the text, D.
         max_model_len: Maximum number of rows.
         depth: Depth transformer.
+        delay_rows: Rows by which the speech follows the text, D.
         voices: Names of the voices that the checkpoint has recordings of.
     """
 
@@ -58,15 +59,13 @@ class TtsVocabulary(KyutaiVocabulary):
     num_codebooks: int = 16
     codebook_size: int = 2048
     delays: tuple[int, ...] = (0, *[2] * 15)
-    delay_rows: int = 16
     max_model_len: int = 4096
     depth: DepthSpec = field(default=DEPTH)
+    delay_rows: int = 16
     voices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
-            raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
         if not 0 <= self.delay_rows <= MAX_DELAY or max(self.delays) > MAX_DELAY:
             raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delay_rows} and {self.delays}")
 
@@ -76,30 +75,8 @@ class TtsVocabulary(KyutaiVocabulary):
         return self.num_text_ids
 
     @property
-    def initial_text(self) -> int:
-        return self.num_text_ids + 1
-
-    @property
-    def end_of_reply(self) -> int:
-        return self.num_text_ids + 2
-
-    @property
-    def nothing(self) -> int:
-        return self.num_text_ids + 3
-
-    @property
-    def vocab_size(self) -> int:
-        return self.nothing + 1 + self.num_codebooks * (self.codebook_size + 1)
-
-    @property
-    def first_codes(self) -> tuple[int, ...]:
-        """First id of each codebook."""
-        return tuple(range(self.nothing + 1, self.vocab_size, self.codebook_size + 1))
-
-    @property
-    def initial_ids(self) -> tuple[int, ...]:
-        """Id of each sampled stream in the first row."""
-        return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+    def text_end(self) -> int:
+        return self.wish_id + 1
 
     @property
     def row_delays(self) -> tuple[int, ...]:
@@ -121,15 +98,7 @@ class TtsVocabulary(KyutaiVocabulary):
     @property
     def layout(self) -> StreamLayout:
         """Streams of a row; the last one is empty."""
-        return StreamLayout(
-            vocab_size=self.vocab_size,
-            audio=(range(self.wish_id + 1), *(range(first, first + self.codebook_size) for first in self.first_codes)),
-            delays=(0, *self.row_delays),
-            codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
-            num_input_only=1,
-            initial=self.initial_ids,
-            pad_id=self.nothing,
-        )
+        return self.layout_with(self.row_delays, num_input_only=1)
 
 
 def kyutai_tts(vocabulary: TtsVocabulary) -> Family:

@@ -16,6 +16,7 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.kyutai_tts.family import END_OF_WORDS, MAX_VOICE_S, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.words import WordStream
+from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
@@ -68,14 +69,7 @@ class TtsTemplate:
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the codes of a recording, [K, n]."""
-        size = self._known.num_codebooks, self._known.codebook_size
-        if piece.codes is not None:
-            codes = piece.codes
-            if codes.shape[0] != size[0] or not 0 <= codes.min() <= codes.max() < size[1]:
-                raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
-        else:
-            assert piece.pcm is not None, "a recording has samples or codes"
-            codes = self._encoder.encode_all(piece.pcm)
+        codes = codes_in(piece, self._known) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
         if codes.shape[1] < MIN_FRAMES:
             raise InvalidRequest(piece.path, f"at least {MIN_FRAMES} frames of audio", f"{codes.shape[1]} frames")
         return codes[:, :-NUM_LEFT_OUT]

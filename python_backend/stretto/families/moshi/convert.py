@@ -26,7 +26,7 @@ from stretto.families.kyutai_stt.convert import (
     gated_width,
     integer,
 )
-from stretto.families.moshi.family import MAX_DELAY, NAME, MoshiVocabulary
+from stretto.families.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.families.text import sentencepiece_at
@@ -109,9 +109,10 @@ def converted(
     release: Release,
     contents: Contents,
     config: Mapping[str, Any],
-    known: MoshiVocabulary,
+    known: FrameVocabulary,
     family: str,
     rows: Sequence[Tensor] = (),
+    repeated: Sequence[int] = (),
 ) -> Converted:
     """Return the checkpoint to be written for a release that has Moshi tensors.
 
@@ -124,6 +125,7 @@ def converted(
         known: Vocabulary of the checkpoint.
         family: Name of the family.
         rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
+        repeated: Text ids whose embeddings are repeated for the ids from `num_text_ids`, which are never sampled.
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
@@ -137,7 +139,7 @@ def converted(
         "dtype": contents.dtype,
     }
     code_table, steps = known.codebook_size + 1, known.num_codebooks
-    folded: dict[str, tuple[int, ...]] = {f"emb.{k}.weight": (code_table, width) for k in range(2 * steps)}
+    folded: dict[str, tuple[int, ...]] = {f"emb.{k}.weight": (code_table, width) for k in range(known.num_tables)}
     folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
     folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
     folded |= {f"depformer_emb.{k}.weight": (code_table, known.depth.hidden) for k in range(steps - 1)}
@@ -148,7 +150,7 @@ def converted(
     dropped += [f"depformer_emb.{step - 1}." for step in unused]
     folder = release.model if release.model.is_dir() else release.model.parent
     codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
-    parts = plan(config, known, contents.tensors, rows)
+    parts = plan(config, known, contents.tensors, rows, repeated)
     return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
 
 
@@ -200,9 +202,13 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
 
 
 def plan(
-    config: Mapping[str, Any], known: MoshiVocabulary, tensors: Mapping[str, Tensor], rows: Sequence[Tensor] = ()
+    config: Mapping[str, Any],
+    known: FrameVocabulary,
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Tensor] = (),
+    repeated: Sequence[int] = (),
 ) -> Plan:
-    """Return the tensors to write, by published name; `rows` are added to the embedding table."""
+    """Return the tensors to write, by published name; for `rows` and `repeated`, see `converted`."""
     width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
 
     def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
@@ -211,14 +217,23 @@ def plan(
             return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
         return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
 
+    def texts(stored: Tensor) -> Tensor:
+        """Return the embeddings of text, then the repeated ones."""
+        return torch.cat([stored[:text], *(stored[token : token + 1] for token in repeated)])
+
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, of our own two ids and of all codes, then `rows`, [V, H]."""
-        codes = others("emb", range(2 * known.num_codebooks), stored, size + 1)
-        return torch.cat([stored, stored.new_zeros(2, width), *codes, *(each.to(stored) for each in rows)])
+        """Return the embeddings of text, initial text, our own two ids and all codes, then `rows`, [V, H]."""
+        codes = others("emb", range(known.num_tables), stored, size + 1)
+        own = [stored[text:], stored.new_zeros(2, width)]
+        return torch.cat([texts(stored), *own, *codes, *(each.to(stored) for each in rows)])
+
+    def head(stored: Tensor) -> Tensor:
+        """Return the head of text, with zeros for the repeated ids."""
+        return torch.cat([stored, stored.new_zeros(len(repeated), width)])
 
     def depth_table(stored: Tensor) -> Tensor:
         """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
-        return torch.cat([stored[:text], *others("depformer_emb", range(known.num_codebooks - 1), stored, size)])
+        return torch.cat([texts(stored), *others("depformer_emb", range(known.num_codebooks - 1), stored, size)])
 
     def projections(stored: Tensor) -> Tensor:
         return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
@@ -229,7 +244,7 @@ def plan(
     return {
         **backbone_plan(config, tensors),
         EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
-        "text_linear.weight": Part("depth.first_head", (text, width)),
+        "text_linear.weight": Part("depth.first_head", (text, width), head),
         DEPTH_TEXT: Part("depth.embed", (text + 1, depth.hidden), depth_table),
         "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
         "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),

@@ -37,8 +37,70 @@ DEPTH = DepthSpec(
 
 
 @dataclass(frozen=True)
-class MoshiVocabulary(KyutaiVocabulary):
-    """Ids of text, initial text, two ids of our own, and each codebook's codes and initial id.
+class FrameVocabulary(KyutaiVocabulary):
+    """Ids of models that generate text and frames of speech: text, ids of our own, and each codebook's codes.
+
+    The initial id of a codebook follows its codes.
+
+    Attributes:
+        num_text_ids: Number of text ids that the model generates.
+        num_codebooks: Number of codebooks of the model's speech, K.
+        codebook_size: Number of codes per codebook.
+        delays: Delay of each of these codebooks in rows; the first delay is 0.
+        max_model_len: Maximum number of rows.
+        depth: Depth transformer.
+    """
+
+    delays: tuple[int, ...]
+    max_model_len: int
+    depth: DepthSpec
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
+            raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
+
+    @property
+    def num_tables(self) -> int:
+        """Number of codebooks in a row, including those of input-only streams."""
+        return self.num_codebooks
+
+    @property
+    def vocab_size(self) -> int:
+        return self.codes_end
+
+    @property
+    def codes_end(self) -> int:
+        """Id that follows the ids of all codebooks."""
+        return self.nothing + 1 + self.num_tables * (self.codebook_size + 1)
+
+    @property
+    def first_codes(self) -> tuple[int, ...]:
+        """First id of each codebook; input-only codebooks come last."""
+        return tuple(range(self.nothing + 1, self.codes_end, self.codebook_size + 1))
+
+    @property
+    def initial_ids(self) -> tuple[int, ...]:
+        """Id of text and of each codebook before its first frame."""
+        return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+
+    def layout_with(self, delays: tuple[int, ...], num_input_only: int) -> StreamLayout:
+        """Return the streams of a row, given the delays of the generated codebooks."""
+        own = self.first_codes[: self.num_codebooks]
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(self.text_end), *(range(first, first + self.codebook_size) for first in own)),
+            delays=(0, *delays),
+            codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
+            num_input_only=num_input_only,
+            initial=self.initial_ids[: 1 + self.num_codebooks],
+            pad_id=self.nothing,
+        )
+
+
+@dataclass(frozen=True)
+class MoshiVocabulary(FrameVocabulary):
+    """Moshi ids; the codebooks of the user's speech follow those of the model's speech.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
@@ -58,29 +120,12 @@ class MoshiVocabulary(KyutaiVocabulary):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.delays) != self.num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
-            raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
         if max(self.delays) > MAX_DELAY:
             raise ValueError(f"expected delays of at most {MAX_DELAY} rows, got {self.delays}")
 
     @property
-    def vocab_size(self) -> int:
-        return self.codes_end
-
-    @property
-    def codes_end(self) -> int:
-        """Id that follows the ids of all codebooks."""
-        return self.nothing + 1 + 2 * self.num_codebooks * (self.codebook_size + 1)
-
-    @property
-    def first_codes(self) -> tuple[int, ...]:
-        """First id of each codebook; the codebooks of the user's speech come last."""
-        return tuple(range(self.nothing + 1, self.codes_end, self.codebook_size + 1))
-
-    @property
-    def initial_ids(self) -> tuple[int, ...]:
-        """Id of each stream before its first frame."""
-        return (self.initial_text, *(first + self.codebook_size for first in self.first_codes))
+    def num_tables(self) -> int:
+        return 2 * self.num_codebooks
 
     @property
     def user_ids_before(self) -> tuple[int, ...]:
@@ -89,17 +134,8 @@ class MoshiVocabulary(KyutaiVocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        """Streams of a row."""
-        own = self.first_codes[: self.num_codebooks]
-        return StreamLayout(
-            vocab_size=self.vocab_size,
-            audio=(range(self.num_text_ids), *(range(first, first + self.codebook_size) for first in own)),
-            delays=(0, *self.delays),
-            codebook_streams=tuple(range(1, 1 + self.num_codebooks)),
-            num_input_only=self.num_codebooks,
-            initial=self.initial_ids[: 1 + self.num_codebooks],
-            pad_id=self.nothing,
-        )
+        """Streams of a row; the input-only ones carry the user's codes."""
+        return self.layout_with(self.delays, self.num_codebooks)
 
 
 def moshi(vocabulary: MoshiVocabulary) -> Family:

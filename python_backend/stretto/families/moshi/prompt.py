@@ -14,7 +14,7 @@ from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family, Task
 from stretto.families.live_audio import FrameIds, LiveInput
-from stretto.families.moshi.family import NAME, MoshiVocabulary
+from stretto.families.moshi.family import NAME, FrameVocabulary, MoshiVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 
@@ -30,7 +30,7 @@ class MoshiTemplate:
         *before, piece = pieces
         if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
-        codes = self.given_codes(piece) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
+        codes = codes_in(piece, self._known) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
         return self.first_rows(before, voice, tuple(user_ids(self._known).push(codes).reshape(-1).tolist()))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
@@ -41,13 +41,14 @@ class MoshiTemplate:
         """Return the rows before the reply, given the pieces that precede the user's audio."""
         return first_row(self._known, track)
 
-    def given_codes(self, piece: Piece) -> np.ndarray:
-        """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit this model."""
-        codes, size = piece.codes, (self._known.num_codebooks, self._known.codebook_size)
-        assert codes is not None, "a recording has samples or codes"
-        if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
-            raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
-        return codes
+
+def codes_in(piece: Piece, known: FrameVocabulary) -> np.ndarray:
+    """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit the model."""
+    codes, size = piece.codes, (known.num_codebooks, known.codebook_size)
+    assert codes is not None, "a recording has samples or codes"
+    if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
+        raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))
+    return codes
 
 
 def first_row(known: MoshiVocabulary, track: tuple[int, ...] = ()) -> PromptRows:

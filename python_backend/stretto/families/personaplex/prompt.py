@@ -18,7 +18,7 @@ from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.live_audio import LiveInput
-from stretto.families.moshi.prompt import MoshiTemplate, live_input
+from stretto.families.moshi.prompt import MoshiTemplate, codes_in, live_input
 from stretto.families.personaplex.family import (
     MAX_PROMPT_ROWS,
     MAX_ROLE_CHARS,
@@ -85,7 +85,7 @@ class PersonaPlexTemplate(MoshiTemplate):
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return D frames of initial ids followed by the V frames of a recording, [D + V, S]."""
         if piece.pcm is None:
-            codes = self.given_codes(piece)
+            codes = codes_in(piece, self._known)
             seconds = codes.shape[1] * self._encoder.samples_per_frame / self._rate
         else:
             seconds = len(piece.pcm) / self._rate

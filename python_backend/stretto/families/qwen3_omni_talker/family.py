@@ -25,7 +25,7 @@ NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it thr
 
 @dataclass(frozen=True)
 class TalkerVocabulary(Qwen3TtsVocabulary):
-    """Talker vocabulary: as in Qwen3-TTS, but with the thinker's text ids and no languages.
+    """Vocabulary of the talker: Qwen3-TTS codec ids and the thinker's text ids, without languages.
 
     Attributes:
         heard: Id of audio input in the thinker's prompt. In rows with this id, the talker reads hidden states.
