@@ -260,7 +260,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
                         answer.infer_response.id = message.id
                         yield answer
             self.num_ended += 1
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # GeneratorExit if gRPC was still sending the last response
             self.num_cancelled += 1
             self.cancelled.set()
             raise
