@@ -321,6 +321,21 @@ class WordScript:
 
 
 @dataclass(frozen=True)
+class ConditionSpec:
+    """Conditions of a request: vectors added to all its rows, and speaker vectors that its rows attend to.
+
+    Attributes:
+        num_ids: Number of vectors in the table of those that are added.
+        vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
+        vector_width: Width of a speaker vector.
+    """
+
+    num_ids: int
+    vector_rows: int
+    vector_width: int
+
+
+@dataclass(frozen=True)
 class TextTrack:
     """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
@@ -456,6 +471,7 @@ class Family:
         positions: Stream of learned positions, if the family has one; never together with a text track.
         code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
             together with a text track or positions.
+        conditions: Conditions of a request, if the family has them.
         has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
         staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
@@ -516,6 +532,7 @@ class Family:
     text_track: TextTrack | None = None
     positions: PositionStream | None = None
     code_track: CodeTrack | None = None
+    conditions: ConditionSpec | None = None
     has_text_beside_codes: bool = False
     staircase: Staircase | None = None
     has_audio_head: bool = False
