@@ -1,5 +1,6 @@
 """Requests that can never run are refused, with the reason and its numbers."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,11 @@ from stretto.engine.admission import Capacity, admit, known_ids, max_rows
 from stretto.engine.host import StartedEngines
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
+from stretto.families.base import ConditionSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.families.tiny.family import FIRST_CODE, TINY
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Condition, Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, OPUSLM
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
@@ -66,6 +68,28 @@ def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
             assert str(refusal(prompt, rules)) == message
         else:
             assert admit(prompt, rules, ROOMY) == prompt
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors", "message"),
+    [
+        ((4,), np.zeros((1, 2), np.float32), r"condition\.ids: expected at most 4 ids in \[0, 4\), got \[4\]"),
+        ((-1,), np.zeros((1, 2), np.float32), r"condition\.ids: .* got \[-1\]"),
+        ((0,) * 5, np.zeros((1, 2), np.float32), r"condition\.ids: .* got \[0, 0, 0, 0, 0\]"),
+        ((), np.zeros((4, 2), np.float32), r"condition\.vectors: expected float32 \[n <= 3, 2\], got float32 \[4, 2\]"),
+        ((), np.zeros((1, 3), np.float32), r"condition\.vectors: .* got float32 \[1, 3\]"),
+        ((), np.zeros(2, np.float32), r"condition\.vectors: .* got float32 \[2\]"),
+        ((), np.zeros((1, 2)), r"condition\.vectors: expected finite float32 .* got float64"),
+        ((), np.full((1, 2), np.nan, np.float32), r"condition\.vectors: .* NaN"),
+    ],
+)
+def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray, message: str) -> None:
+    family = replace(TINY, conditions=ConditionSpec(4, 3, 2))
+    prompt = replace(make_prompt(TINY, 0), condition=Condition(ids, vectors))
+    assert re.match(message, str(refusal(prompt, SegmentRules(family, 512))))
+    assert str(refusal(prompt)) == "condition: expected no value (tiny has no conditions), got a value"
+    for fits in (Condition((3, 3), np.zeros((3, 2), np.float32)), Condition((), np.zeros((0, 2), np.float32)), None):
+        admit(replace(prompt, condition=fits), SegmentRules(family, 512), ROOMY)
 
 
 def test_unknown_task_error_lists_the_known_tasks() -> None:

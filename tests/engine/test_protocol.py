@@ -22,7 +22,7 @@ from stretto.engine.protocol import (
     partner_of,
     read_rows,
 )
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import Condition, InputAudio
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
 SAMPLING = SamplingConfig(SegmentSampling(0.7, 5, 0.9, 1, 20), SegmentSampling(1, max_rows=9), seed=(1 << 63) - 1)
@@ -31,7 +31,8 @@ SAMPLING = SamplingConfig(SegmentSampling(0.7, 5, 0.9, 1, 20), SegmentSampling(1
 def test_speech_params_round_trip() -> None:
     codes, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
     for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", guided_until_s=0.1)):
-        sent = SpeechParams("tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6))
+        condition = Condition((4, 0), 0.1 * heard)
+        sent = SpeechParams("tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6), condition=condition)
         extra_args = msgspec.msgpack.decode(msgspec.msgpack.encode(sent.to_extra_args()))
         read = SpeechParams.from_extra_args(extra_args, num_streams=4)
         assert (read.task, read.sampling, read.is_unconditional, read.num_delayed_rows) == ("tts", sampling, True, 2)
@@ -40,6 +41,9 @@ def test_speech_params_round_trip() -> None:
         (audio,) = read.audios
         assert (audio.first_row, audio.num_rows) == (1, 2)
         np.testing.assert_array_equal(audio.features, heard)
+        assert read.condition is not None
+        assert read.condition.ids == (4, 0)
+        np.testing.assert_array_equal(read.condition.vectors, condition.vectors, strict=True)
 
 
 def test_rows_are_read_with_their_guidance_marks() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stretto.errors import InvalidRequest
 from stretto.families.prompting import read_messages
 from stretto.records.chunk import EVENT, MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
-from stretto.records.prompt import InputAudio, Prompt, TextPart
+from stretto.records.prompt import Condition, InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
@@ -61,6 +61,7 @@ SAMPLINGS = st.builds(
 )
 DELIVERIES = st.builds(Delivery, FORMS, st.just(ChunkPolicy(2, 50, 0.3, 12.5, 10)), st.booleans())
 ROWS = np.arange(12, dtype=np.int32).reshape(4, 3)
+CONDITION = Condition((3, 1), np.array([[0.1, -2.5, 1e-30], [4, 5, 6]], np.float32))
 PROMPTS = st.builds(
     Prompt,
     task=TEXTS,
@@ -73,6 +74,7 @@ PROMPTS = st.builds(
     track=st.lists(st.integers(0, 99), max_size=3).map(tuple),
     num_reference_rows=st.integers(0, 4),
     adapter=st.none() | st.text(max_size=3),
+    condition=st.sampled_from([None, CONDITION, Condition((), np.zeros((0, 3), np.float32))]),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.text(max_size=8),
@@ -93,6 +95,27 @@ def test_prompt_round_trips_through_bytes(prompt: Prompt) -> None:
         assert getattr(read, name) == getattr(prompt, name)
     np.testing.assert_equal([asdict(each) for each in read.audios], [asdict(each) for each in prompt.audios])
     np.testing.assert_equal(read.delayed_tail, prompt.delayed_tail)
+    assert (read.condition is None) == (prompt.condition is None)
+    if read.condition is not None and prompt.condition is not None:
+        assert read.condition.ids == prompt.condition.ids
+        np.testing.assert_array_equal(read.condition.vectors, prompt.condition.vectors, strict=True)
+
+
+def test_speaker_vectors_are_personal_data() -> None:
+    assert "vectors" not in repr(CONDITION)
+
+
+def test_conditions_with_the_same_numbers_have_one_digest() -> None:
+    changed = CONDITION.vectors.copy()
+    changed[1, 2] = np.nextafter(changed[1, 2], np.float32(9))
+    others = [
+        Condition((3,), CONDITION.vectors),
+        Condition((3, 1), CONDITION.vectors[:1]),
+        Condition((3, 1), CONDITION.vectors.reshape(3, 2)),
+        Condition((3, 1), changed),
+    ]
+    assert Condition((3, 1), CONDITION.vectors.copy()).digest == CONDITION.digest
+    assert len({CONDITION.digest, *(each.digest for each in others)}) == 5
 
 
 def read_envelope(data: bytes) -> object:
@@ -258,6 +281,11 @@ def test_prompt_with_inconsistent_arrays_is_refused() -> None:
             InvalidRequest, match=r"^prompt\.audios: expected spans of . frames in all, as in the features"
         ):
             Prompt.from_bytes("prompt", prompt.to_bytes(), ROWS, features)
+    record = msgspec.msgpack.decode(Prompt("tts", ROWS, sampling, condition=CONDITION).to_bytes())
+    record["condition"]["vectors"] = bytes(20)
+    assert str(refusal(read_prompt, msgspec.msgpack.encode(record))) == (
+        "prompt.condition.vectors: expected a multiple of 12 bytes, got 20 bytes"
+    )
     tail = Prompt("tts", ROWS, sampling, delayed_tail=np.ones((2, 3), np.int32))
     with pytest.raises(InvalidRequest, match=r"^prompt\.delayed_tail: expected rows of 2 ids, got rows of \[3\] ids$"):
         Prompt.from_bytes("prompt", tail.to_bytes(), ROWS)

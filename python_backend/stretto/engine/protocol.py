@@ -3,7 +3,7 @@
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
-from stretto.records.prompt import InputAudio, Prompt
+from stretto.records.prompt import Condition, ConditionRecord, InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class SpeechParams:
             the prompt, its first rows contain delayed codes of that audio.
         track: Ids of the input-only streams for the first rows of the reply.
         is_open: True if more ids follow.
+        condition: Vectors that condition all rows, or None.
     """
 
     task: str
@@ -90,6 +91,7 @@ class SpeechParams:
     num_delayed_rows: int = 0
     track: tuple[int, ...] = ()
     is_open: bool = False
+    condition: Condition | None = None
 
     @property
     def is_guided(self) -> bool:
@@ -110,6 +112,7 @@ class SpeechParams:
                 (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
                 for each in self.audios
             ],
+            "condition": None if self.condition is None else astuple(ConditionRecord.of(self.condition)),
         }
         return {KEY: record}
 
@@ -125,7 +128,9 @@ class SpeechParams:
         )
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
         track, is_open = tuple(record["track"]), record["is_open"]
-        return cls(record["task"], sampling, codes, is_unconditional, audios, num_delayed_rows, track, is_open)
+        condition = None if record["condition"] is None else ConditionRecord(*record["condition"]).read("condition")
+        more = audios, num_delayed_rows, track, is_open, condition
+        return cls(record["task"], sampling, codes, is_unconditional, *more)
 
 
 DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids
@@ -149,6 +154,7 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules) -> dict[str, Any]:
         num_delayed_rows=num_delayed_rows,
         track=prompt.track,
         is_open=prompt.is_open,
+        condition=prompt.condition,
     )
     return {
         "temperature": 0.0,

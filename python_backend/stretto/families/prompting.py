@@ -17,7 +17,7 @@ from stretto.families.base import Family, Role, Task
 from stretto.families.plugin import plugin
 from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import Condition, InputAudio
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes, words_of
 from stretto_client.schema import OptionsRecord
@@ -455,6 +455,7 @@ class PromptRows:
         num_reference_rows: See `Prompt`.
         voice: See `Prompt`.
         sound: See `Prompt`.
+        condition: See `Prompt`.
         max_rows: Maximum number of audio rows for this text; None if only the options limit the number.
         min_rows: Minimum number of audio rows for this text, which applies if it exceeds the minimum in the options.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
@@ -471,6 +472,7 @@ class PromptRows:
     tail_rows: int | None = None
     sound: Sound | None = None
     min_rows: int = 0
+    condition: Condition | None = None
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

@@ -195,6 +195,7 @@ class Preprocessor:
             input_audio_s=sum(len(piece.pcm) for piece in pieces if piece.pcm is not None) / self._encoder_rate,
             alignment=alignment,
             sound=written.sound,
+            condition=written.condition,
         )
 
     def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:

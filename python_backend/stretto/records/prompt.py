@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Annotated, Any, NotRequired
 
 import numpy as np
@@ -34,6 +35,27 @@ class InputAudio:
     features: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """Vectors that condition all rows of a request (`ConditionSpec`).
+
+    Speaker vectors may be personal data, so the `repr`, which may be logged, omits them.
+
+    Attributes:
+        ids: Rows of the table of vectors that are added to the embedding of every row.
+        vectors: Speaker vectors for cross-attention, float32 [n, W]; rows from n on are absent.
+    """
+
+    ids: tuple[int, ...]
+    vectors: NDArray[np.float32] = field(repr=False)
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of all fields."""
+        sizes = f"{self.ids} {self.vectors.shape} ".encode()
+        return blake2b(sizes + self.vectors.astype("<f4").tobytes()).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt of P rows and the parameters of its reply.
@@ -56,6 +78,7 @@ class Prompt:
         input_audio_s: Duration of all recordings in the request, in seconds.
         alignment: Request for word times from the decoder's aligner; None if they were not requested.
         sound: Voice recording for the decoder, if one is used instead of `voice`.
+        condition: Vectors that condition all rows; None for none.
     """
 
     task: str
@@ -74,6 +97,7 @@ class Prompt:
     input_audio_s: float = 0.0
     alignment: Alignment | None = None
     sound: Sound | None = None
+    condition: Condition | None = None
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -93,7 +117,8 @@ class Prompt:
         delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
-        return _PACKED.write(PromptRecord(*fields, *more, self.sound))
+        condition = None if self.condition is None else ConditionRecord.of(self.condition)
+        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition))
 
     @classmethod
     def from_bytes(
@@ -128,6 +153,7 @@ class Prompt:
             input_audio_s=record.input_audio_s,
             alignment=record.alignment,
             sound=record.sound,
+            condition=None if record.condition is None else record.condition.read(f"{field}.condition"),
         )
 
 
@@ -138,6 +164,30 @@ class AudioSpan:
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]
     num_frames: Annotated[int, Meta(ge=1)]
+
+
+MAX_CONDITION_BYTES, MAX_CONDITION_WIDTH = 1 << 24, 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionRecord:
+    """Serialised form of a Condition: with float32 `vectors` as bytes, and their `width`."""
+
+    ids: tuple[Int32, ...]
+    vectors: Annotated[bytes, Meta(max_length=MAX_CONDITION_BYTES)] = field(repr=False)
+    width: Annotated[int, Meta(ge=1, le=MAX_CONDITION_WIDTH)]
+
+    @classmethod
+    def of(cls, condition: Condition) -> "ConditionRecord":
+        """Return the record of `condition`."""
+        return cls(condition.ids, condition.vectors.astype("<f4").tobytes(), condition.vectors.shape[1])
+
+    def read(self, name: str) -> Condition:
+        """Return the condition; raise InvalidRequest, which calls it `name`, if a vector is incomplete."""
+        size = 4 * self.width
+        if len(self.vectors) % size:
+            raise InvalidRequest(f"{name}.vectors", f"a multiple of {size} bytes", f"{len(self.vectors)} bytes")
+        return Condition(tuple(self.ids), np.frombuffer(self.vectors, "<f4").reshape(-1, self.width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +209,7 @@ class PromptRecord:
     input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)]
     alignment: Alignment | None
     sound: Sound | None
+    condition: ConditionRecord | None
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

@@ -7,7 +7,7 @@ import pytest
 
 from stretto.engine.environment import prepare_environment
 from stretto.engine.scheduling.request_table import RowHistory, row_block_hasher
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import Condition, InputAudio
 
 prepare_environment()
 
@@ -23,12 +23,13 @@ def request_of(
     cache_salt: str | None = None,
     is_read_by_modules: bool = False,
     audios: Sequence[InputAudio] = (),
+    condition: Condition | None = None,
 ) -> Request:
     """Return a request whose first rows are its prompt and whose other rows are generated."""
     history = RowHistory(rows[:num_prompt_rows, 1:].astype(np.int32))
     tokens = rows[:, 0].tolist()
     request = Request("r", tokens[:num_prompt_rows], SamplingParams(max_tokens=99), None, cache_salt=cache_salt)
-    request._block_hasher = row_block_hasher(BLOCK, history.rows, audios, is_read_by_modules)
+    request._block_hasher = row_block_hasher(BLOCK, history.rows, audios, is_read_by_modules, condition=condition)
     request.update_block_hashes()
     for row in rows[num_prompt_rows:]:
         history.put(history.num_rows, [row[1:]])
@@ -59,6 +60,14 @@ def test_changed_id_alters_hashes_of_its_block_and_later_ones(row: int, stream: 
 def test_block_hashes_depend_on_being_read_by_mtp_modules() -> None:
     read, other = (request_of(rows(), 22, is_read_by_modules=is_read).block_hashes for is_read in (True, False))
     assert not set(read) & set(other)
+
+
+def test_only_requests_with_equal_conditions_share_blocks() -> None:
+    vectors = [np.full((2, 3), value, np.float32) for value in (1, 2, 1)]
+    conditions = None, *(Condition((7,), each) for each in vectors), Condition((8,), vectors[0])
+    hashes = [request_of(rows(), 22, condition=each).block_hashes for each in conditions]
+    assert hashes[1] == hashes[3]
+    assert len({each for some in (*hashes[:3], hashes[4]) for each in some}) == 4 * (22 // BLOCK)
 
 
 def test_cache_salt_changes_block_hashes() -> None:

@@ -17,7 +17,7 @@ from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import GroupTrack, Track, WordMachine, WordTrack
 from stretto.families.base import BurstSchedule, Family, UnconditionalContext
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import Condition, InputAudio
 from stretto.streams.layout import Segment
 
 RowsOf = Callable[[int, int], np.ndarray]
@@ -29,6 +29,7 @@ def row_block_hasher(
     audios: Sequence[InputAudio] = (),
     is_read_by_modules: bool = False,
     track: Track | None = None,
+    condition: Condition | None = None,
 ) -> Callable[[Request], list[BlockHash]]:
     """Return a block hasher for one request that covers all streams.
 
@@ -42,7 +43,9 @@ def row_block_hasher(
         audios: Audio inputs, each with the row at which it begins.
         is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
         track: Ids of the input-only text stream, or None.
+        condition: Vectors that condition all rows, or None. Only requests with equal ones share blocks.
     """
+    conditioned = b"" if condition is None else b"condition" + condition.digest
     audio_digests: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
     for audio in audios:
         audio_digests[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
@@ -55,7 +58,7 @@ def row_block_hasher(
         if num_rows // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()
-        before_first = b"modules" * is_read_by_modules + (request.cache_salt or "").encode()
+        before_first = conditioned + b"modules" * is_read_by_modules + (request.cache_salt or "").encode()
         if request.lora_request is not None:
             before_first += b"adapter" + request.lora_request.lora_int_id.to_bytes(4)
         previous = request.block_hashes[-1] if request.block_hashes else before_first
@@ -466,8 +469,9 @@ class RequestTable(dict[str, RequestState]):
         request = state.request
         self[request.request_id] = state
         if is_caching:  # vLLM hashes only the ids of stream 0
-            rows_of, audios, is_read = state.history.rows, state.params.audios, state.is_read_by_modules
-            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, audios, is_read, state.track)
+            rows_of, params, is_read = state.history.rows, state.params, state.is_read_by_modules
+            more = params.audios, is_read, state.track, params.condition
+            request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *more)
             request.block_hashes.clear()
             request.update_block_hashes()
 
