@@ -174,6 +174,8 @@ class DepthSpec:
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
+        num_second_ids: Number of ids of the second text stream (`WordScript.second_base`) that position 0 reads as
+            well, with a schedule. Their embeddings follow those of the other streams. 0 if it reads stream 0 only.
     """
 
     hidden: int
@@ -187,9 +189,12 @@ class DepthSpec:
     projection: Literal["plain", "biased"] | None = "plain"
     has_head_norms: bool = False
     schedule: tuple[int, ...] = ()
+    num_second_ids: int = 0
 
     def __post_init__(self) -> None:
         num_sets = 1 + max(self.schedule, default=-1)
+        if self.num_second_ids and not self.schedule:
+            raise ValueError(f"expected a schedule, as position 0 reads a second stream, got {self}")
         if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and (self.rope or self.has_head_norms)):
             raise ValueError(f"expected a schedule of sets from 0 on, without rope and head norms, got {self}")
 
@@ -586,6 +591,14 @@ class Family:
     def word_script(self) -> WordScript | None:
         """Rules of words that the model asks for, if the family has them."""
         return None if self.text_track is None else self.text_track.words
+
+    @property
+    def second_ids(self) -> range:
+        """Ids of the second text stream that position 0 of the depth transformer reads; empty for most families."""
+        words = self.word_script
+        if words is None or self.depth is None:
+            return range(0)
+        return range(words.second_base, words.second_base + self.depth.num_second_ids)
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""

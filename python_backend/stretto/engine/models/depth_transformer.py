@@ -36,8 +36,9 @@ class DepthWeights(nn.Module):
     """Input projection, embeddings and heads of a depth transformer.
 
     In shapes, S is the number of streams, C0 the number of ids of stream 0, C the number of codes of each other stream,
-    E the number of end ids of stream 0, W the width of the backbone, H the width of these layers, and M the number of
-    weight sets (at least 1).
+    E the number of end ids of stream 0, X the number of ids of the second text stream that position 0 reads
+    (`DepthSpec.num_second_ids`), W the width of the backbone, H the width of these layers, and M the number of weight
+    sets (at least 1).
 
     Args:
         spec: Sizes of the layers.
@@ -49,7 +50,7 @@ class DepthWeights(nn.Module):
     Attributes:
         first_head: Head of stream 0, applied to the backbone's hidden state, [C0 + E, W].
         project: Projections of the backbone's hidden state, [M * H, W]; the identity for some models.
-        embed: Embeddings of the ids of streams 0 to S - 2, [C0 + (S - 2) * C, H].
+        embed: Embeddings of the ids of streams 0 to S - 2, then of the second text stream, [C0 + (S - 2) * C + X, H].
         heads: Heads of streams 1 to S - 1, [S - 1, C, H].
     """
 
@@ -66,7 +67,7 @@ class DepthWeights(nn.Module):
         self.first_head = _weight(num_ids[0] + num_ends, width)
         project = width, max(spec.num_sets, 1) * spec.hidden, quant_config, "depth.project"
         self.project = _linear(*project, bias=spec.projection == "biased") if spec.projection else nn.Identity()
-        self.embed = _weight(sum(num_ids[:-1]), spec.hidden)
+        self.embed = _weight(sum(num_ids[:-1]) + spec.num_second_ids, spec.hidden)
         self.heads = _weight(len(num_ids) - 1, num_ids[-1], spec.hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
