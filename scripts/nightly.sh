@@ -150,9 +150,9 @@ inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --repor
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_cosyvoice3_replies
-    check_pocket_tts_replies check_kyutai_stt_replies check_moshi_replies check_personaplex_replies check_kyutai_tts_replies check_voxcpm2_replies check_vita_audio_replies check_advisories check_gpu_code inject_faults test_nightly_tier
-    test_histories)
+    check_chatterbox_voices check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
+    check_gpu_code inject_faults test_nightly_tier test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"
