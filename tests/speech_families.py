@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from stretto.families.base import Bursts, BurstSchedule, Family, Task, TextGroups, TextTrack, UnconditionalContext
+from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext
+from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling

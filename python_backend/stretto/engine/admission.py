@@ -19,9 +19,10 @@ from stretto.engine.protocol import SPARE_BLOCKS, SharedStats, blocks_in_window,
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, NoCapacity, shown
-from stretto.families.base import Family, Task
+from stretto.families.audio_format import check_condition
+from stretto.families.base import Task
 from stretto.records.chunk import GuidanceChange
-from stretto.records.prompt import Condition, Prompt, unpack_words
+from stretto.records.prompt import Prompt, unpack_words
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of
 
@@ -352,7 +353,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     _check_length(prompt, task, rules)
     _check_track(prompt, rules)
     if prompt.condition is not None:
-        _check_condition(prompt.condition, rules.family)
+        check_condition(prompt.condition, rules.family)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
@@ -384,19 +385,6 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
         if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
-
-
-def _check_condition(condition: Condition, family: Family) -> None:
-    spec, ids, vectors = family.conditions, condition.ids, condition.vectors
-    if spec is None:
-        raise InvalidRequest("condition", f"no value ({family.name} has no conditions)", "a value")
-    if len(ids) > spec.num_ids or not all(0 <= each < spec.num_ids for each in ids):
-        raise InvalidRequest("condition.ids", f"at most {spec.num_ids} ids in [0, {spec.num_ids})", list(ids))
-    expected = f"float32 [n <= {spec.vector_rows}, {spec.vector_width}]"
-    if vectors.ndim != 2 or vectors.shape[1] != spec.vector_width or len(vectors) > spec.vector_rows:
-        raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} {list(vectors.shape)}")
-    if vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-        raise InvalidRequest("condition.vectors", f"finite {expected}", f"{vectors.dtype}, NaN or infinity")
 
 
 def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:

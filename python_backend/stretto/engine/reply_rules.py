@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stretto.engine.tracks import GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
-from stretto.families.base import BurstSchedule, Family, Task
+from stretto.families.base import Family, Task
+from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 

@@ -1,16 +1,15 @@
 """Data that describes a model family: streams, ids, tasks, model components and defaults."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any, Literal, Self, cast
 
+from stretto.families.bursts import Bursts
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, Staircase, StreamLayout, Tail, WarmUp
 
-MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
 VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
 
@@ -32,127 +31,6 @@ class Vocabulary:
     def to_record(self) -> dict[str, Any]:
         """Return the vocabulary as a record for `from_record`."""
         return asdict(cast(Any, self))
-
-
-@dataclass(frozen=True)
-class BurstSchedule:
-    """Schedule of multi-token steps, which assigns rows to the backbone and the MCTP modules.
-
-    Attributes:
-        name: Name of the schedule in requests and error messages.
-        mode: M1, m1, M2, m2 …: the backbone generates M1 rows, one per step. In the last of these steps, the modules
-            generate m1 more rows. Then M2 and m2 apply. The last pair repeats.
-        num_modules: Number of modules. If an m is larger, the backbone generates the row after the last module's row,
-            and the modules continue from there.
-    """
-
-    name: str
-    mode: tuple[int, ...]
-    num_modules: int = MAX_NUMBER
-
-    def __post_init__(self) -> None:
-        if not self.mode or len(self.mode) % 2 or min(self.mode[::2]) < 1 or min(self.mode[1::2]) < 0:
-            raise ValueError(f"{self.name}: expected pairs of M >= 1 and m >= 0, got {self.mode}")
-
-    @cached_property
-    def _pairs(self) -> tuple[tuple[int, int], ...]:
-        return tuple(zip(self.mode[::2], self.mode[1::2], strict=True))
-
-    @cached_property
-    def max_extra(self) -> int:
-        """Maximum number of rows that the modules generate in one step."""
-        return min(self.num_modules, max(self.mode[1::2]))
-
-    def num_extra(self, index: int) -> int:
-        """Return the number of rows that the MCTP modules generate in the step of backbone row `index`."""
-        place = index
-        for main, extra in self._pairs[:-1]:
-            if place < main + extra:
-                return self._extra(index, place, main, extra)
-            place -= main + extra
-        main, extra = self._pairs[-1]
-        return self._extra(index, place % (main + extra), main, extra)
-
-    def next_step(self, index: int) -> int:
-        """Return the index of the first row at or after `index` that the backbone generates."""
-        step = 0
-        while step < index:
-            step += 1 + self.num_extra(step)
-        return step
-
-    def _extra(self, index: int, place: int, main: int, extra: int) -> int:
-        behind = place - (main - 1)  # 0 for the backbone's row directly before the modules' rows
-        if behind < 0:
-            return 0
-        assert behind % (self.num_modules + 1) == 0, (
-            f"{self.name}: row {index} belongs to a module, so no step starts with it"
-        )
-        return min(self.num_modules, extra - behind)
-
-    def window(self, num_modules: int) -> int:
-        """Return the maximum number of recent rows that a module has not read yet.
-
-        Rows are counted back from the last row that the backbone has read. Module k (from 0) reads row j together with
-        the id of row j + k + 1. The modules read a prompt chunk by chunk, and the rows of a multi-token step as far as
-        their ids are known. They read the remaining rows in the next multi-token step.
-
-        Args:
-            num_modules: Number of modules of the model.
-        """
-        extra = self.num_extra(0)
-        index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)
-        for _ in range(sum(self.mode[::2]) + 2 * self.mode[-2] if self.max_extra else 0):
-            behind += 1 + extra
-            widest = max(widest, behind)
-            extra = self.num_extra(index)
-            index += 1 + extra
-            if extra:
-                behind = max(0, num_modules - 1 - extra)
-        return widest
-
-
-@dataclass(frozen=True)
-class Bursts:
-    """MCTP modules of a model and their named schedules; the first schedule is the default.
-
-    Attributes:
-        num_modules: Number of modules. Module k (from 0) generates row k + 1 after the backbone's row.
-        schedules: Named schedules.
-    """
-
-    num_modules: int
-    schedules: tuple[BurstSchedule, ...]
-
-    def __post_init__(self) -> None:
-        if (most := max(schedule.max_extra for schedule in self.schedules)) > self.num_modules:
-            raise ValueError(f"{self.num_modules} modules cannot generate {most} rows in a step")
-
-    def schedule(self, name: str | Sequence[int] | None) -> BurstSchedule:
-        """Return a schedule.
-
-        Args:
-            name: Name of a schedule, its numbers (see `BurstSchedule.mode`), or None for the default.
-
-        Raises:
-            KeyError: The name is unknown; the message lists the known ones.
-        """
-        if name is not None and not isinstance(name, str):
-            return BurstSchedule("the request's schedule", tuple(name), self.num_modules)
-        for schedule in self.schedules:
-            if name in (None, schedule.name):
-                return schedule
-        raise KeyError(f"{name!r} is not one of {[schedule.name for schedule in self.schedules]}")
-
-    @cached_property
-    def window(self) -> int:
-        """Upper bound on the number of recent rows that the modules have not read yet, for any schedule.
-
-        It covers the named schedules up to 2 * num_modules rows. If a step would leave more rows unread, the modules
-        read them in that step and generate nothing (`worker/module_rows.py`). This suffices for any schedule, because a
-        multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
-        """
-        windows = (schedule.window(self.num_modules) for schedule in self.schedules)
-        return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))
 
 
 @dataclass(frozen=True)

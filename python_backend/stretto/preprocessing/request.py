@@ -12,7 +12,8 @@ import numpy as np
 from stretto.codecs.base import Codec, load_codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
-from stretto.families.base import MAX_NUMBER, MAX_NUMBERS, Family, Task
+from stretto.families.base import Family, Task
+from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
 from stretto.families.plugin import family_at
 from stretto.families.prompting import (
     PLAIN,

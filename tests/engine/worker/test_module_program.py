@@ -14,7 +14,7 @@ from stretto.engine.worker import module_rows
 from stretto.engine.worker.module_rows import IS_KEPT, IS_READ, NOW, POSITION, ModuleAttention, ModuleProgram, Spans
 from stretto.engine.worker.predictors import BurstBatch
 from stretto.engine.worker.slots import DeviceArrays
-from stretto.families.base import Bursts, BurstSchedule
+from stretto.families.bursts import Bursts, BurstSchedule
 from tests.engine.test_devices import GPU, OneDevice
 from tests.engine.worker.test_step_graphs import FakeRecorder
 

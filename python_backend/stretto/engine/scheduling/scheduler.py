@@ -33,7 +33,8 @@ from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
-from stretto.families.base import Bursts, Family
+from stretto.families.base import Family
+from stretto.families.bursts import Bursts
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.worker_process import die_with_parent
 

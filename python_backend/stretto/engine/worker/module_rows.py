@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 
 from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
 from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
-from stretto.families.base import Bursts
+from stretto.families.bursts import Bursts
 
 
 class Spans(NamedTuple):

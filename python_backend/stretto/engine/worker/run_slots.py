@@ -19,7 +19,7 @@ from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import GroupTrack, WordMachine, WordTrack
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
-from stretto.families.base import BurstSchedule
+from stretto.families.bursts import BurstSchedule
 from stretto.sampling import DrawParams, DrawPlan
 from stretto.streams.layout import Segment
 

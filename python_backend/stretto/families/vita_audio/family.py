@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Bursts, BurstSchedule, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
