@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.base import DepthSpec, TextTrack
+from stretto.families.base import ConditionSpec, DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
@@ -12,6 +12,7 @@ from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
+from stretto.families.plugin import FamilyPlugin
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
@@ -73,11 +74,17 @@ SMALL_TTS = TtsVocabulary(
 )  # fmt: skip
 
 KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyutai_tts(SMALL_TTS)
-# The same with a second text stream, which shows the word after the next.
+# The same with a second text stream, which shows the word after the next and which the depth transformer reads as well.
 KYUTAI_TTS_AHEAD = replace(
     KYUTAI_TTS,
     name="kyutai_tts_ahead",
     text_track=TextTrack(4, SMALL_TTS.nothing, 0, words=replace(SMALL_TTS.script, ahead=2, second_base=5)),
+    depth=replace(SMALL_TTS.depth, num_second_ids=50),
+)
+# Also with conditions: 21 speaker vectors of three numbers.
+CONDITIONED = FamilyPlugin(
+    "conditioned",
+    lambda _: replace(KYUTAI_TTS_AHEAD, name="conditioned", conditions=ConditionSpec(4, 21, 3), max_model_len=512),
 )
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.

@@ -27,7 +27,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker import latent_draw, run_slots, step_program
+from stretto.engine.worker import latent_draw, run_slots, step_program, word_states
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
@@ -38,7 +38,7 @@ from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
+from tests.small_vocabularies import CONDITIONED, CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
@@ -54,6 +54,7 @@ FAMILIES = {
     "small_tracked_csm": TRACKED_CSM,
     "small_qwen3_tts": QWEN3_TTS,
     "small_higgs_audio": HIGGS_AUDIO,
+    "conditioned": CONDITIONED.build(None),
 }
 BY_DAY = ("tiny", "small_csm")
 
@@ -140,6 +141,7 @@ def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> Speech
         np.concatenate([codes, delayed_tail]),
         is_unconditional,
         num_delayed_rows=len(delayed_tail),
+        condition=prompt.condition,
     )
     ids = prompt.rows[:, 0].tolist()
     name = f"r{slot // 2}" + "#unconditional" * is_unconditional
@@ -170,10 +172,12 @@ KERNELS = {
     },
 }
 
+OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states}
+
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
     """Write a one-layer checkpoint of the family's model class."""
-    write_checkpoint(folder, family, name, layers=1)
+    write_checkpoint(folder, family, name, layers=1, backbone="llama" if family.conditions else "qwen3")
     if family.has_audio_head:
         path = folder / "config.json"
         record = json.loads(path.read_text())
@@ -206,10 +210,12 @@ def test_steps_do_not_mix_devices(
         kernels["draw_script_kernel"] = OnTheDevice()
     if family.depth:
         kernels["depth_attention_kernel"] = OnTheDevice()
+    if family.word_script and uses_kernels:
+        kernels["words_kernel"] = OnTheDevice()
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():
-        owner = products if name.startswith("depth") else KERNELS[uses_kernels].get(name, step_program)
+        owner = OWNERS.get(name) or KERNELS[uses_kernels].get(name, step_program)
         monkeypatch.setattr(owner, name, kernel)
     tokens = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=None))
     try:

@@ -17,17 +17,18 @@ from stretto.engine.worker.run_slots import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.checkpoints import make_prompt
+from stretto.testing.checkpoints import make_condition, make_prompt
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM
+from tests.small_vocabularies import CONDITIONED, CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
-# A width at which oneDNN adds up one row in another order than two, with AVX-512, with a depth transformer and without;
-# and modules: torch sums their projections in another order for one to three rows than for four, at any width.
+# A width at which oneDNN adds up one row in another order than two, with AVX-512, with a depth transformer and without,
+# and with cross-attention; and modules: torch sums their projections in another order for one to three rows than for
+# four, at any width.
 RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
     "wide": (
         EIGHT_STREAMS,
@@ -36,6 +37,12 @@ RELEASES: dict[str, tuple[Family, Callable[[Path], Path]]] = {
     "wide with a depth transformer": (
         CSM,
         lambda folder: write_checkpoint(folder, CSM, "small_csm", hidden=2048, layers=1),
+    ),
+    "conditioned": (
+        CONDITIONED.build(None),
+        lambda folder: write_checkpoint(
+            folder, CONDITIONED.build(None), "conditioned", hidden=2048, layers=1, backbone="llama"
+        ),
     ),
     "modules": (MODULES, lambda folder: write_modules(folder, MODULES, "modules")),
 }
@@ -90,12 +97,15 @@ def make_prompts(family: Family) -> dict[str, Prompt]:
         audio = replace(prompt.sampling.audio, max_rows=9 + index, temperature=0.9, top_k=10)
         sampling = replace(prompt.sampling, audio=audio, guidance_scale=scale, seed=index, schedule=None)
         made[f"r{index}"] = replace(
-            prompt, rows=np.resize(prompt.rows, (length, prompt.rows.shape[1])), sampling=sampling
+            prompt,
+            rows=np.resize(prompt.rows, (length, prompt.rows.shape[1])),
+            sampling=sampling,
+            condition=make_condition(family, index),
         )
     return made
 
 
-@pytest.mark.parametrize("name", ["wide", "modules", *by_night("wide with a depth transformer")])
+@pytest.mark.parametrize("name", ["wide", "modules", *by_night("wide with a depth transformer", "conditioned")])
 def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen: Bits, multiplied: set[int]) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
@@ -112,7 +122,7 @@ def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen
     assert name == "modules" or min(multiplied) == 2, "on some processors a product of one row has other bits"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama")])
+@pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama", "conditioned")])
 def test_host_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)

@@ -16,7 +16,7 @@ from stretto.testing.checkpoints import make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CSM, OPUSLM
+from tests.small_vocabularies import CONDITIONED, CSM, OPUSLM
 from tests.speech_families import MODULES, WIDE_TEXT
 from tests.tiers import by_night
 
@@ -31,8 +31,9 @@ CASES = {
     "tiny": (TINY, "tiny", True),
     "csm": (CSM, "small_csm", True),
     "modules": (MODULES, "modules", True),
+    "conditioned": (CONDITIONED.build(None), "conditioned", True),
 }
-BACKBONES = {"opuslm": "olmo2", "csm": "llama"}
+BACKBONES = {"opuslm": "olmo2", "csm": "llama", "conditioned": "llama"}
 
 
 def limits(family: Family) -> dict[str, int]:
@@ -87,7 +88,7 @@ class RankCheck:
             self.num_checks += 1
 
 
-# By day heads that are cut, and pairs; by night wide text, a depth transformer and modules.
+# By day heads that are cut, and pairs; by night wide text, a depth transformer, modules and conditions.
 BY_DAY = ("opuslm", "tiny")
 PARAMS = [*BY_DAY, *by_night(*(name for name in CASES if name not in BY_DAY))]
 

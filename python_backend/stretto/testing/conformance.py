@@ -20,7 +20,8 @@ from stretto.families.plugin import plugin as registered
 from stretto.plugins import CODECS, find
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
-from stretto.testing.reference import Reference, Row
+from stretto.testing.reference import Reference
+from stretto.testing.track_reference import Row
 
 prepare_environment()
 

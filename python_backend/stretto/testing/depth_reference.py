@@ -42,12 +42,13 @@ class DepthReference:
         self.model.load_state_dict(named)
 
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, codes: list[int]) -> list[float]:
+    def logits(self, hidden: torch.Tensor, codes: list[int], second: int | None = None) -> list[float]:
         """Return the logits of the next stream in a row.
 
         Args:
             hidden: Hidden state of the row, [H].
             codes: Codes of the previous streams.
+            second: None, as there is no second text stream.
         """
         size = self.layout.codebook_size
         if not codes:
@@ -70,7 +71,7 @@ class SteppedReference:
     """
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        self.spec, self.layout = cast(DepthSpec, family.depth), family.layout
+        self.spec, self.layout, self.second_ids = cast(DepthSpec, family.depth), family.layout, family.second_ids
         self.mine = {
             name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")
         }
@@ -96,12 +97,13 @@ class SteppedReference:
         return self.product(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).flatten(1), layer, "o_proj")
 
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, ids: list[int]) -> list[float]:
+    def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
         """Return the logits of the next stream in a row.
 
         Args:
             hidden: Hidden state of the row, [H].
             ids: Ids of the previous streams.
+            second: Id of the second text stream in the row; None if the family has none.
         """
         spread = torch.full((self.layout.vocab_size,), -math.inf)
         if not ids:
@@ -110,6 +112,8 @@ class SteppedReference:
         projected = (self.mine["project.weight"] @ hidden).view(self.spec.num_sets, -1)
         rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(ids)]
         x = projected[list(self.spec.schedule[: len(ids)])] + self.mine["embed"][rows]
+        if second is not None and second in self.second_ids:
+            x[0] += self.mine["embed"][self.starts[-1] + second - self.second_ids.start]
         for layer in range(self.spec.num_layers):
             x = x + self.attend(self.norm(x, f"layers.{layer}.input_layernorm.weight"), layer)
             normed = self.norm(x, f"layers.{layer}.post_attention_layernorm.weight")

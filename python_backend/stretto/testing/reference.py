@@ -6,7 +6,6 @@ streams, and the lead: the smallest margin, over all decisions, between the best
 
 import json
 import math
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,14 +18,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import Family, WordScript
-from stretto.records.prompt import Prompt, unpack_words
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL, Segment
+from stretto.testing.condition_reference import ConditionReference
 from stretto.testing.depth_reference import DepthReference, SteppedReference
-
-Row = list[int]
-
+from stretto.testing.track_reference import Given, Row, Words
 
 MASK = 0xFFFFFFFF
 
@@ -68,8 +66,14 @@ def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
 class Context:
     """Sequence of rows and the model's key-value cache for it."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, heard: dict[int, torch.Tensor] | None = None):
-        self.model, self.family, self.heard = model, family, heard or {}
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        heard: dict[int, torch.Tensor] | None = None,
+        conditions: ConditionReference | None = None,
+    ):
+        self.model, self.family, self.heard, self.conditions = model, family, heard or {}, conditions
         self.cache, self.num_read = DynamicCache(), 0
         self.newest_hidden: Any = None  # hidden state of the newest row
 
@@ -90,7 +94,8 @@ class Context:
         embedded = self.model.model.embed_tokens(ids)  # [n, S, H]
         silent = (ids == self.family.layout.pad_id) & self.family.layout.pad_is_silent
         silent[:, 0] = False
-        return embedded.masked_fill(silent[..., None], 0.0).sum(1)
+        total = embedded.masked_fill(silent[..., None], 0.0).sum(1)
+        return total if self.conditions is None else total + self.conditions.added
 
     def last_hidden(self, rows: list[Row], place: int) -> torch.Tensor:
         """Return the hidden state [1, H] from which the row after `rows` is sampled.
@@ -118,6 +123,7 @@ class Reference:
 
     was_cut = False
     depth: Any = None  # DepthReference or SteppedReference, for a family with a depth transformer
+    conditions: Any = None  # ConditionReference, for a family with conditions
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -129,13 +135,15 @@ class Reference:
         self.audio_config = config.get("audio_config")
         if family.depth:
             self.depth = (SteppedReference if family.depth.schedule else DepthReference)(family, weights)
+        if family.conditions:
+            self.conditions = ConditionReference(family, weights, self.model)
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
 
     def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
         """Create an empty context."""
-        return Context(self.model, self.family, heard)
+        return Context(self.model, self.family, heard, self.conditions)
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -180,6 +188,8 @@ class Reference:
             Rows of the reply, [n][S], and the smallest margin by which the best candidate beat the second-best in any
             decision.
         """
+        if self.conditions is not None:
+            self.conditions.place(prompt.condition)
         reply = _Reply(self, prompt, changes)
         rows, lead = reply.run()
         self.was_cut = reply.was_cut
@@ -191,96 +201,6 @@ def merged(conditional: list[float], unconditional: list[float], scale: float) -
     a, b = np.array(conditional), np.array(unconditional)
     with np.errstate(invalid="ignore"):  # difference of two forbidden ids, -inf - -inf
         return np.where(a == b, a, b + scale * (a - b)).tolist()
-
-
-def given_runs(family: Family, track: list[int]) -> list[list[int]]:
-    """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
-    groups: Any = family.text_groups
-    codes = [token for token in track if token in family.layout.audio[0]]
-    *words, end = track[len(codes) :]
-    runs, run = list[list[int]](), list[int]()
-    while len(words) >= groups.num_words:
-        run += words[: groups.num_words] + codes[: groups.num_frames]
-        is_full = len(codes) >= groups.num_frames
-        words, codes = words[groups.num_words :], codes[groups.num_frames :]
-        if not is_full:
-            runs.append(run)
-            run = []
-    return [*runs, [*run, *words, end, *codes]]
-
-
-class _Given:
-    """Given rows of a reply (`TextGroups`)."""
-
-    def __init__(self, family: Family, track: list[int]):
-        groups: Any = family.text_groups
-        self.groups, self.runs = groups, given_runs(family, track)
-        self.left = self.runs.pop(0)  # ids of the current run
-        recorded = [token for token in track if token in family.layout.audio[0]]
-        self.num_sampled = len(recorded) % groups.num_frames
-
-    @property
-    def is_over(self) -> bool:
-        return not self.runs and not self.left
-
-    @property
-    def may_sample(self) -> bool:
-        """True if the next row is sampled, unless the sampled id is the one that ends a group."""
-        return bool(self.runs) and not self.left and self.num_sampled < self.groups.num_frames
-
-    def next_ids(self, sampled: int) -> tuple[int, int] | None:
-        """Return the ids of the next row if it is given, otherwise None; `sampled` is the id sampled for the row."""
-        if self.left:
-            return self.groups.given_id, self.left.pop(0)
-        if self.is_over or (self.num_sampled < self.groups.num_frames and sampled != self.groups.fill_id):
-            self.num_sampled += 1
-            return None
-        self.left, self.num_sampled = self.runs.pop(0), 0
-        return self.groups.fill_id, self.left.pop(0)
-
-
-class _Words:
-    """Token queues for the words that the model asks for in a reply (`WordScript`)."""
-
-    def __init__(self, script: WordScript, track: Sequence[int]):
-        self.script, self.words = script, deque(unpack_words(track[:-1]))
-        self.main, self.second = deque[int](), deque[int]()
-        self.num_left = self.num_forced = script.initial_padding
-        self.end: int | None = None
-
-    def next_ids(self, sampled: int, position: int) -> tuple[int, int | None]:
-        """Return a row's id on stream 0, and its token on the second stream if any; `sampled` is the sampled id."""
-        script, asks = self.script, sampled == self.script.new_id or self.num_left == 0
-        if self.main or self.num_forced > 0:
-            asks = False
-        if asks and self.words:
-            tokens, self.num_forced = self.words.popleft()
-            if tokens:
-                self.num_left = script.max_padding
-                self.main.extend(tokens)
-                if not script.ahead:
-                    return script.new_id, None
-                spoken = [tokens for tokens, _ in self.words if tokens]
-                if len(spoken) >= script.ahead:
-                    self.second.extend(spoken[script.ahead - 1])
-                return self.main.popleft(), script.new_id
-        elif asks and self.end is None:
-            self.end = position
-            if script.ahead:
-                return script.wish_id, script.new_id
-        self.num_left, self.num_forced = max(0, self.num_left - 1), max(0, self.num_forced - 1)
-        quiet = script.wish_id if asks else script.pad_id
-        return self.main.popleft() if self.main else quiet, self.second.popleft() if self.second else None
-
-    def lay(self, row: Row, position: int, family: Family) -> None:
-        """Replace a row's sampled id with the ids of the words; end the audio a fixed number of rows after them."""
-        if row[0] == family.end_of_audio:
-            return
-        row[0], second = self.next_ids(row[0], position)
-        if second is not None:
-            row[family.track_streams.start] = self.script.second_base + second
-        if self.end is not None and position - self.end >= self.script.tail_rows:
-            row[0] = family.end_of_audio
 
 
 def stream_ids(family: Family, stream: int) -> list[int]:
@@ -323,8 +243,8 @@ class _Reply:
             self.recorded = [list(prompt.track[at : at + width]) for at in range(0, len(prompt.track), width)]
             self.max_audio_rows = min(self.max_audio_rows, len(self.recorded) + 1)
         words = self.family.word_script
-        self.words: Any = _Words(words, prompt.track) if words else None
-        self.given: Any = _Given(self.family, list(prompt.track)) if self.family.text_groups else None
+        self.words: Any = Words(words, prompt.track) if words else None
+        self.given: Any = Given(self.family, list(prompt.track)) if self.family.text_groups else None
         self.kinds = ""  # one letter per row; M: generated by the main model, m: by an MCTP module
         if self.family.bursts is not None:
             bursts = self.family.bursts
@@ -363,14 +283,14 @@ class _Reply:
             logits[s] = merged(logits[s], other[s], scale)
         return logits
 
-    def deeper(self, codes: list[int]) -> list[float]:
-        """Return the depth transformer's logits for the stream after `codes` in the next row."""
-        logits = self.reference.depth.logits(self.context.newest_hidden[0], codes)
-        if not self.is_merging or len(codes) not in self.family.guided_streams:
+    def deeper(self, row: Row, stream: int) -> list[float]:
+        """Return the depth transformer's logits for `stream` in the next row, whose ids before it are in `row`."""
+        ids = row[:stream], (row[self.family.track_streams.start] if self.words else None)
+        logits = self.reference.depth.logits(self.context.newest_hidden[0], *ids)
+        if not self.is_merging or stream not in self.family.guided_streams:
             return logits
-        return merged(
-            logits, self.reference.depth.logits(self.other.newest_hidden[0], codes), self.sampling.guidance_scale
-        )
+        other = self.reference.depth.logits(self.other.newest_hidden[0], *ids)
+        return merged(logits, other, self.sampling.guidance_scale)
 
     def is_guided(self, frame: int) -> bool:
         """Return True if row `frame` of the audio segment is sampled with guidance."""
@@ -435,7 +355,7 @@ class _Reply:
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame - family.layout.delays[s]):
-                logits[s] = logits[s] or self.deeper(row[:s])
+                logits[s] = logits[s] or self.deeper(row, s)
                 row[s] = self.draw(logits[s], stream_ids(self.family, s), s, self.sampling.depth or self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
                 row[s] = int(self.prompt.delayed_tail[frame, s - 1])

@@ -115,7 +115,8 @@ class Device:
             plan[COLUMNS.index("given_total")] = self.totals
             tokens = torch.from_numpy(drawn.astype(np.int32))[:, None]
             lengths = torch.full((NUM_REPLIES,), position, dtype=torch.int32)
-            self.launch(tokens, plan, lengths, NUM_IN_KERNEL)
+            self.seconds = torch.full_like(lengths, -5)
+            self.launch(tokens, plan, lengths, NUM_IN_KERNEL, self.seconds)
             return tokens[:NUM_IN_KERNEL, 0].numpy()
         limits = {name: self.arrays.zeros(NUM_REPLIES) for name in LIMITS}
         limits["given_total"] = self.arrays.upload(self.totals.numpy())
@@ -163,6 +164,7 @@ def test_host_and_kernel_word_states_match_reference_queues(ahead: int, seed: in
                 assert tokens[slot] == (rules.family.end_of_audio if is_over else said[0])
                 assert device.tables.codes[slot, position, rules.family.track_streams.start - 1] == laid
                 assert device.tables.word_state[slot].tolist() == machine.state
+                assert not device.is_kernel or device.seconds[slot] == laid
     assert num_wishes > 50
     assert num_ends > 50
 

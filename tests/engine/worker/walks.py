@@ -83,14 +83,16 @@ class RandomDepth:
         random = torch.Generator().manual_seed(seed)
         num_streams, num_codes = family.layout.num_output_streams, family.layout.codebook_size
         self.heads = (2 * torch.randn(num_streams - 1, num_codes, WIDTH, generator=random)).to(device)
-        num_rows = sum(len(ids) for ids in family.layout.audio[:-1])
+        num_rows = sum(len(ids) for ids in family.layout.audio[:-1]) + len(family.second_ids)
         self._embed = torch.randn(num_rows, WIDTH, generator=random).to(device)
 
     def prepare(self, max_rows: int) -> None:
         """Do nothing."""
 
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor, *second: torch.Tensor) -> torch.Tensor:
         self._state = hidden + F.embedding(code, self._embed)
+        for ids in second:
+            self._state += F.embedding(ids.clamp(min=0), self._embed) * (ids >= 0)[:, None]
         return self._state.tanh()
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
@@ -139,7 +141,8 @@ def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU
     heads: Any = RandomHeads(rules, device)
     if rules.family.depth is None:
         return Readout(heads, ParallelHeads(heads))
-    return Readout(heads, DepthFrames(RandomDepth(rules.family, device), rules.family.layout, num_slots))
+    depth = RandomDepth(rules.family, device)
+    return Readout(heads, DepthFrames(depth, rules.family.layout, num_slots, rules.family.second_ids))
 
 
 @dataclass

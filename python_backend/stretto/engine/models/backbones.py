@@ -22,7 +22,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.gpt2 import GPT2LMHeadModel, GPT2Model
-from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
@@ -30,13 +30,36 @@ from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
 from stretto.engine.kernels.gpu.products import rms_norm, use_fused_operators
+from stretto.engine.models.conditions import ConditionedLayer, Conditions
 from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
+from stretto.engine.protocol import family_of
 from stretto.engine.worker.module_rows import ModuleRows
 from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Llama with several streams per row; selected by `architectures` in config.json."""
+    """Llama with several streams per row, and cross-attention if the family has conditions.
+
+    It is selected by `architectures` in config.json.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if self.family.conditions is not None:
+            self.conditions = Conditions(self.family.conditions, vllm_config.model_config.get_hidden_size())
+
+    def _init_model(
+        self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = LlamaDecoderLayer
+    ) -> LlamaModel:
+        if family_of(vllm_config.model_config.hf_config).conditions is not None:
+            layer_type = ConditionedLayer
+        model: LlamaModel = super()._init_model(vllm_config, prefix, layer_type)
+        return model
+
+    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Do the same as `MultiStreamMixin.embed_rows`, and add the vectors of the rows' conditions, if any."""
+        embeds = super().embed_rows(rows, out)
+        return embeds if self.family.conditions is None else self.conditions.add_to(embeds)
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):

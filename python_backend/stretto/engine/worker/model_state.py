@@ -52,11 +52,11 @@ from stretto.engine.worker.sampler import (
     SpeechSampler,
 )
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
+from stretto.engine.worker.slots import Array, Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import Condition, InputAudio
 
 
 class AudioEmbeddings:
@@ -119,6 +119,33 @@ class AudioEmbeddings:
         return embeds.to(self._embeds.dtype)
 
 
+class ConditionSlots:
+    """Conditions of the requests in all slots, and the slots of each step's rows, in the model's tables.
+
+    Args:
+        model: Model with `conditions`.
+        arrays: Array factory.
+        num_slots: Number of run slots.
+        embeds: Embedding buffer of the largest batch, [N, H]; only its shape and dtype are used.
+    """
+
+    def __init__(self, model: Any, arrays: Arrays, num_slots: int, embeds: torch.Tensor):
+        self._conditions, self._arrays = model.conditions, arrays
+        self._none = Condition((), np.zeros((0, model.family.conditions.vector_width), np.float32))
+        self._conditions.prepare(model.model.layers, num_slots, len(embeds), embeds.dtype)
+
+    def place(self, slot: int, condition: Condition | None) -> None:
+        """Store the condition of the request in `slot`."""
+        given, arrays = condition or self._none, self._arrays
+        ids = arrays.upload(np.array(given.ids, np.int64))
+        vectors = arrays.upload(given.vectors.copy())  # the received buffer is read-only, which torch warns about
+        self._conditions.place(slot, arrays.tensor(ids), arrays.tensor(vectors))
+
+    def fill(self, slots: Array) -> None:
+        """Record the slot of each row of a step, int [N]."""
+        self._conditions.slots[: len(slots)].copy_(self._arrays.tensor(slots))
+
+
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
     """Return the solver step counts for which to capture graphs.
 
@@ -157,6 +184,9 @@ class SpeechModelState(DefaultModelState):
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
+        self._conditions = None
+        if self.rules.family.conditions is not None:
+            self._conditions = ConditionSlots(model, self.arrays, self.max_num_reqs, self._batch_embeds)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Assign a new request, or a preempted one that resumes, to the slot `req_index`."""
@@ -171,6 +201,9 @@ class SpeechModelState(DefaultModelState):
         if self.audio_embeddings is not None:
             assert new_req_data.params is not None
             self.audio_embeddings.place(req_index, new_req_data.params.audios)
+        if self._conditions is not None:
+            assert new_req_data.params is not None
+            self._conditions.place(req_index, new_req_data.params.condition)
 
     def remove_request(self, req_id: str) -> None:
         """Clear the slot of a request that has ended or was preempted."""
@@ -202,6 +235,8 @@ class SpeechModelState(DefaultModelState):
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, tables.given)
+        if self._conditions is not None:
+            self._conditions.fill(slots)
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
 
@@ -246,7 +281,7 @@ class SpeechModelState(DefaultModelState):
             depth: Any = self.model.get_submodule("depth")
             kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
             steps = kinds[bool(family.depth.schedule)](depth)
-            frames = DepthFrames(steps, family.layout, self.max_num_reqs)
+            frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
         if family.has_audio_head:
             head_bias = self.model.get_parameter("audio_head.bias").data if family.has_audio_bias else None

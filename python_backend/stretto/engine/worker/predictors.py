@@ -229,7 +229,7 @@ class FramePredictor(Protocol):
 
         Args:
             hidden: Hidden states, [N, H].
-            token: Sampled ids of stream 0, [N].
+            token: Ids of stream 0, [N]; with `Family.second_ids`, those of the second text stream as well, [N, 2].
             draw: Function that samples ids from logits.
         """
         ...
@@ -255,32 +255,51 @@ class Depth(Protocol):
 
     def prepare(self, max_rows: int) -> None: ...
 
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def begin(self) -> Callable[..., torch.Tensor]: ...  # of one argument more if it reads a second text stream
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor: ...
 
 
+NO_IDS = range(0)
+
+
 class DepthFrames:
-    """Predictor that samples one stream after another with a depth transformer."""
+    """Predictor that samples one stream after another with a depth transformer.
+
+    Args:
+        depth: Depth transformer.
+        layout: Streams of the family.
+        max_rows: Maximum number of rows in a step.
+        second: Ids of the second text stream that position 0 reads; empty if it reads stream 0 only.
+    """
 
     reads_drawn = True
 
-    def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int):
-        self._depth, self._num_first = depth, len(layout.audio[0])
+    def __init__(self, depth: Depth, layout: StreamLayout, max_rows: int, second: range = NO_IDS):
+        self._depth, self._num_first, self._second = depth, len(layout.audio[0]), second
         # Difference between an id and its row in the depth transformer's table, which lists one stream after another.
-        first_rows = accumulate(map(len, layout.audio[:-1]), initial=0)
+        first_rows = [*accumulate(map(len, layout.audio[:-1]), initial=0)]
         self._shifts = [ids.start - row for ids, row in zip(layout.audio, first_rows, strict=True)]
+        self._second_shift = second.start - first_rows[-1]
         self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Return the ids of streams 1 to S - 1, [N, K]."""
+        token, *others = token.unbind(1) if self._second else (token,)
         code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # for rows without a code, the result is ignored
-        drawn = [draw(self._heads[0](self._depth.begin(hidden, code)), slice(0, 1))]
+        second = [self._rows_of(each) for each in others]
+        drawn = [draw(self._heads[0](self._depth.begin(hidden, code, *second)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]
             drawn.append(draw(head(self._depth.next(code, stream + 1)), slice(stream, stream + 1)))
         return torch.cat(drawn, 1)
+
+    def _rows_of(self, second: torch.Tensor) -> torch.Tensor:
+        """Return the rows of ids of the second text stream in the depth transformer's table; -1 for other ids, [N]."""
+        is_read = (second >= self._second.start) & (second < self._second.stop)
+        return torch.where(is_read, second - self._second_shift, -1)
 
 
 class Readout(NamedTuple):

@@ -183,6 +183,7 @@ class RowDraw:
         self._guides_first = 0 in family.guided_streams
         script = family.word_script
         self._words = WordStates(script, segments.rules, tables, arrays) if script else None
+        self._second = streams.start - 1 if family.second_ids else None
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the noise keys per row and stream, int32 [M, S].
@@ -267,7 +268,10 @@ class RowDraw:
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
-        first_ids = _both(self._arrays.tensor(pick(token, step.speaking)), num_shared)
+        read = token
+        if self._second is not None:
+            read = self._arrays.stack([token, self._codes[rows.slots, rows.position, self._second] + 0 * token])
+        first_ids = _both(self._arrays.tensor(pick(read, step.speaking)), num_shared)
         codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self._spread(codes, step.speaking, rows)
         if self._stream_ends:

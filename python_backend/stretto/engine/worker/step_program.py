@@ -334,6 +334,7 @@ class StepProgram:
             ids = heads.first_ids
             self._after_end = (ids == start) | (ids == rules.marks[1])
         self._follow_words = word_launch(rules, tables, num_rows)
+        self._seconds = int32(num_rows) if rules.family.second_ids else None
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
@@ -347,7 +348,7 @@ class StepProgram:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
             self._draw_first(self._heads.raw_first(hidden))
-            self._follow_words(self._first.drawn, self.columns.table, self.lengths, num_rows)
+            self._follow_words(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
             self._draw_others(hidden, variant)
         self._advance(num_rows)
 
@@ -378,7 +379,11 @@ class StepProgram:
         )  # fmt: skip
 
     def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
-        self._frames(hidden, self._first.drawn[: len(hidden), 0], self._draw_codes)
+        num_rows = len(hidden)
+        first = self._first.drawn[:num_rows, 0]
+        if self._seconds is not None:
+            first = torch.stack([first, self._seconds[:num_rows]], 1)
+        self._frames(hidden, first, self._draw_codes)
 
     def _draw_codes(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
         drawn = self._codes.drawn

@@ -118,7 +118,14 @@ class WordLaunch:
             num_others=family.layout.num_input_streams - 1,
         )
 
-    def __call__(self, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int) -> None:
+    def __call__(
+        self,
+        drawn: torch.Tensor,
+        plan: torch.Tensor,
+        lengths: torch.Tensor,
+        num_rows: int,
+        seconds: torch.Tensor | None = None,
+    ) -> None:
         """Replace the sampled ids of stream 0 with the ids that the rows must contain.
 
         Args:
@@ -126,14 +133,22 @@ class WordLaunch:
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
             num_rows: Number of rows of the step.
+            seconds: Ids of the second stream, int32 [N], written; None if nothing reads them in the step.
         """
         tables = self._tables
         words_kernel[num_rows,](
-            drawn, tables.word_state, tables.words, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1
-        )
+            drawn, seconds, tables.word_state, tables.words, tables.codes, tables.state, plan, lengths, self._rules,
+            num_warps=1,
+        )  # fmt: skip
 
 
-def no_words(drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int) -> None:
+def no_words(
+    drawn: torch.Tensor,
+    plan: torch.Tensor,
+    lengths: torch.Tensor,
+    num_rows: int,
+    seconds: torch.Tensor | None = None,
+) -> None:
     """Do nothing, in place of a `WordLaunch`, for families without such words."""
 
 

@@ -18,11 +18,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
+from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 
 DRAW = {
     "drawn": "*i64",
@@ -64,10 +66,13 @@ QWEN3_TTS = {
 }
 CSM = QWEN3_TTS | {"num_heads": 8, "num_kv_heads": 2, "num_positions": 32, "block_positions": 32}
 CSM |= {"query_weight": None, "key_weight": None}
+CROSS = {**dict.fromkeys(("attended", "query", "keys", "values"), "*bf16"), "query_stride": "i32", "absent": "i32"}
+# Kyutai's 1.6B, with a second text stream.
+SPEAKERS = {"num_heads": 16, "num_vectors": 625, "head_dim": 128, "block_vectors": 32, "block_dims": 128}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
-    **dict.fromkeys((*WIDE, "begins", "streams", "transition"), "*i64"),
+    **dict.fromkeys((*WIDE, "begins", "streams", "transition", "word_state"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
     "numbers": "*i64",
     "flags": "*i1",
@@ -116,6 +121,8 @@ MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer progr
 # four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 STACK |= {(capability, "latent_inputs_kernel"): 40 for capability in (80, 90, 100)}  # an array of CUDA's cosine
+WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))
+AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(ahead=0), "seconds": None}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
@@ -123,6 +130,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_gather_kernel, GATHER, GIVEN, 1),
     *((depth_attention_kernel, DEPTH, QWEN3_TTS | {"num_new": new}, 4) for new in (1, 2)),
     *((depth_attention_kernel, DEPTH, CSM | {"num_new": new}, 8) for new in (1, 2)),
+    (cross_attention_kernel, CROSS, SPEAKERS, 4),
+    *((words_kernel, {}, each, 1) for each in (AHEAD, PLAIN_WORDS)),
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),

@@ -13,6 +13,8 @@ KERNELS = (
     "_draw_kernel",
     "_embed_kernel",
     "_gather_kernel",
+    "cross_attention_kernel",
+    "words_kernel",
     "draw_streams_kernel",
     "draw_script_kernel",
     "text_maxima_kernel",

@@ -87,23 +87,31 @@ def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkey
 
 @torch.inference_mode()
 def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sampled ids of `tests/engine/test_moshi.py` hold the CPU's states to the authors' model."""
-    spec = DepthSpec(32, 48, 2, 4, 2, 8, 1e-8, schedule=(0, 1, 1, 2))
+    """The sampled ids of `tests/engine/test_moshi.py` hold the CPU's states to the authors' model.
+
+    The second row has no id of the second text stream, which position 0 reads.
+    """
+    spec = DepthSpec(32, 48, 2, 4, 2, 8, 1e-8, schedule=(0, 1, 1, 2), num_second_ids=6)
     with single_rank(monkeypatch):
         made = build(spec, 5, seed=4)
     ours, alone, expected = DeviceSteppedDepth(made), DeviceSteppedDepth(made), HostSteppedDepth(made)
     for each in (ours, alone, expected):
         each.prepare(4)
     hidden, ids = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, 4)) + torch.arange(4) * NUM_CODES
+    second = torch.tensor([4 * NUM_CODES, -1, 4 * NUM_CODES + 5])
     for _ in range(2):
         for position in range(1, 5):
             found, other, wanted = (
-                each.begin(hidden[:n], ids[:n, 0]) if position == 1 else each.next(ids[:n, position - 1], position)
+                each.begin(hidden[:n], ids[:n, 0], second[:n])
+                if position == 1
+                else each.next(ids[:n, position - 1], position)
                 for each, n in ((ours, 3), (alone, 1), (expected, 3))
             )
             torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
             assert torch.equal(other, found[:1]), "a row depends on no other"
         hidden, ids = hidden.flip(0), ids.flip(0)
+    both, one = expected.begin(hidden, ids[:, 0], second), expected.begin(hidden, ids[:, 0])
+    assert (both != one).any(1).tolist() == [True, False, True]
 
 
 @torch.inference_mode()

@@ -240,15 +240,19 @@ class HostSteppedDepth:
             for layer in sets:
                 layer.kv = kv
 
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
         """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
             code: Ids of stream 0, as rows of `embed`, [N].
+            second: Ids of the second text stream, as rows of `embed`, [N]; -1 for none.
         """
         self._projected = self._depth.project(hidden).chunk(self._depth.spec.num_sets, 1)
-        return self.next(code, 1)
+        embeds = F.embedding(code, self._embed)
+        if second is not None:
+            embeds = embeds + F.embedding(second.clamp(min=0), self._embed) * (second >= 0)[:, None]
+        return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
         """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
@@ -259,11 +263,15 @@ class HostSteppedDepth:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
             position: Position in the frame, from 1.
         """
-        index = self._depth.spec.schedule[position - 1]
-        x = self._projected[index] + F.embedding(code, self._embed)
+        return self._read(F.embedding(code, self._embed), position - 1)
+
+    def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
+        """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
+        index = self._depth.spec.schedule[place]
+        x = self._projected[index] + embeds
         residual = torch.zeros_like(x)
         for sets in self._layers:
-            x = sets[index](x, residual, position - 1, None)
+            x = sets[index](x, residual, place, None)
         return x + residual
 
 
@@ -285,8 +293,9 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It calls the same operators in the same order as vLLM, so the results are bit-identical. vLLM, however, calls
-    several Python functions per operator, which takes longer than the operators themselves for small batches.
+    It also replaces that of our Llama layer with cross-attention (`models/conditions.py`). It calls the same operators
+    in the same order, so the results are bit-identical. vLLM, however, calls several Python functions per operator,
+    which takes longer than the operators themselves for small batches.
     """
 
     def __init__(self, layer: Any):
@@ -296,6 +305,7 @@ class HostLayer(_Layer):
         self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self._head_norms = [_norm(each) for each in norms if each is not None]
+        self._cross = (layer.cross_norm, layer.cross_attn) if hasattr(layer, "cross_attn") else None
         self._cache, self._keys, self._values = (torch.empty(0),) * 3
         self._write = torch.ops._C.cpu_attn_reshape_and_cache.default
         self._read = torch.ops._C.cpu_attention_with_kv_cache.default
@@ -322,6 +332,9 @@ class HostLayer(_Layer):
             query, key = map(_normed_heads, (query, key), self._head_norms)
         query, key = self._rotate(positions, query, key)
         hidden_states = self._o(self._attend(query, key, value))
+        if self._cross is not None:
+            norm, attend = self._cross
+            hidden_states = attend(norm(residual.add_(hidden_states)))
         _add_norm(hidden_states, residual, *self._behind)
         gate, up = self._gate_up(hidden_states).chunk(2, -1)
         return self._down(F.silu(gate).mul_(up)), residual
@@ -381,7 +394,8 @@ def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
         return
     layer: Any
     for layer in model.modules():
-        if type(layer) not in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer):
+        is_stock = type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
+        if not is_stock and not hasattr(layer, "cross_attn"):
             continue
         attention, mlp = layer.self_attn, layer.mlp
         products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)

@@ -353,15 +353,19 @@ class DeviceSteppedDepth:
             for layer in sets:
                 layer.keys, layer.values = keys, values
 
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
         """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
             code: Ids of stream 0, as rows of `embed`, [N].
+            second: Ids of the second text stream, as rows of `embed`, [N]; -1 for none.
         """
         self._projected = self._depth.project(hidden).chunk(self._depth.spec.num_sets, 1)
-        return self.next(code, 1)
+        embeds = F.embedding(code, self._embed)
+        if second is not None:
+            embeds = embeds + F.embedding(second.clamp(min=0), self._embed) * (second >= 0)[:, None]
+        return self._read(embeds, 0)
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
         """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
@@ -372,11 +376,15 @@ class DeviceSteppedDepth:
             code: Ids of stream `position` - 1, as rows of `embed`, [N].
             position: Position in the frame, from 1.
         """
-        index, layers = self._depth.spec.schedule[position - 1], self._depth.layers
-        residual = self._projected[index] + F.embedding(code, self._embed)
+        return self._read(F.embedding(code, self._embed), position - 1)
+
+    def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
+        """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
+        index, layers = self._depth.spec.schedule[place], self._depth.layers
+        residual = self._projected[index] + embeds
         x = rms_norm(layers[0].input_layernorm, residual)
         for sets, following in zip(self._layers, (*layers[1:], None), strict=True):
-            x = sets[index](x, residual, position - 1)
+            x = sets[index](x, residual, place)
             if following is not None:
                 x, residual = rms_norm(following.input_layernorm, x, residual)
         return x + residual

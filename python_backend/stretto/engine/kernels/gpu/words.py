@@ -45,6 +45,7 @@ NUM_FIELDS = tl.constexpr(4)
 @triton.jit
 def words_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows carry
+    seconds: tl.tensor,  # [N] int32, written: the ids of the second stream; or None
     word_state: tl.tensor,  # [R, 8] int64, written
     words: tl.tensor,  # [R, W] int32: tokens, then words
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written: the second stream
@@ -104,10 +105,14 @@ def words_kernel(
         main = tl.where(marks, rules.new_id, main)
     is_over = (end >= 0) & (position - end >= rules.tail_rows)
     main = tl.where(is_over, rules.end_of_audio, main).to(tl.int32)
+    second = second.to(tl.int32)
+    other = tl.load(mine + OTHER * rules.num_rows)  # the other request of a pair reads the same ids
     tl.store(drawn + row, main)
-    if tl.load(mine + OTHER * rules.num_rows) != row:  # the other request of a pair reads the same id
-        tl.store(drawn + tl.load(mine + OTHER * rules.num_rows), main)
-    tl.store(codes + slot * rules.codes_stride + position * rules.num_others + rules.lane, second.to(tl.int32))
+    tl.store(drawn + other, main)
+    if seconds is not None:
+        tl.store(seconds + row, second)
+        tl.store(seconds + other, second)
+    tl.store(codes + slot * rules.codes_stride + position * rules.num_others + rules.lane, second)
     tl.store(at + REMAINING, remaining)
     tl.store(at + FORCED, forced)
     tl.store(at + MAIN_AT, main_at)
