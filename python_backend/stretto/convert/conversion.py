@@ -298,8 +298,9 @@ def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:
     return [
-        Entry(part.name, getattr(torch, dtype), part.written, partial(_read, part, tensors, name))
+        Entry(each.name, each.dtype or getattr(torch, dtype), each.written, partial(_read, each, tensors, name))
         for name, part in parts.items()
+        for each in (part, *part.also)
     ]
 
 
@@ -361,6 +362,6 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
         for each in conversion.networks:
             files += each.write(folder, progress)
         for name, path in conversion.copies.items():
-            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             files.append(copy_file(path, folder / name, name))
     return files

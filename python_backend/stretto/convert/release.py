@@ -166,7 +166,7 @@ def read_contents(release: Release) -> Contents:
     tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not family.IS_BARE)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
-    dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors)
+    dtype = release.dtype or _known_dtype(family.trained_dtype(config), tensors, family.EMBEDDINGS)
     return Contents(config, tensors, tokenizer, backbone, dtype)
 
 
@@ -206,9 +206,10 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
     return notes + family.notes(contents.config, table, release.family)
 
 
-def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor]) -> str:
-    """Return the dtype used in training or, if unknown, the dtype of the first stored tensor."""
-    dtype = trained or str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor], embeddings: str) -> str:
+    """Return the dtype used in training or, if unknown, that of the tensor `embeddings`, or else of the first one."""
+    stored = tensors[embeddings if embeddings in tensors else next(iter(tensors))]
+    dtype = trained or str(stored.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"expected a model trained in one of {', '.join(DTYPES)}, got {dtype!r}; choose one with --dtype"

@@ -193,11 +193,15 @@ class Part:
         name: Name in the converted checkpoint.
         stored: Shape of the published tensor.
         edit: Function that converts the published tensor; None to keep it unchanged.
+        dtype: dtype of the tensor in the checkpoint; None for that of the other tensors.
+        also: Further tensors that are made from the same published tensor.
     """
 
     name: str
     stored: tuple[int, ...]
     edit: Callable[[Tensor], Tensor] | None = None
+    dtype: torch.dtype | None = None
+    also: tuple["Part", ...] = ()
 
     @property
     def written(self) -> tuple[int, ...]:
