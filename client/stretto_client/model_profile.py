@@ -75,6 +75,8 @@ class ModelProfile:
         max_text_chars: Maximum length of one request's text in characters; 0 if no task has text as input.
         voices: Names of the voices.
         voice_titles: Display names of the voices, in the same order; empty if `voices` suffices.
+        max_voices: Maximum number of voices of a reply; if it is above 1, a request separates their names by commas.
+        guidance_scales: Guidance scales that a request may have; empty if the model does not restrict them.
         max_audio_s: Maximum duration of audio input in seconds.
         times_words: True if events of a task contain word times even without the option `words`.
         tasks: Tasks of the model.
@@ -95,6 +97,8 @@ class ModelProfile:
     max_text_chars: int
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
+    max_voices: int = 1
+    guidance_scales: tuple[float, ...] = ()
     max_audio_s: float = 0.0
     times_words: bool = False
     tasks: tuple[TaskProfile, ...] = ()

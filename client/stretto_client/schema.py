@@ -234,4 +234,6 @@ class SpeechOptions(TypedDict, total=False):
 class OptionsRecord(SpeechOptions, total=False):
     """All request options, in the form of the tensor `options`."""
 
-    voice: Annotated[str, BY_FAMILY, Doc("Name of a voice of the model.")]
+    voice: Annotated[
+        str, BY_FAMILY, Doc("Name of a voice of the model; for Kyutai TTS 1.6B, up to five names, separated by commas.")
+    ]

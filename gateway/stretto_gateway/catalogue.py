@@ -140,13 +140,16 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
     Args:
         profile: The served model.
-        name: Name or alias in any letter case, or None.
+        name: Name or alias in any letter case, or several separated by commas if replies have several voices, or None.
 
     Raises:
         ApiError: The voice is unknown.
     """
     if name is None or name in profile.voices:
         return name
+    names = name.split(",") if profile.max_voices > 1 else [name]
+    if 1 < len(names) <= profile.max_voices:
+        return ",".join(find_voice(profile, each.strip()) or "" for each in names)
     known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
     if name.lower() not in known:
         raise refused("voice", f"one of {', '.join((*profile.voices, *aliases(profile)))}", name)

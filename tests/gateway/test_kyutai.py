@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 
 from stretto_client.live_speech import UnreadAudio
+from stretto_client.model_profile import ModelProfile
 from stretto_gateway import connection
 from stretto_gateway.admission import Held
+from stretto_gateway.answers import ApiError
+from stretto_gateway.catalogue import find_voice
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import make_encoder
+from stretto_gateway.kyutai.endpoints import SpeakQuery
 from stretto_gateway.kyutai.sessions import ReceivedAudio
 from stretto_gateway.speech_stream import StreamedText
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
@@ -392,6 +397,32 @@ async def test_tts_accepts_text_frames_and_zero_byte_as_end(start: Start) -> Non
     np.testing.assert_array_equal(sound, (np.tile(TONE[: RATE // 5], 2) / 32768).astype(np.float32))
     assert running.behind.requests[0]["text"] == b"A cat"
     assert json.loads(running.behind.requests[0]["options"])["voice"] == "rms"
+
+
+NAMED = ModelProfile(
+    "named",
+    RATE,
+    100,
+    voices=("unmute-prod-website/default_voice.wav", "vctk/p226.wav"),
+    max_voices=2,
+    guidance_scales=(1.0, 1.5),
+)
+
+
+def test_voice_and_guidance_scale_of_kyutai_clients_are_those_of_the_model() -> None:
+    fields = SpeakQuery(voice="VCTK/p226.wav", cfg_alpha=1.5).fields(NAMED, is_strict=True)
+    assert (fields.voice_name, fields.options["guidance_scale"]) == ("vctk/p226.wav", 1.5)
+    assert "guidance_scale" not in SpeakQuery(cfg_alpha=1.2).fields(NAMED, is_strict=True).options
+
+
+def test_names_of_several_voices_are_separated_by_commas() -> None:
+    both = f"{NAMED.voices[1]},{NAMED.voices[0]}"
+    assert find_voice(NAMED, "VCTK/p226.wav, unmute-prod-website/default_voice.wav") == both
+    for names in ("vctk/p226.wav,other", "vctk/p226.wav," * 2):
+        with pytest.raises(ApiError, match="voice: expected one of unmute-prod-website/default"):
+            find_voice(NAMED, names)
+    with pytest.raises(ApiError, match="voice: expected one of"):
+        find_voice(replace(NAMED, max_voices=1), both)
 
 
 @pytest.mark.parametrize("is_packed", [True, False])

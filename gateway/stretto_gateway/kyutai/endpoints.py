@@ -46,7 +46,9 @@ def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
     if not name or not profile.voices:
         return None
     file = name.rpartition("/")[2]
-    return name if name in profile.voices else find_voice(profile, file.rpartition(".")[0] or file)
+    if name.lower() in profile.voices:  # the voices of Kyutai TTS have the names of Kyutai's own files
+        return name.lower()
+    return find_voice(profile, file.rpartition(".")[0] or file)
 
 
 class ChatQuery(Body):
@@ -200,12 +202,13 @@ class SpeakQuery(Body):
     seed: int | None = None
     temperature: float | None = Field(default=None, allow_inf_nan=False)
     top_k: int | None = None
+    cfg_alpha: float | None = Field(default=None, allow_inf_nan=False)
 
     def fields(self, profile: ModelProfile, is_strict: bool) -> SpeechFields:
         """Return the fields of a speech request.
 
         Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the
-        names of Kyutai's own voice files.
+        names of Kyutai's own voice files. `cfg_alpha` is ignored unless it is one of the model's guidance scales.
 
         Raises:
             ApiError: The voice is unknown and `is_strict` is true.
@@ -219,6 +222,8 @@ class SpeakQuery(Body):
             voice = None
         form: dict[str, Any] = {"response_format": "pcm", "sample_rate": DEFAULT_RATE}
         form |= {"seed": self.seed, "temperature": self.temperature, "top_k": self.top_k}
+        if self.cfg_alpha in profile.guidance_scales:
+            form["guidance_scale"] = self.cfg_alpha
         return SpeechFields(model="", voice=voice, **form)
 
 

@@ -55,6 +55,10 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
     }
     if family.pauses_s:
         record["pauses_s"] = list(family.pauses_s)
+    if family.guidance_scales:
+        record["guidance_scales"] = list(family.guidance_scales)
+    if family.max_voices > 1:
+        record["max_voices"] = family.max_voices
     if family.tags:
         record["tags"] = list(family.tags)
     if family.requires_language:

@@ -191,6 +191,7 @@ class WordScript:
         max_padding: Maximum number of rows from the beginning of a word to that of the next, beyond its own.
         initial_padding: Number of rows before the first word.
         tail_rows: Number of rows from the row that ends the speech to the end of the reply.
+        num_sampled: Number of ids of stream 0, from the first on, that the model samples; 0 if it samples all of them.
     """
 
     new_id: int = 0
@@ -201,6 +202,7 @@ class WordScript:
     max_padding: int = 8
     initial_padding: int = 2
     tail_rows: int = 4
+    num_sampled: int = 0
 
 
 @dataclass(frozen=True)
@@ -319,10 +321,12 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
+        guidance_scales: Guidance scales that the model has an input for, instead of CFG pairs; empty if it has none.
         script: Alignment pointer, if the family has one.
         voices: Names of the voices in lower case.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
+        max_voices: Maximum number of named voices of a reply, for families whose replies have several speakers.
         languages: Names of the languages in lower case.
         requires_language: True if a request has to name its language.
         unavailable_languages: Missing packages or files, keyed by the language that cannot be spoken without them.
@@ -387,6 +391,8 @@ class Family:
     script: Script | None = None
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
+    max_voices: int = 1
+    guidance_scales: tuple[float, ...] = ()
     languages: tuple[str, ...] = ()
     requires_language: bool = False
     unavailable_languages: Mapping[str, str] = field(default_factory=dict, hash=False)

@@ -6,7 +6,7 @@ The module also defines conversations: the JSON turns of a request, their pieces
 import base64
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NotRequired, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Protocol, get_args
 
 import numpy as np
 from pydantic import Field
@@ -271,6 +271,7 @@ class Manner:
         is_open: True if later requests may continue this text.
         transliterates: True to transliterate scripts that the model cannot read to Latin.
         exaggeration: Strength of the voice's emotion; None for the voice's default.
+        guidance_scale: One of `Family.guidance_scales`; None for the default, and in families without them.
     """
 
     language: str | None = None
@@ -279,6 +280,7 @@ class Manner:
     is_open: bool = False
     transliterates: bool = False
     exaggeration: float | None = None
+    guidance_scale: float | None = None
 
 
 PLAIN = Manner()
@@ -352,6 +354,43 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
         expected = "no value (this model cannot read text while it generates frames)"
         raise InvalidRequest("options.text_mode", expected, shown(options["text_mode"]))
     return options["text_mode"] != "whole"
+
+
+def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | None:
+    """Remove the scale from guidance options, and return it, for a family whose model has an input for it.
+
+    Args:
+        guidance: Guidance options as fields of SamplingConfig.
+        family: The model's family.
+
+    Raises:
+        InvalidRequest: If the family does not have the scale, or not every frame would be guided.
+    """
+    if guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None:
+        expected = "'always' (this model guides every frame)"
+        raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
+    scale: float | None = guidance.pop("guidance_scale", None)
+    if scale is not None and scale not in family.guidance_scales:
+        expected = f"one of {', '.join(f'{each:g}' for each in family.guidance_scales)}"
+        raise InvalidRequest("options.guidance_scale", expected, scale)
+    return None if scale is None else float(scale)
+
+
+def read_voice(options: OptionsRecord, family: Family) -> str | None:
+    """Return the name of the reply's voice, or the names of its voices separated by commas."""
+    voice = options.get("voice", family.voices[0] if family.voices else None)
+    if isinstance(voice, str):
+        voice = voice.lower()
+    names = [voice]
+    if isinstance(voice, str) and family.max_voices > 1:
+        names = [name.strip() for name in voice.split(",")]
+        voice = ",".join(map(str, names))
+    if "voice" in options and (len(names) > family.max_voices or any(name not in family.voices for name in names)):
+        number = "one" if family.max_voices == 1 else f"one to {family.max_voices}, separated by commas,"
+        known = f"{number} of {', '.join(family.voices)}"
+        expected = known if family.voices else "no value (this model has no named voices)"
+        raise InvalidRequest("options.voice", expected, shown(options["voice"]))
+    return voice
 
 
 def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:

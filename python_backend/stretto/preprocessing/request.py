@@ -23,8 +23,10 @@ from stretto.families.prompting import (
     choose_task,
     given_codes,
     open_template,
+    read_guidance_scale,
     read_manner,
     read_messages,
+    read_voice,
 )
 from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
@@ -405,6 +407,7 @@ def read_options(
     given = options.get("audio", {})
     audio = _segment("audio", given, in_audio, defaults.audio, family)
     guidance = _guidance(options)
+    scale = read_guidance_scale(guidance, family) if family.guidance_scales else None
     latents = _latents(options, family, defaults, guidance)
     sampling = replace(
         defaults,
@@ -427,9 +430,9 @@ def read_options(
         check_text(adapter, "options.adapter", MAX_BYTES)
     if not task.speaks:
         return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
-    manner = read_manner(options, family)
+    manner = replace(read_manner(options, family), guidance_scale=scale)
     aligns_words, names_voice = "words" in options, "voice" in options
-    return Options(sampling, _voice(options, family), delivery, manner, adapter, aligns_words, names_voice)
+    return Options(sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -585,15 +588,3 @@ def _numbers(schedule: list[Any]) -> tuple[int, ...]:
         if type(number) is not int or not low <= number <= MAX_NUMBER:
             raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
     return tuple(schedule)
-
-
-def _voice(options: OptionsRecord, family: Family) -> str | None:
-    voice = options.get("voice", family.voices[0] if family.voices else None)
-    if isinstance(voice, str):
-        voice = voice.lower()
-    if "voice" in options and voice not in family.voices:
-        expected = (
-            f"one of {', '.join(family.voices)}" if family.voices else "no value (this model has no named voices)"
-        )
-        raise InvalidRequest("options.voice", expected, shown(options["voice"]))
-    return voice
