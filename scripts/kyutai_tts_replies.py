@@ -1,24 +1,26 @@
-"""Generate a test fixture with replies of Kyutai TTS's authors' code on a small random release: rows, and word times.
+"""Generate a test fixture with replies of Kyutai TTS's authors' code on small random releases: rows, and word times.
 
     python -m scripts.kyutai_tts_replies tests/data/kyutai_tts_replies.npz
     python -m scripts.kyutai_tts_replies --check tests/data/kyutai_tts_replies.npz
 
 The first command writes the fixture, the second compares it with new replies. moshi 0.2.13 must be importable, with
-einops and sphn. `TTSModel.generate` speaks two texts after the codes of recordings, guided and unguided. Some replies
-are greedy. The others are sampled by the authors' rule with this project's noise (`scripts/moshi_replies.py`).
+einops and sphn. `TTSModel.generate` speaks texts after the codes of recordings, guided and unguided, and texts of one
+and two speakers with the vectors of voices. Some replies are greedy. The others are sampled by the authors' rule with
+this project's noise (`scripts/moshi_replies.py`).
 """
 
+import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_kyutai_tts import CONFIG, write_release
+from benchmarks.checkpoints.random_kyutai_tts import CONFIG, LARGE, VOICES, write_release
 from scripts import moshi_replies
 from scripts.reply_fixture import run_arrays
 from stretto.families.kyutai_stt.family import FRAME_RATE
@@ -27,33 +29,67 @@ from stretto.families.kyutai_tts.family import INITIAL_PADDING, MAX_PADDING
 from stretto.testing.reference import uniform
 
 TEXTS = ("the garden door is open who said that", 'come in <break time="0.8s"/> sit down by the fire my friend')
-# Seed (0 is greedy), guidance scale, and number of frames of the recording of each reply.
-REPLIES = ((0, 2.0, 9), (0, 1.0, 6), (1001, 2.0, 9), (1002, 3.0, 14))
-FIRST_CODES = vocabulary(CONFIG).first_codes
+TURNS = ('who said <break time="0.4s"/> that', "the garden: door (is) open", "come in", "my friend")
+# As the small release, with a text head of five ids, and tables of low rank for the depth transformer.
+REDUCED: dict[str, Any] = {**CONFIG, "text_card_out": 5, "depformer_low_rank_embeddings": 8}
+CONFIGS = {"small": CONFIG, "reduced": REDUCED, "large": LARGE, "cut": {**LARGE, "dep_q": 7}}
+
+
+class Wanted(NamedTuple):
+    """A reply to generate.
+
+    Attributes:
+        release: Name of the release, a key of CONFIGS.
+        turns: Text of each turn.
+        seed: Seed; 0 is greedy.
+        scale: Guidance scale.
+        size: Number of frames of the recording; in a release with conditions, number of voices.
+    """
+
+    release: str
+    turns: tuple[str, ...]
+    seed: int
+    scale: float
+    size: int
+
+
+REPLIES = (
+    Wanted("small", TEXTS[:1], 0, 2.0, 9),
+    Wanted("small", TEXTS[1:], 0, 1.0, 6),
+    Wanted("small", TEXTS[:1], 1001, 2.0, 9),
+    Wanted("small", TEXTS[1:], 1002, 3.0, 14),
+    Wanted("reduced", TEXTS[:1], 1003, 2.0, 7),
+    Wanted("large", TEXTS[:1], 0, 1.0, 1),
+    Wanted("large", TURNS, 0, 3.5, 2),
+    Wanted("large", TEXTS[1:], 1004, 2.0, 1),
+    Wanted("large", TURNS, 1005, 3.5, 2),
+    Wanted("cut", TEXTS[1:], 1006, 1.5, 2),
+)
 MAX_ROWS = 260
-NOT_FOR_THE_MODEL = moshi_replies.NOT_FOR_THE_MODEL | {"tts_config", "model_id"}
+NOT_FOR_THE_MODEL = moshi_replies.NOT_FOR_THE_MODEL | {"tts_config", "model_id", "lm_gen_config"}
 
 Sample = Callable[..., torch.Tensor]
 
 
-def gumbel_sampling(seed: int, num_frames: int) -> Sample:
+def gumbel_sampling(seed: int, first_codes: Sequence[int], num_codes: int) -> Sample:
     """Return a replacement of `sample_token` with this project's noise.
 
     Args:
         seed: Seed of the reply.
-        num_frames: Number of frames of the recording. In their rows, no text id is sampled here.
+        first_codes: First id of each codebook.
+        num_codes: Number of codes of a codebook, which differs from that of the text ids.
     """
     calls, row, stream = 0, 0, 0
 
     def sample(logits: torch.Tensor, use_sampling: bool, temperature: float, top_k: int) -> torch.Tensor:
         """Return ids of the shape of `logits` without the last dimension."""
         nonlocal calls, row, stream
-        is_text = logits.shape[-1] == CONFIG["text_card"]
+        is_text = logits.shape[-1] != num_codes
         row, stream = (calls, 0) if is_text else (row, stream + 1)
         calls += is_text
         scaled = logits.flatten() / temperature
         kept = torch.softmax(scaled, -1).topk(min(top_k, len(scaled))).indices.tolist()
-        first = 0 if is_text else FIRST_CODES[stream - 1]
+        first = 0 if is_text else first_codes[stream - 1]
 
         def score(token: int) -> float:
             return float(scaled[token]) - math.log(-math.log(uniform(seed, row + 1, stream, first + token)))
@@ -64,41 +100,56 @@ def gumbel_sampling(seed: int, num_frames: int) -> Sample:
 
 
 def load(folder: Path, scale: float) -> Any:
-    """Return the authors' model of a release, without Mimi, whose frame rate it needs."""
+    """Return the authors' model of a release, without Mimi, whose frame rate it needs.
+
+    Args:
+        folder: Folder of the release.
+        scale: Guidance scale of CFG pairs.
+    """
     from moshi.models import loaders
     from moshi.models.tts import StateMachine, TokenIds, TTSModel
     from sentencepiece import SentencePieceProcessor
 
-    numbers = {key: value for key, value in CONFIG.items() if key not in NOT_FOR_THE_MODEL}
+    config = json.loads((folder / "config.json").read_text())
+    settings = config["tts_config"]
+    numbers = {key: value for key, value in config.items() if key not in NOT_FOR_THE_MODEL}
+    numbers["dep_q"] = config["n_q"]  # all steps are loaded, and the first of them run
+    machine = (settings.get("second_stream_ahead", 0), MAX_PADDING, INITIAL_PADDING)
     return TTSModel(
         lm=loaders.get_moshi_lm(folder / "model.safetensors", numbers, dtype=torch.float32),
         mimi=SimpleNamespace(frame_rate=FRAME_RATE),
-        tokenizer=SentencePieceProcessor(str(folder / CONFIG["tokenizer_name"])),
+        tokenizer=SentencePieceProcessor(str(folder / config["tokenizer_name"])),
         voice_suffix="",
         voice_repo="",
-        machine=StateMachine(TokenIds(CONFIG["text_card"] + 1), 0, MAX_PADDING, INITIAL_PADDING),
-        delay_steps=int(CONFIG["tts_config"]["audio_delay"] * FRAME_RATE),
+        machine=StateMachine(TokenIds(config["text_card"] + 1), *machine),
+        delay_steps=int(settings["audio_delay"] * FRAME_RATE),
         temp=0.6,
         cfg_coef=scale,
         max_gen_length=MAX_ROWS,
-        **{key: CONFIG[key] for key in ("n_q",)},
+        **dict.fromkeys(("n_q",), config["dep_q"]),
     )
 
 
-def reply(folder: Path, text: str, codes: np.ndarray, seed: int, scale: float) -> tuple[np.ndarray, list[int], int]:
+def reply(folder: Path, wanted: Wanted, codes: np.ndarray | None) -> tuple[np.ndarray, list[int], int]:
     """Return the rows that the model read, [T, 1 + K], the steps in which words began, and the last step of the text.
 
-    An empty stream is -1.
+    An empty stream is -1. With a second text stream, the text's id is (second + 1) * (text ids + 1) + main. Codebooks
+    that are not generated have columns as well.
 
     Args:
         folder: Folder of the release.
-        text: Text to speak.
-        codes: Codes of the recording, [K, n].
-        seed: Seed; 0 is greedy.
-        scale: Guidance scale.
+        wanted: The reply.
+        codes: Codes of the recording, [K, n]; None if the vectors of voices are conditions.
     """
-    model = load(folder, scale)
-    prefix = torch.cat([torch.full((1, codes.shape[1]), -1), torch.from_numpy(codes)])
+    config = CONFIGS[wanted.release]
+    model = load(folder, 1.0 if codes is None else wanted.scale)
+    attributes, prefixes = [], None
+    if codes is None:
+        model_id = config["model_id"]
+        paths = [folder / f"voices/{name}.{model_id['sig']}@{model_id['epoch']}.safetensors" for name in VOICES]
+        attributes.append(model.make_condition_attributes(paths[: wanted.size], cfg_coef=wanted.scale))
+    else:
+        prefixes = [torch.cat([torch.full((1, codes.shape[1]), -1), torch.from_numpy(codes)])]
     seen, forward = [], model.lm.forward_text
 
     def noted(sequence: torch.Tensor, *rest: Any) -> Any:
@@ -106,25 +157,29 @@ def reply(folder: Path, text: str, codes: np.ndarray, seed: int, scale: float) -
         return forward(sequence, *rest)
 
     model.lm.forward_text = noted
-    sample = gumbel_sampling(seed, codes.shape[1]) if seed else None
+    firsts = vocabulary(config).first_codes
+    sample = gumbel_sampling(wanted.seed, firsts, config["card"]) if wanted.seed else None
     with moshi_replies.sampling_by(sample):
-        entries = model.prepare_script([text], padding_between=1)
-        made = model.generate([entries], [], prefixes=[prefix], use_sampling=seed > 0)
+        entries = model.prepare_script(list(wanted.turns), padding_between=1)
+        made = model.generate([entries], attributes, prefixes=prefixes, use_sampling=wanted.seed > 0)
     return np.array(seen), made.all_consumption_times[0], made.end_steps[0]
 
 
 @torch.no_grad()
 def make() -> dict[str, np.ndarray]:
-    """Return the arrays of the fixture: `codes`, `rows`, `times` and `end` of each reply."""
+    """Return the arrays of the fixture: `rows`, `times` and `end` of each reply, and `codes` of its recording."""
     made: dict[str, np.ndarray] = {}
     random = np.random.default_rng(14)
-    with tempfile.TemporaryDirectory() as name:
-        folder = write_release(Path(name) / "release")
-        for index, (seed, scale, num_frames) in enumerate(REPLIES):
-            codes = random.integers(0, CONFIG["card"], (CONFIG["n_q"], num_frames))
-            rows, times, end = reply(folder, TEXTS[index % 2], codes, seed, scale)
-            made |= {f"codes{index}": codes.astype(np.int16), f"rows{index}": rows.astype(np.int16)}
-            made |= {f"times{index}": np.array(times, np.int16), f"end{index}": np.array([end], np.int16)}
+    with tempfile.TemporaryDirectory() as root:
+        folders = {name: write_release(Path(root) / name, base=base) for name, base in CONFIGS.items()}
+        for index, wanted in enumerate(REPLIES):
+            config, codes = CONFIGS[wanted.release], None
+            if not config["conditioners"]:
+                codes = random.integers(0, config["card"], (config["n_q"], wanted.size))
+                made[f"codes{index}"] = codes.astype(np.int16)
+            rows, times, end = reply(folders[wanted.release], wanted, codes)
+            made |= {f"rows{index}": rows.astype(np.int16), f"times{index}": np.array(times, np.int16)}
+            made[f"end{index}"] = np.array([end], np.int16)
     return made
 
 

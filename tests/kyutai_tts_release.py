@@ -1,4 +1,4 @@
-"""A small random release of Kyutai TTS, its conversion, and the replies of the authors' code."""
+"""Small random releases of Kyutai TTS, their conversion, and the replies of the authors' code."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -6,23 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_kyutai_tts import write_release
-from scripts.kyutai_tts_replies import REPLIES, TEXTS
+from benchmarks.checkpoints.random_kyutai_tts import VOICES, write_release
+from scripts.kyutai_tts_replies import CONFIGS, REPLIES, Wanted
+from scripts.kyutai_tts_replies import TEXTS as TEXTS
+from scripts.kyutai_tts_replies import TURNS as TURNS
 from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
-from stretto.families.kyutai_tts.prompt import voice_rows
+from stretto.families.kyutai_tts.prompt import vectors_at, voice_rows
 from stretto.families.kyutai_tts.words import WordStream
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.text import SENTENCEPIECE_FILE, sentencepiece_at
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Condition, Prompt
 
 DATA = Path(__file__).parent / "data"
 
 
-def make_checkpoint(folder: Path, **changed: Any) -> Path:
-    """Write a release and convert it."""
-    release = write_release(folder / "release", **changed)
+def make_checkpoint(folder: Path, name: str = "small", **changed: Any) -> Path:
+    """Write a release and convert it.
+
+    Args:
+        folder: Existing folder for the release and the checkpoint.
+        name: Name of the release's config, a key of CONFIGS.
+        **changed: Fields of config.json with other values.
+    """
+    release = write_release(folder / "release", base=CONFIGS[name], **changed)
     assert main(["kyutai-tts", "--model", str(release), "--out", str(folder / "checkpoint")]) == 0
     return folder / "checkpoint"
 
@@ -33,19 +41,23 @@ class Reply:
 
     Attributes:
         text: Text that was spoken.
-        codes: Codes of the recording, [K, n].
+        codes: Codes of the recording, [K, n]; n is 0 in a release with conditions.
+        voices: Names of the voices whose vectors are conditions; empty in other releases.
         seed: Seed; 0 is greedy.
         scale: Guidance scale.
         rows: Rows that the model read, [T, 1 + K]; -1 for nothing.
+        second: Tokens of the second text stream in these rows, [T]; -1 for nothing.
         times: Steps in which words and breaks began.
         end: Step in which the text ended.
     """
 
     text: str
     codes: np.ndarray
+    voices: tuple[str, ...]
     seed: int
     scale: float
     rows: np.ndarray
+    second: np.ndarray
     times: list[int]
     end: int
 
@@ -55,21 +67,37 @@ class Reply:
         return self.end + 4 - self.codes.shape[1]
 
 
-def replies() -> list[Reply]:
-    """Return the authors' replies."""
+def replies(name: str = "small") -> list[Reply]:
+    """Return the authors' replies of a release, a key of CONFIGS."""
     with np.load(DATA / "kyutai_tts_replies.npz") as found:
-        return [
-            Reply(
-                TEXTS[at % 2],
-                found[f"codes{at}"].astype(np.int64),
-                seed,
-                scale,
-                found[f"rows{at}"].astype(np.int64),
-                found[f"times{at}"].tolist(),
-                int(found[f"end{at}"][0]),
-            )
-            for at, (seed, scale, _) in enumerate(REPLIES)
-        ]
+        return [_reply(found, at, wanted) for at, wanted in enumerate(REPLIES) if wanted.release == name]
+
+
+def _reply(found: Any, at: int, wanted: Wanted) -> Reply:
+    """Return a reply of the fixture, the contents of a `.npz` file."""
+    config, rows = CONFIGS[wanted.release], found[f"rows{at}"].astype(np.int64)
+    second, num_ids = np.full(len(rows), -1), config["text_card"] + 1
+    if config.get("demux_second_stream"):
+        second, rows[:, 0] = rows[:, 0] // num_ids - 1, rows[:, 0] % num_ids
+    codes = found[f"codes{at}"] if f"codes{at}" in found else np.zeros((config["n_q"], 0))
+    return Reply(
+        text_of(wanted.turns),
+        codes.astype(np.int64),
+        VOICES[: wanted.size] if config["conditioners"] else (),
+        wanted.seed,
+        wanted.scale,
+        rows,
+        second,
+        found[f"times{at}"].tolist(),
+        int(found[f"end{at}"][0]),
+    )
+
+
+def text_of(turns: tuple[str, ...]) -> str:
+    """Return the text of a request that speaks these turns of two speakers."""
+    if len(turns) == 1:
+        return turns[0]
+    return "\n".join(f"Speaker {1 + at % 2}: {turn}" for at, turn in enumerate(turns))
 
 
 def vocabulary(checkpoint: Path) -> TtsVocabulary:
@@ -79,8 +107,18 @@ def vocabulary(checkpoint: Path) -> TtsVocabulary:
 
 def packed(checkpoint: Path, text: str) -> list[int]:
     """Return a text as packed words, without its end."""
-    tokenizer = sentencepiece_at(checkpoint / SENTENCEPIECE_FILE)
-    return WordStream(tokenizer).after(text, is_last=True)[0]
+    tokenizer, has_turns = sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), vocabulary(checkpoint).has_turns
+    return WordStream(tokenizer, has_turns=has_turns).after(text, is_last=True)[0]
+
+
+def condition(checkpoint: Path, voices: tuple[str, ...], scale: float) -> Condition | None:
+    """Return the condition of a reply; None if the release has none."""
+    known = vocabulary(checkpoint)
+    if known.voice_shape is None:
+        return None
+    paths = [checkpoint / "voices" / f"{name.lower()}.safetensors" for name in voices]
+    vectors = np.concatenate([vectors_at(path, known.voice_shape[1]) for path in paths])
+    return Condition((known.guidance_scales.index(scale), known.control_id), vectors)
 
 
 def make_prompt(checkpoint: Path, reply: Reply, **limits: int) -> Prompt:
@@ -91,14 +129,19 @@ def make_prompt(checkpoint: Path, reply: Reply, **limits: int) -> Prompt:
         depth = replace(sampling.depth, temperature=0.0)
         sampling = replace(sampling, audio=replace(sampling.audio, temperature=0.0), depth=depth)
     audio = replace(sampling.audio, **limits)
-    sampling = replace(sampling, audio=audio, seed=reply.seed, guidance_scale=reply.scale)
+    made = condition(checkpoint, reply.voices, reply.scale)
+    scale = reply.scale if made is None else 1.0
+    sampling = replace(sampling, audio=audio, seed=reply.seed, guidance_scale=scale)
     rows, tail = voice_rows(vocabulary(checkpoint), reply.codes)
-    track = (*packed(checkpoint, reply.text), END_OF_WORDS)
-    return Prompt("tts", rows, sampling, delayed_tail=tail, track=track, num_reference_rows=reply.codes.shape[1])
+    track, num_frames = (*packed(checkpoint, reply.text), END_OF_WORDS), reply.codes.shape[1]
+    return Prompt("tts", rows, sampling, delayed_tail=tail, track=track, num_reference_rows=num_frames, condition=made)
 
 
 def rows_of(rows: list[list[int]], checkpoint: Path) -> np.ndarray:
-    """Return the rows of a reply without the last, in the authors' form, [n, 1 + K]."""
+    """Return the rows of a reply without the last, in the authors' form, [n, 1 + K].
+
+    Rows of the engine have no second text, so the text is that of stream 0.
+    """
     known, ids = vocabulary(checkpoint), np.array(rows[:-1])
     is_empty = ids == known.nothing
     ids[:, 0][ids[:, 0] == known.wish_id] = PAD

@@ -102,7 +102,7 @@ PUBLISHED = [
 def values(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Return the random weight for a published name, as the test oracle draws it."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if name.endswith(("alpha", "norm1.weight", "norm2.weight")):
+    if name.endswith(("alpha", "norm_cross.weight", "norm1.weight", "norm2.weight")):
         return torch.from_numpy((1 + 0.1 * rng.standard_normal(shape)).astype(np.float32))
     if name.endswith(("cluster_usage", "initialized")):
         return torch.ones(shape)

@@ -1,9 +1,11 @@
-"""Small random releases of Kyutai TTS in the published layout, with the oracle's weights (`random_kyutai_stt`)."""
+"""Small random releases of Kyutai TTS in the published layouts, with the oracle's weights (`random_kyutai_stt`)."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import save_file
 
 from benchmarks.checkpoints import random_kyutai_stt, random_moshi
@@ -22,16 +24,95 @@ CONFIG: dict[str, Any] = {
     "tts_config": {"audio_delay": 0.4},
     "model_id": {"sig": "00000001", "epoch": 1},
 }
+# As kyutai/tts-1.6b-en_fr: two text streams, vectors of voices and of guidance scales, tables of low rank, and weights
+# of the depth transformer that groups of steps share.
+LARGE: dict[str, Any] = {
+    **CONFIG,
+    "n_q": 12,
+    "dep_q": 12,
+    "context": 20,
+    "delays": [0, 0, *[2] * 11],
+    "depformer_weights_per_step_schedule": [0, 1, 2, 3, 4, 4, 4, 4, 5, 5, 5, 5],
+    "depformer_low_rank_embeddings": 8,
+    "demux_second_stream": True,
+    "text_card_out": None,
+    "cross_attention": True,
+    "conditioners": {
+        "speaker_wavs": {"type": "tensor", "tensor": {"dim": 16}},
+        "cfg": {
+            "type": "lut",
+            "lut": {
+                "n_bins": 7,
+                "dim": 8,
+                "tokenizer": "noop",
+                "possible_values": ["1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0"],
+            },
+        },
+        "control": {"type": "lut", "lut": {"n_bins": 1, "dim": 64, "tokenizer": "noop", "possible_values": ["ok"]}},
+    },
+    "fuser": {
+        "cross_attention_pos_emb": True,
+        "cross_attention_pos_emb_scale": 1,
+        "sum": ["control", "cfg"],
+        "prepend": [],
+        "cross": ["speaker_wavs"],
+    },
+    "tts_config": {"audio_delay": 1.28, "second_stream_ahead": 2},
+    "lm_gen_config": {"temp": 0.6, "text_temp": 0.6},
+    "model_id": {"sig": "1e68beda", "epoch": 240},
+}
+VOICES, NUM_VECTORS = ("expresso/ex03.wav", "vctk/P226.wav"), 6
 
 
-def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
-    """Write a release; `changed` are fields of its config.json."""
-    config = {**CONFIG, **changed}
+def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the language model's tensors by published name."""
+    shapes = random_moshi.lm_shapes({**config, "dep_q": config["n_q"]})
+    width, depth_width = config["dim"], config["depformer_dim"]
+    shapes["text_linear.weight"] = config.get("text_card_out") or config["text_card"], width
+    if config.get("demux_second_stream"):
+        rank = config.get("depformer_low_rank_embeddings") or depth_width
+        for number in (1, 2):
+            shapes[f"text_emb.out{number}.weight"] = width, width
+            shapes[f"depformer_text_emb.out{number}.weight"] = depth_width, rank
+    for name, record in config["conditioners"].items():
+        prefix, kind = f"condition_provider.conditioners.{name}", record[record["type"]]
+        shapes[f"{prefix}.output_proj.weight"] = width, kind["dim"]
+        shapes[f"{prefix}.learnt_padding"] = 1, 1, width
+        if record["type"] == "lut":
+            shapes[f"{prefix}.embed.weight"] = kind["n_bins"] + 1, kind["dim"]
+    for layer in range(config["num_layers"] if config.get("cross_attention") else 0):
+        prefix = f"transformer.layers.{layer}"
+        shapes[f"{prefix}.cross_attention.in_proj_weight"] = 3 * width, width
+        shapes[f"{prefix}.cross_attention.out_proj.weight"] = width, width
+        shapes |= {f"{prefix}.norm_cross.{part}": (width,) for part in ("weight", "bias")}
+    return shapes
+
+
+def write_release(folder: Path, seed: int = 7, base: dict[str, Any] = CONFIG, **changed: Any) -> Path:
+    """Write a release.
+
+    Args:
+        folder: Folder to create.
+        seed: Seed of the weights.
+        base: Contents of config.json.
+        **changed: Fields of config.json with other values.
+    """
+    config = {**base, **changed}
     random_kyutai_stt.write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = random_moshi.lm_shapes(config)
-    save_file(
-        {name: random_kyutai_stt.values(name, shape, seed) for name, shape in shapes.items()},
-        folder / "model.safetensors",
-    )
+    tensors = {name: random_kyutai_stt.values(name, shape, seed) for name, shape in lm_shapes(config).items()}
+    save_file(tensors, folder / "model.safetensors")
+    if config["conditioners"]:
+        write_voices(folder / "voices", config)
     return folder
+
+
+def write_voices(folder: Path, config: dict[str, Any]) -> None:
+    """Write the files of two voices, in folders of their own."""
+    random, model = np.random.default_rng(14), config["model_id"]
+    for name in VOICES:
+        path = folder / f"{name}.{model['sig']}@{model['epoch']}.safetensors"
+        path.parent.mkdir(parents=True)
+        shape = 1, config["conditioners"]["speaker_wavs"]["tensor"]["dim"], NUM_VECTORS
+        vectors = random.standard_normal(shape).astype(np.float32)
+        save_file({"speaker_wavs": torch.from_numpy(vectors)}, path)

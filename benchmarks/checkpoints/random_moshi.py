@@ -51,8 +51,11 @@ def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     width, size, num_codes, steps = config["dim"], config["depformer_dim"], config["card"], config["dep_q"]
     schedule = config.get("depformer_weights_per_step_schedule") or range(steps)
     num_sets, inner = 1 + max(schedule), 2 * config["depformer_dim_feedforward"] // 3
-    shapes["depformer_text_emb.weight"] = config["text_card"] + 1, size
-    shapes |= {f"depformer_emb.{k}.weight": (num_codes + 1, size) for k in range(steps - 1)}
+    rank = config.get("depformer_low_rank_embeddings")
+    depth_tables = ["depformer_text_emb", *(f"depformer_emb.{k}" for k in range(steps - 1))]
+    for name in depth_tables:
+        shapes[f"{name}.weight"] = (config["text_card"] if "text" in name else num_codes) + 1, rank or size
+        shapes |= {f"{name}.low_rank.weight": (size, rank)} if rank else {}
     shapes |= {f"linears.{k}.weight": (num_codes, size) for k in range(steps)}
     shapes |= {f"depformer_in.{w}.weight": (size, width) for w in range(num_sets)}
     for layer in range(config["depformer_num_layers"]):

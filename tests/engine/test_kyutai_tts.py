@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import SegmentTracker, TextUpdate
 from stretto.engine.tracks import WordMachine, WordTrack
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.families.plugin import family_at
-from stretto.records.prompt import pack_word, unpack_words
+from stretto.records.prompt import Prompt, pack_word, unpack_words
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request
 from tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, packed, replies, rows_of
@@ -37,13 +37,14 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
 
 def check(answer: Answer, wanted: Reply, checkpoint: Path, name: str = "") -> None:
     """Assert that the rows of a reply are the authors', and that it ended 4 frames behind its text."""
-    found, first = rows_of(answer.rows, checkpoint), 1 + wanted.codes.shape[1]
-    assert len(found) == wanted.end + 11 - wanted.codes.shape[1], name  # 5 rows of delay, 2 of codebooks, 4 of silence
-    expected = wanted.rows[first:][: len(found)]
+    found, family, num_frames = rows_of(answer.rows, checkpoint), family_at(checkpoint), wanted.codes.shape[1]
+    assert family.word_script is not None
+    assert len(found) == wanted.end + family.word_script.tail_rows - num_frames, name
+    expected = wanted.rows[1 + num_frames :, : found.shape[1]][: len(found)]
     assert len(expected) >= len(found) - 3  # the authors' code stops earlier
     differs = (found[: len(expected)] != expected).any(1)
     assert not differs.any(), f"{name}: row {differs.argmax()}"
-    assert answer.rows[-1][0] == family_at(checkpoint).end_of_reply
+    assert answer.rows[-1][0] == family.end_of_reply
     assert answer.trailer is not None
     assert not answer.trailer.was_cut
 
@@ -63,19 +64,22 @@ def test_the_fixture_reaches_what_it_tests() -> None:
     assert len({wanted.scale for wanted in replies()}) == 3
 
 
+def tracked(engine: Engine, made: Prompt) -> tuple[list[int], int]:
+    """Return the steps in which words of a reply begin, and its number of frames, by the rules of the host."""
+    tracker = SegmentTracker(engine.rules, engine.rules.family.tasks[0], len(made.rows))
+    track = engine.rules.track(len(made.rows), made.track)
+    assert isinstance(track, WordTrack)
+    tracker.words, times = WordMachine(track), list[int]()
+    for row in engine.run({"r": made})["r"].rows:
+        before = tracker.words.taken
+        tracker.push(row[0])
+        times += [tracker.position - 2] * (tracker.words.taken > before)
+    return times, tracker.num_frames
+
+
 def test_word_times_match_published_code(engine: Engine, checkpoint: Path) -> None:
     for wanted in replies():
-        made = make_prompt(checkpoint, wanted)
-        tracker = SegmentTracker(engine.rules, engine.rules.family.tasks[0], len(made.rows))
-        track = engine.rules.track(len(made.rows), made.track)
-        assert isinstance(track, WordTrack)
-        tracker.words, times = WordMachine(track), []
-        for row in engine.run({"r": made})["r"].rows:
-            before = tracker.words.taken
-            tracker.push(row[0])
-            times += [tracker.position - 2] * (tracker.words.taken > before)
-        assert times == wanted.times
-        assert tracker.num_frames == wanted.num_frames
+        assert tracked(engine, make_prompt(checkpoint, wanted)) == (wanted.times, wanted.num_frames)
 
 
 def parts_of(checkpoint: Path, text: str) -> list[list[int]]:

@@ -178,7 +178,9 @@ class SegmentRules:
             return []
         script = self.family.word_script if stream == 0 else None
         ids = {*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())}
-        return sorted(ids - {script.wish_id} if script else ids)
+        if script is None:
+            return sorted(ids)
+        return sorted(ids - {script.wish_id})[: script.num_sampled or None]
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
         """Return the number of guided rows at the start of the audio, or None if all rows are guided.

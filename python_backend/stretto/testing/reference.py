@@ -205,9 +205,9 @@ def merged(conditional: list[float], unconditional: list[float], scale: float) -
 
 def stream_ids(family: Family, stream: int) -> list[int]:
     """Return the ids that a stream may have in audio: codes and extra ids, except ids that are never sampled."""
-    layout, script = family.layout, family.word_script
+    layout, script = family.layout, None if stream else family.word_script
     ids = [*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())]
-    return ids if script is None or stream else [token for token in ids if token != script.wish_id]
+    return ids if script is None else [token for token in ids if token != script.wish_id][: script.num_sampled or None]
 
 
 def hide_recording(row: Row, frame: int, family: Family) -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_kyutai_tts import write_release
+from scripts.kyutai_tts_replies import REDUCED
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.plugin import VOCABULARY, config_at, family_at
@@ -57,30 +58,55 @@ def test_wish_token_embedding_equals_pad_embedding(release: Path, tmp_path: Path
     assert not tensors["model.embed_tokens.weight"][known.nothing].any()
 
 
+def test_text_head_of_few_ids_and_low_rank_tables_are_converted(tmp_path: Path) -> None:
+    """Other ids have zeros in the head, and are never sampled; tables of low rank are multiplied out."""
+    release = write_release(tmp_path / "release", base=REDUCED, **SMALL)
+    assert main(words(release, tmp_path / "out")) == 0
+    published = load_file(release / "model.safetensors")
+    tensors = load_file(next((tmp_path / "out").glob("*.safetensors")))
+    known = TtsVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
+    assert torch.equal(tensors["depth.first_head"][:5], published["text_linear.weight"])
+    assert not tensors["depth.first_head"][5:].any()
+    assert len(tensors["depth.first_head"]) == known.text_end
+    script = family_at(tmp_path / "out").word_script
+    assert script is not None
+    assert script.num_sampled == 5
+    names = ["depformer_text_emb", *(f"depformer_emb.{k}" for k in range(7))]
+    tables = [published[f"{name}.weight"] @ published[f"{name}.low_rank.weight"].T for name in names]
+    expected = torch.cat([tables[0][:96], tables[0][3:4], *(table[:64] for table in tables[1:])])
+    torch.testing.assert_close(tensors["depth.embed"], expected)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"model_type": "moshi"}, "config.json: model_type: expected 'tts', got 'moshi'"),
-        ({"n_q": 9}, "config.json: n_q: expected 8, as dep_q, got 9"),
+        ({"dep_q": 9}, "config.json: dep_q: expected at most 8, as n_q, got 9"),
+        ({"n_q": 9}, "config.json: delays: expected 0, then 9 delays from 0 to 64"),
+        ({"dep_q": 1}, "the first of them 0, and no other after dep_q, got [0, 0, 2"),
         ({"norm": "layer_norm"}, "config.json: norm: expected 'rms_norm_f32', got 'layer_norm'"),
         ({"kv_repeat": 2}, "config.json: kv_repeat: expected 1, got 2"),
         ({"quantize": True}, "config.json: quantize: expected False, got True"),
         ({"lora_name": "lora.safetensors"}, "config.json: lora_name: expected no value, got 'lora.safetensors'"),
         ({"depformer_pos_emb": "sin"}, "config.json: depformer_pos_emb: expected 'none', got 'sin'"),
         ({"cross_attention": True}, "config.json: cross_attention: expected False, got True"),
-        ({"demux_second_stream": True}, "config.json: demux_second_stream: expected False, got True"),
-        ({"conditioners": {"cfg": {"type": "lut"}}}, "config.json: conditioners: expected {}, got {'cfg': "),
+        ({"demux_second_stream": 1.5}, "config.json: demux_second_stream: expected True or False, got 1.5"),
+        ({"conditioners": {"cfg": {"type": "lut"}}}, "expected none, or cfg, control, speaker_wavs, got {'cfg': "),
         ({"fuser": {"sum": ["cfg"], "cross": []}}, "config.json: fuser: expected {}"),
-        ({"depformer_low_rank_embeddings": 8}, "depformer_low_rank_embeddings: expected no value, got 8"),
+        ({"depformer_low_rank_embeddings": 8}, "tensors do not match: missing: depformer_emb.0.low_rank.weight"),
+        ({"depformer_low_rank_embeddings": -8}, "depformer_low_rank_embeddings: expected an integer in [1, 1048576)"),
+        ({"text_card_out": 5}, "wrong shape: text_linear.weight [96, 64] instead of [5, 64]"),
+        ({"text_card_out": 3}, "config.json: text_card_out: expected an integer in [4, 96], got 3"),
+        ({"text_card_out": "5"}, "config.json: text_card_out: expected an integer in [1, 1048576), got '5'"),
         ({"delays": [0] * 8}, "config.json: delays: expected 0, then 8 delays from 0 to 64, the first of them 0"),
         ({"delays": [1, 0, *[2] * 7]}, "config.json: delays: expected 0, then 8 delays from 0 to 64"),
         ({"tts_config": {"audio_delay": -1}}, "tts_config.audio_delay: expected seconds in [0, 5.12], got -1"),
         ({"tts_config": {"audio_delay": "1"}}, "tts_config.audio_delay: expected seconds in [0, 5.12], got '1'"),
         (
             {"tts_config": {"audio_delay": 1.28, "second_stream_ahead": 2}},
-            "tts_config.second_stream_ahead: expected 0, got 2",
+            "tts_config.second_stream_ahead: expected 0 without demux_second_stream, got 2",
         ),
-        ({"tts_config": {"audio_delay": 1.28, "multistream": True}}, "tts_config.multistream: expected 0, got True"),
+        ({"tts_config": {"audio_delay": 1, "multistream": True}}, "tts_config.multistream: expected False, got True"),
         ({"text_card": 95}, "expected a tokenizer of 95 tokens, got 96"),
         ({"card": 63}, "tensors do not match: wrong shape: "),
         ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),

@@ -1,28 +1,39 @@
 """Conversion of Kyutai's releases of text-to-speech models: names and shapes as published, and their file of Mimi.
 
-https://huggingface.co/kyutai/tts-0.75b-en-public: recordings of voices precede the reply, and CFG pairs guide it. A
-folder `voices/` in the release may contain recordings, which become named voices. The 1.6B model, whose voices are
-attended to, is refused.
+https://huggingface.co/kyutai/tts-0.75b-en-public: recordings of voices precede the reply, and CFG pairs guide it.
+https://huggingface.co/kyutai/tts-1.6b-en_fr: vectors of voices condition the reply, as does the guidance scale, and a
+second text stream shows the word after the next. In both, a folder `voices/` in the release has the named voices.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Release
-from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, integer
+from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, check_folded, flat, integer
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
-from stretto.families.kyutai_tts.family import MAX_DELAY, NAME, TtsVocabulary
-from stretto.families.kyutai_tts.prompt import VOICES, samples_at
+from stretto.families.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
+from stretto.families.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
 from stretto.families.moshi import convert as moshi
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import entry, released_file
+from stretto.weights.loading import Part
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
-SAMPLE_RATE = 24_000
-MAX_VOICES = 256
+MAX_VOICES, MAX_CONDITIONS, MAX_WIDTH, MAX_SCALE = 1024, 64, 1 << 14, 100
+VOICE = re.compile(r"[A-Za-z0-9_.+()/ -]{1,128}")
+# Voices that the authors' server and their script speak with by default.
+DEFAULTS = ("unmute-prod-website/default_voice.wav", "expresso/ex03-ex01_happy_001_channel1_334s.wav")
+SCALE, CONTROL, ALWAYS = "cfg", "control", "ok"  # names of conditioners, as is SPEAKERS; the only value of the second
+ADDED = (SCALE, CONTROL)  # conditioners whose vectors are added to all rows
+NUMBER = re.compile(r"[0-9]{1,3}\.[0-9]")
+CONDITIONER = "condition_provider.conditioners"
 EMPTY: dict[str, list[str]] = {"sum": [], "cross": [], "prepend": []}
 EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
     "model_type": ("tts",),
@@ -30,6 +41,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
     **moshi.DEPTH_EXPECTED,
     "fuser": (None, {}, EMPTY, {"sum": [], "cross": []}),
 }
+FREE = ("demux_second_stream", moshi.RANK)  # fields of EXPECTED with other values than there
+CONDITIONS = ("cross_attention", "conditioners", "fuser")  # likewise, in releases with conditions
+FUSED = {"cross_attention_pos_emb": True, "cross_attention_pos_emb_scale": 1, "cross": [SPEAKERS]}
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -37,51 +51,225 @@ def convert(release: Release, contents: Contents) -> Converted:
     config = contents.config
     if not config:
         raise CheckpointError("--config: expected the release's config.json, got none")
-    check_config(config, EXPECTED)
-    folder = release.model if release.model.is_dir() else release.model.parent
-    voices = recordings(folder / VOICES)
+    scales = guidance_scales(config)
+    free = (*FREE, *CONDITIONS) if scales else FREE
+    check_config(config, {name: allowed for name, allowed in EXPECTED.items() if name not in free})
+    folder = (release.model if release.model.is_dir() else release.model.parent) / VOICES
+    voices = vectors_of_voices(folder, config) if scales else recordings(folder)
     known = vocabulary(config, tuple(voices))
-    copies = {f"{VOICES}/{name}.wav": path for name, path in voices.items()}
-    return replace(moshi.converted(release, contents, config, known, NAME, repeated=(PAD,)), copies=copies)
+    if scales:
+        known = replace(known, guidance_scales=scales, voice_shape=shape_of(voices, width_of(config, SPEAKERS)))
+    copies = {f"{VOICES}/{name}.{'safetensors' if scales else 'wav'}": path for name, path in voices.items()}
+    made = moshi.converted(release, contents, config, known, NAME, repeated=(PAD,), num_steps=integer(config, "n_q"))
+    unused = (f"{moshi.DEPTH_TEXT}.low_rank.weight",) if known.ahead and config.get(moshi.RANK) else ()
+    made = replace(made, copies=copies, dropped=(*made.dropped, *unused))
+    return with_conditions(made, config, known, contents.tensors) if scales else made
 
 
 def recordings(folder: Path) -> dict[str, Path]:
     """Return the recordings of voices in a release, by name in lower case; raise CheckpointError if one is unusable."""
     paths = sorted(folder.glob("*.wav")) if folder.is_dir() else []
-    if len(paths) > MAX_VOICES:
-        raise CheckpointError(f"{folder}: expected at most {MAX_VOICES} recordings, got {len(paths)}")
     for path in paths:
         samples_at(path, SAMPLE_RATE)
-    found = {path.stem.lower(): path for path in paths}
-    if len(found) < len(paths):
-        raise CheckpointError(f"{folder}: expected names that differ in more than their case, got {len(paths)} files")
+    return by_name(folder, [(path.stem, path) for path in paths])
+
+
+def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of a release's voices, by the authors' name in lower case, with the default voice first.
+
+    The name of a voice is the path of its file in the folder, without the suffix that identifies the model.
+
+    Raises:
+        CheckpointError: There are none, too many, or names that a request cannot contain.
+    """
+    suffix = f".{entry(config, 'model_id.sig')}@{entry(config, 'model_id.epoch')}.safetensors"
+    paths = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+    named = [(path.relative_to(folder).as_posix().removesuffix(suffix), path) for path in paths]
+    found = by_name(folder, [(name, path) for name, path in named if path.name.endswith(suffix)])
+    if not found:
+        expected = f"files NAME{suffix} of voices, such as those of kyutai/tts-voices"
+        raise CheckpointError(f"{folder}: expected {expected}, got none")
+    return {name: found[name] for name in sorted(found, key=lambda name: (name not in DEFAULTS, name))}
+
+
+def by_name(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the files of voices by name in lower case; raise CheckpointError if a request cannot name them."""
+    if len(files) > MAX_VOICES:
+        raise CheckpointError(f"{folder}: expected at most {MAX_VOICES} voices, got {len(files)}")
+    odd = next((name for name, _ in files if not VOICE.fullmatch(name)), None)
+    if odd is not None:
+        expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and space"
+        raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
+    found = {name.lower(): released_file(path.parent, path.name) for name, path in files}
+    if len(found) < len(files):
+        raise CheckpointError(f"{folder}: expected names that differ in more than their case, got {len(files)} files")
     return found
 
 
+def shape_of(voices: Mapping[str, Path], width: int) -> tuple[int, int]:
+    """Return the number of vectors of each voice, and their width; raise CheckpointError if the voices differ."""
+    num_vectors = 0
+    for path in voices.values():
+        found = len(vectors_at(path, width))
+        if num_vectors not in (0, found):
+            raise CheckpointError(f"{path}: expected {num_vectors} vectors, as the other voices have, got {found}")
+        num_vectors = found
+    return num_vectors, width
+
+
+def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return the guidance scales that a release has vectors for; empty if it has no conditions.
+
+    Raises:
+        CheckpointError: The conditions are others than those of the 1.6B release. The message names the field.
+    """
+    conditioners = config.get("conditioners")
+    if not conditioners:
+        return ()
+    names = {SPEAKERS, SCALE, CONTROL}
+    if not isinstance(conditioners, dict) or {*conditioners} != names:
+        expected = f"none, or {', '.join(sorted(names))}"
+        raise CheckpointError(f"config.json: conditioners: expected {expected}, got {shown(conditioners)}")
+    kinds: dict[str, Any] = {f"conditioners.{name}.type": "lut" for name in ADDED}
+    kinds |= {f"conditioners.{SPEAKERS}.type": "tensor"}
+    kinds |= {f"conditioners.{name}.lut.tokenizer": "noop" for name in (SCALE, CONTROL)}
+    kinds |= {f"fuser.{name}": value for name, value in FUSED.items()} | {"cross_attention": True}
+    for field, wanted in kinds.items():
+        if (found := entry(config, field)) != wanted:
+            raise CheckpointError(f"config.json: {field}: expected {shown(wanted)}, got {shown(found)}")
+    for method, members in (("sum", [*ADDED]), ("prepend", [])):
+        found = config["fuser"].get(method, [])
+        if not isinstance(found, list) or sorted(map(str, found)) != members:
+            raise CheckpointError(f"config.json: fuser.{method}: expected {members}, got {shown(found)}")
+    values_of(config, CONTROL)
+    texts = values_of(config, SCALE)
+    scales = tuple(float(text) if NUMBER.fullmatch(text) else -1.0 for text in texts)
+    if not all(0 <= scale <= MAX_SCALE for scale in scales) or len({*scales}) < len(scales):
+        expected = f"different numbers from 0 to {MAX_SCALE} with one decimal"
+        raise CheckpointError(f"config.json: conditioners.cfg.lut.possible_values: expected {expected}, got {texts}")
+    return scales
+
+
+def values_of(config: Mapping[str, Any], conditioner: str) -> list[str]:
+    """Return the values that a table of vectors has entries for; raise CheckpointError if they are not usable."""
+    field = f"conditioners.{conditioner}.lut"
+    found, most = entry(config, f"{field}.possible_values"), entry(config, f"{field}.n_bins")
+    if type(most) is not int or not 1 <= most <= MAX_CONDITIONS:
+        raise CheckpointError(f"config.json: {field}.n_bins: expected 1 to {MAX_CONDITIONS}, got {shown(most)}")
+    is_list = isinstance(found, list) and all(isinstance(each, str) for each in found)
+    if not is_list or not 1 <= len(found) <= most or (conditioner == CONTROL and ALWAYS not in found):
+        expected = f"1 to {most} texts" + (f", {ALWAYS!r} among them" if conditioner == CONTROL else "")
+        raise CheckpointError(f"config.json: {field}.possible_values: expected {expected}, got {shown(found)}")
+    return found
+
+
+def width_of(config: Mapping[str, Any], conditioner: str) -> int:
+    """Return the width of a conditioner's vectors before their projection."""
+    field = f"conditioners.{conditioner}.{'tensor' if conditioner == SPEAKERS else 'lut'}.dim"
+    found = entry(config, field)
+    if type(found) is not int or not 1 <= found <= MAX_WIDTH:
+        raise CheckpointError(f"config.json: {field}: expected an integer in [1, {MAX_WIDTH}], got {shown(found)}")
+    return found
+
+
+def with_conditions(
+    made: Converted, config: Mapping[str, Any], known: TtsVocabulary, tensors: Mapping[str, Tensor]
+) -> Converted:
+    """Return a checkpoint together with its vectors of conditions, and the attention to those of voices.
+
+    Args:
+        made: The checkpoint without them.
+        config: Hyperparameters of the release.
+        known: Vocabulary of the checkpoint.
+        tensors: Tensors of the release.
+    """
+    width, voices, scales = integer(config, "dim"), f"{CONDITIONER}.{SPEAKERS}", f"{CONDITIONER}.{SCALE}"
+    sizes = {name: (entry(config, f"conditioners.{name}.lut.n_bins") + 1, width_of(config, name)) for name in ADDED}
+    folded = {f"{CONDITIONER}.{name}.output_proj.weight": (width, sizes[name][1]) for name in ADDED}
+    folded[f"{CONDITIONER}.{CONTROL}.embed.weight"] = sizes[CONTROL]
+    check_folded(tensors, folded)
+    always = values_of(config, CONTROL).index(ALWAYS)
+
+    def added(stored: Tensor) -> Tensor:
+        """Return the vector of each guidance scale, then that of each reply, [n + 1, H]."""
+        if stored.is_meta:
+            return stored.new_empty(known.control_id + 1, width)
+        control = tensors[f"{CONDITIONER}.{CONTROL}.embed.weight"][always : always + 1]
+        rows = {SCALE: stored[: known.control_id], CONTROL: control}
+        factors = {name: tensors[f"{CONDITIONER}.{name}.output_proj.weight"] for name in ADDED}
+        return torch.cat([rows[name].float() @ factors[name].float().T for name in ADDED])
+
+    parts = {
+        f"{scales}.embed.weight": Part("conditions.sum.weight", sizes[SCALE], added, torch.float32),
+        f"{voices}.output_proj.weight": Part(
+            "conditions.project.weight", (width, width_of(config, SPEAKERS)), dtype=torch.float32
+        ),
+        f"{voices}.learnt_padding": Part("conditions.absent", (1, 1, width), flat, torch.float32),
+    }
+    for layer in range(integer(config, "num_layers")):
+        stored, own = f"transformer.layers.{layer}", f"model.layers.{layer}"
+        fused, output = f"{stored}.cross_attention.in_proj_weight", f"{stored}.cross_attention.out_proj.weight"
+        newer = f"{stored}.cross_attention.in_projs.0.weight", f"{stored}.cross_attention.out_projs.0.weight"
+        fused, output = (new if new in tensors else old for new, old in zip(newer, (fused, output), strict=True))
+        rest = Part(f"{own}.cross_attn.kv_proj.weight", (3 * width, width), lambda weight: weight[width:])
+        parts |= {
+            fused: Part(
+                f"{own}.cross_attn.query_proj.weight", rest.stored, lambda weight: weight[:width], also=(rest,)
+            ),
+            output: Part(f"{own}.cross_attn.o_proj.weight", (width, width)),
+            f"{stored}.norm_cross.weight": Part(f"{own}.cross_norm.weight", (width,)),
+            f"{stored}.norm_cross.bias": Part(f"{own}.cross_norm.bias", (width,)),
+        }
+    unused = tuple(f"{CONDITIONER}.{name}.learnt_padding" for name in ADDED)  # for requests without these conditions
+    return replace(made, plan={**made.plan, **parts}, dropped=(*made.dropped, *unused), folded=(*made.folded, *folded))
+
+
 def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVocabulary:
-    """Return the vocabulary of a release."""
-    num_codebooks, delays = integer(config, "dep_q"), config.get("delays")
-    if config.get("n_q") != num_codebooks:
-        raise CheckpointError(f"config.json: n_q: expected {num_codebooks}, as dep_q, got {shown(config.get('n_q'))}")
+    """Return the vocabulary of a release.
+
+    A release may have tables for more codebooks than those that are to be generated (`n_q` and `dep_q`).
+    """
+    num_codebooks, num_tables, delays = integer(config, "dep_q"), integer(config, "n_q"), config.get("delays")
+    if num_codebooks > num_tables:
+        raise CheckpointError(f"config.json: dep_q: expected at most {num_tables}, as n_q, got {num_codebooks}")
     own = delays[1:] if isinstance(delays, list) and delays[:1] == [0] else []
     is_valid = own[:1] == [0] and all(type(each) is int and 0 <= each <= MAX_DELAY for each in own)
-    if not is_valid or len(own) != num_codebooks:
-        expected = f"0, then {num_codebooks} delays from 0 to {MAX_DELAY}, the first of them 0"
+    if not is_valid or len(own) != num_tables or not {*own} <= {*own[:num_codebooks]}:
+        expected = f"0, then {num_tables} delays from 0 to {MAX_DELAY}, the first of them 0, and no other after dep_q"
         raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
     settings = entry(config, "tts_config")
-    for name in ("second_stream_ahead", "multistream"):
-        if settings.get(name) not in (0, None):
-            raise CheckpointError(f"config.json: tts_config.{name}: expected 0, got {shown(settings[name])}")
+    if (multistream := settings.get("multistream")) not in (False, None):
+        raise CheckpointError(f"config.json: tts_config.multistream: expected False, got {shown(multistream)}")
     delay_s = entry(settings, "audio_delay")
     if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s * FRAME_RATE <= MAX_DELAY:
         expected = f"seconds in [0, {MAX_DELAY / FRAME_RATE:g}]"
         raise CheckpointError(f"config.json: tts_config.audio_delay: expected {expected}, got {shown(delay_s)}")
+    num_text_ids, num_sampled = integer(config, "text_card"), config.get("text_card_out")
+    if num_sampled is not None and not PAD < integer(config, "text_card_out") <= num_text_ids:
+        expected = f"an integer in [{PAD + 1}, {num_text_ids}]"
+        raise CheckpointError(f"config.json: text_card_out: expected {expected}, got {num_sampled}")
     return TtsVocabulary(
-        num_text_ids=integer(config, "text_card"),
+        num_text_ids=num_text_ids,
         num_codebooks=num_codebooks,
         codebook_size=integer(config, "card"),
-        delays=tuple(own),
+        delays=tuple(own[:num_codebooks]),
         delay_rows=int(delay_s * FRAME_RATE),
-        depth=moshi.depth_spec(config, num_codebooks),
+        depth=moshi.depth_spec(config, moshi.schedule(config, num_tables)[:num_codebooks]),
         voices=voices,
+        num_sampled=num_sampled or 0,
+        ahead=words_ahead(config),
     )
+
+
+def words_ahead(config: Mapping[str, Any]) -> int:
+    """Return the number of words by which the second text stream is ahead; 0 if a release has no such stream."""
+    is_second, found = config.get("demux_second_stream"), entry(config, "tts_config").get("second_stream_ahead")
+    if is_second not in (True, False, None):
+        raise CheckpointError(f"config.json: demux_second_stream: expected True or False, got {shown(is_second)}")
+    lowest, highest = (1, MAX_AHEAD) if is_second else (0, 0)
+    if type(found or 0) is not int or not lowest <= (found or 0) <= highest:
+        expected = f"an integer in [1, {MAX_AHEAD}] with" if is_second else "0 without"
+        raise CheckpointError(
+            f"config.json: tts_config.second_stream_ahead: expected {expected} demux_second_stream, got {shown(found)}"
+        )
+    return found or 0

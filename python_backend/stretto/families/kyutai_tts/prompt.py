@@ -1,32 +1,40 @@
-"""Prompts of Kyutai TTS: the codes of a recording of the voice, and the words of the text for the rows of the reply.
+"""Prompts of Kyutai TTS: the voice, and the words of the text for the rows of the reply.
 
-A row of initial ids comes first. The recording's codes are where the model's own would be, behind the delays, so the
+A row of initial ids comes first. The codes of a recording are where the model's own would be, behind the delays, so the
 last of them are in the first rows of the reply. As in the authors' `get_prefix`, its last two frames are left out.
+
+In releases with conditions there are no recordings. The vectors of up to five voices are conditions of the reply, one
+voice after the other, as in the authors' `make_condition_attributes`.
 """
 
 import wave
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
-from stretto.families.kyutai_tts.family import END_OF_WORDS, MAX_VOICE_S, NAME, TtsVocabulary
+from stretto.families.kyutai_tts.family import END_OF_WORDS, GUIDANCE_SCALE, MAX_VOICE_S, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.words import WordStream
 from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import unpack_words
+from stretto.records.prompt import Condition, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
+SPEAKERS = "speaker_wavs"  # tensor of a voice's file
+SAMPLE_RATE = 24_000
 NUM_LEFT_OUT = 2  # last frames of a recording
 MIN_FRAMES = 3
-MAX_WAV_BYTES = 1 << 24
+MAX_WAV_BYTES, MAX_VECTORS, MAX_VECTOR_BYTES = 1 << 24, 1024, 1 << 24
+FLOATS = ("F32", "BF16", "F16")
+NUM_CACHED = 64  # voices whose vectors are kept in memory, of 256 kB each
 
 
 class TtsTemplate:
@@ -35,6 +43,7 @@ class TtsTemplate:
     def __init__(self, family: Family, known: TtsVocabulary, tokenizer: PlainTokenizer, codec: MimiCodec, folder: Path):
         self._family, self._known, self._tokenizer = family, known, tokenizer
         self._encoder, self._folder, self._rate = MimiEncoder(codec), folder, codec.spec.sample_rate
+        self._vectors = lru_cache(NUM_CACHED)(self._read_vectors)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the voice, with the words of the text as track.
@@ -44,15 +53,53 @@ class TtsTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        codes = self._recorded(recordings[0]) if recordings else self._named(voice)
+        condition, codes = None, np.zeros((self._known.num_codebooks, 0), np.int64)
+        if self._known.conditions is not None:
+            condition = self._condition(voice, manner.guidance_scale)
+        else:
+            codes = self._recorded(recordings[0]) if recordings else self._named(voice)
         rows, tail = voice_rows(self._known, codes)
         track: tuple[int, ...] = ()
         if not manner.is_open:
-            ids, _ = WordStream(self._tokenizer, piece.path).after(piece.text, is_last=True)
+            words = WordStream(self._tokenizer, piece.path, has_turns=self._known.has_turns)
+            ids, _ = words.after(piece.text, is_last=True)
             if not any(tokens for tokens, _ in unpack_words(ids)):
                 raise InvalidRequest(piece.path, "text with a word that can be spoken", shown(piece.text))
             track = (*ids, END_OF_WORDS)
-        return PromptRows(rows, delayed_tail=tail, track=track, num_reference_rows=codes.shape[1])
+        num_frames = codes.shape[1]
+        return PromptRows(rows, delayed_tail=tail, track=track, num_reference_rows=num_frames, condition=condition)
+
+    def check_voices(self) -> None:
+        """Raise CheckpointError if the file of a named voice cannot be used."""
+        if self._known.conditions is None:
+            _ = self._voices
+            return
+        for name in self._known.voices:
+            self._read_vectors(name)
+
+    def _condition(self, voice: str | None, scale: float | None) -> Condition:
+        """Return the condition of a reply.
+
+        Args:
+            voice: Names of the voices of the speakers, in order, separated by commas.
+            scale: Guidance scale, one of the model's; None for the default.
+        """
+        assert voice is not None, "a checkpoint with conditions has named voices"
+        scales = self._known.guidance_scales
+        if scale is None:
+            scale = GUIDANCE_SCALE if GUIDANCE_SCALE in scales else scales[0]
+        vectors = np.concatenate([self._vectors(name) for name in voice.split(",")])
+        return Condition((scales.index(scale), self._known.control_id), vectors)
+
+    def _read_vectors(self, name: str) -> np.ndarray:
+        """Return the vectors of a named voice, float32 [n, W]."""
+        assert self._known.voice_shape is not None
+        num_vectors, width = self._known.voice_shape
+        path = self._folder / f"{name}.safetensors"
+        vectors = vectors_at(path, width)
+        if len(vectors) != num_vectors:
+            raise CheckpointError(f"{path}: expected {num_vectors} vectors, got {len(vectors)}")
+        return vectors
 
     def _named(self, voice: str | None) -> np.ndarray:
         if voice is None:
@@ -110,10 +157,36 @@ def samples_at(path: Path, rate: int) -> np.ndarray:
     return pcm
 
 
+def vectors_at(path: Path, width: int) -> np.ndarray:
+    """Return the vectors in a voice's file, float32 [n, W].
+
+    Args:
+        path: Safetensors file with the tensor `speaker_wavs` [1, W, n].
+        width: Width of a vector, W.
+
+    Raises:
+        CheckpointError: The file cannot be read, or contains other vectors.
+    """
+    try:
+        with safe_open(regular_file(path, MAX_VECTOR_BYTES), "pt") as file:
+            stored = file.get_slice(SPEAKERS)
+            shape, dtype = stored.get_shape(), stored.get_dtype()
+            if dtype not in FLOATS or shape[:2] != [1, width] or len(shape) != 3 or not 1 <= shape[2] <= MAX_VECTORS:
+                expected = f"{SPEAKERS} [1, {width}, 1 to {MAX_VECTORS}] of {' or '.join(FLOATS)}"
+                raise CheckpointError(f"{path}: expected {expected}, got {shape} of {dtype}")
+            vectors = file.get_tensor(SPEAKERS).float()
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
+    if not vectors.isfinite().all():
+        raise CheckpointError(f"{path}: {SPEAKERS}: expected finite numbers, got NaN or infinity")
+    found: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())
+    return found
+
+
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template with a checkpoint's Mimi, tokenizer and voices."""
     mimi = require_mimi(codec, NAME)
     known = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     template = TtsTemplate(family, known, sentencepiece_at(checkpoint / SENTENCEPIECE_FILE), mimi, checkpoint / VOICES)
-    _ = template._voices  # a file that cannot be read is reported at the start
+    template.check_voices()  # a file that cannot be read is reported at the start
     return template

@@ -20,6 +20,12 @@ BORDER = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
 OPEN_BREAK = re.compile(
     r'<(?:b(?:r(?:e(?:a(?:k(?:\s+(?:t(?:i(?:m(?:e(?:=(?:"(?:[0-9]+(?:\.[0-9]*)?(?:s(?:"\s*/?)?)?)?)?)?)?)?)?)?)?)?)?)?)?)?$'
 )
+# The beginning of a line that names its speaker, and the same at the end of a text that goes on.
+SPEAKER = re.compile(r"[^\S\n]*speaker[^\S\n]+([0-9]{1,3})[^\S\n]*:", re.IGNORECASE)
+OPEN_SPEAKER = re.compile(
+    r"[^\S\n]*(?:s(?:p(?:e(?:a(?:k(?:e(?:r(?:[^\S\n]+(?:[0-9]{1,3}[^\S\n]*)?)?)?)?)?)?)?)?)?", re.IGNORECASE
+)
+MAIN, OTHER = 1, 2  # text ids of the speakers, which begin the first word of a turn
 MAX_BREAK_S = 60.0
 MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
 
@@ -27,13 +33,20 @@ MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
 class WordStream:
     """Incremental conversion of one text to packed words. A word ends with a space, a break or the end of the text.
 
+    With turns, a line that begins with `Speaker 1:` or `Speaker 2:` begins a turn of that speaker, and the text begins
+    with a turn of the first.
+
     Args:
         tokenizer: Tokenizer of the checkpoint.
         path: Name of the text in error messages.
+        has_turns: True if the first word of a turn begins with the id of its speaker.
     """
 
-    def __init__(self, tokenizer: PlainTokenizer, path: str = "text"):
+    def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
         self._tokenizer, self._path, self._rest = tokenizer, path, ""
+        self._has_turns, self._begins_line = has_turns, True
+        self._line = ""  # beginning of a line that may name its speaker
+        self._speaker, self._spoken = MAIN, 0  # speaker of the turn, and of the words so far
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
         """Append text without changing this stream.
@@ -48,7 +61,42 @@ class WordStream:
         Raises:
             InvalidRequest: A word or a break is too long, or the model has no token for part of the text.
         """
-        behind = copy(self)
+        behind, ids = copy(self), list[int]()
+        for speaker, part in behind._turns(text, is_last):
+            if speaker:
+                ids += behind._words("", is_last=True)
+                behind._speaker = speaker
+            ids += behind._words(part, is_last=False)
+        if is_last:
+            ids += behind._words("", is_last=True)
+        return ids, behind
+
+    def _turns(self, text: str, is_last: bool) -> list[tuple[int, str]]:
+        """Append text, and return its parts, each with the speaker if it begins a turn, or else 0."""
+        if not self._has_turns:
+            return [(0, text)]
+        parts, text, self._line = list[tuple[int, str]](), self._line + text, ""
+        while text:
+            speaker = 0
+            if self._begins_line:
+                if (found := SPEAKER.match(text)) is not None:
+                    speaker, text = self._numbered(found[1]), text[found.end() :]
+                elif not is_last and OPEN_SPEAKER.fullmatch(text):
+                    self._line = text
+                    break
+            line, border, text = text.partition("\n")
+            self._begins_line = bool(border)
+            parts.append((speaker, line + border))
+        return parts
+
+    def _numbered(self, number: str) -> int:
+        """Return the id of a speaker."""
+        if int(number) not in (MAIN, OTHER):
+            raise InvalidRequest(self._path, f"speakers {MAIN} and {OTHER}", f"speaker {number}")
+        return int(number)
+
+    def _words(self, text: str, is_last: bool) -> list[int]:
+        """Append text of a turn, and return the packed words that have become known."""
         ids, rest = list[int](), self._rest + text.translate(REPLACED)
         open_break = None if is_last else OPEN_BREAK.search(rest)
         stop = open_break.start() if open_break else len(rest)
@@ -61,8 +109,8 @@ class WordStream:
             raise InvalidRequest(self._path, f"words of at most {MAX_WORD_CHARS} characters", f"{len(rest)} characters")
         if is_last:
             ids, rest = ids + self._packed(rest), ""
-        behind._rest = rest
-        return ids, behind
+        self._rest = rest
+        return ids
 
     def _packed(self, word: str) -> list[int]:
         """Return a word, packed; empty for an empty word."""
@@ -73,6 +121,9 @@ class WordStream:
             raise InvalidRequest(self._path, f"words of at most {MAX_WORD_TOKENS} tokens", f"{len(tokens)} tokens")
         if not tokens or min(tokens) <= PAD:  # ids that control the model, and unknown characters
             raise InvalidRequest(self._path, "text that the model has tokens for", shown(word))
+        if self._has_turns and self._spoken != self._speaker:
+            self._spoken = self._speaker
+            tokens = [self._speaker, *tokens]
         return pack_word(tokens, len(tokens))
 
     def _pause(self, seconds: str) -> list[int]:
@@ -93,4 +144,6 @@ def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # words are marked as they are taken
 
-    return TextCodec(lambda task: PieceReader(tokens), no_words, lambda: WordStream(tokenizer))
+    return TextCodec(
+        lambda task: PieceReader(tokens), no_words, lambda: WordStream(tokenizer, has_turns=known.has_turns)
+    )

@@ -35,8 +35,9 @@ from stretto.weights.loading import Part, Plan
 
 IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
 TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
-EMBEDDINGS = "text_emb.weight"
-DEPTH_TEXT = "depformer_text_emb.weight"
+TEXT, DEPTH_TEXT = "text_emb", "depformer_text_emb"
+EMBEDDINGS = f"{TEXT}.weight"
+RANK, CODE_FACTOR = "depformer_low_rank_embeddings", "depformer_emb.{}.low_rank.weight"
 MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
 # Contents of config.json for the first releases, which lack this file.
 FIRST: dict[str, Any] = {
@@ -75,7 +76,7 @@ DEPTH_EXPECTED: dict[str, tuple[Any, ...]] = {  # `kyutai_tts` shares these
     "depformer_layer_scale": (None,),
     "depformer_multi_linear": (True,),
     "depformer_weights_per_step": (True,),
-    "depformer_low_rank_embeddings": (None,),
+    RANK: (None,),
     "depformer_norm": (None,),
 }
 EXPECTED = {"model_type": ("moshi", None), **SHARED_EXPECTED, **DEPTH_EXPECTED}  # supported values of config.json
@@ -113,6 +114,7 @@ def converted(
     family: str,
     rows: Sequence[Tensor] = (),
     repeated: Sequence[int] = (),
+    num_steps: int | None = None,
 ) -> Converted:
     """Return the checkpoint to be written for a release that has Moshi tensors.
 
@@ -126,6 +128,7 @@ def converted(
         family: Name of the family.
         rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
         repeated: Text ids whose embeddings are repeated for the ids from `num_text_ids`, which are never sampled.
+        num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
@@ -138,19 +141,24 @@ def converted(
         "tie_word_embeddings": True,  # no head over this vocabulary; text is sampled from `depth.first_head`
         "dtype": contents.dtype,
     }
-    code_table, steps = known.codebook_size + 1, known.num_codebooks
-    folded: dict[str, tuple[int, ...]] = {f"emb.{k}.weight": (code_table, width) for k in range(known.num_tables)}
+    code_table, steps, stored = known.codebook_size + 1, known.num_codebooks, num_steps or integer(config, "dep_q")
+    folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
     folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
     folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
-    folded |= {f"depformer_emb.{k}.weight": (code_table, known.depth.hidden) for k in range(steps - 1)}
+    rank = depth_rank(config, known.depth)
+    folded |= {f"depformer_emb.{k}.weight": (code_table, rank) for k in range(steps - 1)}
+    folded |= dict.fromkeys(text_factors(config, TEXT), (width, width))
+    folded |= dict.fromkeys(text_factors(config, DEPTH_TEXT), (known.depth.hidden, rank))
+    if config.get(RANK):
+        folded |= {CODE_FACTOR.format(k): (known.depth.hidden, rank) for k in range(steps - 1)}
     check_folded(contents.tensors, folded)
     layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
-    unused = range(steps, integer(config, "dep_q"))
-    dropped = [f"{name}.{step}." for step in unused for name in ("linears", "depformer_in", *layers)]
-    dropped += [f"depformer_emb.{step - 1}." for step in unused]
+    unused, num_sets = range(steps, stored), 1 + max(schedule(config, stored))
+    dropped = [f"{name}.{w}." for w in range(known.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
+    dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
     folder = release.model if release.model.is_dir() else release.model.parent
     codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
-    parts = plan(config, known, contents.tensors, rows, repeated)
+    parts = plan(config, known, contents.tensors, rows, repeated) | depth_plan(known.depth, num_sets)
     return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
 
 
@@ -170,25 +178,34 @@ def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
         num_codebooks=num_codebooks,
         codebook_size=integer(config, "card"),
         delays=tuple(own),
-        depth=depth_spec(config, num_codebooks),
+        depth=depth_spec(config, schedule(config, num_codebooks)),
     )
 
 
-def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
-    """Return the hyperparameters of the depth transformer."""
+def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
+    """Return the number of the set of weights that each step of a release's depth transformer uses.
+
+    Raises:
+        CheckpointError: The release has another number of steps, or does not number its sets from 0.
+    """
+    found = config.get("depformer_weights_per_step_schedule")
+    if found is None:
+        found = list(range(num_steps))
+    is_valid = isinstance(found, list) and len(found) == num_steps and all(isinstance(w, int) for w in found)
+    if not is_valid or sorted({*found}) != list(range(len({*found}))):
+        expected = f"{num_steps} numbers of sets, from 0 on"
+        raise CheckpointError(
+            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(found)}"
+        )
+    return list(found)
+
+
+def depth_spec(config: Mapping[str, Any], steps: Sequence[int]) -> DepthSpec:
+    """Return the hyperparameters of the depth transformer, given the set of weights of each step."""
     width, heads = integer(config, "depformer_dim"), integer(config, "depformer_num_heads")
     if width % heads or (width // heads) % 2:
         expected = "heads of an even width"
         raise CheckpointError(f"config.json: depformer_dim: expected {expected}, got {width} for {heads} heads")
-    schedule = config.get("depformer_weights_per_step_schedule")
-    if schedule is None:
-        schedule = list(range(num_steps))
-    is_valid = isinstance(schedule, list) and len(schedule) == num_steps and all(isinstance(w, int) for w in schedule)
-    if not is_valid or sorted({*schedule}) != list(range(len({*schedule}))):
-        expected = f"{num_steps} numbers of sets, from 0 on"
-        raise CheckpointError(
-            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(schedule)}"
-        )
     return DepthSpec(
         hidden=width,
         intermediate=gated_width(width, integer(config, "depformer_dim_feedforward")),
@@ -197,8 +214,23 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
         num_kv_heads=heads,
         head_dim=width // heads,
         eps=EPS,
-        schedule=tuple(schedule),
+        schedule=tuple(steps),
     )
+
+
+def depth_rank(config: Mapping[str, Any], depth: DepthSpec) -> int:
+    """Return the width in which a release stores the embeddings of the depth transformer."""
+    return integer(config, RANK) if config.get(RANK) else depth.hidden
+
+
+def text_factors(config: Mapping[str, Any], table: str) -> tuple[str, ...]:
+    """Return the names of the matrices that a release multiplies an embedding table of text by.
+
+    There is one for each text stream if there are two, and otherwise at most one.
+    """
+    if config.get("demux_second_stream"):
+        return f"{table}.out1.weight", f"{table}.out2.weight"
+    return (f"{table}.low_rank.weight",) if config.get(RANK) and table == DEPTH_TEXT else ()
 
 
 def plan(
@@ -217,23 +249,52 @@ def plan(
             return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
         return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
 
+    def product(stored: Tensor, factor: str, num_columns: int) -> Tensor:
+        """Return a table multiplied by the transpose of the matrix `factor`, in float32."""
+        if stored.is_meta:
+            return stored.new_empty(len(stored), num_columns)
+        return stored.float() @ tensors[factor].float().T
+
+    def streams(stored: Tensor, name: str, num_columns: int) -> list[Tensor]:
+        """Return the embeddings of each text stream."""
+        return [product(stored, factor, num_columns) for factor in text_factors(config, name)] or [stored]
+
     def texts(stored: Tensor) -> Tensor:
         """Return the embeddings of text, then the repeated ones."""
         return torch.cat([stored[:text], *(stored[token : token + 1] for token in repeated)])
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, initial text, our own two ids and all codes, then `rows`, [V, H]."""
+        """Return the embeddings of text, initial text, our own two ids, all codes, `rows` and second text, [V, H]."""
+        main, *second = streams(stored, TEXT, width)
         codes = others("emb", range(known.num_tables), stored, size + 1)
-        own = [stored[text:], stored.new_zeros(2, width)]
-        return torch.cat([texts(stored), *own, *codes, *(each.to(stored) for each in rows)])
+        if not stored.is_meta:
+            codes = with_initial_ids_of_others(codes)
+        own = [main[text:], main.new_zeros(2, width)]
+        behind = [*(each.to(main) for each in rows), *(each[:text] for each in second)]
+        return torch.cat([texts(main), *own, *codes, *behind])
+
+    def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:
+        """Return tables of codes, with initial ids that stand for codebooks beyond them as well.
+
+        Such a codebook only has its initial id, in the rows in which another one with the same delay has its own.
+        """
+        for k in range(known.num_tables, integer(config, "n_q")):
+            same = known.delays.index(config["delays"][1 + k])
+            initial = codes[same][size:] + tensors[f"emb.{k}.weight"][size:].to(codes[same].dtype)
+            codes[same] = torch.cat([codes[same][:size], initial])
+        return codes
 
     def head(stored: Tensor) -> Tensor:
-        """Return the head of text, with zeros for the repeated ids."""
-        return torch.cat([stored, stored.new_zeros(len(repeated), width)])
+        """Return the head of text, with zeros for ids that are never sampled."""
+        return torch.cat([stored, stored.new_zeros(text + len(repeated) - len(stored), width)])
 
     def depth_table(stored: Tensor) -> Tensor:
         """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
-        return torch.cat([texts(stored), *others("depformer_emb", range(known.num_codebooks - 1), stored, size)])
+        main, *second = streams(stored, DEPTH_TEXT, depth.hidden)
+        codes = others("depformer_emb", range(known.num_codebooks - 1), stored, size)
+        if config.get(RANK):
+            codes = [product(each, CODE_FACTOR.format(k), depth.hidden) for k, each in enumerate(codes)]
+        return torch.cat([texts(main), *codes, *(each[:text] for each in second)])
 
     def projections(stored: Tensor) -> Tensor:
         return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
@@ -244,11 +305,10 @@ def plan(
     return {
         **backbone_plan(config, tensors),
         EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
-        "text_linear.weight": Part("depth.first_head", (text, width), head),
-        DEPTH_TEXT: Part("depth.embed", (text + 1, depth.hidden), depth_table),
+        "text_linear.weight": Part("depth.first_head", (known.num_head_ids, width), head),
+        f"{DEPTH_TEXT}.weight": Part("depth.embed", (text + 1, depth_rank(config, depth)), depth_table),
         "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
         "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
-        **depth_plan(depth, depth.num_sets + integer(config, "dep_q") - known.num_codebooks),
     }
 
 

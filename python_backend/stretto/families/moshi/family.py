@@ -61,6 +61,11 @@ class FrameVocabulary(KyutaiVocabulary):
             raise ValueError(f"expected {self.num_codebooks} delays, the first of them 0, got {self.delays}")
 
     @property
+    def num_head_ids(self) -> int:
+        """Number of text ids, from 0 on, that the text head predicts."""
+        return self.num_text_ids
+
+    @property
     def num_tables(self) -> int:
         """Number of codebooks in a row, including those of input-only streams."""
         return self.num_codebooks

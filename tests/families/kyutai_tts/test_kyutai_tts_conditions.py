@@ -1,0 +1,422 @@
+"""Kyutai TTS 1.6B: conversion of its conditions and of two text streams, its voices, and the prompts that they give."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
+from stretto.convert.command import main
+from stretto.convert.make_repository import profile
+from stretto.engine.tracks import WordMachine, WordTrack
+from stretto.errors import InvalidRequest
+from stretto.families.base import ConditionSpec
+from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
+from stretto.families.kyutai_tts.words import WordStream, open_text_codec
+from stretto.families.plugin import config_at, family_at
+from stretto.families.text import sentencepiece_at
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.records.prompt import Prompt, unpack_words
+from stretto_client.model_profile import ModelProfile
+from tests.families.kyutai_tts.test_kyutai_tts_convert import SMALL, words
+from tests.kyutai_tts_release import packed, replies, vocabulary
+from tests.refused_conversion import Refuses, check_tensor_errors, edited
+
+SUFFIX = ".1e68beda@240.safetensors"
+# Numbers of kyutai/tts-1.6b-en_fr that determine its tensors.
+PUBLISHED = LARGE | {
+    "n_q": 32,
+    "dep_q": 32,
+    "num_layers": 16,
+    "depformer_num_layers": 4,
+    "depformer_weights_per_step_schedule": [*range(8), *[8] * 8, *[9] * 8, *[10] * 8],
+}
+LUT = LARGE["conditioners"]["cfg"]["lut"]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("kyutai_tts"), base=LARGE, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("converted") / "out"
+    assert main(words(release, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def preprocessor(checkpoint: Path) -> Preprocessor:
+    return Preprocessor(checkpoint)
+
+
+def vectors_in(release: Path, voice: str) -> np.ndarray:
+    """Return the vectors of a published voice, [n, W]."""
+    return load_file(release / "voices" / f"{voice}{SUFFIX}")["speaker_wavs"][0].T.numpy()
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(checkpoint.glob("*.safetensors")))
+
+
+def test_published_numbers_give_418_tensors() -> None:
+    assert len(lm_shapes(PUBLISHED)) == 418
+
+
+def test_checkpoint_has_conditions_and_voices(checkpoint: Path) -> None:
+    known, family = vocabulary(checkpoint), family_at(checkpoint)
+    assert (known.ahead, known.voice_shape, known.delay_rows) == (2, (NUM_VECTORS, 16), 16)
+    assert known.guidance_scales == (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+    assert family.conditions == ConditionSpec(num_ids=8, vector_rows=5 * NUM_VECTORS, vector_width=16)
+    assert family.voices == tuple(name.lower() for name in VOICES)
+    assert family.second_ids == range(known.codes_end, known.vocab_size)
+    assert len(family.second_ids) == 96
+    assert (family.guided_streams, family.tasks[0].sampling.guidance_scale, family.tasks[0].system) == ((), 1.0, ())
+    for name in VOICES:
+        assert (checkpoint / "voices" / f"{name.lower()}.safetensors").exists()
+
+
+def test_tables_of_two_text_streams_are_multiplied_out(release: Path, checkpoint: Path) -> None:
+    published, made, known = load_file(release / "model.safetensors"), tensors_of(checkpoint), vocabulary(checkpoint)
+    main_table, second = (published["text_emb.weight"] @ published[f"text_emb.out{n}.weight"].T for n in (1, 2))
+    table = made["model.embed_tokens.weight"]
+    assert len(table) == known.vocab_size
+    torch.testing.assert_close(table[:96], main_table[:96])
+    torch.testing.assert_close(table[known.wish_id], main_table[3])
+    torch.testing.assert_close(table[known.initial_text], main_table[96])
+    assert not table[[known.end_of_reply, known.nothing]].any()
+    torch.testing.assert_close(table[known.codes_end :], second[:96])
+    for k, first in enumerate(known.first_codes):
+        assert torch.equal(table[first : first + 65], published[f"emb.{k}.weight"])
+
+
+def test_depth_tables_of_low_rank_are_multiplied_out(release: Path, checkpoint: Path) -> None:
+    """The published matrix `depformer_text_emb.low_rank` is not used where there are two text streams."""
+    published, made = load_file(release / "model.safetensors"), tensors_of(checkpoint)
+    text = published["depformer_text_emb.weight"]
+    main_table, second = (text @ published[f"depformer_text_emb.out{n}.weight"].T for n in (1, 2))
+    codes = [
+        published[f"depformer_emb.{k}.weight"] @ published[f"depformer_emb.{k}.low_rank.weight"].T for k in range(11)
+    ]
+    expected = torch.cat([main_table[:96], main_table[3:4], *(each[:64] for each in codes), second[:96]])
+    torch.testing.assert_close(made["depth.embed"], expected)
+
+
+def check_conditions(published: dict[str, torch.Tensor], made: dict[str, torch.Tensor]) -> None:
+    """Assert that the vectors of conditions are those of the release, in float32."""
+    place = "condition_provider.conditioners"
+    rows = {"cfg": slice(0, 7), "control": slice(0, 1)}
+    expected = [
+        published[f"{place}.{name}.embed.weight"][part] @ published[f"{place}.{name}.output_proj.weight"].T
+        for name, part in rows.items()
+    ]
+    torch.testing.assert_close(made["conditions.sum.weight"], torch.cat(expected))
+    assert torch.equal(made["conditions.project.weight"], published[f"{place}.speaker_wavs.output_proj.weight"])
+    assert torch.equal(made["conditions.absent"], published[f"{place}.speaker_wavs.learnt_padding"][0, 0])
+
+
+def test_conditions_and_attention_to_voices_are_converted(release: Path, checkpoint: Path) -> None:
+    published, made = load_file(release / "model.safetensors"), tensors_of(checkpoint)
+    check_conditions(published, made)
+    stored, own = "transformer.layers.0", "model.layers.0"
+    queries, keys_and_values = made[f"{own}.cross_attn.query_proj.weight"], made[f"{own}.cross_attn.kv_proj.weight"]
+    assert (queries.shape, keys_and_values.shape) == ((64, 64), (128, 64))
+    fused = torch.cat([queries, keys_and_values])  # heads are not rotated, so their rows keep their order
+    assert torch.equal(fused, published[f"{stored}.cross_attention.in_proj_weight"])
+    for name, to in (
+        ("cross_attention.out_proj.weight", "cross_attn.o_proj.weight"),
+        ("norm_cross.weight", "cross_norm.weight"),
+        ("norm_cross.bias", "cross_norm.bias"),
+    ):
+        assert torch.equal(made[f"{own}.{to}"], published[f"{stored}.{name}"])
+
+
+def test_conditions_stay_float32_in_a_bfloat16_release(copied: Path, tmp_path: Path) -> None:
+    """The first tensor of such a release is float32, so the dtype is that of the embeddings."""
+    with edited(copied / "model.safetensors") as tensors:
+        for name in [name for name in tensors if not name.startswith("condition_provider.")]:
+            tensors[name] = tensors[name].bfloat16()
+    assert main(words(copied, tmp_path / "out")) == 0
+    made = tensors_of(tmp_path / "out")
+    check_conditions(load_file(copied / "model.safetensors"), made)
+    kinds = {name.startswith("conditions."): tensor.dtype for name, tensor in made.items()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    assert config_at(tmp_path / "out")["dtype"] == "bfloat16"
+
+
+def conditioner(name: str, kind: str, **changed: Any) -> dict[str, Any]:
+    """Return the release's conditioners, one of them with other settings."""
+    record = LARGE["conditioners"]
+    return {"conditioners": record | {name: record[name] | {kind: record[name][kind] | changed}}}
+
+
+def fuser(**changed: Any) -> dict[str, Any]:
+    """Return the release's fuser with other settings."""
+    return {"fuser": LARGE["fuser"] | changed}
+
+
+CFG_OF_ANOTHER_TYPE = {"conditioners": LARGE["conditioners"] | {"cfg": {"type": "tensor"}}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"cross_attention": False}, "config.json: cross_attention: expected True, got False"),
+        ({"conditioners": {"cfg": LARGE["conditioners"]["cfg"]}}, "conditioners: expected none, or cfg, control"),
+        ({"conditioners": 5}, "config.json: conditioners: expected none, or cfg, control, speaker_wavs, got 5"),
+        (CFG_OF_ANOTHER_TYPE, "config.json: conditioners.cfg.type: expected 'lut', got 'tensor'"),
+        (conditioner("control", "lut", tokenizer="word"), "control.lut.tokenizer: expected 'noop', got 'word'"),
+        (conditioner("control", "lut", possible_values=["bad"]), "possible_values: expected 1 to 1 texts, 'ok' among"),
+        (conditioner("cfg", "lut", n_bins=0), "config.json: conditioners.cfg.lut.n_bins: expected 1 to 64, got 0"),
+        (conditioner("cfg", "lut", n_bins=6), "conditioners.cfg.lut.possible_values: expected 1 to 6 texts, got"),
+        (conditioner("cfg", "lut", possible_values=["1", "2.0"]), "expected different numbers from 0 to 100 with"),
+        (conditioner("cfg", "lut", possible_values=["2.0", "2.0"]), "expected different numbers from 0 to 100"),
+        (conditioner("cfg", "lut", dim=9), "wrong shape: condition_provider.conditioners.cfg.output_proj.weight"),
+        (conditioner("speaker_wavs", "tensor", dim=17), "expected speaker_wavs [1, 17, 1 to 1024] of F32 or BF16"),
+        (conditioner("speaker_wavs", "tensor", dim=None), "conditioners.speaker_wavs.tensor.dim: expected an integer"),
+        ({"fuser": None}, "config.yaml: fuser.cross_attention_pos_emb is missing"),
+        (fuser(cross_attention_pos_emb=False), "config.json: fuser.cross_attention_pos_emb: expected True, got False"),
+        (fuser(cross_attention_pos_emb_scale=2), "fuser.cross_attention_pos_emb_scale: expected 1, got 2"),
+        (fuser(sum=["cfg"]), "config.json: fuser.sum: expected ['cfg', 'control'], got ['cfg']"),
+        (fuser(prepend=["cfg"]), "config.json: fuser.prepend: expected [], got ['cfg']"),
+        ({"demux_second_stream": False}, "second_stream_ahead: expected 0 without demux_second_stream, got 2"),
+        ({"tts_config": {"audio_delay": 1.28}}, "expected an integer in [1, 8] with demux_second_stream, got None"),
+        (
+            {"tts_config": {"audio_delay": 1.28, "second_stream_ahead": 9}},
+            "tts_config.second_stream_ahead: expected an integer in [1, 8] with demux_second_stream, got 9",
+        ),
+        ({"model_id": {"sig": "1e68beda", "epoch": 1}}, "expected files NAME.1e68beda@1.safetensors of voices"),
+    ],
+)
+def test_other_conditions_are_refused_by_field(
+    copied: Path, tmp_path: Path, changed: dict[str, Any], message: str, refuses: Refuses
+) -> None:
+    with edited(copied / "config.json") as config:
+        config |= changed
+    refuses(words(copied, tmp_path / "out"), message)
+
+
+def test_codebooks_that_are_not_generated_become_initial_ids(copied: Path, tmp_path: Path) -> None:
+    """Another codebook with the same delay carries their initial ids in the same rows; later they are empty."""
+    published = load_file(copied / "model.safetensors")
+    with edited(copied / "config.json") as config:
+        config["dep_q"] = 7
+    assert main(words(copied, tmp_path / "out")) == 0
+    made, known = tensors_of(tmp_path / "out"), vocabulary(tmp_path / "out")
+    assert (known.num_codebooks, known.delays, known.depth.schedule) == (7, (0, *[2] * 6), (0, 1, 2, 3, 4, 4, 4))
+    table, initial = made["model.embed_tokens.weight"], [published[f"emb.{k}.weight"][64] for k in range(12)]
+    torch.testing.assert_close(table[known.initial_ids[2]], initial[1] + sum(initial[7:]))
+    for k in (0, *range(2, 7)):
+        assert torch.equal(table[known.initial_ids[1 + k]], initial[k])
+    assert len(made["depth.heads"]) == 7
+    assert len(made["depth.project.weight"]) == 5 * 32
+    assert len(made["depth.layers.0.qkv_proj.weight"]) == 5 * 3 * 32
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_emb.out2.weight",
+        "depformer_text_emb.out1.weight",
+        "depformer_emb.10.low_rank.weight",
+        "condition_provider.conditioners.cfg.embed.weight",
+        "condition_provider.conditioners.control.output_proj.weight",
+        "condition_provider.conditioners.speaker_wavs.learnt_padding",
+        "transformer.layers.0.cross_attention.in_proj_weight",
+        "transformer.layers.0.norm_cross.bias",
+    ],
+)
+def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
+    check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)
+
+
+def write_voice(path: Path, vectors: torch.Tensor, name: str = "speaker_wavs") -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file({name: vectors}, path)
+
+
+def with_tensor(*shape: int, value: float = 1.0, **of: Any) -> Callable[[Path], None]:
+    """Return a function that writes a voice's file with a tensor of one value."""
+    return lambda path: write_voice(path, torch.full(shape, value, **of))
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("a.wav", lambda path: path.write_bytes(b"{}"), "expected a safetensors file with speaker_wavs, got"),
+        ("a.wav", lambda path: write_voice(path, torch.ones(1, 16, 6), "other"), "expected a safetensors file with"),
+        ("a.wav", with_tensor(1, 15, 6), "a.wav.1e68beda@240.safetensors: expected speaker_wavs"),
+        ("a.wav", with_tensor(16, 6), "of F32 or BF16 or F16, got [16, 6] of F32"),
+        ("a.wav", with_tensor(1, 16, 0), "got [1, 16, 0] of F32"),
+        ("a.wav", with_tensor(1, 16, 1025), "got [1, 16, 1025] of F32"),
+        ("a.wav", with_tensor(1, 16, 5), "expected 5 vectors, as the other voices have, got 6"),
+        ("a.wav", with_tensor(1, 16, 6, value=1, dtype=torch.int64), "got [1, 16, 6] of I64"),
+        ("a.wav", with_tensor(1, 16, 6, value=torch.nan), "expected finite numbers, got NaN"),
+        ("a.wav", lambda path: path.symlink_to("/etc/hostname"), "expected a file of this release, got a link to"),
+        ("a,b.wav", with_tensor(1, 16, 6), "expected names of at most 128 characters"),
+        ("Vctk/p226.wav", with_tensor(1, 16, 6), "names that differ in more than their case"),
+    ],
+)
+def test_unusable_voice_file_is_refused(
+    copied: Path, tmp_path: Path, name: str, edit: Callable[[Path], Any], message: str, refuses: Refuses
+) -> None:
+    edit(copied / "voices" / f"{name}{SUFFIX}")
+    refuses(words(copied, tmp_path / "out"), message)
+
+
+def test_release_without_voices_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:
+    shutil.rmtree(copied / "voices")
+    refuses(words(copied, tmp_path / "out"), "expected files NAME.1e68beda@240.safetensors of voices, such as those of")
+
+
+def test_default_voice_of_the_authors_comes_first(copied: Path, tmp_path: Path) -> None:
+    """Files of other models are left where they are."""
+    name = "unmute-prod-website/default_voice.wav"
+    write_voice(copied / "voices" / f"{name}{SUFFIX}", torch.ones(1, 16, 6))
+    write_voice(copied / "voices" / "other.wav.00000000@1.safetensors", torch.ones(1, 2, 3))
+    (copied / "voices" / "expresso" / "ex03.wav").write_bytes(b"RIFF")
+    assert main(words(copied, tmp_path / "out")) == 0
+    assert family_at(tmp_path / "out").voices == (name, *(voice.lower() for voice in VOICES))
+
+
+def asked(preprocessor: Preprocessor, text: str = "it is", **options: Any) -> Prompt:
+    return preprocessor.prepare(RawRequest(text=text, options=json.dumps(options)))
+
+
+@pytest.mark.parametrize(("scale", "row"), [(None, 2), (1, 0), (1.5, 1), (4.0, 6)])
+def test_prompt_has_the_ids_of_its_guidance_scale(preprocessor: Preprocessor, scale: float | None, row: int) -> None:
+    prompt = asked(preprocessor, **({} if scale is None else {"guidance_scale": scale}))
+    assert prompt.condition is not None
+    assert prompt.condition.ids == (row, 7)
+    assert not prompt.sampling.is_guided
+    assert asked(preprocessor, guidance={"scale": 3.5}).condition.ids == (5, 7)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": 1.2}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 1.2"),
+        ({"guidance_scale": 0}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 0"),
+        ({"guidance": {"scale": 5}}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 5"),
+        ({"guidance": {"scale": 2, "policy": "adaptive"}}, "options.guidance.policy: expected 'always' (this model"),
+        ({"voice": "other"}, "options.voice: expected one to 5, separated by commas, of expresso/ex03.wav, vctk/p"),
+        ({"voice": "vctk/p226.wav,"}, "options.voice: expected one to 5, separated by commas, of expresso/ex03.wav"),
+        ({"voice": ",".join(["vctk/p226.wav"] * 6)}, "options.voice: expected one to 5, separated by commas, of"),
+    ],
+)
+def test_other_guidance_scales_and_voices_are_refused(
+    preprocessor: Preprocessor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        asked(preprocessor, **options)
+    assert str(refused.value).startswith(message)
+
+
+def test_named_voices_are_vectors_one_after_the_other(preprocessor: Preprocessor, release: Path) -> None:
+    own = {name: vectors_in(release, name) for name in VOICES}
+    for given, expected in (
+        ({}, [VOICES[0]]),
+        ({"voice": "VCTK/p226.wav"}, [VOICES[1]]),
+        ({"voice": "vctk/p226.wav, expresso/ex03.wav,vctk/P226.wav"}, [VOICES[1], VOICES[0], VOICES[1]]),
+    ):
+        condition = asked(preprocessor, **given).condition
+        assert condition is not None
+        assert condition.vectors.dtype == np.float32
+        np.testing.assert_array_equal(condition.vectors, np.concatenate([own[name] for name in expected]))
+
+
+def test_recording_of_a_voice_is_refused(preprocessor: Preprocessor) -> None:
+    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "it is"}]
+    pcm = np.sin(np.arange(24_000) / 9).astype(np.float32)
+    with pytest.raises(InvalidRequest) as refused:
+        preprocessor.prepare(RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=24_000))
+    assert str(refused.value) == "messages[0].role: expected 'user' for task 'tts', got 'system'"
+
+
+def test_prompt_is_the_first_row(preprocessor: Preprocessor, checkpoint: Path) -> None:
+    """Later rows have initial ids before the delay of a codebook, and nothing before its first frame."""
+    prompt, known = asked(preprocessor), vocabulary(checkpoint)
+    assert prompt.rows.tolist() == [[*known.initial_ids, known.nothing]]
+    assert prompt.num_reference_rows == 0
+    assert prompt.delayed_tail is not None
+    assert prompt.delayed_tail.shape == (18, 13)
+    expected = np.full((18, 13), known.nothing)
+    expected[:2, 1:12] = np.array(known.initial_ids[2:])
+    assert (prompt.delayed_tail == expected).all()
+    assert prompt.track == (*packed(checkpoint, "it is"), END_OF_WORDS)
+
+
+DIALOGUE = "it is\n Speaker 2:twenty past nine\nspeaker  2 : the\n\nSpeaker 1:door (is\nopen) a: speak"
+TURNS = ["it is", "twenty past nine the", "door (is\nopen) a: speak"]
+
+
+def test_first_word_of_a_turn_begins_with_its_speaker(checkpoint: Path) -> None:
+    """A turn of the same speaker as before has no id, as in the authors' `script_to_entries`."""
+    tokenizer, expected = sentencepiece_at(checkpoint / "tokenizer.model"), []
+    for at, turn in enumerate(TURNS):
+        for index, word in enumerate(turn.replace("(", "").replace(")", "").replace(":", " ").split()):
+            tokens = [*([1 + at % 2] if index == 0 else []), *tokenizer.encode(word)]
+            expected.append((tokens, len(tokens)))
+    assert list(unpack_words(packed(checkpoint, DIALOGUE))) == expected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
+def test_dialogue_in_parts_yields_same_words(checkpoint: Path, size: int) -> None:
+    begin, ids = open_text_codec(family_at(checkpoint), checkpoint).stream, list[int]()
+    assert begin is not None
+    stream = begin()
+    for at in range(0, len(DIALOGUE), size):
+        more, stream = stream.after(DIALOGUE[at : at + size], is_last=False)
+        ids += more
+    more, _ = stream.after("", is_last=True)
+    assert [*ids, *more] == packed(checkpoint, DIALOGUE)
+
+
+def test_third_speaker_is_refused(preprocessor: Preprocessor) -> None:
+    with pytest.raises(InvalidRequest, match="text: expected speakers 1 and 2, got speaker 3"):
+        asked(preprocessor, "it is\nSpeaker 3: open")
+
+
+def test_speakers_are_text_in_the_smaller_model(checkpoint: Path) -> None:
+    stream = WordStream(sentencepiece_at(checkpoint / "tokenizer.model"))
+    with pytest.raises(InvalidRequest, match="expected text that the model has tokens for, got '2'"):
+        stream.after("speaker 2: is", is_last=True)
+
+
+def test_profile_has_guidance_scales_and_number_of_voices(checkpoint: Path) -> None:
+    text = profile(family_at(checkpoint), 24_000, 12.5)
+    found = ModelProfile.from_config({"parameters": {"profile": {"string_value": text}}})
+    assert (found.guidance_scales, found.max_voices) == ((1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), 5)
+    assert not found.tasks[0].system
+
+
+def test_vocabulary_that_contradicts_itself_is_refused() -> None:
+    for changed in ({"ahead": 9}, {"num_sampled": 3}, {"guidance_scales": (1.0,)}, {"voice_shape": (1, 1)}):
+        with pytest.raises(ValueError, match="expected"):
+            TtsVocabulary(**changed)
+    known = TtsVocabulary(ahead=2, voice_shape=(125, 512), guidance_scales=(1.0, 2.0))
+    assert TtsVocabulary.from_record(json.loads(json.dumps(known.to_record()))) == known
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> None:
+    """Given the ids that the authors' model sampled, as far as stream 0 shows them, the rules yield their text."""
+    reply, family = replies("large")[at], family_at(checkpoint)
+    assert family.text_track is not None
+    ids = (*packed(checkpoint, reply.text), END_OF_WORDS)
+    machine = WordMachine(WordTrack.begin(slice(12, 13), 1, ids, family.text_track, is_open=False, capacity=512))
+    times, made = list[int](), list[tuple[int, int]]()
+    for step, (main_id, second) in enumerate(zip(reply.rows[1:, 0], reply.second[1:], strict=True)):
+        taken = machine.taken
+        asks = second == 0 or step in reply.times or step == reply.end
+        made.append(machine.push(1 + step, 0 if asks else 3))
+        times += [step] * (machine.taken > taken)
+        assert (made[-1][0] if made[-1][0] != vocabulary(checkpoint).wish_id else 3, made[-1][1]) == (main_id, second)
+    assert (times, machine.end - 1) == (reply.times, reply.end)
