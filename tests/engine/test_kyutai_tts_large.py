@@ -1,0 +1,118 @@
+"""Kyutai TTS 1.6B in the engine: rows equal those of the authors' code, with voices and guidance as conditions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.checkpoints.random_kyutai_tts import LARGE
+from stretto.engine.reply_rules import TextUpdate
+from tests.engine.harness import Answer, Engine, update_request
+from tests.engine.test_kyutai_tts import check, parts_of, tracked
+from tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, replies
+from tests.tiers import ASYNC_BY_DAY
+
+pytestmark = pytest.mark.engine
+LIMITS: dict[str, Any] = {"max_model_len": 160, "max_num_seqs": 8}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("kyutai_tts"), "large")
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Iterator[Engine]:
+    with Engine(checkpoint, **LIMITS) as engine:
+        yield engine
+
+
+def prompts(checkpoint: Path, wanted: list[Reply]) -> dict[str, Any]:
+    return {f"r{at}": make_prompt(checkpoint, reply) for at, reply in enumerate(wanted)}
+
+
+def test_rows_match_published_code_alone_and_batched(engine: Engine, checkpoint: Path) -> None:
+    wanted = replies("large")
+    for at, reply in enumerate(wanted):
+        check(engine.run({"r": make_prompt(checkpoint, reply)})["r"], reply, checkpoint, f"reply {at} alone")
+    for answer, reply in zip(
+        engine.run(prompts(checkpoint, wanted), {"r1": 4, "r3": 20}).values(), wanted, strict=True
+    ):
+        check(answer, reply, checkpoint, "in a batch")
+    assert engine.is_clean()
+
+
+def test_the_fixture_reaches_what_it_tests() -> None:
+    wanted = replies("large")
+    assert all(len(reply.rows) > 3 * LARGE["context"] for reply in wanted)
+    assert {(len(reply.voices), reply.scale) for reply in wanted} == {(1, 1.0), (1, 2.0), (2, 3.5)}
+    assert all({0, -1} < {*reply.second.tolist()} for reply in wanted)
+    assert all(({1, 2} <= {*reply.rows[:, 0].tolist()}) == (len(reply.voices) == 2) for reply in wanted)
+
+
+def test_voice_and_scale_change_a_reply(engine: Engine, checkpoint: Path) -> None:
+    reply = replies("large")[1]
+    rows = {
+        name: engine.run({"r": make_prompt(checkpoint, other)})["r"].rows
+        for name, other in {
+            "as asked": reply,
+            "another scale": replace(reply, scale=3.0),
+            "one voice": replace(reply, voices=reply.voices[:1]),
+            "voices exchanged": replace(reply, voices=reply.voices[::-1]),
+        }.items()
+    }
+    assert len({str(each) for each in rows.values()}) == 4
+
+
+def test_word_times_match_published_code(engine: Engine, checkpoint: Path) -> None:
+    for wanted in replies("large"):
+        assert tracked(engine, make_prompt(checkpoint, wanted)) == (wanted.times, wanted.num_frames)
+
+
+def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
+    limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 24}
+    wanted = [*replies("large"), *replies("large")]
+    with Engine(checkpoint, **limits, num_gpu_blocks_override=7) as engine:
+        answers = engine.run(prompts(checkpoint, wanted), {"r1": 5, "r2": 9, "r3": 30})
+    for answer, reply in zip(answers.values(), wanted, strict=True):
+        check(answer, reply, checkpoint)
+    assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
+
+
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
+def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool) -> None:
+    random, wanted = np.random.default_rng(3), replies("large")
+    with Engine(checkpoint, async_scheduling=is_async, **LIMITS) as engine:
+        answers, left, due = {}, {}, {}
+        for at, reply in enumerate(wanted):
+            name, parts = f"r{at}", parts_of(checkpoint, reply.text)
+            engine.add(name, replace(make_prompt(checkpoint, reply), track=tuple(parts[0]), is_open=True))
+            answers[name], left[name], due[name] = Answer(), [*parts[1:], [0]], int(random.integers(0, 20))
+        step = 0
+        while left or engine.is_busy():
+            for name in [name for name, at in due.items() if at <= step and name in left]:
+                ids = left[name].pop(0)
+                update = TextUpdate(name, np.array(ids, np.int32), is_last=not left[name])
+                engine.core.add_request(update_request(update))
+                due[name] = step + int(random.integers(1, 20))
+                if not left[name]:
+                    del left[name]
+            if engine.is_busy():
+                engine._step(answers)
+            step += 1
+            assert step < 8000, "it does not come to an end"
+        assert engine.is_clean()
+    for (name, answer), reply in zip(answers.items(), wanted, strict=True):
+        check(answer, reply, checkpoint, name)
+
+
+@pytest.mark.parametrize("name", ["reduced", "cut"])
+def test_rows_of_other_releases_match_published_code(tmp_path: Path, name: str) -> None:
+    """A text head of five ids and tables of low rank; and a reply of 7 of 12 codebooks."""
+    checkpoint = make_checkpoint(tmp_path, name)
+    with Engine(checkpoint, **LIMITS) as engine:
+        for reply in replies(name):
+            check(engine.run({"r": make_prompt(checkpoint, reply)})["r"], reply, checkpoint)
