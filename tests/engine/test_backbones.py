@@ -6,10 +6,12 @@ import pytest
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
+from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
+from tests.small_vocabularies import CONDITIONED
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -30,10 +32,13 @@ def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) 
         assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
 
 
-def test_compiled_backbone_replies_match_eager_replies(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "backbone"), [(TINY, "olmo2"), pytest.param(CONDITIONED.build(None), "llama", marks=pytest.mark.nightly)]
+)
+def test_compiled_backbone_replies_match_eager_replies(family: Family, backbone: str, tmp_path: Path) -> None:
     """Dynamo traces the model as on a GPU, and the traced code runs without further compilation."""
-    folder = write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone="olmo2")
-    prompts = make_prompts(TINY, 3)
+    folder = write_checkpoint(tmp_path, family, family.name, layers=2, backbone=backbone)
+    prompts = make_prompts(family, 3)
     traced = {"mode": 2, "backend": "eager", "cudagraph_mode": "NONE"}
     replies = []
     for is_compiled, arguments in ((False, {}), (True, {"enforce_eager": False, "compilation_config": traced})):
