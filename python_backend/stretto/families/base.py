@@ -209,6 +209,8 @@ class WordScript:
 class ConditionSpec:
     """Conditions of a request: vectors added to all its rows, and speaker vectors that its rows attend to.
 
+    The backbone is a Llama (`StrettoLlamaForCausalLM`).
+
     Attributes:
         num_ids: Number of vectors in the table of those that are added.
         vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
