@@ -10,9 +10,12 @@ import pytest
 
 from benchmarks.checkpoints.random_kyutai_tts import LARGE
 from stretto.engine.reply_rules import TextUpdate
+from stretto.families.kyutai_tts import PLUGIN
+from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request
 from tests.engine.test_kyutai_tts import check, parts_of, tracked
 from tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, replies
+from tests.small_vocabularies import SMALL_TTS
 from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
@@ -120,3 +123,9 @@ def test_rows_of_other_releases_match_published_code(tmp_path: Path, name: str) 
     with Engine(checkpoint, **LIMITS) as engine:
         for reply in replies(name):
             check(engine.run({"r": make_prompt(checkpoint, reply)})["r"], reply, checkpoint)
+
+
+def test_the_family_conforms(tmp_path: Path) -> None:
+    """Conditions of random vectors, and a second text stream, with delays of 3, 4 and 5 rows."""
+    known = replace(SMALL_TTS, ahead=2, voice_shape=(4, 8), guidance_scales=(1.0, 2.0))
+    assert_family_conforms(PLUGIN, tmp_path, known.to_record(), backbone="llama")

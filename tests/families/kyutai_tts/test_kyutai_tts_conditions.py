@@ -1,8 +1,11 @@
 """Kyutai TTS 1.6B: conversion of its conditions and of two text streams, its voices, and the prompts that they give."""
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES,
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.engine.tracks import WordMachine, WordTrack
-from stretto.errors import InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
+from stretto.families.conversion import Converted
+from stretto.families.kyutai_tts.convert import guidance_scales, with_conditions
+from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
+from stretto.families.moshi import convert as moshi
 from stretto.families.plugin import config_at, family_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -29,15 +36,30 @@ from tests.kyutai_tts_release import packed, replies, vocabulary
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
 SUFFIX = ".1e68beda@240.safetensors"
-# Numbers of kyutai/tts-1.6b-en_fr that determine its tensors.
+# Numbers of kyutai/tts-1.6b-en_fr.
 PUBLISHED = LARGE | {
+    "dim": 2048,
+    "num_heads": 16,
+    "num_layers": 16,
+    "context": 500,
+    "text_card": 8000,
+    "card": 2048,
     "n_q": 32,
     "dep_q": 32,
-    "num_layers": 16,
+    "delays": [0, 0, *[2] * 31],
+    "depformer_dim": 1024,
+    "depformer_num_heads": 16,
     "depformer_num_layers": 4,
+    "depformer_dim_feedforward": 3072,
+    "depformer_low_rank_embeddings": 128,
     "depformer_weights_per_step_schedule": [*range(8), *[8] * 8, *[9] * 8, *[10] * 8],
+    "conditioners": {
+        "speaker_wavs": {"type": "tensor", "tensor": {"dim": 512}},
+        "cfg": {"type": "lut", "lut": LARGE["conditioners"]["cfg"]["lut"] | {"dim": 16}},
+        "control": {"type": "lut", "lut": LARGE["conditioners"]["control"]["lut"] | {"dim": 2048}},
+    },
 }
-LUT = LARGE["conditioners"]["cfg"]["lut"]
+PUBLISHED_BYTES = 3_683_719_712  # of its file, with a header
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +88,21 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(next(checkpoint.glob("*.safetensors")))
 
 
-def test_published_numbers_give_418_tensors() -> None:
-    assert len(lm_shapes(PUBLISHED)) == 418
+def test_published_numbers_give_the_tensors_of_the_published_file() -> None:
+    shapes = lm_shapes(PUBLISHED)
+    sizes = {name: (4 if name.startswith("condition_provider.") else 2) * math.prod(shapes[name]) for name in shapes}
+    assert len(shapes) == 418
+    assert 0 < PUBLISHED_BYTES - sum(sizes.values()) < 1 << 16
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    known = replace(vocabulary_of(PUBLISHED), guidance_scales=guidance_scales(PUBLISHED), voice_shape=(125, 512))
+    assert known.conditions == ConditionSpec(8, 625, 512)
+    made = Converted({}, moshi.plan(PUBLISHED, known, tensors, repeated=(3,)), ())
+    plan = with_conditions(made, PUBLISHED, known, tensors).plan
+    written = {each.name: each.written for part in plan.values() for each in (part, *part.also)}
+    assert written["model.embed_tokens.weight"] == (8004 + 32 * 2049 + 8000, 2048) == (known.vocab_size, 2048)
+    assert written["depth.embed"] == (8001 + 31 * 2048 + 8000, 1024)
+    assert written["model.layers.15.cross_attn.kv_proj.weight"] == (4096, 2048)
+    assert written["conditions.sum.weight"] == (8, 2048)
 
 
 def test_checkpoint_has_conditions_and_voices(checkpoint: Path) -> None:
@@ -351,6 +386,18 @@ def test_prompt_is_the_first_row(preprocessor: Preprocessor, checkpoint: Path) -
     expected[:2, 1:12] = np.array(known.initial_ids[2:])
     assert (prompt.delayed_tail == expected).all()
     assert prompt.track == (*packed(checkpoint, "it is"), END_OF_WORDS)
+
+
+def test_damaged_voice_of_a_checkpoint_is_reported_at_the_start(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
+    path = damaged / "voices" / "vctk" / "p226.wav.safetensors"
+    for edit, message in (
+        (with_tensor(1, 16, 5), f"{path}: expected 6 vectors, got 5"),
+        (Path.unlink, "p226.wav.safetensors: expected a safetensors file with speaker_wavs, got FileNotFoundError"),
+    ):
+        edit(path)
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            Preprocessor(damaged)
 
 
 DIALOGUE = "it is\n Speaker 2:twenty past nine\nspeaker  2 : the\n\nSpeaker 1:door (is\nopen) a: speak"
