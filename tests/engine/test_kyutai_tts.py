@@ -64,13 +64,13 @@ def test_the_fixture_reaches_what_it_tests() -> None:
     assert len({wanted.scale for wanted in replies()}) == 3
 
 
-def tracked(engine: Engine, made: Prompt) -> tuple[list[int], int]:
+def tracked(engine: Engine, made: Prompt, rows: list[list[int]]) -> tuple[list[int], int]:
     """Return the steps in which words of a reply begin, and its number of frames, by the rules of the host."""
     tracker = SegmentTracker(engine.rules, engine.rules.family.tasks[0], len(made.rows))
     track = engine.rules.track(len(made.rows), made.track)
     assert isinstance(track, WordTrack)
     tracker.words, times = WordMachine(track), list[int]()
-    for row in engine.run({"r": made})["r"].rows:
+    for row in rows:
         before = tracker.words.taken
         tracker.push(row[0])
         times += [tracker.position - 2] * (tracker.words.taken > before)
@@ -79,7 +79,9 @@ def tracked(engine: Engine, made: Prompt) -> tuple[list[int], int]:
 
 def test_word_times_match_published_code(engine: Engine, checkpoint: Path) -> None:
     for wanted in replies():
-        assert tracked(engine, make_prompt(checkpoint, wanted)) == (wanted.times, wanted.num_frames)
+        made = make_prompt(checkpoint, wanted)
+        rows = engine.run({"r": made})["r"].rows
+        assert tracked(engine, made, rows) == (wanted.times, wanted.num_frames)
 
 
 def parts_of(checkpoint: Path, text: str) -> list[list[int]]:
