@@ -7,10 +7,11 @@ import signal
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import distribution
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,19 @@ def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
         for name, module in [*sys.modules.items()]:
             if str(getattr(module, "__file__", None)).startswith(f"{folder}/"):
                 del sys.modules[name]
+
+
+@pytest.fixture
+def regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
+    """Function that returns the existing files of the shared memory that clients in this test have created."""
+    made = list[Path]()
+
+    def create(name: str, create: bool, size: int) -> SharedMemory:
+        made.append(Path("/dev/shm") / name)
+        return SharedMemory(name, create, size)
+
+    monkeypatch.setattr("stretto_client.shared_memory.SharedMemory", create)
+    return lambda: [path for path in made if path.exists()]
 
 
 @pytest.fixture(autouse=True)

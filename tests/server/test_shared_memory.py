@@ -1,6 +1,7 @@
 """Input and output through shared memory equal inline input and output."""
 
 import asyncio
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ async def transcript(client: SpeechClient, audio: Audio) -> str:
         return "".join([event.text async for event in events])
 
 
-async def test_shared_memory_audio_transcribes_like_inline_audio(server: Server) -> None:
+async def test_shared_memory_audio_transcribes_like_inline_audio(
+    server: Server, regions: Callable[[], list[Path]]
+) -> None:
     spoken = server.ask({"seed": 3}, text="The train leaves at nine.")
     pcm = np.asarray(spoken.pcm, np.float32)
     file = BytesIO()
@@ -33,7 +36,7 @@ async def test_shared_memory_audio_transcribes_like_inline_audio(server: Server)
             heard = await transcript(inline, audio)
             assert len(heard) > 8
             assert await transcript(shared, audio) == heard
-    assert not list(Path("/dev/shm").glob("stretto_in_*"))
+    assert not regions()
 
 
 async def speech(client: SpeechClient, seed: int, lag_s: float = 0.0, **options: Any) -> np.ndarray:
@@ -46,7 +49,9 @@ async def speech(client: SpeechClient, seed: int, lag_s: float = 0.0, **options:
     return np.concatenate(pieces)
 
 
-async def test_ring_samples_match_inline_responses_under_load(server: Server) -> None:
+async def test_ring_samples_match_inline_responses_under_load(
+    server: Server, regions: Callable[[], list[Path]]
+) -> None:
     address, small = f"localhost:{server.grpc}", RingSize(slots=6, slot_bytes=8192)
     async with SpeechClient(address) as inline:
         expected = [await speech(inline, seed) for seed in range(8)]
@@ -59,7 +64,7 @@ async def test_ring_samples_match_inline_responses_under_load(server: Server) ->
         coarse = await speech(shared, 1, output={"encoding": "pcm_s16le", "sample_rate": 24_000})
     assert coarse.dtype == whole.dtype == np.int16
     assert np.abs(coarse.astype(int) - whole).max() <= 4
-    assert not list(Path("/dev/shm").glob("stretto_ring_*"))
+    assert not regions()
 
 
 async def test_stalled_shared_memory_reader_does_not_block_others(server: Server) -> None:
