@@ -14,6 +14,7 @@ from benchmarks.gpu.__main__ import ENVIRONMENT, main, parse
 from benchmarks.gpu.jobs import JOBS
 
 ROOT = Path(__file__).parents[3]
+KERNELS = {"draw", "embed", "noise", "sampler", "head"}
 pytestmark = pytest.mark.engine
 
 
@@ -52,7 +53,7 @@ def test_dry_run_of_one_job_per_kind_passes(tmp_path: Path) -> None:
     parity = "parity_preempted", "parity_frames"
     kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", "ours_1b7", "stock_1b7", "schedules_vita")
     found = walked(tmp_path, kinds)
-    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
+    assert {line["kernel"] for line in found["kernels"]} == KERNELS
     assert any(line["preemptions"] for line in found["parity_preempted"])
     assert [line["checkpoint"] for line in found["parity_frames"]] == ["csm"]
     assert all(line["engine_efficiency"] > 0 for line in found["stock_1b7"])
@@ -63,7 +64,7 @@ def test_dry_run_of_every_job_passes(tmp_path: Path) -> None:
     found = walked(tmp_path, JOBS)
     assert {line["checkpoint"] for line in found["parity_eager"]} == {"tiny", "eight_streams"}
     assert any(line["preemptions"] for line in found["parity_preempted"])
-    assert {line["kernel"] for line in found["kernels"]} == {"draw", "embed", "sampler", "head"}
+    assert {line["kernel"] for line in found["kernels"]} == KERNELS
     assert [line["checkpoint"] for line in found["parity_higgs_audio"]] == ["higgs_audio_v2"]
     for job, (requests, *rows) in (
         ("ours_8b", ((1, 2), 2, 4)),
