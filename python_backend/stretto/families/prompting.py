@@ -231,8 +231,10 @@ def check(turns: tuple[Turn, ...], task: Task) -> None:
     roles = ("user", "assistant") if task.has_history else (task.answers,)
     for turn in spoken:
         if turn.role not in roles:
-            expected = " or ".join(map(repr, roles))
-            raise InvalidRequest(f"{turn.path}.role", f"{expected} for task {task.name!r}", repr(turn.role))
+            expected = f"{' or '.join(map(repr, roles))} for task {task.name!r}"
+            if turn.role == "system" and "audio" in turn.kinds:
+                expected += ", which takes no recording of a voice"
+            raise InvalidRequest(f"{turn.path}.role", expected, repr(turn.role))
     _check_answered(spoken, task)
 
 

@@ -188,7 +188,7 @@ def test_recordings_are_refused_without_the_voice_networks(
     assert main([*command(release, tmp_path / "checkpoint"), "--no-hearing"]) == 0
     assert not (tmp_path / "checkpoint" / "hearing").exists()
     preprocessor = Preprocessor(tmp_path / "checkpoint")
-    with pytest.raises(InvalidRequest, match=r"messages\[0\].role: expected 'user' for task 'tts', got 'system'"):
+    with pytest.raises(InvalidRequest, match=r"messages\[0\].role: expected 'user' for task 'tts', which takes no"):
         preprocessor.prepare(asked(at_24_khz(NAME)))
     with pytest.raises(InvalidRequest, match=r"options.exaggeration: expected no value \(this model does not"):
         preprocessor.prepare(RawRequest(text="a", options='{"exaggeration": 1}'))

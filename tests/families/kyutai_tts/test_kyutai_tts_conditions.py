@@ -21,7 +21,7 @@ from stretto.engine.tracks import WordMachine, WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
-from stretto.families.kyutai_tts.convert import guidance_scales, with_conditions
+from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
@@ -320,14 +320,14 @@ def test_release_without_voices_is_refused(copied: Path, tmp_path: Path, refuses
     refuses(words(copied, tmp_path / "out"), "expected files NAME.1e68beda@240.safetensors of voices, such as those of")
 
 
-def test_default_voice_of_the_authors_comes_first(copied: Path, tmp_path: Path) -> None:
+def test_default_voices_of_the_authors_come_first(copied: Path, tmp_path: Path) -> None:
     """Files of other models are left where they are."""
-    name = "unmute-prod-website/default_voice.wav"
-    write_voice(copied / "voices" / f"{name}{SUFFIX}", torch.ones(1, 16, 6))
+    for name in reversed(DEFAULTS):
+        write_voice(copied / "voices" / f"{name}{SUFFIX}", torch.ones(1, 16, 6))
     write_voice(copied / "voices" / "other.wav.00000000@1.safetensors", torch.ones(1, 2, 3))
     (copied / "voices" / "expresso" / "ex03.wav").write_bytes(b"RIFF")
     assert main(words(copied, tmp_path / "out")) == 0
-    assert family_at(tmp_path / "out").voices == (name, *(voice.lower() for voice in VOICES))
+    assert family_at(tmp_path / "out").voices == (*DEFAULTS, *(voice.lower() for voice in VOICES))
 
 
 def asked(preprocessor: Preprocessor, text: str = "it is", **options: Any) -> Prompt:
@@ -381,7 +381,8 @@ def test_recording_of_a_voice_is_refused(preprocessor: Preprocessor) -> None:
     pcm = np.sin(np.arange(24_000) / 9).astype(np.float32)
     with pytest.raises(InvalidRequest) as refused:
         preprocessor.prepare(RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=24_000))
-    assert str(refused.value) == "messages[0].role: expected 'user' for task 'tts', got 'system'"
+    expected = "expected 'user' for task 'tts', which takes no recording of a voice, got 'system'"
+    assert str(refused.value) == f"messages[0].role: {expected}"
 
 
 def test_prompt_is_the_first_row(preprocessor: Preprocessor, checkpoint: Path) -> None:

@@ -223,7 +223,7 @@ def test_a_missing_voice_is_reported(checkpoints: dict[str, Checkpoint], request
 
 
 def test_release_with_preset_voices_refuses_cloning(checkpoints: dict[str, Checkpoint]) -> None:
-    with pytest.raises(InvalidRequest, match=r"^messages\[0\]\.role: expected 'user' for task 'tts', got 'system'"):
+    with pytest.raises(InvalidRequest, match=r"^messages\[0\]\.role: expected 'user' for task 'tts', which takes no"):
         clone(checkpoints["custom_voice"], speech(1.0))
 
 

@@ -89,7 +89,7 @@ def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path
     if not found:
         expected = f"files NAME{suffix} of voices, such as those of kyutai/tts-voices"
         raise CheckpointError(f"{folder}: expected {expected}, got none")
-    return {name: found[name] for name in sorted(found, key=lambda name: (name not in DEFAULTS, name))}
+    return {name: found[name] for name in (*filter(found.get, DEFAULTS), *sorted(found.keys() - {*DEFAULTS}))}
 
 
 def by_name(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
