@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, main, profile
+from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
 from stretto.encoders.xeus import FOLDER
+from stretto.families.base import ConditionSpec
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at
 from stretto.families.tiny.family import TINY
@@ -64,6 +66,26 @@ def test_kv_bytes_per_row_are_computed() -> None:
     record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096}
     assert bytes_per_row(record, "bfloat16") == 36 * 2 * 4096 * 2
     assert bytes_per_row(record | {"num_key_value_heads": 8, "head_dim": 128}, "bfloat16") == 36 * 2 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vector_rows", "is_on_gpu", "num_slots"),
+    [
+        ("bfloat16", 625, True, 64),  # 82 MB each, as Kyutai's 1.6B
+        ("float32", 625, True, 32),
+        ("float32", 625, False, 32),
+        ("bfloat16", 20, True, 256),
+        ("float32", 1 << 20, False, 1),
+    ],
+)
+def test_tables_of_speaker_vectors_limit_the_batch_slots(
+    dtype: str, vector_rows: int, is_on_gpu: bool, num_slots: int
+) -> None:
+    record = {"num_hidden_layers": 16, "num_attention_heads": 16, "hidden_size": 2048, "max_position_embeddings": 512}
+    family = replace(TINY, conditions=ConditionSpec(8, vector_rows, 512))
+    arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu)
+    assert (arguments["max_num_seqs"], arguments["max_waiting"]) == (num_slots, num_slots // 4)
+    assert engine_arguments(record | {"dtype": dtype}, TINY, is_on_gpu)["max_num_seqs"] == (256 if is_on_gpu else 32)
 
 
 def test_bundled_checkpoint_can_be_served_on_other_devices(tmp_path: Path) -> None:

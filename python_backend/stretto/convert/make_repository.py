@@ -14,7 +14,7 @@ from stretto.codecs import refinement
 from stretto.config import EngineConfig
 from stretto.convert.conversion import fresh_directory
 from stretto.errors import CheckpointError, CommandParser, shown
-from stretto.families.base import Family, Task
+from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at, plugin
 from stretto.launcher.installation import bundled_repository
@@ -120,6 +120,7 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BATCHED_ROWS = 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
+TABLE_BYTES = 6 << 30  # of the keys and values of speaker vectors, a quarter of a GPU with 24 GiB
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
@@ -189,7 +190,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     of maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
     weights and codec. With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that include prompts.
     The number of waiting requests is limited to a quarter of the batch slots; further requests are rejected and may be
-    retried.
+    retried. A family with conditions gets fewer slots if their tables would take more than TABLE_BYTES.
 
     Args:
         record: config.json of the checkpoint.
@@ -203,17 +204,18 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
+    num_seqs = 256 if is_on_gpu else 32
+    if family.conditions is not None:
+        num_seqs = min(num_seqs, slots_with_tables(record, family.conditions, chosen["dtype"]))
+    places = {"max_num_seqs": num_seqs, "max_waiting": num_seqs // 4}
     if is_on_gpu:
-        places = {"max_num_seqs": 256, "max_waiting": 64}
         return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
-    num_seqs = 32
     num_held = chosen["max_model_len"]
     if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks that leave the window are freed
         num_held = min(num_held, count(record, "sliding_window") + 2 * CPU_BATCHED_ROWS)
     num_rows = max(2 * num_held, 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
     return chosen | {
-        "max_num_seqs": num_seqs,
-        "max_waiting": num_seqs // 4,
+        **places,
         "max_num_batched_tokens": CPU_BATCHED_ROWS,
         "block_size": CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
@@ -270,6 +272,17 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
         count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
     )
     return 2 * count(record, "num_hidden_layers") * held * head_dim * NUM_BYTES[dtype]
+
+
+def slots_with_tables(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
+    """Return how many batch slots have keys and values of speaker vectors in TABLE_BYTES: a power of two.
+
+    Raises:
+        CheckpointError: If a size in config.json is missing or invalid.
+    """
+    numbers = 2 * count(record, "num_hidden_layers") * spec.vector_rows * count(record, "hidden_size")
+    num_slots = max(TABLE_BYTES // (numbers * NUM_BYTES[dtype]), 1)
+    return 1 << num_slots.bit_length() - 1
 
 
 def count(record: dict[str, Any], name: str) -> int:
