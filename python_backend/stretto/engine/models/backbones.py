@@ -43,6 +43,8 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
     It is selected by `architectures` in config.json.
     """
 
+    has_conditions = True
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if self.family.conditions is not None:

@@ -174,12 +174,20 @@ class MultiStreamMixin(Decoder):
     """Mix-in for a model whose input is the sum of the embeddings of a row's streams.
 
     The heads are applied by the sampler, which knows whether a row is text or audio.
+
+    Attributes:
+        has_conditions: True if the class has `conditions` for families that need them (`Family.conditions`).
     """
+
+    has_conditions = False
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         self.family = family_of(config)
+        if self.family.conditions is not None and not self.has_conditions:
+            expected = f"a Llama backbone, because {self.family.name} has conditions"
+            raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(self).__name__}")
         if self.family.has_stream_bias:
             size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
             self.stream_bias = StreamBias(*size)
