@@ -389,6 +389,7 @@ class RequestTable(dict[str, RequestState]):
         extra_args = request.sampling_params.extra_args
         assert extra_args is not None, f"{request.request_id} did not come through SpeechLLM"
         params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
+        request.sampling_params.extra_args = None  # vLLM would send them to each worker, and log them if a step fails
         task = family.task(params.task)
         tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
         is_guided = params.is_guided and Segment.AUDIO in task.segments
@@ -521,7 +522,6 @@ class RequestTable(dict[str, RequestState]):
         params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=audios, num_delayed_rows=0)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
-        sampling_params.extra_args = None
         sampling_params.max_tokens = conditional.max_tokens - pair.first_output
         request = Request(
             request_id=pair.unconditional,
