@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from stretto.engine.worker.sampler import SpeechSampler
+from stretto.errors import CheckpointError
 from stretto.records.prompt import Condition
 from stretto.testing import assert_family_conforms
-from stretto.testing.checkpoints import make_prompt, write_checkpoint
-from stretto.testing.conformance import expected_rows
+from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
+from stretto.testing.conformance import TIGHT, expected_rows, num_preemptions
 from tests.engine.harness import Engine
 from tests.small_vocabularies import CONDITIONED
 
@@ -36,3 +40,54 @@ def test_requests_with_other_conditions_share_no_blocks(tmp_path: Path) -> None:
                 found = engine.run({f"{name}-{turn}": prompt})[f"{name}-{turn}"]
                 assert found.rows == expected[name], (name, turn)
         assert engine.is_clean()
+
+
+def test_other_backbones_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, FAMILY, "conditioned", layers=1, backbone="qwen3")
+    expected = (
+        "architectures: expected a Llama backbone, because conditioned has conditions, got StrettoQwen3ForCausalLM"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        Engine(folder, max_model_len=160)
+
+
+def test_vectors_are_not_among_the_parameters_that_vllm_logs(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, FAMILY, "conditioned", layers=1, backbone="llama")
+    with Engine(folder, max_model_len=160) as engine:
+        made = make_prompt(FAMILY, 3)
+        engine.add("r", replace(made, condition=Condition((0,), np.ones((9, 3), np.float32))))
+        scheduled = engine.scheduler.schedule().scheduled_new_reqs[0]
+        assert scheduled.params.condition.vectors.shape == (9, 3)
+        assert scheduled.sampling_params.extra_args is None
+        assert "condition" not in scheduled.anon_repr()
+
+
+def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of conditions stay float32. The first hidden state is that of float32 as far as bfloat16 resolves it."""
+    hidden, sample = list[torch.Tensor](), SpeechSampler._row
+
+    def record(self: Any, states: torch.Tensor, *rest: Any) -> Any:
+        hidden.append(states[0].float())
+        return sample(self, states, *rest)
+
+    monkeypatch.setattr(SpeechSampler, "_row", record)
+    folder = write_checkpoint(tmp_path, FAMILY, "conditioned", layers=2, backbone="llama")
+    prompts = make_prompts(FAMILY, 4)  # with all, some and no vectors
+    alone, first = dict[str, Any](), dict[str, list[torch.Tensor]]()
+    for dtype in ("float32", "bfloat16"):
+        first[dtype] = []
+        with Engine(folder, max_model_len=160, dtype=dtype) as engine:
+            conditions = engine.model_state.model.conditions
+            for name, prompt in prompts.items():
+                hidden.clear()
+                alone[name] = engine.run({name: prompt})[name].rows
+                first[dtype].append(hidden[0])
+    assert {each.dtype for each in conditions.parameters()} == {torch.float32}
+    assert conditions.sums.dtype == torch.bfloat16
+    for exact, found in zip(first["float32"], first["bfloat16"], strict=True):
+        assert 0 < (exact - found).norm() < 0.1 * exact.norm()
+    with Engine(folder, dtype="bfloat16", num_gpu_blocks_override=9, **TIGHT) as engine:
+        answers = engine.run(prompts | {f"{name}-again": prompt for name, prompt in prompts.items()})
+    assert num_preemptions(answers) > 0
+    for name, answer in answers.items():
+        assert answer.rows == alone[name.removesuffix("-again")], name
