@@ -4,7 +4,7 @@ The server validates a request against these types with pydantic. This module do
 client can be installed without it. It imports no other module of this package, so that the server does not load gRPC.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -47,6 +47,22 @@ class Expected:
         if schema["type"] == "float":
             limits["allow_inf_nan"] = False
         return schema | {name: limit for name, limit in limits.items() if limit is not None}
+
+
+MAX_LISTED = 12  # voices in an error message: a model may have a thousand, and long messages are cut on their way
+
+
+def expected_voices(voices: Sequence[str], max_voices: int = 1, *aliases: str) -> str:
+    """Return the description of valid names of voices for an error message; it has the first names only.
+
+    Args:
+        voices: Names of the voices.
+        max_voices: Maximum number of voices of a reply.
+        *aliases: Further names.
+    """
+    number = "one" if max_voices == 1 else f"one to {max_voices}, separated by commas,"
+    others = [f"{len(voices) - MAX_LISTED} others"] if len(voices) > MAX_LISTED else []
+    return f"{number} of {', '.join((*voices[:MAX_LISTED], *others, *aliases))}"
 
 
 Number = Annotated[float, Expected("a number")]

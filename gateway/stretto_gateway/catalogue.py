@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
+from stretto_client.schema import expected_voices
 from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 
@@ -147,13 +148,11 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
     """
     if name is None or name in profile.voices:
         return name
-    names = name.split(",") if profile.max_voices > 1 else [name]
-    if 1 < len(names) <= profile.max_voices:
-        return ",".join(find_voice(profile, each.strip()) or "" for each in names)
     known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
-    if name.lower() not in known:
-        raise refused("voice", f"one of {', '.join((*profile.voices, *aliases(profile)))}", name)
-    return known[name.lower()]
+    names = [each.strip() for each in name.lower().split(",")] if profile.max_voices > 1 else [name.lower()]
+    if len(names) > profile.max_voices or any(each not in known for each in names):
+        raise refused("voice", expected_voices(profile.voices, profile.max_voices, *aliases(profile)), name)
+    return ",".join(filter(None, map(known.get, names))) or None  # None: the model has no named voices
 
 
 def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskProfile:

@@ -419,10 +419,17 @@ def test_names_of_several_voices_are_separated_by_commas() -> None:
     both = f"{NAMED.voices[1]},{NAMED.voices[0]}"
     assert find_voice(NAMED, "VCTK/p226.wav, unmute-prod-website/default_voice.wav") == both
     for names in ("vctk/p226.wav,other", "vctk/p226.wav," * 2):
-        with pytest.raises(ApiError, match="voice: expected one of unmute-prod-website/default"):
+        with pytest.raises(ApiError, match="voice: expected one to 2, separated by commas, of unmute-prod-website/d"):
             find_voice(NAMED, names)
     with pytest.raises(ApiError, match="voice: expected one of"):
         find_voice(replace(NAMED, max_voices=1), both)
+
+
+def test_error_message_has_the_first_of_many_voices() -> None:
+    many = replace(NAMED, voices=tuple(f"voice-donations/donor_{number}.wav" for number in range(1024)))
+    with pytest.raises(ApiError, match=r"donor_11\.wav, 1012 others, alloy") as refused:
+        find_voice(many, "nobody")
+    assert len(str(refused.value)) < 800
 
 
 @pytest.mark.parametrize("is_packed", [True, False])

@@ -20,7 +20,7 @@ from stretto.records.json_record import JsonRecord, read_json
 from stretto.records.prompt import Condition, InputAudio
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes, words_of
-from stretto_client.schema import OptionsRecord
+from stretto_client.schema import OptionsRecord, expected_voices
 
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec
@@ -386,10 +386,9 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
     names = [voice]
     if isinstance(voice, str) and family.max_voices > 1:
         names = [name.strip() for name in voice.split(",")]
-        voice = ",".join(map(str, names))
+        voice = ",".join(names)
     if "voice" in options and (len(names) > family.max_voices or any(name not in family.voices for name in names)):
-        number = "one" if family.max_voices == 1 else f"one to {family.max_voices}, separated by commas,"
-        known = f"{number} of {', '.join(family.voices)}"
+        known = expected_voices(family.voices, family.max_voices)
         expected = known if family.voices else "no value (this model has no named voices)"
         raise InvalidRequest("options.voice", expected, shown(options["voice"]))
     return voice
