@@ -21,7 +21,7 @@ from stretto.engine.tracks import WordMachine, WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
-from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
+from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, shape_of, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
@@ -306,6 +306,7 @@ def with_tensor(*shape: int, value: float = 1.0, **of: Any) -> Callable[[Path], 
         ("a.wav", lambda path: path.symlink_to("/etc/hostname"), "expected a file of this release, got a link to"),
         ("a,b.wav", with_tensor(1, 16, 6), "expected names of at most 128 characters"),
         ("Vctk/p226.wav", with_tensor(1, 16, 6), "names that differ in more than their case"),
+        ("a.wav ", with_tensor(1, 16, 6), "( ) / - and space inside, got 'a.wav '"),  # spaces around a name are ignored
     ],
 )
 def test_unusable_voice_file_is_refused(
@@ -313,6 +314,12 @@ def test_unusable_voice_file_is_refused(
 ) -> None:
     edit(copied / "voices" / f"{name}{SUFFIX}")
     refuses(words(copied, tmp_path / "out"), message)
+
+
+def test_voices_that_a_prompt_cannot_contain_five_times_are_refused(tmp_path: Path) -> None:
+    write_voice(tmp_path / "a", torch.zeros(1, 1024, 1024, dtype=torch.float16))
+    with pytest.raises(CheckpointError, match="a: expected at most 838860 numbers in a voice, got 1024 x 1024"):
+        shape_of({"a": tmp_path / "a"}, 1024)
 
 
 def test_release_without_voices_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:

@@ -20,14 +20,16 @@ from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, c
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
+from stretto.families.kyutai_tts.family import MAX_VOICES as MAX_SPEAKERS
 from stretto.families.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
 from stretto.families.moshi import convert as moshi
+from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
 MAX_VOICES, MAX_CONDITIONS, MAX_WIDTH, MAX_SCALE = 1024, 64, 1 << 14, 100
-VOICE = re.compile(r"[A-Za-z0-9_.+()/ -]{1,128}")
+VOICE = re.compile(r"(?! )[A-Za-z0-9_.+()/ -]{1,128}(?<! )")
 # Voices that the authors' server and their script speak with by default.
 DEFAULTS = ("unmute-prod-website/default_voice.wav", "expresso/ex03-ex01_happy_001_channel1_334s.wav")
 SCALE, CONTROL, ALWAYS = "cfg", "control", "ok"  # names of conditioners, as is SPEAKERS; the only value of the second
@@ -98,7 +100,7 @@ def by_name(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
         raise CheckpointError(f"{folder}: expected at most {MAX_VOICES} voices, got {len(files)}")
     odd = next((name for name, _ in files if not VOICE.fullmatch(name)), None)
     if odd is not None:
-        expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and space"
+        expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and space inside"
         raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
     found = {name.lower(): released_file(path.parent, path.name) for name, path in files}
     if len(found) < len(files):
@@ -114,6 +116,9 @@ def shape_of(voices: Mapping[str, Path], width: int) -> tuple[int, int]:
         if num_vectors not in (0, found):
             raise CheckpointError(f"{path}: expected {num_vectors} vectors, as the other voices have, got {found}")
         num_vectors = found
+    if 4 * MAX_SPEAKERS * num_vectors * width > MAX_CONDITION_BYTES:
+        expected = f"at most {MAX_CONDITION_BYTES // (4 * MAX_SPEAKERS)} numbers in a voice"
+        raise CheckpointError(f"{next(iter(voices.values()))}: expected {expected}, got {num_vectors} x {width}")
     return num_vectors, width
 
 
