@@ -297,7 +297,7 @@ def check_condition(condition: Condition, family: Family) -> None:
     if spec is None:
         raise InvalidRequest("condition", f"no value ({family.name} has no conditions)", "a value")
     if len(ids) > spec.num_ids or not all(0 <= each < spec.num_ids for each in ids):
-        raise InvalidRequest("condition.ids", f"at most {spec.num_ids} ids in [0, {spec.num_ids})", list(ids))
+        raise InvalidRequest("condition.ids", f"at most {spec.num_ids} ids in [0, {spec.num_ids})", shown(list(ids)))
     expected = f"float32 [n <= {spec.vector_rows}, {spec.vector_width}]"
     if vectors.ndim != 2 or vectors.shape[1] != spec.vector_width or len(vectors) > spec.vector_rows:
         raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} {list(vectors.shape)}")

@@ -53,7 +53,7 @@ class Condition:
     def digest(self) -> bytes:
         """Hash of all fields."""
         sizes = f"{self.ids} {self.vectors.shape} ".encode()
-        return blake2b(sizes + self.vectors.astype("<f4").tobytes()).digest()
+        return blake2b(sizes + self.vectors.astype("<f4", copy=False).tobytes()).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class ConditionRecord:
     @classmethod
     def of(cls, condition: Condition) -> "ConditionRecord":
         """Return the record of `condition`."""
-        return cls(condition.ids, condition.vectors.astype("<f4").tobytes(), condition.vectors.shape[1])
+        return cls(condition.ids, condition.vectors.astype("<f4", copy=False).tobytes(), condition.vectors.shape[1])
 
     def read(self, name: str) -> Condition:
         """Return the condition; raise InvalidRequest, which calls it `name`, if a vector is incomplete."""
