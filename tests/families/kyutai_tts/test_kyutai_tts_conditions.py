@@ -21,9 +21,10 @@ from stretto.engine.tracks import WordMachine, WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
-from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, shape_of, with_conditions
+from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
+from stretto.families.kyutai_tts.prompt import vectors_at
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
 from stretto.families.moshi import convert as moshi
 from stretto.families.plugin import config_at, family_at
@@ -318,8 +319,8 @@ def test_unusable_voice_file_is_refused(
 
 def test_voices_that_a_prompt_cannot_contain_five_times_are_refused(tmp_path: Path) -> None:
     write_voice(tmp_path / "a", torch.zeros(1, 1024, 1024, dtype=torch.float16))
-    with pytest.raises(CheckpointError, match="a: expected at most 838860 numbers in a voice, got 1024 x 1024"):
-        shape_of({"a": tmp_path / "a"}, 1024)
+    with pytest.raises(CheckpointError, match=r"speaker_wavs: expected at most 838860 numbers, got \[1, 1024, 1024\]"):
+        vectors_at(tmp_path / "a", 1024)
 
 
 def test_release_without_voices_is_refused(copied: Path, tmp_path: Path, refuses: Refuses) -> None:

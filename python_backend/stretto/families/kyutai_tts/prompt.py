@@ -18,13 +18,20 @@ from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
-from stretto.families.kyutai_tts.family import END_OF_WORDS, GUIDANCE_SCALE, MAX_VOICE_S, NAME, TtsVocabulary
+from stretto.families.kyutai_tts.family import (
+    END_OF_WORDS,
+    GUIDANCE_SCALE,
+    MAX_VOICE_S,
+    MAX_VOICES,
+    NAME,
+    TtsVocabulary,
+)
 from stretto.families.kyutai_tts.words import WordStream
 from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import Condition, unpack_words
+from stretto.records.prompt import MAX_CONDITION_BYTES, Condition, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
@@ -33,6 +40,7 @@ SAMPLE_RATE = 24_000
 NUM_LEFT_OUT = 2  # last frames of a recording
 MIN_FRAMES = 3
 MAX_WAV_BYTES, MAX_VECTORS, MAX_VECTOR_BYTES = 1 << 24, 1024, 1 << 24
+MAX_NUMBERS = MAX_CONDITION_BYTES // (4 * MAX_VOICES)  # in a voice, so that a prompt may have all of its voices
 FLOATS = ("F32", "BF16", "F16")
 NUM_CACHED = 64  # voices whose vectors are kept in memory, of 256 kB each
 
@@ -174,6 +182,8 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
             if dtype not in FLOATS or shape[:2] != [1, width] or len(shape) != 3 or not 1 <= shape[2] <= MAX_VECTORS:
                 expected = f"{SPEAKERS} [1, {width}, 1 to {MAX_VECTORS}] of {' or '.join(FLOATS)}"
                 raise CheckpointError(f"{path}: expected {expected}, got {shape} of {dtype}")
+            if width * shape[2] > MAX_NUMBERS:
+                raise CheckpointError(f"{path}: {SPEAKERS}: expected at most {MAX_NUMBERS} numbers, got {shape}")
             vectors = file.get_tensor(SPEAKERS).float()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
