@@ -123,7 +123,7 @@ class LatentOptions(TypedDict, total=False):
 class GuidanceOptions(TypedDict, total=False):
     """Options of classifier-free guidance: scale and duration."""
 
-    scale: Annotated[Number, Doc("Guidance scale; 1 is unguided.")]
+    scale: Annotated[Number, Doc("Guidance scale; 1 is unguided. A model may take only its `guidance_scales`.")]
     policy: Annotated[
         Policy,
         Doc("`always`; `until_s`: only the first seconds; `adaptive`: while steps keep up with the frame rate."),
@@ -251,5 +251,7 @@ class OptionsRecord(SpeechOptions, total=False):
     """All request options, in the form of the tensor `options`."""
 
     voice: Annotated[
-        str, BY_FAMILY, Doc("Name of a voice of the model; for Kyutai TTS 1.6B, up to five names, separated by commas.")
+        str,
+        BY_FAMILY,
+        Doc("Name of a voice of the model; several, separated by commas, if `max_voices` of its profile is above 1."),
     ]
