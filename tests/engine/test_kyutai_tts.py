@@ -128,33 +128,39 @@ def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
+def speak_word_by_word(
+    engine: Engine, checkpoint: Path, wanted: list[Reply], seed: int, slowest: int
+) -> dict[str, Answer]:
+    """Return replies to texts whose words arrive one by one, at random steps that are at most `slowest` apart."""
+    random, answers = np.random.default_rng(seed), dict[str, Answer]()
+    left, due = dict[str, list[list[int]]](), dict[str, int]()
+    for at, reply in enumerate(wanted):
+        name, parts = f"r{at}", parts_of(checkpoint, reply.text)
+        engine.add(name, replace(make_prompt(checkpoint, reply), track=tuple(parts[0]), is_open=True))
+        answers[name], left[name], due[name] = Answer(), [*parts[1:], [0]], int(random.integers(0, slowest))
+    step = 0
+    while left or engine.is_busy():
+        for name in [name for name, at in due.items() if at <= step and name in left]:
+            ids = left[name].pop(0)
+            engine.core.add_request(update_request(TextUpdate(name, np.array(ids, np.int32), is_last=not left[name])))
+            due[name] = step + int(random.integers(1, slowest + 1))
+            if not left[name]:
+                del left[name]
+        if engine.is_busy():
+            engine._step(answers)
+        step += 1
+        assert step < 8000, "it does not come to an end"
+    assert engine.is_clean()
+    return answers
+
+
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize(("seed", "slowest"), [(3, 40), *by_night((1, 1), (2, 12), (4, 90))])
 def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool, seed: int, slowest: int) -> None:
     """Blocked pairs are preempted in favour of others, always as a whole."""
-    random, wanted = np.random.default_rng(seed), replies() * 2
-    limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}
+    wanted, limits = replies() * 2, LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}
     with Engine(checkpoint, async_scheduling=is_async, **limits, num_gpu_blocks_override=11) as engine:
-        answers, left, due = {}, {}, {}
-        for at, reply in enumerate(wanted):
-            name, parts = f"r{at}", parts_of(checkpoint, reply.text)
-            engine.add(name, replace(make_prompt(checkpoint, reply), track=tuple(parts[0]), is_open=True))
-            answers[name], left[name], due[name] = Answer(), [*parts[1:], [0]], int(random.integers(0, slowest))
-        step = 0
-        while left or engine.is_busy():
-            for name in [name for name, at in due.items() if at <= step and name in left]:
-                ids = left[name].pop(0)
-                engine.core.add_request(
-                    update_request(TextUpdate(name, np.array(ids, np.int32), is_last=not left[name]))
-                )
-                due[name] = step + int(random.integers(1, slowest + 1))
-                if not left[name]:
-                    del left[name]
-            if engine.is_busy():
-                engine._step(answers)
-            step += 1
-            assert step < 8000, "it does not come to an end"
-        assert engine.is_clean()
+        answers = speak_word_by_word(engine, checkpoint, wanted, seed, slowest)
         num_preempted = engine.scheduler.stats.values.preemptions_total
     for (name, answer), reply in zip(answers.items(), wanted, strict=True):
         check(answer, reply, checkpoint, name)

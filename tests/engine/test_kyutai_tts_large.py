@@ -5,15 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_kyutai_tts import LARGE
-from stretto.engine.reply_rules import TextUpdate
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.testing import assert_family_conforms
-from tests.engine.harness import Answer, Engine, update_request
-from tests.engine.test_kyutai_tts import check, parts_of, tracked
+from tests.engine.harness import Engine
+from tests.engine.test_kyutai_tts import check, speak_word_by_word, tracked
 from tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, replies
 from tests.small_vocabularies import SMALL_TTS
 from tests.tiers import ASYNC_BY_DAY
@@ -87,28 +85,9 @@ def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool) -> None:
     """Blocked replies are preempted in favour of others, and continue in any slot with their own condition."""
-    random, wanted = np.random.default_rng(3), replies("large") * 2
-    limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}
+    wanted, limits = replies("large") * 2, LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 32}
     with Engine(checkpoint, async_scheduling=is_async, **limits, num_gpu_blocks_override=7) as engine:
-        answers, left, due = {}, {}, {}
-        for at, reply in enumerate(wanted):
-            name, parts = f"r{at}", parts_of(checkpoint, reply.text)
-            engine.add(name, replace(make_prompt(checkpoint, reply), track=tuple(parts[0]), is_open=True))
-            answers[name], left[name], due[name] = Answer(), [*parts[1:], [0]], int(random.integers(0, 40))
-        step = 0
-        while left or engine.is_busy():
-            for name in [name for name, at in due.items() if at <= step and name in left]:
-                ids = left[name].pop(0)
-                update = TextUpdate(name, np.array(ids, np.int32), is_last=not left[name])
-                engine.core.add_request(update_request(update))
-                due[name] = step + int(random.integers(1, 40))
-                if not left[name]:
-                    del left[name]
-            if engine.is_busy():
-                engine._step(answers)
-            step += 1
-            assert step < 8000, "it does not come to an end"
-        assert engine.is_clean()
+        answers = speak_word_by_word(engine, checkpoint, wanted, seed=3, slowest=40)
         assert engine.scheduler.stats.values.preemptions_total > 0
     for (name, answer), reply in zip(answers.items(), wanted, strict=True):
         check(answer, reply, checkpoint, name)
