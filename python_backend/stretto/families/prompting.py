@@ -383,7 +383,7 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
     voice = options.get("voice", family.voices[0] if family.voices else None)
     if isinstance(voice, str):
         voice = voice.lower()
-    names = [voice]
+    names: list[Any] = [voice]
     if isinstance(voice, str) and family.max_voices > 1:
         names = [name.strip() for name in voice.split(",")]
         voice = ",".join(names)
