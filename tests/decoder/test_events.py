@@ -15,7 +15,9 @@ def event_of(chunk: Chunk, num_samples: int, form: OutputForm = PLAIN) -> dict:
     codec = FakeCodec()
     session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     session.num_samples, session.decode_s, session.first_sound = 40, 0.25, 10
-    return make_event(PendingChunk("u", chunk, None, RecordedReply()), session, num_samples, codec.spec)
+    return make_event(
+        PendingChunk("u", chunk, None, RecordedReply()), session, num_samples, session.num_samples, codec.spec
+    )
 
 
 def test_event_times_are_seconds_of_the_utterance() -> None:

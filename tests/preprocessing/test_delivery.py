@@ -45,7 +45,8 @@ def test_first_chunk_is_no_larger_than_the_steady_size() -> None:
         ({"pauses": True}, r"options.pauses: expected no value \(this model predicts no pauses\), got true"),
         ({"progress": True, "live": True}, r"options.progress: expected no value \(only live transcripts"),
         ({"resume_s": 61}, r"options.resume_s: expected seconds in \[0, 60\], got 61"),
-        ({"resume_s": 5, "live": True}, r"options.resume_s: expected no value \(only live sessions without speech"),
+        ({"resume_s": 5}, r"options.resume_s: expected no value \(only live sessions can be resumed\), got 5"),
+        ({"resume_s": 5, "live": True, "words": "aligned"}, r"options.resume_s: expected no value with words \(word"),
         ({"output": "wav"}, r"options.output: expected a JSON object, got 'wav'"),
         (
             {"output": {"format": "wav"}},

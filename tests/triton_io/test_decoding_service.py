@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.records.chunk import Chunk, Envelope
+from stretto.records.chunk import Chunk, Envelope, Kept
 from stretto.records.sampling import OutputForm, RingAddress
 from stretto.streams.layout import Segment
 from stretto.triton_io.decoding_service import DecodingService
@@ -65,8 +65,8 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     worker, chunk, codes = Worker(), Chunk(0, Segment.AUDIO), np.ones((2, 3), np.int32)
     asked = request(slot, chunk, codes)
     DecodingService(worker, SEAL).accept(asked)
-    ((utterance, pushed, given, reply, form, on_device, on_progress),) = worker.pushed
-    assert (utterance, pushed, form, on_device) == ("u", chunk, FORM, None)
+    ((utterance, pushed, given, reply, form, on_device, on_progress, is_kept),) = worker.pushed
+    assert (utterance, pushed, form, on_device, is_kept) == ("u", chunk, FORM, None, None)
     on_progress()
     assert (slot.progress, slot.num_answered) == (1, 0)
     np.testing.assert_array_equal(given, codes)
@@ -84,7 +84,7 @@ def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch
     worker, chunk = Worker(), Chunk(0, Segment.AUDIO, is_final=True)
     asked = Request(chunk_inputs(Envelope("u", slot.address, chunk, form), np.ones((2, 3), np.int32)))
     DecodingService(worker, SEAL).accept(asked)
-    ((*_, reply, _, on_device, _),) = worker.pushed
+    ((*_, reply, _, on_device, _, _),) = worker.pushed
     on_device(decoded.ctypes.data)
     reply.send(np.zeros(16, np.float32), {"index": 0, "is_final": True})
     event = json.loads(asked.sender.responses[0].array("event")[0])
@@ -217,6 +217,21 @@ def test_probe_keeps_an_ongoing_utterance_open(slot: FlowSlot) -> None:
     slot.conclude(Outcome.CANCELLED)
     DecodingService(worker, SEAL).accept(request(slot, None))
     assert (worker.kept, worker.abandoned) == (["u"], ["u"])
+
+
+def test_lost_connection_does_not_end_a_session_that_can_be_resumed(slot: FlowSlot) -> None:
+    """The decoder knows it by its own id, and drops only the id of the connection."""
+    session, worker = slot.table.claim(), Worker()
+    service, chunk = DecodingService(worker, SEAL), Chunk(1, Segment.AUDIO, kept=Kept("reply", session.address, 7))
+    service.accept(request(slot, chunk))
+    ((utterance, *_, is_kept),) = worker.pushed
+    assert utterance == "reply"
+    slot.release()
+    service.accept(request(slot, chunk))
+    assert (worker.abandoned, len(worker.pushed)) == (["u"], 1)
+    assert is_kept()
+    session.release()
+    assert not is_kept()
 
 
 def test_text_part_receipts_are_sent_without_acknowledging_a_chunk(slot: FlowSlot) -> None:

@@ -18,7 +18,7 @@ from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt
 from stretto.triton_io import live_sessions
 from stretto.triton_io.flow import FlowTable
-from stretto.triton_io.live_sessions import MAX_AHEAD_S, MAX_KEPT, LiveSession, LiveSessions, num_bytes
+from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSession, LiveSessions, num_bytes
 from stretto.triton_io.tensors import Seal, session_slot
 from tests.patience import until_async
 from tests.small_vocabularies import KYUTAI_STT
@@ -219,7 +219,7 @@ async def test_live_session_resumes_after_a_lost_connection(resumable: Session) 
     assert [(item.chunk.text, item.chunk.index) async for item in again] == [(" word", 2)]
     assert session.model.frames == [[number] * WIDTH for number in range(3)]
     assert session.model.hosts == []
-    assert not session.table.num_active()
+    assert session.table.num_active() == 1, "the client may have lost the last events"
 
 
 async def test_session_end_is_kept_for_resumption(resumable: Session) -> None:
@@ -232,9 +232,46 @@ async def test_session_end_is_kept_for_resumption(resumable: Session) -> None:
     for wrong in (3, 99):
         with pytest.raises(InvalidRequest, match=r"session\.resume: expected a number of events in \[0, 2\], got"):
             await anext(session.sessions.resume(Resumption(session.name, wrong), "v", OTHER))
-    again = session.sessions.resume(Resumption(session.name, 1), "v", OTHER)
-    assert [item.chunk.text async for item in again] == ["", " word"]
-    assert not session.table.num_active()
+    for _ in range(2):
+        again = session.sessions.resume(Resumption(session.name, 1), "v", OTHER)
+        assert [item.chunk.text async for item in again] == ["", " word"]
+    assert session.model.hosts == [], "the next session may begin"
+
+
+async def test_error_of_a_resumable_session_is_raised_once(resumable: Session) -> None:
+    """A client that resumes the session then learns that it is over."""
+    resumable.model.failure = Closing("the process has ended; try again")
+    await resumable.sessions.write(resumable.part(0, is_last=True))
+    with pytest.raises(Closing, match="the process has ended"):
+        await resumable.rest()
+    assert not resumable.table.num_active()
+    with pytest.raises(
+        InvalidRequest, match=r"session\.id: expected the id of an open session \(it is kept for options\."
+    ):
+        await anext(resumable.sessions.resume(Resumption(resumable.name, 2), "v", OTHER))
+
+
+async def test_receipts_of_a_lost_connection_wait_for_the_next_one(
+    resumable: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit counts the events that the next connection has not read."""
+    monkeypatch.setattr(live_sessions, "MAX_UNREAD_BYTES", 1000)
+    session = resumable
+    await session.stream.aclose()
+    live = session.sessions._open[session.name]
+    assert live._num_unread_bytes == 0
+    live.add(SPEECH)
+    writing = asyncio.ensure_future(session.sessions.write(session.part(0)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    again = session.sessions.resume(Resumption(session.name, 0), "v", OTHER)
+    assert [(await anext(again)).chunk.text for _ in range(2)] == ["", "a"]
+    assert live._num_unread_bytes == num_bytes(SPEECH)
+    assert not writing.done()
+    assert (await anext(again)).chunk.text == " word"
+    assert (await writing).receipt == 0
+    await again.aclose()
 
 
 async def test_newest_connection_takes_over_the_session(resumable: Session) -> None:
@@ -291,9 +328,9 @@ async def test_reply_length_is_unlimited_while_client_keeps_reading(session: Ses
     for resume_s in (0.0, 60.0):
         live = LiveSession("u", Segment.AUDIO, resume_s)
         live.task = asyncio.ensure_future(asyncio.sleep(0))
-        chunks = live.read(0, "u", FLOW)
+        chunks = live.read("u", FLOW)
         await anext(chunks)
-        for number in range(2 * max(MAX_KEPT, live_sessions.MAX_HELD_BYTES // num_bytes(SPEECH))):
+        for number in range(2 * (live_sessions.MAX_HELD_BYTES // num_bytes(SPEECH))):
             live.add(SPEECH)
             assert (await anext(chunks)).chunk.index == number + 1
         assert live._num_bytes == sum(map(num_bytes, live._chunks)) <= live_sessions.MAX_HELD_BYTES
@@ -307,7 +344,7 @@ async def test_large_chunk_evicts_small_chunks_to_stay_within_limit(
     large = LMChunk(Chunk(0, Segment.AUDIO), np.zeros((8, 450), np.int32))
     live = LiveSession("u", Segment.AUDIO, resume_s=60.0)
     live.task = asyncio.ensure_future(asyncio.sleep(0))
-    chunks = live.read(0, "u", FLOW)
+    chunks = live.read("u", FLOW)
     await anext(chunks)
     for chunk in (*[SPEECH] * 15, large):
         live.add(chunk)

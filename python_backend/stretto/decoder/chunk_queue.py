@@ -107,6 +107,7 @@ class PendingChunk:
         on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
+        is_kept: For a session that can be resumed, function that returns True as long as that is possible.
     """
 
     utterance: str
@@ -116,6 +117,7 @@ class PendingChunk:
     form: OutputForm = field(default_factory=OutputForm)
     on_device: Callable[[int], None] | None = None
     on_progress: Callable[[], None] | None = None
+    is_kept: Callable[[], bool] | None = None
 
 
 def check_connected(pending: PendingChunk) -> None:

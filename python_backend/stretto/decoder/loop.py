@@ -24,9 +24,9 @@ from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_connected
 from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
-from stretto.decoder.sessions import Session, Sessions
+from stretto.decoder.sessions import RESUME, Session, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
-from stretto.errors import Cancelled, Closing
+from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Event, ReportEvent, WordMark, WordTime
 
 
@@ -161,7 +161,7 @@ def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
 
 
 def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
-    """Return the jobs whose clients are still connected.
+    """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
 
     Args:
         jobs: Jobs to check.
@@ -170,7 +170,8 @@ def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception
     found = list[Job]()
     for job in jobs:
         try:
-            check_connected(job.pending)
+            if job.session.answers is None:
+                check_connected(job.pending)
             found.append(job)
         except Cancelled as error:
             fail(job.pending, error)
@@ -189,7 +190,7 @@ def stack(jobs: Sequence[Job]) -> Window:
     )
 
 
-def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: CodecSpec) -> Event:
+def make_event(pending: PendingChunk, session: Session, num_samples: int, end: int, spec: CodecSpec) -> Event:
     """Return the event of a chunk.
 
     Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
@@ -198,6 +199,7 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
         pending: The chunk.
         session: Decoder state of its utterance, with the chunk's samples already counted.
         num_samples: Number of samples sent with the event.
+        end: Number of samples of the utterance up to the last of these.
         spec: Codec constants.
     """
     chunk, sample_rate = pending.chunk, session.renderer.sample_rate
@@ -211,7 +213,7 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, spec: 
             {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
             for change in chunk.guidance_changes
         ],
-        "start_s": (session.num_samples - num_samples) / sample_rate,
+        "start_s": (end - num_samples) / sample_rate,
         "duration_s": num_samples / sample_rate,
         "sample_rate": sample_rate,
         "is_final": chunk.is_final,
@@ -346,12 +348,39 @@ class DecodingLoop:
         self._counts.add("chunks")
         try:
             check_connected(pending)
-            session = self._sessions.advance(pending.utterance, pending.chunk.index, pending.form)
+            session = self._session_of(pending)
+            if self._is_answered(pending, session):
+                return
             self._sessions.collect_for_alignment(session, pending.chunk)
             self._sessions.apply_reference(session, pending.chunk, pending.codes)
             self._continue_chunk(pending, session)
         except Exception as error:
             self._fail(pending, error)
+
+    def _session_of(self, pending: PendingChunk) -> Session:
+        """Return the session of a chunk; raise InvalidRequest if the chunk does not continue it."""
+        kept, form = pending.chunk.kept, pending.form
+        if kept is None:
+            return self._sessions.advance(pending.utterance, pending.chunk.index, form)
+        assert pending.is_kept is not None, pending.utterance
+        return self._sessions.kept_session(kept, form, pending.is_kept)
+
+    def _is_answered(self, pending: PendingChunk, session: Session) -> bool:
+        """Answer a chunk that an earlier connection has brought before with the same samples, and return True.
+
+        Raises:
+            InvalidRequest: The samples are no longer there, or the chunk is not the session's next one.
+        """
+        chunk, answers = pending.chunk, session.answers
+        if answers is None or chunk.kept is None or chunk.kept.number is None:
+            return False
+        found = answers.find(chunk.kept.number)
+        if found is None or chunk.index == 0:
+            return False
+        samples, end = found
+        num_samples = 0 if samples is None else len(samples)
+        self.unanswered.send(pending, samples, make_event(pending, session, num_samples, end, self._codec.spec))
+        return True
 
     def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
         """Create a job for a chunk's next window, or answer the chunk if no window is complete.
@@ -442,7 +471,10 @@ class DecodingLoop:
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
         self._sessions.note_sent(session, num_samples)
-        event = make_event(pending, session, num_samples, self._codec.spec)
+        event = make_event(pending, session, num_samples, session.num_samples, self._codec.spec)
+        if session.answers is not None and chunk.index:
+            session.answers.add(samples, session.num_samples)
+            check_connected(pending)
         if collected is None or not chunk.is_final:
             self.unanswered.send(pending, samples, event)
             return
@@ -450,6 +482,8 @@ class DecodingLoop:
         collected.align(self._aligner, lambda words: send_aligned(pending, event, words, self._counts))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
-        """End the utterance of a chunk with an error."""
-        self._sessions.close(pending.utterance)
+        """End the utterance of a chunk with an error. A session that can be resumed outlasts its connection."""
+        is_of_connection = isinstance(error, Cancelled) or (isinstance(error, InvalidRequest) and error.field == RESUME)
+        if pending.chunk.kept is None or not is_of_connection:
+            self._sessions.close(pending.utterance)
         self.unanswered.refuse(pending, error)

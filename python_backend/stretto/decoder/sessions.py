@@ -1,6 +1,7 @@
 """Decoder state of open utterances, and conversion of samples to the client's output format."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from stretto.decoder.streaming import (
     read_reference,
 )
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.records.chunk import Chunk
+from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
 from stretto.records.sampling import OutputForm
 
 FULL_SCALE = 32_767
@@ -61,6 +62,61 @@ class Renderer:
         return np.rint(pcm * FULL_SCALE).astype(np.int16)
 
 
+ANSWER_BYTES = 256  # memory of an answer besides its samples
+RESUME = "session.resume"  # field of errors that leave the session as it is
+
+
+class Answers:
+    """Samples of a session's last chunks, for a client that has lost its connection.
+
+    Args:
+        is_kept: Function that returns True while the session can be resumed.
+        max_bytes: Maximum memory of the answers. The oldest ones are dropped.
+
+    Attributes:
+        oldest: Number of the first chunk whose samples are still here.
+        is_kept: Function that returns True while the session can be resumed.
+    """
+
+    def __init__(self, is_kept: Callable[[], bool], max_bytes: int) -> None:
+        self.is_kept, self._max_bytes = is_kept, max_bytes
+        self._answers: deque[tuple[np.ndarray | None, int]] = deque()
+        self.oldest = self.num_bytes = 0
+
+    @property
+    def next(self) -> int:
+        """Number of the next chunk to decode."""
+        return self.oldest + len(self._answers)
+
+    def add(self, pcm: np.ndarray | None, end: int) -> None:
+        """Add the answer to chunk number `next`.
+
+        Args:
+            pcm: Its samples [n], or None.
+            end: Number of samples of the reply up to the last of these.
+        """
+        self._answers.append((None if pcm is None else pcm.copy(), end))  # a view would keep the whole batch
+        self.num_bytes += answer_bytes(pcm)
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= answer_bytes(self._answers.popleft()[0])
+            self.oldest += 1
+
+    def find(self, number: int) -> tuple[np.ndarray | None, int] | None:
+        """Return the samples and the end of an answered chunk, or None if this chunk is the next one.
+
+        Raises:
+            InvalidRequest: The chunk's samples are no longer here, or an earlier chunk is missing.
+        """
+        if not self.oldest <= number <= self.next:
+            raise InvalidRequest(RESUME, f"a number of events in [{self.oldest}, {self.next}]", number)
+        return None if number == self.next else self._answers[number - self.oldest]
+
+
+def answer_bytes(pcm: np.ndarray | None) -> int:
+    """Return the memory of an answer with these samples, in bytes."""
+    return ANSWER_BYTES + (0 if pcm is None else pcm.nbytes)
+
+
 logger = logging.getLogger(__name__)
 AUDIBLE = 0.01  # smallest magnitude of an audible sample
 
@@ -85,6 +141,7 @@ class Session:
         sound: Key of the recorded voice in `SoundTable`; None if there is none.
         dry_s: Time at which a client that started to play the first sample when it was sent will have played all
             samples; None until samples are sent.
+        answers: Last answers of a session that can be resumed; None for other utterances.
     """
 
     windower: Windower
@@ -101,11 +158,13 @@ class Session:
     collected: Collected | None = field(default=None)
     has_ended: bool = False
     sound: bytes | None = None
+    answers: Answers | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Memory used by frames, codec state and collected codes, in bytes."""
-        return self.windower.num_bytes + self.state.nbytes + (self.filling.num_bytes if self.filling else 0)
+        """Memory used by frames, codec state, collected codes and kept answers, in bytes."""
+        held = sum(each.num_bytes for each in (self.windower, self.filling, self.answers) if each is not None)
+        return held + self.state.nbytes
 
     def store(self, pcm: np.ndarray | None) -> None:
         """Keep samples [n] that will be sent together with the samples of a later window.
@@ -185,7 +244,10 @@ class Sessions:
     @property
     def num_speaking(self) -> int:
         """Number of utterances with at least one decoded frame, not counting frames of voice references."""
-        return sum(session.windower.next_frame > session.reference.num_frames for session in self._open.values())
+        return sum(
+            session.windower.next_frame > session.reference.num_frames and not session.has_ended
+            for session in self._open.values()
+        )
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
         """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
@@ -208,6 +270,28 @@ class Sessions:
         if index != session.next_index:
             raise InvalidRequest("chunk.index", str(session.next_index), index)
         session.next_index += 1
+        session.last_used_s = self._clock()
+        return session
+
+    def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> Session:
+        """Return a session that can be resumed; the first chunk of its first connection opens it.
+
+        Args:
+            kept: The session, and the number of the chunk.
+            form: Output format, used if the session is opened.
+            is_kept: Function that returns True while the session can be resumed.
+
+        Raises:
+            InvalidRequest: The session is gone, for example because the decoder was restarted.
+            Overloaded: If too many utterances are open.
+        """
+        session = self._open.get(kept.utterance)
+        if session is None:
+            if kept.number is not None:
+                expected = "a session whose speech is still in the decoder; begin another one"
+                raise InvalidRequest(RESUME, expected, "one that it has lost")
+            session = self._open[kept.utterance] = self._new(form)
+            session.answers = Answers(is_kept, MAX_KEPT_BYTES)
         session.last_used_s = self._clock()
         return session
 
@@ -323,19 +407,40 @@ class Sessions:
         """Remove an utterance, if it is open, and its stored samples."""
         session = self._open.get(utterance)
         self.end(utterance)
+        self._open.pop(utterance, None)
         if session is not None and session.collected is not None:
             session.collected.drop()
 
     def end(self, utterance: str) -> None:
-        """Remove an utterance, but keep its stored samples, which are still needed."""
-        session = self._open.pop(utterance, None)
-        if session is not None and session.sound is not None:
+        """Remove an utterance, but keep its stored samples, which are still needed.
+
+        The answers of a session that can be resumed are kept, too.
+        """
+        session = self._open.get(utterance)
+        if session is None:
+            return
+        if session.answers is None:
+            del self._open[utterance]
+        else:
+            session.state = session.state[:, :0].clone()
+        if session.sound is not None:
             self._sounds.release(session.sound)
+            session.sound = None
 
     def expire(self) -> list[str]:
-        """Close the utterances whose idle timeout has passed, and return their ids."""
+        """Close the utterances whose idle timeout has passed, and return their ids.
+
+        A session that can be resumed is closed once that is no longer possible, however long it is idle.
+        """
+        over = [each for each, session in self._open.items() if session.answers and not session.answers.is_kept()]
+        for utterance in over:
+            self.close(utterance)
         oldest = self._clock() - self._idle_timeout_s
-        idle = [utterance for utterance, session in self._open.items() if session.last_used_s < oldest]
+        idle = [
+            utterance
+            for utterance, session in self._open.items()
+            if session.last_used_s < oldest and session.answers is None
+        ]
         for utterance in idle:
             self.close(utterance)
         if idle:

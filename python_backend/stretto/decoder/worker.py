@@ -103,6 +103,7 @@ class DecoderWorker:
         form: OutputForm = PLAIN,
         on_device: Callable[[int], None] | None = None,
         on_progress: Callable[[], None] | None = None,
+        is_kept: Callable[[], bool] | None = None,
     ) -> None:
         """Queue a chunk for decoding and return immediately. Any thread may call this method.
 
@@ -115,8 +116,9 @@ class DecoderWorker:
             on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
                 sent.
             on_progress: Called during long operations to signal progress.
+            is_kept: For a chunk with `kept`, function that returns True while the session can be resumed.
         """
-        pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress)
+        pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress, is_kept)
         if not self._queue.put(pending):
             refuse(pending, Closing(STOPPING), self._counts)
 

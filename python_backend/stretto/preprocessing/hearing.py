@@ -344,8 +344,10 @@ def read_session_options(options: OptionsRecord, family: Family) -> tuple[float,
     resume_s = options.get("resume_s", 0.0)
     if not 0 <= resume_s <= MAX_RESUME_S:
         raise InvalidRequest("options.resume_s", f"seconds in [0, {MAX_RESUME_S:g}]", resume_s)
-    if resume_s and (not options.get("live") or family.layout.codebook_streams):
-        expected = "no value (only live sessions without speech can be resumed)"
+    if resume_s and not options.get("live"):
+        raise InvalidRequest("options.resume_s", "no value (only live sessions can be resumed)", resume_s)
+    if resume_s and options.get("words") and family.layout.codebook_streams:
+        expected = "no value with words (word times need all samples of the reply in one connection)"
         raise InvalidRequest("options.resume_s", expected, resume_s)
     with_pauses = options.get("pauses", False)
     if with_pauses and not family.pauses_s:

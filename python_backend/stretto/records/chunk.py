@@ -145,6 +145,41 @@ class Sound:
         return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
 
 
+TABLE = r"stretto_flow_[0-9]{1,10}_[0-9a-f]{32}"
+MAX_GENERATION = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FlowAddress:
+    """Address of an utterance's slot in the acknowledgement table.
+
+    `generation` distinguishes successive users of the slot.
+    """
+
+    table: Annotated[str, Meta(pattern=rf"^{TABLE}\Z")]
+    slot: Annotated[int, Meta(ge=1, lt=1 << 31)]
+    generation: Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
+
+
+MAX_KEPT_BYTES = 1 << 21  # of one session's last events, in the language model and, as samples, in the decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Session that another connection can continue, so that the decoder keeps its state and its last answers.
+
+    Attributes:
+        utterance: Id of the reply, the same in all connections.
+        slot: Slot that the session holds until it can no longer be continued.
+        number: Number of the chunk in the reply, the same in all connections. In the first chunk of a connection, which
+            has only the session's name, the number of the next chunk; None in the session's first connection.
+    """
+
+    utterance: Annotated[str, Meta(min_length=1, max_length=64)]
+    slot: FlowAddress
+    number: Annotated[int, Meta(ge=0)] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Next part of an utterance, without its codes, which are sent as a tensor `codes [K, T] int32`.
@@ -167,6 +202,7 @@ class Chunk:
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
+        kept: The session, if it generates speech and can be resumed.
     """
 
     index: Annotated[int, Meta(ge=0)]
@@ -188,6 +224,7 @@ class Chunk:
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[WordMark, ...] = ()
     num_transcribed: int | None = None
+    kept: Kept | None = None
 
     @property
     def flushes(self) -> bool:
@@ -205,22 +242,6 @@ class LMChunk:
 
     chunk: Chunk
     codes: NDArray[np.int32] | None
-
-
-TABLE = r"stretto_flow_[0-9]{1,10}_[0-9a-f]{32}"
-MAX_GENERATION = (1 << 63) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class FlowAddress:
-    """Address of an utterance's slot in the acknowledgement table.
-
-    `generation` distinguishes successive users of the slot.
-    """
-
-    table: Annotated[str, Meta(pattern=rf"^{TABLE}\Z")]
-    slot: Annotated[int, Meta(ge=1, lt=1 << 31)]
-    generation: Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,7 @@ class SessionRecord(TypedDict):
     """JSON tensor `session` of a part: session name, part number (from 0), and a flag for the last part.
 
     With `resume`, no part is sent: the response contains the events of a live session after its first `resume` events.
+    If `is_last` is true as well, the session ends instead.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=64, description="the session id in the reply's first event")]
@@ -255,10 +256,14 @@ class SessionRecord(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Request, on a new connection, for the events of a live session that follow its first `num_events` events."""
+    """Request, on a new connection, for the events of a live session that follow its first `num_events` events.
+
+    If `ends` is True, the session ends instead.
+    """
 
     session: str
     num_events: Annotated[int, Meta(ge=0)]
+    ends: bool = False
 
     def to_bytes(self) -> bytes:
         """Return this request as MessagePack."""

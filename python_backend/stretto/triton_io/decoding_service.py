@@ -32,7 +32,7 @@ from stretto.triton_io.tensors import (
 )
 
 NAME = "acoustic decoder"
-CLIENTS = "options."  # prefix of fields set by the client; all others are set by the language model
+CLIENTS = ("options.", "session.")  # prefixes of fields set by the client; the language model sets all others
 
 
 class ChunkReply:
@@ -155,6 +155,7 @@ class Worker(Protocol):
         form: OutputForm,
         on_device: Callable[[int], None] | None,
         on_progress: Callable[[], None],
+        is_kept: Callable[[], bool] | None,
     ) -> None:
         """Queue a chunk for decoding; `reply` gets the answer, in order within the utterance.
 
@@ -166,6 +167,7 @@ class Worker(Protocol):
             form: Output format.
             on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
             on_progress: Called during long operations to signal progress.
+            is_kept: For a session that can be resumed, function that returns True as long as that is possible.
         """
         ...
 
@@ -250,7 +252,11 @@ class DecodingService:
             self._writers.open(envelope.utterance, form.ring, slot)
         reply.writer = self._writers.get(envelope.utterance)
         on_device = reply.set_address if reply.writer is not None and reply.writer.is_on_device else None
-        self._worker.push(envelope.utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress)
+        utterance, is_kept, kept = envelope.utterance, None, envelope.chunk.kept
+        if kept is not None:  # `abandon` never gets this id, so a lost connection does not end the session
+            session = self._tables.slot_at(kept.slot)
+            utterance, is_kept = kept.utterance, lambda: session.is_held
+        self._worker.push(utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress, is_kept)
 
     def _report(self) -> None:
         while not self._worker.has_died:

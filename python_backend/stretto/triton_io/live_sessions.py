@@ -1,17 +1,19 @@
 """Live sessions of the language model: replies to audio that is still arriving."""
 
 import asyncio
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
-from stretto.records.chunk import Chunk, Envelope, FlowAddress, LMChunk
+from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, FlowAddress, Kept, LMChunk
 from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
@@ -19,9 +21,9 @@ from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.tensors import Seal, session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
-MAX_KEPT = 4096  # chunks kept for a session that can be resumed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
-MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, 1 << 21
+MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, MAX_KEPT_BYTES
+MAX_ENDED = 16  # sessions kept after their reply has ended, for clients that have lost its last events
 CHUNK_BYTES, ITEM_BYTES = 1024, 64  # memory of a chunk without content, and of a word or the codes of a frame
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
@@ -71,53 +73,60 @@ class LiveSession:
         request_id: Id of the reply in the engine.
         segment: Segment of the reply.
         resume_s: Time in seconds for which the session can be resumed after its connection has ended.
+        speaks: True if the decoder decodes the reply, and must keep its state for the next connection.
 
     Attributes:
         name: Name of the session, which the client needs to send audio; empty until the session is open.
-        utterance: Id of the utterance of the current connection.
-        flow: Address of that utterance's flow-control slot; None before the first connection.
+        slot: Slot of the session in the acknowledgement table; None until the session is open.
+        utterance: Id of the utterance of the current connection, or of the whole reply if the decoder keeps its state.
+        flow: Address of the connection's flow-control slot; None before the first connection.
+        is_connected: True while a connection reads the reply.
         task: Task that generates the reply.
     """
 
-    def __init__(self, request_id: str, segment: Segment, resume_s: float) -> None:
+    def __init__(self, request_id: str, segment: Segment, resume_s: float, speaks: bool = False) -> None:
         self.request_id, self._segment, self.resume_s = request_id, segment, resume_s
-        self.name, self.utterance = "", request_id
+        self._is_kept = speaks and resume_s > 0
+        # not the id of a connection, because the decoder drops the utterance of one that is lost
+        self.name, self.utterance = "", uuid.uuid4().hex if self._is_kept else request_id
+        self.slot: FlowAddress | None = None
         self.flow: FlowAddress | None = None
+        self.is_connected = False
         self.task: asyncio.Task[None] | None = None
         self._next_part, self._is_complete = 0, False
         self._moved = asyncio.Condition()
         self._chunks: deque[LMChunk] = deque()  # chunks that a connection has not read, or may read again
-        self._num_chunks = self._reader = self._num_bytes = self._next_read = 0
-        self._has_ended = self._is_read = False
+        self._num_chunks = self._reader = self._next_read = 0
+        self._num_bytes = self._num_unread_bytes = 0
+        self._has_ended = self._has_failed = False  # the reply has ended; its error has been raised
         self._failure: Exception | None = None
         self._changed, self._moved_on = asyncio.Event(), asyncio.Event()  # a chunk was added; one was read
         self._expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def _oldest(self) -> int:
+        """Number of the first chunk that can be read."""
+        return self._num_chunks - len(self._chunks)
 
     def add(self, chunk: LMChunk) -> None:
         """Append a chunk of the reply; raise Closing if its client has left too much of it unread."""
         self._chunks.append(chunk)
         self._num_chunks += 1
         self._num_bytes += num_bytes(chunk)
-        is_full, is_cut = self._num_bytes > MAX_HELD_BYTES, False
-        while self.resume_s and (self._num_bytes > MAX_HELD_BYTES or len(self._chunks) > MAX_KEPT):
+        self._num_unread_bytes += num_bytes(chunk)
+        while self._num_bytes > MAX_HELD_BYTES and self._oldest < self._next_read:
             self._pop()
-            is_cut = True
-        if is_cut:
-            is_connected = self._expiry is None or self._expiry.cancelled()
-            is_full = is_connected and self._next_read < self._num_chunks - len(self._chunks)
-        if is_full:
+        if self._num_unread_bytes > MAX_HELD_BYTES:
             raise Closing("the client has left too much of the reply unread; read its events, and try again")
         self._changed.set()
 
-    def _pop(self) -> LMChunk:
-        """Remove and return the oldest chunk."""
-        chunk = self._chunks.popleft()
-        self._num_bytes -= num_bytes(chunk)
-        return chunk
+    def _pop(self) -> None:
+        """Drop the oldest chunk."""
+        self._num_bytes -= num_bytes(self._chunks.popleft())
 
     async def wait_for_reader(self) -> None:
         """Wait until the client has read enough of the reply to send more audio, or the reply has ended."""
-        while not self.resume_s and self._num_bytes > MAX_UNREAD_BYTES and not self._has_ended:
+        while self._num_unread_bytes > MAX_UNREAD_BYTES and not self._has_ended:
             self._moved_on.clear()
             await self._moved_on.wait()
 
@@ -136,44 +145,48 @@ class LiveSession:
         """Raise InvalidRequest if a connection cannot continue the session with chunk number `first`."""
         if not self.resume_s:
             raise InvalidRequest("session.resume", "a session with options.resume_s", "another session")
-        oldest = self._num_chunks - len(self._chunks)
-        if not oldest <= first <= self._num_chunks:
-            expected = f"a number of events in [{oldest}, {self._num_chunks}]"
+        if not self._oldest <= first <= self._num_chunks:
+            expected = f"a number of events in [{self._oldest}, {self._num_chunks}]"
             raise InvalidRequest("session.resume", expected, first)
 
-    async def read(self, first: int, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
-        """For a new connection, yield a chunk with the session's name, then the chunks from `first`.
+    async def read(self, utterance: str, flow: FlowAddress, first: int | None = None) -> AsyncGenerator[LMChunk, None]:
+        """For a new connection, yield a chunk with the session's name, then the chunks of the reply.
 
-        Any earlier connection ends. If this connection is closed before the reply has ended, the session ends after
-        `resume_s`, unless another connection continues it.
+        Any earlier connection ends. If the session can be resumed, it ends `resume_s` after this connection, unless
+        another one continues it. Otherwise it ends with this connection.
 
         Args:
-            first: Number of the first chunk.
             utterance: Id of the connection's utterance.
             flow: Address of that utterance's flow-control slot.
+            first: Number of the first chunk of a resumed session; None for the session's first connection.
 
         Raises:
             Closing: Another connection has continued the session.
             Exception: The error that ended the reply.
         """
-        self._reader, self._next_read = self._reader + 1, first
-        reader, self.utterance, self.flow = self._reader, utterance, flow
+        self._reader, self._next_read = self._reader + 1, first or 0
+        self._num_unread_bytes = sum(
+            num_bytes(each) for each in islice(self._chunks, self._next_read - self._oldest, None)
+        )
+        reader, self.flow, self.is_connected = self._reader, flow, True
+        if not self._is_kept:
+            self.utterance = utterance
         self._changed.set()
         if self._expiry is not None:
             self._expiry.cancel()
         try:
             index = 0
-            if self._failure is None:
-                yield LMChunk(Chunk(0, self._segment, session=self.name), None)
+            if self._failure is None or self._num_chunks:
+                named = Chunk(0, self._segment, session=self.name, kept=self._kept_at(first))
+                yield LMChunk(named, None)
             while self._reader == reader:
-                if first < self._num_chunks:
-                    each, first, index = self._chunk(first), first + 1, index + 1
-                    self._next_read = first
-                    self._moved_on.set()
-                    yield replace(each, chunk=replace(each.chunk, index=index))
+                if self._next_read < self._num_chunks:
+                    number, index = self._next_read, index + 1
+                    each = self._read_next()
+                    yield replace(each, chunk=replace(each.chunk, index=index, kept=self._kept_at(number)))
                 elif self._has_ended:
-                    self._is_read = True
                     if self._failure is not None:
+                        self._has_failed = True
                         raise self._failure
                     return
                 else:
@@ -184,14 +197,28 @@ class LiveSession:
             if self._reader == reader:
                 await self._leave()
 
-    def _chunk(self, number: int) -> LMChunk:
-        """Return a chunk, and drop it if the session cannot be resumed."""
-        return self._chunks[number - self._num_chunks] if self.resume_s else self._pop()
+    def _kept_at(self, number: int | None) -> Kept | None:
+        """Return the decoder's reference to the session; None if the decoder needs no state of earlier connections."""
+        if not self._is_kept:
+            return None
+        assert self.slot is not None, "a session is read once it is open"
+        return Kept(self.utterance, self.slot, number)
+
+    def _read_next(self) -> LMChunk:
+        """Return the next chunk to read, and drop it if the session cannot be resumed."""
+        chunk = self._chunks[self._next_read - self._oldest]
+        self._next_read += 1
+        self._num_unread_bytes -= num_bytes(chunk)
+        if not self.resume_s:
+            self._pop()
+        self._moved_on.set()
+        return chunk
 
     async def _leave(self) -> None:
         """End the session, or let it wait for another connection if it can be resumed."""
         assert self.task is not None, "a session is read while its reply is generated"
-        if self.resume_s and not self._is_read:
+        self.is_connected = False
+        if self.resume_s and not self._has_failed:
             self._expiry = asyncio.get_running_loop().call_later(self.resume_s, self.task.cancel)
             return
         self.task.cancel()
@@ -236,6 +263,7 @@ class LiveSessions:
     def __init__(self, model: LiveModel, seal: Seal, table: FlowTable) -> None:
         self._model, self._seal, self._table = model, seal, table
         self._open: dict[str, LiveSession] = {}
+        self._ended: deque[LiveSession] = deque()
 
     async def write(self, part: AudioPart) -> Envelope:
         """Append a part; return its receipt once the reply is at most MAX_AHEAD_S behind.
@@ -280,20 +308,23 @@ class LiveSessions:
         Raises:
             NoCapacity: If too many sessions are open, in total or from `host`.
         """
-        segment = self._model.family.task(prompt.task).segments[0]
-        session = LiveSession(utterance, segment, prompt.delivery.resume_s)
+        family = self._model.family
+        segment, speaks = family.task(prompt.task).segments[0], bool(family.layout.codebook_streams)
+        session = LiveSession(utterance, segment, prompt.delivery.resume_s, speaks)
         session.task = asyncio.ensure_future(self._generate(session, prompt, pacer, host))
         try:
             await asyncio.sleep(0)  # until the model accepts frames, or has refused the session
         except asyncio.CancelledError:
             session.task.cancel()
             raise
-        async with aclosing(session.read(0, utterance, flow)) as chunks:
+        async with aclosing(session.read(utterance, flow)) as chunks:
             async for each in chunks:
                 yield each
 
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
+
+        Nothing is yielded if the client ends the session.
 
         Args:
             resumption: Name of the session, and number of chunks that the client has received.
@@ -305,33 +336,53 @@ class LiveSessions:
         """
         session = self._open.get(resumption.session)
         if session is None:
-            raise unknown_session(resumption.session)
+            raise unknown_session(resumption.session, is_resumed=True)
+        if resumption.ends:
+            assert session.task is not None, "it is open"
+            session.task.cancel()
+            return
         session.check_resumption(resumption.num_events)
-        async with aclosing(session.read(resumption.num_events, utterance, flow)) as chunks:
+        async with aclosing(session.read(utterance, flow, resumption.num_events)) as chunks:
             async for each in chunks:
                 yield each
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
-        """Generate the reply, and pass its end or failure to the session's reader."""
+        """Generate the reply, pass its end or failure to the session's reader, and wait to be cancelled.
+
+        The task is cancelled once no further connection can read the reply.
+        """
         try:
-            with self._model.session_place(host), self._named(session):
+            with self._named(session):
                 try:
-                    async with aclosing(self._model.generate(prompt, session.request_id, pacer)) as chunks:
-                        async for each in chunks:
-                            session.add(each)
+                    with self._model.session_place(host):
+                        async with aclosing(self._model.generate(prompt, session.request_id, pacer)) as chunks:
+                            async for each in chunks:
+                                session.add(each)
                     session.end(None)
                 except Exception as error:
                     session.end(error)
-                await asyncio.Event().wait()  # until a connection has read everything, or none has arrived in time
+                if session.resume_s:
+                    self._keep(session)
+                await asyncio.Event().wait()
         except Exception as error:
             session.end(error)
         finally:
             session.end(Closing("the session has ended"))
+            with suppress(ValueError):
+                self._ended.remove(session)
+
+    def _keep(self, session: LiveSession) -> None:
+        """Keep a session whose reply has ended; if too many of those are not being read, end the oldest one."""
+        unread = [each for each in self._ended if not each.is_connected]
+        if len(unread) >= MAX_ENDED and unread[0].task is not None:
+            unread[0].task.cancel()
+        self._ended.append(session)
 
     @contextmanager
     def _named(self, session: LiveSession) -> Iterator[None]:
         """Within the `with` block, give the session a name that the preprocessor can verify."""
         slot = self._table.claim()
+        session.slot = slot.address
         session.name = session_name(slot.address, self._seal)
         self._open[session.name] = session
         try:

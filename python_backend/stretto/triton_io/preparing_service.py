@@ -150,9 +150,10 @@ class PreparingService:
         session = read_session(raw, ("text", "audio", "messages", "task", "options"), can_resume=True)
         is_open = partial(self._slots.has, *session_slot(session["id"], self._seal))
         if not is_open():
-            raise unknown_session(session["id"])
+            raise unknown_session(session["id"], "resume" in session)
         if "resume" in session:
-            return pb_utils.InferenceResponse(write_part(Resumption(session["id"], session["resume"]), self._seal))
+            resumption = Resumption(session["id"], session["resume"], session["is_last"])
+            return pb_utils.InferenceResponse(write_part(resumption, self._seal))
         caller = Caller(request, self._disconnects)
         pcm = np.zeros(0, np.float32) if raw.pcm_in is None else raw.pcm_in.copy()
 

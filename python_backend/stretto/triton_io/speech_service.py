@@ -16,7 +16,7 @@ from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, TextPart
 from stretto.records.sampling import Delivery
-from stretto.streams.chunking import Pacer
+from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThread, SenderLimits
@@ -348,7 +348,8 @@ class SpeechService:
 
     async def _serve(self, utterance: str, asked: Prompt | Resumption, responses: Responses, host: str) -> None:
         self._gauges.add("utterances_total", 1)
-        delivery = asked.delivery if isinstance(asked, Prompt) else Delivery()
+        pace = ChunkPolicy(frame_rate=self._model.family.frame_rate)
+        delivery = asked.delivery if isinstance(asked, Prompt) else Delivery(chunking=pace)
         with ExitStack() as held:
             try:
                 is_open = isinstance(asked, Prompt) and asked.is_open

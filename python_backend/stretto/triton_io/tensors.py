@@ -458,9 +458,10 @@ def session_slot(name: str, seal: Seal) -> tuple[int, int]:
     return slot, generation
 
 
-def unknown_session(name: str) -> InvalidRequest:
-    """Return the error for a part of a live session that does not exist or has ended."""
-    return InvalidRequest("session.id", "the id of an open session", shown(name))
+def unknown_session(name: str, is_resumed: bool = False) -> InvalidRequest:
+    """Return the error for a part of a live session that does not exist or has ended, or for its resumption."""
+    kept = " (it is kept for options.resume_s after a lost connection)" if is_resumed else ""
+    return InvalidRequest("session.id", f"the id of an open session{kept}", shown(name))
 
 
 def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Resumption:
