@@ -41,6 +41,7 @@ from stretto_client.speech_stream import (
     with_seed,
 )
 
+END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
 DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
 HEADER, CALLER_HEADER = "triton-grpc-protocol-stretto-key", "stretto-caller"
 
@@ -261,7 +262,7 @@ class SpeechClient:
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
             fill_after_s: As for `transcribe_live`.
             total_s: As for `transcribe_live`.
-            options: Server options.
+            options: Server options, `resume_s` among them, as for `transcribe_live`.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None
@@ -273,7 +274,7 @@ class SpeechClient:
         )
         if recording is not None:
             inputs += audio_inputs(recording)
-        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), 0.0, total_s)
+        return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0), total_s)
 
     def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None) -> Speech:
         """Return the events of a live session.
@@ -288,9 +289,9 @@ class SpeechClient:
         total_s = total_s or self.timeouts.total_s
         waits = replace(self.timeouts, between_s=total_s, total_s=total_s)
 
-        def resume(session: str, num_events: int) -> SpeechStream:
-            record = {"id": session, "part": 0, "is_last": False, "resume": num_events}
-            return self.send(strings(session=json.dumps(record)), None, waits)
+        def resume(session: str, num_events: int, ends: bool) -> SpeechStream:
+            record = {"id": session, "part": 0, "is_last": ends, "resume": num_events}
+            return self.send(strings(session=json.dumps(record)), None, END if ends else waits)
 
         def produce(items: Items) -> Awaitable[None]:
             begin = partial(self.send, inputs, None, waits)

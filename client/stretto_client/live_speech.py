@@ -7,7 +7,7 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -439,6 +439,9 @@ class UnreadAudio(Unread[NDArray[Any]]):
 
 
 RETRY_S = 0.2  # delay between attempts to resume a session
+# WORKAROUND(triton server 2.51, fixed in 2.56): a request keeps its responses in memory, 8 kB for a frame of speech.
+# After this number of bytes, a session that can be resumed therefore continues with another request.
+MAX_BYTES, EVENT_BYTES = 8 << 20, 1 << 10  # the second: of an event without its samples
 # beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
 
@@ -451,12 +454,17 @@ class Sink(Protocol):
         ...
 
 
+class Renewal(Exception):
+    """The session continues with another request."""
+
+
 class LiveSession:
     """Session of live audio on a server, over one or more connections.
 
     Args:
         begin: Function that starts the session.
-        resume: Function that continues a session, given its name and the number of events received.
+        resume: Function that continues a session, given its name and the number of events received, or ends the session
+            if its third argument is True.
         parts: Function that returns a gRPC stream for the parts.
         unread: The audio.
         items: Queue for the events.
@@ -465,56 +473,83 @@ class LiveSession:
     def __init__(
         self,
         begin: Callable[[], SpeechStream],
-        resume: Callable[[str, int], SpeechStream],
+        resume: Callable[[str, int, bool], SpeechStream],
         parts: Callable[[], PartStream],
         unread: UnreadAudio,
         items: Items,
     ):
         self._begin, self._resume, self._parts, self._unread, self._items = begin, resume, parts, unread, items
         self._name, self._num_events = "", 0  # number of events received after the one that contains the name
-        self._number = 0
+        self._num_bytes = 0  # bytes of the events of the current connection
+        self._max_bytes = float("inf")
+        self._is_gone = False  # the server no longer has the session
+        self._number, self._is_complete = 0, False  # number of the next part; True once the last one is acknowledged
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
     async def follow(self, resume_s: float = 0.0) -> None:
-        """Put all events into the queue.
+        """Put all events into the queue; if that fails, end the session.
 
         Args:
             resume_s: Time for which the server keeps the session after a lost connection, in seconds.
         """
+        self._max_bytes = MAX_BYTES if resume_s else float("inf")
+        try:
+            async with self._unread:
+                await self._follow_connections(resume_s)
+        except BaseException:
+            if resume_s and self._name and not self._is_gone:
+                with suppress(ClientError):
+                    async for _ in self._resume(self._name, 0, True):
+                        pass
+            raise
+
+    async def _follow_connections(self, resume_s: float) -> None:
+        """Put the events of one connection after the other into the queue."""
         lost_s, cause = float("inf"), None
-        async with self._unread:
-            while True:
-                num_events = self._num_events
-                try:
-                    async with self._parts() as parts, self._connect() as stream:
-                        await _follow(stream, partial(self._write, parts), NOT_OPEN, self)
-                    return
-                except (ServerUnavailable, RequestCancelled, RequestRefused) as error:
-                    now_s = asyncio.get_running_loop().time()
-                    if cause is None or self._num_events > num_events:
-                        lost_s, cause = now_s, error
-                    if isinstance(error, RequestRefused) and not str(error).startswith(NOT_OPEN):
-                        raise
-                    is_over = isinstance(error, RequestRefused) or now_s - lost_s > resume_s
-                    if is_over or not (resume_s and self._name):
-                        raise cause from None
-                    await asyncio.sleep(RETRY_S)
+        while True:
+            self._num_bytes = 0
+            try:
+                async with self._parts() as parts, self._connect() as stream:
+                    await _follow(stream, partial(self._write, parts), NOT_OPEN, self)
+                return
+            except Renewal:
+                cause = None
+            except (ServerUnavailable, RequestCancelled, RequestRefused) as error:
+                now_s = asyncio.get_running_loop().time()
+                if cause is None or self._num_bytes:
+                    lost_s, cause = now_s, error
+                self._is_gone = str(error).startswith(NOT_OPEN)
+                if isinstance(error, RequestRefused) and not self._is_gone:
+                    raise
+                if not (resume_s and self._name):
+                    raise cause from None
+                if self._is_gone or now_s - lost_s > resume_s:
+                    late = f"; the session was not resumed within options.resume_s ({resume_s:g} s)"
+                    raise type(cause)(f"{cause}{late}") from None
+                await asyncio.sleep(RETRY_S)
 
     async def put(self, event: SpeechEvent) -> None:
-        """Forward the connection's next event; forward the event with the session's name only once."""
+        """Forward the connection's next event; forward the event with the session's name only once.
+
+        Raises:
+            Renewal: The connection has had `MAX_BYTES` of events.
+        """
+        self._num_bytes += EVENT_BYTES + (0 if event.pcm is None else event.pcm.nbytes)
+        is_first = not self._name
+        self._name = self._name or event.session
         if not event.session:
             self._num_events += 1
-        elif self._name:
-            return
-        self._name = self._name or event.session
-        await self._items.put(replace(event, index=self._num_events))
+        if is_first or not event.session:
+            await self._items.put(replace(event, index=self._num_events))
+        if self._num_bytes >= self._max_bytes and not event.is_final:
+            raise Renewal
 
     def _connect(self) -> SpeechStream:
-        return self._resume(self._name, self._num_events) if self._name else self._begin()
+        return self._resume(self._name, self._num_events, False) if self._name else self._begin()
 
     async def _write(self, parts: PartStream, session: str) -> None:
-        is_last, is_again = False, self._pending is not None
-        while not is_last:
+        is_again = self._pending is not None
+        while not self._is_complete:
             if self._pending is None:
                 self._pending = await self._unread.pop()
             pcm, is_last = self._pending
@@ -524,7 +559,7 @@ class LiveSession:
                 accepted = tuple(each.format(self._number + 1) for each in ACCEPTED)
                 if not (is_again and str(error).startswith(accepted)):
                     raise
-            self._pending, is_again = None, False
+            self._pending, is_again, self._is_complete = None, False, is_last
             self._number += 1
 
 

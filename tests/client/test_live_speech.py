@@ -23,7 +23,19 @@ from stretto_client import (
 )
 from stretto_client.live_speech import MAX_WAITING_CHARS, UnreadText, clauses_of
 from stretto_client.long_speech import first_sentences
-from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Pause, Request, Step, Taken, Until
+from tests.client.fake_server import (
+    PROFILE,
+    Abort,
+    Chunk,
+    EmptyFinal,
+    ErrorText,
+    FakeServer,
+    Pause,
+    Request,
+    Step,
+    Taken,
+    Until,
+)
 from tests.patience import PATIENCE_S, until_async
 
 LIVE = PROFILE | {"reads_live_text": True}
@@ -382,18 +394,109 @@ class Interrupted(Listener):
 AWAY = Abort(grpc.StatusCode.UNAVAILABLE, "the connection was lost")
 
 
-async def test_client_resumes_a_lost_connection() -> None:
+@pytest.mark.parametrize("method", ["transcribe_live", "talk"])
+async def test_client_resumes_a_lost_connection(method: str) -> None:
     """The client gets each event once, and the server each sample."""
     interrupted = Interrupted()
     async with SpeechClient(await interrupted.server.start()) as client:
         sent = [np.full(2000, value, np.float32) for value in (0.25, 0.5, 0.75)]
-        events = [event async for event in client.transcribe_live(paced(interrupted, *sent), 24_000, resume_s=60.0)]
+        live = getattr(client, method)(paced(interrupted, *sent), 24_000, resume_s=60.0)
+        events = [event async for event in live]
     assert "".join(event.text for event in events) == "one two three"
     assert [event.index for event in events] == [0, 1, 2, 3]
     assert [event.session for event in events] == ["s1", "", "", ""]
     assert interrupted.resumed == [1, 1]
     assert interrupted.pcm == [0.25] * 2000 + [0.5] * 2000 + [0.75] * 2000
     await interrupted.server.stop()
+
+
+class Renewed(Listener):
+    """Server with a reply of ten events, and a record of the connections and of the end of the session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resumed, self.has_ended = list[int](), asyncio.Event()
+
+    def _script(self, request: Request) -> list[Step]:
+        record = json.loads(request.get("session", "{}"))
+        if "session" in request and "resume" not in record:
+            if record["part"] < len(self.parts):  # its acknowledgement was lost
+                next_part = f"expected {len(self.parts)}, the number of the next part, got {record['part']}"
+                return [ErrorText(f"invalid request: session.part: {next_part}")]
+            return super()._script(request)
+        if record.get("is_last"):
+            self.has_ended.set()
+            return [EmptyFinal()]
+        first = record.get("resume", 0)
+        self.resumed.append(first)
+        last = Chunk(10, None, is_final=True, is_last=True)
+        chunks = [Chunk(1 + at - first, 100, f" {at}") for at in range(first, 9)]
+        return [Chunk(0, None, session="s1"), *chunks, Until(self.complete), last]
+
+
+async def test_long_resumable_session_continues_with_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton keeps the responses to a request. The first event of a connection counts, too, and so do samples."""
+    monkeypatch.setattr(live_speech, "MAX_BYTES", 4 * (live_speech.EVENT_BYTES + 300))
+    renewed = Renewed()
+    async with SpeechClient(await renewed.server.start()) as client:
+        pieces = recorded(np.full(5000, 0.25, np.float32))
+        events = [event async for event in client.talk(pieces, 24_000, resume_s=30.0)]
+    assert "".join(event.text for event in events) == " 0 1 2 3 4 5 6 7 8"
+    assert [event.index for event in events] == list(range(11))
+    assert renewed.resumed == [0, 3, 6, 9]
+    assert renewed.pcm == [0.25] * 5000
+    assert not renewed.has_ended.is_set()
+    await renewed.server.stop()
+
+
+@pytest.mark.parametrize("resume_s", [0.0, 30.0])
+async def test_client_that_leaves_ends_its_resumable_session(resume_s: float) -> None:
+    """Otherwise the server would wait for it."""
+    renewed = Renewed()
+    async with SpeechClient(await renewed.server.start()) as client:
+        talk = client.talk(paced(renewed, np.zeros(2000), np.zeros(2000)), 24_000, resume_s=resume_s)
+        assert (await anext(talk)).session == "s1"
+        await talk.aclose()
+    assert renewed.has_ended.is_set() == (resume_s > 0)
+    await renewed.server.stop()
+
+
+class Complete(Listener):
+    """Server whose connection ends after the audio, and that refuses any further part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = [asyncio.Event(), asyncio.Event()]  # the client has sent its parts, in each connection
+
+    def _script(self, request: Request) -> list[Step]:
+        if "session" not in request:
+            return [Chunk(0, None, session="s1"), Until(self.written[0]), AWAY]
+        if "resume" in json.loads(request["session"]):
+            last = Chunk(1, None, "a word", is_final=True, is_last=True)
+            return [Chunk(0, None, session="s1"), Until(self.written[1]), last]
+        if self.complete.is_set():
+            return [
+                ErrorText("invalid request: session: expected no further part, as the audio is complete, got part 1")
+            ]
+        return super()._script(request)
+
+
+async def test_session_lost_after_its_audio_sends_no_further_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    complete, write = Complete(), live_speech.LiveSession._write
+    written = iter(complete.written)
+
+    async def write_all(session: live_speech.LiveSession, parts: live_speech.PartStream, name: str) -> None:
+        try:
+            await write(session, parts, name)
+        finally:
+            next(written).set()
+
+    monkeypatch.setattr(live_speech.LiveSession, "_write", write_all)
+    async with SpeechClient(await complete.server.start()) as client:
+        pieces = recorded(np.zeros(2000, np.float32))
+        events = [event async for event in client.talk(pieces, 24_000, resume_s=60.0)]
+    assert [event.text for event in events] == ["", "a word"]
+    await complete.server.stop()
 
 
 async def paced(listener: Listener, *pieces: np.ndarray) -> AsyncIterator[np.ndarray]:
@@ -406,11 +509,12 @@ async def paced(listener: Listener, *pieces: np.ndarray) -> AsyncIterator[np.nda
 
 @pytest.mark.parametrize("resume_s", [0.0, 60.0])
 async def test_ended_live_session_is_not_resumed(resume_s: float) -> None:
-    """The error is that of the lost connection."""
+    """The error is that of the lost connection, and names the option."""
     interrupted = Interrupted(keeps=False)
+    late = r"; the session was not resumed within options\.resume_s \(60 s\)" if resume_s else ""
     async with SpeechClient(await interrupted.server.start()) as client:
         pieces = paced(interrupted, np.ones(2000), np.ones(2000), np.ones(2000))
-        with pytest.raises(ServerUnavailable, match="the connection was lost"):
+        with pytest.raises(ServerUnavailable, match=rf"the connection was lost\){late}$"):
             [event async for event in client.transcribe_live(pieces, 24_000, resume_s=resume_s)]
     assert interrupted.resumed == ([1] if resume_s else [])
     await interrupted.server.stop()

@@ -1,8 +1,13 @@
-"""Plain listener with Triton's own client: a gRPC stream per request, with the time of every response."""
+"""Plain listener with Triton's own client: a gRPC stream per request, with the time of every response.
 
+`Relay` cuts connections between a client and the server.
+"""
+
+import asyncio
 import json
 import queue
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,3 +123,50 @@ def as_inputs(options: str | dict[str, Any] | None, inputs: dict[str, Any]) -> d
     if options is None:
         return inputs
     return inputs | {"options": options if isinstance(options, str) else json.dumps(options)}
+
+
+class Relay:
+    """Port in front of the server whose connections can be cut.
+
+    Attributes:
+        cuts: Bytes that clients receive before all connections are cut, and between that and the next cut.
+    """
+
+    def __init__(self, port: int, *cuts: int) -> None:
+        self._port, self._writers = port, set[asyncio.StreamWriter]()
+        self.cuts = list(cuts)
+
+    async def __aenter__(self) -> "Relay":
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cut all connections, and accept no others."""
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, back}
+        await asyncio.gather(self._copy(reader, back), self._copy(there, writer, is_counted=True))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_counted: bool = False) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                is_cut = is_counted and bool(self.cuts) and len(data) >= self.cuts[0]
+                writer.write(data[: self.cuts.pop(0)] if is_cut else data)
+                await writer.drain()
+                if is_cut:
+                    self.cut()
+                elif is_counted and self.cuts:
+                    self.cuts[0] -= len(data)
+        writer.close()

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from stretto_client.errors import RequestRefused
 from stretto_client.live_speech import PartStream
 from tests.kyutai_release import make_checkpoint
 from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
+from tests.server.listening import Relay
 
 # By night: tests/preprocessing/test_hearing.py and tests/engine/test_live_sessions.py test the two processes.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -148,39 +148,6 @@ async def test_invalid_part_is_refused_without_ending_the_session(served: Served
         assert await heard(events) == whole
         with pytest.raises(RequestRefused, match=r"options.live|pcm_in: expected no value with options.live"):
             [event async for event in client.transcribe((PCM, RATE), live=True)]
-
-
-class Relay:
-    """Port in front of the server whose connections can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self._port, self._writers = port, set[asyncio.StreamWriter]()
-
-    async def __aenter__(self) -> "Relay":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        self.cut()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers |= {writer, back}
-        await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
 
 
 async def test_lost_and_frozen_clients_do_not_disturb_other_sessions(served: ServedCheckpoint) -> None:

@@ -13,12 +13,14 @@ from stretto.codecs.base import load_codec
 from stretto.families.moshi.reader import PieceReader
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto_client import SpeechClient, SpeechEvent
-from stretto_client.errors import RequestRefused
+from stretto_client import SpeechClient, SpeechEvent, live_speech
+from stretto_client.errors import RequestRefused, ServerUnavailable
+from stretto_client.speech_stream import strings
 from tests.engine.harness import Engine
 from tests.gateway.realtime.caller import call_by
 from tests.moshi_release import frames_of, make_checkpoint
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.listening import Relay
 from tests.server.openai_client import openai_client
 from tests.server.published import check_sound
 
@@ -158,8 +160,8 @@ async def test_invalid_part_is_refused_without_ending_the_session(
     served: ServedCheckpoint, expected: np.ndarray
 ) -> None:
     async with SpeechClient(f"localhost:{served.server.grpc}") as client:
-        with pytest.raises(RequestRefused, match=r"options\.resume_s: expected no value"):
-            await heard(client.talk(spoken([1920]), 24_000, resume_s=5.0))
+        with pytest.raises(RequestRefused, match=r"options\.resume_s: expected no value \(only live sessions"):
+            await heard(client.transcribe((PCM, 24_000), task="duplex", resume_s=5.0))
         has_ended = asyncio.Event()
 
         async def silent() -> AsyncIterator[np.ndarray]:
@@ -174,3 +176,71 @@ async def test_invalid_part_is_refused_without_ending_the_session(
             await parts.write_audio(session, 0, (PCM, 24_000), True)
         text, codes, _ = await heard(events)
     assert (text, codes) == (text_of(served, expected), expected.T.tolist())
+
+
+async def test_talk_that_loses_its_connection_three_times_misses_nothing(
+    served: ServedCheckpoint, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections break within an event. Other sessions at the same time are not disturbed; one changes its request."""
+    monkeypatch.setattr(live_speech, "MAX_BYTES", 100_000)
+    direct = f"localhost:{served.server.grpc}"
+    relay = Relay(served.server.grpc, 30_000, 20_001, 45_678)
+    async with SpeechClient(direct) as client, relay, SpeechClient(relay.address) as far:
+        whole = await heard(client.talk(spoken([1920]), 24_000, **options()))
+
+        async def interrupted() -> tuple[str, list[list[int]], np.ndarray]:
+            talk = far.talk(spoken([1920], 0.02), 24_000, resume_s=60.0, **options())
+            received = [event async for event in talk]
+            assert not relay.cuts
+            assert [event.index for event in received] == list(range(len(received)))
+            assert [bool(event.session) for event in received] == [True] + [False] * (len(received) - 1)
+            ends = np.cumsum([event.duration_s for event in received])
+            np.testing.assert_allclose([event.start_s for event in received[1:]], ends[:-1], atol=1e-9)
+            assert len({event.utterance for event in received}) == 1
+            return await heard(replayed(received))
+
+        made = await asyncio.gather(
+            interrupted(),
+            heard(client.talk(spoken([1920], 0.02), 24_000, **options())),
+            heard(client.talk(spoken([1920], 0.02), 24_000, resume_s=60.0, **options())),
+        )
+    for text, codes, pcm in made:
+        assert (text, codes) == whole[:2] == (text_of(served, expected), expected.T.tolist())
+        np.testing.assert_allclose(pcm, whole[2], atol=1e-4)
+
+
+async def replayed(events: list[SpeechEvent]) -> AsyncIterator[SpeechEvent]:
+    for event in events:
+        yield event
+
+
+async def test_talk_that_is_not_resumed_in_time_ends(served: ServedCheckpoint) -> None:
+    """The client's error and the server's name the option; the session's place is free again."""
+    direct = f"localhost:{served.server.grpc}"
+    async with SpeechClient(direct) as client, Relay(served.server.grpc) as relay, SpeechClient(relay.address) as far:
+        talk = far.talk(spoken([1920], 0.02), 24_000, resume_s=0.5, **options())
+        name = (await anext(talk)).session
+        for _ in range(3):
+            await anext(talk)
+        relay.close()
+        with pytest.raises(ServerUnavailable, match=r"; the session was not resumed within options.resume_s \(0.5 s\)"):
+            await heard(talk)
+        served.server.until(lambda: served.server.metric("live_sessions") == 0)
+        await check_gone(client, name)
+
+
+async def check_gone(client: SpeechClient, name: str) -> None:
+    """Assert that a session cannot be resumed."""
+    late = client.send(strings(session=json.dumps({"id": name, "part": 0, "is_last": False, "resume": 0})))
+    with pytest.raises(
+        RequestRefused, match=r"session.id: expected the id of an open session \(it is kept for options"
+    ):
+        await anext(late)
+
+
+async def test_talk_that_its_client_closes_ends_immediately(served: ServedCheckpoint) -> None:
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        async with client.talk(spoken([1920], 0.02), 24_000, resume_s=60.0, **options()) as talk:
+            name = (await anext(talk)).session
+        await check_gone(client, name)
+        served.server.until(lambda: served.server.metric("live_sessions") == 0)

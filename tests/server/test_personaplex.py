@@ -18,6 +18,7 @@ from tests.gateway.realtime.caller import call_by
 from tests.moshi_release import frames_of
 from tests.personaplex_release import make_checkpoint
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.server.listening import Relay
 from tests.server.openai_client import openai_client
 from tests.server.published import check_sound
 from tests.server.test_moshi import PCM, RATE, heard, options, spoken, text_of
@@ -60,17 +61,21 @@ def expected(served: ServedCheckpoint) -> dict[str, np.ndarray]:
 async def test_recorded_and_live_conversations_match_engine_output(
     served: ServedCheckpoint, expected: dict[str, np.ndarray]
 ) -> None:
+    """Also a conversation that loses its connection while its first frames, and later ones, are sent."""
     wanted = text_of(served, expected["named"]), expected["named"].T.tolist()
-    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+    direct, relay = f"localhost:{served.server.grpc}", Relay(served.server.grpc, 5_000, 50_000)
+    async with SpeechClient(direct) as client, relay, SpeechClient(relay.address) as far:
         profile = await client.profile()
         assert (profile.voices, profile.reads_live_audio) == (("natf0", "natm1", "varm4"), True)
         turns = [*SYSTEM, {"role": "user", "audio": "pcm_in"}]
         whole = await heard(client.converse(turns, (PCM, 24_000), voice="varm4", **options()))
         assert whole[:2] == wanted
-        for sizes in ([1920], [1, 5000, 333]):
-            live = await heard(client.talk(spoken(sizes), 24_000, system=ROLE, voice="varm4", **options()))
+        for each, sizes, resume_s in ((client, [1920], 0.0), (client, [1, 5000, 333], 0.0), (far, [1920], 60.0)):
+            given = options() | {"system": ROLE, "voice": "varm4", "resume_s": resume_s}
+            live = await heard(each.talk(spoken(sizes), 24_000, **given))
             assert live[:2] == wanted
             np.testing.assert_allclose(live[2], whole[2], atol=1e-4)
+        assert not relay.cuts
         recorded = RecordedVoice((VOICE, 24_000))
         other = await heard(client.talk(spoken([1920]), 24_000, system=ROLE, voice=recorded, **options()))
         assert other[1] == expected["recorded"].T.tolist()
