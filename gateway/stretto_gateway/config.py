@@ -33,6 +33,7 @@ class Limits:
         max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
         session_s: Maximum duration of a session.
+        resume_s: Time for which a full-duplex session outlasts a lost connection to the server.
         writing_s: Maximum time for a client to finish sending the text of a streamed utterance.
     """
 
@@ -56,6 +57,7 @@ class Limits:
     max_items: int = 128
     idle_s: float = 300.0
     session_s: float = 3600.0
+    resume_s: float = 10.0
     writing_s: float = 600.0
 
 

@@ -21,7 +21,7 @@ from stretto_gateway.encoding import make_encoder
 from stretto_gateway.kyutai.endpoints import SpeakQuery
 from stretto_gateway.kyutai.sessions import ReceivedAudio
 from stretto_gateway.speech_stream import StreamedText
-from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
+from tests.client.fake_server import PROFILE, Chunk, EmptyFinal, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import task
 from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
@@ -61,6 +61,8 @@ class Partner:
             name = f"s{len(self.begun)}"
             return [Chunk(0, None, session=name), Until(self.is_live), *self.steps, Until(self.is_over), *self.last]
         record = json.loads(request["session"])
+        if "resume" in record:  # the client ends the session
+            return [EmptyFinal()]
         self.heard += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
         if len(self.heard) >= self.num_samples:
             self.is_live.set()
@@ -132,7 +134,7 @@ async def test_chat_streams_speech_and_text_while_audio_is_sent(start: Start) ->
     assert np.abs(decode(sound, 99)[FRAME : 3 * FRAME]).max() > 0.2
     form = {"encoding": "pcm_s16le", "sample_rate": RATE}
     sampling = {"temperature": 0.6, "top_k": 20, "depth": {"temperature": 0.9, "top_k": 200}, "seed": 7}
-    assert partner.options == {"live": True, "voice": "natf2", "output": form, **sampling}
+    assert partner.options == {"live": True, "voice": "natf2", "output": form, "resume_s": 10.0, **sampling}
     assert json.loads(partner.begun[0]["messages"]) == [{"role": "system", "text": "You are kind."}]
     np.testing.assert_allclose(partner.heard, expected[: len(partner.heard)], atol=1e-6)
     await idle(running)
@@ -149,7 +151,8 @@ async def test_unsupported_options_and_messages_are_ignored(start: Start) -> Non
             await opened.send(message)
         await opened.send(b"\1" + opus())
         await until_async(lambda: bool(partner.heard))
-    assert partner.options == {"live": True, "output": {"encoding": "pcm_s16le", "sample_rate": RATE}}
+    output = {"encoding": "pcm_s16le", "sample_rate": RATE}
+    assert partner.options == {"live": True, "output": output, "resume_s": 10.0}
     assert "messages" not in partner.begun[0]
 
 

@@ -87,9 +87,8 @@ class ChatSession(ListeningSession):
         find_task(profile, (DUPLEX,), "full-duplex speech")
         options = validated(ChatQuery, dict(self._socket.query_params)).arguments(profile)
         self._encoder, limits = make_encoder("opus", DEFAULT_RATE), self._gateway.limits
-        start = partial(
-            self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, total_s=limits.session_s, **options
-        )
+        options |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
+        start = partial(self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, **options)
         self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), start))
 
     async def handle(self, message: str | bytes | None) -> None:

@@ -78,7 +78,8 @@ class DuplexReply(Reply):
     def _open_stream(self) -> Speech:
         options, persona = self._order.options, self._persona
         named: Any = {"system": persona.role, "voice": persona.voice, "output": options["output"]}
-        named["total_s"] = self._gateway.limits.session_s
+        limits = self._gateway.limits
+        named |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
         return self._gateway.client.talk(self._audio.pieces(), DEFAULT_RATE, **named)
 
 

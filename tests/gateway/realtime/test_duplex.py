@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Taken, Until
+from tests.client.fake_server import PROFILE, Chunk, EmptyFinal, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, call, spoken, task
 
@@ -36,6 +36,8 @@ class Partner:
             last = Chunk(2, FRAME, " it", is_16_bit=True, is_final=True, is_last=True)
             return [Chunk(0, None, session="s1"), Until(self.is_live), first, Until(self.is_over), last]
         record = json.loads(request["session"])
+        if "resume" in record:  # the client ends the session
+            return [EmptyFinal()]
         self.heard += np.atleast_1d(request.get("pcm_in", np.zeros(0))).tolist()
         if len(self.heard) > 0.3 * RATE:
             self.is_live.set()
@@ -67,7 +69,7 @@ async def test_duplex_speech_arrives_while_audio_is_sent(start: Start) -> None:
     sent = np.rint(np.array(partner.heard) * 32768).astype(np.int16)
     assert (sent == spoken()[: len(sent)]).all()
     form = {"encoding": "pcm_s16le", "sample_rate": RATE}
-    assert partner.options == {"task": "duplex", "live": True, "output": form}
+    assert partner.options == {"task": "duplex", "live": True, "output": form, "resume_s": 10.0}
 
 
 async def test_duplex_session_refuses_turn_events_and_continues(start: Start) -> None:
