@@ -48,15 +48,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Depth(Shape):
-    """A depth transformer, whose `passes` passes sample a frame's codes after the first from `columns` logits each."""
+    """A depth transformer, whose `passes` passes sample codes of a frame from `columns` logits each.
+
+    Attributes:
+        passes: Number of passes.
+        columns: Number of logits.
+        sets: Number of sets of layer weights; a pass reads one of them.
+    """
 
     passes: int
     columns: int
+    sets: int = 1
 
     @property
     def weights(self) -> int:
         """Number of weights, with an embedding and a head for each pass."""
-        return self.layer_weights + 2 * self.passes * self.columns * self.hidden
+        return self.sets * self.layer_weights + 2 * self.passes * self.columns * self.hidden
 
     def ms(self, gpu: "Gpu", rows: int) -> float:
         """Return how many milliseconds it takes to complete the frames of `rows` rows."""
@@ -77,6 +84,8 @@ class Backbone(Shape):
     Attributes:
         head_columns: Columns of the output heads that a step reads.
         tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
+        window: Number of rows in a full attention window, which every stream has; 0 for replies of SECONDS.
+        has_cross_attention: True if each layer also has cross-attention; its rows count as part of `window`.
     """
 
     name: str
@@ -86,6 +95,13 @@ class Backbone(Shape):
     is_guided: bool
     tables: int = 2
     depth: Depth | None = None
+    window: int = 0
+    has_cross_attention: bool = False
+
+    @property
+    def layer_weights(self) -> int:
+        """Number of weights in the matrices of all layers."""
+        return super().layer_weights + 4 * self.has_cross_attention * self.layers * self.hidden**2
 
     @property
     def weights(self) -> int:
@@ -105,8 +121,13 @@ class Backbone(Shape):
 
     @property
     def longest(self) -> int:
-        """Number of rows in the longest reply, including its prompt."""
-        return PROMPT_ROWS + round(SECONDS * self.frame_rate)
+        """Number of rows in the KV cache of the longest reply, including its prompt."""
+        return self.window or PROMPT_ROWS + round(SECONDS * self.frame_rate)
+
+    @property
+    def attended(self) -> float:
+        """Mean number of rows that a row attends to."""
+        return self.window or self.longest / 2
 
 
 @dataclass(frozen=True)
@@ -130,6 +151,9 @@ class CodecCost:
 
 CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
 QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
+MOSHI_DEPTH = Depth(1024, 6, 16, 64, 16, 2_816, passes=8, columns=2_048, sets=8)
+KYUTAI_TTS_DEPTH = Depth(1024, 4, 16, 64, 16, 2_048, passes=32, columns=2_048, sets=11)
+TTS_WINDOW = 500 + 625  # rows of the window, and of the voices' vectors that cross-attention reads
 BACKBONES = (
     Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), guided", 160_392, 8_200, 50.0, True),
     Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), unguided", 160_392, 8_200, 50.0, False),
@@ -140,6 +164,27 @@ BACKBONES = (
     Backbone(2048, 28, 8, 128, 16, 6_144, "Qwen3-TTS 1.7B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
     Backbone(896, 24, 2, 64, 14, 4_864, "CosyVoice 3 (Qwen2 0.5B)", 158_697, 6_761, 25.0, False, 1),
     Backbone(3072, 28, 8, 128, 24, 2 * 8_192, "Higgs Audio v2 (Llama 3.2 3B)", 136_464, 8_208, 25.0, False, 1),
+    Backbone(
+        4096, 32, 32, 128, 32, 11_264, "Moshi 7B, live sessions", 64_787, 32_000, 12.5, False, 1, MOSHI_DEPTH, 3_000
+    ),
+    Backbone(2048, 16, 16, 128, 16, 5_632, "Kyutai STT 1B, live sessions", 73_571, 8_000, 12.5, False, 1, None, 750),
+    Backbone(
+        2048,
+        16,
+        16,
+        128,
+        16,
+        5_632,
+        "Kyutai TTS 1.6B",
+        81_572,
+        8_000,
+        12.5,
+        False,
+        1,
+        KYUTAI_TTS_DEPTH,
+        TTS_WINDOW,
+        True,
+    ),
 )
 GPUS = (
     Gpu("L4", 24, 0.300, 121, 30.3),
@@ -158,13 +203,13 @@ def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step with `streams` streams halfway through their replies.
+    """Return the milliseconds of a step with `streams` streams, with replies half complete or with full windows.
 
     The slower of device and host determines the time.
     """
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
-    attention = 1e3 * rows * backbone.longest / 2 * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
     depth = 0.0 if backbone.depth is None else backbone.depth.ms(gpu, rows)
     return max(products + attention + depth, HOST_MS + HOST_MS_A_ROW * rows)
 

@@ -35,6 +35,10 @@ from stretto.codecs.base import Window
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
+from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
+from stretto.families.kyutai_tts.family import TtsVocabulary
+from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
@@ -44,13 +48,24 @@ CLASSES: dict[str, tuple[type, type]] = {
     "OLMo 2": (Olmo2Config, Olmo2ForCausalLM),
     "SmolLM2": (LlamaConfig, LlamaForCausalLM),
     "Llama 3.2": (LlamaConfig, LlamaForCausalLM),
+    "Moshi": (LlamaConfig, LlamaForCausalLM),
+    "Kyutai": (LlamaConfig, LlamaForCausalLM),
 }
+LARGE_TTS = TtsVocabulary(
+    num_codebooks=32,
+    delays=(0, *[2] * 31),
+    depth=replace(KYUTAI_TTS_DEPTH, schedule=(*range(8), *[8] * 8, *[9] * 8, *[10] * 8)),
+    ahead=2,
+)
 PUBLISHED = {
     "CSM 1B (Llama 3.2)": (CsmVocabulary(), 16),
     "Qwen3-TTS 0.6B": (Qwen3TtsVocabulary(), 28),
     "Qwen3-TTS 1.7B": (Qwen3TtsVocabulary(), 28),
     "CosyVoice 3 (Qwen2 0.5B)": (CosyVoice3Vocabulary(), 24),
     "Higgs Audio v2 (Llama 3.2 3B)": (HiggsAudioVocabulary(), 28),
+    "Moshi 7B, live sessions": (MoshiVocabulary(), 32),
+    "Kyutai STT 1B, live sessions": (SttVocabulary(), 16),
+    "Kyutai TTS 1.6B": (LARGE_TTS, 16),
 }
 
 
@@ -76,6 +91,9 @@ def test_sizing_weight_counts_match_hugging_face(backbone: Backbone) -> None:
     models = [hugging_face(backbone.name, backbone, backbone.vocabulary, backbone.tables == 1)]
     if (depth := backbone.depth) is not None:
         models.append(hugging_face(backbone.name, depth, depth.passes * depth.columns, False))
+        models += [models[-1].model.layers] * (depth.sets - 1)
+    if backbone.has_cross_attention:
+        models += [nn.MultiheadAttention(backbone.hidden, backbone.heads, device="meta")] * backbone.layers
     counted = sum(parameter.numel() for model in models for parameter in model.parameters())
     assert backbone.weights == pytest.approx(counted, rel=1e-3)  # norms are left out
 
@@ -83,8 +101,8 @@ def test_sizing_weight_counts_match_hugging_face(backbone: Backbone) -> None:
 @pytest.mark.parametrize("backbone", [each for each in BACKBONES if each.name in PUBLISHED], ids=lambda each: each.name)
 def test_sizing_shapes_match_the_families(backbone: Backbone) -> None:
     vocabulary, num_layers = PUBLISHED[backbone.name]
-    layout = vocabulary.layout
-    assert (backbone.vocabulary, backbone.layers) == (layout.vocab_size, num_layers)
+    vocab_size = getattr(vocabulary, "vocab_size", None) or vocabulary.layout.vocab_size
+    assert (backbone.vocabulary, backbone.layers) == (vocab_size, num_layers)
     depth = getattr(vocabulary, "depth", None)
     assert (depth is None) == (backbone.depth is None)
     if backbone.depth is not None:
@@ -92,7 +110,8 @@ def test_sizing_shapes_match_the_families(backbone: Backbone) -> None:
         assert (said.hidden, said.layers, said.kv_heads, said.head_dim, said.heads, said.inner) == (
             *(depth.hidden, depth.num_layers, depth.num_kv_heads, depth.head_dim, depth.num_heads, depth.intermediate),
         )
-        assert (said.passes, said.columns) == (layout.num_codebooks - 1, layout.codebook_size)
+        assert (said.passes, said.columns) == (len(vocabulary.layout.audio) - 1, len(vocabulary.layout.audio[-1]))
+        assert said.sets == max(depth.num_sets, 1)
 
 
 def test_streams_per_gpu_are_limited_by_kv_cache_and_step_time() -> None:
