@@ -79,8 +79,9 @@ def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
         ((), np.zeros((4, 2), np.float32), r"condition\.vectors: expected float32 \[n <= 3, 2\], got float32 \[4, 2\]"),
         ((), np.zeros((1, 3), np.float32), r"condition\.vectors: .* got float32 \[1, 3\]"),
         ((), np.zeros(2, np.float32), r"condition\.vectors: .* got float32 \[2\]"),
-        ((), np.zeros((1, 2)), r"condition\.vectors: expected finite float32 .* got float64"),
-        ((), np.full((1, 2), np.nan, np.float32), r"condition\.vectors: .* NaN"),
+        ((), np.zeros((1, 2)), r"condition\.vectors: expected float32 .* got float64 of magnitude 0"),
+        ((), np.full((1, 2), np.nan, np.float32), r"condition\.vectors: .* of magnitude nan"),
+        ((), np.full((1, 2), -10_001, np.float32), r".* of magnitude at most 10000, got float32 of magnitude 10001"),
     ],
 )
 def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.errors import CheckpointError
-from stretto.records.prompt import Condition
+from stretto.records.prompt import MAX_MAGNITUDE, Condition
 from stretto.testing import assert_family_conforms
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.conformance import TIGHT, expected_rows, num_preemptions
@@ -40,6 +40,17 @@ def test_requests_with_other_conditions_share_no_blocks(tmp_path: Path) -> None:
                 found = engine.run({f"{name}-{turn}": prompt})[f"{name}-{turn}"]
                 assert found.rows == expected[name], (name, turn)
         assert engine.is_clean()
+
+
+def test_largest_vectors_do_not_affect_other_replies(tmp_path: Path) -> None:
+    """Their keys and values are finite, so KV blocks that other requests get later have no NaN."""
+    folder, prompts = write_checkpoint(tmp_path, FAMILY, "conditioned", backbone="llama"), make_prompts(FAMILY, 2)
+    largest = Condition((0,), np.full((21, 3), MAX_MAGNITUDE, np.float32))
+    with Engine(folder, max_model_len=160) as engine:
+        alone = {name: answer.rows for name, answer in engine.run(prompts).items()}
+    with Engine(folder, max_model_len=160, num_gpu_blocks_override=9) as engine:
+        engine.run({f"large{at}": replace(prompt, condition=largest) for at, prompt in enumerate(prompts.values())})
+        assert {name: answer.rows for name, answer in engine.run(prompts).items()} == alone
 
 
 def test_other_backbones_are_refused_by_name(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ class AudioSpan:
 
 
 MAX_CONDITION_BYTES, MAX_CONDITION_WIDTH = 1 << 24, 1 << 16
+MAX_MAGNITUDE = 10_000.0  # of speaker vectors; KV blocks with infinite numbers would spoil replies that reuse them
 
 
 @dataclass(frozen=True, slots=True)

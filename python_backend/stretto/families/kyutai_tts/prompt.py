@@ -31,7 +31,7 @@ from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import MAX_CONDITION_BYTES, Condition, unpack_words
+from stretto.records.prompt import MAX_CONDITION_BYTES, MAX_MAGNITUDE, Condition, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
@@ -187,8 +187,9 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
             vectors = file.get_tensor(SPEAKERS).float()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
-    if not vectors.isfinite().all():
-        raise CheckpointError(f"{path}: {SPEAKERS}: expected finite numbers, got NaN or infinity")
+    if not (largest := vectors.abs().max()) <= MAX_MAGNITUDE:  # neither is NaN
+        expected = f"numbers of magnitude at most {MAX_MAGNITUDE:g}"
+        raise CheckpointError(f"{path}: {SPEAKERS}: expected {expected}, got {largest:g}")
     found: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())
     return found
 
