@@ -391,7 +391,7 @@ async def test_page_transcribes_a_file_and_a_recording(start: Start, browser: Br
     file = tmp_path / "speech.wav"
     file.write_bytes(b"RIFF and more")
     await tab.choose("#file", file)
-    await tab.reads("#transcribe-status", "Heard:")
+    await tab.reads("#transcribe-status", "Transcript:")
     assert await tab.text("#transcript") == "It is late."
     assert running.behind.requests[0]["audio"] == b"RIFF and more"
     await record(tab, "#record-button")
@@ -607,7 +607,7 @@ async def test_page_stores_uses_and_deletes_a_recorded_voice(start: Start, brows
         await (tab.choose("#sample", file) if written is None else tab.write(f"#{field}", written))
     await tab.write("#said", "It is me.")
     await tab.click("#keep-button")
-    await tab.reads("#voices-status", "mine is kept.")
+    await tab.reads("#voices-status", "mine is stored.")
     assert running.behind.requests[-1]["audio"] == b"RIFF and more"
     assert (await tab.text("#kept")).split() == ["mine", "my", "own", "Speak", "Delete"]
     await tab.click("#kept button")
