@@ -286,7 +286,7 @@ def thread_s(pid: int) -> float:
 
 
 def options_of(family: str | None) -> dict[str, Any]:
-    """Return the options of every request. Random weights seldom end a reply, so its length is fixed."""
+    """Return the options of every request. They fix the length, because random weights seldom end a reply."""
     if family is None:
         return {}
     return {**SMALL_MODELS[family].options, "audio": {"min_rows": RANDOM_ROWS, "max_rows": RANDOM_ROWS}}

@@ -84,7 +84,7 @@ class Backbone(Shape):
     Attributes:
         head_columns: Columns of the output heads that a step reads.
         tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
-        window: Number of rows in a full attention window, which every stream has; 0 for replies of SECONDS.
+        window: Number of rows in the attention window, which is full in every stream; 0 if replies last SECONDS.
         has_cross_attention: True if each layer also has cross-attention; its rows count as part of `window`.
     """
 

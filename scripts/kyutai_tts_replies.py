@@ -30,7 +30,7 @@ from stretto.testing.reference import uniform
 
 TEXTS = ("the garden door is open who said that", 'come in <break time="0.8s"/> sit down by the fire my friend')
 TURNS = ('who said <break time="0.4s"/> that', "the garden: door (is) open", "come in", "my friend")
-# As the small release, with a text head of five ids, and tables of low rank for the depth transformer.
+# Like the small release, but with a text head of five ids and low-rank tables of the depth transformer.
 REDUCED: dict[str, Any] = {**CONFIG, "text_card_out": 5, "depformer_low_rank_embeddings": 8}
 CONFIGS = {"small": CONFIG, "reduced": REDUCED, "large": LARGE, "cut": {**LARGE, "dep_q": 7}}
 
@@ -77,7 +77,7 @@ def gumbel_sampling(seed: int, first_codes: Sequence[int], num_codes: int) -> Sa
     Args:
         seed: Seed of the reply.
         first_codes: First id of each codebook.
-        num_codes: Number of codes of a codebook, which differs from that of the text ids.
+        num_codes: Number of codes of a codebook, which must differ from the number of text ids.
     """
     calls, row, stream = 0, 0, 0
 
@@ -113,7 +113,7 @@ def load(folder: Path, scale: float) -> Any:
     config = json.loads((folder / "config.json").read_text())
     settings = config["tts_config"]
     numbers = {key: value for key, value in config.items() if key not in NOT_FOR_THE_MODEL}
-    numbers["dep_q"] = config["n_q"]  # all steps are loaded, and the first of them run
+    numbers["dep_q"] = config["n_q"]  # loads the weights of all steps; `n_q` below limits the steps that run
     machine = (settings.get("second_stream_ahead", 0), MAX_PADDING, INITIAL_PADDING)
     return TTSModel(
         lm=loaders.get_moshi_lm(folder / "model.safetensors", numbers, dtype=torch.float32),

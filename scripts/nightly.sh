@@ -2,7 +2,7 @@
 # Run the nightly checks. If one fails, the others still run. The last lines list each with its seconds and result.
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
 # - Three releases of NVIDIA's cuda-bindings accept our calls.
-# - The authors' code reproduces the test fixtures of their replies (where it is only on GitHub: if GitHub is reachable).
+# - The authors' code reproduces the test fixtures of its replies (code that is only on GitHub: if GitHub is reachable).
 #   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - No package in the serving environment has a known advisory (if OSV is reachable).
@@ -85,7 +85,8 @@ check_chatterbox_voices() (
         scripts.chatterbox_voices --check tests/data/chatterbox_voices.npz
 )
 
-# Usage: check_replies FAMILY PACKAGE... The packages are imported in this environment, whose own packages stay unchanged.
+# Usage: check_replies FAMILY PACKAGE...
+# It imports the packages from a temporary folder, and leaves this environment unchanged.
 check_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)

@@ -74,7 +74,7 @@ SMALL_TTS = TtsVocabulary(
 )  # fmt: skip
 
 KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyutai_tts(SMALL_TTS)
-# The same with a second text stream, which shows the word after the next and which the depth transformer reads as well.
+# KYUTAI_TTS with a second text stream, which shows the word after the next; the depth transformer reads it, too.
 KYUTAI_TTS_AHEAD = replace(
     KYUTAI_TTS,
     name="kyutai_tts_ahead",

@@ -262,7 +262,7 @@ class SpeechClient:
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
             fill_after_s: As for `transcribe_live`.
             total_s: As for `transcribe_live`.
-            options: Server options, `resume_s` among them, as for `transcribe_live`.
+            options: Server options; `resume_s` has the meaning described in `transcribe_live`.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None

@@ -439,9 +439,9 @@ class UnreadAudio(Unread[NDArray[Any]]):
 
 
 RETRY_S = 0.2  # delay between attempts to resume a session
-# WORKAROUND(triton server 2.51, fixed in 2.56): a request keeps its responses in memory, 8 kB for a frame of speech.
-# After this number of bytes, a session that can be resumed therefore continues with another request.
-MAX_BYTES, EVENT_BYTES = 8 << 20, 1 << 10  # the second: of an event without its samples
+# WORKAROUND(triton server 2.51, fixed in 2.56): Triton keeps all responses of a request, 8 kB for a frame of speech.
+# A session that can be resumed therefore continues with another request after MAX_BYTES.
+MAX_BYTES, EVENT_BYTES = 8 << 20, 1 << 10  # limit per request; size of an event without its samples
 # beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
 
@@ -487,7 +487,7 @@ class LiveSession:
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
     async def follow(self, resume_s: float = 0.0) -> None:
-        """Put all events into the queue; if that fails, end the session.
+        """Put all events into the queue. If that fails or is cancelled, end a session that could be resumed.
 
         Args:
             resume_s: Time for which the server keeps the session after a lost connection, in seconds.
@@ -504,7 +504,7 @@ class LiveSession:
             raise
 
     async def _follow_connections(self, resume_s: float) -> None:
-        """Put the events of one connection after the other into the queue."""
+        """Put the events of all connections, one after the other, into the queue."""
         lost_s, cause = float("inf"), None
         while True:
             self._num_bytes = 0
@@ -532,7 +532,7 @@ class LiveSession:
         """Forward the connection's next event; forward the event with the session's name only once.
 
         Raises:
-            Renewal: The connection has had `MAX_BYTES` of events.
+            Renewal: The session can be resumed, and this connection has received `MAX_BYTES` of events.
         """
         self._num_bytes += EVENT_BYTES + (0 if event.pcm is None else event.pcm.nbytes)
         is_first = not self._name

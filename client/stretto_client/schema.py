@@ -49,20 +49,20 @@ class Expected:
         return schema | {name: limit for name, limit in limits.items() if limit is not None}
 
 
-MAX_LISTED = 12  # voices in an error message: a model may have a thousand, and long messages are cut on their way
+MAX_LISTED = 12  # voices in an error message: a model may have a thousand, and long messages are truncated
 
 
 def expected_voices(voices: Sequence[str], max_voices: int = 1, *aliases: str) -> str:
-    """Return the description of valid names of voices for an error message; it has the first names only.
+    """Return a description of the valid voice names for an error message, with the first MAX_LISTED names only.
 
     Args:
         voices: Names of the voices.
         max_voices: Maximum number of voices of a reply.
         *aliases: Further names.
     """
-    number = "one" if max_voices == 1 else f"one to {max_voices}, separated by commas,"
+    number = "one of" if max_voices == 1 else f"one to {max_voices} of these, separated by commas:"
     others = [f"{len(voices) - MAX_LISTED} others"] if len(voices) > MAX_LISTED else []
-    return f"{number} of {', '.join((*voices[:MAX_LISTED], *others, *aliases))}"
+    return f"{number} {', '.join((*voices[:MAX_LISTED], *others, *aliases))}"
 
 
 Number = Annotated[float, Expected("a number")]

@@ -141,7 +141,7 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
 
     Args:
         profile: The served model.
-        name: Name or alias in any letter case, or several separated by commas if replies have several voices, or None.
+        name: Name or alias in any letter case, or None; several, separated by commas, if `profile.max_voices` allows.
 
     Raises:
         ApiError: The voice is unknown.

@@ -26,8 +26,8 @@ def test_the_family_conforms(tmp_path: Path) -> None:
     assert_family_conforms(CONDITIONED, tmp_path, backbone="llama")
 
 
-def test_requests_with_other_conditions_share_no_blocks(tmp_path: Path) -> None:
-    """The prompts have the same rows, of which two blocks would be shared."""
+def test_requests_with_different_conditions_share_no_blocks(tmp_path: Path) -> None:
+    """The prompts have the same rows, so two blocks would be shared without the conditions."""
     folder = write_checkpoint(tmp_path, FAMILY, "conditioned", backbone="llama")
     vectors = np.random.default_rng(1).standard_normal((2, 9, 3)).astype(np.float32)
     conditions = Condition((0, 3), vectors[0]), Condition((0, 3), vectors[1]), Condition((1,), vectors[1]), None
@@ -43,7 +43,7 @@ def test_requests_with_other_conditions_share_no_blocks(tmp_path: Path) -> None:
 
 
 def test_largest_vectors_do_not_affect_other_replies(tmp_path: Path) -> None:
-    """Their keys and values are finite, so KV blocks that other requests get later have no NaN."""
+    """Their keys and values are finite, so KV blocks that other requests reuse contain no NaN."""
     folder, prompts = write_checkpoint(tmp_path, FAMILY, "conditioned", backbone="llama"), make_prompts(FAMILY, 2)
     largest = Condition((0,), np.full((21, 3), MAX_MAGNITUDE, np.float32))
     with Engine(folder, max_model_len=160) as engine:
@@ -74,7 +74,7 @@ def test_vectors_are_not_among_the_parameters_that_vllm_logs(tmp_path: Path) -> 
 
 
 def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of conditions stay float32. The first hidden state is that of float32 as far as bfloat16 resolves it."""
+    """Weights of conditions stay float32. The first hidden state equals that of float32 within bfloat16's precision."""
     hidden, sample = list[torch.Tensor](), SpeechSampler._row
 
     def record(self: Any, states: torch.Tensor, *rest: Any) -> Any:

@@ -49,7 +49,7 @@ def test_rows_and_word_times_match_published_code(engine: Engine, checkpoint: Pa
     assert engine.is_clean()
 
 
-def test_the_fixture_reaches_what_it_tests() -> None:
+def test_fixture_exceeds_the_window_and_covers_all_streams_and_speakers() -> None:
     wanted = replies("large")
     assert all(len(reply.rows) > 3 * LARGE["context"] for reply in wanted)
     assert {(len(reply.voices), reply.scale) for reply in wanted} == {(1, 1.0), (1, 2.0), (2, 3.5)}

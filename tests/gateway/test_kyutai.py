@@ -422,7 +422,7 @@ def test_names_of_several_voices_are_separated_by_commas() -> None:
     both = f"{NAMED.voices[1]},{NAMED.voices[0]}"
     assert find_voice(NAMED, "VCTK/p226.wav, unmute-prod-website/default_voice.wav") == both
     for names in ("vctk/p226.wav,other", "vctk/p226.wav," * 2):
-        with pytest.raises(ApiError, match="voice: expected one to 2, separated by commas, of unmute-prod-website/d"):
+        with pytest.raises(ApiError, match="voice: expected one to 2 of these, separated by commas: unmute-prod"):
             find_voice(NAMED, names)
     with pytest.raises(ApiError, match="voice: expected one of"):
         find_voice(replace(NAMED, max_voices=1), both)

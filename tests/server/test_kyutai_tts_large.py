@@ -52,7 +52,7 @@ def test_served_dialogue_has_the_codes_of_the_engine(served: ServedCheckpoint) -
 
 def test_bad_input_is_refused_by_its_field(served: ServedCheckpoint) -> None:
     for options, message in (
-        ({"voice": "none"}, "options.voice: expected one to 5, separated by commas, of expresso/ex03.wav"),
+        ({"voice": "none"}, "options.voice: expected one to 5 of these, separated by commas: expresso"),
         ({"guidance_scale": 2.2}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 2.2"),
     ):
         answer = served.server.ask(options, text=TEXT)
@@ -75,7 +75,7 @@ async def test_word_by_word_text_yields_same_speech_as_whole_text(served: Served
 
 
 async def test_speech_over_http_takes_voices_and_guidance(served: ServedCheckpoint) -> None:
-    """Without a voice of its own, `alloy` is the model's first voice."""
+    """A model without a voice named `alloy` uses its first voice for it."""
     for voice, named in (("VCTK/p226.wav", "vctk/p226.wav"), ("alloy", "expresso/ex03.wav")):
         num_samples = 1920 * expected(served, named, 4.0, DIALOGUE).shape[1]
         async with openai_client(served.server.grpc) as client:

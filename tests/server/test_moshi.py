@@ -181,7 +181,7 @@ async def test_invalid_part_is_refused_without_ending_the_session(
 async def test_talk_that_loses_its_connection_three_times_misses_nothing(
     served: ServedCheckpoint, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections break within an event. Other sessions at the same time are not disturbed; one changes its request."""
+    """Connections break within an event. Concurrent sessions are not disturbed; one is renewed (`MAX_BYTES`)."""
     monkeypatch.setattr(live_speech, "MAX_BYTES", 100_000)
     direct = f"localhost:{served.server.grpc}"
     relay = Relay(served.server.grpc, 30_000, 20_001, 45_678)

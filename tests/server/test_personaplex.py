@@ -61,7 +61,7 @@ def expected(served: ServedCheckpoint) -> dict[str, np.ndarray]:
 async def test_recorded_and_live_conversations_match_engine_output(
     served: ServedCheckpoint, expected: dict[str, np.ndarray]
 ) -> None:
-    """Also a conversation that loses its connection while its first frames, and later ones, are sent."""
+    """One conversation loses its connection twice: while its first frames and while later frames are sent."""
     wanted = text_of(served, expected["named"]), expected["named"].T.tolist()
     direct, relay = f"localhost:{served.server.grpc}", Relay(served.server.grpc, 5_000, 50_000)
     async with SpeechClient(direct) as client, relay, SpeechClient(relay.address) as far:

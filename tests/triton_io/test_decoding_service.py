@@ -220,7 +220,7 @@ def test_probe_keeps_an_ongoing_utterance_open(slot: FlowSlot) -> None:
 
 
 def test_lost_connection_does_not_end_a_session_that_can_be_resumed(slot: FlowSlot) -> None:
-    """The decoder knows it by its own id, and drops only the id of the connection."""
+    """The session has an id of its own; only the id of the connection is passed to `abandon`."""
     session, worker = slot.table.claim(), Worker()
     service, chunk = DecodingService(worker, SEAL), Chunk(1, Segment.AUDIO, kept=Kept("reply", session.address, 7))
     service.accept(request(slot, chunk))

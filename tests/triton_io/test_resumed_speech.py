@@ -39,7 +39,7 @@ LIMITS = SenderLimits(max_chunks=5, probe_s=0.02, poll_s=0.002, stall_s=PATIENCE
 
 
 class Model:
-    """Fake model whose replies have random codes and chunk sizes; the seed of the prompt decides them."""
+    """Fake model whose replies have random codes and chunk sizes, determined by the seed of the prompt."""
 
     family = MOSHI
 
@@ -185,9 +185,7 @@ def check(found: list[tuple[dict, np.ndarray | None]], wanted: list[tuple[dict, 
     "form", [OutputForm(), OutputForm("pcm_s16le", 4000)], ids=["float32", "int16 at another rate"]
 )
 @pytest.mark.parametrize("seed", range(6))
-def test_session_lost_at_random_events_is_complete_after_its_resumptions(
-    server: Server, seed: int, form: OutputForm
-) -> None:
+def test_session_resumed_after_random_losses_is_complete(server: Server, seed: int, form: OutputForm) -> None:
     """Events that were sent but not received are sent again; connections are lost without notice or by error."""
     rng, has = random.Random(seed), list[tuple[dict, np.ndarray | None]]()
     wanted = server.undisturbed(seed, form)
@@ -217,7 +215,7 @@ def test_losing_one_session_does_not_disturb_the_other(server: Server) -> None:
 
 
 def test_reply_that_ended_without_a_connection_is_kept_for_resumption(server: Server) -> None:
-    """Also its last event, which was sent to a client that had just lost its connection."""
+    """This includes its last event, which was sent when the client had just lost its connection."""
     wanted = server.undisturbed(3)
     connection = server.begin(3)
     received(connection, 10_000)
@@ -239,7 +237,7 @@ def test_decoder_frees_a_session_that_can_no_longer_be_resumed(server: Server) -
 
 
 def test_client_ends_its_session_immediately(server: Server) -> None:
-    """Its place, its slot and the decoder's state are free again, although it could have been resumed."""
+    """The session's permit, slot and decoder state are released at once, although it could have been resumed."""
     server.model.may_go_on.clear()
     connection = server.begin(8)
     received(connection, 0)
@@ -251,7 +249,7 @@ def test_client_ends_its_session_immediately(server: Server) -> None:
     until(lambda: server.table.num_active() == 0)
 
 
-def test_ended_sessions_are_kept_in_a_limited_number(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_ended_sessions_is_limited(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_sessions, "MAX_ENDED", 2)
     names = []
     for seed in range(4):
@@ -264,7 +262,7 @@ def test_ended_sessions_are_kept_in_a_limited_number(server: Server, monkeypatch
     received(server.resume(names[-1], 1), 1)
 
 
-def test_invalid_resumption_is_refused_and_leaves_the_session_as_it_is(server: Server) -> None:
+def test_invalid_resumption_is_refused_and_does_not_change_the_session(server: Server) -> None:
     """The client cannot have received more than the decoder has sent, or less than the decoder has kept."""
     wanted = server.undisturbed(5)
     connection = server.begin(5)
@@ -286,7 +284,7 @@ def test_session_that_the_decoder_has_lost_is_refused(server: Server) -> None:
 
 
 def test_samples_of_a_session_are_kept_up_to_a_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest ones are dropped; the error names the events that are still there."""
+    """The oldest samples are dropped; the error contains the range of events that can still be sent."""
     monkeypatch.setattr(sessions, "MAX_KEPT_BYTES", 2000)
     connection = server.begin(7)
     received(connection, 10_000)

@@ -149,7 +149,7 @@ class KyutaiSession(ABC):
         """Handle a message. As in Kyutai's servers, messages of unknown kinds have no effect."""
 
     async def complete(self) -> None:
-        """Wait until the output is complete; subclasses first end an input that would otherwise continue."""
+        """Wait until the output is complete. Subclasses whose input has no end of its own end it first."""
         if self._task is not None:
             await asyncio.wait([self._task])
 

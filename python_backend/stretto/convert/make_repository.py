@@ -120,7 +120,7 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BATCHED_ROWS = 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
-TABLE_BYTES = 6 << 30  # of the keys and values of speaker vectors, a quarter of a GPU with 24 GiB
+TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
@@ -275,7 +275,7 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
 
 
 def slots_with_tables(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
-    """Return how many batch slots have keys and values of speaker vectors in TABLE_BYTES: a power of two.
+    """Return the number of batch slots whose tables of speaker vectors take at most TABLE_BYTES, a power of two.
 
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.

@@ -207,7 +207,7 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
 
 
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor], embeddings: str) -> str:
-    """Return the dtype used in training or, if unknown, that of the tensor `embeddings`, or else of the first one."""
+    """Return the dtype used in training; if unknown, that of tensor `embeddings`, or of the first tensor without it."""
     stored = tensors[embeddings if embeddings in tensors else next(iter(tensors))]
     dtype = trained or str(stored.dtype).removeprefix("torch.")
     if dtype not in DTYPES:

@@ -107,7 +107,7 @@ class PendingChunk:
         on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
-        is_kept: For a session that can be resumed, function that returns True as long as that is possible.
+        is_kept: Function that returns True while the session can be resumed; None for other utterances.
     """
 
     utterance: str

@@ -199,7 +199,7 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, end: i
         pending: The chunk.
         session: Decoder state of its utterance, with the chunk's samples already counted.
         num_samples: Number of samples sent with the event.
-        end: Number of samples of the utterance up to the last of these.
+        end: Position in the utterance, in samples, at which these samples end.
         spec: Codec constants.
     """
     chunk, sample_rate = pending.chunk, session.renderer.sample_rate
@@ -366,10 +366,13 @@ class DecodingLoop:
         return self._sessions.kept_session(kept, form, pending.is_kept)
 
     def _is_answered(self, pending: PendingChunk, session: Session) -> bool:
-        """Answer a chunk that an earlier connection has brought before with the same samples, and return True.
+        """Send the stored samples again if an earlier connection already brought this chunk.
+
+        Returns:
+            True if the chunk has been answered; False if it must be decoded.
 
         Raises:
-            InvalidRequest: The samples are no longer there, or the chunk is not the session's next one.
+            InvalidRequest: The samples are no longer stored, or chunks before this one are missing.
         """
         chunk, answers = pending.chunk, session.answers
         if answers is None or chunk.kept is None or chunk.kept.number is None:
@@ -482,7 +485,7 @@ class DecodingLoop:
         collected.align(self._aligner, lambda words: send_aligned(pending, event, words, self._counts))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
-        """End the utterance of a chunk with an error. A session that can be resumed outlasts its connection."""
+        """End the utterance of a chunk with an error; the end of its connection does not end a resumable session."""
         is_of_connection = isinstance(error, Cancelled) or (isinstance(error, InvalidRequest) and error.field == RESUME)
         if pending.chunk.kept is None or not is_of_connection:
             self._sessions.close(pending.utterance)

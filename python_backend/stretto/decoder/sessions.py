@@ -63,18 +63,19 @@ class Renderer:
 
 
 ANSWER_BYTES = 256  # memory of an answer besides its samples
-RESUME = "session.resume"  # field of errors that leave the session as it is
+RESUME = "session.resume"  # field named by errors that refuse a connection, but do not end the session
 
 
 class Answers:
-    """Samples of a session's last chunks, for a client that has lost its connection.
+    """Last answers of a session that can be resumed, to send again if its client has lost its connection.
 
     Args:
         is_kept: Function that returns True while the session can be resumed.
         max_bytes: Maximum memory of the answers. The oldest ones are dropped.
 
     Attributes:
-        oldest: Number of the first chunk whose samples are still here.
+        oldest: Number of the first chunk whose answer is stored.
+        num_bytes: Memory of the stored answers, in bytes.
         is_kept: Function that returns True while the session can be resumed.
     """
 
@@ -92,8 +93,8 @@ class Answers:
         """Add the answer to chunk number `next`.
 
         Args:
-            pcm: Its samples [n], or None.
-            end: Number of samples of the reply up to the last of these.
+            pcm: Its samples [n], or None if it has none.
+            end: Position in the reply, in samples, at which these samples end.
         """
         self._answers.append((None if pcm is None else pcm.copy(), end))  # a view would keep the whole batch
         self.num_bytes += answer_bytes(pcm)
@@ -102,10 +103,10 @@ class Answers:
             self.oldest += 1
 
     def find(self, number: int) -> tuple[np.ndarray | None, int] | None:
-        """Return the samples and the end of an answered chunk, or None if this chunk is the next one.
+        """Return the arguments of `add` for an answered chunk, or None if this chunk is the next one to decode.
 
         Raises:
-            InvalidRequest: The chunk's samples are no longer here, or an earlier chunk is missing.
+            InvalidRequest: The chunk's answer is no longer stored, or an earlier chunk is missing.
         """
         if not self.oldest <= number <= self.next:
             raise InvalidRequest(RESUME, f"a number of events in [{self.oldest}, {self.next}]", number)
@@ -274,7 +275,7 @@ class Sessions:
         return session
 
     def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> Session:
-        """Return a session that can be resumed; the first chunk of its first connection opens it.
+        """Return a session that can be resumed; the first chunk of the session's first connection opens it.
 
         Args:
             kept: The session, and the number of the chunk.
@@ -289,7 +290,7 @@ class Sessions:
         if session is None:
             if kept.number is not None:
                 expected = "a session whose speech is still in the decoder; begin another one"
-                raise InvalidRequest(RESUME, expected, "one that it has lost")
+                raise InvalidRequest(RESUME, expected, "a session that the decoder has lost")
             session = self._open[kept.utterance] = self._new(form)
             session.answers = Answers(is_kept, MAX_KEPT_BYTES)
         session.last_used_s = self._clock()
@@ -414,7 +415,7 @@ class Sessions:
     def end(self, utterance: str) -> None:
         """Remove an utterance, but keep its stored samples, which are still needed.
 
-        The answers of a session that can be resumed are kept, too.
+        A session that can be resumed stays open, with its answers, so that they can be sent again.
         """
         session = self._open.get(utterance)
         if session is None:
@@ -430,7 +431,7 @@ class Sessions:
     def expire(self) -> list[str]:
         """Close the utterances whose idle timeout has passed, and return their ids.
 
-        A session that can be resumed is closed once that is no longer possible, however long it is idle.
+        Sessions that can be resumed have no idle timeout; they are closed once they can no longer be resumed.
         """
         over = [each for each, session in self._open.items() if session.answers and not session.answers.is_kept()]
         for utterance in over:

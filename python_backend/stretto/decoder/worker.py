@@ -116,7 +116,7 @@ class DecoderWorker:
             on_device: Called before the answer with the GPU address of the samples, which is valid until the answer is
                 sent.
             on_progress: Called during long operations to signal progress.
-            is_kept: For a chunk with `kept`, function that returns True while the session can be resumed.
+            is_kept: Function that returns True while the session can be resumed; None if the chunk has no `kept`.
         """
         pending = PendingChunk(utterance, chunk, codes, reply, form, on_device, on_progress, is_kept)
         if not self._queue.put(pending):

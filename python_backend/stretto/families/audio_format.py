@@ -292,7 +292,7 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
 
 
 def check_condition(condition: Condition, family: Family) -> None:
-    """Raise InvalidRequest if a request's condition does not fit its model's family."""
+    """Raise InvalidRequest if a request's condition does not fit `Family.conditions`, or has too large numbers."""
     spec, ids, vectors = family.conditions, condition.ids, condition.vectors
     if spec is None:
         raise InvalidRequest("condition", f"no value ({family.name} has no conditions)", "a value")
@@ -302,6 +302,6 @@ def check_condition(condition: Condition, family: Family) -> None:
     if vectors.ndim != 2 or vectors.shape[1] != spec.vector_width or len(vectors) > spec.vector_rows:
         raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} {list(vectors.shape)}")
     largest = np.abs(vectors).max(initial=0.0)
-    if vectors.dtype != np.float32 or not largest <= MAX_MAGNITUDE:  # neither is NaN
+    if vectors.dtype != np.float32 or not largest <= MAX_MAGNITUDE:  # also true of NaN
         expected += f" of magnitude at most {MAX_MAGNITUDE:g}"
         raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} of magnitude {largest:g}")

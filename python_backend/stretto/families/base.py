@@ -52,8 +52,8 @@ class DepthSpec:
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
-        num_second_ids: Number of ids of the second text stream (`WordScript.second_base`) that position 0 reads as
-            well, with a schedule. Their embeddings follow those of the other streams. 0 if it reads stream 0 only.
+        num_second_ids: Number of ids of the second text stream (`WordScript.second_base`), which position 0 reads in
+            addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
     """
 
     hidden: int
@@ -212,7 +212,7 @@ class ConditionSpec:
     The backbone is a Llama (`StrettoLlamaForCausalLM`).
 
     Attributes:
-        num_ids: Number of vectors in the table of those that are added.
+        num_ids: Number of vectors in the table from which those that are added are chosen.
         vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
         vector_width: Width of a speaker vector.
     """
@@ -323,7 +323,7 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
-        guidance_scales: Guidance scales that the model has an input for, instead of CFG pairs; empty if it has none.
+        guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs; empty if it has none.
         script: Alignment pointer, if the family has one.
         voices: Names of the voices in lower case.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`

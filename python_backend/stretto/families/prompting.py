@@ -359,14 +359,14 @@ def _is_streaming(options: OptionsRecord, family: Family) -> bool:
 
 
 def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | None:
-    """Remove the scale from guidance options, and return it, for a family whose model has an input for it.
+    """Remove the guidance scale from the guidance options, and return it, for a family with `guidance_scales`.
 
     Args:
-        guidance: Guidance options as fields of SamplingConfig.
+        guidance: Guidance options as fields of SamplingConfig; changed.
         family: The model's family.
 
     Raises:
-        InvalidRequest: If the family does not have the scale, or not every frame would be guided.
+        InvalidRequest: If the family does not have the scale, or the options would leave frames unguided.
     """
     if guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None:
         expected = "'always' (this model guides every frame)"
@@ -379,7 +379,11 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
 
 
 def read_voice(options: OptionsRecord, family: Family) -> str | None:
-    """Return the name of the reply's voice, or the names of its voices separated by commas."""
+    """Return the name of the reply's voice in lower case, or the names of its voices separated by commas.
+
+    Raises:
+        InvalidRequest: If the model has no voice of this name, or the reply cannot have this number of voices.
+    """
     voice = options.get("voice", family.voices[0] if family.voices else None)
     if isinstance(voice, str):
         voice = voice.lower()

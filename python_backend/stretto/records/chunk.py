@@ -161,18 +161,18 @@ class FlowAddress:
     generation: Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 
 
-MAX_KEPT_BYTES = 1 << 21  # of one session's last events, in the language model and, as samples, in the decoder
+MAX_KEPT_BYTES = 1 << 21  # per session: of events in the language model, and of answers in the decoder
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Session that another connection can continue, so that the decoder keeps its state and its last answers.
+    """Identity of a session that can be resumed, for which the decoder keeps its state and its last answers.
 
     Attributes:
         utterance: Id of the reply, the same in all connections.
-        slot: Slot that the session holds until it can no longer be continued.
-        number: Number of the chunk in the reply, the same in all connections. In the first chunk of a connection, which
-            has only the session's name, the number of the next chunk; None in the session's first connection.
+        slot: Slot that the session holds while it can be resumed.
+        number: Number of the chunk in the reply, the same in all connections. The first chunk of a connection has only
+            the session's name: its `number` is that of the chunk that follows, or None in the first connection.
     """
 
     utterance: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -202,7 +202,7 @@ class Chunk:
         pauses: For each frame since the last chunk, the probability of each pause in `Family.pauses_s`, if requested.
         begun: If progress was requested, words completed since the last chunk; `marks` contains them once they end.
         num_transcribed: If progress was requested, number of frames of the recording whose text is complete.
-        kept: The session, if it generates speech and can be resumed.
+        kept: Identity of the session, if it generates speech and can be resumed; otherwise None.
     """
 
     index: Annotated[int, Meta(ge=0)]

@@ -39,11 +39,11 @@ class InputAudio:
 class Condition:
     """Vectors that condition all rows of a request (`ConditionSpec`).
 
-    Speaker vectors may be personal data, so the `repr`, which may be logged, omits them.
+    Speaker vectors may be personal data, so the `repr` omits them, because it may be logged.
 
     Attributes:
         ids: Rows of the table of vectors that are added to the embedding of every row.
-        vectors: Speaker vectors for cross-attention, float32 [n, W]; rows from n on are absent.
+        vectors: Speaker vectors for cross-attention, float32 [n, W]. The model treats the remaining rows as absent.
     """
 
     ids: tuple[int, ...]
@@ -167,7 +167,7 @@ class AudioSpan:
 
 
 MAX_CONDITION_BYTES, MAX_CONDITION_WIDTH = 1 << 24, 1 << 16
-MAX_MAGNITUDE = 10_000.0  # of speaker vectors; KV blocks with infinite numbers would spoil replies that reuse them
+MAX_MAGNITUDE = 10_000.0  # of speaker vectors, so that keys and values stay finite in KV blocks that others reuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class ConditionRecord:
         return cls(condition.ids, condition.vectors.astype("<f4", copy=False).tobytes(), condition.vectors.shape[1])
 
     def read(self, name: str) -> Condition:
-        """Return the condition; raise InvalidRequest, which calls it `name`, if a vector is incomplete."""
+        """Return the condition; raise InvalidRequest about the field `name` if a vector is incomplete."""
         size = 4 * self.width
         if len(self.vectors) % size:
             raise InvalidRequest(f"{name}.vectors", f"a multiple of {size} bytes", f"{len(self.vectors)} bytes")

@@ -296,7 +296,7 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 
 
 def make_condition(family: Family, index: int) -> Condition | None:
-    """Return the condition of a test prompt: sometimes with all or no speaker vectors, and None for every fifth one."""
+    """Return the condition of test prompt `index`, with all, some or no speaker vectors; None for every fifth one."""
     spec = family.conditions
     if spec is None or index % 5 == 4:
         return None

@@ -1,4 +1,4 @@
-"""Slow conditions of a request in plain torch: vectors that are added, and cross-attention in a transformers model."""
+"""Slow reference of a request's conditions: added vectors, and cross-attention within a transformers model."""
 
 import math
 from typing import Any, cast
@@ -13,8 +13,8 @@ from stretto.records.prompt import Condition
 class ConditionReference:
     """Conditions of the reply that a model generates.
 
-    They are created from the `conditions.…` and `cross_…` tensors, which are removed from `weights`, and attached to
-    the layers of the model.
+    Their weights are the `conditions.…` and `cross_…` tensors, which are removed from `weights`. Hooks add
+    cross-attention to the layers of `model`.
 
     Attributes:
         added: Vector that is added to every row, [H].
@@ -29,7 +29,7 @@ class ConditionReference:
             self.attach(layer, number)
 
     def attach(self, layer: Any, number: int) -> None:
-        """Make self-attention of a layer return the sum of both attentions."""
+        """Add cross-attention to the output of a layer's self-attention."""
         entered = list[torch.Tensor]()
 
         def behind(_: object, args: object, made: Any) -> Any:
@@ -39,7 +39,7 @@ class ConditionReference:
         layer.self_attn.register_forward_hook(behind)
 
     def place(self, condition: Condition | None) -> None:
-        """Use the condition of a reply."""
+        """Use `condition` from now on; None for no added vectors and only absent speaker vectors."""
         given = condition or Condition((), np.zeros((0, self.spec.vector_width), np.float32))
         self.added = torch.zeros(len(self.mine["conditions.absent"]))
         for token in given.ids:

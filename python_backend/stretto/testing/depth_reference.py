@@ -48,7 +48,7 @@ class DepthReference:
         Args:
             hidden: Hidden state of the row, [H].
             codes: Codes of the previous streams.
-            second: None, as there is no second text stream.
+            second: Ignored: only a depth transformer with a schedule reads a second text stream.
         """
         size = self.layout.codebook_size
         if not codes:

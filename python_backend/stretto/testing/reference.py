@@ -284,7 +284,7 @@ class _Reply:
         return logits
 
     def deeper(self, row: Row, stream: int) -> list[float]:
-        """Return the depth transformer's logits for `stream` in the next row, whose ids before it are in `row`."""
+        """Return the depth transformer's logits for `stream` in the next row; `row` has the ids of previous streams."""
         ids = row[:stream], (row[self.family.track_streams.start] if self.words else None)
         logits = self.reference.depth.logits(self.context.newest_hidden[0], *ids)
         if not self.is_merging or stream not in self.family.guided_streams:

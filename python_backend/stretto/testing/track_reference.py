@@ -1,4 +1,4 @@
-"""Slow rows of streamed text: text in rows of its own (`TextGroups`), and words that the model asks for."""
+"""Slow reference of streamed text: text in separate rows (`TextGroups`), and words that the model asks for."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -167,7 +167,7 @@ class Worker(Protocol):
             form: Output format.
             on_device: Called before the answer with the GPU address of the samples, if they are on a GPU.
             on_progress: Called during long operations to signal progress.
-            is_kept: For a session that can be resumed, function that returns True as long as that is possible.
+            is_kept: Function that returns True while the session can be resumed; None for other utterances.
         """
         ...
 
@@ -253,7 +253,7 @@ class DecodingService:
         reply.writer = self._writers.get(envelope.utterance)
         on_device = reply.set_address if reply.writer is not None and reply.writer.is_on_device else None
         utterance, is_kept, kept = envelope.utterance, None, envelope.chunk.kept
-        if kept is not None:  # `abandon` never gets this id, so a lost connection does not end the session
+        if kept is not None:  # `abandon` gets only the connection's id, so a lost connection does not end the session
             session = self._tables.slot_at(kept.slot)
             utterance, is_kept = kept.utterance, lambda: session.is_held
         self._worker.push(utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress, is_kept)

@@ -23,7 +23,7 @@ from stretto.triton_io.tensors import Seal, session_name, unknown_session
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
 MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, MAX_KEPT_BYTES
-MAX_ENDED = 16  # sessions kept after their reply has ended, for clients that have lost its last events
+MAX_ENDED = 16  # sessions without a connection that are kept after their reply has ended
 CHUNK_BYTES, ITEM_BYTES = 1024, 64  # memory of a chunk without content, and of a word or the codes of a frame
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
@@ -73,7 +73,7 @@ class LiveSession:
         request_id: Id of the reply in the engine.
         segment: Segment of the reply.
         resume_s: Time in seconds for which the session can be resumed after its connection has ended.
-        speaks: True if the decoder decodes the reply, and must keep its state for the next connection.
+        speaks: True if the decoder decodes the reply. It then keeps its state if the session can be resumed.
 
     Attributes:
         name: Name of the session, which the client needs to send audio; empty until the session is open.
@@ -87,7 +87,7 @@ class LiveSession:
     def __init__(self, request_id: str, segment: Segment, resume_s: float, speaks: bool = False) -> None:
         self.request_id, self._segment, self.resume_s = request_id, segment, resume_s
         self._is_kept = speaks and resume_s > 0
-        # not the id of a connection, because the decoder drops the utterance of one that is lost
+        # Not the id of a connection: the decoder drops the utterance of that id when the connection is lost.
         self.name, self.utterance = "", uuid.uuid4().hex if self._is_kept else request_id
         self.slot: FlowAddress | None = None
         self.flow: FlowAddress | None = None
@@ -152,8 +152,8 @@ class LiveSession:
     async def read(self, utterance: str, flow: FlowAddress, first: int | None = None) -> AsyncGenerator[LMChunk, None]:
         """For a new connection, yield a chunk with the session's name, then the chunks of the reply.
 
-        Any earlier connection ends. If the session can be resumed, it ends `resume_s` after this connection, unless
-        another one continues it. Otherwise it ends with this connection.
+        An earlier connection is closed. The session ends with this connection if it cannot be resumed, or once the
+        error of the reply has been raised. Otherwise it ends `resume_s` later, unless another connection continues it.
 
         Args:
             utterance: Id of the connection's utterance.
@@ -198,7 +198,7 @@ class LiveSession:
                 await self._leave()
 
     def _kept_at(self, number: int | None) -> Kept | None:
-        """Return the decoder's reference to the session; None if the decoder needs no state of earlier connections."""
+        """Return the session's identity for the decoder, with chunk `number`; None if the decoder keeps no state."""
         if not self._is_kept:
             return None
         assert self.slot is not None, "a session is read once it is open"
@@ -324,7 +324,7 @@ class LiveSessions:
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
 
-        Nothing is yielded if the client ends the session.
+        If `resumption.ends` is True, the session is ended, and nothing is yielded.
 
         Args:
             resumption: Name of the session, and number of chunks that the client has received.
@@ -338,7 +338,7 @@ class LiveSessions:
         if session is None:
             raise unknown_session(resumption.session, is_resumed=True)
         if resumption.ends:
-            assert session.task is not None, "it is open"
+            assert session.task is not None, "an open session has a task"
             session.task.cancel()
             return
         session.check_resumption(resumption.num_events)
@@ -347,9 +347,9 @@ class LiveSessions:
                 yield each
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
-        """Generate the reply, pass its end or failure to the session's reader, and wait to be cancelled.
+        """Generate the reply, pass its end or failure to the session's reader, and hold the session until cancelled.
 
-        The task is cancelled once no further connection can read the reply.
+        The task is cancelled when no connection can read the reply any more.
         """
         try:
             with self._named(session):
@@ -372,7 +372,7 @@ class LiveSessions:
                 self._ended.remove(session)
 
     def _keep(self, session: LiveSession) -> None:
-        """Keep a session whose reply has ended; if too many of those are not being read, end the oldest one."""
+        """Keep a session whose reply has ended. If MAX_ENDED others wait for a connection, end the oldest of them."""
         unread = [each for each in self._ended if not each.is_connected]
         if len(unread) >= MAX_ENDED and unread[0].task is not None:
             unread[0].task.cancel()

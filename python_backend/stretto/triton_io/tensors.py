@@ -459,7 +459,7 @@ def session_slot(name: str, seal: Seal) -> tuple[int, int]:
 
 
 def unknown_session(name: str, is_resumed: bool = False) -> InvalidRequest:
-    """Return the error for a part of a live session that does not exist or has ended, or for its resumption."""
+    """Return the error for a part, or for the resumption, of a live session that does not exist or has ended."""
     kept = " (it is kept for options.resume_s after a lost connection)" if is_resumed else ""
     return InvalidRequest("session.id", f"the id of an open session{kept}", shown(name))
 

@@ -194,7 +194,7 @@ class Part:
         stored: Shape of the published tensor.
         edit: Function that converts the published tensor; None to keep it unchanged.
         dtype: dtype of the tensor in the checkpoint; None for that of the other tensors.
-        also: Further tensors that are made from the same published tensor.
+        also: Further tensors for the checkpoint that are made from the same published tensor.
     """
 
     name: str

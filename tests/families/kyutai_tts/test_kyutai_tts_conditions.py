@@ -1,4 +1,4 @@
-"""Kyutai TTS 1.6B: conversion of its conditions and of two text streams, its voices, and the prompts that they give."""
+"""Kyutai TTS 1.6B: conversion of conditions and of two text streams, voices, and prompts."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_tables_of_two_text_streams_are_multiplied_out(release: Path, checkpoint
 
 
 def test_depth_tables_of_low_rank_are_multiplied_out(release: Path, checkpoint: Path) -> None:
-    """The published matrix `depformer_text_emb.low_rank` is not used where there are two text streams."""
+    """The published matrix `depformer_text_emb.low_rank` is not used if there are two text streams."""
     published, made = load_file(release / "model.safetensors"), tensors_of(checkpoint)
     text = published["depformer_text_emb.weight"]
     main_table, second = (text @ published[f"depformer_text_emb.out{n}.weight"].T for n in (1, 2))
@@ -218,7 +218,7 @@ CFG_OF_ANOTHER_TYPE = {"conditioners": LARGE["conditioners"] | {"cfg": {"type": 
         ({"conditioners": 5}, "config.json: conditioners: expected none, or cfg, control, speaker_wavs, got 5"),
         (CFG_OF_ANOTHER_TYPE, "config.json: conditioners.cfg.type: expected 'lut', got 'tensor'"),
         (conditioner("control", "lut", tokenizer="word"), "control.lut.tokenizer: expected 'noop', got 'word'"),
-        (conditioner("control", "lut", possible_values=["bad"]), "possible_values: expected 1 to 1 texts, 'ok' among"),
+        (conditioner("control", "lut", possible_values=["bad"]), "values: expected 1 to 1 texts, including 'ok', got"),
         (conditioner("cfg", "lut", n_bins=0), "config.json: conditioners.cfg.lut.n_bins: expected 1 to 64, got 0"),
         (conditioner("cfg", "lut", n_bins=6), "conditioners.cfg.lut.possible_values: expected 1 to 6 texts, got"),
         (conditioner("cfg", "lut", possible_values=["1", "2.0"]), "expected different numbers from 0 to 100 with"),
@@ -308,7 +308,7 @@ def with_tensor(*shape: int, value: float = 1.0, **of: Any) -> Callable[[Path], 
         ("a.wav", lambda path: path.symlink_to("/etc/hostname"), "expected a file of this release, got a link to"),
         ("a,b.wav", with_tensor(1, 16, 6), "expected names of at most 128 characters"),
         ("Vctk/p226.wav", with_tensor(1, 16, 6), "names that differ in more than their case"),
-        ("a.wav ", with_tensor(1, 16, 6), "( ) / - and space inside, got 'a.wav '"),  # spaces around a name are ignored
+        ("a.wav ", with_tensor(1, 16, 6), "( ) / - and inner spaces, got 'a.wav '"),  # spaces around a name are ignored
     ],
 )
 def test_unusable_voice_file_is_refused(
@@ -330,7 +330,7 @@ def test_release_without_voices_is_refused(copied: Path, tmp_path: Path, refuses
 
 
 def test_default_voices_of_the_authors_come_first(copied: Path, tmp_path: Path) -> None:
-    """Files of other models are left where they are."""
+    """Voice files of other models in the folder are ignored."""
     for name in reversed(DEFAULTS):
         write_voice(copied / "voices" / f"{name}{SUFFIX}", torch.ones(1, 16, 6))
     write_voice(copied / "voices" / "other.wav.00000000@1.safetensors", torch.ones(1, 2, 3))
@@ -359,9 +359,9 @@ def test_prompt_has_the_ids_of_its_guidance_scale(preprocessor: Preprocessor, sc
         ({"guidance_scale": 0}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 0"),
         ({"guidance": {"scale": 5}}, "options.guidance_scale: expected one of 1, 1.5, 2, 2.5, 3, 3.5, 4, got 5"),
         ({"guidance": {"scale": 2, "policy": "adaptive"}}, "options.guidance.policy: expected 'always' (this model"),
-        ({"voice": "other"}, "options.voice: expected one to 5, separated by commas, of expresso/ex03.wav, vctk/p"),
-        ({"voice": "vctk/p226.wav,"}, "options.voice: expected one to 5, separated by commas, of expresso/ex03.wav"),
-        ({"voice": ",".join(["vctk/p226.wav"] * 6)}, "options.voice: expected one to 5, separated by commas, of"),
+        ({"voice": "other"}, "options.voice: expected one to 5 of these, separated by commas: expresso/ex03.wav"),
+        ({"voice": "vctk/p226.wav,"}, "options.voice: expected one to 5 of these, separated by commas: expresso"),
+        ({"voice": ",".join(["vctk/p226.wav"] * 6)}, "options.voice: expected one to 5 of these, separated by"),
     ],
 )
 def test_other_guidance_scales_and_voices_are_refused(

@@ -83,7 +83,7 @@ def test_text_head_of_few_ids_and_low_rank_tables_are_converted(tmp_path: Path) 
         ({"model_type": "moshi"}, "config.json: model_type: expected 'tts', got 'moshi'"),
         ({"dep_q": 9}, "config.json: dep_q: expected at most 8, as n_q, got 9"),
         ({"n_q": 9}, "config.json: delays: expected 0, then 9 delays from 0 to 64"),
-        ({"dep_q": 1}, "the first of them 0, and no other after dep_q, got [0, 0, 2"),
+        ({"dep_q": 1}, "after the first 1 (dep_q) only delays that these have, got [0, 0, 2"),
         ({"norm": "layer_norm"}, "config.json: norm: expected 'rms_norm_f32', got 'layer_norm'"),
         ({"kv_repeat": 2}, "config.json: kv_repeat: expected 1, got 2"),
         ({"quantize": True}, "config.json: quantize: expected False, got True"),

@@ -81,7 +81,7 @@ class Conditions(nn.Module):
         Args:
             slot: Run slot.
             ids: Rows of the table of vectors that are added, int64 [k].
-            vectors: Speaker vectors, float32 [n, vector_width]; rows from n on are absent.
+            vectors: Speaker vectors, float32 [n, vector_width]; the remaining rows are absent.
         """
         self.sums[slot] = self.sum.weight[ids].sum(0).to(self._dtype)
         self.num_present[slot] = num_present = len(vectors)
@@ -105,7 +105,7 @@ class CrossAttention(nn.Module):
     """Attention of a layer to the speaker vectors of each row's request, present or absent, without positions.
 
     Attributes:
-        keys: Keys by slot, [R + 1, heads, rows, D]; the last entry is that of absent vectors only.
+        keys: Keys by slot, [R + 1, heads, rows, D]; the last entry contains only absent vectors.
         values: Values, like `keys`.
         slots: See `Conditions`.
         num_present: See `Conditions`.
@@ -126,7 +126,14 @@ class CrossAttention(nn.Module):
         self.o_proj = ReplicatedLinear(width, width, prefix=f"{prefix}.o_proj", **shared)
 
     def prepare(self, num_slots: int, slots: torch.Tensor, num_present: torch.Tensor, absent: torch.Tensor) -> None:
-        """Allocate the tables; the arguments are those of `Conditions`, and absent vectors [rows, H]."""
+        """Allocate the tables, and fill them with the keys and values of absent vectors.
+
+        Args:
+            num_slots: Number of run slots, R.
+            slots: See `Conditions`.
+            num_present: See `Conditions`.
+            absent: Absent speaker vectors with their positions, [rows, H].
+        """
         num_rows, width = absent.shape
         shape = num_slots + 1, self._num_heads, num_rows, width // self._num_heads
         tables = {"keys": absent.new_empty(shape), "values": absent.new_empty(shape)}
@@ -136,7 +143,7 @@ class CrossAttention(nn.Module):
             table[:] = of_absent
 
     def place(self, slot: int, vectors: torch.Tensor) -> None:
-        """Store the keys and values of a request's speaker vectors [n, H]; those of the other rows are absent."""
+        """Store the keys and values of a request's speaker vectors [n, H], and of absent vectors in the other rows."""
         num_present = len(vectors)
         for table in (self.keys, self.values):
             table[slot, :, num_present:] = table[-1, :, num_present:]

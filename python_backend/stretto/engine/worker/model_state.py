@@ -138,7 +138,7 @@ class ConditionSlots:
         """Store the condition of the request in `slot`."""
         given, arrays = condition or self._none, self._arrays
         ids = arrays.upload(np.array(given.ids, np.int64))
-        vectors = arrays.upload(given.vectors.copy())  # the received buffer is read-only, which torch warns about
+        vectors = arrays.upload(given.vectors.copy())  # torch warns about the received buffer, which is read-only
         self._conditions.place(slot, arrays.tensor(ids), arrays.tensor(vectors))
 
     def fill(self, slots: Array) -> None:

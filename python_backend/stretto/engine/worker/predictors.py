@@ -256,7 +256,7 @@ class Depth(Protocol):
     def prepare(self, max_rows: int) -> None: ...
 
     @property
-    def begin(self) -> Callable[..., torch.Tensor]: ...  # of one argument more if it reads a second text stream
+    def begin(self) -> Callable[..., torch.Tensor]: ...  # also takes ids of the second text stream, if it reads one
 
     def next(self, code: torch.Tensor, position: int) -> torch.Tensor: ...
 

@@ -43,7 +43,7 @@ class KyutaiVocabulary(Vocabulary):
 
     @property
     def text_end(self) -> int:
-        """Id that follows the text ids of a reply's rows."""
+        """First id after the text ids."""
         return self.num_text_ids
 
     @property

@@ -1,8 +1,8 @@
 """Conversion of Kyutai's releases of text-to-speech models: names and shapes as published, and their file of Mimi.
 
-https://huggingface.co/kyutai/tts-0.75b-en-public: recordings of voices precede the reply, and CFG pairs guide it.
-https://huggingface.co/kyutai/tts-1.6b-en_fr: vectors of voices condition the reply, as does the guidance scale, and a
-second text stream shows the word after the next. In both, a folder `voices/` in the release has the named voices.
+https://huggingface.co/kyutai/tts-0.75b-en-public: a recording of the voice precedes the reply; CFG pairs guide it.
+https://huggingface.co/kyutai/tts-1.6b-en_fr: vectors of voices and of the guidance scale condition the reply, and a
+second text stream shows the word after the next. In both, the folder `voices/` of the release has the named voices.
 """
 
 import re
@@ -28,9 +28,10 @@ from stretto.weights.loading import Part
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
 MAX_VOICES, MAX_CONDITIONS, MAX_WIDTH, MAX_SCALE = 1024, 64, 1 << 14, 100
 VOICE = re.compile(r"(?! )[A-Za-z0-9_.+()/ -]{1,128}(?<! )")
-# Voices that the authors' server and their script speak with by default.
+# Default voices of the authors' server and of their script.
 DEFAULTS = ("unmute-prod-website/default_voice.wav", "expresso/ex03-ex01_happy_001_channel1_334s.wav")
-SCALE, CONTROL, ALWAYS = "cfg", "control", "ok"  # names of conditioners, as is SPEAKERS; the only value of the second
+SCALE, CONTROL = "cfg", "control"  # conditioners, in addition to SPEAKERS
+ALWAYS = "ok"  # value of CONTROL that every reply has
 ADDED = (SCALE, CONTROL)  # conditioners whose vectors are added to all rows
 NUMBER = re.compile(r"[0-9]{1,3}\.[0-9]")
 CONDITIONER = "condition_provider.conditioners"
@@ -41,8 +42,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # supported values of config.json
     **moshi.DEPTH_EXPECTED,
     "fuser": (None, {}, EMPTY, {"sum": [], "cross": []}),
 }
-FREE = ("demux_second_stream", moshi.RANK)  # fields of EXPECTED with other values than there
-CONDITIONS = ("cross_attention", "conditioners", "fuser")  # likewise, in releases with conditions
+# Fields of EXPECTED that are checked elsewhere instead: in all releases, and only in those with conditions.
+FREE = ("demux_second_stream", moshi.RANK)
+CONDITIONS = ("cross_attention", "conditioners", "fuser")
 FUSED = {"cross_attention_pos_emb": True, "cross_attention_pos_emb_scale": 1, "cross": [SPEAKERS]}
 
 
@@ -80,7 +82,7 @@ def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path
     The name of a voice is the path of its file in the folder, without the suffix that identifies the model.
 
     Raises:
-        CheckpointError: There are none, too many, or names that a request cannot contain.
+        CheckpointError: There are no voices or too many, or a request cannot contain one of the names.
     """
     suffix = f".{entry(config, 'model_id.sig')}@{entry(config, 'model_id.epoch')}.safetensors"
     paths = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
@@ -93,12 +95,12 @@ def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path
 
 
 def by_name(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
-    """Return the files of voices by name in lower case; raise CheckpointError if a request cannot name them."""
+    """Return the files of voices by name in lower case; raise CheckpointError if a request cannot name one."""
     if len(files) > MAX_VOICES:
         raise CheckpointError(f"{folder}: expected at most {MAX_VOICES} voices, got {len(files)}")
     odd = next((name for name, _ in files if not VOICE.fullmatch(name)), None)
     if odd is not None:
-        expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and space inside"
+        expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and inner spaces"
         raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
     found = {name.lower(): released_file(path.parent, path.name) for name, path in files}
     if len(found) < len(files):
@@ -121,7 +123,7 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the guidance scales that a release has vectors for; empty if it has no conditions.
 
     Raises:
-        CheckpointError: The conditions are others than those of the 1.6B release. The message names the field.
+        CheckpointError: The conditions differ from those of the 1.6B release. The message names the field.
     """
     conditioners = config.get("conditioners")
     if not conditioners:
@@ -151,14 +153,14 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def values_of(config: Mapping[str, Any], conditioner: str) -> list[str]:
-    """Return the values that a table of vectors has entries for; raise CheckpointError if they are not usable."""
+    """Return the values for which a conditioner's table has vectors; raise CheckpointError if they are not usable."""
     field = f"conditioners.{conditioner}.lut"
     found, most = entry(config, f"{field}.possible_values"), entry(config, f"{field}.n_bins")
     if type(most) is not int or not 1 <= most <= MAX_CONDITIONS:
         raise CheckpointError(f"config.json: {field}.n_bins: expected 1 to {MAX_CONDITIONS}, got {shown(most)}")
     is_list = isinstance(found, list) and all(isinstance(each, str) for each in found)
     if not is_list or not 1 <= len(found) <= most or (conditioner == CONTROL and ALWAYS not in found):
-        expected = f"1 to {most} texts" + (f", {ALWAYS!r} among them" if conditioner == CONTROL else "")
+        expected = f"1 to {most} texts" + (f", including {ALWAYS!r}" if conditioner == CONTROL else "")
         raise CheckpointError(f"config.json: {field}.possible_values: expected {expected}, got {shown(found)}")
     return found
 
@@ -175,10 +177,10 @@ def width_of(config: Mapping[str, Any], conditioner: str) -> int:
 def with_conditions(
     made: Converted, config: Mapping[str, Any], known: TtsVocabulary, tensors: Mapping[str, Tensor]
 ) -> Converted:
-    """Return a checkpoint together with its vectors of conditions, and the attention to those of voices.
+    """Add the tensors of conditions and of cross-attention to the conversion of a release.
 
     Args:
-        made: The checkpoint without them.
+        made: The conversion without these tensors.
         config: Hyperparameters of the release.
         known: Vocabulary of the checkpoint.
         tensors: Tensors of the release.
@@ -191,7 +193,7 @@ def with_conditions(
     always = values_of(config, CONTROL).index(ALWAYS)
 
     def added(stored: Tensor) -> Tensor:
-        """Return the vector of each guidance scale, then that of each reply, [n + 1, H]."""
+        """Return the vectors of the guidance scales, then the vector that all replies have, [n + 1, H]."""
         if stored.is_meta:
             return stored.new_empty(known.control_id + 1, width)
         control = tensors[f"{CONDITIONER}.{CONTROL}.embed.weight"][always : always + 1]
@@ -227,7 +229,7 @@ def with_conditions(
 def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVocabulary:
     """Return the vocabulary of a release.
 
-    A release may have tables for more codebooks than those that are to be generated (`n_q` and `dep_q`).
+    A release may have tables for `n_q` codebooks, of which only the first `dep_q` are to be generated.
     """
     num_codebooks, num_tables, delays = integer(config, "dep_q"), integer(config, "n_q"), config.get("delays")
     if num_codebooks > num_tables:
@@ -235,7 +237,8 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
     own = delays[1:] if isinstance(delays, list) and delays[:1] == [0] else []
     is_valid = own[:1] == [0] and all(type(each) is int and 0 <= each <= MAX_DELAY for each in own)
     if not is_valid or len(own) != num_tables or not {*own} <= {*own[:num_codebooks]}:
-        expected = f"0, then {num_tables} delays from 0 to {MAX_DELAY}, the first of them 0, and no other after dep_q"
+        rest = f", and after the first {num_codebooks} (dep_q) only delays that these have"
+        expected = f"0, then {num_tables} delays from 0 to {MAX_DELAY}, the first of them 0{rest}"
         raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
     settings = entry(config, "tts_config")
     if (multistream := settings.get("multistream")) not in (False, None):

@@ -65,7 +65,7 @@ class TtsVocabulary(FrameVocabulary):
         max_model_len: Maximum number of rows.
         depth: Depth transformer.
         delay_rows: Rows by which the speech follows the text, D.
-        voices: Names of the voices that the checkpoint has recordings or vectors of.
+        voices: Names of the voices, of which the checkpoint has recordings or vectors.
         num_sampled: Number of text ids, from 0 on, that the text head predicts; 0 for all.
         ahead: Number of words by which the second text stream is ahead; 0 without such a stream.
         voice_shape: Number of vectors of a voice, and their width; None if voices are recordings.
@@ -135,7 +135,7 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def conditions(self) -> ConditionSpec | None:
-        """Vectors of the voices, and ids of the guidance scales and of `control_id`; None if voices are recordings."""
+        """Sizes of the conditions: guidance scale, `control_id` and voices; None if voices are recordings."""
         if self.voice_shape is None:
             return None
         num_vectors, width = self.voice_shape
@@ -148,12 +148,12 @@ class TtsVocabulary(FrameVocabulary):
 
     @property
     def control_id(self) -> int:
-        """Id of the vector that is added to all rows of each reply."""
+        """Id of the vector that is added to all rows of every reply (the condition `control`)."""
         return len(self.guidance_scales)
 
     @property
     def layout(self) -> StreamLayout:
-        """Streams of a row; the last one has the second text."""
+        """Streams of a row; the last one has the second text, and is empty in a model without it."""
         return self.layout_with(self.row_delays, num_input_only=1)
 
 

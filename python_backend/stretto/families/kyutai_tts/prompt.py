@@ -40,9 +40,9 @@ SAMPLE_RATE = 24_000
 NUM_LEFT_OUT = 2  # last frames of a recording
 MIN_FRAMES = 3
 MAX_WAV_BYTES, MAX_VECTORS, MAX_VECTOR_BYTES = 1 << 24, 1024, 1 << 24
-MAX_NUMBERS = MAX_CONDITION_BYTES // (4 * MAX_VOICES)  # in a voice, so that a prompt may have all of its voices
+MAX_NUMBERS = MAX_CONDITION_BYTES // (4 * MAX_VOICES)  # in the vectors of one voice; a prompt has up to MAX_VOICES
 FLOATS = ("F32", "BF16", "F16")
-NUM_CACHED = 64  # voices whose vectors are kept in memory, of 256 kB each
+NUM_CACHED = 64  # voices whose vectors are kept in memory; those of a published voice take 256 kB
 
 
 class TtsTemplate:
@@ -89,8 +89,8 @@ class TtsTemplate:
         """Return the condition of a reply.
 
         Args:
-            voice: Names of the voices of the speakers, in order, separated by commas.
-            scale: Guidance scale, one of the model's; None for the default.
+            voice: Names of the speakers' voices, in order, separated by commas.
+            scale: One of the model's guidance scales; None for the default.
         """
         assert voice is not None, "a checkpoint with conditions has named voices"
         scales = self._known.guidance_scales
@@ -187,7 +187,7 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
             vectors = file.get_tensor(SPEAKERS).float()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
-    if not (largest := vectors.abs().max()) <= MAX_MAGNITUDE:  # neither is NaN
+    if not (largest := vectors.abs().max()) <= MAX_MAGNITUDE:  # also true of NaN
         expected = f"numbers of magnitude at most {MAX_MAGNITUDE:g}"
         raise CheckpointError(f"{path}: {SPEAKERS}: expected {expected}, got {largest:g}")
     found: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())

@@ -20,12 +20,12 @@ BORDER = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
 OPEN_BREAK = re.compile(
     r'<(?:b(?:r(?:e(?:a(?:k(?:\s+(?:t(?:i(?:m(?:e(?:=(?:"(?:[0-9]+(?:\.[0-9]*)?(?:s(?:"\s*/?)?)?)?)?)?)?)?)?)?)?)?)?)?)?)?$'
 )
-# The beginning of a line that names its speaker, and the same at the end of a text that goes on.
+# The name of a speaker at the start of a line, and an incomplete one at the end of a piece of text.
 SPEAKER = re.compile(r"[^\S\n]*speaker[^\S\n]+([0-9]{1,3})[^\S\n]*:", re.IGNORECASE)
 OPEN_SPEAKER = re.compile(
     r"[^\S\n]*(?:s(?:p(?:e(?:a(?:k(?:e(?:r(?:[^\S\n]+(?:[0-9]{1,3}[^\S\n]*)?)?)?)?)?)?)?)?)?", re.IGNORECASE
 )
-MAIN, OTHER = 1, 2  # text ids of the speakers, which begin the first word of a turn
+MAIN, OTHER = 1, 2  # text ids of the speakers, each of which precedes the first word of a turn
 MAX_BREAK_S = 60.0
 MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
 
@@ -33,20 +33,20 @@ MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
 class WordStream:
     """Incremental conversion of one text to packed words. A word ends with a space, a break or the end of the text.
 
-    With turns, a line that begins with `Speaker 1:` or `Speaker 2:` begins a turn of that speaker, and the text begins
-    with a turn of the first.
+    If the text has turns, `Speaker 1:` or `Speaker 2:` at the start of a line begins a turn of that speaker. Speaker 1
+    speaks the words before the first such line.
 
     Args:
         tokenizer: Tokenizer of the checkpoint.
         path: Name of the text in error messages.
-        has_turns: True if the first word of a turn begins with the id of its speaker.
+        has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
     """
 
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
         self._tokenizer, self._path, self._rest = tokenizer, path, ""
         self._has_turns, self._begins_line = has_turns, True
         self._line = ""  # beginning of a line that may name its speaker
-        self._speaker, self._spoken = MAIN, 0  # speaker of the turn, and of the words so far
+        self._speaker, self._spoken = MAIN, 0  # speaker of the current turn, and of the last word
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
         """Append text without changing this stream.
@@ -72,7 +72,7 @@ class WordStream:
         return ids, behind
 
     def _turns(self, text: str, is_last: bool) -> list[tuple[int, str]]:
-        """Append text, and return its parts, each with the speaker if it begins a turn, or else 0."""
+        """Append text, and return its complete parts: (speaker, text), or (0, text) if the part begins no turn."""
         if not self._has_turns:
             return [(0, text)]
         parts, text, self._line = list[tuple[int, str]](), self._line + text, ""
@@ -90,7 +90,7 @@ class WordStream:
         return parts
 
     def _numbered(self, number: str) -> int:
-        """Return the id of a speaker."""
+        """Return the id of the speaker with this number; raise InvalidRequest unless it is 1 or 2."""
         if int(number) not in (MAIN, OTHER):
             raise InvalidRequest(self._path, f"speakers {MAIN} and {OTHER}", f"speaker {number}")
         return int(number)

@@ -127,7 +127,7 @@ def converted(
         known: Vocabulary of the checkpoint.
         family: Name of the family.
         rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
-        repeated: Text ids whose embeddings are repeated for the ids from `num_text_ids`, which are never sampled.
+        repeated: Text ids whose embeddings are copied to the ids from `num_text_ids` on, which are never sampled.
         num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
@@ -183,7 +183,7 @@ def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
 
 
 def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
-    """Return the number of the set of weights that each step of a release's depth transformer uses.
+    """Return the index of the weight set for each step of a release's depth transformer.
 
     Raises:
         CheckpointError: The release has another number of steps, or does not number its sets from 0.
@@ -201,7 +201,7 @@ def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
 
 
 def depth_spec(config: Mapping[str, Any], steps: Sequence[int]) -> DepthSpec:
-    """Return the hyperparameters of the depth transformer, given the set of weights of each step."""
+    """Return the hyperparameters of the depth transformer, given the index of the weight set for each step."""
     width, heads = integer(config, "depformer_dim"), integer(config, "depformer_num_heads")
     if width % heads or (width // heads) % 2:
         expected = "heads of an even width"
@@ -224,9 +224,9 @@ def depth_rank(config: Mapping[str, Any], depth: DepthSpec) -> int:
 
 
 def text_factors(config: Mapping[str, Any], table: str) -> tuple[str, ...]:
-    """Return the names of the matrices that a release multiplies an embedding table of text by.
+    """Return the names of the matrices by which a release multiplies an embedding table of text.
 
-    There is one for each text stream if there are two, and otherwise at most one.
+    With two text streams, each has its own matrix. Otherwise there is at most one matrix.
     """
     if config.get("demux_second_stream"):
         return f"{table}.out1.weight", f"{table}.out2.weight"
@@ -260,7 +260,7 @@ def plan(
         return [product(stored, factor, num_columns) for factor in text_factors(config, name)] or [stored]
 
     def texts(stored: Tensor) -> Tensor:
-        """Return the embeddings of text, then the repeated ones."""
+        """Return the embeddings of the text ids, then those of `repeated`."""
         return torch.cat([stored[:text], *(stored[token : token + 1] for token in repeated)])
 
     def table(stored: Tensor) -> Tensor:
@@ -274,9 +274,9 @@ def plan(
         return torch.cat([texts(main), *own, *codes, *behind])
 
     def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:
-        """Return tables of codes, with initial ids that stand for codebooks beyond them as well.
+        """Add the initial embeddings of codebooks that are not generated to those of codebooks with equal delays.
 
-        Such a codebook only has its initial id, in the rows in which another one with the same delay has its own.
+        The model reads both in the same rows: those before the delay has passed. Their sum therefore replaces both.
         """
         for k in range(known.num_tables, integer(config, "n_q")):
             same = known.delays.index(config["delays"][1 + k])

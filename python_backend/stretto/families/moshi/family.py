@@ -38,9 +38,9 @@ DEPTH = DepthSpec(
 
 @dataclass(frozen=True)
 class FrameVocabulary(KyutaiVocabulary):
-    """Ids of models that generate text and frames of speech: text, ids of our own, and each codebook's codes.
+    """Vocabulary of a model that generates text and frames of codes.
 
-    The initial id of a codebook follows its codes.
+    It has the text ids, our own ids, and for each codebook its codes and then its initial id.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.
@@ -105,7 +105,7 @@ class FrameVocabulary(KyutaiVocabulary):
 
 @dataclass(frozen=True)
 class MoshiVocabulary(FrameVocabulary):
-    """Moshi ids; the codebooks of the user's speech follow those of the model's speech.
+    """Vocabulary of Moshi, in which the codebooks of the user's speech follow those of the model's speech.
 
     Attributes:
         num_text_ids: Number of text ids that the model generates.

@@ -9,7 +9,7 @@ from stretto.engine.kernels.gpu.cross_attention import attend_on_device, attend_
 
 Attend = Callable[..., torch.Tensor]
 NUM_SLOTS, NUM_HEADS = 3, 2
-SLOTS = torch.tensor([2, 2, 2, 0, 1, 0, 2, 9, 9], dtype=torch.int32)  # of seven rows, and room for more
+SLOTS = torch.tensor([2, 2, 2, 0, 1, 0, 2, 9, 9], dtype=torch.int32)  # of seven rows; the other entries are unused
 NUM_PRESENT = torch.tensor([5, 0, 21, 0], dtype=torch.int32)
 
 
@@ -36,7 +36,7 @@ def slow(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch
 @pytest.mark.parametrize("attend", [attend_on_host, attend_on_device, cross_attend])
 @pytest.mark.parametrize(("num_vectors", "head_dim"), [(21, 32), (64, 32), (300, 12), (1, 128)])
 def test_attention_matches_a_slow_loop(attend: Attend, num_vectors: int, head_dim: int) -> None:
-    """Blocks of the kernel have up to 256 vectors; the last is not full, and one is present in part."""
+    """Blocks of the kernel have up to 256 vectors. The last is not full, and one has present and absent vectors."""
     given = tables(num_vectors, head_dim)
     found = attend(*given, SLOTS, NUM_PRESENT)
     torch.testing.assert_close(found.double(), slow(*given), rtol=1e-5, atol=1e-5)
@@ -51,7 +51,7 @@ def test_half_precision_is_rounded_at_the_end(attend: Attend) -> None:
 
 
 @pytest.mark.parametrize("attend", [attend_on_host, attend_on_device])
-def test_a_row_depends_on_no_other(attend: Attend) -> None:
+def test_attention_of_a_row_does_not_depend_on_other_rows(attend: Attend) -> None:
     query, *both = tables(150, 32)
     together = attend(query, *both, SLOTS, NUM_PRESENT)
     for row in range(len(query)):

@@ -1,7 +1,7 @@
-"""Cross-attention of the rows of a step to the vectors that condition their requests, an operator of its own.
+"""Cross-attention of the rows of a step to the speaker vectors of their requests, as a custom operator.
 
-Vectors of absent rows are the same for all requests. On a GPU they are read from one shared entry of the table, which
-stays in the cache, instead of each slot's copy.
+Absent vectors are the same for all requests. On a GPU, they are read from one shared entry of the table, which stays in
+the cache, instead of from each slot's copy.
 """
 
 import itertools
@@ -22,7 +22,7 @@ def cross_attend(
 
     Args:
         query: Queries, [N, Q * D].
-        keys: Keys by slot, [R + 1, Q, V, D]; the last entry is that of absent vectors only.
+        keys: Keys by slot, [R + 1, Q, V, D]; the last entry contains only absent vectors.
         values: Values, like `keys`.
         slots: Slot of each row, int32 [at least N].
         num_present: Number of vectors that are present in each slot, int32 [R + 1]; the others are absent.
@@ -34,7 +34,7 @@ def cross_attend(
 def attend_on_host(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, num_present: torch.Tensor
 ) -> torch.Tensor:
-    """Compute `cross_attend` in torch. Each row is one item of a batch, whose items are computed separately."""
+    """Compute `cross_attend` in torch. Each row is a batch item of its own, so that it does not affect other rows."""
     heads = query.view(len(query), keys.shape[1], 1, keys.shape[3])
     attended, first = torch.empty_like(heads), 0
     for slot, same in itertools.groupby(slots[: len(query)].tolist()):
@@ -47,7 +47,7 @@ def attend_on_host(
     return attended.view_as(query)
 
 
-MAX_BLOCK_NUMBERS = 1 << 12  # of keys; with more, a thread needs more registers than it may have
+MAX_BLOCK_NUMBERS = 1 << 12  # numbers in a block of keys; a larger block exceeds the registers of a thread
 
 
 def attend_on_device(

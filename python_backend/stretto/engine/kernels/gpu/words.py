@@ -45,7 +45,7 @@ NUM_FIELDS = tl.constexpr(4)
 @triton.jit
 def words_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows carry
-    seconds: tl.tensor,  # [N] int32, written: the ids of the second stream; or None
+    seconds: tl.tensor,  # [N] int32, written: ids of the second stream; None if nothing reads them
     word_state: tl.tensor,  # [R, 8] int64, written
     words: tl.tensor,  # [R, W] int32: tokens, then words
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written: the second stream
