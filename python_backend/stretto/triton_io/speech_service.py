@@ -348,8 +348,10 @@ class SpeechService:
 
     async def _serve(self, utterance: str, asked: Prompt | Resumption, responses: Responses, host: str) -> None:
         self._gauges.add("utterances_total", 1)
-        pace = ChunkPolicy(frame_rate=self._model.family.frame_rate)
-        delivery = asked.delivery if isinstance(asked, Prompt) else Delivery(chunking=pace)
+        if isinstance(asked, Prompt):
+            delivery = asked.delivery
+        else:
+            delivery = Delivery(chunking=ChunkPolicy(frame_rate=self._model.family.frame_rate))
         with ExitStack() as held:
             try:
                 is_open = isinstance(asked, Prompt) and asked.is_open
