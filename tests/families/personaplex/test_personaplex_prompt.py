@@ -174,7 +174,7 @@ RECORDED = {"role": "system", "audio": "pcm_in"}
         (RawRequest(options='{"live": true, "voice": "alba"}'), "options.voice: expected one of natf0, natm1, varm4"),
         (RawRequest(options='{"live": true, "guidance_scale": "no"}'), "options.guidance_scale"),
         (RawRequest(options='{"live": true, "instruct": "slowly"}'), "options.instruct: expected no value"),
-        (RawRequest(options='{"live": true, "resume_s": 5}'), "options.resume_s: expected no value"),
+        (RawRequest(options='{"live": true, "resume_s": 61}'), "options.resume_s: expected"),
         (
             RawRequest(
                 messages=json.dumps([{"role": "system", "codes": [[1] * 13] * 8}]),
