@@ -142,13 +142,7 @@ class WordLaunch:
         )  # fmt: skip
 
 
-def no_words(
-    drawn: torch.Tensor,
-    plan: torch.Tensor,
-    lengths: torch.Tensor,
-    num_rows: int,
-    seconds: torch.Tensor | None = None,
-) -> None:
+def no_words(*_: object) -> None:
     """Do nothing, in place of a `WordLaunch`, for families without such words."""
 
 
