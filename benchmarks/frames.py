@@ -6,8 +6,9 @@ Decode steps of CSM's shape are compared with steps of the same backbone and str
 parallel. Both engines run in this process with random weights. They are an eighth as wide as `sesame/csm-1b` and have
 as many layers and codebooks. They take turns, and a figure is the median over the rounds. `depth_cost` is the step time
 with the depth transformer divided by the step time without it. `depth_cost_cpu` is the same ratio in processor time.
-`depth_cpu_ms_per_code` is the difference in processor time divided by the number of codes. The benchmark writes one
-line of JSON for each number of requests.
+`depth_cpu_ms_per_code` is the difference in processor time divided by the number of codes. A third engine has a set of
+depth weights for each code: `by_step_over_shared` is that difference of this engine divided by the first engine's. The
+benchmark writes one line of JSON for each number of requests.
 
 `benchmarks.ensemble --family` uses this module to measure the parts of a frame after the served loads. The engine and
 the decoder run in this process, one after the other, on one thread. Figures are milliseconds of processor time per
@@ -36,7 +37,7 @@ from benchmarks.checkpoints.random_qwen3_omni import PLAIN_IDS, question
 from benchmarks.checkpoints.small_models import SmallModel
 from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
 from benchmarks.harness import append_result, command_line, median_ratio
-from benchmarks.layouts import CSM, NUM_TEXT_IDS, PARALLEL
+from benchmarks.layouts import BY_STEP, CSM, NUM_TEXT_IDS, PARALLEL
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
 from stretto.engine.kernels import cpu as cpu_kernels
@@ -67,19 +68,22 @@ class Arm:
 
 
 def measure(number: int, frames: int, num_rounds: int, arms: dict[str, Arm]) -> dict[str, Any]:
-    """Run both arms alternately and return the ratios between them."""
+    """Run the arms in turns and return the ratios between them."""
     for arm in arms.values():
         arm.time_steps(number, frames)
     turns = [{name: arm.time_steps(number, frames) for name, arm in arms.items()} for _ in range(num_rounds)]
-    cpu = {name: [turn[name].cpu_ms for turn in turns] for name in ("depth", "parallel")}
+    cpu = {name: [turn[name].cpu_ms for turn in turns] for name in arms}
     walls = ([turn[name].wall_ms for turn in turns] for name in ("depth", "parallel"))
-    more_ms = statistics.median(a - b for a, b in zip(cpu["depth"], cpu["parallel"], strict=True))
+    of_depth, by_step = (
+        [a - b for a, b in zip(cpu[name], cpu["parallel"], strict=True)] for name in ("depth", "by_step")
+    )
     return {
         "requests": number,
         "frames": frames,
         "depth_cost": round(median_ratio(*walls), 4),
         "depth_cost_cpu": round(median_ratio(cpu["depth"], cpu["parallel"]), 4),
-        "depth_cpu_ms_per_code": round(more_ms / (CSM.layout.num_output_streams - 1), 4),
+        "depth_cpu_ms_per_code": round(statistics.median(of_depth) / (CSM.layout.num_output_streams - 1), 4),
+        "by_step_over_shared": round(median_ratio(by_step, of_depth), 4),
         "cpu_ms_per_step": {name: round(statistics.median(values), 4) for name, values in cpu.items()},
     }
 
@@ -94,10 +98,14 @@ if __name__ == "__main__":
     ).parse_args()
     cpu_kernels.install()
     with tempfile.TemporaryDirectory() as temporary:
-        families = {"depth": (CSM, "benchmark_csm"), "parallel": (PARALLEL, "benchmark_parallel")}
-        both = {arm: Arm(Path(temporary), *each, max(given.requests)) for arm, each in families.items()}
+        families = {
+            "depth": (CSM, "benchmark_csm"),
+            "parallel": (PARALLEL, "benchmark_parallel"),
+            "by_step": (BY_STEP, "benchmark_by_step"),
+        }
+        engines = {arm: Arm(Path(temporary), *each, max(given.requests)) for arm, each in families.items()}
         for count in given.requests:
-            append_result(given.out, "frames", measure(count, given.frames, given.rounds, both))
+            append_result(given.out, "frames", measure(count, given.frames, given.rounds, engines))
     gc.unfreeze()  # or Triton's bindings report objects that the plugin froze as leaked
     gc.collect()
 

@@ -46,7 +46,8 @@ BAGPIPER_SMALL = Family(
 )
 LONG = replace(BAGPIPER_SMALL, name="bagpiper-long", max_model_len=32_768)
 
-# `sesame/csm-1b` at an eighth of its width, and the same streams without a depth transformer.
+# `sesame/csm-1b` at an eighth of its width, the same streams without a depth transformer, and the same with a set of
+# depth weights for each code.
 NUM_TEXT_IDS = 2048
 CSM = csm(
     CsmVocabulary(
@@ -60,6 +61,16 @@ CSM = csm(
     )
 )
 PARALLEL = replace(CSM, name="csm_in_parallel", depth=None, end_frame=())
+
+
+def by_step(family: Family, name: str) -> Family:
+    """Return a family with another set of depth weights for each code, as Moshi has."""
+    assert family.depth is not None
+    schedule = tuple(range(family.layout.num_output_streams - 1))
+    return replace(family, name=name, depth=replace(family.depth, rope={}, has_head_norms=False, schedule=schedule))
+
+
+BY_STEP = by_step(CSM, "csm_by_step")
 
 # Layouts by command-line name: the family's name in config.json, and the family.
 LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}

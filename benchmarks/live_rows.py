@@ -1,11 +1,16 @@
 """Processor time of rows of live sessions, relative to rows of recordings: small random models.
 
-    python -m benchmarks.live_rows --sessions 8 32 64 --family moshi
+    python -m benchmarks.live_rows --sessions 8 32 64 --family moshi --window 512
 
 Four arms take turns on one engine in this process. `recordings` reads complete recordings. `live` gives each session a
 frame before each step, in one message for all, as the front end sends it; `apart` sends one message for each session.
 `silent` gives frames to eight of the sessions, while the others wait. Time is that of this thread: encoding, decoding
 and applying the messages, and the step. One line of JSON for each number of sessions, with medians over the steps.
+`planning_over_recordings` compares the scheduler's `schedule` alone, which keeps the plan of a step for recordings but
+not for live sessions.
+
+`--window W` also runs eight live sessions of 3 W rows of a model with an attention window of W rows.
+`late_over_early` is the time of a step in rows 2.9 W to 3 W divided by that in rows W to 1.1 W.
 """
 
 import argparse
@@ -13,8 +18,9 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +28,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.checkpoints import random_kyutai_stt, random_moshi
-from benchmarks.engines import SteppedEngine, engine_args
+from benchmarks.engines import MethodWatch, SteppedEngine, engine_args
 from benchmarks.harness import append_result, command_line, median_ratio
 from stretto.convert.command import main as convert
 from stretto.engine.client import EngineClient, EngineReady
@@ -63,6 +69,19 @@ class Messages:
         self.sent.append(record)
 
 
+@dataclass(frozen=True)
+class Times:
+    """Processor time of each step of a run, in milliseconds.
+
+    Attributes:
+        step_ms: Messages and step.
+        planning_ms: The scheduler's `schedule`.
+    """
+
+    step_ms: list[float]
+    planning_ms: list[float]
+
+
 class Arms:
     """Runs of one engine.
 
@@ -86,14 +105,14 @@ class Arms:
         self._prompt = Prompt(task.name, written.rows, sampling, delayed_tail=written.delayed_tail)
         self._decoder, self.num_messages = MsgpackDecoder(EngineCoreRequest), 0
 
-    def recordings(self, number: int) -> float:
-        """Return the milliseconds per step of recordings that are complete."""
+    def recordings(self, number: int) -> Times:
+        """Run recordings that are complete."""
         tracks = [tuple(self._ids[at].reshape(-1).tolist()) for at in range(number)]
         self.engine.add_prompts([replace(self._prompt, track=track) for track in tracks])
         return self._time_steps(lambda _: None)
 
-    async def live(self, number: int, speaking: int, is_apart: bool = False) -> float:
-        """Return the time per step in milliseconds of sessions, some of which receive a frame before each step."""
+    async def live(self, number: int, speaking: int, is_apart: bool = False) -> Times:
+        """Run sessions, some of which receive a frame before each step."""
         sessions = self.engine.add_prompts([replace(self._prompt, is_open=True)] * number)
         connection, self.num_messages = Messages(), 0
         client = EngineClient(cast(Any, connection))
@@ -118,20 +137,33 @@ class Arms:
         self.engine.finish()
         return taken
 
-    def _time_steps(self, before: Callable[[int], None]) -> float:
-        taken = []
-        for step in range(self._frames):
-            begun = time.thread_time()
+    def _time_steps(self, before: Callable[[int], None]) -> Times:
+        times = Times([], [])
+
+        def timed(inner: Callable[..., Any], taken_ms: list[float]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                begun_s = time.thread_time()
+                result = inner(*args)
+                taken_ms.append(1e3 * (time.thread_time() - begun_s))
+                return result
+
+            return call
+
+        def run(step: int) -> None:
             before(step)
             self.engine.step()
-            taken.append(time.thread_time() - begun)
+
+        with MethodWatch() as watch:
+            watch.replace(self.engine.scheduler, "schedule", lambda inner: timed(inner, times.planning_ms))
+            for step in range(self._frames):
+                timed(run, times.step_ms)(step)
         self.engine.finish()
-        return 1e3 * statistics.median(taken[ROWS_LEFT_OUT:])
+        return times
 
 
 async def measure(arms: Arms, number: int, rounds: int) -> dict[str, Any]:
     """Run all arms in turns, and return the ratios between their medians."""
-    taken: dict[str, list[float]] = {name: [] for name in ("recordings", "live", "apart", "eight", "silent")}
+    taken, planning = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for turn in range(1 + rounds):
         found = {
             "recordings": arms.recordings(number),
@@ -140,13 +172,33 @@ async def measure(arms: Arms, number: int, rounds: int) -> dict[str, Any]:
             "eight": await arms.live(NUM_SPEAKING, NUM_SPEAKING),
             "silent": await arms.live(number, NUM_SPEAKING),
         }
-        for name, ms in found.items():
-            taken[name] += [ms] * (turn > 0)
+        for name, times in found.items() if turn else ():  # the first turn warms up
+            taken[name].append(statistics.median(times.step_ms[ROWS_LEFT_OUT:]))
+            planning[name].append(statistics.median(times.planning_ms[ROWS_LEFT_OUT:]))
     return {
         "sessions": number,
         "live_over_recordings": round(median_ratio(taken["live"], taken["recordings"]), 3),
         "apart_over_recordings": round(median_ratio(taken["apart"], taken["recordings"]), 3),
         "silent_over_eight": round(median_ratio(taken["silent"], taken["eight"]), 3),
+        "planning_over_recordings": round(median_ratio(planning["live"], planning["recordings"]), 3),
+        "cpu_ms_per_step": {name: round(statistics.median(each), 3) for name, each in taken.items()},
+        "planning_cpu_ms_per_step": {name: round(statistics.median(each), 3) for name, each in planning.items()},
+    }
+
+
+async def measure_window(arms: Arms, window: int, rounds: int) -> dict[str, Any]:
+    """Return the time of late steps relative to early ones, of sessions three attention windows long."""
+    tenth = window // 10
+    spans = {"early": slice(window, window + tenth), "late": slice(3 * window - tenth, 3 * window)}
+    taken = defaultdict[str, list[float]](list)
+    for turn in range(1 + rounds):
+        step_ms = (await arms.live(NUM_SPEAKING, NUM_SPEAKING)).step_ms
+        for name, span in spans.items() if turn else ():  # the first turn warms up
+            taken[name].append(statistics.median(step_ms[span]))
+    return {
+        "sessions": NUM_SPEAKING,
+        "window": window,
+        "late_over_early": round(median_ratio(taken["late"], taken["early"]), 3),
         "cpu_ms_per_step": {name: round(statistics.median(each), 3) for name, each in taken.items()},
     }
 
@@ -171,13 +223,17 @@ def make_checkpoint(folder: Path, family: str = "kyutai-stt", **size: int) -> Pa
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print the figures of each number of sessions."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make_checkpoint(Path(folder), arguments.family, **SIZE)
-        arms = Arms(checkpoint, max(arguments.sessions), arguments.frames)
+    """Print the figures of each number of sessions, and of the window."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, family, window = Path(name), arguments.family, arguments.window
+        arms = Arms(make_checkpoint(folder / "rows", family, **SIZE), max(arguments.sessions), arguments.frames)
         for number in arguments.sessions:
             figures = asyncio.run(measure(arms, number, arguments.rounds))
-            append_result(arguments.out, NAME, {"family": arguments.family, **figures})
+            append_result(arguments.out, NAME, {"family": family, **figures})
+        if window:
+            checkpoint = make_checkpoint(folder / "window", family, **{**SIZE, "context": window})
+            figures = asyncio.run(measure_window(Arms(checkpoint, NUM_SPEAKING, 3 * window), window, arguments.rounds))
+            append_result(arguments.out, NAME, {"family": family, **figures})
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -188,6 +244,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         sessions=([8, 32, 64], "sessions at once"),
         frames=(96, "frames of each session"),
         rounds=(5, "turns of each arm"),
+        window=(0, "attention window of the second model, in rows; 0 for none"),
         family=("kyutai-stt", "kyutai-stt or moshi"),
     ).parse_args(words)
 

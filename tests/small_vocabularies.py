@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from benchmarks.layouts import by_step
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import ConditionSpec, DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
@@ -95,6 +96,7 @@ TRACKED_CSM = replace(
     text_track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
 )
 PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())  # all codebooks at once
+BY_STEP = by_step(CSM, "small_by_step")  # a set of depth weights for each code
 BAGPIPER, OPUSLM, DIALOGUE = bagpiper(SMALL_BAGPIPER), opuslm(SMALL_OPUSLM), opuslm_dialogue(SMALL_OPUSLM)
 # By the name that a checkpoint's config.json gives.
 FAMILIES = {

@@ -8,7 +8,7 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 prepare_environment()
 
-from benchmarks.live_rows import Arms, make_checkpoint, measure  # noqa: E402
+from benchmarks.live_rows import Arms, make_checkpoint, measure, measure_window  # noqa: E402
 
 
 @pytest.mark.parametrize("family", ["kyutai-stt", *by_night("moshi")])
@@ -21,5 +21,16 @@ async def test_live_frames_are_sent_in_one_message_or_per_session(tmp_path: Path
     assert arms.num_messages == 40
     record = await measure(arms, 10, 1)
     assert set(record["cpu_ms_per_step"]) == {"recordings", "live", "apart", "eight", "silent"}
-    assert min(record["cpu_ms_per_step"].values()) > 0
+    for part in ("cpu_ms_per_step", "planning_cpu_ms_per_step"):
+        assert min(record[part].values()) > 0
+    assert record["planning_over_recordings"] > 0
+    assert not arms.engine.scheduler.has_requests()
+
+
+async def test_steps_of_long_sessions_are_compared(tmp_path: Path) -> None:
+    arms = Arms(make_checkpoint(tmp_path, context=20), 8, 60)
+    record = await measure_window(arms, 20, 1)
+    assert record["late_over_early"] == pytest.approx(
+        record["cpu_ms_per_step"]["late"] / record["cpu_ms_per_step"]["early"], rel=1e-2
+    )
     assert not arms.engine.scheduler.has_requests()
