@@ -17,6 +17,7 @@ Folders, each from `pip install --target FOLDER --no-deps`:
                  future threadpoolctl decorator onnx
     cosyvoice3   x-transformers==2.11.24 einops einx frozendict loguru scipy, and the folder cosyvoice/ of
                  https://github.com/FunAudioLLM/CosyVoice at ace7c47
+    kyutai_tts   moshi==0.2.13 einops sphn==0.1.12; also for kyutai_tts_large
     orpheus      no folder: orpheus-speech==0.1.0 snac==1.2.1 are installed in an environment of their own, with the
                  packages of requirements/dev.txt but without Stretto, and `--python` is its interpreter. Stretto's
                  environment needs `pip install ./examples/custom_family`.
@@ -30,6 +31,7 @@ import argparse
 import asyncio
 import json
 import os
+import queue
 import re
 import statistics
 import subprocess
@@ -50,11 +52,19 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.checkpoints import random_chatterbox, random_cosyvoice3, random_orpheus, random_pocket
+from benchmarks.checkpoints import (
+    random_chatterbox,
+    random_cosyvoice3,
+    random_kyutai_stt,
+    random_kyutai_tts,
+    random_orpheus,
+    random_pocket,
+)
 from benchmarks.harness import ROOT, append_result, command_line, cpu_s, median_ratio, served_processes, serving
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import main as make_repository
-from stretto_client import SpeechClient, Timeouts
+from stretto.families.kyutai_tts.family import GUIDANCE_SCALE
+from stretto_client import SpeechClient, SpeechOptions, Timeouts
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
 WARM_UP = 12  # frames of the reply before the measured ones, on both sides
@@ -75,6 +85,8 @@ class Contender:
         engine: Engine arguments that replace the default ones, for models whose cache would be larger than needed.
         rows: Rows of the language model for a frame.
         unsent: Frames of a reply that the authors' code does not return.
+        text: Text that is spoken.
+        rows_before: Rows of a reply that start no frame.
     """
 
     write: Callable[[Path], list[str]]
@@ -86,6 +98,8 @@ class Contender:
     engine: Mapping[str, Any] = field(default_factory=dict, hash=False)
     rows: int = 1
     unsent: int = 0
+    text: str = TEXT
+    rows_before: int = 0
 
 
 # ----- Pocket TTS
@@ -233,6 +247,64 @@ def load_orpheus(release: Path) -> Speak:
     return speak
 
 
+# ----- Kyutai TTS
+
+KYUTAI_TEXT = " ".join(random_kyutai_stt.TEXT * 4)  # the text is longer than the replies, which a limit ends
+KYUTAI_VOICE, KYUTAI_VOICE_S = "anna", 3.0
+
+
+def write_kyutai_tts(folder: Path, size: str) -> list[str]:
+    """Write a release of Kyutai TTS, with the voice `KYUTAI_VOICE`."""
+    release = random_kyutai_tts.write_published(folder, size)
+    if size == "0.75b":
+        random_kyutai_tts.write_recording(release / "voices" / f"{KYUTAI_VOICE}.wav", KYUTAI_VOICE_S)
+    return ["kyutai-tts", "--model", str(release), "--config", str(release / "config.json")]
+
+
+def load_kyutai_tts(release: Path) -> Speak:
+    """Load the package moshi, which decodes each frame as soon as it is there, as the authors' server does."""
+    from moshi.models import loaders
+
+    from scripts import kyutai_tts_replies
+
+    config = json.loads((release / "config.json").read_text())
+    has_vectors = bool(config["conditioners"])
+    model = kyutai_tts_replies.load(release, 1.0 if has_vectors else GUIDANCE_SCALE)
+    model.mimi = mimi = loaders.get_mimi(release / config["mimi_name"], num_codebooks=config["n_q"])
+    given: dict[str, Any] = {"attributes": [], "prefixes": None}
+    if has_vectors:
+        (voice,) = release.glob(f"voices/{random_kyutai_tts.VOICES[0]}.*")
+        given["attributes"] = [model.make_condition_attributes([voice], cfg_coef=GUIDANCE_SCALE)]
+    else:
+        given["prefixes"] = [model.get_prefix(release / "voices" / f"{KYUTAI_VOICE}.wav")]
+    num_given = 0 if has_vectors else given["prefixes"][0].shape[1]
+
+    def speak(frames: int) -> Iterator[int]:
+        sizes, index = queue.SimpleQueue[int | None](), 0
+
+        def decode(frame: torch.Tensor) -> None:
+            nonlocal index
+            index += 1
+            if index > model.delay_steps:
+                samples = mimi.decode(frame[:, 1:])
+                if index > model.delay_steps + num_given:
+                    sizes.put(samples.shape[-1])
+
+        def generate() -> None:
+            model.max_gen_length = max(config["delays"]) + model.delay_steps + num_given + frames
+            try:
+                with torch.no_grad(), mimi.streaming(1):
+                    model.generate([model.prepare_script([KYUTAI_TEXT])], on_frame=decode, **given)
+            finally:
+                sizes.put(None)
+
+        threading.Thread(target=generate, daemon=True).start()
+        while (size := sizes.get()) is not None:
+            yield size
+
+    return speak
+
+
 CONTENDERS = {
     "pocket_tts": Contender(
         write=write_pocket_tts,
@@ -268,6 +340,29 @@ CONTENDERS = {
         sizes=f"Llama {ORPHEUS_LAYERS} of 28 layers of 3072 and the whole table, bfloat16; SNAC as published, float32",
         rows=ROWS_PER_FRAME,
         unsent=3,
+    ),
+    "kyutai_tts": Contender(
+        write=partial(write_kyutai_tts, size="0.75b"),
+        load=load_kyutai_tts,
+        samples=1920,
+        voice=KYUTAI_VOICE,
+        packages=("moshi",),
+        sizes="0.8 B parameters: 24 layers of 1024 (assumed), 16 codebooks, depth 4 layers of 1024, always "
+        "guided, voice of 3 s; Mimi as published; float32",
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30},
+        text=KYUTAI_TEXT,
+        rows_before=18,
+    ),
+    "kyutai_tts_large": Contender(
+        write=partial(write_kyutai_tts, size="1.6b"),
+        load=load_kyutai_tts,
+        samples=1920,
+        voice=random_kyutai_tts.VOICES[0],
+        packages=("moshi",),
+        sizes="1.6B, as published: 16 layers of 2048, 32 codebooks, depth 4 layers of 1024; Mimi as published; float32",
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 16},
+        text=KYUTAI_TEXT,
+        rows_before=18,
     ),
 }
 
@@ -310,8 +405,9 @@ def package_figures(arguments: argparse.Namespace, release: Path) -> dict[str, A
 
 async def speak(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Generate one reply of `frames` frames; return the seconds until its first samples."""
-    sent, first, samples, rows = time.perf_counter(), 0.0, 0, contender.rows * frames
-    async for event in client.speak(TEXT, voice=contender.voice, seed=seed, audio={"min_rows": rows, "max_rows": rows}):
+    sent, first, samples, rows = time.perf_counter(), 0.0, 0, contender.rows_before + contender.rows * frames
+    options: SpeechOptions = {"seed": seed, "audio": {"min_rows": rows, "max_rows": rows}}
+    async for event in client.speak(contender.text, voice=contender.voice, **options):
         if event.pcm is not None:
             first = first or time.perf_counter() - sent
             samples += len(event.pcm)

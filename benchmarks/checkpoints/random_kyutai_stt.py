@@ -23,6 +23,7 @@ TEXT = [
     "one two three four five six seven eight nine ten",
     "pauses are part of speech as much as words are",
 ]
+MOST_IDS_OF_TEXT = 100  # tokenizers with more ids are trained on random words, too
 CONFIG: dict[str, Any] = {
     "dim": 64,
     "num_heads": 2,
@@ -144,10 +145,10 @@ def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def mimi_shapes(codebook_size: int) -> dict[str, tuple[int, ...]]:
+def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for Mimi; queries, keys and values are one tensor."""
     with torch.device("meta"):
-        model = MimiModel(MimiConfig(**{**MIMI.to_diff_dict(), "codebook_size": codebook_size}))
+        model = MimiModel(config)
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in model.state_dict().items():
         for pattern, to in PUBLISHED:
@@ -156,6 +157,12 @@ def mimi_shapes(codebook_size: int) -> dict[str, tuple[int, ...]]:
         fused = re.sub(r"[qkv]_proj\.weight$", "in_proj_weight", name)
         shapes[fused] = (3 * shape[0], *shape[1:]) if fused != name else shape
     return shapes
+
+
+def random_words(number: int) -> list[str]:
+    """Return random words of 4 to 9 letters: a corpus for tokenizers of the published sizes."""
+    random, letters = np.random.default_rng(3), np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return ["".join(random.choice(letters, size)) for size in random.integers(4, 10, number)]
 
 
 def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
@@ -169,14 +176,21 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
 
 
 def write_parts(folder: Path, config: dict[str, Any], seed: int) -> None:
-    """Write Mimi and the tokenizer of a release to `folder`, which is created."""
+    """Write Mimi and the tokenizer of a release to `folder`, which is created.
+
+    Mimi has its published size if `config` has no `mimi_config_name`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    quantizer = MIMI_RECORD["quantizer"] | {"bins": config["card"]}
-    (folder / "mimi.json").write_text(json.dumps({**MIMI_RECORD, "quantizer": quantizer}))
-    mimi = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes(config["card"]).items()}
-    save_file(mimi, folder / "mimi.safetensors")
+    mimi = MimiConfig()
+    if "mimi_config_name" in config:
+        mimi = MimiConfig(**{**MIMI.to_diff_dict(), "codebook_size": config["card"]})
+        quantizer = MIMI_RECORD["quantizer"] | {"bins": config["card"]}
+        (folder / config["mimi_config_name"]).write_text(json.dumps({**MIMI_RECORD, "quantizer": quantizer}))
+    tensors = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes(mimi).items()}
+    save_file(tensors, folder / config["mimi_name"])
     corpus, prefix = folder / "text.txt", folder / Path(config["tokenizer_name"]).stem
-    corpus.write_text("\n".join(TEXT * 4))
+    others = random_words(3 * config["text_card"]) if config["text_card"] > MOST_IDS_OF_TEXT else []
+    corpus.write_text("\n".join([*TEXT * 4, *others]))
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus),
         model_prefix=str(prefix),

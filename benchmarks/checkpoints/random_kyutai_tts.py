@@ -1,10 +1,14 @@
-"""Small random releases of Kyutai TTS in the published layouts, with the oracle's weights (`random_kyutai_stt`)."""
+"""Random releases of Kyutai TTS in the published layouts, with the oracle's weights (`random_kyutai_stt`).
+
+They are small, except for `SIZES`.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from safetensors.torch import save_file
 
@@ -61,6 +65,47 @@ LARGE: dict[str, Any] = {
     "lm_gen_config": {"temp": 0.6, "text_temp": 0.6},
     "model_id": {"sig": "1e68beda", "epoch": 240},
 }
+# Fields of config.json that differ from `CONFIG` and `LARGE`. `1.6b` has the published values. config.json of the 0.75B
+# was not available, so width and number of layers of `0.75b` are chosen to give as many parameters.
+PUBLISHED: dict[str, Any] = {
+    "hidden_scale": 4.125,
+    "depformer_dim": 1024,
+    "depformer_num_heads": 16,
+    "depformer_num_layers": 4,
+    "depformer_dim_feedforward": 3072,
+    "text_card": 8000,
+    "card": 2048,
+    "context": 500,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "0.75b": {
+        **PUBLISHED,
+        "dim": 1024,
+        "num_heads": 16,
+        "num_layers": 24,
+        "n_q": 16,
+        "dep_q": 16,
+        "delays": [0, 0, *[2] * 15],
+        "depformer_weights_per_step_schedule": [*range(8), *[8] * 8],
+        "tts_config": {"audio_delay": 1.28},
+    },
+    "1.6b": {
+        **PUBLISHED,
+        "dim": 2048,
+        "num_heads": 16,
+        "num_layers": 16,
+        "n_q": 32,
+        "dep_q": 32,
+        "delays": [0, 0, *[2] * 31],
+        "depformer_weights_per_step_schedule": [*range(8), *[8] * 8, *[9] * 8, *[10] * 8],
+        "depformer_low_rank_embeddings": 128,
+        "conditioners": {
+            **LARGE["conditioners"],
+            "speaker_wavs": {"type": "tensor", "tensor": {"dim": 512}},
+            "cfg": {"type": "lut", "lut": {**LARGE["conditioners"]["cfg"]["lut"], "dim": 16}},
+        },
+    },
+}
 VOICES, NUM_VECTORS = ("expresso/ex03.wav", "vctk/P226.wav"), 6
 
 
@@ -107,12 +152,26 @@ def write_release(folder: Path, seed: int = 7, base: dict[str, Any] = CONFIG, **
     return folder
 
 
+def write_published(folder: Path, size: str) -> Path:
+    """Write a release of one of `SIZES`, with Mimi and the tokenizer of the published sizes."""
+    base = {name: value for name, value in (CONFIG if size == "0.75b" else LARGE).items() if name != "mimi_config_name"}
+    return write_release(folder, base=base, **SIZES[size])
+
+
+def write_recording(path: Path, seconds: float) -> None:
+    """Write noise at 24 kHz as a recording of a voice."""
+    random = np.random.default_rng(15)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * random.standard_normal(round(24_000 * seconds)), 24_000, subtype="PCM_16")
+
+
 def write_voices(folder: Path, config: dict[str, Any]) -> None:
     """Write the files of two voices, in folders of their own."""
     random, model = np.random.default_rng(14), config["model_id"]
     for name in VOICES:
         path = folder / f"{name}.{model['sig']}@{model['epoch']}.safetensors"
         path.parent.mkdir(parents=True)
-        shape = 1, config["conditioners"]["speaker_wavs"]["tensor"]["dim"], NUM_VECTORS
+        width = config["conditioners"]["speaker_wavs"]["tensor"]["dim"]
+        shape = 1, width, 125 if width == 512 else NUM_VECTORS
         vectors = random.standard_normal(shape).astype(np.float32)
         save_file({"speaker_wavs": torch.from_numpy(vectors)}, path)

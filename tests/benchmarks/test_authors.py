@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.authors import CONTENDERS, pocket_tts_config, speak_with_package
 from benchmarks.checkpoints import random_orpheus
+from benchmarks.checkpoints.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
 from benchmarks.checkpoints.random_pocket import config, shapes, write_release
 
 
@@ -21,6 +23,13 @@ def test_release_has_the_published_parameter_count() -> None:
     for name, shape in shapes(config("published")).items():
         sizes[name.partition(".")[0]] += prod(shape)
     assert {part: round(size / 1e5) for part, size in sizes.items()} == {"flow_lm": 894, "mimi": 201}
+
+
+@pytest.mark.parametrize(("size", "base", "billions"), [("0.75b", CONFIG, 0.82), ("1.6b", LARGE, 1.83)])
+def test_kyutai_tts_release_has_the_stated_parameter_count(size: str, base: dict[str, Any], billions: float) -> None:
+    tensors = lm_shapes({**base, **SIZES[size]})
+    assert round(sum(map(prod, tensors.values())) / 1e9, 2) == billions
+    assert size != "1.6b" or len(tensors) == 418  # as published
 
 
 def test_pocket_tts_package_config_points_at_release_files(tmp_path: Path) -> None:
