@@ -15,6 +15,7 @@ import pytest
 from stretto.config import DecoderConfig
 from stretto.decoder import sessions
 from stretto.decoder.worker import DecoderWorker
+from stretto.disconnects import HOST
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt, Resumption
 from stretto.records.sampling import Delivery, OutputForm
@@ -125,19 +126,19 @@ class Server:
         self.decoder = DecodingService(self.worker, SEAL)
         self.service = SpeechService(self.model, EventLoop("test"), self.table, LIMITS, SEAL)
 
-    def begin(self, seed: int, resume_s: float = 60.0, form: OutputForm | None = None) -> Connection:
+    def begin(self, seed: int, resume_s: float = 60.0, form: OutputForm | None = None, host: str = "") -> Connection:
         prompt = make_prompt(MOSHI, 1, "duplex")
         delivery = Delivery(form or OutputForm(), resume_s=resume_s)
         sampling = replace(prompt.sampling, seed=seed)
-        return self._ask(prompt_inputs(replace(prompt, is_open=True, delivery=delivery, sampling=sampling)))
+        return self._ask(prompt_inputs(replace(prompt, is_open=True, delivery=delivery, sampling=sampling)), host)
 
     def resume(self, name: str, num_events: int, ends: bool = False) -> Connection:
         (tensor,) = write_part(Resumption(name, num_events, ends), SEAL)
         return self._ask({tensor.name(): tensor.as_numpy()})
 
-    def _ask(self, inputs: dict[str, np.ndarray]) -> Connection:
+    def _ask(self, inputs: dict[str, np.ndarray], host: str = "") -> Connection:
         connection = Connection(self.decoder)
-        self.service.accept(Request(inputs, connection))
+        self.service.accept(Request(inputs, connection, {HOST: host}))
         return connection
 
     def undisturbed(self, seed: int, form: OutputForm | None = None) -> list[tuple[dict, np.ndarray | None]]:
@@ -260,6 +261,21 @@ def test_number_of_ended_sessions_is_limited(server: Server, monkeypatch: pytest
     until(lambda: server.table.num_active() <= 3)
     assert "expected the id of an open session" in refusal(server.resume(names[0], 1))
     received(server.resume(names[-1], 1), 1)
+
+
+def test_ended_sessions_of_one_host_do_not_replace_those_of_another(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_sessions, "MAX_ENDED", 3)
+    names = []
+    for seed, host in enumerate(["a", "b", "b", "b", "b"]):
+        connection = server.begin(seed, host=host)
+        received(connection, 10_000)
+        until(partial(getattr, connection, "is_final"))
+        names.append(connection.answers[0][0]["session"])
+    until(lambda: server.table.num_active() <= 4)
+    assert "expected the id of an open session" in refusal(server.resume(names[1], 1))
+    received(server.resume(names[0], 1), 1)
 
 
 def test_invalid_resumption_is_refused_and_does_not_change_the_session(server: Server) -> None:

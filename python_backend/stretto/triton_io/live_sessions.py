@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -23,7 +23,7 @@ from stretto.triton_io.tensors import Seal, session_name, unknown_session
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
 MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, MAX_KEPT_BYTES
-MAX_ENDED = 16  # sessions without a connection that are kept after their reply has ended
+MAX_ENDED = 16  # sessions without a connection that are kept after their reply has ended; shared fairly among hosts
 CHUNK_BYTES, ITEM_BYTES = 1024, 64  # memory of a chunk without content, and of a word or the codes of a frame
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
@@ -74,6 +74,7 @@ class LiveSession:
         segment: Segment of the reply.
         resume_s: Time in seconds for which the session can be resumed after its connection has ended.
         speaks: True if the decoder decodes the reply. It then keeps its state if the session can be resumed.
+        host: Host of the client.
 
     Attributes:
         name: Name of the session, which the client needs to send audio; empty until the session is open.
@@ -84,8 +85,10 @@ class LiveSession:
         task: Task that generates the reply.
     """
 
-    def __init__(self, request_id: str, segment: Segment, resume_s: float, speaks: bool = False) -> None:
-        self.request_id, self._segment, self.resume_s = request_id, segment, resume_s
+    def __init__(
+        self, request_id: str, segment: Segment, resume_s: float, speaks: bool = False, host: str = ""
+    ) -> None:
+        self.request_id, self._segment, self.resume_s, self.host = request_id, segment, resume_s, host
         self._is_kept = speaks and resume_s > 0
         # Not the id of a connection: the decoder drops the utterance of that id when the connection is lost.
         self.name, self.utterance = "", uuid.uuid4().hex if self._is_kept else request_id
@@ -310,7 +313,7 @@ class LiveSessions:
         """
         family = self._model.family
         segment, speaks = family.task(prompt.task).segments[0], bool(family.layout.codebook_streams)
-        session = LiveSession(utterance, segment, prompt.delivery.resume_s, speaks)
+        session = LiveSession(utterance, segment, prompt.delivery.resume_s, speaks, host)
         session.task = asyncio.ensure_future(self._generate(session, prompt, pacer, host))
         try:
             await asyncio.sleep(0)  # until the model accepts frames, or has refused the session
@@ -372,10 +375,16 @@ class LiveSessions:
                 self._ended.remove(session)
 
     def _keep(self, session: LiveSession) -> None:
-        """Keep a session whose reply has ended. If MAX_ENDED others wait for a connection, end the oldest of them."""
+        """Keep a session whose reply has ended.
+
+        If MAX_ENDED others wait for a connection, end the oldest one of the host that has most of them.
+        """
         unread = [each for each in self._ended if not each.is_connected]
-        if len(unread) >= MAX_ENDED and unread[0].task is not None:
-            unread[0].task.cancel()
+        if len(unread) >= MAX_ENDED:
+            numbers = Counter(each.host for each in unread)
+            oldest = max(unread, key=lambda each: numbers[each.host])  # the first of those with the maximum
+            assert oldest.task is not None, "a session that has ended had a task"
+            oldest.task.cancel()
         self._ended.append(session)
 
     @contextmanager
