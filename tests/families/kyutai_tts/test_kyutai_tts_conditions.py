@@ -467,6 +467,9 @@ def test_vocabulary_that_contradicts_itself_is_refused() -> None:
     for changed in ({"ahead": 9}, {"num_sampled": 3}, {"guidance_scales": (1.0,)}, {"voice_shape": (1, 1)}):
         with pytest.raises(ValueError, match="expected"):
             TtsVocabulary(**changed)
+    for shape in ((1025, 8), (1024, 1 << 14)):
+        with pytest.raises(ValueError, match=r"expected voices of at most 1024 vectors and \d+ numbers, got \(102"):
+            TtsVocabulary(voice_shape=shape, guidance_scales=(1.0,))
     known = TtsVocabulary(ahead=2, voice_shape=(125, 512), guidance_scales=(1.0, 2.0))
     assert TtsVocabulary.from_record(json.loads(json.dumps(known.to_record()))) == known
 

@@ -18,6 +18,7 @@ Delayed streams modeling: https://arxiv.org/abs/2509.08753. Where a number is pu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from stretto.families.base import (
@@ -31,6 +32,7 @@ from stretto.families.base import (
 )
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.moshi.family import FrameVocabulary
+from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -39,6 +41,8 @@ NEW_WORD = 0  # text id with which the model asks for a word
 MAX_PADDING, INITIAL_PADDING, FINAL_PADDING = 8, 2, 4  # rows, as in the authors' `TTSModel`
 MAX_TEXT_CHARS, MAX_VOICE_S, MAX_DELAY = 5000, 30.0, 64
 MAX_AHEAD, MAX_VOICES = 8, 5  # words; voices of a reply
+# Vectors of a voice, and numbers in them. A prompt has the vectors of up to MAX_VOICES voices.
+MAX_VECTORS, MAX_NUMBERS = 1024, MAX_CONDITION_BYTES // (4 * MAX_VOICES)
 GUIDANCE_SCALE = 2.0
 END_OF_WORDS = 0  # after packed words, which begin with 1 or more
 DEPTH = DepthSpec(
@@ -95,6 +99,9 @@ class TtsVocabulary(FrameVocabulary):
             raise ValueError(f"expected at most {MAX_AHEAD} words ahead, got {self.ahead}")
         if (self.voice_shape is None) != (not self.guidance_scales) or (self.voice_shape and min(self.voice_shape) < 1):
             raise ValueError(f"expected vectors of voices and guidance scales, or neither, got {self}")
+        if self.voice_shape and (self.voice_shape[0] > MAX_VECTORS or prod(self.voice_shape) > MAX_NUMBERS):
+            expected = f"voices of at most {MAX_VECTORS} vectors and {MAX_NUMBERS} numbers"
+            raise ValueError(f"expected {expected}, got {self.voice_shape}")
 
     @property
     def wish_id(self) -> int:

@@ -21,8 +21,9 @@ from stretto.families.base import Family, Task
 from stretto.families.kyutai_tts.family import (
     END_OF_WORDS,
     GUIDANCE_SCALE,
+    MAX_NUMBERS,
+    MAX_VECTORS,
     MAX_VOICE_S,
-    MAX_VOICES,
     NAME,
     TtsVocabulary,
 )
@@ -31,7 +32,7 @@ from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import MAX_CONDITION_BYTES, MAX_MAGNITUDE, Condition, unpack_words
+from stretto.records.prompt import MAX_MAGNITUDE, Condition, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
@@ -39,8 +40,7 @@ SPEAKERS = "speaker_wavs"  # tensor of a voice's file
 SAMPLE_RATE = 24_000
 NUM_LEFT_OUT = 2  # last frames of a recording
 MIN_FRAMES = 3
-MAX_WAV_BYTES, MAX_VECTORS, MAX_VECTOR_BYTES = 1 << 24, 1024, 1 << 24
-MAX_NUMBERS = MAX_CONDITION_BYTES // (4 * MAX_VOICES)  # in the vectors of one voice; a prompt has up to MAX_VOICES
+MAX_WAV_BYTES = MAX_VECTOR_BYTES = 1 << 24
 FLOATS = ("F32", "BF16", "F16")
 NUM_CACHED = 64  # voices whose vectors are kept in memory; those of a published voice take 256 kB
 
