@@ -360,7 +360,7 @@ CONTENDERS = {
         voice=random_kyutai_tts.VOICES[0],
         packages=("moshi",),
         sizes="1.6B, as published: 16 layers of 2048, 32 codebooks, depth 4 layers of 1024; Mimi as published; float32",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 16},
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "max_num_seqs": 8},
         text=KYUTAI_TEXT,
         rows_before=18,
     ),
