@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.convert.command import main
 from stretto.convert.conversion import check_codec
-from stretto.convert.release import convertible
+from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
@@ -243,3 +244,26 @@ def test_ambiguous_release_prints_a_hint(family: str, tmp_path: Path, capsys: py
 def test_codec_without_a_reader_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no reader for the published files of codec 'dac'"):
         check_codec(tmp_path, replace(TINY, codec="dac"))
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (None, "expected tokenizer_config.json with added_tokens_decoder, got None"),
+        ({"x": {"content": "<s>"}}, "added_tokens_decoder: expected tokens by id, got 'x': "),
+        ({"9": {"content": "<s>"}}, "added token '<s>': expected the next id, 2, got 9"),
+    ],
+)
+def test_added_tokens_must_follow_the_vocabulary(tmp_path: Path, added: object, message: str) -> None:
+    with pytest.raises(CheckpointError, match=r"expected vocab\.json and merges\.txt of a tokenizer, got "):
+        read_byte_level_bpe(tmp_path)
+    vocabulary, merges = (tmp_path / name for name in FILES)
+    vocabulary.write_text(json.dumps({"a": 0, "b": 1}))
+    merges.write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        read_byte_level_bpe(tmp_path)
+
+
+def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:
+    assert audio_tokenizer_of("no_such_family") is None

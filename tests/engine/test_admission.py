@@ -16,9 +16,9 @@ from stretto.families.base import ConditionSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.families.tiny.family import FIRST_CODE, TINY
-from stretto.records.prompt import Condition, Prompt
+from stretto.records.prompt import Condition, Prompt, pack_word
 from stretto.testing.checkpoints import make_prompt
-from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, OPUSLM
+from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, KYUTAI_TTS, OPUSLM, SMALL_TTS
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
 
 ROOMY = Capacity(num_blocks=100, block_size=32, max_num_seqs=16)
@@ -297,3 +297,32 @@ def test_only_live_sessions_may_start_without_frames() -> None:
     prompt, rules = replace(make_prompt(KYUTAI_STT, 1), track=()), SegmentRules(KYUTAI_STT, 160)
     assert admit(replace(prompt, is_open=True), rules, ROOMY).is_open
     assert refusal(prompt, rules).field == "track"
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "last_id", "field", "message"),
+    [
+        (500, 0, "audio", "expected at most 141 frames of audio, got 500 frames"),
+        (2, -1, "track", "ids in [0, "),
+        (2, KYUTAI_STT.layout.vocab_size, "track", "ids in [0, "),
+    ],
+)
+def test_frames_of_a_recording_are_limited(num_frames: int, last_id: int, field: str, message: str) -> None:
+    prompt, code_track = make_prompt(KYUTAI_STT, 1), KYUTAI_STT.code_track
+    assert code_track is not None
+    width = len(code_track.streams)
+    track = [prompt.track[0]] * (num_frames * width - 1) + [last_id]
+    refused = refusal(replace(prompt, track=tuple(track)), SegmentRules(KYUTAI_STT, 160))
+    assert refused.field == field
+    assert message in str(refused)
+
+
+@pytest.mark.parametrize("word", [pack_word([5, SMALL_TTS.wish_id], 1), pack_word([-1], 1), pack_word([5], -1)])
+def test_words_have_only_text_ids(word: list[int]) -> None:
+    rules, prompt = SegmentRules(KYUTAI_TTS, 160), make_prompt(KYUTAI_TTS, 1)
+    good = pack_word([5, SMALL_TTS.wish_id - 1], 0)
+    assert known_ids(good, rules) == good
+    with pytest.raises(InvalidRequest, match=r"expected (token ids|words of tokens) in "):
+        known_ids([*good, *word], rules)
+    expected = f"track: expected words of tokens in [0, {SMALL_TTS.wish_id}), got "
+    assert str(refusal(replace(prompt, track=(*good, *word, 0)), rules)).startswith(expected)

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
 from stretto_client import RequestRefused, ServerFull, ServerUnavailable, Speech
@@ -184,3 +186,22 @@ def test_conversation_key_depends_on_its_first_turns() -> None:
     assert conversation_key([*spoken, {"role": "user", "audio": "audio"}], b"one", b"two") == (
         conversation_key(spoken, b"one")
     )
+
+
+async def test_recording_is_transcribed_by_another_server_if_one_is_busy(fleet: Fleet, client: RoutedClient) -> None:
+    await fleet.add("a", BUSY)
+    await fleet.add("b", SPOKEN)
+    assert await events(client.transcribe((np.zeros(100, np.float32), 16_000))) == 2
+    assert fleet.asked == [("", ()), ("", ("a",))]
+
+
+@pytest.mark.parametrize("method", ["transcribe_live", "talk"])
+async def test_live_audio_is_not_moved_to_another_server(fleet: Fleet, client: RoutedClient, method: str) -> None:
+    async def pieces() -> AsyncIterator[NDArray[np.float32]]:
+        yield np.zeros(100, np.float32)
+
+    await fleet.add("a", BUSY)
+    await fleet.add("b", SPOKEN)
+    with pytest.raises(ServerUnavailable, match="a part of the server has ended"):
+        await events(getattr(client, method)(pieces(), 24_000))
+    assert fleet.asked == [("", ())]

@@ -43,6 +43,23 @@ def test_release_without_pause_heads_converts(copied: Path, tmp_path: Path) -> N
     assert "pause_heads.weight" not in open_tensors(tmp_path / "out")
 
 
+def test_attention_weights_of_newer_releases_convert(release: Path, copied: Path, tmp_path: Path) -> None:
+    """They are in the first of several tensors."""
+    weights = copied / "model.safetensors"
+    newer = {".in_proj_weight": ".in_projs.0.weight", ".out_proj.weight": ".out_projs.0.weight"}
+    renamed = {
+        next((name.replace(old, new) for old, new in newer.items() if old in name), name): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    assert sum(".in_projs." in name or ".out_projs." in name for name in renamed) == 2
+    save_file(renamed, weights)
+    for source, out in ((release, "older"), (copied, "newer")):
+        assert main(words(source, tmp_path / out)) == 0
+    older, found = (open_tensors(tmp_path / out) for out in ("older", "newer"))
+    assert older.keys() == found.keys()
+    assert all(torch.equal(older[name], found[name]) for name in older)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -1,7 +1,9 @@
 """VITA-Audio prompts against handwritten published layouts, and the alternation of words and codes."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.plugin import family_at
 from stretto.families.prompting import Piece
 from stretto.families.text import TextTokenizer
+from stretto.families.vita_audio.family import VitaVocabulary
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
 from tests.encoders.recordings import HEARD, speech
 from tests.vita_release import command, random_vita
@@ -163,3 +166,19 @@ def test_prompts_tokenize_audio_with_the_checkpoint_tokenizer(tmp_path: Path) ->
     asked, spoken = Piece("user", "codes", codes=codes(*heard)), Piece("user", "audio", pcm=pcm)
     for task in ("asr", "dialogue"):
         assert written(template, task, spoken) == written(template, task, asked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vocab_size": 1000}, "first_audio + codebook_size must be at most vocab_size, got "),
+        ({"markers": {}}, "markers: missing "),
+        ({"ratio": (1,)}, "ratio: expected pairs of M >= 1 and m >= 3, got (1,)"),
+        ({"ratio": (1, 2)}, "ratio: expected pairs of M >= 1 and m >= 3, got (1, 2)"),
+        ({"schedule": "boost", "num_modules": 1}, "schedule: 'boost' requires more than 1 modules"),
+        ({"schedule": "fast"}, "schedule: 'fast' requires more than 10 modules"),
+    ],
+)
+def test_vocabulary_that_contradicts_itself_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        VitaVocabulary(**changed)
