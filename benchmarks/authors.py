@@ -305,6 +305,11 @@ def load_kyutai_tts(release: Path) -> Speak:
     return speak
 
 
+# 18 rows: the text is 16 rows ahead of the first codebook, and that one 2 rows ahead of the others.
+kyutai_tts = partial(
+    Contender, load=load_kyutai_tts, samples=1920, packages=("moshi",), text=KYUTAI_TEXT, rows_before=18
+)
+
 CONTENDERS = {
     "pocket_tts": Contender(
         write=write_pocket_tts,
@@ -341,28 +346,18 @@ CONTENDERS = {
         rows=ROWS_PER_FRAME,
         unsent=3,
     ),
-    "kyutai_tts": Contender(
+    "kyutai_tts": kyutai_tts(
         write=partial(write_kyutai_tts, size="0.75b"),
-        load=load_kyutai_tts,
-        samples=1920,
         voice=KYUTAI_VOICE,
-        packages=("moshi",),
         sizes="0.8 B parameters: 24 layers of 1024 (assumed), 16 codebooks, depth 4 layers of 1024, always "
         "guided, voice of 3 s; Mimi as published; float32",
         engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30},
-        text=KYUTAI_TEXT,
-        rows_before=18,
     ),
-    "kyutai_tts_large": Contender(
+    "kyutai_tts_large": kyutai_tts(
         write=partial(write_kyutai_tts, size="1.6b"),
-        load=load_kyutai_tts,
-        samples=1920,
         voice=random_kyutai_tts.VOICES[0],
-        packages=("moshi",),
         sizes="1.6B, as published: 16 layers of 2048, 32 codebooks, depth 4 layers of 1024; Mimi as published; float32",
         engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "max_num_seqs": 8},
-        text=KYUTAI_TEXT,
-        rows_before=18,
     ),
 }
 

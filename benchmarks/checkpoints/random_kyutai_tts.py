@@ -172,6 +172,6 @@ def write_voices(folder: Path, config: dict[str, Any]) -> None:
         path = folder / f"{name}.{model['sig']}@{model['epoch']}.safetensors"
         path.parent.mkdir(parents=True)
         width = config["conditioners"]["speaker_wavs"]["tensor"]["dim"]
-        shape = 1, width, 125 if width == 512 else NUM_VECTORS
+        shape = 1, width, 125 if width == 512 else NUM_VECTORS  # published: 125 vectors of 512 numbers
         vectors = random.standard_normal(shape).astype(np.float32)
         save_file({"speaker_wavs": torch.from_numpy(vectors)}, path)
