@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.convert.command import main
@@ -20,6 +21,7 @@ from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read
 from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
+from tests.refused_conversion import refused
 
 Change = Callable[[Published], object]
 
@@ -267,3 +269,24 @@ def test_added_tokens_must_follow_the_vocabulary(tmp_path: Path, added: object, 
 
 def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:
     assert audio_tokenizer_of("no_such_family") is None
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture", "supported"),
+    [
+        ("moshi", "MoshiForConditionalGeneration", "kyutai/moshika-pytorch-bf16"),
+        ("personaplex", "MoshiForConditionalGeneration", "nvidia/personaplex-7b-v1"),
+        ("kyutai-stt", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/stt-1b-en_fr"),
+        ("kyutai-tts", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/tts-1.6b-en_fr"),
+        ("pocket-tts", "PocketTTSForConditionalGeneration", "pocket_tts/config of the authors' package"),
+    ],
+)
+def test_transformers_format_is_refused_with_the_name_of_the_supported_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, architecture: str, supported: str
+) -> None:
+    save_file({"model.embed_tokens.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture], "model_type": family}))
+    out = tmp_path / "out"
+    said = refused([family, "--model", str(tmp_path), "--out", str(out)], out, capsys)
+    assert supported in said
+    assert f"got transformers format (architectures ['{architecture}'])" in said

@@ -20,6 +20,7 @@ from torch import Tensor
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.convert.release import (
     audio_tokenizer_of,
+    check_format,
     marks,
     notes_on,
     published,
@@ -256,7 +257,8 @@ def plan(release: Release) -> Conversion:
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(f"--ssl-tokenizer: {release.family} uses no audio tokenizer, got {release.ssl_tokenizer}")
-    release = published(release).located(release)
+    check_format(release)
+    release = family_files.located(release)
     contents = read_contents(release)
     tensors = contents.tensors
     try:

@@ -155,6 +155,17 @@ DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
 
 
+def check_format(release: Release) -> None:
+    """Raise CheckpointError for a release in transformers format if the family's converter reads only the authors'."""
+    expected = published(release).AUTHORS_FORMAT
+    if not expected or release.config is None or release.config.suffix != ".json":
+        return
+    classes = read_json(release.config).get("architectures")
+    if classes is not None:  # only transformers writes this key
+        got = f"transformers format (architectures {shown(classes)})"
+        raise CheckpointError(f"{release.config}: expected {expected}, got {got}")
+
+
 def read_contents(release: Release) -> Contents:
     """Read everything except the tensor values; raise CheckpointError if a file is invalid."""
     config, tensors = _config(release), open_tensors(release.model)

@@ -51,6 +51,22 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"config.json: invalid parameters for {kind}: {message}") from error
 
 
+def with_older_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part of a config.json with the keys that transformers 4 wrote, even if version 5 wrote the file.
+
+    Version 5 writes `rope_theta` and `rope_scaling` as `rope_parameters`, and may write `num_experts` as
+    `num_local_experts`.
+    """
+    older = dict[str, Any]()
+    if isinstance(rope := record.get("rope_parameters"), Mapping):
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        older["rope_theta"] = rope.get("rope_theta")
+        older["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
+    if "num_local_experts" in record:
+        older["num_experts"] = record["num_local_experts"]
+    return {**older, **record}
+
+
 def check_heads(config: Any) -> None:
     """Raise CheckpointError for head counts that transformers accepts but vLLM's Llama rejects."""
     for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):

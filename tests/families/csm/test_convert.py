@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from stretto.codecs.mimi import load
 from stretto.convert.command import main
+from stretto.families.csm.convert import CODES, CODES_OF_BACKBONE
+from stretto.weights.loading import open_tensors
 from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
 from tests.refused_conversion import Edit, Refuses, edited
 
@@ -66,6 +68,27 @@ def test_error_names_mismatched_checkpoint_contents(
     with edited(release.folder / file) as record:
         edit(record)
     refuses([*release.command, "--out", str(tmp_path / "out")], message)
+
+
+@pytest.mark.parametrize("left", [CODES, CODES_OF_BACKBONE])
+def test_release_of_recent_transformers_is_converted(left: str, tmp_path: Path) -> None:
+    """Its config ties word embeddings, by which it means the tables of codes. Tied tables are stored once."""
+    model = make_model()
+    model.backbone_model.embed_tokens.embed_audio_tokens.weight.copy_(model.depth_decoder.model.embed_tokens.weight)
+    release = write_release(tmp_path / "release", model)
+    before = open_tensors(release.convert(tmp_path / "before"))
+    index = release.folder / "transformers.safetensors.index.json"
+    with edited(release.folder / "config.json") as record:
+        record["tie_word_embeddings"] = record["tie_codebooks_embeddings"]
+    assert record["tie_word_embeddings"] is True
+    with edited(index) as record:
+        (other,) = {CODES, CODES_OF_BACKBONE} - {left}
+        shard = release.folder / record["weight_map"].pop(other)
+    with edited(shard) as tensors:
+        tensors.pop(other)
+    after = open_tensors(release.convert(tmp_path / "after"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_conversion_drops_attn_implementation(release: CsmRelease, tmp_path: Path) -> None:

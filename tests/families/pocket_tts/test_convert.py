@@ -66,7 +66,16 @@ CACHE = "transformer.layers.1.self_attn/cache"
         (MODEL, lambda t: t.pop("mimi.decoder.model.0.conv.weight"), "missing: mimi.decoder.model.0.conv.weight"),
         (VOICE, lambda t: t.pop(CACHE), f"alba.safetensors: expected {CACHE} [2, 1, n, 2, 32]"),
         (VOICE, lambda t: t.update({CACHE: t[CACHE] + 0.1}), "expected keys and values of this release within 0.001"),
-        (VOICE, lambda t: t.update({CACHE: t[CACHE] * torch.nan}), "expected up to 512 rows of finite numbers"),
+        (
+            VOICE,
+            lambda t: t.update({CACHE: t[CACHE].long()}),
+            "up to 512 rows of finite floating-point numbers",
+        ),
+        (
+            VOICE,
+            lambda t: t.update({CACHE: t[CACHE] * torch.nan}),
+            "up to 512 rows of finite floating-point numbers",
+        ),
     ],
 )
 def test_error_names_mismatched_checkpoint_contents(
@@ -76,6 +85,32 @@ def test_error_names_mismatched_checkpoint_contents(
     with edited(release / file) as tensors:
         edit(tensors)
     refuses(words(release), message)
+
+
+@pytest.mark.parametrize("file", [MODEL, VOICE])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["english", "english_2m"])
+def test_voices_match_a_release_of_another_precision(
+    tmp_path: Path, refuses: Refuses, kind: str, dtype: torch.dtype, file: str
+) -> None:
+    """Voices may have been exported before the weights were rounded. Voices of other weights are still refused."""
+    release = write_release(tmp_path / "release", kind)
+    with edited(release / file) as tensors:
+        for name, stored in tensors.items():
+            if stored.is_floating_point():
+                tensors[name] = stored.to(dtype)
+    assert run(release, tmp_path / "converted") == 0
+    (shard,) = (tmp_path / "converted").glob("model-*.safetensors")
+    ids = PocketVocabulary.from_record(config_at(tmp_path / "converted")[VOCABULARY]).voice("alba")
+    rows, expected = load_file(shard)["model.embed_tokens.weight"][list(ids)], voice_rows(config(kind), "alba")
+    centred = expected - expected.mean(1, keepdim=True)
+    difference = (rows - rows.mean(1, keepdim=True) - centred).square().mean().sqrt()
+    assert difference < 2 * torch.finfo(dtype).eps * centred.std()
+    with edited(release / MODEL) as tensors:
+        for name, stored in tensors.items():
+            if name.endswith("in_proj.weight"):
+                tensors[name] = stored.roll(1, 1)
+    refuses(words(release), "expected keys and values of this release within")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +175,9 @@ def test_missing_release_config_is_reported(tmp_path: Path, refuses: Refuses) ->
     release = write_release(tmp_path / "release")
     (release / "config.yaml").rename(release / "english.yml")
     command = ["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]
-    refuses(command, "--config: expected the release's YAML file")
+    refuses(command, "--config: expected the release's YAML file", "got none")
+    (release / "config.json").write_text("{}")
+    refuses(command, "--config: expected the release's YAML file", "config.json without flow_lm")
 
 
 def test_a_release_without_voices_is_refused(tmp_path: Path, refuses: Refuses) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.checkpoints.random_qwen3_omni import UNUSED, write_release
+from stretto.codecs.base import load_codec
 from stretto.convert.command import main
-from stretto.families.plugin import family_at
+from stretto.families.plugin import config_at, family_at
 from tests.published_qwen3_omni import command
 from tests.refused_conversion import Edit, Refuses, edited
 
@@ -49,6 +50,24 @@ def test_unsupported_talker_config_is_refused(tmp_path: Path, refuses: Refuses, 
     with edited(folder / "config.json") as config:
         edit(config)
     refuses(command(folder, folder / "out"), message)
+
+
+def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
+    """It has `rope_parameters` and `num_local_experts`."""
+    folder = write_release(tmp_path / "release")
+    assert main(command(folder, tmp_path / "before")) == 0
+    with edited(folder / "config.json") as config:
+        talker = config["talker_config"]
+        text = talker["text_config"]
+        text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+        text["num_local_experts"] = text.pop("num_experts")
+        for part in (talker["code_predictor_config"], config["code2wav_config"]):
+            part["rope_parameters"] = {"rope_theta": part.pop("rope_theta"), "rope_type": "default"}
+    assert main(command(folder, tmp_path / "after")) == 0
+    assert config_at(tmp_path / "after") == config_at(tmp_path / "before")
+    for name in ("model-00001-of-00001.safetensors", "codec/model.safetensors"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    load_codec("qwen3_omni", tmp_path / "after")
 
 
 def test_error_names_missing_experts_and_unknown_tensors(tmp_path: Path, refuses: Refuses) -> None:

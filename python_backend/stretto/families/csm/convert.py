@@ -60,7 +60,8 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def read_config(record: Mapping[str, Any]) -> Any:
     """Parse config.json as a CsmConfig; raise CheckpointError if it belongs to a different or unsupported model."""
-    config = read_numbers(CsmConfig, record)
+    # Recent versions of transformers repeat `tie_codebooks_embeddings` in this key. Earlier ones accept only False.
+    config = read_numbers(CsmConfig, {name: value for name, value in record.items() if name != "tie_word_embeddings"})
     check_heads(config)
     depth = config.depth_decoder_config
     check_plain_layers(config)

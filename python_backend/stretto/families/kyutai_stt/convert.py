@@ -24,6 +24,7 @@ from stretto.untrusted_files import entry, json_object, released_file
 from stretto.weights.loading import Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is a SentencePiece model
+AUTHORS_FORMAT = "Kyutai's format, such as kyutai/stt-1b-en_fr"
 TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
 EMBEDDINGS = "text_emb.weight"
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}

@@ -26,6 +26,7 @@ from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
+AUTHORS_FORMAT = "Kyutai's format, such as kyutai/tts-1.6b-en_fr"
 MAX_VOICES, MAX_CONDITIONS, MAX_WIDTH, MAX_SCALE = 1024, 64, 1 << 14, 100
 VOICE = re.compile(r"(?! )[A-Za-z0-9_.+()/ -]{1,128}(?<! )")
 # Default voices of the authors' server and of their script.

@@ -34,6 +34,7 @@ from stretto.untrusted_files import released_file
 from stretto.weights.loading import Part, Plan
 
 IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
+AUTHORS_FORMAT = "Kyutai's PyTorch format, such as kyutai/moshika-pytorch-bf16"
 TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
 TEXT, DEPTH_TEXT = "text_emb", "depformer_text_emb"
 EMBEDDINGS = f"{TEXT}.weight"

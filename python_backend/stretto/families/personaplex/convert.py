@@ -21,6 +21,7 @@ from stretto.families.personaplex.voices import VOICES, read_voices
 from stretto.untrusted_files import read_json, released_file
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS
+AUTHORS_FORMAT = "NVIDIA's format, such as nvidia/personaplex-7b-v1"
 MARKS = {"linears.15.weight": "PersonaPlex"}
 PUBLISHED: dict[str, Any] = {**moshi.FIRST, "dep_q": 16}
 EXPECTED: dict[str, tuple[Any, ...]] = {

@@ -29,6 +29,8 @@ from stretto.weights.loading import Part, Plan, check, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
+CONFIG = "the release's YAML file, which is in pocket_tts/config of the authors' package"
+AUTHORS_FORMAT = f"Kyutai's format, such as kyutai/pocket-tts/languages/english, and {CONFIG}"
 EMBEDDINGS = "flow_lm.conditioner.embed.weight"
 MARKS = {"flow_lm.out_eos.weight": "Pocket TTS"}
 VOICES = "embeddings"
@@ -64,9 +66,9 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including all voices in the release folder."""
-    if not contents.config:
-        expected = "the release's YAML file, which is in pocket_tts/config of the authors' package"
-        raise CheckpointError(f"--config: expected {expected}, got none")
+    if "flow_lm" not in contents.config:
+        got = "none" if release.config is None else f"{release.config} without flow_lm"
+        raise CheckpointError(f"--config: expected {CONFIG}, got {got}")
     shape = Shape(contents.config)
     if contents.tokenizer.size != shape.num_tokens:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
+from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, shapes_of
 
 CODEC = "code2wav."
@@ -73,7 +74,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
     """Return the codec, to be written to a separate folder."""
-    record = numbers.entry("code2wav_config", dict)
+    record = with_older_keys(numbers.entry("code2wav_config", dict))
     try:
         shape = read_shape(record)
     except ValueError as error:

@@ -24,6 +24,7 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
+from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
 KINDS = ("custom_voice", "voice_design", "base")
@@ -37,7 +38,7 @@ class Numbers:
     """Part of config.json with typed access; a missing entry, or one of the wrong type, raises CheckpointError."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
-        self._record, self._path = record, path
+        self._record, self._path = with_older_keys(record), path
 
     def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
         """Return the value called `name`, which must have one of these types."""
