@@ -5,7 +5,8 @@
 # - The authors' code reproduces the test fixtures of its replies (code that is only on GitHub: if GitHub is reachable).
 #   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
-# - No package in the serving environment has a known advisory (if OSV is reachable).
+# - No package in a lock file has a known advisory (if OSV is reachable, or $ADVISORIES is a checkout of
+#   github.com/pypa/advisory-database).
 # - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh).
 # - The nightly tier of the tests passes (tests/README.md).
 # - Thousands of new random histories pass, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
@@ -52,7 +53,7 @@ check_chatterbox_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    clone https://github.com/resemble-ai/chatterbox 5de7a54 "$folder/source" # imported in this environment
+    clone https://github.com/resemble-ai/chatterbox 5de7a54aa4e5e2baadb0182dde554908b48b85c2 "$folder/source" # imported in this environment
     export CHATTERBOX_SRC="$folder/source/src/chatterbox"
     python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
     uv pip install --quiet --target "$folder/packages" --no-deps pykakasi==2.3.0 jaconv deprecated wrapt \
@@ -65,7 +66,7 @@ check_cosyvoice3_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    clone https://github.com/FunAudioLLM/CosyVoice ace7c47 "$folder/source"
+    clone https://github.com/FunAudioLLM/CosyVoice ace7c47f41bbd303aa6bf1ea80e6f9fbd595cd40 "$folder/source"
     uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
     export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
     python -m scripts.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
@@ -104,7 +105,7 @@ check_voxcpm2_replies() { check_replies voxcpm2 voxcpm==2.0.3 einops; }
 check_personaplex_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
-    clone https://github.com/NVIDIA/personaplex 3428dfd "$source/personaplex"
+    clone https://github.com/NVIDIA/personaplex 3428dfd95309a7f3c84fd93259ded0f810d1ff91 "$source/personaplex"
     PYTHONPATH="$source/personaplex/moshi" check_replies personaplex einops sphn==0.1.12
 )
 
@@ -112,7 +113,7 @@ check_vita_audio_replies() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
-    clone https://github.com/VITA-MLLM/VITA-Audio 0abaf17 "$env/source"
+    clone https://github.com/VITA-MLLM/VITA-Audio 0abaf17e333e8239952a183cd0d5e3777b9a9784 "$env/source"
     uv venv --quiet --python .venv/bin/python "$env/env"
     uv pip install --quiet --python "$env/env/bin/python" torch==2.13.0 transformers==4.48.3
     VITA_SRC="$env/source/vita_audio/models" "$env/env/bin/python" -m scripts.vita_audio_replies --check \
@@ -121,15 +122,25 @@ check_vita_audio_replies() (
 
 check_advisories() (
     . scripts/uv_sources.sh
+    locks=()
+    for lock in requirements/*.txt; do [[ $lock == */overrides* ]] || locks+=("$lock"); done
+    if [[ -n ${ADVISORIES:-} ]]; then
+        exec python -m scripts.advisories "$ADVISORIES" "${locks[@]}"
+    fi
+    curl --silent --max-time 20 --output /dev/null https://api.osv.dev || {
+        echo "nightly: advisories are not checked, because https://api.osv.dev is not reachable and \$ADVISORIES is not set" >&2
+        exit 0
+    }
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
-    # CPU builds have a local version (`+cpu`), which advisory databases do not contain.
-    sed -E 's/\+[a-z0-9.]+//' requirements/embedded.txt >"$env/requirements.txt"
-    curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
-        { echo "nightly: advisories are not checked, because https://api.osv.dev is not reachable" >&2; exit 0; }
     uv venv --quiet --python .venv/bin/python "$env/tool"
     uv pip install --quiet --python "$env/tool/bin/python" pip-audit==2.9.0
-    "$env/tool/bin/pip-audit" --vulnerability-service osv --no-deps --disable-pip --requirement "$env/requirements.txt"
+    for lock in "${locks[@]}"; do
+        # CPU builds have a local version (`+cpu`), which advisory databases do not contain.
+        sed -E 's/^([^ ]*==[^ +]*)\+[a-z0-9.]+/\1/' "$lock" >"$env/requirements.txt"
+        echo "nightly: $lock"
+        "$env/tool/bin/pip-audit" --vulnerability-service osv --no-deps --disable-pip --requirement "$env/requirements.txt"
+    done
 )
 
 check_cuda_calls() (

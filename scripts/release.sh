@@ -28,7 +28,7 @@ build second
 diff -r "$scratch/first/made" "$scratch/second/made" || { echo "release: two builds of the same commit differ" >&2; exit 1; }
 
 uv venv --quiet --python "$python" "$scratch/env"
-uv pip install --quiet --python "$scratch/env/bin/python" --no-deps -r requirements/embedded.txt
+uv pip install --quiet --python "$scratch/env/bin/python" --no-deps --require-hashes --no-build -r requirements/embedded.txt
 uv venv --quiet --python "$python" "$scratch/tool"
 uv pip install --quiet --python "$scratch/tool/bin/python" "$tool"
 "$scratch/tool/bin/cyclonedx-py" environment --output-reproducible --pyproject pyproject.toml \

@@ -51,7 +51,7 @@ fi
 if [ ! -x .venv/bin/uv ]; then
     echo "setup: making .venv with $("$PYTHON" --version)"
     "$PYTHON" -m venv "$(realpath .venv)" || fail "no venv module: on Debian or Ubuntu, apt-get install python3-venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/uv.txt ||
         fail "could not download uv; check the network and run this again"
 fi
 if [ -z "$have_packages" ]; then
@@ -61,10 +61,10 @@ if [ -z "$have_packages" ]; then
     else
         echo "setup: CPU torch comes from $UV_FIND_LINKS"
     fi
-    echo "setup: installing $(wc -l <"$lock") packages of $lock (up to 3.5 GB unpacked; cached packages are not downloaded again)"
+    echo "setup: installing $(grep -c '==' "$lock") packages of $lock (up to 3.5 GB unpacked; cached packages are not downloaded again)"
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} UV_LINK_MODE=${UV_LINK_MODE:-hardlink}
-    .venv/bin/uv pip install --python .venv/bin/python --no-deps -r "$lock" ||
-        fail "a download failed (see above); run this again to continue"
+    .venv/bin/uv pip install --python .venv/bin/python --no-deps --require-hashes --no-build -r "$lock" ||
+        fail "a download failed or has another hash than in $lock (see above); run this again to continue"
     find .venv/ -maxdepth 1 -name '.stretto-*' ! -name '.stretto-package-*' ! -name "*-$key" -delete # of other lock files
     touch ".venv/.stretto-$set_name-$key"
 fi
