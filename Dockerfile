@@ -1,7 +1,9 @@
 # GPU image: Triton's server from the base image, with stock vLLM and this package in one virtual environment.
 # 26.07 is the oldest base whose Python backend and gRPC front end work here; 26.11 fixes further bugs that affect
 # streams (docs/gpu.md). Its CUDA is newer than torch's, which has its own CUDA libraries.
-FROM nvcr.io/nvidia/tritonserver:26.11-py3
+# For a build that cannot change, pass the digest: --build-arg BASE=nvcr.io/nvidia/tritonserver:26.11-py3@sha256:…
+ARG BASE=nvcr.io/nvidia/tritonserver:26.11-py3
+FROM ${BASE}
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
@@ -10,23 +12,24 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
     && rm -rf /var/lib/apt/lists/*
 
-COPY --from=ghcr.io/astral-sh/uv:0.13.8 /uv /usr/local/bin/uv
+WORKDIR /opt/stretto
+COPY requirements requirements
+RUN python3 -m pip install --no-cache-dir --require-hashes --only-binary :all: --target /opt/uv -r requirements/uv.txt
 
 # First on PATH, so that the stubs of the Python backend use it even if `tritonserver` is started directly.
 ENV VIRTUAL_ENV=/opt/venv \
-    PATH=/opt/venv/bin:$PATH \
+    PATH=/opt/venv/bin:/opt/uv/bin:$PATH \
     PYTHONUTF8=1 \
     LC_ALL=C.UTF-8
 RUN uv venv --python /usr/bin/python3 "$VIRTUAL_ENV" \
-    && uv pip install --no-cache vllm==0.32.0
+    && uv pip install --no-cache --no-deps --require-hashes --no-build -r requirements/gpu.txt
 
-WORKDIR /opt/stretto
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
 COPY gateway gateway
 COPY model_repository model_repository
-RUN uv pip install --no-cache ".[gpu]"
+RUN uv pip install --no-cache --no-deps --no-build-isolation .
 COPY scripts scripts
 
 # Nothing is downloaded at run time: weights are in model_repository, or are mounted over it.
