@@ -7,7 +7,8 @@
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - No package in a lock file has a known advisory (if OSV is reachable, or $ADVISORIES is a checkout of
 #   github.com/pypa/advisory-database).
-# - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh).
+# - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh); also with live sessions,
+#   and if the faults find an idle server.
 # - The nightly tier of the tests passes (tests/README.md).
 # - Thousands of new random histories pass, with hypothesis profile $HISTORIES (tests/engine/test_histories.py).
 set -euo pipefail
@@ -158,13 +159,16 @@ check_cuda_calls() (
 
 test_nightly_tier() { python -m pytest -m nightly; }
 test_histories() { python -m pytest tests/engine/test_histories.py "$@"; }
-inject_faults() { scripts/soak.sh --minutes 5 --out .stretto/chaos.jsonl --report .stretto/chaos.md; }
+soak() { scripts/soak.sh --minutes "$2" --out .stretto/chaos.jsonl --report ".stretto/chaos_$1.md" "${@:3}"; }
+inject_faults() { soak bundled 5; }
+inject_faults_into_live_sessions() { soak live 2 --load live --streams 16 --faults stop front-end kill; }
+inject_faults_at_idle() { soak idle 0.5 --idle --streams 16; }
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
-    check_gpu_code inject_faults test_nightly_tier test_histories)
+    check_gpu_code inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"

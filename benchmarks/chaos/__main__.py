@@ -1,11 +1,13 @@
 """Run many streams of every kind, then inject one fault after another under that load.
 
     scripts/soak.sh --minutes 60        # with its own shared memory and disk, so that they can be filled
+    scripts/soak.sh --load live         # live sessions with a small random Moshi (`live.py`)
+    scripts/soak.sh --idle              # faults while no request is in flight
 
-First, every request from `load.py` is sent on its own, and its answer becomes the reference. Then `--streams` clients
-send randomly chosen requests and read the answers in several ways. Every answer must equal its reference or be an
-error, and must not be late (`--limit-s`). Memory is monitored. Afterwards, threads, descriptors, shared memory and the
-server's own metrics must return to the values of an idle server. Then each fault in `faults.py` is injected while
+First, every request of the load (`load.py`) is sent on its own, and its answer becomes the reference. Then `--streams`
+clients send randomly chosen requests and read the answers in several ways. Every answer must equal its reference or be
+an error, and must not be late (`--limit-s`). Memory is monitored. Afterwards, threads, descriptors, shared memory and
+the server's own metrics must return to the values of an idle server. Then each fault in `faults.py` is injected while
 clients send requests. One line of JSON is appended to `--out`, and a report is written next to it. The exit status is 1
 if there are findings.
 """
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos import checks
+from benchmarks.chaos import checks, live, load
 from benchmarks.chaos.checks import IDLE_S, Follower, describe, write_report
 from benchmarks.chaos.faults import (
     LAUNCHER,
@@ -35,7 +37,7 @@ from benchmarks.chaos.faults import (
     Stop,
     clock_environment,
 )
-from benchmarks.chaos.load import Answer, Ask, Outcomes, Servers, Streams, make_asks, take_references
+from benchmarks.chaos.load import Answer, Ask, Outcomes, Servers, Streams, take_references
 from benchmarks.harness import Launch, append_result, command_line, free_ports, served_processes, stop_on_sigterm
 
 STUBS = ("preprocessor", "language_model", "acoustic_decoder")
@@ -51,7 +53,9 @@ class Soak:
 
     def __init__(self, launch: Launch, arguments: argparse.Namespace):
         self._launch, self._arguments = launch, arguments
-        self._asks: list[Ask] = make_asks(arguments.seed)
+        kinds = live if arguments.load == "live" else load
+        self._asks: list[Ask] = kinds.make_asks(arguments.seed)
+        self._kinds = kinds.KINDS
         self._references: dict[str, Answer] = {}
         self._servers: Servers = {"grpc": launch.address, "gateway": f"localhost:{launch.gateway}"}
         self.wrong: list[str] = []
@@ -103,7 +107,7 @@ class Soak:
 
     async def _strike_one(self, fault: Fault, seed: int) -> dict[str, Any]:
         streams = self._streams(seed)
-        streams.start(self._arguments.streams)
+        streams.start(0 if self._arguments.idle else self._arguments.streams)
         await asyncio.sleep(SETTLE_S)
         skipped, begun = None, time.monotonic()
         try:
@@ -127,7 +131,7 @@ class Soak:
 
     async def _until_right(self, begun: float) -> float | None:
         """Return the seconds until server and gateway answer correctly, or None after the time limit."""
-        probes = [next(ask for ask in self._asks if ask.door == door) for door in self._servers]
+        probes = [*{ask.door: ask for ask in reversed(self._asks)}.values()]  # the first through each door
         while probes and time.monotonic() - begun < self._arguments.limit_s:
             streams = self._streams(seed=0)
             probes = [ask for ask in probes if not await streams.is_right(ask)]
@@ -136,7 +140,8 @@ class Soak:
 
     def _streams(self, seed: int) -> Streams:
         arguments = self._arguments
-        return Streams(self._servers, self._asks, self._references, arguments.seed + seed, arguments.limit_s)
+        seed += arguments.seed
+        return Streams(self._servers, self._asks, self._references, seed, arguments.limit_s, self._kinds)
 
 
 def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
@@ -160,9 +165,12 @@ def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the load and the faults; return the number of findings."""
-    record: dict[str, Any] = {"streams": arguments.streams, "seed": arguments.seed}
+    record: dict[str, Any] = {"streams": arguments.streams, "seed": arguments.seed, "load": arguments.load}
+    record["idle"] = arguments.idle
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, tempfile.TemporaryDirectory() as models:
+        if arguments.load == "live":
+            arguments.model_repository = live.write_repository(Path(models))
         launch = Launch(arguments.model_repository, Path(folder), gateway=free_ports(1)[0])
         soak = Soak(launch, arguments)
         launch.start()
@@ -212,6 +220,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         report=(Path("benchmarks/results/chaos.md"), "Markdown report"),
     )
     add = parser.add_argument
+    add("--load", choices=("bundled", "live"), default="bundled", help="the bundled model's tasks, or live sessions")
+    add("--idle", action="store_true", help="inject the faults while no request is in flight")
     add(
         "--faults",
         nargs="*",

@@ -195,10 +195,15 @@ def lines(result: Result) -> Iterator[str]:
     """Yield the lines of the report."""
     record = result.figures
     calm, hardware = record["calm"], result.hardware
-    yield f"# {record['streams']} streams for {calm['minutes']:g} minutes, then faults"
+    live = " of live sessions" * (record["load"] == "live")
+    idle = " at idle" * record["idle"]
+    yield f"# {record['streams']} streams{live} for {calm['minutes']:g} minutes, then faults{idle}"
     yield ""
     machine = f"{hardware['cores']} cores ({hardware['cpu']}), {hardware['memory_gib']:g} GiB"
-    made = f"`scripts/soak.sh --minutes {calm['minutes']:g} --seed {record['seed']}`"
+    flags = (
+        f"--minutes {calm['minutes']:g} --seed {record['seed']} --load {record['load']}" + " --idle" * record["idle"]
+    )
+    made = f"`scripts/soak.sh {flags}`"
     yield f"{made}, {result.time}, revision {result.revision}, on {machine}."
     yield f"At the end the load average was {result.load_average:g}."
     yield ""
@@ -220,7 +225,7 @@ def lines(result: Result) -> Iterator[str]:
         held = " | ".join("{}, {}".format(*figures[what]) for what in ("threads", "descriptors"))
         yield f"| {name} | {memory} | {figures['slope_rss_mb_per_min']:.2f} | {held} |"
     yield ""
-    yield "## Faults under that load"
+    yield "## Faults without requests" if record["idle"] else "## Faults under that load"
     yield ""
     yield "| fault | right again after, s | right | left | errors | wrong, incomplete or hung |"
     yield "|---|---|---|---|---|---|"

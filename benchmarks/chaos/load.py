@@ -46,12 +46,14 @@ class GrpcAsk:
         kind: Kind of request, under which its answers are counted.
         send: Sends the request through a client and returns the stream of events.
         is_near: True if samples arrive through shared memory when the server's address is local.
+        resumes: True if the client continues the answer after its connection was reset.
     """
 
     name: str
     kind: str
     send: Callable[[SpeechClient], Speech]
     is_near: bool = False
+    resumes: bool = False
     door: ClassVar[Door] = "grpc"
 
     @asynccontextmanager
@@ -82,6 +84,7 @@ class GatewayAsk:
     kind: str
     body: dict[str, Any]
     door: ClassVar[Door] = "gateway"
+    resumes: ClassVar[bool] = False
 
     @asynccontextmanager
     async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
@@ -347,14 +350,18 @@ async def cancel(ask: Ask, server: str, draw: random.Random, answer: Answer, tim
 
 
 async def reset(ask: Ask, server: str, draw: random.Random, answer: Answer, timeouts: Timeouts) -> None:
-    """Read some events, then reset the connection, so that the client sees an error."""
+    """Read some events, then reset the connection, so that the client resumes the answer or sees an error."""
     async with relay(server) as (address, cut_off), ask.open(address, timeouts) as stream:
         await take(stream, answer, draw.randrange(MAX_BEFORE))
-        if not answer.is_final:
-            cut_off()
-            answer.has_left = True
-            with suppress(ClientError):
-                await take(stream, answer)
+        if answer.is_final:
+            return
+        cut_off()
+        if ask.resumes:
+            await take(stream, answer)
+            return
+        answer.has_left = True
+        with suppress(ClientError):
+            await take(stream, answer)
 
 
 READERS: dict[Reader, float] = {listen: 8, crawl: 2, stop: 1, cancel: 3, reset: 1}  # with relative frequencies
@@ -425,14 +432,21 @@ class Outcomes:
 
 
 class Streams:
-    """Closed loops that send random requests until they are stopped."""
+    """Closed loops that send random requests until they are stopped; `kinds` has the frequencies of their kinds."""
 
     def __init__(
-        self, servers: Servers, asks: Sequence[Ask], references: Mapping[str, Answer], seed: int, limit_s: float
+        self,
+        servers: Servers,
+        asks: Sequence[Ask],
+        references: Mapping[str, Answer],
+        seed: int,
+        limit_s: float,
+        kinds: Mapping[str, float] = KINDS,
     ):
         self.outcomes = Outcomes()
         self._servers, self._references, self._limit_s = servers, references, limit_s
-        self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in KINDS}
+        self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in kinds}
+        self._kinds = kinds
         self._seed, self._is_over = seed, False
         self._loops: list[asyncio.Task[None]] = []
 
@@ -452,7 +466,7 @@ class Streams:
 
     async def _loop(self, draw: random.Random) -> None:
         while not self._is_over:
-            (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
+            (kind,) = draw.choices(list(self._kinds), list(self._kinds.values()))
             ask = draw.choice(self._by_kind[kind])
             (reader,) = draw.choices(list(READERS), list(READERS.values()))
             answer = await read(ask, self._servers[ask.door], reader, draw, self._limit_s)

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from benchmarks.chaos import live, load
 from benchmarks.chaos.checks import IDLE_GAUGES, SLACK, Held, left_over, of_calm, of_fault, of_memory, read_gauges
-from benchmarks.chaos.load import KINDS, Answer, Outcomes, Verdict, make_asks
+from benchmarks.chaos.load import Answer, Outcomes, Verdict
 
 NONE = dict.fromkeys((*IDLE_GAUGES, "unguided_total"), 0.0)
 IDLE = Held({"engine": 48, "proxy": 3}, {"engine": 96, "proxy": 20}, 6, 3.5, NONE)
-ASK = make_asks(0)[0]
+ASK = load.make_asks(0)[0]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +89,12 @@ def test_memory_growth_is_reported_only_after_enough_time() -> None:
     assert of_memory({"client": {"slope_rss_mb_per_min": 9.0}}, 40.0) == []
 
 
-def test_equal_seeds_make_equal_requests() -> None:
-    names = [ask.name for ask in make_asks(3)]
-    assert names == [ask.name for ask in make_asks(3)]
+@pytest.mark.parametrize("made", [load, live])
+def test_equal_seeds_make_equal_requests(made: ModuleType) -> None:
+    names = [ask.name for ask in made.make_asks(3)]
+    assert names == [ask.name for ask in made.make_asks(3)]
     assert len(set(names)) == len(names)
-    assert {ask.kind for ask in make_asks(0)} == KINDS.keys()
+    assert {ask.kind for ask in made.make_asks(0)} == made.KINDS.keys()
 
 
 def test_chaos_metric_names_exist_in_the_services() -> None:

@@ -30,12 +30,15 @@ def result_of(record: dict[str, Any]) -> Result:
 
 
 def test_chaos_report_lists_findings_and_faults() -> None:
-    record = {"streams": 64, "seed": 3, "calm": CALM, "faults": FAULTS, "wrong": ["kill engine: speak 0, listen: hung"]}
+    record = {"streams": 64, "seed": 3, "load": "bundled", "idle": False, "calm": CALM, "faults": FAULTS}
+    record["wrong"] = ["kill engine: speak 0, listen: hung"]
     said = "\n".join(lines(result_of(record)))
     assert (
         said.index("**1 findings:**") < said.index("- kill engine: speak 0, listen: hung") < said.index("## The load")
     )
-    assert "--seed 3`, 2026-11-21T18:00:00+00:00, revision 1234567, on 2 cores (Cpu X), 23.4 GiB." in said
+    assert (
+        "--seed 3 --load bundled`, 2026-11-21T18:00:00+00:00, revision 1234567, on 2 cores (Cpu X), 23.4 GiB." in said
+    )
     assert "42 answers" in said
     assert "| ServerFull: a/b | 2 |" in said
     assert "| engine | 100 | 100 | 100 | 0.25 | 3, 3 | 7, 8 |" in said
@@ -43,3 +46,6 @@ def test_chaos_report_lists_findings_and_faults() -> None:
     assert "| stop proxy | never | 0 | 0 | 0 | 0 |" in said
     assert "| clock +3600 s | not done: no C compiler | | | | |" in said
     assert "No findings" in "\n".join(lines(result_of(record | {"wrong": []})))
+    said = "\n".join(lines(result_of(record | {"load": "live", "idle": True})))
+    assert said.startswith("# 64 streams of live sessions for 5 minutes, then faults at idle\n")
+    assert "--seed 3 --load live --idle`" in said

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.chaos.load import (
     judge,
     listen,
     read,
+    reset,
     take_references,
 )
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step, Until
@@ -40,16 +42,18 @@ def spoken(changed: int | None = None, events: int = 6) -> list[Step]:
     return chunks
 
 
-def run(script: Callable[[Request], list[Step]], *readers: Reader, limit_s: float = LIMIT_S) -> list[Verdict]:
+def run(
+    script: Callable[[Request], list[Step]], *readers: Reader, limit_s: float = LIMIT_S, sent: Ask = SPEAK
+) -> list[Verdict]:
     """Return the verdicts on a server's answers; the first two answers are the reference."""
 
     async def ask() -> list[Verdict]:
         server = FakeServer(lambda request: spoken() if len(server.requests) <= 2 else script(request))
         address = await server.start()
         try:
-            references = await take_references({"grpc": address}, [SPEAK], LIMIT_S)
-            answers = [await read(SPEAK, address, reader, random.Random(SOME), limit_s) for reader in readers]
-            return [judge(references[SPEAK.name], answer) for answer in answers]
+            references = await take_references({"grpc": address}, [sent], LIMIT_S)
+            answers = [await read(sent, address, reader, random.Random(SOME), limit_s) for reader in readers]
+            return [judge(references[sent.name], answer) for answer in answers]
         finally:
             await server.stop()
 
@@ -70,6 +74,12 @@ def test_every_reader_accepts_a_correct_answer(reader: Reader) -> None:
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
 def test_every_reader_detects_a_changed_beginning(reader: Reader) -> None:
     assert run(lambda _: spoken(changed=0), reader) == [Verdict.WRONG]
+
+
+def test_reset_session_counts_as_left_only_if_it_cannot_be_resumed() -> None:
+    """The fake server resumes nothing, so the answer that should have continued ends with an error."""
+    assert run(lambda _: spoken(), reset) == [Verdict.LEFT]
+    assert run(lambda _: spoken(), reset, sent=replace(SPEAK, resumes=True)) == [Verdict.ERROR]
 
 
 def test_premature_end_is_not_a_right_answer() -> None:
