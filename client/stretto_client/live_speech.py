@@ -148,7 +148,7 @@ class PartStream:
     ):
         self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
         self._headers = headers
-        self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None ends the stream
         self._responses: Any = None
 
     async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
@@ -199,14 +199,15 @@ class PartStream:
             raise from_text(error.message())
 
     async def _sent(self) -> AsyncIterator[dict[str, Any]]:
-        while True:
-            yield await self._requests.get()
+        while (request := await self._requests.get()) is not None:
+            yield request
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._responses is not None:
+            self._requests.put_nowait(None)  # gRPC reads requests on in a task of its own if the call has failed before
             self._responses.cancel()
 
 

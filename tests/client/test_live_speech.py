@@ -549,3 +549,17 @@ async def test_microphone_or_part_error_ends_the_live_session(listener: Listener
         listener.refusal = "invalid request: pcm_in: expected finite samples, got NaN or infinity"
         with pytest.raises(RequestRefused, match="pcm_in: expected finite samples"):
             [event async for event in client.transcribe_live(recorded(np.ones(9)), 24_000)]
+
+
+async def test_closed_part_stream_leaves_no_task() -> None:
+    """After a failed call, gRPC would wait for the next part for ever."""
+    server = FakeServer(lambda request: [Abort(grpc.StatusCode.UNAVAILABLE, "gone")])
+    address, before = await server.start(), asyncio.all_tasks()
+    try:
+        async with SpeechClient(address) as client:
+            async with client.parts() as parts:
+                with pytest.raises(ServerUnavailable):
+                    await parts.write("s1", 0, "A cat", False)
+            await until_async(lambda: not any("request_iterator" in str(task) for task in asyncio.all_tasks() - before))
+    finally:
+        await server.stop()
