@@ -132,6 +132,7 @@ async def test_openai_client_example_runs(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.nightly  # by day tests/engine/test_llm.py
 def test_python_engine_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

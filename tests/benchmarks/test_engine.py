@@ -8,6 +8,7 @@ from stretto.engine.environment import prepare_environment
 pytestmark = pytest.mark.engine
 
 
+@pytest.mark.nightly
 def test_engine_benchmark_ratios_match_its_step_times():
     prepare_environment()
     from benchmarks import engine as benchmark_engine

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.engine
 FAMILY = CONDITIONED.build(None)
 
 
+@pytest.mark.nightly
 def test_the_family_conforms(tmp_path: Path) -> None:
     """Conditions have no, some or all speaker vectors; text words come from a second stream two words ahead."""
     assert_family_conforms(CONDITIONED, tmp_path, backbone="llama")

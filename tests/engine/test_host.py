@@ -26,6 +26,7 @@ from stretto.worker_process import ENGINE_SPARE, SPARE_NAME
 from tests.engine.harness import DEFAULTS
 from tests.patience import until
 from tests.random_checkpoints import write_checkpoint
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
@@ -76,7 +77,7 @@ async def test_engine_from_the_spare_process_ends_with_its_client(spare: int, co
     llm.shutdown()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", *by_night("spawn")])
 async def test_killed_engine_fails_its_replies_and_the_spare_takes_over(
     spare: int, config: EngineConfig, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_published_3000_row_window_is_exact(tmp_path: Path) -> None:
     check_frames(answer, found["long_frames"], checkpoint)
 
 
+@pytest.mark.nightly
 def test_family_conforms(tmp_path: Path) -> None:
     """A set of the depth transformer's weights is shared by two codebooks, and delays are 0, 1 and 2 rows."""
     assert_family_conforms(PLUGIN, tmp_path, SMALL_MOSHI.to_record(), backbone="llama")

@@ -120,5 +120,6 @@ def test_published_2999_row_window_is_exact(tmp_path: Path) -> None:
         check_frames(engine.run({"r": prompt})["r"], wanted, checkpoint)
 
 
+@pytest.mark.nightly
 def test_family_conforms(tmp_path: Path) -> None:
     assert_family_conforms(PLUGIN, tmp_path, SMALL_PERSONAPLEX.to_record(), backbone="llama")

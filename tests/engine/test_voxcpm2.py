@@ -86,6 +86,7 @@ def test_two_ranks_are_close_to_the_authors(tmp_path: Path) -> None:
             assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), mode
 
 
+@pytest.mark.nightly
 def test_family_conforms(tmp_path: Path) -> None:
     def write(folder: Path, family: Family, name: str, vocabulary: Mapping[str, Any]) -> Path:
         shutil.copytree(convert_release(tmp_path), folder)

@@ -39,9 +39,9 @@ pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
 # top-k and top-p, given codes, also beside generated ones, words that the model asks for, text in rows of its own,
 # latents, also in stretches; then published families.
-PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS, KYUTAI_TTS_AHEAD]
+PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD]
 FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
-BY_NIGHT = [GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
+BY_NIGHT = [KYUTAI_TTS, GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
 NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
 
 
