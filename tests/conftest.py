@@ -133,10 +133,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Remove modules that a test wrote and imported, so that a later test may write others with the same names."""
+    before = set(sys.modules)
     yield
     if folder := request.node.funcargs.get("tmp_path"):
-        for name, module in [*sys.modules.items()]:
-            if str(getattr(module, "__file__", None)).startswith(f"{folder}/"):
+        for name in sys.modules.keys() - before:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{folder}/"):
                 del sys.modules[name]
 
 
