@@ -26,7 +26,7 @@ from stretto_gateway.guard import Guard
 from stretto_gateway.kyutai import endpoints as kyutai
 from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.speech_request import field_path
+from stretto_gateway.speech_request import error_message, field_path
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
@@ -175,7 +175,7 @@ async def validation_error_response(request: Request, error: Exception) -> Respo
     if param is None and isinstance(error.body, bytes) and "json" not in media_type.lower():
         message = f"the body: expected the header Content-Type: application/json, got {shown(media_type or None)}"
         return ApiError(400, message).response()
-    message = f"{param or 'the body'}: {first['msg']}"
+    message = f"{param or 'the body'}: {error_message(first)}"
     return ApiError(400, message, param, "missing" if first["type"] == "missing" else "invalid_value").response()
 
 

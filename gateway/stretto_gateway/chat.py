@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -23,20 +23,20 @@ from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
-from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text
+from stretto_gateway.speech_request import AudioFormat, Body, Ignored, RequestObject, Text
 
 MAX_TURNS, MAX_PARTS = 64, 64  # maximum number of turns in a conversation, and of parts in a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class InputAudio(BaseModel):
+class InputAudio(RequestObject):
     """Recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file in base64."""
 
     data: str
     format: str = "wav"
 
 
-class ContentPart(BaseModel):
+class ContentPart(RequestObject):
     """Part of a turn: text, or a recording."""
 
     type: Literal["text", "input_audio"]
@@ -44,14 +44,14 @@ class ContentPart(BaseModel):
     input_audio: InputAudio | None = None
 
 
-class Message(BaseModel):
+class Message(RequestObject):
     """Turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class AudioForm(BaseModel):
+class AudioForm(RequestObject):
     """Voice and format of a spoken reply. The format of a streamed reply must be `pcm16`."""
 
     voice: Text | None = None

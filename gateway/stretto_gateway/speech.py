@@ -259,8 +259,9 @@ class BatchRequest(SpeechFields):
         shared = self.model_dump(exclude_unset=True, exclude={"items"})
         items = []
         for index, item in enumerate(self.items):
+            own = {name: value for name, value in item.model_dump(exclude_unset=True).items() if value is not None}
             with error_path(f"items.{index}"):
-                items.append(SpeechItem(**shared | item.model_dump(exclude_unset=True)))
+                items.append(SpeechItem(**shared | own))
         return items
 
 

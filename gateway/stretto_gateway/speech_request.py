@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from fastapi import Form
 from pydantic import (
@@ -27,6 +28,7 @@ from stretto_gateway.catalogue import find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
 
 MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
+MAX_CHOSEN = 16  # above the length of any valid list of choices; longer lists are refused without being read
 
 
 def field_path(error: Mapping[str, Any], record: Any) -> str:
@@ -48,16 +50,91 @@ def field_path(error: Mapping[str, Any], record: Any) -> str:
     return ".".join(names)[:MAX_NAME_CHARS].encode(errors="backslashreplace").decode()
 
 
+def error_message(error: Mapping[str, Any]) -> str:
+    """Return the message of a validation error, without pydantic's prefix for errors of our own."""
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
 HEADER = "stretto-ignored"
 MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the response header, because the caller chooses the names
 UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
 UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
 
 
-class Body(BaseModel):
+class FieldRule(NamedTuple):
+    """How the values of a field are read before they are validated.
+
+    Attributes:
+        is_required: True if the field may not be missing.
+        can_be_null: True if null is a value of the field, not a missing field.
+        choices: Named values of the field, keyed by lower case; empty for other fields.
+    """
+
+    is_required: bool
+    can_be_null: bool
+    choices: Mapping[str, str]
+
+
+@cache
+def field_rules(model: type[BaseModel]) -> Mapping[str, FieldRule]:
+    """Return the rules of a model's fields, keyed by their names in requests."""
+    return {
+        field.alias or name: FieldRule(
+            field.is_required(), type(None) in get_args(field.annotation), choices_in(field.annotation)
+        )
+        for name, field in model.model_fields.items()
+    }
+
+
+def choices_in(annotation: Any) -> dict[str, str]:
+    """Return the named values that a type lists, also in unions and lists, keyed by lower case."""
+    if get_origin(annotation) is Literal:
+        return {name.lower(): name for name in get_args(annotation) if isinstance(name, str)}
+    return {key: name for inner in get_args(annotation) for key, name in choices_in(inner).items()}
+
+
+def is_blank(value: object) -> bool:
+    """Return True if `value` is text without any visible character."""
+    return isinstance(value, str) and not value.strip()
+
+
+class RequestObject(BaseModel):
+    """Base class of the objects in requests, which decides what counts as a missing field.
+
+    A null and a blank choice count as missing, because many clients send all fields that they know. Choices have any
+    letter case and may be surrounded by blanks.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def drop_missing(cls, record: Any) -> Any:
+        """Return `record` without the fields that count as missing, and with the names of its choices."""
+        if not isinstance(record, Mapping):
+            return record
+        rules, known = field_rules(cls), dict[Any, Any]()
+        for name, given in record.items():
+            rule = rules.get(name)
+            value = given if rule is None else cls.value_of(rule, given)
+            if value is not None or rule is None or rule.can_be_null:
+                known[name] = value
+            elif rule.is_required:
+                known[name] = given  # the error describes it
+        return known
+
+    @classmethod
+    def value_of(cls, rule: FieldRule, given: Any) -> Any:
+        """Return the value of a field that a client gave; None if it counts as missing."""
+        if rule.choices and isinstance(given, list) and len(given) <= MAX_CHOSEN:
+            return [value for each in given if (value := cls.value_of(rule, each)) is not None]
+        if not rule.choices or not isinstance(given, str):
+            return given
+        return None if is_blank(given) else rule.choices.get(given.strip().lower(), given)
+
+
+class Body(RequestObject):
     """Base class of request bodies.
 
-    Unknown fields are dropped, and the names of the first few are recorded.
+    Unknown fields are dropped, and the names of the first few are recorded, unless they have no value.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -69,10 +146,30 @@ class Body(BaseModel):
         """Validate a body, and record in it the names of the first unknown fields of `record`."""
         if not isinstance(record, Mapping):
             return validate(record)
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known = field_rules(cls)
         body = validate({name: value for name, value in record.items() if name in known})
-        body._unknown = first_names(name[:MAX_NAME_CHARS] for name in record if name not in known)
+        unknown = (name for name, value in record.items() if name not in known and not cls.has_no_value(value))
+        body._unknown = first_names(name[:MAX_NAME_CHARS] for name in unknown)
         return body
+
+    @classmethod
+    def has_no_value(cls, value: Any) -> bool:
+        """Return True if an unknown field with this value needs no mention."""
+        return value is None
+
+
+class TextFields(Body):
+    """Base class of forms and queries, all of whose values are text, so that a blank one counts as missing."""
+
+    @classmethod
+    def value_of(cls, rule: FieldRule, given: Any) -> Any:
+        if isinstance(given, list):
+            given = [each for each in given if not is_blank(each)] or None
+        return None if is_blank(given) else super().value_of(rule, given)
+
+    @classmethod
+    def has_no_value(cls, value: Any) -> bool:
+        return value is None or is_blank(value)
 
 
 def first_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -281,8 +378,9 @@ class Voiced(Body):
 
     @property
     def voice_name(self) -> str | None:
-        """Name of the requested voice; None for the default."""
-        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+        """Name of the requested voice; None for the default, also if the name is blank."""
+        name = self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+        return None if is_blank(name) else name
 
 
 class SpeechForm(Voiced):

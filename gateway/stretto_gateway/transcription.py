@@ -17,7 +17,7 @@ from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import sse, sse_error, timed_word, usage
-from stretto_gateway.speech_request import WITH_FILE, Body, Ignored, Text, code_name
+from stretto_gateway.speech_request import WITH_FILE, Ignored, Text, TextFields, code_name
 
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
@@ -25,7 +25,7 @@ TEXTS = ("text/plain", "text/vtt")
 TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 
 
-class TranslationForm(Body):
+class TranslationForm(TextFields):
     """Fields that OpenAI's translation and transcription requests have in common."""
 
     file: UploadFile

@@ -27,7 +27,7 @@ from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.realtime.events import DONE, SessionEnd
 from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignment
-from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text
+from stretto_gateway.speech_request import Ignored, SpeechFields, Text, TextFields
 from stretto_gateway.speech_stream import StreamedText, asking
 from stretto_gateway.voice_store import ID
 
@@ -51,7 +51,7 @@ def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:
     return find_voice(profile, file.rpartition(".")[0] or file)
 
 
-class ChatQuery(Body):
+class ChatQuery(TextFields):
     """Query parameters of a full-duplex session, as sent by Moshi and PersonaPlex clients."""
 
     text_prompt: Text = ""
@@ -193,7 +193,7 @@ async def open_transcript(socket: WebSocket) -> None:
 Format = Literal["Pcm", "PcmMessagePack", "OggOpus", "OggOpusMessagePack"]
 
 
-class SpeakQuery(Body):
+class SpeakQuery(TextFields):
     """Query parameters of a speech session, as sent by Unmute."""
 
     format: Format = "OggOpus"

@@ -9,7 +9,7 @@ from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, error_path, refused, shown
 from stretto_gateway.catalogue import Catalogue, find_task, find_voice
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED
-from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, field_path
+from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, error_message, field_path, field_rules
 
 MAX_INSTRUCTION_CHARS = 100_000  # not counted in the session's memory account
 MAX_ERRORS = 16  # maximum number of errors reported for one update
@@ -54,7 +54,7 @@ class Format(Body):
     """Audio format, which is the same for input and output."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
-    rate: Literal[24000] | None = 24000
+    rate: Literal[24000] = 24000
 
 
 class ServerVad(Body):
@@ -361,16 +361,15 @@ def merged(
         path: Path of the object; empty for a whole event.
         ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
-    both = dict(old)
+    both, rules = dict(old), field_rules(model)
     for name, value in new.items():
-        field = model.model_fields.get(name)
+        field, where = model.model_fields.get(name), f"{path}.{name}" if path else name
         only = next((each for each in field.metadata if isinstance(each, Only)), None) if field else None
         if field is None or (only is not None and value not in only.values):
-            add_ignored(ignored, f"{path}.{name}" if path else name, only, value)
-        elif value is not None or only is not None or type(None) in get_args(field.annotation):
-            both[name] = known_value(
-                field.annotation, old.get(name), value, f"{path}.{name}" if path else name, ignored
-            )
+            if value is not None:
+                add_ignored(ignored, where, only, value)
+        elif value is not None or only is not None or rules[name].can_be_null:
+            both[name] = known_value(field.annotation, old.get(name), value, where, ignored)
     return both
 
 
@@ -474,4 +473,4 @@ def validated(model: type[Model], record: Any, path: str = "") -> Model:
     param = ".".join(name for name in (path, field_path(first, record)) if name)
     if first["type"] == "missing":
         raise ApiError(400, f"{param}: missing", param, "missing")
-    raise ApiError(400, f"{param}: {first['msg']}, got {shown(first['input'])}", param, "invalid_value")
+    raise ApiError(400, f"{param}: {error_message(first)}, got {shown(first['input'])}", param, "invalid_value")
