@@ -1,18 +1,21 @@
-"""Served model and its voices, under their own names and under aliases from OpenAI and other engines."""
+"""Served model and the voices that a request may name: the model's, a caller's own, and aliases of other engines."""
 
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 
-from stretto_client import ClientError, ModelProfile, SpeechClient, TaskProfile
+from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
 from stretto_client.schema import expected_voices
 from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
+from stretto_gateway.voice_store import ID, StoredVoice, VoiceStore
 
 DUPLEX = "duplex"  # task of models that read audio while they speak
 MAX_NAME_CHARS = 64  # maximum length of a name to match against the pattern
 REFRESH_S = 5.0  # age after which the profile is refreshed: the server may have been replaced
+MAX_NAMED = 4  # number of a caller's own voices that an error lists
 MAX_FAILED = 3  # consecutive failed refreshes after which the profile is dropped
 # Names that select whichever model is served. All OpenAI speech and audio models match, because the defaults of its
 # SDKs change with each release.
@@ -136,12 +139,23 @@ def aliases(profile: ModelProfile) -> dict[str, str | None]:
     return {name: voices[n % len(voices)] for n, name in enumerate(VOICE_ALIASES) if name not in own}
 
 
-def find_voice(profile: ModelProfile, name: str | None) -> str | None:
+def plain_name(name: str) -> str:
+    """Return the form in which names of voices are compared: without letter case, and without blanks around it."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
+
+
+def has_voice(profile: ModelProfile, name: str) -> bool:
+    """Return True if the model has a voice with that name."""
+    return plain_name(name) in map(plain_name, profile.voices)
+
+
+def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = ()) -> str | None:
     """Return the family's name of a voice, or None for the default voice.
 
     Args:
         profile: The served model.
         name: Name or alias in any letter case, or None; several, separated by commas, if `profile.max_voices` allows.
+        others: Further names that the error message lists.
 
     Raises:
         ApiError: The voice is unknown.
@@ -151,7 +165,7 @@ def find_voice(profile: ModelProfile, name: str | None) -> str | None:
     known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
     names = [each.strip() for each in name.lower().split(",")] if profile.max_voices > 1 else [name.lower()]
     if len(names) > profile.max_voices or any(each not in known for each in names):
-        raise refused("voice", expected_voices(profile.voices, profile.max_voices, *aliases(profile)), name)
+        raise refused("voice", expected_voices(profile.voices, profile.max_voices, *others, *aliases(profile)), name)
     return ",".join(filter(None, map(known.get, names))) or None  # None: the model has no named voices
 
 
@@ -171,3 +185,114 @@ def find_task(profile: ModelProfile, names: tuple[str, ...], what: str) -> TaskP
     if task is None:
         raise ApiError(400, f"model: {profile.family!r} does not support {what}", "model", "unsupported")
     return task
+
+
+def clones(task: TaskProfile) -> bool:
+    """Return True if the task speaks in the voice of a recording."""
+    return task.speaks and "audio" in task.system
+
+
+class CallersVoices:
+    """Voices that the requests of one caller may name.
+
+    A name selects the first of these that exists: the caller's voice with that id, the model's voice with that name,
+    the caller's voice with that name, and the voice of an alias. Letter case matters only if it decides between several
+    of the caller's voices.
+
+    Args:
+        store: Stored voices; None if the gateway stores none.
+        owner: Owner of the caller's voices.
+    """
+
+    def __init__(self, store: VoiceStore | None, owner: str):
+        self._store, self._owner = store, owner
+
+    async def check(self, profile: ModelProfile, name: str | None) -> None:
+        """Raise ApiError if no conversation with the model can have the voice `name`."""
+        own = await self.own(profile, name)
+        if own is None:
+            await self._models_voice(profile, name)
+        elif not any(clones(task) for task in profile.tasks if converses(task) or task.name == DUPLEX):
+            raise no_cloning(profile, "voice", " in conversations")
+
+    async def choose(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> RecordedVoice | str | None:
+        """Return the caller's voice, the model's name of a voice, or None for the default voice.
+
+        Args:
+            profile: The served model.
+            task: Task of the request.
+            name: Id, name or alias of the voice; None for the default.
+
+        Raises:
+            ApiError: The voice is unknown or ambiguous, or the task does not clone voices.
+        """
+        own = await self.own(profile, name)
+        if own is None:
+            return await self._models_voice(profile, name)
+        if not clones(task):
+            raise no_cloning(profile, "voice", f" in task {task.name!r}")
+        found = await asyncio.to_thread(expect_store(self._store, "voice").find, self._owner, own.id)
+        if found is None:  # deleted a moment ago
+            raise unknown_voice(400, own.id)
+        return RecordedVoice(found[1], own.text if "text" in task.system else "")
+
+    async def own(self, profile: ModelProfile, name: str | None) -> StoredVoice | None:
+        """Return the caller's own voice that `name` selects; None if it selects none.
+
+        Raises:
+            ApiError: The id is unknown, or several of the caller's voices have the name.
+        """
+        if name is None or has_voice(profile, name):
+            return None
+        if ID.fullmatch(name):
+            if not any(map(clones, profile.tasks)):
+                raise no_cloning(profile, "voice")
+            found = await asyncio.to_thread(expect_store(self._store, "voice").head, self._owner, name)
+            if found is None:
+                raise unknown_voice(400, name)
+            return found
+        own = await self._stored(profile)
+        same = [each for each in own if each.name == name]
+        same = same or [each for each in own if plain_name(each.name) == plain_name(name)]
+        if len(same) > 1:
+            ids = [each.id for each in same[:MAX_NAMED]] + ["…"] * (len(same) > MAX_NAMED)
+            raise refused("voice", f"the id of one of your {len(same)} voices with this name ({', '.join(ids)})", name)
+        return same[0] if same else None
+
+    async def _models_voice(self, profile: ModelProfile, name: str | None) -> str | None:
+        """Return the model's voice as `find_voice` does; the error also lists some of the caller's voices."""
+        try:
+            return find_voice(profile, name)
+        except ApiError:
+            own = await self._stored(profile)
+            return find_voice(profile, name, [each.name for each in own[:MAX_NAMED]])
+
+    async def _stored(self, profile: ModelProfile) -> list[StoredVoice]:
+        """Return the caller's voices, or none if the model cannot use them."""
+        if self._store is None or not any(map(clones, profile.tasks)):
+            return []
+        return await asyncio.to_thread(self._store.all, self._owner)
+
+
+def expect_store(store: VoiceStore | None, param: str | None = None) -> VoiceStore:
+    """Return the store; raise ApiError for the field `param` if the gateway has none."""
+    if store is None:
+        message = "voice: this gateway stores no voices; start it with --voices FOLDER"
+        raise ApiError(400, message, param, "unsupported")
+    return store
+
+
+def no_cloning(profile: ModelProfile, param: str, where: str = "") -> ApiError:
+    """Return the error for the field `param` of a request that a model without cloned voices cannot serve.
+
+    Args:
+        profile: The served model.
+        param: Name of the field.
+        where: Kind of requests in which the model does not clone voices; empty for all.
+    """
+    return ApiError(400, f"{param}: {profile.family!r} does not clone voices{where}", param, "unsupported")
+
+
+def unknown_voice(status: int, voice_id: str) -> ApiError:
+    """Return the error for an unknown id. Voices that belong to other callers give the same error."""
+    return ApiError(status, f"voice: unknown voice {voice_id[:60]!r}", "voice", "voice_not_found")

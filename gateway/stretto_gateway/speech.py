@@ -52,13 +52,13 @@ from stretto_gateway.speech_request import (
     given_options,
     held_bytes,
 )
-from stretto_gateway.voices import recorded_voice
+from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
-IN_A_VOICE = {"messages[1].text": "input", "messages[0].text": "voice", "audio": "voice", "messages": "voice"}
+OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
 # Request fields, keyed by the server's field names.
-FIELDS = {"text": "input", "options.instruct": "instructions"} | IN_A_VOICE
+FIELDS = {"text": "input", "options.instruct": "instructions", "messages[1].text": "input"}
 WRITTEN_FIELDS = FIELDS | {"text": "text", "messages[1].text": "text"}  # for streamed text
 
 ANSWERS = described("Audio, chunk by chunk, or events with audio", *MEDIA_TYPES.values(), schema=FILE)
@@ -113,7 +113,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
     asked.keep(held_bytes(item.options))
-    return item.for_server(profile, ignored, await recorded_voice(gateway, profile, item, asked, ignored))
+    return item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
 
 
 async def audio_parts(
@@ -128,7 +128,7 @@ async def audio_parts(
         options: Other arguments of `SpeechClient.speak`.
     """
     encoder = item_encoder(item)
-    async with spoken(gateway, text, options) as events:
+    async with spoken(gateway, text, options, item.voice_field) as events:
         async for event in events:
             async for part in encoded_parts(encoder, event.pcm):
                 yield part
@@ -143,7 +143,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
     """
     encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
-    async with spoken(gateway, item.input, options) as events:
+    async with spoken(gateway, item.input, options, item.voice_field) as events:
         async for event in events:
             if item.timestamps and event.words:
                 words = [timed_word(word, speed) for word in event.words]
@@ -222,11 +222,18 @@ def sse_error(error: ApiError) -> bytes:
 
 @asynccontextmanager
 async def spoken(
-    gateway: Gateway, text: str | AsyncIterable[str], options: SpeakArguments
+    gateway: Gateway, text: str | AsyncIterable[str], options: SpeakArguments, voice_field: str = "voice"
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
-    """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio."""
+    """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio.
+
+    Args:
+        gateway: The gateway.
+        text: The text, or an async iterable of pieces of streamed text.
+        options: Other arguments of `SpeechClient.speak`.
+        voice_field: Field of the request that selects the voice, for error messages.
+    """
     trace = SpeechTrace(gateway.metrics, "tts")
-    fields = FIELDS if isinstance(text, str) else WRITTEN_FIELDS
+    fields = (FIELDS if isinstance(text, str) else WRITTEN_FIELDS) | dict.fromkeys(OF_THE_VOICE, voice_field)
     async with gateway.admission.slot():
         speech = gateway.client.speak(text, **options)
         async with aclosing(speech_events(speech, fields, trace)) as events:

@@ -24,7 +24,7 @@ from typing_extensions import Doc
 from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments, schema
 from stretto_client.markup import Markup
 from stretto_gateway.answers import ApiError, mismatch, refused
-from stretto_gateway.catalogue import find_task, find_voice
+from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
 
 MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
@@ -433,21 +433,24 @@ class SpeechFields(WithOptions):
         return record
 
     @property
+    def voice_field(self) -> str:
+        """Name of the field that selects the voice, for the server's errors about it."""
+        return "voice" if self.ref_audio is None else "ref_audio"
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options that the server checks, under the server's names."""
         given = given_options(vars(self))
         instruct = given.pop("instructions", "")
         return given | {"instruct": instruct} if instruct else given
 
-    def for_server(
-        self, profile: ModelProfile, ignored: Ignored, recorded: RecordedVoice | None = None
-    ) -> SpeakArguments:
+    def for_server(self, profile: ModelProfile, ignored: Ignored, voice: RecordedVoice | str | None) -> SpeakArguments:
         """Return the arguments of `SpeechClient.speak` except the text.
 
         Args:
             profile: The served model.
             ignored: Receives the fields that this model does not support.
-            recorded: Recorded voice to use instead of the named voice; None to use the named voice.
+            voice: Recorded voice, or the model's name of a voice; None for the default.
 
         Raises:
             ApiError: A value is invalid, or a field has no effect and the gateway is strict.
@@ -459,7 +462,7 @@ class SpeechFields(WithOptions):
             )
         options = self._honoured(profile, ignored)
         options |= {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
-        options["voice"] = recorded or find_voice(profile, self.voice_name)
+        options["voice"] = voice
         return options
 
     def _honoured(self, profile: ModelProfile, ignored: Ignored) -> SpeakArguments:

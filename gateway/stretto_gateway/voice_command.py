@@ -22,7 +22,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.guard import EVERYBODY, Keys
 from stretto_gateway.speech_request import MAX_REF_CHARS
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices, VoiceStore
-from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, cloning_task
+from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, check_name, cloning_task
 
 PROG = "stretto voices"
 MAX_KEY_FILE_BYTES = 4096
@@ -140,15 +140,17 @@ def add(store: VoiceStore, owner: str, args: argparse.Namespace) -> int:
     recording = read_file(args.recording, "FILE", Limits().max_voice_bytes)
     if not args.untried:
         server = args.server or f"localhost:{port_in_row(1)}"
-        asyncio.run(try_voice(server, RecordedVoice(recording, args.text)))
+        asyncio.run(try_voice(server, args.name, RecordedVoice(recording, args.text)))
     print(store.add(owner, args.name, args.text, args.consent, recording).id)
     return 0
 
 
-async def try_voice(server: str, voice: RecordedVoice) -> None:
-    """Generate the first audio with a voice; raise ClientError or ApiError if the model rejects it."""
+async def try_voice(server: str, name: str, voice: RecordedVoice) -> None:
+    """Generate the first audio with a voice; raise ClientError or ApiError if the model rejects it or its name."""
     async with SpeechClient(server) as client:
-        task = cloning_task(await client.profile())
+        profile = await client.profile()
+        task = cloning_task(profile)
+        check_name(profile, name)
         if voice.text and "text" not in task.system:
             raise ValueError("--text: expected no value (this model does not use the transcript of a recording)")
         async with aclosing(client.speak(SAMPLE, voice=voice)) as events:

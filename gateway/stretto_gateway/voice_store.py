@@ -104,12 +104,12 @@ class VoiceStore:
     def all(self, owner: str) -> list[StoredVoice]:
         """Return the owner's voices, oldest first; damaged files are logged and skipped."""
         paths = self._of(owner).glob(f"*{SUFFIX}")
-        found = [voice for path in paths if (voice := self._head(owner, path.stem)) is not None]
+        found = [voice for path in paths if (voice := self.head(owner, path.stem)) is not None]
         return sorted(found, key=lambda voice: (voice.created_at, voice.id))
 
     def find(self, owner: str, voice_id: str) -> tuple[StoredVoice, bytes] | None:
         """Return a voice and its recording, or None if the owner has no such voice."""
-        voice = self._head(owner, voice_id)
+        voice = self.head(owner, voice_id)
         if voice is None:
             return None
         try:
@@ -127,7 +127,8 @@ class VoiceStore:
             return False
         return True
 
-    def _head(self, owner: str, voice_id: str) -> StoredVoice | None:
+    def head(self, owner: str, voice_id: str) -> StoredVoice | None:
+        """Return a voice without its recording, or None if the owner has no such voice."""
         try:
             with self._path(owner, voice_id).open("rb") as file:
                 return _read(file.readline())

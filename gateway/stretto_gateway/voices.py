@@ -1,8 +1,6 @@
 """`/v1/audio/voices`: the model's voices, and voices that callers add."""
 
 import asyncio
-import base64
-import binascii
 from contextlib import aclosing
 from typing import Annotated
 
@@ -15,51 +13,31 @@ from starlette.responses import Response
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
-from stretto_gateway.catalogue import aliases, find_task
+from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.catalogue import (
+    CallersVoices,
+    aliases,
+    clones,
+    expect_store,
+    find_task,
+    has_voice,
+    no_cloning,
+    plain_name,
+    unknown_voice,
+)
 from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Body, Ignored, SpeechFields, Text
-from stretto_gateway.voice_store import ID, StoredVoice, TooManyVoices, VoiceStore
-
-FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or files"
-
-
-def read_recording(param: str, text: str, max_bytes: int) -> bytes:
-    """Decode a recording in a request field.
-
-    Args:
-        param: Name of the field, for error messages.
-        text: Base64, or a `data:` URL with base64.
-        max_bytes: Maximum size of the file.
-
-    Raises:
-        ApiError: `text` is another kind of URL, is not base64, or is too long.
-    """
-    data = text
-    if text[:5].lower() == "data:":
-        head, _, data = text.partition(",")
-        if not head.lower().endswith(";base64"):
-            raise refused(param, "a data: URL whose data is base64 (;base64)", text)
-    elif "://" in text[:64] or text[:5].lower() == "file:":
-        raise refused(param, FETCHES_NOTHING, text)
-    if len(data) > 4 * (max_bytes + 2) // 3:
-        raise mismatch(param, f"at most {max_bytes} bytes", f"{3 * len(data) // 4} bytes")
-    try:
-        recording = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise refused(param, FETCHES_NOTHING, text) from None
-    if not 0 < len(recording) <= max_bytes:
-        raise mismatch(param, f"1 to {max_bytes} bytes", f"{len(recording)} bytes")
-    return recording
-
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Ignored, SpeechFields, Text, TextFields
+from stretto_gateway.voice_store import StoredVoice, TooManyVoices
 
 router = APIRouter()
-FIELDS = {"audio": "audio_sample", "messages[0].text": "ref_text"}  # maps the server's field names to request fields
+# Request fields, keyed by the server's field names.
+FIELDS = {"audio": "audio_sample", "messages[0].audio": "audio_sample", "messages[0].text": "ref_text"}
 SAMPLE = "One, two."  # text that is spoken to test a new voice
 MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
 
 
-class VoiceForm(Body):
+class VoiceForm(TextFields):
     """Multipart form that adds a voice: a recording and its metadata.
 
     The recording may be wav, flac, ogg, mp3, webm, m4a, mp4 or aac.
@@ -84,6 +62,8 @@ async def list_voices(request: Request) -> Voices:
     profile = await gateway.catalogue.profile()
     stored = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
+    # a caller's own voice takes precedence over an alias
+    own = {plain_name(voice.name) for voice in stored if any(map(clones, profile.tasks))}
     return {
         "object": "list",
         "voices": [
@@ -92,7 +72,7 @@ async def list_voices(request: Request) -> Voices:
         ],
         "names": list(profile.voices),
         "titles": titles,
-        "aliases": aliases(profile),
+        "aliases": {name: voice for name, voice in aliases(profile).items() if name not in own},
         "form": fields_taken(gateway, profile),
         "data": [record(voice) for voice in stored],
     }
@@ -103,9 +83,10 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     """Store the voice in a recording once the model has generated audio with it."""
     gateway: Gateway = request.app.state.gateway
     response.headers.update(Ignored(form, gateway.strict).headers)
-    store = require_store(gateway)
+    store = expect_store(gateway.voices)
     profile = await gateway.catalogue.model(form.model)
     task = cloning_task(profile)
+    check_name(profile, form.name)
     if form.ref_text and "text" not in task.system:
         expected = f"no value ({profile.family!r} does not use the transcript of a recording)"
         raise refused("ref_text", expected, form.ref_text)
@@ -128,57 +109,56 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
 async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
     """Delete a voice that the caller added."""
     gateway: Gateway = request.app.state.gateway
-    if not await asyncio.to_thread(require_store(gateway).remove, request.state.owner, voice_id):
-        raise unknown(404, voice_id)
+    if not await asyncio.to_thread(expect_store(gateway.voices).remove, request.state.owner, voice_id):
+        raise unknown_voice(404, voice_id)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
 
 
-async def recorded_voice(
+async def choose_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
-) -> RecordedVoice | None:
-    """Return the recorded voice that a request selects; None if it selects no recorded voice.
+) -> RecordedVoice | str | None:
+    """Return the recorded voice that a request selects, the model's name of a voice, or None for the default.
 
     Args:
         gateway: The gateway, with the stored voices.
         profile: The served model.
         item: Fields of the request; `ref_audio` takes precedence over `voice`.
         asked: State of the request, set by the guard.
-        ignored: Receives the fields that this model does not support.
+        ignored: Receives the fields that have no effect.
 
     Raises:
         ApiError: The caller has no such voice, the model does not clone voices, the recording is unreadable, or the
             memory limit is exceeded.
     """
-    if item.ref_audio is not None or item.ref_text:
-        return _recorded(gateway, profile, item, asked, ignored)
-    name = item.voice_name
-    if name is None or ID.fullmatch(name) is None:
-        return None
-    task = cloning_task(profile, "voice")
-    found = await asyncio.to_thread(require_store(gateway, "voice").find, asked.owner, name)
-    if found is None:
-        raise unknown(400, name)
-    voice, recording = found
-    asked.keep(len(recording))
-    return RecordedVoice(recording, voice.text if "text" in task.system else "")
+    task = find_task(profile, ("tts",), "text to speech")
+    voice: RecordedVoice | str | None = _reference(gateway, profile, task, item, ignored)
+    if voice is None:
+        voice = await CallersVoices(gateway.voices, asked.owner).choose(profile, task, item.voice_name)
+    elif item.voice_name is not None:
+        ignored.record("voice")  # even if the gateway is strict, because OpenAI's clients require a voice
+    if isinstance(voice, RecordedVoice):
+        assert isinstance(voice.audio, bytes)
+        asked.keep(len(voice.audio))
+    return voice
 
 
-def _recorded(
-    gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
+def _reference(
+    gateway: Gateway, profile: ModelProfile, task: TaskProfile, item: SpeechFields, ignored: Ignored
 ) -> RecordedVoice | None:
     """Return the voice in `ref_audio`; None if there is none or the model does not clone voices."""
-    system = find_task(profile, ("tts",), "text to speech").system
-    text = item.ref_text or ""
-    if text and ("text" not in system or item.ref_audio is None):
+    audio, text = item.ref_audio, item.ref_text or ""
+    if text and ("text" not in task.system or audio is None):
         ignored.add("ref_text", "no value without ref_audio, or if the model does not use it", text)
         text = ""
-    if item.ref_audio is None:
+    if audio is None:
         return None
-    if "audio" not in system:
-        ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", item.ref_audio)
+    if not clones(task):
+        ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", audio)
         return None
-    recording = read_recording("ref_audio", item.ref_audio, gateway.limits.max_voice_bytes)
-    asked.keep(len(recording))
+    recording, max_bytes = read_audio("ref_audio", audio), gateway.limits.max_voice_bytes
+    if not 0 < len(recording) <= max_bytes:
+        expected = f"at most {max_bytes} bytes" if recording else f"1 to {max_bytes} bytes"
+        raise mismatch("ref_audio", expected, f"{len(recording)} bytes")
     return RecordedVoice(recording, text)
 
 
@@ -190,37 +170,29 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
             await anext(events, None)
 
 
-def cloning_task(profile: ModelProfile, param: str = "model") -> TaskProfile:
-    """Return the task that clones recorded voices; raise ApiError for the field `param` if there is none."""
+def cloning_task(profile: ModelProfile) -> TaskProfile:
+    """Return the task that speaks in recorded voices; raise ApiError for the field `model` if there is none."""
     task = find_task(profile, ("tts",), "text to speech")
-    if "audio" not in task.system:
-        message = f"{param}: {profile.family!r} does not clone voices"
-        raise ApiError(400, message, param, "unsupported")
+    if not clones(task):
+        raise no_cloning(profile, "model")
     return task
+
+
+def check_name(profile: ModelProfile, name: str) -> None:
+    """Raise ApiError if the model has a voice with that name, which a request could then not tell apart."""
+    if has_voice(profile, name):
+        raise refused("name", f"a name that no voice of {profile.family!r} has", name)
 
 
 def fields_taken(gateway: Gateway, profile: ModelProfile) -> list[str]:
     """Return the names of the fields that add a voice, except `model`; empty if voices cannot be added."""
     try:
-        require_store(gateway)
+        expect_store(gateway.voices)
         task = cloning_task(profile)
     except ApiError:
         return []
     without = {"model"} if "text" in task.system else {"model", "ref_text"}
     return [name for name in VoiceForm.model_fields if name not in without]
-
-
-def require_store(gateway: Gateway, param: str | None = None) -> VoiceStore:
-    """Return the voice store; raise ApiError for the field `param` if the gateway has none."""
-    if gateway.voices is None:
-        message = "voice: this gateway stores no voices; start it with --voices FOLDER"
-        raise ApiError(400, message, param, "unsupported")
-    return gateway.voices
-
-
-def unknown(status: int, voice_id: str) -> ApiError:
-    """Return the error for an unknown id. Voices that belong to other callers give the same error."""
-    return ApiError(status, f"voice: unknown voice {voice_id[:60]!r}", "voice", "voice_not_found")
 
 
 def named(voice_id: str, name: str) -> NamedId:

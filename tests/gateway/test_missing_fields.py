@@ -151,6 +151,7 @@ async def test_null_turn_detection_switches_it_off(start: Start) -> None:
     [
         ("/v1/audio/transcriptions", TranscriptionForm),
         ("/v1/audio/translations", TranslationForm),
+        ("/v1/audio/voices", VoiceForm),
     ],
 )
 async def test_blank_form_fields_count_as_missing(

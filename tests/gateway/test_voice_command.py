@@ -59,6 +59,15 @@ async def clones() -> AsyncIterator[tuple[FakeServer, str]]:
     await server.stop()
 
 
+async def test_command_refuses_the_name_of_a_voice_of_the_model(
+    clones: tuple[FakeServer, str], folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["add", str(recording), "--name", "RMS", "--consent", "my own", "--server", clones[1]]
+    assert await asyncio.to_thread(main, words) == 2
+    assert "name: expected a name that no voice of 'tiny' has, got 'RMS'" in capsys.readouterr().err
+    assert not list(folder.glob("*/*"))
+
+
 async def test_running_gateway_sees_voices_added_and_removed_by_command(
     start: Start,
     clones: tuple[FakeServer, str],

@@ -5,8 +5,10 @@ import errno
 import json
 import logging
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -17,9 +19,11 @@ from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
+from stretto_gateway.speech_request import HEADER
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
+from tests.gateway.realtime.test_bounds import open_socket
 from tests.patience import PATIENCE_S, until_async
 
 KEYS = ("the-key-of-the-first", "the-key-of-the-other")
@@ -157,6 +161,147 @@ async def test_batch_and_long_text_requests_use_the_cloned_voice(start: Start, t
     assert len(with_voice) > 2
     assert {told(request)[1] for request in with_voice} == {RECORDING}
     assert [request["text"] for request in running.behind.requests if "text" in request] == [b"Two."]
+
+
+ALONE = cloning("text", "audio") | {"voices": []}
+
+
+async def test_uploaded_voice_is_used_by_its_name(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path, strict=True)
+    await added_voice(running, name="Grandma Élise")
+    names = ("Grandma Élise", "grandma élise", " GRANDMA ÉLISE ", unicodedata.normalize("NFD", "Grandma Élise"))
+    async with running.http() as http:
+        for name in names:
+            del running.behind.requests[:]
+            body = {"input": "A cat.", "voice": name, "response_format": "pcm"}
+            assert (await http.post("/v1/audio/speech", json=body)).status_code == 200
+            assert (await http.post("/v1/audio/speech", json=body | {"voice": {"id": name}})).status_code == 200
+            batch = {"items": [{"input": "A cat."}, {"input": "A cat.", "voice": "slt"}], "voice": name}
+            answer = await http.post("/v1/audio/speech/batch", json=batch)
+            assert (answer.status_code, answer.json()["succeeded"]) == (200, 2), answer.text
+            assert [request.get("audio") for request in running.behind.requests].count(RECORDING) == 3, name
+    for path, begin in (
+        ("/v1/audio/speech/stream", json.dumps({"type": "session.config", "voice": names[1]})),
+        (f"/api/tts_streaming?format=Pcm&voice={quote(names[0])}", None),
+    ):
+        del running.behind.requests[:]
+        async with open_socket(running, path) as opened:
+            if begin is not None:
+                await opened.send(begin)
+            await opened.send(json.dumps({"type": "input.text", "text": "A cat."}) if begin else "A cat.")
+            await opened.send(json.dumps({"type": "input.done"}) if begin else b"\0")
+            async with asyncio.timeout(PATIENCE_S):
+                while not isinstance(await opened.recv(), bytes):
+                    pass
+        assert told(running.behind.requests[0])[1] == RECORDING
+
+
+async def test_ambiguous_voice_name_is_refused_with_the_ids(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    ids = {await added_voice(running), await added_voice(running)}
+    other = await added_voice(running, name="MINE")
+    num_asked = len(running.behind.requests)
+    answer = await Caller(running).speak("mine")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "voice")
+    assert all(voice in error["message"] for voice in ids)
+    assert "one of your 2 voices with this name" in error["message"]
+    assert len(running.behind.requests) == num_asked
+    assert (await Caller(running).speak("MINE")).status_code == 200, "it is the only one in these letters"
+    assert (await Caller(running).speak("Mine")).status_code == 400
+    for voice in (*ids, other):
+        assert (await Caller(running).speak(voice)).status_code == 200
+    await Caller(running).forget(ids.pop())
+    assert (await Caller(running).speak("mine")).status_code == 200
+    for _ in range(6):
+        await added_voice(running)
+    assert "7 voices" in (await Caller(running).speak("mine")).json()["error"]["message"]
+
+
+async def test_voices_of_the_model_precede_uploaded_ones_and_these_precede_aliases(
+    start: Start, tmp_path: Path
+) -> None:
+    without = await start(SPOKEN, ALONE, voices=tmp_path)
+    await added_voice(without, name="SLT")
+    await added_voice(without, name="Alloy")
+    assert (await Caller(without).speak("slt")).status_code == 200
+    assert told(without.behind.requests[-1])[1] == RECORDING
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    assert (await Caller(running).speak("slt")).status_code == 200
+    assert json.loads(running.behind.requests[-1]["options"])["voice"] == "slt"
+    assert (await Caller(running).speak("alloy")).status_code == 200
+    assert told(running.behind.requests[-1])[1] == RECORDING
+    assert (await Caller(running).speak("ash")).status_code == 200
+    assert json.loads(running.behind.requests[-1]["options"])["voice"] in ("slt", "rms")
+    assert {"alloy", "ash"} & set((await Caller(running).list())["aliases"]) == {"ash"}
+    refused = await Caller(running).bring(name=" Slt")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "name")
+    assert "expected a name that no voice of 'tiny' has, got ' Slt'" in refused.json()["error"]["message"]
+
+
+async def test_voice_names_are_private_to_their_key(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, keys=KEYS, voices=tmp_path)
+    await added_voice(running, KEYS[0])
+    assert (await Caller(running, KEYS[0]).speak("mine")).status_code == 200
+    others, nobodys = [await Caller(running, KEYS[1]).speak(name) for name in ("mine", "nobodys")]
+    assert others.status_code == nobodys.status_code == 400
+    assert others.text.replace("'mine'", "") == nobodys.text.replace("'nobodys'", "")
+    own = (await Caller(running, KEYS[0]).speak("nobodys")).json()["error"]["message"]
+    assert "expected one of slt, rms, mine, alloy" in own
+
+
+async def test_stored_names_do_not_affect_a_model_that_clones_no_voices(start: Start, tmp_path: Path) -> None:
+    await added_voice(await start(SPOKEN, CLONES, voices=tmp_path), name="alloy")
+    running = await start(SPOKEN, voices=tmp_path)
+    assert (await Caller(running).speak("alloy")).status_code == 200
+    assert json.loads(running.behind.requests[-1]["options"])["voice"] == "slt"
+    assert "alloy" in (await Caller(running).list())["aliases"]
+
+
+@pytest.mark.parametrize("field", ["audio", "messages[0].audio"])
+async def test_refused_recordings_are_reported_under_their_request_field(
+    start: Start, tmp_path: Path, field: str
+) -> None:
+    """Silence, for example, is refused by the server."""
+    voice = await added_voice(await start(SPOKEN, CLONES, voices=tmp_path))
+    running = await start(
+        [ErrorText(f"invalid request: {field}: expected a recording of a voice, got silence")], CLONES, voices=tmp_path
+    )
+    told = "expected a recording of a voice, got silence"
+    answer = await Caller(running).bring(name="silent")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"audio_sample: {told}")
+    assert answer.json()["error"]["param"] == "audio_sample"
+    assert [each["id"] for each in (await Caller(running).list())["data"]] == [voice]
+    async with running.http() as http:
+        for name, value in (("voice", "mine"), ("ref_audio", "AAAA")):
+            answer = await http.post("/v1/audio/speech", json={"input": "A cat.", name: value})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"{name}: {told}")
+
+
+async def test_voice_beside_ref_audio_is_reported_as_ignored(start: Start, tmp_path: Path) -> None:
+    for is_strict in (False, True):
+        running = await start(SPOKEN, CLONES, voices=tmp_path, strict=is_strict)
+        voice = await added_voice(running)
+        body: dict[str, Any] = {"input": "A cat.", "ref_audio": "UklGRg==", "response_format": "pcm"}
+        async with running.http() as http:
+            for more in ({"voice": "slt"}, {"voice": "alloy"}, {"voice": voice}, {"voice": "nobody"}):
+                answer = await http.post("/v1/audio/speech", json=body | more)
+                assert (answer.status_code, answer.headers[HEADER]) == (200, "voice"), more
+                assert running.behind.requests[-1]["audio"] == b"RIFF"
+            for more in ({}, {"voice": None}, {"voice": ""}):
+                assert HEADER not in (await http.post("/v1/audio/speech", json=body | more)).headers
+            batch = await http.post("/v1/audio/speech/batch", json={"items": [body | {"voice": "slt"}]})
+            assert batch.headers[HEADER] == "voice"
+        assert (await Caller(running).forget(voice)).status_code == 200
+
+
+async def test_ref_text_beside_an_uploaded_voice_is_reported_as_ignored(start: Start, tmp_path: Path) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path)
+    await added_voice(running)
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": "A cat.", "voice": "mine", "ref_text": "It is I."})
+    assert (answer.status_code, answer.headers[HEADER]) == (200, "ref_text")
+    assert told(running.behind.requests[-1]) == ({"role": "system", "audio": "audio", "text": "It is me."}, RECORDING)
 
 
 async def test_voice_recordings_count_as_held_while_speaking(start: Start, tmp_path: Path) -> None:

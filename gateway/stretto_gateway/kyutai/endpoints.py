@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
 from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.catalogue import DUPLEX, find_task, find_voice
+from stretto_gateway.catalogue import DUPLEX, CallersVoices, find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
 from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
@@ -29,7 +29,7 @@ from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignment
 from stretto_gateway.speech_request import Ignored, SpeechFields, Text, TextFields
 from stretto_gateway.speech_stream import StreamedText, asking
-from stretto_gateway.voice_store import ID
+from stretto_gateway.voice_store import StoredVoice
 
 router = APIRouter()
 HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message on /api/chat
@@ -203,18 +203,22 @@ class SpeakQuery(TextFields):
     top_k: int | None = None
     cfg_alpha: float | None = Field(default=None, allow_inf_nan=False)
 
-    def fields(self, profile: ModelProfile, is_strict: bool) -> SpeechFields:
+    def fields(self, profile: ModelProfile, is_strict: bool, own: StoredVoice | None = None) -> SpeechFields:
         """Return the fields of a speech request.
 
         Unless `is_strict`, an unknown voice is replaced by the model's default, because Kyutai's clients send the
         names of Kyutai's own voice files. `cfg_alpha` is ignored unless it is one of the model's guidance scales.
 
+        Args:
+            profile: The served model.
+            is_strict: True to reject an unknown voice.
+            own: The caller's own voice that `voice` selects; None if it selects none.
+
         Raises:
             ApiError: The voice is unknown and `is_strict` is true.
         """
         try:
-            is_stored = self.voice is not None and ID.fullmatch(self.voice) is not None
-            voice = self.voice if is_stored else kyutai_voice(profile, self.voice)
+            voice = own.id if own is not None else kyutai_voice(profile, self.voice)
         except ApiError:
             if is_strict:
                 raise
@@ -236,7 +240,9 @@ class SpeakSession(KyutaiSession):
         profile = await self._gateway.catalogue.profile()
         query = validated(SpeakQuery, dict(self._socket.query_params))
         find_task(profile, ("tts",), "text to speech")
-        self._fields = query.fields(profile, self._gateway.strict)
+        voices = CallersVoices(self._gateway.voices, self._socket.state.owner)
+        own = await voices.own(profile, query.voice)
+        self._fields = query.fields(profile, self._gateway.strict, own)
         self._encoder = make_encoder("opus", DEFAULT_RATE) if query.format.startswith("Ogg") else None
         self._is_packed = query.format.endswith("MessagePack")
         self._is_aligned = wants_alignment(profile)
