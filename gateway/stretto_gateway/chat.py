@@ -1,7 +1,6 @@
 """`POST /v1/chat/completions`: generates the next turn of a conversation, as text or speech."""
 
 import base64
-import binascii
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
+from stretto_gateway.base64_audio import read_audio
 from stretto_gateway.catalogue import converses, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.events import Streamed, reply_events
@@ -119,7 +119,8 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
             if part.type == "text":
                 turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
             else:
-                conversation.files.append(read_base64(given(part.input_audio, f"{path}.input_audio").data, path))
+                audio = given(part.input_audio, f"{path}.input_audio")
+                conversation.files.append(read_audio(f"{path}.input_audio.data", audio.data))
                 turn["audio"] = "audio"
             conversation.turns.append(turn)
     return conversation
@@ -130,14 +131,6 @@ def given(value: Any, path: str) -> Any:
     if value is None:
         raise ApiError(400, f"{path}: missing", path, "missing")
     return value
-
-
-def read_base64(data: str, path: str) -> bytes:
-    """Decode a file in base64; raise ApiError for the field `path` if `data` is not base64."""
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise refused(f"{path}.input_audio.data", "base64", data) from None
 
 
 def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> TaskProfile:

@@ -45,7 +45,7 @@ VALUES = b"[{,"  # bytes before every JSON value except the first
 VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory per parsed value; number of values that is always admitted
 LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
-BASE64 = (string.ascii_letters + string.digits + "+/=").encode()
+BASE64 = (string.ascii_letters + string.digits + "+/-_=").encode()
 
 
 class Keys:

@@ -1,8 +1,6 @@
 """WebSocket session: the channel to its client, the main loop, and the client's events."""
 
 import asyncio
-import base64
-import binascii
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +12,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
-from stretto_gateway.chat import MAX_PARTS, MAX_TURNS
+from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.chat import MAX_PARTS, MAX_TURNS, given
 from stretto_gateway.connection import POLICY, Rate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
@@ -239,7 +238,7 @@ class SessionUpdate(ClientEvent):
 
 
 class AudioAppend(ClientEvent):
-    """Audio input: pcm16 at 24 kHz in base64."""
+    """Next bytes of the audio input, pcm16 at 24 kHz in base64. A sample may begin in one event and end in the next."""
 
     audio: str
 
@@ -413,13 +412,8 @@ def event_id(record: dict[str, Any]) -> str | None:
 
 
 def read_pcm(data: str | None, path: str) -> bytes:
-    """Decode base64 samples; raise ApiError for the field `path` if they are missing or invalid."""
-    if data is None:
-        raise ApiError(400, f"{path}: missing", path, "missing")
-    try:
-        pcm = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise refused(path, "base64", data) from None
+    """Decode a whole recording; raise ApiError for the field `path` if it is missing or invalid."""
+    pcm = read_audio(path, given(data, path))
     if len(pcm) % 2:
         raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(pcm)} bytes")
     return pcm
