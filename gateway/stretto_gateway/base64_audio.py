@@ -11,7 +11,7 @@ BLANKS = b" \t\r\n\v\f"  # such as the ends of lines that the command `base64` w
 STANDARD = bytes.maketrans(b"-_", b"+/")  # from the URL-safe alphabet (RFC 4648, section 5)
 
 
-def read_audio(param: str, text: str) -> bytes:
+def read_audio(param: str, text: str, expected: str = "base64") -> bytes:
     """Decode audio in base64.
 
     Blanks and the URL-safe alphabet, also without padding, are accepted, because programs write all of these forms.
@@ -19,6 +19,7 @@ def read_audio(param: str, text: str) -> bytes:
     Args:
         param: Name of the field, for error messages.
         text: Base64, or a `data:` URL with base64.
+        expected: Description of valid text, for error messages.
 
     Raises:
         ApiError: `text` is another kind of URL, or is not base64.
@@ -33,9 +34,10 @@ def read_audio(param: str, text: str) -> bytes:
     try:
         plain = unquote_to_bytes(data) if "%" in data else data.encode("ascii")
         plain = plain.translate(None, BLANKS)
-        if b"+" not in plain and b"/" not in plain:  # RFC 4648 lets the URL-safe alphabet have no padding
-            plain = plain.translate(STANDARD).rstrip(b"=")
-            plain += b"=" * (-len(plain) % 4)
+        if b"+" not in plain and b"/" not in plain:
+            plain = plain.translate(STANDARD)
+            if not plain.endswith(b"="):  # RFC 4648 lets the URL-safe alphabet have no padding
+                plain += b"=" * (-len(plain) % 4)
         return base64.b64decode(plain, validate=True)
     except (binascii.Error, ValueError):
-        raise refused(param, FETCHES_NOTHING, text) from None
+        raise refused(param, expected, text) from None

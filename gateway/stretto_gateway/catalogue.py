@@ -5,6 +5,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
 from stretto_client.schema import expected_voices
@@ -192,6 +193,13 @@ def clones(task: TaskProfile) -> bool:
     return task.speaks and "audio" in task.system
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class VoiceFile(RecordedVoice):
+    """Recorded voice whose file is in memory."""
+
+    audio: bytes
+
+
 class CallersVoices:
     """Voices that the requests of one caller may name.
 
@@ -215,7 +223,7 @@ class CallersVoices:
         elif not any(clones(task) for task in profile.tasks if converses(task) or task.name == DUPLEX):
             raise no_cloning(profile, "voice", " in conversations")
 
-    async def choose(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> RecordedVoice | str | None:
+    async def choose(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> VoiceFile | str | None:
         """Return the caller's voice, the model's name of a voice, or None for the default voice.
 
         Args:
@@ -226,15 +234,22 @@ class CallersVoices:
         Raises:
             ApiError: The voice is unknown or ambiguous, or the task does not clone voices.
         """
+        return await self.recording(profile, task, name) or await self._models_voice(profile, name)
+
+    async def recording(self, profile: ModelProfile, task: TaskProfile, name: str | None) -> VoiceFile | None:
+        """Return the caller's own voice that `name` selects; None if it selects none.
+
+        Raises the same errors as `own`, and ApiError if the task does not clone voices.
+        """
         own = await self.own(profile, name)
         if own is None:
-            return await self._models_voice(profile, name)
+            return None
         if not clones(task):
             raise no_cloning(profile, "voice", f" in task {task.name!r}")
         found = await asyncio.to_thread(expect_store(self._store, "voice").find, self._owner, own.id)
         if found is None:  # deleted a moment ago
             raise unknown_voice(400, own.id)
-        return RecordedVoice(found[1], own.text if "text" in task.system else "")
+        return VoiceFile(found[1], own.text if "text" in task.system else "")
 
     async def own(self, profile: ModelProfile, name: str | None) -> StoredVoice | None:
         """Return the caller's own voice that `name` selects; None if it selects none.

@@ -17,13 +17,13 @@ from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
 from stretto_gateway.base64_audio import read_audio
-from stretto_gateway.catalogue import converses, find_voice
+from stretto_gateway.catalogue import CallersVoices, VoiceFile, converses
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
-from stretto_gateway.speech_request import AudioFormat, Body, Ignored, RequestObject, Text
+from stretto_gateway.speech_request import AudioFormat, Body, Ignored, RequestObject, Text, Voiced
 
 MAX_TURNS, MAX_PARTS = 64, 64  # maximum number of turns in a conversation, and of parts in a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -51,10 +51,9 @@ class Message(RequestObject):
     content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class AudioForm(RequestObject):
+class AudioForm(Voiced):
     """Voice and format of a spoken reply. The format of a streamed reply must be `pcm16`."""
 
-    voice: Text | None = None
     format: AudioFormat | Literal["pcm16"] = "wav"
 
 
@@ -87,6 +86,14 @@ class Conversation:
     def kinds(self) -> set[str]:
         """Return the kinds of content in the last turn: `text`, `audio`."""
         return set(self.turns[-1]) - {"role"}
+
+
+def set_voice(recording: bytes, turns: list[dict[str, Any]], files: list[bytes]) -> None:
+    """Let the replies have a recorded voice: make its file the audio of the system turn."""
+    if not turns or turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system"})
+    turns[0] = turns[0] | {"audio": "audio"}
+    files.insert(0, recording)
 
 
 class Texts:
@@ -173,7 +180,12 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     options: TaskOptions = {**body.options(), "task": task.name}
     if speaks:
         options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
-        if (voice := find_voice(profile, body.audio.voice)) is not None:
+        voices = CallersVoices(gateway.voices, request.state.owner)
+        voice = await voices.choose(profile, task, body.audio.voice_name)
+        if isinstance(voice, VoiceFile):
+            request.state.keep(len(voice.audio))
+            set_voice(voice.audio, conversation.turns, conversation.files)
+        elif voice is not None:
             options["voice"] = voice
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}

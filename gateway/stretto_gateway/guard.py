@@ -21,6 +21,7 @@ from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead, networ
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
+from stretto_gateway.voice_store import EVERYBODY
 
 LOG = logging.getLogger("stretto_gateway")
 # Paths that need no key, for load balancers and for browsers before the user has entered a key.
@@ -39,7 +40,6 @@ VOICES = "/v1/audio/voices"
 RECORDINGS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+))(?::\d{0,5})?")
 ANY_ORIGIN = "*"  # allows pages of any origin
-EVERYBODY = "everybody"  # owner of stored voices if there are no keys
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes before every JSON value except the first
 VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory per parsed value; number of values that is always admitted

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stretto_client import (
     ClientError,
     ModelProfile,
+    RecordedVoice,
     ServerUnavailable,
     SpeakArguments,
     SpeechClient,
@@ -98,7 +99,7 @@ class RoutedClient:
         /,
         *,
         system: str = "",
-        voice: str | None = None,
+        voice: str | RecordedVoice | None = None,
         total_s: float | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Speech:

@@ -19,9 +19,9 @@ from stretto_client.__main__ import Parser
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
 from stretto_gateway.config import Limits
-from stretto_gateway.guard import EVERYBODY, Keys
+from stretto_gateway.guard import Keys
 from stretto_gateway.speech_request import MAX_REF_CHARS
-from stretto_gateway.voice_store import StoredVoice, TooManyVoices, VoiceStore
+from stretto_gateway.voice_store import EVERYBODY, StoredVoice, TooManyVoices, VoiceStore
 from stretto_gateway.voices import MAX_CONSENT_CHARS, MAX_NAME_CHARS, SAMPLE, check_name, cloning_task
 
 PROG = "stretto voices"

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 LOG = logging.getLogger("stretto_gateway")
-ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(r"everybody|[0-9a-f]{64}")
+EVERYBODY = "everybody"  # owner of all voices if there are no keys
+ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(rf"{EVERYBODY}|[0-9a-f]{{64}}")
 SUFFIX, UNFINISHED = ".recording", ".unfinished"
 ABANDONED_S = 3600.0  # age of stale files; another gateway that uses the folder finishes its writes within seconds
 

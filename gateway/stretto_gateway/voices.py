@@ -13,9 +13,10 @@ from starlette.responses import Response
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_audio import FETCHES_NOTHING, read_audio
 from stretto_gateway.catalogue import (
     CallersVoices,
+    VoiceFile,
     aliases,
     clones,
     expect_store,
@@ -116,7 +117,7 @@ async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
 
 async def choose_voice(
     gateway: Gateway, profile: ModelProfile, item: SpeechFields, asked: State, ignored: Ignored
-) -> RecordedVoice | str | None:
+) -> VoiceFile | str | None:
     """Return the recorded voice that a request selects, the model's name of a voice, or None for the default.
 
     Args:
@@ -131,20 +132,19 @@ async def choose_voice(
             memory limit is exceeded.
     """
     task = find_task(profile, ("tts",), "text to speech")
-    voice: RecordedVoice | str | None = _reference(gateway, profile, task, item, ignored)
+    voice: VoiceFile | str | None = _reference(gateway, profile, task, item, ignored)
     if voice is None:
         voice = await CallersVoices(gateway.voices, asked.owner).choose(profile, task, item.voice_name)
     elif item.voice_name is not None:
         ignored.record("voice")  # even if the gateway is strict, because OpenAI's clients require a voice
-    if isinstance(voice, RecordedVoice):
-        assert isinstance(voice.audio, bytes)
+    if isinstance(voice, VoiceFile):
         asked.keep(len(voice.audio))
     return voice
 
 
 def _reference(
     gateway: Gateway, profile: ModelProfile, task: TaskProfile, item: SpeechFields, ignored: Ignored
-) -> RecordedVoice | None:
+) -> VoiceFile | None:
     """Return the voice in `ref_audio`; None if there is none or the model does not clone voices."""
     audio, text = item.ref_audio, item.ref_text or ""
     if text and ("text" not in task.system or audio is None):
@@ -155,11 +155,11 @@ def _reference(
     if not clones(task):
         ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", audio)
         return None
-    recording, max_bytes = read_audio("ref_audio", audio), gateway.limits.max_voice_bytes
+    recording, max_bytes = read_audio("ref_audio", audio, FETCHES_NOTHING), gateway.limits.max_voice_bytes
     if not 0 < len(recording) <= max_bytes:
         expected = f"at most {max_bytes} bytes" if recording else f"1 to {max_bytes} bytes"
         raise mismatch("ref_audio", expected, f"{len(recording)} bytes")
-    return RecordedVoice(recording, text)
+    return VoiceFile(recording, text)
 
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:

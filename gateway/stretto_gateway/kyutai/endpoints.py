@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
 from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.catalogue import DUPLEX, CallersVoices, find_task, find_voice
+from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
 from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
@@ -62,10 +62,14 @@ class ChatQuery(TextFields):
     audio_temperature: float | None = Field(default=None, allow_inf_nan=False)
     audio_topk: int | None = None
 
-    def arguments(self, profile: ModelProfile) -> dict[str, Any]:
+    def arguments(self, profile: ModelProfile, own: VoiceFile | None = None) -> dict[str, Any]:
         """Return the arguments of `SpeechClient.talk` except the audio; raise ApiError for an unknown voice.
 
         Values that the model cannot use have no effect.
+
+        Args:
+            profile: The served model.
+            own: The caller's own voice that `voice_prompt` selects; None if it selects none.
         """
         text = {"temperature": self.text_temperature, "top_k": self.text_topk}
         depth = {"temperature": self.audio_temperature, "top_k": self.audio_topk}
@@ -75,17 +79,25 @@ class ChatQuery(TextFields):
         if self.seed is not None and self.seed >= 0:  # -1: any seed
             options["seed"] = self.seed
         has_roles = "text" in find_task(profile, (DUPLEX,), "full-duplex speech").system
-        options |= {"voice": kyutai_voice(profile, self.voice_prompt), "system": self.text_prompt if has_roles else ""}
+        voice = own or kyutai_voice(profile, self.voice_prompt)
+        options |= {"voice": voice, "system": self.text_prompt if has_roles else ""}
         return options | {"output": {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}}
 
 
 class ChatSession(ListeningSession):
     """Full-duplex session: sends text, and one frame of speech for each frame of user audio."""
 
+    _num_voice_bytes = 0
+
     async def begin(self) -> None:
         profile = await self._gateway.catalogue.profile()
-        find_task(profile, (DUPLEX,), "full-duplex speech")
-        options = validated(ChatQuery, dict(self._socket.query_params)).arguments(profile)
+        task = find_task(profile, (DUPLEX,), "full-duplex speech")
+        query = validated(ChatQuery, dict(self._socket.query_params))
+        own = await self._voices.recording(profile, task, query.voice_prompt)
+        if own is not None:
+            self._gateway.sessions.held.add(len(own.audio))
+            self._num_voice_bytes = len(own.audio)
+        options = query.arguments(profile, own)
         self._encoder, limits = make_encoder("opus", DEFAULT_RATE), self._gateway.limits
         options |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
         start = partial(self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, **options)
@@ -94,6 +106,10 @@ class ChatSession(ListeningSession):
     async def handle(self, message: str | bytes | None) -> None:
         if isinstance(message, bytes) and message.startswith(AUDIO):
             self._audio.add(message[1:])
+
+    def close(self) -> None:
+        super().close()
+        self._gateway.sessions.held.remove(self._num_voice_bytes)
 
     async def _report(self, event: SpeechEvent) -> None:
         if event.session:
@@ -240,8 +256,7 @@ class SpeakSession(KyutaiSession):
         profile = await self._gateway.catalogue.profile()
         query = validated(SpeakQuery, dict(self._socket.query_params))
         find_task(profile, ("tts",), "text to speech")
-        voices = CallersVoices(self._gateway.voices, self._socket.state.owner)
-        own = await voices.own(profile, query.voice)
+        own = await self._voices.own(profile, query.voice)
         self._fields = query.fields(profile, self._gateway.strict, own)
         self._encoder = make_encoder("opus", DEFAULT_RATE) if query.format.startswith("Ogg") else None
         self._is_packed = query.format.endswith("MessagePack")

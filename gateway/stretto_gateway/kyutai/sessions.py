@@ -13,12 +13,14 @@ from starlette.websockets import WebSocket
 from stretto_client import Speech, SpeechEvent
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.kyutai.messages import malformed
 from stretto_gateway.metrics import Trace
 from stretto_gateway.ogg import OggError, OggOpusDecoder
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, session_tasks
+from stretto_gateway.voice_store import EVERYBODY
 
 ITEM_BYTES = 192  # memory of a waiting item without its content
 MAX_MARKERS = 1024
@@ -133,6 +135,7 @@ class KyutaiSession(ABC):
 
     def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
         self._gateway, self._channel, self._socket, self._tasks = gateway, channel, socket, tasks
+        self._voices = CallersVoices(gateway.voices, getattr(socket.state, "owner", EVERYBODY))
         self._task: asyncio.Task[None] | None = None  # generates the output
 
     @property

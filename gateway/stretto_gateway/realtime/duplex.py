@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from stretto_client import ModelProfile, Speech
-from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.catalogue import DUPLEX, find_task, find_voice
+from stretto_gateway.answers import ApiError, error_path, refused
+from stretto_gateway.catalogue import DUPLEX, CallersVoices, VoiceFile, find_task
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
@@ -31,19 +31,31 @@ class Persona:
 
     Attributes:
         role: Role of the model; empty for none.
-        voice: The model's name for the voice; None for its default voice.
+        voice: The model's name for the voice, or a recording of it; None for its default voice.
         voice_name: Name of the voice in the settings.
         ignored: Settings without effect.
     """
 
     role: str
-    voice: str | None
+    voice: VoiceFile | str | None
     voice_name: str | None
     ignored: list[ApiError]
 
     @classmethod
-    def from_settings(cls, settings: RealtimeSettings, profile: ModelProfile, is_strict: bool) -> Self:
-        """Return the persona; raise ApiError if a strict gateway would have to ignore the role."""
+    async def from_settings(
+        cls, settings: RealtimeSettings, profile: ModelProfile, voices: CallersVoices, is_strict: bool
+    ) -> Self:
+        """Return the persona of a session.
+
+        Args:
+            settings: Settings of the session.
+            profile: The served model.
+            voices: Voices that the caller may name.
+            is_strict: True to reject a role that the model cannot have; False to ignore it.
+
+        Raises:
+            ApiError: The voice is unknown, or the role is rejected.
+        """
         role, name, ignored = settings.instructions or "", settings.audio.output.voice_name, list[ApiError]()
         task = find_task(profile, (DUPLEX,), "full-duplex sessions")
         if role and "text" not in task.system:
@@ -52,7 +64,8 @@ class Persona:
             if is_strict:
                 raise ignored[0]
             role = ""
-        return cls(role, find_voice(profile, name), name, ignored)
+        with error_path("session.audio.output"):
+            return cls(role, await voices.choose(profile, task, name), name, ignored)
 
 
 class DuplexReply(Reply):
@@ -65,13 +78,19 @@ class DuplexReply(Reply):
         persona: Role and voice.
     """
 
-    _fields = FIELDS | {"messages[0].text": "session.instructions", "options.voice": "session.audio.output.voice"}
+    _fields = (
+        FIELDS
+        | {"messages[0].text": "session.instructions"}
+        | dict.fromkeys(("options.voice", "audio", "messages[0].audio"), "session.audio.output.voice")
+    )
 
     def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, persona: Persona):
         conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is not an item of a conversation
         record = response_record(["audio"], persona.voice_name, None)
         output: Any = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
-        order = Order([], [], {"task": DUPLEX, "output": output}, record, persona.ignored, is_kept=False, speed=1.0)
+        files = [persona.voice.audio] if isinstance(persona.voice, VoiceFile) else []
+        options: Any = {"task": DUPLEX, "output": output}
+        order = Order([], files, options, record, persona.ignored, is_kept=False, speed=1.0)
         super().__init__(gateway, channel, conversation, order)
         self._audio, self._persona = audio, persona
 
@@ -90,8 +109,8 @@ class DuplexSession(Session):
     turns are rejected.
     """
 
-    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
-        super().__init__(gateway, channel, model, tasks)
+    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup, voices: CallersVoices):
+        super().__init__(gateway, channel, model, tasks, voices)
         self._audio: LiveTurn | None = None
         self._duplex: DuplexReply | None = None
         self._fixed: dict[str, str | None] = {}  # settings that do not change after the first audio
@@ -126,7 +145,7 @@ class DuplexSession(Session):
         self._settings = settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})})
 
     async def _append(self, event: client.AudioAppend) -> None:
-        pcm = client.read_pcm(event.audio, "audio")
+        pcm = self._read_samples(event)
         if self._duplex is None:
             await self._begin()
         assert self._audio is not None, "it begins with the response"
@@ -139,9 +158,10 @@ class DuplexSession(Session):
         """Begin the response; raise ApiError if the gateway is shutting down, or the role cannot be used."""
         if self._gateway.sessions.draining.is_set():
             raise ApiError(503, "the gateway is shutting down", code="unavailable")
+        self._expect_format("output", "response")
         assert isinstance(self._settings, RealtimeSettings)
         profile = await self._gateway.catalogue.profile()
-        persona = Persona.from_settings(self._settings, profile, self._gateway.strict)
+        persona = await Persona.from_settings(self._settings, profile, self._voices, self._gateway.strict)
         self._audio = LiveTurn(Item("user", [Part("input_audio", None)]), self._gateway.sessions.held)
         self._duplex = DuplexReply(self._gateway, self._channel, self._audio, persona)
         await self._duplex.begin(self._tasks)

@@ -8,6 +8,7 @@ from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, ClientSecret
+from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import new_id
@@ -23,6 +24,7 @@ from stretto_gateway.realtime.settings import (
     session_record,
 )
 from stretto_gateway.speech_request import Ignored
+from stretto_gateway.voice_store import EVERYBODY
 
 router = APIRouter()
 PROTOCOL = "realtime"  # subprotocol that browser pages offer in addition to their key; the server must accept it
@@ -45,7 +47,7 @@ async def open_session(socket: WebSocket) -> None:
         settings = secret.settings
         name = settings.model if isinstance(settings, RealtimeSettings) else name
     try:
-        settings.check(await gateway.catalogue.model(name))
+        await settings.check(await gateway.catalogue.model(name), CallersVoices(gateway.voices, socket.state.owner))
         with gateway.sessions.slot():
             await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
             await run(gateway, socket, settings, name)
@@ -60,7 +62,7 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     unknown = Ignored(body, gateway.strict)
     model = "gpt-realtime"
     change = Change(RealtimeSettings(model=model), body.session, model)
-    await restrict_to_model(change, gateway.catalogue, model)
+    await restrict_to_model(change, gateway.catalogue, model, CallersVoices(gateway.voices, request.state.owner))
     if gateway.strict:
         change.expect_honoured()
     for error in change.errors:
@@ -82,8 +84,9 @@ def transcribing(model: str) -> Settings:
 async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:
     """Run the session until it ends."""
     channel = Channel(socket, gateway.limits.stall_s)
+    voices = CallersVoices(gateway.voices, getattr(socket.state, "owner", EVERYBODY))
     async with session_tasks(channel) as tasks:
         kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else Session
-        with closing(kind(gateway, channel, model, tasks)) as session:
+        with closing(kind(gateway, channel, model, tasks, voices)) as session:
             await session.begin(settings)
             await attend(gateway, socket, session, tasks, lambda: gateway.limits.idle_s)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from stretto_client import ModelProfile, Speech, SpeechEvent, TaskOptions
 from stretto_gateway.answers import ApiError, error_path, refused
-from stretto_gateway.catalogue import find_voice
-from stretto_gateway.chat import conversing_task
+from stretto_gateway.catalogue import CallersVoices, VoiceFile
+from stretto_gateway.chat import conversing_task, set_voice
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
 from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
@@ -68,11 +68,12 @@ class Order:
         return sum(map(len, self.files)) + num_bytes
 
 
-def make_order(
+async def make_order(
     profile: ModelProfile,
     settings: RealtimeSettings,
     event: ResponseCreate,
     conversation: Conversation,
+    voices: CallersVoices,
     is_strict: bool,
 ) -> Order:
     """Prepare the request for a reply to `conversation`.
@@ -82,6 +83,7 @@ def make_order(
         settings: Settings of the session.
         event: The client's request.
         conversation: Conversation to answer.
+        voices: Voices that the caller may name.
         is_strict: True to raise ApiError for instructions that the family does not support; False to ignore them.
 
     Raises:
@@ -109,8 +111,10 @@ def make_order(
     if task.speaks:
         options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
         with error_path("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
-            voice = find_voice(profile, voice_name)
-        if voice is not None:
+            voice = await voices.choose(profile, task, voice_name)
+        if isinstance(voice, VoiceFile):
+            set_voice(voice.audio, turns, files)
+        elif voice is not None:
             options["voice"] = voice
     record = response_record(modalities, voice_name, fields.metadata)
     speed = fields.audio.output.speed or settings.audio.output.speed or 1.0

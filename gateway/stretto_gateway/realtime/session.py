@@ -7,15 +7,19 @@ from typing import Any
 
 from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, refused
+from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.catalogue import CallersVoices
+from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
-from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
+from stretto_gateway.realtime.audio_input import SAMPLE_BYTES, Edge, InputBuffer, milliseconds, samples
 from stretto_gateway.realtime.conversation import Item, Part, new_id
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import (
     Change,
     RealtimeSettings,
     Settings,
+    check_formats,
     ignoring,
     restrict_to_model,
     session_record,
@@ -31,14 +35,18 @@ class Session:
     The conversation of a session that only transcribes stays empty.
     """
 
-    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup):
+    def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup, voices: CallersVoices):
         self._gateway, self._channel, self._model, self._tasks = gateway, channel, model, tasks
+        self._voices = voices
         self._session_id = new_id("sess")
         self._expires_at = int(time.time() + gateway.limits.session_s)
         self._input = InputBuffer(samples(1000 * gateway.limits.max_turn_s), gateway.sessions.held)
-        self._talk = Talk(gateway, channel, tasks)
+        self._talk = Talk(gateway, channel, tasks, voices)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
+        self._half_sample = b""  # first byte of the sample that the next event completes
+        # Errors of the formats of `input` and `output`, until a format is set that the gateway has.
+        self._refused_formats: dict[str, ApiError | None] = {}
         self._next_id = new_id("item")  # id of the user's next item
         self._last_id: str | None = None  # id of the item that precedes the next item
         self._is_live, self._num_transcribed = (
@@ -61,7 +69,7 @@ class Session:
     async def begin(self, settings: Settings) -> None:
         """Apply the settings and send `session.created`."""
         profile = await self._gateway.catalogue.profile()
-        settings.check(profile)
+        await settings.check(profile, self._voices)
         self._apply(settings, profile)
         await self._channel.send("session.created", session=self._record())
 
@@ -87,9 +95,10 @@ class Session:
         self._talk.close()
 
     async def _update(self, event: client.SessionUpdate) -> None:
+        self._refused_formats |= check_formats(event.session)
         is_empty = self._talk.is_empty and not self._input.num_samples
         change = Change(self._settings, event.session, self._model, is_empty)
-        profile = await restrict_to_model(change, self._gateway.catalogue, self._model)
+        profile = await restrict_to_model(change, self._gateway.catalogue, self._model, self._voices)
         change.ignored[:0] = event.ignored
         if self._gateway.strict:
             change.expect_honoured()
@@ -110,8 +119,32 @@ class Session:
     def _record(self) -> dict[str, Any]:
         return session_record(self._settings, self._session_id, self._expires_at)
 
+    def _expect_format(self, direction: str, param: str) -> None:
+        """Raise ApiError if the client has set another format for its audio, which would be noise in this one.
+
+        Args:
+            direction: `input` or `output`.
+            param: Field with the audio, or for which audio would be generated.
+        """
+        error = self._refused_formats.get(direction)
+        if error is not None:
+            place = f"session.audio.{direction}.format"
+            expected = f"{place} to be set to audio/pcm at {DEFAULT_RATE} Hz first, because another one was refused"
+            raise ApiError(400, f"{param}: expected {expected} ({error.message})", param, "invalid_value")
+
+    def _read_samples(self, event: client.AudioAppend) -> bytes:
+        """Return the samples that an event completes, pcm16 at 24 kHz.
+
+        Clients cut their audio anywhere, so the first byte of an incomplete sample is kept for the next event.
+        """
+        self._expect_format("input", "audio")
+        data = self._half_sample + read_audio("audio", event.audio)
+        end = len(data) // SAMPLE_BYTES * SAMPLE_BYTES
+        self._half_sample = data[end:]
+        return data[:end]
+
     async def _append(self, event: client.AudioAppend) -> None:
-        self._input.add(client.read_pcm(event.audio, "audio"))
+        self._input.add(self._read_samples(event))
         while self._input.has_window:
             await self._gateway.windows.turn()
             edge = self._input.process_window()
@@ -150,13 +183,14 @@ class Session:
         await self._commit(self._input.pop_turn(edge.sample))
         answers = self._input.vad is not None and self._input.vad.create_response
         if answers and isinstance(self._settings, RealtimeSettings):
-            await self._talk.answer(self._settings, client.ResponseCreate(type="response.create"))
+            await self._respond(client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent) -> None:
         got_ms = milliseconds(self._input.num_committable)
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
+        self._half_sample = b""
         await self._transcribe_until(self._input.end)
         await self._commit(self._input.pop_turn())
 
@@ -176,6 +210,7 @@ class Session:
             await self._transcriber.begin(item, self._tasks)
 
     async def _clear(self, _: client.ClientEvent) -> None:
+        self._half_sample = b""
         self._input.pop_turn()
         self._drop_transcript()
         await self._channel.send("input_audio_buffer.cleared")
@@ -187,10 +222,22 @@ class Session:
 
     async def _create_item(self, event: client.ItemCreate) -> None:
         self._conversing(event)
+        self._expect_readable(event.item, "item")
         await self._talk.create(event)
 
     async def _respond(self, event: client.ResponseCreate) -> None:
-        await self._talk.answer(self._conversing(event), event)
+        settings, reply = self._conversing(event), event.response
+        for index, item in enumerate(reply.input or ()):
+            self._expect_readable(item, f"response.input.{index}")
+        has_own_format = "format" in reply.audio.output.model_fields_set
+        if "audio" in (reply.output_modalities or settings.output_modalities) and not has_own_format:
+            self._expect_format("output", "response")
+        await self._talk.answer(settings, event)
+
+    def _expect_readable(self, item: client.ItemFields | client.ItemReference, path: str) -> None:
+        """Raise ApiError if the client's item `path` has audio of another format."""
+        if isinstance(item, client.ItemFields) and any(part.type == "input_audio" for part in item.content):
+            self._expect_format("input", path)
 
     def _conversing(self, event: client.ClientEvent) -> RealtimeSettings:
         if not isinstance(self._settings, RealtimeSettings):

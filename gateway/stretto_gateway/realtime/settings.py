@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, error_path, refused, shown
-from stretto_gateway.catalogue import Catalogue, find_task, find_voice
+from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED
 from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, error_message, field_path, field_rules
 
@@ -172,10 +172,10 @@ class RealtimeSettings(ReplyOptions):
     tracing: Nothing = None
     truncation: Annotated[Any, Only("auto")] = None
 
-    def check(self, profile: ModelProfile) -> None:
-        """Raise ApiError if the model has no voice with the name in these settings."""
+    async def check(self, profile: ModelProfile, voices: CallersVoices) -> None:
+        """Raise ApiError if replies cannot have the voice in these settings; `voices` contains the caller's own."""
         with error_path("audio.output"):
-            find_voice(profile, self.audio.output.voice_name)
+            await voices.check(profile, self.audio.output.voice_name)
 
 
 class TranscriptionSettings(Body):
@@ -185,7 +185,7 @@ class TranscriptionSettings(Body):
     audio: TranscriptionAudio = Field(default_factory=TranscriptionAudio)
     include: NoList = None
 
-    def check(self, profile: ModelProfile) -> None:
+    async def check(self, profile: ModelProfile, _: CallersVoices) -> None:
         """Raise ApiError if the model does not transcribe."""
         find_task(profile, ASR, "transcription")
 
@@ -284,13 +284,14 @@ class Change:
                 self.errors.append(error)
 
 
-async def restrict_to_model(change: Change, catalogue: Catalogue, model: str) -> ModelProfile:
+async def restrict_to_model(change: Change, catalogue: Catalogue, model: str, voices: CallersVoices) -> ModelProfile:
     """Return the profile of a session's model, and undo fields of `change` that the model does not support.
 
     Args:
         change: Update of the settings.
         catalogue: The served model.
         model: Model name of a session that only transcribes.
+        voices: Voices that the caller may name.
     """
     while True:
         settings = change.settings
@@ -298,7 +299,7 @@ async def restrict_to_model(change: Change, catalogue: Catalogue, model: str) ->
             with error_path("session"):
                 name = settings.model if isinstance(settings, RealtimeSettings) else model
                 profile = await catalogue.model(name)
-                settings.check(profile)
+                await settings.check(profile, voices)
         except ApiError as error:
             change.refuse(error)
             continue
@@ -310,7 +311,7 @@ async def restrict_to_model(change: Change, catalogue: Catalogue, model: str) ->
 
 
 def current_shape(update: dict[str, Any]) -> dict[str, Any]:
-    """Move the beta API's fields in a session update to their current paths."""
+    """Move the beta API's fields in a session update to their current paths, and make its formats objects."""
     record = {name: value for name, value in update.items() if name not in BETA_FIELDS}
     for name, place in BETA_FIELDS.items():
         if name not in update:
@@ -318,12 +319,31 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
         value = update[name]
         if name == "modalities" and isinstance(value, list) and "audio" in value:
             value = ["audio"]
-        elif name.endswith("_format") and isinstance(value, str):
-            value = {"type": BETA_FORMATS.get(value, value)}
         for part in reversed(place):
             value = {part: value}
         record = joined(value, record)
+    audio = record.get("audio")
+    for direction, settings in audio.items() if isinstance(audio, dict) else ():
+        name = settings.get("format") if isinstance(settings, dict) else None
+        if isinstance(name, str):
+            form = {"type": BETA_FORMATS.get(name.strip().lower(), name)}
+            record = joined(record, {"audio": {direction: {"format": form}}})
     return record
+
+
+def check_formats(update: dict[str, Any]) -> dict[str, ApiError | None]:
+    """Return an error or None for the formats of `input` and `output`, as far as a session update names them."""
+    audio, found = current_shape(update).get("audio"), dict[str, ApiError | None]()
+    for direction in ("input", "output"):
+        settings = audio.get(direction) if isinstance(audio, dict) else None
+        record = settings.get("format") if isinstance(settings, dict) else None
+        if record is not None:
+            found[direction] = None
+            try:
+                validated(Format, record, f"session.audio.{direction}.format")
+            except ApiError as error:
+                found[direction] = error
+    return found
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

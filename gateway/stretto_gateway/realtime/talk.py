@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stretto_client import Speech
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
-from stretto_gateway.catalogue import find_task
+from stretto_gateway.catalogue import CallersVoices, find_task
 from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 from stretto_gateway.events import text_events
@@ -202,8 +202,8 @@ KINDS = {
 class Talk:
     """A session's conversation. It sends an event for each change and generates replies in `tasks`."""
 
-    def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup):
-        self._gateway, self._channel, self._tasks = gateway, channel, tasks
+    def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup, voices: CallersVoices):
+        self._gateway, self._channel, self._tasks, self._voices = gateway, channel, tasks, voices
         limits = gateway.limits
         self._conversation = Conversation(limits.max_items, limits.max_body_bytes, gateway.sessions.held)
         self._reply: Reply | None = None
@@ -280,7 +280,7 @@ class Talk:
         with error_path("session"):
             profile = await self._gateway.catalogue.model(settings.model)
         with self._asked(event.response) as conversation:
-            order = make_order(profile, settings, event, conversation, self._gateway.strict)
+            order = await make_order(profile, settings, event, conversation, self._voices, self._gateway.strict)
         self._reply = Reply(self._gateway, self._channel, self._conversation, order)
         await self._reply.begin(self._tasks)
 

@@ -1,0 +1,205 @@
+"""Audio of realtime clients: samples cut anywhere, and formats that the gateway does not have."""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.client.fake_server import PROFILE, Chunk
+from tests.gateway.conftest import Start
+from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, by_task, call, silence, spoken
+from tests.gateway.realtime.test_duplex import DUPLEX, Partner
+from tests.gateway.realtime.test_live_transcripts import LISTENS, Listening
+from tests.patience import PATIENCE_S, until_async
+
+HEARD = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
+NAMED = {"model": "whisper-1"}
+
+
+async def append(caller: Caller, pcm: bytes, sizes: Sequence[int]) -> None:
+    """Send bytes in pieces whose sizes are repeated in turn."""
+    start, n = 0, 0
+    while start < len(pcm):
+        piece = pcm[start : start + sizes[n % len(sizes)]]
+        await caller.send("input_audio_buffer.append", audio=base64.b64encode(piece).decode())
+        start, n = start + len(piece), n + 1
+
+
+async def heard_by_item(caller: Caller, item_id: str) -> bytes:
+    """Return the samples of an item."""
+    event = await caller.ask("conversation.item.retrieve", item_id=item_id)
+    return base64.b64decode(event.item.content[0].audio)
+
+
+@pytest.mark.parametrize("sizes", [(4801,), (1,), (3, 2), (0, 4801), (960, 961), (99_999,)])
+async def test_committed_audio_is_equal_however_it_was_cut(start: Start, sizes: tuple[int, ...]) -> None:
+    pcm = spoken()[: RATE // 2 if max(sizes) > 100 else 2500].tobytes()
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.update()
+        await append(caller, pcm, sizes)
+        committed = await caller.ask("input_audio_buffer.commit")
+        assert committed.type == "input_audio_buffer.committed", committed
+        await caller.until("conversation.item.done")
+        assert await heard_by_item(caller, committed.item_id) == pcm
+
+
+async def test_turns_are_equal_however_their_audio_was_cut(start: Start) -> None:
+    running = await start(by_task(asr=HEARD), PROFILE)
+    recording = np.concatenate([silence(0.5), spoken()[:RATE], silence(1.0), spoken("train_rms")[:RATE], silence(1.0)])
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await append(caller, recording.tobytes(), [4800])
+        for _ in range(2):
+            await caller.until("conversation.item.input_audio_transcription.completed")
+    async with call(running, "gpt-4o-transcribe") as caller:
+        await append(caller, recording.tobytes(), [4801, 4800, 4799, 4801])
+        for _ in range(2):
+            await caller.until("conversation.item.input_audio_transcription.completed")
+    even, odd = running.behind.requests[:2], running.behind.requests[2:]
+    assert [request["audio"] for request in even] == [request["audio"] for request in odd]
+
+
+@pytest.mark.parametrize("kind", ["clear", "commit"])
+async def test_clear_and_commit_end_an_incomplete_sample(start: Start, kind: str) -> None:
+    pcm = spoken()[: RATE // 5].tobytes()
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.update()
+        await append(caller, pcm + b"\1", [len(pcm) + 1])
+        ended = await caller.ask(f"input_audio_buffer.{kind}")
+        if kind == "commit":
+            await caller.until("conversation.item.done")
+            assert await heard_by_item(caller, ended.item_id) == pcm
+        await append(caller, pcm, [4800])
+        committed = await caller.ask("input_audio_buffer.commit")
+        await caller.until("conversation.item.done")
+        assert await heard_by_item(caller, committed.item_id) == pcm
+
+
+async def test_refused_piece_leaves_later_samples_whole(start: Start) -> None:
+    pcm = spoken()[: RATE // 5].tobytes()
+    async with call(await start(answer(), TALKS)) as caller:
+        await caller.update()
+        await append(caller, pcm[:4801], [4801])
+        refused = await caller.ask("input_audio_buffer.append", audio="?")
+        assert (refused.type, refused.error.param) == ("error", "audio")
+        await append(caller, pcm[4801:], [4801])
+        committed = await caller.ask("input_audio_buffer.commit")
+        await caller.until("conversation.item.done")
+        assert await heard_by_item(caller, committed.item_id) == pcm
+
+
+async def test_live_transcripts_hear_whole_samples(start: Start) -> None:
+    listening = Listening()
+    recording = spoken()[:RATE]
+    async with call(await start(listening, LISTENS), "gpt-4o-transcribe") as caller:
+        await caller.update(None, type="transcription", input={"transcription": NAMED})
+        await append(caller, recording.tobytes(), [961])
+        await caller.send("input_audio_buffer.commit")
+        await caller.until("conversation.item.input_audio_transcription.completed")
+    sent = np.rint(np.array(listening.heard[0]) * 32768).astype(np.int16)
+    assert (sent == recording[: len(sent)]).all()
+    assert len(sent) == len(recording)
+
+
+async def test_duplex_sessions_hear_whole_samples(start: Start) -> None:
+    partner = Partner()
+    recording = spoken()[:RATE]
+    async with call(await start(partner, DUPLEX)) as caller:
+        await append(caller, recording.tobytes(), [1921, 1919, 1921])
+        await until_async(lambda: len(partner.heard) > 0.9 * RATE)
+        partner.is_over.set()
+        await caller.until("response.done")
+    sent = np.rint(np.array(partner.heard) * 32768).astype(np.int16)
+    assert (sent == recording[: len(sent)]).all()
+
+
+PCMU = {"type": "audio/pcmu"}
+OTHERS: list[dict[str, Any]] = [
+    {"audio": {"input": {"format": PCMU}}},
+    {"audio": {"input": {"format": {"type": "audio/pcma"}}}},
+    {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}},
+    {"audio": {"input": {"format": "audio/opus"}}},
+    {"input_audio_format": "g711_ulaw"},
+    {"audio": {"input": {"format": PCMU}}, "tools": [{"type": "function"}]},
+]
+NOISE = base64.b64encode(bytes(range(256)) * 20).decode()
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize("update", OTHERS)
+async def test_audio_of_a_refused_format_is_refused_until_a_format_is_set(
+    start: Start, update: dict[str, Any], is_strict: bool
+) -> None:
+    running = await start(by_task(asr=HEARD, dialogue=answer()), TALKS, strict=is_strict)
+    async with call(running) as caller:
+        await caller.update(None, input={"transcription": NAMED})
+        assert (await caller.ask("session.update", session={"type": "realtime"} | update)).type == "error"
+        if not is_strict:
+            assert (await caller.next()).type == "session.updated"
+        recording = {"type": "input_audio", "audio": NOISE}
+        item = {"type": "message", "role": "user", "content": [recording]}
+        for kind, fields, param in (
+            ("input_audio_buffer.append", {"audio": NOISE}, "audio"),
+            ("conversation.item.create", {"item": item}, "item"),
+            ("response.create", {"response": {"input": [item]}}, "response.input.0"),
+        ):
+            error = (await caller.ask(kind, **fields)).error
+            assert error.param == param
+            assert "expected session.audio.input.format to be set to audio/pcm at 24000 Hz first" in error.message
+        empty = (await caller.ask("input_audio_buffer.commit")).error
+        assert empty.code == "input_audio_buffer_commit_empty"
+        assert (await caller.ask("session.update", session={"type": "realtime", "instructions": "Hm."})).type
+        assert (await caller.ask("input_audio_buffer.append", audio=NOISE)).type == "error", "still"
+        written = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hm?"}]}
+        await caller.put(written)
+        for good in ({"type": "audio/pcm", "rate": 24_000}, "pcm16", {"type": "audio/pcm"}):
+            update = {"type": "realtime", "audio": {"input": {"format": good}}}
+            assert (await caller.ask("session.update", session=update)).type == "session.updated"
+        await caller.send("input_audio_buffer.append", audio=NOISE)
+        await caller.send("input_audio_buffer.commit")
+        await caller.until("conversation.item.input_audio_transcription.completed")
+    assert [request["task"] for request in running.behind.requests] == [b"asr"]
+
+
+async def test_speech_for_a_refused_output_format_is_refused(start: Start) -> None:
+    async with call(await start(by_task(dialogue=answer(), chat=HEARD), TALKS)) as caller:
+        await caller.ask("session.update", session={"type": "realtime", "audio": {"output": {"format": PCMU}}})
+        await caller.until("session.updated")
+        await caller.say("How are you?")
+        error = (await caller.ask("response.create")).error
+        assert error.param == "response"
+        assert "expected session.audio.output.format to be set to audio/pcm at 24000 Hz first" in error.message
+        await caller.send("response.create", response={"output_modalities": ["text"]})
+        assert (await caller.until("response.done"))[-1].response.status == "completed"
+        await caller.say("How are you?")
+        own = {"audio": {"output": {"format": {"type": "audio/pcm", "rate": 24_000}}}}
+        await caller.send("response.create", response=own)
+        assert (await caller.until("response.done"))[-1].response.status == "completed"
+
+
+async def test_detected_turn_reports_a_refused_output_format(start: Start) -> None:
+    running = await start(by_task(dialogue=answer()), TALKS)
+    async with call(running) as caller:
+        await caller.ask("session.update", session={"type": "realtime", "output_audio_format": "g711_alaw"})
+        await caller.until("session.updated")
+        await caller.hear(np.concatenate([spoken()[:RATE], silence(1.0)]))
+        async with asyncio.timeout(PATIENCE_S):
+            while (event := await caller.next()).type != "error":
+                pass
+    assert event.error.param == "response"
+    assert not running.behind.requests
+
+
+@pytest.mark.parametrize(("direction", "param"), [("input", "audio"), ("output", "response")])
+async def test_duplex_session_refuses_audio_of_a_refused_format(start: Start, direction: str, param: str) -> None:
+    partner = Partner()
+    running = await start(partner, DUPLEX)
+    async with call(running) as caller:
+        await caller.ask("session.update", session={"type": "realtime", "audio": {direction: {"format": PCMU}}})
+        await caller.until("session.updated")
+        error = (await caller.ask("input_audio_buffer.append", audio=NOISE)).error
+        assert error.param == param
+        assert f"session.audio.{direction}.format" in error.message
+    assert not running.behind.requests
