@@ -59,7 +59,8 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
 
     # No documentation pages from FastAPI, because they would load scripts from other hosts.
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
-    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # The guard removes slashes at the end of a path, so there are no redirects.
+    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.is_draining = False
     for part in (speech, speech_stream, transcription, chat, realtime, kyutai, voices, page):
         app.include_router(part.router, responses=ERRORS)

@@ -8,6 +8,7 @@ import re
 import secrets
 import string
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -25,13 +26,24 @@ from stretto_gateway.voice_store import EVERYBODY
 
 LOG = logging.getLogger("stretto_gateway")
 # Paths that need no key, for load balancers and for browsers before the user has entered a key.
-OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", page.REFERENCE, *page.FILES)
+OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", *page.PATHS)
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
 REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
 KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
 KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
+SINGLE = (b"authorization", KYUTAI_HEADER, b"host", b"origin")  # headers that decide about access
+# Host names that the public DNS does not have, so that no page of an attacker comes from them.
+PRIVATE = re.compile(
+    r"[\w-]+\.?|[\w.-]+\.(?:local|localhost|internal|lan|home|corp|intranet|localdomain|home\.arpa)\.?"
+)
+BROWSER = re.compile(r"(?:mozilla|opera)/[\d.]+ \(", re.IGNORECASE)  # how the user agents of browsers begin
+# User agents of programs whose libraries send `Accept-Language` by themselves: Apple's URL loading system, Qt, Deno.
+SENDS_LANGUAGE = re.compile(
+    r"\b(?:CFNetwork|AppleCoreMedia|Darwin|Alamofire|iOS|iPadOS|macOS|tvOS|watchOS|visionOS|iPhone|iPad)\b"
+    r"|^Mozilla/5\.0$|^Deno/"
+)
 KEY_PROTOCOL = "openai-insecure-api-key."  # prefix of a key sent as a subprotocol; browser pages cannot set headers
 SMALL_BYTES = 65_536  # body size that is always admitted
 CONVERSATIONS = "/v1/chat/completions"
@@ -78,7 +90,7 @@ class Keys:
 def key_in(authorization: str) -> str:
     """Return the key in an `Authorization` header; without a scheme, the whole value is the key."""
     scheme, _, key = authorization.partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else authorization
+    return key.strip(" \t") if scheme.lower() == "bearer" else authorization
 
 
 def is_address(place: str) -> bool:
@@ -86,11 +98,16 @@ def is_address(place: str) -> bool:
 
     An attacker may make a browser resolve any other name to this machine (DNS rebinding).
     """
-    found = PLACE.fullmatch(place)
-    host = "" if found is None else (found["bracketed"] or found["plain"]).lower()
+    host = host_in(place)
     with suppress(ValueError):
         return host == "localhost" or bool(ip_address(host))
     return False
+
+
+def host_in(place: str) -> str:
+    """Return the host in `place` (host or host:port), in lower case; empty if `place` is neither."""
+    found = PLACE.fullmatch(place)
+    return "" if found is None else (found["bracketed"] or found["plain"]).lower()
 
 
 def origin_of(text: str) -> str:
@@ -113,27 +130,46 @@ def is_own_page(origin: str | None, host: str) -> bool:
 def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
     """Return True if a browser page may have sent this request to a DNS name without an Origin.
 
-    Browsers send `Accept-Language`, which a page may change but not remove; other programs do not send it. JavaScript
-    programs may send it, but together with `Sec-Fetch-Mode`. Browsers send `Sec-Fetch-Mode` only to `localhost`
-    and to hosts that have a certificate for their name.
+    Browsers send `Accept-Language`, which a page may change but not remove; the libraries of most programs do not send
+    it. Some do: those in JavaScript together with `Sec-Fetch-Mode`, others with a `User-Agent` that is not a browser's.
+    Browsers send `Sec-Fetch-Mode` only to `localhost` and to hosts that have a certificate for their name.
     """
-    is_browser = b"accept-language" in headers and b"sec-fetch-mode" not in headers
-    return is_browser and method in ("GET", "HEAD") and not is_address(headers.get(b"host", ""))
+    place, agent = headers.get(b"host", ""), headers.get(b"user-agent", "")
+    if method not in ("GET", "HEAD") or b"accept-language" not in headers or b"sec-fetch-mode" in headers:
+        return False
+    is_private = PRIVATE.fullmatch(host_in(place)) is not None
+    is_program = BROWSER.match(agent) is None and (is_private or SENDS_LANGUAGE.search(agent) is not None)
+    return not is_program and not is_address(place)
+
+
+def twice_given(scope: Scope) -> str:
+    """Return the name of a header that decides about access and is given more than once; empty if there is none.
+
+    Whether the first or the last one counts would depend on the programs between the client and this one.
+    """
+    counts = Counter(name for name, _ in scope["headers"] if name in SINGLE)
+    return next((name.decode() for name, count in counts.items() if count > 1), "")
 
 
 def credentials(scope: Scope, headers: Mapping[bytes, str]) -> str:
     """Return the `Authorization` header, or the key that a WebSocket client sent elsewhere."""
     authorization = headers.get(b"authorization")
     if authorization is None and scope["type"] == "websocket" and scope["path"].startswith(KYUTAI):
-        in_query = parse_qs(scope["query_string"].decode("latin-1")).get(KYUTAI_FIELD, [""])[0]
-        authorization = headers.get(KYUTAI_HEADER, in_query)
+        in_query = parse_qs(scope["query_string"].decode("latin-1")).get(KYUTAI_FIELD, [])
+        authorization = headers.get(KYUTAI_HEADER, only(in_query))
     return authorization or key_in_protocol(scope)
 
 
 def key_in_protocol(scope: Scope) -> str:
     """Return the API key among a WebSocket's subprotocols; empty if there is none."""
-    offered = (name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL))
-    return next(offered, "").removeprefix(KEY_PROTOCOL)
+    return only([name for name in scope.get("subprotocols", ()) if name.startswith(KEY_PROTOCOL)]).removeprefix(
+        KEY_PROTOCOL
+    )
+
+
+def only(keys: Sequence[str]) -> str:
+    """Return the only one of `keys`; empty if there is none, or more than one."""
+    return keys[0] if len(keys) == 1 else ""
 
 
 class Guard:
@@ -148,6 +184,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        strip_slash(scope)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
         authorization = credentials(scope, headers)
@@ -185,6 +222,8 @@ class Guard:
         self, scope: Scope, headers: dict[bytes, str], authorization: str, secret: ClientSecret | None
     ) -> ApiError | None:
         path = scope["path"]
+        if name := twice_given(scope):
+            return ApiError(400, f"{name}: expected at most one such header, got several", code="invalid_value")
         is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
         if is_ephemeral and secret is None and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
@@ -214,6 +253,16 @@ class Guard:
 
     def _max_other(self, path: str) -> int | None:
         return self._limits.max_json_bytes if path in (CONVERSATIONS, *SPEECH) else None
+
+
+def strip_slash(scope: Scope) -> None:
+    """Remove slashes at the end of a request's path, which clients add that join a base URL and a path.
+
+    A redirect would lose the body in some clients, and would name the wrong scheme behind a proxy with TLS.
+    """
+    path = scope["path"].rstrip("/") or "/"
+    if scope["path"] not in (path, page.WITH_SLASH):
+        scope["path"] = path
 
 
 def is_realtime(scope: Scope) -> bool:

@@ -125,9 +125,13 @@ def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) 
 
 FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-PATHS = sorted(path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
-REFERENCE = "/docs"
-FILES = {"/" if path.name == "index.html" else f"/page/{path.name}": path for path in PATHS}
+REFERENCE, WITH_SLASH = "/docs", "/docs/"
+FILES = {
+    "/" if path.name == "index.html" else f"/page/{path.name}": path
+    for path in sorted(FOLDER.iterdir())
+    if path.suffix in MEDIA_TYPES
+}
+PATHS = (REFERENCE, WITH_SLASH, *FILES)
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -154,6 +158,12 @@ async def show_reference(request: Request) -> Response:
     return HTMLResponse(reference_page(request.app.openapi(), str(request.base_url)), headers=HEADERS)
 
 
+async def without_slash() -> Response:
+    """Redirect to the page without a slash, because its links are relative; below the prefix of a proxy, too."""
+    return Response(status_code=307, headers={"location": f"..{REFERENCE}"})
+
+
 for each in FILES:
     router.add_api_route(each, show)
 router.add_api_route(REFERENCE, show_reference)
+router.add_api_route(WITH_SLASH, without_slash)
