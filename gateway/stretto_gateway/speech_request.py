@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
-from fastapi import Form
+from fastapi import Form, UploadFile
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -363,6 +364,16 @@ def whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
+
+
+def expect_file(value: Any) -> Any:
+    """Return `value`; raise ValueError if it is a form field without a file."""
+    if isinstance(value, str):
+        raise ValueError("expected an uploaded file, got text (with curl: -F FIELD=@PATH, with the @)")
+    return value
+
+
+File = Annotated[UploadFile, BeforeValidator(expect_file)]
 
 
 class VoiceId(Body):

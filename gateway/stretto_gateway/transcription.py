@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, UploadFile
+from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -17,7 +17,7 @@ from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import sse, sse_error, timed_word, usage
-from stretto_gateway.speech_request import WITH_FILE, Ignored, Text, TextFields, code_name
+from stretto_gateway.speech_request import AUTO, WITH_FILE, File, Ignored, Text, TextFields, code_name
 
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
@@ -28,7 +28,7 @@ TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
 class TranslationForm(TextFields):
     """Fields that OpenAI's translation and transcription requests have in common."""
 
-    file: UploadFile
+    file: File
     model: Text = "whisper-1"
     prompt: Text | None = Field(default=None, description="ignored: no family takes a text prompt for transcription")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
@@ -92,6 +92,17 @@ class TranscriptionForm(TranslationForm):
         if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
             ignored.record("language")
 
+    def spoken_language(self, profile: ModelProfile) -> str:
+        """Return the English name of the transcript's language, in lower case; empty if it is unknown.
+
+        It is known if the model has only one, or if the request names one that the model may have.
+        """
+        known = {code_name(each) for each in profile.languages}
+        if len(known) == 1:
+            return known.pop()
+        named = code_name(self.language) if self.language else AUTO
+        return named if named != AUTO and (not known or named in known) else ""
+
 
 WRITTEN = described("Text, or events with text", *TEXTS, "text/event-stream", model=PlainText | TimedText)
 TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
@@ -116,7 +127,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            head = {"task": "transcribe", "language": ""} | (
+            head = {"task": "transcribe", "language": form.spoken_language(profile)} | (
                 {"words": words} if times_words or report.get("aligned") else {}
             )
             answer = transcript_response(form.response_format, text, report, head)

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, UploadFile
+from fastapi import APIRouter
 from pydantic import Field
 from starlette.datastructures import State
 from starlette.requests import Request
@@ -28,7 +28,7 @@ from stretto_gateway.catalogue import (
 )
 from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, Ignored, SpeechFields, Text, TextFields
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File, Ignored, SpeechFields, Text, TextFields
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices
 
 router = APIRouter()
@@ -44,7 +44,7 @@ class VoiceForm(TextFields):
     The recording may be wav, flac, ogg, mp3, webm, m4a, mp4 or aac.
     """
 
-    audio_sample: UploadFile
+    audio_sample: File
     name: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_CHARS)]
     consent: Annotated[
         Text, Field(min_length=1, max_length=MAX_CONSENT_CHARS, description="statement of the speaker's consent")

@@ -79,6 +79,48 @@ async def test_missing_transcription_file_is_reported(start: Start) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "form"),
+    [
+        ("/v1/audio/transcriptions", "file", {}),
+        ("/v1/audio/translations", "file", {}),
+        ("/v1/audio/voices", "audio_sample", {"name": "mine", "consent": "yes"}),
+    ],
+)
+async def test_file_sent_as_text_is_reported_plainly(start: Start, path: str, field: str, form: dict[str, str]) -> None:
+    async with (await start(WRITTEN, TRANSLATES)).http() as http:
+        for data in (form | {field: "cat.wav"}, form | {field: ""}):
+            parts = {name: (None, value) for name, value in data.items()}
+            answer = await http.post(path, files=parts)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, field)
+            assert error["message"].startswith(f"{field}: expected an uploaded file, got text")
+
+
+@pytest.mark.parametrize(
+    ("languages", "asked", "language"),
+    [
+        (["english", "en"], None, "english"),
+        (["en"], "de", "english"),
+        (["french", "english"], None, ""),
+        (["french", "english"], "fr-CA", "french"),
+        (["french", "english"], "German", ""),
+        ([], "de", "german"),
+        ([], "auto", ""),
+        ([], None, ""),
+    ],
+)
+async def test_verbose_transcript_has_the_known_language(
+    start: Start, languages: list[str], asked: str | None, language: str
+) -> None:
+    client = (await start(WRITTEN, PROFILE | {"languages": languages})).openai()
+    more: Any = {} if asked is None else {"language": asked}
+    answer: Any = await client.audio.transcriptions.create(
+        model="whisper-1", file=FILE, response_format="verbose_json", **more
+    )
+    assert answer.language == language
+
+
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
 async def test_urlencoded_form_obeys_the_json_size_limit(start: Start, path: str) -> None:
     async with (await start(WRITTEN, TRANSLATES, limits=Limits(max_json_bytes=1000, drain_s=1))).http() as http:
