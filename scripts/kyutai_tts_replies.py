@@ -30,6 +30,8 @@ from stretto.testing.reference import uniform
 
 TEXTS = ("the garden door is open who said that", 'come in <break time="0.8s"/> sit down by the fire my friend')
 TURNS = ('who said <break time="0.4s"/> that', "the garden: door (is) open", "come in", "my friend")
+# With characters that the tokenizer lacks, also at the beginning and the end of a word, and a word without tokens.
+UNKNOWN = ("the 門 door é門門門s open \u200b who said", "門é come a門in sit門 down")
 # Like the small release, but with a text head of five ids and low-rank tables of the depth transformer.
 REDUCED: dict[str, Any] = {**CONFIG, "text_card_out": 5, "depformer_low_rank_embeddings": 8}
 CONFIGS = {"small": CONFIG, "reduced": REDUCED, "large": LARGE, "cut": {**LARGE, "dep_q": 7}}
@@ -64,6 +66,8 @@ REPLIES = (
     Wanted("large", TEXTS[1:], 1004, 2.0, 1),
     Wanted("large", TURNS, 1005, 3.5, 2),
     Wanted("cut", TEXTS[1:], 1006, 1.5, 2),
+    Wanted("small", UNKNOWN[:1], 1007, 2.0, 9),
+    Wanted("large", UNKNOWN, 1008, 3.5, 2),
 )
 MAX_ROWS = 260
 NOT_FOR_THE_MODEL = moshi_replies.NOT_FOR_THE_MODEL | {"tts_config", "model_id", "lm_gen_config"}

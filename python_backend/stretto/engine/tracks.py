@@ -294,7 +294,7 @@ class WordTrack(Track):
             if ahead is None:
                 break
             self.words.append(Word(end, padding, *ahead))
-            self.num_rows.append(self.num_rows[-1] + self._num_rows(end - begin, padding))
+            self.num_rows.append(self.num_rows[-1] + self._num_rows(begin, end, padding))
             num_moved += 1
         del self.waiting[:num_moved]
 
@@ -319,11 +319,19 @@ class WordTrack(Track):
         start = self.capacity + len(Word._fields) * first
         return np.stack([np.arange(start, start + len(values), dtype=np.int32), values], 1)
 
-    def _num_rows(self, num_tokens: int, padding: int) -> int:
+    def _num_rows(self, begin: int, end: int, padding: int) -> int:
         """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""
-        if num_tokens == 0:
+        if begin == end:
             return max(1, padding)
-        return 1 + max(num_tokens - bool(self.script.ahead), padding)
+        return 1 + max(self.rows_of_tokens(begin + bool(self.script.ahead), end), padding)
+
+    def rows_of_tokens(self, begin: int, end: int) -> int:
+        """Return the number of rows that the tokens from `begin` to `end` take, not counting the row of a request."""
+        num_rows = 0
+        while begin < end:
+            begin += 2 if self.script.ahead and self.tokens[begin] == self.script.new_id else 1
+            num_rows += 1
+        return num_rows
 
     def follow(self, tracker: Any) -> None:
         """Record the reply's position, and for how many rows the known words suffice."""
@@ -394,7 +402,7 @@ class WordMachine:
     def num_free(self) -> int:
         """Minimum number of further rows for which the known words suffice."""
         num_rows = self.track.num_rows[-1] - self.track.num_rows[self.taken]
-        return max(self.main_end - self.main_at, self.forced) + num_rows
+        return max(self.track.rows_of_tokens(self.main_at, self.main_end), self.forced) + num_rows
 
     def push(self, position: int, token: int) -> tuple[int, int]:
         """Advance by one row.
@@ -421,7 +429,9 @@ class WordMachine:
         if marks and not script.ahead:
             main = script.new_id
         elif self.main_at < self.main_end:
-            main, self.main_at = self.track.tokens[self.main_at], self.main_at + 1
+            main = self._token()
+            if script.ahead and not marks and main == script.new_id:
+                marks, main = True, self._token() if self.main_at < self.main_end else script.pad_id
         elif asks:
             main = script.wish_id
         if script.ahead and marks:
@@ -429,6 +439,11 @@ class WordMachine:
         elif self.second_at < self.second_end:
             second, self.second_at = self.track.tokens[self.second_at], self.second_at + 1
         return main, second
+
+    def _token(self) -> int:
+        """Return the next token of the current word."""
+        self.main_at += 1
+        return self.track.tokens[self.main_at - 1]
 
     def follow(self, position: int, token: int) -> None:
         """Advance by a row whose stream 0 is known: any id but a pad counts as a request, if one was permitted."""

@@ -181,6 +181,10 @@ class WordScript:
     shows the word that is `ahead` words further. A row that asks for a word when none is left ends the speech, and the
     reply ends `tail_rows` rows later.
 
+    A word may contain `new_id`, if that is also the tokenizer's id of unknown characters. With `ahead`, this id is then
+    on the second stream, as where a word begins, and stream 0 has the next token. The first token of a word is
+    always on stream 0.
+
     Attributes:
         new_id: Id of stream 0 with which the model asks for a word.
         pad_id: Id of stream 0 in rows without a token.

@@ -86,8 +86,11 @@ class Words:
             if script.ahead:
                 return script.wish_id, script.new_id
         self.num_left, self.num_forced = max(0, self.num_left - 1), max(0, self.num_forced - 1)
-        quiet = script.wish_id if asks else script.pad_id
-        return self.main.popleft() if self.main else quiet, self.second.popleft() if self.second else None
+        if not self.main:
+            token = script.wish_id if asks else script.pad_id
+        elif (token := self.main.popleft()) == script.new_id and script.ahead:
+            return self.main.popleft() if self.main else script.pad_id, script.new_id
+        return token, self.second.popleft() if self.second else None
 
     def lay(self, row: Row, position: int, family: Family) -> None:
         """Replace a row's sampled id with the ids of the words; end the audio a fixed number of rows after them."""

@@ -34,15 +34,15 @@ def family(ahead: int) -> Family:
 
 
 def texts(seed: int) -> list[list[Word]]:
-    """Return random texts: words of 1 to 4 tokens, breaks, and texts without any word."""
+    """Return random texts: words of 1 to 4 tokens, some of them unknown (0), breaks, and texts without any word."""
     random = np.random.default_rng(seed)
-    return [
-        [
-            (random.integers(5, 60, random.choice([0, 1, 1, 2, 4])).tolist(), int(random.integers(0, 6)))
-            for _ in range(n)
-        ]
-        for n in random.integers(0, 14, NUM_REPLIES)
-    ]
+
+    def word() -> Word:
+        number = random.choice([0, 1, 1, 2, 4])
+        tokens = np.where(random.random(number) < 0.2, 0, random.integers(5, 60, number))
+        return tokens.tolist(), int(random.integers(0, 6))
+
+    return [[word() for _ in range(n)] for n in random.integers(0, 14, NUM_REPLIES)]
 
 
 class Queues:
@@ -78,6 +78,8 @@ class Queues:
         main = self.main.popleft() if self.main else 3
         if self.ahead and (begins or ends):
             return main, 0
+        if self.ahead and main == 0:  # the authors' machine takes an unknown character for the beginning of a word
+            return self.main.popleft() if self.main else 3, 0
         return main, self.second.popleft() if self.second else -1
 
 

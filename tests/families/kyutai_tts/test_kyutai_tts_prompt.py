@@ -73,7 +73,7 @@ def test_text_in_parts_yields_same_words(checkpoint: Path, text: str, size: int)
         ('<break time="1s"/>', "text: expected text with a word that can be spoken"),
         ('one <break time="61s"/>', "text: expected breaks of at most 60 s, got '61' s"),
         ("door" * 100, "text: expected words of at most 64 tokens, got"),
-        ("門 door", "text: expected text that the model has tokens for, got '門'"),
+        ("\u200b", "text: expected text with a word that can be spoken"),
         ("a" * 5001, "text: expected at most 5000 characters, got 5001 characters"),
     ],
 )

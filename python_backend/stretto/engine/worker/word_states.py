@@ -56,6 +56,10 @@ class WordStates:
             main = where(marks, script.new_id, main)
         second = main * 0 + self._nothing
         if script.ahead:
+            skips = has_main & ~marks & (main == script.new_id)
+            has_main = skips & (state["main_at"] < state["main_end"])
+            main = where(has_main, self._word(rows.slots, state["main_at"]), where(skips, script.pad_id, main))
+            state["main_at"], marks = state["main_at"] + has_main, marks | skips
             has_second = ~marks & (state["second_at"] < state["second_end"])
             shown = where(marks, script.new_id, self._word(rows.slots, state["second_at"]))
             second = where(marks | has_second, script.second_base + shown, second)

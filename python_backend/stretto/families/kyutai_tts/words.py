@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family
-from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
+from stretto.families.kyutai_stt.family import FRAME_RATE
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.moshi.reader import PieceReader
 from stretto.families.plugin import VOCABULARY, config_at
@@ -59,7 +59,7 @@ class WordStream:
             Packed words that have become known, and the stream that continues after `text`.
 
         Raises:
-            InvalidRequest: A word or a break is too long, or the model has no token for part of the text.
+            InvalidRequest: A word or a break is too long.
         """
         behind, ids = copy(self), list[int]()
         for speaker, part in behind._turns(text, is_last):
@@ -119,8 +119,6 @@ class WordStream:
         tokens = self._tokenizer.encode(word)
         if len(tokens) > MAX_WORD_TOKENS:
             raise InvalidRequest(self._path, f"words of at most {MAX_WORD_TOKENS} tokens", f"{len(tokens)} tokens")
-        if not tokens or min(tokens) <= PAD:  # ids that control the model, and unknown characters
-            raise InvalidRequest(self._path, "text that the model has tokens for", shown(word))
         if self._has_turns and self._spoken != self._speaker:
             self._spoken = self._speaker
             tokens = [self._speaker, *tokens]

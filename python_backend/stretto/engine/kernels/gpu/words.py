@@ -97,6 +97,12 @@ def words_kernel(
     main_at += has_main.to(tl.int64)
     second = main * 0 + rules.nothing
     if rules.ahead > 0:
+        skips = has_main & (marks == 0) & (main == rules.new_id)
+        has_main = skips & (main_at < main_end)
+        main = tl.where(skips, rules.pad_id, main)
+        main = tl.where(has_main, tl.load(table + main_at, mask=has_main, other=0), main)
+        main_at += has_main.to(tl.int64)
+        marks = marks | skips
         has_second = (marks == 0) & (second_at < second_end)
         shown = tl.where(marks, rules.new_id, tl.load(table + second_at, mask=has_second, other=0))
         second = tl.where(marks | has_second, rules.second_base + shown, second)
