@@ -20,7 +20,7 @@ NAME = "vibevoice"
 FRAME_RATE = 7.5
 DEFAULT_STEPS, DEFAULT_GUIDANCE = 10, 1.3  # as in the authors' demo
 STEPS = range(2, 51)
-MAX_FRAMES = 4096  # 9 minutes
+MAX_FRAMES = 8192  # 18 minutes; prompt and reply together have at most `max_model_len` rows
 MAX_IDS, MAX_NUMBERS = 1 << 20, 4096  # far above those of any release
 MAX_TEXT_CHARS, MAX_AUDIO_S = 10_000, 30.0
 
@@ -48,7 +48,7 @@ class VibeVoiceVocabulary(Vocabulary):
     end_of_reply: int = 151643
     num_numbers: int = 64
     num_features: int = 128
-    max_model_len: int = 8192
+    max_model_len: int = MAX_FRAMES
     is_tied: bool = True
 
     def __post_init__(self) -> None:

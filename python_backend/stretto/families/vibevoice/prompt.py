@@ -29,8 +29,7 @@ VOICES, SCRIPT, SPEECH = " Voice input:\n", " Text input:\n", " Speech output:\n
 LINE = re.compile(r"^Speaker\s+(\d{1,3})\s*:\s*(.*)$", re.IGNORECASE)
 MAX_SPEAKERS = 4
 MIN_AUDIO_S = 0.4
-# Maximum length of a reply. The authors set no limit; slow speech has about 4 frames per token.
-FRAMES_PER_TOKEN, SPARE_FRAMES = 12, 60
+ROWS_PER_PROMPT_ROW = 2  # maximum length of a reply (the authors' `max_length_times`)
 
 
 class VibeVoiceTemplate:
@@ -59,8 +58,8 @@ class VibeVoiceTemplate:
                 parts += [self._ids([self._known.end]), self._text("\n")]
         script = [self._text(f" Speaker {number}: {text}\n") for number, text in lines]
         parts += [self._text(SCRIPT), *script, self._text(SPEECH), self._ids([self._known.begin])]
-        longest = FRAMES_PER_TOKEN * sum(map(len, script)) + SPARE_FRAMES
-        return PromptRows(np.concatenate(parts), max_rows=min(longest, MAX_FRAMES))
+        rows = np.concatenate(parts)
+        return PromptRows(rows, max_rows=min(ROWS_PER_PROMPT_ROW * len(rows), MAX_FRAMES))
 
     def _lines(self, piece: Piece, num_speakers: int) -> list[tuple[int, str]]:
         """Return the speaker number, counted from 0, and the text of each line."""
