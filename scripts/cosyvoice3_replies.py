@@ -49,9 +49,9 @@ MISSING = {
 HELPFUL = "You are a helpful assistant."
 # text, words of the recording, number of its codes, instruction, top-k, top-p
 CASES = (
-    ("Yo [laughter]", "one two", 11, "", 0, 0.8),
+    ("Yo [laughter]", "one two", 11, "", 25, 0.8),
     ("\u597d[j][\u01d0]", "", 30, "", 25, 1.0),
-    ("Good", "good", 26, "<strong>Fast</strong>.", 0, 0.8),
+    ("Good", "good", 26, "<strong>Fast</strong>.", 4, 0.8),
     ("a", "", 25, "", 0, 0.5),
 )
 # Streamed texts: text, words of the recording, number of its codes, instruction, and a limit on all rows.
@@ -251,7 +251,7 @@ def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = Tru
         elif not borders:
             borders.append(len(made))
         draws.begin(scores)
-        drawn = int(ras_sampling(scores, before, sampling, top_p=0.8, top_k=1 << 20))
+        drawn = int(ras_sampling(scores, before, sampling))  # top-p 0.8 and top-k 25
         return end if drawn >= first and not ignore_eos else drawn
 
     model.sampling_ids = sampling_ids

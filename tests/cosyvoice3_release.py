@@ -54,7 +54,7 @@ def prompt_of(checkpoint: Path, reply: dict[str, Any]) -> Prompt:
     """Return the engine's prompt for a fixture reply, with its sampling options."""
     rows, defaults = written(checkpoint, reply), family_at(checkpoint).tasks[0].sampling
     max_rows = reply["limit"] - len(rows.rows) if "live" in reply else defaults.audio.max_rows
-    audio = SegmentSampling(1.0, reply.get("top_k", 0), reply.get("top_p", 0.8), max_rows=max_rows)
+    audio = SegmentSampling(1.0, reply.get("top_k", 25), reply.get("top_p", 0.8), max_rows=max_rows)
     drawn = SamplingConfig(defaults.text, audio, seed=reply["seed"], ras_window=defaults.ras_window, ras_max_repeats=1)
     return Prompt("tts", rows.rows, rows.limited(drawn), track=rows.track)
 

@@ -173,6 +173,7 @@ GROUPED = replace(
     tail=NO_TAIL,
     text_track=TextTrack(1, pad_id=0, end_id=7, groups=TextGroups(2, 4, _FIRST_END + 1, _FIRST_END + 2)),
     redraw_excludes=True,
+    top_p_of_all=True,
 )
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.

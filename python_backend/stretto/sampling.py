@@ -216,6 +216,7 @@ class _Rows:
         is_greedy: True for pairs at temperature 0; None if there are none.
         keeps_all: True if no pair uses top-k or top-p.
         has_top_p: True if any pair uses top-p.
+        of_all: See `DrawParams`.
     """
 
     index: np.ndarray | None
@@ -228,6 +229,7 @@ class _Rows:
     is_greedy: np.ndarray | None
     keeps_all: bool
     has_top_p: bool
+    of_all: bool
 
     @classmethod
     def from_parameters(cls, params: "DrawParams", num_streams: int, num_columns: int) -> "list[_Rows]":
@@ -251,10 +253,11 @@ class _Rows:
         columns = place, temperature, top_k, top_p, reach, is_open, ~is_random
         keeps_all = (is_open & (top_p >= 1))[:, 0]
         parts = [part for part in (keeps_all, ~keeps_all) if part.any()]
-        return [cls._part(None if len(parts) == 1 else np.flatnonzero(part), columns) for part in parts]
+        indices = [None if len(parts) == 1 else np.flatnonzero(part) for part in parts]
+        return [cls._part(index, columns, params.of_all) for index in indices]
 
     @classmethod
-    def _part(cls, index: np.ndarray | None, columns: tuple[np.ndarray, ...]) -> "_Rows":
+    def _part(cls, index: np.ndarray | None, columns: tuple[np.ndarray, ...], of_all: bool) -> "_Rows":
         if index is not None:
             columns = tuple(column[index] for column in columns)
         place, temperature, top_k, top_p, reach, is_open, is_greedy = columns
@@ -265,6 +268,7 @@ class _Rows:
             is_greedy=is_greedy if is_greedy.any() else None,
             keeps_all=bool(is_open.all()) and not has_top_p,
             has_top_p=has_top_p,
+            of_all=of_all,
         )  # fmt: skip
 
 
@@ -272,12 +276,15 @@ class _Rows:
 class DrawParams:
     """Sampling parameters of B rows: temperature float32 [B] (0 greedy), top_k int [B] (0 off), top_p float32 [B].
 
-    The object is reused while the batch has the same rows, so derived arrays are cached for each shape of the logits.
+    If `of_all` is True, top-p applies to the probabilities of all tokens, otherwise to those of the tokens that top-k
+    keeps. The object is reused while the batch has the same rows, so derived arrays are cached for each shape of the
+    logits.
     """
 
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
+    of_all: bool = False
     _rows: dict[tuple[int, int], list[_Rows]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, num_streams: int, num_columns: int) -> list[_Rows]:
@@ -293,11 +300,11 @@ def draw(
 ) -> torch.Tensor:
     """Sample a token id for each row and stream, independently of the rest of the batch.
 
-    Top-k keeps the logits that are at least the `top_k`-th largest, including ties. With probabilities
-    `softmax(logits / temperature)` over these logits, top-p keeps a token if the total probability of all more likely
-    tokens is below `top_p`; tokens with equal logits are kept or dropped together. Of the kept tokens, the one with the
-    largest `logit / temperature + gumbel` is chosen; at temperature 0, the one with the largest logit. Ties go to the
-    lowest column.
+    Top-k keeps the logits that are at least the `top_k`-th largest, including ties. Top-p applies to probabilities
+    `softmax(logits / temperature)` over these logits, or over all logits if `params.of_all` is True. It keeps a token
+    if the total probability of all more likely tokens is below `top_p`; tokens with equal logits are kept or dropped
+    together. Of the kept tokens, the one with the largest `logit / temperature + gumbel` is chosen; at temperature 0,
+    the one with the largest logit. Ties go to the lowest column.
 
     Args:
         logits: float32 [B, S, C] on the CPU, -inf for forbidden tokens.
@@ -358,10 +365,11 @@ def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | Non
     """Return the candidates of rows with top-k or top-p, in the form that `_all` returns."""
     num_columns, reach = logits.shape[1], rows.reach
     total = None
-    if rows.is_open is not None:  # top-p without top-k may keep any number of tokens
+    of_all = rows.of_all and rows.has_top_p
+    if rows.is_open is not None or of_all:  # top-p without top-k may keep any number of tokens
         largest = np.maximum(logits.max(axis=1, keepdims=True), LOWEST)
         weights = np.exp((logits - largest) / rows.temperature)
-        total = np.where(rows.is_open, weights.sum(axis=1, keepdims=True), 0)
+        total = np.where(of_all | (rows.is_open is not None and rows.is_open), weights.sum(axis=1, keepdims=True), 0)
     while True:
         values, columns = candidates(logits, lower_bound(logits, reach))
         floor, falls_short = _floor(values, rows, total)
@@ -379,8 +387,8 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
     Args:
         values: Largest logits of each row, [N, M].
         rows: Sampling parameters.
-        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows without top-k, 0 for others,
-            [N, 1]; None if every row has top-k.
+        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows where top-p applies to all, 0 for
+            others, [N, 1]; None if there is no such row.
 
     Returns:
         Smallest kept logit, float [N, 1], and True for rows that may keep logits not in `values`, bool [N, 1]. The
@@ -398,7 +406,7 @@ def _floor(values: np.ndarray, rows: _Rows, total: np.ndarray | None) -> tuple[n
     all_mass = mass[:, -1:] if total is None else np.where(total > 0, total, mass[:, -1:])
     wanted = rows.top_p * all_mass
     num_kept = 1 + (mass[:, :-1] < wanted).sum(axis=1, keepdims=True)
-    falls_short = None if total is None else (total > 0) & (mass[:, -1:] < wanted)
+    falls_short = None if rows.is_open is None else rows.is_open & (mass[:, -1:] < wanted)
     nucleus = ranked[lines, np.minimum(num_kept - 1, last)]
     return np.where(rows.top_p < 1, np.maximum(floor, nucleus), floor), falls_short
 

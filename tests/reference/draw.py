@@ -10,16 +10,25 @@ MARGIN = 1e-5  # of probability: tolerance for sums in another order
 
 
 def draw(
-    logits: Sequence[float], ids: Sequence[int], uniform: Noise, temperature: float, top_k: int, top_p: float
+    logits: Sequence[float],
+    ids: Sequence[int],
+    uniform: Noise,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    of_all: bool = False,
 ) -> tuple[int, float]:
-    """Return the sampled token id and its margin, which is 0 if a slightly different `top_p` would change the id."""
+    """Return the sampled token id and its margin, which is 0 if a slightly different `top_p` would change the id.
+
+    Top-p applies to the probabilities of the ids that top-k keeps, or to those of all ids if `of_all` is True.
+    """
     ranked = sorted((c for c in range(len(ids)) if logits[c] > -math.inf), key=lambda c: -logits[c])
     if temperature == 0:
         return ids[ranked[0]], math.inf
     kept = ranked
     if 0 < top_k < len(ranked):
         kept = [c for c in ranked if logits[c] >= logits[ranked[top_k - 1]]]
-    above = mass_above(kept, logits, temperature)
+    above = mass_above(ranked if of_all else kept, logits, temperature)
     noise = {c: -math.log(-math.log(uniform(ids[c]))) for c in kept}
 
     def best_two(mass: float) -> list[tuple[float, int]]:

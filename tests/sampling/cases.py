@@ -15,7 +15,10 @@ FIRST_ID, UNDECIDED = 100, 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """B rows of S streams with C columns; each row has its own seed, position and parameters."""
+    """B rows of S streams with C columns; each row has its own seed, position and parameters.
+
+    `of_all` is that of `DrawParams`.
+    """
 
     logits: torch.Tensor
     seeds: list[int]
@@ -23,6 +26,7 @@ class Case:
     temperature: np.ndarray
     top_k: np.ndarray
     top_p: np.ndarray
+    of_all: bool = False
 
     @property
     def token_ids(self) -> torch.Tensor:
@@ -36,7 +40,7 @@ class Case:
 
     @property
     def params(self) -> DrawParams:
-        return DrawParams(*map(torch.from_numpy, (self.temperature, self.top_k, self.top_p)))
+        return DrawParams(*map(torch.from_numpy, (self.temperature, self.top_k, self.top_p)), of_all=self.of_all)
 
     @property
     def plan(self) -> DrawPlan:
@@ -46,7 +50,7 @@ class Case:
         """Return a single row of the batch."""
         part = slice(index, index + 1)
         arrays = (values[part].copy() for values in (self.temperature, self.top_k, self.top_p))
-        return Case(self.logits[part].clone(), self.seeds[part], self.positions[part], *arrays)
+        return Case(self.logits[part].clone(), self.seeds[part], self.positions[part], *arrays, of_all=self.of_all)
 
     def check(self, drawn: torch.Tensor) -> None:
         """Check `drawn` [B, S] against the reference, except where two tokens are nearly equal."""
@@ -57,7 +61,7 @@ class Case:
                 def noise(token: int, row: int = row, stream: int = stream) -> float:
                     return uniform(self.seeds[row], self.positions[row], stream, token)
 
-                token, lead = reference.draw(self.logits[row, stream].tolist(), ids, noise, *wanted)
+                token, lead = reference.draw(self.logits[row, stream].tolist(), ids, noise, *wanted, self.of_all)
                 assert lead < UNDECIDED or drawn[row, stream] == token, (row, stream, wanted)
 
 
@@ -77,6 +81,7 @@ def random_case(seed: int, shape: tuple[int, int, int], step: float = 0.0, maske
         random.choice(np.float32([0, 0.3, 0.8, 1, 2.5]), rows),
         random.choice([0, 0, 1, 2, 5, 20, columns - 1, columns, columns + 7], rows).clip(0),
         random.choice(np.float32([1, 1, 1e-6, 0.3, 0.8, 0.95]), rows),
+        of_all=bool(seed % 2),
     )
 
 

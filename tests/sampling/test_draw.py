@@ -22,8 +22,8 @@ def test_sampled_tokens_match_the_plain_loop(case: Case) -> None:
 
 @pytest.mark.parametrize("columns", [300, 1025])
 def test_sampled_tokens_of_wide_rows_match_the_plain_loop(columns: int) -> None:
-    for seed in range(3):
-        case = random_case(seed, (8, 2, columns), step=[0.0, 0.1][seed % 2])
+    for seed in range(4):
+        case = random_case(seed, (8, 2, columns), step=[0.0, 0.1][seed // 2])
         case.check(drawn(case))
 
 
@@ -60,11 +60,13 @@ def test_many_improbable_tokens_are_sampled_correctly() -> None:
     assert (tokens != case.token_ids[0, 5]).any()
 
 
-def one_row(logits: list[float], temperature: float, top_k: int, top_p: float, num_draws: int = 300) -> list[int]:
+def one_row(
+    logits: list[float], temperature: float, top_k: int, top_p: float, num_draws: int = 300, of_all: bool = False
+) -> list[int]:
     """Return the columns drawn from a single distribution at many positions."""
     values = torch.tensor(logits).expand(num_draws, 1, -1).contiguous()
     parameters = (np.full(num_draws, value) for value in (np.float32(temperature), top_k, np.float32(top_p)))
-    case = Case(values, [1] * num_draws, list(range(num_draws)), *parameters)
+    case = Case(values, [1] * num_draws, list(range(num_draws)), *parameters, of_all=of_all)
     return (drawn(case).squeeze(1) - case.token_ids[0, 0]).tolist()
 
 
@@ -80,6 +82,14 @@ def test_top_p_applies_to_the_mass_kept_by_top_k() -> None:
     logits = np.log([0.3, 0.3001, 0.2, 0.2]).tolist()  # of the first two, the larger holds just over a half
     assert set(one_row(logits, 1.0, 2, 0.5)) == {1}
     assert set(one_row(logits, 1.0, 0, 0.5)) == {0, 1}
+
+
+def test_top_p_applies_to_all_mass_if_the_family_says_so() -> None:
+    logits = np.log([0.3, 0.3001, 0.2, 0.2]).tolist()  # of all four, the larger holds less than a half
+    assert set(one_row(logits, 1.0, 2, 0.5, of_all=True)) == {0, 1}
+    assert set(one_row(logits, 1.0, 1, 0.5, of_all=True)) == {1}
+    assert set(one_row(logits, 1.0, 3, 0.9, of_all=True)) == {0, 1, 2, 3}  # ties at the boundary of top-k
+    assert set(one_row(logits, 1.0, 0, 0.5, of_all=True)) == {0, 1}
 
 
 def test_greedy_sampling_takes_the_lowest_of_equal_logits() -> None:

@@ -377,6 +377,8 @@ class Family:
             decoder for the whole utterance (`FamilyPlugin.load_refinement`).
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
+        top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
+            ids that top-k keeps.
         redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
         quiet_codes: Codes of silence on the first codebook.
         max_quiet: Maximum number of successive quiet codes; further ones are generated, but neither decoded nor
@@ -434,6 +436,7 @@ class Family:
     has_audio_bias: bool = False
     num_filled_codebooks: int = 0
     leaves_out_extra: bool = False
+    top_p_of_all: bool = False
     redraw_excludes: bool = False
     quiet_codes: tuple[int, ...] = ()
     max_quiet: int = 0

@@ -484,8 +484,10 @@ class _Reply:
             scores = {token: scored[token] for token in ranked}
         else:
             kept = ranked[: limits.top_k or None]
-            weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in kept]
-            before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(kept))]
+            weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in ranked]
+            of_all = self.family.top_p_of_all and limits is not self.sampling.text
+            total = math.fsum(weights if of_all else weights[: len(kept)])
+            before = [math.fsum(weights[:i]) / total for i in range(len(kept))]
             kept = [token for token, mass in zip(kept, before, strict=True) if mass < limits.top_p]
             noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
             scores = {token: scored[token] / limits.temperature + noise[token] for token in kept}

@@ -300,6 +300,7 @@ class SlotTables:
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
+        top_p_of_all: See `Family`.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -318,7 +319,7 @@ class SlotTables:
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
-        self._rules = rules
+        self._rules, self.top_p_of_all = rules, rules.family.top_p_of_all
 
     def stage(
         self,

@@ -328,7 +328,7 @@ class StepProgram:
         self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
         start = rules.family.layout.audio[0].start
         self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
-        self._penalty_follows = rules.family.penalty_follows
+        self._penalty_follows, self._top_p_of_all = rules.family.penalty_follows, rules.family.top_p_of_all
         self._after_end: torch.Tensor | None = None  # columns of stream 0 forbidden after the mark that ends a stretch
         if rules.marks:
             ids = heads.first_ids
@@ -410,7 +410,7 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            first == 0 and self._penalty_follows, self._excludes,
+            first == 0 and self._penalty_follows, self._excludes, self._top_p_of_all,
             *((NO_ID, NO_ID) if first else (constants.rules.fill_id, constants.rules.given_id)),
             self._frames is None, constants.rules.end_mark,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,

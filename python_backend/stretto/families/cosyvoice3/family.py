@@ -119,6 +119,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         ),
         subwords=range(vocabulary.num_text_ids),
         has_audio_head=True,
+        top_p_of_all=True,
         redraw_excludes=True,
         quiet_codes=vocabulary.quiet,
         max_quiet=MAX_QUIET,

@@ -93,6 +93,7 @@ AUDIO = {
     "num_places": 1,
     "penalty_follows": False,
     "excludes": False,
+    "top_p_of_all": False,
     "fill_id": -1,
     "given_id": -1,
     "denied": None,
@@ -104,6 +105,7 @@ PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "bl
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
 # CosyVoice 3's 6561 codes and 200 ends.
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192, "excludes": True}
+GROUPS |= {"top_p_of_all": True}
 GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
@@ -124,7 +126,7 @@ STACK |= {(capability, "latent_inputs_kernel"): 40 for capability in (80, 90, 10
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(ahead=0), "seconds": None}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
-    (_draw_kernel, DRAW, {"block": 2048}, 8),
+    (_draw_kernel, DRAW, {"block": 2048, "top_p_of_all": False}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),
     (_gather_kernel, GATHER, GATHERED, 1),
     (_gather_kernel, GATHER, GIVEN, 1),

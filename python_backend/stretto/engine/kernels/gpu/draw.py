@@ -77,6 +77,7 @@ def draw_on_device(
         params.top_p.contiguous(),
         num_columns,
         block,
+        params.of_all,
         num_warps=4 if block <= 1024 else 8,
     )
     return drawn
@@ -223,6 +224,7 @@ def _draw_kernel(
     top_ps: tl.tensor,  # [B] float32
     num_columns: tl.tensor,
     block: tl.constexpr,
+    top_p_of_all: tl.constexpr,
 ) -> None:
     row, stream, num_streams = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     index = row.to(tl.int64) * num_streams + stream
@@ -236,7 +238,10 @@ def _draw_kernel(
         if (top_k > 0) & (top_k < num_columns):
             floor = _kth_largest(line, num_columns, top_k, block)
         if top_p < 1:
-            floor = _nucleus(line, num_columns, floor, largest, temperature, top_p, block)
+            least = floor
+            if top_p_of_all:
+                least = tl.full((), float("-inf"), tl.float32)
+            floor = tl.maximum(floor, _nucleus(line, num_columns, least, largest, temperature, top_p, block))
     key = tl.load(keys + index).to(tl.uint32, bitcast=True)
     best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, num_columns, block):

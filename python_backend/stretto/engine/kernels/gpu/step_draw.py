@@ -229,16 +229,20 @@ def _noisiest(
 @triton.jit
 def _floor(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
-    span: tl.tensor,
+    span: tl.tensor, top_p_of_all: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return the smallest of `values` that top-k, top-p and min-p permit."""
     floor = tl.max(values, 0)
     if temperature > 0:
         floor -= span
+        lowest = floor
         if (top_k > 0) & (top_k < num_columns):
             floor = tl.maximum(floor, kth_largest_of(values, top_k))
         if top_p < 1:
-            floor = nucleus_of(values, floor, temperature, top_p)
+            if top_p_of_all:
+                floor = tl.maximum(floor, nucleus_of(values, lowest, temperature, top_p))
+            else:
+                floor = nucleus_of(values, floor, temperature, top_p)
     return floor
 
 
@@ -380,6 +384,7 @@ def draw_streams_kernel(
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
     penalty_follows: tl.constexpr,  # True if the penalty is applied after top-k and top-p
     excludes: tl.constexpr,  # True if the second draw excludes the repeated id
+    top_p_of_all: tl.constexpr,  # True if top-p applies to all ids, not only to those that top-k keeps
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
@@ -415,7 +420,7 @@ def draw_streams_kernel(
         values = _after_mark(values, tl.load(previous) == end_mark, denied, columns, inside)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span)
+    kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span, top_p_of_all)
     if seen is not None and penalty_follows:
         floor = tl.where(temperature > 0, floor, float("-inf"))
         kept = tl.where(values >= floor, values, float("-inf"))
