@@ -49,7 +49,7 @@ USER stretto
 
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
-    CMD ["curl", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
+    CMD ["curl", "--noproxy", "*", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
 # Listens on all addresses of the container; the host decides where ports are published (compose.yaml).
 CMD ["stretto", "serve", "--model-repository", "model_repository", "--log-file", "-", "--address", "0.0.0.0"]

@@ -270,9 +270,13 @@ def serving(repository: Path, python: str | Path = sys.executable) -> Iterator[s
             launch.stop()
 
 
+# The variable http_proxy does not apply to servers on this machine.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def is_ready(port: int) -> bool:
     """Return True if a server's HTTP port reports readiness."""
-    with suppress(OSError), urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=6) as answer:
+    with suppress(OSError), OPENER.open(f"http://localhost:{port}/v2/health/ready", timeout=6) as answer:
         return bool(answer.status == 200)
     return False
 

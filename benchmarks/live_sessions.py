@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.random_moshi import write_release
-from benchmarks.harness import Launch, append_result, command_line, cpu_s, read_usage, served_processes, stop_on_sigterm
+from benchmarks.harness import (
+    OPENER,
+    Launch,
+    append_result,
+    command_line,
+    cpu_s,
+    read_usage,
+    served_processes,
+    stop_on_sigterm,
+)
 from stretto.codecs.base import load_codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.convert.command import main as convert
@@ -66,7 +74,7 @@ def served(folder: Path, sessions: int, rows: int) -> Iterator[tuple[Launch, Pat
 
 def metric(launch: Launch, name: str) -> float:
     """Return a metric of the language model."""
-    with urllib.request.urlopen(f"http://localhost:{launch.metrics}/metrics", timeout=60) as page:
+    with OPENER.open(f"http://localhost:{launch.metrics}/metrics", timeout=60) as page:
         lines = page.read().decode().splitlines()
     (value,) = [float(line.split()[-1]) for line in lines if line.startswith(f"stretto_{name}{{")]
     return value

@@ -61,6 +61,7 @@ export LD_LIBRARY_PATH="$PWD/$cache/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 missing=$(ldd "$binary" | awk '/not found/ { print $1 }' | xargs)
 [ -z "$missing" ] || fail "missing libraries: $missing (on Debian or Ubuntu: apt-get install libb64-0d)"
 
+unset http_proxy https_proxy grpc_proxy # gRPC would reach the server through them
 mkdir -p "$out"
 exports=() unanswered=()
 profile() { # <name> <description> <least number of requests that perf_analyzer accepts> <flags of the load ...>

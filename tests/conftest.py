@@ -35,6 +35,9 @@ stub.end = ENDED.append
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A contributor's http_proxy is not for servers of tests. Product code does not depend on this (`proxy_variables`).
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1,::1"
+
 # On every run the same examples, for as long as they take: a failure is the change's, and not the machine's.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
@@ -152,6 +155,16 @@ def regions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
 
     monkeypatch.setattr("stretto_client.shared_memory.SharedMemory", create)
     return lambda: [path for path in made if path.exists()]
+
+
+@pytest.fixture
+def proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables for HTTP proxies, in both cases, to an address at which nobody listens."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

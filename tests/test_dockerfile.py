@@ -85,6 +85,7 @@ def test_command_and_health_check_use_exec_form() -> None:
     assert probe[-1].endswith("/v2/health/ready")
     assert "8000" in every("EXPOSE")[0].split()
     assert ":8000/" in probe[-1]
+    assert probe[probe.index("--noproxy") + 1] == "*", "Docker may set http_proxy in the container"
 
 
 def test_image_downloads_nothing_at_run_time() -> None:

@@ -2,14 +2,13 @@
 
 import os
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.load import Outcomes, Verdict
-from benchmarks.harness import Result, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
+from benchmarks.harness import OPENER, Result, Usage, read_usage, served_processes, shared_files, slope_mb_per_min
 from stretto.launcher.server import MAX_MODEL_RESTARTS
 
 IDLE_S = 20.0  # until resources that outlast a request are released
@@ -106,7 +105,7 @@ def look(metrics_port: int, root: int | None = None) -> Held:
     mapped = shared_files(pids.values())
     stubs = shared_files(pid for name, pid in pids.items() if name != SERVER)
     server = shared_files(pid for name, pid in pids.items() if name == SERVER)
-    with urllib.request.urlopen(f"http://localhost:{metrics_port}/metrics", timeout=60) as page:
+    with OPENER.open(f"http://localhost:{metrics_port}/metrics", timeout=60) as page:
         gauges = read_gauges(page.read().decode())
     return Held(
         {name: usage.threads for name, usage in usages.items()},

@@ -90,7 +90,7 @@ class GatewayAsk:
     async def open(self, address: str, timeouts: Timeouts) -> AsyncIterator[AsyncIterator[Event]]:
         """Send the request; the events of its answer end with a ClientError if it fails."""
         limits = httpx.Timeout(timeouts.between_s)
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=limits) as client:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=limits, trust_env=False) as client:
             yield self._parts(client)
 
     async def _parts(self, client: httpx.AsyncClient) -> AsyncIterator[Event]:

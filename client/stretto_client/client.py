@@ -86,6 +86,7 @@ CHANNEL = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.enable_http_proxy", 0),  # http_proxy is meant for web pages; such a proxy rarely reaches this server
 ]
 
 

@@ -148,6 +148,9 @@ def open_spans() -> Spans | None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    # The exporter follows http_proxy. A proxy cannot reach a collector on this host.
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", "::1")
+    os.environ["no_proxy"] = ",".join(filter(None, direct))
     address = os.environ.get(OURS)
     endpoint = address.rstrip("/") + TRACES_PATH if address else None  # None: the standard variables apply
     name = os.environ.get("OTEL_SERVICE_NAME", "stretto-gateway")

@@ -52,6 +52,14 @@ async def serve() -> AsyncIterator[Serve]:
         await server.stop()
 
 
+@pytest.mark.usefixtures("proxy_variables")
+async def test_client_connects_directly_despite_proxy_variables(serve: Serve) -> None:
+    _, client = await serve(UTTERANCE)
+    assert await client.ready()
+    assert (await client.profile()).family == "tiny"
+    assert [event async for event in client.speak("a")][-1].is_final
+
+
 async def test_16_bit_output_is_int16_and_encoding_merges_into_output_option(serve: Serve) -> None:
     server, client = await serve([Chunk(0, 640, is_final=True, is_last=True, is_16_bit=True)])
     stream = client.speak("a", encoding="pcm_s16le", output={"sample_rate": 8_000})

@@ -269,6 +269,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.usefixtures("proxy_variables")
 async def test_waiting_rows_are_read_from_the_metrics_endpoint() -> None:
     assert "stretto_waiting_requests" in of_the_server()
     page = b'# TYPE stretto_waiting_requests gauge\nstretto_waiting_requests{model="language_model"} 5.0\n'

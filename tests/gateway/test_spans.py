@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+import os
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from stretto_gateway.admission import RequestHead
 from stretto_gateway.command import main
 from stretto_gateway.metrics import OURS, STANDARD, Times, open_spans, spans_are_wanted
 from tests.client.fake_server import REPORT
@@ -103,6 +105,21 @@ async def test_utterance_is_traced_within_the_client_trace(
         assert whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
         assert span.end_time_unix_nano <= whole.end_time_unix_nano
     assert "secret" not in str(collector.spans)
+
+
+@pytest.mark.usefixtures("proxy_variables")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_collector_on_this_host_is_reached_directly_despite_proxy_variables(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv(OURS, f"http://{host}:{collector.server_port}")
+    spans = open_spans()
+    assert spans is not None
+    spans.add(RequestHead("r1", ""), ("tiny", "tts"), Times(0.0, 1.0, None, 10.0, {}), True)
+    spans.close()
+    assert [span.name for span in collector.spans]
+    assert os.environ["no_proxy"].startswith("example.org,")
 
 
 async def test_opentelemetry_is_not_loaded_without_an_address(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

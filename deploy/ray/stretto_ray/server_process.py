@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded before the fork
 POLL_S, PAGE_S = 0.3, 2.0
+OPENER = build_opener(ProxyHandler({}))  # the variable http_proxy must not apply to this host's own server
 WAITING = re.compile(r"^stretto_waiting_requests(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -94,7 +95,9 @@ class ServerProcess:
     def waiting_rows(self) -> float:
         """Return the number of rows that wait for a batch slot; 0 if the metrics are not available."""
         try:
-            with urlopen(f"http://{self._host}:{self._record()['ports']['metrics']}/metrics", timeout=PAGE_S) as page:
+            with OPENER.open(
+                f"http://{self._host}:{self._record()['ports']['metrics']}/metrics", timeout=PAGE_S
+            ) as page:
                 found = WAITING.search(page.read().decode())
         except (OSError, KeyError):
             return 0.0

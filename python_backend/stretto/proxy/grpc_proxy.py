@@ -156,6 +156,7 @@ SERVER_OPTIONS = [
     ("grpc.max_connection_idle_ms", 600_000),  # closes connections without a call; clients reconnect
 ]
 TRITON_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),  # Triton is on this host
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),
