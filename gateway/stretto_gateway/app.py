@@ -144,12 +144,16 @@ async def live() -> Response:
 
 async def ready(request: Request) -> Response:
     """Return 200 if the server accepts requests. Otherwise, or during shutdown, return 503."""
-    state, is_ready = request.app.state, False
-    if not state.is_draining:
+    return PlainTextResponse("", 200 if await is_ready(request.app) else 503)
+
+
+async def is_ready(app: FastAPI) -> bool:
+    """Return True if the server accepts requests and the gateway is not shutting down."""
+    if not app.state.is_draining:
         with suppress(TimeoutError):
             async with asyncio.timeout(READY_S):
-                is_ready = await state.gateway.client.ready()
-    return PlainTextResponse("", 200 if is_ready else 503)
+                return await app.state.gateway.client.ready()
+    return False
 
 
 async def figures(request: Request) -> Response:

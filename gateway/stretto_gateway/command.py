@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from stretto_client.__main__ import Parser
-from stretto_gateway.app import make_app
+from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.connection import settings as socket_settings
@@ -31,6 +31,7 @@ from stretto_gateway.metrics import spans_are_wanted
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
 BEATS = "STRETTO_BEATS"  # environment variable with the file descriptor for `beat`
+READY_BEAT = b"r"
 MIN_KEY_CHARS = 16
 MAX_ALIAS_CHARS = 200
 
@@ -46,7 +47,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self.message, file=sys.stderr, flush=True)
-            self._beating = asyncio.create_task(beat())
+            self._beating = asyncio.create_task(beat(self._app))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.gateway.sessions.draining.set()
@@ -59,12 +60,16 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def beat() -> None:
-    """Write one byte per second to the launcher's pipe, to show that the event loop runs."""
+async def beat(app: FastAPI) -> None:
+    """Write a byte to the launcher's pipe every second or, if the server does not answer, every few seconds.
+
+    It shows that the event loop runs, and whether the gateway is ready.
+    """
     pipe = os.environ.get(BEATS)
     while pipe is not None:
+        state = READY_BEAT if await is_ready(app) else b"."
         with suppress(OSError):  # the pipe is full, or the launcher has exited
-            os.write(int(pipe), b".")
+            os.write(int(pipe), state)
         await asyncio.sleep(1.0)
 
 
@@ -238,7 +243,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 def read_keys(path: Path | None) -> tuple[str, ...]:
     """Return the keys from the file and the environment; raise ValueError for a weak key or an empty file."""
     try:
-        lines = [] if path is None else path.read_text().splitlines()
+        lines = [] if path is None else path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"--keys: expected a text file, got {path}, which is not UTF-8") from None
     keys = tuple(key for line in [*lines, *os.environ.get(KEYS, "").split(",")] if (key := line.strip()))

@@ -29,6 +29,7 @@ EARLY = "TEST_EARLY"  # environment variable: a signal that reaches the launcher
 
 # Started as tritonserver is. The file `aborts` counts starts that abort, `hangs` counts starts that hang (all, if it is
 # negative), in the way that the file `hang` names. Otherwise it answers "ready" and has a child with a stub's name.
+# With the file `serves`, it also answers over gRPC: it is ready if the file is empty.
 SERVER = """#!{python}
 import http.server, os, pathlib, signal, socketserver, subprocess, sys, time
 here = pathlib.Path({here!r})
@@ -90,13 +91,17 @@ class Ready(http.server.BaseHTTPRequestHandler):
         return "client"
 class Socket(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     pass
-if (here / "gives up").exists():  # as Triton does a stub that has shown no life for a second
+if (here / "gives up").exists() or (here / "serves").exists():
     import concurrent.futures, grpc
-    class Refusing(grpc.GenericRpcHandler):
+    def answer(_, context):
+        if not (here / "gives up").exists():
+            return bytes([8, not (here / "serves").read_text()])  # ServerReadyResponse or ModelReadyResponse
+        # as Triton does a stub that has shown no life for a second
+        context.abort(grpc.StatusCode.INTERNAL, "Stub process 'preprocessor_0_0' is not healthy.")
+    class Answering(grpc.GenericRpcHandler):
         def service(self, details):
-            said = "Stub process 'preprocessor_0_0' is not healthy."
-            return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(grpc.StatusCode.INTERNAL, said))
-    calls = grpc.server(concurrent.futures.ThreadPoolExecutor(1), handlers=[Refusing()])
+            return grpc.unary_unary_rpc_method_handler(answer)
+    calls = grpc.server(concurrent.futures.ThreadPoolExecutor(1), handlers=[Answering()])
     flags = dict(flag.split("=", 1) for flag in sys.argv if "=" in flag)
     calls.add_insecure_port(flags["--grpc-address"] + ":" + flags["--grpc-port"])
     calls.start()
@@ -132,6 +137,7 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     server.STUCK_S = 0.5
     server.slowness = lambda: 1.0
     server.MAX_MODEL_RESTARTS = int(os.environ.get(MAX_RESTARTS, server.MAX_MODEL_RESTARTS))
+    supervisor.GATEWAY_S = 0.5
     faults.PROOF_S = float(os.environ.get(PROOF, 0.5))
     time.time = lambda: true_time() - (float(back.read_text() or 0) if back.exists() else 0)
 

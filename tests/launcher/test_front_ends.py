@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from stretto.launcher import command as serve
 from stretto.launcher import front_ends
+from stretto.launcher.background import BackgroundServer
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.faults import LAUNCH_ID, begin_launch
 from stretto.launcher.front_ends import ProxyProcess
@@ -27,6 +29,15 @@ from tests.ports import free_ports
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """File that makes the scripted server answer over gRPC."""
+    path = tmp_path / "serves"
+    path.touch()
+    return path
+
+
+@pytest.mark.usefixtures("served")
 def test_gateway_page_address_is_logged(launch: Launch) -> None:
     (port,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port))
@@ -163,6 +174,7 @@ def end_of(proxy: ProxyProcess) -> int:
     return process.pid
 
 
+@pytest.mark.usefixtures("served")
 def test_stopped_gateway_makes_the_server_unready_until_replaced(launch: Launch) -> None:
     (port,) = free_ports(1)
     server = launch(0, "--gateway", "--gateway-port", str(port))
@@ -175,3 +187,45 @@ def test_stopped_gateway_makes_the_server_unready_until_replaced(launch: Launch)
     assert f"[serve] the gateway (pid {first}) is stopped\n" in server.said
     assert "[serve] the gateway is being restarted\n" in server.said
     assert server.num_ready == 1, "the server has not been restarted"
+
+
+def test_gateway_that_is_never_ready_is_reported(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients that need no gateway can use the server meanwhile."""
+    (port,) = free_ports(1)
+    (nobody,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port), f"--gateway-arg=--server=localhost:{nobody}")
+    server.until(lambda: server.state == "unready")
+    (pid,) = server.children("stretto_gateway")
+    reason = f"the gateway (pid {pid}) is not ready: no server at its --server accepts requests"
+    assert f"[serve] {reason}\n" in server.said
+    assert server.num_ready == 0
+    record = server.folder / "serve.json"
+    assert serve.main(["--status", "--pid-file", str(record)]) == 1
+    assert json.loads(capsys.readouterr().out)["reason"] == reason
+    own = server.folder / f"server-{server.ports[0]}.pid"  # where a command without --server looks
+    own.symlink_to(record)
+    BackgroundServer(server.ports[0], server.folder, ("/nowhere/launcher",)).ensure_ready()
+    assert server.num_starts == 1
+
+
+def test_server_is_ready_while_its_gateway_is(launch: Launch, served: Path) -> None:
+    (port,) = free_ports(1)
+    served.write_text("not ready")
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: server.state == "unready")
+    assert server.num_ready == 0
+    served.write_text("")
+    server.until(lambda: server.state == "ready")
+    assert server.num_ready == 1
+    served.write_text("not ready")
+    server.until(lambda: server.state == "unready")
+    served.write_text("")
+    server.until(lambda: server.state == "ready")
+    assert "[serve] all processes are running again\n" in server.said
+
+
+@pytest.mark.usefixtures("served", "proxy_variables")
+def test_gateway_reaches_its_server_directly_despite_proxy_variables(launch: Launch) -> None:
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: server.state == "ready")

@@ -25,7 +25,13 @@ STATES = ("starting", "ready", "unready", "waiting", "draining")
 
 
 def write(
-    path: Path | None, state: str, ports: dict[str, int], log: str, reason: str = "", stop_seconds: float = STOP_SECONDS
+    path: Path | None,
+    state: str,
+    ports: dict[str, int],
+    log: str,
+    reason: str = "",
+    stop_seconds: float = STOP_SECONDS,
+    serves: bool = False,
 ) -> None:
     """Replace the pid file atomically; do nothing if `path` is None.
 
@@ -36,6 +42,7 @@ def write(
         log: Path of the log.
         reason: Why the server is not ready; empty if nothing is wrong.
         stop_seconds: Maximum time that stopping the launcher takes, in seconds.
+        serves: True if the server answers gRPC requests although the state is not `ready`, because of the gateway.
     """
     assert state in STATES, state
     if path is None:
@@ -50,6 +57,8 @@ def write(
     record |= {"stop_seconds": stop_seconds, "version": version("stretto")}
     if reason:
         record["reason"] = reason
+    if serves:
+        record["serves"] = True
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(record) + "\n")
@@ -158,7 +167,8 @@ class BackgroundServer:
             with self._start_lock():
                 self._start()
         except OSError as error:
-            raise LaunchError(f"the server could not be started: {error}") from None
+            reason = f"{error.filename or self.folder}: {error.strerror or error}"
+            raise LaunchError(f"the server could not be started: {reason}") from None
 
     def page(self) -> str | None:
         """Return the URL of the gateway's web page, or None if the launcher runs no gateway."""
@@ -169,11 +179,13 @@ class BackgroundServer:
     def _is_usable(self) -> bool:
         """Return True if there is a usable server.
 
-        A server is usable if its launcher reports it as ready. A server without a launcher (for example in a container)
-        is usable if it listens on the gRPC port.
+        A server is usable if its launcher reports it as ready, apart from the gateway. A server without a launcher (for
+        example in a container) is usable if it listens on the gRPC port.
         """
-        state = self._state()
-        return state == "ready" or (state is None and _listens(self.port + 1))
+        record = read(default_pid_file(self.port, self.folder))
+        if record is None:
+            return _listens(self.port + 1)
+        return record["state"] == "ready" or record.get("serves") is True
 
     def _state(self) -> str | None:
         record = read(default_pid_file(self.port, self.folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 from stretto.disconnects import Disconnects
 from stretto.launcher import processes
 from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
-from stretto.proxy.access import BEATS
+from stretto.proxy.access import BEATS, READY_BEAT
 from stretto.triton_io.flow import remove_stale_tables
 from stretto.worker_process import SPARE_NAME
 
@@ -224,15 +224,25 @@ class Launch:
 
 
 def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
-    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`."""
+    """Create a launcher instance with its lock, runtime directory and client-disconnect flags in `directory`.
+
+    Raises:
+        OSError: If the directory is missing, read-only or full.
+    """
     launch_id = f"{os.getpid()}_{secrets.token_hex(4)}"
     unlocked = directory / f".{PREFIX}{launch_id}"
     lock = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     unlocked.rename(_lock_file(launch_id, directory))
-    _folder(launch_id, directory).mkdir(mode=0o700)
     launch = Launch(launch_id, lock, directory)
-    Disconnects.create(launch.disconnects_file)
+    try:
+        launch.folder.mkdir(mode=0o700)
+        Disconnects.create(launch.disconnects_file)
+    except OSError:
+        shutil.rmtree(launch.folder, ignore_errors=True)
+        _lock_file(launch_id, directory).unlink()
+        os.close(lock)
+        raise
     return launch
 
 
@@ -389,6 +399,7 @@ def _ahead_s() -> float:
 
 POLL_S = 1.0
 MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a heartbeat
+MAX_UNREADY = 5  # heartbeats without readiness, for example because the server was busy
 
 
 class Pulse:
@@ -400,6 +411,7 @@ class Pulse:
     Attributes:
         writing: Write end of the heartbeat pipe; -1 once a process has inherited it.
         has_beaten: True once the process has sent a heartbeat.
+        is_ready: True if one of the last MAX_UNREADY heartbeats has reported readiness.
     """
 
     def __init__(self, name: str) -> None:
@@ -421,6 +433,7 @@ class Pulse:
         self._pid, self.writing = pid, -1
         self._num_starts += 1
         self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
+        self._beats = b""
         self._pending = PendingFault()
 
     def fault(self) -> str:
@@ -431,6 +444,10 @@ class Pulse:
         if self._num_missed >= (MAX_MISSED if self.has_beaten else MAX_MISSED_AT_START) * slowness():
             return f"the {self._name} (pid {self._pid}) does not answer"
         return f"the {self._name} is being restarted" if self._num_starts > 1 and not self.has_beaten else ""
+
+    @property
+    def is_ready(self) -> bool:
+        return READY_BEAT in self._beats
 
     def is_hung(self) -> bool:
         """Return True if the process must be replaced: stopped for PROOF_S, or no heartbeat for too long."""
@@ -450,5 +467,6 @@ class Pulse:
             self._polled_s = time.monotonic()
             self._num_missed += 1
         with suppress(BlockingIOError):
-            if self._reading >= 0 and os.read(self._reading, 4096):
+            if self._reading >= 0 and (came := os.read(self._reading, 4096)):
                 self._num_missed, self.has_beaten = 0, True
+                self._beats = (self._beats + came)[-MAX_UNREADY:]

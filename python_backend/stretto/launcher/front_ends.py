@@ -306,6 +306,11 @@ class GatewayProcess:
         """Return a description of the gateway's fault; empty if there is none."""
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()
 
+    def unready(self) -> str:
+        """Return why the gateway cannot answer requests; empty if it can."""
+        reason = f"the gateway (pid {self._process.pid}) is not ready: no server at its --server accepts requests"
+        return self.fault() or ("" if self._pulse.is_ready else reason)
+
     def drain(self, polls: Iterable[None]) -> None:
         """Ask the gateway to complete its responses and exit; wait until it exits or `polls` ends."""
         self._process.terminate()

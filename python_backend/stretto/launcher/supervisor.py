@@ -10,7 +10,7 @@ from types import FrameType
 
 from stretto.launcher import background, mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named
+from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named, slowness
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProcess
 from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
 from stretto.launcher.launch_log import LaunchLog, log_line
@@ -72,30 +72,42 @@ class StatePublisher:
 
     Attributes:
         log: Path of the log, for messages.
+        is_announced: True once the log contains that the server, and the gateway if there is one, are ready.
     """
 
     def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
         self._config, self._proxy = config, proxy
+        self.is_announced = True
         self.log = str(config.log_file or "standard output")
 
-    def record(self, state: str, reason: str = "") -> None:
+    def record(self, state: str, reason: str = "", serves: bool = False) -> None:
         """Publish a new state.
 
         Args:
             state: One of `background.STATES`.
             reason: Why the server is not ready; empty if nothing is wrong.
+            serves: True if the proxy is ready in this state.
         """
-        self._proxy.report_ready(is_ready=state == READY)
-        self._write(state, reason)
+        self._proxy.report_ready(is_ready=serves or state == READY)
+        self._write(state, reason, serves)
+
+    def note_served(self, reason: str) -> None:
+        """Publish that Triton is ready, so that the gateway can become ready; `reason` describes that it is not yet."""
+        self.is_announced = False
+        self.record("starting", reason, serves=True)
 
     def note_ready(self, age_s: float, pid: int) -> None:
-        """Publish that the server is ready.
+        """Publish that nothing is wrong.
 
         Args:
-            age_s: Time from the server's start until it was ready, in seconds.
+            age_s: Time from the server's start until now, in seconds.
             pid: Pid of the server.
         """
         self.record(READY)
+        if self.is_announced:
+            log_line("all processes are running again")
+            return
+        self.is_announced = True
         ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
         log_line(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
         if self._config.gateway_port is not None:
@@ -111,10 +123,10 @@ class StatePublisher:
         self._proxy.close_gate(spares_answered)
         self._write("starting", reason)
 
-    def _write(self, state: str, reason: str) -> None:
+    def _write(self, state: str, reason: str, serves: bool = False) -> None:
         with suppress(OSError):  # a full disk must not end the server
             config = self._config
-            background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds)
+            background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds, serves)
 
 
 class FrontEndProcesses:
@@ -149,6 +161,10 @@ class FrontEndProcesses:
     def fault(self) -> str:
         """Return a description of the proxy's or the gateway's fault; empty if there is none."""
         return self.proxy.fault() or (self._gateway.fault() if self._gateway is not None else "")
+
+    def unready_gateway(self) -> str:
+        """Return why the gateway cannot answer requests; empty if it can, or if there is none."""
+        return "" if self._gateway is None else self._gateway.unready()
 
     def unhealthy_model(self) -> str | None:
         """Return a model that Triton has reported as unhealthy since the last call, or None."""
@@ -193,6 +209,7 @@ def has_drained(server_pid: int, drain_file: Path, polls: Iterable[None]) -> boo
     return False
 
 
+GATEWAY_S = 10.0  # time for the gateway to notice a ready server, before it is reported as not ready
 EXIT_S = 2.0  # all streams have ended, so a server that is slow to unload its models can be killed
 CHECK_INTERVAL_S = 0.2  # poll interval of a ready server
 
@@ -294,7 +311,13 @@ class Supervisor:
         self._was_ready = True
         self._front_ends.unhealthy_model()  # discard reports about the previous run
         self._back_off.note_ready()
-        self._publisher.note_ready(server.age_s, server.pid)
+        self._publisher.note_served(self._front_ends.unready_gateway())
+        for _ in self._waits.polls(GATEWAY_S * slowness()):
+            if not self._front_ends.unready_gateway():
+                self._publisher.note_ready(server.age_s, server.pid)
+                break
+            if server.has_ended():
+                break
         return True
 
     def _keep(self, server: Server) -> Fault | None:
@@ -330,9 +353,13 @@ class Supervisor:
             if fault is not None:
                 return fault
             stopped = server.stopped()
-            if pending.update(f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()):
-                log_line(pending.reason or "all processes are running again")
-                self._publisher.record("unready" if pending.reason else "ready", pending.reason)
+            broken = f"{named(stopped)} is stopped" if stopped else self._front_ends.fault()
+            has_changed = pending.update(broken or self._front_ends.unready_gateway())
+            if pending.reason and has_changed:
+                log_line(pending.reason)
+                self._publisher.record("unready", pending.reason, serves=not broken)
+            elif has_changed or not (pending.reason or self._publisher.is_announced):
+                self._publisher.note_ready(server.age_s, server.pid)
             if stopped and pending.is_proven:
                 return Fault(stopped, "is stopped")
             self._front_ends.keep_alive()

@@ -32,7 +32,9 @@ STOPPING = "stopping"  # last message; a launcher whose pipe closes without it h
 Message = TypeVar("Message")
 
 # Environment variable of front-end processes: descriptor to which the event loop writes a byte every BEAT_S seconds.
+# The gateway's byte is READY_BEAT while it is ready.
 BEATS, BEAT_S = "STRETTO_BEATS", 1.0
+READY_BEAT = b"r"
 
 
 @dataclass(frozen=True, slots=True)
