@@ -49,11 +49,14 @@ class Region(Protocol):
 class SystemRegion:
     """System memory, which another process opens by name.
 
-    Creating a region raises ServerUnavailable if there is too little memory.
+    Creating a region raises ServerUnavailable if there is too little memory, or none in /dev/shm.
     """
 
     def __init__(self, prefix: str, byte_size: int):
-        self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
+        try:
+            self._memory = SharedMemory(f"{prefix}_{secrets.token_hex(8)}", create=True, size=byte_size)
+        except OSError as error:
+            raise ServerUnavailable(f"cannot create shared memory in /dev/shm: {error.strerror}") from None
         try:
             reserve(self._memory.name, byte_size)
         except OSError as error:

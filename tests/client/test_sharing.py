@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -140,3 +141,19 @@ async def test_full_shared_memory_fails_only_the_request(
         with pytest.raises(ServerUnavailable, match=r"^not enough shared memory for \d+ bytes: No space left"):
             [event async for event in client.speak("hello")]
     assert not regions()
+
+
+@pytest.mark.parametrize("reason", [errno.ENOENT, errno.EROFS, errno.EACCES])
+async def test_missing_or_unwritable_shared_memory_is_one_error(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(reason, os.strerror(reason), "/stretto_in_1")
+
+    monkeypatch.setattr(ring_module, "SharedMemory", fail)
+    message = f"^cannot create shared memory in /dev/shm: {os.strerror(reason)}$"
+    async with SpeechClient(server.address, shared_memory="system") as client:
+        with pytest.raises(ServerUnavailable, match=message):
+            client.speak("a")
+        with pytest.raises(ServerUnavailable, match=message):
+            client.transcribe(b"a file")

@@ -1,5 +1,6 @@
 """The launcher with a scripted server: starts, refused command lines, and stops."""
 
+import errno
 import json
 import os
 import re
@@ -7,12 +8,13 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stretto.launcher import command as serve
-from stretto.launcher import installation
+from stretto.launcher import faults, installation
 from stretto.launcher.faults import LAUNCH_ID
 from stretto.launcher.installation import LaunchError
 from tests.launcher.launched import Launch, Launched, busy_table, hang
@@ -97,6 +99,32 @@ def test_unwritable_home_folder_is_reported_in_one_line(
     assert serve.main(["--model-repository", str(REPOSITORY)]) == 1
     said = re.sub(r"\[serve\] cleaned up after .*\n", "", capsys.readouterr().err)  # of tests that were killed
     assert re.fullmatch(rf"\[serve\] cannot write {home}\S* \(Not a directory\): choose .* with {flag}\n", said)
+
+
+@pytest.mark.parametrize("place", ["none", "file"])
+def test_missing_or_unwritable_shared_memory_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(faults, "begin_launch", partial(faults.begin_launch, tmp_path / place))
+    pid_file = tmp_path / "pid"
+    assert serve.main(["--pid-file", str(pid_file), "--log-file", str(tmp_path / "log"), "--cache", str(tmp_path)]) == 1
+    said = re.sub(r"\[serve\] cleaned up after .*\n", "", capsys.readouterr().err)  # of tests that were killed
+    assert re.fullmatch(
+        r"\[serve\] cannot write /dev/shm \(.*\), which the server needs .*: mount a tmpfs there.*\n", said
+    )
+    assert not pid_file.exists()
+
+
+def test_full_shared_memory_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(faults.Disconnects, "create", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        faults.begin_launch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("flag", ["--log-file", "--pid-file"])

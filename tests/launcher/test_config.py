@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stretto.launcher import installation
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.faults import Launch
 from stretto.launcher.installation import Installation, LaunchError, state_folder
@@ -159,3 +160,12 @@ def test_messages_between_launcher_and_proxy_are_checked_field_by_field() -> Non
     for text in ("[]", '{"grpc": 1}', "cannot listen"):
         with pytest.raises(ValueError, match=r"expected an object|Expecting value"):
             Ports.from_json(text)
+
+
+def test_help_accepts_any_folder_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(installation, "clone", lambda: tmp_path / "100 %s")
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    assert "100 %s" in " ".join(capsys.readouterr().out.split())

@@ -59,7 +59,12 @@ def serve(config: LaunchConfig) -> int:
         log_line(f"cleaned up after launcher instance {launch_id}, which had died")
     waits = Waits()
     waits.catch_signals()
-    launch = faults.begin_launch()
+    try:
+        launch = faults.begin_launch()
+    except OSError as error:
+        background.remove(config.pid_file)
+        reason = f"cannot write {faults.SHARED_MEMORY} ({error.strerror}), which the server needs for shared memory"
+        raise LaunchError(f"{reason}: mount a tmpfs there, in a container with --shm-size or --ipc=host") from None
     try:
         return Supervisor(*with_plain_paths(config, launch), launch, waits).run()
     finally:

@@ -99,7 +99,7 @@ def default_pid_file(http_port: int, folder: Path) -> Path:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the launcher's flags; raise LaunchError if STRETTO_PORT is not a valid port."""
     flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
-    port, state = default_port(), state_folder()
+    port, state = default_port(), described_state_folder()
     flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument(
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
     flags.add_argument("--log-file", help=f"{about} (default: in {state})")
-    flags.add_argument("--cache", type=Path, default=cache_folder(), help="folder for private files of the launcher")
+    flags.add_argument("--cache", type=Path, help="folder for private files of the launcher")
     add_time_limits(flags)
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; exit code 0 if it is ready")
@@ -224,8 +224,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
         )
     pid_file = pid_file_of(flags)
-    own_log = state_folder() / f"server-{flags.http_port}.log" if flags.http_port else pid_file.with_suffix(".log")
-    log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log)
+    log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log(flags.http_port, pid_file))
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
         address=flags.address,
@@ -237,13 +236,26 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         gateway_port=flags.gateway_port if flags.gateway else None,
         pid_file=pid_file,
         log_file=log_file,
-        cache=flags.cache,
+        cache=flags.cache or cache_folder(),
         start_seconds=flags.start_seconds,
         start_attempts=flags.start_attempts,
         drain_seconds=flags.drain_seconds,
         passed=tuple(passed),
         gateway_args=tuple(flags.gateway_arg),
     )
+
+
+def own_log(http_port: int, pid_file: Path) -> Path:
+    """Return the default path of the log: named by the HTTP port or, if that is 0, like the pid file."""
+    return state_folder() / f"server-{http_port}.log" if http_port else pid_file.with_suffix(".log")
+
+
+def described_state_folder() -> str:
+    """Return the state folder for help texts of argparse, also for a user without one."""
+    try:
+        return str(state_folder()).replace("%", "%%")
+    except LaunchError:
+        return "~/.local/state/stretto"
 
 
 def pid_file_of(flags: argparse.Namespace) -> Path:

@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import os
 import platform
+import pwd
 import re
 import shutil
 import socket
@@ -57,16 +58,49 @@ def bundled_repository() -> Path:
 
 
 def state_folder() -> Path:
-    """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder."""
+    """Return the folder of pid files and logs: `.stretto` in a clone, or the user's state folder.
+
+    Raises:
+        LaunchError: If this user has no home folder, and XDG_STATE_HOME names none.
+    """
     tree = clone()
-    if tree is not None:
-        return tree / ".stretto"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "stretto"
+    return _user_folder("XDG_STATE_HOME", ".local/state") if tree is None else tree / ".stretto"
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for this project."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stretto"
+    """Return the user's cache folder for this project; a user without a home folder has it in the clone's `.stretto`.
+
+    Raises:
+        LaunchError: If this user has no home folder, XDG_CACHE_HOME names none, and there is no clone.
+    """
+    if clone() is not None and home_folder() is None and not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "")):
+        return state_folder() / "cache"
+    return _user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def _user_folder(variable: str, default: str) -> Path:
+    """Return this project's folder in a folder of the XDG specification, which ignores relative paths.
+
+    Args:
+        variable: Environment variable that may name the folder.
+        default: The folder relative to the user's home.
+    """
+    named, home = os.environ.get(variable, ""), home_folder()
+    if os.path.isabs(named):
+        return Path(named) / "stretto"
+    if home is None:
+        raise LaunchError(f"user {os.getuid()} has no home folder: set HOME or {variable} to the path of a folder")
+    return home / default / "stretto"
+
+
+def home_folder() -> Path | None:
+    """Return HOME if it is an absolute path, otherwise the home folder in the user database, or None."""
+    named = os.environ.get("HOME", "")
+    try:
+        home = named if os.path.isabs(named) else pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # as in a container that runs with an arbitrary user id
+        return None
+    return Path(home) if os.path.isabs(home) else None
 
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
@@ -322,6 +356,8 @@ def server_environment(
         "VLLM_RPC_BASE_PATH": str(launch.folder),
         ENGINE_SPARE: str(launch.spare_socket),
     }
+    if home_folder() is None:  # libraries would write to a folder that is called `~`
+        environment["HOME"] = str(launch.folder if clone() is None else state_folder())
     if installation.library_path:
         environment["LD_LIBRARY_PATH"] = _joined(*installation.library_path, base.get("LD_LIBRARY_PATH"))
     return environment
