@@ -1,5 +1,6 @@
 """The console command `stretto`: help, errors, and modules that it does not import."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from stretto.launcher import background
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
 from tests.patience import PATIENCE_S
+from tests.tiers import by_night
 
 PRINT_IMPORTED = "import sys, atexit; atexit.register(lambda: print('imported', *sys.modules)); "
 
@@ -139,3 +141,51 @@ def test_invalid_ports_are_rejected(
     assert main(["serve", "--status"]) == 1
     message = f"STRETTO_PORT: expected a port from 1 to 65532, got '{port}'"
     assert capsys.readouterr().err == f"error: {message}\n[serve] {message}\n"
+
+
+def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a line of bash in which `stretto` is the console command."""
+    stretto = f'stretto() {{ {sys.executable} -m stretto "$@"; }}'
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    variables = kept | {"STRETTO_PORT": "9"} | environment
+    return subprocess.run(
+        ["bash", "-c", f"{stretto}; {line}"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "families", "chat --help", *by_night("serve --status", "convert --help")])
+@pytest.mark.parametrize("unbuffered", ["", *by_night("1")])
+def test_command_ends_silently_once_the_reader_has_left(words: str, unbuffered: str) -> None:
+    buffering = {"PYTHONUNBUFFERED": unbuffered} if unbuffered else {}
+    done = shell(f"exec 9> >(:); wait $!; stretto {words} >&9", **buffering)
+    # argparse ignores errors of unbuffered streams
+    assert done.returncode in ({0, 141} if unbuffered and "--help" in words else {141})
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("words", ["--version", "families", *by_night("serve --status", "chat --help")])
+def test_output_to_a_full_disk_is_one_error(words: str) -> None:
+    done = shell(f"stretto {words} > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_commands_run_with_closed_streams(closed: str) -> None:
+    done = shell(f"stretto families {closed} && stretto sing {closed}")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+
+
+HELPS = ["--help", *(f"{command} --help" for command in COMMANDS), "voices add --help", "convert aligner --help"]
+HOSTILE = {"COLUMNS": "1", "TERM": "dumb", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("words", [*HELPS[:2], *by_night(*HELPS[2:])])
+def test_help_needs_neither_a_wide_terminal_nor_unicode(words: str) -> None:
+    done = shell(f"stretto {words}", **HOSTILE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: stretto" if " " not in words else "usage:")

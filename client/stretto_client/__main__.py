@@ -1,14 +1,13 @@
 """Command line `stretto` or `python -m stretto_client`: speak, transcribe, talk and chat.
 
 The exit status is 0 for success, 1 if the server failed, 2 for a rejected request or invalid arguments, 3 if there is
-no server, 4 after a timeout, and 130 after an interrupt.
+no server, 4 after a timeout, 130 after an interrupt, and 141 if the reader of an output has left.
 
 `stretto chat` holds a conversation in which each line of standard input is a user turn.
 """
 
 import argparse
 import asyncio
-import codecs
 import json
 import os
 import stat
@@ -17,12 +16,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stretto_client.client import SpeechClient
+from stretto_client.console import TextDecoder, argument_text, described, is_of_stream, run
 from stretto_client.errors import ClientError, RequestRefused, Timeouts
 from stretto_client.long_speech import Speech
 from stretto_client.markup import MARKUPS
@@ -36,31 +36,72 @@ def standard_input() -> str | AsyncIterator[str]:
     """Return the complete text if standard input is a file, or an iterator over the text from a pipe.
 
     Raises:
-        UnicodeDecodeError: The text is not UTF-8.
+        ValueError: The text is neither UTF-8 nor UTF-16 with a byte order mark, or standard input is closed.
     """
-    descriptor = sys.stdin.fileno()
+    descriptor = open_input()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return sys.stdin.read()
+        return TextDecoder("standard input").decode(sys.stdin.buffer.read(), is_last=True)
     return pieces_from(descriptor)
+
+
+def recording(path: Path) -> Path | bytes:
+    """Return the path of a regular file, or the content of a pipe; `-` is standard input.
+
+    The event loop does not run yet, so an interrupt ends the wait for a pipe's writer.
+    """
+    if path == STANDARD_INPUT:
+        open_input()
+        return sys.stdin.buffer.read()
+    return path if path.is_file() else path.read_bytes()
+
+
+def open_input() -> int:
+    """Return the descriptor of standard input; raise ValueError if it was closed when this process started."""
+    if sys.__stdin__ is None:
+        raise ValueError("standard input is closed")
+    return sys.stdin.fileno()
 
 
 async def pieces_from(descriptor: int) -> AsyncIterator[str]:
     """Yield text, in whole characters, as it arrives at a file descriptor."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = TextDecoder("standard input")
     async for data in bytes_from(descriptor):
         if text := decoder.decode(data):
             yield text
-    decoder.decode(b"", final=True)
+    if text := decoder.decode(b"", is_last=True):
+        yield text
 
 
-async def samples_from(descriptor: int) -> AsyncIterator[NDArray[Any]]:
-    """Yield samples, int16 [n], as they arrive at a file descriptor as 16-bit little-endian bytes."""
+async def samples_in(parts: AsyncIterator[bytes]) -> AsyncIterator[NDArray[Any]]:
+    """Yield samples, int16 [n], as they arrive as 16-bit little-endian bytes."""
     left = b""
-    async for data in bytes_from(descriptor):
+    async for data in parts:
         data = left + data
         even = len(data) // 2 * 2
         left = data[even:]
         yield np.frombuffer(data[:even], "<i2")
+
+
+# Beginnings of files. An mp3 file without tags is not among them, because it may begin like plain samples.
+MAGIC = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\x1aE\xdf\xa3", b"FORM", b"caff")
+MP4_MAGIC = b"ftyp"  # after four bytes
+
+
+async def spoken_input() -> bytes | AsyncIterator[NDArray[Any]]:
+    """Return the audio file on standard input, or an iterator over plain samples, int16 [n], while they arrive."""
+    parts = bytes_from(open_input())
+    head = b""
+    while len(head) < len(MP4_MAGIC) * 2 and (data := await anext(parts, b"")):
+        head += data
+    if head.startswith(MAGIC) or head[4:].startswith(MP4_MAGIC):
+        return b"".join([head, *[data async for data in parts]])
+
+    async def all_parts() -> AsyncIterator[bytes]:
+        yield head
+        async for data in parts:
+            yield data
+
+    return samples_in(all_parts())
 
 
 async def bytes_from(descriptor: int) -> AsyncIterator[bytes]:
@@ -113,7 +154,9 @@ def chat(args: argparse.Namespace) -> int:
                 try:
                     runner.run(talk.turn(*_read_turn(line)))
                 except (RequestRefused, ValueError, OSError) as error:
-                    print(f"error: {error}", file=sys.stderr)
+                    if is_of_stream(error):
+                        raise
+                    print(f"error: {described(error)}", file=sys.stderr)
                     status = 2
                 except KeyboardInterrupt:
                     if not sys.stdin.isatty():
@@ -130,13 +173,24 @@ async def _begin(args: argparse.Namespace) -> "Talk":
 
 def _lines() -> Iterator[str]:
     """Yield the non-empty input lines; show a prompt on a terminal."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
+    for line in _terminal_lines() if sys.stdin.isatty() else _file_lines():
+        if line.strip():
+            yield line.strip()
+
+
+def _terminal_lines() -> Iterator[str]:
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+
+
+def _file_lines() -> Iterator[str]:
+    decoder, left, data = TextDecoder("standard input"), "", b"\n"
+    while data:
+        data = os.read(sys.stdin.fileno(), MAX_READ_BYTES)
+        *lines, left = (left + decoder.decode(data, is_last=not data)).split("\n")
+        yield from lines
+    yield left
 
 
 def _read_turn(line: str) -> tuple[str | None, Path | None]:
@@ -265,42 +319,46 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option of the server")
     shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
     shared.add_argument("--json", action="store_true", help="print the summary as JSON")
+    sound = Parser(add_help=False)
+    about = "wav, flac, ogg or mp3; grows as audio arrives; - writes wav to standard output"
+    sound.add_argument("--out", type=Path, metavar="FILE", help=about)
+    sound.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
+    recording = Parser(add_help=False)
+    about = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac; - reads one, or live 16-bit mono samples, from standard input"
+    recording.add_argument("file", type=Path, help=about)
+    recording.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of live samples; default: 24000")
     commands = parser.add_subparsers(dest="command", required=True)
-    speak = commands.add_parser("speak", parents=[shared], help="text to speech")
-    speak.add_argument("text", help="text to speak; - streams standard input")
+    speak = commands.add_parser("speak", parents=[shared, sound], help="text to speech")
+    speak.add_argument("text", type=argument_text, help="text to speak; - streams standard input")
     speak.add_argument("--task", default="tts", help="name of the model's task; default: tts")
-    speak.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
-    speak.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
-    speak.add_argument("--voice", help="a voice of the model")
+    speak.add_argument("--voice", type=argument_text, help="a voice of the model")
     speak.add_argument(
         "--clone", type=Path, metavar="FILE", help="or the voice of a recording, if the model clones voices"
     )
     speak.add_argument(
-        "--clone-text", default="", metavar="TEXT", help="transcript of that recording; the speech continues it"
+        "--clone-text",
+        type=argument_text,
+        default="",
+        metavar="TEXT",
+        help="transcript of that recording; the speech continues it",
     )
     speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
     speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
     speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
     speak.add_argument("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
     speak.add_argument("--words", action="store_true", help="print each word and when it starts")
-    transcribe = commands.add_parser("transcribe", parents=[shared], help="speech to text")
-    about = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac; - transcribes standard input live: 16-bit mono samples"
-    transcribe.add_argument("file", type=Path, help=about)
-    transcribe.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
+    transcribe = commands.add_parser("transcribe", parents=[shared, recording], help="speech to text")
     transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
-    duplex = commands.add_parser("talk", parents=[shared], help="speech in and out at once")
-    duplex.add_argument("file", type=Path, help="audio file; - reads standard input live: 16-bit mono samples")
-    duplex.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of standard input; default: 24000")
+    duplex = commands.add_parser("talk", parents=[shared, recording, sound], help="speech in and out at once")
     duplex.add_argument("--task", default="duplex", help="name of the model's task; default: duplex")
-    duplex.add_argument("--system", default="", metavar="TEXT", help="role of the model, if it accepts one")
-    duplex.add_argument("--voice", help="a voice of the model")
+    about = "role of the model, if it accepts one"
+    duplex.add_argument("--system", type=argument_text, default="", metavar="TEXT", help=about)
+    duplex.add_argument("--voice", type=argument_text, help="a voice of the model")
     duplex.add_argument("--clone", type=Path, metavar="FILE", help="or the voice of a recording")
-    duplex.add_argument("--out", type=Path, metavar="FILE", help="wav, flac, ogg or mp3; grows as audio arrives")
-    duplex.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
     talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
-    talk.add_argument("--system", metavar="TEXT", help="system prompt")
+    talk.add_argument("--system", type=argument_text, metavar="TEXT", help="system prompt")
     talk.add_argument("--clone", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
     talk.add_argument(
         "--out-dir",
@@ -312,21 +370,35 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.timeout > 0:  # also rejects nan
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
-    recording = args.file if "file" in args else args.clone
-    is_live = "file" in args and recording == STANDARD_INPUT
-    if recording is not None and not is_live and not recording.is_file():
-        parser.error(f"there is no file {recording}")
-    if args.command == "talk" and args.clone is not None and (args.voice or not args.clone.is_file()):
-        parser.error(f"--clone: expected a file, without --voice, got {args.clone}")
+    if "file" in args and args.file != STANDARD_INPUT:
+        check_file(parser, args.file)
+    if "clone" in args and args.clone is not None:
+        if args.command == "talk" and args.voice:
+            parser.error(f"--clone: expected a file, without --voice, got {args.clone}")
+        if args.clone != STANDARD_INPUT:
+            check_file(parser, args.clone)
+        elif args.command == "chat" or "-" in (getattr(args, "text", ""), str(getattr(args, "file", ""))):
+            parser.error("--clone -: expected a file, because standard input is already read")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
     return args
 
 
+def check_file(parser: Parser, path: Path) -> None:
+    """Exit with status 2 unless the path is a file or a pipe."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        parser.error(f"there is no file {path}" if is_missing else described(error))
+    if is_folder:
+        parser.error(f"expected a file, got the folder {path}")
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Parse a JSON object, for argparse."""
-    with suppress(ValueError):
-        value = json.loads(text)
+    with suppress(ValueError, RecursionError):
+        value = json.loads(argument_text(text))
         if isinstance(value, dict):
             return value
     raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
@@ -335,25 +407,38 @@ def json_object(text: str) -> dict[str, Any]:
 def open_sinks(args: argparse.Namespace) -> list[Sink]:
     """Return the requested output file and the player, or a default file if neither is requested.
 
+    Audio on standard output is not played, because another program may play it.
+
     Raises:
         ValueError: The file name has no supported suffix.
     """
+    file = AudioFile(args.out) if args.out else None
+    if file is not None and file.is_standard_output:
+        return [file]
     player = find_player() if args.play == "auto" else None
-    out = args.out or (None if player else DEFAULT_OUT)
-    return [sink for sink in (AudioFile(out) if out else None, player) if sink]
+    if file is None and player is None:
+        file = AudioFile(DEFAULT_OUT)
+    return [sink for sink in (file, player) if sink]
+
+
+def text_stream(sinks: list[Sink]) -> TextIO:
+    """Return the stream for text: standard output, or standard error if samples go to standard output."""
+    has_samples = any(isinstance(sink, AudioFile) and sink.is_standard_output for sink in sinks)
+    return sys.stderr if has_samples else sys.stdout
 
 
 async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     """Play the speech or write it to a file, and print a summary."""
     sinks = open_sinks(args)
+    output = text_stream(sinks)
     text = standard_input() if args.text == "-" else args.text
-    voice = RecordedVoice(args.clone, args.clone_text) if args.clone else args.voice
+    voice = args.voice if args.clone is None else RecordedVoice(args.clone, args.clone_text)
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
 
     def on_event(event: SpeechEvent) -> None:
         for word in event.words if args.words else ():
-            print(f"{word.start_s:7.2f} s  {word.word}")
+            print(f"{word.start_s:7.2f} s  {word.word}", file=output)
         if event.pcm is not None and len(event.pcm):
             for sink in sinks:
                 sink.write(event.pcm, event.sample_rate)
@@ -365,8 +450,8 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     finally:
         for sink in sinks:
             sink.close()
-    files = [f"{sink.path}: " for sink in sinks if isinstance(sink, AudioFile) and tally.audio_s]
-    print(json.dumps(tally.record()) if args.json else "".join(files) + tally.summary())
+    files = [f"{sink.name}: " for sink in sinks if isinstance(sink, AudioFile) and tally.audio_s]
+    print(json.dumps(tally.record()) if args.json else "".join(files) + tally.summary(), file=output)
 
 
 async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
@@ -377,10 +462,11 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
             print(event.text, end="", flush=True)
 
     flags = args.options | given({"task": args.task, "seed": args.seed})
-    if args.file == STANDARD_INPUT:
-        speech: Speech = client.transcribe_live(samples_from(sys.stdin.fileno()), args.rate, **flags)
+    audio = await spoken_input() if args.file == STANDARD_INPUT else args.file
+    if isinstance(audio, bytes | Path):
+        speech: Speech = client.transcribe(audio, **flags)
     else:
-        speech = client.transcribe(args.file, **flags)
+        speech = client.transcribe_live(audio, args.rate, **flags)
     tally = await follow(speech, read, False)
     print(json.dumps(tally.record()) if args.json else "")
     print(f"complete after {tally.total_s:.2f} s", file=sys.stderr)
@@ -389,35 +475,36 @@ async def transcribe(client: SpeechClient, args: argparse.Namespace) -> None:
 async def talk(client: SpeechClient, args: argparse.Namespace) -> None:
     """Play the reply to a file or standard input, or write it to a file, while printing its text."""
     sinks = open_sinks(args)
+    output = text_stream(sinks)
 
     def on_event(event: SpeechEvent) -> None:
         if not args.json:
-            print(event.text, end="", flush=True)
+            print(event.text, end="", flush=True, file=output)
         if event.pcm is not None and len(event.pcm):
             for sink in sinks:
                 sink.write(event.pcm, event.sample_rate)
 
     flags = args.options | given({"task": args.task, "seed": args.seed})
+    audio = await spoken_input() if args.file == STANDARD_INPUT else args.file
     try:
-        if args.file == STANDARD_INPUT:
+        if not isinstance(audio, bytes | Path):
             voice = args.voice if args.clone is None else RecordedVoice(args.clone)
-            pieces = samples_from(sys.stdin.fileno())
-            speech: Speech = client.talk(pieces, args.rate, system=args.system, voice=voice, **flags)
+            speech: Speech = client.talk(audio, args.rate, system=args.system, voice=voice, **flags)
         elif args.system or args.clone is not None:
             turns = [system_turn(args.system, args.clone), {"role": "user", "audio": "audio"}]
-            recordings = [file for file in (args.clone, args.file) if file is not None]
+            recordings = [file for file in (args.clone, audio) if file is not None]
             speech = client.converse(turns, *recordings, **flags | given({"voice": args.voice}))
         else:
-            speech = client.transcribe(args.file, **flags | given({"voice": args.voice}))
+            speech = client.transcribe(audio, **flags | given({"voice": args.voice}))
         tally = await follow(speech, on_event, False)
     finally:
         for sink in sinks:
             sink.close()
-    print(json.dumps(tally.record()) if args.json else "")
+    print(json.dumps(tally.record()) if args.json else "", file=output)
     print(tally.summary(), file=sys.stderr)
 
 
-async def run(args: argparse.Namespace) -> None:
+async def request(args: argparse.Namespace) -> None:
     """Run a command with a client for the command's server."""
     async with SpeechClient(args.server, Timeouts(total_s=args.timeout)) as client:
         await {"speak": speak, "transcribe": transcribe, "talk": talk}[args.command](client, args)
@@ -434,24 +521,30 @@ def main(
         argv: Arguments; None for the arguments of the process.
         default_server: Function that returns the server's address if the command does not contain one.
         prog: Program name in messages.
+
+    Raises:
+        OSError: Standard output failed (see `console.run`).
     """
     args = parse(argv, prog)
     try:
         args.server = args.server or default_server()
         if args.command == "chat":
             return chat(args)
-        asyncio.run(run(args))
+        if "clone" in args and args.clone is not None:
+            args.clone = recording(args.clone)
+        if "file" in args and args.file != STANDARD_INPUT:
+            args.file = recording(args.file)
+        asyncio.run(request(args))
     except ClientError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_of_stream(error):
+            raise
+        print(f"error: {described(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

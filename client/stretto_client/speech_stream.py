@@ -450,7 +450,8 @@ class Conversation:
 
 
 def _codes(file: Path) -> list[list[int]]:
-    codes = np.load(file)
+    with file.open("rb") as opened:
+        codes = np.lib.format.read_array(opened, allow_pickle=False)
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"{file}: expected integer codes [S, T], got {codes.shape} {codes.dtype}")
     rows: list[list[int]] = codes.tolist()

@@ -2,7 +2,8 @@
 
 import sys
 
+from stretto_client.console import run
 from stretto_gateway.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -1,6 +1,5 @@
 """Streaming encoders for OpenAI's audio formats."""
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -10,6 +9,8 @@ import av
 import numpy as np
 from av.error import BlockingIOError
 from numpy.typing import NDArray
+
+from stretto_client.sinks import wav_header as wav_header
 
 DEFAULT_RATE = 24_000  # Hz, assumed by OpenAI's SDKs and players for `pcm`
 MEDIA_TYPES = {
@@ -26,7 +27,6 @@ RATES = {
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
     "aac": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
 }
-UNKNOWN_SIZE = 0xFFFFFFFF  # size field in a WAV file of unknown length
 
 
 class Encoder(Protocol):
@@ -60,18 +60,6 @@ class WavEncoder(PcmEncoder):
     def encode(self, pcm: NDArray[Any]) -> bytes:
         header, self._header = self._header, b""
         return header + super().encode(pcm)
-
-
-def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
-    """Return the 44-byte header for mono 16-bit samples.
-
-    Args:
-        sample_rate: Sample rate in Hz.
-        num_bytes: Size of the samples in bytes; None if unknown.
-    """
-    riff, data = (UNKNOWN_SIZE,) * 2 if num_bytes is None else (num_bytes + 36, num_bytes)
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
 
 
 class Pipe:

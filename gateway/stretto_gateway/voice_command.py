@@ -16,6 +16,7 @@ from pathlib import Path
 
 from stretto_client import ClientError, RecordedVoice, SpeechClient
 from stretto_client.__main__ import Parser
+from stretto_client.console import argument_text
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
 from stretto_gateway.config import Limits
@@ -44,10 +45,14 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", parents=[shared], help="store the voice of a recording")
-    add.add_argument("recording", type=Path, metavar="FILE", help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
-    add.add_argument("--name", required=True, help="name of the voice")
-    add.add_argument("--consent", required=True, metavar="TEXT", help="how the speaker has given consent")
-    add.add_argument("--text", default="", help="transcript of the recording, for models that continue it")
+    about = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac; - reads standard input"
+    add.add_argument("recording", type=Path, metavar="FILE", help=about)
+    add.add_argument("--name", type=argument_text, required=True, help="name of the voice")
+    about = "how the speaker has given consent"
+    add.add_argument("--consent", type=argument_text, required=True, metavar="TEXT", help=about)
+    add.add_argument(
+        "--text", type=argument_text, default="", help="transcript of the recording, for models that continue it"
+    )
     add.add_argument("--server", metavar="HOST:PORT", help="server that tests the voice; default: this machine's")
     add.add_argument("--untried", action="store_true", help="store the voice without testing it on a server")
     listing = commands.add_parser("list", parents=[shared], help="list voices, oldest first")
@@ -81,6 +86,8 @@ def main(words: list[str] | None = None, default_folder: Path | None = None) -> 
         return failed(error.message, 2)
     except ValueError as error:
         return failed(str(error), 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return failed(f"{error.filename or args.voices}: {error.strerror}")
 
@@ -106,13 +113,35 @@ def open_store(args: argparse.Namespace) -> VoiceStore:
 
 
 def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
-    """Read a regular file; if it is of another kind or too large, raise a ValueError that mentions `flag`."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{flag}: expected a regular file, got {path}")
-    if not 0 < found.st_size <= max_bytes:
-        raise ValueError(f"{flag}: expected a file of 1 to {max_bytes} bytes, got {path} of {found.st_size} bytes")
-    return path.read_bytes()
+    """Read a file, or a pipe that has a writer, such as `<(command)`; `-` is standard input.
+
+    Args:
+        path: Path of the file.
+        flag: Flag for error messages.
+        max_bytes: Maximum size.
+
+    Raises:
+        ValueError: The file is empty, too large, a folder, a device, or a pipe without a writer.
+        OSError: The file cannot be read.
+    """
+    descriptor = os.dup(0) if str(path) == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        found, head = os.fstat(descriptor), b""
+        is_readable = stat.S_ISREG(found.st_mode)
+        if stat.S_ISFIFO(found.st_mode):
+            try:
+                head = os.read(descriptor, 1)
+                is_readable = bool(head)
+            except BlockingIOError:  # there is a writer
+                is_readable = True
+        if not is_readable:
+            raise ValueError(f"{flag}: expected a regular file, got {path}")
+        os.set_blocking(descriptor, True)
+        data = head + file.read(max_bytes + 1)
+    num_bytes = max(len(data), found.st_size)  # 0 for a pipe
+    if not 0 < num_bytes <= max_bytes:
+        raise ValueError(f"{flag}: expected a file of 1 to {max_bytes} bytes, got {path} of {num_bytes} bytes")
+    return data
 
 
 def read_owner(key_file: Path | None) -> str:

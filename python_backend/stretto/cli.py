@@ -1,7 +1,9 @@
 """The `stretto` console command. Each subcommand imports its modules only when it runs."""
 
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 USAGE = """\
@@ -33,23 +35,44 @@ def main(words: list[str] | None = None) -> int:
         return 2
     name, *rest = words
     if name in ("--help", "-h"):
-        print(USAGE, end="")
-        return 0
+        return show(USAGE)
     if name == "--version":
-        print(f"stretto {version('stretto')}")
-        return 0
+        return show(f"stretto {version('stretto')}\n")
     if name not in COMMANDS:
         kind = "flag" if name.startswith("-") else "command"
         print(f"stretto: unknown {kind} {name!r}; stretto --help lists all commands", file=sys.stderr)
         return 2
+    command = partial(run, name, words if COMMANDS[name] is client else rest)
     try:
-        return COMMANDS[name](words if COMMANDS[name] is client else rest)
+        from stretto_client import console
+    except ModuleNotFoundError:  # the client's dependencies are not installed
+        return command()
+    return console.run(command)
+
+
+def run(name: str, words: list[str]) -> int:
+    """Run a subcommand and return its exit code."""
+    try:
+        return COMMANDS[name](words)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("stretto"):
             raise
         extra = EXTRAS.get(name, "embedded")
         print(f"stretto {name}: {error}; install the extra {extra!r} of this package", file=sys.stderr)
         return 1
+
+
+def show(text: str) -> int:
+    """Print a text without importing the client, and return the exit code."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the interpreter repeats the error
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"error: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def client(words: list[str]) -> int:
@@ -81,10 +104,14 @@ def gateway(words: list[str]) -> int:
 
 def voices(words: list[str]) -> int:
     """Add, list or remove the recorded voices that a gateway stores."""
-    from stretto.launcher.installation import state_folder
+    from stretto.launcher.installation import LaunchError, state_folder
     from stretto_gateway.voice_command import main
 
-    return main(words, state_folder() / "voices")
+    try:
+        folder = state_folder() / "voices"
+    except LaunchError:  # a user without a home folder must name the folder
+        return main(words)
+    return main(words, folder)
 
 
 def convert(words: list[str]) -> int:

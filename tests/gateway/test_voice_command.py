@@ -4,6 +4,8 @@ import asyncio
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, ErrorText, FakeServer
 from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.test_voices import CLONES, KEYS, RECORDING, Caller, added_voice, cloning, told
+from tests.patience import PATIENCE_S
 
 NAMED = ("--name", "mine", "--consent", "my own")
 
@@ -124,6 +127,25 @@ def test_stored_voice_files_are_private_and_persistent(
     (path,) = folder.glob("*/*")
     assert (folder.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o600)
     found = VoiceStore(folder, 1).find("everybody", voice)
+    assert found is not None
+    assert found[1] == RECORDING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    ["add <(cat me.wav)", "add <(sleep 0.2; cat me.wav)", "add - < me.wav", "add /dev/stdin < me.wav", "add pipe"],
+)
+def test_recording_and_key_are_read_from_pipes(folder: Path, recording: Path, tmp_path: Path, given: str) -> None:
+    start = f"cd {tmp_path}; mkfifo pipe; " + ("cat me.wav > pipe & " if "pipe" in given else "")
+    stretto = f"{sys.executable} -m stretto voices"
+    line = f"{start} {stretto} {given} --name mine --consent own --untried --key-file <(echo {KEYS[0]})"
+    subprocess.run(["bash", "-c", line], check=True, timeout=PATIENCE_S, env=os.environ | {VOICES: str(folder)})
+    store = VoiceStore(folder, 1)
+    (owner,) = store.owners()
+    (voice,) = store.all(owner)
+    assert voice.name == "mine"
+    found = store.find(owner, voice.id)
     assert found is not None
     assert found[1] == RECORDING
 

@@ -146,6 +146,8 @@ def main(words: list[str] | None = None) -> int:
             task = bar.add_task("", total=conversion.num_bytes)
             advance = lambda num_bytes: bar.update(task, advance=num_bytes)  # noqa: E731
             files = write(conversion, args.out, int(args.shard_gb * 1e9), advance)
+    except BrokenPipeError:
+        raise
     except (CheckpointError, OSError) as error:
         print(f"stretto convert: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
