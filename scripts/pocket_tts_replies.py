@@ -9,6 +9,7 @@ replaces this function with the engine's noise for the position of the row that 
 """
 
 import copy
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ TEXTS = {
     "english_2m": "Hi — it’s me",
     "english_18m": "a bird sang; then it rained.",
 }
+# Texts whose pieces are stored: with and without spaces, numbers, unknown characters, quotes, and long sentences.
+CUT_TEXTS = (
+    "Stop!Now e.g. this",
+    "it costs 3.14 now. And 2.5.Then 7",
+    'he said “yes” — she said "no"; then é門門 came',
+    "a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.q.r.s.t.u.v.w.x.y.z.",
+    "The door is open. " * 9,
+    "one, two; three: " * 12 + "and 1,000,000 more",
+    "\n two lines\nof text\r\n",
+    "words without any punctuation mark " * 6,
+)
 NUDGE, NUM_NUDGES = 1e-6, 3
 NO_END = 1e9  # an end threshold that no logit exceeds
 NUM_PCM_FRAMES, NUM_LAST_SAMPLES, NUM_CLONED_FRAMES = 5, 480, 16
@@ -115,7 +127,7 @@ def samples(model: Any, latents: np.ndarray) -> np.ndarray:
 def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
     """Speak a text with a release of the given kind; return the values of `tests.pocket_release.Reply`."""
     from pocket_tts.data.audio_utils import end_on_pause
-    from pocket_tts.models.text_chunking import prepare_text_prompt
+    from pocket_tts.models.text_chunking import prepare_text_prompt, split_into_best_sentences
     from pocket_tts.models.tts_model import TTSModel
 
     release = write_release(folder / kind, kind)
@@ -128,6 +140,13 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
     rules = {name: getattr(model, name) for name in ("pad_with_spaces_for_short_inputs", "remove_semicolons")}
     prepared, guess = prepare_text_prompt(text, *rules.values(), replace_characters=model.replace_characters)
     tokens, tail = model.flow_lm.conditioner.prepare(prepared), guess + 2
+    pieces = list[list[tuple[list[int], int]]]()
+    for each in CUT_TEXTS:
+        cut = split_into_best_sentences(
+            model.flow_lm.conditioner.tokenizer, each, 50, *rules.values(), replace_characters=model.replace_characters
+        )
+        made = [prepare_text_prompt(one, *rules.values(), replace_characters=model.replace_characters) for one in cut]
+        pieces.append([(model.flow_lm.conditioner.prepare(one)[0].tolist(), guess + 2) for one, guess in made])
     latents, logits, ended = generate(model, state, tokens, record["default_eos_threshold"], tail)
     assert ended is not None, f"{kind}: no end among {logits.round(3).tolist()}"
     pcm = samples(model, latents)
@@ -139,6 +158,7 @@ def reply(kind: str, text: str, folder: Path) -> dict[str, Any]:
         "text": text,
         "prepared": prepared,
         "tokens": tokens[0].numpy(),
+        "pieces": json.dumps(pieces),
         "latents": latents,
         "ended": ended,
         "tail": tail,

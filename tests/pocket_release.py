@@ -2,7 +2,8 @@
 
 There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
-samples are those of the first five frames, and the last 480. `voice` has the latents of `recording()`, and `cloned`
+samples are those of the first five frames, and the last 480. `pieces` has the tokens and the tail of each piece of
+`CUT_TEXTS`, as JSON. `voice` has the latents of `recording()`, and `cloned`
 those of the first frames of the same text in that voice.
 """
 
@@ -28,6 +29,7 @@ class Reply:
     text: str
     prepared: str
     tokens: list[int]
+    pieces: str
     latents: np.ndarray
     ended: int
     tail: int

@@ -172,13 +172,15 @@ class SpeechClient:
             return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup))
         if markup != "none" and not has_marks(text):
             markup = "none"
-        if task != "tts" or (is_short(text) and markup == "none"):
+        if task != "tts" or (is_short(text) and markup == "none") or "piece" in options:
             return self.speak_once(task, request_options, text)
         speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak
         return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
 
-    def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
+    def speak_once(
+        self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None, piece: int = 0
+    ) -> SpeechStream:
         """Send a single speech request and return its events.
 
         Args:
@@ -186,7 +188,10 @@ class SpeechClient:
             options: Server options, and the voice.
             text: The text.
             timeouts: Timeouts; None for the client's timeouts.
+            piece: Number of the piece to speak, if the model is known to speak a text in several.
         """
+        if task == "tts" and self._profile is not None and "piece" in self._profile.options:
+            options = {"piece": piece, **options}
         sharing = self._share()
         output: OutputOptions = {**options.get("output", {})}
         if sharing is not None:

@@ -234,7 +234,9 @@ class Client(Protocol):
         """Return the model profile."""
         ...
 
-    def speak_once(self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None) -> SpeechStream:
+    def speak_once(
+        self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None, piece: int = 0
+    ) -> SpeechStream:
         """Return the events of a single speech request."""
         ...
 

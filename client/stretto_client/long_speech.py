@@ -312,22 +312,23 @@ async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> Non
         await items.put(error)
 
 
-MAX_WHOLE_CHARS = 80  # every family accepts a text of this length in one request if it has no digits
+MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
 LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a symbol, as in "π" or "Δt"
 
-Speak = Callable[[str], SpeechStream]
+Speak = Callable[..., SpeechStream]
+"""Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 
 ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
 
 
 def is_short(text: str) -> bool:
-    """Return True if every family accepts the text in one request.
+    """Return True if every family speaks the text in one request.
 
     A text with digits is never short, because a number may expand to many words.
     """
-    return len(text) <= MAX_WHOLE_CHARS and not any(map(str.isdigit, text))
+    return len(text.encode(errors="replace")) <= MAX_WHOLE_BYTES and not any(map(str.isdigit, text))
 
 
 async def cut(
@@ -403,15 +404,19 @@ Speech = SpeechStream | ProducedSpeech
 
 async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | float]]], items: Items) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
-    joint, left, last = Joint(), deque(await texts()), None
+    joint, last = Joint(), None
+    left = deque((text, 0) if isinstance(text, str) else text for text in await texts())
     while left:
-        text = left.popleft()
-        if not isinstance(text, str):
-            joint.pause(text)
+        item = left.popleft()
+        if not isinstance(item, tuple):
+            joint.pause(item)
             continue
+        text, piece = item
         try:
-            async with aclosing(events_in_turn(speak, text, 1 if last is None else MAX_TRIES)) as events:
+            async with aclosing(events_in_turn(speak, text, 1 if last is None else MAX_TRIES, piece)) as events:
                 async for event in events:
+                    if has_more(event, piece):
+                        left.appendleft((text, piece + 1))
                     for silence in joint.silences(event):
                         await items.put(silence)
                     last = joint.joined(event, is_last=not left)
@@ -419,7 +424,7 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
         except RequestRefused as refusal:  # raised before any event of this text
             if not is_too_long(text, refusal):
                 raise
-            left.extendleft(reversed(halve(text)))
+            left.extendleft((half, 0) for half in reversed(halve(text)))
     if last is not None and not last.is_final:  # the text ends with a pause
         await put_end(last, joint, items)
 
@@ -437,15 +442,20 @@ async def put_end(last: SpeechEvent, joint: Joint, items: Items) -> None:
     await items.put(replace(nothing, index=last.index + 1, start_s=end_s, report=joint.report))
 
 
-async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text; while the server is full, make up to `tries` attempts in total.
+def has_more(event: SpeechEvent, piece: int) -> bool:
+    """Return True if `event` ends the speech of piece number `piece`, and the text has more pieces."""
+    return event.report is not None and event.report.get("num_pieces", 1) > piece + 1
+
+
+async def events_in_turn(speak: Speak, text: str, tries: int, piece: int = 0) -> AsyncGenerator[SpeechEvent, None]:
+    """Yield the events of a text or a piece of it; while the server is full, make up to `tries` attempts in total.
 
     This way, a long text that has been started is not cut off because other requests have arrived.
     """
     while True:
         has_begun, tries = False, tries - 1
         try:
-            async with speak(text) as stream:
+            async with speak(text, piece=piece) if piece else speak(text) as stream:
                 async for event in stream:
                     has_begun = True
                     yield event
@@ -457,14 +467,19 @@ async def events_in_turn(speak: Speak, text: str, tries: int) -> AsyncGenerator[
 
 
 async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of one text, halving the text each time the server rejects its length.
+    """Yield the events of all pieces of a text, halving the text each time the server rejects its length.
 
-    `tries` is passed to `events_in_turn`.
+    `tries` is the number of attempts for the first piece (`events_in_turn`).
     """
+    piece, more = 0, True
     try:
-        async with aclosing(events_in_turn(speak, text, tries)) as events:
-            async for event in events:
-                yield event
+        while more:
+            more = False
+            async with aclosing(events_in_turn(speak, text, MAX_TRIES if piece else tries, piece)) as events:
+                async for event in events:
+                    more = has_more(event, piece)
+                    yield event
+            piece += 1
     except RequestRefused as refusal:
         if not is_too_long(text, refusal):
             raise

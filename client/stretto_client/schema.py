@@ -73,6 +73,8 @@ Words = Annotated[Literal["aligned"], Expected("aligned")]
 Playout = Annotated[float, Expected(f"a number in [0, {MAX_PLAYOUT_S}]", ge=0, le=MAX_PLAYOUT_S)]
 Policy = Annotated[GuidancePolicy, Expected(f"one of {', '.join(POLICIES)}")]
 Exaggeration = Annotated[float, Expected("a number in [0, 2]", ge=0, le=2)]
+MAX_PIECE = 1 << 16
+Piece = Annotated[int, Expected(f"an integer in [0, {MAX_PIECE}]", ge=0, le=MAX_PIECE)]
 TextMode = Annotated[Literal["whole", "streaming", "open"], Expected("one of whole, streaming, open")]
 Encoding = Annotated[Literal["pcm_f32le", "pcm_s16le"], Expected("one of pcm_f32le, pcm_s16le")]
 SampleRate = Annotated[int, Expected(f"an integer in [{LOWEST_RATE}, {HIGHEST_RATE}]", ge=LOWEST_RATE, le=HIGHEST_RATE)]
@@ -183,6 +185,13 @@ class SpeechOptions(TypedDict, total=False):
     instruct: Annotated[String, Doc("Description of the speaking style, or of the scene.")]
     exaggeration: Annotated[
         Exaggeration, Doc("Chatterbox: strength of the voice's emotion; 0.5 by default for recordings.")
+    ]
+    piece: Annotated[
+        Piece,
+        Doc(
+            "Pocket TTS: number of the piece to speak, from 0, of a text of several; `num_pieces` in the last event's"
+            " report is their number. The Python client requests all pieces."
+        ),
     ]
     text_mode: Annotated[
         TextMode,

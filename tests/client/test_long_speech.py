@@ -21,7 +21,7 @@ from stretto_client import (
 )
 from stretto_client.long_speech import split
 from stretto_client.markup import Markup
-from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
+from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 from tests.patience import PATIENCE_S
 
 SENTENCE = "This sentence has exactly fifty characters, I say."
@@ -59,6 +59,49 @@ async def test_long_text_is_split_into_requests_with_one_seed(serve: Serve) -> N
     assert [event.is_final for event in events] == [False] * 5 + [True]
     assert np.allclose([event.start_s for event in events[::2]], [0, 0.08, 0.16])
     assert sum(len(event.pcm) for event in events if event.pcm is not None) == 6 * 640
+
+
+def spoken_piece(request: Request) -> list[Step]:
+    """Return the reply of a server that speaks every text in three pieces."""
+    assert json.loads(request["options"])["piece"] in range(3)
+    return [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True, more={"report": REPORT | {"num_pieces": 3}})]
+
+
+def pieces(server: FakeServer) -> list[tuple[str, int]]:
+    return [(request["text"].decode(), json.loads(request["options"])["piece"]) for request in server.requests]
+
+
+async def test_pieces_that_the_server_cuts_are_requested_one_by_one(serve: Serve) -> None:
+    """Each request has the whole text, or as much of it as fits a request."""
+    server, client = await serve(spoken_piece)
+    server.profile = PROFILE | {"options": ["piece"]}
+    events = [event async for event in client.speak(LONG, voice="slt", seed=7)]
+    parts = [" ".join([SENTENCE] * number) for number in (3, 3, 1)]
+    assert pieces(server) == [(part, piece) for part in parts for piece in range(3)]
+    assert {json.loads(request["options"])["seed"] for request in server.requests} == {7}
+    assert [event.is_final for event in events] == [False] * 17 + [True]
+    assert sum(len(event.pcm) for event in events if event.pcm is not None) == 18 * 640
+    assert events[-1].report is not None
+    assert events[-1].report["num_frames"] == 9 * REPORT["num_frames"]
+
+
+async def test_pieces_of_streamed_text_are_requested_one_by_one(serve: Serve) -> None:
+    server, client = await serve(spoken_piece)
+    server.profile = PROFILE | {"options": ["piece"]}
+
+    async def written() -> AsyncIterator[str]:
+        yield f"{SENTENCE} "
+
+    events = [event async for event in client.speak(written(), voice="slt")]
+    assert pieces(server) == [(SENTENCE, piece) for piece in range(3)]
+    assert [event.is_final for event in events] == [False] * 6 + [True]
+
+
+async def test_only_the_requested_piece_is_spoken(serve: Serve) -> None:
+    server, client = await serve(spoken_piece)
+    events = [event async for event in client.speak(LONG, voice="slt", piece=1)]
+    assert pieces(server) == [(LONG, 1)]
+    assert events[-1].is_final
 
 
 async def test_very_long_texts_are_split_outside_the_event_loop(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

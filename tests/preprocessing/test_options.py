@@ -258,6 +258,15 @@ def test_transliterate_requires_a_single_script_family() -> None:
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
 
 
+def test_piece_requires_family_support() -> None:
+    family = replace(TINY, cuts_text=True)
+    assert read_options('{"piece": 2}', family, TTS, FRAME_RATE).manner == Manner(piece=2)
+    with pytest.raises(InvalidRequest, match=r"options\.piece: expected no value \(this model speaks"):
+        read_options('{"piece": 0}', TINY, TTS, FRAME_RATE)
+    with pytest.raises(InvalidRequest, match=r"options\.piece: expected an integer in \[0, 65536\], got -1"):
+        read_options('{"piece": -1}', family, TTS, FRAME_RATE)
+
+
 def test_exaggeration_requires_family_support() -> None:
     family = replace(TINY, takes_exaggeration=True)
     manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.pocket_tts_replies import CUT_TEXTS
 from stretto.codecs.base import Window, load_codec
 from stretto.streams.layout import words_of
+from stretto_client import SpeechClient
 from tests.pocket_release import cloning, convert_release, reply
 from tests.server.conftest import ServedCheckpoint, serves
 
@@ -29,6 +31,20 @@ def test_served_speech_matches_the_published_code(served: ServedCheckpoint) -> N
     np.testing.assert_allclose(pcm[-len(expected.pcm_last) :], expected.pcm_last, atol=1e-4)
     assert answer.report["num_frames"] == len(expected.latents)
     assert answer.report["finish_reason"] == "stop"
+
+
+async def test_client_speaks_the_pieces_of_a_text_one_by_one(served: ServedCheckpoint) -> None:
+    """The joined samples are those of the pieces, except for the fades that join them."""
+    text = CUT_TEXTS[4]
+    asked = [served.server.ask({"seed": 3, "piece": piece}, text=text) for piece in range(5)]
+    assert {answer.report["num_pieces"] for answer in asked} == {5}
+    async with SpeechClient(f"localhost:{served.server.grpc}") as client:
+        events = [event async for event in client.speak(text, seed=3)]
+    pcm = np.concatenate([event.pcm for event in events if event.pcm is not None])
+    assert len(pcm) == sum(len(answer.pcm) for answer in asked)
+    np.testing.assert_allclose(pcm[: len(asked[0].pcm)], asked[0].pcm, atol=1e-5)
+    np.testing.assert_allclose(pcm[-len(asked[-1].pcm) + 120 :], asked[-1].pcm[120:], atol=1e-5)
+    assert [event.is_final for event in events].count(True) == 1
 
 
 def test_served_pocket_tts_clones_a_recorded_voice(served: ServedCheckpoint) -> None:

@@ -104,6 +104,7 @@ def _options(family: Family) -> list[str]:
         "exaggeration": family.takes_exaggeration,
         "instruct": family.takes_instructions,
         "language": bool(family.languages),
+        "piece": family.cuts_text,
         "repetition_penalty": family.penalized is not None,
         "schedule": family.bursts is not None,
         "text_mode": family.text_track is not None,

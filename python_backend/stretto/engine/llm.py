@@ -300,6 +300,7 @@ class SpeechLLM:
             guidance_changes=tuple(utterance.guidance_changes),
             held_s=trailer.held_us / 1e6,
             input_audio_s=prompt.input_audio_s if session is None else session.seconds,
+            num_pieces=prompt.num_pieces,
         )
 
 

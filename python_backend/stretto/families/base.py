@@ -340,6 +340,7 @@ class Family:
             add the marks is missing.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
+        cuts_text: True if a text may have several pieces, each of which is spoken by a request of its own.
         takes_exaggeration: True if the strength of the voice's emotion may be set.
         reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
@@ -407,6 +408,7 @@ class Family:
     plain_languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     takes_instructions: bool = False
+    cuts_text: bool = False
     takes_exaggeration: bool = False
     reads_latin_only: bool = False
     max_text_chars: int = 0

@@ -274,6 +274,7 @@ class Manner:
         transliterates: True to transliterate scripts that the model cannot read to Latin.
         exaggeration: Strength of the voice's emotion; None for the voice's default.
         guidance_scale: One of `Family.guidance_scales`; None for the default, and in families without them.
+        piece: Number of the text's piece to speak, from 0; None for a text that has only one.
     """
 
     language: str | None = None
@@ -283,6 +284,7 @@ class Manner:
     transliterates: bool = False
     exaggeration: float | None = None
     guidance_scale: float | None = None
+    piece: int | None = None
 
 
 PLAIN = Manner()
@@ -306,6 +308,7 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
         is_open=options.get("text_mode") == "open",
         transliterates=_transliterates(options, family),
         exaggeration=_exaggeration(options, family),
+        piece=_piece(options, family),
     )
 
 
@@ -347,6 +350,13 @@ def _exaggeration(options: OptionsRecord, family: Family) -> float | None:
     if exaggeration is not None and not family.takes_exaggeration:
         raise InvalidRequest("options.exaggeration", "no value (this model does not support it)", exaggeration)
     return exaggeration
+
+
+def _piece(options: OptionsRecord, family: Family) -> int | None:
+    piece = options.get("piece")
+    if piece is not None and not family.cuts_text:
+        raise InvalidRequest("options.piece", "no value (this model speaks a text in one piece)", piece)
+    return piece
 
 
 def _is_streaming(options: OptionsRecord, family: Family) -> bool:
@@ -503,6 +513,8 @@ class PromptRows:
         max_rows: Maximum number of audio rows for this text; None if only the options limit the number.
         min_rows: Minimum number of audio rows for this text, which applies if it exceeds the minimum in the options.
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
+        num_pieces: Number of pieces of the text, of which this prompt speaks one.
+        spoken: Text of this piece; None for the whole text.
     """
 
     rows: np.ndarray
@@ -517,6 +529,8 @@ class PromptRows:
     sound: Sound | None = None
     min_rows: int = 0
     condition: Condition | None = None
+    num_pieces: int = 1
+    spoken: str | None = None
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

@@ -73,6 +73,10 @@ class TextTokenizer:
     def _added_names(self) -> tuple[str, ...]:
         return tuple(name.decode() for name in self._added.values() if name)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids; special tokens contribute no text."""
+        return self._tokenizer.decode(list(token_ids))
+
     @property
     def tokens(self) -> dict[int, str]:
         """Token string of each id, in the BPE alphabet; for an added token, its name."""
@@ -109,6 +113,10 @@ class PlainTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`; no special ids are added."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
         ...
 
     @property

@@ -176,7 +176,10 @@ class Preprocessor:
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
             given, template = (task, pieces, options.voice), self.template
             written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
-        alignment = self._alignment(task, turns[-1], pieces, options.manner.is_open) if options.aligns_words else None
+        alignment = None
+        if options.aligns_words:
+            text = turns[-1].text if written.spoken is None else written.spoken
+            alignment = self._alignment(task, text or "", pieces, options.manner.is_open)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
@@ -199,10 +202,13 @@ class Preprocessor:
             alignment=alignment,
             sound=written.sound,
             condition=written.condition,
+            num_pieces=written.num_pieces,
         )
 
-    def _alignment(self, task: Task, turn: Turn, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
+    def _alignment(self, task: Task, text: str, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
         """Return the alignment to request; None if the family itself provides word times.
+
+        `text` is the text that the reply speaks.
 
         Raises:
             InvalidRequest: There is no aligner, or nothing to align.
@@ -216,7 +222,7 @@ class Preprocessor:
             if is_open:  # the last chunk contains the text (`Chunk.written`)
                 return Alignment()
             generates_text = {Segment.TEXT, Segment.INTERLEAVED} & set(task.segments)
-            return Alignment("" if generates_text else turn.text or "")
+            return Alignment("" if generates_text else text)
         heard = [piece.pcm for piece in pieces if piece.pcm is not None]
         if task.name != TRANSCRIBE or len(heard) != 1:
             expected = f"no value (only speech and {TRANSCRIBE!r} of one recording have word times)"
@@ -463,7 +469,7 @@ AUDIO_KEYS = {
 }  # options of an audio segment
 SPEECH_KEYS = {
     *AUDIO_KEYS,
-    *("voice", "language", "transliterate", "instruct", "exaggeration", "text_mode", "output", "chunking"),
+    *("voice", "language", "transliterate", "instruct", "exaggeration", "piece", "text_mode", "output", "chunking"),
 }
 
 

@@ -60,6 +60,7 @@ class Report:
         total_s: Time to the last row, in seconds.
         held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
+        num_pieces: Number of pieces of the text, of which the reply speaks one.
     """
 
     finish_reason: str
@@ -76,6 +77,7 @@ class Report:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     held_s: float = 0.0
     input_audio_s: float = 0.0
+    num_pieces: int = 1
 
 
 MAX_ALIGNED_CHARS, MAX_ALIGNED_S, ALIGNED_RATE = 1 << 20, 60, 16_000
@@ -332,6 +334,7 @@ class ReportEvent(TypedDict):
         guidance_changes: (frame, is_guided) pairs.
         held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
+        num_pieces: Number of pieces of the text, of which the utterance speaks one (the option `piece`).
         audio_s: Duration of all samples, in seconds.
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
@@ -352,6 +355,7 @@ class ReportEvent(TypedDict):
     guidance_changes: NotRequired[list[tuple[int, bool]]]
     held_s: NotRequired[float]
     input_audio_s: NotRequired[float]
+    num_pieces: NotRequired[int]
     audio_s: float
     decode_s: float
     first_sound_s: float | None

@@ -79,6 +79,7 @@ class Prompt:
         alignment: Request for word times from the decoder's aligner; None if they were not requested.
         sound: Voice recording for the decoder, if one is used instead of `voice`.
         condition: Vectors that condition all rows; None for none.
+        num_pieces: Number of pieces of the text, of which the reply speaks one.
     """
 
     task: str
@@ -98,6 +99,7 @@ class Prompt:
     alignment: Alignment | None = None
     sound: Sound | None = None
     condition: Condition | None = None
+    num_pieces: int = 1
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -118,7 +120,7 @@ class Prompt:
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
         condition = None if self.condition is None else ConditionRecord.of(self.condition)
-        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition))
+        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, self.num_pieces))
 
     @classmethod
     def from_bytes(
@@ -154,6 +156,7 @@ class Prompt:
             alignment=record.alignment,
             sound=record.sound,
             condition=None if record.condition is None else record.condition.read(f"{field}.condition"),
+            num_pieces=record.num_pieces,
         )
 
 
@@ -211,6 +214,7 @@ class PromptRecord:
     alignment: Alignment | None
     sound: Sound | None
     condition: ConditionRecord | None
+    num_pieces: Annotated[int, Meta(ge=1)]
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

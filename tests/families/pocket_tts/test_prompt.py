@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.pocket_tts_replies import CUT_TEXTS
 from stretto.errors import InvalidRequest
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import PocketVocabulary, TextRules
@@ -32,6 +33,22 @@ def test_text_preparation_matches_the_authors(tmp_path: Path, kind: str) -> None
     assert finished(rewritten(expected.text, known.text), known.text) == expected.prepared
     prompt = Preprocessor(checkpoint).prepare(RawRequest(text=expected.text))
     assert prompt.rows[len(known.voice("alba")) : -1, 0].tolist() == expected.tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_a_text_match_the_authors(tmp_path: Path, kind: str) -> None:
+    """A request for a piece has the whole text. The prompt says how many pieces there are."""
+    checkpoint = convert_release(tmp_path, kind)
+    known = PocketVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    preprocessor, num_several = Preprocessor(checkpoint), 0
+    for text, pieces in zip(CUT_TEXTS, json.loads(reply(kind).pieces), strict=True):
+        for piece, (tokens, tail) in enumerate(pieces):
+            prompt = preprocessor.prepare(RawRequest(text=text, options=json.dumps({"piece": piece})))
+            assert prompt.rows[len(known.voice("alba")) : -1, 0].tolist() == tokens, (text, piece)
+            assert prompt.sampling.latents is not None
+            assert (prompt.sampling.latents.tail_rows, prompt.num_pieces) == (tail, len(pieces))
+        num_several += len(pieces) > 1
+    assert num_several >= 3
 
 
 @pytest.mark.parametrize(
@@ -159,7 +176,10 @@ def test_release_without_encoder_refuses_recordings(tmp_path: Path) -> None:
     ("request_", "message"),
     [
         (RawRequest(text="…"), "text: expected text with a letter or a digit, got '…'"),
-        (RawRequest(text="a" * 201), "text: expected at most 200 characters, got 201 characters"),
+        (RawRequest(text="a" * 4001), "text: expected at most 4000 characters, got 4001 characters"),
+        (RawRequest(text="a word " * 200), "text: expected at most 300 tokens without a comma or full stop, got "),
+        (RawRequest(text="It is. " * 40), r"text: expected at most 50 tokens, or options\.piece, got a text of"),
+        (RawRequest(text="It is.", options='{"piece": 1}'), r"options\.piece: expected an integer in \[0, 0\], got 1"),
         (RawRequest(text="a", options='{"voice": "nobody"}'), r"options\.voice: expected one of alba, jean"),
     ],
 )

@@ -18,9 +18,9 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
 NAME = "pocket_tts"
 FRAME_RATE = 12.5
-# The authors' `_MIN_FRAMES_BEFORE_EOS`, and `_estimate_max_gen_len` for the longest text.
-MIN_FRAMES, MAX_FRAMES = 6, 400
-MAX_TEXT_CHARS = 200  # a sentence or two: the models are trained on sentences of up to 50 tokens
+# The authors' `_MIN_FRAMES_BEFORE_EOS`, and `_estimate_max_gen_len` for a piece of 300 tokens.
+MIN_FRAMES, MAX_FRAMES = 6, 1275
+MAX_TEXT_CHARS = 4000  # in all pieces of a text
 MAX_VOICE_S = 30.0
 MAX_STEPS = 32
 ONE_STEP = ("drifting", "pointwise")  # kinds of flow head without a time input
@@ -156,6 +156,7 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: there is no guidance
         voices=tuple(name for name, _ in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
+        cuts_text=True,
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

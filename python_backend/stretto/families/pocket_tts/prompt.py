@@ -1,12 +1,13 @@
 """Pocket TTS prompts: the rows of a voice, the ids of the text, and the beginning-of-speech id.
 
-The layout and the changes to the text follow `_generate_audio_stream_short_text` and `prepare_text_prompt` in the
-authors' code. A request corresponds to one of their pieces: they split a longer text at sentence ends and begin each
-piece with the voice, as the clients of this server do.
+The layout, the changes to the text and its pieces follow `_generate_audio_stream_short_text`, `prepare_text_prompt` and
+`split_into_best_sentences` in the authors' code. Each piece of a text begins with the voice, and is a request of its
+own, with the whole text and the piece's number.
 """
 
 import math
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,12 @@ from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
 END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"
 STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
 SHORT_WORDS, SHORT_PADDING = 5, " " * 8
+# A text is cut after a run of the tokens of SENTENCE_ENDS except the first, or within a sentence of more than
+# MAX_PIECE_TOKENS tokens, after one of CLAUSE_ENDS.
+SENTENCE_ENDS, CLAUSE_ENDS = ".!...?", ",;:"
+MAX_PIECE_TOKENS = 50
+MAX_TOKENS = 300  # in a piece without punctuation marks: prompt and reply fit the model's length in every voice
+NEAR = 8  # number of tokens whose text has at least two characters
 # Maximum speech duration: a third of a second per token, plus two seconds.
 TOKENS_PER_S, SPARE_S = 3, 2
 # Voice recordings: minimum duration, fade-out, pause at the end, and level below the loudest frame that is silence.
@@ -67,6 +74,62 @@ def ended(text: str) -> str:
     return f"{text}."
 
 
+class TextPieces:
+    """Division of a text into the pieces that are spoken one by one.
+
+    Sentences are decoded from their tokens and joined with spaces. A piece may therefore differ from the text in its
+    spaces, and in characters that the tokenizer lacks.
+
+    Args:
+        tokenizer: Tokenizer of the release.
+        rules: Changes to the text.
+    """
+
+    def __init__(self, tokenizer: PlainTokenizer, rules: TextRules):
+        self._tokenizer, self._rules = tokenizer, rules
+        self._sentence_ends, self._clause_ends = (
+            {*tokenizer.encode(ends)[1:]} for ends in (SENTENCE_ENDS, CLAUSE_ENDS)
+        )
+
+    def cut(self, text: str) -> list[str]:
+        """Return the pieces of a text with a letter or a digit: as many sentences as have MAX_PIECE_TOKENS tokens."""
+        ids = self._tokenizer.encode(finished(rewritten(text, self._rules), self._rules).strip())
+        pieces, held, num_held = list[str](), "", 0
+        for num_tokens, part in self._parts(ids):
+            if held and num_held + num_tokens <= MAX_PIECE_TOKENS:
+                held, num_held = f"{held} {part}", num_held + num_tokens
+                continue
+            pieces.append(held.strip())
+            held, num_held = part, num_tokens
+        pieces.append(held.strip())
+        return [piece for piece in pieces if piece]
+
+    def _parts(self, ids: list[int]) -> list[tuple[int, str]]:
+        """Return the sentences and clauses of a text, with their numbers of tokens."""
+        parts = list[tuple[int, str]]()
+        for sentence in self._split(ids, self._sentence_ends, keeps_decimals=True):
+            text = self._tokenizer.decode(sentence)
+            clauses = [sentence]
+            if len(sentence) > MAX_PIECE_TOKENS:
+                found = self._split(self._tokenizer.encode(text.strip()), self._clause_ends)
+                clauses = found if len(found) > 1 else clauses
+            parts += [(len(clause), self._tokenizer.decode(clause)) for clause in clauses]
+        return parts
+
+    def _split(self, ids: list[int], ends: Collection[int], keeps_decimals: bool = False) -> list[list[int]]:
+        """Split token ids after each run of `ends`; with `keeps_decimals`, not within a decimal number."""
+        starts = [at for at in range(1, len(ids)) if ids[at - 1] in ends and ids[at] not in ends]
+        if keeps_decimals:
+            starts = [at for at in starts if not self._is_decimal(ids, at)]
+        return [ids[start:stop] for start, stop in zip([0, *starts], [*starts, len(ids)], strict=True)]
+
+    def _is_decimal(self, ids: Sequence[int], at: int) -> bool:
+        """Return True if the token at `at` follows the point of a decimal number."""
+        before = self._tokenizer.decode(ids[max(0, at - NEAR) : at])[-2:]
+        after = self._tokenizer.decode(ids[at : at + NEAR])[:1]
+        return len(before) == 2 and before[0].isdigit() and before[1] == "." and after.isdigit()
+
+
 def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
     """End a recording with 80 ms of silence, as in training (`end_on_pause` in the authors' code), and return it.
 
@@ -91,6 +154,7 @@ class PocketTemplate:
 
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._pieces = TextPieces(tokenizer, vocabulary.text)
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -101,10 +165,23 @@ class PocketTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        text = rewritten(piece.text, self._known.text)
-        if not any(map(str.isalnum, text)):
+        if not any(map(str.isalnum, rewritten(piece.text, self._known.text))):
             raise InvalidRequest(piece.path, "text with a letter or a digit", shown(piece.text))
-        ids = self._tokenizer.encode(finished(text, self._known.text))
+        pieces = self._pieces.cut(piece.text)
+        if not pieces:
+            raise InvalidRequest(piece.path, "text that the model has tokens for", shown(piece.text))
+        if manner.piece is None and len(pieces) > 1:
+            got = f"a text of {len(pieces)} pieces"
+            raise InvalidRequest(piece.path, f"at most {MAX_PIECE_TOKENS} tokens, or options.piece", got)
+        number = manner.piece or 0
+        if number >= len(pieces):
+            raise InvalidRequest("options.piece", f"an integer in [0, {len(pieces) - 1}]", number)
+        texts = [rewritten(each, self._known.text) for each in pieces]
+        encoded = [self._tokenizer.encode(finished(each, self._known.text)) for each in texts]
+        longest = max(map(len, encoded))
+        if longest > MAX_TOKENS:  # checked for all pieces, so that no piece is refused after others have been spoken
+            raise InvalidRequest(piece.path, f"at most {MAX_TOKENS} tokens without a comma or full stop", longest)
+        text, ids = texts[number], encoded[number]
         layout = self._family.layout
         head = self._recorded(recordings[0]) if recordings else stream0_rows(layout, self._named(voice))
         seconds = len(ids) / TOKENS_PER_S + SPARE_S
@@ -112,6 +189,8 @@ class PocketTemplate:
             np.concatenate([head, stream0_rows(layout, [*ids, self._known.bos])]),
             max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
             tail_rows=self._tail_rows(text),
+            num_pieces=len(pieces),
+            spoken=pieces[number],
         )
 
     def _named(self, voice: str | None) -> list[int]:
