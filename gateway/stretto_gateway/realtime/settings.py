@@ -324,9 +324,9 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
         record = joined(value, record)
     audio = record.get("audio")
     for direction, settings in audio.items() if isinstance(audio, dict) else ():
-        name = settings.get("format") if isinstance(settings, dict) else None
-        if isinstance(name, str):
-            form = {"type": BETA_FORMATS.get(name.strip().lower(), name)}
+        given = settings.get("format") if isinstance(settings, dict) else None
+        if isinstance(given, str):
+            form = {"type": BETA_FORMATS.get(given.strip().lower(), given)}
             record = joined(record, {"audio": {direction: {"format": form}}})
     return record
 
