@@ -366,7 +366,8 @@ class PipeWriter:
     """Thread that opens a pipe or device and writes to it, so that a slow reader does not delay the caller."""
 
     def __init__(self, open_writer: Callable[[], Writer]):
-        self._open, self._error = open_writer, None
+        self._open = open_writer
+        self._error: OSError | None = None
         self._queue: queue.SimpleQueue[NDArray[Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="audio output", daemon=True)
         self._thread.start()

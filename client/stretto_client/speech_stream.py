@@ -451,7 +451,7 @@ class Conversation:
 
 def _codes(file: Path) -> list[list[int]]:
     with file.open("rb") as opened:
-        codes = np.lib.format.read_array(opened, allow_pickle=False)
+        codes: NDArray[Any] = np.lib.format.read_array(opened, allow_pickle=False)  # type: ignore[no-untyped-call]
     if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
         raise ValueError(f"{file}: expected integer codes [S, T], got {codes.shape} {codes.dtype}")
     rows: list[list[int]] = codes.tolist()
