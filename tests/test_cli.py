@@ -174,17 +174,11 @@ def test_output_to_a_full_disk_is_one_error(words: str) -> None:
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_commands_run_with_closed_streams(closed: str) -> None:
-    done = shell(f"stretto families {closed} && stretto sing {closed}")
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-
-
 HELPS = ["--help", *(f"{command} --help" for command in COMMANDS), "voices add --help", "convert aligner --help"]
 HOSTILE = {"COLUMNS": "1", "TERM": "dumb", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("words", [*HELPS[:2], *by_night(*HELPS[2:])])
+@pytest.mark.parametrize("words", ["chat --help", *by_night(*sorted({*HELPS} - {"chat --help"}))])
 def test_help_needs_neither_a_wide_terminal_nor_unicode(words: str) -> None:
     done = shell(f"stretto {words}", **HOSTILE)
     assert (done.returncode, done.stderr) == (0, "")
