@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.aligning.align import Alphabet, CannotAlign, align, spans, split_words, times
+from stretto.aligning.align import Alphabet, CannotAlign, align, spans, split_words, times, word_spans
 
 # Random and constant emissions, targets and paths of torchaudio 2.6.0: 254 cases, with repeats and ties.
 FIXTURE = Path(__file__).parents[1] / "data" / "forced_align.npz"
@@ -106,6 +106,11 @@ def test_more_words_than_frames_are_refused() -> None:
 )
 def test_text_is_split_into_words(text: str, words: list[str]) -> None:
     assert split_words(text) == words
+    assert [text[start:end] for start, end in word_spans(text)] == words
+
+
+def test_words_keep_the_spelling_of_the_text() -> None:
+    assert split_words("cafe\u0301 \u30ab\u3099 \ufb01n") == ["cafe\u0301", "\u30ab\u3099", "\ufb01n"]
 
 
 def test_letters_are_spelled_in_the_model_alphabet() -> None:

@@ -94,8 +94,8 @@ def test_samples_are_sent_before_word_times_are_known(worker: DecoderWorker, ali
     assert event is not None
     assert last.pcm is None
     assert event["words"] == [
-        {"word": "the", "start_s": 0.02, "end_s": 0.08, "score": 0.75},
-        {"word": "cat", "start_s": 0.1235, "end_s": 0.2, "score": 0.5},
+        {"word": "the", "start_s": 0.02, "end_s": 0.08, "score": 0.75, "text_start": 0, "text_end": 3},
+        {"word": "cat", "start_s": 0.1235, "end_s": 0.2, "score": 0.5, "text_start": 4, "text_end": 7},
     ]
     assert (event["is_final"], event["report"]["aligned"], event["report"]["seed"]) == (True, True, 7)
     assert worker.stats()["session_bytes"] == 0
@@ -108,6 +108,7 @@ def test_missing_alignment_in_time_is_reported(worker: DecoderWorker, aligner: F
     event = last.wait().event
     assert event is not None
     assert (event["words"], event["report"]["aligned"], event["is_final"]) == ([], False, True)
+    assert event["report"]["untimed_words"] == ["the", "cat"]
 
 
 def test_resampled_utterance_is_aligned_on_its_decoded_samples(worker: DecoderWorker, aligner: FakeAligner) -> None:
@@ -133,7 +134,8 @@ def test_streamed_text_is_aligned_once_complete(worker: DecoderWorker, aligner: 
     aligner.jobs[0][3](WORDS)
     event = last.wait().event
     assert event is not None
-    assert [word["word"] for word in event["words"]] == ["the", "cat"]
+    assert [(word["word"], word["text_start"]) for word in event["words"]] == [("the", 0), ("cat", 4)]
+    assert event["report"]["untimed_words"] == []
 
 
 def test_alignment_defaults_to_the_generated_text(worker: DecoderWorker, aligner: FakeAligner) -> None:
@@ -161,6 +163,7 @@ def test_a_transcript_is_aligned_with_its_recording(worker: DecoderWorker, align
     event = last.wait().event
     assert event is not None
     assert (event["text"], len(event["words"])) == ("cat", 2)
+    assert not any("text_start" in word for word in event["words"]), "the text is not the client's"
 
 
 def test_missing_audio_to_align_is_reported_immediately(worker: DecoderWorker, aligner: FakeAligner) -> None:

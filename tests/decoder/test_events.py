@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.loop import make_event
 from stretto.decoder.sessions import Renderer, Session
@@ -56,6 +58,16 @@ def test_last_event_has_the_report() -> None:
     assert (report["finish_reason"], report["guided_frames"], report["seed"]) == ("stop", 20, 7)
     assert (report["audio_s"], report["decode_s"], report["first_sound_s"]) == (0.4, 0.25, 0.1)
     assert EVENT.read("event", EVENT.write(event)) == event
+
+
+def test_words_have_their_places_and_untimed_ones_are_in_the_report() -> None:
+    marks = WordMark("$3", 4, place=(3, 5)), WordMark(None, 5), WordMark("at", 6)
+    report = replace(REPORT, untimed_words=("costs",))
+    event = event_of(Chunk(4, Segment.TAIL, marks=marks, is_final=True, report=report), 0)
+    placed, plain = event["words"]
+    assert (placed["word"], placed["text_start"], placed["text_end"]) == ("$3", 3, 5)
+    assert plain.keys() == {"word", "start_s"}
+    assert event["report"]["untimed_words"] == ["costs"]
 
 
 def test_final_event_without_lm_report_has_decoder_fields() -> None:

@@ -29,7 +29,7 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
 from tests.small_vocabularies import BAGPIPER, CSM
@@ -42,14 +42,18 @@ POLICY = ChunkPolicy(4, 25)
 
 
 def utterance(
-    words: tuple[str, ...], policy: ChunkPolicy = POLICY, frame_s: float = 0.02, with_codes: bool = False
+    words: tuple[str, ...],
+    policy: ChunkPolicy = POLICY,
+    frame_s: float = 0.02,
+    with_codes: bool = False,
+    sources: tuple[SourceWord, ...] = (),
 ) -> Utterance:
     """Return an utterance whose frames arrive every `frame_s` seconds and last 0.04 s."""
     family, now = TINY, count()
     task = family.task("tts")
     tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
-    return Utterance(tracker, words, TEXT_CODEC, pacer, with_codes)
+    return Utterance(tracker, words, TEXT_CODEC, pacer, with_codes, sources=sources)
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
@@ -256,9 +260,33 @@ def test_word_marks_are_at_word_starts() -> None:
         assert all(start <= mark.frame < sent for mark in chunk.chunk.marks)
 
 
-def test_no_word_marks_if_generated_words_do_not_match() -> None:
+@pytest.mark.parametrize(
+    ("words", "timed"),
+    [(("the", "cat", "sit"), ["cat", "sit"]), (("cat", "sit", "down"), ["cat", "sit"]), (("cat",), ["cat"]), ((), [])],
+)
+def test_words_that_the_model_has_skipped_have_no_mark(words: tuple[str, ...], timed: list[str]) -> None:
     rows, _ = reply()
-    assert not any(chunk.chunk.marks for chunk in chunks_of(rows, ("cat", "sat", "down")))
+    assert [mark.word for chunk in chunks_of(rows, words) for mark in chunk.chunk.marks if mark.word] == timed
+
+
+def test_words_are_marked_as_in_the_text() -> None:
+    """A word of the text that is spoken as several words has one mark; words without a mark are listed."""
+    rows, _ = reply()
+    cat, sat, down = SourceWord("Cat,", 0, 4), SourceWord("sat", 5, 8), SourceWord("down", 9, 13)
+    for words, sources, marks, untimed in (
+        (("cat", "sit"), (cat, sat), [cat, sat], ()),
+        (("cat", "sit"), (cat, cat), [cat], ()),
+        (("cat", "sit", "down"), (cat, sat, down), [cat, sat], ("down",)),
+        (("the", "cat", "sit"), (cat, cat, sat), [cat, sat], ()),
+    ):
+        speaker = utterance(words, sources=sources)
+        chunks = [chunk for part in parted(rows) for chunk in speaker.push(part)]
+        chunks.append(speaker.finish(REPORT))
+        found = [(mark.word, mark.place) for chunk in chunks for mark in chunk.chunk.marks if mark.word]
+        assert found == [(source.word, (source.start, source.end)) for source in marks]
+        assert speaker.words.untimed == untimed
+    assert utterance(("cat", "sit"), sources=(cat, sat)).words.untimed == ("Cat,", "sat")
+    assert utterance(("cat", "sit")).words.untimed == ("cat", "sit")
 
 
 def test_chunk_sizes_follow_the_chunk_policy() -> None:

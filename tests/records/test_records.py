@@ -48,7 +48,9 @@ CHUNKS = st.builds(
     index=COUNTS,
     segment=st.sampled_from(Segment),
     text=TEXTS,
-    marks=st.lists(st.builds(WordMark, st.none() | TEXTS, COUNTS), max_size=3).map(tuple),
+    marks=st.lists(
+        st.builds(WordMark, st.none() | TEXTS, COUNTS, place=st.none() | st.tuples(COUNTS, COUNTS)), max_size=3
+    ).map(tuple),
     is_final=st.booleans(),
     report=st.none() | REPORTS,
     guidance_changes=CHANGES,
@@ -238,7 +240,7 @@ def packed_envelope(**changes: Any) -> bytes:
 def test_unknown_keys_in_list_records_are_refused() -> None:
     marks = [{"word": "a", "frame": 1}, {"word": None, "frame": 2, "row": 3}]
     said = refusal(read_envelope, packed_envelope(chunk={"index": 0, "segment": 2, "marks": marks}))
-    assert said == "chunk.chunk.marks[1].row: expected one of end, frame, word, got an unknown key"
+    assert said == "chunk.chunk.marks[1].row: expected one of end, frame, place, word, got an unknown key"
 
 
 def test_integer_is_accepted_for_a_float_field() -> None:

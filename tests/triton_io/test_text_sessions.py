@@ -1,6 +1,7 @@
 """Streamed text: the model gets the words of the complete text, whatever else is sent."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.families.base import TextGroups
 from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
-from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Sound
-from stretto.records.prompt import Prompt, TextPart
+from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Report, Sound, WordMark
+from stretto.records.prompt import Prompt, SourceWord, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
@@ -97,6 +98,47 @@ class Reply:
 
 def expected(text: str) -> list[int]:
     return [SUBWORDS.start + token_id for token_id in TOKENIZER.encode(text)]
+
+
+class WholeWords:
+    """Token stream of a family that reports word times, for parts that consist of whole words: each is a token."""
+
+    def __init__(self, num_chars: int = 0, sources: tuple[SourceWord, ...] = ()) -> None:
+        self.num_chars, self.sources = num_chars, sources
+
+    def after(self, text: str, is_last: bool) -> tuple[list[int], "WholeWords"]:
+        start, found = self.num_chars, re.finditer(r"\S+", text)
+        sources = tuple(SourceWord(each.group(), start + each.start(), start + each.end()) for each in found)
+        return [9] * len(sources), WholeWords(start + len(text), sources)
+
+
+class TimedModel(Model):
+    """Fake model that speaks all words but the last, two of them in one chunk."""
+
+    def text_stream(self) -> Any:
+        return WholeWords()
+
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+        async for item in super().generate(prompt, request_id, pacer):
+            marks = (WordMark("it", 2), WordMark("s", 5)) if item.chunk.is_final else (WordMark("so", 1),)
+            report = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0) if item.chunk.is_final else None
+            yield replace(item, chunk=replace(item.chunk, marks=marks, report=report))
+
+
+def test_words_of_streamed_text_have_their_places() -> None:
+    async def run() -> list[LMChunk]:
+        reply = Reply(TimedModel(), "“So” ")
+        name = await reply.name()
+        speaking = asyncio.create_task(reply.rest())
+        await reply.sessions.write(TextPart(name, 0, " it ’s ", False))
+        await reply.sessions.write(TextPart(name, 1, "5", True))
+        return await speaking
+
+    first, last = asyncio.run(run())
+    assert first.chunk.marks == (WordMark("“So”", 1, place=(0, 4)),)
+    assert last.chunk.marks == (WordMark("it", 2, place=(6, 8)), WordMark("’s", 5, place=(9, 11)))
+    assert last.chunk.report is not None
+    assert last.chunk.report.untimed_words == ("5",)
 
 
 def test_model_starts_at_the_first_word_and_gets_later_words_live() -> None:

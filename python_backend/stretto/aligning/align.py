@@ -106,18 +106,30 @@ def spans(path: NDArray[np.int32], log_p: NDArray[np.float32], blank: int = 0) -
     ]
 
 
-def split_words(text: str) -> list[str]:
-    """Split a text into words, omitting units that contain neither a letter nor a digit.
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Return the places of the words of a text, omitting units that contain neither a letter nor a digit.
 
     Words are separated by spaces; in Chinese, Japanese and Thai, each character is a word.
+
+    Args:
+        text: The text.
+
+    Returns:
+        For each word, the index of its first character and of the character after it.
     """
-    found: list[str] = []
-    for unit in UNITS.findall(unicodedata.normalize("NFC", text)):
-        if found and unicodedata.category(unit[0]).startswith("M"):
-            found[-1] += unit  # a combining mark of the previous character
-        elif any(char.isalnum() for char in unit):
-            found.append(unit)
+    found: list[tuple[int, int]] = []
+    for unit in UNITS.finditer(text):
+        start, end = unit.span()
+        if found and unicodedata.category(text[start]).startswith("M"):
+            found[-1] = found[-1][0], end  # a combining mark of the previous character
+        elif any(map(str.isalnum, unit.group())):
+            found.append((start, end))
     return found
+
+
+def split_words(text: str) -> list[str]:
+    """Split a text into words, as `word_spans` does."""
+    return [text[start:end] for start, end in word_spans(text)]
 
 
 @dataclass(frozen=True)

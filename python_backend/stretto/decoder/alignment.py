@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto.aligning.align import TimedWord
+from stretto.aligning.align import TimedWord, split_words, word_spans
 from stretto.decoder.chunk_queue import Counts, PendingChunk, refuse
 from stretto.errors import Cancelled
-from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_CHARS, MAX_ALIGNED_S, Alignment, Chunk, Event
+from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_CHARS, MAX_ALIGNED_S, Alignment, Chunk, Event, WordTime
 
 FULL_SCALE = 32_767
 Answer = Callable[[list[TimedWord] | None], None]
@@ -61,12 +61,14 @@ class Collected:
         stored: Byte count for all utterances.
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
+        is_of_client: True if the client has sent the text; False if the model generates it.
         pcm: Parts of the samples, int16 [n] each.
     """
 
     stored: StoredBytes
     rate: int
     text: str = ""
+    is_of_client: bool = False
     pcm: list[NDArray[np.int16]] = field(default_factory=list)
     _collects_text: bool = True
     _collects_pcm: bool = True
@@ -82,7 +84,7 @@ class Collected:
             rate: Sample rate of the codec in Hz.
             stored: Byte count for all utterances.
         """
-        found = cls(stored, rate, request.text, _collects_text=not request.text)
+        found = cls(stored, rate, request.text, bool(request.text), _collects_text=not request.text)
         if request.recording:
             found._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
             found.rate, found._collects_pcm = ALIGNED_RATE, False
@@ -93,6 +95,7 @@ class Collected:
         text = chunk.written or chunk.text
         if self._collects_text and len(self.text) + len(text) <= MAX_ALIGNED_CHARS:
             self.text += text
+            self.is_of_client = self.is_of_client or bool(chunk.written)
         if self._collects_pcm and pcm is not None:
             self._store(np.rint(np.clip(pcm, -1, 1) * FULL_SCALE).astype(np.int16))
 
@@ -130,19 +133,26 @@ class Collected:
         queue.submit(self.pcm, self.rate, self.text, finish)
 
 
-def send_aligned(pending: PendingChunk, event: Event, words: list[TimedWord] | None, counts: Counts) -> None:
+def send_aligned(
+    pending: PendingChunk, event: Event, collected: Collected, words: list[TimedWord] | None, counts: Counts
+) -> None:
     """Answer an utterance's last chunk with the word times. Any thread may call this function.
 
     Args:
         pending: The chunk.
         event: The chunk's event, without words.
+        collected: Text of the utterance.
         words: Words and their times; None if they were not aligned.
         counts: The decoder's counters.
     """
     event["report"]["aligned"] = words is not None
-    for word in words or ():
+    event["report"]["untimed_words"] = split_words(collected.text) if words is None else []
+    for word, (first, end) in zip(words or (), word_spans(collected.text), strict=False):
         start_s, end_s, score = (round(each, 4) for each in word[1:])
-        event["words"].append({"word": word.word, "start_s": start_s, "end_s": end_s, "score": score})
+        time: WordTime = {"word": word.word, "start_s": start_s, "end_s": end_s, "score": score}
+        if collected.is_of_client:
+            time |= {"text_start": first, "text_end": end}
+        event["words"].append(time)
     try:
         if pending.reply.is_cancelled():
             raise Cancelled("the client cancelled the request")

@@ -236,7 +236,11 @@ def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
     """Return a word with its times in seconds."""
     assert mark.word is not None
     word: WordTime = {"word": mark.word, "start_s": round(mark.frame / frame_rate, 4)}
-    return word if mark.end is None else {**word, "end_s": round(mark.end / frame_rate, 4)}
+    if mark.end is not None:
+        word["end_s"] = round(mark.end / frame_rate, 4)
+    if mark.place is not None:
+        word["text_start"], word["text_end"] = mark.place
+    return word
 
 
 def _report(pending: PendingChunk, session: Session) -> ReportEvent:
@@ -245,7 +249,8 @@ def _report(pending: PendingChunk, session: Session) -> ReportEvent:
     fields: dict[str, Any] = {}
     if report is not None:
         fields = asdict(report) | {
-            "guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes]
+            "guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes],
+            "untimed_words": [*report.untimed_words],
         }
     fields |= {
         "audio_s": session.num_samples / sample_rate,
@@ -482,7 +487,7 @@ class DecodingLoop:
             self.unanswered.send(pending, samples, event)
             return
         self.unanswered.hand_over(pending)
-        collected.align(self._aligner, lambda words: send_aligned(pending, event, words, self._counts))
+        collected.align(self._aligner, lambda words: send_aligned(pending, event, collected, words, self._counts))
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
         """End the utterance of a chunk with an error; the end of its connection does not end a resumable session."""

@@ -240,7 +240,7 @@ class SpeechLLM:
         pacer = pacer or Pacer(prompt.delivery.chunking)
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
-        utterance = Utterance(tracker, prompt.words, self._text, pacer, *contents)
+        utterance = Utterance(tracker, prompt.words, self._text, pacer, *contents, prompt.sources)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules), self._adapters.named(prompt.adapter)
         width, text = self.family.num_row_words, self._texts.get(request_id, NO_TEXT)
@@ -301,6 +301,7 @@ class SpeechLLM:
             held_s=trailer.held_us / 1e6,
             input_audio_s=prompt.input_audio_s if session is None else session.seconds,
             num_pieces=prompt.num_pieces,
+            untimed_words=utterance.words.untimed,
         )
 
 

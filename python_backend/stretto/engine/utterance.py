@@ -14,11 +14,12 @@ from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import SegmentTracker
 from stretto.engine.tracks import Track
+from stretto.engine.word_times import WordTimes
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
 from stretto.families.text import TextCodec, TimedReader
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, Undelayer, latents_of
 
@@ -393,9 +394,11 @@ class Utterance:
         with_codes: True to include the codes of all output streams in the chunks.
         with_pauses: True to send a chunk with pause probabilities for each frame.
         with_progress: True to send a chunk for each row of a transcript, with the words that are complete.
+        sources: For each of `words`, the word of the request's text; empty if unknown.
 
     Attributes:
         guidance_changes: All guidance changes so far, in order of their frames.
+        words: Times of the words to speak.
         num_chunks: Number of chunks so far, including a chunk sent before the reply's own (see `first_chunk`).
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.
@@ -411,10 +414,12 @@ class Utterance:
         with_codes: bool = False,
         with_pauses: bool = False,
         with_progress: bool = False,
+        sources: tuple[SourceWord, ...] = (),
     ):
         family = tracker.rules.family
         self.tracker = tracker
-        self._family, self._words, self._codec = family, words, codec
+        self._family, self._codec = family, codec
+        self.words = WordTimes(words, sources, codec, tracker.task.name)
         self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
         self._with_progress = with_progress
         self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
@@ -427,9 +432,7 @@ class Utterance:
         self._reader = codec.reader(tracker.task.name)
         self._text: list[int] = []
         self._frame_texts: deque[str] = deque()  # for rows with text beside codes whose frames have not been sent
-        self._marks: list[WordMark] = []
         self._times: list[WordMark] = []  # words of a transcript that have not been sent
-        self._entry_words: list[int | None] | None = None
         self.guidance_changes: list[GuidanceChange] = []
         self._num_reported = 0  # number of changes already reported
         self.num_chunks = self.voice = 0
@@ -460,8 +463,7 @@ class Utterance:
             num_taken = words.taken if words else 0
             segment = self.tracker.push(token_id)
             if words and words.taken > num_taken and (tokens := words.newest_word()):
-                spelled = self._codec.spelled(self.tracker.task.name, tokens)
-                self._marks.append(WordMark(spelled, self.tracker.position - 1 - self.tracker.audio_start))
+                self.words.mark_taken(tokens, self.tracker.position - 1 - self.tracker.audio_start)
             if mark:
                 frame = (self.tracker.position - 1 - self.tracker.audio_start) // self._family.rows_per_frame
                 self.guidance_changes.append(GuidanceChange(frame, mark == GUIDANCE_ON))
@@ -473,7 +475,7 @@ class Utterance:
                 if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
                     self._frame_texts.append(self._reader.push(token_id))
                 if self.tracker.pointer > pointer:
-                    self._mark(self.tracker.num_frames - 1)
+                    self.words.mark_entry(self.tracker.pointer - 1, self._text, self.tracker.num_frames - 1)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
@@ -521,22 +523,6 @@ class Utterance:
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
 
-    def _mark(self, frame: int) -> None:
-        """Record the word, or the pause, that begins at `frame`."""
-        if self._entry_words is None:
-            self._entry_words = self._codec.words(self._text)
-            spoken = {word for word in self._entry_words if word is not None}
-            if len(spoken) != len(self._words):
-                self._entry_words = []  # the generated words differ from the words of the prompt
-        entry = self.tracker.pointer - 1
-        if entry >= len(self._entry_words):
-            return
-        word = self._entry_words[entry]
-        if word is None:
-            self._marks.append(WordMark(None, frame))
-        elif entry == 0 or self._entry_words[entry - 1] != word:
-            self._marks.append(WordMark(self._words[word], frame))
-
     @property
     def _num_ready(self) -> int:
         """Number of complete frames of the reply that have not been sent yet."""
@@ -551,8 +537,8 @@ class Utterance:
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
-        sent = 0 if codes is None else sum(mark.frame < self.num_sent_frames for mark in self._marks)
-        marks, self._marks = (*self._timed_words(), *self._marks[:sent]), self._marks[sent:]
+        before = 0 if codes is None else self.num_sent_frames
+        marks = (*self._timed_words(), *self.words.pop(before))
         changes = self._changes_before(self.num_sent_frames)
         pauses, self._pauses = self._pauses, ()
         chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice, pauses=pauses)
@@ -581,7 +567,7 @@ class Utterance:
         if self._family.has_text_beside_codes:
             text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
-        changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self._marks)
+        changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self.words.pop())
         last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice)
         return self._sent(self._with_head(last), codes)
 

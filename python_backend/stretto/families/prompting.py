@@ -17,7 +17,7 @@ from stretto.families.base import Family, Role, Task
 from stretto.families.plugin import plugin
 from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
-from stretto.records.prompt import Condition, InputAudio
+from stretto.records.prompt import Condition, InputAudio, SourceWord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes, words_of
 from stretto_client.schema import OptionsRecord, expected_voices
@@ -502,7 +502,8 @@ class PromptRows:
 
     Attributes:
         rows: Absolute token ids of every input stream, with delays applied, int32 [P, S].
-        words: Words of the text to speak, for word timestamps; empty if timestamps are not supported.
+        words: Words to speak, for word timestamps; empty if timestamps are not supported.
+        sources: See `Prompt`.
         audios: Audio inputs for the encoder, which replace placeholder rows, in order.
         delayed_tail: See `Prompt`.
         track: See `Prompt`.
@@ -531,6 +532,7 @@ class PromptRows:
     condition: Condition | None = None
     num_pieces: int = 1
     spoken: str | None = None
+    sources: tuple[SourceWord, ...] = ()
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

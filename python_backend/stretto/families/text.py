@@ -343,7 +343,11 @@ class SubwordStream:
 
 
 class StreamedText(Protocol):
-    """Incremental conversion of one streamed text to a family's ids."""
+    """Incremental conversion of one streamed text to a family's ids.
+
+    Attributes:
+        sources: Words that have become known with the last part, if the model itself reports their times.
+    """
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], StreamedText]":
         """Append text without changing this stream; see `SubwordStream.after`."""
@@ -387,12 +391,23 @@ class TextCodec:
     Attributes:
         reader: Function that creates a reader of generated text for a task.
         words: Function that returns the word index of each spoken token in a text segment, or None for a pause.
+        match: The same for a text segment whose number of words is not that of the text to speak. It is given these
+            words, to which the indices refer, and returns None for tokens of other words. None if there is no such
+            function.
         stream: Function that creates a converter of streamed text to ids; None if there is no tokenizer.
     """
 
     reader: Callable[[str], TextReader]
     words: Callable[[Sequence[int]], list[int | None]]
     stream: Callable[[], StreamedText] | None = None
+    match: Callable[[Sequence[int], Sequence[str]], list[int | None]] | None = None
+
+    def matched(self, token_ids: Sequence[int], words: Sequence[str]) -> list[int | None]:
+        """Return the index in `words`, the words to speak, of each spoken token; None for a pause or another word."""
+        found = self.words(token_ids)
+        if len({word for word in found if word is not None}) == len(words):
+            return found
+        return [None] * len(found) if self.match is None else self.match(token_ids, words)
 
     def spelled(self, task: str, token_ids: Sequence[int]) -> str:
         """Return the spelling of the tokens of a word."""

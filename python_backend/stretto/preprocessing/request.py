@@ -203,6 +203,7 @@ class Preprocessor:
             sound=written.sound,
             condition=written.condition,
             num_pieces=written.num_pieces,
+            sources=written.sources,
         )
 
     def _alignment(self, task: Task, text: str, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:

@@ -24,11 +24,14 @@ class WordMark:
 
     Attributes:
         end: Frame at which the word ends; None if unknown.
+        place: Place of the word in the request's text: index of its first character and of the one after it; None if
+            unknown.
     """
 
     word: str | None
     frame: int
     end: int | None = None
+    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Report:
         held_s: Time spent waiting for streamed text or live audio, in seconds.
         input_audio_s: Duration of all recordings in the request, in seconds.
         num_pieces: Number of pieces of the text, of which the reply speaks one.
+        untimed_words: Words of the text without a time, in order. If the model itself reports word times, it may have
+            skipped these words.
     """
 
     finish_reason: str
@@ -78,6 +83,7 @@ class Report:
     held_s: float = 0.0
     input_audio_s: float = 0.0
     num_pieces: int = 1
+    untimed_words: tuple[str, ...] = ()
 
 
 MAX_ALIGNED_CHARS, MAX_ALIGNED_S, ALIGNED_RATE = 1 << 20, 60, 16_000
@@ -296,12 +302,16 @@ class WordTime(TypedDict):
         start_s: Start in seconds.
         end_s: End in seconds; present if the word was aligned or if the model itself reports times.
         score: Mean probability of the word's letters in the audio; present if the word was aligned.
+        text_start: Index of the word's first character in the request's text; present if known.
+        text_end: Index of the character after the word; present if known.
     """
 
     word: str
     start_s: float
     end_s: NotRequired[float]
     score: NotRequired[float]
+    text_start: NotRequired[int]
+    text_end: NotRequired[int]
 
 
 class GuidanceTime(TypedDict):
@@ -339,6 +349,7 @@ class ReportEvent(TypedDict):
         decode_s: Processing time of the decoder, in seconds.
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
         aligned: Present if word times were requested from the aligner; True if this event contains them.
+        untimed_words: Words of the text without a time, in order.
     """
 
     finish_reason: NotRequired[str]
@@ -360,6 +371,7 @@ class ReportEvent(TypedDict):
     decode_s: float
     first_sound_s: float | None
     aligned: NotRequired[bool]
+    untimed_words: NotRequired[list[str]]
 
 
 class Event(TypedDict):

@@ -57,12 +57,28 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceWord:
+    """Word of a request's text, which the model may speak as several words.
+
+    Attributes:
+        word: The word, as it is spelled in the text.
+        start: Index of its first character in the text.
+        end: Index of the character after it.
+    """
+
+    word: str
+    start: Annotated[int, Meta(ge=0)]
+    end: Annotated[int, Meta(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt of P rows and the parameters of its reply.
 
     Attributes:
         rows: Absolute token ids of every input stream (input-only streams last), with delays applied, int32 [P, S].
-        words: Words of the text to speak, for word timestamps; empty if timestamps are not supported.
+        words: Words to speak, for word timestamps; empty if timestamps are not supported.
+        sources: For each of `words`, the word of the request's text to which it belongs; empty if unknown.
         delivery: Output format and chunk sizes.
         audios: Audio inputs for the encoder, in prompt order.
         delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
@@ -100,6 +116,7 @@ class Prompt:
     sound: Sound | None = None
     condition: Condition | None = None
     num_pieces: int = 1
+    sources: tuple[SourceWord, ...] = ()
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -120,7 +137,7 @@ class Prompt:
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
         condition = None if self.condition is None else ConditionRecord.of(self.condition)
-        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, self.num_pieces))
+        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, self.num_pieces, self.sources))
 
     @classmethod
     def from_bytes(
@@ -157,6 +174,7 @@ class Prompt:
             sound=record.sound,
             condition=None if record.condition is None else record.condition.read(f"{field}.condition"),
             num_pieces=record.num_pieces,
+            sources=record.sources,
         )
 
 
@@ -215,6 +233,7 @@ class PromptRecord:
     sound: Sound | None
     condition: ConditionRecord | None
     num_pieces: Annotated[int, Meta(ge=1)]
+    sources: tuple[SourceWord, ...]
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

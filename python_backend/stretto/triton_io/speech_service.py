@@ -14,7 +14,7 @@ from stretto.families.base import Family
 from stretto.families.text import StreamedText
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
-from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, TextPart
+from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, SourceWord, TextPart
 from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
@@ -71,6 +71,7 @@ class TextSession:
         id: Random name of the session, which the client needs to send text.
         is_complete: True once the last part has been accepted.
         text: If word times were requested, the text so far, at most MAX_ALIGNED_CHARS characters.
+        sources: Words of the text so far for which the model itself reports times.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class TextSession:
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
         self.text, self._keeps_text = "", prompt.alignment is not None
+        self.sources: list[SourceWord] = []
+        self._num_timed = 0  # number of words with times so far
         self._keep(prompt.opening, *self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
@@ -113,6 +116,7 @@ class TextSession:
 
     def _keep(self, text: str, ids: list[int], words: StreamedText) -> None:
         self._words = words
+        self.sources += getattr(words, "sources", ())  # only families with word times of their own have them
         if self._keeps_text:
             self.text = (self.text + text)[: MAX_ALIGNED_CHARS + 1]
         self._room -= len(ids)
@@ -120,6 +124,20 @@ class TextSession:
             self._waiting += ids
         if ids:
             self._first.set()
+
+    def placed(self, chunk: Chunk) -> Chunk:
+        """Return the reply's next chunk with the places of its words in the text."""
+        if not self.sources:
+            return chunk
+        first, self._num_timed = self._num_timed, self._num_timed + len(chunk.marks)
+        marks = tuple(
+            replace(mark, word=source.word, place=(source.start, source.end))
+            for mark, source in zip(chunk.marks, self.sources[first:], strict=False)
+        )
+        report = chunk.report
+        if report is not None:
+            report = replace(report, untimed_words=tuple(each.word for each in self.sources[self._num_timed :]))
+        return replace(chunk, marks=marks, report=report)
 
     async def begin(self) -> list[int]:
         """Wait for the first word, and return the token ids that the reply begins with.
@@ -201,7 +219,8 @@ class TextSessions:
                 async for each in chunks:
                     is_aligned = each.chunk.is_final and len(session.text) <= MAX_ALIGNED_CHARS
                     written = session.text if is_aligned else ""
-                    yield replace(each, chunk=replace(each.chunk, index=each.chunk.index + 1, written=written))
+                    placed = session.placed(each.chunk)
+                    yield replace(each, chunk=replace(placed, index=placed.index + 1, written=written))
         finally:
             del self._open[session.id]
 

@@ -30,7 +30,7 @@ from stretto.families.moshi import convert as moshi
 from stretto.families.plugin import config_at, family_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.records.prompt import Prompt, unpack_words
+from stretto.records.prompt import Prompt, SourceWord, unpack_words
 from stretto_client.model_profile import ModelProfile
 from tests.families.kyutai_tts.test_kyutai_tts_convert import SMALL, words
 from tests.kyutai_tts_release import packed, replies, vocabulary
@@ -437,12 +437,17 @@ def test_first_word_of_a_turn_begins_with_its_speaker(checkpoint: Path) -> None:
 def test_dialogue_in_parts_yields_same_words(checkpoint: Path, size: int) -> None:
     begin, ids = open_text_codec(family_at(checkpoint), checkpoint).stream, list[int]()
     assert begin is not None
-    stream = begin()
+    stream, sources = begin(), list[SourceWord]()
+    assert isinstance(stream, WordStream)
     for at in range(0, len(DIALOGUE), size):
         more, stream = stream.after(DIALOGUE[at : at + size], is_last=False)
         ids += more
-    more, _ = stream.after("", is_last=True)
+        sources += stream.sources
+    more, stream = stream.after("", is_last=True)
+    sources += stream.sources
     assert [*ids, *more] == packed(checkpoint, DIALOGUE)
+    assert [DIALOGUE[each.start : each.end] for each in sources] == [each.word for each in sources]
+    assert " ".join(each.word for each in sources) == "it is twenty past nine the door (is open) a speak"
 
 
 def test_third_speaker_is_refused(preprocessor: Preprocessor) -> None:

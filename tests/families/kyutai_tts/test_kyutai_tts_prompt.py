@@ -12,7 +12,7 @@ from stretto.families.kyutai_tts.words import WordStream, open_text_codec
 from stretto.families.plugin import family_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.records.prompt import Prompt, unpack_words
+from stretto.records.prompt import Prompt, SourceWord, unpack_words
 from tests.families.kyutai_tts.test_kyutai_tts_convert import write_wav
 from tests.kyutai_tts_release import make_checkpoint, vocabulary
 
@@ -64,6 +64,26 @@ def test_text_in_parts_yields_same_words(checkpoint: Path, text: str, size: int)
         ids += more
     more, _ = words.after("", is_last=True)
     assert [*ids, *more] == stream(checkpoint).after(text, is_last=True)[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_words_have_their_places_in_the_text(checkpoint: Path, size: int) -> None:
+    text = ' (come)  in:it is<break time="1s"/>: (open '
+    words, found = stream(checkpoint), list[SourceWord]()
+    for at in range(0, len(text), size):
+        _, words = words.after(text[at : at + size], is_last=False)
+        found += words.sources
+    _, words = words.after("", is_last=True)
+    found += words.sources
+    assert [each.word for each in found] == ["(come)", "in", "it", "is", "(open"]
+    assert [text[each.start : each.end] for each in found] == [each.word for each in found]
+
+
+def test_prompt_has_the_words_of_the_text(preprocessor: Preprocessor) -> None:
+    prompt = preprocessor.prepare(RawRequest(text="(come)  in", options='{"voice": "alba"}'))
+    assert prompt.words == ("(come)", "in")
+    assert prompt.sources == (SourceWord("(come)", 0, 6), SourceWord("in", 8, 10))
+    assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows).sources == prompt.sources
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import MAX_MAGNITUDE, Condition, unpack_words
+from stretto.records.prompt import MAX_MAGNITUDE, Condition, SourceWord, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
@@ -68,14 +68,22 @@ class TtsTemplate:
             codes = self._recorded(recordings[0]) if recordings else self._named(voice)
         rows, tail = voice_rows(self._known, codes)
         track: tuple[int, ...] = ()
+        sources: tuple[SourceWord, ...] = ()
         if not manner.is_open:
             words = WordStream(self._tokenizer, piece.path, has_turns=self._known.has_turns)
-            ids, _ = words.after(piece.text, is_last=True)
+            ids, words = words.after(piece.text, is_last=True)
             if not any(tokens for tokens, _ in unpack_words(ids)):
                 raise InvalidRequest(piece.path, "text with a word that can be spoken", shown(piece.text))
-            track = (*ids, END_OF_WORDS)
-        num_frames = codes.shape[1]
-        return PromptRows(rows, delayed_tail=tail, track=track, num_reference_rows=num_frames, condition=condition)
+            track, sources = (*ids, END_OF_WORDS), tuple(words.sources)
+        return PromptRows(
+            rows,
+            tuple(each.word for each in sources),
+            delayed_tail=tail,
+            track=track,
+            num_reference_rows=codes.shape[1],
+            condition=condition,
+            sources=sources,
+        )
 
     def check_voices(self) -> None:
         """Raise CheckpointError if the file of a named voice cannot be used."""

@@ -12,10 +12,10 @@ from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.moshi.reader import PieceReader
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, TextCodec, sentencepiece_at
-from stretto.records.prompt import pack_word
+from stretto.records.prompt import SourceWord, pack_word
 
-REPLACED = str.maketrans({"’": "'", ":": " ", "(": None, ")": None})
-BORDER = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
+REPLACED = str.maketrans({"’": "'", "(": None, ")": None})
+BORDER = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|[\s:]+')
 # The beginning of a break, at the end of a text that goes on.
 OPEN_BREAK = re.compile(
     r'<(?:b(?:r(?:e(?:a(?:k(?:\s+(?:t(?:i(?:m(?:e(?:=(?:"(?:[0-9]+(?:\.[0-9]*)?(?:s(?:"\s*/?)?)?)?)?)?)?)?)?)?)?)?)?)?)?)?$'
@@ -40,6 +40,9 @@ class WordStream:
         tokenizer: Tokenizer of the checkpoint.
         path: Name of the text in error messages.
         has_turns: True if the text has turns, so that the first word of a turn begins with the id of its speaker.
+
+    Attributes:
+        sources: Words, and their places in the text, that have become known with its last part.
     """
 
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
@@ -47,6 +50,8 @@ class WordStream:
         self._has_turns, self._begins_line = has_turns, True
         self._line = ""  # beginning of a line that may name its speaker
         self._speaker, self._spoken = MAIN, 0  # speaker of the current turn, and of the last word
+        self._num_chars = self._first = 0  # number of characters so far; place of `_rest` in the text
+        self.sources: list[SourceWord] = []
 
     def after(self, text: str, is_last: bool) -> "tuple[list[int], WordStream]":
         """Append text without changing this stream.
@@ -62,31 +67,35 @@ class WordStream:
             InvalidRequest: A word or a break is too long.
         """
         behind, ids = copy(self), list[int]()
-        for speaker, part in behind._turns(text, is_last):
+        behind.sources = []
+        for speaker, start, part in behind._turns(text, is_last):
             if speaker:
-                ids += behind._words("", is_last=True)
+                ids += behind._words("", 0, is_last=True)
                 behind._speaker = speaker
-            ids += behind._words(part, is_last=False)
+            ids += behind._words(part, start, is_last=False)
         if is_last:
-            ids += behind._words("", is_last=True)
+            ids += behind._words("", 0, is_last=True)
         return ids, behind
 
-    def _turns(self, text: str, is_last: bool) -> list[tuple[int, str]]:
-        """Append text, and return its complete parts: (speaker, text), or (0, text) if the part begins no turn."""
+    def _turns(self, text: str, is_last: bool) -> list[tuple[int, int, str]]:
+        """Append text, and return its complete parts: speaker, or 0 if the part begins no turn; place; and text."""
+        start = self._num_chars - len(self._line)
+        self._num_chars += len(text)
         if not self._has_turns:
-            return [(0, text)]
-        parts, text, self._line = list[tuple[int, str]](), self._line + text, ""
+            return [(0, start, text)]
+        parts, text, self._line = list[tuple[int, int, str]](), self._line + text, ""
         while text:
             speaker = 0
             if self._begins_line:
                 if (found := SPEAKER.match(text)) is not None:
-                    speaker, text = self._numbered(found[1]), text[found.end() :]
+                    speaker, text, start = self._numbered(found[1]), text[found.end() :], start + found.end()
                 elif not is_last and OPEN_SPEAKER.fullmatch(text):
                     self._line = text
                     break
             line, border, text = text.partition("\n")
             self._begins_line = bool(border)
-            parts.append((speaker, line + border))
+            parts.append((speaker, start, line + border))
+            start += len(line + border)
         return parts
 
     def _numbered(self, number: str) -> int:
@@ -95,13 +104,15 @@ class WordStream:
             raise InvalidRequest(self._path, f"speakers {MAIN} and {OTHER}", f"speaker {number}")
         return int(number)
 
-    def _words(self, text: str, is_last: bool) -> list[int]:
-        """Append text of a turn, and return the packed words that have become known."""
-        ids, rest = list[int](), self._rest + text.translate(REPLACED)
+    def _words(self, text: str, start: int, is_last: bool) -> list[int]:
+        """Append text of a turn, which begins at `start`, and return the packed words that have become known."""
+        self._first = self._first if self._rest else start
+        ids, rest = list[int](), self._rest + text
         open_break = None if is_last else OPEN_BREAK.search(rest)
         stop = open_break.start() if open_break else len(rest)
         while (border := BORDER.search(rest, 0, stop)) is not None:
             ids += self._packed(rest[: border.start()])
+            self._first += border.end()
             if border[1] is not None:
                 ids += self._pause(border[1])
             rest, stop = rest[border.end() :], stop - border.end()
@@ -112,8 +123,9 @@ class WordStream:
         self._rest = rest
         return ids
 
-    def _packed(self, word: str) -> list[int]:
-        """Return a word, packed; empty for an empty word."""
+    def _packed(self, written: str) -> list[int]:
+        """Return the word at `_first`, packed; empty for an empty word."""
+        word = written.translate(REPLACED)
         if not word:
             return []
         tokens = self._tokenizer.encode(word)
@@ -122,6 +134,7 @@ class WordStream:
         if self._has_turns and self._spoken != self._speaker:
             self._spoken = self._speaker
             tokens = [self._speaker, *tokens]
+        self.sources.append(SourceWord(written, self._first, self._first + len(written)))
         return pack_word(tokens, len(tokens))
 
     def _pause(self, seconds: str) -> list[int]:

@@ -4,6 +4,7 @@ This module also converts the model's text segments to readable text: phonemes, 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
+from stretto.families.source_words import source_words
 from stretto.families.text import TextCodec, TextReader
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import (
@@ -27,6 +29,7 @@ from stretto.families.tiny.family import (
     TTS,
     VOICES,
 )
+from stretto.families.tiny.matching import matched
 from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ class TinyTemplate:
         (piece,) = pieces
         if piece.text is not None:
             assert voice is not None, task.name
-            return PromptRows(*self.speak(piece.text, voice, piece.path, manner.transliterates))
+            rows, words = self.speak(piece.text, voice, piece.path, manner.transliterates)
+            return PromptRows(rows, words, sources=source_words(piece.text, words, _spoken))
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "audio samples (this model does not accept codes)", "codes")
         rate = self._codec.spec.sample_rate
@@ -153,6 +157,12 @@ def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> s
     return spoken
 
 
+@lru_cache(maxsize=4096)
+def _spoken(word: str) -> tuple[str, ...]:
+    """Return the words that a word of a text becomes by itself."""
+    return words_of(normalise(word, CHARACTERS))
+
+
 def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str) -> Template:
     """Return the template that uses the bundled codec."""
     return TinyTemplate(codec)
@@ -220,7 +230,19 @@ def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
     return words
 
 
-TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words)
+def _tiny_match(token_ids: Sequence[int], words: Sequence[str]) -> list[int | None]:
+    """Return the index in `words` of each entry of the script, by comparing phonemes with letters."""
+    entries = [token_id for token_id in token_ids if token_id in tiny.SPOKEN]
+    owners = _tiny_words(token_ids)
+    spoken: dict[int, list[str]] = {}
+    for token_id, owner in zip(entries, owners, strict=True):
+        if owner is not None:
+            spoken.setdefault(owner, []).append(_spelling(token_id))
+    found = matched(list(spoken.values()), words)
+    return [None if owner is None else found[owner] for owner in owners]
+
+
+TEXT_CODEC = TextCodec(_tiny_reader, _tiny_words, match=_tiny_match)
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:

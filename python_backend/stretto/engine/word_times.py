@@ -1,0 +1,78 @@
+"""Times of the words of one reply, reported by the model itself, as words of the request's text."""
+
+import sys
+from collections.abc import Sequence
+
+from stretto.families.text import TextCodec
+from stretto.records.chunk import WordMark
+from stretto.records.prompt import SourceWord
+
+
+class WordTimes:
+    """Words of a reply whose beginning is known, until they are sent.
+
+    Args:
+        words: Words to speak.
+        sources: For each of `words`, the word of the request's text; empty if unknown.
+        codec: Text codec of the family.
+        task: Name of the task.
+    """
+
+    def __init__(self, words: tuple[str, ...], sources: tuple[SourceWord, ...], codec: TextCodec, task: str):
+        self._words, self._sources, self._codec, self._task = words, sources, codec, task
+        self._marks: list[WordMark] = []
+        self._timed = list[int | SourceWord]()  # words with a time; indices of `words` if their sources are unknown
+        self._num_taken = 0  # number of words that the model has asked for
+        self._entries: list[int | None] | None = None  # index of the word of each entry of the script
+
+    def mark_entry(self, entry: int, token_ids: Sequence[int], frame: int) -> None:
+        """Record the word, or the pause, that begins with an entry of the script.
+
+        Args:
+            entry: Index of the entry.
+            token_ids: Ids of the text segment.
+            frame: Frame at which the entry begins.
+        """
+        if self._entries is None:
+            self._entries = self._codec.matched(token_ids, self._words)
+        index = self._entries[entry]
+        if entry and self._entries[entry - 1] == index:
+            return
+        if index is None:
+            self._marks.append(WordMark(None, frame))
+        else:
+            self._mark(index, frame)
+
+    def mark_taken(self, token_ids: Sequence[int], frame: int) -> None:
+        """Record that the next word, which consists of `token_ids`, begins at `frame`."""
+        if self._num_taken < len(self._words):
+            self._mark(self._num_taken, frame)
+        else:  # in a text that is still being written
+            self._marks.append(WordMark(self._codec.spelled(self._task, token_ids), frame))
+        self._num_taken += 1
+
+    def _mark(self, index: int, frame: int) -> None:
+        """Record that a spoken word begins at `frame`, unless an earlier one belongs to the same word of the text."""
+        source = self._sources[index] if self._sources else None
+        key = index if source is None else source
+        if self._timed[-1:] == [key]:
+            return
+        self._timed.append(key)
+        if source is None:
+            self._marks.append(WordMark(self._words[index], frame))
+        else:
+            self._marks.append(WordMark(source.word, frame, place=(source.start, source.end)))
+
+    def pop(self, before: int = sys.maxsize) -> list[WordMark]:
+        """Remove and return the words that begin before a frame."""
+        num_words = sum(mark.frame < before for mark in self._marks)
+        popped, self._marks = self._marks[:num_words], self._marks[num_words:]
+        return popped
+
+    @property
+    def untimed(self) -> tuple[str, ...]:
+        """Words of the text whose beginning is not known so far, in order."""
+        timed = set(self._timed)
+        if self._sources:
+            return tuple(each.word for each in dict.fromkeys(self._sources) if each not in timed)
+        return tuple(word for index, word in enumerate(self._words) if index not in timed)
