@@ -156,8 +156,9 @@ class SpeechClient:
             voice: Name of a voice, or a recording; None for the model's default.
             encoding: `pcm_f32le` (the default) or `pcm_s16le`; short for `output={"encoding": ...}`.
             sample_rate: Sample rate in Hz, by default the codec's; short for `output={"sample_rate": ...}`.
-            markup: Markup of the text, for the task `tts`: `markdown`, `ssml`, or `auto`, which is SSML for a text that
-                begins with `<speak` and otherwise Markdown. With `none`, the default, the text is spoken unchanged.
+            markup: Markup of the text, for the task `tts`: `none`, `markdown`, `ssml`, or `auto`, which is SSML after
+                `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
+                there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
@@ -170,9 +171,7 @@ class SpeechClient:
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup))
-        if markup != "none" and not has_marks(text):
-            markup = "none"
-        if task != "tts" or (is_short(text) and markup == "none") or "piece" in options:
+        if task != "tts" or (is_short(text) and not has_marks(text, markup)) or "piece" in options:
             return self.speak_once(task, request_options, text)
         speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak

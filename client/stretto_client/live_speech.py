@@ -4,7 +4,6 @@ Text is spoken part by part or sentence by sentence.
 """
 
 import asyncio
-import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
@@ -12,27 +11,33 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput
-from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import (
     ClientError,
     RequestCancelled,
     RequestRefused,
-    ServerFailed,
     ServerUnavailable,
-    TimedOut,
     Timeouts,
-    from_rpc,
-    from_text,
 )
-from stretto_client.long_speech import MAX_TRIES, Items, Joint, Speak, events_of, first_sentences, put_end, split
-from stretto_client.markup import PAUSE, Markup, MarkupReader, is_spoken, open_reader, read_pieces, without_pauses
+from stretto_client.long_speech import (
+    MAX_TRIES,
+    Items,
+    Joint,
+    Speak,
+    events_of,
+    first_sentences,
+    put_end,
+    split,
+    with_left_out,
+)
+from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
-from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, audio_inputs, strings, with_seed
+from stretto_client.part_stream import PartStream
+from stretto_client.places import Places
+from stretto_client.sentence_ends import PAUSE, is_spoken
+from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
 
 Piece = TypeVar("Piece")
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
@@ -127,95 +132,6 @@ class UnreadText(Unread[str]):
         return text
 
 
-class PartStream:
-    """gRPC stream for parts of streamed text or live audio; `async with` closes it.
-
-    Args:
-        client: Client for the server.
-        model: Name of the ensemble.
-        server: Address of the server (host:port), for error messages.
-        timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
-        headers: gRPC headers; None to send none.
-    """
-
-    def __init__(
-        self,
-        client: InferenceServerClient,
-        model: str,
-        server: str,
-        timeout_s: float,
-        headers: dict[str, str] | None = None,
-    ):
-        self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
-        self._headers = headers
-        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None ends the stream
-        self._responses: Any = None
-
-    async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
-        """Send the next part of a text, and wait until the server has accepted it.
-
-        Args:
-            session: Session id of the utterance.
-            part: Number of the part, from 0.
-            text: Text of the part.
-            is_last: True if the text ends with this part.
-
-        Raises:
-            ClientError: The server did not accept the part.
-        """
-        await self._send(strings(text=text, session=session_json(session, part, is_last)))
-
-    async def write_audio(self, session: str, part: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
-        """Send the next part of live audio, and wait until the server has accepted it.
-
-        The server acknowledges the part once at most 2 s of the audio are still unread by the model.
-
-        Args:
-            session: Session id of the utterance.
-            part: Number of the part, from 0.
-            audio: Samples [n], where n may be 0, and their rate in Hz.
-            is_last: True if the audio ends with this part.
-
-        Raises:
-            ClientError: The server did not accept the part.
-        """
-        inputs = audio_inputs(audio) if len(audio[0]) else []
-        await self._send([*inputs, *strings(session=session_json(session, part, is_last))])
-
-    async def _send(self, inputs: list[InferInput]) -> None:
-        self._requests.put_nowait({"model_name": self._model, "inputs": inputs})
-        if self._responses is None:
-            self._responses = self._client.stream_infer(self._sent(), headers=self._headers)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                _, error = await anext(self._responses)
-        except StopAsyncIteration:
-            raise ServerFailed("the stream ended before its last part") from None
-        except TimeoutError:
-            raise TimedOut(f"{self._server}: no answer to a part within {self._timeout_s:g} s") from None
-        except grpc.RpcError as failure:
-            raise from_rpc(failure, self._server) from failure
-        if error is not None:
-            raise from_text(error.message())
-
-    async def _sent(self) -> AsyncIterator[dict[str, Any]]:
-        while (request := await self._requests.get()) is not None:
-            yield request
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._responses is not None:
-            self._requests.put_nowait(None)  # gRPC reads requests on in a task of its own if the call has failed before
-            self._responses.cancel()
-
-
-def session_json(session: str, part: int, is_last: bool) -> str:
-    """Return the content of the tensor `session` for a part."""
-    return json.dumps({"id": session, "part": part, "is_last": is_last})
-
-
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval in seconds between empty parts, without which the server would end an idle text
 # beginning of the server's error for a part after the reply has ended
@@ -264,27 +180,38 @@ async def speak_written(
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
             sentence if it reads word by word.
     """
-    profile, limits = await profile_of(client), client.timeouts
-    reader = None if markup == "none" or task != "tts" else open_reader(markup)
+    profile, limits, places = await profile_of(client), client.timeouts, Places()
+    tags = None if profile is None else profile.tags
+    reader = open_reader(markup, tags)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
         # The server sends nothing while it waits for text, for as long as the writer pauses.
         waits = replace(limits, between_s=limits.total_s)
         speak = partial(client.speak_once, task, {**options, "text_mode": "open"}, timeouts=waits)
-        if reader is not None:
-            pieces = without_pauses(read_pieces(pieces, reader))
+        pieces = without_pauses(read_pieces(followed(pieces, places.add), reader))
+        spoken = WholeText(items, places, reader)
         async with client.parts() as parts:
-            await speak_live(speak, parts.write, pieces, items)
+            await speak_live(speak, parts.write, followed(pieces, spoken.add), spoken)
     elif profile is not None and task == "tts":
         options = with_seed(options)
-        if reader is not None:
-            pieces = read_pieces(pieces, reader)
+        pieces = read_pieces(followed(pieces, places.add), reader)
         speak = partial(client.speak_once, task, options)
-        await speak_clauses(speak, pieces, profile.max_text_chars, items, reader)
+        await speak_clauses(speak, pieces, profile.max_text_chars, items, places, reader)
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:
             async for event in stream:
                 await items.put(event)
+
+
+async def followed(pieces: AsyncIterable[str], follow: Callable[[str], None]) -> AsyncIterator[str]:
+    """Yield `pieces`, passing each one to `follow` first."""
+    try:
+        async for piece in pieces:
+            follow(piece)
+            yield piece
+    finally:
+        if close := getattr(pieces, "aclose", None):
+            await close()
 
 
 async def profile_of(client: Client) -> ModelProfile | None:
@@ -295,7 +222,41 @@ async def profile_of(client: Client) -> ModelProfile | None:
         return None
 
 
-async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Items) -> None:
+class Sink(Protocol):
+    """Receiver of events, such as a queue."""
+
+    async def put(self, event: SpeechEvent, /) -> None:
+        """Receive an event."""
+        ...
+
+
+class WholeText:
+    """Receiver of events of a streamed text, whose words it gives their places in the source text.
+
+    Args:
+        items: Queue for the events.
+        places: Places in the source text.
+        reader: Reader of the text.
+    """
+
+    def __init__(self, items: Items, places: Places, reader: MarkupReader):
+        self._items, self._places, self._reader = items, places, reader
+        self._spoken = ""
+
+    def add(self, piece: str) -> None:
+        """Append a piece of the text to speak."""
+        self._spoken += piece
+
+    async def put(self, event: SpeechEvent) -> None:
+        """Forward an event."""
+        if any(word.text_start is not None for word in event.words):  # all words, with the last event
+            event = self._places.find(self._spoken).moved(event)
+        if event.report is not None:
+            event = replace(event, report=with_left_out(event.report, self._reader))
+        await self._items.put(event)
+
+
+async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Sink) -> None:
     """Put the events of one utterance, whose text is sent part by part, into `items`.
 
     Args:
@@ -324,7 +285,12 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
 
 
 async def speak_clauses(
-    speak: Speak, pieces: AsyncIterable[str], max_chars: int, items: Items, reader: MarkupReader | None = None
+    speak: Speak,
+    pieces: AsyncIterable[str],
+    max_chars: int,
+    items: Items,
+    places: Places,
+    reader: MarkupReader,
 ) -> None:
     """Put the events of one utterance into `items`, clause by clause, as clauses become complete.
 
@@ -335,15 +301,16 @@ async def speak_clauses(
         pieces: The text, split anywhere.
         max_chars: Maximum length of a clause in characters.
         items: Queue for the events.
-        reader: Reader of the markup, if the pieces may contain PAUSE.
+        places: Places in the source text.
+        reader: Reader of the text.
     """
-    joint, last = Joint(), None
+    joint, last = Joint(reader), None
     async with UnreadText(pieces) as unread:
         async for clause in clauses_of(unread, max_chars):
             if clause == PAUSE:
-                joint.pause(reader.pauses.popleft() if reader is not None and reader.pauses else 0.0)
+                joint.pause(reader.pauses.popleft() if reader.pauses else 0.0)
                 continue
-            async with aclosing(events_of(speak, clause, 1 if last is None else MAX_TRIES)) as events:
+            async with aclosing(events_of(speak, clause, places, 1 if last is None else MAX_TRIES)) as events:
                 async for event in events:
                     for silence in joint.silences(event):
                         await items.put(silence)
@@ -447,14 +414,6 @@ RETRY_S = 0.2  # delay between attempts to resume a session
 MAX_BYTES, EVENT_BYTES = 8 << 20, 1 << 10  # limit per request; size of an event without its samples
 # beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
-
-
-class Sink(Protocol):
-    """Receiver of events, such as a queue."""
-
-    async def put(self, event: SpeechEvent, /) -> None:
-        """Receive an event."""
-        ...
 
 
 class Renewal(Exception):

@@ -7,15 +7,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
 from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
-from stretto_client.markup import READING, Markup, read_text
+from stretto_client.markup import READING, Markup, MarkupReader, has_marks, open_reader, read_parts
 from stretto_client.model_profile import ModelProfile
+from stretto_client.places import Places
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
@@ -112,7 +113,10 @@ def _packed(pieces: Iterable[str], max_chars: int) -> Iterator[str]:
 
 FADE_S = 0.005
 MAX_SILENCE_S = 1.0  # longest silence in one event
-SUMS = ("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s")
+SUMS = (
+    *("num_prompt_rows", "num_text_tokens", "num_frames", "guided_frames", "total_s", "audio_s", "decode_s"),
+    "untimed_words",
+)
 
 
 class Joint:
@@ -122,11 +126,15 @@ class Joint:
     Therefore, each utterance starts at the last sample value of the previous one, and fades to its own samples within
     FADE_S seconds.
 
+    Args:
+        reader: Reader of the text; None if its events are only joined.
+
     Attributes:
         report: Combined report of the utterances that have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reader: MarkupReader | None = None) -> None:
+        self._reader = reader
         self._num_events = 0
         self._utterance = ""
         self._before_s = 0.0  # duration of the earlier utterances
@@ -214,7 +222,8 @@ class Joint:
     def _ended(self, event: SpeechEvent, is_last: bool) -> SpeechEvent:
         """Return the last event of a joined utterance, with the combined report if it is the last one."""
         if event.report is not None:
-            self.report = event.report if self.report is None else add_reports(self.report, event.report)
+            added = event.report if self.report is None else add_reports(self.report, event.report)
+            self.report = with_left_out(added, self._reader)
         self._before_s += self._audio_s
         self._audio_s = 0.0
         self._begins = self._wants_space = True
@@ -231,11 +240,18 @@ def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any
     return np.concatenate([begin.astype(pcm.dtype), pcm[len(fade) :]])
 
 
+def with_left_out(report: dict[str, Any], reader: MarkupReader | None) -> dict[str, Any]:
+    """Return a report with the tags that a reader of markup has left out, if any, as `left_out`."""
+    left_out = [] if reader is None else reader.left_out
+    return report | {"left_out": left_out} if left_out else report
+
+
 def add_reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Combine the reports of two successive utterances.
 
-    Counts are added. `finish_reason` comes from the first utterance that was cut off, and `first_sound_s` from the
-    first audible one. `aligned` is true if it is true for both. All other values come from the first utterance.
+    Counts and lists of words are added. `finish_reason` comes from the first utterance that was cut off, and
+    `first_sound_s` from the first audible one. `aligned` is true if it is true for both. All other values come from the
+    first utterance.
     """
     added = {key: first[key] + second[key] for key in SUMS if key in first and key in second}
     reasons = {"finish_reason": second["finish_reason"]} if first.get("finish_reason") == "stop" else {}
@@ -336,7 +352,7 @@ async def cut(
     profile: Callable[[], Awaitable[ModelProfile]],
     markup: Markup = "none",
     check: Speak | None = None,
-) -> list[str | float]:
+) -> "Clauses":
     """Split a text into pieces that the model accepts, and pauses between them in seconds.
 
     The text is a single piece if the model's limit is unknown.
@@ -352,13 +368,12 @@ async def cut(
     Raises:
         RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
     """
-    parts: list[str | float] = [text]
-    if markup != "none":
-        parts = await read_text(text, markup)
-    max_chars, reads_latin_only = 0, False
+    max_chars, reads_latin_only, tags = 0, False, None
     with suppress(ValueError):
         known = await profile()
-        max_chars, reads_latin_only = known.max_text_chars, "transliterate" in known.options
+        max_chars, reads_latin_only, tags = known.max_text_chars, "transliterate" in known.options, known.tags
+    reader = open_reader(markup, tags)
+    parts = await read_parts(text, reader) if has_marks(text, markup) else [text]
     pieces = list[str | float]()
     for part in parts:
         if isinstance(part, float) or not max_chars or len(part) <= max_chars:
@@ -376,7 +391,21 @@ async def cut(
             except RequestRefused as refusal:  # a piece that is only too long will be halved
                 if not is_too_long(piece, refusal):
                     raise
-    return pieces
+    return Clauses(pieces, Places(text), reader)
+
+
+class Clauses(NamedTuple):
+    """Pieces of a text, and pauses between them in seconds.
+
+    Attributes:
+        pieces: The pieces and pauses.
+        places: Places in the text.
+        reader: Reader of the text's markup.
+    """
+
+    pieces: list[str | float]
+    places: Places
+    reader: MarkupReader
 
 
 def has_other_letters(text: str) -> bool:
@@ -395,17 +424,18 @@ class LongSpeech(ProducedSpeech):
     the reader.
     """
 
-    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[list[str | float]]]):
+    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[Clauses]]):
         super().__init__(lambda items: _speak_all(speak, texts, items))
 
 
 Speech = SpeechStream | ProducedSpeech
 
 
-async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | float]]], items: Items) -> None:
+async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], items: Items) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
-    joint, last = Joint(), None
-    left = deque((text, 0) if isinstance(text, str) else text for text in await texts())
+    pieces, places, reader = await texts()
+    joint, last = Joint(reader), None
+    left = deque((text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
         item = left.popleft()
         if not isinstance(item, tuple):
@@ -413,7 +443,8 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[list[str | floa
             continue
         text, piece = item
         try:
-            async with aclosing(events_in_turn(speak, text, 1 if last is None else MAX_TRIES, piece)) as events:
+            tries = 1 if last is None else MAX_TRIES
+            async with aclosing(events_in_turn(speak, text, places, tries, piece)) as events:
                 async for event in events:
                     if has_more(event, piece):
                         left.appendleft((text, piece + 1))
@@ -447,18 +478,23 @@ def has_more(event: SpeechEvent, piece: int) -> bool:
     return event.report is not None and event.report.get("num_pieces", 1) > piece + 1
 
 
-async def events_in_turn(speak: Speak, text: str, tries: int, piece: int = 0) -> AsyncGenerator[SpeechEvent, None]:
+async def events_in_turn(
+    speak: Speak, text: str, places: Places, tries: int, piece: int = 0
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a text or a piece of it; while the server is full, make up to `tries` attempts in total.
 
-    This way, a long text that has been started is not cut off because other requests have arrived.
+    This way, a long text that has been started is not cut off because other requests have arrived. The words of the
+    events have their places in the source text.
     """
     while True:
-        has_begun, tries = False, tries - 1
+        found, has_begun, tries = None, False, tries - 1
         try:
             async with speak(text, piece=piece) if piece else speak(text) as stream:
                 async for event in stream:
+                    if not (has_begun or piece):  # the first piece has passed the places of the whole text
+                        found = places.find(text)
                     has_begun = True
-                    yield event
+                    yield event if found is None else found.moved(event)
             return
         except ServerFull:
             if has_begun or tries <= 0:
@@ -466,7 +502,7 @@ async def events_in_turn(speak: Speak, text: str, tries: int, piece: int = 0) ->
         await asyncio.sleep(ROOM_S)
 
 
-async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
+async def events_of(speak: Speak, text: str, places: Places, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of all pieces of a text, halving the text each time the server rejects its length.
 
     `tries` is the number of attempts for the first piece (`events_in_turn`).
@@ -475,7 +511,7 @@ async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[S
     try:
         while more:
             more = False
-            async with aclosing(events_in_turn(speak, text, MAX_TRIES if piece else tries, piece)) as events:
+            async with aclosing(events_in_turn(speak, text, places, MAX_TRIES if piece else tries, piece)) as events:
                 async for event in events:
                     more = has_more(event, piece)
                     yield event
@@ -484,7 +520,7 @@ async def events_of(speak: Speak, text: str, tries: int = 1) -> AsyncGenerator[S
         if not is_too_long(text, refusal):
             raise
         for half in halve(text):
-            async with aclosing(events_of(speak, half, tries)) as events:
+            async with aclosing(events_of(speak, half, places, tries)) as events:
                 async for event in events:
                     yield event
 

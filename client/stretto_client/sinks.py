@@ -81,6 +81,10 @@ class Tally:
         ]
         if self.report["finish_reason"] != "stop":
             parts.append(f"ended by {self.report['finish_reason']}")
+        if left_out := self.report.get("left_out"):
+            parts.append(f"left out: {', '.join(left_out)}")
+        if untimed := self.report.get("untimed_words"):
+            parts.append(f"words without a time, which may be missing: {' '.join(untimed)}")
         return ", ".join(parts)
 
     def record(self) -> dict[str, Any]:

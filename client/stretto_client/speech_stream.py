@@ -32,21 +32,32 @@ class Word:
     """Word with its times in an utterance or in a transcribed recording.
 
     Attributes:
-        word: The word.
+        word: The word, as it is spelled in the text.
         start_s: Start in seconds.
         end_s: End in seconds; None unless the word was aligned or the model itself reports its end.
         score: Mean probability of the word's letters in the audio; None unless the word was aligned.
+        text_start: Index of the word's first character in the text of the request; None if unknown.
+        text_end: Index of the character after the word.
     """
 
     word: str
     start_s: float
     end_s: float | None = None
     score: float | None = None
+    text_start: int | None = None
+    text_end: int | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Create a word from an event record; ignore keys that a later server version may add."""
-        return cls(record["word"], record["start_s"], record.get("end_s"), record.get("score"))
+        return cls(
+            record["word"],
+            record["start_s"],
+            record.get("end_s"),
+            record.get("score"),
+            record.get("text_start"),
+            record.get("text_end"),
+        )
 
     def shifted(self, seconds: float) -> "Word":
         """Return this word with its times `seconds` later."""
@@ -77,7 +88,9 @@ class SpeechEvent:
         duration_s: Duration of `pcm` in seconds.
         sample_rate: Sample rate of `pcm` in Hz.
         is_final: True for the last event.
-        report: Finish reason, counts, seed, guidance and timings; only in the last event.
+        report: Finish reason, counts, seed, guidance and timings; only in the last event. `untimed_words` lists the
+            words of the text without a time, which the model may have skipped. `left_out` lists the tags of language
+            models that were not spoken.
         guidance_changes: Guidance changes in these frames; always empty for the guidance policy `always`.
         codes: Codes [S, T] of all streams if `output={"codes": True}`, in the form that `messages` accepts.
         session: Id with which the client sends more text; only in the first event of streamed text.

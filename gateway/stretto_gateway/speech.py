@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
+from stretto_client.markup import left_out
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -79,7 +80,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
         parts = sse_parts(gateway, body, options)
         answer = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        parts = audio_parts(gateway, body, body.input, options)
+        parts = audio_parts(gateway, body, body.input, options, ignored)
         answer = Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
         if body.response_format == "pcm":
             answer.headers["x-sample-rate"] = str(body.sample_rate)
@@ -88,14 +89,26 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`; reject a text that is too long or has mode `open`."""
+    """Return the result of `voice_options`, and record the tags in the text that are not spoken.
+
+    Raises:
+        ApiError: The text is too long or has mode `open`, or as in `voice_options`.
+    """
     if len(item.input) > gateway.limits.max_input_chars:
         expected = f"at most {gateway.limits.max_input_chars} characters"
         raise mismatch("input", expected, f"{len(item.input)} characters")
     text_mode = item.options.get("text_mode")
     if text_mode == "open":  # the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
-    return await voice_options(gateway, item, asked, ignored)
+    options = await voice_options(gateway, item, asked, ignored)
+    note_left_out(ignored, await left_out(item.input, item.markup, (await gateway.catalogue.profile()).tags))
+    return options
+
+
+def note_left_out(ignored: Ignored, names: Iterable[str]) -> None:
+    """Record the tags in a text that are not spoken; see `MarkupReader.left_out`."""
+    for name in names:
+        ignored.record(f"input.{name}")
 
 
 async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, ignored: Ignored) -> SpeakArguments:
@@ -117,7 +130,7 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 
 
 async def audio_parts(
-    gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments
+    gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments, ignored: Ignored
 ) -> AsyncGenerator[bytes, None]:
     """Yield the audio file for a text, in parts, as they become ready.
 
@@ -126,12 +139,14 @@ async def audio_parts(
         item: Fields of the request.
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
+        ignored: Receives the tags in the text that are not spoken, at the end.
     """
     encoder = item_encoder(item)
     async with spoken(gateway, text, options, item.voice_field) as events:
         async for event in events:
             async for part in encoded_parts(encoder, event.pcm):
                 yield part
+            note_left_out(ignored, (event.report or {}).get("left_out", ()))
     if rest := encoder.close():
         yield rest
 
@@ -140,6 +155,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
     With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
+    The last event lists the words without a time.
     """
     encoder, speed = item_encoder(item), item.speed or 1.0
     report: dict[str, Any] = {}
@@ -153,7 +169,8 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
             report = event.report or report
     if rest := encoder.close():
         yield sse(delta(rest))
-    yield sse({"type": "speech.audio.done", "usage": usage(report)})
+    untimed = {"untimed_words": words} if (words := report.get("untimed_words")) else {}
+    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed)
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
@@ -162,9 +179,10 @@ def wants_alignment(profile: ModelProfile) -> bool:
 
 
 def timed_word(word: Word, speed: float = 1.0) -> dict[str, Any]:
-    """Return a word with `start` and, if it was aligned, `end` in seconds of audio at `speed`."""
+    """Return a word for an event: `start` and, if known, `end` in seconds of audio at `speed`, and its place."""
     end = {} if word.end_s is None else {"end": word.end_s / speed}
-    return {"word": word.word, "start": word.start_s / speed} | end
+    place = {} if word.text_start is None else {"text_start": word.text_start, "text_end": word.text_end}
+    return {"word": word.word, "start": word.start_s / speed} | end | place
 
 
 def item_encoder(item: SpeechFields) -> Encoder:
@@ -341,7 +359,7 @@ async def result(
     try:
         options = await speech_options(gateway, item, asked, ignored)
         audio = bytearray()
-        async with aclosing(audio_parts(gateway, item, item.input, options)) as parts:
+        async with aclosing(audio_parts(gateway, item, item.input, options, ignored)) as parts:
             async for part in parts:
                 room.reserve(len(part))
                 asked.keep(4 * len(part) // 3)  # as base64

@@ -306,12 +306,12 @@ class StreamSession:
     async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         place = {"utterance_index": index, "sentence_index": 0}
-        num_bytes, has_failed = 0, False
+        num_bytes, has_failed, ignored = 0, False, None
         try:
             with self._asking() as state:
                 ignored = self._ignored(config)
                 options = await voice_options(self._gateway, config, state, ignored)
-                async with aclosing(audio_parts(self._gateway, config, text.pieces(), options)) as parts:
+                async with aclosing(audio_parts(self._gateway, config, text.pieces(), options, ignored)) as parts:
                     async for part in parts:
                         if not num_bytes:
                             form = {"format": config.response_format, "sample_rate": config.sample_rate}
@@ -327,4 +327,6 @@ class StreamSession:
         if num_bytes:
             await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
         await text.ended()
-        await self._channel.send("session.done", utterance_index=index, total_sentences=1)
+        tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
+        names = {IGNORED: tags} if tags else {}
+        await self._channel.send("session.done", utterance_index=index, total_sentences=1, **names)

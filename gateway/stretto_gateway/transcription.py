@@ -131,6 +131,8 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
                 {"words": words} if times_words or report.get("aligned") else {}
             )
             answer = transcript_response(form.response_format, text, report, head)
+            if report.get("aligned") is False:
+                ignored.record("timestamp_granularities")
     answer.headers.update(ignored.headers)
     return answer
 

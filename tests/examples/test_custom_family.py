@@ -183,9 +183,10 @@ def test_example_release_converts_and_matches_the_published_prompt(checkpoint: P
 
 
 async def test_emotion_tags_reach_the_model_unlike_other_markup(checkpoint: Path) -> None:
-    (read,) = await read_text(f"so **{TAGS}** <b>it</b> was", "auto")
-    assert read == f"so {TAGS} it was"
     preprocessor = Preprocessor(checkpoint)
+    assert preprocessor.family.tags == tuple(TAGS.split())
+    (read,) = await read_text(f"so **{TAGS}** <b>it</b> <hum>was", "auto", preprocessor.family.tags)
+    assert read == f"so {TAGS} it was"
     rows = preprocessor.prepare(RawRequest(text=read)).rows[2:-4, 0].tolist()
     reader = preprocessor.template._subwords._tokenizer
     assert b"".join(map(reader.bytes_of, rows)).decode() == f"tara: so {TAGS} it was"

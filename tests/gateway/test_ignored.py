@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from stretto_gateway.speech import BatchRequest
 from stretto_gateway.speech_request import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored, SpeechRequest
-from tests.client.fake_server import PROFILE
+from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.test_chat import QUESTION, REPLY, TALKS
 from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
@@ -261,3 +261,30 @@ async def test_raw_pcm_responses_have_a_sample_rate_header(start: Start) -> None
         wav = await http.post("/v1/audio/speech", json=SPEECH | {"response_format": "wav"})
     assert raw.headers["x-sample-rate"] == "8000"
     assert "x-sample-rate" not in wav.headers
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+async def test_tags_of_language_models_are_listed_and_not_spoken(start: Start, is_strict: bool) -> None:
+    running = await start(SPOKEN, PLAIN | {"tags": ["<hum>"]}, strict=is_strict)
+    text = "<think>Two\n\nlines</think>A <hum> <say>cat</say>.<|im_end|>"
+    async with running.http() as http:
+        for more in ({}, {"stream_format": "sse"}, {"markup": "none"}, {"markup": "markdown"}):
+            answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": text} | more)
+            assert answer.headers[HEADER] == "input.think, input.say, input.im_end"
+        batch = {"items": [SPEECH, SPEECH | {"input": "<thought>x</thought>A cat."}]}
+        answer = await http.post("/v1/audio/speech/batch", json=batch)
+        assert answer.headers[HEADER] == "input.thought"
+        for refused in ("<think>only this</think>", "<speak>a & b</speak>"):
+            answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": refused})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+    assert [each["text"].decode() for each in running.behind.requests] == ["A <hum> cat."] * 4 + ["A cat."] * 2
+
+
+async def test_transcript_whose_words_were_not_aligned_is_reported(start: Start) -> None:
+    profile = PROFILE | {"options": ["words"]}
+    for aligned, header in (((("a", 0.0, 0.1),), None), ((), "timestamp_granularities")):
+        running = await start([WRITTEN[0], Chunk(1, None, aligned=aligned, is_final=True, is_last=True)], profile)
+        async with running.http() as http:
+            answer = await posted(http, MULTIPART[0], WORDS)
+        assert (answer.status_code, answer.headers.get(HEADER)) == (200, header)
+        assert ("words" in answer.json()) == bool(aligned)

@@ -470,6 +470,22 @@ async def test_speech_word_timestamps_come_from_the_aligner(start: Start) -> Non
     assert asked == ["aligned", "aligned", None]
 
 
+async def test_words_have_their_places_and_missing_ones_are_listed(start: Start) -> None:
+    place = {"text_start": 9, "text_end": 14}
+    words = [{"word": "It", "start_s": 0.0}, {"word": "$3.50", "start_s": 0.04} | place]
+    report = {"finish_reason": "stop", "untimed_words": ["costs"]}
+    running = await start([SPOKEN[0], replace(SPOKEN[-1], more={"words": words, "report": report})])
+    request = REQUEST | {"input": "**It** costs $3.50.", "stream_format": "sse", "timestamps": True}
+    async with running.http() as http:
+        lines = (await http.post("/v1/audio/speech", json=request | {"speed": 2})).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+    assert [word for event in events for word in event.get("words", ())][1:] == [
+        {"word": "It", "start": 0.0},
+        {"word": "$3.50", "start": 0.02, "text_start": 13, "text_end": 18},
+    ]
+    assert events[-1]["untimed_words"] == ["costs"]
+
+
 async def test_words_not_aligned_in_time_are_omitted(start: Start) -> None:
     late = [ALIGNED[0], Chunk(1, None, aligned=(), is_final=True, is_last=True)]
     assert await timed_words(await start(late, ALIGNS)) == []

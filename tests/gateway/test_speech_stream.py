@@ -131,6 +131,20 @@ async def test_markup_is_not_read_aloud_in_streamed_text(start: Start, text: str
     assert [request["text"].decode() for request in running.behind.requests] == ["A cat", "**A** cat"]
 
 
+async def test_streamed_reasoning_is_not_spoken_and_is_reported(start: Start) -> None:
+    running = await start()
+    text = "<think>The user greets.</think>It is nine.<|im_end|>"
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        for size in (1, 4, len(text)):
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            events, _ = await writer.utterance(*pieces)
+            assert events[-1]["stretto_ignored"] == ["input.think", "input.im_end"]
+        events, _ = await writer.utterance("It is ten.")
+        assert "stretto_ignored" not in events[-1]
+    assert [each["text"].decode() for each in running.behind.requests] == ["It is nine."] * 3 + ["It is ten."]
+
+
 async def test_first_sentence_is_spoken_while_the_next_is_written(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:

@@ -90,6 +90,9 @@ SAMPLING = SamplingConfig(
 )
 
 
+TAGS = ("<laugh>", "<chuckle>", "<sigh>", "<cough>", "<sniffle>", "<groan>", "<yawn>", "<gasp>")
+
+
 def orpheus(vocabulary: OrpheusVocabulary) -> Family:
     """Return the family for a vocabulary."""
     end = vocabulary.markers["end_of_speech"]
@@ -105,6 +108,7 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=vocabulary.markers["pad"], keep_first=1, keep_last=1),
         voices=vocabulary.voices,
+        tags=TAGS,
         max_text_chars=300,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

@@ -89,6 +89,13 @@ SAMPLING = SamplingConfig(
 )
 
 
+# Names of added tokens that the model renders as a sound or a manner of speaking.
+SOUNDS = tuple(
+    "[breath] <strong> </strong> [noise] [laughter] [cough] [clucking] [accent] [quick_breath] <laughter> </laughter> "
+    "[hissing] [sigh] [vocalized-noise] [lipsmack] [mn]".split()
+)
+
+
 def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     ends = vocabulary.ends
@@ -105,6 +112,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=vocabulary.layout.pad_id, keep_first=1, keep_last=1),
         takes_instructions=True,
+        tags=SOUNDS,
         voices=vocabulary.voices,
         max_text_chars=500,
         max_audio_s=MAX_VOICE_S,

@@ -8,12 +8,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from stretto.families.cosyvoice3.family import SOUNDS
+
 END_OF_PROMPT = "<|endofprompt|>"
 MARKERS = (END_OF_PROMPT, "<|endofsystem|>")  # ids that no text contains
-SOUNDS = (
-    "[breath] <strong> </strong> [noise] [laughter] [cough] [clucking] [accent] [quick_breath] <laughter> </laughter> "
-    "[hissing] [sigh] [vocalized-noise] [lipsmack] [mn]"
-).split()
 ARPABET = (
     "AA AA0 AA1 AA2 AE AE0 AE1 AE2 AH AH0 AH1 AH2 AO AO0 AO1 AO2 AW AW0 AW1 AW2 AY AY0 AY1 AY2 B CH D DH EH EH0 "
     "EH1 EH2 ER ER0 ER1 ER2 EY EY0 EY1 EY2 F G HH IH IH0 IH1 IH2 IY IY0 IY1 IY2 JH K L M N NG OW OW0 OW1 OW2 OY "

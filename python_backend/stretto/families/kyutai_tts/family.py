@@ -188,6 +188,7 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         unconditional=UnconditionalContext(
             null_id=vocabulary.nothing, keep_first=1, keep_last=0, hidden_streams=(0, second), hides_recording=True
         ),
+        tags=("<break>",),
         voices=vocabulary.voices,
         max_voices=MAX_VOICES if vocabulary.conditions else 1,
         guidance_scales=vocabulary.guidance_scales,

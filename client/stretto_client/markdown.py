@@ -1,0 +1,330 @@
+"""Incremental Markdown reader: converts Markdown to the text to speak."""
+
+import re
+from collections import Counter, deque
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+
+from stretto_client.sentence_ends import (
+    EMOJI,
+    EMOJIS,
+    MAX_LINE_CHARS,
+    WIDE,
+    full_stop,
+    is_complete,
+    last_sign,
+    without_emoji,
+)
+from stretto_client.tags import FORMATTING, TagFilter
+
+MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text
+MAX_MARKS = 60  # maximum number of marks in such an unclosed run, to limit parsing time
+INLINE = MarkdownIt("commonmark", {"html": True, "maxNesting": 20}).enable("strikethrough")
+ATOM = re.compile(rf"[ \t]|[^ \t{WIDE}]{{0,{MAX_HELD_CHARS - 1}}}[^ \t]")
+END_OF_ATOM = re.compile(rf"[{WIDE} \t]")
+MARK = re.compile(rf"[*_`~<&\\\[{EMOJI}]|://")
+COUNTED_MARKS = re.compile(r"[*_`~<&\\\[!]")
+OPENERS = re.compile(r"(?<![\w*_~])(?:[*_]{1,3}|~~)(?=[^\s*_~])")
+CLOSERS = re.compile(r"(?<=[^\s*_~])(?:[*_]{1,3}|~~)(?![0-9A-Za-z*_~])")
+BETWEEN = re.compile(r"(?<=[0-9A-Za-z)])\*+(?=[0-9A-Za-z(])")  # not emphasis, as in 2*3
+STAR = "\ufdd0"  # replaces such a star during parsing (a Unicode noncharacter)
+URL_REST = re.compile(r"://[\w./?=&%#+~:@!$',;-]+")
+FOOTNOTE = re.compile(r"\[\^[\w-]{1,40}\]:?")
+DANGLING = re.compile(r"(?<=\S)\*\*|\*\*(?=\S)")
+
+UNDECIDED = re.compile(r"[\s>\-*+_=#|:`~.()\[\]xX^\d]*")  # a line whose beginning does not yet determine its kind
+PREFIX = re.compile(r"[ \t]*(?:(?P<quote>>)[ \t]?|(?P<item>[-*+])(?:[ \t]+|$)(?:\[[ xX]\][ \t]+)?)")
+NUMBERED = re.compile(r"[ \t]*\d{1,3}[.)][ \t]")
+RULE = re.compile(r"[ \t]*(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,}|={3,}[ \t]*)")
+DELIMITER_ROW = re.compile(r"[ \t]*(?=[^-]*-)(?=[^|]*\|)[-|: \t]+")
+HEADING = re.compile(r"[ \t]{0,3}#{1,6}(?:[ \t]+(?P<title>.*?))??(?:[ \t]+#+)?[ \t]*", re.DOTALL)
+FENCE = re.compile(r"[ \t]*(?P<mark>`{3,}|~{3,})[^`]*")
+ROW = re.compile(r"[ \t]*\|(?P<cells>.*)\|[ \t]*", re.DOTALL)
+DEFINITION = re.compile(r"[ \t]{0,3}\[[^\]]+\]:[ \t]*(?:https?://|www\.|mailto:|[/#<])\S*.*", re.DOTALL)
+WHOLE_LINE = re.compile(r"[ \t]*(?:\||```|~~~|#{1,6}[ \t]|\[[^\]]*$|\[[^\]]*\](?:$|:))")
+
+
+def _url(state: StateInline, silent: bool) -> bool:
+    """Parse a bare URL as text, so that its underscores are not emphasis (a rule of markdown-it)."""
+    found = URL_REST.match(state.src, state.pos) if state.pending.endswith(("http", "https")) else None
+    if found is None:
+        return False
+    if not silent:
+        state.pending += found.group()
+    state.pos = found.end()
+    return True
+
+
+INLINE.inline.ruler.push("url", _url)
+
+
+def read_inline(text: str) -> str:
+    """Return the text of one line of inline Markdown without marks, emoji and formatting HTML tags."""
+    if len(COUNTED_MARKS.findall(text)) > MAX_MARKS:
+        return without_emoji(text)
+    source = BETWEEN.sub(lambda stars: STAR * len(stars.group()), FOOTNOTE.sub("", text))
+    plain = "".join(_text_of(token) for token in INLINE.parseInline(source)[0].children or ())
+    return without_emoji(DANGLING.sub("", plain).replace(STAR, "*"))
+
+
+def _text_of(token: Token) -> str:
+    match token.type:
+        case "text" | "code_inline":
+            return token.content
+        case "softbreak" | "hardbreak":
+            return " "
+        case "image":
+            return "".join(map(_text_of, token.children or ()))
+        case "html_inline" if FORMATTING.fullmatch(token.content):
+            return " " if token.content.lower().startswith("<br") else ""
+        case "html_inline":
+            return token.content
+    return ""
+
+
+def is_open(text: str) -> bool:
+    """Return True if inline Markdown has an unclosed mark that more text may close."""
+    begin = text.rfind("<")
+    return (
+        text.count("[") > text.count("]")
+        or text.rfind("](") > text.rfind(")")
+        or (
+            begin > text.rfind(">")
+            and (text[begin + 1 : begin + 2].isalpha() or text[begin + 1 : begin + 2] in ("/", "!"))
+        )
+        or any(num % 2 for num in Counter(map(len, re.findall("`+", text))).values())
+        or len(OPENERS.findall(text)) > len(CLOSERS.findall(text))
+    )
+
+
+class MarkdownReader:
+    """Markdown reader that works line by line, and word by word within a line.
+
+    Most words are therefore ready immediately. Blocks are recognised by the marks at the beginning of a line;
+    markdown-it parses inline marks. In text without marks only line ends change: paragraphs, headings, list items,
+    quotes, table rows and complete lines (`is_complete`) get a full stop unless they end with punctuation, so that the
+    model pauses after them. The last line of the text gets none. If emphasis is not closed on its line, double marks
+    are dropped and single ones are kept.
+
+    Args:
+        tags: Filter for the tags of language models; None if the text has been filtered.
+    """
+
+    def __init__(self, tags: TagFilter | None = None) -> None:
+        self.pauses = deque[float]()
+        self._tags = tags
+        self._line = ""  # unread part of the line
+        self._run = ""  # words held back until an emphasis, a link or a tag ends
+        self._num_marks = 0  # marks in the run
+        self._in_text = False  # True after the marks at the beginning of the line
+        self._fence = ""  # closing mark of the current code block
+        self._block = ""  # "item" and "quote" end with a full stop; "" is a paragraph
+        self._gap = ""  # space not returned yet, because more may follow
+        self._is_gap_read = False  # True if a dropped emoji needs no second space after it
+        self._last = ""  # last character returned, as in `last_sign`
+        self._read = ""  # beginning of the text returned since the last line end, or since the beginning of the block
+        self._is_unclosed = False  # True if the line has ended within an emphasis, a link or a tag
+        self._ended: str | None = None  # line that has ended, until text follows it; "" if it is complete in any case
+        self._ready: list[str] = []
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the tags that were left out."""
+        return [] if self._tags is None else self._tags.left_out
+
+    def add(self, piece: str) -> str:
+        """Add a piece of text; return the text that is ready to be spoken."""
+        self._take_lines(piece if self._tags is None else self._tags.add(piece))
+        return self._returned()
+
+    def end(self) -> str:
+        """End the text; return the rest of the text to speak."""
+        if self._tags is not None:
+            self._take_lines(self._tags.end())
+        self._take("", is_whole=True)
+        self._close()
+        self._gap = self._gap.removesuffix("\n")  # added by `_take`
+        self._ready.append(self._gap)
+        return self._returned()
+
+    def _returned(self) -> str:
+        text = "".join(self._ready)
+        self._ready.clear()
+        return text
+
+    def _take_lines(self, text: str) -> None:
+        lines = text.split("\n")
+        for line in lines[:-1]:
+            self._take(line, is_whole=True)
+        self._take(lines[-1], is_whole=False)
+
+    def _take(self, text: str, is_whole: bool) -> None:
+        """Append text to the current line; `is_whole` is True if the line ends after it."""
+        self._line += text
+        if is_whole:
+            self._line = self._line.removesuffix("\r")
+        if not self._in_text and not self._begin(is_whole):
+            return
+        self._read_atoms(is_whole)
+        if is_whole:
+            self._end_line()
+
+    def _end_line(self) -> None:
+        """End the current line: whether it is complete depends on the next one, unless it is in a block."""
+        if self._read and not self._is_unclosed and self._ended is None:
+            self._ended = self._read
+        self._read, self._is_unclosed = "", False
+        self._widen("\n")
+        self._in_text = False
+
+    def _begin(self, is_whole: bool) -> bool:
+        """Parse the marks at the beginning of the line; return False if more of the line is needed."""
+        if self._fence:
+            return is_whole and self._code(self._line)
+        is_long = len(self._line) > MAX_HELD_CHARS  # decide without the rest of the line
+        line = self._line[:MAX_HELD_CHARS]
+        if not is_whole and not is_long and UNDECIDED.fullmatch(line):
+            return False
+        kinds, start = self._prefixes(line)
+        rest = self._line[start:]
+        if not is_whole and not is_long and WHOLE_LINE.match(rest):
+            return False
+        self._in_text = True
+        if not rest.strip() and "item" not in kinds:
+            self._close()
+            self._ended = ""
+            if start:
+                rest = ""
+        elif (is_block := not is_long and self._whole_line(rest)) or kinds or NUMBERED.match(rest):
+            kind = "item" if "item" in kinds or not kinds else "quote"
+            if kind == "item" or self._block != kind:
+                self._close()
+                self._ended = ""
+            else:
+                self._ended = None
+            if is_block:
+                self._read_block(rest)
+                rest = ""
+            else:
+                self._block = kind
+        elif self._block == "quote":
+            self._close()
+        elif self._block and rest[:1].isspace():  # an item goes on
+            self._ended = None
+        self._line = rest
+        return True
+
+    def _prefixes(self, line: str) -> tuple[set[str], int]:
+        """Return the kinds of quote and item marks at the beginning of a line, and their end."""
+        kinds, start = set[str](), 0
+        while not RULE.fullmatch(line, start) and (found := PREFIX.match(line, start)):
+            kinds.add(str(found.lastgroup))
+            start = found.end()
+        return kinds, start
+
+    def _whole_line(self, line: str) -> bool:
+        kinds = (RULE, DELIMITER_ROW, HEADING, FENCE, ROW, DEFINITION)
+        return any(kind.fullmatch(line) for kind in kinds)
+
+    def _read_block(self, line: str) -> None:
+        """Process a line that forms a block."""
+        if RULE.fullmatch(line) or DELIMITER_ROW.fullmatch(line) or DEFINITION.fullmatch(line):
+            self._stop()
+        elif found := FENCE.fullmatch(line):
+            self._fence = found["mark"]
+        else:
+            found = HEADING.fullmatch(line)
+            if found is not None:
+                self._put(self._inline(found["title"] or ""))
+            elif found := ROW.fullmatch(line):
+                cells = (self._inline(cell.strip()) for cell in re.split(r"(?<!\\)\|", found["cells"]))
+                self._put(", ".join(cell for cell in cells if cell))
+            self._stop()
+
+    def _code(self, line: str) -> bool:
+        """Process a line of a code block: drop it if it closes the block, or else output it unchanged."""
+        mark = line.strip()
+        if len(mark) >= len(self._fence) and set(mark) == set(self._fence):
+            self._fence = ""
+        else:
+            self._put(line)
+        self._line, self._ended = "", ""
+        self._in_text = True
+        return True
+
+    def _inline(self, text: str) -> str:
+        return read_inline(text) if MARK.search(text) else text
+
+    def _read_atoms(self, is_whole: bool) -> None:
+        """Process the complete parts of the line: words, and characters of scripts without spaces."""
+        pos = 0
+        while pos < len(self._line):
+            found = ATOM.match(self._line, pos)
+            assert found is not None, self._line
+            atom = found.group()
+            is_ended = len(atom) == MAX_HELD_CHARS or END_OF_ATOM.match(atom[-1])
+            if found.end() == len(self._line) and not is_whole and not is_ended:
+                break  # the rest of it may follow
+            pos = found.end()
+            self._atom(atom)
+        self._line = self._line[pos:]
+        if is_whole:
+            self._flush()
+
+    def _atom(self, atom: str) -> None:
+        if self._run:
+            self._run += atom
+        elif MARK.search(atom):
+            self._run = atom
+        elif atom.isspace():
+            if not self._is_gap_read:
+                self._widen(atom)
+            return
+        else:
+            self._put(atom)
+            return
+        self._num_marks += len(COUNTED_MARKS.findall(atom))
+        if len(self._run) > MAX_HELD_CHARS or self._num_marks > MAX_MARKS or not is_open(self._run):
+            self._flush()
+
+    def _widen(self, space: str) -> None:
+        self._gap = (self._gap + space)[:MAX_HELD_CHARS]
+
+    def _flush(self) -> None:
+        run, self._run, self._num_marks = self._run, "", 0
+        if not run:
+            return
+        self._is_unclosed = is_open(run)
+        text = read_inline(run)
+        # the space before the emoji does not belong to the next word
+        if EMOJIS.match(run) and text[:1] in (*".,;:!?", ""):
+            self._is_gap_read = not text and bool(self._gap)
+            self._gap = self._gap if self._is_gap_read else self._gap.rstrip(" ")
+        self._put(text)
+
+    def _put(self, text: str) -> None:
+        """Append `text` to the output, after any pending space; if it is whitespace, make it pending."""
+        if not text.strip():
+            self._gap = self._gap or text
+            return
+        if self._ended is not None and (not self._ended or is_complete(self._ended, text)):
+            self._stop()
+            self._block = "" if self._ended else self._block  # a complete line also ends its item
+        self._ready.append(self._gap + text)
+        self._read = (self._read + self._gap.lstrip("\n") + text)[:MAX_LINE_CHARS]
+        self._ended, self._gap, self._is_gap_read = None, "", False
+        self._last = last_sign(text) or self._last
+
+    def _close(self) -> None:
+        """End the current block, with a full stop if it is an item or a quote."""
+        if self._block:
+            self._stop()
+        self._block = ""
+
+    def _stop(self) -> None:
+        stop = full_stop(self._last)
+        if stop:
+            self._ready.append(stop)
+            self._last = stop

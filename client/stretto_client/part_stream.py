@@ -1,0 +1,103 @@
+"""gRPC stream for the parts of streamed text or live audio."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import grpc
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from stretto_client.errors import ServerFailed, TimedOut, from_rpc, from_text
+from stretto_client.speech_stream import audio_inputs, strings
+
+
+class PartStream:
+    """gRPC stream for parts of streamed text or live audio; `async with` closes it.
+
+    Args:
+        client: Client for the server.
+        model: Name of the ensemble.
+        server: Address of the server (host:port), for error messages.
+        timeout_s: Maximum time to wait for the acknowledgement of a part, in seconds.
+        headers: gRPC headers; None to send none.
+    """
+
+    def __init__(
+        self,
+        client: InferenceServerClient,
+        model: str,
+        server: str,
+        timeout_s: float,
+        headers: dict[str, str] | None = None,
+    ):
+        self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
+        self._headers = headers
+        self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None ends the stream
+        self._responses: Any = None
+
+    async def write(self, session: str, part: int, text: str, is_last: bool) -> None:
+        """Send the next part of a text, and wait until the server has accepted it.
+
+        Args:
+            session: Session id of the utterance.
+            part: Number of the part, from 0.
+            text: Text of the part.
+            is_last: True if the text ends with this part.
+
+        Raises:
+            ClientError: The server did not accept the part.
+        """
+        await self._send(strings(text=text, session=session_json(session, part, is_last)))
+
+    async def write_audio(self, session: str, part: int, audio: tuple[NDArray[Any], int], is_last: bool) -> None:
+        """Send the next part of live audio, and wait until the server has accepted it.
+
+        The server acknowledges the part once at most 2 s of the audio are still unread by the model.
+
+        Args:
+            session: Session id of the utterance.
+            part: Number of the part, from 0.
+            audio: Samples [n], where n may be 0, and their rate in Hz.
+            is_last: True if the audio ends with this part.
+
+        Raises:
+            ClientError: The server did not accept the part.
+        """
+        inputs = audio_inputs(audio) if len(audio[0]) else []
+        await self._send([*inputs, *strings(session=session_json(session, part, is_last))])
+
+    async def _send(self, inputs: list[InferInput]) -> None:
+        self._requests.put_nowait({"model_name": self._model, "inputs": inputs})
+        if self._responses is None:
+            self._responses = self._client.stream_infer(self._sent(), headers=self._headers)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, error = await anext(self._responses)
+        except StopAsyncIteration:
+            raise ServerFailed("the stream ended before its last part") from None
+        except TimeoutError:
+            raise TimedOut(f"{self._server}: no answer to a part within {self._timeout_s:g} s") from None
+        except grpc.RpcError as failure:
+            raise from_rpc(failure, self._server) from failure
+        if error is not None:
+            raise from_text(error.message())
+
+    async def _sent(self) -> AsyncIterator[dict[str, Any]]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._responses is not None:
+            self._requests.put_nowait(None)  # gRPC reads requests on in a task of its own if the call has failed before
+            self._responses.cancel()
+
+
+def session_json(session: str, part: int, is_last: bool) -> str:
+    """Return the content of the tensor `session` for a part."""
+    return json.dumps({"id": session, "part": part, "is_last": is_last})

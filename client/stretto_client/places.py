@@ -1,0 +1,75 @@
+"""Places of words in the text of a request, after markup was removed and the text was split into clauses."""
+
+import re
+from dataclasses import replace
+
+from stretto_client.speech_stream import SpeechEvent, Word
+from stretto_client.tags import REASONING, TAG
+
+RUN = re.compile(r"[^\W_]+")
+# Parts of a source that are not spoken, or a run of letters and digits.
+TOKEN = re.compile(
+    rf"<(?P<block>[^\s<>/]*(?:{REASONING.pattern.partition('|^')[0]})[^\s<>]*)>.*?(?:</(?P=block)>|\Z)"
+    rf"|{TAG.pattern}|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})",
+    re.DOTALL,
+)
+MAX_SKIPPED = 20  # maximum number of source tokens between two words
+
+
+class Places:
+    """Finder of the words of successive clauses in their source text.
+
+    Args:
+        source: The source text so far, as the user has written it.
+    """
+
+    def __init__(self, source: str = ""):
+        self._source, self._at = source, 0
+
+    def add(self, piece: str) -> None:
+        """Append a piece of the source text."""
+        self._source += piece
+
+    def find(self, clause: str) -> "ClausePlaces":
+        """Return the places of the words of the next clause."""
+        runs = {run.start(): self._next(run.group()) for run in RUN.finditer(clause)}
+        return ClausePlaces(clause, self._source, runs)
+
+    def _next(self, run: str) -> int | None:
+        """Return the place of a run of letters and digits, and continue after it; None if it is not in the source."""
+        for num_skipped, found in enumerate(TOKEN.finditer(self._source, self._at)):
+            if found["run"] == run:
+                self._at = found.end()
+                return found.start()
+            if num_skipped >= MAX_SKIPPED:
+                break
+        return None
+
+
+class ClausePlaces:
+    """Places of the words of one clause.
+
+    Args:
+        clause: The clause.
+        source: The source text.
+        runs: Place in the source of each run of letters and digits, keyed by its place in the clause.
+    """
+
+    def __init__(self, clause: str, source: str, runs: dict[int, int | None]):
+        self._clause, self._source, self._runs = clause, source, runs
+
+    def moved(self, event: SpeechEvent) -> SpeechEvent:
+        """Return an event with the places of its words in the source instead of in the clause."""
+        return replace(event, words=tuple(map(self._moved, event.words))) if event.words else event
+
+    def _moved(self, word: Word) -> Word:
+        if word.text_start is None or word.text_end is None:
+            return word
+        runs = list(RUN.finditer(self._clause, word.text_start, word.text_end))
+        first, last = (self._runs.get(run.start()) for run in (runs[0], runs[-1])) if runs else (None, None)
+        if first is None or last is None:
+            return replace(word, text_start=None, text_end=None)
+        start, end = first - (runs[0].start() - word.text_start), last + word.text_end - runs[-1].start()
+        if self._source[start:end] != self._clause[word.text_start : word.text_end]:  # there is markup in it
+            start, end = first, last + len(runs[-1].group())
+        return replace(word, text_start=start, text_end=end)

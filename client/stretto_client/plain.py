@@ -1,0 +1,70 @@
+"""Incremental reader of text without markup."""
+
+import re
+from collections import deque
+
+from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, full_stop, is_complete, last_sign
+from stretto_client.tags import TagFilter
+
+BREAK = re.compile(r"\r?\n")
+LINE_ENDS = re.compile(r"\r?\n\s*")
+FIRST_WORD = re.compile(rf"[{WIDE}]|[^\s{WIDE}]+(?=[\s{WIDE}])")
+
+
+class PlainReader:
+    """Reader that leaves out the tags of language models, and adds a full stop to lines without final punctuation.
+
+    These lines are the same as for `MarkdownReader`. All other text is returned immediately.
+
+    Args:
+        tags: Filter for the tags.
+    """
+
+    def __init__(self, tags: TagFilter) -> None:
+        self.pauses = deque[float]()
+        self._tags = tags
+        self._line = ""  # beginning of the current line
+        self._last = ""  # last character returned, as in `last_sign`
+        self._held = ""  # line ends after a line without final punctuation, and the beginning of the next word
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the tags that were left out."""
+        return self._tags.left_out
+
+    def add(self, piece: str) -> str:
+        """Add a piece of text; return the text that is ready to be spoken."""
+        return self._read(self._tags.add(piece), is_last=False)
+
+    def end(self) -> str:
+        """End the text; return the rest of the text to speak."""
+        return self._read(self._tags.end(), is_last=True)
+
+    def _read(self, text: str, is_last: bool) -> str:
+        text, self._held, ready = self._held + text, "", list[str]()
+        at = 0
+        while at < len(text):
+            found = BREAK.search(text, at)
+            stop = found.start() if found else len(text) - (text.endswith("\r") and not is_last)
+            self._line = (self._line + text[at:stop])[:MAX_LINE_CHARS]
+            self._last = last_sign(text[at:stop]) or self._last
+            ready.append(text[at:stop])
+            ends = LINE_ENDS.match(text, stop)
+            at = stop if ends is None else ends.end()
+            if ends is None or (added := self._added(ends.group(), text, at, is_last)) is None:
+                self._held = text[stop:]
+                break
+            ready += added, ends.group()
+            self._line = self._last = ""
+        return "".join(ready)
+
+    def _added(self, ends: str, text: str, at: int, is_last: bool) -> str | None:
+        """Return the full stop to add before the line ends `ends`; None if more of the text after them is needed."""
+        added = full_stop(self._last)
+        if not added:
+            return ""
+        found = FIRST_WORD.match(text, at)
+        word = found.group() if found else text[at:] if is_last else ""
+        if not word:
+            return "" if is_last else None
+        return added if ends.count("\n") > 1 or is_complete(self._line, word) else ""
