@@ -138,6 +138,16 @@ def test_streamed_text_is_aligned_once_complete(worker: DecoderWorker, aligner: 
     assert event["report"]["untimed_words"] == []
 
 
+def test_words_of_a_piece_have_no_place_in_the_whole_text(worker: DecoderWorker, aligner: FakeAligner) -> None:
+    *_, last = speak(worker, Alignment("the cat", is_piece=True))
+    until_jobs(aligner, worker)
+    aligner.jobs[0][3](WORDS)
+    event = last.wait().event
+    assert event is not None
+    assert [word["word"] for word in event["words"]] == ["the", "cat"]
+    assert not any("text_start" in word for word in event["words"])
+
+
 def test_alignment_defaults_to_the_generated_text(worker: DecoderWorker, aligner: FakeAligner) -> None:
     for index, text in enumerate(("a ", "cat")):
         chunk = Chunk(index, Segment.TEXT, text, alignment=Alignment() if index == 0 else None)

@@ -61,7 +61,7 @@ class Collected:
         stored: Byte count for all utterances.
         rate: Sample rate of the samples in Hz.
         text: Text of the reply so far, or the text that is read aloud.
-        is_of_client: True if the client has sent the text; False if the model generates it.
+        is_of_client: True if it is the text that the client has sent, in which its words have their places.
         pcm: Parts of the samples, int16 [n] each.
     """
 
@@ -84,7 +84,8 @@ class Collected:
             rate: Sample rate of the codec in Hz.
             stored: Byte count for all utterances.
         """
-        found = cls(stored, rate, request.text, bool(request.text), _collects_text=not request.text)
+        is_of_client = bool(request.text) and not request.is_piece
+        found = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
         if request.recording:
             found._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
             found.rate, found._collects_pcm = ALIGNED_RATE, False

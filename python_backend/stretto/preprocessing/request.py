@@ -180,6 +180,8 @@ class Preprocessor:
         if options.aligns_words:
             text = turns[-1].text if written.spoken is None else written.spoken
             alignment = self._alignment(task, text or "", pieces, options.manner.is_open)
+            if alignment is not None and written.spoken is not None:
+                alignment = replace(alignment, is_piece=True)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path

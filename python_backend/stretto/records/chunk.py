@@ -96,10 +96,12 @@ class Alignment:
     Attributes:
         text: Text to be spoken; empty if the model generates the text.
         recording: Recording to align, int16 samples at ALIGNED_RATE; empty to align the generated speech.
+        is_piece: True if `text` is a piece of the request's text, in which its words have other places.
     """
 
     text: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
     recording: Annotated[bytes, Meta(max_length=2 * MAX_ALIGNED_S * ALIGNED_RATE)] = b""
+    is_piece: bool = False
 
 
 MAX_SOUND_TOKENS, MAX_SOUND_BYTES, MAX_MELS, MAX_X_VECTOR = 1024, 1 << 20, 512, 1024
