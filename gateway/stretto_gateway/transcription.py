@@ -127,12 +127,12 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
         if form.response_format == "json":
             answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
         else:
-            head = {"task": "transcribe", "language": form.spoken_language(profile)} | (
+            head: dict[str, Any] = {"task": "transcribe", "language": form.spoken_language(profile)} | (
                 {"words": words} if times_words or report.get("aligned") else {}
             )
-            answer = transcript_response(form.response_format, text, report, head)
             if report.get("aligned") is False:
-                ignored.record("timestamp_granularities")
+                head["untimed_words"] = report.get("untimed_words", text.split())
+            answer = transcript_response(form.response_format, text, report, head)
     answer.headers.update(ignored.headers)
     return answer
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from stretto_gateway.speech import BatchRequest
 from stretto_gateway.speech_request import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored, SpeechRequest
-from tests.client.fake_server import PROFILE, Chunk
+from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.test_chat import QUESTION, REPLY, TALKS
 from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
@@ -278,13 +278,3 @@ async def test_tags_of_language_models_are_listed_and_not_spoken(start: Start, i
             answer = await http.post("/v1/audio/speech", json=SPEECH | {"input": refused})
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
     assert [each["text"].decode() for each in running.behind.requests] == ["A <hum> cat."] * 4 + ["A cat."] * 2
-
-
-async def test_transcript_whose_words_were_not_aligned_is_reported(start: Start) -> None:
-    profile = PROFILE | {"options": ["words"]}
-    for aligned, header in (((("a", 0.0, 0.1),), None), ((), "timestamp_granularities")):
-        running = await start([WRITTEN[0], Chunk(1, None, aligned=aligned, is_final=True, is_last=True)], profile)
-        async with running.http() as http:
-            answer = await posted(http, MULTIPART[0], WORDS)
-        assert (answer.status_code, answer.headers.get(HEADER)) == (200, header)
-        assert ("words" in answer.json()) == bool(aligned)

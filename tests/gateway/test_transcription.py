@@ -178,6 +178,7 @@ async def test_transcript_without_timely_alignment_has_no_words(start: Start) ->
     assert answer.status_code == 200
     assert "stretto-ignored" not in answer.headers
     assert "words" not in answer.json()
+    assert answer.json()["untimed_words"] == ["a", "cat"]
 
 
 async def test_refused_word_times_error_names_timestamp_granularities(start: Start) -> None:
