@@ -34,7 +34,8 @@ class Tally:
 
     def __init__(self, shows_progress: bool = True, stream: TextIO | None = None):
         self._stream = stream or sys.stderr
-        self._shows_progress = shows_progress and self._stream.isatty()
+        # a dumb terminal does not understand the escape codes
+        self._shows_progress = shows_progress and self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._started_s = time.monotonic()
         self._spoken = ""
         self.text = ""

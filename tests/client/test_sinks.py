@@ -1,5 +1,6 @@
 """Files that grow as samples arrive, and players that never block."""
 
+import io
 import os
 import threading
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, find_player, pcm16
+from stretto_client.sinks import AudioFile, FilePlayer, StreamingPlayer, Tally, find_player, pcm16
+from stretto_client.speech_stream import SpeechEvent
 from tests.patience import PATIENCE_S
 
 TONE = (0.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
@@ -58,6 +60,18 @@ def test_16_bit_samples_are_rounded_and_clipped() -> None:
         32_767,
         16_384,
     ]
+
+
+@pytest.mark.parametrize(("terminal", "is_shown"), [("xterm", True), ("dumb", False)])
+def test_progress_is_shown_on_terminals_with_escape_codes(
+    monkeypatch: pytest.MonkeyPatch, terminal: str, is_shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    tally = Tally(True, stream)
+    tally.add(SpeechEvent(TONE, "u1", 0, "audio", sample_rate=16_000))
+    assert ("\033[K  1.0 s" in stream.getvalue(), bool(stream.getvalue())) == (is_shown, is_shown)
 
 
 @pytest.fixture
