@@ -36,6 +36,15 @@ def prompt_of(checkpoint: Path, text: str, seed: int) -> Prompt:
     return seeded(Preprocessor(checkpoint).prepare(RawRequest(text=text, options='{"voice": "alba"}')), seed)
 
 
+def growing(checkpoint: Path) -> Prompt:
+    """Return a prompt of almost two KV blocks, whose reply needs a third block, which other requests have by then."""
+    text = "one more"
+    while len((prompt := prompt_of(checkpoint, text, 1)).rows) < 54:
+        text += " so"
+    assert len(prompt.rows) < 60
+    return replace(prompt, sampling=replace(prompt.sampling, audio=replace(prompt.sampling.audio, min_rows=30)))
+
+
 @pytest.mark.parametrize(
     ("kind", "is_async"), [("english", False), *by_night(("english", True), *((kind, True) for kind in KINDS[1:]))]
 )
@@ -55,6 +64,11 @@ def test_pocket_tts_latents_and_reply_ends_match_the_authors(tmp_path: Path, kin
         alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
         together = engine.run(prompts, {"r1": 3})
         assert {name: answer.rows for name, answer in together.items()} == alone
+        for name in ("own", "cloned"):
+            answer = engine.run({"first": growing(checkpoint), name: prompts[name]}, {name: 2})[name]
+            assert answer.rows == alone[name]
+            assert answer.trailer is not None
+            assert answer.trailer.num_preemptions > 0, name
         assert engine.is_clean()
     rows = np.array(alone["own"], np.int64)
     assert rows[-1, 0] == family.end_of_reply

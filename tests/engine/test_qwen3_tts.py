@@ -70,6 +70,10 @@ def test_qwen3_tts_replies_match_the_authors(
                 *frames, end = answers[name].rows
                 assert np.array_equal(np.array(frames) - starts, case.codes), name
                 assert end[0] == checkpoint.family.end_of_audio
+        copies = engine.run({f"{copy} {name}": prompt for copy in range(3) for name, (prompt, _) in cases.items()})
+        for name, answer in copies.items():
+            assert answer.rows == answers[name.partition(" ")[2]].rows, name
+        assert sum(answer.trailer.num_preemptions for answer in copies.values() if answer.trailer) > 0
         largest, sampler = 0.0, engine.core.model_executor.driver_worker.worker.model_runner.sampler
         readout = Readout(sampler._draw._heads, sampler._draw._frames)
         for prompt, case in cases.values():
