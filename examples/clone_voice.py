@@ -15,7 +15,7 @@ from stretto_client import RecordedVoice, SpeechClient
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("recording", help="wav, flac, ogg, mp3, webm, m4a, mp4 or aac")
+    parser.add_argument("recording", help="wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac")
     parser.add_argument("text")
     parser.add_argument("--words", default="", help="transcript of the recording, required by Higgs Audio v2")
     parser.add_argument("--server", default="localhost:8001", help="gRPC address")

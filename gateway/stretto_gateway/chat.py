@@ -30,7 +30,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 
 class InputAudio(RequestObject):
-    """Recording in a turn: a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file in base64."""
+    """Recording in a turn: a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file in base64."""
 
     data: str
     format: str = "wav"

@@ -32,6 +32,32 @@ def checksum(page: bytes) -> int:
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
+CANCELLED, SILENT = 0.5, 1e-3  # energies: of a sum, relative to unrelated channels; of a channel, to the other one
+
+
+class MonoMixer:
+    """Mixer of one or two channels that arrive in blocks, to their mean.
+
+    If the channels received so far cancel, one of them is inverted. If one of them is silent so far, the other one
+    keeps its level.
+    """
+
+    def __init__(self) -> None:
+        self._products = np.zeros((2, 2))
+
+    def mix(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mono samples, float32 [n], of a block [C, n]."""
+        signs, gain = np.ones((len(block), 1), np.float32), np.float32(1)
+        if len(block) == 2:
+            wide = block.astype(np.float64)
+            self._products += wide @ wide.T
+            energies = self._products.diagonal()
+            signs[1] = -1 if self._products.sum() < CANCELLED * energies.sum() else 1
+            gain = np.float32(2 if energies.min() < SILENT * energies.max() else 1)
+        mono: NDArray[np.float32] = (block * signs).mean(0) * gain
+        return mono
+
+
 class OggOpusDecoder:
     """Decoder for one stream, or for several consecutive streams. Stereo is mixed to mono."""
 
@@ -42,6 +68,7 @@ class OggOpusDecoder:
         self._num_packets = self._num_silent = 0  # `_num_silent`: pages since the last packet of audio
         self._decoder: Any = None
         self._resampler: Any = None
+        self._mixer = MonoMixer()
 
     def push(self, data: bytes) -> Iterator[NDArray[np.float32]]:
         """Append bytes, and yield the mono samples [n] at 24 kHz of each complete packet.
@@ -109,7 +136,7 @@ class OggOpusDecoder:
             try:
                 for frame in self._decoder.decode(av.Packet(packet)):
                     for resampled in self._resampler.resample(frame):
-                        yield resampled.to_ndarray().mean(0)
+                        yield self._mixer.mix(resampled.to_ndarray())
             except FFmpegError as error:
                 raise OggError(f"expected packets of Opus, got one that cannot be decoded ({error.strerror})") from None
 

@@ -110,7 +110,7 @@ TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 
 @router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
 async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
-    """Transcribe `file` (wav, flac, ogg, mp3, webm, m4a, mp4 or aac); with `stream`, as server-sent events."""
+    """Transcribe a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file; with `stream`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)

@@ -45,7 +45,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", parents=[shared], help="store the voice of a recording")
-    about = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac; - reads standard input"
+    about = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac; - reads standard input"
     add.add_argument("recording", type=Path, metavar="FILE", help=about)
     add.add_argument("--name", type=argument_text, required=True, help="name of the voice")
     about = "how the speaker has given consent"

@@ -41,7 +41,7 @@ MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
 class VoiceForm(TextFields):
     """Multipart form that adds a voice: a recording and its metadata.
 
-    The recording may be wav, flac, ogg, mp3, webm, m4a, mp4 or aac.
+    The recording may be wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac.
     """
 
     audio_sample: File

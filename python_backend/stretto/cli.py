@@ -10,7 +10,7 @@ USAGE = """\
 usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
 
   speak "text"              text to speech: --voice NAME, --out FILE, --guidance SCALE, --words, ...
-  transcribe FILE           speech to text, from a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file
+  transcribe FILE           speech to text, from a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file
   talk FILE                 speech in and out at once, for a file or, as -, for standard input
   chat                      conversation; each line of standard input is a turn
   serve                     run the server; --model-repository FOLDER (default: the bundled model)

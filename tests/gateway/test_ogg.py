@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto_gateway.encoding import make_encoder
-from stretto_gateway.ogg import MAX_PACKET_BYTES, MAX_SILENT_PAGES, OggError, OggOpusDecoder, checksum
+from stretto_gateway.ogg import MAX_PACKET_BYTES, MAX_SILENT_PAGES, MonoMixer, OggError, OggOpusDecoder, checksum
 
 RATE = 24_000
 TONE = (np.sin(np.arange(RATE) / 9) * 9000).astype(np.int16)
 
 
-def opus(pcm: np.ndarray = TONE, layout: str = "mono") -> bytes:
-    """Return an Ogg Opus file."""
+def opus(pcm: np.ndarray = TONE, layout: str = "mono", gains: tuple[float, float] = (1, 1)) -> bytes:
+    """Return an Ogg Opus file; in stereo, each channel has its own gain."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as output:
         stream: Any = output.add_stream("libopus", rate=RATE, layout=layout)
-        samples = np.repeat(pcm, 1 + (layout == "stereo"))[None]
+        channels = [pcm] if layout == "mono" else [gain * pcm for gain in gains]
+        samples = np.rint(np.stack(channels, 1)).astype(np.int16).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
         frame.sample_rate = RATE
         output.mux(stream.encode(frame))
@@ -63,6 +64,21 @@ def test_stereo_is_downmixed_and_chained_stream_is_decoded() -> None:
     mono, both = decode(opus(), 999), decode(opus(layout="stereo") + opus(), 999)
     np.testing.assert_allclose(both[len(mono) :], mono, atol=1e-6)
     np.testing.assert_allclose(both[500 : len(mono)], mono[500:], atol=0.05)
+
+
+@pytest.mark.parametrize("gains", [(1, -1), (-1, 0.95), (0, 1), (1, 0), (0, -1)])
+def test_channels_that_cancel_or_are_silent_keep_the_level(gains: tuple[float, float]) -> None:
+    mono, found = (decode(data, 999) for data in (opus(), opus(layout="stereo", gains=gains)))
+    levels = [float(np.sqrt(np.square(pcm[2000:20_000]).mean())) for pcm in (mono, found)]
+    assert levels[1] == pytest.approx(levels[0], rel=0.05)
+
+
+def test_ordinary_stereo_is_the_mean() -> None:
+    blocks = np.random.default_rng(0).normal(0, 0.1, (40, 2, 960)).astype(np.float32)
+    mixer = MonoMixer()
+    for block in blocks:
+        assert np.array_equal(mixer.mix(block), block.mean(0))
+    assert np.array_equal(mixer.mix(blocks[0][:1]), blocks[0][0])
 
 
 def test_gateway_opus_encoding_round_trips() -> None:

@@ -66,7 +66,9 @@ async def test_unsupported_parameters_are_refused_by_name(start: Start, change: 
 
 async def test_undecodable_audio_error_names_the_file_field(start: Start) -> None:
     client = (
-        await start([ErrorText("invalid request: audio: expected a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file")])
+        await start(
+            [ErrorText("invalid request: audio: expected a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file")]
+        )
     ).openai()
     with pytest.raises(openai.BadRequestError, match="file: expected a wav") as raised:
         await client.audio.transcriptions.create(model="whisper-1", file=("x.wav", b"nothing"))

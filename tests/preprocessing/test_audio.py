@@ -101,12 +101,6 @@ def test_audio_reads_identically_from_any_container_and_rate(container: str, rat
     assert abs(len(at_16k) - len(expected)) <= 0.1 * len(expected) + delay
 
 
-def test_channels_are_averaged_to_mono() -> None:
-    stereo = np.stack([tone(16_000), -tone(16_000)], 1)
-    pcm, _ = read_file(encoded(stereo, 16_000, "WAV", subtype="FLOAT"), MAX_S)
-    assert np.abs(pcm).max() < 1e-6
-
-
 @pytest.mark.parametrize(
     ("num_samples", "rates", "expected"),
     [
@@ -157,18 +151,14 @@ def test_empty_audio_files_are_refused() -> None:
     assert refusal(b"") == f"audio: expected the bytes of a {READABLE} file, got 0 bytes"
 
 
-def test_a_truncated_flac_is_refused() -> None:
-    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000)
-    assert refusal(encoded(noise, 16_000, "FLAC")[:9_000]).startswith("audio: expected a readable")
-
-
 def test_audio_longer_than_the_limit_is_refused() -> None:
     assert refusal(encoded(tone(8_000, 9.7), 8_000, "WAV")) == "audio: expected at most 9.6 s, got more"
     read_file(encoded(tone(8_000, 9.6), 8_000, "WAV"), MAX_S)
 
 
 def test_unsupported_containers_rates_and_channels_are_refused() -> None:
-    assert refusal(encoded(tone(8_000), 8_000, "AIFF")) == f"audio: expected a {READABLE} file, got AIFF"
+    expected = f"audio: expected a readable {READABLE} file, got an error: AU files are not supported"
+    assert refusal(encoded(tone(8_000), 8_000, "AU")) == expected
     assert refusal(encoded(tone(8_000), 500, "WAV")) == "audio: expected a rate in [1000, 384000] Hz, got 500"
     assert refusal(encoded(np.zeros((9, 9)), 8_000, "WAV")) == "audio: expected at most 8 channels, got 9"
     assert refusal(encoded(np.zeros(0), 8_000, "WAV")) == "audio: expected at least one sample, got none"

@@ -45,6 +45,14 @@ RECORDINGS = {container: Recording("audio", encoded(container)) for container in
 RECORDINGS |= {
     name: Recording("audio", written(NOISE[:, :1], 48_000, *form[:2], pipe=form[2])) for name, form in FFMPEG.items()
 }
+RECORDINGS |= {
+    "AIFF": Recording("audio", encoded("AIFF")),
+    "CAF": Recording("audio", encoded("CAF")),
+    "OGG FLAC": Recording("audio", written(NOISE[:, :1], 48_000, "ogg", "flac")),
+    "WAV without sizes": Recording("audio", encoded("WAV").replace(struct.pack("<I", 4 * len(NOISE)), bytes(4))),
+    "junk": Recording("audio", bytes(700) + encoded("MP3")),
+    "inverted": Recording("audio", written(NOISE[:, :1] * [[1, -1]], 48_000, "ipod", "alac")),
+}
 RECORDINGS["memory"] = Recording("audio", memoryview(encoded("WAV")))
 RECORDINGS["samples"] = Recording("pcm_in", NOISE[:, 0].copy(), is_file=False, sample_rate=22_050)
 

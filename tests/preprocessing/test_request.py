@@ -107,7 +107,10 @@ def test_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(pcm_in=PCM[:200], sample_rate=8_000), "pcm_in: expected at least 0.04 s, got 0.0250 s"),
         (RawRequest(audio=wav(0.03)), "audio: expected at least 0.04 s"),
         (RawRequest(audio=wav(9.7)), "audio: expected at most 9.6 s, got more"),
-        (RawRequest(audio=b"garbage"), "audio: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"),
+        (
+            RawRequest(audio=b"garbage"),
+            "audio: expected a readable wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file",
+        ),
         (RawRequest(audio=()), "audio: expected one file per turn with audio, 1, got 0 files"),
         (RawRequest(audio=(wav(1), wav(1))), "audio: expected one file per turn with audio, 1, got 2 files"),
         (
@@ -149,7 +152,7 @@ def test_invalid_request_error_names_the_field(preprocessor: Preprocessor, raw: 
     [
         (
             RawRequest(audio=(b"a", b"")),
-            "audio[1]: expected the bytes of a wav, flac, ogg, mp3, webm, m4a, mp4 or aac file, got 0 bytes",
+            "audio[1]: expected the bytes of a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file, got 0 bytes",
         ),
         (RawRequest(audio=bytes(20_000_001)), "audio: expected at most 20000000 bytes, got 20000001 bytes"),
         (

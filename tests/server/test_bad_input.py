@@ -39,7 +39,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"text": "hello", "audio": wav()},
         ["audio", "only text for task 'tts'", "audio and text"],
     ),
-    "corrupt audio": ({"audio": b"RIFF" + bytes(200)}, ["audio", "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"]),
+    "corrupt audio": (
+        {"audio": b"RIFF" + bytes(200)},
+        ["audio", "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac"],
+    ),
     "empty audio": ({"audio": b""}, ["audio", "0 bytes"]),
     "60 MB of audio": ({"audio": b"RIFF" + bytes(60_000_000)}, ["audio", "20000000 bytes", "60000004 bytes"]),
     "NaN samples": ({"pcm_in": np.full(16000, np.nan, np.float32), "sample_rate": RATE}, ["pcm_in", "finite"]),

@@ -1,47 +1,28 @@
 """Conversion of a request's audio (a file or samples) to mono samples at the sample rate of the audio encoder.
 
-Files are decoded by libsndfile, or by FFmpeg (PyAV) if libsndfile has no decoder for the format. Only numpy and two
-audio libraries are imported here, because every audio process imports this module at start-up. PyAV is imported on
-first use.
+Files are decoded by `decoders.py`. Only numpy and two audio libraries are imported here, because every audio process
+imports this module at start-up.
 
 Requests with audio wait in queues, one for short and one for long recordings, each fair among client hosts.
 """
 
-import os
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
-from typing import BinaryIO, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import soundfile
 import soxr
 
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.limits import FairLimit
+from stretto.preprocessing.decoders import MAX_RATE_HZ, MIN_RATE_HZ, READABLE, decode
 
 MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
 MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request together
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
-MAX_CHANNELS = 8
 MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; unscaled integers far exceed this limit
-FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG"})
-BLOCK_SAMPLES = 1 << 16  # samples per channel and decoding step
-READABLE = "wav, flac, ogg, mp3, webm, m4a, mp4 or aac"
-HEAD_BYTES = 26  # enough to detect a format
-FLAC_SAMPLES = (1 << 36) - 1  # STREAMINFO bits that hold the number of samples, 0 if unknown (RFC 9639, section 8.2)
-# Restrict FFmpeg to one demuxer and one file: no playlists, no network, no video decoders.
-MAX_STREAMS = 8
-FFMPEG_OPTIONS = {
-    "codec_whitelist": "opus,vorbis,aac,alac,flac,mp3float,mp3,pcm_s16le,pcm_s24le,pcm_f32le",
-    "protocol_whitelist": "none",
-    "max_streams": str(MAX_STREAMS + 1),
-    "probesize": "1000000",
-    "analyzeduration": "1000000",
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,103 +111,11 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
         InvalidRequest: The file is too large, too long, or cannot be decoded.
     """
     check_file_size(len(data), field)
-    return decode(BytesIO(data), max_s, field)
-
-
-def decode(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Decode a file object or file descriptor as `read_file` does, without closing it."""
-    demuxer = _demuxer(source)
-    if demuxer is None:
-        pcm, rate = _decode_by_libsndfile(source, max_s, field)
-    else:
-        pcm, rate = _decode_by_ffmpeg(source, demuxer, max_s, field)
+    pcm, rate = decode(data, max_s, field)
     if len(pcm) > int(max_s * rate):
         raise InvalidRequest(field, f"at most {max_s:g} s", "more")
     _check_samples(field, pcm)
     return pcm, rate
-
-
-def _demuxer(source: BinaryIO | int) -> str | None:
-    """Return the name of FFmpeg's demuxer for a file that libsndfile cannot read; None for other files."""
-    if isinstance(source, int):
-        head = os.pread(source, HEAD_BYTES, 0)
-    else:
-        head = source.read(HEAD_BYTES)
-        source.seek(0)
-    if head.startswith(b"\x1aE\xdf\xa3"):
-        return "matroska,webm"
-    if head[4:8] == b"ftyp":
-        return "mov,mp4,m4a,3gp,3g2,mj2"
-    if head.startswith(b"fLaC") and not int.from_bytes(head[18:26]) & FLAC_SAMPLES:  # as written to a pipe
-        return "flac"
-    # ADTS and MP3 begin with the same 12 bits. The layer field after them is 0 only in ADTS.
-    return "aac" if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0 else None
-
-
-def _decode_by_libsndfile(source: BinaryIO | int, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return mono samples, float32 [n], and the rate in Hz.
-
-    At most one sample beyond `max_s` is decoded.
-    """
-    try:
-        with soundfile.SoundFile(source, closefd=False) as file:
-            if file.format not in FORMATS:
-                raise InvalidRequest(field, f"a {READABLE} file", file.format)
-            _check_form(field, file.samplerate, file.channels)
-            return _mix(file, int(max_s * file.samplerate) + 1), file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise InvalidRequest(field, f"a readable {READABLE} file", f"an error: {error.error_string}") from error
-
-
-def _decode_by_ffmpeg(source: BinaryIO | int, demuxer: str, max_s: float, field: str) -> tuple[np.ndarray, int]:
-    """Return mono samples of the first audio stream, float32 [n], and the rate in Hz.
-
-    Decoding stops after the first frame beyond `max_s`.
-    """
-    import av
-
-    opened = os.fdopen(source, "rb", closefd=False) if isinstance(source, int) else source
-    blocks: list[np.ndarray] = []
-    rate = num_samples = 0
-    try:
-        with av.open(opened, "r", format=demuxer, options=FFMPEG_OPTIONS | {"format_whitelist": demuxer}) as container:
-            if len(container.streams) > MAX_STREAMS:
-                raise InvalidRequest(field, f"at most {MAX_STREAMS} streams", len(container.streams))
-            stream = next((each for each in container.streams.audio if each.codec_context is not None), None)
-            if stream is None:
-                raise InvalidRequest(field, "a file with an audio stream that can be decoded", "none")
-            stream.codec_context.thread_count = 1
-            to_float = av.AudioResampler(format="fltp")
-            for frame in container.decode(stream):
-                if not rate:
-                    rate = frame.sample_rate
-                    _check_form(field, rate, frame.layout.nb_channels)
-                blocks += [each.to_ndarray().mean(axis=0) for each in to_float.resample(frame)]
-                num_samples += frame.samples
-                if num_samples > max_s * rate:
-                    break
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
-        got = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InvalidRequest(field, f"a readable {READABLE} file", f"an error: {got}") from error
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
-
-
-def _mix(file: soundfile.SoundFile, max_samples: int) -> np.ndarray:
-    """Return the mean of all channels for at most `max_samples` samples per channel.
-
-    Channels are read and mixed block by block, to save memory.
-    """
-    blocks: list[np.ndarray] = []
-    left = max_samples
-    while left > 0:
-        block = file.read(min(left, BLOCK_SAMPLES), dtype="float32", always_2d=True)
-        if not len(block):
-            break
-        blocks.append(block.mean(axis=1))
-        left -= len(block)
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int | None, max_s: float) -> int:
@@ -268,14 +157,6 @@ def resample(pcm: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
     made = soxr.resample(pcm, sample_rate, target_rate)
     size = -(-len(pcm) * target_rate // sample_rate)
     return np.pad(made[:size], (0, max(0, size - len(made))))
-
-
-def _check_form(field: str, rate: int, num_channels: int) -> None:
-    """Raise InvalidRequest if the rate in Hz or the number of channels is outside the limits."""
-    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise InvalidRequest(field, f"a rate in [{MIN_RATE_HZ}, {MAX_RATE_HZ}] Hz", rate)
-    if num_channels > MAX_CHANNELS:
-        raise InvalidRequest(field, f"at most {MAX_CHANNELS} channels", num_channels)
 
 
 def _check_samples(field: str, pcm: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.audio import Recording, check_file_size, decode, read_samples, resample
+from stretto.preprocessing.audio import Recording, check_file_size, read_file, read_samples, resample
 from stretto.worker_process import WorkerProcess
 
 MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
@@ -77,9 +77,8 @@ def write(memory: int, data: memoryview) -> None:
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
     """Decode a job's recording, and return its samples, float32 [n]."""
     max_s, rate = job["max_s"], job["rate"]
-    os.lseek(memory, 0, os.SEEK_SET)
     if job["is_file"]:
-        pcm, sample_rate = decode(memory, max_s, job["field"])
+        pcm, sample_rate = read_file(os.pread(memory, os.fstat(memory).st_size, 0), max_s, job["field"])
         return resample(pcm, sample_rate, rate)
     pcm = np.empty(job["num_bytes"] // 4, np.float32)
     os.preadv(memory, [pcm.data], 0)

@@ -110,7 +110,8 @@ def test_audio_files_are_assigned_to_turns_in_order(preprocessors: dict[str, Pre
     with pytest.raises(InvalidRequest, match=r"audio: expected one file per turn with audio, 3, got 2 files"):
         rows(preprocessor, "asr", turns, audio=files[:2], pcm_in=heard[2], sample_rate=16_000)
     with pytest.raises(
-        InvalidRequest, match=r"audio\[2\]: expected a readable wav, flac, ogg, mp3, webm, m4a, mp4 or aac file"
+        InvalidRequest,
+        match=r"audio\[2\]: expected a readable wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file",
     ):
         rows(preprocessor, "asr", turns, audio=(*files[:2], b"RIFF"), pcm_in=heard[2], sample_rate=16_000)
 
