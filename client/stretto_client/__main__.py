@@ -324,7 +324,8 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     sound.add_argument("--out", type=Path, metavar="FILE", help=about)
     sound.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     recording = Parser(add_help=False)
-    about = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac; - reads one, or live 16-bit mono samples, from standard input"
+    kinds = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac"
+    about = f"{kinds}; - reads one, or live 16-bit mono samples, from standard input"
     recording.add_argument("file", type=Path, help=about)
     recording.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of live samples; default: 24000")
     commands = parser.add_subparsers(dest="command", required=True)

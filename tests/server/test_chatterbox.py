@@ -177,7 +177,7 @@ def test_unsuitable_requests_are_refused(turbo: ServedCheckpoint) -> None:
         ({"text": "a", "options": '{"exaggeration": 0.5}'}, "options.exaggeration: expected no value"),
         ({"text": "a", "options": '{"guidance_scale": 2.0}'}, "options.guidance_scale: expected"),
         (
-            {**recorded, "pcm_in": np.ones(72_000, np.float32)},
+            {**recorded, "pcm_in": np.resize([0.5, -0.5], 72_000).astype(np.float32)},
             "messages[0].audio: expected more than 5.0 s, got 3.0000 s",
         ),
         ({**recorded, "pcm_in": np.zeros(144_000, np.float32)}, "messages[0].audio: expected a recording of a voice"),

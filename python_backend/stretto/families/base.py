@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 from stretto.families.bursts import Bursts
 from stretto.records.json_record import JsonRecord
@@ -83,6 +83,7 @@ class DepthSpec:
 
 
 Role = Literal["system", "user", "assistant"]
+ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,7 @@ class Task:
         answers: Role of the last turn.
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
+        voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
     """
 
     name: str
@@ -304,6 +306,7 @@ class Task:
     answers: Role = "user"
     has_history: bool = False
     system: tuple[str, ...] = ()
+    voice_roles: tuple[Role, ...] = ("system",)
 
     @property
     def speaks(self) -> bool:

@@ -6,14 +6,14 @@ The module also defines conversations: the JSON turns of a request, their pieces
 import base64
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Protocol
 
 import numpy as np
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family, Role, Task
+from stretto.families.base import ROLES, Family, Role, Task
 from stretto.families.plugin import plugin
 from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
@@ -25,7 +25,6 @@ from stretto_client.schema import OptionsRecord, expected_voices
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec
 
-ROLES = get_args(Role)
 MAX_BYTES = 1 << 20  # 30 s of codes take 80 kB
 MAX_TURNS = 64
 MAX_STREAMS = 32

@@ -9,7 +9,7 @@ Requests with audio wait in queues, one for short and one for long recordings, e
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -167,6 +167,37 @@ def _check_samples(field: str, pcm: np.ndarray) -> None:
     peak = float(np.abs(pcm).max())
     if peak > MAX_PEAK:
         raise InvalidRequest(field, "samples in [-1, 1]", f"a peak of {peak:g}")
+
+
+FRAME_S, NUM_LOUDEST = 0.02, 5  # a click has fewer loud frames
+VOICE_DB = -75.0  # speech 50 dB below its usual level is louder; the noise of 16-bit samples is quieter
+
+
+def check_voice(pcm: np.ndarray, sample_rate: int, field: str) -> None:
+    """Raise InvalidRequest if the recording of a voice to clone is silent.
+
+    Its level is that of the loudest 0.1 s (five frames of 20 ms), relative to full scale and without any constant
+    offset. Zeros, offsets, clicks and the noise of a sound card are thus silence.
+
+    Args:
+        pcm: Mono samples, float32 [n >= 1].
+        sample_rate: Sample rate in Hz.
+        field: Name of the recording in error messages.
+    """
+    size = min(len(pcm), int(FRAME_S * sample_rate))
+    frames = pcm[: len(pcm) // size * size].reshape(-1, size)
+    loudest = np.sort(frames.var(axis=1, dtype=np.float64))[-NUM_LOUDEST:]
+    level = 10 * np.log10(max(float(loudest[0]), 1e-12))
+    if level < VOICE_DB:
+        got = f"silence: {level:.0f} dBFS in its loudest 0.1 s, less than {VOICE_DB:.0f} dBFS"
+        raise InvalidRequest(field, "a recording of a voice", got)
+
+
+def check_voices(recordings: Mapping[str, np.ndarray | None], sample_rate: int) -> None:
+    """Call `check_voice` for recordings by name, float32 [n] or None (text or codes), at `sample_rate` Hz."""
+    for field, pcm in recordings.items():
+        if pcm is not None:
+            check_voice(pcm, sample_rate, field)
 
 
 Item = TypeVar("Item")

@@ -35,6 +35,7 @@ from stretto.preprocessing.audio import (
     AudioReader,
     Recording,
     check_file_size,
+    check_voices,
     read_recording,
     resample,
 )
@@ -173,6 +174,7 @@ class Preprocessor:
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
         files, spoken = enumerate(raw.files), turns[:-1] if is_live else turns
         pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in spoken for kind in turn.kinds)
+        check_voices({each.path: each.pcm for each in pieces if each.role in task.voice_roles}, self._encoder_rate)
         with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
             given, template = (task, pieces, options.voice), self.template
             written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
@@ -323,8 +325,7 @@ def read_part(raw: RawRequest) -> TextPart:
 
 
 MAX_CHUNK_S = 10.0
-TRANSCRIBE = "asr"  # name of the task that transcribes a recording
-FULL_SCALE = 32_767
+TRANSCRIBE, FULL_SCALE = "asr", 32_767  # name of the task that transcribes a recording; largest int16
 
 
 def read_delivery(

@@ -159,7 +159,7 @@ def test_turbo_prompt_uses_the_recorded_voice(checkpoint: Path, known: TurboVoca
     assert prompt.rows[1 : 1 + len(codes), 0].tolist() == [known.codes.start + code for code in codes]
     assert prompt.sound is not None
     with pytest.raises(InvalidRequest, match=r"expected more than 5.0 s, got 5.0000 s"):
-        preprocessor.prepare(asked(np.ones(5 * 24_000, np.float32)))
+        preprocessor.prepare(asked(np.tile(at_24_khz("even"), 2)[: 5 * 24_000]))
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ RECORDED = {"role": "system", "audio": "pcm_in"}
         ),
         (
             live([RECORDED], pcm_in=PCM * 0, sample_rate=RATE),
-            "messages[0].audio: expected the recording of a voice, got silence",
+            "messages[0].audio: expected a recording of a voice, got silence: -120 dBFS",
         ),
         (live([RECORDED], pcm_in=PCM * np.nan, sample_rate=RATE), "pcm_in: expected"),
         (live([{"role": "system", "codes": [[1] * 13] * 7}]), "messages[0].codes: expected codes [8, n] in [0, 2048)"),

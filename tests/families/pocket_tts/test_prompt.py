@@ -117,7 +117,7 @@ def test_trailing_silence_is_replaced_by_a_pause() -> None:
 @pytest.mark.parametrize(
     ("pcm", "message"),
     [
-        (np.ones(9599, np.float32), r"expected at least 0\.4 s, got 0\.4000 s"),
+        (np.resize([0.5, -0.5], 9599).astype(np.float32), r"expected at least 0\.4 s, got 0\.4000 s"),
         (np.zeros(24_000, np.float32), "expected a recording of a voice, got silence"),
         (np.ones(31 * 24_000, np.float32), "expected at most 30 s"),
     ],

@@ -141,7 +141,7 @@ def asked(*turns: dict[str, Any], **options: Any) -> RawRequest:
         (
             RawRequest(
                 messages=json.dumps([{"role": "system", "audio": "pcm_in"}, USER]),
-                pcm_in=np.zeros(6000, np.float32),
+                pcm_in=np.resize([0.5, -0.5], 6000).astype(np.float32),
                 sample_rate=16000,
             ),
             r"messages\[0\].audio: expected at least 0.4 s, got 0.3750 s",

@@ -51,7 +51,6 @@ CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds encoded for T3 and for S3Gen, an
 MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
 LOUDNESS = -27.0  # LUFS; target loudness of recordings for Turbo and Nano
 MAX_WIDTH = 1 << 14  # maximum width of the networks
-QUIET = 1e-4  # magnitude below which a recording is silent
 FRAMES_PER_TOKEN = 2  # mel frames
 
 TRIM_FRAME, TRIM_HOP, TRIM_DB = 2048, 512, 20.0
@@ -218,10 +217,8 @@ class RecordingEncoder(nn.Module):
             Result of `RecordedVoice.to_array`, float32 [N].
 
         Raises:
-            InvalidRequest: If the recording is silent or almost silent.
+            InvalidRequest: If the voice encoder cannot represent the recording.
         """
-        if np.abs(pcm).max() < QUIET:
-            raise InvalidRequest("audio", "a recording of a voice", "silence")
         pcm = self.levelled(pcm)
         resampled = soxr.resample(pcm, MEL_RATE, TOKEN_RATE_HZ)
         size = -(-len(pcm) * TOKEN_RATE_HZ // MEL_RATE)

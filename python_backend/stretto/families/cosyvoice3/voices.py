@@ -44,7 +44,6 @@ VOICE_PARTS = {
 }
 MAX_NAME, MAX_NAMED = 64, 256  # characters, voices
 MAX_BYTES = 2 << 30  # the published tokenizer is about 1 GB
-QUIET = 1e-4  # magnitude below which a recording is silent
 
 
 def check_network(path: Path) -> None:
@@ -191,10 +190,8 @@ class RecordingEncoder:
             Concatenated codes, mel frames and x-vector, float32 [N].
 
         Raises:
-            InvalidRequest: If the recording is silent, or the networks' output has an unexpected shape or value.
+            InvalidRequest: If the networks' output has an unexpected shape or value.
         """
-        if np.abs(pcm).max() < QUIET:
-            raise InvalidRequest("audio", "a recording of a voice", "silence")
         at24 = torch.from_numpy(np.ascontiguousarray(pcm, np.float32))
         at16 = resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
         mel, heard, bands = mel_spectrogram(at24, NUM_MELS, HIGHEST_HZ), token_mel(at16)[None], fbank(at16)

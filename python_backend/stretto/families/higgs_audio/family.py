@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, Staircase, StreamLayout
 
@@ -85,7 +85,18 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
     return Family(
         name="higgs_audio_v2",
         layout=layout,
-        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, has_history=True, system=("text", "audio")),),
+        tasks=(
+            Task(
+                "tts",
+                (Segment.AUDIO,),
+                (),
+                ("text",),
+                SAMPLING,
+                has_history=True,
+                system=("text", "audio"),
+                voice_roles=ROLES,
+            ),
+        ),
         codec="higgs",
         end_of_reply=vocabulary.end_of_reply,
         end_of_text=vocabulary.end_of_reply,

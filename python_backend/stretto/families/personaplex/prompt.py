@@ -93,8 +93,6 @@ class PersonaPlexTemplate(MoshiTemplate):
             expected = f"the recording of a voice of {MIN_VOICE_S:g} to {MAX_VOICE_S:g} s"
             raise InvalidRequest(piece.path, expected, f"{seconds:.2f} s")
         if piece.pcm is not None:
-            if not piece.pcm.any():
-                raise InvalidRequest(piece.path, "the recording of a voice", "silence")
             codes = self._recordings.encode(piece.pcm)
         frames = self._frames([PAD] * codes.shape[1], codes.T.tolist())
         initial = [self._known.initial_ids] * (1 + max(self._known.delays))

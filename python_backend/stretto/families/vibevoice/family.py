@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -111,7 +111,8 @@ SAMPLING = SamplingConfig(
 
 def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
     """Return the family for a vocabulary."""
-    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, also=("audio",), has_history=True, system=("audio",))
+    content: dict[str, Any] = {"also": ("audio",), "has_history": True, "system": ("audio",), "voice_roles": ROLES}
+    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, **content)
     layout = vocabulary.layout
     return Family(
         name=NAME,

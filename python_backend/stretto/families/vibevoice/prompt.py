@@ -93,8 +93,6 @@ class VibeVoiceTemplate:
         if len(piece.pcm) < MIN_AUDIO_S * self._rate:
             got = f"{len(piece.pcm) / self._rate:.4f} s"
             raise InvalidRequest(piece.path, f"at least {MIN_AUDIO_S:g} s", got)
-        if not piece.pcm.any():
-            raise InvalidRequest(piece.path, "a recording of a voice", "silence")
         return self._encoder.encode(piece.pcm)
 
     def _text(self, text: str) -> np.ndarray:

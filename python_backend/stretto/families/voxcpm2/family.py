@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -88,7 +88,8 @@ SAMPLING = SamplingConfig(
 
 def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
     """Return the family for a vocabulary."""
-    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, has_history=True, system=("audio", "text"))
+    content: dict[str, Any] = {"has_history": True, "system": ("audio", "text"), "voice_roles": ROLES}
+    tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, **content)
     return Family(
         name=NAME,
         layout=vocabulary.layout,
