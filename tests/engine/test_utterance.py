@@ -12,6 +12,7 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
+from stretto.families.base import Family
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.text import SILENT, TextTokenizer, load_text_codec
@@ -33,7 +34,7 @@ from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
 from tests.small_vocabularies import BAGPIPER, CSM
-from tests.speech_families import LATENTS, THREE_ROWS
+from tests.speech_families import EIGHT_STREAMS, LATENTS, THREE_ROWS
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
 SPOKEN = "pau _ k ae t _ s ih t _ pau".split()
@@ -335,6 +336,42 @@ def test_incomplete_trailing_frames_are_dropped(together: int, num_left_over: in
     assert np.array_equal(np.concatenate(heard, 1), expected)
     told = [np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None]
     assert np.array_equal(np.concatenate(told, 1), expected)
+
+
+@pytest.mark.parametrize("family", [CSM, THREE_ROWS, EIGHT_STREAMS], ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "policy", [ChunkPolicy(1, 1), ChunkPolicy(2, 4, deterministic=True), ChunkPolicy(1, 1, held_frames=1)]
+)
+@pytest.mark.parametrize("limit", [11, 12, None])
+def test_last_frame_that_fits_is_in_the_last_chunk(family: Family, policy: ChunkPolicy, limit: int | None) -> None:
+    """The decoder fades it out if the limit ended the reply, which it does not if the model ended it in that row.
+
+    A codec with look-ahead has samples left anyway, so its frames are not held back.
+    """
+    layout, num_frames, num_tail = family.layout, 11, family.tail.num_rows(family.layout.max_delay)
+    places = layout.frame_codec.places
+    codes = np.array(
+        [[ids.start for ids in places or layout.audio]] * (num_frames if places else num_frames + num_tail)
+    )
+    rows = codes.reshape(-1, 1) if places else codes[: num_frames + num_tail]
+    audio = rows[: num_frames * family.rows_per_frame]
+    end = np.where(np.arange(rows.shape[1]) == 0, family.end_of_audio, rows[-1])
+    tail = [end] * (num_tail + 1)
+    tracker = SegmentTracker(SegmentRules(family, 512), family.task("speak"), 9)
+    if limit is not None:
+        tracker.max_audio_rows = limit * family.rows_per_frame + tracker.rules.num_closing_rows
+    speaker = Utterance(tracker, (), SILENT, Pacer(policy, clock=count().__next__))
+    chunks = [chunk for row in [*audio, *tail] for chunk in speaker.push(np.array([[NO_CHANGE, *row]], np.int32))]
+    last = speaker.finish(replace(REPORT, finish_reason="stop" if limit is None else "length"))
+    sizes = [0 if chunk.codes is None else chunk.codes.shape[1] for chunk in [*chunks, last]]
+    assert (sum(sizes), tracker.num_frames) == (num_frames, num_frames)
+    assert last.chunk.is_cut == (limit == num_frames)
+    assert not any(chunk.chunk.is_cut for chunk in chunks)
+    if limit == num_frames and not policy.held_frames:
+        assert sizes[-1] >= 1
+    if limit != num_frames and policy.steady_frames == 1:
+        assert sizes[-1] <= policy.held_frames
+    assert [each.chunk.is_cut for each in last_chunks(last)] == [last.chunk.is_cut, False]
 
 
 def test_reference_latents_are_sent_as_int32_words() -> None:

@@ -287,4 +287,4 @@ def test_example_family_is_installed_converted_and_served(
     assert answer.error is None
     assert (num_frames, len(rows) - 1) == (11, 80), "the limit of 80 rows lies within a frame, which is dropped"
     np.testing.assert_array_equal(answer.codes, expected)
-    check_sound(answer.pcm, expected, load_codec("snac", checkpoint))
+    check_sound(answer.pcm, expected, load_codec("snac", checkpoint), finish_reason="length")

@@ -13,6 +13,7 @@ import torch
 from benchmarks.checkpoints.random_espnet import Published
 from benchmarks.decoder import stream
 from stretto.codecs.base import Codec, load_codec
+from stretto.decoder.sessions import faded_out
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
 from stretto.families.text import TextTokenizer
@@ -27,10 +28,16 @@ def prepared(preprocessor: Preprocessor, options: dict[str, Any], inputs: dict[s
     return preprocessor.prepare(RawRequest(**given, options=json.dumps(options)))
 
 
-def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0) -> None:
+def one_shot(codec: Codec, codes: np.ndarray, is_cut: bool) -> np.ndarray:
+    """Return the samples [n] of codes [K, T], decoded in one pass, and faded out if a limit ended the reply."""
+    pcm = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
+    return faded_out(pcm, codec.spec.sample_rate) if is_cut else pcm
+
+
+def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0, finish_reason: str = "stop") -> None:
     """Check that samples [n] are audible and equal a one-shot decode of codes [K, T] from frame `first` on."""
     num_samples = codec.spec.samples_per_frame
-    whole = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()
+    whole = one_shot(codec, codes, finish_reason == "length")
     assert len(whole) == codes.shape[1] * num_samples
     np.testing.assert_allclose(pcm, whole[first * num_samples :], atol=1e-4)
     assert np.abs(pcm).max() > 0.01
@@ -40,6 +47,7 @@ def check_sound(pcm: np.ndarray, codes: np.ndarray, codec: Codec, first: int = 0
 class Expected:
     """Expected reply to a task: its text, codes [S, T] of all streams, and samples of a one-shot decode.
 
+    The samples are faded out if a limit ends the reply.
     `lead` is the smallest margin of a reference decision.
     """
 
@@ -74,7 +82,9 @@ class PublishedModel:
         starts = audio_start(rows, self.family, prompt.task)
         texts = [row[0] for row in (rows if starts is None else rows[:starts])]
         codes = frames(rows[starts:], self.family) if starts is not None else np.zeros((0, 0), np.int64)
-        return Expected(prompt.task, self._pieces(texts), codes, self._sound(codes), lead)
+        longest = prompt.sampling.audio.max_rows - self.family.tail.num_closing_rows(self.family.layout.max_delay)
+        is_cut = codes.shape[1] >= longest // self.family.rows_per_frame
+        return Expected(prompt.task, self._pieces(texts), codes, self._sound(codes, is_cut), lead)
 
     def _pieces(self, token_ids: list[int]) -> list[str]:
         """Return the text that each token adds."""
@@ -84,12 +94,12 @@ class PublishedModel:
         pieces = [decoder.decode(each) for each in said] + [decoder.decode(b"", final=True)]
         return [piece for piece in pieces if piece]
 
-    def _sound(self, codes: np.ndarray) -> np.ndarray:
+    def _sound(self, codes: np.ndarray, is_cut: bool) -> np.ndarray:
         if not codes.size:
             return np.zeros(0, np.float32)
         acoustic = torch.from_numpy(codes[list(self.family.layout.codebook_streams)])
         codec = load_codec(self.family.codec, self.checkpoint, num_codebooks=len(acoustic))
-        return stream(codec, acoustic[None], [codes.shape[1]])[0].numpy()
+        return one_shot(codec, acoustic.numpy(), is_cut)
 
 
 def audio_start(rows: list[list[int]], family: Family, task: str) -> int | None:

@@ -75,7 +75,8 @@ def test_served_model_streams_the_reference_codes(served: ServedCsm, case: str) 
     assert answer.error is None
     np.testing.assert_array_equal(answer.codes, served.codes(OPTIONS | changes, inputs))
     assert len(answer.sounds) >= 2  # how many chunks there are is a matter of the clock
-    check_sound(answer.pcm, answer.codes, load_codec("mimi", served.checkpoint, num_codebooks=NUM_CODEBOOKS))
+    codec = load_codec("mimi", served.checkpoint, num_codebooks=NUM_CODEBOOKS)
+    check_sound(answer.pcm, answer.codes, codec, finish_reason=answer.report["finish_reason"])
     assert len(answer.pcm) == NUM_FRAMES * 1920  # 24 kHz
     assert answer.report["guided_frames"] == (NUM_FRAMES if "guided" in case else 0)
     assert not any(event["text"] for event in answer.events)

@@ -81,7 +81,9 @@ def test_served_model_streams_the_reference_codes(served: ServedHiggsAudio, case
     assert answer.error is None
     np.testing.assert_array_equal(answer.codes, served.codes(OPTIONS | changes, inputs))
     assert len(answer.sounds) >= 2  # how many chunks there are is a matter of the clock
-    check_sound(answer.pcm, answer.codes, load_codec("higgs", served.checkpoint))
+    check_sound(
+        answer.pcm, answer.codes, load_codec("higgs", served.checkpoint), finish_reason=answer.report["finish_reason"]
+    )
     assert len(answer.pcm) == answer.codes.shape[1] * 960  # 24 kHz
     assert not any(event["text"] for event in answer.events)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.decoder import stream
 from benchmarks.harness import CHECKPOINT
 from scripts.export_onnx import codec_file, export_codec
 from stretto.codecs.base import Codec, load_codec
@@ -22,6 +21,7 @@ from tests.scripts.test_export_onnx import (
     test_onnxruntime_samples_match_torch_for_any_shape,
 )
 from tests.server.conftest import Server, served_repository
+from tests.server.published import one_shot
 
 # The checks of every exported decoder, on this one's `pair`.
 __all__ = ["test_an_exported_decoder_streams_exactly", "test_onnxruntime_samples_match_torch_for_any_shape"]
@@ -61,7 +61,7 @@ def test_exported_decoder_output_matches_torch(exported: Server) -> None:
     answer = exported.ask(options, text="the garden door is open")
     assert answer.error is None
     codes = torch.from_numpy(answer.codes[list(TINY.layout.codebook_streams)])
-    wanted = stream(load_codec("tiny", CHECKPOINT), codes[None], [codes.shape[1]])[0].numpy()
+    wanted = one_shot(load_codec("tiny", CHECKPOINT), codes.numpy(), answer.report["finish_reason"] == "length")
     assert len(answer.responses) > 2
     assert len(answer.pcm) == len(wanted) > 16_000
     assert np.abs(answer.pcm - wanted).max() <= 1e-4

@@ -111,7 +111,7 @@ def check(served: ServedQwen3TTS, answer: Answer, expected: np.ndarray, num_refe
     """Check the answer against `expected` codes; the first `num_reference` belong to the inaudible reference."""
     np.testing.assert_array_equal(answer.codes, expected[:, num_reference:])
     codec = load_codec("qwen3_12hz", served.checkpoint, num_codebooks=CODEBOOKS)
-    check_sound(answer.pcm, expected, codec, num_reference)
+    check_sound(answer.pcm, expected, codec, num_reference, answer.report["finish_reason"])
     assert len(answer.pcm) == answer.codes.shape[1] * 1920  # 24 kHz
 
 

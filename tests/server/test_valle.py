@@ -38,7 +38,7 @@ def test_served_valle_matches_the_published_codes(served: ServedCheckpoint, at: 
     codes = np.array(REPLIES[at]["codes"])
     np.testing.assert_array_equal(answer.codes, codes[:1])
     (pcm,) = answer.sounds  # with the last chunk
-    check_sound(pcm, codes, load_codec("espnet_dac", served.checkpoint))
+    check_sound(pcm, codes, load_codec("espnet_dac", served.checkpoint), finish_reason=answer.report["finish_reason"])
     assert len(pcm) == codes.shape[1] * 320  # 16 kHz
 
 

@@ -474,7 +474,7 @@ class DecodingLoop:
             collected.add(chunk, pcm)
         if chunk.is_final:
             self._sessions.end(pending.utterance)
-        samples = session.render(pcm, chunk.flushes)
+        samples = session.render(pcm, chunk.flushes, chunk.is_cut)
         if pending.on_device is not None and at is not None and samples is pcm:  # unchanged since decoding
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)

@@ -28,6 +28,16 @@ from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
 from stretto.records.sampling import OutputForm
 
 FULL_SCALE = 32_767
+FADE_S = 0.005
+
+
+def faded_out(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Return samples [n] whose last 5 ms fade to zero. An abrupt end at a loud sample is an audible click."""
+    size = min(len(pcm), round(FADE_S * sample_rate))
+    left = np.arange(size - 1, -1, -1) / size  # 1 to 0; a polynomial, so that every processor computes the same
+    return np.concatenate(
+        [pcm[: len(pcm) - size], pcm[len(pcm) - size :] * (left * left * (3 - 2 * left)).astype(pcm.dtype)]
+    )
 
 
 class Renderer:
@@ -37,7 +47,7 @@ class Renderer:
     """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
-        self.form = form
+        self.form, self.codec_rate = form, spec.sample_rate
         self.sample_rate = form.sample_rate or spec.sample_rate
         self._stream: soxr.ResampleStream | None = None
         if self.sample_rate != spec.sample_rate:
@@ -188,16 +198,19 @@ class Session:
         num_unplayed = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
         return pcm if num_unplayed == 0 else pcm[num_unplayed:] if num_unplayed < len(pcm) else None
 
-    def render(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
+    def render(self, pcm: np.ndarray | None, is_final: bool, is_cut: bool = False) -> np.ndarray | None:
         """Return newly decoded samples in the client's format, or None if there are none yet.
 
         Args:
             pcm: float32 samples [n] at the codec's sample rate, or None.
             is_final: True for the utterance's last chunk that has frames.
+            is_cut: True if a limit ended the audio, which is then faded out.
         """
         if self.has_ended:
             return None
         self.has_ended = is_final
+        if is_cut and pcm is not None:
+            pcm = faded_out(pcm, self.renderer.codec_rate)
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._count_samples(samples)

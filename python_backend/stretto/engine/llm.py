@@ -235,6 +235,7 @@ class SpeechLLM:
     async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock, request_id = _Clock(permit), permit.request_id
         tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
+        tracker.max_audio_rows = prompt.sampling.audio.max_rows
         if self.family.word_script is not None:
             tracker.words = WordMachine(self._words_of(prompt, request_id))
         pacer = pacer or Pacer(prompt.delivery.chunking)

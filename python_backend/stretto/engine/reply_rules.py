@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.tracks import GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
+from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -325,6 +325,7 @@ class SegmentTracker:
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         words: State of the words that the model asks for; None for other families.
+        max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
     """
 
@@ -342,6 +343,7 @@ class SegmentTracker:
     num_given: int = 0
     num_in_group: int = 0
     words: WordMachine | None = None
+    max_audio_rows: int = ENDLESS
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
 
@@ -359,8 +361,21 @@ class SegmentTracker:
         """Number of frames begun, except those that would remain incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
             return self.num_interleaved
-        stop = (self.position if self.audio_end == UNKNOWN else self.audio_end) - self.num_given
-        return max(0, stop - self.audio_start - self.rules.num_closing_rows) // self.rules.family.rows_per_frame
+        return self._frames_before(self.position if self.audio_end == UNKNOWN else self.audio_end)
+
+    @property
+    def max_frames(self) -> int:
+        """Number of frames after which a length limit ends the audio.
+
+        Before the audio it is ENDLESS. In an interleaved reply, where text also counts, it is the current number.
+        """
+        if self.audio_start == UNKNOWN:
+            return self.num_interleaved if self.segment is INTERLEAVED else ENDLESS
+        return self._frames_before(min(self.audio_start + self.max_audio_rows, self.rules.audio_limit))
+
+    def _frames_before(self, stop: int) -> int:
+        num_rows = stop - self.audio_start - self.num_given - self.rules.num_closing_rows
+        return max(0, num_rows) // self.rules.family.rows_per_frame
 
     def num_given_after(self, tokens: Sequence[int]) -> int:
         """Return the `num_given` argument of `Track.is_behind` after further rows with `tokens` on stream 0."""

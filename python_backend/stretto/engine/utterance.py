@@ -511,14 +511,13 @@ class Utterance:
 
         If all frames of a chunk are omitted, no chunk is sent, and a later chunk reports its guidance changes.
         """
-        while size := self._pacer.num_to_send(self._num_ready):
+        while size := self._pacer.num_to_send(self._num_ready - self._num_held):
             if (codes := self._frames.pop_frames(size)) is not None:
                 yield self._chunk(segment, self._pop_text(size), codes)
 
     def _pop_text(self, num_frames: int) -> str:
         """Remove and return the text that accompanies the next frames; empty if the text has rows of its own."""
-        texts = self._frame_texts
-        return "".join(texts.popleft() for _ in range(min(num_frames, len(texts))))
+        return "".join(self._frame_texts.popleft() for _ in range(min(num_frames, len(self._frame_texts))))
 
     def _read(self, token_id: int) -> str:
         return self._reader.end() if token_id == self._family.end_of_reply else self._reader.push(token_id)
@@ -529,6 +528,12 @@ class Utterance:
         if self.tracker.audio_end < 0:
             return self._frames.num_ready
         return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
+
+    @property
+    def _num_held(self) -> int:
+        """1 if the last frame that fits is ready. It belongs to the last chunk, so that the decoder can fade it out."""
+        is_last = self.num_sent_frames + self._num_ready >= self.tracker.max_frames
+        return int(is_last and self._num_ready > 0 and not self._pacer.policy.has_rest)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
         """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams."""
@@ -568,7 +573,8 @@ class Utterance:
             text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self.words.pop())
-        last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice)
+        is_cut = report.finish_reason == "length" and self.tracker.num_frames >= self.tracker.max_frames
+        last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice, is_cut=is_cut)
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:

@@ -206,6 +206,7 @@ class Chunk:
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
         ends_audio: True if no frames follow, although this chunk is not final. The final chunk then has no samples.
+        is_cut: True if no frames follow because a length limit ended the audio. The decoder then fades it out.
         written: In the last chunk, the whole streamed text, if word times were requested.
         session: In the first chunk of a reply to streamed text or live audio, the session name that the client needs to
             send more.
@@ -230,6 +231,7 @@ class Chunk:
     sound: Sound | None = None
     alignment: Alignment | None = None
     ends_audio: bool = False
+    is_cut: bool = False
     written: Annotated[str, Meta(max_length=MAX_ALIGNED_CHARS)] = ""
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[WordMark, ...] = ()

@@ -44,6 +44,11 @@ class ChunkPolicy:
         if self.held_frames < 0 or not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
             raise ValueError(f"expected held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
 
+    @property
+    def has_rest(self) -> bool:
+        """True if the decoder still has samples once all frames have been sent."""
+        return self.held_frames > 0 or bool(self.blocks)
+
     def round_down(self, num_frames: int) -> int:
         """Return the largest permitted chunk size that is at most `num_frames`, which must be at least 1.
 
