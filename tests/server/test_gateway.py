@@ -1,12 +1,14 @@
 """OpenAI's client, the gateway and the real server, from text to sound and back."""
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+import soundfile
 
 from stretto_client import SpeechClient
 from stretto_gateway.encoding import wav_header
@@ -42,6 +44,25 @@ async def test_gateway_speech_and_transcripts_match_the_server(server: Server, c
     assert wav == wav_header(24_000) + pcm
     assert len(text.text.split()) > 3
     assert text.text == "".join(heard).strip()
+
+
+async def test_recordings_in_any_container_have_the_same_transcript(client: openai.AsyncOpenAI) -> None:
+    """One channel of the stereo files is inverted; another file has no sizes, as from a recorder that was ended."""
+    spoken = await client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format="wav")
+    pcm = np.frombuffer(spoken.content[len(wav_header(24_000)) :], np.int16)
+    stereo, files = np.stack([pcm, -pcm], 1), dict[str, bytes]()
+    for container, channels in (("WAV", pcm), ("AIFF", stereo), ("CAF", stereo), ("FLAC", stereo)):
+        file = io.BytesIO()
+        soundfile.write(file, channels, 24_000, format=container, subtype="PCM_16")
+        files[container] = file.getvalue()
+    files["junk"] = bytes(700) + files["WAV"]
+    files["no sizes"] = files["WAV"][:4] + bytes(4) + files["WAV"][8:40] + bytes(4) + files["WAV"][44:]
+    texts = [
+        (await client.audio.transcriptions.create(model="whisper-1", file=("recording", data))).text
+        for data in files.values()
+    ]
+    assert len(texts[0].split()) > 3
+    assert texts == [texts[0]] * len(files)
 
 
 async def test_model_refusals_name_the_openai_field(client: openai.AsyncOpenAI) -> None:

@@ -19,11 +19,9 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
-from benchmarks.decoder import stream
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
 from stretto.families.plugin import family_at
@@ -36,7 +34,7 @@ from tests.codecs.qwen3_12hz.reference import speech
 from tests.published_qwen3_tts import command
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.listening import Answer
-from tests.server.published import check_sound, prepared
+from tests.server.published import check_sound, one_shot, prepared
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day the engine's tests, and test_speech.py
 
@@ -177,6 +175,11 @@ def test_invalid_voice_cloning_request_names_the_field(cloning: ServedQwen3TTS) 
         ({"text": "a"}, "messages: expected a system turn with audio"),
         ({"messages": voice_of("a"), "audio": short}, "audio: expected at least 0.08 s, got"),
         ({"messages": voice_of("a"), "audio": b"no sound"}, "audio: expected a readable wav"),
+        ({"messages": voice_of("a"), "audio": wav(0 * speech(2.0), 24_000)}, "messages[0].audio: expected a recording"),
+        (
+            {"messages": voice_of(None), "audio": wav(0.1 + 0 * speech(2.0), 24_000)},
+            "messages[0].audio: expected a recording",
+        ),
         (
             {"messages": voice_of(long), "audio": wav(speech(0.4), 24_000)},
             "messages[0].text: expected at most 4000",
@@ -277,11 +280,17 @@ async def test_uploaded_voice_is_usable_by_its_id(cloning: ServedQwen3TTS, tmp_p
         spoken = await http.post("/speech", json=request)
         refused = await http.post("/speech", json=request | {"voice": "alloy"})
         noise = await http.post("/voices", data=words, files={"audio_sample": ("me.wav", b"no sound")})
+        quiet = wav(np.random.default_rng(0).normal(0, 3e-5, 48_000).astype(np.float32), 24_000)
+        silent = await http.post("/voices", data=words, files={"audio_sample": ("me.wav", quiet)})
+        kept = (await http.get("/voices")).json()["data"]
     gateway.should_exit = True
     await serving
     assert spoken.status_code == 200
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "voice")
     assert (noise.status_code, noise.json()["error"]["param"]) == (400, "audio_sample")
+    assert silent.status_code == 400
+    assert "expected a recording of a voice, got silence: -90 dBFS" in silent.json()["error"]["message"]
+    assert [each["id"] for each in kept] == [voice]
     async with SpeechClient(server) as client:
         same = client.speak(
             "hello world",
@@ -293,7 +302,7 @@ async def test_uploaded_voice_is_usable_by_its_id(cloning: ServedQwen3TTS, tmp_p
         said = np.concatenate([event.pcm async for event in same if event.pcm is not None])
     codes = cloning.codes(options, messages=voice_of("so it was"), audio=recording)
     codec = load_codec("qwen3_12hz", cloning.checkpoint, num_codebooks=CODEBOOKS)
-    pcm = stream(codec, torch.from_numpy(codes)[None], [codes.shape[1]])[0].numpy()[17 * 1920 :]
+    pcm = one_shot(codec, codes, codes.shape[1] == 17 + NUM_FRAMES)[17 * 1920 :]
     heard = np.frombuffer(spoken.content, np.int16)
     for samples in (heard, said):
         np.testing.assert_allclose(samples / 32768, pcm, atol=2e-4)

@@ -62,6 +62,21 @@ def test_served_speech_guides_every_frame(spoken: Answer, server: Server) -> Non
     server.until(lambda: server.metric("decoder_frames_total") >= spoken.report["num_frames"])
 
 
+def test_reply_at_its_limit_fades_out(server: Server) -> None:
+    """The samples before the last 5 ms equal those of a longer reply, for any chunk sizes."""
+    text, chunkings = "the garden door is open", ({"first_frames": 1, "steady_frames": 1}, {"first_frames": 25})
+    longer = server.ask({"seed": 3}, text=text).pcm
+    for seconds in (0.4, 0.6, 0.8):
+        cut = [server.ask({"seed": 3, "max_audio_s": seconds, "chunking": each}, text=text) for each in chunkings]
+        for answer in cut:
+            size = len(answer.pcm) - 80
+            assert answer.report["finish_reason"] == "length"
+            assert answer.pcm[-1] == 0
+            np.testing.assert_allclose(answer.pcm, cut[0].pcm, atol=1e-4)
+        # The decoder reads one frame ahead, which a reply that has ended does not have.
+        np.testing.assert_allclose(cut[0].pcm[: size - 640], longer[: size - 640], atol=1e-4)
+
+
 def test_event_times_match_the_audio(spoken: Answer) -> None:
     end_s = 0.0
     for response in spoken.responses:
