@@ -152,7 +152,7 @@ async def is_ready(app: FastAPI) -> bool:
     if not app.state.is_draining:
         with suppress(TimeoutError):
             async with asyncio.timeout(READY_S):
-                return await app.state.gateway.client.ready()
+                return bool(await app.state.gateway.client.ready())
     return False
 
 
