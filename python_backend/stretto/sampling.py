@@ -284,7 +284,7 @@ class DrawParams:
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
-    of_all: bool = False
+    of_all: bool = field(default=False, kw_only=True)
     _rows: dict[tuple[int, int], list[_Rows]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, num_streams: int, num_columns: int) -> list[_Rows]:

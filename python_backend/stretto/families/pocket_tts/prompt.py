@@ -167,16 +167,16 @@ class PocketTemplate:
         check_text(piece.text, piece.path, self._family.max_text_chars)
         if not any(map(str.isalnum, rewritten(piece.text, self._known.text))):
             raise InvalidRequest(piece.path, "text with a letter or a digit", shown(piece.text))
-        pieces = self._pieces.cut(piece.text)
-        if not pieces:
+        parts = self._pieces.cut(piece.text)
+        if not parts:
             raise InvalidRequest(piece.path, "text that the model has tokens for", shown(piece.text))
-        if manner.piece is None and len(pieces) > 1:
-            got = f"a text of {len(pieces)} pieces"
+        if manner.piece is None and len(parts) > 1:
+            got = f"a text of {len(parts)} pieces"
             raise InvalidRequest(piece.path, f"at most {MAX_PIECE_TOKENS} tokens, or options.piece", got)
         number = manner.piece or 0
-        if number >= len(pieces):
-            raise InvalidRequest("options.piece", f"an integer in [0, {len(pieces) - 1}]", number)
-        texts = [rewritten(each, self._known.text) for each in pieces]
+        if number >= len(parts):
+            raise InvalidRequest("options.piece", f"an integer in [0, {len(parts) - 1}]", number)
+        texts = [rewritten(each, self._known.text) for each in parts]
         encoded = [self._tokenizer.encode(finished(each, self._known.text)) for each in texts]
         longest = max(map(len, encoded))
         if longest > MAX_TOKENS:  # checked for all pieces, so that no piece is refused after others have been spoken
@@ -189,8 +189,8 @@ class PocketTemplate:
             np.concatenate([head, stream0_rows(layout, [*ids, self._known.bos])]),
             max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
             tail_rows=self._tail_rows(text),
-            num_pieces=len(pieces),
-            spoken=pieces[number],
+            num_pieces=len(parts),
+            spoken=parts[number],
         )
 
     def _named(self, voice: str | None) -> list[int]:
