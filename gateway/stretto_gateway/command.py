@@ -14,6 +14,7 @@ import resource
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +34,10 @@ ORIGINS = "STRETTO_CORS_ORIGINS"
 BEATS = "STRETTO_BEATS"  # environment variable with the file descriptor for `beat`
 READY_BEAT = b"r"
 MIN_KEY_CHARS = 16
+# Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
+FILES_PER_CONNECTION = 2
+OTHER_FILES = 64
+MIN_CONNECTIONS = 8
 MAX_ALIAS_CHARS = 200
 
 
@@ -92,7 +97,7 @@ def main(words: list[str] | None = None) -> int:
     except OSError as error:
         print(f"stretto gateway: cannot listen at {config.address}:{config.port}: {error.strerror}", file=sys.stderr)
         return 1
-    make_room_for_files(2 * config.limits.max_connections)
+    config = with_fewer_connections(config)
     server = make_server(config, listener, args.certificate, args.private_key)
     try:
         server.config.load()
@@ -106,15 +111,30 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def make_room_for_files(num_files: int) -> None:
-    """Raise the limit on open files to `num_files`, or as far as permitted.
+def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
+    """Return the settings with as many connections as the limit on open files permits, and report a lower number."""
+    wanted = config.limits.max_connections
+    needed = FILES_PER_CONNECTION * wanted + OTHER_FILES
+    num_files = raise_file_limit(needed)
+    fits = max(MIN_CONNECTIONS, (num_files - OTHER_FILES) // FILES_PER_CONNECTION)
+    if fits >= wanted:
+        return config
+    print(
+        f"[gateway] at most {fits} connections instead of {wanted}, because the hard limit on open files is {num_files}"
+        f" (ulimit -Hn); expected at least {needed}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return replace(config, limits=replace(config.limits, max_connections=fits))
 
-    Each connection and each upload needs an open file.
-    """
+
+def raise_file_limit(num_files: int) -> int:
+    """Raise the limit on open files to `num_files`, or as far as permitted; return the smaller of both."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def make_server(
@@ -138,6 +158,7 @@ def make_server(
         server_header=False,
         proxy_headers=False,  # callers could use them to forge their address
         limit_concurrency=config.limits.max_connections,
+        backlog=config.limits.max_connections,
         timeout_graceful_shutdown=round(config.limits.drain_s),
         ssl_certfile=certificate,
         ssl_keyfile=private_key,

@@ -1,9 +1,13 @@
 """`stretto gateway`: options, refused configurations, and exit."""
 
 import asyncio
+import resource
 import signal
 import socket
+import subprocess
 import sys
+import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -16,13 +20,15 @@ from stretto_gateway.command import (
     VOICES,
     arguments,
     main,
-    make_room_for_files,
     make_server,
+    raise_file_limit,
     read_config,
+    with_fewer_connections,
 )
 from stretto_gateway.config import GatewayConfig
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
+from tests.patience import PATIENCE_S
 
 KEY = "0123456789abcdef"
 
@@ -172,8 +178,39 @@ def test_open_file_limit_is_raised(
     told: list[tuple[int, int]] = []
     monkeypatch.setattr("resource.getrlimit", lambda _: limits)
     monkeypatch.setattr("resource.setrlimit", lambda _, new: told.append(new))
-    make_room_for_files(2048)
+    assert raise_file_limit(2048) == (wanted or 2048)
     assert told == ([] if wanted is None else [(wanted, limits[1])])
+
+
+@pytest.mark.parametrize(
+    ("hard", "expected"), [(-1, 1024), (1 << 20, 1024), (2112, 1024), (2111, 1023), (256, 96), (70, 8)]
+)
+def test_connections_fit_within_the_open_file_limit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hard: int, expected: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (64, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
+    assert with_fewer_connections(GatewayConfig("host:1")).limits.max_connections == expected
+    said = f"[gateway] at most {expected} connections instead of 1024, because the hard limit on open files is {hard}"
+    assert capsys.readouterr().err.startswith(said) == (expected < 1024)
+
+
+@pytest.mark.slow
+def test_idle_connections_beyond_the_file_limit_block_no_request() -> None:
+    """400 connections to a process that may open 256 files."""
+    code = "import sys; from stretto_gateway.command import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--server", "127.0.0.1:1", "--port", "0"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # noqa: E731
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=limit) as gateway, ExitStack() as held:
+        held.callback(gateway.terminate)
+        assert gateway.stderr is not None
+        assert gateway.stderr.readline().startswith("[gateway] at most 96 connections instead of 1024")
+        port = int(gateway.stderr.readline().partition(" at http://127.0.0.1:")[2].partition(",")[0])
+        for _ in range(400):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), None, ("127.0.0.2", 0)))
+        for _ in range(6):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=PATIENCE_S) as answer:
+                assert answer.status == 200
 
 
 def test_printed_address_is_valid_in_a_browser() -> None:

@@ -11,6 +11,7 @@ import pytest
 from stretto.disconnects import Disconnects
 from stretto.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.proxy.access import ProxyConfig
+from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.triton_stream import Gate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
@@ -52,7 +53,8 @@ def grpc_server(
     """Return the proxy's gRPC server for the Triton behind this channel, not yet started."""
     server, _ = grpc_listener(config)
     launcher = Word(gate or Gate(), is_ready)
-    server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads()),))
+    connections = Connections(ConnectionLimits())
+    server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads(), connections),))
     return server
 
 

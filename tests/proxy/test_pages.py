@@ -101,7 +101,6 @@ async def test_incomplete_http_request_is_closed_after_a_timeout(ask: Ask, monke
 
 
 async def test_oldest_idle_connections_are_closed_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 3)
     monkeypatch.setattr(pages, "REQUEST_S", 10 * PATIENCE_S)
     asked, answer = asyncio.Event(), asyncio.Event()
 
@@ -112,7 +111,7 @@ async def test_oldest_idle_connections_are_closed_first(monkeypatch: pytest.Monk
         return pages.Page(pages.HTTPStatus.OK)
 
     (port,) = free_ports(1)
-    async for ask in asking(PageServer(page), port):
+    async for ask in asking(PageServer(page, 3), port):
         slow = asyncio.create_task(ask(get("/slow")))
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
@@ -129,7 +128,6 @@ async def test_oldest_idle_connections_are_closed_first(monkeypatch: pytest.Monk
 
 
 async def test_connection_age_counts_from_its_last_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 2)
     for limit in ("REQUEST_S", "LINGER_S"):
         monkeypatch.setattr(pages, limit, 10 * PATIENCE_S)
 
@@ -145,7 +143,7 @@ async def test_connection_age_counts_from_its_last_response(monkeypatch: pytest.
         await until_async(lambda: own in open_ports())
         return reader, writer, own
 
-    server, (port,) = PageServer(page), free_ports(1)
+    server, (port,) = PageServer(page, 2), free_ports(1)
     async for _ in asking(server, port):
         first, second = await connect(), await connect()
         first[1].write(get("/"))
@@ -159,7 +157,6 @@ async def test_connection_age_counts_from_its_last_response(monkeypatch: pytest.
 async def test_host_with_most_connections_loses_one_even_if_busy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 4)
     monkeypatch.setattr(pages, "REQUEST_S", 10 * PATIENCE_S)
     num_asked, num_ended = 0, 0
 
@@ -174,7 +171,7 @@ async def test_host_with_most_connections_loses_one_even_if_busy(
         return pages.Page(pages.HTTPStatus.OK)
 
     (port,) = free_ports(1)
-    async for ask in asking(PageServer(page), port):
+    async for ask in asking(PageServer(page, 4), port):
         silent = await asyncio.open_connection("127.0.0.1", port)
         theirs = []
         async with asyncio.timeout(PATIENCE_S):
@@ -192,10 +189,7 @@ async def test_host_with_most_connections_loses_one_even_if_busy(
             writer.close()
 
 
-async def test_excess_connections_are_closed_while_all_are_busy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(pages, "MAX_CONNECTIONS", 1)
+async def test_excess_connections_are_closed_while_all_are_busy() -> None:
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def page(path: str) -> pages.Page:
@@ -203,7 +197,7 @@ async def test_excess_connections_are_closed_while_all_are_busy(
         await answer.wait()
         return pages.Page(pages.HTTPStatus.OK)
 
-    async for ask in asking(PageServer(page)):
+    async for ask in asking(PageServer(page, 1)):
         first = asyncio.create_task(ask(get("/")))
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
         assert await ask(get("/")) == b""

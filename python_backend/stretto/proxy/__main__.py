@@ -7,7 +7,6 @@ one line for each model that Triton reports as unhealthy.
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 from contextlib import suppress
@@ -27,6 +26,7 @@ from stretto.proxy.access import (
     Ports,
     ProxyConfig,
 )
+from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
 from stretto.proxy.triton_stream import Gate, Uploads
@@ -81,23 +81,25 @@ class Launcher:
             self.gate.open()
 
 
-async def serve(config: ProxyConfig, launcher: Launcher) -> None:
+async def serve(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimits) -> None:
     """Listen on all ports until the launcher exits or a stop is requested.
 
     Raises:
         OSError: If a port is not available.
     """
     server, grpc_port = grpc_listener(config)
+    connections = Connections(limits, config.address)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
-        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher, uploads),))
-        listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics))]
+        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher, uploads, connections),))
+        listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics), limits)]
         if config.http_port is not None:
-            listeners.append(await page_listener(config, config.http_port, Readiness(triton, launcher.is_ready)))
+            readiness = Readiness(triton, launcher.is_ready)
+            listeners.append(await page_listener(config, config.http_port, readiness, limits))
         await server.start()
         metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
         print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
-        tasks = [asyncio.create_task(uploads.watch()), asyncio.create_task(beat())]
+        tasks = [asyncio.create_task(each) for each in (uploads.watch(), connections.watch(grpc_port), beat())]
         await launcher.stopped.wait()
         for task in tasks:
             task.cancel()
@@ -115,9 +117,10 @@ async def beat() -> None:
         await asyncio.sleep(BEAT_S)
 
 
-async def page_listener(config: ProxyConfig, port: int, page: Pages) -> asyncio.Server:
+async def page_listener(config: ProxyConfig, port: int, page: Pages, limits: ConnectionLimits) -> asyncio.Server:
     """Start an HTTP server for `page`; raise OSError if the port is not available."""
-    return await asyncio.start_server(PageServer(page), config.address, port, limit=MAX_HEAD_BYTES)
+    server, most = PageServer(page, limits.page), {"limit": MAX_HEAD_BYTES, "backlog": limits.page}
+    return await asyncio.start_server(server, config.address, port, **most)
 
 
 def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
@@ -131,7 +134,13 @@ def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
         raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
 
 
-def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: LauncherState, uploads: Uploads) -> GrpcProxy:
+def grpc_proxy(
+    config: ProxyConfig,
+    triton: grpc.aio.Channel,
+    launcher: LauncherState,
+    uploads: Uploads,
+    connections: Connections,
+) -> GrpcProxy:
     """Return the handler for gRPC calls.
 
     Args:
@@ -139,18 +148,20 @@ def grpc_proxy(config: ProxyConfig, triton: grpc.aio.Channel, launcher: Launcher
         triton: Channel to Triton.
         launcher: Server state as reported by the launcher.
         uploads: Registry of calls whose client is still sending.
+        connections: Connections of the server.
     """
     allowed = Access(config.key, frozenset(config.allowed))
-    return GrpcProxy(triton, allowed, launcher, uploads, Disconnects(Path(config.disconnects)))
+    disconnects = Disconnects(Path(config.disconnects))
+    return GrpcProxy(triton, allowed, launcher, uploads, disconnects, connections)
 
 
-async def run(config: ProxyConfig, launcher: Launcher) -> None:
+async def run(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimits) -> None:
     """Serve until the launcher exits or a signal requests a stop."""
     loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.read_commands)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, launcher.stopped.set)
-    await serve(config, launcher)
+    await serve(config, launcher, limits)
 
 
 def first_line() -> str:
@@ -167,11 +178,12 @@ def main() -> int:
     If the launcher dies, this process replaces itself with the cleanup command, because it may be the only process that
     outlives the launcher.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection uses a descriptor
+    limits = ConnectionLimits.from_system()
+    if warning := limits.warning():
+        print(warning, file=sys.stderr, flush=True)
     config, launcher = ProxyConfig.from_json(first_line()), Launcher()
     try:
-        asyncio.run(run(config, launcher))
+        asyncio.run(run(config, launcher, limits))
     except OSError as error:
         print(error, flush=True)
         return 1

@@ -28,6 +28,7 @@ from stretto.proxy.access import (
     check_registration,
     host_of_call,
 )
+from stretto.proxy.connections import MAX_CONNECTIONS, Connections
 from stretto.proxy.infer_request import (
     FULL,
     INVALID,
@@ -149,6 +150,7 @@ SERVER_OPTIONS = [
     # No compression: gRPC decompresses a message before it checks the size, and gzip packs 60 MB of zeros into 60 KB.
     ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
     ("grpc.max_concurrent_streams", MAX_CALLS_OF_A_CONNECTION),
+    ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
     ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port silently
@@ -171,7 +173,7 @@ STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
 Context = Any  # grpc.aio.ServicerContext with messages of bytes
 # A handler may keep the call's slot after returning, by taking over the stack.
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
-CROWDED = "full: this host has reached its share of open calls"
+CROWDED = "full: this host has reached its share of open calls and connections"
 
 
 class LauncherState(Protocol):
@@ -198,6 +200,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         launcher: LauncherState,
         uploads: Uploads,
         disconnects: Disconnects,
+        connections: Connections,
     ) -> None:
         """Create the handler.
 
@@ -207,11 +210,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
             launcher: Server state as reported by the launcher.
             uploads: Registry of calls whose client is still sending.
             disconnects: Client-disconnect flags, which the models read.
+            connections: Connections of the server.
         """
         self._access = allowed
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
         self._pace, self._uploads, self._disconnects = Pace(), uploads, disconnects
-        self._shares = FairLimit(MAX_CALLS)
+        self._shares, self._connections = FairLimit(MAX_CALLS), connections
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._background = BackgroundTasks()
         self._unary = UnaryCalls(triton, self._background, self._gate)
@@ -227,8 +231,9 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
     def _shared(self, handler: Handler) -> Callable[[AsyncIterator[bytes], Context], Awaitable[None]]:
         async def answer(requests: AsyncIterator[bytes], context: Context) -> None:
-            with ExitStack() as place:
-                if not place.enter_context(self._shares.reserving(host_of_call(context.peer()))):
+            peer = context.peer()
+            with ExitStack() as place, self._connections.call(peer) as has_connection:
+                if not has_connection or not place.enter_context(self._shares.reserving(host_of_call(peer))):
                     # also reaches clients that read no responses
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
                 await handler(requests, context, place)

@@ -14,9 +14,9 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.proxy.access import eviction_order, host_of
+from stretto.proxy.connections import MAX_PAGE_CONNECTIONS
 
 MAX_HEAD_BYTES = 8192
-MAX_CONNECTIONS = 256
 MAX_PAGE_BYTES = 1 << 24
 REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
 CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
@@ -140,12 +140,16 @@ class _Connection:
 class PageServer:
     """HTTP server that answers one GET request per connection.
 
-    Beyond MAX_CONNECTIONS, a connection of the host with the most connections is closed: the oldest idle one or, if
-    none is idle, the oldest one.
+    Beyond the limit, a connection of the host with the most connections is closed: the oldest idle one or, if none is
+    idle, the oldest one.
+
+    Args:
+        pages: Returns the page for a path.
+        limit: Maximum number of connections.
     """
 
-    def __init__(self, pages: Pages) -> None:
-        self._pages = pages
+    def __init__(self, pages: Pages, limit: int = MAX_PAGE_CONNECTIONS) -> None:
+        self._pages, self._limit = pages, limit
         self._open: set[_Connection] = set()
         self._number = count()
 
@@ -167,7 +171,7 @@ class PageServer:
             writer.close()
 
     def _make_room(self) -> None:
-        if len(self._open) > MAX_CONNECTIONS:
+        if len(self._open) > self._limit:
             order = eviction_order(self._open, lambda each: each.host, lambda each: (not each.is_idle, each.number))
             first = next(order)
             self._open.discard(first)
