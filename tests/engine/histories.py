@@ -55,6 +55,7 @@ class Client:
         leaves_after: Number of steps until the client disconnects, or None if it stays.
         leaves_late: True if the client disconnects while a step runs.
         reads_every: Number of steps between two reads of the client.
+        host: Host of the client.
     """
 
     prompt: int
@@ -62,6 +63,7 @@ class Client:
     leaves_after: int | None = None
     leaves_late: bool = False
     reads_every: int = 1
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def clients() -> st.SearchStrategy[Client]:
         leaves_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 90)),
         leaves_late=st.booleans(),
         reads_every=st.sampled_from((1, 1, 2, 7, 1000)),
+        host=st.sampled_from(("", "", "", "a", "b")),
     )
 
 

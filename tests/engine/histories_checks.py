@@ -16,20 +16,21 @@ def conditional_of(request_id: str) -> str:
 
 
 class Order:
-    """Check of the order: only requests that ran before may overtake others, as the scheduler's docstring states.
+    """Check of the order of each host's requests: only requests that ran before may overtake others.
 
-    1. No reply waits while a later one runs.
-    2. While a request waits for a slot next to its running partner, no reply starts to run.
-    3. The queue begins with awaited partners, those of the oldest pair first, followed by replies in order of arrival.
+    1. No reply waits while a later one of the same host runs.
+    2. While a request waits for a slot next to its running partner, no reply of the same host starts to run.
+    3. The queue begins with awaited partners, followed by other replies. Those of a host are in order of arrival.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.ages: dict[str, int] = {}
+        self.hosts: dict[str, str] = {}
         self._beside: dict[str, set[str]] = {}
 
-    def arrive(self, request_id: str) -> None:
-        self.ages[request_id] = len(self.ages)
+    def arrive(self, request_id: str, host: str) -> None:
+        self.ages[request_id], self.hosts[request_id] = len(self.ages), host
 
     def check(self) -> None:
         scheduler = self.engine.scheduler
@@ -39,19 +40,27 @@ class Order:
         awaited = [request_id for request_id in waiting if conditional_of(request_id) in replies]
         fresh = [request_id for request_id in waiting if conditional_of(request_id) not in replies]
         for request_id in fresh:
-            later = {other for other in replies if self._age(other) > self._age(request_id)}
+            later = {other for other in replies if self._is_later(other, request_id)}
             assert not later, f"{request_id} waits while {later} run"
         self._check_awaited(awaited, replies)
         assert waiting == awaited + fresh, waiting
-        assert awaited == sorted(awaited, key=self._age), f"awaited halves out of order: {awaited}"
-        assert fresh == sorted(fresh, key=self._age), f"out of order: {fresh}"
+        for host in set(self.hosts.values()):
+            own = [[each for each in part if self._host(each) == host] for part in (awaited, fresh)]
+            assert own == [sorted(part, key=self._age) for part in own], f"{host} is out of order: {own}"
 
     def _check_awaited(self, awaited: list[str], replies: set[str]) -> None:
         self._beside = {half: beside for half, beside in self._beside.items() if half in awaited}
         for half in awaited:
             beside = self._beside.setdefault(half, replies)
-            joined = {other for other in replies - beside if self._age(other) > self._age(half)}
+            joined = {other for other in replies - beside if self._is_later(other, half)}
             assert not joined, f"{joined} joined while {half} waits"
+
+    def _is_later(self, other: str, request_id: str) -> bool:
+        """Return True if `other` is of the same host as `request_id` and has arrived later."""
+        return self._host(other) == self._host(request_id) and self._age(other) > self._age(request_id)
+
+    def _host(self, request_id: str) -> str:
+        return self.hosts[conditional_of(request_id)]
 
     def _age(self, request_id: str) -> int:
         return self.ages[conditional_of(request_id)]

@@ -188,8 +188,8 @@ class _Play:
             return
         self.clients[request_id], self.arrivals[request_id] = client, step
         self.readers[request_id] = self.front.add(request_id, prompt)
-        self.order.arrive(request_id)
-        self.engine.add(request_id, prompt)
+        self.order.arrive(request_id, client.host)
+        self.engine.add(request_id, prompt, client.host)
 
     def _leave(self, step: int) -> None:
         for request_id, client in self.clients.items():
@@ -215,6 +215,7 @@ class _Play:
         check_pairs(self.engine, output)
         check_slots(self.engine)
         self.order.check()
+        self.stage.seen["skipped steps"] += self.engine.scheduler.turns.are_limiting
         self.stage.seen += bursts_of(self.engine, output)
 
     def _read(self, step: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from stretto.engine.admission import MIN_LIMIT, Entry, FlightLimit
+from stretto.engine.permits import MIN_LIMIT, Entry, FlightLimit
 
 
 def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: float) -> float:

@@ -51,6 +51,16 @@ MADE = {
         ),
         ("dropped", "restored"),
     ),
+    "a host with short replies comes while another has taken all slots and blocks": (
+        History(
+            Limits(max_num_seqs=6, budget=48, num_blocks=16),
+            (
+                *(Client(prompt, host="many") for prompt in (1, 4, 8, 13, 15, 20, 25, 29)),
+                *(Client(prompt, gap=9, host="few") for prompt in (3, 6, 1, 32)),
+            ),
+        ),
+        ("skipped steps", "preempted"),
+    ),
     "clients leave, some while a step runs, others read late, and one asks for too much": (
         History(
             Limits(max_num_seqs=4, budget=32, num_blocks=6),

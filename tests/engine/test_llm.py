@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import Permits
 from stretto.engine.client import EngineReady, Output
 from stretto.engine.host import StartedEngines
 from stretto.engine.llm import SpeechLLM
+from stretto.engine.permits import Permits
 from stretto.engine.protocol import EngineStats, Trailer
 from stretto.errors import InvalidRequest, NoCapacity
 from stretto.families.text import SILENT
@@ -217,6 +217,31 @@ async def test_reply_beyond_the_queue_limit_is_refused_and_others_finish(llm: Sp
         chunks = [await task, *[chunk async for chunk in reply]]
         np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
     np.testing.assert_array_equal(codes_of(await collect(llm, prompts[0])), alone[0])
+
+
+async def test_host_is_served_while_another_has_taken_all_permits(llm: SpeechLLM) -> None:
+    """Its replies take turns with those of the other host, of which all are generated unchanged."""
+    prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(4)]
+    alone = [codes_of(await collect(llm, prompt)) for prompt in prompts]
+    ended: list[str] = []
+
+    async def collected(host: str, number: int) -> list[LMChunk]:
+        chunks = [chunk async for chunk in llm.generate(prompts[number % 4], host=host)]
+        ended.append(host)
+        return chunks
+
+    flood = [asyncio.create_task(collected("flood", number)) for number in range((6 + WAITING) // 2)]
+    await asyncio.sleep(0)  # each has begun, and taken its place
+    with pytest.raises(NoCapacity, match="46 sequences are already in flight, 46 of them from this host"):
+        await collected("flood", 0)
+    while not ended:  # all slots are in use
+        await asyncio.sleep(0)
+    other = [asyncio.create_task(collected("other", number)) for number in range(3)]
+    for number, chunks in enumerate(await asyncio.gather(*other)):
+        np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
+    assert ended.count("flood") < len(flood) / 2, "the other host waited for most replies of the flood"
+    for number, chunks in enumerate(await asyncio.gather(*flood)):
+        np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
 
 
 async def test_finished_unread_replies_use_no_slots(

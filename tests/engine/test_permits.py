@@ -1,6 +1,9 @@
-"""Permits: one limit for running requests and one for waiting requests; a guided reply takes two slots."""
+"""Permits: one limit for running requests and one for waiting requests; a guided reply takes two slots.
 
-from contextlib import nullcontext
+A host with less than its share is admitted even if another one has taken all permits.
+"""
+
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import Permits
+from stretto.engine.permits import Permits
 from stretto.errors import NoCapacity
 
 
@@ -157,4 +160,79 @@ def test_giving_up_early_does_not_lower_the_limit() -> None:
         late.record_first_frame(1e10)
         for number in range(100):
             with pytest.raises(NoCapacity), permits.acquire("c", 2), permits.acquire(f"gives up {number}", 2):
+                pass
+
+
+def filled(permits: Permits, held: ExitStack, host: str, num_replies: int) -> None:
+    """Take permits for guided replies of a host until the test's stack is closed."""
+    for number in range(num_replies):
+        held.enter_context(permits.acquire(f"{host}{number}", 2, host=host))
+
+
+def test_host_alone_may_take_all_permits_and_no_more() -> None:
+    permits = Engine().permits(64, 16)
+    with ExitStack() as held:
+        filled(permits, held, "flood", 40)
+        said = (
+            r"80 sequences are already in flight, 80 of them from this host \(limits: 64 running, 16 waiting\), "
+            "and this reply has 2; try again"
+        )
+        with pytest.raises(NoCapacity, match=said), permits.acquire("one more", 2, host="flood"):
+            pass
+
+
+def test_second_host_is_admitted_up_to_half_of_the_permits_that_another_has_taken() -> None:
+    permits = Engine().permits(64, 16)
+    with ExitStack() as held:
+        filled(permits, held, "flood", 40)
+        filled(permits, held, "other", 20)
+        said = "120 sequences are already in flight, 40 of them from this host"
+        with pytest.raises(NoCapacity, match=said), permits.acquire("one more", 2, host="other"):
+            pass
+        filled(permits, held, "third", 13)  # 26 of 80 / 3
+        with pytest.raises(NoCapacity, match="26 of them from this host"), permits.acquire("c", 2, host="third"):
+            pass
+
+
+def test_host_beyond_its_share_waits_until_all_fit_again() -> None:
+    permits = Engine().permits(8, 0)
+    with ExitStack() as other:
+        with ExitStack() as flood:
+            filled(permits, flood, "flood", 4)
+            filled(permits, other, "other", 2)
+        with permits.acquire("f", 2, host="flood"), permits.acquire("g", 2, host="flood"):
+            with pytest.raises(NoCapacity), permits.acquire("h", 2, host="flood"):
+                pass
+            with pytest.raises(NoCapacity), permits.acquire("i", 2, host="other"):
+                pass
+
+
+def test_hosts_with_one_reply_each_share_one_limit() -> None:
+    """The limit of waiting requests holds for any number of hosts that have no more than their share."""
+    permits = Engine().permits(8, 2)
+    with ExitStack() as held:
+        for number in range(5):
+            filled(permits, held, f"host {number}", 1)
+        with pytest.raises(NoCapacity, match="10 sequences"), permits.acquire("next", 2, host="sixth"):
+            pass
+
+
+def test_share_of_the_limit_for_timely_first_frames() -> None:
+    permits = Permits(8, 0, lambda _: True, lambda: 0, target_s=0.5)
+    with permits.acquire("a", 2, host="flood"), permits.acquire("b", 2, host="flood") as late:
+        late.record_first_frame(1.0)
+        with permits.acquire("c", 2, host="other"):
+            said = "6 sequences are already in flight, 2 of them from this host, the maximum for a first frame within"
+            with pytest.raises(NoCapacity, match=said), permits.acquire("d", 2, host="other"):
+                pass
+
+
+def test_ended_replies_of_a_host_do_not_count_towards_its_share() -> None:
+    engine = Engine()
+    permits = engine.permits(4, 0)
+    with ExitStack() as held:
+        filled(permits, held, "flood", 2)
+        with permits.acquire("slow reader", 2, host="other") as permit:
+            permit.has_begun = True
+            with permits.acquire("next", 2, host="other"):
                 pass

@@ -32,11 +32,13 @@ def test_speech_params_round_trip() -> None:
     codes, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
     for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", guided_until_s=0.1)):
         condition = Condition((4, 0), 0.1 * heard)
-        sent = SpeechParams("tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6), condition=condition)
+        sent = SpeechParams(
+            "tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6), condition=condition, host="a"
+        )
         extra_args = msgspec.msgpack.decode(msgspec.msgpack.encode(sent.to_extra_args()))
         read = SpeechParams.from_extra_args(extra_args, num_streams=4)
         assert (read.task, read.sampling, read.is_unconditional, read.num_delayed_rows) == ("tts", sampling, True, 2)
-        assert read.track == (5, 6)
+        assert (read.track, read.host) == ((5, 6), "a")
         np.testing.assert_array_equal(read.codes, codes)
         (audio,) = read.audios
         assert (audio.first_row, audio.num_rows) == (1, 2)

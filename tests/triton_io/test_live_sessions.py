@@ -40,7 +40,10 @@ class Model:
         self.failure: StrettoError | None = None
         self.hosts: list[str] = []
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
+        assert host == self.hosts[-1], "its share of the engine is that of another host"
         if self.refuses:
             assert self.failure is not None
             raise self.failure

@@ -49,7 +49,9 @@ class Model:
         self.may_go_on.set()
         self.num_replies = 0
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
         self.num_replies += 1
         chosen, number, at = np.random.default_rng(prompt.sampling.seed), 0, 0
         codes = chosen.integers(0, 8, (2, NUM_FRAMES), np.int32)

@@ -44,6 +44,7 @@ class Model:
 
     def __init__(self) -> None:
         self.words: list[int] = []
+        self.callers: list[str] = []
         self.is_complete = asyncio.Event()
 
     def text_stream(self) -> SubwordStream:
@@ -57,7 +58,10 @@ class Model:
         if is_last:
             self.is_complete.set()
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
+        self.callers.append(host)
         if len(prompt.rows) == 2:
             raise InvalidRequest("text", "at most 1024 rows", 2000)
         if len(prompt.rows) == 5:
@@ -119,6 +123,17 @@ def test_served_utterance_is_sent_completely_and_counted(service: SpeechService,
     assert MetricFamily.made["stretto_utterances_total"].value == 1
     until(lambda: MetricFamily.made["stretto_active_utterances"].value == 0)
     assert MetricFamily.made["stretto_frames_total"].value == 40
+
+
+def test_model_is_told_the_host_of_each_request(service: SpeechService, table: FlowTable) -> None:
+    whole, streamed = request(table, 4), open_request(table, host="192.0.2.2")
+    whole.given[HOST] = "192.0.2.1"
+    service.accept(whole)
+    until(lambda: whole.sender.is_final)
+    service.accept(streamed)
+    service.accept(Request(part_inputs(TextPart(session_of(streamed), 0, "Hello", True))))
+    until(lambda: streamed.sender.is_final)
+    assert service._model.callers == ["192.0.2.1", "192.0.2.2"]
 
 
 def test_every_request_gets_its_own_utterance_id(service: SpeechService, table: FlowTable) -> None:

@@ -47,7 +47,9 @@ class Model:
     def text_stream(self) -> SubwordStream:
         return SubwordStream(TOKENIZER, SUBWORDS)
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
         self.prompt, self.is_speaking = prompt, True
         self.words = [int(prompt.rows[-1, TEXT_STREAM]), *prompt.track]
         if not prompt.is_open:

@@ -12,8 +12,6 @@ from stretto.config import EngineConfig
 from stretto.engine.admission import (
     Capacity,
     FrameStats,
-    Permit,
-    Permits,
     Stats,
     admit,
     known_ids,
@@ -22,6 +20,7 @@ from stretto.engine.admission import (
     num_text_ids,
 )
 from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.permits import Permit, Permits
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import SegmentRules, SegmentTracker
 from stretto.engine.tracks import WordMachine, WordTrack
@@ -175,7 +174,7 @@ class SpeechLLM:
             self._sessions[request_id].abort(failure)
 
     async def generate(
-        self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None
+        self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None, host: str = ""
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of one reply; the last one contains the report.
 
@@ -185,6 +184,7 @@ class SpeechLLM:
             prompt: Prompt from the preprocessor.
             request_id: Unique id; if None, a random id is used.
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
+            host: Client host. Hosts share the engine fairly.
 
         Raises:
             InvalidRequest: If the request can never run. It is not queued.
@@ -205,7 +205,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family)) as permit:
+            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family), host) as permit:
                 async with aclosing(self._generate(prompt, permit, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -243,7 +243,7 @@ class SpeechLLM:
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
         utterance = Utterance(tracker, prompt.words, self._text, pacer, *contents, prompt.sources)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
-        fields, adapter = sampling_fields(prompt, self._rules), self._adapters.named(prompt.adapter)
+        fields, adapter = sampling_fields(prompt, self._rules, permit.host), self._adapters.named(prompt.adapter)
         width, text = self.family.num_row_words, self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:

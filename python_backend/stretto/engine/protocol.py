@@ -81,6 +81,7 @@ class SpeechParams:
         track: Ids of the input-only streams for the first rows of the reply.
         is_open: True if more ids follow.
         condition: Vectors that condition all rows, or None.
+        host: Client host, which has a fair share of the engine.
     """
 
     task: str
@@ -92,6 +93,7 @@ class SpeechParams:
     track: tuple[int, ...] = ()
     is_open: bool = False
     condition: Condition | None = None
+    host: str = ""
 
     @property
     def is_guided(self) -> bool:
@@ -113,6 +115,7 @@ class SpeechParams:
                 for each in self.audios
             ],
             "condition": None if self.condition is None else astuple(ConditionRecord.of(self.condition)),
+            "host": self.host,
         }
         return {KEY: record}
 
@@ -129,19 +132,20 @@ class SpeechParams:
         is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
         track, is_open = tuple(record["track"]), record["is_open"]
         condition = None if record["condition"] is None else ConditionRecord(*record["condition"]).read("condition")
-        more = audios, num_delayed_rows, track, is_open, condition
+        more = audios, num_delayed_rows, track, is_open, condition, record["host"]
         return cls(record["task"], sampling, codes, is_unconditional, *more)
 
 
 DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids
 
 
-def sampling_fields(prompt: Prompt, rules: SegmentRules) -> dict[str, Any]:
+def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict[str, Any]:
     """Return fields of vLLM's `SamplingParams`: the stop condition, and our parameters as `extra_args`.
 
     Args:
         prompt: Admitted prompt with a seed.
         rules: Rules of the family's replies.
+        host: Client host, which has a fair share of the engine.
     """
     codes, num_delayed_rows = prompt.rows[:, 1:], 0
     if prompt.delayed_tail is not None:
@@ -155,6 +159,7 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules) -> dict[str, Any]:
         track=prompt.track,
         is_open=prompt.is_open,
         condition=prompt.condition,
+        host=host,
     )
     return {
         "temperature": 0.0,

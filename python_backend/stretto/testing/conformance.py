@@ -37,14 +37,15 @@ from stretto.engine.adapters import lora_requests  # noqa: E402
 from stretto.engine.protocol import GUIDANCE_ON, NO_CHANGE, Trailer, read_rows, sampling_fields  # noqa: E402
 
 
-def sampling_params(prompt: Prompt, rules: SegmentRules) -> SamplingParams:
+def sampling_params(prompt: Prompt, rules: SegmentRules, host: str = "") -> SamplingParams:
     """Return the parameters of a request in the form that the engine reads.
 
     Args:
         prompt: Admitted prompt with a seed.
         rules: Rules of the family's replies.
+        host: Client host.
     """
-    fields = sampling_fields(prompt, rules)
+    fields = sampling_fields(prompt, rules, host)
     return SamplingParams(**fields | {"output_kind": RequestOutputKind(fields["output_kind"])})
 
 
@@ -111,9 +112,9 @@ class Engine:
         """Per-request state in the worker."""
         return self.core.model_executor.driver_worker.worker.model_runner.model_state
 
-    def add(self, request_id: str, prompt: Prompt) -> None:
-        """Queue a prompt."""
-        params = sampling_params(prompt, self.rules)
+    def add(self, request_id: str, prompt: Prompt, host: str = "") -> None:
+        """Queue a prompt of a client host."""
+        params = sampling_params(prompt, self.rules, host)
         tokens = prompt.rows[:, 0].tolist()
         hasher = self.core.request_block_hasher
         adapters = {each.lora_name: each for each in lora_requests(self.core.vllm_config)}

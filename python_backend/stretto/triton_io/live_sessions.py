@@ -358,7 +358,7 @@ class LiveSessions:
             with self._named(session):
                 try:
                     with self._model.session_place(host):
-                        async with aclosing(self._model.generate(prompt, session.request_id, pacer)) as chunks:
+                        async with aclosing(self._model.generate(prompt, session.request_id, pacer, host)) as chunks:
                             async for each in chunks:
                                 session.add(each)
                     session.end(None)

@@ -35,7 +35,7 @@ class TextModel(Protocol):
 
     family: Family
 
-    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = "") -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of one reply.
 
         For a prompt with open text, `write` is accepted once the first chunk has been requested.
@@ -193,7 +193,7 @@ class TextSessions:
         return Envelope(session.utterance, session.flow, None, receipt=part.part)
 
     async def speak(
-        self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer
+        self, prompt: Prompt, utterance: str, flow: FlowAddress, pacer: Pacer, host: str = ""
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply whose text is still being streamed.
 
@@ -205,6 +205,7 @@ class TextSessions:
             utterance: Id of the utterance.
             flow: Address of the utterance's flow-control slot.
             pacer: Decides when frames are sent.
+            host: Host of the client.
 
         Raises:
             InvalidRequest: If no first word arrives in time.
@@ -215,7 +216,7 @@ class TextSessions:
             yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id, voice=prompt.voice, sound=prompt.sound), None)
             begun = self._begun(replace(prompt, sound=None), await session.begin(), session.is_complete)
             # No other coroutine runs from here until the model accepts text, so no text is lost.
-            async with aclosing(self._model.generate(begun, utterance, pacer)) as chunks:
+            async with aclosing(self._model.generate(begun, utterance, pacer, host)) as chunks:
                 async for each in chunks:
                     is_aligned = each.chunk.is_final and len(session.text) <= MAX_ALIGNED_CHARS
                     written = session.text if is_aligned else ""
@@ -422,8 +423,8 @@ class SpeechService:
         if asked.is_open and self._model.family.code_track is not None:
             return self._live.follow(asked, utterance, flow, pacer, host)
         if asked.is_open:
-            return self._texts.speak(asked, utterance, flow, pacer)
-        return self._model.generate(asked, utterance, pacer)
+            return self._texts.speak(asked, utterance, flow, pacer, host)
+        return self._model.generate(asked, utterance, pacer, host)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
         """Send the final flag, with the error if there is one, and count the outcome."""

@@ -1,6 +1,7 @@
 """Request tables without an engine, for tests of the scheduler's parts."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,9 @@ class FakeBlocks:
 
     spanned = needed
 
+    def has_room(self, request: Request) -> bool:
+        return True
+
 
 def table(rules: SegmentRules = RULES) -> RequestTable:
     return RequestTable(rules, BLOCK)
@@ -57,12 +61,14 @@ def no_hashes(request: Request) -> list:
     return []
 
 
-def arrive(into: RequestTable, request_id: str, task: str = "speak", num_rows: int = 8, **changes: object) -> Request:
+def arrive(
+    into: RequestTable, request_id: str, task: str = "speak", num_rows: int = 8, host: str = "", **changes: object
+) -> Request:
     """Return a new request, which is guided unless `changes` disable that."""
     prompt = make_prompt(FAMILY, 0, task, **{"guidance_scale": 2.0, **changes})
     prompt = replace(prompt, rows=np.resize(prompt.rows, (num_rows, prompt.rows.shape[1])))
     request = Request(
-        request_id, prompt.rows[:, 0].tolist(), sampling_params(prompt, RULES), None, block_hasher=no_hashes
+        request_id, prompt.rows[:, 0].tolist(), sampling_params(prompt, RULES, host), None, block_hasher=no_hashes
     )
     into.add(request)
     return request
@@ -89,7 +95,7 @@ def speak(state: RequestState, num_rows: int = 1) -> None:
             state.tracker.push(token_id)
 
 
-def pair(into: RequestTable, request_id: str, **changes: object) -> tuple[Request, Request]:
+def pair(into: RequestTable, request_id: str, **changes: Any) -> tuple[Request, Request]:
     """Return both requests of a CFG pair whose reply begins with audio."""
     request = arrive(into, request_id, **changes)
     return request, into.add_unconditional(into[request_id])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.scheduling.scheduler import check_supported
+from stretto.engine.scheduling.supported import check_supported
 from stretto.families.base import Family
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
 

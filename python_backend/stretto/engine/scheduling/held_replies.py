@@ -194,10 +194,6 @@ class HeldReplies:
         """
         held = [request for request in self.held(running) if request.request_id not in self._blocks.sessions]
         first = next((request for request in waiting if not self.is_held(request)), None) if held else None
-        return [] if first is None or self._has_room(first, running, num_slots) else self._planner.blocked(running)
-
-    def _has_room(self, request: Request, running: list[Request], num_slots: int) -> bool:
-        """Return True if a run slot and enough KV blocks are free for `request`."""
-        pair = self._table[request.request_id].pair
-        needed = self._blocks.needed(request.num_tokens) * (1 if pair is None else 2)
-        return needed <= self._blocks.num_free() and self._planner.has_slot(request.request_id, running, num_slots)
+        return (
+            [] if first is None or self._planner.has_room(first, running, num_slots) else self._planner.blocked(running)
+        )

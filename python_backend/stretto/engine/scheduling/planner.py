@@ -3,7 +3,7 @@
 Pairs are preempted if there are too few KV blocks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm.config import VllmConfig
@@ -263,10 +263,15 @@ class PairPlanner:
     """Planner that grants rows to whole CFG pairs and preempts whole pairs.
 
     It leaves enough blocks free for the step, so that vLLM never needs to preempt a request itself.
+
+    Attributes:
+        of_largest_host: Function that returns those of some running requests, oldest first, of which one may be
+            preempted first.
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks):
         self._table, self._blocks = table, blocks
+        self.of_largest_host: Callable[[list[Request]], list[Request]] = lambda running: running
         self._has_bursts = table.rules.max_rows_per_step > 1
         # Running request ids, and slots reserved for their partners; updated lazily by `_count`.
         self._running_ids: set[str] = set()
@@ -291,11 +296,11 @@ class PairPlanner:
         rows = [self._row(request) for request in running]
         grants = self._grants = plan_grants(rows, budget)
         self._num_granted = sum(grants.values())
-        awaited, tail = self.awaited(running), self._tail(running)
+        awaited, tail = self.awaited(running), self.tail(running)
         fits = tail == running or self._fits(running, tail, awaited)
         self._steady = running.copy() if fits and all(map(self._decodes, rows)) else None
         self._revision = self._table.revision
-        return StepPlan(running, grants, awaited, () if fits else self._with_partner(tail))
+        return StepPlan(running, grants, awaited, () if fits else self.with_partner(tail))
 
     def _is_steady(self, running: list[Request]) -> bool:
         """Return True if the previous plan is still valid.
@@ -380,7 +385,7 @@ class PairPlanner:
             tail: Running members of the youngest pair.
             awaited: Queued requests whose CFG partner is running.
         """
-        free, blocks, youngest = self._blocks.num_free(), self._blocks, self._with_partner(tail)
+        free, blocks, youngest = self._blocks.num_free(), self._blocks, self.with_partner(tail)
         needed = sum(blocks.needed(half.num_tokens) for half in awaited if half not in youngest)
         if needed + sum(map(blocks.needed, self._grants.values())) <= free:
             return True
@@ -397,25 +402,27 @@ class PairPlanner:
         others = (self._table.partner(request.request_id) for request in running)
         return [self._table[other].request for other in others if other is not None and other not in ids]
 
-    def _tail(self, running: list[Request]) -> list[Request]:
+    def tail(self, running: list[Request]) -> list[Request]:
         """Return the running members of the pair (or the single request) to preempt first.
 
-        The youngest one that is blocked on streamed text is selected or, if none is blocked, the youngest one. Live
-        sessions are never preempted. If all running requests are live sessions, the list is empty.
+        The youngest one that is blocked on streamed text is selected or, if none is blocked, the youngest one of
+        `of_largest_host`. Live sessions are never preempted. If all running requests are live sessions, the list is
+        empty.
         """
         sessions = self._blocks.sessions
         others = [each for each in running if each.request_id not in sessions] if sessions else running
         if not others:
             return []
-        last = next((each for each in reversed(others) if self._table[each.request_id].waits_for_text), others[-1])
+        blocked = next((each for each in reversed(others) if self._table[each.request_id].waits_for_text), None)
+        last = self.of_largest_host(others)[-1] if blocked is None else blocked
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]
 
     def blocked(self, running: list[Request]) -> list[Request]:
         """Return the members of the youngest pair (or the single request) that is blocked on streamed text."""
-        return self._with_partner(self._tail(running))
+        return self.with_partner(self.tail(running))
 
-    def _with_partner(self, tail: list[Request]) -> list[Request]:
+    def with_partner(self, tail: list[Request]) -> list[Request]:
         """Return the requests in `tail`, preceded by their partner if it is queued.
 
         If both requests of the pair are running, the conditional one is last.
@@ -431,11 +438,11 @@ class PairPlanner:
         The list is empty if the step was empty for another reason: all running requests are waiting for streamed text,
         or a step is in flight.
         """
-        tail = self._tail(running)
+        tail = self.tail(running)
         is_moving = all(self._table[each.request_id].waits_for_text for each in running) or any(
             request.num_in_flight_tokens for request in running
         )
-        return [] if is_moving or tail == running else self._with_partner(tail)
+        return [] if is_moving or tail == running else self.with_partner(tail)
 
     def has_slot(self, request_id: str, running: list[Request], num_slots: int) -> bool:
         """Return True if a queued request may take a run slot.
@@ -454,6 +461,13 @@ class PairPlanner:
         if pair is not None:
             needed = 0 if pair.other(request_id) in self._running_ids else 2
         return len(running) + self._owed + needed <= num_slots
+
+    def has_room(self, request: Request, running: list[Request], num_slots: int) -> bool:
+        """Return True if run slots and enough KV blocks are free for a queued request and its partner."""
+        pair = self._table[request.request_id].pair
+        needed = self._blocks.needed(request.num_tokens) * (1 if pair is None else 2)
+        has_blocks = needed <= self._blocks.num_free() and self._blocks.has_room(request)
+        return has_blocks and self.has_slot(request.request_id, running, num_slots)
 
     def _count(self, running: list[Request]) -> None:
         for request in running[len(self._running_ids) :]:

@@ -14,11 +14,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
-from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.adapters import check_config
 from stretto.engine.protocol import (
     NO_CHANGE,
     STATS_KEY,
@@ -31,10 +29,10 @@ from stretto.engine.protocol import (
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
+from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
-from stretto.families.base import Family
-from stretto.families.bursts import Bursts
+from stretto.engine.scheduling.supported import check_supported
 from stretto.streams.layout import Segment, StreamLayout
 from stretto.worker_process import die_with_parent
 
@@ -202,66 +200,6 @@ def reserves_live(config: VllmConfig) -> bool:
     return bool(options.get(LIVE_RESERVE_KEY, True)) if isinstance(options, dict) else True
 
 
-def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
-    """Raise ValueError if the engine's configuration is unsupported or incompatible with the family.
-
-    Args:
-        config: vLLM's configuration.
-        kv_cache: Layout of the KV cache.
-        rules: Rules of the family's replies.
-    """
-    check_config(config)
-    if len(kv_cache.kv_cache_groups) != 1:
-        raise ValueError("the speech plugin does not support models with several kinds of attention layers")
-    if config.max_concurrent_batches > rules.min_rows_to_audio:
-        raise ValueError(
-            f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
-            f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
-        )
-    if rules.family.bursts is not None:
-        check_bursts(config, rules, rules.family.bursts)
-    if rules.family.track_streams:
-        check_track(rules.family)
-
-
-def check_track(family: Family) -> None:
-    """Raise ValueError unless the family's track advances with its rows.
-
-    A track of text or positions requires a family whose replies are audio only. A track of recorded codes requires a
-    family whose replies are text only or audio only. In both cases, a step must generate one row.
-    """
-    tracks = [family.text_track, family.positions, family.code_track]
-    if sum(each is not None for each in tracks) > 1:
-        raise ValueError(f"{family.name}: expected either streamed text, positions or given codes, got several")
-    if family.code_track is not None:
-        segments = {task.segments for task in family.tasks}
-        if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
-            raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
-        return
-    if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
-        raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
-    if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track requires" if family.text_track else "positions require"
-        raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")
-
-
-def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
-    """Raise ValueError if the configuration is incompatible with the family's multi-token steps."""
-    name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
-    if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
-        raise ValueError(f"{name}: guidance is not supported with multi-token steps from text to audio")
-    if budget < 2 * rules.max_rows_per_step:
-        raise ValueError(
-            f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
-            f"generates per step, got {budget}"
-        )
-    if config.cache_config.block_size < bursts.num_modules:
-        raise ValueError(
-            f"block_size: expected at least {bursts.num_modules} rows, one for each module of {name}, "
-            f"got {config.cache_config.block_size}"
-        )
-
-
 RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in Python 3.11
 
 
@@ -352,7 +290,9 @@ class PairedScheduling(Base):
         self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
         self.blocks = blocks
         self.texts = HeldReplies(self.table, self.planner, blocks, keeps_sessions=reserves_live(config))
-        self.table.followers = self.guidance, self.texts
+        quantum = step_quantum(config.device_config.device_type, config.scheduler_config.max_num_seqs)
+        self.turns = HostTurns(self.table, self.planner, quantum)
+        self.table.followers = self.guidance, self.texts, self.turns
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)
         share = share_of(config)
@@ -371,7 +311,8 @@ class PairedScheduling(Base):
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
-        with skipping(self.waiting, self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)):
+        full, held = self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)
+        with skipping(self.waiting, full, held, self.turns.resting(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
         output.scheduled_cached_reqs = self.texts.attach_new_text(output.scheduled_cached_reqs)
@@ -379,9 +320,10 @@ class PairedScheduling(Base):
             self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens
         self.planner.check(output.num_scheduled_tokens, num_rows, self.running)
-        if num_rows == 0:
+        if num_rows == 0 and not self.turns.are_limiting:
             self._preempt(self.planner.stuck(self.running))
         self.guidance.end_schedule(num_rows)
+        self.turns.end_schedule(output.num_scheduled_tokens)
         self.stats.end_schedule(num_rows)
         return output
 
@@ -406,12 +348,33 @@ class PairedScheduling(Base):
             plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
             self.running, self._grants = plan.running, plan.grants
             put_first(self.waiting, *plan.awaited)
-            if not plan.to_preempt:
+            if plan.to_preempt:
+                self._preempt(plan.to_preempt)
+                self._admits = False
+                continue
+            self.turns.order(self.waiting, self.running)
+            slots = self.running, self.max_num_active_reqs
+            blocked = self.texts.to_preempt(self.waiting, *slots)
+            if not (to_preempt := blocked or self.turns.to_preempt(self._first_waiting(), *slots)):
                 break
-            self._preempt(plan.to_preempt)
-            self._admits = False
-        if to_preempt := self.texts.to_preempt(self.waiting, self.running, self.max_num_active_reqs):
             self._preempt(to_preempt)
+        if self.turns.are_needed:
+            self._grants = self.turns.share_step(self._grants, self.running, self._joining(plan.awaited))
+
+    def _first_waiting(self) -> Request | None:
+        """Return the first queued request that may run; None while all requests are from one host."""
+        if not self._admits or not self.turns.are_needed:
+            return None
+        skipped = {*self.shares.full(self.waiting, self.running), *self.texts.held(self.waiting)}
+        return next((request for request in self.waiting if request not in skipped), None)
+
+    def _joining(self, awaited: Sequence[Request]) -> list[Request]:
+        """Return `awaited`, and the first other queued request if there is room for it."""
+        first = self._first_waiting()
+        if first is None or first in awaited:
+            return list(awaited)
+        has_room = self.planner.has_room(first, self.running, self.max_num_active_reqs)
+        return [*awaited, first] if has_room else list(awaited)
 
     def _preempt(self, halves: Sequence[Request]) -> None:
         """Preempt requests and move them to the queue's head, after queued partners of running requests."""

@@ -1,0 +1,70 @@
+"""Checks that vLLM's configuration and the family are supported by the scheduler."""
+
+from vllm.config import VllmConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from stretto.engine.adapters import check_config
+from stretto.engine.reply_rules import SegmentRules
+from stretto.families.base import Family
+from stretto.families.bursts import Bursts
+from stretto.streams.layout import Segment
+
+
+def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
+    """Raise ValueError if the engine's configuration is unsupported or incompatible with the family.
+
+    Args:
+        config: vLLM's configuration.
+        kv_cache: Layout of the KV cache.
+        rules: Rules of the family's replies.
+    """
+    check_config(config)
+    if len(kv_cache.kv_cache_groups) != 1:
+        raise ValueError("the speech plugin does not support models with several kinds of attention layers")
+    if config.max_concurrent_batches > rules.min_rows_to_audio:
+        raise ValueError(
+            f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
+            f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
+        )
+    if rules.family.bursts is not None:
+        check_bursts(config, rules, rules.family.bursts)
+    if rules.family.track_streams:
+        check_track(rules.family)
+
+
+def check_track(family: Family) -> None:
+    """Raise ValueError unless the family's track advances with its rows.
+
+    A track of text or positions requires a family whose replies are audio only. A track of recorded codes requires a
+    family whose replies are text only or audio only. In both cases, a step must generate one row.
+    """
+    tracks = [family.text_track, family.positions, family.code_track]
+    if sum(each is not None for each in tracks) > 1:
+        raise ValueError(f"{family.name}: expected either streamed text, positions or given codes, got several")
+    if family.code_track is not None:
+        segments = {task.segments for task in family.tasks}
+        if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
+            raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
+        return
+    if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
+        raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
+    if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
+        kind = "a text track requires" if family.text_track else "positions require"
+        raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")
+
+
+def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
+    """Raise ValueError if the configuration is incompatible with the family's multi-token steps."""
+    name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
+    if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
+        raise ValueError(f"{name}: guidance is not supported with multi-token steps from text to audio")
+    if budget < 2 * rules.max_rows_per_step:
+        raise ValueError(
+            f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
+            f"generates per step, got {budget}"
+        )
+    if config.cache_config.block_size < bursts.num_modules:
+        raise ValueError(
+            f"block_size: expected at least {bursts.num_modules} rows, one for each module of {name}, "
+            f"got {config.cache_config.block_size}"
+        )
