@@ -40,6 +40,7 @@ from stretto_client.speech_stream import (
     system_turn,
     with_seed,
 )
+from stretto_client.tries import Tries, patiently
 
 END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
 DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
@@ -114,14 +115,14 @@ class SpeechClient:
     ):
         if shared_memory not in (None, "system", "cuda"):
             raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {shared_memory!r}")
-        self.server = server
-        self.timeouts = timeouts or Timeouts()
+        self.server, self.timeouts = server, timeouts or Timeouts()
         self.model, self._caller = model, caller
         self._memory, self._ring_size = shared_memory, ring or RingSize()
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server, channel_args=CHANNEL)
         self._profile: ModelProfile | None = None
+        self.tries: Tries = patiently  # of the later clauses of a long text, while the server is full
 
     async def profile(self, refresh: bool = False) -> ModelProfile:
         """Return the model profile, which is cached unless `refresh` is true.
@@ -175,7 +176,7 @@ class SpeechClient:
             return self.speak_once(task, request_options, text)
         speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak
-        return LongSpeech(speak, partial(cut, text, self.profile, markup, check))
+        return LongSpeech(speak, partial(cut, text, self.profile, markup, check), self.tries)
 
     def speak_once(
         self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None, piece: int = 0

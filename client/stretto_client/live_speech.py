@@ -22,7 +22,6 @@ from stretto_client.errors import (
     Timeouts,
 )
 from stretto_client.long_speech import (
-    MAX_TRIES,
     Items,
     Joint,
     Speak,
@@ -38,6 +37,7 @@ from stretto_client.part_stream import PartStream
 from stretto_client.places import Places
 from stretto_client.sentence_ends import PAUSE, is_spoken
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
+from stretto_client.tries import Tries
 
 Piece = TypeVar("Piece")
 MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
@@ -145,6 +145,7 @@ class Client(Protocol):
     """Subset of SpeechClient that this module uses."""
 
     timeouts: Timeouts
+    tries: Tries
 
     async def profile(self) -> ModelProfile:
         """Return the model profile."""
@@ -195,7 +196,7 @@ async def speak_written(
         options = with_seed(options)
         pieces = read_pieces(followed(pieces, places.add), reader)
         speak = partial(client.speak_once, task, options)
-        await speak_clauses(speak, pieces, profile.max_text_chars, items, places, reader)
+        await speak_clauses(speak, client.tries, pieces, profile.max_text_chars, items, places, reader)
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:
@@ -286,6 +287,7 @@ async def _write_all(write: Write, session: str, unread: UnreadText) -> None:
 
 async def speak_clauses(
     speak: Speak,
+    tries: Tries,
     pieces: AsyncIterable[str],
     max_chars: int,
     items: Items,
@@ -298,6 +300,7 @@ async def speak_clauses(
 
     Args:
         speak: Function that speaks one clause.
+        tries: Tries of each clause after the first one, while the server is full.
         pieces: The text, split anywhere.
         max_chars: Maximum length of a clause in characters.
         items: Queue for the events.
@@ -310,7 +313,7 @@ async def speak_clauses(
             if clause == PAUSE:
                 joint.pause(reader.pauses.popleft() if reader.pauses else 0.0)
                 continue
-            async with aclosing(events_of(speak, clause, places, 1 if last is None else MAX_TRIES)) as events:
+            async with aclosing(events_of(speak, clause, places, tries, last is not None)) as events:
                 async for event in events:
                     for silence in joint.silences(event):
                         await items.put(silence)

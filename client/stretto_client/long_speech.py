@@ -7,17 +7,19 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sentencex import segment
 
-from stretto_client.errors import RequestCancelled, RequestRefused, ServerFull
+from stretto_client.errors import RequestCancelled, RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, has_marks, open_reader, read_parts
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
+from stretto_client.tries import Tries, events_in_turn, once, patiently
 
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
 # closing bracket and a space, at any space.
@@ -336,8 +338,6 @@ LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a sy
 Speak = Callable[..., SpeechStream]
 """Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
 
-ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
-
 
 def is_short(text: str) -> bool:
     """Return True if every family speaks the text in one request.
@@ -424,14 +424,14 @@ class LongSpeech(ProducedSpeech):
     the reader.
     """
 
-    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[Clauses]]):
-        super().__init__(lambda items: _speak_all(speak, texts, items))
+    def __init__(self, speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries = patiently):
+        super().__init__(lambda items: _speak_all(speak, texts, tries, items))
 
 
 Speech = SpeechStream | ProducedSpeech
 
 
-async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], items: Items) -> None:
+async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, items: Items) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
     pieces, places, reader = await texts()
     joint, last = Joint(reader), None
@@ -443,8 +443,8 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], item
             continue
         text, piece = item
         try:
-            tries = 1 if last is None else MAX_TRIES
-            async with aclosing(events_in_turn(speak, text, places, tries, piece)) as events:
+            patience = once if last is None else tries
+            async with aclosing(placed_events(speak, text, places, patience, piece)) as events:
                 async for event in events:
                     if has_more(event, piece):
                         left.appendleft((text, piece + 1))
@@ -478,40 +478,36 @@ def has_more(event: SpeechEvent, piece: int) -> bool:
     return event.report is not None and event.report.get("num_pieces", 1) > piece + 1
 
 
-async def events_in_turn(
-    speak: Speak, text: str, places: Places, tries: int, piece: int = 0
+async def placed_events(
+    speak: Speak, text: str, places: Places, tries: Tries, piece: int = 0
 ) -> AsyncGenerator[SpeechEvent, None]:
-    """Yield the events of a text or a piece of it; while the server is full, make up to `tries` attempts in total.
+    """Yield the events of a text or a piece of it, whose words have their places in the source text.
 
-    This way, a long text that has been started is not cut off because other requests have arrived. The words of the
-    events have their places in the source text.
+    `tries` is passed to `events_in_turn`.
     """
-    while True:
-        found, has_begun, tries = None, False, tries - 1
-        try:
-            async with speak(text, piece=piece) if piece else speak(text) as stream:
-                async for event in stream:
-                    if not (has_begun or piece):  # the first piece has passed the places of the whole text
-                        found = places.find(text)
-                    has_begun = True
-                    yield event if found is None else found.moved(event)
-            return
-        except ServerFull:
-            if has_begun or tries <= 0:
-                raise
-        await asyncio.sleep(ROOM_S)
+    found, has_begun = None, False
+    begin = partial(speak, text, piece=piece) if piece else partial(speak, text)
+    async with aclosing(events_in_turn(begin, tries)) as events:
+        async for event in events:
+            if not (has_begun or piece):  # the first piece has passed the places of the whole text
+                found = places.find(text)
+            has_begun = True
+            yield event if found is None else found.moved(event)
 
 
-async def events_of(speak: Speak, text: str, places: Places, tries: int = 1) -> AsyncGenerator[SpeechEvent, None]:
+async def events_of(
+    speak: Speak, text: str, places: Places, tries: Tries = once, has_begun: bool = True
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of all pieces of a text, halving the text each time the server rejects its length.
 
-    `tries` is the number of attempts for the first piece (`events_in_turn`).
+    `tries` is passed to `events_in_turn`, except for the first piece of an utterance that has not begun.
     """
     piece, more = 0, True
     try:
         while more:
             more = False
-            async with aclosing(events_in_turn(speak, text, places, MAX_TRIES if piece else tries, piece)) as events:
+            patience = tries if has_begun or piece else once
+            async with aclosing(placed_events(speak, text, places, patience, piece)) as events:
                 async for event in events:
                     more = has_more(event, piece)
                     yield event

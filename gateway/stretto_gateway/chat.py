@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
@@ -204,8 +205,8 @@ async def reply(
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.admission.slot():
-        stream = gateway.client.converse(turns, *files, **options)
-        async with aclosing(reply_events(stream, {}, trace)) as events:
+        begin = partial(gateway.client.converse, turns, *files, **options)
+        async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:
                 yield event
 

@@ -19,8 +19,10 @@ class Limits:
         max_batch: Maximum number of items in a batch.
         max_batch_bytes: Maximum size of the audio in a batch.
         max_active: Maximum number of concurrent utterances, half of which a single caller may use.
-        max_waiting: Maximum number of queued requests, half of which a single caller may use. Further requests get
-            status 429.
+        max_waiting: Maximum number of requests that wait for a slot, half of which a single caller may use, and also
+            of requests that wait for a full server. Further requests get status 429.
+        full_s: Maximum time for which a request waits for a full server.
+        later_full_s: The same for a later clause of a long text.
         max_voices: Maximum number of stored voices per key.
         max_voice_bytes: Maximum size of the recording for a stored voice.
         max_connections: Maximum number of open connections.
@@ -45,6 +47,8 @@ class Limits:
     max_batch_bytes: int = 64 * MIB
     max_active: int = 256
     max_waiting: int = 512
+    full_s: float = 30.0
+    later_full_s: float = 60.0
     max_voices: int = 100
     max_voice_bytes: int = 4 * MIB
     max_connections: int = 1024

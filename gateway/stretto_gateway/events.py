@@ -8,10 +8,12 @@ from contextlib import aclosing, suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from stretto_client import ClientError, Speech, SpeechEvent
+from stretto_client import ClientError, SpeechEvent
+from stretto_client.tries import Begin, events_in_turn, once
 from stretto_gateway.admission import CallerDisconnected, unless_disconnected
 from stretto_gateway.answers import ApiError, from_client_error
 from stretto_gateway.metrics import SpeechTrace, Trace
+from stretto_gateway.server_queue import ServerQueue
 
 PIECE_BYTES = 16_384  # bytes per send, small enough that a slow client can read them within the time limit
 LOG = logging.getLogger("stretto_gateway")
@@ -69,29 +71,37 @@ class Streamed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def client_events(stream: Speech, fields: dict[str, str]) -> AsyncGenerator[SpeechEvent, None]:
+async def client_events(
+    begin: Begin, fields: dict[str, str], queue: ServerQueue | None = None
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a response, and close the response at the end.
 
     Args:
-        stream: Response of the server.
+        begin: Function that sends the request to the server.
         fields: Request fields, keyed by the server's field names.
+        queue: Queue in which the request waits if the server is full; None for a request that cannot be sent again.
 
     Raises:
         ApiError: The response fails.
     """
     try:
-        async with stream:
-            async for event in stream:
+        async with aclosing(events_in_turn(begin, once if queue is None else queue.first_tries)) as events:
+            async for event in events:
                 yield event
     except ClientError as error:
         raise from_client_error(error, fields) from None
+    finally:
+        if queue is not None:
+            queue.note_end()
 
 
-async def text_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+async def text_events(
+    begin: Begin, fields: dict[str, str], trace: Trace, queue: ServerQueue | None = None
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a text response and record them in `trace`; raise ApiError if the response fails."""
     trace.start()
     try:
-        async with aclosing(client_events(stream, fields)) as events:
+        async with aclosing(client_events(begin, fields, queue)) as events:
             async for event in events:
                 trace.add(event)
                 yield event
@@ -100,18 +110,20 @@ async def text_events(stream: Speech, fields: dict[str, str], trace: Trace) -> A
 
 
 async def speech_events(
-    stream: Speech, fields: dict[str, str], trace: SpeechTrace
+    begin: Begin, fields: dict[str, str], trace: SpeechTrace, queue: ServerQueue | None = None
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a speech response and record them; raise ApiError if it fails or has no samples."""
-    async with aclosing(text_events(stream, fields, trace)) as events:
+    async with aclosing(text_events(begin, fields, trace, queue)) as events:
         async for event in events:
             yield event
     if not trace.has_sound:
         raise ApiError(502, "the model has generated no audio", code="no_audio")
 
 
-def reply_events(stream: Speech, fields: dict[str, str], trace: Trace) -> AsyncGenerator[SpeechEvent, None]:
+def reply_events(
+    begin: Begin, fields: dict[str, str], trace: Trace, queue: ServerQueue | None = None
+) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of a speech or text response, as determined by the type of `trace`."""
-    return (
-        speech_events(stream, fields, trace) if isinstance(trace, SpeechTrace) else text_events(stream, fields, trace)
-    )
+    if isinstance(trace, SpeechTrace):
+        return speech_events(begin, fields, trace, queue)
+    return text_events(begin, fields, trace, queue)

@@ -10,6 +10,7 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
+from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.voice_store import VoiceStore
 
 
@@ -24,13 +25,15 @@ class Gateway:
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict = config.limits, config.strict
         self.client = client or SpeechClient(config.server, Timeouts(), caller=CALLER.get)
+        self.queue = ServerQueue(config.limits)
+        self.client.tries = self.queue.later_tries
         self.catalogue = Catalogue(self.client, config.model_aliases)
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
         self.sessions = Sessions(config.limits)
         self.windows = WindowQueue()
         self.secrets = ClientSecrets()
-        self.metrics.watch(self.admission, self.sessions)
+        self.metrics.watch(self.admission, self.queue, self.sessions)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:

@@ -27,6 +27,7 @@ from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
 from stretto_gateway.admission import REQUEST, Admission, RequestHead, Sessions
+from stretto_gateway.server_queue import ServerQueue
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -214,12 +215,14 @@ class Metrics:
         """Record the queueing time of an admitted request, in seconds."""
         self._queue.observe(seconds, REQUEST.get().exemplar)
 
-    def watch(self, admission: Admission, sessions: Sessions) -> None:
+    def watch(self, admission: Admission, queue: ServerQueue, sessions: Sessions) -> None:
         """Add gauges of active utterances, queued requests and open sessions."""
         active = Gauge("gateway_active", "Utterances in progress", registry=self.registry)
         active.set_function(lambda: admission.num_active)
         waiting = Gauge("gateway_waiting", "Requests waiting for a slot", registry=self.registry)
         waiting.set_function(lambda: admission.num_waiting)
+        refused = Gauge("gateway_waiting_for_server", "Requests waiting for a full server", registry=self.registry)
+        refused.set_function(lambda: queue.num_waiting)
         opened = Gauge("gateway_sessions", "Open WebSockets", registry=self.registry)
         opened.set_function(lambda: sessions.num_open)
 

@@ -24,6 +24,7 @@ from stretto_client import (
 )
 from stretto_client.long_speech import Items, ProducedSpeech, Speech
 from stretto_client.speech_stream import Audio
+from stretto_client.tries import Tries, patiently
 
 ATTEMPTS = 4  # maximum number of servers tried for an utterance before its first event
 READY_S = 4.0  # shorter than the gateway's own READY_S
@@ -60,12 +61,16 @@ class RoutedClient:
     Args:
         choose: Callback that selects a server.
         timeouts: Timeouts of the clients; None for the defaults.
+
+    Attributes:
+        tries: Tries of the clauses of a long text after the first one, while the server is full.
     """
 
     def __init__(self, choose: Choose, timeouts: Timeouts | None = None):
         self._choose, self._timeouts = choose, timeouts or Timeouts()
         self._clients: dict[str, SpeechClient] = {}
         self._profile: ModelProfile | None = None
+        self.tries: Tries = patiently
 
     def speak(self, text: str | AsyncIterable[str], /, **options: Unpack[SpeakArguments]) -> Speech:
         """Speak a text as SpeechClient does. A streamed text is not moved to another server."""
@@ -167,6 +172,7 @@ class RoutedClient:
         async with self._choose(key, refused) as lease:
             if lease.server not in self._clients:
                 self._clients[lease.server] = SpeechClient(lease.server, self._timeouts)
+                self._clients[lease.server].tries = self.tries
             yield self._clients[lease.server], lease
 
 

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -253,8 +254,9 @@ async def spoken(
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = (FIELDS if isinstance(text, str) else WRITTEN_FIELDS) | dict.fromkeys(OF_THE_VOICE, voice_field)
     async with gateway.admission.slot():
-        speech = gateway.client.speak(text, **options)
-        async with aclosing(speech_events(speech, fields, trace)) as events:
+        begin = partial(gateway.client.speak, text, **options)
+        queue = gateway.queue if isinstance(text, str) else None  # pieces of streamed text are read only once
+        async with aclosing(speech_events(begin, fields, trace, queue)) as events:
             yield events
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -214,8 +215,8 @@ async def writing(
     """Yield the event stream that transcribes a file; close it at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
     async with gateway.admission.slot():
-        stream = gateway.client.transcribe(content, **options)
-        async with aclosing(text_events(stream, FIELDS, trace)) as events:
+        begin = partial(gateway.client.transcribe, content, **options)
+        async with aclosing(text_events(begin, FIELDS, trace, gateway.queue)) as events:
             yield events
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -165,8 +166,8 @@ def _reference(
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
     """Generate the first audio with a voice; raise ApiError if that fails."""
     async with gateway.admission.slot():
-        speech = gateway.client.speak(SAMPLE, voice=voice)
-        async with aclosing(client_events(speech, FIELDS)) as events:
+        begin = partial(gateway.client.speak, SAMPLE, voice=voice)
+        async with aclosing(client_events(begin, FIELDS, gateway.queue)) as events:
             await anext(events, None)
 
 

@@ -136,7 +136,7 @@ FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
 async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
+    monkeypatch.setattr("stretto_client.tries.ROOM_S", 0.0)
     server, client = await serve(lambda _: [FULL] if len(server.requests) in (2, 3, 5) else SPOKEN)
     events = [event async for event in client.speak(LONG)]
     assert [event.is_final for event in events] == [False] * 5 + [True]
@@ -148,8 +148,8 @@ async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypa
 
 
 async def test_retries_of_a_full_server_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto_client.long_speech.ROOM_S", 0.0)
-    monkeypatch.setattr("stretto_client.long_speech.MAX_TRIES", 3)
+    monkeypatch.setattr("stretto_client.tries.ROOM_S", 0.0)
+    monkeypatch.setattr("stretto_client.tries.MAX_TRIES", 3)
     server, client = await serve(lambda _: SPOKEN if len(server.requests) == 1 else [FULL])
     with pytest.raises(ServerFull):
         [event async for event in client.speak(LONG)]

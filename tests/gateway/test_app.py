@@ -506,7 +506,7 @@ async def test_unreachable_server_yields_503_with_retry_after(start: Start) -> N
     ],
 )
 async def test_full_server_response_has_retry_after(start: Start, text: str, status: int, code: str) -> None:
-    async with (await start([ErrorText(text)])).http() as http:
+    async with (await start([ErrorText(text)], limits=Limits(full_s=0.0, drain_s=1))).http() as http:
         answer = await http.post("/v1/audio/speech", json=REQUEST)
     assert (answer.status_code, answer.json()["error"]["code"], answer.headers["retry-after"]) == (status, code, "1")
 

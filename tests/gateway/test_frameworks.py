@@ -16,6 +16,7 @@ import openai
 import pytest
 import websockets
 
+from stretto_gateway.config import Limits
 from tests.client.fake_server import Chunk, ErrorText, Request, Step
 from tests.clients.test_real_clients import CLIENTS
 from tests.gateway.conftest import SPOKEN, Running, Start
@@ -131,7 +132,8 @@ async def test_open_webui_empty_model_name_uses_the_default(start: Start) -> Non
 
 
 async def test_livekit_receives_the_status_and_message_of_a_failure(start: Start) -> None:
-    client = (await start([ErrorText("full: 9 utterances are already in flight")])).openai()
+    full = [ErrorText("full: 9 utterances are already in flight")]
+    client = (await start(full, limits=Limits(full_s=0.0, drain_s=1))).openai()
     with pytest.raises(openai.APIStatusError) as raised:
         async with client.audio.speech.with_streaming_response.create(
             input=TEXT, model="gpt-4o-mini-tts", voice="ash", response_format="mp3", speed=1.0

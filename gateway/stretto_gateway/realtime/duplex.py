@@ -93,6 +93,7 @@ class DuplexReply(Reply):
         order = Order([], files, options, record, persona.ignored, is_kept=False, speed=1.0)
         super().__init__(gateway, channel, conversation, order)
         self._audio, self._persona = audio, persona
+        self._queue = None  # the user's audio is read only once
 
     def _open_stream(self) -> Speech:
         options, persona = self._order.options, self._persona

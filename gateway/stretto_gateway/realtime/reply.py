@@ -21,6 +21,7 @@ from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
 from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
 from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
+from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS, held_bytes
 
@@ -177,6 +178,7 @@ class Reply:
         self._is_open = self._is_ending = False
         self._report: dict[str, Any] = {}
         self._first_s: float | None = None
+        self._queue: ServerQueue | None = gateway.queue
 
     @property
     def is_running(self) -> bool:
@@ -230,7 +232,7 @@ class Reply:
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.admission.slot():
-                async with aclosing(reply_events(self._open_stream(), self._fields, trace)) as events:
+                async with aclosing(reply_events(self._open_stream, self._fields, trace, self._queue)) as events:
                     async for event in events:
                         await self._add(event)
                 if self._stretch is not None:

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stretto_client import Speech
+from stretto_client.tries import Begin
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.catalogue import CallersVoices, find_task
@@ -170,13 +171,8 @@ class Transcriber:
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.admission.slot():
-            speech = self._gateway.client
-            stream: Speech = (
-                speech.transcribe(wav_header(DEFAULT_RATE, len(pcm)) + pcm)
-                if live is None
-                else speech.transcribe_live(live.pieces(), DEFAULT_RATE)
-            )
-            async with aclosing(text_events(stream, {}, trace)) as events:
+            begin, queue = self._transcription(pcm, live), None if live else self._gateway.queue
+            async with aclosing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:
                     report = event.report or report
                     text += event.text
@@ -184,6 +180,13 @@ class Transcriber:
                         await self._send_event(item, "delta", delta=event.text)
         item.parts[0].text = text.strip()
         await self._send_event(item, "completed", transcript=text.strip(), usage={"type": "tokens"} | usage(report))
+
+    def _transcription(self, pcm: bytes, live: LiveTurn | None) -> Begin:
+        """Return the function that sends the audio of a turn to the server."""
+        client = self._gateway.client
+        if live is not None:
+            return partial(client.transcribe_live, live.pieces(), DEFAULT_RATE)
+        return partial(client.transcribe, wav_header(DEFAULT_RATE, len(pcm)) + pcm)
 
     async def _fail(self, item: Item, error: ApiError) -> None:
         await self._send_event(item, "failed", error=error.record()["error"])

@@ -1,0 +1,54 @@
+"""Repeated requests while the server is full."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+
+from stretto_client.errors import ServerFull
+from stretto_client.speech_stream import SpeechEvent
+
+Tries = Callable[[], AsyncGenerator[None, None]]  # generator that yields each time that a request may be sent
+Begin = Callable[[], AbstractAsyncContextManager[AsyncIterator[SpeechEvent]]]  # function that sends a request
+
+ROOM_S, MAX_TRIES = 0.25, 240  # retries of a clause while the server is full: one minute in total
+
+
+async def once() -> AsyncGenerator[None, None]:
+    """Yield once, for a request that is not repeated."""
+    yield
+
+
+async def patiently() -> AsyncGenerator[None, None]:
+    """Yield MAX_TRIES times with pauses, for a clause of a text that has been started."""
+    for number in range(MAX_TRIES):
+        if number:
+            await asyncio.sleep(ROOM_S)
+        yield
+
+
+async def events_in_turn(begin: Begin, tries: Tries) -> AsyncGenerator[SpeechEvent, None]:
+    """Yield the events of a request, which is sent again in each of `tries` for as long as the server is full.
+
+    This way, a long text that has been started is not cut off because other requests have arrived.
+
+    Args:
+        begin: Function that sends the request.
+        tries: Function that returns the generator of tries. It is closed as soon as the first event has arrived.
+    """
+    refusal: ServerFull | None = None
+    async with aclosing(tries()) as attempts:
+        async for _ in attempts:
+            async with begin() as stream:
+                try:
+                    first = await anext(stream, None)
+                except ServerFull as error:
+                    refusal = error
+                    continue
+                await attempts.aclose()
+                if first is not None:
+                    yield first
+                async for event in stream:
+                    yield event
+                return
+    assert refusal is not None, "there is at least one try"
+    raise refusal
