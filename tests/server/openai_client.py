@@ -17,10 +17,10 @@ PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no f
 
 
 @asynccontextmanager
-async def gateway_port(grpc_port: int, voices: Path | None = None) -> AsyncIterator[int]:
+async def gateway_port(grpc_port: int, voices: Path | None = None, keys: tuple[str, ...] = ()) -> AsyncIterator[int]:
     """Run a gateway during the `with` block and yield its port; `voices` is its folder of uploaded voices."""
     listener = socket.create_server(("127.0.0.1", 0))
-    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}", voices=voices), listener)
+    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys), listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
         await asyncio.sleep(0.01)
