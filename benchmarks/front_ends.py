@@ -12,11 +12,12 @@ and server share this host, which should be otherwise idle. The benchmark writes
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -46,12 +47,13 @@ GUIDANCE = 2.0
 
 
 @contextmanager
-def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psutil.Process]]:
+def gateway(server: str, source: Path | None = None, keys: Sequence[str] = ()) -> Iterator[tuple[str, psutil.Process]]:
     """Start a gateway for `server` and yield its address and process.
 
     Args:
         server: Address of the server.
         source: Checkout with the gateway's code; None for this one.
+        keys: API keys; if empty, clients need none.
 
     Raises:
         RuntimeError: The gateway does not start.
@@ -60,7 +62,8 @@ def gateway(server: str, source: Path | None = None) -> Iterator[tuple[str, psut
     paths = [] if source is None else [str(source / "gateway"), str(source / "client")]
     code = f"import sys; sys.path[:0] = {paths}; from stretto_gateway.command import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--server", server, "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = dict(os.environ) | ({"STRETTO_API_KEYS": ",".join(keys)} if keys else {})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None
         line = process.stderr.readline()

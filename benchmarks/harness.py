@@ -200,6 +200,7 @@ class Launch:
     Attributes:
         environment: Variables added to the environment of the launcher and of all its processes.
         gateway: Port of the gateway, or None for no gateway.
+        flags: Further arguments of the launcher.
     """
 
     repository: Path
@@ -208,6 +209,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     gateway: int | None = None
+    flags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.http, self.grpc, self.metrics = self.ports
@@ -232,7 +234,7 @@ class Launch:
         if self.gateway is not None:
             flags |= {"--gateway-port": self.gateway}
         command = [str(self.python), "-m", "stretto", "serve", *(str(word) for flag in flags.items() for word in flag)]
-        command += ["--gateway"] * (self.gateway is not None)
+        command += [*["--gateway"] * (self.gateway is not None), *self.flags]
         self._launcher = subprocess.Popen(command, env=dict(os.environ) | dict(self.environment))
         try:
             self._await_ready()
