@@ -74,6 +74,19 @@ check_cosyvoice3_replies() (
     python -m tests.codecs.cosyvoice3.authors --check
 )
 
+check_codec_results() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    uv pip install --quiet --target "$folder/packages" --no-deps diffusers==0.29.0 einops omegaconf scipy \
+        antlr4-python3-runtime==4.9.3 chatterbox-tts==0.1.7
+    export CHATTERBOX_SRC="$folder/packages/chatterbox" PYTHONPATH="$folder/packages"
+    python -m tests.codecs.s3gen.authors --check
+    clone https://github.com/THUDM/GLM-4-Voice eb00ce9 "$folder/glm4_voice"
+    clone https://github.com/shivammehta25/Matcha-TTS 108906c "$folder/matcha"
+    PYTHONPATH="$PYTHONPATH:$folder/glm4_voice:$folder/matcha" python -m tests.codecs.glm4_voice.authors --check
+)
+
 check_chatterbox_voices() (
     . scripts/uv_sources.sh
     env=$(mktemp -d)
@@ -166,7 +179,7 @@ inject_faults_at_idle() { soak idle 0.5 --idle --streams 16; }
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_chatterbox_voices check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_histories)
 summary=() failed=0

@@ -145,16 +145,17 @@ def random_weights(module: nn.Module, rng: np.random.Generator) -> dict[str, Ten
     """
     drawn = {}
     for name, tensor in sorted(module.state_dict().items()):
-        values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))
+        values = rng.standard_normal(tuple(tensor.shape))
         if tensor.dim() == 1:
             is_scale = name.endswith((".weight", ".alpha"))
-            drawn[name] = 1 + 0.1 * values if is_scale else 0.1 * values
+            values = 1 + 0.1 * values if is_scale else 0.1 * values
         else:
             layer = module.get_submodule(name.rpartition(".")[0])
             is_transposed = name.startswith("ups.") and isinstance(layer, nn.ConvTranspose1d)
             inputs = 2 * tensor.shape[0] if is_transposed else tensor[0].numel()
-            drawn[name] = values / math.sqrt(inputs)
-    drawn |= {name: 0.05 * values for name, values in drawn.items() if name == "conv_post.weight"}
+            values /= math.sqrt(inputs)
+        scale = 0.05 if name == "conv_post.weight" else 1.0
+        drawn[name] = torch.from_numpy((scale * values).astype(np.float32))
     return drawn
 
 
@@ -166,7 +167,8 @@ def as_published(
     for name, tensor in tensors.items():
         if WEIGHT_NORMS.match(name) and name.endswith(".weight"):
             stem = name.removesuffix("weight")
-            published[f"{stem}{magnitude}"] = torch.linalg.vector_norm(tensor, dim=(1, 2), keepdim=True)
+            norm = np.sqrt(np.square(tensor.double().numpy()).sum((1, 2), keepdims=True))
+            published[f"{stem}{magnitude}"] = torch.from_numpy(norm.astype(np.float32))
             published[f"{stem}{direction}"] = 3 * tensor
         else:
             published[name] = tensor

@@ -145,8 +145,8 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace each weight-norm pair (g, v) among the tensors with the weight g v / |v|.
 
     The pairs may have torch's older or newer names. g has the size of v in one dimension (the outputs, or the taps of a
-    kernel) and size 1 in the others, over which the norm is computed. Other tensors are returned unchanged; if a pair
-    is incomplete, loading reports its tensor as unknown.
+    kernel) and size 1 in the others, over which the norm is computed. The weight is in float32, or in float64 like v.
+    Other tensors are returned unchanged; if a pair is incomplete, loading reports its tensor as unknown.
     """
     plain = dict(tensors)
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
@@ -158,7 +158,7 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             del plain[name], plain[stem + direction]
             shared = [dim for dim in range(g.dim()) if g.shape[dim] == 1]
             norm = torch.linalg.vector_norm(v.double(), dim=shared, keepdim=True)
-            plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).float()
+            plain[f"{stem}weight"] = (v.double() * (g.double() / norm)).to(torch.promote_types(v.dtype, torch.float32))
     return plain
 
 

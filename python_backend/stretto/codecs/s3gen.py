@@ -357,7 +357,7 @@ class S3GenCodec(RecordedVoiceCodec):
         flow_frames = spoken + FRAMES_PER_TOKEN * max((MAX_PROMPT_TOKENS, *config.voices))
         tables = noise_tables(config.mels, shape, flow_frames, spoken)
         silent = round(SILENT_S * shape.sample_rate)
-        rising = (torch.linspace(math.pi, 0, silent).cos() + 1) / 2
+        rising = (torch.linspace(math.pi, 0, silent, dtype=torch.float64).cos() + 1) / 2
         tables["fade"] = torch.cat([rising.new_zeros(silent), rising])
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)

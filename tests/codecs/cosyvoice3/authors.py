@@ -4,10 +4,11 @@
     COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client python -m tests.codecs.cosyvoice3.authors [--check]
 
 COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. All in float64, because the
-phases of a source add up. HiFT's noise, which they draw anew at each start, is taken from the codec's table; that of
-the flow is theirs. Mel and samples are those of `CausalMaskedDiffWithDiT.inference` and
-`CausalHiFTGenerator.inference`: once of a whole utterance with the chunk mask, as in their own self-test, once of
-its first blocks, as `CosyVoice3Model.token2wav` does, and once without the mask, as for replies that are not streamed.
+phases of a source add up. Noise comes from tables: the codec's for HiFT, which they draw anew at each start, and one
+drawn by numpy for the flow, because `torch.randn` depends on the processor (`noise` is what they draw). Mel and samples
+are those of `CausalMaskedDiffWithDiT.inference` and `CausalHiFTGenerator.inference`: once of a whole utterance with the
+chunk mask, as in their own self-test, once of its first blocks, as `CosyVoice3Model.token2wav` does, and once without
+the mask, as for replies that are not streamed. `vocoded` and `pitch` are made from a mel that numpy draws.
 """
 
 import os
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
 from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
-from tests.codecs.cosyvoice3.reference import REFERENCE, STEPS, VOICES, thinned, tokens
+from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
+from tests.codecs.stored_results import compute_in_float64, write_or_check
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
 MISSING = {
@@ -84,55 +86,54 @@ def networks(config: CosyVoice3Config = NARROW) -> tuple[Any, Any]:
     return flow, hift
 
 
-def load(seed: int) -> tuple[Any, Any]:
-    """Return the authors' flow and HiFT with the random weights, in float64."""
-    (flow, hift), published = networks(), tensors(seed=seed)
+def load(published: dict[str, dict[str, Tensor]], samples: Tensor) -> tuple[Any, Any]:
+    """Return the authors' flow and HiFT with weights by part and name, and noise [harmonics + 1, n], in float64."""
+    flow, hift = networks()
     flow.load_state_dict(published["flow"], strict=True)
     hift.load_state_dict(published["hift"], strict=True)
     hift.stft_window = hift.stft_window.double()
-    table = random_codec(seed=seed).source_noise.T.double()
-    hift.m_source.l_sin_gen.sine_waves = table.repeat(2, 1)[None]
+    hift.m_source.l_sin_gen.sine_waves = samples.T.double().repeat(2, 1)[None]
     return flow.eval().double(), hift.eval().double()
 
 
-def decode(
-    flow: Any, hift: Any, ids: Tensor, voice: tuple[np.ndarray, ...], finalize: bool, has_mask: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Decode tokens with the authors' code to mel [1, M, T] and samples [1, n]."""
-    heard, mel, x_vector = (torch.from_numpy(each)[None] for each in voice)
+def generate(flow: Any, ids: Tensor, voice: tuple[np.ndarray, ...], finalize: bool, has_mask: bool = True) -> Tensor:
+    """Return the mel [1, M, T] of tokens from the authors' flow."""
+    heard, known, x_vector = (torch.from_numpy(each)[None] for each in voice)
     made, _ = flow.inference(
-        ids[None], torch.tensor([len(ids)]), heard, torch.tensor([heard.shape[1]]), mel.double(),
-        torch.tensor([mel.shape[1]]), x_vector.double(), streaming=has_mask, finalize=finalize,
+        ids[None], torch.tensor([len(ids)]), heard, torch.tensor([heard.shape[1]]), known.double(),
+        torch.tensor([known.shape[1]]), x_vector.double(), streaming=has_mask, finalize=finalize,
     )  # fmt: skip
-    return made, hift.inference(made.double(), finalize=finalize)[0]
+    return made
+
+
+def results(published: dict[int, dict[str, dict[str, Tensor]]], samples: Tensor) -> dict[str, Tensor]:
+    """Return the results of the authors' code for the weights by seed."""
+    found = dict[str, Tensor]()
+    for seed, weights in published.items():
+        (flow, hift), ids, drawn = load(weights, samples), tokens(seed), mel(seed)
+        found |= {"noise": flow.decoder.rand_noise[..., : 2 * LENGTH], f"pitch_{seed}": hift.f0_predictor(drawn)}
+        flow.decoder.rand_noise = noise()[None]
+        found[f"vocoded_{seed}"] = hift.inference(drawn)[0]
+        for size in STEPS:
+            found[f"vocoded_{seed}_{size}"] = hift.inference(drawn[..., : 2 * size], finalize=False)[0]
+        for name, voice in VOICES.items():
+            found[f"mel_{name}_{seed}"] = generate(flow, ids, voice, True)
+            found[f"whole_mel_{name}_{seed}"] = generate(flow, ids, voice, True, has_mask=False)
+            for part in ("mel", "whole_mel"):
+                found[f"pcm_{part}_{name}_{seed}"] = hift.inference(found[f"{part}_{name}_{seed}"])[0]
+            for size in STEPS:
+                found[f"mel_{name}_{seed}_{size}"] = generate(flow, ids[: size + AHEAD], voice, False)
+    return found
 
 
 def main() -> None:
     torch.set_num_threads(1)
     stand_in()
-    results = dict[str, Tensor]()
-    torch.set_default_dtype(torch.float64)
-    randn = torch.randn
-    torch.randn = partial(randn, dtype=torch.float32)  # the flow's noise is drawn in float32
-    for seed in SEEDS:
-        flow, hift = load(seed)
-        flow.decoder.rand_noise = flow.decoder.rand_noise.double()
-        with torch.inference_mode():
-            for name, voice in VOICES.items():
-                ids = tokens(seed)
-                results[f"mel_{name}_{seed}"], results[f"pcm_{name}_{seed}"] = decode(flow, hift, ids, voice, True)
-                whole = decode(flow, hift, ids, voice, True, has_mask=False)
-                results[f"whole_mel_{name}_{seed}"], results[f"whole_pcm_{name}_{seed}"] = whole
-                for size in STEPS:
-                    _, results[f"pcm_{name}_{seed}_{size}"] = decode(flow, hift, ids[: size + AHEAD], voice, False)
-    made = {name: thinned(each.numpy()) for name, each in results.items()}
-    if "--check" in sys.argv:
-        stored = np.load(REFERENCE)
-        assert set(stored.files) == set(made), sorted(set(stored.files) ^ set(made))
-        for name, each in made.items():
-            np.testing.assert_allclose(stored[name], each, atol=1e-5, err_msg=name)
-    else:
-        np.savez_compressed(REFERENCE, **made)
+    given, published = inputs(), {seed: tensors(seed=seed) for seed in SEEDS}  # before torch is changed
+    torch.randn = partial(torch.randn, dtype=torch.float32)  # in the flow
+    compute_in_float64()
+    with torch.inference_mode():
+        write_or_check(REFERENCE, EVERY, results(published, random_codec().source_noise), given)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Write `reference.npz` for the tests: results of the authors' code on the random checkpoint.
 
-    git clone https://github.com/THUDM/GLM-4-Voice && git clone https://github.com/shivammehta25/Matcha-TTS
-    pip install torch einops omegaconf scipy diffusers==0.27.2 "huggingface_hub<0.26" pyyaml
-    PYTHONPATH=.:python_backend:GLM-4-Voice:Matcha-TTS python -m tests.codecs.glm4_voice.authors
+    pip install torch diffusers==0.29.0 einops omegaconf scipy pyyaml
+    PYTHONPATH=.:python_backend:GLM-4-Voice:Matcha-TTS python -m tests.codecs.glm4_voice.authors [--check]
 
-Everything runs in float64, because phases accumulate. Noise is drawn from the codec's tables instead of torch's
-generator. `demo` is the loop of their `web_demo.py`, whose prompt repeats a frame from the third block on; `loop` is
-the same without that frame.
+GLM-4-Voice is https://github.com/THUDM/GLM-4-Voice at eb00ce9, Matcha-TTS https://github.com/shivammehta25/Matcha-TTS
+at 108906c. Everything runs in float64, because phases accumulate. Noise is drawn from the codec's tables instead of
+torch's generator. `source` and `pcm` are made from a mel that numpy draws. `demo` is the loop of their `web_demo.py`,
+whose prompt repeats a frame from the third block on; `loop` is the same without that frame.
 """
 
 import sys
@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -24,7 +23,8 @@ from torch import Tensor
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.codecs import glm4_voice as ours
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
-from tests.codecs.glm4_voice.reference import LENGTHS, PART, PROMPT, REFERENCE, SIZES, thinned, tokens
+from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, inputs, mel, tokens
+from tests.codecs.stored_results import compute_in_float64, write_or_check
 
 MISSING = {
     "conformer": ["ConformerBlock"],
@@ -111,18 +111,23 @@ def loop(decoder: Any, ids: Tensor, sizes: tuple[int, ...], repeats: bool) -> Te
 
 
 def parts(decoder: Any, codec: Glm4VoiceCodec) -> dict[str, Tensor]:
-    """Return the outputs of encoder, regulator, flow (with and without prompt) and vocoder for PART tokens."""
+    """Return the outputs of encoder, regulator, flow (with and without prompt) for PART tokens, and of the vocoder."""
     flow, ids, length, none = decoder.flow, tokens()[:, :PART], torch.tensor([PART]), torch.tensor([0])
     encoded, _ = flow.encoder(flow.input_embedding(ids), length)
     goal, _ = flow.length_regulator(flow.encoder_proj(encoded), torch.tensor([codec.mels(PART)]))
 
-    def mel(prompt: Tensor) -> Tensor:
+    def generate(prompt: Tensor) -> Tensor:
         known = prompt.transpose(1, 2)
         return flow.inference(ids, length, ids[:, :0], none, known, torch.tensor([known.shape[1]]), torch.zeros(1, 192))
 
-    whole = mel(torch.zeros(1, 80, 0))
-    pcm, source = decoder.hift.inference(mel=whole)
-    results = {"encoded": encoded, "goal": goal.transpose(1, 2), "mel": whole, "prompted": mel(whole[..., :PROMPT])}
+    whole = generate(torch.zeros(1, 80, 0))
+    pcm, source = decoder.hift.inference(mel=mel())
+    results = {
+        "encoded": encoded,
+        "goal": goal.transpose(1, 2),
+        "mel": whole,
+        "prompted": generate(mel()[..., :PROMPT]),
+    }
     return results | {"pcm": pcm, "source": source}
 
 
@@ -140,13 +145,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = write_glm4_voice(Path(name))
-        codec = Glm4VoiceCodec(ours.read_config(folder))
-        torch.set_default_dtype(torch.float64)
+        codec, given = Glm4VoiceCodec(ours.read_config(folder)), inputs(folder)
+        compute_in_float64()
         decoder = built(folder)
     draw_from(codec)
     with torch.inference_mode():
-        results = parts(decoder, codec) | loops(decoder)
-    np.savez_compressed(REFERENCE, **{name: thinned(each.numpy()) for name, each in results.items()})
+        write_or_check(REFERENCE, EVERY, parts(decoder, codec) | loops(decoder), given)
 
 
 if __name__ == "__main__":

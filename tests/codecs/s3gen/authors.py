@@ -1,11 +1,11 @@
 """Write `reference.npz` for the tests: results of the authors' code with random weights.
 
     pip install torch einops omegaconf scipy diffusers==0.29.0
-    CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors
+    CHATTERBOX_SRC=chatterbox PYTHONPATH=.:python_backend python -m tests.codecs.s3gen.authors [--check]
 
 CHATTERBOX_SRC is the folder chatterbox in the wheel chatterbox-tts 0.1.7. All runs in float64, because phases of a
 source add up. Noise is drawn from the codec's tables instead of torch's generator. Widths are those of the random
-weights.
+weights. `pcm` and `source` are made from a mel that numpy draws, and `spoken` from the mel of the tokens.
 """
 
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_s3gen import MEANFLOW, NARROW, tensors
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN, NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig
-from tests.codecs.s3gen.reference import LENGTHS, REFERENCE, VOICES, thinned, tokens
+from tests.codecs.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
+from tests.codecs.stored_results import compute_in_float64, write_or_check
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 MISSING = {
@@ -63,7 +63,7 @@ def other(make: Callable[..., Any], **values: Any) -> Callable[..., Any]:
 def narrow() -> None:
     """Give the authors' classes the widths of the random weights."""
     stand_in()
-    from chatterbox.models.s3gen import decoder, s3gen
+    from chatterbox.models.s3gen import s3gen
     from chatterbox.models.s3gen.transformer import upsample_encoder
 
     shape, estimator, vocoder = NARROW.encoder, NARROW.estimator, NARROW.vocoder
@@ -89,16 +89,14 @@ def narrow() -> None:
     s3gen.HiFTGenerator = other(s3gen.HiFTGenerator, base_channels=vocoder.channels)
     s3gen.ConvRNNF0Predictor = other(s3gen.ConvRNNF0Predictor, cond_channels=vocoder.source.pitch_channels)
     s3gen.CAMPPlus = other(lambda **_: nn.Identity())
-    bias = decoder.mask_to_bias
-    decoder.mask_to_bias = lambda mask, dtype: bias(mask, torch.float32).to(dtype)  # it knows no float64
 
 
-def loaded(config: S3GenConfig) -> Any:
-    """Return the authors' `S3Token2Wav` with random weights for a config."""
+def loaded(config: S3GenConfig, weights: dict[str, Tensor]) -> Any:
+    """Return the authors' `S3Token2Wav` with weights for a config."""
     from chatterbox.models.s3gen import s3gen
 
     model = s3gen.S3Token2Wav(meanflow=config.estimator.is_meanflow)
-    spoken = {name: tensor for name, tensor in tensors(config).items() if name.startswith(("flow.", "mel2wav."))}
+    spoken = {name: tensor for name, tensor in weights.items() if name.startswith(("flow.", "mel2wav."))}
     missing, unknown = model.load_state_dict(spoken, strict=False)
     assert not unknown
     assert all(name.startswith("tokenizer.") for name in missing), missing
@@ -119,30 +117,38 @@ def draw_from(codec: S3GenCodec) -> None:
     torch.distributions.uniform.Uniform.sample = lambda *_args, **_kwargs: codec.phases[None].clone()
 
 
+def results(model: Any, turbo: Any, codec: S3GenCodec) -> dict[str, Tensor]:
+    """Return the results of the authors' code."""
+    found = dict[str, Tensor]()
+    for length in LENGTHS:
+        pcm, source = model.mel2wav.inference(speech_feat=mel(length), cache_source=torch.zeros(1, 1, 0))
+        found |= {f"pcm_{length}": pcm, f"source_{length}": source}
+    for name, voice in VOICES.items():
+        embedded = model.flow.input_embedding(voice["prompt_token"])
+        found[f"encoded_{name}"] = model.flow.encoder(embedded, voice["prompt_token_len"])[0]
+        for length in LENGTHS:
+            ids, told = tokens(length)[None], dict(voice)
+            found[f"mel_{name}_{length}"] = model.flow_inference(ids, ref_dict=dict(told), finalize=True)
+            found[f"spoken_{name}_{length}"], _ = model.inference(ids, ref_dict=told)
+            prompt = FRAMES_PER_TOKEN * voice["prompt_token"].shape[1]
+            # Their loop draws noise for the new frames on its own, here from the same table.
+            torch.randn = lambda *shape, at=prompt, **_: codec.noise[None, :, at : at + shape[2]].double()
+            silent = torch.cat([ids, torch.full((1, NUM_SILENT), SILENCE)], 1)
+            turbo_mel = turbo.flow_inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2, finalize=True)
+            pcm, _ = turbo.inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2)
+            found |= {f"turbo_mel_{name}_{length}": turbo_mel, f"turbo_pcm_{name}_{length}": pcm}
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    codec = S3GenCodec(NARROW)
-    torch.set_default_dtype(torch.float64)
+    codec, given, weights = S3GenCodec(NARROW), inputs(), [(each, tensors(each)) for each in (NARROW, MEANFLOW)]
+    compute_in_float64()
     narrow()
-    model, turbo, results = loaded(NARROW), loaded(MEANFLOW), dict[str, Tensor]()
+    model, turbo = (loaded(*each) for each in weights)
     draw_from(codec)
     with torch.inference_mode():
-        for name, voice in VOICES.items():
-            embedded = model.flow.input_embedding(voice["prompt_token"])
-            results[f"encoded_{name}"] = model.flow.encoder(embedded, voice["prompt_token_len"])[0]
-            for length in LENGTHS:
-                ids, told = tokens(length)[None], dict(voice)
-                results[f"mel_{name}_{length}"] = model.flow_inference(ids, ref_dict=dict(told), finalize=True)
-                pcm, source = model.inference(ids, ref_dict=told)
-                results |= {f"pcm_{name}_{length}": pcm, f"source_{name}_{length}": source}
-                prompt = FRAMES_PER_TOKEN * voice["prompt_token"].shape[1]
-                # Their loop draws noise for the new frames on its own, here from the same table.
-                torch.randn = lambda *shape, at=prompt, **_: codec.noise[None, :, at : at + shape[2]].double()
-                silent = torch.cat([ids, torch.full((1, NUM_SILENT), SILENCE)], 1)
-                mel = turbo.flow_inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2, finalize=True)
-                pcm, _ = turbo.inference(silent, ref_dict=dict(voice), n_cfm_timesteps=2)
-                results |= {f"turbo_mel_{name}_{length}": mel, f"turbo_pcm_{name}_{length}": pcm}
-    np.savez_compressed(REFERENCE, **{name: thinned(each.numpy()) for name, each in results.items()})
+        write_or_check(REFERENCE, EVERY, results(model, turbo, codec), given)
 
 
 if __name__ == "__main__":

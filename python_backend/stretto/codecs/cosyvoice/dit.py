@@ -89,8 +89,8 @@ class _Rotation(nn.Module):
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        place = torch.arange(0, head_width, 2).float()
-        self.register_buffer("inv_freq", THETA ** -(place / head_width))
+        place = torch.arange(0, head_width, 2, dtype=torch.float64)
+        self.register_buffer("inv_freq", (THETA ** -(place / head_width)).float())
 
     def angles(self, frames: int) -> Tensor:
         """Return the angles of all frames, [frames, head_width / 2]."""

@@ -412,10 +412,13 @@ class Matching(nn.Module):
 
 
 def waves_of_time(times: Tensor, width: int) -> Tensor:
-    """Return the sines and cosines [n, width] of times [n] in [0, 1], as in Matcha's `SinusoidalPosEmb`."""
-    place = torch.arange(width // 2, device=times.device).float()
+    """Return the sines and cosines [n, width] of times [n] in [0, 1], as in Matcha's `SinusoidalPosEmb`.
+
+    The frequencies have the precision of `times`, because those in float32 would depend on the processor.
+    """
+    place = torch.arange(width // 2, device=times.device, dtype=times.dtype)
     frequencies = torch.exp(place * -(math.log(10_000) / (width // 2 - 1)))
-    angle = 1000 * times[:, None] * frequencies.to(times.dtype)
+    angle = 1000 * times[:, None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
@@ -507,9 +510,9 @@ def wave_of_distances(length: int, width: int, device: torch.device) -> Tensor:
         device: Device of the result.
 
     Returns:
-        float32 [2 length - 1, width].
+        float64 [2 length - 1, width], because angles in float32 would depend on the processor.
     """
-    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
-    even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    distance = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float64)
+    even = torch.arange(0, width, 2, device=device, dtype=torch.float64)
     angle = distance[:, None] * torch.exp(even * -(math.log(LONGEST_WAVE) / width))
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)

@@ -167,7 +167,8 @@ class Fourier(nn.Module):
         super().__init__()
         self.size, self.hop = size, hop
         window = torch.hann_window(size, dtype=torch.float64).float().double()
-        angle = 2 * math.pi * torch.arange(size // 2 + 1)[:, None] * torch.arange(size, dtype=torch.float64) / size
+        bins, places = (torch.arange(number, dtype=torch.float64) for number in (size // 2 + 1, size))
+        angle = 2 * math.pi * bins[:, None] * places / size
         forth = torch.cat([angle.cos(), -angle.sin()]) * window
         twice = torch.full((size // 2 + 1, 1), 2.0, dtype=torch.float64)
         twice[0] = twice[-1] = 1.0

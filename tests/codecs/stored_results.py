@@ -1,0 +1,73 @@
+"""Stored results of authors' code, computed in float64. Only every n-th number of a result is stored, in float32."""
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class StoredResults:
+    """The results in a file, for comparison with ours."""
+
+    def __init__(self, path: Path, every: int, inputs: Mapping[str, np.ndarray | Tensor]) -> None:
+        """Read the file.
+
+        Args:
+            path: File that `write_or_check` has written.
+            every: Distance of the stored numbers.
+            inputs: The inputs and weights of the tests, which must be those of the results.
+        """
+        self._made, self._every = np.load(path), every
+        is_same = self._made["inputs"] == digest(inputs)
+        assert is_same, f"{path}: other numbers are drawn now than when it was written; write it again (authors.py)"
+
+    def error(self, name: str, ours: Tensor) -> float:
+        """Return the largest difference between our result and the stored one, relative to the level."""
+        wanted, found = self._made[name], thinned(ours, self._every)
+        assert wanted[0] == found[0], f"{name}: {found[0]} numbers instead of {wanted[0]}"
+        return float(np.abs(found[1:] - wanted[1:]).max() / np.sqrt(np.square(wanted[1:]).mean()))
+
+    def stored(self, name: str) -> np.ndarray:
+        """Return the number of numbers in a result, and every n-th of them."""
+        return self._made[name]
+
+
+def write_or_check(
+    path: Path, every: int, results: Mapping[str, Tensor], inputs: Mapping[str, np.ndarray | Tensor]
+) -> None:
+    """Write results to a file, or assert that they equal those in it if the command line has `--check`."""
+    if "--check" not in sys.argv:
+        np.savez_compressed(
+            path, **{name: thinned(each, every) for name, each in results.items()}, inputs=digest(inputs)
+        )
+        return
+    known = StoredResults(path, every, inputs)
+    errors = {name: known.error(name, each) for name, each in results.items()}
+    assert max(errors.values()) < 1e-6, f"{path}: {errors}"
+
+
+def thinned(values: Tensor, every: int) -> np.ndarray:
+    """Return the count of numbers and every n-th of them, float32."""
+    return np.append(values.numel(), values.reshape(-1)[::every].numpy()).astype(np.float32)
+
+
+def digest(inputs: Mapping[str, np.ndarray | Tensor]) -> str:
+    """Return a hash of the names, types and bits of arrays."""
+    found = hashlib.sha256()
+    for name, values in sorted(inputs.items()):
+        array = np.ascontiguousarray(values)
+        found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def compute_in_float64() -> None:
+    """Make torch use float64 wherever the authors' code asks for float32, as in `Tensor.float`.
+
+    Otherwise steps in float32 would make even the results in float64 depend on the processor.
+    """
+    torch.set_default_dtype(torch.float64)
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[misc, assignment]
