@@ -22,10 +22,11 @@ from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import LiveSession, PartStream, UnreadAudio, speak_written
+from stretto_client.live_speech import LiveSession, UnreadAudio, speak_written
 from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
+from stretto_client.part_stream import PartStream
 from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_client.shared_memory import Memory, RingSize, Sharing
 from stretto_client.speech_stream import (

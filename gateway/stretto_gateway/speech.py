@@ -170,7 +170,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
             report = event.report or report
     if rest := encoder.close():
         yield sse(delta(rest))
-    untimed = {"untimed_words": words} if (words := report.get("untimed_words")) else {}
+    untimed = {name: report[name] for name in ("untimed_words",) if report.get(name)}
     yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed)
 
 
