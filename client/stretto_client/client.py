@@ -68,6 +68,19 @@ def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
         return {}
 
 
+def caller_headers(server: str, caller: Callable[[], str] | None) -> dict[str, str] | None:
+    """Return the headers that name the caller; None if none is known or the server is remote.
+
+    Args:
+        server: Address of the server (host:port).
+        caller: Function that identifies the caller.
+    """
+    key = key_headers(server) if caller is not None else {}
+    if not key or caller is None:
+        return None
+    return {**key, CALLER_HEADER: hashlib.blake2b(caller().encode(), digest_size=16).hexdigest()}
+
+
 def ours(path: Path) -> bool:
     """Return True if this user owns the file and no other user can have written it."""
     state, folder = path.lstat(), path.parent.lstat()
@@ -344,19 +357,14 @@ class SpeechClient:
                 await sharing.register(self._client)
             yield {"model_name": self.model, "inputs": inputs}
 
-        responses = self._client.stream_infer(requests(), headers=self._headers())
+        responses = self._client.stream_infer(requests(), headers=caller_headers(self.server, self._caller))
         return SpeechStream(responses, self, sharing, timeouts)
 
     def parts(self) -> PartStream:
         """Return a gRPC stream for parts of streamed text or live audio."""
-        return PartStream(self._client, self.model, self.server, self.timeouts.between_s, self._headers())
-
-    def _headers(self) -> dict[str, str] | None:
-        """Return the headers that name the caller; None if none is known or the server is remote."""
-        key = key_headers(self.server) if self._caller is not None else {}
-        if not key or self._caller is None:
-            return None
-        return {**key, CALLER_HEADER: hashlib.blake2b(self._caller().encode(), digest_size=16).hexdigest()}
+        return PartStream(
+            self._client, self.model, self.server, self.timeouts.between_s, caller_headers(self.server, self._caller)
+        )
 
     def release(self, sharing: Sharing) -> None:
         """Free an utterance's shared memory in the background; `close` frees whatever remains."""
