@@ -105,6 +105,17 @@ CHANNEL = [
 ]
 
 
+def with_ring(options: SpeakOptions, sharing: Sharing | None) -> SpeakOptions:
+    """Return `options` with a ring in shared memory for the samples, if the client shares memory."""
+    output: OutputOptions = {**options.get("output", {})}
+    if sharing is not None:
+        output["ring"] = sharing.make_ring().option()
+    options = {**options, "output": output}
+    if not output:
+        del options["output"]
+    return options
+
+
 class SpeechClient:
     """Client for speech, transcription and conversations.
 
@@ -207,13 +218,7 @@ class SpeechClient:
         if task == "tts" and self._profile is not None and "piece" in self._profile.options:
             options = {"piece": piece, **options}
         sharing = self._share()
-        output: OutputOptions = {**options.get("output", {})}
-        if sharing is not None:
-            output["ring"] = sharing.make_ring().option()
-        options = {**options, "output": output}
-        if not output:
-            del options["output"]
-        return self.send(speech_inputs(text, task, options, sharing), sharing, timeouts)
+        return self.send(speech_inputs(text, task, with_ring(options, sharing), sharing), sharing, timeouts)
 
     def transcribe(self, audio: Audio, /, *, task: str = "asr", **options: Unpack[OptionsRecord]) -> SpeechStream:
         """Transcribe a recording and return the events.

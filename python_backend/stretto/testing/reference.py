@@ -478,17 +478,15 @@ class _Reply:
 
     def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
         ranked = sorted(allowed, key=lambda token: -logits[token])
-        follows = self.family.penalty_follows and stream == 0 and limits is not self.sampling.text
-        scored = self.penalized(logits) if follows else logits
+        is_audio = limits is not self.sampling.text
+        scored = self.penalized(logits) if self.family.penalty_follows and stream == 0 and is_audio else logits
         if limits.temperature == 0:
             scores = {token: scored[token] for token in ranked}
         else:
-            kept = ranked[: limits.top_k or None]
-            weights = [math.exp((logits[token] - logits[kept[0]]) / limits.temperature) for token in ranked]
-            of_all = self.family.top_p_of_all and limits is not self.sampling.text
-            total = math.fsum(weights if of_all else weights[: len(kept)])
-            before = [math.fsum(weights[:i]) / total for i in range(len(kept))]
-            kept = [token for token, mass in zip(kept, before, strict=True) if mass < limits.top_p]
+            weighed = ranked if self.family.top_p_of_all and is_audio else ranked[: limits.top_k or None]
+            weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in weighed]
+            before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(weighed))]
+            kept = [t for t, mass in zip(weighed, before, strict=True) if mass < limits.top_p][: limits.top_k or None]
             noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
             scores = {token: scored[token] / limits.temperature + noise[token] for token in kept}
         best = sorted(scores, key=lambda token: -scores[token])[:2]

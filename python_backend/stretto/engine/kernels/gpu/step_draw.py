@@ -383,8 +383,7 @@ def draw_streams_kernel(
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
     penalty_follows: tl.constexpr,  # True if the penalty is applied after top-k and top-p
-    excludes: tl.constexpr,  # True if the second draw excludes the repeated id
-    top_p_of_all: tl.constexpr,  # True if top-p applies to all ids, not only to those that top-k keeps
+    excludes: tl.constexpr, top_p_of_all: tl.constexpr,  # of `Family`: `redraw_excludes`, `top_p_of_all`
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature

@@ -43,6 +43,22 @@ NUM_FIELDS = tl.constexpr(4)
 
 
 @triton.jit
+def _after_unknown(
+    has_main: tl.tensor, marks: tl.tensor, main: tl.tensor, main_at: tl.tensor, main_end: tl.tensor, table: tl.tensor,
+    rules: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Return stream 0, the place of the next token, and whether the second stream has `new_id`.
+
+    If the token is `new_id` within a word, an unknown character, the next token or a pad replaces it on stream 0.
+    """
+    skips = has_main & (marks == 0) & (main == rules.new_id)
+    has_next = skips & (main_at < main_end)
+    main = tl.where(skips, rules.pad_id, main)
+    main = tl.where(has_next, tl.load(table + main_at, mask=has_next, other=0), main)
+    return main, main_at + has_next.to(tl.int64), marks | skips
+
+
+@triton.jit
 def words_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows carry
     seconds: tl.tensor,  # [N] int32, written: ids of the second stream; None if nothing reads them
@@ -97,12 +113,7 @@ def words_kernel(
     main_at += has_main.to(tl.int64)
     second = main * 0 + rules.nothing
     if rules.ahead > 0:
-        skips = has_main & (marks == 0) & (main == rules.new_id)
-        has_main = skips & (main_at < main_end)
-        main = tl.where(skips, rules.pad_id, main)
-        main = tl.where(has_main, tl.load(table + main_at, mask=has_main, other=0), main)
-        main_at += has_main.to(tl.int64)
-        marks = marks | skips
+        main, main_at, marks = _after_unknown(has_main, marks, main, main_at, main_end, table, rules)
         has_second = (marks == 0) & (second_at < second_end)
         shown = tl.where(marks, rules.new_id, tl.load(table + second_at, mask=has_second, other=0))
         second = tl.where(marks | has_second, rules.second_base + shown, second)
