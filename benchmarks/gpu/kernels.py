@@ -4,7 +4,7 @@ It needs no engine.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -77,6 +77,12 @@ def _wait(setup: Setup) -> None:
         torch.cuda.synchronize()
 
 
+def draw_params(parameters: Iterable[torch.Tensor]) -> DrawParams:
+    """Return the parameters of a draw from temperature, top-k and top-p [B] each."""
+    temperature, top_k, top_p = parameters
+    return DrawParams(temperature, top_k, top_p)
+
+
 def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, Any]:
     num_streams, num_columns = DRAWS[kind]
     random = np.random.default_rng(num_rows)
@@ -86,10 +92,10 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     ids = 100 + torch.arange(num_streams * num_columns).view(num_streams, num_columns)
     temperature, top_k, top_p = (np.full(num_rows, value) for value in SAMPLINGS[sampling])
     arrays = temperature.astype(np.float32), top_k.astype(np.int32), top_p.astype(np.float32)
-    plan, params = DrawPlan.from_parameters(*arrays), [torch.from_numpy(array) for array in arrays]
-    expected = draw(logits, ids, keys, DrawParams(*params), plan)
+    plan, params = DrawPlan.from_parameters(*arrays), draw_params(map(torch.from_numpy, arrays))
+    expected = draw(logits, ids, keys, params, plan)
     there = logits.to(setup.device), ids.to(setup.device), keys.to(setup.device)
-    params_there = DrawParams(*(each.to(setup.device) for each in params))
+    params_there = draw_params(each.to(setup.device) for each in (params.temperature, params.top_k, params.top_p))
     drawn = draw(*there, params_there, plan).cpu()
     different, number = int((drawn != expected).sum()), expected.numel()
     # Logarithms on device and host differ in the last bit, which rarely changes a sampled id.

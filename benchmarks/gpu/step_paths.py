@@ -57,7 +57,8 @@ DIFFERENT = 0.01  # permitted share of differing ids, because logarithms and sum
 def _draw(
     logits: torch.Tensor, ids: torch.Tensor, keys: torch.Tensor, parameters: list[torch.Tensor], is_random: bool
 ) -> torch.Tensor:
-    params = DrawParams(*parameters)
+    temperature, top_k, top_p = parameters
+    params = DrawParams(temperature, top_k, top_p)
     if logits.device.type == "cpu":
         return draw_on_host(logits, ids, keys, params, DrawPlan(is_random, 0, True))
     return import_module("stretto.engine.kernels.gpu.draw").draw_on_device(logits, ids, keys, params)

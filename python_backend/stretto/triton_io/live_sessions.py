@@ -33,7 +33,7 @@ class LiveModel(Protocol):
 
     family: Family
 
-    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    def generate(self, prompt: Prompt, request_id: str, pacer: Pacer, host: str) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of one reply.
 
         For a prompt with open audio, `write_frames` is accepted once the first chunk has been requested.

@@ -300,7 +300,8 @@ class PairedScheduling(Base):
             die_with_parent()  # the parent is the host; in a spawned engine, its fork hook has not run
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share)
         # Planned step: rows granted to each running request, and whether new requests may be admitted.
-        self._grants, self._admits = dict[str, int](), True
+        self._grants: Mapping[str, int] = {}
+        self._admits = True
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step, len(rules.family.pauses_s))

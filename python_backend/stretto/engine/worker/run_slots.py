@@ -217,8 +217,12 @@ class PlanArrays:
             is_all = len(index) == plan.num_rows and bool((index == np.arange(plan.num_rows)).all())
             return None if is_all else arrays.tensor(arrays.upload(index))
 
-        def params(index: Array | None, *columns: Array, of_all: bool = tables.top_p_of_all) -> DrawParams:
-            return DrawParams(*(arrays.tensor(c if index is None else c[index]) for c in columns), of_all=of_all)
+        def params(
+            index: Array | None, temperature: Array, top_k: Array, top_p: Array, of_all: bool = tables.top_p_of_all
+        ) -> DrawParams:
+            columns = (temperature, top_k, top_p)
+            temperatures, counts, masses = (arrays.tensor(c if index is None else c[index]) for c in columns)
+            return DrawParams(temperatures, counts, masses, of_all=of_all)
 
         others = plan.sampling[len(plan.drawing) :]
         return cls(
