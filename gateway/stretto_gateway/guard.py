@@ -256,12 +256,12 @@ class Guard:
 
 
 def strip_slash(scope: Scope) -> None:
-    """Remove slashes at the end of a request's path, which clients add that join a base URL and a path.
+    """Remove slashes at the end of an HTTP request's path, which clients add that join a base URL and a path.
 
     A redirect would lose the body in some clients, and would name the wrong scheme behind a proxy with TLS.
     """
     path = scope["path"].rstrip("/") or "/"
-    if scope["path"] not in (path, page.WITH_SLASH):
+    if scope["type"] == "http" and scope["path"] not in (path, page.WITH_SLASH):
         scope["path"] = path
 
 

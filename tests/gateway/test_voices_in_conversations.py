@@ -155,14 +155,18 @@ async def test_realtime_refuses_an_uploaded_voice_that_no_conversation_can_have(
 DUPLEX = PERSONA | {"tasks": [*PERSONA["tasks"], TTS]}
 
 
-async def test_duplex_session_is_in_an_uploaded_voice(start: Start, tmp_path: Path) -> None:
+async def start_duplex(start: Start, folder: Path) -> tuple[Running, Partner]:
+    """Start a gateway of a full-duplex model that also speaks texts, with an uploaded voice."""
     partner = Partner()
-
-    def both(request: Request) -> list[Step]:
-        return REPLY if request.get("task") == b"tts" else partner(request)
-
-    running = await start(both, DUPLEX, voices=tmp_path)
+    running = await start(
+        lambda request: REPLY if request.get("task") == b"tts" else partner(request), DUPLEX, voices=folder
+    )
     await added_voice(running)
+    return running, partner
+
+
+async def test_duplex_session_is_in_an_uploaded_voice(start: Start, tmp_path: Path) -> None:
+    running, partner = await start_duplex(start, tmp_path)
     settings = {"type": "realtime", "instructions": "Be kind.", "audio": {"output": {"voice": "mine"}}}
     async with call(running) as caller:
         assert (await caller.ask("session.update", session=settings)).session.audio.output.voice == "mine"
@@ -176,13 +180,7 @@ async def test_duplex_session_is_in_an_uploaded_voice(start: Start, tmp_path: Pa
 
 
 async def test_kyutai_chat_is_in_an_uploaded_voice(start: Start, tmp_path: Path) -> None:
-    partner = Partner()
-
-    def both(request: Request) -> list[Step]:
-        return REPLY if request.get("task") == b"tts" else partner(request)
-
-    running = await start(both, DUPLEX, voices=tmp_path)
-    await added_voice(running)
+    running, partner = await start_duplex(start, tmp_path)
     async with open_socket(running, "/api/chat?voice_prompt=Mine&text_prompt=Be%20kind.") as opened:
         async with asyncio.timeout(PATIENCE_S):
             assert await opened.recv() == b"\x00"
