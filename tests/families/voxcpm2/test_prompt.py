@@ -16,7 +16,16 @@ from stretto.families.voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENC
 from stretto.families.voxcpm2.prompt import VoxCpmTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.streams.layout import latents_of
-from tests.voxcpm2_release import MODES, PROMPT_TEXT, TEXT, convert_release, reply, request, wave_file
+from tests.voxcpm2_release import (
+    LATENT_TOLERANCE,
+    MODES,
+    PROMPT_TEXT,
+    TEXT,
+    convert_release,
+    reply,
+    request,
+    wave_file,
+)
 
 FRAME = NUM_TOKENS
 
@@ -35,7 +44,7 @@ def preprocessor(checkpoint: Path) -> Preprocessor:
 def test_rows_match_the_authors(preprocessor: Preprocessor, mode: str) -> None:
     expected, prompt = reply("plain", mode), preprocessor.prepare(request(mode))
     assert prompt.rows[:, 0].tolist() == np.where(expected.is_audio, FRAME, expected.text).tolist()
-    np.testing.assert_allclose(latents_of(prompt.rows[:, 1:]), expected.latents_before, atol=1e-4)
+    np.testing.assert_allclose(latents_of(prompt.rows[:, 1:]), expected.latents_before, atol=LATENT_TOLERANCE)
     assert prompt.num_reference_rows == (3 if expected.is_audio[-1] else 0)
 
 
