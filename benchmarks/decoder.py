@@ -138,6 +138,7 @@ class _Reply:
     stream: "_Stream"
     sent_s: float
     cancelled: bool = field(default=False)
+    host: str = ""
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         now, trace = self.stream.stage.now(), self.stream.trace
@@ -284,6 +285,8 @@ def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
 
 class CountingReply:
     """Reply that counts the answers to `number` chunks."""
+
+    host = ""
 
     def __init__(self, number: int) -> None:
         self.errors: list[Exception] = []

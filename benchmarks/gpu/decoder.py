@@ -41,6 +41,8 @@ PATIENCE_S = 120.0
 class Listener:
     """Reply that collects the samples of one utterance."""
 
+    host = ""
+
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
         self.error: Exception | None = None

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from stretto.decoder import loop
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
-from stretto.decoder.loop import Batch, Job, next_group, stack
+from stretto.decoder.loop import Batch, HostTurns, Job, next_group, stack
 from stretto.decoder.sessions import Renderer, Session
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
@@ -13,7 +14,9 @@ from stretto.streams.layout import Segment
 from tests.fakes import FakeCodec, RecordedReply
 
 
-def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0, is_alone: bool = False) -> Job:
+def make_job(
+    name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0, is_alone: bool = False, host: str = ""
+) -> Job:
     """Push chunks with these numbers of frames and return the last job."""
     form = OutputForm(deterministic=is_alone)
     session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
@@ -21,7 +24,9 @@ def make_job(name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0,
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)
     assert window is not None
-    return Job(PendingChunk(name, Chunk(0, Segment.AUDIO), None, RecordedReply()), session, window, due_s)
+    reply = RecordedReply()
+    reply.host = host
+    return Job(PendingChunk(name, Chunk(0, Segment.AUDIO), None, reply), session, window, due_s)
 
 
 def names(jobs: list[Job]) -> list[str]:
@@ -39,9 +44,9 @@ def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
         "f": ([4], 8.0),
     }
     jobs = [make_job(name, sizes, codec, due_s) for name, (sizes, due_s) in pushes.items()]
-    groups = []
+    groups, turns = [], HostTurns()
     while jobs:
-        group = next_group(jobs, 2)
+        group = next_group(jobs, 2, turns)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
     assert groups == [["c", "a"], ["b", "f"], ["d"], ["e"]]
@@ -49,15 +54,36 @@ def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
 
 def test_job_group_takes_the_first_jobs_up_to_the_limit() -> None:
     jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
-    assert names(next_group(jobs, 3)) == ["a", "b", "c"]
+    assert names(next_group(jobs, 3, HostTurns())) == ["a", "b", "c"]
+
+
+def test_hosts_take_turns_in_the_first_job_of_a_batch() -> None:
+    """The jobs of one host are all due earlier than the other's; those of equal shape join its batches."""
+    codec, turns = FakeCodec(), HostTurns()
+    jobs = [make_job(f"a{index}", [4], codec, index, host="a") for index in range(6)]
+    jobs += [make_job(f"b{index}", [3], codec, 100 + index, host="b") for index in range(2)]
+    jobs += [make_job("c0", [4], codec, 200, host="c")]
+    groups = []
+    while jobs:
+        group = next_group(jobs, 2, turns)
+        groups.append(names(group))
+        jobs = [job for job in jobs if job not in group]
+    assert groups == [["a0", "a1"], ["b0", "b1"], ["c0", "a2"], ["a3", "a4"], ["a5"]]
+
+
+def test_new_host_is_next_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MAX_HOSTS", 2)
+    turns = HostTurns()
+    assert [turns.next(hosts) for hosts in (["a"], ["a", "b"], ["a", "b"], ["a", "b", "c"])] == ["a", "b", "a", "c"]
+    assert turns.next(["a", "b"]) == "b"
 
 
 def test_deterministic_jobs_are_not_batched() -> None:
     codec = FakeCodec()
     jobs = [make_job(name, [4], codec, due_s, is_alone=name in "bd") for due_s, name in enumerate("abcde")]
-    groups = []
+    groups, turns = [], HostTurns()
     while jobs:
-        group = next_group(jobs, 8)
+        group = next_group(jobs, 8, turns)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
     assert groups == [["a", "c", "e"], ["b"], ["d"]]

@@ -353,7 +353,7 @@ class Opener(list):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_jobs_fail_when_the_decoder_thread_dies(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(jobs: list, limit: int) -> list:
+    def broken(jobs: list, limit: int, turns: object) -> list:
         raise SystemExit
 
     monkeypatch.setattr("stretto.decoder.loop.next_group", broken)

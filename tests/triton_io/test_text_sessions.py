@@ -120,7 +120,9 @@ class TimedModel(Model):
     def text_stream(self) -> Any:
         return WholeWords()
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(
+        self, prompt: Prompt, request_id: str, pacer: Pacer, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
         async for item in super().generate(prompt, request_id, pacer):
             marks = (WordMark("it", 2), WordMark("s", 5)) if item.chunk.is_final else (WordMark("so", 1),)
             report = Report("stop", 1, 1, 1, 1, 1.0, 0, 0.0, None, 1.0) if item.chunk.is_final else None

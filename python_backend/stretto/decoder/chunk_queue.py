@@ -79,7 +79,13 @@ class Pace:
 
 
 class ChunkAnswer(Protocol):
-    """Answer to one chunk; exactly one of `send` and `fail` is called, once."""
+    """Answer to one chunk; exactly one of `send` and `fail` is called, once.
+
+    Attributes:
+        host: Client host that receives the answer.
+    """
+
+    host: str
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n], float32 or int16, if there are any, together with their event."""

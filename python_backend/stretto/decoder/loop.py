@@ -4,6 +4,7 @@
 
 Waiting chunks are decoded immediately, at most one per utterance and batch; the loop never waits for a larger batch.
 The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
+Client hosts take turns in having the first job of a batch.
 
 A batch combines windows of different utterances, for the codec or for a refinement model.
 """
@@ -11,8 +12,9 @@ A batch combines windows of different utterances, for the codec or for a refinem
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -147,17 +149,43 @@ def batch_limit(spec: CodecSpec, max_batch: int) -> int:
     return 1 if spec.max_frames is not None else max_batch
 
 
-def next_group(jobs: Sequence[Job], limit: int) -> list[Job]:
+MAX_HOSTS = 1024
+
+
+class HostTurns:
+    """Turns of client hosts in having the first job of a batch.
+
+    A host whose clients have all underrun would otherwise come before every client that is still waiting for its audio.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, None] = {}  # the one whose turn was last comes last
+
+    def next(self, hosts: Collection[str]) -> str:
+        """Return the one of `hosts` whose last turn was longest ago."""
+        waiting = [host for host in self._hosts if host in hosts]
+        host = next((each for each in hosts if each not in self._hosts), None)
+        host = waiting[0] if host is None else host
+        self._hosts.pop(host, None)
+        self._hosts[host] = None
+        if len(self._hosts) > MAX_HOSTS:
+            del self._hosts[next(iter(self._hosts))]
+        return host
+
+
+def next_group(jobs: Sequence[Job], limit: int, turns: HostTurns) -> list[Job]:
     """Return the jobs of the next batch, earliest deadline first.
 
-    These are the earliest job and up to `limit` - 1 others of the same shape. If the earliest job may not share a
-    batch, it is returned on its own.
+    These are the earliest job of the next host and up to `limit` - 1 others of the same shape. If that job may not
+    share a batch, it is returned on its own.
     """
     ordered = sorted(jobs, key=lambda job: job.due_s)
-    first = ordered[0]
+    host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
+    first = next(job for job in ordered if job.pending.reply.host == host)
     if first.is_alone:
         return [first]
-    return [job for job in ordered if job.window.shape == first.window.shape and not job.is_alone][:limit]
+    others = (job for job in ordered if job.window.shape == first.window.shape and not job.is_alone)
+    return [first, *islice((job for job in others if job is not first), limit - 1)]
 
 
 def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
@@ -291,6 +319,7 @@ class DecodingLoop:
         self._launcher = make_launcher(codec, config)
         self.unanswered = Unanswered(counts, queue)  # chunks in progress
         self._jobs: list[Job] = []  # admitted, at most one per utterance
+        self._turns = HostTurns()
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
         self.pace = Pace()
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
@@ -333,7 +362,8 @@ class DecodingLoop:
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:
-            self._launch(next_group(self._jobs, batch_limit(self._codec.spec, self._config.max_batch)))
+            limit = batch_limit(self._codec.spec, self._config.max_batch)
+            self._launch(next_group(self._jobs, limit, self._turns))
         while len(self._batches) > (self._launcher.depth if self._jobs else 0):
             self._complete(*self._batches.popleft())
 

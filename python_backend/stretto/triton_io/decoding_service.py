@@ -39,12 +39,13 @@ class ChunkReply:
     """Answer to one chunk. Exactly one call to `send`, `fail` or `close` ends the request.
 
     Attributes:
+        host: Client host that receives the answer.
         slot: Flow-control slot of the utterance.
         writer: Writer of the client's ring, if it has one.
     """
 
     def __init__(self, caller: Caller, slot: FlowSlot) -> None:
-        self._caller = caller
+        self._caller, self.host = caller, caller.host
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
