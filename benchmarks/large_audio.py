@@ -9,7 +9,7 @@ Short texts are sent one at a time, and the time to their first audio is measure
     prepared   a client that sends files of 19 MB, which are decoded and answered
     long       a client whose files are refused as too long
     format     a client whose files are refused because their format is unknown
-    corrupt    a client whose files are refused because their second half is corrupt
+    corrupt    a client whose files are read up to their second half, which is corrupt
     unsound    a client whose requests are refused by the proxy and never reach Triton
 
 The uploading client represents another machine. It is a process with the lowest priority. It sends the same bytes again
@@ -78,7 +78,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "corrupt": corrupt_flac,
     "unsound": lambda: bytes(NUM_BYTES),
 }
-REFUSED = FILES.keys() - {"prepared"}
+REFUSED = FILES.keys() - {"prepared", "corrupt"}
 
 
 def large_request(kind: str) -> bytes:

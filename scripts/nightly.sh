@@ -82,8 +82,8 @@ check_codec_results() (
         antlr4-python3-runtime==4.9.3 chatterbox-tts==0.1.7
     export CHATTERBOX_SRC="$folder/packages/chatterbox" PYTHONPATH="$folder/packages"
     python -m tests.codecs.s3gen.authors --check
-    clone https://github.com/THUDM/GLM-4-Voice eb00ce9 "$folder/glm4_voice"
-    clone https://github.com/shivammehta25/Matcha-TTS 108906c "$folder/matcha"
+    clone https://github.com/THUDM/GLM-4-Voice eb00ce9142e8d98b0ed7c57cd47e0d6d5dce9a1a "$folder/glm4_voice"
+    clone https://github.com/shivammehta25/Matcha-TTS 108906c603fad5055f2649b3fd71d2bbdf222eac "$folder/matcha"
     PYTHONPATH="$PYTHONPATH:$folder/glm4_voice:$folder/matcha" python -m tests.codecs.glm4_voice.authors --check
 )
 

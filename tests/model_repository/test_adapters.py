@@ -152,7 +152,7 @@ class Speaking:
         model.config, model.engine_pids = config, [os.getpid()]
         return model
 
-    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer) -> AsyncGenerator[LMChunk, None]:
+    async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer, host: str) -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)
 
     def stats(self) -> dict[str, float]:
