@@ -16,7 +16,7 @@ from stretto.cli import COMMANDS
 from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
 from stretto.launcher import config
-from stretto_client.__main__ import parse
+from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
 from tests.ports import free_row

@@ -21,7 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stretto_client.__main__ import Parser
+from stretto_client.arguments import Parser
 from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection

@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 from stretto_client import ClientError, RecordedVoice, SpeechClient
-from stretto_client.__main__ import Parser
+from stretto_client.arguments import Parser
 from stretto_client.console import argument_text
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
