@@ -332,6 +332,7 @@ async def speak(client: SpeechClient, args: argparse.Namespace) -> None:
     text = standard_input() if args.text == "-" else args.text
     voice = args.voice if args.clone is None else RecordedVoice(args.clone, args.clone_text)
     flags = {"task": args.task, "seed": args.seed, "guidance_scale": args.guidance_scale, "voice": voice}
+    flags |= {"language": args.language, "instruct": args.instruct}
     flags |= {"encoding": args.encoding, "sample_rate": args.sample_rate, "markup": args.markup}
 
     def on_event(event: SpeechEvent) -> None:
@@ -423,7 +424,11 @@ def main(
     Raises:
         OSError: Standard output failed (see `console.run`).
     """
-    args = parse(argv, prog)
+    return perform(parse(argv, prog), default_server)
+
+
+def perform(args: argparse.Namespace, default_server: Callable[[], str]) -> int:
+    """Run a command whose arguments have been parsed, and return the exit status; see `main`."""
     try:
         args.server = args.server or default_server()
         if args.command == "chat":

@@ -20,52 +20,86 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def request_options() -> Parser:
+    """Return a parent parser with the options of every request."""
+    parser = Parser(add_help=False)
+    add = parser.add_argument
+    add("--seed", type=int, help="the same seed gives the same codes; default: random, and reported")
+    add("--options", type=json_object, default={}, metavar="JSON", help="any option of the server")
+    add("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
+    add("--json", action="store_true", help="print the summary as JSON")
+    return parser
+
+
+def sound_options() -> Parser:
+    """Return a parent parser with the destinations of speech."""
+    parser = Parser(add_help=False)
+    about = "wav, flac, ogg or mp3; grows as audio arrives; - writes wav to standard output"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=about)
+    parser.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
+    return parser
+
+
+def voice_options() -> Parser:
+    """Return a parent parser with the choice of a voice."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--voice", type=argument_text, help="a voice of the model")
+    about = "or the voice of a recording, if the model clones voices"
+    parser.add_argument("--clone", type=Path, metavar="FILE", help=about)
+    return parser
+
+
+def speech_options() -> Parser:
+    """Return a parent parser with the options of text to speech."""
+    parser = Parser(add_help=False, parents=[voice_options()])
+    add = parser.add_argument
+    about = "transcript of that recording; the speech continues it"
+    add("--clone-text", type=argument_text, default="", metavar="TEXT", help=about)
+    add("--language", type=argument_text, metavar="NAME", help="language of the text, if the model has several")
+    add("--instruct", type=argument_text, metavar="TEXT", help="how to speak, if the model takes instructions")
+    add("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
+    add("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
+    add("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
+    add("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
+    add("--words", action="store_true", help="print each word and when it starts")
+    return parser
+
+
+def recording_options() -> Parser:
+    """Return a parent parser with the options of a recording."""
+    parser = Parser(add_help=False)
+    about = "of live samples; default: 24000"
+    parser.add_argument("--rate", type=int, default=24_000, metavar="HZ", help=about)
+    return parser
+
+
+def role_options() -> Parser:
+    """Return a parent parser with the role of a model in a conversation."""
+    parser = Parser(add_help=False)
+    about = "role of the model, if it accepts one"
+    parser.add_argument("--system", type=argument_text, default="", metavar="TEXT", help=about)
+    return parser
+
+
 def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     """Return the command and its options; exit with status 2 if they are invalid."""
     parser = Parser(prog=prog, description="Speak, transcribe and talk through the server.")
-    shared = Parser(add_help=False)
+    shared = request_options()
     shared.add_argument("--server", metavar="HOST:PORT", help="its gRPC port; default: this machine's server")
-    shared.add_argument("--seed", type=int, help="the same seed gives the same codes; default: random, and reported")
-    shared.add_argument("--options", type=json_object, default={}, metavar="JSON", help="any option of the server")
-    shared.add_argument("--timeout", type=float, default=300.0, metavar="S", help="for the whole request")
-    shared.add_argument("--json", action="store_true", help="print the summary as JSON")
-    sound = Parser(add_help=False)
-    about = "wav, flac, ogg or mp3; grows as audio arrives; - writes wav to standard output"
-    sound.add_argument("--out", type=Path, metavar="FILE", help=about)
-    sound.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
-    recording = Parser(add_help=False)
+    recording = recording_options()
     kinds = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac"
     about = f"{kinds}; - reads one, or live 16-bit mono samples, from standard input"
     recording.add_argument("file", type=Path, help=about)
-    recording.add_argument("--rate", type=int, default=24_000, metavar="HZ", help="of live samples; default: 24000")
+    sound = sound_options()
     commands = parser.add_subparsers(dest="command", required=True)
-    speak = commands.add_parser("speak", parents=[shared, sound], help="text to speech")
+    speak = commands.add_parser("speak", parents=[shared, sound, speech_options()], help="text to speech")
     speak.add_argument("text", type=argument_text, help="text to speak; - streams standard input")
     speak.add_argument("--task", default="tts", help="name of the model's task; default: tts")
-    speak.add_argument("--voice", type=argument_text, help="a voice of the model")
-    speak.add_argument(
-        "--clone", type=Path, metavar="FILE", help="or the voice of a recording, if the model clones voices"
-    )
-    speak.add_argument(
-        "--clone-text",
-        type=argument_text,
-        default="",
-        metavar="TEXT",
-        help="transcript of that recording; the speech continues it",
-    )
-    speak.add_argument("--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="1 is unguided")
-    speak.add_argument("--encoding", choices=["pcm_f32le", "pcm_s16le"], help="format of the samples on the wire")
-    speak.add_argument("--sample-rate", type=int, metavar="HZ", help="resampled by the server; default: the codec's")
-    speak.add_argument("--markup", choices=MARKUPS, default="none", help="markup that is not read aloud; default: none")
-    speak.add_argument("--words", action="store_true", help="print each word and when it starts")
     transcribe = commands.add_parser("transcribe", parents=[shared, recording], help="speech to text")
     transcribe.add_argument("--task", default="asr", help="name of the model's task; default: asr")
-    duplex = commands.add_parser("talk", parents=[shared, recording, sound], help="speech in and out at once")
+    parents = [shared, recording, sound, role_options(), voice_options()]
+    duplex = commands.add_parser("talk", parents=parents, help="speech in and out at once")
     duplex.add_argument("--task", default="duplex", help="name of the model's task; default: duplex")
-    about = "role of the model, if it accepts one"
-    duplex.add_argument("--system", type=argument_text, default="", metavar="TEXT", help=about)
-    duplex.add_argument("--voice", type=argument_text, help="a voice of the model")
-    duplex.add_argument("--clone", type=Path, metavar="FILE", help="or the voice of a recording")
     talk = commands.add_parser("chat", parents=[shared], help="a conversation, line by line from standard input")
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
     talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
@@ -79,6 +113,17 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     )
     talk.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     args = parser.parse_args(argv)
+    check(parser, args)
+    return args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with status 2 if options of a command contradict each other, or a file is missing.
+
+    Args:
+        parser: Parser that reports the error.
+        args: Options of the command `args.command`.
+    """
     if not args.timeout > 0:  # also rejects nan
         parser.error(f"--timeout must be > 0 s, got {args.timeout:g}")
     if "file" in args and args.file != STANDARD_INPUT:
@@ -92,10 +137,9 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
             parser.error("--clone -: expected a file, because standard input is already read")
     if args.command == "speak" and (args.clone_text if args.clone is None else args.voice):
         parser.error("--clone-text: requires --clone FILE; --clone and --voice exclude each other")
-    return args
 
 
-def check_file(parser: Parser, path: Path) -> None:
+def check_file(parser: argparse.ArgumentParser, path: Path) -> None:
     """Exit with status 2 unless the path is a file or a pipe."""
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)

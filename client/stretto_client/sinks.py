@@ -405,6 +405,7 @@ class StreamingPlayer:
         self._command = command
         self._queue: queue.Queue[bytes | None] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._status = 0
 
     def write(self, pcm: NDArray[Any], sample_rate: int) -> None:
         if self._thread is None:
@@ -416,6 +417,7 @@ class StreamingPlayer:
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join()
+        report_player(self._command, self._status)
 
     def _play(self, sample_rate: int) -> None:
         command = self._command.format(rate=sample_rate).split()
@@ -428,7 +430,8 @@ class StreamingPlayer:
                     player.stdin.flush()
             # the player has exited, for example because there is no sound device; continue for the file
             except BrokenPipeError:
-                return
+                pass
+        self._status = player.returncode
 
 
 class FilePlayer:
@@ -445,8 +448,20 @@ class FilePlayer:
     def close(self) -> None:
         self._file.close()
         if self._file.path.exists():
-            subprocess.run([self._command, self._file.path], check=False)
+            report_player(self._command, subprocess.run([self._command, self._file.path], check=False).returncode)
         self._folder.cleanup()
+
+
+def report_player(command: str, status: int) -> None:
+    """Print a line if a player has failed, because otherwise a user without a sound device gets nothing.
+
+    Args:
+        command: Command line of the player.
+        status: Exit status of the player.
+    """
+    if status != 0:
+        about = "--out FILE writes the speech to a file"
+        print(f"{command.split()[0]} could not play the speech (status {status}): {about}", file=sys.stderr)
 
 
 def find_player() -> Sink | None:

@@ -64,6 +64,11 @@ async def test_speak_writes_the_file_and_prints_a_summary_line(run: Run, tmp_pat
     assert json.loads(run.request["options"]) == {"voice": "rms", "seed": 7, "guidance_scale": 1.5}
 
 
+async def test_speak_sends_language_and_instruction(run: Run) -> None:
+    await run(UTTERANCE, "speak", "a", "--language", "german", "--instruct", "Slowly.")
+    assert json.loads(run.request["options"]) == {"language": "german", "instruct": "Slowly."}
+
+
 async def test_speak_supports_options_words_and_json(run: Run, tmp_path: Path) -> None:
     options = ("--options", '{"seed": 1, "audio": {"top_k": 5}}', "--seed", "2")
     code, out, _ = await run(UTTERANCE, "speak", "a", "--words", "--json", "--out", "b.flac", *options)

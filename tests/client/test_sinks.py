@@ -118,6 +118,18 @@ def test_exited_or_stalled_player_does_not_block_writes(programs: Path) -> None:
         player.close()
 
 
+def test_failure_of_a_player_is_reported_once(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = "could not play the speech (status 3): --out FILE writes the speech to a file"
+    for name in ("aplay", "afplay"):
+        install(programs, name, "exit 3")
+        player = find_player()
+        assert player is not None
+        player.write(TONE, 16_000)
+        player.close()
+        assert capsys.readouterr().err.endswith(f"{name} {about}\n")
+        (programs / name).unlink()
+
+
 def test_file_player_receives_the_whole_file(programs: Path, tmp_path: Path) -> None:
     install(programs, "afplay", f'cp "$1" {tmp_path}/played.wav')
     player = find_player()
