@@ -1,4 +1,7 @@
-"""Package data that pyproject.toml cannot express: the model repository, the gateway's web page and py.typed."""
+"""Package data that pyproject.toml cannot express.
+
+It consists of the model repository, the families' tables of releases, the gateway's web page and py.typed.
+"""
 
 from setuptools import find_packages, setup
 
@@ -14,6 +17,7 @@ setup(
     },
     package_data={
         "stretto": ["py.typed"],
+        "stretto.families": ["*/releases.json", "*/releases.md"],
         "stretto_client": ["py.typed"],
         "stretto_gateway": ["py.typed", "static/*"],
         DATA: [

@@ -57,6 +57,7 @@ ALLOWED = {
         "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config",
         "untrusted_files", "errors",
     },
+    "releases": {"launcher", "families", "plugins", "untrusted_files", "errors"},
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},
     "cli": {"convert", "launcher", "plugins"},

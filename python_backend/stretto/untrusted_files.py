@@ -107,8 +107,24 @@ def json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raise CheckpointError for any other value or for excessive nesting."""
     try:
         text = regular_file(path, MAX_TEXT_BYTES).read_text(encoding="utf-8")
-        record = json.loads(text, parse_int=_integer)
     except (OSError, *UNPARSABLE) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, got {_line(error)}") from error
+    return parsed_json(text, path)
+
+
+def parsed_json(text: str, path: Path | str) -> dict[str, Any]:
+    """Return the JSON object in the text of a file.
+
+    Args:
+        text: The text.
+        path: The file, for error messages.
+
+    Raises:
+        CheckpointError: For any other value, or for excessive nesting.
+    """
+    try:
+        record = json.loads(text, parse_int=_integer)
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected a JSON object, got {_line(error)}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(record).__name__}")
@@ -170,21 +186,30 @@ def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
 
 
 def yaml_mapping(path: Path, loader: Any = None) -> dict[str, Any]:
-    """Return the mapping in a YAML file, parsed by a safe loader.
+    """Return the mapping in a YAML file; see `parsed_yaml`."""
+    try:
+        text = regular_file(path, MAX_YAML_BYTES).read_text(encoding="utf-8")
+    except (OSError, *UNPARSABLE) as error:
+        raise CheckpointError(f"{path}: expected YAML, got {_line(error)}") from error
+    return parsed_yaml(text, path, loader)
+
+
+def parsed_yaml(text: str, path: Path | str, loader: Any = None) -> dict[str, Any]:
+    """Return the mapping in the text of a YAML file, parsed by a safe loader.
 
     Args:
-        path: The file.
+        text: The text.
+        path: The file, for error messages.
         loader: A subclass of `yaml.SafeLoader`, for files with tags; None for plain YAML.
 
     Raises:
-        CheckpointError: If the file contains no mapping, or exceeds the limits.
+        CheckpointError: If the text contains no mapping, or exceeds the limits.
     """
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = regular_file(path, MAX_YAML_BYTES).read_text(encoding="utf-8")
         _check_events(yaml.parse(text, Loader=fast))
         record = yaml.load(text, Loader=loader or fast)
-    except (OSError, *UNPARSABLE) as error:
+    except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected YAML, got {_line(error)}") from error
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a mapping, got {type(record).__name__}")
@@ -231,7 +256,7 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
             raise ValueError(f"it has more than {MAX_NODES} values")
 
 
-def _check_depth(record: Any, path: Path) -> None:
+def _check_depth(record: Any, path: Path | str) -> None:
     """Raise CheckpointError for JSON nested deeper than `MAX_DEPTH`."""
     level, depth = [record], 0
     while level:

@@ -82,6 +82,12 @@ class FamilyPlugin:
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
             does not accept live audio. If there is one, the `Template` is a `LiveTemplate`.
+        releases: Package data with the family's published releases, as "package:releases.json"; see
+            `stretto.releases.entry`. Families may share a file.
+        recognise: Function that recognises releases by names and configs, as "module:function"; see
+            `stretto.families.recognition`. Its module does not import torch. Families may share a function.
+        notes: Package data with the family's section of docs/published_models.md, as "package:releases.md"; None for a
+            family without a section of its own.
     """
 
     name: str
@@ -93,6 +99,9 @@ class FamilyPlugin:
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
     load_refinement: "Callable[[Path, str], Refinement] | None" = None
     open_live_input: Callable[..., Any] | None = None
+    releases: str | None = None
+    recognise: str | None = None
+    notes: str | None = None
 
 
 SAMPLING = "speech_sampling"

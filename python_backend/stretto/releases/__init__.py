@@ -1,0 +1,1 @@
+"""Published releases: their names, their detection, and how they are installed."""

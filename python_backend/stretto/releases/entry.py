@@ -1,0 +1,288 @@
+"""Record of a published release: its files, its licence and its conversion.
+
+A family's `releases.json` lists such records:
+
+    {"releases": [{"name": "voice", "family": "example", "source": {"repository": "acme/voice", …}, …}, …]}
+
+Keys are strict. Facts about the hub (revision, sizes, licence, gate) come from `evidence`; facts without a source are
+listed in `unproved`, and have the value for "unknown".
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stretto.errors import CheckpointError, shown
+
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MAX_REPOSITORY_CHARS = 96
+REVISION = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMERCIAL = ("yes", "no", "conditions", "unknown")
+GATES = ("no", "auto", "manual", "unknown")
+NEEDS = ("recording", "instruct")
+FACTS = ("revision", "licence", "gated", "sizes", "files")  # facts that `unproved` and `evidence` refer to
+MAX_LICENCE_FACTS = 3
+REPO, PACKAGE, VIEW, COMPANION = "repo", "package", "view", "companion"  # placeholders of `convert`
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Licence of a repository's files.
+
+    Attributes:
+        id: SPDX identifier, or the licence's title.
+        url: Page with the text, or the model card that names the licence.
+        commercial: Whether commercial use is permitted: one of COMMERCIAL.
+        facts: Conditions that a user should know, at most three lines.
+    """
+
+    id: str = "unknown"
+    url: str = ""
+    commercial: str = "unknown"
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of a repository on the hub.
+
+    Attributes:
+        repository: OWNER/NAME; a folder for a release on this machine.
+        revision: Commit of 40 hexadecimal digits; None for the newest.
+        files: Patterns (fnmatch) of paths in the repository. Each must match at least one file.
+        exclude: Patterns of paths to leave out.
+        licence: Licence of the files.
+        gated: How the hub grants access: one of GATES.
+        sizes: Known file sizes in bytes, by path.
+        sha256: Known SHA-256 sums, by path.
+    """
+
+    repository: str
+    files: tuple[str, ...]
+    revision: str | None = None
+    exclude: tuple[str, ...] = ()
+    licence: Licence = Licence()
+    gated: str = "unknown"
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Further repository that a release needs.
+
+    Attributes:
+        source: Its files.
+        option: Option of the command that asks for it, such as `--words`; None if it is always needed.
+        to: Folder for its files in the view, for converters that expect all files in one folder.
+    """
+
+    source: Source
+    option: str | None = None
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A release that can be installed by name.
+
+    Attributes:
+        name: Name for the command line.
+        aliases: Further names.
+        family: Family that converts and serves the release.
+        source: Repository of the weights.
+        companions: Further repositories.
+        convert: Arguments of `stretto convert FAMILY`, without `--out`. Placeholders: `{repo}` and `{companion1}`… for
+            the folders of the files, `{package}` for the folder of the family's package data, `{view}` for a folder
+            that combines the files of the release with those of the companions that have a `to`.
+        package: Python package that contains the family's data.
+        shape: Numbers for estimates of memory and speed, or None.
+        smaller: Name of a smaller release that may replace this one, or None.
+        default_voice: Voice for requests without one, or None.
+        languages: Languages of the text, as in a request.
+        tasks: Tasks of the family that the release supports; empty for all.
+        needs: Inputs without which a request fails: some of NEEDS.
+        checked: Weights and date of the last test; the empty string for random weights only.
+        serves: False if the release can be converted but not served.
+        evidence: Source of each fact about the hub, by its name in FACTS.
+        unproved: Facts without a source.
+    """
+
+    name: str
+    family: str
+    source: Source
+    convert: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    companions: tuple[Companion, ...] = ()
+    package: str = ""
+    shape: Mapping[str, Any] | None = None
+    smaller: str | None = None
+    default_voice: str | None = None
+    languages: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    checked: str = ""
+    serves: bool = True
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    unproved: tuple[str, ...] = ()
+
+    @property
+    def repositories(self) -> tuple[Source, ...]:
+        """Sources of the release and of its companions."""
+        return (self.source, *(each.source for each in self.companions))
+
+    def arguments(self, repo: Path, companions: Sequence[Path | None] = (), view: Path | None = None) -> list[str]:
+        """Return the arguments of `stretto convert`, beginning with the family, without `--out`.
+
+        Args:
+            repo: Folder of the release's files.
+            companions: Folders of the companions, in their order; None for one that is not used.
+            view: Folder that combines the files, if `convert` uses one.
+        """
+        places = {REPO: str(repo), PACKAGE: str(self.package_folder), VIEW: str(view)}
+        places |= {f"{COMPANION}{number}": str(folder) for number, folder in enumerate(companions, 1)}
+        return [self.family.replace("_", "-"), *(word.format_map(places) for word in self.convert)]
+
+    @property
+    def package_folder(self) -> Path:
+        """Folder of the family's package data."""
+        return Path(str(files(self.package)))
+
+
+def placeholders(word: str) -> list[str]:
+    """Return the names of the placeholders in a word of `convert`."""
+    return [name for _, name, _, _ in string.Formatter().parse(word) if name is not None]
+
+
+def read(record: object, where: str, package: str = "") -> Entry:
+    """Return the entry in a JSON value.
+
+    Args:
+        record: The value.
+        where: Its place, for error messages.
+        package: Python package that contains the family's data.
+
+    Raises:
+        CheckpointError: If a key is unknown or missing, or a value is invalid.
+    """
+    values = _fields(record, where, Entry, frozenset({"package"}))
+    where = f"{where}: {shown(values['name'])}"
+    companions = [_companion(each, f"{where}: companions") for each in _list(values.get("companions", []), where)]
+    entry = Entry(
+        **values
+        | {
+            "source": _source(values["source"], f"{where}: source"),
+            "companions": tuple(companions),
+            "package": package,
+            **{
+                name: _words(values.get(name, []), f"{where}: {name}")
+                for name in ("aliases", "convert", "languages", "tasks", "needs", "unproved")
+            },
+            "evidence": _texts(values.get("evidence", {}), f"{where}: evidence"),
+        }
+    )
+    _check(entry, where)
+    return entry
+
+
+def _check(entry: Entry, where: str) -> None:
+    """Raise CheckpointError if a value of `entry` is invalid."""
+    for name in (entry.name, *entry.aliases, *([entry.smaller] if entry.smaller is not None else [])):
+        _expect(isinstance(name, str) and NAME.fullmatch(name), where, f"names like {NAME.pattern}", name)
+    _expect(isinstance(entry.serves, bool), f"{where}: serves", "true or false", entry.serves)
+    _expect(entry.shape is None or isinstance(entry.shape, Mapping), f"{where}: shape", "an object", entry.shape)
+    for name in ("family", "checked"):
+        _text(getattr(entry, name), f"{where}: {name}")
+    _expect(entry.default_voice is None or isinstance(entry.default_voice, str), where, "a voice", entry.default_voice)
+    _expect({*entry.needs} <= {*NEEDS}, f"{where}: needs", ", ".join(NEEDS), entry.needs)
+    for name in ("unproved", "evidence"):
+        _expect({*getattr(entry, name)} <= {*FACTS}, f"{where}: {name}", ", ".join(FACTS), getattr(entry, name))
+    known = {REPO, PACKAGE, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
+    for word in entry.convert:
+        _expect({*placeholders(word)} <= known, f"{where}: convert", f"the placeholders {sorted(known)}", word)
+
+
+def _fields(record: object, where: str, kind: type, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return a JSON object with the fields of a dataclass; raise CheckpointError for other or missing keys."""
+    known = {each.name: each for each in fields(kind) if each.name not in without}
+    if not isinstance(record, Mapping):
+        raise CheckpointError(f"{where}: expected an object, got {shown(record)}")
+    if odd := sorted(record.keys() - known.keys()):
+        raise CheckpointError(f"{where}: unknown {shown(odd[0])}; expected {', '.join(known)}")
+    needed = {name for name, each in known.items() if each.default is MISSING and each.default_factory is MISSING}
+    if missing := sorted(needed - record.keys()):
+        raise CheckpointError(f"{where}: {missing[0]} is missing")
+    return dict(record)
+
+
+def _source(record: object, where: str) -> Source:
+    values = _fields(record, where, Source)
+    licence = _fields(values.get("licence", {}), f"{where}: licence", Licence)
+    licence["facts"] = _words(licence.get("facts", []), f"{where}: licence: facts")
+    source = Source(
+        **values
+        | {
+            "licence": Licence(**licence),
+            "files": _words(values["files"], f"{where}: files"),
+            "exclude": _words(values.get("exclude", []), f"{where}: exclude"),
+            "sha256": _texts(values.get("sha256", {}), f"{where}: sha256"),
+        }
+    )
+    found = source.repository
+    valid = isinstance(found, str) and REPOSITORY.fullmatch(found) and len(found) <= MAX_REPOSITORY_CHARS
+    _expect(valid, f"{where}: repository", "OWNER/NAME", found)
+    revision = source.revision
+    is_commit = revision is None or (isinstance(revision, str) and REVISION.fullmatch(revision))
+    _expect(is_commit, f"{where}: revision", "40 hexadecimal digits", revision)
+    _expect(source.files, f"{where}: files", "at least one pattern", source.files)
+    _expect(source.gated in GATES, f"{where}: gated", ", ".join(GATES), source.gated)
+    for name in ("id", "url"):
+        _text(getattr(source.licence, name), f"{where}: licence: {name}")
+    given = source.licence.commercial
+    _expect(given in COMMERCIAL, f"{where}: licence: commercial", ", ".join(COMMERCIAL), given)
+    facts = source.licence.facts
+    _expect(len(facts) <= MAX_LICENCE_FACTS, f"{where}: licence: facts", f"at most {MAX_LICENCE_FACTS}", facts)
+    sizes = source.sizes
+    is_sized = isinstance(sizes, Mapping) and all(type(size) is int and size >= 0 for size in sizes.values())
+    _expect(is_sized, f"{where}: sizes", "bytes by path", sizes)
+    _expect(all(map(SHA256.fullmatch, source.sha256.values())), f"{where}: sha256", "64 digits", source.sha256)
+    return source
+
+
+def _companion(record: object, where: str) -> Companion:
+    values = _fields(record, where, Companion)
+    for name in ("option", "to"):
+        if values.get(name) is not None:
+            _text(values[name], f"{where}: {name}")
+    return Companion(**values | {"source": _source(values["source"], where)})
+
+
+def _expect(valid: object, where: str, expected: str, got: object) -> None:
+    if not valid:
+        raise CheckpointError(f"{where}: expected {expected}, got {shown(got)}")
+
+
+def _text(value: object, where: str) -> str:
+    _expect(isinstance(value, str), where, "text", value)
+    return str(value)
+
+
+def _list(value: object, where: str) -> list[Any]:
+    _expect(isinstance(value, list), where, "a list", value)
+    return list(value)  # type: ignore[call-overload]
+
+
+def _words(value: object, where: str) -> tuple[str, ...]:
+    return tuple(_text(each, where) for each in _list(value, where))
+
+
+def _texts(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"{where}: expected an object, got {shown(value)}")
+    return {str(name): _text(each, f"{where}: {name}") for name, each in value.items()}

@@ -1,0 +1,45 @@
+"""Listing of a release's files in a folder on this machine."""
+
+from pathlib import Path
+
+from stretto.errors import CheckpointError
+from stretto.families.recognition import MAX_TEXT_BYTES, Listing
+from stretto.releases.errors import BadArgument
+from stretto.untrusted_files import read_text, released_file
+
+MAX_FILES = 10_000  # files of a release; the largest published repository has about 1,000
+
+
+class Folder(Listing):
+    """Listing of the files in `path` and its subfolders, without hidden folders."""
+
+    def __init__(self, path: Path):
+        """List the files.
+
+        Raises:
+            BadArgument: If `path` is no folder, or has no files or too many.
+        """
+        if not path.is_dir():
+            got = "a file" if path.exists() else "a path that does not exist"
+            raise BadArgument(f"{path}: expected a folder with a release, got {got}")
+        self.path = path
+        sizes: dict[str, int] = {}
+        for each in path.rglob("*"):
+            name = each.relative_to(path).as_posix()
+            if each.is_file() and not any(part.startswith(".") for part in name.split("/")[:-1]):
+                sizes[name] = each.stat().st_size
+            if len(sizes) > MAX_FILES:
+                raise BadArgument(f"{path}: expected a folder with at most {MAX_FILES} files, got more")
+        if not sizes:
+            raise BadArgument(f"{path}: expected a folder with a release, got an empty folder")
+        super().__init__(frozenset(sizes), sizes)
+
+    def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
+        """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
+        if name not in self.names:
+            return None
+        place = self.path / name
+        try:
+            return read_text(released_file(place.parent, place.name), max_bytes)
+        except CheckpointError:
+            return None

@@ -1,0 +1,105 @@
+"""Names of published releases, from the `releases.json` of all installed families."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from stretto.errors import CheckpointError, shown
+from stretto.families.plugin import FamilyPlugin, plugin
+from stretto.plugins import FAMILIES, OWN, installed
+from stretto.releases.entry import Entry, read
+
+logger = logging.getLogger(__name__)
+
+MAX_NEAREST = 3
+
+
+def entries() -> tuple[Entry, ...]:
+    """Return the releases of all installed families, sorted by name.
+
+    An entry of another package is left out if its name is also one of this package's entries or families, or if two
+    packages use the name. A family whose table is invalid is logged and skipped.
+    """
+    own: list[Entry] = []
+    others: list[Entry] = []
+    for is_own, found in _plugins():
+        try:
+            (own if is_own else others).extend(each for each in read_entries(found) if each.family == found.name)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+    taken = {name for each in own for name in (each.name, *each.aliases)}
+    taken |= {each.name.replace("_", "-") for each in installed(FAMILIES) if each.distribution == OWN}
+    uses = Counter(name for each in others for name in (each.name, *each.aliases))
+    accepted = []
+    for each in others:
+        odd = [name for name in (each.name, *each.aliases) if name in taken or uses[name] > 1]
+        if odd:
+            logger.warning("%s: %s: another package has a release of this name", each.package, odd[0])
+        else:
+            accepted.append(each)
+    return tuple(sorted([*own, *accepted], key=lambda each: each.name))
+
+
+def find(name: str) -> Entry | None:
+    """Return the release with this name or alias, or None."""
+    return next((each for each in entries() if name in (each.name, *each.aliases)), None)
+
+
+def nearest(text: str) -> list[str]:
+    """Return up to three names that resemble `text`, or whose repositories have the same owner."""
+    known = entries()
+    names = get_close_matches(
+        text.lower(), [name for each in known for name in (each.name, *each.aliases)], MAX_NEAREST
+    )
+    owner, slash, last = text.rpartition("/")
+    if slash:
+        names = get_close_matches(last.lower(), [each.name for each in known], MAX_NEAREST)
+        names += [each.name for each in known if each.source.repository.split("/")[0].lower() == owner.lower()]
+    return list(dict.fromkeys(names))[:MAX_NEAREST]
+
+
+def read_entries(found: FamilyPlugin) -> tuple[Entry, ...]:
+    """Return all entries of a family's `releases.json`, which families may share; none if it has no such file.
+
+    Raises:
+        CheckpointError: If the file is missing or invalid.
+    """
+    return () if found.releases is None else _read_file(found.releases)
+
+
+def resource(reference: str) -> str:
+    """Return the text of package data, given as "package:file"; raise CheckpointError if it cannot be read."""
+    package, _, name = reference.partition(":")
+    try:
+        return files(package).joinpath(name).read_text(encoding="utf-8")
+    except (ImportError, OSError, UnicodeDecodeError, TypeError) as error:
+        raise CheckpointError(f"{reference}: expected package data, got {error!r}") from error
+
+
+@cache
+def _read_file(reference: str) -> tuple[Entry, ...]:
+    try:
+        record: Any = json.loads(resource(reference))
+    except ValueError as error:
+        raise CheckpointError(f"{reference}: expected JSON, got {error}") from error
+    if not isinstance(record, dict) or record.keys() != {"releases"} or not isinstance(record["releases"], list):
+        raise CheckpointError(f"{reference}: expected an object with the list releases, got {shown(record)}")
+    package = reference.partition(":")[0]
+    return tuple(read(each, reference, package) for each in record["releases"])
+
+
+def _plugins() -> Iterator[tuple[bool, FamilyPlugin]]:
+    """Yield the plug-in of each family that can be imported, with True for those of this package."""
+    for each in installed(FAMILIES):
+        try:
+            found = plugin(each.name)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            continue
+        if found is not None:
+            yield each.distribution == OWN, found

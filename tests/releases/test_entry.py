@@ -1,0 +1,104 @@
+"""Records of published releases: strict keys, valid values, and the converter's arguments."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stretto.errors import CheckpointError
+from stretto.releases.entry import Companion, Entry, Source, read
+
+FULL: dict[str, Any] = {
+    "name": "voice",
+    "aliases": ["voice-large"],
+    "family": "example_family",
+    "source": {
+        "repository": "acme/voice",
+        "revision": "0" * 40,
+        "files": ["*.safetensors"],
+        "exclude": ["old/*"],
+        "licence": {"id": "MIT", "url": "https://example.org", "commercial": "yes", "facts": ["free"]},
+        "gated": "auto",
+        "sizes": {"model.safetensors": 7},
+        "sha256": {"model.safetensors": "a" * 64},
+    },
+    "companions": [{"source": {"repository": "acme/codec", "files": ["*"]}, "option": "--words", "to": "voices"}],
+    "convert": ["--model", "{repo}/model.safetensors", "--codec", "{companion1}", "--config", "{package}/a.yaml"],
+    "shape": {"hidden": 64},
+    "smaller": "voice-small",
+    "default_voice": "ann",
+    "languages": ["english"],
+    "tasks": ["tts"],
+    "needs": ["recording"],
+    "checked": "2026-11-25, CPU",
+    "serves": False,
+    "evidence": {"licence": "model card"},
+    "unproved": ["sizes"],
+}
+
+
+def test_all_fields_are_read() -> None:
+    entry = read(FULL, "table", "stretto.families.tiny")
+    assert (entry.name, entry.aliases, entry.smaller) == ("voice", ("voice-large",), "voice-small")
+    assert entry.source.licence.facts == ("free",)
+    assert entry.companions == (Companion(Source("acme/codec", ("*",)), "--words", "voices"),)
+    assert [each.repository for each in entry.repositories] == ["acme/voice", "acme/codec"]
+    assert (entry.serves, entry.unproved, entry.evidence) == (False, ("sizes",), {"licence": "model card"})
+    words = entry.arguments(Path("/a"), [Path("/b")])
+    assert words[:5] == ["example-family", "--model", "/a/model.safetensors", "--codec", "/b"]
+    assert Path(words[6]).parent.name == "tiny", "package data lies in the family's folder"
+
+
+def test_minimal_record_is_read() -> None:
+    record = {"name": "v", "family": "f", "source": {"repository": "a/b", "files": ["*"]}, "convert": []}
+    assert read(record, "table") == Entry("v", "f", Source("a/b", ("*",)), ())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("name", "Voice", "names like"),
+        ("name", "a" * 42, "names like"),
+        ("aliases", ["a/b"], "names like"),
+        ("colour", 1, "unknown 'colour'"),
+        ("source.size", {}, "unknown 'size'"),
+        ("source.licence.name", "", "unknown 'name'"),
+        ("source.repository", "acme", "expected OWNER/NAME, got 'acme'"),
+        ("source.repository", "../x", "expected OWNER/NAME"),
+        ("source.repository", "a/" + "b" * 96, "expected OWNER/NAME"),
+        ("source.revision", "main", "40 hexadecimal digits, got 'main'"),
+        ("source.files", [], "at least one pattern"),
+        ("source.files", "*", "expected a list, got '*'"),
+        ("source.gated", False, "expected no, auto, manual, unknown, got False"),
+        ("source.licence.commercial", "NV", "expected yes, no, conditions, unknown, got 'NV'"),
+        ("source.licence.facts", ["1", "2", "3", "4"], "at most 3"),
+        ("source.sizes", {"a": "7 GB"}, "bytes by path"),
+        ("source.sha256", {"a": "x"}, "64 digits"),
+        ("companions", [{"repository": "a/b"}], "unknown 'repository'"),
+        ("convert", ["{other}"], "the placeholders"),
+        ("convert", ["{companion2}"], "the placeholders"),
+        ("needs", ["money"], "expected recording, instruct"),
+        ("unproved", ["price"], "expected revision"),
+        ("evidence", {"licence": 3}, "expected text, got 3"),
+        ("serves", "no", "true or false"),
+    ],
+)
+def test_invalid_values_are_refused(path: str, value: Any, message: str) -> None:
+    record = copy.deepcopy(FULL)
+    *folders, last = path.split(".")
+    place = record
+    for each in folders:
+        place = place[each]
+    place[last] = value
+    with pytest.raises(CheckpointError, match=message) as raised:
+        read(json.loads(json.dumps(record)), "table")
+    assert str(raised.value).startswith("table")
+
+
+@pytest.mark.parametrize("missing", ["name", "family", "source", "convert"])
+def test_missing_values_are_named(missing: str) -> None:
+    record = {name: value for name, value in FULL.items() if name != missing}
+    with pytest.raises(CheckpointError, match=f"{missing} is missing"):
+        read(record, "table")
