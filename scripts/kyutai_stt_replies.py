@@ -77,7 +77,7 @@ def make() -> dict[str, np.ndarray]:
             key: value | MIMI_RECORD.get(key, {}) if isinstance(value, dict) else value
             for key, value in MIMI_DEFAULTS.items()
         }
-        mimi = loaders.get_mimi(folder / "mimi.safetensors", mimi_numbers, num_codebooks=NUM_MIMI_CODEBOOKS)
+        mimi = loaders.get_mimi(folder / CONFIG["mimi_name"], mimi_numbers, num_codebooks=NUM_MIMI_CODEBOOKS)
     codes = np.random.default_rng(13).integers(0, CONFIG["card"], (CONFIG["n_q"], NUM_FRAMES))
     text, pauses = [], []
     generator = LMGen(lm, temp=0, temp_text=0.0, check=True)

@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
 
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import (
@@ -13,9 +15,12 @@ from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
     check_layers,
     json_object,
+    named_file,
+    plain_name,
     read_text,
     regular_file,
     released_file,
+    released_folder,
     yaml_mapping,
 )
 
@@ -104,10 +109,32 @@ def test_oversized_text_file_is_refused(tmp_path: Path) -> None:
         json_object(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\0b", 3, None])
-def test_index_may_name_only_files_in_its_own_folder(name: str, tmp_path: Path) -> None:
+NAMES_LEADING_OUT = ["../secret", "/etc/passwd", "a/../../secret", "..", ".", "", "a//b", "a/", "a\0b"]
+
+
+@pytest.mark.parametrize("name", [*NAMES_LEADING_OUT, "a/b", 3, None])
+def test_config_or_index_may_name_only_files_in_its_own_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for path in (tmp_path / "a" / "b", tmp_path / "secret"):
+        path.touch()
     with pytest.raises(CheckpointError, match="expected a file name without a folder"):
-        released_file(tmp_path, name)
+        plain_name(tmp_path, name)
+    with pytest.raises(CheckpointError, match=r"^config\.json: file: .*expected a file name without a folder"):
+        named_file(tmp_path, {"file": name}, "file")
+
+
+@pytest.mark.parametrize("name", NAMES_LEADING_OUT)
+def test_paths_lead_to_files_below_the_release(name: str, tmp_path: Path) -> None:
+    for read in (released_file, released_folder):
+        with pytest.raises(CheckpointError, match="expected a file name without a folder"):
+            read(tmp_path, name)
+
+
+def test_missing_file_is_reported_with_the_field_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^config\.json: file: .*none\.bin is missing$"):
+        named_file(tmp_path, {"file": "none.bin"}, "file")
+    with pytest.raises(CheckpointError, match=r"file is missing$"):
+        named_file(tmp_path, {}, "file")
 
 
 def test_links_may_point_only_within_the_same_release(tmp_path: Path) -> None:
@@ -132,6 +159,121 @@ def test_links_may_point_only_within_the_same_release(tmp_path: Path) -> None:
     (cache / "tokenizer.json").symlink_to("../blobs/cd34")
     with pytest.raises(CheckpointError, match="expected a file of this release"):
         released_file(cache, "tokenizer.json")
+
+
+HASH = "ab" + "01" * 31
+
+
+def write_snapshot(cache: Path) -> Path:
+    """Write a snapshot whose only file is in the store that repositories share, as `huggingface_hub` does."""
+    repository = cache / "models--a--b"
+    snapshot, blobs = repository / "snapshots" / "0123", repository / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (blobs / "ab12").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/ab12")
+    assert publish_blob_to_shared_store(
+        blob_path=str(blobs / "ab12"), xet_hash=HASH, cache_dir=str(cache), expected_size=2, replace_existing=False
+    )
+    assert (blobs / "ab12").is_symlink()
+    return snapshot
+
+
+def test_blobs_in_the_shared_store_of_the_cache_are_read(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "hub")
+    assert json_object(released_file(snapshot, "config.json")) == {}
+    (tmp_path / "latest").symlink_to(snapshot)
+    assert json_object(released_file(tmp_path / "latest", "config.json")) == {}
+
+
+Move = Callable[[Path], object]
+
+
+def moved(name: str, target: str) -> Move:
+    """Return a function that moves the shared blob to `name` in the cache, and links to it as `target`."""
+
+    def move(cache: Path) -> None:
+        blob = cache / "models--a--b" / "blobs" / "ab12"
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / "blobs" / "ab" / HASH).rename(cache / name)
+        blob.unlink()
+        blob.symlink_to(target)
+
+    return move
+
+
+def linked_store(cache: Path) -> None:
+    (cache / "blobs").rename(cache / "elsewhere")
+    (cache / "blobs").symlink_to("elsewhere")
+
+
+def linked_blobs(cache: Path) -> None:
+    blobs = cache / "models--a--b" / "blobs"
+    blobs.rename(cache / "models--a--b" / "elsewhere")
+    blobs.symlink_to("elsewhere")
+
+
+def third_link(cache: Path) -> None:
+    shared = cache / "blobs" / "ab" / HASH
+    shared.rename(shared.with_name("cd" + HASH[2:]))
+    shared.symlink_to("cd" + HASH[2:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(moved("secret", "../../secret"), id="any file"),
+        pytest.param(moved("blobs/ab/secret", "../../blobs/ab/secret"), id="not a hash"),
+        pytest.param(moved(f"blobs/ab/{HASH}.refs", f"../../blobs/ab/{HASH}.refs"), id="the store's own file"),
+        pytest.param(moved(f"blobs/cd/{HASH}", f"../../blobs/cd/{HASH}"), id="other folder of the store"),
+        pytest.param(moved(f"blobs/{HASH}", f"../../blobs/{HASH}"), id="no folder of the store"),
+        pytest.param(moved(f"blobs/AB/{HASH.upper()}", f"../../blobs/AB/{HASH.upper()}"), id="capitals"),
+        pytest.param(
+            moved("models--c--d/blobs/cd34", "../../models--c--d/blobs/cd34"), id="blob of another repository"
+        ),
+        pytest.param(lambda cache: (cache / "blobs" / ".huggingface-shared-blobs").unlink(), id="no marker"),
+        pytest.param(third_link, id="a third link"),
+        pytest.param(linked_store, id="linked store"),
+        pytest.param(linked_blobs, id="linked folder of blobs"),
+    ],
+)
+def test_blob_that_links_elsewhere_is_refused(change: Move, tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "hub")
+    change(tmp_path / "hub")
+    assert (snapshot / "config.json").read_text() == "{}"
+    with pytest.raises(CheckpointError, match="expected a file of this release, got a link to "):
+        released_file(snapshot, "config.json")
+
+
+def test_snapshot_that_links_to_the_store_directly_is_refused(tmp_path: Path) -> None:
+    snapshot = write_snapshot(tmp_path / "hub")
+    (snapshot / "other.json").symlink_to(f"../../../blobs/ab/{HASH}")
+    with pytest.raises(CheckpointError, match="expected a file of this release, got a link to "):
+        released_file(snapshot, "other.json")
+
+
+def test_linked_folder_may_not_lead_out_of_the_release(tmp_path: Path) -> None:
+    root, outside = tmp_path / "release", tmp_path / "outside"
+    for folder in (root / "voices" / "own", outside / "voices"):
+        folder.mkdir(parents=True)
+    for folder in (root / "voices" / "own", outside, outside / "voices"):
+        (folder / "a.txt").write_text("text")
+    (root / "alias").symlink_to("voices")
+    assert read_text(released_file(root, "alias/own/a.txt")) == "text"
+    assert released_folder(root, "alias/own") == root / "alias" / "own"
+    assert released_folder(root, "none") == root / "none"
+    (root / "linked").symlink_to("../outside")
+    (root / "voices" / "linked").symlink_to(outside)
+    for name in ("linked", "linked/voices", "voices/linked", "alias/linked"):
+        with pytest.raises(CheckpointError, match="expected a folder of this release, got a link to "):
+            released_folder(root, name)
+        with pytest.raises(CheckpointError, match="expected a file of this release, got a link to "):
+            released_file(root, f"{name}/a.txt")
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match=r"loop: expected a folder"):
+        released_folder(root, "loop")
+    with pytest.raises(CheckpointError, match=r"loop: expected a file"):
+        released_file(root, "loop")
 
 
 def test_symlinked_release_folder_is_accepted(tmp_path: Path) -> None:

@@ -35,10 +35,9 @@ CONFIG: dict[str, Any] = {
     "norm": "rms_norm_f32",
     "positional_embedding": "rope",
     "existing_text_padding_id": 3,
-    "moshi_name": "model.safetensors",
-    "mimi_name": "mimi.safetensors",
-    "mimi_config_name": "mimi.json",
-    "tokenizer_name": "tokenizer_en_audio_96.model",
+    "mimi_name": "mimi-pytorch-e351c8d8@125.safetensors",
+    "mimi_config_name": "mimi.json",  # only in small releases
+    "tokenizer_name": "tokenizer_en_fr_audio_8000.model",
     "model_type": "stt",
     "text_card": 96,
     "card": 64,
@@ -171,7 +170,7 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: values(name, shape, seed) for name, shape in lm_shapes(config).items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / config.get("moshi_name", "model.safetensors"))
     return folder
 
 

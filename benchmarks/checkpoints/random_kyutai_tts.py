@@ -18,6 +18,8 @@ from benchmarks.checkpoints import random_kyutai_stt, random_moshi
 CONFIG: dict[str, Any] = {
     **random_moshi.CONFIG,
     "model_type": "tts",
+    "moshi_name": "dsm_tts_d6ef30c7@1000.safetensors",
+    "tokenizer_name": "tokenizer_spm_8k_en_fr_audio.model",
     "n_q": 8,
     "dep_q": 8,
     "context": 40,
@@ -26,12 +28,13 @@ CONFIG: dict[str, Any] = {
     "conditioners": {},
     "fuser": {"sum": [], "cross": []},
     "tts_config": {"audio_delay": 0.4},
-    "model_id": {"sig": "00000001", "epoch": 1},
+    "model_id": {"sig": "d6ef30c7", "epoch": 1000},
 }
 # As kyutai/tts-1.6b-en_fr: two text streams, vectors of voices and of guidance scales, tables of low rank, and weights
 # of the depth transformer that groups of steps share.
 LARGE: dict[str, Any] = {
     **CONFIG,
+    "moshi_name": "dsm_tts_1e68beda@240.safetensors",
     "n_q": 12,
     "dep_q": 12,
     "context": 20,
@@ -146,7 +149,7 @@ def write_release(folder: Path, seed: int = 7, base: dict[str, Any] = CONFIG, **
     random_kyutai_stt.write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: random_kyutai_stt.values(name, shape, seed) for name, shape in lm_shapes(config).items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / config["moshi_name"])
     if config["conditioners"]:
         write_voices(folder / "voices", config)
     return folder

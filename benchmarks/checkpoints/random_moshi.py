@@ -31,9 +31,9 @@ CONFIG: dict[str, Any] = {
     "depformer_dim_feedforward": 132,
     "depformer_context": 8,
     "moshi_name": "model.safetensors",
-    "mimi_name": "mimi.safetensors",
-    "mimi_config_name": "mimi.json",
-    "tokenizer_name": "tokenizer_spm_96.model",
+    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
+    "mimi_config_name": "mimi.json",  # only in small releases
+    "tokenizer_name": "tokenizer_spm_32k_3.model",
     "model_type": "moshi",
     "text_card": 96,
     "card": 64,
@@ -75,5 +75,5 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     random_kyutai_stt.write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: random_kyutai_stt.values(name, shape, seed) for name, shape in lm_shapes(config).items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / config["moshi_name"])
     return folder

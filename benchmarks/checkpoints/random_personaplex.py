@@ -77,7 +77,7 @@ def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     shapes = random_moshi.lm_shapes(config)
     tensors = {name: random_kyutai_stt.values(name, shape, seed) for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / config["moshi_name"])
     voices = {f"voices/{name}.pt": voice_file(voice_codes(name), tensors, config) for name in VOICES}
     write_archive(folder / "voices.tgz", voices)
     return folder

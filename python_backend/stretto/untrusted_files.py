@@ -5,6 +5,8 @@ before parsing, because C parsers recurse once per level. Unless noted otherwise
 mentions the file.
 """
 
+import errno
+import itertools
 import json
 import os
 import re
@@ -34,6 +36,8 @@ LEADS_ELSEWHERE = (
     "speculators_config",
 )
 MAX_LINK_FOLDERS = 3  # levels from a file in a Hugging Face snapshot up to the folder `snapshots`
+MAX_LINKS = 8  # links that lead to a file, one after the other
+SHARED_BLOB, SHARED_MARKER = re.compile("[0-9a-f]{64}"), ".huggingface-shared-blobs"
 # Errors that parsers raise for malformed content, such as million-digit numbers or nonexistent dates.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
@@ -58,41 +62,126 @@ def regular_file(path: Path, max_bytes: int | None = None) -> Path:
     return path
 
 
-def released_file(folder: Path, name: str) -> Path:
-    """Return the path of the file `name` in a release folder.
+def released_file(root: Path, name: str) -> Path:
+    """Return the path of a file in a release.
 
-    A link may point to a regular file of the same release: inside `folder`, or among the blobs of the Hugging Face
-    cache if `folder` is a snapshot in it. Any other target would let a downloaded release read other files on this
-    machine.
+    Links may lead only to files of the same release: inside `root` or, if `root` is in a snapshot of the Hugging Face
+    cache, to a blob of the same repository (`_is_in_cache`). Any other target would let a downloaded release read
+    other files on this machine.
 
     Args:
-        folder: Folder of the release.
-        name: File name without separators, for example from the `weight_map` of an index.
+        root: Folder of the release, as given by the user. Links in it are checked, but not those that lead to it.
+        name: Path of the file in `root`, with slashes.
 
     Raises:
-        CheckpointError: If there is no such file, `name` is not a plain file name, the file is not regular, or the link
-            points elsewhere.
+        CheckpointError: If there is no such file, `name` leads out of `root`, the file is not regular, or a link leads
+            out of the release.
     """
-    if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
-        raise CheckpointError(f"{folder}: expected a file name without a folder, got {shown(name)}")
-    path = folder / name
+    path = root / _relative(root, name)
     try:
-        target = path.resolve(strict=True)
+        path.resolve(strict=True)
+        places = list(_followed(path))
     except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
         missing = isinstance(error, FileNotFoundError)
         raise CheckpointError(f"{path} is missing" if missing else f"{path}: expected a file, got {error!r}") from error
-    if not any(target.is_relative_to(root) for root in _roots(folder)):
-        raise CheckpointError(f"{path}: expected a file of this release, got a link to {target}")
+    outside = list(itertools.dropwhile(lambda place: place.is_relative_to(root.resolve()), places))
+    if outside and (len(outside) == len(places) or not _is_in_cache(root, outside)):
+        raise CheckpointError(f"{path}: expected a file of this release, got a link to {places[-1]}")
     return regular_file(path)
 
 
-def _roots(folder: Path) -> Iterator[Path]:
-    """Yield the folders that links in `folder` may point into."""
-    yield folder.resolve()
-    above = Path(os.path.abspath(folder))
-    for parent in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
-        if parent.parent.name == "snapshots":
-            yield (parent.parent.parent / "blobs").resolve()
+def named_file(root: Path, config: Mapping[str, Any], field: str) -> Path:
+    """Return the path of the file that a field of a release's config names.
+
+    Args:
+        root: Folder of the release.
+        config: Contents of the release's config.json.
+        field: Name of the field.
+
+    Raises:
+        CheckpointError: If the field is missing, is not the name of a file in `root` itself, or `released_file` refuses
+            the file. The message begins with the field.
+    """
+    name = entry(config, field)
+    try:
+        return released_file(root, plain_name(root, name))
+    except CheckpointError as error:
+        raise CheckpointError(f"config.json: {field}: {error}") from error
+
+
+def plain_name(folder: Path, name: object) -> str:
+    """Return `name` if it is a file name without a folder, otherwise raise CheckpointError.
+
+    Args:
+        folder: Folder of the file, for the error message.
+        name: Name from a file of the release, such as the `weight_map` of an index.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
+        raise CheckpointError(f"{folder}: expected a file name without a folder, got {shown(name)}")
+    return name
+
+
+def released_folder(root: Path, name: str) -> Path:
+    """Return the path of a folder in a release; the folder may be missing.
+
+    Args:
+        root: Folder of the release, as given by the user.
+        name: Path of the folder in `root`, with slashes.
+
+    Raises:
+        CheckpointError: If `name` or a link leads out of `root`.
+    """
+    folder = root / _relative(root, name)
+    try:
+        place = folder.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise CheckpointError(f"{folder}: expected a folder, got {error!r}") from error
+    if not place.is_relative_to(root.resolve()):
+        raise CheckpointError(f"{folder}: expected a folder of this release, got a link to {place}")
+    return folder
+
+
+def _relative(root: Path, name: str) -> str:
+    """Return `name` if every part of the path is a plain name, otherwise raise CheckpointError."""
+    for part in name.split("/"):
+        plain_name(root, part)
+    return name
+
+
+def _followed(path: Path) -> Iterator[Path]:
+    """Yield the places that the links at `path` lead to one after the other, beginning with its own.
+
+    The folder of each place is resolved, so links of folders count as well.
+    """
+    for _ in range(MAX_LINKS):
+        place = path.parent.resolve(strict=True) / path.name
+        yield place
+        if not place.is_symlink():
+            return
+        path = place.parent / os.readlink(place)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _is_in_cache(root: Path, places: list[Path]) -> bool:
+    """Return True if the places outside `root` that a link leads to are those of a blob in the Hugging Face cache.
+
+    A file `CACHE/models--A--B/snapshots/REVISION/FILE` is a link to `CACHE/models--A--B/blobs/ETAG`. The blob is a file
+    or a link to `CACHE/blobs/XX/HASH` in the store that repositories share (`huggingface_hub`, `utils/_shared_blobs`).
+    """
+    above = root.resolve()
+    for folder in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
+        if folder.parent.name == "snapshots":
+            repository = folder.parent.parent
+            blob, shared = places[0], places[1:]
+            store = repository.parent / "blobs"
+            is_shared = not shared or (
+                SHARED_BLOB.fullmatch(shared[0].name) is not None
+                and shared[0].parent == store / shared[0].name[:2]
+                and not (store / SHARED_MARKER).is_symlink()
+                and (store / SHARED_MARKER).is_file()
+            )
+            return blob.parent == repository / "blobs" and len(shared) <= 1 and is_shared
+    return False
 
 
 def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:

@@ -9,6 +9,7 @@ describes models for word times.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stretto.errors import CheckpointError, CommandParser
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Release
 from stretto.families.plugin import NAME
+from stretto.untrusted_files import released_file
 
 MAX_SHARD_GB = 4.0
 
@@ -98,9 +100,14 @@ def release(args: argparse.Namespace) -> Release:
 
 
 def config_in(folder: Path) -> Path | None:
-    """Return a release's config.json or, if it is missing, the only YAML file; None if there is no such file."""
-    path, found = folder / "config.json", [*folder.glob("*.yaml")]
-    return path if path.exists() else found[0] if len(found) == 1 else None
+    """Return a release's config.json or, if it is missing, the only YAML file; None if there is no such file.
+
+    Raises:
+        CheckpointError: If a link leads out of the release.
+    """
+    found = [name for name in ("config.json",) if os.path.lexists(folder / name)]
+    found = found or [path.name for path in folder.glob("*.yaml")]
+    return released_file(folder, found[0]) if len(found) == 1 else None
 
 
 def describe(conversion: Conversion) -> str:

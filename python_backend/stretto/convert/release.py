@@ -25,6 +25,7 @@ from stretto.untrusted_files import (
     check_layers,
     entry,
     json_object,
+    named_file,
     read_json,
     regular_file,
     released_file,
@@ -171,9 +172,9 @@ def read_contents(release: Release) -> Contents:
     config, tensors = _config(release), open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
     family = published(release)
-    tokenizer, named = family.own_tokenizer(release, tensors), config.get(family.TOKENIZER_KEY)
-    if named is not None:
-        tokenizer = read_named_tokenizer(released_file(release.tokenizer, str(named)))
+    tokenizer = family.own_tokenizer(release, tensors)
+    if family.TOKENIZER_KEY and family.TOKENIZER_KEY in config:
+        tokenizer = read_named_tokenizer(named_file(release.tokenizer, config, family.TOKENIZER_KEY))
     tokenizer = tokenizer or read_tokenizer(release.tokenizer, spells_bytes=not family.IS_BARE)
     tag = family.BACKBONE_TAG
     backbone = config if tag is None else read_backbone(entry(config, tag), release.backbone, release.tokenizer)
@@ -278,7 +279,7 @@ def read_defaults(
 
 def _place(release: Release) -> Path | None:
     """Return the path of generation_config.json, or None if the release does not contain one."""
-    folders = [release.model if release.model.is_dir() else release.model.parent]
+    folders = [release.folder]
     if release.config is not None:
         folders.insert(0, release.config.parent)
     return next(

@@ -49,6 +49,11 @@ class Release:
     keeps_recording_encoder: bool = True
 
     @property
+    def folder(self) -> Path:
+        """Folder of the release: that of the weights, which may be a file in it."""
+        return self.model if self.model.is_dir() else self.model.parent
+
+    @property
     def config_folder(self) -> Path:
         """Folder that contains the config file; only for a family whose releases have one."""
         assert self.config is not None, self.family

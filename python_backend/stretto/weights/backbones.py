@@ -19,7 +19,15 @@ from transformers import (
 )
 
 from stretto.errors import CheckpointError, shown
-from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, read_json, without_keys
+from stretto.untrusted_files import (
+    LEADS_ELSEWHERE,
+    UNPARSABLE,
+    check_layers,
+    json_object,
+    read_json,
+    released_file,
+    without_keys,
+)
 from stretto.weights.loading import shapes_of
 
 # Config keys of a backbone with Llama layers.
@@ -177,7 +185,7 @@ def read_backbone(
     elif tag in known:
         record = known[tag]
     elif (tokenizer / "config.json").is_file():
-        record = read_json(tokenizer)
+        record = json_object(released_file(tokenizer, "config.json"))
         check_layers(record, tokenizer)
     else:
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(known)}, or --backbone with its config.json")

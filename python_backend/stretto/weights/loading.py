@@ -27,6 +27,8 @@ from stretto.untrusted_files import (
     UNPARSABLE,
     check_layers,
     json_object,
+    named_file,
+    plain_name,
     regular_file,
     released_file,
     without_keys,
@@ -445,7 +447,7 @@ def _check_files(directory: Path) -> None:
         if path.name.endswith(".index.json"):
             named = json_object(path).get("weight_map")
             for name in named.values() if isinstance(named, dict) else ():
-                released_file(directory, name)
+                released_file(directory, plain_name(directory, name))
 
 
 def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
@@ -531,10 +533,9 @@ def safetensors_files(path: Path) -> list[Path] | None:
             points outside the release.
     """
     if path.is_dir():
-        config = path / "config.json"
-        chosen = json_object(config).get("transformers_weights") if config.exists() else None
-        if chosen is not None:
-            return _named_files(released_file(path, chosen))
+        config = json_object(released_file(path, CONFIG_FILE)) if (path / CONFIG_FILE).exists() else {}
+        if config.get("transformers_weights") is not None:
+            return _named_files(named_file(path, config, "transformers_weights"))
         for name in (WHOLE, SHARDS):
             if os.path.lexists(path / name):
                 return _named_files(released_file(path, name))
@@ -549,7 +550,7 @@ def _named_files(path: Path) -> list[Path] | None:
     names = json_object(path).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{path}: weight_map: expected an object that maps tensors to files, got {shown(names)}")
-    return [released_file(path.parent, name) for name in sorted(set(names.values()))]
+    return [released_file(path.parent, plain_name(path.parent, name)) for name in sorted(set(names.values()))]
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:

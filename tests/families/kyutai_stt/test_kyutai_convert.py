@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_kyutai_stt import write_release
+from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.weights.loading import open_tensors
+from stretto.weights.loading import WHOLE, open_tensors
 from tests.kyutai_release import words
 from tests.refused_conversion import Refuses, edited
 
@@ -35,7 +35,7 @@ def test_converted_config_matches_the_release(release: Path, tmp_path: Path) -> 
 
 
 def test_release_without_pause_heads_converts(copied: Path, tmp_path: Path) -> None:
-    weights = copied / "model.safetensors"
+    weights = copied / WHOLE
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if not name.startswith("extra_heads.")}, weights)
     assert main(words(copied, tmp_path / "out")) == 0
@@ -45,7 +45,7 @@ def test_release_without_pause_heads_converts(copied: Path, tmp_path: Path) -> N
 
 def test_attention_weights_of_newer_releases_convert(release: Path, copied: Path, tmp_path: Path) -> None:
     """They are in the first of several tensors."""
-    weights = copied / "model.safetensors"
+    weights = copied / WHOLE
     newer = {".in_proj_weight": ".in_projs.0.weight", ".out_proj.weight": ".out_projs.0.weight"}
     renamed = {
         next((name.replace(old, new) for old, new in newer.items() if old in name), name): tensor
@@ -93,16 +93,16 @@ def test_unsupported_release_config_is_refused(
 @pytest.mark.parametrize(
     ("file", "name", "message"),
     [
-        ("model", "transformer.layers.0.norm2.alpha", "missing: transformer.layers.0.norm2.alpha"),
-        ("model", "emb.7.weight", "missing: emb.7.weight"),
-        ("model", "extra_heads.2.weight", "missing: extra_heads.2.weight"),
-        ("mimi", "downsample.conv.conv.conv.weight", "missing: downsample.conv.weight"),
+        (WHOLE, "transformer.layers.0.norm2.alpha", "missing: transformer.layers.0.norm2.alpha"),
+        (WHOLE, "emb.7.weight", "missing: emb.7.weight"),
+        (WHOLE, "extra_heads.2.weight", "missing: extra_heads.2.weight"),
+        (CONFIG["mimi_name"], "downsample.conv.conv.conv.weight", "missing: downsample.conv.weight"),
     ],
 )
 def test_missing_or_unknown_tensor_is_reported(
     copied: Path, tmp_path: Path, file: str, name: str, message: str, refuses: Refuses
 ) -> None:
-    weights = copied / f"{file}.safetensors"
+    weights = copied / file
     tensors = load_file(weights)
     missing = {key: tensor for key, tensor in tensors.items() if key != name}
     for changed, expected in ((missing, message), (tensors | {"extra": torch.zeros(1)}, "unknown: extra")):

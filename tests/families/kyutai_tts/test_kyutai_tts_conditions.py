@@ -129,7 +129,7 @@ def test_checkpoint_has_conditions_and_voices(checkpoint: Path) -> None:
 
 
 def test_tables_of_two_text_streams_are_multiplied_out(release: Path, checkpoint: Path) -> None:
-    published, made, known = load_file(release / "model.safetensors"), tensors_of(checkpoint), vocabulary(checkpoint)
+    published, made, known = load_file(release / LARGE["moshi_name"]), tensors_of(checkpoint), vocabulary(checkpoint)
     main_table, second = (published["text_emb.weight"] @ published[f"text_emb.out{n}.weight"].T for n in (1, 2))
     table = made["model.embed_tokens.weight"]
     assert len(table) == known.vocab_size
@@ -144,7 +144,7 @@ def test_tables_of_two_text_streams_are_multiplied_out(release: Path, checkpoint
 
 def test_depth_tables_of_low_rank_are_multiplied_out(release: Path, checkpoint: Path) -> None:
     """The published matrix `depformer_text_emb.low_rank` is not used if there are two text streams."""
-    published, made = load_file(release / "model.safetensors"), tensors_of(checkpoint)
+    published, made = load_file(release / LARGE["moshi_name"]), tensors_of(checkpoint)
     text = published["depformer_text_emb.weight"]
     main_table, second = (text @ published[f"depformer_text_emb.out{n}.weight"].T for n in (1, 2))
     codes = [
@@ -168,7 +168,7 @@ def check_conditions(published: dict[str, torch.Tensor], made: dict[str, torch.T
 
 
 def test_conditions_and_attention_to_voices_are_converted(release: Path, checkpoint: Path) -> None:
-    published, made = load_file(release / "model.safetensors"), tensors_of(checkpoint)
+    published, made = load_file(release / LARGE["moshi_name"]), tensors_of(checkpoint)
     check_conditions(published, made)
     stored, own = "transformer.layers.0", "model.layers.0"
     queries, keys_and_values = made[f"{own}.cross_attn.query_proj.weight"], made[f"{own}.cross_attn.kv_proj.weight"]
@@ -185,12 +185,12 @@ def test_conditions_and_attention_to_voices_are_converted(release: Path, checkpo
 
 def test_conditions_stay_float32_in_a_bfloat16_release(copied: Path, tmp_path: Path) -> None:
     """The first tensor of such a release is float32, so the dtype is that of the embeddings."""
-    with edited(copied / "model.safetensors") as tensors:
+    with edited(copied / LARGE["moshi_name"]) as tensors:
         for name in [name for name in tensors if not name.startswith("condition_provider.")]:
             tensors[name] = tensors[name].bfloat16()
     assert main(words(copied, tmp_path / "out")) == 0
     made = tensors_of(tmp_path / "out")
-    check_conditions(load_file(copied / "model.safetensors"), made)
+    check_conditions(load_file(copied / LARGE["moshi_name"]), made)
     kinds = {name.startswith("conditions."): tensor.dtype for name, tensor in made.items()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     assert config_at(tmp_path / "out")["dtype"] == "bfloat16"
@@ -250,7 +250,7 @@ def test_other_conditions_are_refused_by_field(
 
 def test_codebooks_that_are_not_generated_become_initial_ids(copied: Path, tmp_path: Path) -> None:
     """Another codebook with the same delay carries their initial ids in the same rows; later they are empty."""
-    published = load_file(copied / "model.safetensors")
+    published = load_file(copied / LARGE["moshi_name"])
     with edited(copied / "config.json") as config:
         config["dep_q"] = 7
     assert main(words(copied, tmp_path / "out")) == 0
@@ -279,7 +279,7 @@ def test_codebooks_that_are_not_generated_become_initial_ids(copied: Path, tmp_p
     ],
 )
 def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
-    check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)
+    check_tensor_errors(words(copied, tmp_path / "out"), copied / LARGE["moshi_name"], name, refuses)
 
 
 def write_voice(path: Path, vectors: torch.Tensor, name: str = "speaker_wavs") -> None:

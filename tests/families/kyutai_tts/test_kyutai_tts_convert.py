@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_kyutai_tts import write_release
+from benchmarks.checkpoints.random_kyutai_tts import CONFIG, write_release
 from scripts.kyutai_tts_replies import REDUCED
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
@@ -62,7 +62,7 @@ def test_text_head_of_few_ids_and_low_rank_tables_are_converted(tmp_path: Path) 
     """Other ids have zeros in the head, and are never sampled; tables of low rank are multiplied out."""
     release = write_release(tmp_path / "release", base=REDUCED, **SMALL)
     assert main(words(release, tmp_path / "out")) == 0
-    published = load_file(release / "model.safetensors")
+    published = load_file(release / CONFIG["moshi_name"])
     tensors = load_file(next((tmp_path / "out").glob("*.safetensors")))
     known = TtsVocabulary.from_record(config_at(tmp_path / "out")[VOCABULARY])
     assert torch.equal(tensors["depth.first_head"][:5], published["text_linear.weight"])
@@ -125,7 +125,7 @@ def test_unsupported_release_config_is_refused(
     ["depformer_in.3.weight", "linears.7.weight", "depformer_emb.6.weight", "text_linear.weight", "emb.7.weight"],
 )
 def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
-    check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)
+    check_tensor_errors(words(copied, tmp_path / "out"), copied / CONFIG["moshi_name"], name, refuses)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from stretto.families.chatterbox.voices import (
     recording_encoder_of,
 )
 from stretto.families.conversion import Network
-from stretto.untrusted_files import released_file
+from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 
 FILE, TURBO_FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "s3gen_meanflow.safetensors", "ve.safetensors"
@@ -200,14 +200,12 @@ def read_voices(folder: Path) -> dict[str, Mapping[str, Any]]:
     Raises:
         CheckpointError: If a file is missing or invalid.
     """
-    found, place = {"default": read_voice(released_file(folder, DEFAULT))}, (folder / VOICES).resolve()
-    if not place.is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{folder / VOICES}: expected a folder of this release, got a link to {place}")
-    for path in sorted((folder / VOICES).glob("*.pt")):
+    found = {"default": read_voice(released_file(folder, DEFAULT))}
+    for path in sorted(released_folder(folder, VOICES).glob("*.pt")):
         if not re.fullmatch("[a-z0-9_-]+", path.stem) or path.stem in found:
             expected = "a name of lower-case letters, digits, - and _ other than default"
             raise CheckpointError(f"{path}: expected {expected}, got {path.stem!r}")
-        found[path.stem] = read_voice(released_file(path.parent, path.name))
+        found[path.stem] = read_voice(released_file(folder, f"{VOICES}/{path.name}"))
     return found
 
 

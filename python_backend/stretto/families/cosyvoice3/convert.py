@@ -35,7 +35,7 @@ from stretto.families.cosyvoice3.voices import (
 )
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE
-from stretto.untrusted_files import entry, read_text, released_file
+from stretto.untrusted_files import entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
 
@@ -78,9 +78,9 @@ NORMED = re.compile(
 
 def located(release: Release) -> Release:
     """Return the release with file paths resolved; raise CheckpointError if the language model is missing."""
-    folder = release.model if release.model.is_dir() else release.model.parent
+    folder = release.folder
     model = released_file(folder, MODEL) if release.model.is_dir() else release.model
-    tokenizer = folder / BACKBONE if release.tokenizer == folder else release.tokenizer
+    tokenizer = released_folder(folder, BACKBONE) if release.tokenizer == folder else release.tokenizer
     return replace(release, model=model, tokenizer=tokenizer, config=None)
 
 

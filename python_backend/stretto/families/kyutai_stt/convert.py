@@ -8,6 +8,7 @@ pairs.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from stretto.families.conversion import Contents, Converted, Network, Release, T
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
-from stretto.untrusted_files import entry, json_object, released_file
-from stretto.weights.loading import Part, Plan, check, open_tensors, shapes_of
+from stretto.untrusted_files import entry, json_object, named_file, read_json
+from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is a SentencePiece model
 AUTHORS_FORMAT = "Kyutai's format, such as kyutai/stt-1b-en_fr"
-TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
+# Keys in config.json for names of files; the tokenizer is a SentencePiece model.
+MODEL_KEY, MIMI_KEY, TOKENIZER_KEY = "moshi_name", "mimi_name", "tokenizer_name"
+FIRST_MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"  # name of Mimi's file if config.json has none
 EMBEDDINGS = "text_emb.weight"
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
 # Supported values in config.json, which other models of the same code base may set differently; shared with `moshi`.
@@ -49,6 +52,18 @@ EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
+
+
+def located(release: Release) -> Release:
+    """Return the release with the path of the language model's file, which the release's config.json names.
+
+    Raises:
+        CheckpointError: If there is no such file.
+    """
+    if release.config is None or not release.model.is_dir():
+        return release
+    config = {MODEL_KEY: WHOLE, **read_json(release.config)}
+    return replace(release, model=named_file(release.model, config, MODEL_KEY))
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -79,14 +94,13 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": False,
         "dtype": contents.dtype,
     }
-    folder = release.model if release.model.is_dir() else release.model.parent
     width = record["hidden_size"]
     codes, heads = (f"emb.{k}.weight" for k in range(known.num_codebooks)), range(1, known.num_pauses)
     folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
     folded |= dict.fromkeys(map(PAUSES.format, heads), (known.num_pause_classes, width))
     check_folded(contents.tensors, folded)
     parts = plan(config, known, contents.tensors)
-    codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
+    codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
     return Converted(record, parts, (), tuple(folded), (codec,))
 
 
@@ -325,7 +339,7 @@ def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, c
     if found[0] < num_codebooks or found[1] != codebook_size:
         expected = f"{num_codebooks} codebooks of {codebook_size} codes"
         raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {found[0]} of {found[1]}")
-    path = released_file(folder, str(entry(config, "mimi_name")))
+    path = named_file(folder, {MIMI_KEY: FIRST_MIMI, **config}, MIMI_KEY)
     tensors = MimiTensors(open_tensors(path), mimi.num_attention_heads)
     parts = {name: Part(name, shape) for name, shape in shapes_of(MimiModel, mimi).items()}
     check(parts, tensors, ())
@@ -334,10 +348,9 @@ def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, c
 
 def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
     """Return the hyperparameters of Mimi: from the file that the release names, or as published."""
-    name = config.get("mimi_config_name")
-    if name is None:
+    if config.get("mimi_config_name") is None:
         return MimiConfig()
-    record = json_object(released_file(folder, str(name)))
+    record = json_object(named_file(folder, config, "mimi_config_name"))
     net, layers, codes = (entry(record, part) for part in ("seanet", "transformer", "quantizer"))
     heads, width = entry(layers, "num_heads"), entry(net, "dimension")
     return MimiConfig(

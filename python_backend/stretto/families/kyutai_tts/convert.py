@@ -17,12 +17,13 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Release
 from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, check_folded, flat, integer
+from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
 from stretto.families.moshi import convert as moshi
-from stretto.untrusted_files import entry, released_file
+from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
@@ -57,8 +58,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     scales = guidance_scales(config)
     free = (*FREE, *CONDITIONS) if scales else FREE
     check_config(config, {name: allowed for name, allowed in EXPECTED.items() if name not in free})
-    folder = (release.model if release.model.is_dir() else release.model.parent) / VOICES
-    voices = vectors_of_voices(folder, config) if scales else recordings(folder)
+    voices = vectors_of_voices(release.folder, config) if scales else recordings(release.folder)
     known = vocabulary(config, tuple(voices))
     if scales:
         known = replace(known, guidance_scales=scales, voice_shape=shape_of(voices, width_of(config, SPEAKERS)))
@@ -69,15 +69,15 @@ def convert(release: Release, contents: Contents) -> Converted:
     return with_conditions(made, config, known, contents.tensors) if scales else made
 
 
-def recordings(folder: Path) -> dict[str, Path]:
+def recordings(root: Path) -> dict[str, Path]:
     """Return the recordings of voices in a release, by name in lower case; raise CheckpointError if one is unusable."""
-    paths = sorted(folder.glob("*.wav")) if folder.is_dir() else []
-    for path in paths:
+    found = by_name(root, [(path.stem, path) for path in sorted(released_folder(root, VOICES).glob("*.wav"))])
+    for path in found.values():
         samples_at(path, SAMPLE_RATE)
-    return by_name(folder, [(path.stem, path) for path in paths])
+    return found
 
 
-def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path]:
+def vectors_of_voices(root: Path, config: Mapping[str, Any]) -> dict[str, Path]:
     """Return the files of a release's voices, by the authors' name in lower case, with the default voice first.
 
     The name of a voice is the path of its file in the folder, without the suffix that identifies the model.
@@ -86,24 +86,26 @@ def vectors_of_voices(folder: Path, config: Mapping[str, Any]) -> dict[str, Path
         CheckpointError: There are no voices or too many, or a request cannot contain one of the names.
     """
     suffix = f".{entry(config, 'model_id.sig')}@{entry(config, 'model_id.epoch')}.safetensors"
-    paths = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+    folder = released_folder(root, VOICES)
+    paths = sorted(folder.rglob("*.safetensors"))
     named = [(path.relative_to(folder).as_posix().removesuffix(suffix), path) for path in paths]
-    found = by_name(folder, [(name, path) for name, path in named if path.name.endswith(suffix)])
+    found = by_name(root, [(name, path) for name, path in named if path.name.endswith(suffix)])
     if not found:
         expected = f"files NAME{suffix} of voices, such as those of kyutai/tts-voices"
         raise CheckpointError(f"{folder}: expected {expected}, got none")
     return {name: found[name] for name in (*filter(found.get, DEFAULTS), *sorted(found.keys() - {*DEFAULTS}))}
 
 
-def by_name(folder: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
+def by_name(root: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
     """Return the files of voices by name in lower case; raise CheckpointError if a request cannot name one."""
+    folder = root / VOICES
     if len(files) > MAX_VOICES:
         raise CheckpointError(f"{folder}: expected at most {MAX_VOICES} voices, got {len(files)}")
     odd = next((name for name, _ in files if not VOICE.fullmatch(name)), None)
     if odd is not None:
         expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and inner spaces"
         raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
-    found = {name.lower(): released_file(path.parent, path.name) for name, path in files}
+    found = {name.lower(): released_file(root, path.relative_to(root).as_posix()) for name, path in files}
     if len(found) < len(files):
         raise CheckpointError(f"{folder}: expected names that differ in more than their case, got {len(files)} files")
     return found

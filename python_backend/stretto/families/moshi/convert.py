@@ -15,7 +15,11 @@ from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.kyutai_stt.convert import (
     EPS,
+    FIRST_MIMI,
+    MIMI_KEY,
+    MODEL_KEY,
     SHARED_EXPECTED,
+    TOKENIZER_KEY,
     backbone_plan,
     backbone_record,
     check_config,
@@ -26,24 +30,24 @@ from stretto.families.kyutai_stt.convert import (
     gated_width,
     integer,
 )
+from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.families.text import sentencepiece_at
 from stretto.untrusted_files import released_file
-from stretto.weights.loading import Part, Plan
+from stretto.weights.loading import WHOLE, Part, Plan
 
 IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
 AUTHORS_FORMAT = "Kyutai's PyTorch format, such as kyutai/moshika-pytorch-bf16"
-TOKENIZER_KEY = "tokenizer_name"  # key in config.json for the name of the tokenizer file
 TEXT, DEPTH_TEXT = "text_emb", "depformer_text_emb"
 EMBEDDINGS = f"{TEXT}.weight"
 RANK, CODE_FACTOR = "depformer_low_rank_embeddings", "depformer_emb.{}.low_rank.weight"
 MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
 # Contents of config.json for the first releases, which lack this file.
 FIRST: dict[str, Any] = {
-    "moshi_name": "model.safetensors",
-    "mimi_name": "tokenizer-e351c8d8-checkpoint125.safetensors",
+    MODEL_KEY: WHOLE,
+    MIMI_KEY: FIRST_MIMI,
     TOKENIZER_KEY: "tokenizer_spm_32k_3.model",
     "dim": 4096,
     "text_card": 32000,
@@ -157,8 +161,7 @@ def converted(
     unused, num_sets = range(steps, stored), 1 + max(schedule(config, stored))
     dropped = [f"{name}.{w}." for w in range(known.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
     dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
-    folder = release.model if release.model.is_dir() else release.model.parent
-    codec = codec_network(config, folder, known.num_codebooks, known.codebook_size)
+    codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
     parts = plan(config, known, contents.tensors, rows, repeated) | depth_plan(known.depth, num_sets)
     return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
 

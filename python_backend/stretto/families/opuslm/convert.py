@@ -23,7 +23,7 @@ from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.plugin import NAME, VOCABULARY
-from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, yaml_mapping
+from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, released_folder, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check, open_tensors, write_file, write_json
 
@@ -132,7 +132,7 @@ class ConvertedSslTokenizer:
         Raises:
             CheckpointError: If a file, value or tensor is not as expected; the message describes the difference.
         """
-        folder = folder / "model" if (folder / "model").is_dir() else folder
+        folder = released_folder(folder, "model") if (folder / "model").is_dir() else folder
         config = read_config(released_file(folder, "config.yaml"))
         published = open_tensors(released_file(folder, _checkpoint(folder).name))
         tensors = multiply_weight_norm_out(

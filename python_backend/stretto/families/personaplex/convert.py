@@ -31,7 +31,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-trained_dtype = moshi.trained_dtype
+located, trained_dtype = moshi.located, moshi.trained_dtype
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
@@ -49,8 +49,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     if integer(config, "context") < 2:
         raise CheckpointError(f"config.json: context: expected at least 2 rows, got {config['context']}")
     base = moshi.vocabulary({**config, "dep_q": config["n_q"] // 2})
-    folder = release.model if release.model.is_dir() else release.model.parent
-    voices = read_voices(released_file(folder, VOICES), base, integer(config, "dim"))
+    voices = read_voices(released_file(release.folder, VOICES), base, integer(config, "dim"))
     own = {field.name: getattr(base, field.name) for field in fields(MoshiVocabulary)}
     known = PersonaPlexVocabulary(**own, voices=tuple(voice for voice, _ in voices))
     # The authors' key ring buffer masks its oldest row, so attention sees one row fewer than `context`.

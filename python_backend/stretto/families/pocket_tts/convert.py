@@ -24,7 +24,7 @@ from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.voices import Backbone, recover_rows
-from stretto.untrusted_files import entry, released_file
+from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, check, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
@@ -75,9 +75,8 @@ def convert(release: Release, contents: Contents) -> Converted:
             f"{contents.tokenizer.folder}: expected {shape.num_tokens} tokens, got {contents.tokenizer.size}"
         )
     contents.check_latent_model(shape.num_tokens)
-    folder = release.model if release.model.is_dir() else release.model.parent
     clones = can_clone(shape, contents.tensors)
-    voices = read_voices(folder / VOICES, shape, contents.tensors, clones)
+    voices = read_voices(release.folder, shape, contents.tensors, clones)
     known = PocketVocabulary(
         num_text_ids=shape.num_tokens + 1,
         num_words=shape.num_words,
@@ -270,19 +269,21 @@ def codec_network(contents: Contents, clones: bool) -> Network:
     return Network("codec", {"model_type": "pocket", "mimi": mimi, "has_encoder": clones}, parts)
 
 
-def read_voices(folder: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
+def read_voices(root: Path, shape: Shape, tensors: Mapping[str, Tensor], clones: bool) -> dict[str, Tensor]:
     """Return the rows of the voices in a release folder, float32 [n, H], by name. The first voice is the default.
 
     Raises:
         CheckpointError: If there are no voices and the release cannot clone voices, or a voice's keys and values belong
             to another release.
     """
-    first = next((voice for key, voice in FIRST_VOICES.items() if key in folder.parent.resolve().name), FIRST_VOICE)
+    folder = released_folder(root, VOICES)
+    first = next((voice for key, voice in FIRST_VOICES.items() if key in root.resolve().name), FIRST_VOICE)
     found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
     if not found and not clones:
         raise CheckpointError(f"{folder}: expected at least one voice, NAME.safetensors, got none")
     backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
-    voices = {path.stem: recover_rows(backbone, open_tensors(released_file(folder, path.name)), path) for path in found}
+    files = {path: released_file(root, f"{VOICES}/{path.name}") for path in found}
+    voices = {path.stem: recover_rows(backbone, open_tensors(file), path) for path, file in files.items()}
     for name in voices:
         if not re.fullmatch("[a-z0-9_]+", name):
             raise CheckpointError(

@@ -72,8 +72,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "tie_word_embeddings": True,  # there is no head over this vocabulary
         "dtype": contents.dtype,
     }
-    folder = release.model if release.model.is_dir() else release.model.parent
-    network = codec_network(folder, contents.config.get("audio_vae_config") or {}, shape)
+    network = codec_network(release.folder, contents.config.get("audio_vae_config") or {}, shape)
     return Converted(record, plan(shape, known), (), (), (network,))
 
 

@@ -1,0 +1,71 @@
+"""Releases of Kyutai and NVIDIA name their files in config.json."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.checkpoints import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
+from stretto.convert.command import main
+from tests.refused_conversion import Refuses, edited
+
+Write = Callable[..., Path]
+
+
+def write_tts_with_conditions(folder: Path, **changed: Any) -> Path:
+    """Write a release like that of 1.6B."""
+    return random_kyutai_tts.write_release(folder, base=random_kyutai_tts.LARGE, **changed)
+
+
+SMALL = {"num_layers": 1, "depformer_num_layers": 1}
+WRITERS: dict[str, tuple[str, Write]] = {
+    "stt": ("kyutai-stt", random_kyutai_stt.write_release),
+    "tts with recordings": ("kyutai-tts", random_kyutai_tts.write_release),
+    "tts with conditions": ("kyutai-tts", write_tts_with_conditions),
+    "moshi": ("moshi", random_moshi.write_release),
+    "personaplex": ("personaplex", random_personaplex.write_release),
+}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Return the family and the folder of a release whose config.json names all files."""
+    family, write = WRITERS[request.param]
+    changed = {"moshi_name": "weights@7.safetensors", "mimi_name": "a.safetensors", "tokenizer_name": "words.model"}
+    return family, write(tmp_path_factory.mktemp("named") / "release", **changed, **SMALL)
+
+
+def words(family: str, release: Path, out: Path) -> list[str]:
+    """Return the converter's command line."""
+    return [family, "--model", str(release), "--out", str(out)]
+
+
+def test_files_with_any_names_are_read(named: tuple[str, Path], tmp_path: Path) -> None:
+    """The weights are not confused with those of Mimi, whose name comes first."""
+    assert main(words(*named, tmp_path / "out")) == 0
+
+
+def test_moshi_release_without_config_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have the names of the first releases."""
+    release = random_moshi.write_release(tmp_path / "release", **SMALL)
+    monkeypatch.setattr("stretto.families.moshi.convert.FIRST", {**random_moshi.CONFIG, **SMALL})
+    (release / "config.json").unlink()
+    assert main(words("moshi", release, tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../weights@7.safetensors", "/etc/passwd", "a/b", "..", "", "none.bin", 3, None, ["a"]]
+)
+@pytest.mark.parametrize("field", ["moshi_name", "mimi_name", "tokenizer_name"])
+def test_name_of_another_place_is_refused(
+    field: str, name: object, named: tuple[str, Path], tmp_path: Path, refuses: Refuses
+) -> None:
+    family, release = named
+    copied = Path(shutil.copytree(release, tmp_path / "release", copy_function=os.link))
+    with edited(copied / "config.json") as config:
+        config[field] = name
+    expected = "none.bin is missing" if name == "none.bin" else f"expected a file name without a folder, got {name!r}"
+    refuses(words(family, copied, tmp_path / "out"), f"config.json: {field}: ", expected)
