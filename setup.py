@@ -17,7 +17,7 @@ setup(
     },
     package_data={
         "stretto": ["py.typed"],
-        "stretto.families": ["*/releases.json", "*/releases.md"],
+        "stretto.families": ["*/releases.json", "*/releases.md", "*/config/*"],
         "stretto_client": ["py.typed"],
         "stretto_gateway": ["py.typed", "static/*"],
         DATA: [

@@ -72,6 +72,7 @@ ROLES = {
     "__init__.py": {"families"},
     "family.py": {"families", "records", "streams", "errors"},
     "model.py": {"families", "engine/models", "codecs"},  # networks that model and codec share
+    "recognise.py": {"families", "untrusted_files"},
     "convert*.py": {"families", "encoders", "codecs", "weights", "untrusted_files", "errors"},
 }
 # Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.

@@ -7,4 +7,5 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto_orpheus.family:build"),
     open_template=lazy("stretto_orpheus.prompt:open_template"),
     convert="stretto_orpheus.convert",
+    recognise="stretto_orpheus.recognise:recognise",
 )

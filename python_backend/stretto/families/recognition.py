@@ -4,8 +4,9 @@ A family's `recognise` function takes a `Listing` and returns a `Match` for each
 no weights file, and imports neither torch nor vLLM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
@@ -14,6 +15,11 @@ from stretto.errors import CheckpointError
 from stretto.untrusted_files import parsed_json, parsed_yaml
 
 MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a release
+MAX_INDEX_BYTES = 10 << 20  # the largest published index of shards
+MAX_TOKENIZER_BYTES = 35 << 20  # the largest published tokenizer.json
+CONFIG, SINGLE = "config.json", "model.safetensors"
+QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -33,26 +39,48 @@ class Listing:
 
     def __init__(self, names: frozenset[str], sizes: Mapping[str, int]):
         self.names, self.sizes = names, sizes
+        self._records: dict[str, dict[str, Any]] = {}
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
         raise NotImplementedError
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
         """Return the JSON object in a file; empty if there is no such file, or it contains something else."""
-        text = self.text(name)
-        try:
-            return {} if text is None else parsed_json(text, name)
-        except CheckpointError:
-            return {}
+        return self._record(name, max_bytes, parsed_json)
 
     def yaml(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, Any]:
-        """Return the mapping in a YAML file, whose tags are ignored; empty if there is none."""
-        text = self.text(name, max_bytes)
-        try:
-            return {} if text is None else parsed_yaml(text, name, _PlainLoader)
-        except CheckpointError:
-            return {}
+        """Return the mapping in a YAML file, with None for values that have tags; empty if there is none."""
+        return self._record(name, max_bytes, lambda text, name: parsed_yaml(text, name, _PlainLoader))
+
+    def present(self, *patterns: str) -> tuple[str, ...]:
+        """Return the patterns (fnmatch) that match at least one file."""
+        return tuple(each for each in patterns if any(fnmatchcase(name, each) for name in self.names))
+
+    def weights(self, index: str = "model.safetensors.index.json") -> tuple[str, ...]:
+        """Return `model.safetensors`, or an index with the files that it lists; empty if there are neither."""
+        if index.startswith(SINGLE) and SINGLE in self.names:
+            return (SINGLE,)
+        listed = self.json(index, MAX_INDEX_BYTES).get("weight_map")
+        names = {str(each) for each in listed.values()} if isinstance(listed, Mapping) else set()
+        return (index, *sorted(names)) if names and names <= self.names else ()
+
+    def beside(self, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str, list[str]]]:
+        """Yield each YAML file with its folder (empty, or ending with `/`) and the files there with these suffixes."""
+        for name in sorted(self.names):
+            folder = name[: name.rfind("/") + 1]
+            if name.endswith(".yaml"):
+                found = sorted(each for each in self.names if each.startswith(folder) and each.endswith(suffixes))
+                yield name, folder, [each for each in found if "/" not in each[len(folder) :]]
+
+    def _record(self, name: str, max_bytes: int, parse: Callable[[str, str], dict[str, Any]]) -> dict[str, Any]:
+        if name not in self._records:
+            text = self.text(name, max_bytes)
+            try:
+                self._records[name] = {} if text is None else parse(text, name)
+            except CheckpointError:
+                self._records[name] = {}
+        return self._records[name]
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,7 @@ class Match:
         refusal: Reason why the release is not accepted; the empty string if it is accepted.
         serves: False if the release can be converted but not served.
         needs: Inputs without which a request fails.
+        requires: Options of the converter that the user must give, such as `codec` for `--codec FOLDER`.
     """
 
     family: str
@@ -93,3 +122,4 @@ class Match:
     refusal: str = ""
     serves: bool = True
     needs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()

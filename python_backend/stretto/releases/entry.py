@@ -108,6 +108,7 @@ class Entry:
         languages: Languages of the text, as in a request.
         tasks: Tasks of the family that the release supports; empty for all.
         needs: Inputs without which a request fails: some of NEEDS.
+        requires: Options of the converter that the user must give, such as `codec` for `--codec FOLDER`.
         checked: Weights and date of the last test; the empty string for random weights only.
         serves: False if the release can be converted but not served.
         evidence: Source of each fact about the hub, by its name in FACTS.
@@ -127,6 +128,7 @@ class Entry:
     languages: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
     checked: str = ""
     serves: bool = True
     evidence: Mapping[str, str] = field(default_factory=dict)
@@ -182,7 +184,7 @@ def read(record: object, where: str, package: str = "") -> Entry:
             "package": package,
             **{
                 name: _words(values.get(name, []), f"{where}: {name}")
-                for name in ("aliases", "convert", "languages", "tasks", "needs", "unproved")
+                for name in ("aliases", "convert", "languages", "tasks", "needs", "requires", "unproved")
             },
             "evidence": _texts(values.get("evidence", {}), f"{where}: evidence"),
         }

@@ -10,5 +10,6 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.bagpiper.family:build", "bagpiper"),
     open_template=lazy("stretto.families.bagpiper.prompt:open_template"),
     convert="stretto.families.bagpiper.convert",
+    recognise="stretto.families.bagpiper.recognise:recognise",
     audio_encoders={"qwen3_omni_moe_audio_encoder": ENCODER, UNNAMED: ENCODER},
 )

@@ -7,4 +7,5 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.cosyvoice3.family:build"),
     open_template=lazy("stretto.families.cosyvoice3.prompt:open_template"),
     convert="stretto.families.cosyvoice3.convert",
+    recognise="stretto.families.cosyvoice3.recognise:recognise",
 )

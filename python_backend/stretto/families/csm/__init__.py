@@ -7,4 +7,5 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.csm.family:build", "csm"),
     open_template=lazy("stretto.families.csm.prompt:open_template"),
     convert="stretto.families.csm.convert",
+    recognise="stretto.families.csm.recognise:recognise",
 )

@@ -7,10 +7,12 @@ OPUSLM = FamilyPlugin(
     build=lazy("stretto.families.opuslm.family:build", "opuslm"),
     open_template=lazy("stretto.families.opuslm.prompt:open_template"),
     convert="stretto.families.opuslm.convert",
+    recognise="stretto.families.opuslm.recognise:recognise",
 )
 DIALOGUE = FamilyPlugin(
     name="opuslm_dialogue",
     build=lazy("stretto.families.opuslm.family:build", "opuslm_dialogue"),
     open_template=lazy("stretto.families.opuslm.prompt:open_template"),
     convert="stretto.families.opuslm.convert",
+    recognise="stretto.families.opuslm.recognise:recognise",
 )

@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.qwen3_tts.family:build", "qwen3_tts"),
     open_template=lazy("stretto.families.qwen3_tts.prompt:open_template"),
     convert="stretto.families.qwen3_tts.convert",
+    recognise="stretto.families.qwen3_tts.recognise:recognise",
     releases="stretto.families.qwen3_tts:releases.json",
     audio_encoders={
         "x_vector": AudioEncoder(

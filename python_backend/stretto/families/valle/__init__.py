@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.valle.family:build", "valle"),
     open_template=lazy("stretto.families.valle.prompt:open_template"),
     convert="stretto.families.valle.convert",
+    recognise="stretto.families.valle.recognise:recognise",
     load_refinement=lazy("stretto.families.valle.refinement:load"),
     architectures={"StrettoValleForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
 )

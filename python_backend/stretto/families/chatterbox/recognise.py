@@ -1,0 +1,29 @@
+"""Recognises Chatterbox releases: a folder may contain several language models."""
+
+import re
+
+from stretto.families.recognition import QWEN_TOKENIZER, Listing, Match
+
+VOICE = "conds.pt"
+TURBO_TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")
+# Files that each kind of language model needs, and further files that are read if they exist.
+KINDS = {
+    r"t3_cfg": (("s3gen.safetensors", "ve.safetensors", "tokenizer.json"), ()),
+    r"t3_mtl23ls_v[23]": (("s3gen.pt", "ve.pt", "grapheme_mtl_merged_expanded_v1.json"), ("Cangjie5_TC.json",)),
+    r"t3_(turbo|nano)_v1": (("s3gen_meanflow.safetensors", "ve.safetensors"), TURBO_TOKENIZER),
+}
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return a match for each language model in a listing."""
+    found = []
+    for name in sorted(listing.names):
+        part, _, suffix = name.partition(".")
+        for kind, (needed, optional) in KINDS.items():
+            if suffix == "safetensors" and re.fullmatch(kind, part):
+                files = (name, *needed, VOICE)
+                missing = [each for each in files if each not in listing.names]
+                refusal = f"Chatterbox {part}: {missing[0]} is missing" if missing else ""
+                words = ("--model", f"{{repo}}/{name}", "--tokenizer", "{repo}", "--codec", "{repo}")
+                found.append(Match("chatterbox", (*files, *listing.present(*optional)), words, part, refusal=refusal))
+    return found

@@ -1,0 +1,28 @@
+"""Recognises Moshi releases in Kyutai's PyTorch format."""
+
+from stretto.families.kyutai_stt.recognise import MIMI, MODEL, TOKENIZER, match_of_named_files
+from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
+
+# Names of files in the first releases, which lack config.json.
+FIRST = {MODEL: SINGLE, MIMI: "tokenizer-e351c8d8-checkpoint125.safetensors", TOKENIZER: "tokenizer_spm_32k_3.model"}
+VOICES = "voices.tgz"  # only in releases of a family that extends this one
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    config, kind = listing.json(CONFIG), listing.json(CONFIG).get("model_type")
+    if VOICES in listing.names:
+        return []
+    if kind == "moshi" and "dim" not in config:
+        refusal = "Moshi in transformers format is not read; expected kyutai/moshiko-pytorch-bf16 or a like release"
+        return [Match("moshi", refusal=refusal)]
+    quantized = sorted(name for name in listing.names if name.startswith(("model.q4.", "model.q8.")))
+    if quantized and SINGLE not in listing.names:
+        return [Match("moshi", refusal=f"expected unquantized weights, got {quantized[0]}")]
+    if CONFIG not in listing.names:
+        return [match_of_named_files("moshi", listing, FIRST)] if {*FIRST.values()} <= listing.names else []
+    num_codes, num_steps = config.get("n_q"), config.get("dep_q")
+    is_duplex = isinstance(num_steps, int) and num_steps > 0 and num_codes == 2 * num_steps
+    if not is_duplex or kind not in ("moshi", None) or "dim" not in config:
+        return []
+    return [match_of_named_files("moshi", listing, {**FIRST, **config})]

@@ -1,0 +1,36 @@
+"""Recognises OpusLM releases and those of its dialogue model."""
+
+import re
+
+from stretto.families.recognition import QWEN_TOKENIZER, Listing, Match, Needed
+from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry
+
+KEYS, WEIGHTS = {"token_list", "token_bias", "subword_model"}, (".pth",)
+CODEC = Needed("ftshijt/espnet_codec_dac_large_v1.4_360epoch", ("*config.yaml", "*.pth"))
+INPUT = Needed("espnet/xeus", ("*config.yaml", "*.pth", "*.mdl"))
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return a match for each release in a listing."""
+    found = []
+    for name, folder, weights in listing.beside(WEIGHTS):
+        record = listing.yaml(name, MAX_YAML_BYTES) if weights else {}
+        is_ours = record.keys() >= KEYS and optional_entry(record, "token_bias.codec") is not None
+        if not is_ours or record.get("corelm") == "valle":
+            continue
+        family = "opuslm_dialogue" if record.get("model") == "dpo" else "opuslm"
+        part, tokenizer = folder.rstrip("/"), record["subword_model"]
+        if len(weights) > 1:
+            refusal = f"OpusLM: expected one file *.pth beside {name}, got {', '.join(weights)}"
+            found.append(Match(family, part=part, refusal=refusal))
+            continue
+        words = ["--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{name}"]
+        words += ["--codec", "{companion1}", "--ssl-tokenizer", "{companion2}"]
+        companions, requires = [CODEC, INPUT], ["tokenizer"]
+        if isinstance(tokenizer, str) and HUB_NAME.fullmatch(tokenizer):
+            words += ["--tokenizer", "{companion3}"]
+            companions, requires = [CODEC, INPUT, Needed(tokenizer, QWEN_TOKENIZER)], []
+        files = (weights[0], name)
+        found.append(Match(family, files, tuple(words), part, tuple(companions), requires=tuple(requires)))
+    return found

@@ -1,0 +1,34 @@
+"""Recognises Qwen3-TTS releases at 12.5 frames per second."""
+
+from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
+
+CODEC, CODEC_TYPE = "speech_tokenizer", "qwen3_tts_tokenizer_12hz"
+CODEC_REPOSITORY = Needed("Qwen/Qwen3-TTS-Tokenizer-12Hz", ("*.json", "model.safetensors"))
+NEEDS = {"custom_voice": (), "voice_design": ("instruct",), "base": ("recording",)}  # by `tts_model_type`
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    config = listing.json(CONFIG)
+    if config.get("model_type") != "qwen3_tts":
+        return []
+    kind, codec = config.get("tts_model_type"), config.get("tokenizer_type")
+    weights = listing.weights()
+    for refused, refusal in (
+        (codec != CODEC_TYPE, f"config.json: tokenizer_type: expected {CODEC_TYPE}, got {codec!r}"),
+        (kind not in NEEDS, f"config.json: tts_model_type: expected {', '.join(NEEDS)}, got {kind!r}"),
+        (not weights, "expected model.safetensors, or the files of model.safetensors.index.json"),
+    ):
+        if refused:
+            return [Match("qwen3_tts", refusal=refusal)]
+    has_codec = f"{CODEC}/model.safetensors" in listing.names
+    words = ("--model", "{repo}", "--config", "{repo}/config.json", "--tokenizer", "{repo}", "--codec")
+    return [
+        Match(
+            "qwen3_tts",
+            (*weights, CONFIG, *listing.present("generation_config.json", *TOKENIZER, f"{CODEC}/*")),
+            (*words, f"{{repo}}/{CODEC}" if has_codec else "{companion1}"),
+            companions=() if has_codec else (CODEC_REPOSITORY,),
+            needs=NEEDS[str(kind)],
+        )
+    ]

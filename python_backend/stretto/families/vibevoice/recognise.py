@@ -1,0 +1,30 @@
+"""Recognises VibeVoice 1.5B and 7B releases."""
+
+from stretto.families.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
+
+AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format, whose folder has no tokenizer
+STREAMING = "tts_backbone_num_hidden_layers"
+AUTHORS_TOKENIZER = Needed("Qwen/Qwen2.5-1.5B", QWEN_TOKENIZER)
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    config, weights = listing.json(CONFIG), listing.weights()
+    kind = config.get("model_type")
+    if kind not in ("vibevoice", "vibevoice_streaming"):
+        return []
+    if kind == "vibevoice_streaming" or STREAMING in config:
+        return [Match("vibevoice", refusal="VibeVoice Realtime 0.5B is not served; expected VibeVoice 1.5B or 7B")]
+    if not weights:
+        refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
+        return [Match("vibevoice", refusal=refusal)]
+    has_tokenizer = AUTHORS not in config
+    tokenizer = "{repo}" if has_tokenizer else "{companion1}"
+    return [
+        Match(
+            "vibevoice",
+            (*weights, CONFIG, *listing.present("generation_config.json", *(TOKENIZER if has_tokenizer else ()))),
+            ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", tokenizer),
+            companions=() if has_tokenizer else (AUTHORS_TOKENIZER,),
+        )
+    ]

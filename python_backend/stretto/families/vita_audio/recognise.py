@@ -1,0 +1,42 @@
+"""Recognises VITA-Audio releases."""
+
+from stretto.families.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
+
+PLAIN, MODULES, PLUS = "qwen2", "qwen2_mtp", "qwen2_mtp_sensevoice"  # values of `model_type`
+FIRST_CODE = "<|audio_0|>"
+CODEC = Needed("THUDM/glm-4-voice-decoder", ("config.yaml", "flow.pt", "hift.pt"))
+INPUT = Needed("THUDM/glm-4-voice-tokenizer", ("config.json", "preprocessor_config.json", "model*.safetensors"))
+ENCODER_FILES = ("config.yaml", "am.mvn")  # of the audio encoder inside VITA-Audio-Plus
+ENCODER = Needed("FunAudioLLM/SenseVoiceSmall", ENCODER_FILES, to=".")
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    kind, weights = listing.json(CONFIG).get("model_type"), listing.weights()
+    if kind not in (PLAIN, MODULES, PLUS) or (kind == PLAIN and not has_codes(listing)):
+        return []
+    if not weights:
+        refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
+        return [Match("vita_audio", refusal=refusal)]
+    has_encoder = {*ENCODER_FILES} <= listing.names
+    place, companions = "{repo}", [CODEC]
+    if kind != PLUS:
+        companions.append(INPUT)
+    elif not has_encoder:
+        place, companions = "{view}", [CODEC, ENCODER]
+    words = ("--model", place, "--config", f"{place}/{CONFIG}", "--tokenizer", place, "--codec", "{companion1}")
+    optional = ("generation_config.json", *TOKENIZER, *(ENCODER_FILES if kind == PLUS else ()))
+    return [
+        Match(
+            "vita_audio",
+            (*weights, CONFIG, *listing.present(*optional)),
+            words if kind == PLUS else (*words, "--ssl-tokenizer", "{companion2}"),
+            companions=tuple(companions),
+        )
+    ]
+
+
+def has_codes(listing: Listing) -> bool:
+    """Return True if the tokenizer has tokens for codes, which other models of the same kind lack."""
+    names = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+    return any(FIRST_CODE in (listing.text(name, MAX_TOKENIZER_BYTES) or "") for name in names)

@@ -1,0 +1,26 @@
+"""Recognises VoxCPM2 releases."""
+
+from stretto.families.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match
+
+SECTIONS, ARCHITECTURE = {"lm_config", "encoder_config", "dit_config"}, "voxcpm2"
+CODECS = ("audiovae.safetensors", "audiovae.pth")
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    config = listing.json(CONFIG)
+    if not config.keys() >= SECTIONS:
+        return []
+    found = config.get("architecture", ARCHITECTURE)
+    codecs = [name for name in CODECS if name in listing.names]
+    head = config["dit_config"]
+    has_mean_head = isinstance(head, dict) and bool(head.get("dit_mean_mode"))
+    for refused, refusal in (
+        (found != ARCHITECTURE, f"config.json: architecture: expected {ARCHITECTURE}, got {found!r}"),
+        (has_mean_head, "config.json: dit_config.dit_mean_mode: expected false"),
+        (not codecs or SINGLE not in listing.names, f"VoxCPM2: expected {SINGLE} and {' or '.join(CODECS)}"),
+    ):
+        if refused:
+            return [Match("voxcpm2", refusal=refusal)]
+    files = (SINGLE, codecs[0], CONFIG, *listing.present("generation_config.json", *TOKENIZER))
+    return [Match("voxcpm2", files, ("--model", "{repo}"))]

@@ -1,0 +1,133 @@
+"""Detection of a release's family from file names and small text files, before anything else is downloaded."""
+
+import logging
+import re
+from collections import Counter
+from dataclasses import replace
+from importlib import import_module
+
+from stretto.errors import shown
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.plugin import plugins
+from stretto.families.recognition import CONFIG, Listing, Match, Needed
+from stretto.plugins import FAMILIES, names
+from stretto.releases.entry import Companion, Entry, Source
+from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.names import entries, nearest
+
+logger = logging.getLogger(__name__)
+
+MAX_NAME_CHARS = 41
+FOLDER = "folder"  # name of a release whose own name has no usable character
+
+
+def detect(
+    listing: Listing, repository: str | None = None, part: str | None = None, family: str | None = None
+) -> Entry:
+    """Return the only release in a listing.
+
+    Args:
+        listing: Names and small files of a folder or a repository.
+        repository: OWNER/NAME, or a folder's path.
+        part: Name of one of several releases in the listing, as after `#` on the command line.
+        family: Family to accept; None for any.
+
+    Returns:
+        Entry without a revision. Licence, gate and sizes are those of the names table, where it has the repository.
+
+    Raises:
+        BadArgument: If the listing has several releases, or is a checkpoint.
+        Unavailable: If it has none, or only releases that cannot be converted.
+    """
+    where = repository or "the folder"
+    config = listing.json(CONFIG)
+    if isinstance(config.get(FAMILY), str):
+        raise BadArgument(f"{where}: expected a release, got a checkpoint of {config[FAMILY]}")
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise Unavailable(f"{where}: quantized weights ({shown(method)}); convert the original release")
+    found = [each for each in matches(listing) if family in (None, each.family, each.family.replace("_", "-"))]
+    if part is not None:
+        known = [each.part for each in found if each.part]
+        found = [each for each in found if each.part == part]
+        if not found:
+            raise Unavailable(f"{where}#{part}: no such model; expected {' or '.join(known) or 'no part'}")
+    accepted = [each for each in found if not each.refusal]
+    if len(accepted) == 1:
+        return entry_of(accepted[0], where)
+    if accepted:
+        raise BadArgument(_several(accepted, where))
+    if found:
+        raise Unavailable(f"{where}: {found[0].refusal}")
+    raise Unavailable(_none(where, config.get("model_type"), repository, family))
+
+
+def matches(listing: Listing) -> list[Match]:
+    """Return the matches of all installed families. A family whose function fails is logged and skipped."""
+    found: list[Match] = []
+    for reference in dict.fromkeys(each.recognise for each in plugins()):
+        if reference is None:
+            continue
+        module, _, name = reference.partition(":")
+        try:
+            found += getattr(import_module(module), name)(listing)
+        except Exception as error:  # a plug-in may raise anything
+            logger.warning("%s: cannot recognise releases: %r", reference, error)
+    return found
+
+
+def entry_of(match: Match, where: str) -> Entry:
+    """Return the entry for an accepted match."""
+    sources = known_sources()
+    stem = (
+        f"{where.rstrip('/').rpartition('/')[2]}-{match.part}" if match.part else where.rstrip("/").rpartition("/")[2]
+    )
+    name = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.")
+    known = sources.get(where)
+    source = Source(where, match.files)
+    if known is not None:
+        source = replace(source, licence=known.licence, gated=known.gated)
+    package = next((each.recognise or "" for each in plugins() if each.name == match.family), "")
+    return Entry(
+        name or FOLDER,
+        match.family,
+        source,
+        match.convert,
+        companions=tuple(_companion(each, sources.get(each.repository)) for each in match.companions),
+        package=package.partition(":")[0].rpartition(".")[0],
+        needs=match.needs,
+        requires=match.requires,
+        serves=match.serves,
+        unproved=("revision", "sizes", *(() if known is not None else ("licence", "gated"))),
+    )
+
+
+def known_sources() -> dict[str, Source]:
+    """Return one source for each repository in the names table."""
+    return {source.repository: source for each in entries() for source in each.repositories}
+
+
+def _companion(needed: Needed, known: Source | None) -> Companion:
+    if known is None:
+        return Companion(Source(needed.repository, needed.files), to=needed.to)
+    return Companion(replace(known, files=needed.files, exclude=()), to=needed.to)
+
+
+def _several(accepted: list[Match], where: str) -> str:
+    """Return the message for a listing with several releases."""
+    families = Counter(each.family for each in accepted)
+    if len(families) > 1:
+        return f"{where}: fits {' and '.join(sorted(families))}; choose one with --family"
+    parts = ", ".join(f"{where}#{each.part}" for each in accepted)
+    return f"{where}: {accepted[0].family} repository with {len(accepted)} models: {parts}"
+
+
+def _none(where: str, kind: object, repository: str | None, family: str | None) -> str:
+    """Return the message for a listing without a release."""
+    if family is not None:
+        return f"{where}: not a release of {family}; installed families: {names(FAMILIES)}"
+    reason = f" ({CONFIG}: model_type {shown(kind)})" if kind is not None else ""
+    similar = nearest(repository) if repository else []
+    return f"{where}: not a release of a supported family{reason}" + (
+        f"; did you mean {', '.join(similar)}?" if similar else ""
+    )
