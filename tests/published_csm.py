@@ -9,6 +9,7 @@ import torch
 from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 
 from benchmarks.checkpoints.random_espnet import write_tokenizer
+from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
@@ -116,8 +117,8 @@ def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
 
 def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
     """Write a model as a release of several files with an index, as in Sesame's repository."""
-    model.save_pretrained(folder, max_shard_size="200KB")
-    (folder / "model.safetensors.index.json").rename(folder / "transformers.safetensors.index.json")
+    model.save_pretrained(folder)
+    split_weights(folder, 2, "transformers")
     write_tokenizer(folder, NUM_TEXT_IDS - 8)
     record = json.loads((folder / "tokenizer.json").read_text())
     like = record["added_tokens"][0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.checkpoints.random_espnet import random_tensor, write_tokenizer
+from benchmarks.checkpoints.random_tensors import split_weights
 
 CODES = 48
 PLACES = 7  # codes of a frame
@@ -107,6 +108,7 @@ def write_release(folder: Path) -> Path:
         if name != "lm_head.weight"
     }
     save_file(tensors, folder / "model.safetensors")
+    split_weights(folder, 4)
     (folder / "config.json").write_text(json.dumps({**config.to_dict(), "dtype": "float32"}))
     return folder
 

@@ -1,8 +1,10 @@
-"""Random tensors by published name, identical on every machine. This module needs only numpy."""
+"""Random tensors by published name, identical on every machine, and their files. This module needs no torch."""
 
+import json
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -35,3 +37,22 @@ def drawn_by_name(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         values = 0.1 * draw.standard_normal(shape)
     return values.astype(np.float32)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def split_weights(folder: Path, num_shards: int, name: str = "model") -> None:
+    """Replace `model.safetensors` in a folder by shards `NAME-0000N-of-0000M.safetensors` and their index."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map: dict[str, str] = {}
+    for number in range(num_shards):
+        file = f"{name}-{number + 1:05d}-of-{num_shards:05d}.safetensors"
+        names = sorted(tensors)[number::num_shards]
+        save_file({each: tensors[each] for each in names}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(each.nbytes for each in tensors.values())}, "weight_map": weight_map}
+    (folder / INDEX.replace("model", name, 1)).write_text(json.dumps(index))

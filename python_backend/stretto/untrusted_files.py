@@ -223,7 +223,7 @@ def parsed_json(text: str, path: Path | str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the contents of a config.json, given the path of the file or of its folder."""
-    return json_object(path / "config.json" if path.is_dir() else path)
+    return json_object(released_file(path, "config.json") if path.is_dir() else path)
 
 
 def check_layers(record: Any, path: Path | str) -> None:

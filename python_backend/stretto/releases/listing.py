@@ -38,8 +38,7 @@ class Folder(Listing):
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
         if name not in self.names:
             return None
-        place = self.path / name
         try:
-            return read_text(released_file(place.parent, place.name), max_bytes)
+            return read_text(released_file(self.path, name), max_bytes)
         except CheckpointError:
             return None

@@ -23,9 +23,7 @@ from stretto.untrusted_files import (
     LEADS_ELSEWHERE,
     UNPARSABLE,
     check_layers,
-    json_object,
     read_json,
-    released_file,
     without_keys,
 )
 from stretto.weights.loading import shapes_of
@@ -185,7 +183,7 @@ def read_backbone(
     elif tag in known:
         record = known[tag]
     elif (tokenizer / "config.json").is_file():
-        record = json_object(released_file(tokenizer, "config.json"))
+        record = read_json(tokenizer)
         check_layers(record, tokenizer)
     else:
         raise CheckpointError(f"backbone {tag}: expected one of {sorted(known)}, or --backbone with its config.json")

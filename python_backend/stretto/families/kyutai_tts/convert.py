@@ -87,6 +87,9 @@ def vectors_of_voices(root: Path, config: Mapping[str, Any]) -> dict[str, Path]:
     """
     suffix = f".{entry(config, 'model_id.sig')}@{entry(config, 'model_id.epoch')}.safetensors"
     folder = released_folder(root, VOICES)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            released_folder(root, path.relative_to(root).as_posix())
     paths = sorted(folder.rglob("*.safetensors"))
     named = [(path.relative_to(folder).as_posix().removesuffix(suffix), path) for path in paths]
     found = by_name(root, [(name, path) for name, path in named if path.name.endswith(suffix)])

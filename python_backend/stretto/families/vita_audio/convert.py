@@ -83,7 +83,7 @@ MAKE = {
 
 def encoder_numbers(folder: Path) -> dict[str, Any]:
     """Return `audio_config` for config.json; raise CheckpointError if files are missing or unsupported."""
-    path = folder / "config.yaml"
+    path = released_file(folder, "config.yaml")
     record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
         if (got := _at(record, name, default)) != wanted:
@@ -93,7 +93,7 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
         if type(value) is not int or value < 0:
             raise CheckpointError(f"{path}: encoder_conf.{name}: expected a number, got {value!r}")
     width = NUM_BINS * STACKED
-    shift, scale = _normalisation(folder / "am.mvn", width)
+    shift, scale = _normalisation(released_file(folder, "am.mvn"), width)
     return {"model_type": SENSE_VOICE, "num_mel_bins": width, **found, "shift": shift, "scale": scale}
 
 
