@@ -7,5 +7,6 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto_orpheus.family:build"),
     open_template=lazy("stretto_orpheus.prompt:open_template"),
     convert="stretto_orpheus.convert",
+    releases="stretto_orpheus:releases.json",
     recognise="stretto_orpheus.recognise:recognise",
 )

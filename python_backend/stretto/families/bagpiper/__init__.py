@@ -10,6 +10,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.bagpiper.family:build", "bagpiper"),
     open_template=lazy("stretto.families.bagpiper.prompt:open_template"),
     convert="stretto.families.bagpiper.convert",
+    releases="stretto.families.bagpiper:releases.json",
     recognise="stretto.families.bagpiper.recognise:recognise",
     audio_encoders={"qwen3_omni_moe_audio_encoder": ENCODER, UNNAMED: ENCODER},
 )

@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.chatterbox.family:build", "chatterbox"),
     open_template=lazy("stretto.families.chatterbox.prompt:open_template"),
     convert="stretto.families.chatterbox.convert",
+    releases="stretto.families.chatterbox:releases.json",
     recognise="stretto.families.chatterbox.recognise:recognise",
     architectures={"StrettoChatterboxTurboForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
     audio_encoders={

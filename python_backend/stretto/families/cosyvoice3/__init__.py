@@ -7,5 +7,6 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.cosyvoice3.family:build"),
     open_template=lazy("stretto.families.cosyvoice3.prompt:open_template"),
     convert="stretto.families.cosyvoice3.convert",
+    releases="stretto.families.cosyvoice3:releases.json",
     recognise="stretto.families.cosyvoice3.recognise:recognise",
 )

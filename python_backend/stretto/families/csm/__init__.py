@@ -7,5 +7,6 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.csm.family:build", "csm"),
     open_template=lazy("stretto.families.csm.prompt:open_template"),
     convert="stretto.families.csm.convert",
+    releases="stretto.families.csm:releases.json",
     recognise="stretto.families.csm.recognise:recognise",
 )

@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.higgs_audio.family:build", "higgs_audio_v2"),
     open_template=lazy("stretto.families.higgs_audio.prompt:open_template"),
     convert="stretto.families.higgs_audio.convert",
+    releases="stretto.families.higgs_audio:releases.json",
     recognise="stretto.families.higgs_audio.recognise:recognise",
     architectures={"StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM"},
 )

@@ -8,6 +8,7 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.kyutai_stt.prompt:open_template"),
     text_codec=lazy("stretto.families.kyutai_stt.reader:open_text_codec"),
     convert="stretto.families.kyutai_stt.convert",
+    releases="stretto.families.kyutai_stt:releases.json",
     recognise="stretto.families.kyutai_stt.recognise:recognise",
     open_live_input=lazy("stretto.families.kyutai_stt.prompt:open_live_input"),
 )

@@ -8,5 +8,6 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.kyutai_tts.prompt:open_template"),
     text_codec=lazy("stretto.families.kyutai_tts.words:open_text_codec"),
     convert="stretto.families.kyutai_tts.convert",
+    releases="stretto.families.kyutai_tts:releases.json",
     recognise="stretto.families.kyutai_tts.recognise:recognise",
 )

@@ -8,6 +8,7 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.moshi.prompt:open_template"),
     text_codec=lazy("stretto.families.moshi.reader:open_text_codec"),
     convert="stretto.families.moshi.convert",
+    releases="stretto.families.moshi:releases.json",
     recognise="stretto.families.moshi.recognise:recognise",
     open_live_input=lazy("stretto.families.moshi.prompt:open_live_input"),
 )

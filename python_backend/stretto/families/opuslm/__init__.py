@@ -7,6 +7,7 @@ OPUSLM = FamilyPlugin(
     build=lazy("stretto.families.opuslm.family:build", "opuslm"),
     open_template=lazy("stretto.families.opuslm.prompt:open_template"),
     convert="stretto.families.opuslm.convert",
+    releases="stretto.families.opuslm:releases.json",
     recognise="stretto.families.opuslm.recognise:recognise",
 )
 DIALOGUE = FamilyPlugin(
@@ -14,5 +15,6 @@ DIALOGUE = FamilyPlugin(
     build=lazy("stretto.families.opuslm.family:build", "opuslm_dialogue"),
     open_template=lazy("stretto.families.opuslm.prompt:open_template"),
     convert="stretto.families.opuslm.convert",
+    releases="stretto.families.opuslm:releases.json",
     recognise="stretto.families.opuslm.recognise:recognise",
 )

@@ -8,6 +8,7 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.personaplex.prompt:open_template"),
     text_codec=lazy("stretto.families.moshi.reader:open_text_codec"),
     convert="stretto.families.personaplex.convert",
+    releases="stretto.families.personaplex:releases.json",
     recognise="stretto.families.personaplex.recognise:recognise",
     open_live_input=lazy("stretto.families.personaplex.prompt:open_live_input"),
 )

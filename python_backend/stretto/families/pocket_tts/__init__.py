@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.pocket_tts.family:build"),
     open_template=lazy("stretto.families.pocket_tts.prompt:open_template"),
     convert="stretto.families.pocket_tts.convert",
+    releases="stretto.families.pocket_tts:releases.json",
     recognise="stretto.families.pocket_tts.recognise:recognise",
     architectures={"StrettoPocketForCausalLM": "stretto.families.pocket_tts.model:StrettoPocketForCausalLM"},
 )

@@ -10,6 +10,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.qwen3_omni_talker.family:build", "qwen3_omni_talker"),
     open_template=lazy("stretto.families.qwen3_omni_talker.prompt:open_template"),
     convert="stretto.families.qwen3_omni_talker.convert",
+    releases="stretto.families.qwen3_omni_talker:releases.json",
     recognise="stretto.families.qwen3_omni_talker.recognise:recognise",
     audio_encoders={
         "thinker_states": AudioEncoder(

@@ -7,8 +7,8 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.qwen3_tts.family:build", "qwen3_tts"),
     open_template=lazy("stretto.families.qwen3_tts.prompt:open_template"),
     convert="stretto.families.qwen3_tts.convert",
-    recognise="stretto.families.qwen3_tts.recognise:recognise",
     releases="stretto.families.qwen3_tts:releases.json",
+    recognise="stretto.families.qwen3_tts.recognise:recognise",
     audio_encoders={
         "x_vector": AudioEncoder(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_tts.model"

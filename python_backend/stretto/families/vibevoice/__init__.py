@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.vibevoice.family:build"),
     open_template=lazy("stretto.families.vibevoice.prompt:open_template"),
     convert="stretto.families.vibevoice.convert",
+    releases="stretto.families.vibevoice:releases.json",
     recognise="stretto.families.vibevoice.recognise:recognise",
     architectures={"StrettoVibeVoiceForCausalLM": "stretto.families.vibevoice.model:StrettoVibeVoiceForCausalLM"},
 )

@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.vita_audio.family:build", "vita_audio"),
     open_template=lazy("stretto.families.vita_audio.prompt:open_template"),
     convert="stretto.families.vita_audio.convert",
+    releases="stretto.families.vita_audio:releases.json",
     recognise="stretto.families.vita_audio.recognise:recognise",
     audio_encoders={
         "sense_voice_small": AudioEncoder(

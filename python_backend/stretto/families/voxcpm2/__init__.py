@@ -7,6 +7,7 @@ PLUGIN = FamilyPlugin(
     build=lazy("stretto.families.voxcpm2.family:build"),
     open_template=lazy("stretto.families.voxcpm2.prompt:open_template"),
     convert="stretto.families.voxcpm2.convert",
+    releases="stretto.families.voxcpm2:releases.json",
     recognise="stretto.families.voxcpm2.recognise:recognise",
     architectures={"StrettoVoxCpmForCausalLM": "stretto.families.voxcpm2.model:StrettoVoxCpmForCausalLM"},
 )
