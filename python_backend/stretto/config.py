@@ -116,6 +116,9 @@ class DecoderConfig:
         dtype: Dtype of matrix products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
         graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
         max_batch: Maximum number of windows decoded at once. About 16 suits a CPU, because of its caches, and 64 a GPU.
+        first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
+        steady_frames: Usual maximum number of frames in a chunk; by default the family's. Windows of the usual sizes
+            are captured and warmed up at start-up; clients may request other sizes.
         max_utterances: Maximum number of concurrent utterances.
         idle_timeout_s: Time without a chunk after which an utterance is dropped, in seconds.
         stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
@@ -136,6 +139,8 @@ class DecoderConfig:
     dtype: str = "float32"
     graphs: bool = True
     max_batch: int = 16
+    first_frames: int = 4
+    steady_frames: int = 25
     max_utterances: int = 256
     idle_timeout_s: float = 60.0
     stop_timeout_s: float = 10.0
@@ -160,9 +165,11 @@ class DecoderConfig:
             raise ValueError(f"num_codebooks must be >= 1, got {self.num_codebooks}")
         if self.right_frames is not None and self.right_frames < 0:
             raise ValueError(f"right_frames must be >= 0, got {self.right_frames}")
-        for name in ("threads", "max_batch", "max_utterances"):
+        for name in ("threads", "max_batch", "first_frames", "max_utterances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.steady_frames < self.first_frames:
+            raise ValueError(f"steady_frames must be >= first_frames ({self.first_frames}), got {self.steady_frames}")
         for name in ("reference_mb", "align_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -11,6 +11,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
+from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
@@ -18,12 +19,16 @@ from tests.fakes import FakeCodec, RecordedReply
 SIZES = (1, 2, 4, 8, 16, 25)
 
 
-def test_warm_up_decodes_every_batch_size_and_shape_mid_utterance() -> None:
+FIRST, LATER = (0, 4, 1), [(1, size, 1) for size in SIZES]  # left, frames, right
+SHAPES = sorted([FIRST, *LATER], key=sum)  # of FakeCodec, by their total number of frames
+
+
+def test_warm_up_decodes_every_batch_size_and_shape() -> None:
     codec = FakeCodec()
-    assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=3, seconds=60.0) == 18
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=3, seconds=60.0) == 21
     beginning, *batches = codec.batches
     assert beginning == (1, 0, 1, 1)
-    assert batches == [(batch, 1, size, 1) for batch in (1, 2, 3) for size in SIZES]
+    assert batches == [(batch, *shape) for batch in (1, 2, 3) for shape in SHAPES]
 
 
 @pytest.mark.parametrize("make", [FakeCodec, make_codec])
@@ -32,7 +37,7 @@ def test_warm_up_does_not_change_decoding(make: type[Codec]) -> None:
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 8, (1, codec.spec.num_codebooks, 30)))
     whole = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
     before = codec.decode(whole)[0]
-    warm_up(HostLauncher(codec, "float32"), codec, max_batch=2, seconds=60.0)
+    warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=2, seconds=60.0)
     assert torch.equal(codec.decode(whole)[0], before)
 
 
@@ -56,27 +61,28 @@ def shape_of(window: Window) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("make", [FakeCodec, make_codec])
-def test_default_chunk_shapes_are_captured_per_power_of_two(make: type[Codec]) -> None:
+def test_usual_chunk_shapes_are_captured_per_power_of_two(make: type[Codec]) -> None:
     codec = make()
     launcher, spec = Capturing(codec), codec.spec
-    assert capture_shapes(launcher, codec, max_batch=6) == len(launcher.captured) == 4 * (1 + len(SIZES))
+    assert capture_shapes(launcher, codec, ChunkPolicy(), max_batch=6) == len(launcher.captured)
     left, right = spec.left_frames, spec.right_frames
-    lengths = [left + size + right for size in SIZES]
-    expected = {(batch, left, length, right) for batch in (1, 2, 4, 8) for length in lengths}
-    assert set(launcher.captured) == expected | {(batch, 0, 4 + right, right) for batch in (1, 2, 4, 8)}
-    assert launcher.captured[0] == (8, left, lengths[-1], right)
+    early = [(before, before + size) for before, size in ((0, 4), (4, 4), (4, 8)) if before < left]
+    frames = {*early, *((left, left + size) for size in SIZES)}
+    expected = {(batch, before, length + right, right) for batch in (1, 2, 4, 8) for before, length in frames}
+    assert set(launcher.captured) == expected
+    assert launcher.captured[0] == (8, left, left + SIZES[-1] + right, right)
 
 
 def test_no_capture_or_decode_without_graphs() -> None:
     codec = FakeCodec()
-    assert capture_shapes(HostLauncher(codec, "float32"), codec, max_batch=6) == 0
+    assert capture_shapes(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=6) == 0
     assert codec.batches == []
 
 
 def test_warm_up_stops_at_its_time_limit() -> None:
     codec, times = FakeCodec(), iter(range(100))
-    assert warm_up(HostLauncher(codec, "float32"), codec, 16, 5.0, lambda: float(next(times))) == 4
-    assert warm_up(HostLauncher(codec, "float32"), codec, 16, 0.0) == 0
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), 16, 5.0, lambda: float(next(times))) == 4
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), 16, 0.0) == 0
     assert Counter(batch for batch, *_ in codec.batches) == {1: 5}
 
 
@@ -88,9 +94,9 @@ def test_wait_until_warm_returns_after_warm_up() -> None:
     worker.push("u", Chunk(0, Segment.AUDIO, is_final=True), np.ones((2, 3), dtype=np.int32), reply)
     codec.gate.set()
     worker.wait_until_warm()
-    assert len(codec.batches) >= 13
+    assert len(codec.batches) >= 15
     reply.wait()
-    assert codec.batches[13:] == [(1, 0, 3, 0)]
+    assert codec.batches[15:] == [(1, 0, 3, 0)]
     worker.stop()
 
 

@@ -202,7 +202,7 @@ def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
     monkeypatch.setattr("stretto.decoder.worker.DecoderWorker", worker)
-    family = SimpleNamespace(codec="tiny", num_codebooks=5)
+    family = SimpleNamespace(codec="tiny", num_codebooks=5, first_chunk_frames=2, steady_chunk_frames=12)
     monkeypatch.setattr("stretto.triton_io.tensors.ModelParameters.family", lambda self: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
@@ -210,6 +210,7 @@ def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert waits == [True]
     assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
     assert (config.codec, config.num_codebooks, config.device) == ("tiny", 5, "cpu")
+    assert (config.first_frames, config.steady_frames) == (2, 12)
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
     assert model.execute([broken]) is None
     assert broken.sender.is_final

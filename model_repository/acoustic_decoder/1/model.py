@@ -29,7 +29,13 @@ class TritonPythonModel:
 
         parameters = ModelParameters(args)
         family = parameters.family()
-        found = {"codec": family.codec, "num_codebooks": str(family.num_codebooks), "device": parameters.device}
+        found = {
+            "codec": family.codec,
+            "num_codebooks": str(family.num_codebooks),
+            "device": parameters.device,
+            "first_frames": str(family.first_chunk_frames),
+            "steady_frames": str(family.steady_chunk_frames),
+        }
         config = DecoderConfig.from_parameters(found | parameters.strings)
         aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config, aligner=aligner)

@@ -135,6 +135,8 @@ class CodecSpec:
             is then the index of its voice.
         are_latents: True if frames are latents. Codes are then words, the bits of float32 numbers, with one word per
             element of a latent, and `codebook_size` is 0.
+        reads_on_host: True if `decode` needs values of its input on the host, so that no CUDA graph can contain it. It
+            then gets codes and frame indices in host memory.
     """
 
     name: str
@@ -147,6 +149,7 @@ class CodecSpec:
     input_rate: int | None = None
     num_voices: int = 0
     are_latents: bool = False
+    reads_on_host: bool = False
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:
@@ -186,6 +189,11 @@ class CodecSpec:
     def max_frames(self) -> int | None:
         """Maximum number of frames in an utterance, or None for no limit."""
         return self.streaming.frames if isinstance(self.streaming, Whole) else None
+
+    @property
+    def can_capture(self) -> bool:
+        """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length."""
+        return not self.reads_on_host and self.max_frames is None
 
     @property
     def min_right_frames(self) -> int:

@@ -180,6 +180,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             num_codebooks=1,
             codebook_size=config.codebook_size,
             streaming=Whole(history) if is_whole else Blocks(sizes, RIGHT, history, CHUNK),
+            reads_on_host=True,
         )
         drawn = torch.randn(1, config.mels, NOISE_FRAMES, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         samples = np.random.default_rng(NOISE_SEED).random(
@@ -199,8 +200,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode tokens [first, last); return the samples [B, n] and the next state, float64 [B, 2]."""
-        codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
-        for row, first, (number, phase) in zip(codes, window.first.tolist(), window.state.tolist(), strict=True):
+        device, (numbers, before) = self.noise.device, window.state.T
+        codes, phases = window.codes[:, 0].to(device, non_blocking=True), before.to(device, non_blocking=True)
+        spoken, after = list[Tensor](), list[Tensor]()
+        for row, first, number, phase in zip(codes, window.first.tolist(), numbers.tolist(), phases, strict=True):
             voice, parts, begin = self._voice(int(number)), [], first - window.left
             for start, end, stop in self._passes(first, window.left, len(row), window.right):
                 mel = self.mel(row[start - begin : end - begin], voice, start, AHEAD if stop < end else 0)
@@ -209,8 +212,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
                 parts.append(pcm)
                 first = stop
             spoken.append(torch.cat(parts))
-            states.append([number, phase])
-        return torch.stack(spoken), window.state.new_tensor(states)
+            after.append(phase)
+        return torch.stack(spoken), torch.stack([numbers, torch.stack(after).to(window.state)], 1)
 
     def _voice(self, number: int) -> Voice:
         """Return the voice with this number; number 0 is a voice without tokens."""
@@ -257,7 +260,9 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         tokens = torch.cat([voice.tokens, codes])
         return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., prompt_frames:]
 
-    def speak(self, mel: Tensor, start: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
+    def speak(
+        self, mel: Tensor, start: int, first: int, last: int, phase: Tensor | float
+    ) -> tuple[Tensor, Tensor | float]:
         """Vocode mel frames [first, last); return the samples [n] and the phase for the next call.
 
         Args:
@@ -270,13 +275,13 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         begin, hop = max(start, first - self.receptive_frames), self.config.vocoder.samples_per_mel
         known = max(start, begin - PITCH_CONTEXT)
         pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
-        cycles = self.hift.m_source.cycles(pitch, pitch.new_full((1,), phase), hop)
+        cycles = self.hift.m_source.cycles(pitch, pitch.new_zeros(1) + phase, hop)
         frames = torch.arange(begin, start + mel.shape[2], device=mel.device) % NOISE_PERIOD
         noise = self.source_noise.unflatten(1, (NOISE_PERIOD, hop))[:, frames].flatten(1).to(mel.dtype)
         source = self.hift.m_source.held(pitch, cycles, hop, noise)
         pcm = self.hift(mel[..., begin - start :], source)[0, (first - begin) * hop : (last - begin) * hop]
         following = max(start, last - self.receptive_frames) - begin
-        return pcm, phase if following == 0 else float(cycles[0, following - 1])
+        return pcm, phase if following == 0 else cycles[0, following - 1]
 
 
 def load(directory: Path, device: str = "cpu") -> CosyVoice3Codec:

@@ -351,6 +351,7 @@ class S3GenCodec(RecordedVoiceCodec):
             streaming=Blocks(blocks, right, history) if blocks else Whole(LONGEST),
             tail_samples=num_unplayed * FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_voices=len(config.voices),
+            reads_on_host=True,
         )
         self.num_kept = max(FRAMES_PER_TOKEN * history, 2 * self.around + PITCH_REACH) if blocks else 0
         spoken = FRAMES_PER_TOKEN * (LONGEST + self.num_silent)
@@ -380,27 +381,30 @@ class S3GenCodec(RecordedVoiceCodec):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode tokens [first, last); return the samples [B, n] and the next state."""
-        codes, spoken, states = window.codes[:, 0].to(self.noise.device), [], []
-        for row, first, state in zip(codes, window.first.tolist(), window.state, strict=True):
-            pcm, after = self._spoken(row, int(first) - window.left, window, state)
+        device, numbers = self.noise.device, window.state[:, 0].tolist()
+        codes, states = (each.to(device, non_blocking=True) for each in (window.codes[:, 0], window.state[:, 1:]))
+        spoken, after = list[Tensor](), list[Tensor]()
+        for row, first, number, state in zip(codes, window.first.tolist(), numbers, states, strict=True):
+            pcm, state = self._spoken(row, first - window.left, window, self._voice(int(number)), state)
             spoken.append(pcm[: self.spec.num_samples(len(row) - window.left - window.right, window.right)])
-            states.append(after)
-        return torch.stack(spoken), torch.stack(states)
+            after.append(state)
+        return torch.stack(spoken), torch.cat([window.state[:, :1], torch.stack(after).to(window.state)], 1)
 
-    def _spoken(self, codes: Tensor, begin: int, window: Window, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _spoken(self, codes: Tensor, begin: int, window: Window, voice: Voice, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the samples and the next state of one utterance in a window.
 
         Args:
             codes: Tokens of the window, [T].
             begin: Index of the first token of `codes` in the utterance.
             window: The window.
-            state: State of the utterance, [D].
+            voice: Voice of the utterance.
+            state: State of the utterance without the number of its voice, [D - 1], on the codec's device.
         """
-        voice, blocks = self._voice(int(state[0])), self.spec.streaming
+        blocks = self.spec.streaming
         if not isinstance(blocks, Blocks):
             return self.speak(codes, voice), state
-        done, phase, parts = window.left + blocks.right if window.left else 0, float(state[1]), list[Tensor]()
-        mel = state[2:].to(voice.mel).view(1, self.config.mels, -1)
+        done, phase, parts = window.left + blocks.right if window.left else 0, state[0], list[Tensor]()
+        mel = state[1:].to(voice.mel).view(1, self.config.mels, -1)
         mel = mel[..., max(0, self.num_kept - FRAMES_PER_TOKEN * max(0, begin + done - AHEAD)) :]
         while done + blocks.size_after(done) <= len(codes):
             border = done + blocks.size_after(done)
@@ -415,8 +419,7 @@ class S3GenCodec(RecordedVoiceCodec):
             end = FRAMES_PER_TOKEN * (begin + len(codes))
             parts.append(self._vocode(mel, end, self._num_spoken(begin + done), end, phase)[0])
         kept = F.pad(mel[..., -self.num_kept :], (max(0, self.num_kept - mel.shape[2]), 0))
-        numbers = torch.tensor([float(state[0]), phase], dtype=state.dtype)
-        return torch.cat(parts), torch.cat([numbers, kept.flatten().to(state)])
+        return torch.cat(parts), torch.cat([phase.reshape(1), kept.flatten().to(state)])
 
     def _num_spoken(self, border: int) -> int:
         """Return how many mel frames have had their samples returned by the end of the block ending at `border`."""
@@ -444,7 +447,7 @@ class S3GenCodec(RecordedVoiceCodec):
         """Decode the tokens [T] of a whole utterance, followed by silence, to samples [n]."""
         assert isinstance(voice, Voice)
         mel = self.mel(torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)]), voice)
-        return self._vocode(mel, mel.shape[2], 0, mel.shape[2], 0.0)[0]
+        return self._vocode(mel, mel.shape[2], 0, mel.shape[2], mel.new_zeros((), dtype=torch.float64))[0]
 
     def mel(self, codes: Tensor, voice: Voice, known: Tensor | None = None, start: int = 0, ahead: int = 0) -> Tensor:
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T].
@@ -465,7 +468,7 @@ class S3GenCodec(RecordedVoiceCodec):
         prompt = voice.mel[None] if known is None else torch.cat([voice.mel[None], known], 2)
         return self.flow(tokens[None], noise, prompt, voice.speaker[None])[..., prompt_frames:]
 
-    def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: float) -> tuple[Tensor, float]:
+    def _vocode(self, mel: Tensor, end: int, first: int, last: int, phase: Tensor) -> tuple[Tensor, Tensor]:
         """Vocode mel frames [first, last); return the samples [n] and the phase for the frames after them.
 
         Args:
@@ -473,7 +476,7 @@ class S3GenCodec(RecordedVoiceCodec):
             end: Number of mel frames of the utterance so far.
             first: Index of the first frame to decode.
             last: Index after the last frame to decode.
-            phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`).
+            phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`), float64 [].
         """
         hop, start = self.config.vocoder.samples_per_mel, end - mel.shape[2]
         begin = max(0, first - self.around)
@@ -484,9 +487,9 @@ class S3GenCodec(RecordedVoiceCodec):
         if first == 0:
             pcm = torch.cat([pcm[: len(self.fade)] * self.fade.to(pcm.dtype), pcm[len(self.fade) :]])
         passed = pitch[0, : max(0, last - self.around) - begin].double().sum()
-        return pcm, (phase + float(passed) * hop / self.spec.sample_rate) % 1
+        return pcm, (phase + passed * hop / self.spec.sample_rate) % 1
 
-    def source(self, pitch: Tensor, begin: int = 0, phase: float = 0.0) -> Tensor:
+    def source(self, pitch: Tensor, begin: int = 0, phase: Tensor | float = 0.0) -> Tensor:
         """Return the excitation, [1, 1, n].
 
         Args:

@@ -29,6 +29,7 @@ from stretto.untrusted_files import entry, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "vibevoice"
+ONE = int(np.float32(1).view(np.int32))  # word of the number 1
 SAMPLE_RATE = 24000
 LOUDNESS_DB, SILENCE = -25.0, 1e-6  # root mean square of a recording after normalisation, relative to full scale
 PARTS = "audio_config"  # key of the tokenizer's hyperparameters in config.json, as in a release
@@ -284,6 +285,7 @@ class VibeVoiceCodec(nn.Module):
             codebook_size=0,
             streaming=Stateful(),
             are_latents=True,
+            reads_on_host=True,
         )
 
     @torch.inference_mode()
@@ -311,10 +313,11 @@ class VibeVoiceCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, state = window.codes[:, :, window.left :].to(window.state.device), window.state
+        words, state = window.codes[:, :, window.left :], window.state
+        starts = sorted({0, *(words[:, -1] == ONE).any(0).nonzero().flatten().tolist()})
+        words = words.to(state.device, non_blocking=True)
         numbers = words.to(torch.int32).contiguous().view(torch.float32).to(state.dtype)
-        latents, begins = numbers[:, :-1] / self.scale.factor - self.scale.bias, numbers[:, -1] == 1
-        starts = sorted({0, *begins.any(0).nonzero().flatten().tolist()})
+        latents, begins = numbers[:, :-1] / self.scale.factor - self.scale.bias, words[:, -1] == ONE
         parts = []
         for start, stop in zip(starts, [*starts[1:], words.shape[2]], strict=True):
             state = state.masked_fill(begins[:, start, None], 0)

@@ -250,8 +250,8 @@ class CudaLauncher:
             with within():
                 return codec.decode(window)
 
-        # graphs are of no use for whole utterances, which rarely have the same length
-        self.has_graphs = config.graphs and codec.spec.max_frames is None
+        self.has_graphs = config.graphs and codec.spec.can_capture
+        self._reads_on_host = codec.spec.reads_on_host
         self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
 
@@ -287,7 +287,12 @@ class CudaLauncher:
         return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
 
     def _sent(self, window: Window) -> Window:
-        """Start copying codes and frame indices to the device; return the window with the copies."""
+        """Start copying codes and frame indices to the device; return the window with the copies.
+
+        A codec that reads them on the host makes its own copies.
+        """
+        if self._reads_on_host:
+            return window
         codes, first = (each.to(self._device, non_blocking=True) for each in (window.codes, window.first))
         return replace(window, codes=codes, first=first)
 
@@ -310,39 +315,50 @@ def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
     return HostLauncher(codec, config.dtype)
 
 
-def capture_shapes(launcher: Launcher, codec: Codec, max_batch: int) -> int:
-    """Capture graphs of the default chunk shapes for batch sizes that are powers of two; return the number of graphs.
+def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int) -> int:
+    """Capture graphs of the usual chunk shapes for batch sizes that are powers of two; return the number of graphs.
 
     Large shapes are captured first, so that smaller graphs reuse their memory.
+
+    Args:
+        launcher: Launcher for the codec's device.
+        codec: The codec.
+        policy: Chunk sizes of requests without sizes of their own.
+        max_batch: Maximum batch size.
     """
-    num_graphs = 0
-    if launcher.has_graphs:
-        windows, state = _windows(launcher, codec)
-        first = _first_window(codec.spec)
-        shapes = [first] if codec.spec.blocks else [first, *windows]  # later blocks are long
-        largest = (max_batch - 1).bit_length()
-        for batch in (1 << power for power in range(largest, -1, -1)):
-            for window in reversed(shapes):
-                num_graphs += launcher.capture(_repeated(window, state.repeat(batch, 1)))
-    return num_graphs
+    if not launcher.has_graphs:
+        return 0
+    windows = _windows(launcher, codec, policy)[::-1]
+    if codec.spec.blocks:  # later blocks are long
+        windows = windows[-1:]
+    batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
+    return sum(
+        launcher.capture(_repeated(window, state.repeat(batch, 1))) for batch in batches for window, state in windows
+    )
 
 
 def warm_up(
-    launcher: Launcher, codec: Codec, max_batch: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    launcher: Launcher,
+    codec: Codec,
+    policy: ChunkPolicy,
+    max_batch: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Decode batches of all sizes with the default chunk shapes, smallest first; return the number of batches.
+    """Decode batches of all sizes with the usual chunk shapes, smallest first; return the number of batches.
 
     Libraries take about 15 ms on a CPU to prepare a shape, enough to make a client underrun.
 
     Args:
         launcher: Launcher for the codec's device.
         codec: The codec.
+        policy: Chunk sizes of requests without sizes of their own.
         max_batch: Maximum batch size.
         seconds: Time after which no further batch is started.
         clock: Monotonic clock in seconds.
     """
     until, num_batches = clock() + seconds, 0
-    for window, state in _batches(launcher, codec, max_batch) if seconds else ():
+    for window, state in _batches(launcher, codec, policy, max_batch) if seconds else ():
         if clock() >= until:
             break
         launcher.launch(_repeated(window, state)).pcm()
@@ -350,27 +366,31 @@ def warm_up(
     return num_batches
 
 
-def _batches(launcher: Launcher, codec: Codec, max_batch: int) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
-    """Yield windows from the middle of an utterance, each with the codec states [B, D] for a batch of them."""
-    windows, state = _windows(launcher, codec)
+def _batches(
+    launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int
+) -> Iterator[tuple[FrameWindow, torch.Tensor]]:
+    """Yield windows of an utterance, each with the codec states [B, D] for a batch of them."""
+    windows = _windows(launcher, codec, policy)
     for batch in range(1, max_batch + 1):
-        for window in windows:
+        for window, state in windows:
             yield window, state.repeat(batch, 1)
 
 
-def _windows(launcher: Launcher, codec: Codec) -> tuple[list[FrameWindow], torch.Tensor]:
-    """Return windows from the middle of an utterance, the smallest first, and the codec state [1, D] before them.
+def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, torch.Tensor]]:
+    """Return windows of an utterance, one per shape, the smallest first, each with the codec state [1, D] before it.
 
     The codes are zeros.
     """
-    policy, spec = ChunkPolicy(), codec.spec
+    spec, beginning = codec.spec, codec.initial_state(1)
     if spec.max_frames is not None:
-        return [], codec.initial_state(1)  # every utterance length is a different shape
+        return []  # every utterance length is a different shape
     if spec.blocks:
-        return _blocks(spec), codec.initial_state(1)
+        return [(window, beginning) for window in _blocks(spec)]
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
-    sizes = sorted({policy.round_down(num_frames) for num_frames in range(1, policy.steady_frames + 1)})
-    return [_window_after(before, size, spec) for size in sizes], _state_after(launcher, codec, before)
+    state = _state_after(launcher, codec, before)
+    windows = {window.shape: (window, beginning) for window in _early_windows(spec, policy)}
+    windows |= {(window := _window_after(before, size, spec)).shape: (window, state) for size in policy.sizes}
+    return sorted(windows.values(), key=lambda each: each[0].codes.shape[1])
 
 
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:
@@ -383,12 +403,22 @@ def _blocks(spec: CodecSpec) -> list[FrameWindow]:
     return [window for window in pushed if window is not None]
 
 
-def _first_window(spec: CodecSpec) -> FrameWindow:
-    """Return the window of an utterance's first chunk."""
-    num_frames = max(spec.start_frames, ChunkPolicy().first_frames + spec.right_frames)
-    window = Windower(spec).push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
-    assert window is not None
-    return window
+def _early_windows(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
+    """Return windows from an utterance's start, which lack a part of the codec's left context, one per shape.
+
+    The first chunk has one of its usual sizes. Each later one has as many frames as the one before, or twice as many.
+    """
+    found = dict[tuple[int, ...], FrameWindow]()
+    chunks = [(Windower(spec), max(spec.start_frames, size + spec.right_frames), size) for size in policy.first_sizes]
+    while chunks:
+        windower, num_frames, size = chunks.pop(0)
+        window = windower.push(np.zeros((spec.num_codebooks, num_frames), np.int64), is_final=False)
+        assert window is not None
+        found.setdefault(window.shape, window)
+        if windower.next_frame < spec.left_frames:
+            following = sorted({policy.round_down(each) for each in (size, 2 * size)})
+            chunks += [(windower.copy(), each, each) for each in following]
+    return list(found.values())
 
 
 def _window_after(codes: np.ndarray, num_frames: int, spec: CodecSpec) -> FrameWindow:

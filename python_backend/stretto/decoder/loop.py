@@ -30,6 +30,7 @@ from stretto.decoder.sessions import RESUME, Session, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Event, ReportEvent, WordMark, WordTime
+from stretto.streams.chunking import ChunkPolicy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -341,8 +342,10 @@ class DecodingLoop:
     def enter(self) -> None:
         """Prepare the calling thread, which must make all calls to `turn`: capture graphs and warm up."""
         self._launcher.enter()
-        num_graphs = capture_shapes(self._launcher, self._codec, self._config.max_batch)
-        num_batches = warm_up(self._launcher, self._codec, self._config.max_batch, self._config.warm_up_s)
+        config = self._config
+        policy = ChunkPolicy(config.first_frames, config.steady_frames)
+        num_graphs = capture_shapes(self._launcher, self._codec, policy, config.max_batch)
+        num_batches = warm_up(self._launcher, self._codec, policy, config.max_batch, config.warm_up_s)
         logger.info("captured %d graphs, warmed up with %d batches", num_graphs, num_batches)
 
     def fail_all(self, error: Exception) -> None:

@@ -49,6 +49,20 @@ class ChunkPolicy:
         """True if the decoder still has samples once all frames have been sent."""
         return self.held_frames > 0 or bool(self.blocks)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Permitted sizes of the chunks after the first, in ascending order."""
+        return sorted({self.round_down(num_frames) for num_frames in range(1, self.steady_frames + 1)})
+
+    @property
+    def first_sizes(self) -> list[int]:
+        """Numbers of audible frames in the first chunk while the decoder is idle, in ascending order.
+
+        The decoder must produce a frame before the player has played the first chunk. A single frame is enough only if
+        chunk sizes do not depend on timing, or if no frame can follow without input.
+        """
+        return [self.first_frames] if self.first_frames > 2 else list(range(1, min(2, self.steady_frames) + 1))
+
     def round_down(self, num_frames: int) -> int:
         """Return the largest permitted chunk size that is at most `num_frames`, which must be at least 1.
 

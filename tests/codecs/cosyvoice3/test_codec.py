@@ -21,6 +21,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk, Sound
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from tests.codecs.stored_results import StoredResults
@@ -182,7 +183,9 @@ def test_decoder_uses_the_voice_of_a_recording() -> None:
 
 
 def test_decoder_warm_up_needs_no_voice() -> None:
-    assert warm_up(HostLauncher(random_codec(), "float32"), random_codec(), max_batch=1, seconds=60.0) > 0
+    assert (
+        warm_up(HostLauncher(random_codec(), "float32"), random_codec(), ChunkPolicy(), max_batch=1, seconds=60.0) > 0
+    )
 
 
 def test_encode_is_refused() -> None:

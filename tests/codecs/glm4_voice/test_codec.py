@@ -19,6 +19,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 from tests.decoder.test_warming import Capturing
 from tests.fakes import RecordedReply
@@ -121,9 +122,9 @@ def test_decoder_streams_blocks_of_concurrent_utterances(codec: Glm4VoiceCodec, 
 
 
 def test_glm4_voice_warms_up_all_block_sizes_and_captures_the_first(codec: Glm4VoiceCodec) -> None:
-    assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=1, seconds=60.0) == len(SIZES)
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=1, seconds=60.0) == len(SIZES)
     launcher = Capturing(codec)
-    assert capture_shapes(launcher, codec, max_batch=2) == 2
+    assert capture_shapes(launcher, codec, ChunkPolicy(), max_batch=2) == 2
     assert launcher.captured == [(batch, 0, SIZES[0], 6) for batch in (2, 1)]
 
 

@@ -19,6 +19,7 @@ from stretto.errors import CheckpointError
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 from tests.tiers import by_night
@@ -79,7 +80,7 @@ def test_block_vocoder_equals_one_pass_over_the_whole_mel(whole: S3GenCodec) -> 
     pcm = stream(codec, codes, chunks_of(7, frames))
     mel = torch.cat(mels, 2)
     assert mel.shape[2] == 2 * (frames + codec.num_silent)
-    expected = codec._vocode(mel, mel.shape[2], 0, mel.shape[2], 0.0)[0]
+    expected = codec._vocode(mel, mel.shape[2], 0, mel.shape[2], torch.zeros((), dtype=torch.float64))[0]
     assert (pcm[0] - expected).abs().max() < 1e-7 * expected.abs().max()
     single = stream(whole, codes, [frames])
     assert (pcm - single).square().mean() > 1e-4 * single.square().mean()  # blocks do change the mel
@@ -96,7 +97,7 @@ def test_decoder_sends_blocks_before_the_utterance_ends(whole: S3GenCodec) -> No
     """The named voice is used. The decoder's warm-up also decodes blocks."""
     codec, frames = in_blocks(whole, SIZES, SHORT_HISTORY).float(), 50
     codes = random_codes(codec, 1, frames)
-    assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=1, seconds=60.0) > 0
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=1, seconds=60.0) > 0
     worker = DecoderWorker(codec, DecoderConfig(codec="s3gen", max_batch=4, stop_timeout_s=60))
     try:
         replies = {}

@@ -18,6 +18,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 
@@ -91,7 +92,7 @@ def test_decoder_uses_the_named_voice_at_the_end(codec: S3GenCodec) -> None:
 
 
 def test_s3gen_has_no_warm_up_decodes(codec: S3GenCodec) -> None:
-    assert warm_up(HostLauncher(codec, "float32"), codec, max_batch=2, seconds=60.0) == 0
+    assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=2, seconds=60.0) == 0
 
 
 def test_codec_utterance_length_is_limited(codec: S3GenCodec) -> None:

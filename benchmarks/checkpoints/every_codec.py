@@ -1,0 +1,64 @@
+"""Any installed codec with narrow layers or with its published sizes, and arbitrary weights.
+
+For measurements that depend on shapes only: which windows are decoded, and how much memory that takes.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.checkpoints import random_cosyvoice3, random_pocket, random_s3gen, random_voxcpm2
+from benchmarks.checkpoints.random_glm4_voice import CONFIG, NARROW, WIDE
+from benchmarks.checkpoints.random_qwen3_codec import code2wav_record
+from benchmarks.decoder import make_codec
+from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
+from stretto.codecs.base import Codec
+from stretto.codecs.cosyvoice3 import CosyVoice3Codec, prepared
+from stretto.codecs.glm4_voice import Glm4VoiceCodec, read_config
+from stretto.codecs.pocket import PocketCodec, PocketConfig
+from stretto.codecs.qwen3_12hz.code2wav import Code2Wav, read_shape
+from stretto.codecs.s3gen import S3GenCodec
+from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec
+
+VARIANTS = {"dac": "dac_24khz", "encodec": "encodec_24khz"}  # the one to build of several published models
+VIBEVOICE: dict[str, Any] = {"hidden_size": 8, "num_filters": 2, "depths": [1] * 7}
+CODE2WAV = {
+    "codebook_size": 2048,
+    "decoder_dim": 1536,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}
+VOICE_TOKENS = 150
+
+
+def every_codec(name: str, is_narrow: bool) -> Codec:
+    """Return the installed codec called `name` on the CPU, narrow or with its published sizes."""
+    if name == "audiovae":
+        codec: Any = AudioVae(AudioVaeConfig.from_record(random_voxcpm2.VAE if is_narrow else {}, num_latents=4))
+    elif name == "cosyvoice3":
+        codec = prepared(CosyVoice3Codec(random_cosyvoice3.NARROW if is_narrow else random_cosyvoice3.WIDE))
+    elif name == "glm4_voice":
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.yaml").write_text(CONFIG.format(**(NARROW if is_narrow else WIDE)))
+            codec = Glm4VoiceCodec(read_config(Path(folder)))
+    elif name == "pocket":
+        codec = PocketCodec(
+            PocketConfig.from_record(random_pocket.config("english" if is_narrow else "published")["mimi"])
+        )
+    elif name == "qwen3_omni":
+        codec = Code2Wav(read_shape(code2wav_record() | ({} if is_narrow else CODE2WAV)))
+    elif name == "s3gen":
+        shape = random_s3gen.NARROW if is_narrow else random_s3gen.WIDE
+        codec = S3GenCodec(replace(shape, voices=(VOICE_TOKENS,)))
+    elif name == "vibevoice":
+        codec = VibeVoiceCodec(TokenizerConfig.from_record(VIBEVOICE if is_narrow else {}), Scale(1.0, 0.0))
+    else:
+        return make_codec(VARIANTS.get(name, name), "cpu", is_narrow)
+    assert isinstance(codec, nn.Module)
+    made: Any = codec.eval().requires_grad_(False)
+    return made
