@@ -37,7 +37,7 @@ from stretto.codecs.base import Codec, CodecSpec, Window, load_codec
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
-from stretto.decoder.launching import WORTH_CAPTURING
+from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import Windower

@@ -26,7 +26,7 @@ from benchmarks.gpu.jobs import Setup, failure
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
-from stretto.decoder.launching import WORTH_CAPTURING
+from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
@@ -85,7 +85,7 @@ class CaptureErrors(logging.Handler):
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
     """Yield the capture errors of decoders that run during the `with` block."""
-    handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.launching")
+    handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.graphs")
     logger.addHandler(handler)
     try:
         yield handler.errors

@@ -63,7 +63,8 @@ class FakeCuda:
         """Keep the device busy on the current stream."""
         self.current.free_s = max(self.current.free_s, self.now_s) + seconds
 
-    def event(self, enable_timing: bool = False) -> FakeEvent:
+    def event(self, enable_timing: bool = False, blocking: bool = False) -> FakeEvent:
+        assert blocking, "the host would spin while it waits"
         self.events.append(FakeEvent(self))
         return self.events[-1]
 

@@ -46,7 +46,7 @@ def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
     jobs = [make_job(name, sizes, codec, due_s) for name, (sizes, due_s) in pushes.items()]
     groups, turns = [], HostTurns()
     while jobs:
-        group = next_group(jobs, 2, turns)
+        group = next_group(jobs, lambda window: 2, turns)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
     assert groups == [["c", "a"], ["b", "f"], ["d"], ["e"]]
@@ -54,7 +54,7 @@ def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
 
 def test_job_group_takes_the_first_jobs_up_to_the_limit() -> None:
     jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
-    assert names(next_group(jobs, 3, HostTurns())) == ["a", "b", "c"]
+    assert names(next_group(jobs, lambda window: 3, HostTurns())) == ["a", "b", "c"]
 
 
 def test_hosts_take_turns_in_the_first_job_of_a_batch() -> None:
@@ -65,7 +65,7 @@ def test_hosts_take_turns_in_the_first_job_of_a_batch() -> None:
     jobs += [make_job("c0", [4], codec, 200, host="c")]
     groups = []
     while jobs:
-        group = next_group(jobs, 2, turns)
+        group = next_group(jobs, lambda window: 2, turns)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
     assert groups == [["a0", "a1"], ["b0", "b1"], ["c0", "a2"], ["a3", "a4"], ["a5"]]
@@ -83,7 +83,7 @@ def test_deterministic_jobs_are_not_batched() -> None:
     jobs = [make_job(name, [4], codec, due_s, is_alone=name in "bd") for due_s, name in enumerate("abcde")]
     groups, turns = [], HostTurns()
     while jobs:
-        group = next_group(jobs, 8, turns)
+        group = next_group(jobs, lambda window: 8, turns)
         groups.append(names(group))
         jobs = [job for job in jobs if job not in group]
     assert groups == [["a", "c", "e"], ["b"], ["d"]]

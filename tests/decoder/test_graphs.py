@@ -8,30 +8,42 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import Window
-from stretto.decoder.launching import WORTH_CAPTURING, CudaGraphs, GraphCache
+from stretto.decoder.graphs import MAX_BATCH_S, WORTH_CAPTURING, CudaGraphs, GraphCache, batch_limit
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 
 
 class Recorder:
-    """Fake recorder that captures any work and counts captures and replays."""
+    """Fake recorder that captures any work and counts captures and replays. `error` ends a capture."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.num_captured = self.num_replayed = 0
-        self.fails = fails
+        self.error = error
+        self.memory_error: Exception | None = None  # raised before a capture
 
-    def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
+    def prepare(self, step: Callable[[], None]) -> None:
+        if self.memory_error is not None:
+            raise self.memory_error
+        step()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         self.num_captured += 1
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        outputs = step()
+        if self.error is not None:
+            raise self.error
+        step()
 
         def replay() -> None:
             self.num_replayed += 1
-            for held, new in zip(outputs, step(), strict=True):
-                held.copy_(new)
+            step()
 
-        return outputs, replay
+        return replay
+
+
+REFUSED = RuntimeError("operation not permitted when stream is capturing")
+
+
+def make_cache(backend: Recorder, max_graphs: int = 96) -> GraphCache:
+    return GraphCache(FakeCodec().decode, backend, FakeCodec.spec, 8, max_graphs)
 
 
 def window(batch: int, frames: int = 4, seed: int = 0) -> Window:
@@ -49,7 +61,7 @@ def check(cache: GraphCache, each: Window) -> None:
 
 def test_frequent_shape_is_captured_and_decodes_identically() -> None:
     backend = Recorder()
-    cache = GraphCache(FakeCodec().decode, backend)
+    cache = make_cache(backend)
     for seed in range(WORTH_CAPTURING + 3):
         check(cache, window(3, seed=seed))
     assert (backend.num_captured, backend.num_replayed, cache.num_graphs) == (1, 4, 1)
@@ -57,27 +69,69 @@ def test_frequent_shape_is_captured_and_decodes_identically() -> None:
 
 def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
     backend = Recorder()
-    cache = GraphCache(FakeCodec().decode, backend)
+    cache = make_cache(backend)
     for seed in range(30):
         check(cache, window((5, 8, 6, 7)[seed % 4], seed=seed))
         check(cache, window(1 + seed % 2, frames=2, seed=seed))
     assert backend.num_captured == 3  # graphs of 8 rows, of 1 and of 2
 
 
-def test_batch_states_survive_the_next_batch() -> None:
-    cache = GraphCache(FakeCodec().decode, Recorder())
-    for seed in range(WORTH_CAPTURING):
-        _, states = cache.decode(window(2, seed=seed))
-    before = states.clone()
-    cache.decode(window(2, seed=99))
-    assert torch.equal(states, before)
+def test_graphs_share_memory_for_states_and_samples() -> None:
+    """Each would otherwise hold the states of a whole batch twice: 16 GB for all shapes of Mimi."""
+    cache = make_cache(Recorder())
+    windows = [window(batch, frames) for batch in (8, 4, 1) for frames in (1, 2, 4)]
+    for each in windows:
+        assert cache.capture(each)
+    found = [captured for _, captured in cache._graphs.items()]
+    assert len(found) == len(windows)
+    for memory in ("states", "pcm"):
+        assert len({getattr(each, memory).untyped_storage().data_ptr() for each in found}) == 1
+    assert len({each.window.state.untyped_storage().data_ptr() for each in found}) == 1
+    assert {each.window.state.untyped_storage().nbytes() for each in found} == {8 * 8}
+    for each in windows:
+        check(cache, each)
+
+
+def test_lack_of_memory_keeps_earlier_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    backend = Recorder()
+    cache = make_cache(backend)
+    assert cache.capture(window(3))
+    backend.memory_error = torch.OutOfMemoryError("CUDA out of memory")
+    with caplog.at_level(logging.WARNING):
+        assert not cache.capture(window(3, frames=5))
+    backend.memory_error = None
+    assert not cache.capture(window(3, frames=6)), "capturing has ended"
+    check(cache, window(3))
+    assert (cache.num_graphs, backend.num_replayed) == (1, 1)
+    assert "no memory" in caplog.text
+
+
+def test_lack_of_memory_for_buffers_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    cache = make_cache(Recorder())
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "new_zeros", fail)
+        assert not cache.capture(window(3))
+    check(cache, window(3))
+
+
+def test_long_batches_are_neither_captured_nor_composed() -> None:
+    spec, cache = FakeCodec.spec, make_cache(Recorder())
+    most = int(MAX_BATCH_S * spec.frame_rate)
+    assert not cache.capture(window(8, frames=most // 4))
+    assert cache.capture(window(1, frames=most - 2))
+    assert batch_limit(spec, most + 1, 64) == batch_limit(spec, most, 64) == 1
+    assert batch_limit(spec, most // 3, 64) == 2, "a power of two"
+    assert batch_limit(spec, 1, 6) == 6
 
 
 def test_uncapturable_codec_runs_eagerly_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = Recorder(fails=True)
-    cache = GraphCache(FakeCodec().decode, backend)
+    backend = Recorder(REFUSED)
+    cache = make_cache(backend)
     with caplog.at_level(logging.WARNING):
         for frames in (4, 5):
             for seed in range(WORTH_CAPTURING + 5):
@@ -89,10 +143,10 @@ def test_uncapturable_codec_runs_eagerly_and_is_logged_once(
 def test_failed_capture_discards_earlier_graphs() -> None:
     """They share memory with the failed one."""
     backend = Recorder()
-    cache = GraphCache(FakeCodec().decode, backend)
+    cache = make_cache(backend)
     for seed in range(WORTH_CAPTURING + 2):
         check(cache, window(3, seed=seed))
-    backend.fails, num_replayed = True, backend.num_replayed
+    backend.error, num_replayed = REFUSED, backend.num_replayed
     for seed in range(WORTH_CAPTURING):
         check(cache, window(3, frames=5, seed=seed))
     check(cache, window(3))
@@ -107,13 +161,13 @@ def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.Mo
     cuda.refuses = error
     places: list[str] = []
 
-    def step() -> tuple[Tensor, Tensor]:
+    def step() -> None:
         places.append(cuda.current.name)
         if cuda.current is not before and fails == "while it is captured":
             raise error
-        return torch.zeros(1), torch.zeros(1)
 
     backend = CudaGraphs()
+    backend.prepare(step)
     with pytest.raises(RuntimeError, match="not permitted"):
         backend.capture(step)
     assert places == ["default"] * 3 + ["capture"]
@@ -124,7 +178,7 @@ def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.Mo
 
 def test_number_of_captured_graphs_is_limited() -> None:
     backend = Recorder()
-    cache = GraphCache(FakeCodec().decode, backend, max_graphs=2)
+    cache = make_cache(backend, max_graphs=2)
     for frames in (3, 4, 5, 6):
         for _ in range(WORTH_CAPTURING + 1):
             check(cache, window(2, frames=frames))

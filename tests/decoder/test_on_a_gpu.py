@@ -11,7 +11,8 @@ from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
 from stretto.decoder.chunk_queue import BUSY_SHARE, ChunkQueue, Counts, PendingChunk
-from stretto.decoder.launching import MAX_GRAPHS, CudaLauncher
+from stretto.decoder.graphs import MAX_GRAPHS
+from stretto.decoder.launching import CudaLauncher
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, Closing
@@ -112,12 +113,13 @@ def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.Mo
 def test_graphs_are_captured_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch, graphs=True)
     decoder.loop.enter()
-    assert cuda.num_captured == 7 * 7  # shapes, and 1 … 64 rows
+    # Windows of 3, 4, 6 and (the first) 6 frames for 1 … 64 rows; 10, 18 and 27 frames up to 32, 16 and 8 rows.
+    assert cuda.num_captured == 4 * 7 + 6 + 5 + 4
     assert cuda.num_captured < MAX_GRAPHS
     assert cuda.num_replayed == 0
     decoder.put("u", 5)  # an utterance's first chunk: 4 frames and the one that follows
     decoder.loop.turn()
-    assert (cuda.num_captured, cuda.num_replayed) == (49, 1)
+    assert (cuda.num_captured, cuda.num_replayed) == (43, 1)
 
 
 @pytest.mark.parametrize(

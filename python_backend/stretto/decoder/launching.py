@@ -3,10 +3,8 @@
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
 
-import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,139 +16,9 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.config import DecoderConfig
-from stretto.cuda_graphs import record
+from stretto.decoder.graphs import CudaGraphs, GraphCache, batch_limit
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy
-
-logger = logging.getLogger(__name__)
-Decode = Callable[[Window], tuple[Tensor, Tensor]]
-Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
-WORTH_CAPTURING = 8  # number of uses after which a shape is captured
-MAX_GRAPHS = 96  # half of them are captured at start-up (see `capture_shapes`), the rest on demand
-
-
-class GraphBackend(Protocol):
-    """Records a function's device operations so that they can be replayed."""
-
-    def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Record the device operations of `step`.
-
-        Returns:
-            The tensors that `step` returned, and a function that recomputes them in place.
-        """
-        ...
-
-
-class CudaGraphs:
-    """CUDA graphs on the current device; they share memory, so only one may run at a time."""
-
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def capture(self, step: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], None]]:
-        """Capture `step`, as `GraphBackend` describes.
-
-        If this raises, the current stream is restored and no capture is active.
-        """
-        for _ in range(3):  # libraries choose algorithms and allocate workspaces at first use
-            step()
-        torch.cuda.synchronize()
-        outputs = list[tuple[Tensor, Tensor]]()
-        graph = record(lambda: outputs.append(step()), self._pool)
-        return outputs[0], graph.replay
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """CUDA graph with its input and output tensors."""
-
-    window: Window
-    pcm: Tensor
-    states: Tensor
-    replay: Callable[[], None]
-
-
-class GraphCache:
-    """Window decoder that replays CUDA graphs for frequently used shapes.
-
-    Graphs are keyed by the window's shape and the batch size, rounded up to a power of two.
-
-    Args:
-        decode: Function that decodes a window without a graph.
-        backend: Backend that records graphs.
-        max_graphs: Maximum number of graphs.
-    """
-
-    def __init__(self, decode: Decode, backend: GraphBackend, max_graphs: int = MAX_GRAPHS) -> None:
-        self._decode = decode
-        self._backend = backend
-        self._max_graphs = max_graphs
-        self._uses: Counter[Key] = Counter()
-        self._graphs: dict[Key, Captured] = {}
-        self._has_failed = False
-
-    @property
-    def num_graphs(self) -> int:
-        """Number of captured shapes."""
-        return len(self._graphs)
-
-    def capture(self, window: Window) -> bool:
-        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
-        key = _key(window)
-        return key in self._graphs or self._capture(key, window) is not None
-
-    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode a window as `Codec.decode` does; the results are in newly allocated memory."""
-        batch, key = len(window.codes), _key(window)
-        captured = self._graphs.get(key) or self._consider(key, window)
-        if captured is None:
-            return self._decode(window)
-        _fill(captured.window, window)
-        captured.replay()
-        return captured.pcm[:batch].clone(), captured.states[:batch].clone()
-
-    def _consider(self, key: Key, window: Window) -> Captured | None:
-        """Count a use of a shape, and capture it once it has been used WORTH_CAPTURING times."""
-        self._uses[key] += 1
-        return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
-
-    def _capture(self, key: Key, window: Window) -> Captured | None:
-        if self._has_failed or len(self._graphs) >= self._max_graphs:
-            return None
-        still = _blank(window, key[3])
-        _fill(still, window)
-        try:
-            (pcm, states), replay = self._backend.capture(lambda: self._decode(still))
-        except RuntimeError:  # any error, as in `stretto.cuda_graphs`
-            logger.warning("decoding without CUDA graphs: cannot capture %s", key, exc_info=True)
-            self._has_failed = True
-            self._graphs.clear()
-            return None
-        self._graphs[key] = Captured(still, pcm, states, replay)
-        return self._graphs[key]
-
-
-def _key(window: Window) -> Key:
-    batch, _, length = window.codes.shape
-    return window.left, length, window.right, 1 << (batch - 1).bit_length()
-
-
-def _blank(window: Window, batch: int) -> Window:
-    """Return a window of zeros for `batch` utterances with the shape and dtypes of `window`, in separate memory."""
-    codes, first, state = (
-        torch.zeros((batch, *each.shape[1:]), dtype=each.dtype, device=each.device)
-        for each in (window.codes, window.first, window.state)
-    )
-    return Window(codes, window.left, window.right, first, state)
-
-
-def _fill(still: Window, window: Window) -> None:
-    """Copy `window` to the first rows of `still`; the other rows are unused."""
-    batch = len(window.codes)
-    still.codes[:batch].copy_(window.codes, non_blocking=True)
-    still.first[:batch].copy_(window.first, non_blocking=True)
-    still.state[:batch].copy_(window.state, non_blocking=True)
-
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each
@@ -161,7 +29,7 @@ class Flight:
     """Batch that has been launched.
 
     Attributes:
-        states: Codec states after the batch, [B, D].
+        states: Codec states after the batch, [B, D]; valid until the next launch.
         pcm: Function that waits for the samples and returns them, float32 [B, n].
         on_device: The samples on the GPU; None on the host.
         device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
@@ -252,7 +120,7 @@ class CudaLauncher:
 
         self.has_graphs = config.graphs and codec.spec.can_capture
         self._reads_on_host = codec.spec.reads_on_host
-        self._graphs = GraphCache(decode, CudaGraphs()) if self.has_graphs else None
+        self._graphs = GraphCache(decode, CudaGraphs(), codec.spec, config.max_batch) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
 
     def enter(self) -> None:
@@ -272,7 +140,8 @@ class CudaLauncher:
     def launch(self, window: Window) -> Flight:
         window = _pinned(window)
         with torch.cuda.stream(self._stream), torch.inference_mode():
-            begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            # `blocking`: the host sleeps until the samples are available, instead of occupying a core
+            begun, done = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
             begun.record()  # recorded once the device has finished the previous batch
             pcm, states = self._decode(self._sent(window))
             pcm = pcm.float().contiguous()
@@ -333,7 +202,7 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
         windows = windows[-1:]
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
     return sum(
-        launcher.capture(_repeated(window, state.repeat(batch, 1))) for batch in batches for window, state in windows
+        launcher.capture(_repeated(window, state.expand(batch, -1))) for batch in batches for window, state in windows
     )
 
 
@@ -373,24 +242,33 @@ def _batches(
     windows = _windows(launcher, codec, policy)
     for batch in range(1, max_batch + 1):
         for window, state in windows:
-            yield window, state.repeat(batch, 1)
+            if batch <= batch_limit(codec.spec, window.codes.shape[1], max_batch):
+                yield window, state.repeat(batch, 1)
 
 
 def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, torch.Tensor]]:
-    """Return windows of an utterance, one per shape, the smallest first, each with the codec state [1, D] before it.
-
-    The codes are zeros.
-    """
+    """Return the windows of `windows_of`, each with the codec state [1, D] before it."""
     spec, beginning = codec.spec, codec.initial_state(1)
+    windows, state = windows_of(spec, policy), beginning
+    if windows and not spec.blocks:
+        num_frames = max(1, spec.start_frames, spec.left_frames + spec.right_frames)
+        state = _state_after(launcher, codec, np.zeros((spec.num_codebooks, num_frames), np.int64))
+    return [(window, state if window.first else beginning) for window in windows]
+
+
+def windows_of(spec: CodecSpec, policy: ChunkPolicy) -> list[FrameWindow]:
+    """Return windows of an utterance, one per usual shape, the smallest first. The codes are zeros.
+
+    Whole utterances have no usual shape, because they rarely have the same length.
+    """
     if spec.max_frames is not None:
-        return []  # every utterance length is a different shape
+        return []
     if spec.blocks:
-        return [(window, beginning) for window in _blocks(spec)]
+        return _blocks(spec)
     before = np.zeros((spec.num_codebooks, max(1, spec.start_frames, spec.left_frames + spec.right_frames)), np.int64)
-    state = _state_after(launcher, codec, before)
-    windows = {window.shape: (window, beginning) for window in _early_windows(spec, policy)}
-    windows |= {(window := _window_after(before, size, spec)).shape: (window, state) for size in policy.sizes}
-    return sorted(windows.values(), key=lambda each: each[0].codes.shape[1])
+    windows = {window.shape: window for window in _early_windows(spec, policy)}
+    windows |= {(window := _window_after(before, size, spec)).shape: window for size in policy.sizes}
+    return sorted(windows.values(), key=lambda window: window.codes.shape[1])
 
 
 def _blocks(spec: CodecSpec) -> list[FrameWindow]:

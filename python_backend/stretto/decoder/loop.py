@@ -25,6 +25,7 @@ from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_connected
+from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
 from stretto.decoder.sessions import RESUME, Session, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
@@ -142,14 +143,6 @@ def launch(
     return FilledBatch(jobs, refinement, on_progress)
 
 
-def batch_limit(spec: CodecSpec, max_batch: int) -> int:
-    """Return the maximum number of windows per batch for a codec: `max_batch`, or 1 if it decodes whole utterances.
-
-    In a batch of whole utterances, short ones would wait for longer ones.
-    """
-    return 1 if spec.max_frames is not None else max_batch
-
-
 MAX_HOSTS = 1024
 
 
@@ -174,11 +167,16 @@ class HostTurns:
         return host
 
 
-def next_group(jobs: Sequence[Job], limit: int, turns: HostTurns) -> list[Job]:
+def next_group(jobs: Sequence[Job], limit: Callable[[Work], int], turns: HostTurns) -> list[Job]:
     """Return the jobs of the next batch, earliest deadline first.
 
-    These are the earliest job of the next host and up to `limit` - 1 others of the same shape. If that job may not
-    share a batch, it is returned on its own.
+    These are the earliest job of the next host and others of the same shape. If that job may not share a batch, it is
+    returned on its own.
+
+    Args:
+        jobs: All jobs.
+        limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
+        turns: Turns of the hosts.
     """
     ordered = sorted(jobs, key=lambda job: job.due_s)
     host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
@@ -186,7 +184,7 @@ def next_group(jobs: Sequence[Job], limit: int, turns: HostTurns) -> list[Job]:
     if first.is_alone:
         return [first]
     others = (job for job in ordered if job.window.shape == first.window.shape and not job.is_alone)
-    return [first, *islice((job for job in others if job is not first), limit - 1)]
+    return [first, *islice((job for job in others if job is not first), limit(first.window) - 1)]
 
 
 def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
@@ -365,10 +363,14 @@ class DecodingLoop:
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
         if self._jobs:
-            limit = batch_limit(self._codec.spec, self._config.max_batch)
-            self._launch(next_group(self._jobs, limit, self._turns))
+            self._launch(next_group(self._jobs, self._limit, self._turns))
         while len(self._batches) > (self._launcher.depth if self._jobs else 0):
             self._complete(*self._batches.popleft())
+
+    def _limit(self, window: Work) -> int:
+        """Return the maximum number of jobs in a batch with this window."""
+        num_frames = window.codes.shape[1] if isinstance(window, FrameWindow) else 1
+        return batch_limit(self._codec.spec, num_frames, self._config.max_batch)
 
     def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""

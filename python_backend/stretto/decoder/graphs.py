@@ -1,0 +1,205 @@
+"""Window decoder that replays CUDA graphs for frequently used shapes.
+
+All graphs read the codec states from one buffer and write their results to others, because only one runs at a time.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stretto.codecs.base import CodecSpec, Window
+from stretto.cuda_graphs import record
+
+logger = logging.getLogger(__name__)
+Decode = Callable[[Window], tuple[Tensor, Tensor]]
+Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
+WORTH_CAPTURING = 8  # number of uses after which a shape is captured
+MAX_GRAPHS = 192  # about half of them are captured at start-up, the rest on demand
+# Audio per batch in seconds, including context. A longer batch would not be faster on any GPU, but needs more memory
+# and delays first chunks: 16 s take about 1 TFLOP.
+MAX_BATCH_S = 16.0
+
+
+def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int) -> int:
+    """Return the maximum number of windows per batch.
+
+    A codec that decodes whole utterances gets one at a time, because short ones would wait for longer ones. Otherwise
+    a batch has at most `max_batch` windows and MAX_BATCH_S of audio.
+
+    Args:
+        spec: Codec constants.
+        num_frames: Number of frames in each window, including context.
+        max_batch: Maximum batch size.
+    """
+    if spec.max_frames is not None:
+        return 1
+    num_windows = max(1, int(MAX_BATCH_S * spec.frame_rate / num_frames))
+    return min(max_batch, 1 << num_windows.bit_length() - 1)  # graphs are captured for powers of two
+
+
+class GraphBackend(Protocol):
+    """Records a function's device operations so that they can be replayed."""
+
+    def prepare(self, step: Callable[[], None]) -> None:
+        """Run `step` until its libraries have allocated their workspaces."""
+        ...
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Record the device operations of `step`, and return a function that repeats them."""
+        ...
+
+
+class CudaGraphs:
+    """CUDA graphs on the current device; they share memory, so only one may run at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def prepare(self, step: Callable[[], None]) -> None:
+        """Run `step` three times, because libraries choose algorithms and allocate workspaces at first use."""
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Capture `step`, as `GraphBackend` describes.
+
+        If this raises, the current stream is restored and no capture is active.
+        """
+        return record(step, self._pool).replay
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """CUDA graph with its input and output tensors, which are rows of the buffers of all graphs, except for codes."""
+
+    window: Window
+    pcm: Tensor
+    states: Tensor
+    replay: Callable[[], None]
+
+
+class GraphCache:
+    """Window decoder that replays CUDA graphs for frequently used shapes.
+
+    Graphs are keyed by the window's shape and the batch size, rounded up to a power of two. Batches beyond
+    `batch_limit` are not captured.
+
+    Args:
+        decode: Function that decodes a window without a graph.
+        backend: Backend that records graphs.
+        spec: Codec constants.
+        max_batch: Maximum batch size.
+        max_graphs: Maximum number of graphs.
+    """
+
+    def __init__(
+        self, decode: Decode, backend: GraphBackend, spec: CodecSpec, max_batch: int, max_graphs: int = MAX_GRAPHS
+    ) -> None:
+        self._decode = decode
+        self._backend = backend
+        self._spec, self._max_rows = spec, 1 << (max_batch - 1).bit_length()
+        self._max_graphs = max_graphs
+        self._uses: Counter[Key] = Counter()
+        self._graphs: dict[Key, Captured] = {}
+        self._states: tuple[Tensor, Tensor] | None = None  # before and after a window, [max_rows, D] each
+        self._pcm: Tensor | None = None  # samples of any batch
+        self._is_closed = False  # nothing is captured any more
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of captured shapes."""
+        return len(self._graphs)
+
+    def capture(self, window: Window) -> bool:
+        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
+        key = _key(window)
+        return key in self._graphs or self._capture(key, window) is not None
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Decode a window as `Codec.decode` does.
+
+        The samples are in newly allocated memory. The states are valid until the next call.
+        """
+        batch, key = len(window.codes), _key(window)
+        captured = self._graphs.get(key) or self._consider(key, window)
+        if captured is None:
+            return self._decode(window)
+        _fill(captured.window, window)
+        captured.replay()
+        return captured.pcm[:batch].clone(), captured.states[:batch]
+
+    def _consider(self, key: Key, window: Window) -> Captured | None:
+        """Count a use of a shape, and capture it once it has been used WORTH_CAPTURING times."""
+        self._uses[key] += 1
+        return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
+
+    def _capture(self, key: Key, window: Window) -> Captured | None:
+        """Capture a graph, or return None.
+
+        If memory runs out before the capture begins, the graphs captured so far are kept. A capture that fails makes
+        all of them unusable.
+        """
+        _, num_frames, _, batch = key
+        limit = batch_limit(self._spec, num_frames, self._max_rows)
+        if self._is_closed or batch > limit or len(self._graphs) >= self._max_graphs:
+            return None
+        try:
+            still = self._still(window, batch)
+            _fill(still, window)
+            outputs = list[tuple[Tensor, Tensor]]()
+
+            def step() -> None:
+                outputs.append(self._stored(*self._decode(still)))
+
+            self._backend.prepare(step)
+        except torch.OutOfMemoryError:
+            logger.warning("no memory for a CUDA graph of %s: capturing ends with %d", key, self.num_graphs)
+            self._is_closed = True
+            return None
+        try:
+            replay = self._backend.capture(step)
+        except RuntimeError:  # any error, as in `stretto.cuda_graphs`
+            logger.warning("decoding without CUDA graphs: cannot capture %s", key, exc_info=True)
+            self._is_closed = True
+            self._graphs.clear()
+            return None
+        self._graphs[key] = Captured(still, *outputs[-1], replay)
+        return self._graphs[key]
+
+    def _still(self, window: Window, batch: int) -> Window:
+        """Return a window of `batch` utterances with the shape of `window`, in memory for the input of a graph."""
+        if self._states is None:
+            state = window.state
+            before, after = (state.new_zeros(self._max_rows, *state.shape[1:]) for _ in range(2))
+            self._states = before, after
+        codes, first = (each.new_zeros(batch, *each.shape[1:]) for each in (window.codes, window.first))
+        return Window(codes, window.left, window.right, first, self._states[0][:batch])
+
+    def _stored(self, pcm: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy the results of a graph to the memory for results, and return them there."""
+        assert self._states is not None
+        if self._pcm is None:
+            self._pcm = pcm.new_empty(int(MAX_BATCH_S * self._spec.sample_rate))
+        return (
+            self._pcm[: pcm.numel()].view(pcm.shape).copy_(pcm),
+            self._states[1][: len(states)].copy_(states),
+        )
+
+
+def _key(window: Window) -> Key:
+    batch, _, length = window.codes.shape
+    return window.left, length, window.right, 1 << (batch - 1).bit_length()
+
+
+def _fill(still: Window, window: Window) -> None:
+    """Copy `window` to the first rows of `still`; the other rows are unused."""
+    batch = len(window.codes)
+    still.codes[:batch].copy_(window.codes, non_blocking=True)
+    still.first[:batch].copy_(window.first, non_blocking=True)
+    still.state[:batch].copy_(window.state, non_blocking=True)
