@@ -412,8 +412,8 @@ def draw_streams_kernel(
         is_hidden = (columns >= num_columns - num_ends) & is_hidden
     values = tl.where(is_hidden, float("-inf"), values)
     if places is not None:
-        denied = places + (position - audio_start) % num_places * num_columns + columns
-        values = tl.where(tl.load(denied, mask=inside, other=1) != 0, float("-inf"), values)
+        forbidden = places + (position - audio_start) % num_places * num_columns + columns
+        values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
     if denied is not None:
         previous = history + slot * history_slot_stride + (position - 1) * history_row_stride
         values = _after_mark(values, tl.load(previous) == end_mark, denied, columns, inside)
