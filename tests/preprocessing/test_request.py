@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -289,3 +290,13 @@ def test_word_times_are_refused_if_unavailable(
     monkeypatch.setattr("stretto.preprocessing.request.TRANSCRIBE", "other")
     with pytest.raises(InvalidRequest, match=r"options.words: expected no value \(only speech and 'other' of one"):
         aligning.prepare(recorded)
+
+
+def test_recordings_are_encoded_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would otherwise encode a recording to other codes than a CPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    Preprocessor(tmp_path, codec=FrameCounter())
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

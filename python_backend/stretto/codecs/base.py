@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError
@@ -346,6 +347,15 @@ class ProgressSource(Protocol):
 
 
 logger = logging.getLogger(__name__)
+
+
+def use_whole_float32() -> None:
+    """Compute float32 products and convolutions of this process without TF32, in which GPUs round to 10 bits.
+
+    Samples of consecutive windows would no longer join within 1e-5, and a GPU would encode a recording to other codes
+    than a CPU.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def codec_module(name: str) -> Any:

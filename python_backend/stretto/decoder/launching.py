@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
 from stretto.decoder.graphs import CudaGraphs, GraphCache, batch_limit
 from stretto.decoder.streaming import FrameWindow, Windower
@@ -109,8 +109,7 @@ class CudaLauncher:
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._device = torch.device(config.device)
-        # TF32 rounds to 10 bits; windows would no longer join within 1e-5.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        use_whole_float32()
         self._stream = torch.cuda.Stream(self._device)
         within = precision("cuda", config.dtype)
 

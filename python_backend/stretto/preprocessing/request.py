@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stretto.codecs.base import Codec, load_codec
+from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Family, Task
@@ -139,8 +139,8 @@ class Preprocessor:
         self.family, self._has_aligner = family_at(checkpoint), has_aligner
         if self.family.not_served:
             raise CheckpointError(f"{self.family.name} {self.family.not_served}")
-        spoken = self.family.num_codebooks
-        self.codec = codec or load_codec(self.family.codec, checkpoint, device, spoken)
+        use_whole_float32()
+        self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks)
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
         with stored_in(files):
             self.template = open_template(self.family, checkpoint, self.codec, device)
