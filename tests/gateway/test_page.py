@@ -153,6 +153,7 @@ process.exit(0);
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 def test_call_audio_is_released_after_playback(tmp_path: Path) -> None:
     """An hour of a conversation is played in the player with a simulated sound device and clock."""
