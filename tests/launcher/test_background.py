@@ -14,6 +14,8 @@ import pytest
 from stretto.launcher import background
 from stretto.launcher.background import BackgroundServer, CannotServe
 from stretto.launcher.config import default_pid_file
+from stretto.launcher.installation import LaunchError
+from stretto.launcher.options import RepositoryOptions, ServedModel
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_row
 
@@ -24,9 +26,10 @@ import sys
 from pathlib import Path
 from stretto.launcher.background import BackgroundServer
 from stretto.launcher.installation import LaunchError
-port, folder, *launcher = sys.argv[1:]
+port, folder, repository, *launcher = sys.argv[1:]
+chosen = (Path(repository), True, ("--drain-seconds=5",)) if repository else ()
 try:
-    BackgroundServer(int(port), Path(folder), tuple(launcher)).ensure_ready()
+    BackgroundServer(int(port), Path(folder), tuple(launcher), *chosen).ensure_ready()
 except LaunchError as error:
     sys.exit(str(error))
 print("ready")
@@ -35,17 +38,21 @@ print("ready")
 LAUNCHER = """
 import os, pathlib, signal, sys, time
 from stretto.launcher import background
+from stretto.launcher.options import served_model
 here = pathlib.Path(sys.argv[1])
 with (here / "starts").open("a") as starts:
     starts.write(str(os.getpid()) + "\\n")
 if (here / "fails").exists():
     sys.exit("port 8000 is in use")
 (here / "environment").write_text(str(dict(os.environ)))
+(here / "flags").write_text(" ".join(sys.argv[2:]))
+served = sys.argv[sys.argv.index("--model-repository") + 1] if "--model-repository" in sys.argv else here
+model = served_model(pathlib.Path(served))
 known_by = pathlib.Path(sys.argv[sys.argv.index("--pid-file") + 1])
-background.write(known_by, "starting", {}, "x.log")
+background.write(known_by, "starting", {}, "x.log", model=model)
 while (here / "slow").exists():
     time.sleep(0.02)
-background.write(known_by, "ready", {}, "x.log")
+background.write(known_by, "ready", {}, "x.log", model=model)
 signal.pause()
 """
 
@@ -54,12 +61,12 @@ class Caller:
     """Starter of calls for one background server, which ends the fake launchers that they have started."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_row(3)
+        self.folder, self.port = folder, free_row(4)
         self.calls: list[subprocess.Popen[str]] = []
 
-    def call(self) -> "subprocess.Popen[str]":
+    def call(self, repository: Path | str = "") -> "subprocess.Popen[str]":
         launcher = [sys.executable, "-c", LAUNCHER, str(self.folder), "serve"]
-        command = [sys.executable, "-c", CALL, str(self.port), str(self.folder / "state"), *launcher]
+        command = [sys.executable, "-c", CALL, str(self.port), str(self.folder / "state"), str(repository), *launcher]
         pipe, environment = subprocess.PIPE, os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         self.calls.append(subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe))
         return self.calls[-1]
@@ -168,6 +175,65 @@ def test_externally_started_server_is_used_unchanged(tmp_path: Path) -> None:
         other.listen()
         BackgroundServer(first, tmp_path / "state", ("/nowhere/launcher",)).ensure_ready()
     assert not (tmp_path / "state").exists()
+
+
+def installed(folder: Path, name: str, key: str) -> Path:
+    """Return a model repository with the record of an installed model."""
+    folder.mkdir()
+    RepositoryOptions(model=ServedModel(name, key)).write(folder)
+    return folder
+
+
+def test_server_of_a_repository_is_started_with_its_ports_and_gateway(caller: Caller, tmp_path: Path) -> None:
+    voice = installed(tmp_path / "voice", "voice", "0123")
+    assert caller.call(voice).communicate(timeout=PATIENCE_S)[0] == "ready\n"
+    flags = (tmp_path / "flags").read_text()
+    assert f"--metrics-port {caller.port + 2}" in flags
+    assert flags.endswith(f"--gateway --gateway-port {caller.port + 3} --model-repository {voice} --drain-seconds=5")
+    record = background.read(default_pid_file(caller.port, tmp_path / "state"))
+    assert record["model"] == {"name": "voice", "key": "0123"}
+
+
+def test_server_of_the_same_model_is_used_and_one_of_another_refused(caller: Caller, tmp_path: Path) -> None:
+    """Another repository of the same installed model is the same model, for example one for another device."""
+    caller.call(installed(tmp_path / "voice", "voice", "0123")).communicate(timeout=PATIENCE_S)
+    again = caller.call(installed(tmp_path / "again", "voice", "0123"))
+    assert again.communicate(timeout=PATIENCE_S) == ("ready\n", "")
+    for folder in (installed(tmp_path / "newer", "voice", "4567"), tmp_path):
+        refused = caller.call(folder)
+        stop = f"stretto serve --stop --http-port {caller.port}, or --port"
+        assert refused.communicate(timeout=PATIENCE_S) == ("", f"port {caller.port} serves voice: {stop}\n")
+        assert refused.returncode == 1
+    assert caller.call().communicate(timeout=PATIENCE_S) == ("ready\n", ""), "speak uses any model's server"
+    assert len(caller.starts) == 1
+
+
+def test_server_of_another_model_that_is_starting_is_refused(caller: Caller, tmp_path: Path) -> None:
+    (tmp_path / "slow").touch()
+    first = caller.call(installed(tmp_path / "voice", "voice", "0123"))
+    caller.until_started()
+    until(lambda: default_pid_file(caller.port, tmp_path / "state").exists(), "the launcher has not written its file")
+    assert f"port {caller.port} serves voice" in caller.call(tmp_path).communicate(timeout=PATIENCE_S)[1]
+    (tmp_path / "slow").unlink()
+    assert first.communicate(timeout=PATIENCE_S)[0] == "ready\n"
+
+
+def test_default_port_of_another_model_is_named_without_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_PORT", "9000")
+    background.write(default_pid_file(9000, tmp_path), "ready", {}, "x.log", model=ServedModel("pocket-voice", "01"))
+    server = BackgroundServer(9000, tmp_path, repository=tmp_path)
+    with pytest.raises(LaunchError, match=r"^port 9000 serves pocket-voice: stretto serve --stop, or --port$"):
+        server.ensure_ready()
+
+
+def test_port_of_another_program_is_refused_for_a_chosen_model(tmp_path: Path) -> None:
+    first = free_row(4)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first + 1))
+        other.listen()
+        server = BackgroundServer(first, tmp_path / "state", ("/nowhere/launcher",), tmp_path)
+        with pytest.raises(LaunchError, match=rf"^port {first + 1} is in use by another program: .*--port$"):
+            server.ensure_ready()
 
 
 def test_missing_server_error_names_the_missing_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.launcher.mps import LOGS, OPTIONS_FILE, PIPES, PROGRAM, VISIBLE, write_options
+from stretto.launcher.mps import LOGS, PIPES, PROGRAM, VISIBLE
+from stretto.launcher.options import OPTIONS_FILE, RepositoryOptions
 from stretto.launcher.processes import environment_of, read_process
 from tests.launcher.launched import Launch, Launched
 from tests.patience import PATIENCE_S
@@ -35,7 +36,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models"
     (folder / "speech").mkdir(parents=True)
     (folder / "speech" / "config.pbtxt").touch()
-    write_options(folder, shares_by_mps=True)
+    RepositoryOptions(shares_by_mps=True).write(folder)
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / PROGRAM).write_text(DAEMON.format(python=sys.executable, here=str(tmp_path)))
@@ -130,7 +131,7 @@ def test_mps_daemon_start_failure_is_an_error(
 
 
 def test_no_mps_daemon_runs_without_the_option(launch: Launch, repository: Path) -> None:
-    write_options(repository, shares_by_mps=False)
+    RepositoryOptions().write(repository)
     server = launch(0, "--model-repository", str(repository))
     server.until_ready()
     assert environment_of(server.stub, PIPES) is None

@@ -18,7 +18,7 @@ from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at, plugin
 from stretto.launcher.installation import bundled_repository
-from stretto.launcher.mps import write_options
+from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
 
@@ -359,7 +359,7 @@ def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
     if has_tokenizer:  # on a CPU, the largest audio tokenizer needs most of a core in real time
         change(folder / PREPROCESSOR / "config.pbtxt", on_gpu(placement.gpu))
     if placement.shares_by_mps:
-        write_options(folder, shares_by_mps=True)
+        RepositoryOptions(shares_by_mps=True).write(folder)
 
 
 def parameter(name: str) -> str:

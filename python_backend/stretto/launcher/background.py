@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stretto.launcher.config import default_pid_file, default_port
 from stretto.launcher.installation import CONTAINER_SERVER, LaunchError, state_folder
+from stretto.launcher.options import ServedModel, served_model
 from stretto.launcher.processes import birth, read_process
 
 STOP_SECONDS = 60.0  # default for records without a value
@@ -32,6 +33,7 @@ def write(
     reason: str = "",
     stop_seconds: float = STOP_SECONDS,
     serves: bool = False,
+    model: ServedModel | None = None,
 ) -> None:
     """Replace the pid file atomically; do nothing if `path` is None.
 
@@ -43,6 +45,7 @@ def write(
         reason: Why the server is not ready; empty if nothing is wrong.
         stop_seconds: Maximum time that stopping the launcher takes, in seconds.
         serves: True if the server answers gRPC requests although the state is not `ready`, because of the gateway.
+        model: The model that is served.
     """
     assert state in STATES, state
     if path is None:
@@ -59,6 +62,8 @@ def write(
         record["reason"] = reason
     if serves:
         record["serves"] = True
+    if model is not None:
+        record["model"] = asdict(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(record) + "\n")
@@ -84,6 +89,14 @@ def _is_alive(record: dict[str, Any]) -> bool:
     Another process that has reused its pid does not count.
     """
     return read_process(record["pid"]) is not None and birth(record["pid"]) == record.get("born")
+
+
+def model_of(record: dict[str, Any]) -> ServedModel | None:
+    """Return the model in a pid file's record; None if a launcher of an earlier version wrote it."""
+    found = record.get("model")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("name", "key")):
+        return None
+    return ServedModel(found["name"], found["key"])
 
 
 def remove(path: Path | None) -> None:
@@ -133,22 +146,28 @@ def ready_server() -> str:
     server.ensure_ready()
     if (page := server.page()) is not None:
         log_line(f"web page: {page}")
-    return f"localhost:{server.port + 1}"
+    return server.address
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundServer:
-    """Server that listens on three consecutive ports and is found through its pid file.
+    """Server that listens on consecutive ports and is found through its pid file.
 
     Attributes:
-        port: HTTP port; gRPC and metrics use the next two.
+        port: HTTP port; gRPC, metrics and the gateway use the next three.
         folder: Folder of the pid file and the logs.
         launcher: Command that starts the launcher.
+        repository: Model repository. None for the bundled one; a running server of any model is then used.
+        has_gateway: True to start the gateway, too. A running server is used also without one.
+        arguments: Further arguments for the launcher.
     """
 
     port: int
     folder: Path
     launcher: tuple[str, ...] = LAUNCHER
+    repository: Path | None = None
+    has_gateway: bool = False
+    arguments: tuple[str, ...] = ()
 
     def ensure_ready(self) -> None:
         """Wait until the server is ready; start it if it is not running.
@@ -157,7 +176,7 @@ class BackgroundServer:
 
         Raises:
             CannotServe: If a required component is not installed.
-            LaunchError: If the server did not start.
+            LaunchError: If the server did not start, or another model's server uses the port.
         """
         if self._is_usable():
             return
@@ -170,25 +189,50 @@ class BackgroundServer:
             reason = f"{error.filename or self.folder}: {error.strerror or error}"
             raise LaunchError(f"the server could not be started: {reason}") from None
 
+    @property
+    def address(self) -> str:
+        """Address of the server for gRPC clients."""
+        return f"localhost:{self.port + 1}"
+
     def page(self) -> str | None:
         """Return the URL of the gateway's web page, or None if the launcher runs no gateway."""
-        record = read(default_pid_file(self.port, self.folder))
+        record = self.record()
         port = None if record is None else record["ports"].get("gateway")
         return None if port is None else f"http://localhost:{port}/"
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the pid file's record, or None if no launcher runs."""
+        return read(default_pid_file(self.port, self.folder))
+
+    def check_model(self) -> None:
+        """Raise LaunchError if the server on the port has another model than `repository`."""
+        if self.repository is None:
+            return
+        record = self.record()
+        if record is None:
+            if _listens(self.port + 1):
+                raise LaunchError(f"port {self.port + 1} is in use by another program: choose others with --port")
+            return
+        served = model_of(record)
+        if served != served_model(self.repository):
+            name = "another model" if served is None else served.name
+            which = "" if self.port == default_port() else f" --http-port {self.port}"
+            raise LaunchError(f"port {self.port} serves {name}: stretto serve --stop{which}, or --port")
 
     def _is_usable(self) -> bool:
         """Return True if there is a usable server.
 
         A server is usable if its launcher reports it as ready, apart from the gateway. A server without a launcher (for
-        example in a container) is usable if it listens on the gRPC port.
+        example in a container) is usable if it listens on the gRPC port, unless a model repository is given.
         """
-        record = read(default_pid_file(self.port, self.folder))
+        self.check_model()
+        record = self.record()
         if record is None:
-            return _listens(self.port + 1)
+            return self.repository is None and _listens(self.port + 1)
         return record["state"] == "ready" or record.get("serves") is True
 
     def _state(self) -> str | None:
-        record = read(default_pid_file(self.port, self.folder))
+        record = self.record()
         return None if record is None else str(record["state"])
 
     def _start(self) -> None:
@@ -211,12 +255,15 @@ class BackgroundServer:
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         """Start the launcher in its own session, so that it does not receive signals meant for this process."""
-        http, grpc, metrics = range(self.port, self.port + 3)
+        http, grpc, metrics, gateway = range(self.port, self.port + 4)
         log = self.folder / f"server-{http}.log"
-        log_line(f"starting the server on ports {http} (HTTP), {grpc} (gRPC), {metrics} (metrics); log: {log}")
-        ports = ("--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics)
-        files = ("--pid-file", default_pid_file(self.port, self.folder), "--log-file", log)
-        command = [str(word) for word in (*self.launcher, *ports, *files)]
+        named = f"{http} (HTTP), {grpc} (gRPC), {metrics} (metrics)" + f", {gateway} (gateway)" * self.has_gateway
+        log_line(f"starting the server on ports {named}; log: {log}")
+        words = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+        words += ["--pid-file", default_pid_file(self.port, self.folder), "--log-file", log]
+        words += ["--gateway", "--gateway-port", gateway] if self.has_gateway else []
+        words += [] if self.repository is None else ["--model-repository", self.repository]
+        command = [str(word) for word in (*self.launcher, *words, *self.arguments)]
         # Without bytecode, every vLLM start takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with self._output_file.open("wb") as output:

@@ -9,6 +9,7 @@ It uses the server of a Triton container, or else the one inside the nvidia-pytr
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def serve(config: LaunchConfig) -> int:
         reason = f"cannot write {faults.SHARED_MEMORY} ({error.strerror}), which the server needs for shared memory"
         raise LaunchError(f"{reason}: mount a tmpfs there, in a container with --shm-size or --ipc=host") from None
     try:
+        with suppress(OSError):  # without the link, only `stretto ps` does not find this launcher
+            launch.pid_file_link.symlink_to(config.pid_file.absolute())
         return Supervisor(*with_plain_paths(config, launch), launch, waits).run()
     finally:
         background.remove(config.pid_file)
@@ -117,7 +120,9 @@ def claim_files(config: LaunchConfig) -> None:
         config.log_file.parent.mkdir(parents=True, exist_ok=True)
         config.log_file.write_bytes(b"")
     log = str(config.log_file)
-    background.write(config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds)
+    background.write(
+        config.pid_file, "starting", config.ports, log, stop_seconds=config.stop_seconds, model=config.model
+    )
 
 
 def status(path: Path) -> int:

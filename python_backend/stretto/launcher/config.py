@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
+from stretto.launcher.options import ServedModel, served_model
 from stretto.proxy.access import CLOSED, HTTP, Ports
 
 DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
@@ -23,6 +24,7 @@ class LaunchConfig:
 
     Attributes:
         model_repository: Triton model repository.
+        model: Model of the repository, for the pid file.
         address: IP address to listen on.
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
@@ -41,6 +43,7 @@ class LaunchConfig:
     """
 
     model_repository: Path
+    model: ServedModel
     address: str
     allowed: frozenset[str]
     max_request_bytes: int
@@ -212,7 +215,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         passed: All other flags, for tritonserver.
 
     Raises:
-        LaunchError: If `passed` has a flag that only the launcher may set, or flags contradict each other.
+        LaunchError: If `passed` has a flag that only the launcher may set, flags contradict each other, or the options
+            of the model repository cannot be read.
     """
     given = {word.partition("=")[0] for word in passed} & TAKEN
     if given:
@@ -227,6 +231,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
     log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log(flags.http_port, pid_file))
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
+        model=served_model(flags.model_repository),
         address=flags.address,
         allowed=frozenset(flags.allow),
         max_request_bytes=flags.max_request_mb * 1_000_000,

@@ -127,6 +127,7 @@ SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "stretto_launch_"
 LAUNCH_ID = "STRETTO_LAUNCH_ID"  # environment variable of all processes of a launcher instance
 IDS = re.compile(r"[0-9]+_[0-9a-f]{8}")
+PID_FILE_LINK = "pid_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,11 @@ class Launch:
     def spare_socket(self) -> Path:
         """Unix socket of the spare process, which starts engines."""
         return self.folder / "spare"
+
+    @property
+    def pid_file_link(self) -> Path:
+        """Link to the launcher's pid file, by which `stretto ps` finds it."""
+        return self.folder / PID_FILE_LINK
 
     @property
     def disconnects_file(self) -> Path:
@@ -252,6 +258,12 @@ def _lock_file(launch_id: str, directory: Path) -> Path:
 
 def _folder(launch_id: str, directory: Path) -> Path:
     return directory / f"{PREFIX}{launch_id}.run"
+
+
+def pid_files(directory: Path = SHARED_MEMORY) -> list[Path]:
+    """Return the paths of the pid files of this user's launcher instances; some may have died."""
+    links = sorted(directory.glob(f"{PREFIX}*.run/{PID_FILE_LINK}"))
+    return [link.readlink() for link in links if link.is_symlink() and link.lstat().st_uid == os.geteuid()]
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:

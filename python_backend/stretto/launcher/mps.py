@@ -1,6 +1,5 @@
 """NVIDIA's Multi-Process Service (MPS), which lets the server's processes run on a GPU concurrently."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,40 +7,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from stretto.errors import CheckpointError
 from stretto.launcher.faults import LAUNCH_ID, Launch
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch_log import log_line
-from stretto.untrusted_files import json_object
+from stretto.launcher.options import OPTIONS_FILE, SHARES_BY_MPS, read_options
 
-OPTIONS_FILE = "launcher.json"  # in a model repository
-SHARES_BY_MPS = "shares_by_mps"
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 START_S, QUIT_S = 60.0, 10.0
-
-
-def write_options(repository: Path, shares_by_mps: bool) -> None:
-    """Write the launcher's options to a model repository."""
-    (repository / OPTIONS_FILE).write_text(json.dumps({SHARES_BY_MPS: shares_by_mps}) + "\n")
-
-
-def is_wanted(repository: Path) -> bool:
-    """Return True if a model repository requests MPS; raise LaunchError if its options cannot be read."""
-    path = repository / OPTIONS_FILE
-    if not path.exists():
-        return False
-    try:
-        options = json_object(path)
-    except CheckpointError as error:
-        raise LaunchError(str(error)) from None
-    if options.keys() - {SHARES_BY_MPS}:
-        raise LaunchError(f"{path}: expected an object with {SHARES_BY_MPS}, got {options!r:.80}")
-    wanted = options.get(SHARES_BY_MPS, False)
-    if not isinstance(wanted, bool):
-        raise LaunchError(f"{path}: {SHARES_BY_MPS}: expected true or false, got {wanted!r:.80}")
-    return wanted
 
 
 def start(repository: Path, launch: Launch) -> None:
@@ -50,9 +24,10 @@ def start(repository: Path, launch: Launch) -> None:
     If CUDA_MPS_PIPE_DIRECTORY names the folder of a running daemon (such as the host's), that daemon is used instead.
 
     Raises:
-        LaunchError: If the daemon cannot be started, or the variable does not name a folder.
+        LaunchError: If the repository's options cannot be read, the daemon cannot be started, or the variable does not
+            name a folder.
     """
-    if not is_wanted(repository):
+    if not read_options(repository).shares_by_mps:
         return
     given = os.environ.get(PIPES)
     if given:

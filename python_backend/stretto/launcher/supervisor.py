@@ -126,7 +126,8 @@ class StatePublisher:
     def _write(self, state: str, reason: str, serves: bool = False) -> None:
         with suppress(OSError):  # a full disk must not end the server
             config = self._config
-            background.write(config.pid_file, state, config.ports, self.log, reason, config.stop_seconds, serves)
+            seconds, model = config.stop_seconds, config.model
+            background.write(config.pid_file, state, config.ports, self.log, reason, seconds, serves, model)
 
 
 class FrontEndProcesses:

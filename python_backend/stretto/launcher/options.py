@@ -1,0 +1,80 @@
+"""Options of the launcher that a model repository contains, in `launcher.json`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stretto.errors import CheckpointError, shown
+from stretto.launcher.installation import LaunchError
+from stretto.untrusted_files import json_object
+
+OPTIONS_FILE = "launcher.json"
+SHARES_BY_MPS, MODEL, NAME, KEY = "shares_by_mps", "model", "name", "key"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Model of a server, for its pid file.
+
+    Attributes:
+        name: Name of the installed model; for other models, the path of the model repository.
+        key: Key of the installed model; empty for other models.
+    """
+
+    name: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryOptions:
+    """Options of a model repository.
+
+    Attributes:
+        shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
+        model: The installed model; None for a repository of the user's own.
+    """
+
+    shares_by_mps: bool = False
+    model: ServedModel | None = None
+
+    def write(self, repository: Path) -> None:
+        """Write the options to a model repository, and replace earlier ones."""
+        record: dict[str, Any] = {SHARES_BY_MPS: self.shares_by_mps}
+        if self.model is not None:
+            record[MODEL] = asdict(self.model)
+        (repository / OPTIONS_FILE).write_text(json.dumps(record) + "\n")
+
+
+def read_options(repository: Path) -> RepositoryOptions:
+    """Return the options of a model repository; raise LaunchError if they cannot be read."""
+    path = repository / OPTIONS_FILE
+    if not path.exists():
+        return RepositoryOptions()
+    try:
+        options = json_object(path)
+    except CheckpointError as error:
+        raise LaunchError(str(error)) from None
+    if options.keys() - {SHARES_BY_MPS, MODEL}:
+        raise LaunchError(f"{path}: expected an object with {SHARES_BY_MPS} and {MODEL}, got {options!r:.80}")
+    shares_by_mps, model = options.get(SHARES_BY_MPS, False), options.get(MODEL)
+    if not isinstance(shares_by_mps, bool):
+        raise LaunchError(f"{path}: {SHARES_BY_MPS}: expected true or false, got {shares_by_mps!r:.80}")
+    if model is None:
+        return RepositoryOptions(shares_by_mps)
+    if not isinstance(model, dict) or model.keys() != {NAME, KEY} or not all(map(_is_word, model.values())):
+        raise LaunchError(f"{path}: {MODEL}: expected an object with {NAME} and {KEY}, got {shown(model)}")
+    return RepositoryOptions(shares_by_mps, ServedModel(**model))
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and bool(value)
+
+
+def served_model(repository: Path) -> ServedModel:
+    """Return the model of a repository: the installed one, or one that is named by the repository's path.
+
+    Raises:
+        LaunchError: If the options of the repository cannot be read.
+    """
+    return read_options(repository).model or ServedModel(str(repository.resolve()))
