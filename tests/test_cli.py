@@ -52,6 +52,7 @@ def test_unknown_command_or_flag_prints_one_line(capsys: pytest.CaptureFixture[s
         (["serve", "model_repository"], "model_repository"),
         (["serve", "--http-port", "x"], "--http-port"),
         (["serve", "--status", "--sing"], "--sing"),
+        (["ps", "--sing"], "--sing"),
         (["convert", "parrot"], "parrot"),
         (["make-repository", "--sing"], "--checkpoint"),
         (["families", "--sing"], "--sing"),
@@ -69,7 +70,7 @@ def test_usage_errors_are_one_line_with_status_2(
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"], ["families"]]
+    "words", [["--help"], ["speak", "--help"], ["chat", "--help"], ["serve", "--status"], ["ps"], ["families"]]
 )
 def test_light_commands_import_neither_torch_nor_vllm(words: list[str]) -> None:
     imported = imported_by(*words)

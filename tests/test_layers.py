@@ -60,7 +60,7 @@ ALLOWED = {
     "releases": {"launcher", "families", "plugins", "untrusted_files", "errors"},
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},
-    "cli": {"convert", "launcher", "plugins"},
+    "cli": {"convert", "launcher", "plugins", "releases"},
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "families", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors",

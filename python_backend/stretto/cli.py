@@ -15,6 +15,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   chat                      conversation; each line of standard input is a turn
   serve                     run the server; --model-repository FOLDER (default: the bundled model)
   serve --status | --stop   show the state of the server, or stop it
+  ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
   voices add | list | remove  manage the recorded voices that the gateway stores
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
@@ -95,6 +96,13 @@ def serve(words: list[str]) -> int:
     return main(words)
 
 
+def ps(words: list[str]) -> int:
+    """List the running servers of this user."""
+    from stretto.releases.server_list import main
+
+    return main(words)
+
+
 def gateway(words: list[str]) -> int:
     """Run only the OpenAI-compatible gateway, for a server that is started separately."""
     from stretto_gateway.command import main
@@ -141,6 +149,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "talk": client,
     "chat": client,
     "serve": serve,
+    "ps": ps,
     "gateway": gateway,
     "voices": voices,
     "convert": convert,
