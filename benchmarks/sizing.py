@@ -3,151 +3,25 @@
     python -m benchmarks.sizing                     # the tables of docs/gpu.md, then those of docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
-A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
-is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
-family with a depth transformer, the depth layers are read again for each code. Memory holds the weights and the KV
-cache of the longest reply. The codec computes in float32 on its own GPU; for the cost of speech, it shares the language
-model's GPU. The cost of gateways per second of audio is measured. All other assumptions are constants in this module.
+`stretto.sizing` has the arithmetic and its assumptions. For the cost of speech, the codec shares the language model's
+GPU. The cost of gateways per second of audio is measured. All other assumptions are constants in this module.
 """
 
 import argparse
 from dataclasses import dataclass
-from itertools import takewhile
 
-BYTES = 2  # bfloat16
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
-SHARE_OF_MEMORY = 0.85  # `gpu_memory_utilization` of `make-repository --gpu`
-SHARE_OF_FLOAT32 = 0.3  # share that a codec's convolutions reach
-RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
-SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
-HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
-# Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
-# another (counted in tests/engine/kernels/gpu/test_depth.py). A kernel takes 3 µs, except that the draw takes 6 µs.
-LAYER_MS, DRAW_MS = 0.024, 0.018
-SECONDS, PROMPT_ROWS = 30.0, 200  # longest reply; on average, streams are halfway through it
-MOST_STREAMS = 1024
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Layers of a decoder. `inner` is the width of the MLP, or the sum of widths if a layer has several MLPs."""
-
-    hidden: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    heads: int
-    inner: int
-
-    @property
-    def layer_weights(self) -> int:
-        """Number of weights in the four attention and three MLP matrices of all layers."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.inner)
-
-
-@dataclass(frozen=True)
-class Depth(Shape):
-    """A depth transformer, whose `passes` passes sample codes of a frame from `columns` logits each.
-
-    Attributes:
-        passes: Number of passes.
-        columns: Number of logits.
-        sets: Number of sets of layer weights; a pass reads one of them.
-    """
-
-    passes: int
-    columns: int
-    sets: int = 1
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, with an embedding and a head for each pass."""
-        return self.sets * self.layer_weights + 2 * self.passes * self.columns * self.hidden
-
-    def ms(self, gpu: "Gpu", rows: int) -> float:
-        """Return how many milliseconds it takes to complete the frames of `rows` rows."""
-        return self.passes * max(
-            products_ms(self.layer_weights + self.columns * self.hidden, gpu, rows), self.launch_ms
-        )
-
-    @property
-    def launch_ms(self) -> float:
-        """Least milliseconds of a pass on any GPU."""
-        return self.layers * LAYER_MS + DRAW_MS
-
-
-@dataclass(frozen=True)
-class Backbone(Shape):
-    """A language model.
-
-    Attributes:
-        head_columns: Columns of the output heads that a step reads.
-        tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
-        window: Number of rows in the attention window, which is full in every stream; 0 if replies last SECONDS.
-        has_cross_attention: True if each layer also has cross-attention; its rows count as part of `window`.
-    """
-
-    name: str
-    vocabulary: int
-    head_columns: int
-    frame_rate: float
-    is_guided: bool
-    tables: int = 2
-    depth: Depth | None = None
-    window: int = 0
-    has_cross_attention: bool = False
-
-    @property
-    def layer_weights(self) -> int:
-        """Number of weights in the matrices of all layers."""
-        return super().layer_weights + 4 * self.has_cross_attention * self.layers * self.hidden**2
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, with embeddings, output head and depth transformer."""
-        own = self.layer_weights + self.tables * self.vocabulary * self.hidden
-        return own if self.depth is None else own + self.depth.weights
-
-    @property
-    def kv_bytes(self) -> int:
-        """Size of the KV cache per row in bytes: keys and values of every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
-
-    @property
-    def rows(self) -> int:
-        """Number of rows per stream in a step."""
-        return 2 if self.is_guided else 1
-
-    @property
-    def longest(self) -> int:
-        """Number of rows in the KV cache of the longest reply, including its prompt."""
-        return self.window or PROMPT_ROWS + round(SECONDS * self.frame_rate)
-
-    @property
-    def attended(self) -> float:
-        """Mean number of rows that a row attends to."""
-        return self.window or self.longest / 2
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Data sheet values of a GPU: memory, bandwidth, and operations per second in dense bfloat16 and float32."""
-
-    name: str
-    memory_gb: float
-    tb_per_s: float
-    tflops: float
-    float32_tflops: float
-
-
-@dataclass(frozen=True)
-class CodecCost:
-    """Operations per second of audio in chunks of 25 and of 8 frames, with context (counted by `FlopCounterMode`)."""
-
-    name: str
-    gflop: dict[int, float]
-
+from stretto.sizing import (
+    BYTES,
+    SHARE_OF_TIME,
+    Backbone,
+    CodecCost,
+    Depth,
+    Gpu,
+    step_ms,
+    streams_in_memory,
+    streams_in_time,
+    streams_of_codec,
+)
 
 CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
 QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
@@ -194,41 +68,6 @@ GPUS = (
     Gpu("H200", 141, 4.8, 989, 67),
 )
 CODECS = (CodecCost("xcodec (Bagpiper)", {25: 44.0, 8: 85.6}), CodecCost("espnet_dac (OpusLM)", {25: 6.3, 8: 9.6}))
-
-
-def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
-    free = 1e9 * (SHARE_OF_MEMORY * gpu.memory_gb - RESERVED_GB) - BYTES * backbone.weights
-    return int(free // (backbone.rows * backbone.longest * backbone.kv_bytes))
-
-
-def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the milliseconds of a step with `streams` streams, with replies half complete or with full windows.
-
-    The slower of device and host determines the time.
-    """
-    rows = streams * backbone.rows
-    products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
-    attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
-    depth = 0.0 if backbone.depth is None else backbone.depth.ms(gpu, rows)
-    return max(products + attention + depth, HOST_MS + HOST_MS_A_ROW * rows)
-
-
-def products_ms(weights: int, gpu: Gpu, rows: int) -> float:
-    """Return the milliseconds of matrix products: the longer of reading the weights and computing."""
-    read_s = BYTES * weights / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
-    return 1e3 * max(read_s, 2 * rows * weights / (SHARE_OF_COMPUTE * gpu.tflops * 1e12))
-
-
-def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
-    """Return the largest number of streams whose step ends within the time of a frame."""
-    limit_ms = SHARE_OF_TIME * 1e3 / backbone.frame_rate
-    return sum(1 for _ in takewhile(lambda n: step_ms(backbone, gpu, n) <= limit_ms, range(1, MOST_STREAMS + 1)))
-
-
-def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """Return how many streams the codec serves on its own GPU, in chunks of `frames` frames."""
-    return int(1e3 * SHARE_OF_FLOAT32 * gpu.float32_tflops // codec.gflop[frames])
 
 
 def tables() -> str:

@@ -26,6 +26,7 @@ ALLOWED = {
     "worker_process": set(),
     "cuda_graphs": set(),
     "limits": set(),
+    "sizing": set(),
     "disconnects": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},

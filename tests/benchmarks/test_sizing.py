@@ -20,17 +20,7 @@ from transformers import (
 )
 
 from benchmarks.codecs import codecs
-from benchmarks.sizing import (
-    BACKBONES,
-    CODECS,
-    GPUS,
-    Backbone,
-    Shape,
-    step_ms,
-    streams_in_memory,
-    streams_in_time,
-    tables,
-)
+from benchmarks.sizing import BACKBONES, CODECS, GPUS, tables
 from stretto.codecs.base import Window
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
@@ -40,6 +30,7 @@ from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.sizing import Backbone, Shape, step_ms, streams_in_memory, streams_in_time
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {
