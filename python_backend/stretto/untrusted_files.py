@@ -25,6 +25,7 @@ MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
 MAX_DIGITS = 20  # digits of the largest 64-bit number
+LAYERS = ("layer", "layers", "blocks", "depth")  # ends of keys of a config that are numbers of layers
 MAX_LAYERS = 1024  # layers of a network; published models have at most about 130
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
 # Keys of a config.json, at any level, that make transformers import code or vLLM load another model.
@@ -102,7 +103,7 @@ def named_file(root: Path, config: Mapping[str, Any], field: str) -> Path:
         CheckpointError: If the field is missing, is not the name of a file in `root` itself, or `released_file` refuses
             the file. The message begins with the field.
     """
-    name = entry(config, field)
+    name = entry(config, field, "config.json")
     try:
         return released_file(root, plain_name(root, name))
     except CheckpointError as error:
@@ -238,7 +239,7 @@ def check_layers(record: Any, path: Path | str) -> None:
     for key, value in record.items() if isinstance(record, Mapping) else enumerate(record):
         if isinstance(value, Mapping | list):
             check_layers(value, path)
-        elif str(key).endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
+        elif str(key).endswith(LAYERS) and isinstance(value, int) and value > MAX_LAYERS:
             raise CheckpointError(f"{path}: {key}: expected at most {MAX_LAYERS} layers, got {value}")
 
 
@@ -257,12 +258,26 @@ def without_keys(value: Any, names: Iterable[str] = LEADS_ELSEWHERE) -> Any:
     return [without_keys(each, names) for each in value] if isinstance(value, list) else value
 
 
-def entry(record: Mapping[str, Any], dotted: str) -> Any:
-    """Return the value of a nested mapping at a dotted path (`a.b.c`); raise CheckpointError if a key is missing."""
+class MissingEntry(CheckpointError):
+    """A config lacks a key, which is the message; the name of the config's file is still to be added."""
+
+
+def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> Any:
+    """Return the value of a nested mapping at a dotted path (`a.b.c`).
+
+    Args:
+        record: Contents of a config.
+        dotted: The path.
+        file: Name of the config's file, for the error message; None to let the caller add it.
+
+    Raises:
+        CheckpointError: If a key is missing. If `file` is None, it is a MissingEntry.
+    """
     value: Any = record
     for depth, key in enumerate(dotted.split(".")):
         if not isinstance(value, Mapping) or key not in value:
-            raise CheckpointError(f"config.yaml: {'.'.join(dotted.split('.')[: depth + 1])} is missing")
+            missing = f"{'.'.join(dotted.split('.')[: depth + 1])} is missing"
+            raise MissingEntry(missing) if file is None else CheckpointError(f"{file}: {missing}")
         value = value[key]
     return value
 

@@ -1,3 +1,4 @@
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
-from stretto.codecs.espnet_dac import EspnetDacConfig, load, multiply_weight_norm_out
+from stretto.codecs.espnet_dac import SIZES, EspnetDacConfig, load, multiply_weight_norm_out
 from stretto.codecs.seanet import Context
 from stretto.errors import CheckpointError
 
@@ -45,6 +46,55 @@ def test_last_bandwidth_determines_the_number_of_codebooks() -> None:
 def test_incompatible_espnet_dac_config_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
     publish(tmp_path, {}, with_generator(**values))
     with pytest.raises(CheckpointError, match=next(iter(values))):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["7", None, [7], 1 << 63, 30_000_000, 0, -1, 7.0, float("nan"), True])
+@pytest.mark.parametrize("name", SIZES)
+def test_size_of_another_type_or_range_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    width = {"hidden_dim": value, "codebook_dim": value} if name in ("hidden_dim", "codebook_dim") else {name: value}
+    publish(tmp_path, {}, with_generator(**width))
+    expected = "expected codebook_dim equal to" if value != value and len(width) == 2 else rf"{min(width, key=len)}: "
+    with pytest.raises(CheckpointError, match=rf"config\.yaml: {expected}.*got ") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encdec_ratios": 8}, "encdec_ratios: expected 1 to 8 numbers, got 8"),
+        ({"encdec_ratios": []}, "encdec_ratios: expected 1 to 8 numbers, got []"),
+        ({"encdec_ratios": [2] * 9}, "encdec_ratios: expected 1 to 8 numbers, got [2, 2"),
+        ({"encdec_ratios": [8, 1 << 63]}, "encdec_ratios: expected an integer in [1, 64], got 9223372036854775808"),
+        ({"quantizer_target_bandwidth": 2}, "expected a list of numbers in (0, 1000] kbit/s, got 2"),
+        ({"quantizer_target_bandwidth": []}, "expected a list of numbers in (0, 1000] kbit/s, got []"),
+        ({"quantizer_target_bandwidth": [float("nan")]}, "in (0, 1000] kbit/s, got [nan]"),
+        ({"quantizer_target_bandwidth": ["2"]}, "in (0, 1000] kbit/s, got ['2']"),
+    ],
+)
+def test_list_of_other_values_is_refused(tmp_path: Path, values: dict[str, object], message: str) -> None:
+    publish(tmp_path, {}, with_generator(**values))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codec_conf": None}, "codec_conf.generator_params is missing"),
+        ({"codec_conf": {"sampling_rate": 16000}}, "codec_conf.generator_params is missing"),
+        ({"codec_conf": {"sampling_rate": 16000, "generator_params": [1]}}, "expected a mapping, got [1]"),
+        ({"codec_conf": {"generator_params": {"codebook_dim": 128}}}, "codec_conf.sampling_rate is missing"),
+        (
+            {"codec_conf": {"generator_params": {"codebook_dim": 128}, "sampling_rate": 1 << 63}},
+            "sampling_rate: expected an integer in [1, 1048576], got 9223372036854775808",
+        ),
+    ],
+)
+def test_config_of_another_form_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    publish(tmp_path, {}, {**CONFIG, **change})
+    with pytest.raises(CheckpointError, match=rf"config\.yaml: .*{re.escape(message)}"):
         load(tmp_path)
 
 

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.convert.command import main
 from stretto.convert.conversion import check_codec
-from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe
+from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe, read_tokenizer
 from stretto.errors import CheckpointError
+from stretto.families.chatterbox.turbo import gpt2_tokenizer
 from stretto.families.tiny.family import TINY
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
 from tests.refused_conversion import refused
@@ -254,6 +255,12 @@ def test_codec_without_a_reader_is_named_in_the_error(tmp_path: Path) -> None:
         (None, "expected tokenizer_config.json with added_tokens_decoder, got None"),
         ({"x": {"content": "<s>"}}, "added_tokens_decoder: expected tokens by id, got 'x': "),
         ({"9": {"content": "<s>"}}, "added token '<s>': expected the next id, 2, got 9"),
+        ({"2": {"content": "\ud800"}}, "added_tokens_decoder: expected tokens by id, got '2': "),
+        ({"\u00b2": {"content": "<s>"}}, "added_tokens_decoder: expected tokens by id, got '\u00b2': "),
+        (
+            {str(1 << 63): {"content": "<s>"}},
+            "added_tokens_decoder: expected tokens by id, got '9223372036854775808': ",
+        ),
     ],
 )
 def test_added_tokens_must_follow_the_vocabulary(tmp_path: Path, added: object, message: str) -> None:
@@ -265,6 +272,27 @@ def test_added_tokens_must_follow_the_vocabulary(tmp_path: Path, added: object, 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     with pytest.raises(CheckpointError, match=re.escape(message)):
         read_byte_level_bpe(tmp_path)
+
+
+@pytest.mark.parametrize("token_id", [1 << 63, 10**9, 65_538, -1, 1.0, "1", None, True])
+@pytest.mark.parametrize("read", [read_byte_level_bpe, gpt2_tokenizer])
+def test_token_ids_are_bounded_by_the_number_of_tokens(
+    read: Callable[[Path], object], token_id: object, tmp_path: Path
+) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": token_id}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "added_tokens.json").write_text("{}")
+    expected = f"vocab.json: 'b': expected an id in [0, 65538), got {token_id!r}"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        read(tmp_path)
+
+
+def test_token_ids_of_tokenizer_json_are_bounded(tmp_path: Path) -> None:
+    decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    record = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1_000_000_000}, "merges": []}, "decoder": decoder}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **record}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: 'b': expected an id in \[0, 65538\), got 1000000000"):
+        read_tokenizer(tmp_path)
 
 
 def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:

@@ -48,6 +48,21 @@ def test_files_with_any_names_are_read(named: tuple[str, Path], tmp_path: Path) 
     assert main(words(*named, tmp_path / "out")) == 0
 
 
+@pytest.mark.parametrize("value", [1 << 63, 30_000_000, -1, 0, "32", None, 32.0, True])
+@pytest.mark.parametrize(
+    "field", ["quantizer.n_q", "quantizer.bins", "transformer.num_layers", "transformer.num_heads", "seanet.n_filters"]
+)
+def test_size_of_mimi_is_bounded_before_it_is_built(
+    field: str, value: object, named: tuple[str, Path], tmp_path: Path, refuses: Refuses
+) -> None:
+    family, release = named
+    copied = Path(shutil.copytree(release, tmp_path / "release", copy_function=os.link))
+    part, _, name = field.partition(".")
+    with edited(copied / "mimi.json") as record:
+        record[part][name] = value
+    refuses(words(family, copied, tmp_path / "out"), f"mimi.json: {field}: expected an integer in [1, ")
+
+
 def test_moshi_release_without_config_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files have the names of the first releases."""
     release = random_moshi.write_release(tmp_path / "release", **SMALL)

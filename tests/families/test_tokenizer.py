@@ -33,6 +33,14 @@ def test_token_bytes_concatenate_to_the_text(tokenizer: TextTokenizer, text: str
     assert b"".join(map(tokenizer.bytes_of, tokenizer.encode(text))) == text.encode()
 
 
+def test_sentencepiece_pieces_must_be_utf8(tmp_path: Path) -> None:
+    model = sentencepiece_model([("<unk>", 0.0), ("abc", -1.0), ("de", -2.0)])
+    assert model.count(b"abc") == 1
+    (tmp_path / "tokenizer.model").write_bytes(model.replace(b"abc", b"a\xffc"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: cannot be loaded as a SentencePiece model: .*utf-8"):
+        plain_tokenizer(tmp_path)
+
+
 def test_tokens_match_the_library(tokenizer: TextTokenizer, folder: Path) -> None:
     text = "the birch canoe – déjà vu 😀"
     assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / TOKENIZER_FILE)).encode(text).ids

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.plugins import CODECS, Installed, find, installed, names
+from stretto.weights.bounded_networks import bounded_networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +412,9 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
         CheckpointError: If a file is missing or does not fit the codec, or there are fewer than `num_codebooks`
             codebooks.
     """
-    codec: Codec = codec_module(name).load(directory, device)
+    module = codec_module(name)
+    with bounded_networks():
+        codec: Codec = module.load(directory, device)
     if num_codebooks is not None:
         try:
             codec.spec = codec.spec.with_codebooks(num_codebooks)

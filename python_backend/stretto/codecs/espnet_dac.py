@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from stretto.codecs import seanet
 from stretto.codecs.base import CodecSpec, Window
 from stretto.codecs.seanet import SeanetShape, SeanetStream, SeanetWidths
-from stretto.errors import CheckpointError
-from stretto.untrusted_files import UNPARSABLE, yaml_mapping
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import UNPARSABLE, entry, yaml_mapping
 from stretto.weights.loading import load_strictly, read_tensors
 
 CONFIG_FILE = "config.yaml"
@@ -48,6 +48,22 @@ REQUIRED: dict[str, Any] = {
     "encdec_true_skip": False,
     "decoder_final_activation": None,
 }
+# Largest values of sizes; those of the published codecs are far smaller.
+SIZES = {
+    "hidden_dim": 1 << 14,
+    "codebook_dim": 1 << 14,
+    "encdec_n_filters": 1 << 12,
+    "encdec_n_residual_layers": 16,
+    "encdec_kernel_size": 64,
+    "encdec_residual_kernel_size": 64,
+    "encdec_last_kernel_size": 64,
+    "encdec_dilation_base": 16,
+    "encdec_compress": 64,
+    "encdec_lstm": 16,
+    "quantizer_n_q": 256,
+    "quantizer_bins": 1 << 20,
+}
+MAX_RATIOS, MAX_RATIO, MAX_RATE = 8, 64, 1 << 20
 NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a codebook
 
 
@@ -67,20 +83,34 @@ class EspnetDacConfig:
 
         Raises:
             KeyError: If a value is missing.
-            ValueError: If the config belongs to another codec, or is not supported.
+            ValueError: If the config belongs to another codec, or is not supported; the message names the value.
         """
         if record["codec"] != "dac":
             raise ValueError(f"codec must be dac, got {record['codec']}")
-        given = record["codec_conf"]["generator_params"]
+        given = entry(record, "codec_conf.generator_params", CONFIG_FILE)
+        if not isinstance(given, dict):
+            raise ValueError(f"codec_conf.generator_params: expected a mapping, got {shown(given)}")
         odd = {name: given[name] for name, value in REQUIRED.items() if given.get(name, value) != value}
         values = DEFAULTS | given
         if odd or values["codebook_dim"] != values["hidden_dim"]:
             raise ValueError(
                 f"expected codebook_dim equal to hidden_dim, and {REQUIRED}; got {values['codebook_dim']} and {odd}"
             )
-        rate, hop = record["codec_conf"]["sampling_rate"], math.prod(values["encdec_ratios"])
-        kbps_per_codebook = math.log2(values["quantizer_bins"]) * math.ceil(rate / hop) / 1000
-        affordable = math.floor(values["quantizer_target_bandwidth"][-1] / kbps_per_codebook)
+        rate, ratios = entry(record, "codec_conf.sampling_rate", CONFIG_FILE), values["encdec_ratios"]
+        for name, most in SIZES.items():
+            check_size(name, values[name], most)
+        check_size("sampling_rate", rate, MAX_RATE)
+        if not isinstance(ratios, list) or not 1 <= len(ratios) <= MAX_RATIOS:
+            raise ValueError(f"encdec_ratios: expected 1 to {MAX_RATIOS} numbers, got {shown(ratios)}")
+        for ratio in ratios:
+            check_size("encdec_ratios", ratio, MAX_RATIO)
+        bandwidths = values["quantizer_target_bandwidth"]
+        if not isinstance(bandwidths, list) or not bandwidths or not is_number(bandwidths[-1]):
+            expected = "a list of numbers in (0, 1000] kbit/s"
+            raise ValueError(f"quantizer_target_bandwidth: expected {expected}, got {shown(bandwidths)}")
+        hop = math.prod(ratios)
+        kbps_per_codebook = math.log2(max(2, values["quantizer_bins"])) * math.ceil(rate / hop) / 1000
+        affordable = math.floor(bandwidths[-1] / kbps_per_codebook)
         return cls(
             sample_rate=rate,
             num_codebooks=max(1, min(values["quantizer_n_q"], affordable)),
@@ -102,6 +132,17 @@ class EspnetDacConfig:
         )
 
 
+def check_size(name: str, value: object, most: int) -> None:
+    """Raise ValueError unless a value of the config is an integer from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name}: expected an integer in [1, {most}], got {shown(value)}")
+
+
+def is_number(value: object) -> bool:
+    """Return True for a bandwidth of at most 1000 kbit/s."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1000
+
+
 def read_config(directory: Path) -> EspnetDacConfig:
     """Return the sizes in `config.yaml`; raise CheckpointError if it is missing or belongs to another codec."""
     path = directory / CONFIG_FILE
@@ -110,7 +151,7 @@ def read_config(directory: Path) -> EspnetDacConfig:
     try:
         return EspnetDacConfig.from_record(yaml_mapping(path))
     except UNPARSABLE as error:
-        raise CheckpointError(f"{path}: {error!r}") from error
+        raise CheckpointError(f"{path}: {error if isinstance(error, ValueError) else repr(error)}") from error
 
 
 def read_generator(directory: Path, num_codebooks: int) -> dict[str, Tensor]:

@@ -264,7 +264,7 @@ class Scale:
     def from_record(cls, record: Mapping[str, Any]) -> "Scale":
         """Return the scale in a converted config.json; raise CheckpointError if it is missing or invalid."""
         try:
-            factor, bias = entry(record, "latent_scaling_factor"), entry(record, "latent_bias_factor")
+            factor, bias = (entry(record, f"latent_{name}_factor", "config.json") for name in ("scaling", "bias"))
             return cls(float(factor), float(bias))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"latent_scaling_factor, latent_bias_factor: {error}") from error

@@ -27,12 +27,13 @@ from stretto.convert.release import (
     read_contents,
     read_defaults,
 )
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, StrettoError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.plugin import SAMPLING, read_family
 from stretto.families.text import SENTENCEPIECE_FILE
-from stretto.untrusted_files import UNPARSABLE, released_file, without_keys
+from stretto.untrusted_files import UNPARSABLE, MissingEntry, released_file, without_keys
+from stretto.weights.bounded_networks import bounded_networks
 from stretto.weights.loading import (
     DTYPES,
     Entry,
@@ -254,6 +255,30 @@ def plan(release: Release) -> Conversion:
     Raises:
         CheckpointError: If a part of the release is invalid, or does not fit the other parts.
     """
+    place = release.config or release.model
+    with refusing(f"{place}: cannot be read as a release of {release.family}"), bounded_networks():
+        try:
+            return _plan(release)
+        except MissingEntry as error:
+            raise CheckpointError(f"{place}: {error}") from error
+
+
+@contextmanager
+def refusing(message: str) -> Iterator[None]:
+    """Replace other exceptions by a CheckpointError, because libraries raise any of them for invalid values.
+
+    Args:
+        message: Beginning of the error message.
+    """
+    try:
+        yield
+    except (StrettoError, OSError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{message}: {shown(error, 200)}") from error
+
+
+def _plan(release: Release) -> Conversion:
     family_files = published(release)
     if release.ssl_tokenizer and audio_tokenizer_of(release.family_name) is None:
         raise CheckpointError(f"--ssl-tokenizer: {release.family} uses no audio tokenizer, got {release.ssl_tokenizer}")
@@ -261,13 +286,7 @@ def plan(release: Release) -> Conversion:
     release = family_files.located(release)
     contents = read_contents(release)
     tensors = contents.tensors
-    try:
-        made = family_files.convert(release, contents)
-    except (*UNPARSABLE, RuntimeError, StrictDataclassError) as error:
-        place = release.config or release.model
-        raise CheckpointError(
-            f"{place}: cannot be read as a release of {release.family}: {shown(error, 200)}"
-        ) from error
+    made = family_files.convert(release, contents)
     sampling, defaults = read_defaults(release, read_family(made.record), family_files.GENERATION)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
@@ -344,7 +363,7 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
     Returns:
         Written files.
     """
-    with fresh_directory(out) as folder:
+    with refusing(f"{out}: cannot be written"), fresh_directory(out) as folder:
         files = write_shards(folder, conversion.entries, max_bytes, progress)
         files.append(write_json(folder / "config.json", conversion.record))
         for path in conversion.tokenizer.files:

@@ -6,6 +6,7 @@ SentencePiece tokenizer.model is also accepted.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer, published_by
 from stretto.families.plugin import plugin, plugins, with_defaults
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer, plain_tokenizer, sentencepiece_at
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_ids, plain_tokenizer, sentencepiece_at
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
     check_layers,
@@ -37,6 +38,7 @@ from stretto.weights.loading import open_tensors
 logger = logging.getLogger(__name__)
 
 FILES = ("vocab.json", "merges.txt")
+ID, SURROGATE = re.compile("[0-9]{1,9}"), re.compile("[\ud800-\udfff]")  # of an added token, as a key
 # https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -85,7 +87,10 @@ def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     vocabulary, merges = (folder / name for name in FILES)
     try:
         files = [str(regular_file(path, MAX_TEXT_BYTES)) for path in (vocabulary, merges)]
+        check_ids(json_object(vocabulary), vocabulary)
         tokenizer = tokenizers.Tokenizer(models.BPE.from_file(*files))
+    except CheckpointError:
+        raise
     except Exception as error:  # the library raises no narrower class
         raise CheckpointError(f"{folder}: expected {' and '.join(FILES)} of a tokenizer, got {error}") from error
     tokenizer.normalizer = normalizers.NFC()
@@ -97,14 +102,15 @@ def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     added = json_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
     if not isinstance(added, Mapping):
         raise CheckpointError(f"{folder}: expected tokenizer_config.json with added_tokens_decoder, got {added!r}")
-    for number, token in sorted(added.items(), key=lambda each: int(each[0]) if each[0].isdigit() else -1):
+    for number, token in sorted(added.items(), key=lambda each: int(each[0]) if ID.fullmatch(each[0]) else -1):
         _add(tokenizer, folder, number, token)
     return tokenizer
 
 
 def _add(tokenizer: tokenizers.Tokenizer, folder: Path, number: str, token: object) -> None:
     content = token.get("content") if isinstance(token, Mapping) else None
-    if not number.isdigit() or not isinstance(content, str) or not content:
+    is_text = isinstance(content, str) and content and not SURROGATE.search(content)
+    if not ID.fullmatch(number) or not is_text:
         raise CheckpointError(f"{folder}: added_tokens_decoder: expected tokens by id, got {number!r}: {token!r}")
     assert isinstance(token, Mapping)
     tokenizer.add_tokens([AddedToken(content, special=bool(token.get("special")), normalized=False)])

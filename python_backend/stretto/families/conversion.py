@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.families.plugin import DRAWN
+from stretto.records.prompt import MAX_MAGNITUDE
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Entry, Plan, Progress, Written
 
@@ -242,6 +243,17 @@ class Published(Protocol):
             CheckpointError: If parts of the release are missing or contradict each other; the message lists them.
         """
         ...
+
+
+def is_bounded(values: Tensor) -> bool:
+    """Return True if all numbers of a voice are finite, with a magnitude of at most MAX_MAGNITUDE.
+
+    Keys and values that are computed from larger ones may be infinite, in KV blocks that other requests reuse.
+    """
+    return values.numel() == 0 or bool(values.abs().max() <= MAX_MAGNITUDE)  # false for NaN
+
+
+BOUNDED = f"numbers of magnitude at most {MAX_MAGNITUDE:g}"  # as error messages describe them
 
 
 def published_by(module: ModuleType) -> Published:

@@ -4,12 +4,12 @@ import codecs
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tokenizers import Tokenizer, decoders
 
@@ -37,6 +37,7 @@ class TextTokenizer:
         if spells_bytes and not isinstance(tokenizer.decoder, decoders.ByteLevel):
             got = type(tokenizer.decoder).__name__ if tokenizer.decoder else "none"
             raise CheckpointError(f"{TOKENIZER_FILE}: expected a byte-level decoder, got {got}")
+        check_ids(tokenizer.get_vocab(), TOKENIZER_FILE)
         tokenizer.encode_special_tokens = True  # treat "<|im_end|>" in a request as plain characters
         self._tokenizer = tokenizer
         self._spelled: dict[int, bytes] = {}
@@ -108,6 +109,25 @@ class TextTokenizer:
         return {token_id: b"" if token.special else token.content.encode() for token_id, token in added.items()}
 
 
+MAX_UNUSED_IDS = 1 << 16  # ids below the largest one that no token has; published tokenizers have few
+
+
+def check_ids(vocabulary: Mapping[str, Any], place: Path | str) -> None:
+    """Check the ids of tokens, because they are sizes of tables.
+
+    Args:
+        vocabulary: Ids by token, from the file of a tokenizer.
+        place: The file, for the error message.
+
+    Raises:
+        CheckpointError: An id is no integer, is negative, or is far above the number of tokens.
+    """
+    stop = len(vocabulary) + MAX_UNUSED_IDS
+    for token, token_id in vocabulary.items():
+        if type(token_id) is not int or not 0 <= token_id < stop:
+            raise CheckpointError(f"{place}: {shown(token)}: expected an id in [0, {stop}), got {shown(token_id)}")
+
+
 class PlainTokenizer(Protocol):
     """Tokenizer for a model that generates no text. Ids start at 0."""
 
@@ -130,21 +150,21 @@ class SentencePieceTokenizer:
 
     Args:
         model: Contents of `tokenizer.model`.
+
+    Attributes:
+        tokens: Token string of each id.
     """
 
     def __init__(self, model: bytes):
         from sentencepiece import SentencePieceProcessor
 
         self._processor = SentencePieceProcessor(model_proto=model)
+        ids = range(self._processor.get_piece_size())
+        self.tokens: dict[int, str] = {token_id: self._processor.id_to_piece(token_id) for token_id in ids}
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`; no special ids are added."""
         return self._processor.encode(text)
-
-    @property
-    def tokens(self) -> dict[int, str]:
-        """Token string of each id."""
-        return {token_id: self._processor.id_to_piece(token_id) for token_id in range(self._processor.get_piece_size())}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids; control tokens contribute no text."""
@@ -168,7 +188,7 @@ def sentencepiece_at(path: Path) -> "SentencePieceTokenizer":
     model = regular_file(path, MAX_TEXT_BYTES).read_bytes()
     try:
         return SentencePieceTokenizer(model)
-    except Exception as error:  # SentencePiece documents only RuntimeError
+    except Exception as error:  # SentencePiece documents only RuntimeError; a piece may not be UTF-8
         raise CheckpointError(f"{path}: cannot be loaded as a SentencePiece model: {error}") from error
 
 

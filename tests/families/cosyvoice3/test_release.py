@@ -268,8 +268,9 @@ def infinite(shape: tuple[int, ...]) -> torch.Tensor:
         ),
         ({"a": named(flow_prompt_speech_token=torch.zeros(1, 24).int())}, "got 24 codes and 80 frames"),
         ({"a": named(prompt_speech_feat=torch.ones(1, 79, 80))}, "got 40 codes and 79 frames"),
-        ({"a": named(prompt_speech_feat=infinite((1, 80, 80)))}, "prompt_speech_feat: expected 80 finite columns"),
-        ({"a": named(flow_embedding=torch.ones(1, 191))}, "flow_embedding: expected 192 finite columns"),
+        ({"a": named(prompt_speech_feat=infinite((1, 80, 80)))}, "prompt_speech_feat: expected 80 columns of numbers"),
+        ({"a": named(prompt_speech_feat=torch.full((1, 80, 80), -1e38))}, "numbers of magnitude at most 10000"),
+        ({"a": named(flow_embedding=torch.ones(1, 191))}, "flow_embedding: expected 192 columns of numbers"),
         ({"a": named(flow_embedding=torch.ones(1, 192).to_sparse())}, "flow_embedding: expected dense numbers"),
     ],
 )

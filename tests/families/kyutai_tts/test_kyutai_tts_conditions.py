@@ -226,7 +226,7 @@ CFG_OF_ANOTHER_TYPE = {"conditioners": LARGE["conditioners"] | {"cfg": {"type": 
         (conditioner("cfg", "lut", dim=9), "wrong shape: condition_provider.conditioners.cfg.output_proj.weight"),
         (conditioner("speaker_wavs", "tensor", dim=17), "expected speaker_wavs [1, 17, 1 to 1024] of F32 or BF16"),
         (conditioner("speaker_wavs", "tensor", dim=None), "conditioners.speaker_wavs.tensor.dim: expected an integer"),
-        ({"fuser": None}, "config.yaml: fuser.cross_attention_pos_emb is missing"),
+        ({"fuser": None}, "config.json: fuser.cross_attention_pos_emb is missing"),
         (fuser(cross_attention_pos_emb=False), "config.json: fuser.cross_attention_pos_emb: expected True, got False"),
         (fuser(cross_attention_pos_emb_scale=2), "fuser.cross_attention_pos_emb_scale: expected 1, got 2"),
         (fuser(sum=["cfg"]), "config.json: fuser.sum: expected ['cfg', 'control'], got ['cfg']"),

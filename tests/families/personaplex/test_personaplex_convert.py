@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,9 +125,12 @@ def test_a_config_that_does_not_fit_is_refused(
             {FILE: voice_record(embeddings=torch.ones(3, 1, 1, WIDTH).to_sparse())},
             "expected embeddings of floating-point numbers",
         ),
-        (
-            {FILE: voice_record(embeddings=torch.full((3, 1, 1, WIDTH), torch.nan))},
-            "embeddings: expected finite numbers",
+        *(
+            (
+                {FILE: voice_record(embeddings=torch.full((3, 1, 1, WIDTH), value))},
+                "embeddings: expected numbers of magnitude at most 10000",
+            )
+            for value in (math.nan, math.inf, -1e38, 1.1e4)
         ),
         (
             {FILE: voice_record(cache=torch.ones(1, 17, 5, dtype=torch.int64))},

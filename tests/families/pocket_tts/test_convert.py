@@ -69,12 +69,17 @@ CACHE = "transformer.layers.1.self_attn/cache"
         (
             VOICE,
             lambda t: t.update({CACHE: t[CACHE].long()}),
-            "up to 512 rows of finite floating-point numbers",
+            "up to 512 rows of floating-point numbers",
         ),
         (
             VOICE,
             lambda t: t.update({CACHE: t[CACHE] * torch.nan}),
-            "up to 512 rows of finite floating-point numbers",
+            "up to 512 rows of floating-point numbers",
+        ),
+        (
+            VOICE,
+            lambda t: t.update({CACHE: t[CACHE] * 1e30}),
+            "rows of floating-point numbers of magnitude at most 10000",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from stretto.families.chatterbox.voices import (
     RecordingEncoder,
     recording_encoder_of,
 )
-from stretto.families.conversion import Network
+from stretto.families.conversion import BOUNDED, Network, is_bounded
 from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 
@@ -149,16 +149,16 @@ def read_voice_part(name: str, voice: Mapping[str, Any], part: str, names: tuple
     if not isinstance(values, dict) or not all(torch.is_tensor(values.get(each)) for each in names):
         raise CheckpointError(f"voice {name}: expected the tensors {part}.{f', {part}.'.join(names)}")
     for each in names:
-        if not _is_finite(values[each]):
-            expected = "finite floating-point, int32 or int64 numbers"
+        if not _is_usable(values[each]):
+            expected = f"int32 or int64, or floating-point {BOUNDED}"
             raise CheckpointError(f"voice {name}: {part}.{each}: expected {expected}, got {values[each].dtype}")
     return {each: values[each] for each in names}
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Return True if a tensor stores all of its elements, and all are finite as float32."""
+def _is_usable(tensor: Tensor) -> bool:
+    """Return True if a tensor stores all of its elements, which are integers or bounded numbers."""
     is_number = tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)
-    return is_plain(tensor) and is_number and bool(tensor.float().isfinite().all())
+    return is_plain(tensor) and is_number and (not tensor.is_floating_point() or is_bounded(tensor.float()))
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:

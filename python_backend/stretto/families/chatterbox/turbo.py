@@ -45,7 +45,7 @@ from stretto.families.chatterbox.voices import (
 )
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
 from stretto.families.plugin import NAME, VOCABULARY
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check
@@ -69,6 +69,7 @@ def turbo_tokenizer(folder: Path) -> Tokenizer:
     try:
         if os.path.lexists(path):
             record = json_object(released_file(folder, TOKENIZER_FILE))
+            check_ids(record["model"]["vocab"], path)
         else:
             record = json.loads(gpt2_tokenizer(folder).to_str())
         size = len(record["model"]["vocab"])
@@ -96,6 +97,8 @@ def tags(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """Read the tokenizer from vocab.json, merges.txt and added_tokens.json."""
+    path = released_file(folder, GPT2_FILES[0])
+    check_ids(json_object(path), path)
     files = [str(regular_file(released_file(folder, name), MAX_TEXT_BYTES)) for name in GPT2_FILES]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

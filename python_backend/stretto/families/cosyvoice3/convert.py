@@ -35,6 +35,7 @@ from stretto.families.cosyvoice3.voices import (
 )
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE
+from stretto.families.text import check_ids as check_token_ids
 from stretto.untrusted_files import entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
@@ -171,6 +172,7 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     """
     text = json.dumps(tokenizer.made) if tokenizer.made else read_text(folder / TOKENIZER_FILE)
     made = FastTokenizer.from_str(text)
+    check_token_ids(made.get_vocab(), folder / TOKENIZER_FILE)
     ids = with_added_tokens(made)
     new = [ids[name] for name in ADDED if ids[name] >= tokenizer.size]
     if new != list(range(tokenizer.size, tokenizer.size + len(ADDED))):

@@ -26,6 +26,7 @@ from stretto.codecs.onnx_runtime import open_session
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN
 from stretto.encoders.s3gen import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.records.chunk import Sound
 from stretto.untrusted_files import regular_file
 from stretto.weights.loading import read_tensors
@@ -92,8 +93,8 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
             expected = "dense numbers" if width else "dense ids"
             got = f"{values.dtype}, {values.layout}"
             raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got {got}")
-        if width and (values.shape[-1] != width or not values.isfinite().all()):
-            expected = f"{width} finite columns"
+        if width and (values.shape[-1] != width or not is_bounded(values)):
+            expected = f"{width} columns of {BOUNDED}"
             raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got shape {list(values.shape)}")
         parts[part] = values[0].float().contiguous() if width else values[0].to(torch.int32)
     size, frames = len(parts["tokens"]), len(parts["mel"])

@@ -52,6 +52,7 @@ EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
+MAX_CODEBOOKS, MAX_WIDTH, MAX_RATIOS, MAX_RATIO = 257, 1 << 15, 8, 64  # of Mimi
 
 
 def located(release: Release) -> Release:
@@ -159,11 +160,18 @@ def check_delays(config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"config.json: delays: expected {1 + integer(config, 'n_q')} zeros, got {shown(delays)}")
 
 
-def integer(config: Mapping[str, Any], name: str) -> int:
-    """Return the positive integer `name` in config.json; raise CheckpointError for other values."""
-    found = entry(config, name)
-    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found < 1 << 20:
-        raise CheckpointError(f"config.json: {name}: expected an integer in [1, {1 << 20}), got {shown(found)}")
+def integer(config: Mapping[str, Any], name: str, stop: int = 1 << 20, file: str = "config.json") -> int:
+    """Return the integer at the dotted path `name`; raise CheckpointError unless it is in [1, `stop`).
+
+    Args:
+        config: Contents of a config.
+        name: The path.
+        stop: Upper limit.
+        file: Name of the config's file, for the error message.
+    """
+    found = entry(config, name, file)
+    if type(found) is not int or not 1 <= found < stop:
+        raise CheckpointError(f"{file}: {name}: expected an integer in [1, {stop}), got {shown(found)}")
     return found
 
 
@@ -350,22 +358,31 @@ def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
     """Return the hyperparameters of Mimi: from the file that the release names, or as published."""
     if config.get("mimi_config_name") is None:
         return MimiConfig()
-    record = json_object(named_file(folder, config, "mimi_config_name"))
-    net, layers, codes = (entry(record, part) for part in ("seanet", "transformer", "quantizer"))
-    heads, width = entry(layers, "num_heads"), entry(net, "dimension")
+    path = named_file(folder, config, "mimi_config_name")
+    record = json_object(path)
+
+    def size(name: str, stop: int = MAX_WIDTH) -> int:
+        return integer(record, name, stop, path.name)
+
+    ratios = entry(record, "seanet.ratios", path.name)
+    is_list = isinstance(ratios, list) and 1 <= len(ratios) <= MAX_RATIOS
+    if not is_list or not all(type(ratio) is int and 1 <= ratio <= MAX_RATIO for ratio in ratios):
+        expected = f"1 to {MAX_RATIOS} integers from 1 to {MAX_RATIO}"
+        raise CheckpointError(f"{path.name}: seanet.ratios: expected {expected}, got {shown(ratios)}")
+    heads, width, inner = size("transformer.num_heads"), size("seanet.dimension"), size("quantizer.dimension")
     return MimiConfig(
         hidden_size=width,
-        num_filters=entry(net, "n_filters"),
-        upsampling_ratios=entry(net, "ratios"),
-        codebook_size=entry(codes, "bins"),
-        codebook_dim=entry(codes, "dimension"),
-        num_quantizers=entry(codes, "n_q"),
-        vector_quantization_hidden_dimension=entry(codes, "dimension"),
+        num_filters=size("seanet.n_filters"),
+        upsampling_ratios=ratios,
+        codebook_size=size("quantizer.bins"),
+        codebook_dim=inner,
+        num_quantizers=size("quantizer.n_q", MAX_CODEBOOKS),
+        vector_quantization_hidden_dimension=inner,
         upsample_groups=width,
-        num_hidden_layers=entry(layers, "num_layers"),
+        num_hidden_layers=size("transformer.num_layers", MAX_CODEBOOKS),
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        head_dim=entry(layers, "d_model") // heads,
-        intermediate_size=entry(layers, "dim_feedforward"),
-        sliding_window=entry(layers, "context"),
+        head_dim=size("transformer.d_model") // heads,
+        intermediate_size=size("transformer.dim_feedforward"),
+        sliding_window=size("transformer.context", 1 << 20),
     )

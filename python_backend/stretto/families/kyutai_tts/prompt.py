@@ -18,6 +18,7 @@ from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import Family, Task
+from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.kyutai_tts.family import (
     END_OF_WORDS,
     GUIDANCE_SCALE,
@@ -32,7 +33,7 @@ from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import MAX_MAGNITUDE, Condition, SourceWord, unpack_words
+from stretto.records.prompt import Condition, SourceWord, unpack_words
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint
@@ -195,9 +196,8 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
             vectors = file.get_tensor(SPEAKERS).float()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: expected a safetensors file with {SPEAKERS}, got {error!r}") from error
-    if not (largest := vectors.abs().max()) <= MAX_MAGNITUDE:  # also true of NaN
-        expected = f"numbers of magnitude at most {MAX_MAGNITUDE:g}"
-        raise CheckpointError(f"{path}: {SPEAKERS}: expected {expected}, got {largest:g}")
+    if not is_bounded(vectors):
+        raise CheckpointError(f"{path}: {SPEAKERS}: expected {BOUNDED}, got {vectors.abs().max():g}")
     found: np.ndarray = np.ascontiguousarray(vectors[0].T.numpy())
     return found
 

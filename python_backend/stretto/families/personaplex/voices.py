@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
+from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex.family import Voice
 from stretto.weights.loading import is_plain, read_pickled
@@ -123,8 +124,8 @@ def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width:
         raise CheckpointError(f"{place}: expected {expected}, got {list(vectors.shape)}")
     if cache.shape != size:
         raise CheckpointError(f"{place}: expected a cache {list(size)}, got {list(cache.shape)}")
-    if not torch.isfinite(vectors).all():
-        raise CheckpointError(f"{place}: embeddings: expected finite numbers, got others")
+    if not is_bounded(vectors):
+        raise CheckpointError(f"{place}: embeddings: expected {BOUNDED}, got others")
     frames = [[0] * len(delays) for _ in range(1 + max(delays))]
     for stream, delay in enumerate(delays):
         most = known.num_text_ids if stream == 0 else known.codebook_size

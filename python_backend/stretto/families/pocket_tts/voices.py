@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.errors import CheckpointError
+from stretto.families.conversion import BOUNDED, is_bounded
 
 NORM_EPS = 1e-5
 MAX_ROWS = 512
@@ -129,8 +130,8 @@ def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: P
         raise CheckpointError(f"{path}: expected {expected}, got {'none' if cache is None else list(cache.shape)}")
     num_rows = int(end.view(-1)[0])
     rows = cache[:, 0, :num_rows]
-    if not 0 < num_rows <= min(cache.shape[2], MAX_ROWS) or not rows.is_floating_point() or not rows.isfinite().all():
-        expected = f"up to {MAX_ROWS} rows of finite floating-point numbers"
+    if not 0 < num_rows <= min(cache.shape[2], MAX_ROWS) or not rows.is_floating_point() or not is_bounded(rows):
+        expected = f"up to {MAX_ROWS} rows of floating-point {BOUNDED}"
         raise CheckpointError(f"{path}: {name}: expected {expected}, got {num_rows} rows")
     return rows
 
