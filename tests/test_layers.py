@@ -55,7 +55,7 @@ ALLOWED = {
     "proxy": {"limits", "disconnects"},
     "launcher": {"triton_io", "proxy", "disconnects", "worker_process", "errors", "untrusted_files"},
     "convert": {
-        "launcher", "preprocessing", "families", "codecs", "aligning", "weights", "config",
+        "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
         "untrusted_files", "errors",
     },
     "releases": {"launcher", "families", "plugins", "untrusted_files", "errors"},

@@ -26,6 +26,8 @@ class EngineConfig:
         live_reserve: True if live sessions keep the KV blocks of their attention window and are never preempted. False
             if they may be preempted. A preempted session is delayed while all its rows are recomputed.
         adapters: LoRA adapter folders in PEFT format, relative to `checkpoint`, keyed by the name used in requests.
+        reserved_mb: Memory of the GPU that is left to other processes, in MiB. `gpu_memory_utilization` is then set at
+            start-up to the share of the rest, unless it is given. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
     """
@@ -39,6 +41,7 @@ class EngineConfig:
     adapters: Mapping[str, str | Path] = field(default_factory=dict)
     live_reserve: bool = True
     latent_steps: Sequence[int] = ()
+    reserved_mb: int | None = None
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -71,7 +74,9 @@ class EngineConfig:
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
-
+        left_mb = self.reserved_mb
+        if left_mb is not None and (isinstance(left_mb, bool) or not isinstance(left_mb, int) or left_mb < 0):
+            raise ValueError(f"reserved_mb must be an integer >= 0, or null for vLLM's default, got {left_mb!r}")
         if not isinstance(self.latent_steps, list | tuple) or any(type(each) is not int for each in self.latent_steps):
             raise ValueError(f"latent_steps: expected a list of integers, got {self.latent_steps!r}")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
+from stretto.decoder.memory import LIBRARY_BYTES
 from stretto.encoders.xeus import FOLDER
 from stretto.families.base import ConditionSpec
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
@@ -104,15 +106,52 @@ def test_gpu_repository_places_codec_and_vllm_on_the_gpu(checkpoint: Path, tmp_p
         "max_num_seqs",
         "max_waiting",
         "max_num_batched_tokens",
-        "gpu_memory_utilization",
+        "reserved_mb",
     }
     assert arguments["max_num_seqs"] == 256
+    assert arguments["reserved_mb"] == SERVER_BYTES >> 20, "GPU 1 has the codec, and GPU 0 the language model"
     text = (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
     assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 1 ] } ]" in text
     assert not (tmp_path / "out" / OPTIONS_FILE).exists()
     assert 'key: "max_batch" value { string_value: "64" }' in text
     heard_on_the_cpu = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
     assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
+
+
+def test_language_model_gets_the_memory_that_others_leave(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = made(checkpoint, tmp_path / "out", "--gpu", "0")
+    assert arguments["reserved_mb"] > (SERVER_BYTES + LIBRARY_BYTES) >> 20
+    assert (
+        'key: "max_utterances" value { string_value: "320" }'
+        in (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
+    )
+    given = tmp_path / "given.json"
+    given.write_text('{"gpu_memory_utilization": 0.5}')
+    assert "reserved_mb" not in made(checkpoint, tmp_path / "other", "--gpu", "0", "--engine-args", str(given))
+
+
+def test_too_small_gpu_is_refused_with_numbers(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out"), "--gpu", "0", "--gpu-memory"]
+    assert main([*words, "4"]) == 1
+    message = capsys.readouterr().err
+    assert "expected a GPU with at least" in message
+    assert "got 4.0 GiB" in message
+    assert main([*words, "24"]) == 0
+
+
+@pytest.mark.parametrize(("shown", "expected"), [("81559\n", 81559 << 20), ("[N/A]\n", None)])
+def test_memory_of_the_gpu_is_read_from_nvidia_smi(
+    shown: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{shown}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert bytes_of_gpu(0) == expected
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert bytes_of_gpu(0) is None
 
 
 def test_audio_tokenizer_is_placed_on_the_codec_gpu(checkpoint: Path, tmp_path: Path) -> None:

@@ -130,3 +130,13 @@ async def test_engine_start_errors_reach_the_client(spare: int, config: EngineCo
         SpeechLLM.launch(EngineConfig(Path("/nowhere"), DEFAULTS))
     with pytest.raises(ValueError, match="does not support"):
         SpeechLLM.launch(EngineConfig(config.checkpoint, {**DEFAULTS, "pipeline_parallel_size": 2}))
+
+
+def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path) -> None:
+    config = EngineConfig(tmp_path, reserved_mb=6_000)
+    assert host.memory_share(config, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.75}
+    assert host.memory_share(EngineConfig(tmp_path), lambda: 24_000 << 20) == {}
+    with pytest.raises(ValueError, match="reserved_mb: expected less than the GPU's 6000 MiB, got 6000"):
+        host.memory_share(config, lambda: 6_000 << 20)
+    with pytest.raises(ValueError, match="reserved_mb must be an integer >= 0"):
+        EngineConfig(tmp_path, reserved_mb=-1)

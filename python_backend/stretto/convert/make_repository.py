@@ -5,14 +5,17 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stretto.aligning.model import check_config, read_alphabet
 from stretto.codecs import refinement
-from stretto.config import EngineConfig
+from stretto.codecs.base import Codec
+from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
+from stretto.convert.gpu_memory import Needs, bytes_of_gpu, file_bytes
+from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
@@ -123,6 +126,8 @@ CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MIB = 1 << 20
 TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
+ENGINE_GPU = 0  # GPU of the language model
+GPU_BATCH = 64  # windows per batch; larger batches are not faster on a GPU
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
@@ -150,10 +155,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
+    add("--gpu-memory", type=float, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
     args = parser.parse_args(words)
     given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}
+    given["--gpu-memory"] = args.gpu_memory is not None
     for name, is_given in given.items():
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
@@ -176,22 +183,30 @@ class Placement:
         codec_device: Index of the codec's GPU; None to use `gpu`.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
         shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
+        gpu_gib: Memory of the language model's GPU, in GiB; None if it is unknown.
     """
 
     gpu: int
     codec_device: int | None = None
     quantize: str | None = None
     shares_by_mps: bool = False
+    gpu_gib: float | None = None
+
+    @property
+    def decoder_gpu(self) -> int:
+        """Index of the codec's GPU."""
+        return self.gpu if self.codec_device is None else self.codec_device
 
 
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
     On the CPU, the KV cache has room for 1024 rows per batch slot. There is always room for a CFG pair with a reply
-    of maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that remains after
-    weights and codec. With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that include prompts.
-    The number of waiting requests is limited to a quarter of the batch slots; further requests are rejected and may be
-    retried. A family with conditions gets fewer slots if their tables would take more than TABLE_BYTES.
+    of maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that other
+    processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that
+    include prompts. The number of waiting requests is limited to a quarter of the batch slots; further requests are
+    rejected and may be retried. A family with conditions gets fewer slots if their tables would take more than
+    TABLE_BYTES.
 
     Args:
         record: config.json of the checkpoint.
@@ -210,7 +225,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         num_seqs = min(num_seqs, slots_with_tables(record, family.conditions, chosen["dtype"]))
     places = {"max_num_seqs": num_seqs, "max_waiting": num_seqs // 4}
     if is_on_gpu:
-        return chosen | places | {"max_num_batched_tokens": 8192, "gpu_memory_utilization": 0.85}
+        return chosen | places | {"max_num_batched_tokens": 8192}
     num_held = chosen["max_model_len"]
     if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks that leave the window are freed
         num_held = min(num_held, count(record, "sliding_window") + 2 * CPU_BATCHED_ROWS)
@@ -222,6 +237,57 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
         "enforce_eager": True,
     }
+
+
+def gpu_needs(
+    checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
+) -> Needs:
+    """Return the memory that a server needs on the language model's GPU. The codec can no longer decode afterwards.
+
+    Args:
+        checkpoint: Folder of the converted checkpoint.
+        codec: The checkpoint's codec.
+        family: The checkpoint's family.
+        placement: Devices and weight format.
+        arguments: vLLM engine arguments.
+
+    Raises:
+        CheckpointError: If the codec cannot be measured.
+    """
+    record, dtype = config_at(checkpoint), arguments["dtype"]
+    num_seqs, num_rows = arguments["max_num_seqs"], arguments["max_model_len"]
+    numbers = 0 if family.layout.latents is None else num_seqs * (num_rows + 1) * family.layout.latents.num_words
+    tables = 4 * numbers  # float32
+    if family.conditions is not None:
+        tables += num_seqs * condition_bytes(record, family.conditions, dtype)
+    weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
+    decoder = measure(
+        codec,
+        DecoderConfig(
+            device="cuda",
+            max_batch=GPU_BATCH,
+            max_utterances=num_utterances(arguments),
+            first_frames=family.first_chunk_frames,
+            steady_frames=family.steady_chunk_frames,
+        ),
+    )
+    refined = file_bytes((checkpoint / refinement.FOLDER).glob("*.safetensors"))
+    decoder = replace(decoder, weights=decoder.weights + refined)
+    tokenizer = checkpoint / AUDIO_TOKENIZER
+    heard = decoder.weights + file_bytes(tokenizer.rglob("*.safetensors")) if tokenizer.is_dir() else None
+    return Needs(
+        decoder=decoder if placement.decoder_gpu == ENGINE_GPU else None,
+        preprocessor=heard if placement.gpu == ENGINE_GPU else None,
+        weights=weights // 2 if placement.quantize else weights,
+        tables=tables,
+        cache=2 * num_rows * bytes_per_row(record, dtype),
+    )
+
+
+def num_utterances(arguments: dict[str, Any]) -> int:
+    """Return the limit of utterances in the decoder: some are decoded after their slot has been used again."""
+    total: int = arguments["max_num_seqs"] + (arguments.get("max_waiting") or arguments["max_num_seqs"] // 4)
+    return total
 
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
@@ -281,9 +347,14 @@ def slots_with_tables(record: dict[str, Any], spec: ConditionSpec, dtype: str) -
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.
     """
-    numbers = 2 * count(record, "num_hidden_layers") * spec.vector_rows * count(record, "hidden_size")
-    num_slots = max(TABLE_BYTES // (numbers * NUM_BYTES[dtype]), 1)
+    num_slots = max(TABLE_BYTES // condition_bytes(record, spec, dtype), 1)
     return 1 << num_slots.bit_length() - 1
+
+
+def condition_bytes(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
+    """Return the size of a batch slot's table of speaker vectors: keys and values of every layer."""
+    numbers = 2 * count(record, "num_hidden_layers") * spec.vector_rows * count(record, "hidden_size")
+    return numbers * NUM_BYTES[dtype]
 
 
 def count(record: dict[str, Any], name: str) -> int:
@@ -328,6 +399,11 @@ def make(
     chosen = engine_arguments(record, family, placement is not None) | engine_args
     if placement is not None:
         chosen |= quantization(record, placement.quantize, chosen["dtype"])
+        if not chosen.keys() & {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}:
+            needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
+            chosen["reserved_mb"] = -(-needs.reserved // MIB)
+            if placement.gpu_gib is not None:
+                needs.check(round(placement.gpu_gib * (1 << 30)))
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, Path(ALIGNER).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
@@ -344,18 +420,20 @@ def make(
             change(folder / DECODER / "config.pbtxt", {parameter("aligner"): rf'\1: "1/{Path(ALIGNER).name}"'})
             change(folder / PREPROCESSOR / "config.pbtxt", {parameter("has_aligner"): r'\1: "true"'})
         if placement is not None:
-            _place(folder, placement, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
+            _place(folder, placement, chosen, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
 
 
-def _place(folder: Path, placement: Placement, has_tokenizer: bool) -> None:
-    """Set the GPUs of the codec and the audio tokenizer in the model configs, and write the launcher's options."""
+def _place(folder: Path, placement: Placement, arguments: dict[str, Any], has_tokenizer: bool) -> None:
+    """Set GPUs and limits of the codec and the audio tokenizer in the model configs; write the launcher's options."""
 
     def on_gpu(number: int) -> dict[str, str]:
         return {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {number} ]"}
 
-    codec_device = placement.gpu if placement.codec_device is None else placement.codec_device
-    batches = {parameter("max_batch"): r'\1: "64"'}  # larger batches are not faster on a GPU
-    change(folder / DECODER / "config.pbtxt", on_gpu(codec_device) | batches)
+    limits = {
+        parameter("max_batch"): rf'\1: "{GPU_BATCH}"',
+        parameter("max_utterances"): rf'\1: "{num_utterances(arguments)}"',
+    }
+    change(folder / DECODER / "config.pbtxt", on_gpu(placement.decoder_gpu) | limits)
     if has_tokenizer:  # on a CPU, the largest audio tokenizer needs most of a core in real time
         change(folder / PREPROCESSOR / "config.pbtxt", on_gpu(placement.gpu))
     if placement.shares_by_mps:
@@ -381,7 +459,11 @@ def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     try:
         given = json_object(args.engine_args) if args.engine_args else {}
-        placement = None if args.gpu is None else Placement(args.gpu, args.codec_device, args.quantize, args.mps)
+        placement = None
+        if args.gpu is not None:
+            found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
+            gib = args.gpu_memory if found is None else found / (1 << 30)
+            placement = Placement(args.gpu, args.codec_device, args.quantize, args.mps, gib)
         make(args.checkpoint, args.out, given, placement, args.aligner)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)

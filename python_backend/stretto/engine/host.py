@@ -13,7 +13,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
@@ -86,7 +86,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
 
         arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
     else:
-        arguments |= captured_rows(config)
+        arguments = memory_share(config, current_platform.get_device_total_memory) | arguments | captured_rows(config)
         if latents is not None:  # by default, attention would multiply float32 in reduced precision (TF32)
             os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
@@ -156,6 +156,24 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
             f"max_model_len: expected at most {longest} with max_num_seqs {num_slots}, so that latents take at most an"
             f" eighth of kv_cache_memory_bytes ({memory}), got {length}"
         )
+
+
+def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
+    """Return vLLM's argument for the share of the GPU's memory that other processes leave; empty if it is unknown.
+
+    Args:
+        config: Configuration, with the memory of the other processes.
+        total_bytes: Function that returns the memory of the GPU.
+
+    Raises:
+        ValueError: If nothing is left.
+    """
+    if config.reserved_mb is None:
+        return {}
+    total_mb = total_bytes() >> 20
+    if config.reserved_mb >= total_mb:
+        raise ValueError(f"reserved_mb: expected less than the GPU's {total_mb} MiB, got {config.reserved_mb}")
+    return {"gpu_memory_utilization": (total_mb - config.reserved_mb) / total_mb}
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Division of a GPU's memory between the language model and the other processes of a server.
+
+The decoder, the preprocessor and the server need the same memory on every GPU (`reserved_bytes`). The language model
+gets the rest when it starts (`EngineConfig.reserved_mb`), whatever the order in which the processes start.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.decoder.memory import LIBRARY_BYTES, DecoderMemory
+from stretto.errors import CheckpointError
+
+GIB, MIB = 1 << 30, 1 << 20
+SERVER_BYTES = 1 << 30  # context of the server process, and memory lost to fragmentation
+ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
+NVIDIA_SMI_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Memory that the processes of a server need on the language model's GPU, in bytes.
+
+    Attributes:
+        decoder: The decoder; None if it is on another device.
+        preprocessor: Weights of the preprocessor; None if it is on another device.
+        weights: Weights of the language model.
+        tables: Tables of the language model's batch slots, besides the KV cache.
+        cache: KV cache of a guided reply of the greatest length.
+    """
+
+    decoder: DecoderMemory | None
+    preprocessor: int | None
+    weights: int
+    tables: int
+    cache: int
+
+    @property
+    def reserved(self) -> int:
+        """Memory of all processes except the language model's."""
+        decoder = 0 if self.decoder is None else self.decoder.total
+        preprocessor = 0 if self.preprocessor is None else self.preprocessor + 2 * LIBRARY_BYTES
+        return decoder + preprocessor + SERVER_BYTES
+
+    @property
+    def engine(self) -> int:
+        """Least memory of the language model."""
+        return self.weights + self.tables + self.cache + ENGINE_BYTES
+
+    def check(self, gpu_bytes: int) -> None:
+        """Raise CheckpointError if a GPU with this much memory is too small."""
+        if self.reserved + self.engine > gpu_bytes:
+            raise CheckpointError(
+                f"expected a GPU with at least {(self.reserved + self.engine) / GIB:.1f} GiB: the language model needs"
+                f" {self.engine / GIB:.1f} (weights {self.weights / GIB:.1f}, one reply {self.cache / GIB:.1f}) and the"
+                f" other processes {self.reserved / GIB:.1f}, got {gpu_bytes / GIB:.1f} GiB;"
+                " --codec-device puts the codec on another GPU"
+            )
+
+
+def file_bytes(files: Iterable[Path]) -> int:
+    """Return the total size of files."""
+    return sum(file.stat().st_size for file in files)
+
+
+def bytes_of_gpu(number: int) -> int | None:
+    """Return the memory of a GPU of this host; None if nvidia-smi does not know it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={number}"
+    try:
+        found = subprocess.run([program, *query], capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_S)
+        return int(found.stdout) * MIB
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None

@@ -1,0 +1,158 @@
+"""Memory that the decoder needs on a GPU, measured with torch's device `meta`, which computes shapes but no values.
+
+The language model gets the rest of the GPU (`stretto.convert.make_repository`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.seanet import LENGTHS
+from stretto.config import DecoderConfig
+from stretto.decoder.graphs import batch_limit
+from stretto.decoder.launching import windows_of
+from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.errors import CheckpointError
+from stretto.streams.chunking import ChunkPolicy
+
+META = torch.device("meta")
+LIBRARY_BYTES = 1 << 30  # CUDA context, and workspaces and kernels of cuBLAS and cuDNN
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderMemory:
+    """Memory of a decoder process on a GPU, in bytes.
+
+    Attributes:
+        weights: Weights of the codec, its encoder included.
+        static: Input and output states of all CUDA graphs.
+        peak: Largest activations of a batch.
+        utterance: Codec state of an utterance.
+        utterances: Codec states of `max_utterances` utterances.
+        references: Limit of the cache of states after voice references.
+    """
+
+    weights: int
+    static: int
+    peak: int
+    utterance: int
+    utterances: int
+    references: int
+
+    @property
+    def total(self) -> int:
+        """Memory of the process. Graphs, and batches without a graph, each have their own memory for activations."""
+        return self.weights + self.static + 2 * self.peak + self.utterances + self.references + LIBRARY_BYTES
+
+
+class Peak(TorchDispatchMode):
+    """Largest size of the tensors on META that operators have created and that exist at the same time.
+
+    Attributes:
+        num_bytes: The size in bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        try:
+            result = func(*args, **(kwargs or {}))
+        except NotImplementedError:  # a copy to the host, which has no values
+            if func._overloadpacket.__name__ not in ("to", "_to_copy"):
+                raise
+            result = torch.zeros(args[0].shape, dtype=args[0].dtype)
+        self._live = {key: each for key, each in self._live.items() if not each[0].expired()}
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and each.device == META and storage_of(each) not in before | set(self._live):
+                storage = each.untyped_storage()
+                self._live[storage_of(each)] = StorageWeakRef(storage), storage.nbytes()
+        self.num_bytes = max(self.num_bytes, sum(size for _, size in self._live.values()))
+        return result
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return the identity of a tensor's memory."""
+    return tensor.untyped_storage()._cdata
+
+
+def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
+    """Return the memory that a decoder with this codec needs on a GPU.
+
+    The codec's weights are moved to META, so it can no longer decode.
+
+    Raises:
+        CheckpointError: If the codec is not a torch module, or does not decode on META.
+    """
+    if not isinstance(codec, nn.Module):
+        raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
+    weights = sum(each.nbytes for each in tensors_to_meta(codec))
+    state, peak = codec.initial_state(1), 0
+    is_on_device = state.device == META
+    try:
+        for window in largest_batches(codec, config):
+            with Peak() as found, torch.inference_mode():
+                codec.decode(window)
+            peak = max(peak, found.num_bytes)
+    except (RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"codec {codec.spec.name}: cannot be measured on device meta: {error}") from error
+    utterance = state.nbytes if is_on_device else 0
+    rows = 1 << (config.max_batch - 1).bit_length()
+    return DecoderMemory(
+        weights=weights,
+        static=2 * rows * utterance if codec.spec.can_capture and config.graphs else 0,
+        peak=peak,
+        utterance=utterance,
+        utterances=config.max_utterances * utterance,
+        references=config.reference_mb * MIB if is_on_device else 0,
+    )
+
+
+def tensors_to_meta(codec: nn.Module) -> Iterator[Tensor]:
+    """Move weights to META, except for tensors that codecs keep on the host; yield each of them."""
+    for owner in codec.modules():
+        for tensors in (owner._parameters, owner._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and name not in LENGTHS:
+                    away = tensor.to(META)
+                    tensors[name] = nn.Parameter(away, False) if isinstance(tensor, nn.Parameter) else away
+                    yield away
+
+
+def largest_batches(codec: Codec, config: DecoderConfig) -> Iterator[Window]:
+    """Yield the batches that may need the most memory: the largest of each usual shape, and the longest window."""
+    spec, policy = codec.spec, ChunkPolicy(config.first_frames, config.steady_frames)
+    shapes = [(window.left, window.codes.shape[1], window.right) for window in windows_of(spec, policy)]
+    if spec.blocks:
+        shapes = [shapes[0], longest_block(spec)]
+    if spec.max_frames is not None:
+        shapes = [(0, spec.max_frames, 0)]
+    device = torch.device("cpu") if spec.reads_on_host else META
+    for left, num_frames, right in shapes:
+        # codecs that read on the host decode the utterances of a batch one after another, if they have blocks
+        batch = 1 if spec.blocks and spec.reads_on_host else batch_limit(spec, num_frames, config.max_batch)
+        codes = torch.zeros(batch, spec.num_codebooks, num_frames, dtype=torch.int64, device=device)
+        first = torch.full((batch,), left, device=device)
+        yield Window(codes, left, right, first, codec.initial_state(batch))
+
+
+def longest_block(spec: CodecSpec) -> tuple[int, int, int]:
+    """Return left context, number of frames and right context of the longest window of a codec with blocks."""
+    windower, size, found = Windower(spec), spec.blocks[-1], list[FrameWindow]()
+    for each in (*spec.blocks, *[size] * -(-2 * spec.left_frames // size)):
+        window = windower.push(np.zeros((spec.num_codebooks, each), np.int64), is_final=False)
+        found += [] if window is None else [window]
+    longest = max(found, key=lambda window: window.codes.shape[1])
+    return longest.left, longest.codes.shape[1], longest.right
