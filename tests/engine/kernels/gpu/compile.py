@@ -1,6 +1,6 @@
 """Compile the kernels for CUDA devices that need not be present, and print what each binary uses.
 
-One line per kernel: capability, name, size in bytes, registers per thread, bytes of stack (spilled registers).
+One line per kernel: capability, name, size in bytes, registers per thread, bytes of stack.
 """
 
 import inspect
@@ -119,10 +119,12 @@ MARKED |= {"offset": None, "end_mark": 151_653}
 MARKED = {name: value for name, value in MARKED.items() if name != "denied"}
 INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "tokens_stride": 8193, "begin": 151_652, "block": 256}
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
-# Bytes of stack by capability and kernel; no other kernel spills. The assembler keeps these at 64 registers, so that
-# four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to three. Triton 3.6 to 3.9.
+# Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these at
+# 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
+# three. Those of `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes that it uses
+# for arguments of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
-STACK |= {(capability, "latent_inputs_kernel"): 40 for capability in (80, 90, 100)}  # an array of CUDA's cosine
+STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(ahead=0), "seconds": None}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
@@ -165,7 +167,7 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
 
 
 def usage(binary: bytes) -> list[int]:
-    """Return registers per thread and bytes of stack of a kernel, where registers that do not fit are spilled."""
+    """Return registers per thread and bytes of stack of a kernel, where spilled registers and arrays are."""
     tool = Path(triton.backends.nvidia.__file__).parent / "bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
