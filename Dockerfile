@@ -1,19 +1,31 @@
-# GPU image: Triton's server from the base image, with stock vLLM and this package in one virtual environment.
+# Triton's server, stock vLLM and this package in one virtual environment.
+#     docker build --tag stretto:0.2.0 .                              # for GPUs; the server comes from the base image
+#     docker build --tag stretto:0.2.0-cpu --build-arg TARGET=cpu .   # for CPUs, x86_64; it comes from a wheel
 # 26.07 is the oldest base whose Python backend and gRPC front end work here; 26.11 fixes further bugs that affect
 # streams (docs/gpu.md). Its CUDA is newer than torch's, which has its own CUDA libraries.
 # For a build that cannot change, pass the digest: --build-arg BASE=nvcr.io/nvidia/tritonserver:26.11-py3@sha256:…
+ARG TARGET=gpu
 ARG BASE=nvcr.io/nvidia/tritonserver:26.11-py3
-FROM ${BASE}
+ARG CPU_BASE=debian:12.12-slim
 
+FROM ${BASE} AS gpu-base
+COPY requirements/gpu.txt /opt/stretto/requirements/packages.txt
+
+FROM ${CPU_BASE} AS cpu-base
+COPY requirements/embedded.txt /opt/stretto/requirements/packages.txt
+
+FROM ${TARGET}-base
+ARG TARGET
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
-# The Triton language compiles a launcher for its kernels when a model loads.
+# The Triton language compiles a launcher for its kernels when a model loads. The GPU base has Python, pip and curl.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev libpython3-dev \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev libnuma1 libpython3-dev python3 python3-pip curl \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/stretto
-COPY requirements requirements
+COPY requirements/uv.txt requirements/
+COPY scripts/uv_sources.sh scripts/
 RUN python3 -m pip install --no-cache-dir --require-hashes --only-binary :all: --target /opt/uv -r requirements/uv.txt
 
 # First on PATH, so that the stubs of the Python backend use it even if `tritonserver` is started directly.
@@ -22,14 +34,15 @@ ENV VIRTUAL_ENV=/opt/venv \
     PYTHONUTF8=1 \
     LC_ALL=C.UTF-8
 RUN uv venv --python /usr/bin/python3 "$VIRTUAL_ENV" \
-    && uv pip install --no-cache --no-deps --require-hashes --no-build -r requirements/gpu.txt
+    && if [[ $TARGET == cpu ]]; then PYTHON=/usr/bin/python3 . scripts/uv_sources.sh; fi \
+    && uv pip install --no-cache --no-deps --require-hashes --no-build -r requirements/packages.txt
 
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
 COPY client client
 COPY gateway gateway
 COPY model_repository model_repository
-RUN uv pip install --no-cache --no-deps --no-build-isolation .
+RUN uv pip install --no-cache --no-deps --no-build-isolation . && rm -r build stretto.egg-info
 COPY scripts scripts
 
 # Nothing is downloaded at run time: weights are in model_repository, or are mounted over it.
@@ -48,7 +61,7 @@ RUN useradd --create-home --uid 10001 stretto \
 USER stretto
 
 EXPOSE 8000 8001 8002
-HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=600s --retries=3 \
     CMD ["curl", "--noproxy", "*", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 
 # Listens on all addresses of the container; the host decides where ports are published (compose.yaml).

@@ -5,6 +5,8 @@
 # - The authors' code reproduces the test fixtures of its replies (code that is only on GitHub: if GitHub is reachable).
 #   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
+# - The image for CPUs builds, serves, speaks and stops (scripts/image.py; as root, with buildah, crun, debootstrap and
+#   iproute2). The one for GPUs builds, without Triton's server, if $UBUNTU_MIRROR is the address of a mirror.
 # - No package in a lock file has a known advisory (if OSV is reachable, or $ADVISORIES is a checkout of
 #   github.com/pypa/advisory-database).
 # - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh); also with live sessions,
@@ -176,12 +178,25 @@ soak() { scripts/soak.sh --minutes "$2" --out .stretto/chaos.jsonl --report ".st
 inject_faults() { soak bundled 5; }
 inject_faults_into_live_sessions() { soak live 2 --load live --streams 16 --faults stop front-end kill; }
 inject_faults_at_idle() { soak idle 0.5 --idle --streams 16; }
+check_image() (
+    . scripts/uv_sources.sh
+    for tool in buildah crun debootstrap ip; do
+        command -v "$tool" >/dev/null || { echo "nightly: the image is not built, because $tool is not installed" >&2; exit 0; }
+    done
+    [[ $EUID == 0 ]] || { echo "nightly: the image is not built, because only root can" >&2; exit 0; }
+    python -m scripts.image cpu
+    if [[ -n ${UBUNTU_MIRROR:-} ]]; then
+        python -m scripts.image gpu --suite noble --mirror "$UBUNTU_MIRROR"
+    else
+        echo 'nightly: the GPU image is not built, because $UBUNTU_MIRROR is not set' >&2
+    fi
+)
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
-    check_gpu_code inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_histories)
+    check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"

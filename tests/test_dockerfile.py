@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stretto.launcher.config import parser
+
 ROOT = Path(__file__).parents[1]
 NETWORK_TOOLS = ("pip", "uv", "apt", "apt-get", "curl", "wget", "git")
 
@@ -15,16 +17,20 @@ NETWORK_TOOLS = ("pip", "uv", "apt", "apt-get", "curl", "wget", "git")
 def instructions() -> list[tuple[str, str]]:
     """Return (keyword, rest) for every instruction, with continuation lines joined and comments dropped."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines)).replace("${BASE}", BASE)
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
 
 
-(BASE,) = re.findall(r"^ARG BASE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
 INSTRUCTIONS = instructions()
 
 
 def every(keyword: str) -> list[str]:
     return [rest for name, rest in INSTRUCTIONS if name == keyword]
+
+
+def defaults() -> dict[str, str]:
+    """Return the build arguments and their defaults."""
+    return dict(rest.split("=", 1) for rest in every("ARG") if "=" in rest)
 
 
 def copied() -> list[str]:
@@ -36,11 +42,15 @@ def copied() -> list[str]:
 def test_dockerfile_keywords_are_known() -> None:
     known = "ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL RUN SHELL STOPSIGNAL USER VOLUME WORKDIR".split()
     assert {name for name, _ in INSTRUCTIONS} <= set(known), "ADD is not among them: it fetches and unpacks unseen"
-    assert [name for name, _ in INSTRUCTIONS[:2]] == ["ARG", "FROM"]
 
 
 def test_all_images_are_pinned_by_version() -> None:
-    images = [rest.split()[0] for rest in every("FROM")]
+    bases = [rest.split() for rest in every("FROM")]
+    stages = {name for _, *named in bases for name in named[1:]}
+    images = [defaults()[image.strip("${}")] for image, *named in bases if named]
+    assert [image for image, *named in bases if not named] == ["${TARGET}-base"]
+    assert stages == {"gpu-base", "cpu-base"}
+    assert defaults()["TARGET"] == "gpu", "compose.yaml builds the default"
     images += [match.group(1) for rest in every("COPY") if (match := re.match(r"--from=(\S+)", rest))]
     assert images
     for image in images:
@@ -55,11 +65,12 @@ def test_no_image_uses_the_latest_tag() -> None:
 
 
 def test_base_image_matches_the_package() -> None:
-    (base,) = every("FROM")
+    base = defaults()["BASE"]
     assert base.startswith("nvcr.io/nvidia/tritonserver:")
     assert base.endswith("-py3")
     release = tuple(map(int, base.rpartition(":")[2].removesuffix("-py3").split(".")))
     assert release >= (26, 7), "before, a client can end the server or its Python backend (docs/gpu.md)"
+    assert ("COPY", "requirements/gpu.txt /opt/stretto/requirements/packages.txt") in INSTRUCTIONS
     gpu = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
     (vllm,) = [requirement for requirement in gpu if requirement.startswith("vllm")]
     assert f"\n{vllm} " in (ROOT / "requirements" / "gpu.txt").read_text(), (
@@ -85,6 +96,7 @@ def test_command_and_health_check_use_exec_form() -> None:
     assert probe[-1].endswith("/v2/health/ready")
     assert "8000" in every("EXPOSE")[0].split()
     assert ":8000/" in probe[-1]
+    assert int(re.search(r"--start-period=(\d+)s", check).group(1)) >= parser().get_default("start_seconds")
     assert probe[probe.index("--noproxy") + 1] == "*", "Docker may set http_proxy in the container"
 
 
@@ -122,9 +134,10 @@ def test_dockerfile_workdirs_are_absolute() -> None:
 def test_copied_files_exist_and_are_not_ignored(source: str) -> None:
     assert (ROOT / source).exists()
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    paths = [source, *(str(path) for path in Path(source).parents if path.name)]
     ignored = False
     for line in lines:  # the last line that matches wins
-        if fnmatch.fnmatch(source, line.lstrip("!")):
+        if any(fnmatch.fnmatch(path, line.lstrip("!")) for path in paths):
             ignored = not line.startswith("!")
     assert not ignored
 
@@ -162,3 +175,8 @@ def test_mps_is_enabled_by_a_separate_compose_file() -> None:
     text = (ROOT / "compose.mps.yaml").read_text()
     assert "CUDA_MPS_PIPE_DIRECTORY" in text
     assert "CUDA_MPS" not in (ROOT / "compose.yaml").read_text()
+
+
+def test_cuda_memory_is_shared_with_the_pids_of_the_host() -> None:
+    assert "pid: host" in (ROOT / "compose.cuda-ipc.yaml").read_text()
+    assert "pid: host" not in (ROOT / "compose.yaml").read_text()
