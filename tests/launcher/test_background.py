@@ -191,6 +191,7 @@ def test_server_of_a_repository_is_started_with_its_ports_and_gateway(caller: Ca
     assert f"--metrics-port {caller.port + 2}" in flags
     assert flags.endswith(f"--gateway --gateway-port {caller.port + 3} --model-repository {voice} --drain-seconds=5")
     record = background.read(default_pid_file(caller.port, tmp_path / "state"))
+    assert record is not None
     assert record["model"] == {"name": "voice", "key": "0123"}
 
 

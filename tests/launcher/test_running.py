@@ -34,6 +34,7 @@ def holders(path: Path, kind: str, number: int) -> Iterator[list[int]]:
     running = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(number)]
     try:
         for process in running:
+            assert process.stdout is not None
             assert process.stdout.read(1), "the process has ended"
         yield [process.pid for process in running]
     finally:

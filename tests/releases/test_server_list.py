@@ -17,11 +17,18 @@ from stretto.releases import server_list
 VOICE = ServedModel("voice", "0123")
 
 
+class Triton(http.server.HTTPServer):
+    """Server of health requests; `status` is the answer."""
+
+    status = 200
+
+
 class Health(http.server.BaseHTTPRequestHandler):
     """Answers health requests with the status of the server."""
 
     def do_GET(self) -> None:
         assert self.path == "/v2/health/ready"
+        assert isinstance(self.server, Triton)
         self.send_response(self.server.status)
         self.end_headers()
 
@@ -30,10 +37,9 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def triton() -> Iterator[http.server.HTTPServer]:
-    """Serve health requests; the attribute `status` is the answer."""
-    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
-    server.status = 200
+def triton() -> Iterator[Triton]:
+    """Serve health requests on a free port."""
+    server = Triton(("127.0.0.1", 0), Health)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -85,7 +91,7 @@ def test_json_has_an_object_for_each_server(running: list[RunningServer], capsys
 
 
 def test_ready_server_is_healthy_while_it_answers(
-    running: list[RunningServer], triton: http.server.HTTPServer, capsys: pytest.CaptureFixture[str]
+    running: list[RunningServer], triton: Triton, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = triton.server_address[1]
     running.append(server(port))
