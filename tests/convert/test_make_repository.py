@@ -16,7 +16,7 @@ from stretto.families.base import ConditionSpec
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at
 from stretto.families.tiny.family import TINY
-from stretto.launcher.mps import OPTIONS_FILE, is_wanted
+from stretto.launcher.options import OPTIONS_FILE, read_options
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
@@ -173,9 +173,9 @@ def test_audio_tokenizer_is_placed_on_the_codec_gpu(checkpoint: Path, tmp_path: 
 
 def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:
     made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps")
-    assert is_wanted(tmp_path / "out")
+    assert read_options(tmp_path / "out").shares_by_mps
     made(checkpoint, tmp_path / "other", "--gpu", "0")
-    assert not is_wanted(tmp_path / "other")
+    assert not read_options(tmp_path / "other").shares_by_mps
 
 
 def of_dtype(checkpoint: Path, folder: Path, **changes: Any) -> Path:
