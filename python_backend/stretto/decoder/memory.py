@@ -123,7 +123,8 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
 def tensors_to_meta(codec: nn.Module) -> Iterator[Tensor]:
     """Move weights to META, except for tensors that codecs keep on the host; yield each of them."""
     for owner in codec.modules():
-        for tensors in (owner._parameters, owner._buffers):
+        held: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers
+        for tensors in held:
             for name, tensor in tensors.items():
                 if tensor is not None and name not in LENGTHS:
                     away = tensor.to(META)
