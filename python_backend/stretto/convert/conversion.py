@@ -27,7 +27,7 @@ from stretto.convert.release import (
     read_contents,
     read_defaults,
 )
-from stretto.errors import CheckpointError, StrettoError, shown
+from stretto.errors import CheckpointError, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.plugin import SAMPLING, read_family
@@ -272,7 +272,7 @@ def refusing(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StrettoError, OSError):
+    except (CheckpointError, OSError):
         raise
     except Exception as error:
         raise CheckpointError(f"{message}: {shown(error, 200)}") from error

@@ -1,0 +1,31 @@
+"""No value of a release's configs makes the converter fail, hang, or exhaust the memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.family_releases import LAYOUTS
+from tests.tiers import by_night
+
+# Releases with configs of different kinds, and every how manyth conversion is done by day.
+BY_DAY = (
+    ("kyutai/tts-1.6b-en_fr", "types", 90),
+    ("VALL-E as trained by ESPnet's recipe", "integers", 7),
+    ("openbmb/VoxCPM2", "integers", 15),
+)
+BY_NIGHT = by_night(*((layout, kind, 1) for layout in LAYOUTS for kind in ("integers", "types")))
+
+
+@pytest.mark.parametrize(("layout", "kind", "stride"), [*BY_DAY, *BY_NIGHT])
+def test_changed_config_is_refused_or_converted(layout: str, kind: str, stride: int, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.mutated_releases", layout, kind, str(stride)]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *complaints, last = map(json.loads, done.stdout.splitlines())
+    assert complaints == []
+    assert last["conversions"] > 0
