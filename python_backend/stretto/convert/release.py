@@ -109,8 +109,7 @@ def read_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
 
 def _add(tokenizer: tokenizers.Tokenizer, folder: Path, number: str, token: object) -> None:
     content = token.get("content") if isinstance(token, Mapping) else None
-    is_text = isinstance(content, str) and content and not SURROGATE.search(content)
-    if not ID.fullmatch(number) or not is_text:
+    if not isinstance(content, str) or not content or SURROGATE.search(content) or not ID.fullmatch(number):
         raise CheckpointError(f"{folder}: added_tokens_decoder: expected tokens by id, got {number!r}: {token!r}")
     assert isinstance(token, Mapping)
     tokenizer.add_tokens([AddedToken(content, special=bool(token.get("special")), normalized=False)])
