@@ -16,6 +16,7 @@ from stretto.cli import COMMANDS
 from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
 from stretto.launcher import config
+from stretto.releases import server_list
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
@@ -57,6 +58,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "make-repository": make_repository.arguments,
     "families": plugins.arguments,
     "voices": voice_command.arguments,
+    "ps": server_list.arguments,
 }
 
 

@@ -1,5 +1,6 @@
 """Command `stretto ps`: the running servers of this user, and the health of a container that runs one."""
 
+import argparse
 import http.client
 import json
 from dataclasses import asdict
@@ -19,6 +20,17 @@ def main(words: list[str]) -> int:
     Args:
         words: Command-line arguments after `stretto ps`.
     """
+    flags = arguments(words)
+    servers = running_servers()
+    if flags.health:
+        return health(servers)
+    described = [description(server) for server in servers]
+    print(json.dumps(described) if flags.json else table(described))
+    return 0
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = CommandParser(prog="stretto ps", description=__doc__)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON array with one object for each server")
@@ -26,13 +38,7 @@ def main(words: list[str]) -> int:
         "print what is not ready; exit code 0 if all servers are ready, otherwise 1 (for a container's health check)"
     )
     output.add_argument("--health", action="store_true", help=about)
-    flags = parser.parse_args(words)
-    servers = running_servers()
-    if flags.health:
-        return health(servers)
-    described = [description(server) for server in servers]
-    print(json.dumps(described) if flags.json else table(described))
-    return 0
+    return parser.parse_args(words)
 
 
 def description(server: RunningServer) -> dict[str, Any]:
