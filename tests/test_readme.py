@@ -15,6 +15,7 @@ from stretto import plugins
 from stretto.cli import COMMANDS
 from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
+from stretto.convert.release import convertible
 from stretto.launcher import config
 from stretto.releases import server_list
 from stretto_client.arguments import parse
@@ -51,10 +52,17 @@ def serve_flags(words: list[str]) -> argparse.Namespace:
     return flags
 
 
+def convert_flags(words: list[str]) -> argparse.Namespace:
+    """Parse the arguments of `stretto convert` as if the example package were installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "convertible", lambda: [*convertible(), "orpheus"])
+        return convert.arguments(words)
+
+
 PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "serve": serve_flags,
     "gateway": gateway.arguments().parse_args,
-    "convert": convert.arguments,
+    "convert": convert_flags,
     "make-repository": make_repository.arguments,
     "families": plugins.arguments,
     "voices": voice_command.arguments,

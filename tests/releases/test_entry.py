@@ -25,7 +25,7 @@ FULL: dict[str, Any] = {
         "sha256": {"model.safetensors": "a" * 64},
     },
     "companions": [{"source": {"repository": "acme/codec", "files": ["*"]}, "option": "--words", "to": "voices"}],
-    "convert": ["--model", "{repo}/model.safetensors", "--codec", "{companion1}", "--config", "{package}/a.yaml"],
+    "convert": ["--model", "{repo}/model.safetensors", "--codec", "{companion1}"],
     "shape": {"hidden": 64},
     "smaller": "voice-small",
     "default_voice": "ann",
@@ -40,15 +40,14 @@ FULL: dict[str, Any] = {
 
 
 def test_all_fields_are_read() -> None:
-    entry = read(FULL, "table", "stretto.families.tiny")
+    entry = read(FULL, "table")
     assert (entry.name, entry.aliases, entry.smaller) == ("voice", ("voice-large",), "voice-small")
     assert entry.source.licence.facts == ("free",)
     assert entry.companions == (Companion(Source("acme/codec", ("*",)), "--words", "voices"),)
     assert [each.repository for each in entry.repositories] == ["acme/voice", "acme/codec"]
     assert (entry.serves, entry.unproved, entry.evidence) == (False, ("sizes",), {"licence": "model card"})
     words = entry.arguments(Path("/a"), [Path("/b")])
-    assert words[:5] == ["example-family", "--model", "/a/model.safetensors", "--codec", "/b"]
-    assert Path(words[6]).parent.name == "tiny", "package data lies in the family's folder"
+    assert words == ["example-family", "--model", "/a/model.safetensors", "--codec", "/b"]
 
 
 def test_minimal_record_is_read() -> None:

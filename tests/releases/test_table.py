@@ -66,5 +66,5 @@ def test_converter_accepts_the_arguments(entry: Entry, monkeypatch: pytest.Monke
             inside = place.relative_to("/v" if place.is_relative_to("/v") else "/r").as_posix()
             folder = any(each.startswith(f"{inside}/") for each in entry.source.files)
             assert folder or any(fnmatchcase(inside, each) for each in entry.source.files), inside
-        elif not place.is_relative_to("/c"):
-            assert place.is_file(), "package data"
+        else:
+            assert place.is_relative_to("/c")

@@ -9,4 +9,5 @@ PLUGIN = FamilyPlugin(
     convert="stretto_orpheus.convert",
     releases="stretto_orpheus:releases.json",
     recognise="stretto_orpheus.recognise:recognise",
+    notes="stretto_orpheus:releases.md",
 )

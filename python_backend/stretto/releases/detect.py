@@ -87,14 +87,12 @@ def entry_of(match: Match, where: str) -> Entry:
     source = Source(where, match.files)
     if known is not None:
         source = replace(source, licence=known.licence, gated=known.gated)
-    package = next((each.recognise or "" for each in plugins() if each.name == match.family), "")
     return Entry(
         name or FOLDER,
         match.family,
         source,
         match.convert,
         companions=tuple(_companion(each, sources.get(each.repository)) for each in match.companions),
-        package=package.partition(":")[0].rpartition(".")[0],
         needs=match.needs,
         requires=match.requires,
         serves=match.serves,

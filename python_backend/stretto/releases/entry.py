@@ -12,7 +12,6 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ GATES = ("no", "auto", "manual", "unknown")
 NEEDS = ("recording", "instruct")
 FACTS = ("revision", "licence", "gated", "sizes", "files")  # facts that `unproved` and `evidence` refer to
 MAX_LICENCE_FACTS = 3
-REPO, PACKAGE, VIEW, COMPANION = "repo", "package", "view", "companion"  # placeholders of `convert`
+REPO, VIEW, COMPANION = "repo", "view", "companion"  # placeholders of `convert`
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,8 @@ class Entry:
         source: Repository of the weights.
         companions: Further repositories.
         convert: Arguments of `stretto convert FAMILY`, without `--out`. Placeholders: `{repo}` and `{companion1}`… for
-            the folders of the files, `{package}` for the folder of the family's package data, `{view}` for a folder
-            that combines the files of the release with those of the companions that have a `to`.
-        package: Python package that contains the family's data.
+            the folders of the files, `{view}` for a folder that combines the files of the release with those of the
+            companions that have a `to`.
         shape: Numbers for estimates of memory and speed, or None.
         smaller: Name of a smaller release that may replace this one, or None.
         default_voice: Voice for requests without one, or None.
@@ -121,7 +119,6 @@ class Entry:
     convert: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     companions: tuple[Companion, ...] = ()
-    package: str = ""
     shape: Mapping[str, Any] | None = None
     smaller: str | None = None
     default_voice: str | None = None
@@ -147,14 +144,9 @@ class Entry:
             companions: Folders of the companions, in their order; None for one that is not used.
             view: Folder that combines the files, if `convert` uses one.
         """
-        places = {REPO: str(repo), PACKAGE: str(self.package_folder), VIEW: str(view)}
+        places = {REPO: str(repo), VIEW: str(view)}
         places |= {f"{COMPANION}{number}": str(folder) for number, folder in enumerate(companions, 1)}
         return [self.family.replace("_", "-"), *(word.format_map(places) for word in self.convert)]
-
-    @property
-    def package_folder(self) -> Path:
-        """Folder of the family's package data."""
-        return Path(str(files(self.package)))
 
 
 def placeholders(word: str) -> list[str]:
@@ -162,18 +154,17 @@ def placeholders(word: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(word) if name is not None]
 
 
-def read(record: object, where: str, package: str = "") -> Entry:
+def read(record: object, where: str) -> Entry:
     """Return the entry in a JSON value.
 
     Args:
         record: The value.
         where: Its place, for error messages.
-        package: Python package that contains the family's data.
 
     Raises:
         CheckpointError: If a key is unknown or missing, or a value is invalid.
     """
-    values = _fields(record, where, Entry, frozenset({"package"}))
+    values = _fields(record, where, Entry)
     where = f"{where}: {shown(values['name'])}"
     companions = [_companion(each, f"{where}: companions") for each in _list(values.get("companions", []), where)]
     entry = Entry(
@@ -181,7 +172,6 @@ def read(record: object, where: str, package: str = "") -> Entry:
         | {
             "source": _source(values["source"], f"{where}: source"),
             "companions": tuple(companions),
-            "package": package,
             **{
                 name: _words(values.get(name, []), f"{where}: {name}")
                 for name in ("aliases", "convert", "languages", "tasks", "needs", "requires", "unproved")
@@ -205,14 +195,14 @@ def _check(entry: Entry, where: str) -> None:
     _expect({*entry.needs} <= {*NEEDS}, f"{where}: needs", ", ".join(NEEDS), entry.needs)
     for name in ("unproved", "evidence"):
         _expect({*getattr(entry, name)} <= {*FACTS}, f"{where}: {name}", ", ".join(FACTS), getattr(entry, name))
-    known = {REPO, PACKAGE, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
+    known = {REPO, VIEW, *(f"{COMPANION}{number}" for number in range(1, len(entry.companions) + 1))}
     for word in entry.convert:
         _expect({*placeholders(word)} <= known, f"{where}: convert", f"the placeholders {sorted(known)}", word)
 
 
-def _fields(record: object, where: str, kind: type, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+def _fields(record: object, where: str, kind: type) -> dict[str, Any]:
     """Return a JSON object with the fields of a dataclass; raise CheckpointError for other or missing keys."""
-    known = {each.name: each for each in fields(kind) if each.name not in without}
+    known = {each.name: each for each in fields(kind)}
     if not isinstance(record, Mapping):
         raise CheckpointError(f"{where}: expected an object, got {shown(record)}")
     if odd := sorted(record.keys() - known.keys()):

@@ -39,7 +39,7 @@ def entries() -> tuple[Entry, ...]:
     for each in others:
         odd = [name for name in (each.name, *each.aliases) if name in taken or uses[name] > 1]
         if odd:
-            logger.warning("%s: %s: another package has a release of this name", each.package, odd[0])
+            logger.warning("%s: %s: another package has a release of this name", each.family, odd[0])
         else:
             accepted.append(each)
     return tuple(sorted([*own, *accepted], key=lambda each: each.name))
@@ -89,8 +89,7 @@ def _read_file(reference: str) -> tuple[Entry, ...]:
         raise CheckpointError(f"{reference}: expected JSON, got {error}") from error
     if not isinstance(record, dict) or record.keys() != {"releases"} or not isinstance(record["releases"], list):
         raise CheckpointError(f"{reference}: expected an object with the list releases, got {shown(record)}")
-    package = reference.partition(":")[0]
-    return tuple(read(each, reference, package) for each in record["releases"])
+    return tuple(read(each, reference) for each in record["releases"])
 
 
 def _plugins() -> Iterator[tuple[bool, FamilyPlugin]]:

@@ -185,6 +185,14 @@ def test_missing_release_config_is_reported(tmp_path: Path, refuses: Refuses) ->
     refuses(command, "--config: expected the release's YAML file", "config.json without flow_lm")
 
 
+def test_packaged_config_is_chosen_by_the_name_of_the_folder(tmp_path: Path, refuses: Refuses) -> None:
+    """The random release is smaller than the published one, so the published config does not fit."""
+    release = write_release(tmp_path / "english")
+    (release / "config.yaml").unlink()
+    command = ["pocket-tts", "--model", str(release), "--out", str(tmp_path / "out")]
+    refuses(command, "expected 4000 tokens, got")
+
+
 def test_a_release_without_voices_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     release = write_release(tmp_path / "release", clones=False)
     for path in (release / "embeddings").iterdir():

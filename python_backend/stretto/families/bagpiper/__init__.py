@@ -12,5 +12,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.bagpiper.convert",
     releases="stretto.families.bagpiper:releases.json",
     recognise="stretto.families.bagpiper.recognise:recognise",
+    notes="stretto.families.bagpiper:releases.md",
     audio_encoders={"qwen3_omni_moe_audio_encoder": ENCODER, UNNAMED: ENCODER},
 )

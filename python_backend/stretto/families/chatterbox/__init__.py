@@ -9,6 +9,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.chatterbox.convert",
     releases="stretto.families.chatterbox:releases.json",
     recognise="stretto.families.chatterbox.recognise:recognise",
+    notes="stretto.families.chatterbox:releases.md",
     architectures={"StrettoChatterboxTurboForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
     audio_encoders={
         "chatterbox_voice": AudioEncoder(

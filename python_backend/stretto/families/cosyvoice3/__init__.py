@@ -9,4 +9,5 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.cosyvoice3.convert",
     releases="stretto.families.cosyvoice3:releases.json",
     recognise="stretto.families.cosyvoice3.recognise:recognise",
+    notes="stretto.families.cosyvoice3:releases.md",
 )

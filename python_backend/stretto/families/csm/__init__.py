@@ -9,4 +9,5 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.csm.convert",
     releases="stretto.families.csm:releases.json",
     recognise="stretto.families.csm.recognise:recognise",
+    notes="stretto.families.csm:releases.md",
 )

@@ -9,5 +9,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.higgs_audio.convert",
     releases="stretto.families.higgs_audio:releases.json",
     recognise="stretto.families.higgs_audio.recognise:recognise",
+    notes="stretto.families.higgs_audio:releases.md",
     architectures={"StrettoHiggsAudioForCausalLM": "stretto.families.higgs_audio.model:StrettoHiggsAudioForCausalLM"},
 )

@@ -10,5 +10,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.kyutai_stt.convert",
     releases="stretto.families.kyutai_stt:releases.json",
     recognise="stretto.families.kyutai_stt.recognise:recognise",
+    notes="stretto.families.kyutai_stt:releases.md",
     open_live_input=lazy("stretto.families.kyutai_stt.prompt:open_live_input"),
 )

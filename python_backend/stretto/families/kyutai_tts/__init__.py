@@ -10,4 +10,5 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.kyutai_tts.convert",
     releases="stretto.families.kyutai_tts:releases.json",
     recognise="stretto.families.kyutai_tts.recognise:recognise",
+    notes="stretto.families.kyutai_tts:releases.md",
 )

@@ -10,5 +10,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.moshi.convert",
     releases="stretto.families.moshi:releases.json",
     recognise="stretto.families.moshi.recognise:recognise",
+    notes="stretto.families.moshi:releases.md",
     open_live_input=lazy("stretto.families.moshi.prompt:open_live_input"),
 )

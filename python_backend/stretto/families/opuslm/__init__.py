@@ -9,6 +9,7 @@ OPUSLM = FamilyPlugin(
     convert="stretto.families.opuslm.convert",
     releases="stretto.families.opuslm:releases.json",
     recognise="stretto.families.opuslm.recognise:recognise",
+    notes="stretto.families.opuslm:releases.md",
 )
 DIALOGUE = FamilyPlugin(
     name="opuslm_dialogue",

@@ -10,5 +10,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.personaplex.convert",
     releases="stretto.families.personaplex:releases.json",
     recognise="stretto.families.personaplex.recognise:recognise",
+    notes="stretto.families.personaplex:releases.md",
     open_live_input=lazy("stretto.families.personaplex.prompt:open_live_input"),
 )

@@ -9,5 +9,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.pocket_tts.convert",
     releases="stretto.families.pocket_tts:releases.json",
     recognise="stretto.families.pocket_tts.recognise:recognise",
+    notes="stretto.families.pocket_tts:releases.md",
     architectures={"StrettoPocketForCausalLM": "stretto.families.pocket_tts.model:StrettoPocketForCausalLM"},
 )

@@ -1,8 +1,8 @@
 """Conversion of Pocket TTS releases: names and shapes as published by Kyutai, one folder per language and size.
 
 https://huggingface.co/kyutai/pocket-tts: `model.safetensors`, `tokenizer.json` or `tokenizer.model`, and voices as
-`embeddings/<name>.safetensors`. `--config` is the release's YAML file in the authors' package. The weights file also
-contains the codec, which is written to `codec/`.
+`embeddings/<name>.safetensors`. The release's YAML file is in the authors' package; `config/` has those of the newest
+releases, which are chosen by the folder's name. The weights file also contains the codec, which is written to `codec/`.
 
 A voice is published only as the keys and values of all layers. The rows that produced them are recovered (`voices.py`)
 and appended to the embedding table after the text tokens, so that a voice is a sequence of ids. The gated
@@ -11,6 +11,7 @@ repository also contains the codec's encoder, which is needed to clone recorded 
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from stretto.families.conversion import Contents, Converted, Network, Release
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
+from stretto.families.pocket_tts.recognise import packaged_config
 from stretto.families.pocket_tts.voices import Backbone, recover_rows
 from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, check, open_tensors
@@ -62,6 +64,12 @@ CLONING = (SPEAKER, "mimi.encoder.", "mimi.encoder_transformer.", "mimi.downsamp
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
     """Return float32, the dtype in which all releases are trained and served."""
     return "float32"
+
+
+def located(release: Release) -> Release:
+    """Return the release with the packaged config of its folder's name, if it has no config of its own."""
+    found = packaged_config(release.folder.absolute().name)
+    return release if release.config is not None or found is None else replace(release, config=found)
 
 
 def convert(release: Release, contents: Contents) -> Converted:

@@ -7,7 +7,13 @@ from stretto.families.recognition import CONFIG, Listing, Match
 WEIGHTS, VOICES = "model.safetensors", "embeddings"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 SECTIONS = {"flow_lm", "mimi"}
-PACKAGED = "config"  # folder of this package with the YAML files of the authors' package
+CONFIGS = Path(__file__).parent / "config"  # YAML files of the authors' package, pocket-tts 4.0.1
+
+
+def packaged_config(name: str) -> Path | None:
+    """Return the YAML file of a published release, by the name of its folder; None if there is none."""
+    path = CONFIGS / f"{name}.yaml"
+    return path if path.is_file() else None
 
 
 def recognise(listing: Listing) -> list[Match]:
@@ -30,11 +36,10 @@ def _match(listing: Listing, folder: str, files: tuple[str, ...]) -> Match:
     part = folder.rstrip("/")
     inside = [each for each in sorted(listing.names) if each.startswith(folder) and each.endswith(".yaml")]
     own = [each for each in inside if "/" not in each[len(folder) :] and listing.yaml(each).keys() >= SECTIONS]
-    packaged = f"{PACKAGED}/{part.rpartition('/')[2]}.yaml"
-    words = ("--model", f"{{repo}}/{part}" if part else "{repo}", "--config")
+    words = ("--model", f"{{repo}}/{part}" if part else "{repo}")
     if own:
-        return Match("pocket_tts", (*files, own[0]), (*words, f"{{repo}}/{own[0]}"), part)
-    if (Path(__file__).parent / packaged).is_file():
-        return Match("pocket_tts", files, (*words, f"{{package}}/{packaged}"), part)
+        return Match("pocket_tts", (*files, own[0]), (*words, "--config", f"{{repo}}/{own[0]}"), part)
+    if packaged_config(part.rpartition("/")[2]) is not None:
+        return Match("pocket_tts", files, words, part)
     refusal = f"Pocket TTS: {part or 'the folder'} has no YAML file with {' and '.join(sorted(SECTIONS))}"
     return Match("pocket_tts", part=part, refusal=refusal)

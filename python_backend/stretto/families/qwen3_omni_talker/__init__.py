@@ -12,6 +12,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.qwen3_omni_talker.convert",
     releases="stretto.families.qwen3_omni_talker:releases.json",
     recognise="stretto.families.qwen3_omni_talker.recognise:recognise",
+    notes="stretto.families.qwen3_omni_talker:releases.md",
     audio_encoders={
         "thinker_states": AudioEncoder(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"

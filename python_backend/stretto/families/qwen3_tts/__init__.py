@@ -9,6 +9,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.qwen3_tts.convert",
     releases="stretto.families.qwen3_tts:releases.json",
     recognise="stretto.families.qwen3_tts.recognise:recognise",
+    notes="stretto.families.qwen3_tts:releases.md",
     audio_encoders={
         "x_vector": AudioEncoder(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_tts.model"

@@ -9,5 +9,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.vibevoice.convert",
     releases="stretto.families.vibevoice:releases.json",
     recognise="stretto.families.vibevoice.recognise:recognise",
+    notes="stretto.families.vibevoice:releases.md",
     architectures={"StrettoVibeVoiceForCausalLM": "stretto.families.vibevoice.model:StrettoVibeVoiceForCausalLM"},
 )

@@ -9,6 +9,7 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.vita_audio.convert",
     releases="stretto.families.vita_audio:releases.json",
     recognise="stretto.families.vita_audio.recognise:recognise",
+    notes="stretto.families.vita_audio:releases.md",
     audio_encoders={
         "sense_voice_small": AudioEncoder(
             lazy("stretto.families.vita_audio.family:StackedFormat.from_record"), "stretto.families.vita_audio.model"

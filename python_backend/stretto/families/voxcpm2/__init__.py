@@ -9,5 +9,6 @@ PLUGIN = FamilyPlugin(
     convert="stretto.families.voxcpm2.convert",
     releases="stretto.families.voxcpm2:releases.json",
     recognise="stretto.families.voxcpm2.recognise:recognise",
+    notes="stretto.families.voxcpm2:releases.md",
     architectures={"StrettoVoxCpmForCausalLM": "stretto.families.voxcpm2.model:StrettoVoxCpmForCausalLM"},
 )

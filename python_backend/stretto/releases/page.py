@@ -1,0 +1,159 @@
+"""Generate the section of docs/published_models.md on each family, from its table of releases and its prose.
+
+    python -m stretto.releases.page docs/published_models.md --plugin MODULE:NAME
+
+The text up to the marker is kept. `--plugin` adds a family of a package that is not installed. A family's `releases.md`
+is prose in which `<!-- names -->` stands for the table of its releases, and `<!-- commands NAME -->` for the commands
+that download and convert a release by hand.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from stretto.errors import CheckpointError, CommandParser
+from stretto.families.plugin import FamilyPlugin, plugins
+from stretto.releases.entry import Entry, Source
+from stretto.releases.names import read_entries, resource
+
+MARKER = (
+    "<!-- The sections below are made by python -m stretto.releases.page: edit the releases.md of the families. -->\n"
+)
+NAMES, COMMANDS = "<!-- names -->", re.compile(r"<!-- commands (\S+) -->")
+UNCONFIRMED = "not confirmed"
+ACCESS = {"no": "open", "auto": "after consent", "manual": "on request", "unknown": UNCONFIRMED}
+COMMERCIAL = {"yes": "", "no": ", not for commercial use", "conditions": ", with conditions", "unknown": ""}
+WIDTH = 116  # columns of a command before it is continued in the next line
+INDENT = " " * 4
+
+
+def sections(found: Iterable[FamilyPlugin]) -> str:
+    """Return the sections of all families that have one, sorted by title.
+
+    Raises:
+        CheckpointError: If a family's table or prose cannot be read, or the prose refers to an unknown release.
+    """
+    texts = []
+    for each in found:
+        if each.notes is not None:
+            texts.append(section(resource(each.notes), read_entries(each)))
+    return "\n".join(sorted(texts, key=str.lower))
+
+
+def section(prose: str, entries: Sequence[Entry]) -> str:
+    """Return a family's section: its prose with the table and the commands."""
+    known = {each.name: each for each in entries}
+
+    def commands(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise CheckpointError(f"releases.md: expected the name of a release, got {match[1]!r}")
+        return "\n".join(INDENT + line for each in manual_commands(known[match[1]]) for line in wrapped(each))
+
+    if NAMES in prose:
+        prose = prose.replace(NAMES, names(entries))
+    return COMMANDS.sub(commands, prose).strip() + "\n"
+
+
+def names(entries: Sequence[Entry]) -> str:
+    """Return the table of a family's releases."""
+    rows = ["| name | repository | licence | access |", "|---|---|---|---|"]
+    for each in entries:
+        alias = "".join(f", `{name}`" for name in each.aliases)
+        licence, repository = each.source.licence, each.source.repository
+        title = UNCONFIRMED if licence.id == "unknown" else licence.id
+        cells = [f"`{each.name}`{alias}", f"`{repository}`"]
+        cells += [f"[{title}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[each.source.gated]]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def manual_commands(entry: Entry) -> list[list[str]]:
+    """Return the commands that download and convert a release, as words that need no further quoting."""
+    repo = f"{entry.name}-release"
+    folders, commands = [], [download(entry.source, repo)]
+    for each in entry.companions:
+        if each.option is None:
+            folder = each.source.repository.partition("/")[2] if each.to is None else str(Path(repo) / each.to)
+            folders.append(Path(folder))
+            commands.append(download(each.source, folder))
+    family, *words = map(shlex.quote, entry.arguments(Path(repo), folders, Path(repo)))
+    return [*commands, [f"stretto convert {family}", *options(words), f"--out {entry.name}"]]
+
+
+def options(words: Iterable[str]) -> list[str]:
+    """Return the words of a command line with each option joined to its value."""
+    joined: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            joined.append(word)
+        else:
+            joined[-1] += f" {word}"
+    return joined
+
+
+def download(source: Source, folder: str) -> list[str]:
+    """Return the command that downloads a source's files to a folder."""
+    words = [f"hf download {source.repository}"]
+    words += [f"--revision {source.revision}"] if source.revision else []
+    words.append(f"--local-dir {shlex.quote(folder)}")
+    words += [f'--include "{pattern}"' for pattern in source.files]
+    return words + [f'--exclude "{pattern}"' for pattern in source.exclude]
+
+
+def wrapped(words: Sequence[str]) -> list[str]:
+    """Return a command as lines of at most WIDTH characters, each but the last with a backslash at its end."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines[-1] += " \\"
+            lines.append(INDENT + word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def page(text: str, found: Iterable[FamilyPlugin]) -> str:
+    """Return the page with its sections made anew; raise CheckpointError if it has no marker."""
+    head, marker, _ = text.partition(MARKER)
+    if not marker:
+        raise CheckpointError(f"expected a page with the line {MARKER.strip()}")
+    return f"{head}{MARKER}\n{sections(found)}"
+
+
+def load(reference: str) -> FamilyPlugin:
+    """Import a plug-in given as `module:name`."""
+    module, _, name = reference.partition(":")
+    found = getattr(import_module(module), name)
+    assert isinstance(found, FamilyPlugin)
+    return found
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="python -m stretto.releases.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("page", type=Path, help="the page, which is written in place")
+    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE:NAME", help="plug-in to add")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Write the page; return 1 if it cannot be made."""
+    args = arguments(words)
+    try:
+        args.page.write_text(page(args.page.read_text(), [*plugins(), *map(load, args.plugin)]))
+    except (CheckpointError, OSError) as error:
+        print(f"{args.page}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
