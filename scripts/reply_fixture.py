@@ -1,12 +1,13 @@
 """Command line for scripts that generate test fixtures from reference implementations.
 
-This module imports only the standard library and numpy, because the scripts also run in the environments of these
-implementations.
+When imported, this module imports only the standard library and numpy, because the scripts also run in the
+environments of these implementations.
 """
 
 import argparse
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,26 @@ def run_arrays(
                     np.testing.assert_array_equal(known[name], value, err_msg=message)
 
     run(description, make, write, compare)
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """Return a hash of the names, types and bits of arrays or tensors, on which a fixture depends."""
+    found = hashlib.sha256()
+    for name, values in sorted(inputs.items()):
+        array = np.ascontiguousarray(values)
+        found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def compute_in_float64() -> None:
+    """Make torch use float64 wherever the authors' code asks for float32, as in `Tensor.float`.
+
+    Otherwise steps in float32 would make even the results in float64 depend on the processor.
+    """
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[misc, assignment]
 
 
 def equal_in(*names: str) -> Callable[..., None]:

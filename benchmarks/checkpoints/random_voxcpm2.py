@@ -7,8 +7,9 @@ published), `scaled` (muP scales and long-range rotation factors) or `wide` (few
 """
 
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -34,7 +35,7 @@ VAE: dict[str, Any] = {
 HEAD_DIM = 32
 RECORDINGS = {"reference": 3 * 2560 + 7, "prompt": 5 * 2560 - 9}  # samples at 16 kHz
 # Mean of the stop head's second row, chosen so that the model stops after some patches, as a trained one does.
-STOPS = {"plain": 0.0130, "scaled": 0.0160, "wide": 0.0010}
+STOPS = {"plain": 0.0345, "scaled": 0.0320, "wide": 0.0010}
 # Gain of the last convolution, small enough to keep samples within [-1, 1].
 LAST_GAIN = 0.01
 
@@ -184,25 +185,41 @@ def vae_shapes(vae: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a random tensor that depends only on its name; its values are about as large as trained ones."""
-    random = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    """Return a random tensor, float32, that depends only on its name; its values are about as large as trained ones.
+
+    numpy draws it in float64, because numbers from `torch.randn` depend on the processor.
+    """
+    return torch.from_numpy(scaled(name, np.random.default_rng(crc32(name.encode())).standard_normal(shape))).float()
+
+
+def scaled(name: str, random: np.ndarray) -> np.ndarray:
+    """Return normal random numbers at the mean and deviation of the tensor with this name."""
     if name.endswith("alpha"):
-        return 1 + 0.3 * random.clamp(-2, 2)
+        return 1 + 0.3 * random.clip(-2, 2)
     if name.endswith(("norm.weight", "scale_embed.weight")):
-        return 1 + 0.2 * random.clamp(-2, 2)
+        return 1 + 0.2 * random.clip(-2, 2)
     if name.endswith("weight_g"):
-        return 0.9 + 0.2 * random.clamp(-2, 2)
+        return 0.9 + 0.2 * random.clip(-2, 2)
     if name.endswith((".bias", "bias_embed.weight")):
         return 0.1 * random
     if name.endswith(("special_token", "embed_tokens.weight")):
         return random
-    return random * torch.Size(shape[1:]).numel() ** -0.5
+    return random * math.prod(random.shape[1:]) ** -0.5
 
 
 def recording(name: str) -> np.ndarray:
     """Return noise that serves as a recording, float32 [n] at 16 kHz."""
     random = np.random.default_rng(crc32(name.encode()))
     return (0.1 * random.standard_normal(RECORDINGS[name])).astype(np.float32)
+
+
+def inputs(kinds: Iterable[str]) -> dict[str, np.ndarray | Tensor]:
+    """Return all random numbers of releases and recordings by name."""
+    found: dict[str, np.ndarray | Tensor] = {name: recording(name) for name in RECORDINGS}
+    for kind in kinds:
+        for part in tensors(kind):
+            found |= {f"{kind}.{name}": values for name, values in part.items()}
+    return found
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -215,19 +232,24 @@ def write_tokenizer(folder: Path) -> None:
     made.save(str(folder / "tokenizer.json"))
 
 
-def write_release(folder: Path, kind: str = "plain") -> Path:
-    """Write a release and return its folder."""
-    record = config(kind)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(record, indent=1))
-    write_tokenizer(folder)
-    weights = {name: tensor(name, shape) for name, shape in lm_shapes(record).items()}
+def tensors(kind: str = "plain") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of the language models and the head, and those of the AudioVAE."""
+    weights = {name: tensor(name, shape) for name, shape in lm_shapes(config(kind)).items()}
     weights["stop_proj.bias"] = torch.ones_like(weights["stop_proj.bias"])
     weights["stop_head.weight"][1] -= STOPS[kind]
-    save_file(weights, folder / "model.safetensors")
     vae = {name: tensor(name, shape) for name, shape in vae_shapes(VAE).items()}
     vae[f"decoder.model.{3 + len(VAE['decoder_rates'])}.weight_g"] *= LAST_GAIN
     vae["decoder.sr_bin_boundaries"] = torch.tensor(VAE["sr_bin_boundaries"], dtype=torch.int32)
+    return weights, vae
+
+
+def write_release(folder: Path, kind: str = "plain") -> Path:
+    """Write a release and return its folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config(kind), indent=1))
+    write_tokenizer(folder)
+    weights, vae = tensors(kind)
+    save_file(weights, folder / "model.safetensors")
     torch.save({"state_dict": vae}, folder / "audiovae.pth")
     return folder
 

@@ -1,13 +1,13 @@
 """Stored results of authors' code, computed in float64. Only every n-th number of a result is stored, in float32."""
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from scripts.reply_fixture import digest
 
 
 class StoredResults:
@@ -53,21 +53,3 @@ def write_or_check(
 def thinned(values: Tensor, every: int) -> np.ndarray:
     """Return the count of numbers and every n-th of them, float32."""
     return np.append(values.numel(), values.reshape(-1)[::every].numpy()).astype(np.float32)
-
-
-def digest(inputs: Mapping[str, np.ndarray | Tensor]) -> str:
-    """Return a hash of the names, types and bits of arrays."""
-    found = hashlib.sha256()
-    for name, values in sorted(inputs.items()):
-        array = np.ascontiguousarray(values)
-        found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
-    return found.hexdigest()
-
-
-def compute_in_float64() -> None:
-    """Make torch use float64 wherever the authors' code asks for float32, as in `Tensor.float`.
-
-    Otherwise steps in float32 would make even the results in float64 depend on the processor.
-    """
-    torch.set_default_dtype(torch.float64)
-    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[misc, assignment]

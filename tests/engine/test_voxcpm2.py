@@ -27,12 +27,12 @@ pytestmark = pytest.mark.engine
 TIGHT: dict[str, Any] = {
     "max_num_batched_tokens": 24,
     "max_num_seqs": 4,
-    "num_gpu_blocks_override": 5,
+    "num_gpu_blocks_override": 4,
     "max_model_len": 96,
 }
 VOCABULARY_OF_RELEASES = {"num_text_ids": 160, "num_latents": 4, "num_numbers": 8, "max_model_len": 256}
-# Differences between kernels: a multiple of the spread of a nudge of 1e-6, and of the level.
-SPREAD, SHARE = 16, 1e-5
+# Differences of float32 from float64: a multiple of the spread of a nudge of 1e-6, and of the level.
+SPREAD, SHARE = 16, 3e-4
 
 
 def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> dict[str, Answer]:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
+from scripts.reply_fixture import compute_in_float64
 from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
 from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
-from tests.codecs.stored_results import compute_in_float64, write_or_check
+from tests.codecs.stored_results import write_or_check
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
 MISSING = {

@@ -21,10 +21,11 @@ import yaml
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from scripts.reply_fixture import compute_in_float64
 from stretto.codecs import glm4_voice as ours
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, inputs, mel, tokens
-from tests.codecs.stored_results import compute_in_float64, write_or_check
+from tests.codecs.stored_results import write_or_check
 
 MISSING = {
     "conformer": ["ConformerBlock"],
