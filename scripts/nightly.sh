@@ -173,6 +173,8 @@ check_cuda_calls() (
 )
 
 test_nightly_tier() { python -m pytest -m nightly; }
+# Comparisons must hold on processors that round differently.
+test_margins() { python -m tests.margins -q -m "not nightly" tests/codecs tests/encoders tests/aligning tests/families tests/engine; }
 test_histories() { python -m pytest tests/engine/test_histories.py "$@"; }
 soak() { scripts/soak.sh --minutes "$2" --out .stretto/chaos.jsonl --report ".stretto/chaos_$1.md" "${@:3}"; }
 inject_faults() { soak bundled 5; }
@@ -196,7 +198,8 @@ check_gpu_code() { scripts/cuda_without_gpu.sh; }
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
-    check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_histories)
+    check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
+    test_histories)
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"
