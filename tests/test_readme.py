@@ -17,7 +17,7 @@ from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
 from stretto.convert.release import convertible
 from stretto.launcher import config
-from stretto.releases import server_list
+from stretto.releases import server_list, show
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
@@ -67,6 +67,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "families": plugins.arguments,
     "voices": voice_command.arguments,
     "ps": server_list.arguments,
+    "show": show.arguments,
 }
 
 

@@ -18,6 +18,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
   voices add | list | remove  manage the recorded voices that the gateway stores
+  show [NAME | ./FOLDER]    published releases: names, licences, and the commands that install them; --json
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
   make-repository           create a model repository for a checkpoint
   families                  list the installed model families and codecs
@@ -122,6 +123,13 @@ def voices(words: list[str]) -> int:
     return main(words, folder)
 
 
+def show_release(words: list[str]) -> int:
+    """Show published releases and the commands that install them."""
+    from stretto.releases.show import main
+
+    return main(words)
+
+
 def convert(words: list[str]) -> int:
     """Convert a published model to a checkpoint that the server can load."""
     from stretto.convert.command import main
@@ -152,6 +160,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "ps": ps,
     "gateway": gateway,
     "voices": voices,
+    "show": show_release,
     "convert": convert,
     "make-repository": make_repository,
     "families": families,

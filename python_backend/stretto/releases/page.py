@@ -71,15 +71,20 @@ def names(entries: Sequence[Entry]) -> str:
     return "\n".join(rows)
 
 
-def manual_commands(entry: Entry) -> list[list[str]]:
-    """Return the commands that download and convert a release, as words that need no further quoting."""
-    repo = f"{entry.name}-release"
-    folders, commands = [], [download(entry.source, repo)]
+def manual_commands(entry: Entry, folder: str | None = None) -> list[list[str]]:
+    """Return the commands that download and convert a release, as words that need no further quoting.
+
+    Args:
+        entry: The release.
+        folder: Folder that has the release's files already; None to download them.
+    """
+    repo = folder or f"{entry.name}-release"
+    folders, commands = [], [] if folder else [download(entry.source, repo)]
     for each in entry.companions:
         if each.option is None:
-            folder = each.source.repository.partition("/")[2] if each.to is None else str(Path(repo) / each.to)
-            folders.append(Path(folder))
-            commands.append(download(each.source, folder))
+            place = each.source.repository.partition("/")[2] if each.to is None else str(Path(repo) / each.to)
+            folders.append(Path(place))
+            commands.append(download(each.source, place))
     family, *words = map(shlex.quote, entry.arguments(Path(repo), folders, Path(repo)))
     return [*commands, [f"stretto convert {family}", *options(words), f"--out {entry.name}"]]
 

@@ -1,0 +1,131 @@
+"""Command `stretto show`: facts about a published release, and the commands that download and convert it.
+
+stretto show               names of all releases
+stretto show NAME     a release of that name
+stretto show ./FOLDER      the release in a folder, whose family is found by its file names and small files
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from stretto.errors import CommandParser
+from stretto.releases.detect import detect
+from stretto.releases.entry import NAME, Entry, Source
+from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
+from stretto.releases.listing import Folder
+from stretto.releases.names import entries, find, nearest
+from stretto.releases.page import ACCESS, COMMERCIAL, UNCONFIRMED, manual_commands, wrapped
+
+UNPRINTABLE = re.compile(r"[^ -~\xa1-\U0010ffff]")
+DIGITS = 7  # of a commit
+UNTESTED = "random weights only; never with these weights"
+
+
+def main(words: list[str]) -> int:
+    """Run `stretto show` and return its exit code.
+
+    Args:
+        words: Command-line arguments after `stretto show`.
+    """
+    args = arguments(words)
+    if args.release is None:
+        known = entries()
+        print(json.dumps([asdict(each) for each in known]) if args.json else "\n".join(map(summary, known)))
+        return 0
+    folder = args.release if "/" in args.release and Path(args.release).is_dir() else None
+    try:
+        entry = detect(Folder(Path(folder)), folder) if folder else named(args.release)
+    except ReleaseError as error:
+        print(f"stretto show: {plain(str(error))}", file=sys.stderr)
+        return error.status
+    print(json.dumps(asdict(entry)) if args.json else "\n".join([*facts(entry), "", *commands(entry, folder)]))
+    return 0
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="stretto show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", nargs="?", help="name of a release, or path of a folder; default: list all names")
+    parser.add_argument("--json", action="store_true", help="print everything that is known as JSON")
+    return parser.parse_args(words)
+
+
+def named(text: str) -> Entry:
+    """Return the release of this name.
+
+    Raises:
+        BadArgument: If `text` cannot be a name.
+        Unavailable: If there is no such release.
+    """
+    if not NAME.fullmatch(text):
+        raise BadArgument(f"expected the name of a release or an existing folder, got {text!r}")
+    entry = find(text)
+    if entry is None:
+        similar = nearest(text)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        folder = f"; for the folder, write ./{text}" if Path(text).is_dir() else ""
+        raise Unavailable(f"{text}: no release of this name{hint}{folder} (stretto show lists all)")
+    return entry
+
+
+def summary(entry: Entry) -> str:
+    """Return one line with the name, the repository and the licence."""
+    return plain(f"{entry.name:28} {entry.source.repository:52} {licence(entry.source)}")
+
+
+def facts(entry: Entry) -> Iterator[str]:
+    """Yield lines with the facts about a release."""
+    revision = f" @ {entry.source.revision[:DIGITS]}" if entry.source.revision else ""
+    known = {
+        "name": ", ".join((entry.name, *entry.aliases)),
+        "family": entry.family,
+        "repository": entry.source.repository + revision,
+        "licence": licence(entry.source),
+        "access": ACCESS[entry.source.gated],
+        "checked": entry.checked or UNTESTED,
+        "voice": entry.default_voice or "",
+        "languages": ", ".join(entry.languages),
+        "needs": ", ".join(entry.needs),
+        "unproved": ", ".join(entry.unproved),
+        "server": "" if entry.serves else "cannot serve it; it can be converted only",
+    }
+    for name, value in known.items():
+        if value:
+            yield plain(f"{name:12} {value}")
+    for fact in entry.source.licence.facts:
+        yield plain(f"{'':12} {fact}")
+
+
+def commands(entry: Entry, folder: str | None) -> Iterator[str]:
+    """Yield the lines of the commands that install and serve a release, on the CPU.
+
+    Args:
+        entry: The release.
+        folder: Folder that has the release's files already; None to download them.
+    """
+    served = f"{entry.name}-served"
+    more = [
+        ["stretto make-repository", f"--checkpoint {entry.name}", f"--out {served}"],
+        ["stretto serve", f"--model-repository {served}"],
+    ]
+    for command in [*manual_commands(entry, folder), *(more if entry.serves else [])]:
+        yield from map(plain, wrapped(command))
+
+
+def licence(source: Source) -> str:
+    """Return the licence of a source in words."""
+    found = source.licence
+    title = UNCONFIRMED if found.id == "unknown" else found.id + COMMERCIAL[found.commercial]
+    return f"{title} ({found.url})" if found.url else title
+
+
+def plain(text: str) -> str:
+    """Return a text without control characters, which a file name may contain."""
+    return UNPRINTABLE.sub("?", text)

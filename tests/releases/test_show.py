@@ -1,0 +1,102 @@
+"""`stretto show`: the names of all releases, the facts about one, and the commands that install it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.cli import main
+from stretto.convert.command import arguments
+from stretto.releases.names import entries
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["show", *words]) == 0
+    return capsys.readouterr().out
+
+
+def commands(output: str) -> list[list[str]]:
+    lines = output.partition("\n\n")[2].replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def test_all_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [line.split()[0] for line in shown(capsys).splitlines()] == [each.name for each in entries()]
+    assert [each["name"] for each in json.loads(shown(capsys, "--json"))] == [each.name for each in entries()]
+
+
+def test_name_and_alias_show_facts_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, "qwen3-tts")
+    assert output == shown(capsys, "qwen3-tts-1.7b")
+    assert "Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice @ 0c0e305" in output
+    assert "licence      Apache-2.0 (https://" in output
+    download, convert, make, serve = commands(output)
+    assert download[:3] == ["hf", "download", "Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice"]
+    assert arguments(convert[2:]).out == Path("qwen3-tts")
+    assert make[-1] == serve[-1] == "qwen3-tts-served"
+
+
+def test_folder_is_converted_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    release = tmp_path / "my release"
+    release.mkdir()
+    for name in ("model.safetensors", "speech_tokenizer/model.safetensors", "vocab.json"):
+        (release / name).parent.mkdir(exist_ok=True)
+        (release / name).touch()
+    config = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
+    (release / "config.json").write_text(json.dumps(config))
+    output = shown(capsys, "./my release")
+    assert "family       qwen3_tts" in output
+    convert, _, _ = commands(output)
+    assert convert[:5] == ["stretto", "convert", "qwen3-tts", "--model", "my release"]
+    assert convert[-2:] == ["--out", "my-release"]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        ("qwen-tts", 5, "qwen-tts: no release of this name; did you mean qwen3-tts"),
+        ("pocket", 5, "for the folder, write ./pocket"),
+        ("acme/none", 2, "expected the name of a release or an existing folder, got 'acme/none'"),
+        ("./empty", 2, "expected a folder with a release, got an empty folder"),
+        ("\x1b[2J", 2, "got '\\x1b[2J'"),
+    ],
+)
+def test_unknown_release_is_refused_in_one_line(
+    text: str,
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pocket", "empty"):
+        (tmp_path / name).mkdir()
+    assert main(["show", text]) == status
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_control_characters_of_a_folder_are_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a\x1bb").mkdir()
+    (tmp_path / "a\x1bb" / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["show", "./a\x1bb"]) == 5
+    errors = capsys.readouterr().err
+    assert "\x1b" not in errors
+    assert "not a release of a supported family (config.json: model_type 'llama')" in errors
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys\nfrom stretto.cli import main\nmain(['show', 'qwen3-tts'])\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
