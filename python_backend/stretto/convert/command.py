@@ -121,7 +121,7 @@ def describe(conversion: Conversion) -> str:
     ]
     has_network = any(each.folder == "codec" for each in conversion.networks)
     if not conversion.codec_files and conversion.codec_copy is None and not has_network:
-        lines.append("no codec: the server needs one under codec/ before it can speak (--codec)")
+        lines.append("codec/ is missing: the server needs it before it can speak (--codec)")
     has_no_encoder = KEY not in record and conversion.ssl_tokenizer is None
     if audio_tokenizer_of(record[NAME]) is not None and has_no_encoder:
         lines.append("no audio tokenizer: the server will accept audio only as codes (--ssl-tokenizer)")

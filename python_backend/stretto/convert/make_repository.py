@@ -384,7 +384,12 @@ def make(
     Raises:
         CheckpointError: If the checkpoint or the aligner cannot be served.
     """
-    preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
+    try:
+        preprocessor = Preprocessor(checkpoint)  # opens the tokenizer, the codec and the audio encoder
+    except CheckpointError as error:
+        if any(checkpoint.glob("codec*")):
+            raise
+        raise CheckpointError(f"{checkpoint}: codec/ is missing (--codec of stretto convert): {error}") from error
     family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")

@@ -164,7 +164,7 @@ def test_checkpoint_without_a_codec_is_not_served(release: Path, capsys: pytest.
     words = command(release, release.parent / "out")
     del words[words.index("--codec") : words.index("--codec") + 2]
     assert main(words) == 0
-    assert "no codec: the server needs one under codec/" in capsys.readouterr().out
+    assert "codec/ is missing: the server needs it" in capsys.readouterr().out
     assert make_repository(["--checkpoint", words[-1], "--out", str(release.parent / "served")]) == 1
     said = capsys.readouterr().err
     assert "model.safetensors" in said

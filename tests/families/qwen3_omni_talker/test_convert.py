@@ -88,5 +88,5 @@ def test_conversion_keeps_only_the_thinker_embedding_table(tmp_path: Path, capsy
     assert main(command(folder, folder / "out")) == 0
     said = capsys.readouterr().out
     assert f"not needed: {UNUSED} [48]" in said
-    assert "no codec" not in said
+    assert "codec/ is missing" not in said
     assert family_at(folder / "out").voices == ("ethan", "chelsie")

@@ -5,6 +5,7 @@ https://github.com/espnet/espnet.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.plugin import NAME, VOCABULARY
-from stretto.untrusted_files import entry, optional_entry, read_json
+from stretto.untrusted_files import entry, optional_entry, read_json, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -46,6 +47,15 @@ QWEN3_OMNI: dict[str, Any] = {
 
 BACKBONE_TAG = "model.model_hf_tag"
 EMBEDDINGS = "model.embed_tokens.weight"
+
+
+def located(release: Release) -> Release:
+    """Return the release with its training config, if it also has YAML files of another kind and none is given."""
+    if release.config is not None:
+        return release
+    paths = [released_file(release.folder, path.name) for path in sorted(release.folder.glob("*.yaml"))]
+    found = [path for path in paths if optional_entry(yaml_mapping(path), BACKBONE_TAG) is not None]
+    return replace(release, config=found[0]) if len(found) == 1 else release
 
 
 def convert(release: Release, contents: Contents) -> Converted:

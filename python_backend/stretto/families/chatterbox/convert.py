@@ -303,9 +303,12 @@ def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabul
 def located(release: Release) -> Release:
     """Return the release with the path of its language model. By default, the codec is in the same folder.
 
+    No config is read: releases have none, except for a YAML file of Turbo that nothing needs.
+
     Raises:
         CheckpointError: If the folder contains no such file, or several.
     """
+    release = replace(release, config=None)
     if not release.model.is_dir():
         return release
     found = sorted(path.name for path in release.model.glob(T3_FILES))
