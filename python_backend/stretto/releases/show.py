@@ -1,8 +1,8 @@
 """Command `stretto show`: facts about a published release, and the commands that download and convert it.
 
-stretto show               names of all releases
-stretto show NAME     a release of that name
-stretto show ./FOLDER      the release in a folder, whose family is found by its file names and small files
+stretto show             names of all releases
+stretto show NAME        a release of that name
+stretto show ./FOLDER    the release in a folder, whose family is found by its file names and small files
 """
 
 import argparse
