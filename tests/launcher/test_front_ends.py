@@ -215,8 +215,7 @@ def test_server_is_ready_while_its_gateway_is(launch: Launch, served: Path) -> N
     server.until(lambda: server.state == "unready")
     assert server.num_ready == 0
     served.write_text("")
-    server.until(lambda: server.state == "ready")
-    assert server.num_ready == 1
+    server.until(lambda: server.state == "ready" and server.num_ready == 1)
     served.write_text("not ready")
     server.until(lambda: server.state == "unready")
     served.write_text("")

@@ -101,7 +101,7 @@ class Bundle:
 BUNDLES = {
     "engine": Bundle(("--no-source",), 36_830_312),
     # Two parts, for two transfers to one host. LIBPYTHON: path of libpython3.12.so.1.0
-    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"', "--part-mb", "39"), 74_149_084),
+    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"', "--part-mb", "37.5"), 74_149_084),
 }
 
 
