@@ -65,7 +65,7 @@ def test_pocket_codec_utterance_starts_with_a_fade_in(codec: PocketCodec) -> Non
 def test_encoded_latents_match_the_authors(codec: PocketCodec, kind: str) -> None:
     found, expected = latents_of(codec.encode(ended_on_pause(recording(), 24_000))).T, reply(kind).voice
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() < 1e-6
+    assert np.abs(found - expected).max() < 2e-5
     assert expected.std() > 0.1
 
 

@@ -65,7 +65,7 @@ def test_samples_match_the_authors(
     pcm = decode_words(codec, words(latents), [11])
     assert pcm.shape == (2, 11 * HOP)
     assert pcm.std() > 0.05
-    assert (pcm - expected).abs().max() < 1e-5
+    assert (pcm - expected).abs().max() < 1e-4
 
 
 def test_latent_codec_decode_is_chunk_invariant(codec: VibeVoiceCodec, latents: np.ndarray) -> None:
@@ -89,8 +89,8 @@ def test_vibevoice_stretches_are_decoded_independently(codec: VibeVoiceCodec, la
             decode_words(codec, words(latents[utterance : utterance + 1, start:stop]), [stop - start])[0]
             for start, stop in itertools.pairwise(borders)
         ]
-        torch.testing.assert_close(found[utterance], torch.cat(parts), rtol=0, atol=1e-4)
-    torch.testing.assert_close(decode_words(codec, codes, [3, 4, 4]), found, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found[utterance], torch.cat(parts), rtol=0, atol=5e-4)
+    torch.testing.assert_close(decode_words(codec, codes, [3, 4, 4]), found, rtol=0, atol=5e-4)
 
 
 def test_encoded_voices_match_the_authors(codec: VibeVoiceCodec, model: VibeVoiceAcousticTokenizerModel) -> None:

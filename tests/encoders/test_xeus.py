@@ -50,7 +50,7 @@ def test_xeus_features_match_the_reference(front_end: dict[str, Any]) -> None:
         heard = xeus(torch.from_numpy(pcm)).numpy()
     expected = reference.features(pcm, published, config)
     assert heard.shape == expected.shape == (18, published_xeus.HIDDEN)
-    assert np.abs(heard - expected).max() < 3e-5
+    assert np.abs(heard - expected).max() < 5e-4
     assert expected.std(0).min() > 0.1, "frames differ from each other"
 
 

@@ -111,7 +111,7 @@ def test_snac_decoder_matches_the_authors(codec: Any) -> None:
     finally:
         codec.float().noise.copy_(noise)
     assert codec.spec.samples_per_frame == 2048
-    np.testing.assert_allclose(pcm, recorded["pcm"], atol=1e-5)  # the lengths of weights are multiplied in float32
+    np.testing.assert_allclose(pcm, recorded["pcm"], atol=5e-5)  # the lengths of weights are multiplied in float32
     assert 0.05 < np.abs(pcm).max() < 0.9
 
 

@@ -126,7 +126,7 @@ def test_float32_batch_with_several_voices_matches_single_decode() -> None:
     together = spoken(codec, codes, chunks_of(25, FRAMES), [2, 1])
     for row, number in enumerate((2, 1)):
         whole = spoken(codec, codes[row : row + 1], [FRAMES], [number])[0]
-        assert (together[row] - whole).abs().max() < 5e-5
+        assert (together[row] - whole).abs().max() < 5e-4
     assert (together[1] - spoken(codec, codes[1:], [FRAMES], [2])[0]).abs().max() > 1e-2
 
 
@@ -173,7 +173,7 @@ def test_decoder_uses_the_voice_of_a_recording() -> None:
         parts = [replies["fits", index].wait().pcm for index in (0, 1)]
         assert [len(part) for part in parts] == [22 * 960, 18 * 960]
         whole = spoken(codec, codes, [40], [1])[0].numpy()
-        np.testing.assert_allclose(np.concatenate(parts), whole, atol=5e-5)
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=5e-4)
         said = {name: str(replies[name, 0].wait().error) for name in sounds}
         assert "chunk.sound.tokens: expected 25, 50, … 750 codes, got 24 codes" in said["odd"]
         assert "chunk.sound.tokens: expected codes in [0, 6561)" in said["code"]

@@ -112,7 +112,7 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
         book.embedding_sum.zero_()
     codes = random_codes(codec, 1, 6)
     filled = torch.cat([codes, codes.new_zeros(1, 14, 6)], 1)
-    assert largest(stream(codec, codes, chunks_of(2, 6)) - stream(full, filled, [6])) <= 1e-6
+    assert largest(stream(codec, codes, chunks_of(2, 6)) - stream(full, filled, [6])) <= 2e-5
 
 
 @pytest.mark.parametrize("samples", [1, 959, 1921, *by_night(2, 961, 1919, 1920, 9000, 48_017)])

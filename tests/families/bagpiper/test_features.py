@@ -52,7 +52,7 @@ def test_features_of_any_audio_length_match_training(whole: int) -> None:
         pcm = speech(whole + extra)
         expected, features = as_espnet_hears(pcm), log_mel(pcm, NORMALISED)
         assert features.shape == expected.shape == ((whole + extra) // 160, 128), whole + extra
-        np.testing.assert_allclose(features, expected, atol=2e-4, err_msg=str(whole + extra))
+        np.testing.assert_allclose(features, expected, atol=1e-3, err_msg=str(whole + extra))
 
 
 @pytest.fixture(scope="module")

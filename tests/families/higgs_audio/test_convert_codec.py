@@ -87,7 +87,7 @@ def test_boson_model_pth_converts_to_the_transformers_codec(release: HiggsAudioR
     codecs = [load_codec("higgs", folder) for folder in (release.convert(tmp_path / "out"), tmp_path / "transformers")]
     codes = torch.randint(1024, (1, 8, 12), generator=torch.Generator().manual_seed(0))
     waveforms = [codec.model.decode(codes, return_dict=False) for codec in codecs]
-    assert torch.allclose(*waveforms, atol=1e-5)
+    assert torch.allclose(*waveforms, atol=1e-4)
     assert waveforms[0].std() > 0.01
     assert sorted(path.name for path in (tmp_path / "out" / "codec").iterdir()) == ["config.json", "model.safetensors"]
 

@@ -99,7 +99,7 @@ def test_recorded_voice_prompt_rows_hold_its_latents(checkpoint: Path) -> None:
     spoken = Preprocessor(checkpoint).prepare(RawRequest(text="Hello.")).rows
     end = 1 + len(expected)
     assert rows[:end, 0].tolist() == [known.voice_begin] + [known.recorded] * len(expected)
-    assert np.abs(latents_of(rows[1:end, 1:]) - expected).max() < 1e-6
+    assert np.abs(latents_of(rows[1:end, 1:]) - expected).max() < 2e-5
     assert rows[end:].tolist() == spoken[len(known.voice("alba")) :].tolist()
 
 
