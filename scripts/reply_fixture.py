@@ -86,7 +86,8 @@ def compute_in_float64() -> None:
     import torch
 
     torch.set_default_dtype(torch.float64)
-    torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double  # type: ignore[misc, assignment]
+    torch.float32 = torch.float64
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
 
 def equal_in(*names: str) -> Callable[..., None]:
