@@ -141,6 +141,13 @@ def test_too_small_gpu_is_refused_with_numbers(
     assert main([*words, "24"]) == 0
 
 
+@pytest.mark.parametrize("given", ["inf", "nan", "0", "-1", "24GB"])
+def test_gpu_memory_must_be_a_positive_number(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--checkpoint", "a", "--out", "b", "--gpu", "0", f"--gpu-memory={given}"])
+    assert f"--gpu-memory: expected a number of GiB above 0, got '{given}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("shown", "expected"), [("81559\n", 81559 << 20), ("[N/A]\n", None)])
 def test_memory_of_the_gpu_is_read_from_nvidia_smi(
     shown: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

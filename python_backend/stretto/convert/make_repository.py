@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ from stretto.codecs import refinement
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import Needs, bytes_of_gpu, file_bytes
+from stretto.convert.gpu_memory import GIB, MIB, Needs, bytes_of_gpu, file_bytes
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
@@ -123,7 +124,6 @@ ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CPU_BATCHED_ROWS = 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
-MIB = 1 << 20
 TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 ENGINE_GPU = 0  # GPU of the language model
@@ -155,7 +155,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
-    add("--gpu-memory", type=float, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
+    add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
     args = parser.parse_args(words)
@@ -172,6 +172,17 @@ def device(text: str) -> int:
     if not text.isdecimal() or len(text) > MAX_DEVICE_DIGITS:
         raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
     return int(text)
+
+
+def gibibytes(text: str) -> float:
+    """Parse the memory of a GPU in GiB."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -408,7 +419,7 @@ def make(
             needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
             chosen["reserved_mb"] = -(-needs.reserved // MIB)
             if placement.gpu_gib is not None:
-                needs.check(round(placement.gpu_gib * (1 << 30)))
+                needs.check(round(placement.gpu_gib * GIB))
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, Path(ALIGNER).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
@@ -467,7 +478,7 @@ def main(words: list[str] | None = None) -> int:
         placement = None
         if args.gpu is not None:
             found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
-            gib = args.gpu_memory if found is None else found / (1 << 30)
+            gib = args.gpu_memory if found is None else found / GIB
             placement = Placement(args.gpu, args.codec_device, args.quantize, args.mps, gib)
         make(args.checkpoint, args.out, given, placement, args.aligner)
     except (CheckpointError, OSError, ValueError) as error:
