@@ -262,8 +262,12 @@ def _folder(launch_id: str, directory: Path) -> Path:
 
 def pid_files(directory: Path = SHARED_MEMORY) -> list[Path]:
     """Return the paths of the pid files of this user's launcher instances; some may have died."""
-    links = sorted(directory.glob(f"{PREFIX}*.run/{PID_FILE_LINK}"))
-    return [link.readlink() for link in links if link.is_symlink() and link.lstat().st_uid == os.geteuid()]
+    found = []
+    for link in sorted(directory.glob(f"{PREFIX}*.run/{PID_FILE_LINK}")):
+        with suppress(OSError):  # its launcher ends, or it is no link
+            if link.lstat().st_uid == os.geteuid():
+                found.append(link.readlink())
+    return found
 
 
 def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
