@@ -89,11 +89,13 @@ def test_control_characters_of_a_folder_are_not_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a\x1bb").mkdir()
-    (tmp_path / "a\x1bb" / "config.json").write_text('{"model_type": "llama"}')
-    assert main(["show", "./a\x1bb"]) == 5
+    name = "a\x1b\u202eb"  # the second reverses the writing direction
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["show", f"./{name}"]) == 5
     errors = capsys.readouterr().err
     assert "\x1b" not in errors
+    assert "\u202e" not in errors
     assert "not a release of a supported family (config.json: model_type 'llama')" in errors
 
 

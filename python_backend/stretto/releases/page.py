@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stretto.errors import CheckpointError, CommandParser
 from stretto.families.plugin import FamilyPlugin, plugins
-from stretto.releases.entry import Entry, Source
+from stretto.releases.entry import Entry, Licence, Source
 from stretto.releases.names import read_entries, resource
 
 MARKER = (
@@ -64,11 +64,15 @@ def names(entries: Sequence[Entry]) -> str:
     for each in entries:
         alias = "".join(f", `{name}`" for name in each.aliases)
         licence, repository = each.source.licence, each.source.repository
-        title = UNCONFIRMED if licence.id == "unknown" else licence.id
         cells = [f"`{each.name}`{alias}", f"`{repository}`"]
-        cells += [f"[{title}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[each.source.gated]]
+        cells += [f"[{title(licence)}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[each.source.gated]]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def title(licence: Licence) -> str:
+    """Return the name of a licence, or the words for an unknown one."""
+    return UNCONFIRMED if licence.id == "unknown" else licence.id
 
 
 def manual_commands(entry: Entry, folder: str | None = None) -> list[list[str]]:

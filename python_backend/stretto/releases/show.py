@@ -1,13 +1,14 @@
 """Command `stretto show`: facts about a published release, and the commands that download and convert it.
 
-stretto show             names of all releases
-stretto show NAME        a release of that name
-stretto show ./FOLDER    the release in a folder, whose family is found by its file names and small files
+    stretto show             names of all releases
+    stretto show NAME        a release of that name
+    stretto show ./FOLDER    the release in a folder, whose family is found by its file names and small files
+
+Nothing is downloaded.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,9 +20,8 @@ from stretto.releases.entry import NAME, Entry, Source
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.listing import Folder
 from stretto.releases.names import entries, find, nearest
-from stretto.releases.page import ACCESS, COMMERCIAL, UNCONFIRMED, manual_commands, wrapped
+from stretto.releases.page import ACCESS, COMMERCIAL, manual_commands, title, wrapped
 
-UNPRINTABLE = re.compile(r"[^ -~\xa1-\U0010ffff]")
 DIGITS = 7  # of a commit
 UNTESTED = "random weights only; never with these weights"
 
@@ -122,10 +122,10 @@ def commands(entry: Entry, folder: str | None) -> Iterator[str]:
 def licence(source: Source) -> str:
     """Return the licence of a source in words."""
     found = source.licence
-    title = UNCONFIRMED if found.id == "unknown" else found.id + COMMERCIAL[found.commercial]
-    return f"{title} ({found.url})" if found.url else title
+    words = title(found) + COMMERCIAL[found.commercial]
+    return f"{words} ({found.url})" if found.url else words
 
 
 def plain(text: str) -> str:
-    """Return a text without control characters, which a file name may contain."""
-    return UNPRINTABLE.sub("?", text)
+    """Return a text without characters that control a terminal or its writing direction; a file name may have any."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
