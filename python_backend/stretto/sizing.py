@@ -11,7 +11,7 @@ from itertools import takewhile
 
 BYTES = 2  # bfloat16
 SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
-SHARE_OF_MEMORY = 0.85  # `gpu_memory_utilization` of `make-repository --gpu`
+SHARE_OF_MEMORY = 0.85  # assumed share of the language model; `make-repository --gpu` computes it for each codec
 SHARE_OF_FLOAT32 = 0.3  # share that a codec's convolutions reach
 RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take

@@ -39,6 +39,7 @@ LEADS_ELSEWHERE = (
 MAX_LINK_FOLDERS = 3  # levels from a file in a Hugging Face snapshot up to the folder `snapshots`
 MAX_LINKS = 8  # links that lead to a file, one after the other
 SHARED_BLOB, SHARED_MARKER = re.compile("[0-9a-f]{64}"), ".huggingface-shared-blobs"
+SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, if there is one
 # Errors that parsers raise for malformed content, such as million-digit numbers or nonexistent dates.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
@@ -309,10 +310,9 @@ def parsed_yaml(text: str, path: Path | str, loader: Any = None) -> dict[str, An
     Raises:
         CheckpointError: If the text contains no mapping, or exceeds the limits.
     """
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _check_events(yaml.parse(text, Loader=fast))
-        record = yaml.load(text, Loader=loader or fast)
+        _check_events(yaml.parse(text, Loader=SAFE_LOADER))
+        record = yaml.load(text, Loader=loader or SAFE_LOADER)
     except UNPARSABLE as error:
         raise CheckpointError(f"{path}: expected YAML, got {_line(error)}") from error
     if not isinstance(record, dict):

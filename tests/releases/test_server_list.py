@@ -55,7 +55,7 @@ def server(port: int, state: str = "ready", reason: str = "", model: ServedModel
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> list[RunningServer]:
-    """Return the list that stands for this user's servers."""
+    """Return the list by which this test replaces the user's servers."""
     servers: list[RunningServer] = []
     monkeypatch.setattr(server_list, "running_servers", lambda: servers)
     return servers

@@ -105,8 +105,8 @@ def config_in(folder: Path) -> Path | None:
     Raises:
         CheckpointError: If a link leads out of the release.
     """
-    found = [name for name in ("config.json",) if os.path.lexists(folder / name)]
-    found = found or [path.name for path in folder.glob("*.yaml")]
+    has_json = os.path.lexists(folder / "config.json")
+    found = ["config.json"] if has_json else [path.name for path in folder.glob("*.yaml")]
     return released_file(folder, found[0]) if len(found) == 1 else None
 
 

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import yaml
-
 from stretto.errors import CheckpointError
-from stretto.untrusted_files import parsed_json, parsed_yaml
+from stretto.untrusted_files import SAFE_LOADER, parsed_json, parsed_yaml
 
 MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a release
 MAX_INDEX_BYTES = 10 << 20  # the largest published index of shards
@@ -22,7 +20,7 @@ QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merg
 TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")
 
 
-class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _PlainLoader(SAFE_LOADER):
     """Reads values with tags, such as those of hyperpyyaml, as None."""
 
 

@@ -79,9 +79,7 @@ def matches(listing: Listing) -> list[Match]:
 def entry_of(match: Match, where: str) -> Entry:
     """Return the entry for an accepted match."""
     sources = known_sources()
-    stem = (
-        f"{where.rstrip('/').rpartition('/')[2]}-{match.part}" if match.part else where.rstrip("/").rpartition("/")[2]
-    )
+    stem = where.rstrip("/").rpartition("/")[2] + (f"-{match.part}" if match.part else "")
     name = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.")
     known = sources.get(where)
     source = Source(where, match.files)
