@@ -99,6 +99,53 @@ def test_control_characters_of_a_folder_are_not_printed(
     assert "not a release of a supported family (config.json: model_type 'llama')" in errors
 
 
+def kyutai_release(folder: Path, **values: object) -> None:
+    folder.mkdir()
+    for name in ("model.safetensors", "mimi.safetensors", "tokenizer.model"):
+        (folder / name).touch()
+    config = {"model_type": "tts", "dep_q": 8, "mimi_name": "mimi.safetensors", "tokenizer_name": "tokenizer.model"}
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def test_commands_run_nothing_that_a_release_contains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user may paste the commands into a shell."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("hf", "stretto"):
+        (tmp_path / "bin" / name).symlink_to("/bin/true")
+    sig = "$(touch spawned)`touch spawned`\";touch spawned;'touch spawned"
+    kyutai_release(tmp_path / "release", conditioners={"a": 1}, model_id={"sig": sig, "epoch": 1})
+    lines = shown(capsys, "./release").partition("\n\n")[2]
+    assert sig in "".join(shlex.split(lines))
+    environment = {"PATH": f"{tmp_path / 'bin'}:/bin:/usr/bin"}
+    assert subprocess.run(["sh", "-euc", lines], env=environment, capture_output=True).returncode == 0
+    assert not (tmp_path / "spawned").exists()
+
+
+def test_file_names_with_braces_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kyutai_release(tmp_path / "release", model_type="stt", dep_q=0, moshi_name="{x.y[0]}.safetensors")
+    (tmp_path / "release" / "{x.y[0]}.safetensors").touch()
+    convert, _, _ = commands(shown(capsys, "./release"))
+    assert convert[convert.index("--model") + 1] == "release/{x.y[0]}.safetensors"
+
+
+@pytest.mark.parametrize("name", ["a/..", "--token/a", "a/-b"])
+def test_odd_name_of_a_companion_is_no_repository(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "model.pth").touch()
+    record = {"token_list": [], "token_bias": {"codec": 1}, "subword_model": name}
+    (tmp_path / "release" / "config.yaml").write_text(json.dumps(record))
+    assert name not in shown(capsys, "./release")
+
+
 def test_torch_is_not_imported() -> None:
     code = "import sys\nfrom stretto.cli import main\nmain(['show', 'qwen3-tts'])\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0

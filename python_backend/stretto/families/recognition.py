@@ -4,6 +4,7 @@ A family's `recognise` function takes a `Listing` and returns a `Match` for each
 no weights file, and imports neither torch nor vLLM.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from stretto.untrusted_files import SAFE_LOADER, parsed_json, parsed_yaml
 MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a release
 MAX_INDEX_BYTES = 10 << 20  # the largest published index of shards
 MAX_TOKENIZER_BYTES = 35 << 20  # the largest published tokenizer.json
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # neither an option nor a path out of a folder
 CONFIG, SINGLE = "config.json", "model.safetensors"
 QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")

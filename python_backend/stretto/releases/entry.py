@@ -9,16 +9,15 @@ listed in `unproved`, and have the value for "unknown".
 """
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, shown
+from stretto.families.recognition import REPOSITORY
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_REPOSITORY_CHARS = 96
 REVISION = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -28,6 +27,7 @@ NEEDS = ("recording", "instruct")
 FACTS = ("revision", "licence", "gated", "sizes", "files")  # facts that `unproved` and `evidence` refer to
 MAX_LICENCE_FACTS = 3
 REPO, VIEW, COMPANION = "repo", "view", "companion"  # placeholders of `convert`
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,14 @@ class Entry:
         """
         places = {REPO: str(repo), VIEW: str(view)}
         places |= {f"{COMPANION}{number}": str(folder) for number, folder in enumerate(companions, 1)}
-        return [self.family.replace("_", "-"), *(word.format_map(places) for word in self.convert)]
+        # Not `str.format`: a word may contain the name of a release's file, with any characters.
+        words = (PLACEHOLDER.sub(lambda match: places.get(match[1], match[0]), word) for word in self.convert)
+        return [self.family.replace("_", "-"), *words]
 
 
 def placeholders(word: str) -> list[str]:
     """Return the names of the placeholders in a word of `convert`."""
-    return [name for _, name, _, _ in string.Formatter().parse(word) if name is not None]
+    return PLACEHOLDER.findall(word)
 
 
 def read(record: object, where: str) -> Entry:

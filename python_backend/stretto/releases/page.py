@@ -109,8 +109,8 @@ def download(source: Source, folder: str) -> list[str]:
     words = [f"hf download {source.repository}"]
     words += [f"--revision {source.revision}"] if source.revision else []
     words.append(f"--local-dir {shlex.quote(folder)}")
-    words += [f'--include "{pattern}"' for pattern in source.files]
-    return words + [f'--exclude "{pattern}"' for pattern in source.exclude]
+    words += [f"--include {shlex.quote(pattern)}" for pattern in source.files]
+    return words + [f"--exclude {shlex.quote(pattern)}" for pattern in source.exclude]
 
 
 def wrapped(words: Sequence[str]) -> list[str]:

@@ -1,14 +1,11 @@
 """Recognises OpusLM releases and those of its dialogue model."""
 
-import re
-
-from stretto.families.recognition import QWEN_TOKENIZER, Listing, Match, Needed
+from stretto.families.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry
 
 KEYS, WEIGHTS = {"token_list", "token_bias", "subword_model"}, (".pth",)
 CODEC = Needed("ftshijt/espnet_codec_dac_large_v1.4_360epoch", ("*config.yaml", "*.pth"))
 INPUT = Needed("espnet/xeus", ("*config.yaml", "*.pth", "*.mdl"))
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def recognise(listing: Listing) -> list[Match]:
@@ -28,7 +25,7 @@ def recognise(listing: Listing) -> list[Match]:
         words = ["--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{name}"]
         words += ["--codec", "{companion1}", "--ssl-tokenizer", "{companion2}"]
         companions, requires = [CODEC, INPUT], ["tokenizer"]
-        if isinstance(tokenizer, str) and HUB_NAME.fullmatch(tokenizer):
+        if isinstance(tokenizer, str) and REPOSITORY.fullmatch(tokenizer):
             words += ["--tokenizer", "{companion3}"]
             companions, requires = [CODEC, INPUT, Needed(tokenizer, QWEN_TOKENIZER)], []
         files = (weights[0], name)
