@@ -139,10 +139,13 @@ class LatentMixin(MultiStreamMixin):
 
     @torch.inference_mode()
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
-        """Return the head of stream 0 and the latent predictor."""
+        """Return the head of stream 0 and the latent predictor.
+
+        On a GPU, everything in the model that vLLM does not compile calls fused operators from then on.
+        """
+        if self.model.embed_tokens.get_parameter("weight").device.type != "cpu":
+            use_fused_operators(self)
         predictor = self.latent_predictor()
-        if self.model.embed_tokens.get_parameter("weight").device.type != "cpu" and isinstance(predictor, nn.Module):
-            use_fused_operators(predictor)  # it is not compiled
         if rules.marks:
             rows = self.first_rows(rules)
             state = self.state_of_row(rules.marks[0])

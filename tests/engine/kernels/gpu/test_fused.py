@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.layers.activation import SiluAndMul
@@ -61,6 +62,21 @@ def test_shared_rotary_embedding_is_not_modified(layers: tuple[Layer, Layer]) ->
     assert ours.rotary_emb is not native.rotary_emb
     assert native.rotary_emb._forward_method == native.rotary_emb.forward_native
     assert ours.rotary_emb.cos_sin_cache is native.rotary_emb.cos_sin_cache
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_compiled_modules_keep_their_operators(layers: tuple[Layer, Layer], is_compiled: bool) -> None:
+    class Backbone(nn.Module, TorchCompileWithNoGuardsWrapper):  # as `support_torch_compile` makes it
+        do_not_compile = not is_compiled
+
+        def __init__(self, layer: Layer):
+            nn.Module.__init__(self)
+            self.layer = layer
+
+    _, native = layers
+    products.use_fused_operators(nn.Sequential(Backbone(native)))
+    assert (native.act_fn._forward_method == native.act_fn.forward_native) == is_compiled
+    assert (native.norm._forward_method == native.norm.forward_native) == is_compiled
 
 
 def test_batch_invariant_mode_uses_the_vllm_norm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ that are not compiled, each norm, activation and rotation would then take up to 
 """
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import nn
 from vllm import envs
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
@@ -162,9 +164,18 @@ def fp8_product(layer: nn.Module) -> Any:
     return next((owner.fp8_linear for owner in owners if hasattr(owner, "fp8_linear")), None)
 
 
+def uncompiled_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield `module` and the modules in it, without those that vLLM compiles and everything in these."""
+    if isinstance(module, TorchCompileWithNoGuardsWrapper) and not module.do_not_compile:
+        return
+    yield module
+    for child in module.children():
+        yield from uncompiled_modules(child)
+
+
 def fuse_quantization(module: nn.Module) -> None:
-    """Make all linear layers in `module` that quantize their inputs to FP8 do so in a single kernel."""
-    for layer in module.modules():
+    """Make the uncompiled linear layers in `module` that quantize their inputs to FP8 do so in a single kernel."""
+    for layer in uncompiled_modules(module):
         quantize = getattr(fp8_product(layer), "quant_fp8", None) if isinstance(layer, LinearBase) else None
         if quantize is not None:
             quantize._forward_method = quantize.forward_cuda
@@ -173,11 +184,11 @@ def fuse_quantization(module: nn.Module) -> None:
 def use_fused_operators(module: nn.Module) -> None:
     """Make norms, activations, rotations and FP8 quantizations in `module` call fused operators.
 
-    Rotary embeddings are copied first, because vLLM shares them between layers of the same shape, some of which may be
-    compiled.
+    Modules that vLLM compiles are unchanged, because torch.compile fuses the native operators there. Rotary embeddings
+    are copied first, because vLLM shares them between layers of the same shape, some of which may be compiled.
     """
     fuse_quantization(module)
-    for layer in module.modules():
+    for layer in uncompiled_modules(module):
         if isinstance(layer, RMSNorm):
             layer._forward_method = partial(rms_norm, layer)
         elif isinstance(layer, SiluAndMul):
