@@ -345,6 +345,10 @@ class Arm:
                 self.wall_s.append(time.perf_counter() - wall_s)
                 self.cpu_s.append(time.process_time() - cpu_s)
 
+    def wait_until_warm(self) -> None:
+        """Wait until the decoder has started; raise the error if it failed."""
+        self._worker.wait_until_warm()
+
     def stop(self) -> None:
         """Stop the decoder's thread."""
         self._worker.stop()

@@ -161,6 +161,8 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
                 ms = round(1e3 * wall_s, 3)
                 yield {"graphs": graphs, "batch": batch, "ms": ms, "streams_real_time": streams}
             arm.stop()
+        if not setup.is_small:
+            yield {"graphs": graphs, "reserved_mib": torch.cuda.max_memory_reserved() >> 20}
         if errors:
             yield {"graphs": graphs, "capture_errors": errors, "ok": False}
 

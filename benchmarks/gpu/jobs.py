@@ -92,38 +92,39 @@ def _sanitizer(tool: str, limit_s: float) -> Job:
     return Job("benchmarks.gpu.sanitizers:run_tool", limit_s, {"tool": tool, "limit_s": limit_s - 5})
 
 
-# The most informative jobs come first. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s
-# that also unpacks and imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that
-# run all jobs.
+# The most informative jobs come first: whether a step runs, is right and is fast, then whether decoder and engine fit
+# beside each other. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also unpacks and
+# imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that run all jobs.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
-    "kernels": Job("benchmarks.gpu.kernels:run", 38),
-    "step_paths": Job("benchmarks.gpu.step_paths:run", 60),
-    "memcheck": _sanitizer("memcheck", 45),
     "parity_graphs": _parity("FULL_DECODE_ONLY, async", 24),
     "parity_frames": Job("benchmarks.gpu.parity:run_frames", 22),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 40),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 20),
-    "decoder_xcodec": _decoder("xcodec", 20),
+    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 60),
+    "kernels": Job("benchmarks.gpu.kernels:run", 38),
+    "step_paths": Job("benchmarks.gpu.step_paths:run", 60),
+    "memcheck": _sanitizer("memcheck", 45),
+    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 40),
     "decoder_streams": Job(
         "benchmarks.gpu.sanitizers:run_decoder", 25, {"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "parity_bf16": Job("benchmarks.gpu.parity:run_half", 22),
+    "decoder_mimi": _decoder("mimi", 20),
+    "decoder_xcodec": _decoder("xcodec", 20),
     "waits": Job("benchmarks.gpu.parity:run_waits", 30, environment={"VLLM_GPU_SYNC_CHECK": "error"}),
     "ours_8b": _ours("8b", 100, requests=(1, 32, 16, 64)),
-    "parity_eager": _parity("eager", 24),
     "stock_8b": _stock("8b", 60, requests=(1, 32, 16)),
+    "parity_latents": Job("benchmarks.gpu.parity:run_latents", 120, environment={BATCH_INVARIANT: "1"}),
+    "racecheck": _sanitizer("racecheck", 90),
     "schedules_vita": Job("benchmarks.gpu.speed:run", 60, {"requests": (1, 16)}),
     "parity_modules": Job("benchmarks.gpu.parity:run_modules", 14),
     "parity_higgs_audio": Job("benchmarks.gpu.parity:run_higgs_audio", 14),
-    "parity_latents": Job("benchmarks.gpu.parity:run_latents", 60, environment={BATCH_INVARIANT: "1"}),
-    "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted", 20),
-    "decoder_mimi": _decoder("mimi", 20),
-    "decoder_tiny": _decoder("tiny", 20),
     "ours_1b7": _ours("1b7", 40, requests=(1, 16)),
     "stock_1b7": _stock("1b7", 30, requests=(1, 16)),
-    "racecheck": _sanitizer("racecheck", 90),
+    "parity_eager": _parity("eager", 24),
+    "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted", 20),
+    "decoder_tiny": _decoder("tiny", 20),
     "decoder_espnet_dac": _decoder("espnet_dac", 20),
     "decoder_dac": _decoder("dac_24khz", 20),
     "decoder_higgs": _decoder("higgs", 20),
@@ -132,7 +133,7 @@ JOBS = {
     "ours_7b": _ours("7b", 40, requests=(1, 16)),
     "plain_8b": _ours("8b", 34, requests=(1, 32), is_compiled=False),
 }
-IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("parity_eager") :]
+IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_mimi") :]
 
 SERVED = {"ensemble": Job("benchmarks.gpu.served:run", 500)}  # needs a Triton server
 

@@ -11,8 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.engines import forced_prompt
 from benchmarks.gpu.jobs import Setup
+from stretto.config import EngineConfig
+from stretto.convert.gpu_memory import Needs
+from stretto.convert.make_repository import ENGINE_GPU, Placement, gpu_needs
 from stretto.families.base import Family
 from stretto.families.plugin import NAME, VOCABULARY, read_family
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary
@@ -111,10 +115,33 @@ def write_config(folder: Path, model: Model, setup: Setup) -> Path:
     return folder
 
 
+def needs_of(checkpoint: Path, family: Family, arguments: dict[str, Any]) -> Needs:
+    """Return the memory that `make-repository --gpu` computes for a model with its published codec.
+
+    Args:
+        checkpoint: Folder of the model (`write_config`).
+        family: The model's family.
+        arguments: vLLM engine arguments.
+    """
+    return gpu_needs(checkpoint, every_codec(family.codec, is_narrow=False), family, Placement(ENGINE_GPU), arguments)
+
+
+def engine_config(
+    checkpoint: Path, setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True
+) -> EngineConfig:
+    """Return the configuration of an engine with the arguments of `engine_args`.
+
+    On a GPU, the engine gets the memory that the other processes of a server would leave.
+    """
+    args = engine_args(setup, model, requests, is_compiled)
+    needs = None if setup.is_small else needs_of(checkpoint, model.read_family(setup), args)
+    return EngineConfig(checkpoint, args, reserved_mb=None if needs is None else needs.reserved_mb)
+
+
 def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True) -> dict[str, Any]:
     """Return vLLM arguments with room for all replies, guided or not, and a graph for every number of rows.
 
-    If `is_compiled`, they equal the arguments from `make-repository --gpu`, which leaves the compilation mode to vLLM.
+    If `is_compiled`, the compilation mode is the one that vLLM chooses for a repository of `make-repository --gpu`.
     A model with multi-token-prediction modules reads several rows per reply, so it gets an additional graph.
     """
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
@@ -132,7 +159,7 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
     bursts = model.read_family(setup).bursts
     sizes = rows if bursts is None else [*rows, rows[-1] * bursts.window]
     compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sizes}
-    return {**args, "gpu_memory_utilization": 0.85, "compilation_config": compilation}
+    return {**args, "compilation_config": compilation}
 
 
 class PromptMaker:

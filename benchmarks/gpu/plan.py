@@ -4,15 +4,14 @@
     python -m benchmarks.gpu plan --out results   # only the jobs that have not passed in `results`
 
 Such a host starts empty and is available for ten minutes per call. A call transfers the working tree and a bundle, and
-runs one command on the host. At most eight files from the folder $OUT come back. Each call installs its own bundle. The
-bundle for the served ensemble contains a Triton server and is too large for one call. It is sent in two calls, which
-must reach the same host.
+runs one command on the host. At most eight files from the folder $OUT come back. Each call installs its own bundle. A
+bundle that does not fit into one call with the present working tree is sent in several, which must reach the same host.
 """
 
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu.bundling.__main__ import tree_bytes
@@ -35,6 +34,7 @@ class Call:
         module: Module that runs the jobs.
         jobs: Jobs by name, in order.
         is_whole: True if these are all jobs of the module, so that the command need not list them.
+        tree_bytes: Size of the working tree.
         part: Number of the bundle part that is sent, counted from 1.
     """
 
@@ -42,7 +42,8 @@ class Call:
     bundle: str
     module: str
     jobs: Mapping[str, Job]
-    is_whole: bool = False
+    is_whole: bool
+    tree_bytes: int
     part: int = 1
 
     @property
@@ -56,14 +57,21 @@ class Call:
         return f"{self.folder}/manifest.json {self.folder}/part-{self.part:02}"
 
     @property
+    def part_bytes(self) -> list[int]:
+        """Bytes of each part of the bundle."""
+        return BUNDLES[self.bundle].part_bytes(self.tree_bytes)
+
+    @property
     def is_last(self) -> bool:
         """True if this call completes the bundle on the host, so that the jobs can run."""
-        return self.part == len(BUNDLES[self.bundle].part_bytes)
+        return self.part == len(self.part_bytes)
 
     @property
     def preparation(self) -> str:
         """Command that packs the bundle on a machine with a network."""
-        options = " ".join(BUNDLES[self.bundle].options)
+        size, *others = self.part_bytes
+        parts = (f"--part-mb {size / 1e6:.1f}",) if others else ()
+        options = " ".join(BUNDLES[self.bundle].options + parts)
         return f"python -m benchmarks.gpu.bundling pack {options} --out {self.folder}"
 
     @property
@@ -79,7 +87,7 @@ class Call:
     @property
     def num_bytes(self) -> int:
         """Number of bytes transferred: the working tree and one part."""
-        return tree_bytes() + BUNDLES[self.bundle].part_bytes[self.part - 1]
+        return self.tree_bytes + self.part_bytes[self.part - 1]
 
     @property
     def lines(self) -> Iterator[str]:
@@ -99,21 +107,32 @@ class Call:
             begin += job.limit_s
 
 
-def calls(done: Iterable[str] | None = None) -> list[Call]:
+def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Call]:
     """Return the calls that run all jobs.
 
     Args:
         done: Jobs that have passed, or None before the first call.
+        size: Size of the working tree in bytes; None to measure it.
     """
-    first = [Call("call 1", "engine", "benchmarks.gpu", JOBS, is_whole=True)] if done is None else []
+    size = tree_bytes() if size is None else size
+    first = [] if done is not None else [Call("call 1", "engine", "benchmarks.gpu", JOBS, True, size)]
     done = set(JOBS) - set(IF_TIME_IS_LEFT) if done is None else set(done)
     parts = divided(name for name in JOBS if name not in done)
-    second = [Call(f"call 2, part {number}", "engine", "benchmarks.gpu", part) for number, part in enumerate(parts, 1)]
-    if SERVED.keys() <= done:
-        return first + second
-    transfers = range(1, len(BUNDLES["served"].part_bytes) + 1)
-    title, module = "the served ensemble, transfer", "benchmarks.gpu.served"
-    return first + second + [Call(f"{title} {part}", "served", module, SERVED, True, part) for part in transfers]
+    others = [
+        Call(f"call 2, part {number}", "engine", "benchmarks.gpu", part, False, size)
+        for number, part in enumerate(parts, 1)
+    ]
+    if not SERVED.keys() <= done:
+        others.append(Call("the served ensemble", "served", "benchmarks.gpu.served", SERVED, True, size))
+    return [each for call in first + others for each in transfers(call)]
+
+
+def transfers(call: Call) -> list[Call]:
+    """Return one call for each part of the bundle; the last of them runs the jobs."""
+    number = len(call.part_bytes)
+    if number == 1:
+        return [call]
+    return [replace(call, title=f"{call.title}, transfer {part}", part=part) for part in range(1, number + 1)]
 
 
 def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[str, Job]]:

@@ -34,7 +34,7 @@ from benchmarks.checkpoints import random_espnet
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.engines import SteppedEngine
 from benchmarks.gpu.jobs import Setup
-from benchmarks.gpu.models import MODELS, PromptMaker, engine_args, write_config
+from benchmarks.gpu.models import MODELS, PromptMaker, engine_config, write_config
 from benchmarks.layouts import PROMPT_ROWS
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
 from stretto.codecs.base import Codec, Window, load_codec
@@ -45,8 +45,10 @@ from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 prepare_environment()
 
 from vllm import SamplingParams  # noqa: E402
+from vllm.platforms import current_platform  # noqa: E402
 
 from benchmarks.engines import MethodWatch, stock_config, watch  # noqa: E402
+from stretto.engine.host import memory_share, vllm_config  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class Arm:
         self.family = self.model.read_family(setup)
         self._prompts = PromptMaker(self.family)
         with tempfile.TemporaryDirectory() as folder:
-            args = engine_args(setup, self.model, requests, is_compiled)
-            self.engine = SteppedEngine.from_args(write_config(Path(folder), self.model, setup), args)
+            checkpoint = write_config(Path(folder), self.model, setup)
+            config = engine_config(checkpoint, setup, self.model, requests, is_compiled)
+            self.engine = SteppedEngine(vllm_config(config))
 
     def run(self, number: int, scale: float, task: str | None = None) -> Run:
         """Run `number` replies, guided unless `scale` is 1."""
@@ -208,10 +211,11 @@ def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[d
 
 def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ...]) -> SteppedEngine:
     """Return a stock vLLM engine for a model's backbone, with the same arguments."""
-    args = engine_args(setup, MODELS[model], requests)
-    wants_async = args.pop("async_scheduling")
     checkpoint = write_config(folder, MODELS[model], setup)
-    built = stock_config(checkpoint, {**args, "async_scheduling": wants_async})
+    config = engine_config(checkpoint, setup, MODELS[model], requests)
+    share = {} if setup.is_small else memory_share(config, current_platform.get_device_total_memory)
+    args, wants_async = config.engine_args | share, config.engine_args["async_scheduling"]
+    built = stock_config(checkpoint, args)
     built.scheduler_config.async_scheduling = wants_async and not setup.is_small
     return SteppedEngine(built)
 

@@ -78,30 +78,40 @@ def is_wanted(name: str, flash_attention: str, python: str = "3.12") -> bool:
     return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
 
 
-# A call transfers the working tree and the parts, at most 64 MiB in all; the difference is left for a growing tree.
-CALL_BYTES = (64 << 20) - (512 << 10)
+CALL_BYTES = (64 << 20) - (512 << 10)  # a call transfers at most 64 MiB; the rest is for the manifest
+GROWTH = 1.01  # a bundle that is packed later may be larger by this factor, without a further part
+STEP = 100_000  # sizes of parts are multiples of it, so that `--part-mb` has one decimal
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Options of `pack`, and the sizes of all parts that it last printed; they change with each vLLM release."""
+    """Options of `pack`, and the size of all parts that it last printed, which changes with each vLLM release."""
 
     options: tuple[str, ...]
     num_bytes: int
 
-    @property
-    def part_bytes(self) -> list[int]:
-        """Bytes of each part."""
-        size = int(1e6 * float(self.options[self.options.index("--part-mb") + 1])) if "--part-mb" in self.options else 0
-        starts = range(0, self.num_bytes, size or self.num_bytes)
-        return [min(size or self.num_bytes, self.num_bytes - start) for start in starts]
+    def part_bytes(self, tree_bytes: int) -> list[int]:
+        """Return the bytes of each part: the fewest parts of about equal size that fit into a call with the tree.
+
+        Args:
+            tree_bytes: Size of the working tree.
+
+        Raises:
+            ValueError: If the working tree leaves no room.
+        """
+        room = (CALL_BYTES - tree_bytes) // STEP * STEP
+        if room <= 0:
+            raise ValueError(f"expected a working tree of less than {CALL_BYTES} bytes, got {tree_bytes}")
+        number = -(-self.num_bytes // room)
+        size = min(room, -(-int(GROWTH * self.num_bytes) // number // STEP) * STEP)
+        return [min(size, self.num_bytes - start) for start in range(0, self.num_bytes, size)]
 
 
 # Sources are in the working tree, which travels as well.
 BUNDLES = {
     "engine": Bundle(("--no-source",), 36_830_312),
-    # Two parts, for two transfers to one host. LIBPYTHON: path of libpython3.12.so.1.0
-    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"', "--part-mb", "37.5"), 74_149_084),
+    # LIBPYTHON: path of libpython3.12.so.1.0
+    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"'), 74_149_084),
 }
 
 

@@ -45,6 +45,11 @@ class Needs:
         return decoder + preprocessor + SERVER_BYTES
 
     @property
+    def reserved_mb(self) -> int:
+        """`reserved`, in MiB (`EngineConfig.reserved_mb`)."""
+        return -(-self.reserved // MIB)
+
+    @property
     def engine(self) -> int:
         """Least memory of the language model."""
         return self.weights + self.tables + self.cache + ENGINE_BYTES

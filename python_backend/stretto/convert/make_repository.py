@@ -272,16 +272,7 @@ def gpu_needs(
     if family.conditions is not None:
         tables += num_seqs * condition_bytes(record, family.conditions, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
-    decoder = measure(
-        codec,
-        DecoderConfig(
-            device="cuda",
-            max_batch=GPU_BATCH,
-            max_utterances=num_utterances(arguments),
-            first_frames=family.first_chunk_frames,
-            steady_frames=family.steady_chunk_frames,
-        ),
-    )
+    decoder = measure(codec, decoder_config(family, arguments))
     refined = file_bytes((checkpoint / refinement.FOLDER).glob("*.safetensors"))
     decoder = replace(decoder, weights=decoder.weights + refined)
     tokenizer = checkpoint / AUDIO_TOKENIZER
@@ -292,6 +283,23 @@ def gpu_needs(
         weights=weights // 2 if placement.quantize else weights,
         tables=tables,
         cache=2 * num_rows * bytes_per_row(record, dtype),
+    )
+
+
+def decoder_config(family: Family, arguments: dict[str, Any]) -> DecoderConfig:
+    """Return the configuration of the decoder on a GPU, which the model repository sets.
+
+    Args:
+        family: The checkpoint's family.
+        arguments: vLLM engine arguments.
+    """
+    return DecoderConfig(
+        codec=family.codec,
+        device="cuda",
+        max_batch=GPU_BATCH,
+        max_utterances=num_utterances(arguments),
+        first_frames=family.first_chunk_frames,
+        steady_frames=family.steady_chunk_frames,
     )
 
 
@@ -417,7 +425,7 @@ def make(
         chosen |= quantization(record, placement.quantize, chosen["dtype"])
         if not chosen.keys() & {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}:
             needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
-            chosen["reserved_mb"] = -(-needs.reserved // MIB)
+            chosen["reserved_mb"] = needs.reserved_mb
             if placement.gpu_gib is not None:
                 needs.check(round(placement.gpu_gib * GIB))
     with fresh_directory(out) as folder:

@@ -51,12 +51,19 @@ def test_dry_run_of_a_job_without_an_engine_passes(
 @pytest.mark.nightly
 def test_dry_run_of_one_job_per_kind_passes(tmp_path: Path) -> None:
     parity = "parity_preempted", "parity_frames"
-    kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", "ours_1b7", "stock_1b7", "schedules_vita")
+    engines = "ours_1b7", "stock_1b7", "schedules_vita"
+    kinds = ("host", "kernels", "decoder_tiny", *parity, "waits", *engines, "side_by_side")
     found = walked(tmp_path, kinds)
     assert {line["kernel"] for line in found["kernels"]} == KERNELS
     assert any(line["preemptions"] for line in found["parity_preempted"])
     assert [line["checkpoint"] for line in found["parity_frames"]] == ["csm"]
     assert all(line["engine_efficiency"] > 0 for line in found["stock_1b7"])
+    starts = [(line["order"], line["process"]) for line in found["side_by_side"] if "process" in line]
+    in_both_orders = [("engine, decoder", "engine"), ("engine, decoder", "decoder"), ("decoder, engine", "engine")]
+    assert starts[:3] == in_both_orders
+    assert [line["reserved_mb"] > 4096 for line in found["side_by_side"] if "kv_blocks" in line][:2] == [True, True]
+    busy = [line for line in found["side_by_side"] if "step_ms" in line]
+    assert [line["decoder"] for line in busy][:2] == ["idle", "busy"]
 
 
 @pytest.mark.nightly

@@ -1,0 +1,33 @@
+"""The engines of the jobs get the memory that `make-repository --gpu` would leave to them."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.models import MODELS, engine_config, write_config
+from stretto.convert.gpu_memory import MIB, SERVER_BYTES
+from stretto.convert.make_repository import decoder_config
+from stretto.decoder.memory import LIBRARY_BYTES
+from stretto.engine.host import memory_share
+
+GPU_BYTES = 80 << 30
+
+
+@pytest.mark.slow
+def test_engine_gets_the_memory_that_its_decoder_leaves(tmp_path: Path) -> None:
+    setup, model = Setup("cuda", tmp_path), MODELS["qwen3_tts"]
+    config = engine_config(write_config(tmp_path, model, setup), setup, model, (1, 16))
+    assert config.reserved_mb is not None
+    states = decoder_config(model.read_family(setup), config.engine_args).max_utterances * 5_000_000
+    assert config.reserved_mb * MIB > SERVER_BYTES + LIBRARY_BYTES + 680_000_000 + states  # and the codec's weights
+    assert not config.engine_args.keys() & {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+    share = memory_share(config, lambda: GPU_BYTES)["gpu_memory_utilization"]
+    assert share * GPU_BYTES == pytest.approx(GPU_BYTES - config.reserved_mb * MIB)
+
+
+def test_dry_run_needs_no_gpu_memory(tmp_path: Path) -> None:
+    setup, model = Setup("cpu", tmp_path), MODELS["8b"]
+    config = engine_config(write_config(tmp_path, model, setup), setup, model, (1, 2))
+    assert config.reserved_mb is None
+    assert config.engine_args["kv_cache_memory_bytes"] == 64 << 20
