@@ -27,7 +27,7 @@ CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
 QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
 MOSHI_DEPTH = Depth(1024, 6, 16, 64, 16, 2_816, passes=8, columns=2_048, sets=8)
 KYUTAI_TTS_DEPTH = Depth(1024, 4, 16, 64, 16, 2_048, passes=32, columns=2_048, sets=11)
-TTS_WINDOW = 500 + 625  # rows of the window, and of the voices' vectors that cross-attention reads
+TTS_VECTOR_ROWS = 625  # rows of the voices' vectors that cross-attention reads
 BACKBONES = (
     Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), guided", 160_392, 8_200, 50.0, True),
     Backbone(4096, 36, 8, 128, 32, 12_288, "Bagpiper (Qwen3 8B), unguided", 160_392, 8_200, 50.0, False),
@@ -56,8 +56,8 @@ BACKBONES = (
         False,
         1,
         KYUTAI_TTS_DEPTH,
-        TTS_WINDOW,
-        True,
+        500 + TTS_VECTOR_ROWS,
+        TTS_VECTOR_ROWS,
     ),
 )
 GPUS = (

@@ -1,4 +1,4 @@
-"""Estimate of the memory and the time that a language model and its codec need on a GPU.
+"""Estimate of the memory and the time that a language model and its codec need on a GPU, and of memory on a CPU.
 
 A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
 is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
@@ -21,6 +21,11 @@ HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 r
 LAYER_MS, DRAW_MS = 0.024, 0.018
 SECONDS, PROMPT_ROWS = 30.0, 200  # longest reply; on average, streams are halfway through it
 MOST_STREAMS = 1024
+MAX_SLOTS = {True: 256, False: 32}  # batch slots of a server on a GPU, and on a CPU
+TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
+GPU_BATCHED_ROWS, CPU_BATCHED_ROWS = 8192, 2048  # rows per step
+CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
+CPU_ROWS_PER_SLOT = 1024
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Backbone(Shape):
         head_columns: Columns of the output heads that a step reads.
         tables: Number of tables over the vocabulary: 1 if it has only embeddings, 2 with an output head.
         window: Number of rows in the attention window, which is full in every stream; 0 if replies last SECONDS.
-        has_cross_attention: True if each layer also has cross-attention; its rows count as part of `window`.
+        vector_rows: Rows that cross-attention reads in each layer, which count as part of `window`; 0 without it.
     """
 
     name: str
@@ -91,12 +96,12 @@ class Backbone(Shape):
     tables: int = 2
     depth: Depth | None = None
     window: int = 0
-    has_cross_attention: bool = False
+    vector_rows: int = 0
 
     @property
     def layer_weights(self) -> int:
         """Number of weights in the matrices of all layers."""
-        return super().layer_weights + 4 * self.has_cross_attention * self.layers * self.hidden**2
+        return super().layer_weights + 4 * (self.vector_rows > 0) * self.layers * self.hidden**2
 
     @property
     def weights(self) -> int:
@@ -108,6 +113,19 @@ class Backbone(Shape):
     def kv_bytes(self) -> int:
         """Size of the KV cache per row in bytes: keys and values of every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of a stream's keys and values of speaker vectors in bytes."""
+        return 2 * self.layers * self.vector_rows * self.hidden * BYTES
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that are read to generate a frame of one stream: weights, and the KV cache of its rows."""
+        numbers = self.layer_weights + self.head_columns * self.hidden
+        if self.depth is not None:
+            numbers += self.depth.passes * (self.depth.layer_weights + self.depth.columns * self.depth.hidden)
+        return BYTES * numbers + round(self.rows * self.attended * self.kv_bytes)
 
     @property
     def rows(self) -> int:
@@ -142,6 +160,49 @@ class CodecCost:
 
     name: str
     gflop: dict[int, float]
+
+
+def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
+    """Return the number of batch slots of a server.
+
+    Tables of speaker vectors take at most TABLE_BYTES; with tables, the number is a power of two.
+
+    Args:
+        table_bytes: Size of a slot's table; 0 without one.
+        is_on_gpu: True for a server on a GPU.
+    """
+    most = MAX_SLOTS[is_on_gpu]
+    if not table_bytes:
+        return most
+    fitting: int = max(TABLE_BYTES // table_bytes, 1)
+    return min(most, 1 << fitting.bit_length() - 1)
+
+
+def held_rows(longest: int, window: int, is_on_gpu: bool) -> int:
+    """Return the number of rows in the KV cache of a request with `longest` rows.
+
+    Args:
+        longest: Number of rows of the request: its prompt and its reply.
+        window: Number of rows in the attention window, if all layers have one; 0 otherwise.
+        is_on_gpu: True for a server on a GPU.
+    """
+    if not window:
+        return longest
+    # Blocks that leave the window are freed, but those of two steps may be in flight.
+    return min(longest, window + 2 * (GPU_BATCHED_ROWS if is_on_gpu else CPU_BATCHED_ROWS))
+
+
+def cpu_cache_rows(held: int, slots: int) -> int:
+    """Return the number of rows in the KV cache of a server on a CPU.
+
+    There is room for CPU_ROWS_PER_SLOT rows per batch slot. There is always room for a CFG pair with a reply of maximum
+    length, so that no request is rejected for its length.
+
+    Args:
+        held: Number of rows that the longest request holds.
+        slots: Number of batch slots.
+    """
+    return max(2 * held, CPU_ROWS_PER_SLOT * slots) + 2 * CPU_BLOCK_SIZE
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:

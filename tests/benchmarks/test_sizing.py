@@ -83,7 +83,7 @@ def test_sizing_weight_counts_match_hugging_face(backbone: Backbone) -> None:
     if (depth := backbone.depth) is not None:
         models.append(hugging_face(backbone.name, depth, depth.passes * depth.columns, False))
         models += [models[-1].model.layers] * (depth.sets - 1)
-    if backbone.has_cross_attention:
+    if backbone.vector_rows:
         models += [nn.MultiheadAttention(backbone.hidden, backbone.heads, device="meta")] * backbone.layers
     counted = sum(parameter.numel() for model in models for parameter in model.parameters())
     assert backbone.weights == pytest.approx(counted, rel=1e-3)  # norms are left out

@@ -148,7 +148,10 @@ def test_gpu_memory_must_be_a_positive_number(given: str, capsys: pytest.Capture
     assert f"--gpu-memory: expected a number of GiB above 0, got '{given}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("shown", "expected"), [("81559\n", 81559 << 20), ("[N/A]\n", None)])
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [("0, NVIDIA H100, 81559, 1, 9.0\n", 81559 << 20), ("0, NVIDIA GB10, [N/A], [N/A], 12.1\n", None)],
+)
 def test_memory_of_the_gpu_is_read_from_nvidia_smi(
     shown: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,16 +4,15 @@ The decoder, the preprocessor and the server need the same memory on every GPU (
 gets the rest when it starts (`EngineConfig.reserved_mb`), whatever the order in which the processes start.
 """
 
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.decoder.memory import LIBRARY_BYTES, DecoderMemory
 from stretto.errors import CheckpointError
+from stretto.gpus import MIB, gpus
 
-GIB, MIB = 1 << 30, 1 << 20
+GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, and memory lost to fragmentation
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
 NVIDIA_SMI_S = 30.0
@@ -71,13 +70,5 @@ def file_bytes(files: Iterable[Path]) -> int:
 
 
 def bytes_of_gpu(number: int) -> int | None:
-    """Return the memory of a GPU of this host; None if nvidia-smi does not know it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    query = "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={number}"
-    try:
-        found = subprocess.run([program, *query], capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_S)
-        return int(found.stdout) * MIB
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    """Return the memory of a GPU of this machine; None if nvidia-smi does not know it."""
+    return next((each.total_bytes for each in gpus(NVIDIA_SMI_S) if each.number == number), None)

@@ -15,15 +15,17 @@ from stretto.codecs import refinement
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import GIB, MIB, Needs, bytes_of_gpu, file_bytes
+from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at, plugin
+from stretto.gpus import MIB
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
+from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS, cpu_cache_rows, held_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
@@ -122,9 +124,6 @@ CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.jso
 DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-CPU_BATCHED_ROWS = 2048  # rows per step
-CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
-TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 ENGINE_GPU = 0  # GPU of the language model
 GPU_BATCH = 64  # windows per batch; larger batches are not faster on a GPU
@@ -212,12 +211,9 @@ class Placement:
 def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
-    On the CPU, the KV cache has room for 1024 rows per batch slot. There is always room for a CFG pair with a reply
-    of maximum length, so that no request is rejected for its length. On a GPU, vLLM uses the memory that other
-    processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs also cover steps of up to 512 rows that
-    include prompts. The number of waiting requests is limited to a quarter of the batch slots; further requests are
-    rejected and may be retried. A family with conditions gets fewer slots if their tables would take more than
-    TABLE_BYTES.
+    On a GPU, vLLM uses the memory that other processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs
+    also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited to a quarter of
+    the batch slots; further requests are rejected and may be retried.
 
     Args:
         record: config.json of the checkpoint.
@@ -231,16 +227,12 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
-    num_seqs = 256 if is_on_gpu else 32
-    if family.conditions is not None:
-        num_seqs = min(num_seqs, slots_with_tables(record, family.conditions, chosen["dtype"]))
+    table_bytes = 0 if family.conditions is None else condition_bytes(record, family.conditions, chosen["dtype"])
+    num_seqs = num_slots(table_bytes, is_on_gpu)
     places = {"max_num_seqs": num_seqs, "max_waiting": num_seqs // 4}
     if is_on_gpu:
-        return chosen | places | {"max_num_batched_tokens": 8192}
-    num_held = chosen["max_model_len"]
-    if set(record.get("layer_types") or [None]) == {"sliding_attention"}:  # blocks that leave the window are freed
-        num_held = min(num_held, count(record, "sliding_window") + 2 * CPU_BATCHED_ROWS)
-    num_rows = max(2 * num_held, 1024 * num_seqs) + 2 * CPU_BLOCK_SIZE
+        return chosen | places | {"max_num_batched_tokens": GPU_BATCHED_ROWS}
+    num_rows = cpu_cache_rows(held_rows(chosen["max_model_len"], window(record), is_on_gpu), num_seqs)
     return chosen | {
         **places,
         "max_num_batched_tokens": CPU_BATCHED_ROWS,
@@ -248,6 +240,12 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
         "enforce_eager": True,
     }
+
+
+def window(record: dict[str, Any]) -> int:
+    """Return the number of rows in the attention window, if all layers have one; 0 otherwise."""
+    is_windowed = set(record.get("layer_types") or [None]) == {"sliding_attention"}
+    return count(record, "sliding_window") if is_windowed else 0
 
 
 def gpu_needs(
@@ -358,16 +356,6 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
         count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
     )
     return 2 * count(record, "num_hidden_layers") * held * head_dim * NUM_BYTES[dtype]
-
-
-def slots_with_tables(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
-    """Return the number of batch slots whose tables of speaker vectors take at most TABLE_BYTES, a power of two.
-
-    Raises:
-        CheckpointError: If a size in config.json is missing or invalid.
-    """
-    num_slots = max(TABLE_BYTES // condition_bytes(record, spec, dtype), 1)
-    return 1 << num_slots.bit_length() - 1
 
 
 def condition_bytes(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:

@@ -1,0 +1,266 @@
+"""Estimate of the memory, disk and time that a release needs, and the choice of its device.
+
+All numbers are estimates: `stretto.sizing` has the arithmetic. In messages, a GB has 1e9 bytes.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.families.plugin import plugin
+from stretto.releases import machine
+from stretto.releases.entry import Entry
+from stretto.releases.errors import BadArgument, DoesNotFit
+from stretto.releases.names import find
+from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth, cpu_cache_rows, held_rows, num_slots
+
+GB = 1_000_000_000
+PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
+SPARE_DISK_BYTES = GB  # left on each file system
+FLOAT32_BYTES = 3.8  # bytes per number of a release in float32 at least; a codec adds its own to those of others
+
+
+@dataclass(frozen=True)
+class Device:
+    """Device that serves a release.
+
+    Attributes:
+        gpu: Number of a GPU in nvidia-smi; None for the CPU.
+        why: Reason for the choice in one line.
+    """
+
+    gpu: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """Estimated memory in bytes that a server of a release needs.
+
+    Attributes:
+        weights: Weights; on a CPU with those of the codec.
+        cache: KV cache, and tables of speaker vectors.
+        codec: Codec, audio encoder, activations and CUDA graphs on a GPU; 0 on a CPU.
+        processes: All processes without a model; 0 on a GPU.
+    """
+
+    weights: int
+    cache: int
+    codec: int
+    processes: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.weights + self.cache + self.codec + self.processes
+
+
+def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
+    """Return the estimated memory that a release needs.
+
+    Without `entry.shape`, the KV cache is unknown and counts as 0. A release in float16 needs more on a CPU, which
+    computes in float32.
+
+    Args:
+        entry: The release.
+        num_weight_bytes: Size of all files with weights, as published.
+        is_on_gpu: True for a server on a GPU.
+    """
+    shape = backbone(entry)
+    if is_on_gpu:
+        weights = num_weight_bytes if shape is None else BYTES * shape.weights
+        return Need(weights, 0 if shape is None else _stream_bytes(entry, shape), round(RESERVED_GB * GB), 0)
+    cache = 0 if shape is None else _cpu_cache_bytes(entry, shape, num_weight_bytes)
+    return Need(num_weight_bytes, cache, 0, PROCESS_BYTES)
+
+
+def backbone(entry: Entry) -> Backbone | None:
+    """Return the language model that `entry.shape` describes; None without a shape."""
+    if entry.shape is None:
+        return None
+    depth = entry.shape.get("depth")
+    return Backbone(name=entry.name, **{**entry.shape, "depth": None if depth is None else Depth(**depth)})
+
+
+def _stream_bytes(entry: Entry, shape: Backbone) -> int:
+    """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
+    tables = num_slots(shape.table_bytes, is_on_gpu=True) * shape.table_bytes
+    return shape.rows * _held(entry, shape, is_on_gpu=True) * shape.kv_bytes + tables
+
+
+def _cpu_cache_bytes(entry: Entry, shape: Backbone, num_weight_bytes: int) -> int:
+    """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
+    slots = num_slots(shape.table_bytes, is_on_gpu=False)
+    rows = cpu_cache_rows(_held(entry, shape, is_on_gpu=False), slots)
+    return (rows * shape.kv_bytes + slots * shape.table_bytes) * _number_bytes(shape, num_weight_bytes) // BYTES
+
+
+def _held(entry: Entry, shape: Backbone, is_on_gpu: bool) -> int:
+    """Return the number of rows in the KV cache of the longest request, which the family limits."""
+    found = plugin(entry.family)
+    longest = shape.longest if found is None else found.build(None).max_model_len
+    return held_rows(longest, shape.window, is_on_gpu)
+
+
+def _number_bytes(shape: Backbone, num_weight_bytes: int) -> int:
+    """Return the bytes per number of a release, by the size of its files: 4 or 2."""
+    return 2 * BYTES if num_weight_bytes >= FLOAT32_BYTES * shape.weights else BYTES
+
+
+def choose(entry: Entry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
+    """Return the device for a release: the given one, or else the GPU with the most free memory that fits, or the CPU.
+
+    Args:
+        entry: The release.
+        num_weight_bytes: Size of all files with weights, as published.
+        gpu: Number of the GPU to use; None to choose.
+        cpu: True to use the CPU.
+
+    Raises:
+        BadArgument: If there is no such GPU.
+    """
+    on_gpu = need(entry, num_weight_bytes, is_on_gpu=True).total
+    on_cpu = f"CPU: needs about {gb(need(entry, num_weight_bytes, is_on_gpu=False).total)}"
+    on_cpu += f" of {gb(machine.available_memory())} GB that are free (estimate)"
+    if cpu:
+        return Device(None, on_cpu)
+    known = sorted(machine.gpus(), key=lambda each: each.free_bytes, reverse=True)
+    if gpu is not None:
+        given = _gpu_of(known, gpu)
+        return Device(gpu, _why(given, on_gpu) + ("" if machine.has_cuda_vllm() else f"; {REMEDY}"))
+    if not known:
+        return Device(None, on_cpu)
+    best = next((each for each in known if on_gpu <= _usable(each)), known[0])
+    if not machine.has_cuda_vllm():
+        return Device(None, f"{on_cpu}; {best.name} is not used, because {REMEDY}")
+    return Device(best.number, _why(best, on_gpu))  # vLLM for GPUs does not run on a CPU
+
+
+REMEDY = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
+
+
+def _gpu_of(known: list[machine.Gpu], number: int) -> machine.Gpu:
+    """Return the GPU with this number; raise BadArgument if there is none."""
+    for each in known:
+        if each.number == number:
+            return each
+    numbers = ", ".join(str(each.number) for each in sorted(known, key=lambda each: each.number))
+    raise BadArgument(f"--gpu: expected the number of a GPU ({numbers or 'nvidia-smi shows none'}), got {number}")
+
+
+def _why(gpu: machine.Gpu, num_bytes: int) -> str:
+    free = f"{gb(gpu.free_bytes)} of {gb(gpu.total_bytes)} GB free"
+    return f"{gpu.name}, {free}: needs about {gb(num_bytes)} GB for one stream (estimate)"
+
+
+def _usable(gpu: machine.Gpu) -> int:
+    """Return the memory of a GPU that a server may use, in bytes."""
+    return min(round(SHARE_OF_MEMORY * gpu.total_bytes), gpu.free_bytes)
+
+
+def check(entry: Entry, num_weight_bytes: int, device: Device) -> None:
+    """Raise DoesNotFit with the numbers if a release needs more memory than its device has free.
+
+    Args:
+        entry: The release.
+        num_weight_bytes: Size of all files with weights, as published.
+        device: Device from `choose`.
+
+    Raises:
+        DoesNotFit: If the memory is too small; the message names the smaller release, if there is one.
+        BadArgument: If there is no such GPU any more.
+    """
+    if device.gpu is None:
+        _check_cpu(entry, num_weight_bytes)
+    else:
+        _check_gpu(entry, num_weight_bytes, _gpu_of(machine.gpus(), device.gpu))
+
+
+def _check_cpu(entry: Entry, num_weight_bytes: int) -> None:
+    needed = need(entry, num_weight_bytes, is_on_gpu=False).total
+    total, free = machine.total_memory(), machine.available_memory()
+    if needed > min(total, free):
+        raise DoesNotFit(
+            f"{entry.name} needs about {gb(needed)} GB of memory (estimate), this machine has {gb(total)} GB of which"
+            f" {gb(free)} are free{_smaller(entry, is_on_gpu=False)}"
+        )
+
+
+def _check_gpu(entry: Entry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
+    needed = need(entry, num_weight_bytes, is_on_gpu=True).total
+    if needed <= _usable(gpu):
+        return
+    message = (
+        f"{entry.name} needs about {gb(needed)} GB of GPU memory (estimate), {gpu.name} has {gb(gpu.total_bytes)} GB of"
+        f" which {gb(_usable(gpu))} may be used"
+    )
+    if not machine.has_cuda_vllm():
+        on_cpu = need(entry, num_weight_bytes, is_on_gpu=False).total
+        message += f"; --cpu needs about {gb(on_cpu)} GB, {gb(machine.available_memory())} are free"
+    raise DoesNotFit(message + _smaller(entry, is_on_gpu=True))
+
+
+def _smaller(entry: Entry, is_on_gpu: bool) -> str:
+    """Return the end of a message that suggests the smaller release; the empty string if there is none."""
+    found = None if entry.smaller is None else find(entry.smaller)
+    if found is None:
+        return ""
+    # The table has the sizes of some files only.
+    shape, num_bytes = backbone(found), sum(found.source.sizes.values())
+    num_bytes = num_bytes if shape is None else max(num_bytes, BYTES * shape.weights)
+    if not num_bytes:
+        return f"; {found.name} is smaller (--or-smaller)"
+    return f"; {found.name} needs about {gb(need(found, num_bytes, is_on_gpu).total)} GB (--or-smaller)"
+
+
+def check_disk(needs: Mapping[Path, int]) -> None:
+    """Raise DoesNotFit if a file system has too little space for what is to be written, and 1 GB to spare.
+
+    Args:
+        needs: Bytes to be written, by folder. A folder that is missing is created in its nearest existing parent.
+    """
+    written, folders = defaultdict[int, int](int), defaultdict[int, list[Path]](list)
+    for folder, num_bytes in needs.items():
+        disk = machine.existing(folder).stat().st_dev
+        written[disk] += num_bytes
+        folders[disk].append(folder)
+    for disk, num_bytes in written.items():
+        needed, free = num_bytes + SPARE_DISK_BYTES, machine.free_disk(folders[disk][0])
+        if num_bytes and needed > free:
+            places = " and ".join(map(_home_relative, folders[disk]))
+            raise DoesNotFit(
+                f"needs {gb(needed)} GB in {places}, {gb(free)} GB are free; STRETTO_MODELS and HF_HOME choose other"
+                " places"
+            )
+
+
+def _home_relative(folder: Path) -> str:
+    """Return a path with ~ for the home folder."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
+
+
+def speed_line(entry: Entry, bandwidth: float) -> str | None:
+    """Return by how much a release is slower than real time on a CPU; None if it is not, or if that is unknown.
+
+    The estimate is the time for reading all weights for each frame, because a CPU waits mostly for its memory.
+
+    Args:
+        entry: The release.
+        bandwidth: Bytes per second, from `machine.copy_bandwidth`.
+    """
+    shape = backbone(entry)
+    if shape is None:
+        return None
+    scale = _number_bytes(shape, sum(entry.source.sizes.values())) // BYTES
+    ratio = shape.frame_rate * scale * shape.frame_bytes / bandwidth
+    if ratio <= 1:
+        return None
+    times = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"
+    return f"about {times} times slower than real time (estimate)"
+
+
+def gb(num_bytes: float) -> str:
+    """Return a size in GB with one decimal."""
+    return f"{num_bytes / GB:.1f}"

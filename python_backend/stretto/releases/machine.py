@@ -1,0 +1,105 @@
+"""Memory, disk and processors of this machine, which decide whether a release can be served on it."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+from stretto.engine.environment import is_cpu_build
+from stretto.gpus import Gpu, gpus
+
+__all__ = [
+    "Gpu",
+    "available_memory",
+    "copy_bandwidth",
+    "existing",
+    "free_disk",
+    "gpus",
+    "has_cuda_vllm",
+    "total_memory",
+]
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+KIB = 1 << 10
+COPIED_BYTES = 256_000_000
+
+
+def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return how many bytes of memory a new process may use: the least that the machine and its cgroups leave.
+
+    Args:
+        proc: Mount point of procfs.
+        cgroups: Mount point of the cgroup file systems.
+    """
+    return min([_of_meminfo(proc, "MemAvailable"), *(limit - used for limit, used in _cgroups(proc, cgroups))])
+
+
+def total_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Return the memory of this machine in bytes, or a cgroup's limit if it is lower.
+
+    Args:
+        proc: Mount point of procfs.
+        cgroups: Mount point of the cgroup file systems.
+    """
+    return min([_of_meminfo(proc, "MemTotal"), *(limit for limit, _ in _cgroups(proc, cgroups))])
+
+
+def _of_meminfo(proc: Path, name: str) -> int:
+    lines = (proc / "meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{name}:"))
+
+
+def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use of memory in bytes of each cgroup of this process; page cache, which is freed, is not use."""
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        elif not controllers:
+            root, names = cgroups, ("memory.max", "memory.current", "")
+        else:
+            continue
+        # In a container, the path may be the host's, and the root is the container's own group.
+        folder = root / path.lstrip("/")
+        for each in [folder, *folder.parents][: len(folder.parts) - len(root.parts) + 1]:
+            if (found := _limit_and_use(each, *names)) is not None:
+                yield found
+
+
+def _limit_and_use(folder: Path, limit: str, used: str, prefix: str) -> tuple[int, int] | None:
+    """Return limit and use of one cgroup; None if it has no limit, or if the folder is not a cgroup's."""
+    try:
+        given, size = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    cached = sum(int(counts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return None if given == "max" else (int(given), max(size - cached, 0))
+
+
+def has_cuda_vllm() -> bool:
+    """Return True if the installed vLLM is built for CUDA; vLLM is not imported."""
+    try:
+        return not is_cpu_build()
+    except PackageNotFoundError:
+        return False
+
+
+def copy_bandwidth() -> float:
+    """Return how many bytes one core copies per second, measured in about 0.2 s."""
+    source, copy = bytearray(b"\1") * COPIED_BYTES, bytearray(b"\1") * COPIED_BYTES
+    began = time.perf_counter()
+    memoryview(copy)[:] = source
+    return COPIED_BYTES / (time.perf_counter() - began)
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest of its parents that exists."""
+    folder = folder.absolute()
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes of the file system on which a folder is, or would be created."""
+    return shutil.disk_usage(existing(folder)).free

