@@ -9,6 +9,8 @@ cache of the longest reply. The codec computes in float32 on its own GPU. All as
 from dataclasses import dataclass
 from itertools import takewhile
 
+from stretto.families.base import Family
+
 BYTES = 2  # bfloat16
 SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
 SHARE_OF_MEMORY = 0.85  # assumed share of the language model; `make-repository --gpu` computes it for each codec
@@ -25,7 +27,7 @@ MAX_SLOTS = {True: 256, False: 32}  # batch slots of a server on a GPU, and on a
 TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
 GPU_BATCHED_ROWS, CPU_BATCHED_ROWS = 8192, 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
-CPU_ROWS_PER_SLOT = 1024
+MAX_CPU_ROWS = 1024  # rows per batch slot
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Backbone(Shape):
         return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
 
     @property
+    def kv_window(self) -> int:
+        """Number of rows of the window in the KV cache; 0 without a window."""
+        return max(self.window - self.vector_rows, 0)
+
+    @property
     def table_bytes(self) -> int:
         """Size of a stream's keys and values of speaker vectors in bytes."""
         return 2 * self.layers * self.vector_rows * self.hidden * BYTES
@@ -178,31 +185,41 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
     return min(most, 1 << fitting.bit_length() - 1)
 
 
-def held_rows(longest: int, window: int, is_on_gpu: bool) -> int:
-    """Return the number of rows in the KV cache of a request with `longest` rows.
+def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> int:
+    """Return the number of rows in the KV cache of the longest reply, with both requests if it is guided by a pair.
 
     Args:
-        longest: Number of rows of the request: its prompt and its reply.
+        family: The family.
+        longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         is_on_gpu: True for a server on a GPU.
     """
-    if not window:
-        return longest
     # Blocks that leave the window are freed, but those of two steps may be in flight.
-    return min(longest, window + 2 * (GPU_BATCHED_ROWS if is_on_gpu else CPU_BATCHED_ROWS))
+    in_flight = 2 * (GPU_BATCHED_ROWS if is_on_gpu else CPU_BATCHED_ROWS)
+    return (2 if family.guided_streams else 1) * (min(longest, window + in_flight) if window else longest)
 
 
-def cpu_cache_rows(held: int, slots: int) -> int:
+def cpu_cache_rows(family: Family, longest: int, window: int, slots: int) -> int:
     """Return the number of rows in the KV cache of a server on a CPU.
 
-    There is room for CPU_ROWS_PER_SLOT rows per batch slot. There is always room for a CFG pair with a reply of maximum
-    length, so that no request is rejected for its length.
+    There is always room for the longest reply, so that no request is rejected for its length. There is also room for
+    the rows that all batch slots need on average, with replies of SECONDS that are halfway complete. If replies need
+    more, some are preempted. Live sessions cannot be preempted: their number depends on the size of the cache, so they
+    get MAX_CPU_ROWS for each slot, and room for another reply beside a session.
 
     Args:
-        held: Number of rows that the longest request holds.
+        family: The family.
+        longest: Number of rows of the longest request: its prompt and its reply.
+        window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         slots: Number of batch slots.
     """
-    return max(2 * held, CPU_ROWS_PER_SLOT * slots) + 2 * CPU_BLOCK_SIZE
+    is_live = family.code_track is not None
+    rows_per_s = family.frame_rate * family.rows_per_frame
+    rows = MAX_CPU_ROWS
+    if rows_per_s and not is_live:
+        rows = min(rows, PROMPT_ROWS + round(SECONDS / 2 * rows_per_s))
+    held = longest_rows(family, longest, window, is_on_gpu=False)
+    return max((2 if is_live else 1) * held, rows * slots) + 2 * CPU_BLOCK_SIZE
 
 
 def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:

@@ -12,9 +12,9 @@ from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
 from stretto.decoder.memory import LIBRARY_BYTES
 from stretto.encoders.xeus import FOLDER
-from stretto.families.base import ConditionSpec
+from stretto.families.base import CodeTrack, ConditionSpec, Family
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
-from stretto.families.plugin import family_at
+from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
 from stretto.launcher.options import OPTIONS_FILE, read_options
 from tests.aligning.ctc_release import write_release as write_ctc_release
@@ -62,6 +62,47 @@ def test_engine_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -
     given.write_text('{"max_num_seqs": 4, "tensor_parallel_size": 2}')
     changed = made(checkpoint, tmp_path / "other", "--engine-args", str(given))
     assert changed == arguments | {"max_num_seqs": 4, "tensor_parallel_size": 2}
+
+
+WINDOWED = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 500}
+UNGUIDED = replace(TINY, guided_streams=())
+LIVE = replace(UNGUIDED, code_track=CodeTrack(range(1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("family", "longest", "changes", "num_rows"),
+    [
+        (TINY, 32_768, {}, 2 * 32_768),  # a CFG pair
+        (UNGUIDED, 32_768, {}, 32_768),
+        (LIVE, 32_768, {}, 2 * 32_768),  # another reply beside a session
+        (LIVE, 45_056, WINDOWED, 32 * 1_024),  # as many sessions as possible
+        (UNGUIDED, 45_056, WINDOWED, 32 * 575),
+        (replace(UNGUIDED, frame_rate=12.5), 4_096, {}, 32 * 388),
+        (replace(UNGUIDED, frame_rate=100.0), 4_096, {}, 32 * 1_024),
+        (replace(UNGUIDED, frame_rate=0.0), 4_096, {}, 32 * 1_024),
+    ],
+)
+def test_kv_cache_on_a_cpu_has_room_for_the_longest_reply_and_the_average_of_all_slots(
+    family: Family, longest: int, changes: dict[str, Any], num_rows: int
+) -> None:
+    record = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128, "dtype": "float32"}
+    record |= {"max_position_embeddings": longest, **changes}
+    arguments = engine_arguments(record, replace(family, max_model_len=longest), is_on_gpu=False)
+    row = bytes_per_row(record, "float32")
+    expected = (num_rows + 2 * arguments["block_size"]) * row
+    assert expected <= arguments["kv_cache_memory_bytes"] < expected + (1 << 20)
+    assert arguments["max_model_len"] == longest
+
+
+@pytest.mark.parametrize("family", [each.build(None) for each in plugins()], ids=lambda family: family.name)
+def test_a_request_of_the_greatest_length_always_fits(family: Family) -> None:
+    """Admission counts whole blocks, twice for a CFG pair, and vLLM keeps one block."""
+    record = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 1 << 19, "dtype": "bfloat16"}
+    record["max_position_embeddings"] = family.max_model_len
+    arguments = engine_arguments(record, family, is_on_gpu=False)
+    block_bytes = arguments["block_size"] * bytes_per_row(record, "bfloat16")  # a row has 2 MiB
+    needed = -(-arguments["max_model_len"] // arguments["block_size"]) * (2 if family.guided_streams else 1)
+    assert needed <= arguments["kv_cache_memory_bytes"] // block_bytes - 1
 
 
 def test_kv_bytes_per_row_are_computed() -> None:

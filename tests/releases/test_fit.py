@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from stretto.families.tiny.family import TINY
 from stretto.releases import fit, machine
 from stretto.releases.entry import Entry, Source
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, need, speed_line
 from stretto.releases.machine import Gpu
 from stretto.releases.names import entries, find
-from stretto.sizing import CPU_BLOCK_SIZE, Backbone, cpu_cache_rows, held_rows
+from stretto.sizing import Backbone, cpu_cache_rows
 
 GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
@@ -49,27 +50,19 @@ def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> N
     in_half, in_full = 2 * backbone.weights, 4 * backbone.weights
     on_gpu = need(SHAPED, in_full, is_on_gpu=True)
     assert on_gpu.weights == in_half
-    assert on_gpu.cache == 1024 * backbone.kv_bytes  # the longest request of the family
+    assert on_gpu.cache == 2 * 1024 * backbone.kv_bytes  # the longest guided reply of the family
     half, full = need(SHAPED, in_half, is_on_gpu=False), need(SHAPED, in_full, is_on_gpu=False)
     assert (half.weights, full.weights) == (in_half, in_full)
-    assert half.cache == cpu_cache_rows(1024, 32) * backbone.kv_bytes
+    assert half.cache == cpu_cache_rows(TINY, 1024, 0, 32) * backbone.kv_bytes
     assert full.cache == 2 * half.cache
 
 
 def test_need_includes_tables_of_speaker_vectors() -> None:
-    shape = SHAPE | {"vector_rows": 100, "window": 500}
+    shape = SHAPE | {"vector_rows": 100, "window": 600}  # which includes the vectors
     table = 2 * 10 * 100 * 512 * 2
     for is_on_gpu, slots in ((True, 256), (False, 32)):
         plain = need(replace(SHAPED, shape=SHAPE | {"window": 500}), 0, is_on_gpu)
         assert need(replace(SHAPED, shape=shape), 0, is_on_gpu).cache - plain.cache == slots * table
-
-
-def test_window_limits_the_rows_of_a_request() -> None:
-    assert held_rows(1_000, 0, is_on_gpu=False) == 1_000
-    assert held_rows(45_056, 3_000, is_on_gpu=False) == 3_000 + 2 * 2_048
-    assert held_rows(45_056, 3_000, is_on_gpu=True) == 3_000 + 2 * 8_192
-    assert held_rows(1_000, 3_000, is_on_gpu=True) == 1_000
-    assert cpu_cache_rows(1_000, 32) == 32 * 1_024 + 2 * CPU_BLOCK_SIZE
 
 
 @pytest.mark.parametrize("entry", [each for each in entries() if each.shape], ids=lambda entry: entry.name)

@@ -27,7 +27,7 @@ class Needs:
         preprocessor: Weights of the preprocessor; None if it is on another device.
         weights: Weights of the language model.
         tables: Tables of the language model's batch slots, besides the KV cache.
-        cache: KV cache of a guided reply of the greatest length.
+        cache: KV cache of a reply of the greatest length, with both requests of a CFG pair.
     """
 
     decoder: DecoderMemory | None

@@ -25,7 +25,7 @@ from stretto.gpus import MIB
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS, cpu_cache_rows, held_rows, num_slots
+from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS, cpu_cache_rows, longest_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
@@ -232,7 +232,7 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
     places = {"max_num_seqs": num_seqs, "max_waiting": num_seqs // 4}
     if is_on_gpu:
         return chosen | places | {"max_num_batched_tokens": GPU_BATCHED_ROWS}
-    num_rows = cpu_cache_rows(held_rows(chosen["max_model_len"], window(record), is_on_gpu), num_seqs)
+    num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), num_seqs)
     return chosen | {
         **places,
         "max_num_batched_tokens": CPU_BATCHED_ROWS,
@@ -280,7 +280,7 @@ def gpu_needs(
         preprocessor=heard if placement.gpu == ENGINE_GPU else None,
         weights=weights // 2 if placement.quantize else weights,
         tables=tables,
-        cache=2 * num_rows * bytes_per_row(record, dtype),
+        cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
     )
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.releases import machine
 from stretto.releases.entry import Entry
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.names import find
-from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth, cpu_cache_rows, held_rows, num_slots
+from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth, cpu_cache_rows, longest_rows, num_slots
 
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
@@ -85,22 +86,23 @@ def backbone(entry: Entry) -> Backbone | None:
 
 def _stream_bytes(entry: Entry, shape: Backbone) -> int:
     """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
-    tables = num_slots(shape.table_bytes, is_on_gpu=True) * shape.table_bytes
-    return shape.rows * _held(entry, shape, is_on_gpu=True) * shape.kv_bytes + tables
+    family = _family(entry)
+    rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
+    return rows * shape.kv_bytes + num_slots(shape.table_bytes, is_on_gpu=True) * shape.table_bytes
 
 
 def _cpu_cache_bytes(entry: Entry, shape: Backbone, num_weight_bytes: int) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
-    slots = num_slots(shape.table_bytes, is_on_gpu=False)
-    rows = cpu_cache_rows(_held(entry, shape, is_on_gpu=False), slots)
+    family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=False)
+    rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
     return (rows * shape.kv_bytes + slots * shape.table_bytes) * _number_bytes(shape, num_weight_bytes) // BYTES
 
 
-def _held(entry: Entry, shape: Backbone, is_on_gpu: bool) -> int:
-    """Return the number of rows in the KV cache of the longest request, which the family limits."""
+def _family(entry: Entry) -> Family:
+    """Return the family of an entry, which a plug-in has listed or recognised, with its published vocabulary."""
     found = plugin(entry.family)
-    longest = shape.longest if found is None else found.build(None).max_model_len
-    return held_rows(longest, shape.window, is_on_gpu)
+    assert found is not None
+    return found.build(None)
 
 
 def _number_bytes(shape: Backbone, num_weight_bytes: int) -> int:
