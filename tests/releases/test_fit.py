@@ -93,6 +93,15 @@ def test_cpu_is_chosen_without_a_gpu(host: SimpleNamespace) -> None:
     check(BARE, 4 * GB, found)
 
 
+@pytest.mark.parametrize("cpu", [False, True])
+def test_vllm_for_gpus_without_a_gpu_is_reported(cpu: bool, host: SimpleNamespace) -> None:
+    assert choose(BARE, 4 * GB, None, cpu) == Device(
+        None,
+        "CPU: needs about 5.6 of 12.0 GB that are free (estimate);"
+        " the installed vLLM is for GPUs and does not run on a CPU (docs/install.md)",
+    )
+
+
 def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
     host.gpus, host.has_cuda = [SMALL_GPU], False
     remedy = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
@@ -108,6 +117,7 @@ def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
 def test_given_device_is_used(host: SimpleNamespace) -> None:
     host.gpus = [BUSY_GPU, LARGE_GPU]
     assert choose(BARE, 4 * GB, 1, cpu=False).gpu == 1
+    host.has_cuda = False
     assert choose(BARE, 4 * GB, None, cpu=True) == Device(
         None, "CPU: needs about 5.6 of 12.0 GB that are free (estimate)"
     )

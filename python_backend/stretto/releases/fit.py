@@ -19,7 +19,9 @@ from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth,
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
 SPARE_DISK_BYTES = GB  # left on each file system
-FLOAT32_BYTES = 3.8  # bytes per number of a release in float32 at least; a codec adds its own to those of others
+# Files with more bytes than this for each weight of the language model are in float32. It takes 4; those in 16 bits take
+# 2, and up to 3.3 with the codec.
+FLOAT32_BYTES = 3.8
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,21 @@ def choose(entry: Entry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> D
     on_gpu = need(entry, num_weight_bytes, is_on_gpu=True).total
     on_cpu = f"CPU: needs about {gb(need(entry, num_weight_bytes, is_on_gpu=False).total)}"
     on_cpu += f" of {gb(machine.available_memory())} GB that are free (estimate)"
+    has_cuda_vllm = machine.has_cuda_vllm()
+    if has_cuda_vllm:
+        on_cpu += "; the installed vLLM is for GPUs and does not run on a CPU (docs/install.md)"
     if cpu:
         return Device(None, on_cpu)
     known = sorted(machine.gpus(), key=lambda each: each.free_bytes, reverse=True)
     if gpu is not None:
         given = _gpu_of(known, gpu)
-        return Device(gpu, _why(given, on_gpu) + ("" if machine.has_cuda_vllm() else f"; {REMEDY}"))
+        return Device(gpu, _why(given, on_gpu) + ("" if has_cuda_vllm else f"; {REMEDY}"))
     if not known:
         return Device(None, on_cpu)
     best = next((each for each in known if on_gpu <= _usable(each)), known[0])
-    if not machine.has_cuda_vllm():
+    if not has_cuda_vllm:
         return Device(None, f"{on_cpu}; {best.name} is not used, because {REMEDY}")
-    return Device(best.number, _why(best, on_gpu))  # vLLM for GPUs does not run on a CPU
+    return Device(best.number, _why(best, on_gpu))
 
 
 REMEDY = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
