@@ -19,8 +19,8 @@ from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth,
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
 SPARE_DISK_BYTES = GB  # left on each file system
-# Files with more bytes than this for each weight of the language model are in float32. It takes 4; those in 16 bits take
-# 2, and up to 3.3 with the codec.
+# Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
+# bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
 
 
