@@ -3,22 +3,27 @@
     python -m benchmarks.sizing                     # the tables of docs/gpu.md, then those of docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
-`stretto.sizing` has the arithmetic and its assumptions. For the cost of speech, the codec shares the language model's
-GPU. The cost of gateways per second of audio is measured. All other assumptions are constants in this module.
+`stretto.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
+`make-repository --gpu`. The codec shares the language model's GPU. The cost of gateways per second of audio is
+measured. All other assumptions are constants in this module.
 """
 
 import argparse
 from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
 
+from benchmarks.decoder_memory import row_of
+from stretto.convert.gpu_memory import Needs
 from stretto.sizing import (
     BYTES,
+    MOST_STREAMS,
     SHARE_OF_TIME,
     Backbone,
     CodecCost,
     Depth,
     Gpu,
     step_ms,
-    streams_in_memory,
     streams_in_time,
     streams_of_codec,
 )
@@ -67,22 +72,42 @@ GPUS = (
     Gpu("H100 SXM", 80, 3.35, 989, 67),
     Gpu("H200", 141, 4.8, 989, 67),
 )
-CODECS = (CodecCost("xcodec (Bagpiper)", {25: 44.0, 8: 85.6}), CodecCost("espnet_dac (OpusLM)", {25: 6.3, 8: 9.6}))
+CODECS = (
+    CodecCost("xcodec", {25: 44.0, 8: 85.6}),
+    CodecCost("espnet_dac", {25: 6.3, 8: 9.6}),
+    CodecCost("mimi", {12: 6.9, 2: 13.8}),
+    CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}),
+    CodecCost("higgs", {25: 24.5, 4: 81.8}),
+    CodecCost("cosyvoice3", {100: 3126.1}, 150 + 375),  # a voice of 6 s, and half of the longest reply
+)
+# Codec of each model, by the first word of its name.
+CODEC_OF = {
+    "Bagpiper": "xcodec",
+    "OpusLM": "espnet_dac",
+    "CSM": "mimi",
+    "Qwen3-TTS": "qwen3_12hz",
+    "CosyVoice": "cosyvoice3",
+    "Higgs": "higgs",
+    "Moshi": "mimi",
+    "Kyutai": "mimi",
+}
+SILENT = "Kyutai STT"  # generates no audio
 
 
 def tables() -> str:
     """Return the tables for docs/gpu.md in Markdown."""
     lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
     for each in BACKBONES:
-        weights_gb, stream_gb = BYTES * each.weights / 1e9, each.rows * each.longest * each.kv_bytes / 1e9
+        weights_gb, stream_gb = BYTES * each.weights / 1e9, each.stream_bytes / 1e9
         lines.append(f"| {each.name} | {weights_gb:.1f} GB | {each.kv_bytes / 1024:.0f} KiB | {stream_gb:.2f} GB |")
     lines += ["", "| model | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
     for each in BACKBONES:
         lines.append(f"| {each.name} | " + " | ".join(_cell(each, gpu) for gpu in GPUS) + " |")
-    lines += ["", "| codec | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
+    lines += ["", "| codec | chunks | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|---|" + "---|" * len(GPUS)]
     for codec in CODECS:
-        cells = (f"{streams_of_codec(codec, gpu, 25)} … {streams_of_codec(codec, gpu, 8)}" for gpu in GPUS)
-        lines.append(f"| {codec.name} | " + " | ".join(cells) + " |")
+        sizes = " … ".join(map(str, codec.gflop))
+        cells = (" … ".join(str(streams_of_codec(codec, gpu, frames)) for frames in codec.gflop) for gpu in GPUS)
+        lines.append(f"| `{codec.name}` | {sizes} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -90,20 +115,57 @@ def _cell(backbone: Backbone, gpu: Gpu) -> str:
     memory = streams_in_memory(backbone, gpu)
     if memory < 1:
         return "–"
-    time = streams_in_time(backbone, gpu)
-    return f"**{min(memory, time)}** ({memory} / {time}), {step_ms(backbone, gpu, 1):.1f} ms"
+    codec = codec_of(backbone)
+    alone = [str(memory), str(streams_in_time(backbone, gpu))]
+    alone += [] if codec is None else [str(streams_of_codec(codec, gpu, codec.steady_frames))]
+    return f"**{streams_of(backbone, gpu)}** ({' / '.join(alone)}), {step_ms(backbone, gpu, 1):.1f} ms"
+
+
+@cache
+def needs_of(backbone: Backbone) -> Needs:
+    """Return the memory of a server with a published model and its codec on one GPU.
+
+    The voices' vectors of Kyutai TTS are counted for each stream, as a part of its window.
+    """
+    memory = row_of(CODEC_OF[backbone.name.split()[0]]).memory
+    return Needs(memory, None, weights=BYTES * backbone.weights, tables=0, cache=backbone.stream_bytes)
+
+
+def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
+    """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
+    return needs_of(backbone).cache_on(round(1e9 * gpu.memory_gb)) // backbone.stream_bytes
+
+
+def codec_of(backbone: Backbone) -> CodecCost | None:
+    """Return the cost of a model's codec; None if the model generates no audio."""
+    if backbone.name.startswith(SILENT):
+        return None
+    return next(codec for codec in CODECS if codec.name == CODEC_OF[backbone.name.split()[0]])
+
+
+def share_of_time(backbone: Backbone, gpu: Gpu, streams: int) -> float:
+    """Return the share of the frame period that a step and the codec take on one GPU."""
+    codec, share = codec_of(backbone), step_ms(backbone, gpu, streams) * backbone.frame_rate / 1e3
+    if codec is not None:
+        share += streams / max(1, streams_of_codec(codec, gpu, codec.steady_frames))
+    return share
+
+
+def streams_of(backbone: Backbone, gpu: Gpu) -> int:
+    """Return how many streams one GPU serves in real time with both language model and codec; may be 0."""
+    most = min(MOST_STREAMS, max(0, streams_in_memory(backbone, gpu)))
+    return sum(1 for _ in takewhile(lambda n: share_of_time(backbone, gpu, n) <= SHARE_OF_TIME, range(1, most + 1)))
 
 
 BUSY = 0.75  # share of a server's streams in use: deploy/kubernetes/scaling.yaml, deploy/ray
-CHUNK_FRAMES = 25  # frames per chunk of a steady stream
 GATEWAY_MS = 12.7  # processor time per second of mp3, the most expensive format (measured: docs/scale.md)
 GATEWAY_BUSY = 0.6  # target share of a gateway's processor, for its autoscaler
 GATEWAY_STREAMS = 256  # `--max-active` of a gateway
 INSIDE_KBIT = 16 * 24.0 * 1.05  # server to gateway: 16-bit samples at 24 kHz, plus gRPC (estimated)
 OUTSIDE_KBIT = {"pcm, wav": 16 * 24.0, "mp3, aac": 64.0, "opus": 32.0}  # `stretto_gateway.encoding.CODECS`
 SIZES = (1, 8, 64, 1000)
-# Language models with a codec in CODECS.
-COUNTED = tuple(each for each in BACKBONES if any(each.name.split()[0] in codec.name for codec in CODECS))
+# Models that generate audio.
+COUNTED = tuple(each for each in BACKBONES if codec_of(each) is not None)
 
 
 @dataclass(frozen=True)
@@ -143,24 +205,6 @@ class Fleet:
     def hour_of_speech(self, prices: Prices) -> float:
         """Return the cost of an hour of speech when all `busy_streams` are in use."""
         return (self.num_gpus * prices.gpu + self.gateway_cores * prices.core) / self.busy_streams
-
-
-def codec_of(backbone: Backbone) -> CodecCost:
-    """Return the codec cost of a model in COUNTED."""
-    (found,) = [codec for codec in CODECS if backbone.name.split()[0] in codec.name]
-    return found
-
-
-def share_of_time(backbone: Backbone, gpu: Gpu, streams: int) -> float:
-    """Return the share of the frame period that a step and the codec take on one GPU."""
-    codec = streams / max(1, streams_of_codec(codec_of(backbone), gpu, CHUNK_FRAMES))
-    return step_ms(backbone, gpu, streams) * backbone.frame_rate / 1e3 + codec
-
-
-def streams_of(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many streams one GPU serves in real time with both language model and codec; may be 0."""
-    most = max(0, streams_in_memory(backbone, gpu))
-    return max((n for n in range(1, most + 1) if share_of_time(backbone, gpu, n) <= SHARE_OF_TIME), default=0)
 
 
 def fleet_tables(prices: Prices) -> str:

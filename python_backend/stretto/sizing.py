@@ -1,9 +1,10 @@
-"""Estimate of the memory and the time that a language model and its codec need on a GPU, and of memory on a CPU.
+"""Estimate of the time that a language model and its codec need on a GPU, and of the KV cache there and on a CPU.
 
 A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
 is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
-family with a depth transformer, the depth layers are read again for each code. Memory holds the weights and the KV
-cache of the longest reply. The codec computes in float32 on its own GPU. All assumptions are constants in this module.
+family with a depth transformer, the depth layers are read again for each code. The KV cache has the longest reply of
+each stream. The codec computes in float32. All assumptions are constants in this module. The memory that a GPU has for
+the KV cache is computed by `stretto.convert.gpu_memory`.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from stretto.families.base import Family
 
 BYTES = 2  # bfloat16
 SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
-SHARE_OF_MEMORY = 0.85  # assumed share of the language model; `make-repository --gpu` computes it for each codec
+# For a release whose codec is not installed yet: share of a GPU's memory to use, and memory of all but the weights and
+# the KV cache. `make-repository --gpu` computes both (`stretto.convert.gpu_memory`).
+SHARE_OF_MEMORY, RESERVED_GB = 0.85, 4.0
 SHARE_OF_FLOAT32 = 0.3  # share that a codec's convolutions reach
-RESERVED_GB = 4.0  # activations, graphs, the codec, the audio encoder
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
 # Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
@@ -140,6 +142,11 @@ class Backbone(Shape):
         return 2 if self.is_guided else 1
 
     @property
+    def stream_bytes(self) -> int:
+        """Size of a stream's KV cache for the longest reply in bytes."""
+        return self.rows * self.longest * self.kv_bytes
+
+    @property
     def longest(self) -> int:
         """Number of rows in the KV cache of the longest reply, including its prompt."""
         return self.window or PROMPT_ROWS + round(SECONDS * self.frame_rate)
@@ -163,10 +170,23 @@ class Gpu:
 
 @dataclass(frozen=True)
 class CodecCost:
-    """Operations per second of audio in chunks of 25 and of 8 frames, with context (counted by `FlopCounterMode`)."""
+    """Cost of a codec.
+
+    Attributes:
+        name: Name of the codec.
+        gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
+            first size is the steady one.
+        history: Number of earlier frames that each chunk decodes again; None for the codec's left context.
+    """
 
     name: str
     gflop: dict[int, float]
+    history: int | None = None
+
+    @property
+    def steady_frames(self) -> int:
+        """Chunk size of a steady stream in frames."""
+        return next(iter(self.gflop))
 
 
 def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
@@ -220,12 +240,6 @@ def cpu_cache_rows(family: Family, longest: int, window: int, slots: int) -> int
         rows = min(rows, PROMPT_ROWS + round(SECONDS / 2 * rows_per_s))
     held = longest_rows(family, longest, window, is_on_gpu=False)
     return max((2 if is_live else 1) * held, rows * slots) + 2 * CPU_BLOCK_SIZE
-
-
-def streams_in_memory(backbone: Backbone, gpu: Gpu) -> int:
-    """Return how many replies of the greatest length fit the KV cache; 0 or less if the weights do not fit."""
-    free = 1e9 * (SHARE_OF_MEMORY * gpu.memory_gb - RESERVED_GB) - BYTES * backbone.weights
-    return int(free // (backbone.rows * backbone.longest * backbone.kv_bytes))
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:

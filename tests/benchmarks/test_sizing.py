@@ -19,9 +19,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from benchmarks.codecs import codecs
-from benchmarks.sizing import BACKBONES, CODECS, GPUS, tables
+from benchmarks.checkpoints.every_codec import every_codec
+from benchmarks.decoder_memory import CHUNKS
+from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
 from stretto.codecs.base import Window
+from stretto.decoder.memory import META, Peak, tensors_to_meta
+from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
@@ -30,7 +33,8 @@ from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.sizing import Backbone, Shape, step_ms, streams_in_memory, streams_in_time
+from stretto.sizing import Backbone, Shape, step_ms, streams_in_time
+from tests.tiers import by_night
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {
@@ -105,11 +109,17 @@ def test_sizing_shapes_match_the_families(backbone: Backbone) -> None:
         assert said.sets == max(depth.num_sets, 1)
 
 
+@pytest.mark.slow
 def test_streams_per_gpu_are_limited_by_kv_cache_and_step_time() -> None:
     guided, unguided, *_ = BACKBONES
     small, *_, large = GPUS
     assert streams_in_memory(unguided, large) == pytest.approx(2 * streams_in_memory(guided, large), abs=1)
     assert streams_in_memory(replace(guided, layers=200), small) < 1
+    memory, streams = round(1e9 * large.memory_gb), streams_in_memory(guided, large)
+    whole = replace(needs_of(guided), cache=streams * guided.stream_bytes)
+    whole.check(memory)
+    with pytest.raises(CheckpointError, match="expected a GPU with at least"):
+        replace(whole, cache=whole.cache + guided.stream_bytes).check(memory)
     limit = streams_in_time(guided, large)
     assert step_ms(guided, large, limit) <= 16.0 < step_ms(guided, large, limit + 1)
     assert streams_in_time(guided, small) == 0  # its weights alone take longer to read
@@ -129,21 +139,31 @@ def test_step_time_includes_the_depth_transformer_passes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cost", CODECS, ids=lambda cost: cost.name)
-@pytest.mark.parametrize("frames", [25, 8])
-def test_codec_flop_counts_match_torch(cost: Any, frames: int) -> None:
-    [(_, _, codec)] = codecs([cost.name.split()[0]], None, is_wide=True)
+@pytest.mark.parametrize("name", ["mimi", "qwen3_12hz", *by_night("xcodec", "espnet_dac", "higgs", "cosyvoice3")])
+def test_codec_flop_counts_match_torch(name: str) -> None:
+    (cost,) = [each for each in CODECS if each.name == name]
+    codec = every_codec(name, is_narrow=False)
     assert isinstance(codec, nn.Module)
-    codec.to("meta")
+    assert list(tensors_to_meta(codec))
     spec = codec.spec
-    left, right = spec.left_frames, spec.right_frames
-    codes = torch.zeros(1, spec.num_codebooks, left + frames + right, dtype=torch.int64, device="meta")
-    window = Window(codes, left, right, torch.zeros(1, dtype=torch.int64, device="meta"), codec.initial_state(1))
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        codec.decode(window)
-    assert counter.get_total_flops() / 1e9 / (frames / spec.frame_rate) == pytest.approx(cost.gflop[frames], abs=0.05)
+    left, right = spec.left_frames if cost.history is None else cost.history, spec.right_frames
+    device = torch.device("cpu") if spec.reads_on_host else META
+    for frames, gflop in cost.gflop.items():
+        codes = torch.zeros(1, spec.num_codebooks, left + frames + right, dtype=torch.int64, device=device)
+        window = Window(codes, left, right, torch.full((1,), left, device=device), codec.initial_state(1))
+        with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
+            codec.decode(window)
+        assert counter.get_total_flops() / 1e9 / (frames / spec.frame_rate) == pytest.approx(gflop, abs=0.05)
 
 
+def test_codecs_are_counted_in_the_chunks_of_their_decoders() -> None:
+    assert set(CODEC_OF.values()) == {cost.name for cost in CODECS}
+    for cost in CODECS:
+        if cost.history is None and cost.name != "espnet_dac":  # OpusLM's first chunk is longer than VALL-E's
+            assert tuple(cost.gflop) == CHUNKS[cost.name][::-1]
+
+
+@pytest.mark.slow
 def test_document_contains_the_generated_tables() -> None:
     text = DOCUMENT.read_text()
     for table in tables().split("\n\n"):

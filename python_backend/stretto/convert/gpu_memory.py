@@ -53,9 +53,13 @@ class Needs:
         """Least memory of the language model."""
         return self.weights + self.tables + self.cache + ENGINE_BYTES
 
+    def cache_on(self, gpu_bytes: int) -> int:
+        """Return the memory of the KV cache on a GPU with this much memory; negative if the weights do not fit."""
+        return gpu_bytes - self.reserved - (self.engine - self.cache)
+
     def check(self, gpu_bytes: int) -> None:
         """Raise CheckpointError if a GPU with this much memory is too small."""
-        if self.reserved + self.engine > gpu_bytes:
+        if self.cache_on(gpu_bytes) < self.cache:
             raise CheckpointError(
                 f"expected a GPU with at least {(self.reserved + self.engine) / GIB:.1f} GiB: the language model needs"
                 f" {self.engine / GIB:.1f} (weights {self.weights / GIB:.1f}, one reply {self.cache / GIB:.1f}) and the"
