@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute
 
 from stretto_gateway import chat, page, speech, speech_stream, transcription, voices
 from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Models, SpeechModels, described, shown
@@ -60,15 +62,9 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     # No documentation pages from FastAPI, because they would load scripts from other hosts.
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
     # The guard removes slashes at the end of a path, so there are no redirects.
-    app = FastAPI(**about, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = (KeyedApp if config.keys else FastAPI)(**about, **options, lifespan=lifespan, routes=all_routes())
     app.state.is_draining = False
-    for part in (speech, speech_stream, transcription, chat, realtime, kyutai, voices, page):
-        app.include_router(part.router, responses=ERRORS)
-    app.include_router(router, responses=ERRORS)
-    add_health(app)
-    answer_head(app)
-    if config.keys:
-        ask_for_keys(app)
     app.add_exception_handler(ApiError, api_error_response)
     app.add_exception_handler(RequestValidationError, validation_error_response)
     app.add_exception_handler(HTTPException, http_error_response)
@@ -82,7 +78,30 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     return app
 
 
-def add_health(app: FastAPI) -> None:
+class KeyedApp(FastAPI):
+    """Application whose OpenAPI schema declares the API keys, which the guard checks."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the schema, which FastAPI creates at the first call."""
+        schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+        return schema
+
+
+@cache
+def all_routes() -> list[BaseRoute]:
+    """Return the routes of every application; they do not depend on its settings."""
+    every = APIRouter()
+    for part in (speech, speech_stream, transcription, chat, realtime, kyutai, voices, page):
+        every.include_router(part.router, responses=ERRORS)
+    every.include_router(router, responses=ERRORS)
+    add_health(every)
+    answer_head(every)
+    return every.routes
+
+
+def add_health(every: APIRouter) -> None:
     """Add the routes for health checks and metrics."""
     plain: dict[str, Any] = {"response_class": Response}
     not_ready: Described = {
@@ -92,27 +111,20 @@ def add_health(app: FastAPI) -> None:
         described("The gateway is running", "text/plain"),
         described("The server can generate speech", "text/plain"),
     )
-    app.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
-    app.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
-    app.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
-    app.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute
+    every.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
+    every.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
+    every.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
+    every.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute
     has_figures = described("Figures", "text/plain", "application/openmetrics-text")
-    app.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
+    every.add_api_route("/metrics", figures, responses=has_figures | ERRORS, **plain)
 
 
-def answer_head(app: FastAPI) -> None:
+def answer_head(every: APIRouter) -> None:
     """Answer HEAD on all GET routes; uvicorn omits the body."""
-    for route in list(app.routes):
+    for route in list(every.routes):
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
-            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
-
-
-def ask_for_keys(app: FastAPI) -> None:
-    """Declare the API keys, which the guard checks, in the OpenAPI schema."""
-    schema = app.openapi()  # cached by FastAPI
-    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    schema["security"] = [{"key": []}]
+            every.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
 
 
 @router.get("/v1/models")

@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fastapi import routing
 from uvicorn import server as uvicorn_server
 
 from stretto_gateway import connection
@@ -21,8 +19,6 @@ from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
 from tests.patience import PATIENCE_S, until_async
 
-# Response models would be built anew for each gateway, route and error, which takes longer than most tests.
-routing.create_model_field = cache(routing.create_model_field)
 # uvicorn checks for its exit, and for closed connections, every tenth of a second.
 uvicorn_server.asyncio = SimpleNamespace(**vars(asyncio) | {"sleep": lambda seconds: asyncio.sleep(seconds / 20)})
 # Both ends of a WebSocket share an event loop, so that a refusal is read before the connection is closed.
