@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from vllm.model_executor.determinism import batch_invariant as batch_invariant_module
 
 from stretto.engine.kernels.gpu import products
 from stretto.engine.kernels.gpu.products import Float32Product
@@ -21,16 +22,36 @@ def test_logits_are_computed_in_float32(num_rows: int, dtype: torch.dtype, monke
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_rows", [1026, 2000])
-def test_batch_invariant_products_use_the_vllm_replacement(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def batch_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Select vLLM's batch-invariant mode, whose kernel runs in Triton's interpreter, as on four multiprocessors."""
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
-    monkeypatch.setattr(products, "MAX_COPIED", 1500)
+    monkeypatch.setattr(batch_invariant_module, "num_compute_units", lambda device: 4)
     monkeypatch.delattr(torch, "mm")
-    weight, x = torch.randn(num_rows, 64).bfloat16(), torch.randn(3, 64).bfloat16()
+
+
+@pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("num_rows", [1026, 2000])
+def test_batch_invariant_products_use_vllms_product(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "MAX_COPIED", 1500)
+    weight, x = torch.randn(num_rows, 64).half(), torch.randn(3, 64).half()
     product = Float32Product(weight)(x)
     assert product.dtype == torch.float32
     exact = x.double() @ weight.double().T
     assert torch.allclose(product.double(), exact, atol=1e-4 if num_rows < 1500 else 0.2)
+
+
+@pytest.mark.usefixtures("batch_invariant")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_columns", [2, 1026])
+def test_row_alone_equals_the_row_in_a_batch(num_columns: int, dtype: torch.dtype) -> None:
+    """The product of a head of a stop flag, and of one of stream 0; the batch has more rows than a tile."""
+    head, x = Float32Product(torch.randn(num_columns, 160).to(dtype)), torch.randn(130, 160).to(dtype)
+    together = head(x)
+    torch.testing.assert_close(together, x.float() @ head.weight[:num_columns].T, rtol=1e-5, atol=1e-4)
+    for row in (0, 1, 77, 129):
+        assert torch.equal(head(x[row : row + 1])[0], together[row])
+    assert torch.equal(head(x[:2]), together[:2])
 
 
 def test_float32_product_is_supported_on_devices() -> None:

@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import nn
 from vllm import envs
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+from vllm.model_executor.determinism.batch_invariant import linear_batch_invariant
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
@@ -113,6 +114,9 @@ class Float32Product:
 
     cuBLAS is fast if the size of the result's rows is a multiple of 16 bytes. A small weight is therefore padded with
     zeros to a multiple of 8 rows, and the result is a view without the padding.
+
+    With VLLM_BATCH_INVARIANT, vLLM's own product computes each row with the same tiles and in the same order, whatever
+    the number of rows. vLLM's linear layers call it as well, but torch calls it only before compute capability 9.0.
     """
 
     def __init__(self, weight: torch.Tensor):
@@ -120,6 +124,7 @@ class Float32Product:
         num_missing = -self.num_columns % ALIGNED if self.num_columns <= MAX_COPIED else 0
         self.weight = F.pad(weight, (0, 0, 0, num_missing)) if num_missing else weight
         self._is_mixed = weight.dtype != torch.float32 and not envs.VLLM_BATCH_INVARIANT
+        self._linear: Any = linear_batch_invariant if envs.VLLM_BATCH_INVARIANT else F.linear
         if envs.VLLM_BATCH_INVARIANT and self.num_columns <= MAX_COPIED:
             self.weight = self.weight.float()
 
@@ -128,7 +133,7 @@ class Float32Product:
         if self._is_mixed:
             product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
         else:
-            product = F.linear(x.to(self.weight.dtype), self.weight).float()
+            product = self._linear(x.to(self.weight.dtype), self.weight).float()
         return product[:, : self.num_columns]
 
 
