@@ -45,9 +45,8 @@ COPY model_repository model_repository
 RUN uv pip install --no-cache --no-deps --no-build-isolation . && rm -r build stretto.egg-info
 COPY scripts scripts
 
-# Nothing is downloaded at run time: weights are in model_repository, or are mounted over it.
-ENV HF_HUB_OFFLINE=1 \
-    TRANSFORMERS_OFFLINE=1 \
+# The server downloads nothing (`stretto/engine/environment.py`); `stretto run` and `pull` do.
+ENV TRANSFORMERS_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1 \
     PYTHONPATH=/opt/stretto \
@@ -60,7 +59,7 @@ RUN useradd --create-home --uid 10001 stretto \
     && install --directory --owner=stretto --group=stretto /home/stretto/.cache
 USER stretto
 
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 HEALTHCHECK --interval=10s --timeout=3s --start-period=600s --retries=3 \
     CMD ["curl", "--noproxy", "*", "--fail", "--silent", "--output", "/dev/null", "http://localhost:8000/v2/health/ready"]
 

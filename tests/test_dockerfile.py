@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stretto.engine.environment import DEFAULTS
 from stretto.launcher.config import parser
 
 ROOT = Path(__file__).parents[1]
@@ -100,12 +101,14 @@ def test_command_and_health_check_use_exec_form() -> None:
     assert probe[probe.index("--noproxy") + 1] == "*", "Docker may set http_proxy in the container"
 
 
-def test_image_downloads_nothing_at_run_time() -> None:
+def test_server_in_the_image_downloads_nothing() -> None:
     (command,) = every("CMD")
     assert not set(json.loads(command)) & set(NETWORK_TOOLS)
     environment = " ".join(every("ENV"))
-    for switch in ("HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"):
+    for switch in ("TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"):
         assert switch in environment
+    assert "HF_HUB_OFFLINE" not in environment, "stretto run downloads"
+    assert DEFAULTS["HF_HUB_OFFLINE"] == "1", "the engine does not"
 
 
 def test_installations_leave_no_caches() -> None:

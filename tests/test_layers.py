@@ -59,7 +59,10 @@ ALLOWED = {
         "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
         "sizing", "gpus", "untrusted_files", "errors",
     },
-    "releases": {"engine", "launcher", "families", "plugins", "sizing", "gpus", "untrusted_files", "errors"},
+    "releases": {
+        "convert", "engine", "launcher", "families", "plugins", "sizing", "gpus", "worker_process", "untrusted_files",
+        "errors",
+    },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},
     "cli": {"convert", "launcher", "plugins", "releases"},

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from stretto import plugins
-from stretto.cli import COMMANDS
+from stretto.cli import COMMANDS, speech_client
 from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
 from stretto.convert.release import convertible
 from stretto.launcher import config
-from stretto.releases import server_list, show
+from stretto.releases import inventory, pull, run, server_list, show
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
@@ -47,6 +47,8 @@ def shown(page: Path) -> list[list[str]]:
 
 
 def serve_flags(words: list[str]) -> argparse.Namespace:
+    if "--model" in words:
+        _, words = run.model_arguments(words)
     flags, passed = config.parser().parse_known_args(words)
     assert not passed, f"{passed} would go to tritonserver"
     return flags
@@ -66,6 +68,10 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "make-repository": make_repository.arguments,
     "families": plugins.arguments,
     "voices": voice_command.arguments,
+    "run": run.parser_of(speech_client()).parse_args,
+    "pull": pull.arguments,
+    "list": inventory.list_arguments,
+    "rm": inventory.remove_arguments,
     "ps": server_list.arguments,
     "show": show.arguments,
 }

@@ -5,15 +5,24 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stretto.releases.run import Speech
 
 USAGE = """\
 usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
 
+  run NAME ["text"]         install a published model if needed, and serve it or speak once; OWNER/NAME; ./FOLDER
+  pull NAME                 install a published model
+  list                      list the installed models; --all: the names of all published ones; --json
+  rm NAME                   remove an installed model
   speak "text"              text to speech: --voice NAME, --out FILE, --guidance SCALE, --words, ...
   transcribe FILE           speech to text, from a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file
   talk FILE                 speech in and out at once, for a file or, as -, for standard input
   chat                      conversation; each line of standard input is a turn
-  serve                     run the server; --model-repository FOLDER (default: the bundled model)
+  serve                     run the server; --model-repository FOLDER (default: the bundled model), or --model NAME for
+                            an installed model
   serve --status | --stop   show the state of the server, or stop it
   ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
@@ -94,6 +103,10 @@ def serve(words: list[str]) -> int:
     """Start, query or stop a server."""
     from stretto.launcher.command import main
 
+    if any(word.partition("=")[0] == "--model" for word in words):
+        from stretto.releases.run import serve_model
+
+        return serve_model(words)
     return main(words)
 
 
@@ -130,6 +143,51 @@ def show_release(words: list[str]) -> int:
     return main(words)
 
 
+def run_release(words: list[str]) -> int:
+    """Install a model if it is not installed, and serve it or use it once."""
+    from stretto.releases.run import main
+
+    return main(words, speech_client())
+
+
+def speech_client() -> "Speech":
+    """Return the command-line client for `stretto run`."""
+    from stretto.releases.run import Speech
+    from stretto_client import arguments
+    from stretto_client.__main__ import perform
+    from stretto_client.console import argument_text
+
+    options = (
+        arguments.request_options(),
+        arguments.sound_options(),
+        arguments.speech_options(),
+        arguments.recording_options(),
+        arguments.role_options(),
+    )
+    return Speech(options, argument_text, arguments.check, perform)
+
+
+def pull(words: list[str]) -> int:
+    """Download, check and convert a published model."""
+    from stretto.releases.pull import main
+
+    return main(words)
+
+
+def list_models(words: list[str]) -> int:
+    """List the installed models, or the names of all published ones."""
+    from stretto.releases.inventory import list_models
+
+    return list_models(words)
+
+
+def remove_models(words: list[str]) -> int:
+    """Remove an installed model."""
+    from stretto.releases.inventory import remove_models
+
+    return remove_models(words)
+
+
 def convert(words: list[str]) -> int:
     """Convert a published model to a checkpoint that the server can load."""
     from stretto.convert.command import main
@@ -152,6 +210,10 @@ def families(words: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run_release,
+    "pull": pull,
+    "list": list_models,
+    "rm": remove_models,
     "speak": client,
     "transcribe": client,
     "talk": client,
@@ -165,4 +227,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "make-repository": make_repository,
     "families": families,
 }
-EXTRAS = dict.fromkeys(("speak", "transcribe", "talk", "chat"), "client") | {"gateway": "gateway", "voices": "gateway"}
+EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat"), "client") | {
+    "gateway": "gateway",
+    "voices": "gateway",
+}

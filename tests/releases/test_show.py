@@ -62,7 +62,7 @@ def test_folder_is_converted_where_it_is(
     [
         ("qwen-tts", 5, "qwen-tts: no release of this name; did you mean qwen3-tts"),
         ("pocket", 5, "for the folder, write ./pocket"),
-        ("acme/none", 2, "expected the name of a release or an existing folder, got 'acme/none'"),
+        ("a/b/c", 2, "expected a name, OWNER/NAME or an existing folder, got 'a/b/c'"),
         ("./empty", 2, "expected a folder with a release, got an empty folder"),
         ("\x1b[2J", 2, "got '\\x1b[2J'"),
     ],

@@ -253,23 +253,33 @@ class BackgroundServer:
             stop = "stretto serve --stop"
             log_line(f"{start}server ready after {time.monotonic() - begun:.0f} s; it keeps running until {stop}")
 
+    def launcher_arguments(self) -> list[str]:
+        """Return the launcher's arguments for this server."""
+        http, grpc, metrics, gateway = range(self.port, self.port + 4)
+        words = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+        words += ["--pid-file", default_pid_file(self.port, self.folder), "--log-file", self._log_file]
+        words += ["--gateway", "--gateway-port", gateway] if self.has_gateway else []
+        words += [] if self.repository is None else ["--model-repository", self.repository]
+        return [str(word) for word in (*words, *self.arguments)]
+
     def _launch(self) -> "subprocess.Popen[bytes]":
         """Start the launcher in its own session, so that it does not receive signals meant for this process."""
         http, grpc, metrics, gateway = range(self.port, self.port + 4)
-        log = self.folder / f"server-{http}.log"
+        log = self._log_file
         named = f"{http} (HTTP), {grpc} (gRPC), {metrics} (metrics)" + f", {gateway} (gateway)" * self.has_gateway
         log_line(f"starting the server on ports {named}; log: {log}")
-        words = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
-        words += ["--pid-file", default_pid_file(self.port, self.folder), "--log-file", log]
-        words += ["--gateway", "--gateway-port", gateway] if self.has_gateway else []
-        words += [] if self.repository is None else ["--model-repository", self.repository]
-        command = [str(word) for word in (*self.launcher, *words, *self.arguments)]
+        command = [*self.launcher, *self.launcher_arguments()]
         # Without bytecode, every vLLM start takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with self._output_file.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
+
+    @property
+    def _log_file(self) -> Path:
+        """Log of the server."""
+        return self.folder / f"server-{self.port}.log"
 
     @property
     def _output_file(self) -> Path:

@@ -12,7 +12,10 @@ from stretto.launcher.installation import LaunchError, bundled_repository, cache
 from stretto.launcher.options import ServedModel, served_model
 from stretto.proxy.access import CLOSED, HTTP, Ports
 
-DESCRIPTION = "Start the Triton server, keep it alive, and drain it on SIGTERM. Unknown flags go to tritonserver."
+DESCRIPTION = (
+    "Start the Triton server, keep it alive, and drain it on SIGTERM. --model NAME serves an installed model. "
+    " Unknown flags go to tritonserver."
+)
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
 TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
 MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.plugin import FamilyPlugin, plugin
 from stretto.plugins import FAMILIES, OWN, installed
-from stretto.releases.entry import Entry, read
+from stretto.releases.entry import NAME, Entry, read
+from stretto.releases.errors import BadArgument, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,24 @@ def entries() -> tuple[Entry, ...]:
 def find(name: str) -> Entry | None:
     """Return the release with this name or alias, or None."""
     return next((each for each in entries() if name in (each.name, *each.aliases)), None)
+
+
+def named(text: str) -> Entry:
+    """Return the release of this name.
+
+    Raises:
+        BadArgument: If `text` cannot be a name.
+        Unavailable: If there is no such release.
+    """
+    if not NAME.fullmatch(text):
+        raise BadArgument(f"expected a name, OWNER/NAME or an existing folder, got {text!r}")
+    entry = find(text)
+    if entry is None:
+        similar = nearest(text)
+        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
+        folder = f"; for the folder, write ./{text}" if Path(text).is_dir() else ""
+        raise Unavailable(f"{text}: no release of this name{hint}{folder} (stretto list --all)")
+    return entry
 
 
 def nearest(text: str) -> list[str]:

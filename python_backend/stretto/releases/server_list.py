@@ -9,6 +9,7 @@ from typing import Any
 from stretto.errors import CommandParser
 from stretto.launcher.processes import Process
 from stretto.launcher.running import RunningServer, memory_bytes, num_requests, running_servers
+from stretto.releases.models import Models, installing
 
 HEADINGS = ("MODEL", "PORTS", "STATE", "MEMORY", "REQUESTS", "PID")
 PROBE_S = 5.0  # the proxy waits as long for Triton
@@ -75,7 +76,7 @@ def health(servers: list[RunningServer]) -> int:
     """Print why this machine's servers are not ready; return 0 if they are, otherwise 1."""
     faults = [fault for server in servers if (fault := _fault(server))]
     if not servers:
-        faults = ["no server is running"]
+        faults = [f"{name} is being installed" for name in installing(Models())] or ["no server is running"]
     print("\n".join(faults or ["ready"]))
     return int(bool(faults))
 

@@ -3,8 +3,9 @@
     stretto show             names of all releases
     stretto show NAME        a release of that name
     stretto show ./FOLDER    the release in a folder, whose family is found by its file names and small files
+    stretto show OWNER/NAME  the release in a repository on the hub, found in the same way
 
-Nothing is downloaded.
+No weights are downloaded.
 """
 
 import argparse
@@ -16,11 +17,14 @@ from pathlib import Path
 
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
-from stretto.releases.entry import NAME, Entry, Source
-from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
+from stretto.releases.entry import Entry, Source
+from stretto.releases.errors import ReleaseError
+from stretto.releases.hub import Hub, RemoteListing
 from stretto.releases.listing import Folder
-from stretto.releases.names import entries, find, nearest
+from stretto.releases.names import entries
 from stretto.releases.page import ACCESS, COMMERCIAL, manual_commands, title, wrapped
+from stretto.releases.printing import plain
+from stretto.releases.target import Target, parse
 
 DIGITS = 7  # of a commit
 UNTESTED = "random weights only; never with these weights"
@@ -37,9 +41,10 @@ def main(words: list[str]) -> int:
         known = entries()
         print(json.dumps([asdict(each) for each in known]) if args.json else "\n".join(map(summary, known)))
         return 0
-    folder = args.release if "/" in args.release and Path(args.release).is_dir() else None
     try:
-        entry = detect(Folder(Path(folder)), folder) if folder else named(args.release)
+        target = parse(args.release)
+        folder = None if target.folder is None else args.release.partition("#")[0]
+        entry = target.entry or detected(target, folder)
     except ReleaseError as error:
         print(f"stretto show: {plain(str(error))}", file=sys.stderr)
         return error.status
@@ -52,27 +57,25 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="stretto show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("release", nargs="?", help="name of a release, or path of a folder; default: list all names")
+    parser.add_argument(
+        "release", nargs="?", help="name of a release, OWNER/NAME, or path of a folder; default: list all names"
+    )
     parser.add_argument("--json", action="store_true", help="print everything that is known as JSON")
     return parser.parse_args(words)
 
 
-def named(text: str) -> Entry:
-    """Return the release of this name.
+def detected(target: Target, folder: str | None) -> Entry:
+    """Return the release in a folder, or in a repository on the hub, which is asked for file names and small files.
 
-    Raises:
-        BadArgument: If `text` cannot be a name.
-        Unavailable: If there is no such release.
+    Args:
+        target: The folder or the repository.
+        folder: The folder as the user wrote it, or None.
     """
-    if not NAME.fullmatch(text):
-        raise BadArgument(f"expected the name of a release or an existing folder, got {text!r}")
-    entry = find(text)
-    if entry is None:
-        similar = nearest(text)
-        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-        folder = f"; for the folder, write ./{text}" if Path(text).is_dir() else ""
-        raise Unavailable(f"{text}: no release of this name{hint}{folder} (stretto show lists all)")
-    return entry
+    if folder is not None:
+        return detect(Folder(Path(folder)), folder, target.part)
+    assert target.repository is not None
+    with Hub() as hub:
+        return detect(RemoteListing(hub, hub.snapshot(target.repository, None)), target.repository, target.part)
 
 
 def summary(entry: Entry) -> str:
@@ -124,8 +127,3 @@ def licence(source: Source) -> str:
     found = source.licence
     words = title(found) + COMMERCIAL[found.commercial]
     return f"{words} ({found.url})" if found.url else words
-
-
-def plain(text: str) -> str:
-    """Return a text without characters that control a terminal or its writing direction; a file name may have any."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,82 @@
+"""Conversion of a release and creation of its model repository, in a child process: see `jobs`.
+
+Both run in the same process, because importing torch takes longer than either does for a small model.
+"""
+
+import io
+import json
+import re
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stretto.convert import command, make_repository
+from stretto.convert.conversion import plan, write
+from stretto.convert.gpu_memory import GIB, bytes_of_gpu
+from stretto.convert.release import published
+from stretto.launcher.options import RepositoryOptions, ServedModel
+from stretto.releases.errors import BadArgument
+from stretto.releases.jobs import Report, serve
+
+PROFILE = re.compile(rf"key: \"{make_repository.PARAMETER}\" value \{{ string_value: '([^']*)'")
+
+
+def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[str, Any]:
+    """Convert a release to a checkpoint.
+
+    Args:
+        report: Function that receives the number of written bytes.
+        words: Arguments of `stretto convert` without `--out`.
+        out: Folder to create.
+        is_half: True to convert float32 weights to bfloat16, unless the family requires float32.
+
+    Returns:
+        `files`: size and SHA-256 by path; `num_tensors`; `dtype`.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            args = command.arguments([*words, "--out", out])
+    except SystemExit as error:
+        raise BadArgument(" ".join(said.getvalue().split())) from error
+    release = command.release(args)
+    conversion = plan(release)
+    is_fixed = published(release).IS_FLOAT32 or release.dtype is not None
+    if is_half and not is_fixed and conversion.record["dtype"] == "float32":
+        conversion = plan(replace(release, dtype="bfloat16"))
+    files = write(conversion, Path(out), int(args.shard_gb * 1e9), report)
+    return {
+        "files": {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in files},
+        "num_tensors": len(conversion.entries),
+        "dtype": conversion.record["dtype"],
+    }
+
+
+def repository(
+    report: Report, checkpoint: str, out: str, model: list[str], placement: dict[str, Any] | None, gpu: int
+) -> Any:
+    """Create the model repository of a checkpoint, and return its model profile.
+
+    Args:
+        report: Unused.
+        checkpoint: Folder of the checkpoint.
+        out: Folder to create.
+        model: Name and key of the model.
+        placement: Arguments of `Placement` without the memory; None to serve on the CPU.
+        gpu: Number of the server's GPU 0 in nvidia-smi.
+    """
+    found = None
+    if placement is not None:
+        num_bytes = bytes_of_gpu(gpu)
+        found = make_repository.Placement(**placement, gpu_gib=None if num_bytes is None else num_bytes / GIB)
+    make_repository.make(Path(checkpoint), Path(out), {}, found)
+    shares_by_mps = found is not None and found.shares_by_mps
+    RepositoryOptions(shares_by_mps, ServedModel(*model)).write(Path(out))
+    profile = PROFILE.search((Path(out) / make_repository.ENSEMBLE / "config.pbtxt").read_text())
+    assert profile is not None, out
+    return json.loads(profile[1])
+
+
+if __name__ == "__main__":
+    serve({"convert": convert, "repository": repository})

@@ -1,0 +1,285 @@
+"""Questions to the hub and downloads from it, in a child process: see `jobs`.
+
+A file is stored in the hub's own cache, which other programs share, and is compared with the hash that the hub lists.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, scan_cache_dir
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    XetDownloadError,
+)
+from tqdm.auto import tqdm
+
+from stretto.releases.errors import DoesNotFit, NotAllowed, ReleaseError, Unavailable
+from stretto.releases.jobs import Report, serve
+
+DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before each further attempt
+MAX_DELAY_S = 60.0  # that the hub may ask for
+TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
+NUM_DOWNLOADS = 4  # files at once
+PIECE = 1 << 20
+BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
+PART = ".incomplete"
+T = TypeVar("T")
+
+
+def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
+    """Return the commit of a revision of a repository, with its files.
+
+    Args:
+        report: Unused.
+        repository: OWNER/NAME.
+        revision: Commit, branch or tag.
+
+    Returns:
+        `commit`; `licence` of the model card, or None; and `files`: for each path its `size`, its `sha256` or None,
+        and its git object id `oid`.
+
+    Raises:
+        ReleaseError: If the repository or the revision does not exist, or access is refused.
+    """
+    with explained(repository, revision):
+        api = HfApi()
+        found = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
+        if found.gated:
+            attempted(lambda: api.auth_check(repository))
+    stated = None if found.card_data is None else found.card_data.get("license")
+    return {
+        "commit": found.sha,
+        "licence": stated if isinstance(stated, str) else None,
+        "files": {
+            each.rfilename: {
+                "size": each.size,
+                "sha256": None if each.lfs is None else each.lfs.sha256,
+                "oid": each.blob_id,
+            }
+            for each in found.siblings or []
+        },
+    }
+
+
+def text(report: Report, repository: str, commit: str, name: str) -> str | None:
+    """Return the text of a file; None if it is not UTF-8."""
+    with explained(repository, commit, name):
+        place = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
+    try:
+        return Path(place).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def download(report: Report, repository: str, commit: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Download files and check their hashes.
+
+    Args:
+        report: Function that receives the number of bytes of each downloaded part.
+        repository: OWNER/NAME.
+        commit: The commit.
+        files: As from `snapshot`.
+
+    Returns:
+        For each path its size in bytes, its SHA-256 and its place in the cache.
+
+    Raises:
+        ReleaseError: If a file cannot be downloaded, or has another hash twice.
+    """
+    remove_parts(repository)
+    with ThreadPoolExecutor(NUM_DOWNLOADS) as pool:
+        jobs = {name: pool.submit(_file, report, repository, commit, name, facts) for name, facts in files.items()}
+        wait(jobs.values(), return_when=FIRST_EXCEPTION)
+        for job in jobs.values():
+            job.cancel()  # after an error; the parent ends this process without waiting for transfers
+            if job.done() and not job.cancelled() and (error := job.exception()) is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise error
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _file(report: Report, repository: str, commit: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Download a file, twice if its hash is wrong."""
+    got = ""
+    for _ in range(2):
+        with explained(repository, commit, name):
+            place = Path(attempted(lambda: _downloaded(report, repository, commit, name)))
+        sha256, oid, size = hashes(place)
+        expected, got = (facts["sha256"], sha256) if facts["sha256"] else (facts["oid"], oid)
+        if expected is None or got == expected:
+            return {BYTES: size, SHA256: sha256, PLACE: str(place)}
+        place.resolve().unlink()
+        place.unlink(missing_ok=True)
+    raise ReleaseError(f"{name}: expected the hash {expected}, got {got} twice")
+
+
+def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
+    """Return the place of a file in the cache; if the hub's newer protocol fails, use the older one."""
+
+    class Bar(_Silent):
+        def update(self, n: float | None = 1) -> None:
+            report(int(n or 0))
+
+    try:
+        return hf_hub_download(repository, name, revision=commit, tqdm_class=Bar)
+    except (XetDownloadError, HfHubHTTPError, RuntimeError) as error:
+        if constants.HF_HUB_DISABLE_XET or not (isinstance(error, XetDownloadError) or "xet" in str(error).lower()):
+            raise
+        constants.HF_HUB_DISABLE_XET = True
+        return hf_hub_download(repository, name, revision=commit, tqdm_class=Bar)
+
+
+class _Silent(tqdm):
+    """Progress bar that prints nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"disable": True})
+
+
+def hashes(path: Path) -> tuple[str, str, int]:
+    """Return the SHA-256 of a file, its id as a git object, and its size in bytes."""
+    size = path.stat().st_size
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            sha256.update(piece)
+            git.update(piece)
+    return sha256.hexdigest(), git.hexdigest(), size
+
+
+def remove_parts(repository: str) -> None:
+    """Remove parts of files that an ended process has left. The client library never continues them."""
+    cache = Path(constants.HF_HUB_CACHE)
+    folder = f"models--{repository.replace('/', '--')}"
+    for part in (cache / folder / "blobs").glob(f"*{PART}"):
+        lock = cache / ".locks" / folder / f"{part.name.partition('.')[0]}.lock"
+        try:
+            with lock.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the client library holds it during a download
+                part.unlink(missing_ok=True)
+        except OSError:
+            continue
+
+
+def attempted(call: Callable[[], T]) -> T:
+    """Return what `call` returns; repeat it after a temporary error of the hub or the connection."""
+    for delay_s in DELAYS_S:
+        try:
+            return call()
+        except (httpx2.HTTPError, EntryNotFoundError, OSError) as error:
+            wait_s = retry_s(error, delay_s)
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+    return call()
+
+
+def retry_s(error: Exception, delay_s: float) -> float | None:
+    """Return the seconds to wait before the next attempt; None if the error is permanent.
+
+    Args:
+        error: Error of the client library. Errors of a request for a file's properties are causes of another error.
+        delay_s: Seconds to wait if the hub does not name a time.
+    """
+    cause = _cause(error)
+    if isinstance(cause, HfHubHTTPError):
+        if cause.response.status_code not in TEMPORARY:
+            return None
+        asked = cause.response.headers.get("Retry-After", "")
+        return min(float(asked), MAX_DELAY_S) if asked.isdecimal() else delay_s
+    if isinstance(cause, httpx2.ConnectError):
+        return None
+    is_short = type(cause) is OSError and cause.errno is None  # fewer bytes than announced
+    return delay_s if is_short or isinstance(cause, httpx2.TransportError) else None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the transport or the hub that led to an error."""
+    if isinstance(error, httpx2.HTTPError) or error.__cause__ is None:
+        return error
+    return _cause(error.__cause__)
+
+
+@contextmanager
+def explained(repository: str, revision: str, name: str | None = None) -> Iterator[None]:
+    """Replace errors of the client library by a ReleaseError.
+
+    Args:
+        repository: OWNER/NAME.
+        revision: Commit, branch or tag.
+        name: File; None for questions about the repository.
+    """
+    try:
+        yield
+    except ReleaseError:
+        raise
+    except (httpx2.HTTPError, EntryNotFoundError, XetDownloadError, ValueError, OSError) as error:
+        raise _explained(_cause(error), repository, revision, name) from error
+
+
+def _explained(error: BaseException, repository: str, revision: str, name: str | None) -> ReleaseError:
+    token = get_token()
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    short = revision[:7] if len(revision) == 40 else revision
+    if isinstance(error, GatedRepoError):
+        page = f"{constants.ENDPOINT}/{repository}"
+        if status == 403:
+            return NotAllowed(f"{repository}: your account has no access yet: open {page}")
+        return NotAllowed(f"{repository} needs your consent: open {page}, then run hf auth login")
+    if status == 401 and token is not None:
+        return NotAllowed("the hub rejects the token in HF_TOKEN, --token-file or of hf auth login")
+    if isinstance(error, RevisionNotFoundError):
+        return Unavailable(f"{repository}: no revision {revision}")
+    if isinstance(error, RepositoryNotFoundError):
+        return Unavailable(f"{repository}: no such public repository; a private one needs HF_TOKEN")
+    if isinstance(error, EntryNotFoundError) and status == 404:
+        return Unavailable(f"{repository} @ {short}: no file {name}")
+    if isinstance(error, httpx2.TransportError):
+        host = urlsplit(constants.ENDPOINT).netloc
+        reason = str(error) or type(error).__name__
+        return Unavailable(f"cannot reach {host}: {reason}; installed models run without it")
+    if isinstance(error, HfHubHTTPError):
+        return Unavailable(f"{repository}: the hub answers with status {status}: {str(error).splitlines()[0]}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DoesNotFit(f"{error.filename or constants.HF_HUB_CACHE}: {os.strerror(error.errno)}")
+    return ReleaseError(f"{repository}: {name or revision}: {error}")
+
+
+def remove_revisions(report: Report, revisions: list[list[str]]) -> int:
+    """Remove revisions from the hub's cache and return the number of freed bytes.
+
+    Args:
+        report: Unused.
+        revisions: Repository and commit of each revision.
+    """
+    cache = Path(constants.HF_HUB_CACHE)
+    if not cache.is_dir():
+        return 0
+    wanted = {(repository, commit) for repository, commit in revisions}
+    found = scan_cache_dir(cache)
+    commits = [
+        revision.commit_hash
+        for repository in found.repos
+        for revision in repository.revisions
+        if (repository.repo_id, revision.commit_hash) in wanted
+    ]
+    plan = found.delete_revisions(*commits)
+    plan.execute()
+    return int(plan.expected_freed_size)
+
+
+if __name__ == "__main__":
+    serve({"snapshot": snapshot, "text": text, "download": download, "remove_revisions": remove_revisions})

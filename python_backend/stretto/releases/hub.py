@@ -1,0 +1,174 @@
+"""The model hub, as the front process sees it: listings of repositories, and downloads by a child process."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from stretto.families.recognition import MAX_TEXT_BYTES, Listing
+from stretto.releases.entry import Source
+from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.jobs import Report, Worker
+from stretto.releases.listing import MAX_FILES
+from stretto.releases.printing import line
+
+MAX_RELEASE_BYTES = 200_000_000_000
+MAX_PART_BYTES = 255  # of a file name
+ENDPOINT = "https://huggingface.co"
+PATH = re.compile(r"[^/\\\x00:]+(/[^/\\\x00:]+)*")
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A commit of a repository, as the hub describes it.
+
+    Attributes:
+        repository: OWNER/NAME.
+        commit: The commit of 40 hexadecimal digits.
+        licence: Licence identifier of the model card, or None.
+        files: For each path its `size` in bytes, its `sha256` or None, and its git object id `oid`.
+    """
+
+    repository: str
+    commit: str
+    licence: str | None
+    files: Mapping[str, Mapping[str, Any]]
+
+    def selected(self, source: Source) -> dict[str, dict[str, Any]]:
+        """Return the files of a source.
+
+        Raises:
+            Unavailable: If a pattern matches no file, or a name or the size is not acceptable.
+        """
+        names = {name for name in self.files if _matches(name, source.files) and not _matches(name, source.exclude)}
+        for pattern in source.files:
+            if not any(fnmatchcase(name, pattern) for name in self.files):
+                raise Unavailable(
+                    f"{self.repository} @ {self.commit[:7]}: no file {pattern}, which the release must have"
+                )
+        check_names(self.repository, names)
+        if (size := sum(self.files[name]["size"] for name in names)) > MAX_RELEASE_BYTES:
+            limit = MAX_RELEASE_BYTES / 1e9
+            raise Unavailable(f"{self.repository}: expected at most {limit:.0f} GB, got {size / 1e9:.0f} GB")
+        return {name: dict(self.files[name]) for name in sorted(names)}
+
+
+class Hub:
+    """The hub. Its child process is started by the first question.
+
+    Args:
+        token: Access token, or None for that of the environment.
+    """
+
+    def __init__(self, token: str | None = None) -> None:
+        self._environment = QUIET | ({} if token is None else {"HF_TOKEN": token})
+        self._worker: Worker | None = None
+
+    @property
+    def worker(self) -> Worker:
+        """The child process."""
+        if self._worker is None:
+            warn_of_plain_http()
+            self._worker = Worker("stretto.releases.fetch", self._environment)
+        return self._worker
+
+    def snapshot(self, repository: str, revision: str | None) -> Snapshot:
+        """Return the commit of a revision, by default the newest; raise ReleaseError if the hub refuses."""
+        found = self.worker.call("snapshot", repository=repository, revision=revision or "main")
+        if len(found["files"]) > MAX_FILES:
+            raise Unavailable(f"{repository}: expected at most {MAX_FILES} files, got {len(found['files'])}")
+        return Snapshot(repository, **found)
+
+    def download(self, snapshot: Snapshot, files: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
+        """Download files of a repository, check their hashes, and return size, SHA-256 and place by path."""
+        found: dict[str, dict[str, Any]] = self.worker.call(
+            "download", report, repository=snapshot.repository, commit=snapshot.commit, files=files
+        )
+        return found
+
+    def remove(self, revisions: Sequence[tuple[str, str]]) -> int:
+        """Remove revisions, each a repository and a commit, from the cache; return the number of freed bytes."""
+        freed: int = self.worker.call("remove_revisions", revisions=revisions)
+        return freed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+class RemoteListing(Listing):
+    """Listing of a repository's files, whose texts are downloaded when they are read."""
+
+    def __init__(self, hub: Hub, snapshot: Snapshot) -> None:
+        super().__init__(frozenset(snapshot.files), {name: facts["size"] for name, facts in snapshot.files.items()})
+        self._hub, self._look = hub, snapshot
+
+    def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
+        """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
+        if name not in self.names or (self.sizes[name] or 0) > max_bytes:
+            return None
+        check_names(self._look.repository, {name})
+        found: str | None = self._hub.worker.call(
+            "text", repository=self._look.repository, commit=self._look.commit, name=name
+        )
+        return found
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_names(repository: str, names: set[str]) -> None:
+    """Raise Unavailable if a file's name cannot be a path in a folder on every system, or two differ only in case."""
+    folded: dict[str, str] = {}
+    for name in sorted(names):
+        parts = name.split("/")
+        is_long = any(len(part.encode(errors="replace")) > MAX_PART_BYTES for part in parts)
+        if not PATH.fullmatch(name) or {".", ".."} & {*parts} or is_long:
+            raise Unavailable(f"{repository}: the file name {name[:80]!r} cannot be used")
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            raise Unavailable(f"{repository}: the file names {other!r} and {name!r} differ only in case")
+
+
+def endpoint() -> str:
+    """Return the address of the hub."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
+
+
+def is_offline() -> bool:
+    """Return True if the environment forbids questions to the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def warn_of_plain_http() -> None:
+    """Print a warning if the hub's address is not encrypted and leads to another machine."""
+    place = urlsplit(endpoint())
+    host = place.hostname or ""
+    try:
+        is_local = ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if place.scheme == "http" and not is_local:
+        line(
+            "warning", f"HF_ENDPOINT: {host} is reached without encryption; files and the token can be read and changed"
+        )
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file; raise BadArgument if there is none."""
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadArgument(f"--token-file: {path}: {error}") from error
+    if not token or not token.isascii() or not token.isprintable():
+        raise BadArgument(f"--token-file: {path}: expected one token")
+    return token

@@ -1,0 +1,358 @@
+"""Installation of a release: it is resolved, checked, downloaded, converted and published under its name."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from stretto.families.plugin import NAME as FAMILY
+from stretto.families.recognition import CONFIG
+from stretto.releases import fit, licences, machine
+from stretto.releases.detect import detect
+from stretto.releases.entry import Entry, Licence, Source
+from stretto.releases.errors import BadArgument, DoesNotFit, ReleaseError, Unavailable
+from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
+from stretto.releases.jobs import Worker
+from stretto.releases.listing import Folder
+from stretto.releases.models import CHECKPOINT, Manifest, Model, Models, Request, folder_name, key_of
+from stretto.releases.names import find
+from stretto.releases.printing import Stage, gigabytes, line
+from stretto.releases.target import Target
+
+BUILD = "stretto.releases.build"
+UNTESTED = "random weights only; never with these weights"
+VIEW = "view"
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The user's choices for an installation.
+
+    Attributes:
+        revision: Commit, branch or tag; None for that of the names table, or the newest.
+        family: Family to accept; None for any.
+        arguments: Further arguments for the converter.
+        is_offline: True to install only without the hub.
+        accepts_licence: True if the user accepts all licences.
+        takes_smaller: True to take a smaller release if this one does not fit.
+        is_forced: True to install what does not fit, and to install again what is installed.
+        updates: True to install the newest commit, if no revision is named.
+        gpu: GPU to serve on; None to choose.
+        is_for_cpu: True to serve on the CPU.
+    """
+
+    revision: str | None = None
+    family: str | None = None
+    arguments: tuple[str, ...] = ()
+    is_offline: bool = False
+    accepts_licence: bool = False
+    takes_smaller: bool = False
+    is_forced: bool = False
+    updates: bool = False
+    gpu: int | None = None
+    is_for_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of one repository, or of the user's folder.
+
+    Attributes:
+        source: Repository with its patterns; for a folder, its path.
+        snapshot: Commit on the hub; None for a folder.
+        files: Files by path, with their `size`.
+    """
+
+    source: Source
+    snapshot: Snapshot | None
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return sum(each["size"] for each in self.files.values())
+
+
+class Installer:
+    """Installs releases.
+
+    Args:
+        models: The installed models.
+        hub: The hub.
+        builder: Child process for conversions.
+        choices: The user's choices.
+    """
+
+    def __init__(self, models: Models, hub: Hub, builder: "Builder", choices: Choices) -> None:
+        self._models, self._hub, self._builder, self._choices = models, hub, builder, choices
+
+    def request(self, target: Target) -> Request:
+        """Return the request that a target and the choices amount to."""
+        pinned = None if target.entry is None else target.entry.source.revision
+        return Request(
+            target.release,
+            self._choices.revision or pinned,
+            self._choices.family,
+            self._choices.arguments,
+            prefers_gpu(self._choices.gpu, self._choices.is_for_cpu),
+            target.content,
+        )
+
+    def installed(self, target: Target) -> Model | None:
+        """Return the installed model for a target, without a question to the hub, or None.
+
+        None also if the user wants the newest commit, which only the hub knows, or a new installation.
+        """
+        request = self.request(target)
+        wants_newest = self._choices.updates and target.repository is not None and request.revision is None
+        return None if self._choices.is_forced or wants_newest else self._models.find(request)
+
+    def install(self, target: Target) -> Model:
+        """Return the model for a target; install it if it is not installed.
+
+        Raises:
+            ReleaseError: If it cannot be installed.
+        """
+        model = self.installed(target)
+        if model is not None:
+            return model
+        if self._choices.is_offline and target.repository is not None:
+            raise Unavailable(f"{target.release} is not installed (stretto pull {target.release})")
+        if target.is_checkpoint:
+            return self._adopt(target)
+        entry, parts = self._resolve(target)
+        try:
+            self._check(entry, parts)
+        except DoesNotFit as error:
+            if not (self._choices.takes_smaller and entry.smaller and (smaller := find(entry.smaller))):
+                raise
+            line("too large", f"{error}; taking {smaller.name} instead")
+            return self.install(Target(smaller.name, entry=smaller, repository=smaller.source.repository))
+        sources = tuple(
+            {
+                "repository": part.source.repository,
+                "commit": "" if part.snapshot is None else part.snapshot.commit,
+                "files": {name: {"bytes": each["size"], "hash": _hash(each)} for name, each in part.files.items()},
+            }
+            for part in parts
+        )
+        key = key_of(self.request(target), sources)
+        with self._models.lock(f"{entry.name}--{key}"):
+            found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
+            return found or self._make(entry, parts, self.request(target), key)
+
+    def _adopt(self, target: Target) -> Model:
+        """Return the model of a checkpoint of the user's own, which stays where it is."""
+        assert target.folder is not None
+        request, family = self.request(target), Folder(target.folder).json(CONFIG)[FAMILY]
+        manifest = _manifest(target.folder.name.lower(), key_of(request, ()), request, family)
+        with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
+            return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
+
+    def _resolve(self, target: Target) -> tuple[Entry, list[Part]]:
+        """Return the entry of a target, and its files and those of its companions."""
+        choices, entry = self._choices, target.entry
+        if target.folder is not None:
+            listing = Folder(target.folder)
+            entry = detect(listing, str(target.folder), target.part, choices.family)
+            sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}
+            local = Snapshot(str(target.folder), "", None, sizes)
+            parts = [Part(entry.source, None, local.selected(entry.source))]
+        else:
+            assert target.repository is not None
+            line("asking", f"{endpoint()} about {target.repository}")
+            snapshot = self._hub.snapshot(target.repository, self.request(target).revision)
+            entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
+            parts = [Part(entry.source, snapshot, snapshot.selected(entry.source))]
+        for option in entry.requires:
+            if f"--{option}" not in choices.arguments:
+                raise BadArgument(f"{entry.name}: the release has no {option}: --with {option}=FOLDER")
+        for each in entry.companions:
+            if each.option is None:
+                snapshot = self._hub.snapshot(each.source.repository, each.source.revision)
+                parts.append(Part(each.source, snapshot, snapshot.selected(each.source)))
+        return entry, parts
+
+    def _check(self, entry: Entry, parts: list[Part]) -> None:
+        """Print what will be installed; raise ReleaseError if a licence is not accepted, or it does not fit."""
+        found = {part.source.repository: _licence(part) for part in parts if part.snapshot is not None}
+        for part in parts:
+            commit = "" if part.snapshot is None else f" @ {part.snapshot.commit[:7]}"
+            licence = found.get(part.source.repository)
+            about = "" if licence is None else f"   {licences.described(licence)}"
+            line(entry.name if part is parts[0] else "", part.source.repository + commit + about)
+        line("checked", entry.checked or UNTESTED)
+        licences.require(found, self._models.folder, self._choices.accepts_licence)
+        size = sum(each["size"] for name, each in parts[0].files.items() if name.endswith(WEIGHTS))
+        device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
+        line("device", device.why)
+        if device.gpu is None and (slow := fit.speed_line(entry, machine.copy_bandwidth())):
+            line("", slow)
+        if self._choices.is_forced:
+            return
+        fit.check(entry, size, device)
+        missing = sum(_missing(part) for part in parts)
+        fit.check_disk({cache_folder(): missing, self._models.folder: sum(part.num_bytes for part in parts)})
+
+    def _make(self, entry: Entry, parts: list[Part], request: Request, key: str) -> Model:
+        """Download, convert and publish a release. The caller holds the model's lock."""
+        with self._models.staging() as staging:
+            view = staging / VIEW
+            folders: list[Path] = []
+            hashes: dict[tuple[int, str], Path] = {}
+            companions = [each for each in entry.companions if each.option is None]
+            for number, part in enumerate(parts):
+                to = companions[number - 1].to if number else None
+                folder = view / str(number) if to is None else view / "0" / to
+                folders.append(folder)
+                for name, facts in self._places(part).items():
+                    path = folder / name
+                    link(Path(facts["place"]).resolve(), path)
+                    hashes[facts["bytes"], facts["sha256"]] = path
+            words = [*entry.arguments(folders[0], folders[1:], folders[0]), *request.arguments]
+            stage = Stage("converting", entry.name, sum(part.num_bytes for part in parts))
+            out = staging / CHECKPOINT
+            with naming({str(folder): part.source.repository for folder, part in zip(folders, parts, strict=True)}):
+                made = self._builder.worker.call(
+                    "convert", stage.advance, words=words, out=str(out), is_half=request.is_half
+                )
+            num_linked = 0
+            for name, facts in made["files"].items():
+                if (source := hashes.get((facts["bytes"], facts["sha256"]))) is not None:
+                    (out / name).unlink()
+                    link(source, out / name)
+                    num_linked += facts["bytes"]
+            shutil.rmtree(view)
+            written = sum(each["bytes"] for each in made["files"].values()) - num_linked
+            about = f"{made['num_tensors']} tensors, {made['dtype']}, {gigabytes(written)} written"
+            stage.end(f"{about}, {gigabytes(num_linked)} linked" if num_linked else about)
+            sources = tuple(
+                {"repository": part.source.repository, "commit": part.snapshot.commit if part.snapshot else ""}
+                for part in parts
+            )
+            found = {part.source.repository: _licence(part).id for part in parts if part.snapshot is not None}
+            manifest = _manifest(entry.name, key, request, entry.family)
+            manifest = replace(
+                manifest,
+                files=made["files"],
+                sources=sources,
+                licences=found,
+                default_voice=entry.default_voice,
+                serves=entry.serves,
+            )
+            return self._models.publish(staging, manifest)
+
+    def _places(self, part: Part) -> dict[str, dict[str, Any]]:
+        """Return size, SHA-256 and place of a part's files, which are downloaded if they are not there."""
+        if part.snapshot is None:
+            folder = Path(part.source.repository)
+            return {
+                name: {"bytes": each["size"], "sha256": "", "place": str(folder / name)}
+                for name, each in part.files.items()
+            }
+        stage = Stage("downloading", f"{part.source.repository}, {len(part.files)} files", part.num_bytes)
+        found = self._hub.download(part.snapshot, part.files, stage.advance)
+        stage.end(f"{part.source.repository}: {len(found)} files, {gigabytes(part.num_bytes)}, hashes are right")
+        return found
+
+
+class Builder:
+    """Holds the child process for conversions and model repositories, which is started when it is needed."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    @property
+    def worker(self) -> Worker:
+        """The child process."""
+        if self._worker is None:
+            self._worker = Worker(BUILD)
+        return self._worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
+    """Return True if a model is served on a GPU if it fits.
+
+    Args:
+        gpu: GPU that the user named, or None.
+        is_for_cpu: True if the user wants the CPU.
+    """
+    return gpu is not None or (not is_for_cpu and machine.has_cuda_vllm() and bool(machine.gpus()))
+
+
+def device_of(model: Model, gpu: int | None, is_for_cpu: bool) -> int | None:
+    """Return the GPU for an installed model, or None for the CPU. The arguments are those of `prefers_gpu`."""
+    if not prefers_gpu(gpu, is_for_cpu):
+        return None
+    manifest = model.manifest
+    entry = find(manifest.name) or Entry(manifest.name, manifest.family, Source(manifest.request.release, ("*",)), ())
+    return fit.choose(entry, manifest.num_bytes, gpu, is_for_cpu).gpu
+
+
+def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
+    """Return a manifest without files."""
+    date = datetime.now(UTC).isoformat(timespec="microseconds")
+    return Manifest(name, key, request, family, None, {}, (), {}, date, version("stretto"))
+
+
+def _licence(part: Part) -> Licence:
+    return licences.licence_of(part.source, None if part.snapshot is None else part.snapshot.licence, endpoint())
+
+
+def _hash(facts: Mapping[str, Any]) -> str | None:
+    """Return what identifies a file's content: its SHA-256, or its git object id."""
+    found: str | None = facts["sha256"] or facts.get("oid")
+    return found
+
+
+def _missing(part: Part) -> int:
+    """Return how many bytes of a part are not in the hub's cache."""
+    if part.snapshot is None:
+        return 0
+    repository = f"models--{part.source.repository.replace('/', '--')}"
+    folder = cache_folder() / repository / "snapshots" / part.snapshot.commit
+    return sum(each["size"] for name, each in part.files.items() if not (folder / name).exists())
+
+
+def cache_folder() -> Path:
+    """Return the hub's cache, by the rules of its client library."""
+    named = os.environ.get("HF_HUB_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """In the message of a ReleaseError, replace temporary folders by the names of their repositories."""
+    try:
+        yield
+    except ReleaseError as error:
+        message = str(error)
+        for folder, name in names.items():
+            message = message.replace(folder, name)
+        error.args = (message,)
+        raise
+
+
+def link(source: Path, target: Path) -> None:
+    """Make a second name for a file; a copy on another file system."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

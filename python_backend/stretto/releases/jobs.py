@@ -1,0 +1,120 @@
+"""Jobs in a child process, so that the front process imports neither torch nor the hub's client library.
+
+A job and its answer are each one line of JSON, on the child's standard input and output. The child's own messages and
+those of its libraries are kept in a file, and are shown only if it dies.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+from stretto.errors import CheckpointError
+from stretto.releases.errors import ReleaseError
+from stretto.worker_process import die_with_parent
+
+Report = Callable[[int], None]  # called with a number of processed bytes
+JOB, RESULT, ERROR, STATUS, DONE = "job", "result", "error", "status", "done"
+TAIL_CHARS = 500
+
+
+class Worker:
+    """Child process that runs the jobs of a module.
+
+    Args:
+        module: Module whose main program calls `serve`.
+        environment: Variables that are added to this process's environment.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        # Without bytecode, importing torch takes seconds longer.
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        # -P: a module in the current folder must not shadow this package. A session of its own: an interrupt at the
+        # terminal reaches only the front process, which then ends the child.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            env=own | dict(environment or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
+        """Run a job and return its result.
+
+        Args:
+            job: Name of the job.
+            report: Function that is called with each number of processed bytes.
+            **values: Arguments of the job, as JSON values.
+
+        Raises:
+            ReleaseError: If the job failed, with its exit status, or the child died.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # the child has died: see below
+            self._process.stdin.write(json.dumps({JOB: job, **values}).encode() + b"\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if DONE in answer:
+                report(answer[DONE])
+            elif ERROR in answer:
+                error = ReleaseError(answer[ERROR])
+                error.status = answer[STATUS]
+                raise error
+            else:
+                return answer[RESULT]
+        raise ReleaseError(f"{job}: the process ended with status {self._process.wait()}: {self._tail()}")
+
+    def close(self) -> None:
+        """End the child, also in the middle of a job."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _tail(self) -> str:
+        """Return the end of the child's messages as one line."""
+        self._log.seek(0)
+        return " ".join(self._log.read().decode(errors="replace").split())[-TAIL_CHARS:]
+
+
+def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:
+    """Run the jobs that arrive on standard input, until it ends.
+
+    Args:
+        jobs: Functions by name. The first argument is a `Report`, the others are the values of the request.
+    """
+    die_with_parent()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print
+
+    def answer(**record: Any) -> None:
+        print(json.dumps(record), file=answers, flush=True)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            result = jobs[request.pop(JOB)](lambda num_bytes: answer(done=num_bytes), **request)
+        except ReleaseError as error:
+            answer(error=_line(error), status=error.status)
+        except (CheckpointError, OSError) as error:
+            answer(error=_line(error), status=ReleaseError.status)
+        else:
+            answer(result=result)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

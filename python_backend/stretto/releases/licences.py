@@ -1,0 +1,102 @@
+"""Licences of releases, from the names table or the hub, and the user's acceptance."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from stretto.releases.entry import Licence, Source
+from stretto.releases.errors import NotAllowed
+from stretto.releases.printing import line, plain
+
+ACCEPTED = "accepted.json"
+# Licence identifiers of model cards: SPDX identifier, and whether commercial use is permitted.
+KNOWN = {
+    "apache-2.0": ("Apache-2.0", "yes"),
+    "mit": ("MIT", "yes"),
+    "bsd-2-clause": ("BSD-2-Clause", "yes"),
+    "bsd-3-clause": ("BSD-3-Clause", "yes"),
+    "isc": ("ISC", "yes"),
+    "cc0-1.0": ("CC0-1.0", "yes"),
+    "cc-by-4.0": ("CC-BY-4.0", "yes"),
+    "cc-by-sa-4.0": ("CC-BY-SA-4.0", "conditions"),
+    "cc-by-nc-4.0": ("CC-BY-NC-4.0", "no"),
+    "cc-by-nc-sa-4.0": ("CC-BY-NC-SA-4.0", "no"),
+    "cc-by-nc-nd-4.0": ("CC-BY-NC-ND-4.0", "no"),
+}
+WORDS = {
+    "yes": "commercial use: yes",
+    "no": "commercial use: no",
+    "conditions": "commercial use: under conditions",
+    "unknown": "commercial use: unknown",
+}
+
+
+def licence_of(source: Source, stated: str | None, endpoint: str) -> Licence:
+    """Return the licence of a source: that of the names table or, if it is unknown, that of the model card.
+
+    Args:
+        source: The source.
+        stated: Licence identifier of the model card, or None.
+        endpoint: Address of the hub.
+    """
+    if source.licence.id != "unknown" or stated is None:
+        return source.licence
+    name, commercial = KNOWN.get(stated.lower(), (stated, "unknown"))
+    return Licence(name, f"{endpoint}/{source.repository}", commercial)
+
+
+def described(licence: Licence) -> str:
+    """Return a licence and whether it permits commercial use, in words."""
+    name = "no licence is stated" if licence.id == "unknown" else licence.id
+    return f"{name}, {WORDS[licence.commercial]}"
+
+
+def require(licences: Mapping[str, Licence], folder: Path, accepts: bool) -> None:
+    """Ask the user to accept licences that do not simply permit commercial use, once for each repository and licence.
+
+    Args:
+        licences: Licence of each repository.
+        folder: Folder of the installed models, which keeps the answers.
+        accepts: True if the user has accepted them on the command line.
+
+    Raises:
+        NotAllowed: If a licence is not accepted.
+    """
+    known = _read(folder / ACCEPTED)
+    new = {name: each for name, each in licences.items() if each.commercial != "yes" and [name, each.id] not in known}
+    for name, licence in new.items():
+        line("licence", f"{name}: {described(licence)} {licence.url}".rstrip())
+        for fact in licence.facts:
+            line("", fact)
+    if not new:
+        return
+    if not accepts and not _answer():
+        name, licence = next(iter(new.items()))
+        where = f": read {licence.url}, then use" if licence.url else ": use"
+        raise NotAllowed(f"{name}: {described(licence)}{where} --accept-license")
+    _write(folder / ACCEPTED, [*known, *([name, each.id] for name, each in new.items())])
+
+
+def _answer() -> bool:
+    """Return the user's answer; False if standard input or standard error is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(plain("Accept? [y/N] "), end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _read(path: Path) -> list[list[str]]:
+    try:
+        found: Any = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) else []
+
+
+def _write(path: Path, accepted: Iterable[list[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.new")
+    scratch.write_text(json.dumps(list(accepted)) + "\n")
+    scratch.replace(path)

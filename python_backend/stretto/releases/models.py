@@ -1,0 +1,277 @@
+"""Installed models: their folders, manifests and locks.
+
+    MODELS/NAME--KEY/manifest.json  checkpoint/  served-…/
+    MODELS/.staging-…/              an installation in progress
+    MODELS/.locks/                  held during an installation or a removal
+    MODELS/accepted.json            accepted licences
+
+A model is written to a staging folder and renamed as a whole. A folder without a valid manifest is not a model.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stretto.launcher.installation import LaunchError, cache_folder
+from stretto.releases.errors import ReleaseError
+from stretto.releases.printing import line
+
+FOLDER_VARIABLE = "STRETTO_MODELS"
+MANIFEST, CHECKPOINT, LOCKS, STAGING, SEPARATOR = "manifest.json", "checkpoint", ".locks", ".staging-", "--"
+STAGING_LOCK = "lock"  # in a staging folder, held by the process that uses it
+FORMAT = 1  # raised with each change of a converter's output, so that models are converted again
+KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """Request for a model. Equal requests are answered by the same installed model.
+
+    Attributes:
+        release: Name in the names table, OWNER/NAME with an optional `#part`, or absolute path of a folder.
+        revision: Commit, branch or tag of the repository; None for the newest.
+        family: Family that the user named, or None.
+        arguments: Arguments for the converter that the user gave.
+        is_half: True to convert float32 weights to bfloat16, for GPUs.
+        content: Digest of the names, sizes and times of a folder's files; empty for repositories.
+        format: FORMAT.
+    """
+
+    release: str
+    revision: str | None = None
+    family: str | None = None
+    arguments: tuple[str, ...] = ()
+    is_half: bool = False
+    content: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Description of an installed model.
+
+    Attributes:
+        name: Name of the model.
+        key: Digest of everything that determines the converted files, 16 hexadecimal digits.
+        request: What the user request for.
+        family: Family of the model.
+        default_voice: Voice for requests without one, or None.
+        licences: Licence identifier of each repository.
+        sources: `repository` and `commit` of each source; the commit of a folder is empty.
+        files: Size and SHA-256 of each file of the checkpoint, by path.
+        date: Time of the installation, in ISO format.
+        version: Version of this package.
+        checkpoint: Absolute path of a checkpoint of the user's own; None for the folder `checkpoint`.
+        serves: False if the model cannot be served.
+    """
+
+    name: str
+    key: str
+    request: Request
+    family: str
+    default_voice: str | None
+    licences: Mapping[str, str]
+    sources: tuple[Mapping[str, Any], ...]
+    files: Mapping[str, Mapping[str, Any]]
+    date: str
+    version: str
+    checkpoint: str | None = None
+    serves: bool = True
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the checkpoint's files in bytes."""
+        return sum(each["bytes"] for each in self.files.values())
+
+    @property
+    def revisions(self) -> set[tuple[str, str]]:
+        """Repository and commit of each source on the hub."""
+        return {(each["repository"], each["commit"]) for each in self.sources if each["commit"]}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An installed model and its folder."""
+
+    manifest: Manifest
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the converted checkpoint."""
+        own = self.manifest.checkpoint
+        return self.folder / CHECKPOINT if own is None else Path(own)
+
+    def damage(self) -> str:
+        """Return which file is missing or has another size than in the manifest; empty if none."""
+        for name, facts in self.manifest.files.items():
+            try:
+                size = (self.checkpoint / name).stat().st_size
+            except OSError:
+                return f"{name} is missing"
+            if size != facts["bytes"]:
+                return f"{name} has {size} bytes, not {facts['bytes']}"
+        return ""
+
+
+def key_of(request: Request, sources: tuple[Mapping[str, Any], ...]) -> str:
+    """Return the key of a model."""
+    text = json.dumps([asdict(request), sources], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def models_folder() -> Path:
+    """Return the folder of the installed models; raise ReleaseError if this user has none."""
+    named = os.environ.get(FOLDER_VARIABLE, "")
+    if named:
+        return Path(named).absolute()
+    try:
+        return cache_folder() / "models"
+    except LaunchError as error:
+        raise ReleaseError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Models:
+    """The installed models of a folder."""
+
+    folder: Path = field(default_factory=models_folder)
+
+    def all(self) -> list[Model]:
+        """Return the models, sorted by name and by time; of equal names, the newest last."""
+        found = []
+        for path in self.folder.glob(f"[!.]*{SEPARATOR}*/{MANIFEST}"):
+            manifest = read_manifest(path)
+            if manifest is not None and path.parent.name == folder_name(manifest):
+                found.append(Model(manifest, path.parent))
+        return sorted(found, key=lambda each: (each.manifest.name, each.manifest.date))
+
+    def find(self, request: Request) -> Model | None:
+        """Return the newest model that answers a request, or None. A damaged one is reported and left out."""
+        for each in reversed(self.all()):
+            if each.manifest.request == request:
+                if not (damage := each.damage()):
+                    return each
+                line("damaged", f"{each.folder}: {damage}")
+        return None
+
+    def with_key(self, name: str, key: str) -> Model | None:
+        """Return the model with a name and a key if its files are complete, or None."""
+        found = [each for each in self.all() if (each.manifest.name, each.manifest.key) == (name, key)]
+        return found[0] if found and not found[0].damage() else None
+
+    def named(self, name: str) -> list[Model]:
+        """Return the models with this name, or installed from this repository or folder."""
+        return [each for each in self.all() if name in (each.manifest.name, each.manifest.request.release)]
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of a model's folder, or of a name; wait if another process holds it."""
+        folder = self.folder / LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                line("waiting", f"for stretto (pid {file.read(20)}), which installs {name.partition(SEPARATOR)[0]}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """Yield a new folder, which is removed at the end unless it was renamed. Remove folders of ended processes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f"{STAGING}guard").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # a folder exists without its lock only under the guard
+            for old in self.folder.glob(f"{STAGING}*/"):
+                _remove_if_free(old)
+            folder = self.folder / f"{STAGING}{secrets.token_hex(4)}"
+            folder.mkdir()
+            lock = (folder / STAGING_LOCK).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            lock.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, staging: Path, manifest: Manifest) -> Model:
+        """Write the manifest of a staging folder's model, and give the folder its name.
+
+        The caller holds the model's lock.
+        """
+        model = Model(manifest, self.folder / folder_name(manifest))
+        shutil.rmtree(model.folder, ignore_errors=True)  # damaged, or without a manifest
+        (staging / STAGING_LOCK).unlink()
+        with (staging / MANIFEST).open("w") as file:
+            json.dump(asdict(manifest), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(staging)
+        staging.rename(model.folder)
+        _sync(self.folder)
+        return model
+
+    def remove(self, model: Model) -> None:
+        """Remove a model's folder; the manifest goes first, so that the rest is never taken for a model."""
+        with self.lock(model.folder.name):
+            (model.folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(model.folder, ignore_errors=True)
+
+
+def folder_name(manifest: Manifest) -> str:
+    """Return the name of a model's folder."""
+    return f"{manifest.name}{SEPARATOR}{manifest.key}"
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest in a file; None if it cannot be read, or is that of another version."""
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        record = json.loads(path.read_text())
+        request = Request(**record["request"] | {"arguments": tuple(record["request"]["arguments"])})
+        return Manifest(**record | {"request": request, "sources": tuple(record["sources"])})
+    return None
+
+
+def installing(models: Models) -> list[str]:
+    """Return the names of models that a process is installing."""
+    found = []
+    for path in sorted((models.folder / LOCKS).glob("*.lock")):
+        with suppress(OSError), path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(path.stem.partition(SEPARATOR)[0])
+    return found
+
+
+def _remove_if_free(folder: Path) -> None:
+    """Remove a staging folder whose process has ended."""
+    try:
+        with (folder / STAGING_LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""Progress of commands that install releases, on standard error."""
+
+import sys
+import threading
+import time
+
+BAR_S = 0.25  # time between two updates of a progress line
+LABEL = 12  # width of the first column
+
+
+def plain(text: str) -> str:
+    """Return a text without characters that control a terminal or its writing direction; a file name may have any."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def line(label: str, text: str) -> None:
+    """Print a line with a label in its first column."""
+    print(f"{label:{LABEL}} {plain(text)}", file=sys.stderr, flush=True)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return a number of bytes as text, in GB or in MB."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+class Stage:
+    """Stage of an installation: a line that is updated on a terminal, elsewhere two lines.
+
+    Args:
+        label: Label of the lines.
+        text: What the stage does.
+        total: Number of bytes to process; 0 if it is unknown.
+    """
+
+    def __init__(self, label: str, text: str, total: int = 0) -> None:
+        self._label, self._text, self._total = label, text, total
+        self._done, self._shown = 0, 0.0
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()
+        if not sys.stderr.isatty():
+            line(label, text)
+
+    def advance(self, num_bytes: int) -> None:
+        """Add a number of processed bytes."""
+        with self._lock:
+            self._done += num_bytes
+            now = time.monotonic()
+            if not sys.stderr.isatty() or now - self._shown < BAR_S:
+                return
+            self._shown = now
+            rate = self._done / max(now - self._begun, 1e-3)
+            left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
+            share = f"{gigabytes(self._done)} of {gigabytes(self._total)}, " if self._total else ""
+            self._rewrite(f"{self._text}: {share}{rate / 1e6:.0f} MB/s{left}")
+
+    def end(self, text: str = "") -> None:
+        """Print the last line of the stage.
+
+        Args:
+            text: What the stage did; default: the text of the stage.
+        """
+        seconds = f"{text or self._text} ({time.monotonic() - self._begun:.0f} s)"
+        if sys.stderr.isatty():
+            self._rewrite(seconds)
+            print(file=sys.stderr)
+        else:
+            line(self._label, seconds)
+
+    def _rewrite(self, text: str) -> None:
+        print(f"\r\033[K{self._label:{LABEL}} {plain(text)}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,234 @@
+"""Command `stretto run`: install a model if it is not installed, and serve it or use it once.
+
+    stretto run NAME                 server with web page and API, in the foreground
+    stretto run NAME "Some text."    speaks once: plays at a terminal, writes WAV to a pipe
+    program | stretto run NAME       speaks what arrives
+    stretto run NAME FILE            transcribes a recording, or answers it, if the model listens
+
+NAME is a name of stretto list --all, OWNER/NAME on the hub, OWNER/NAME#PART, or the path of a folder. Arguments after
+`--` go to `stretto serve`.
+"""
+
+import argparse
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stretto.errors import CommandParser
+from stretto.launcher import command as launcher
+from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
+from stretto.launcher.config import default_port, ip_address, port_number
+from stretto.launcher.installation import LaunchError, state_folder
+from stretto.releases.errors import BadArgument, ReleaseError
+from stretto.releases.hub import Hub
+from stretto.releases.install import Builder, Choices, Installer, device_of
+from stretto.releases.models import Models
+from stretto.releases.options import choices_of, gpu_number, install_options, interrupted_by_sigterm, token_of
+from stretto.releases.printing import line, plain
+from stretto.releases.served import Devices, Served, served
+from stretto.releases.target import parse
+
+STANDARD_INPUT = "-"
+MAX_PORT = 65_532  # the next three ports are used, too
+MAX_NAMED = 8  # voices in the output
+CANNOT_SERVE = 3
+ACTIONS = {"speak": "speaks", "transcribe": "transcribes", "talk": "answers speech"}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The command-line client, which only the console command imports.
+
+    Attributes:
+        parents: Parent parsers with its options.
+        text: Parser of a text argument.
+        check: Function that checks parsed options, and exits if they are invalid.
+        perform: Function that sends the request to a server, whose address it gets from its second argument.
+    """
+
+    parents: Sequence[argparse.ArgumentParser]
+    text: Callable[[str], str]
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None]
+    perform: Callable[[argparse.Namespace, Callable[[], str]], int]
+
+
+def main(words: list[str], speech: Speech) -> int:
+    """Run `stretto run` and return its exit code.
+
+    Args:
+        words: Command-line arguments after `stretto run`.
+        speech: The command-line client.
+    """
+    own, passed = words, []
+    if "--" in words:
+        at = words.index("--")
+        own, passed = words[:at], words[at + 1 :]
+    try:
+        flags = parser_of(speech)
+        args = flags.parse_args(own)
+        return _run(flags, args, passed, speech)
+    except ReleaseError as error:
+        print(f"stretto run: {plain(str(error))}", file=sys.stderr)
+        return error.status
+    except LaunchError as error:
+        print(f"stretto run: {error}", file=sys.stderr)
+        return CANNOT_SERVE if isinstance(error, CannotServe) else ReleaseError.status
+
+
+def parser_of(speech: Speech) -> argparse.ArgumentParser:
+    """Return the parser of the command line; raise LaunchError if STRETTO_PORT is not a valid port."""
+    parser = CommandParser(
+        prog="stretto run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[*speech.parents, install_options()],
+        allow_abbrev=False,
+    )
+    parser.add_argument("release", help="name, OWNER/NAME, OWNER/NAME#PART, or path of a folder")
+    about = "text to speak, or a recording; -: from standard input; default: serve"
+    parser.add_argument("text", nargs="?", type=speech.text, help=about)
+    parser.add_argument("--task", help="name of the model's task; default: its first one")
+    group = parser.add_argument_group("server")
+    group.add_argument("--serve", action="store_true", help="serve also if standard input is a pipe or a file")
+    group.add_argument(
+        "--port", type=first_port, default=default_port(), metavar="P", help="HTTP port; default: %(default)s"
+    )
+    group.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
+    group.add_argument("--no-gateway", action="store_true", help="serve without web page and OpenAI's audio API")
+    group.add_argument("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N")
+    group.add_argument("--quantize", metavar="FORMAT", help="format of the weights on a GPU, such as fp8")
+    group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
+    return parser
+
+
+def first_port(text: str) -> int:
+    """Parse a port that leaves room for the next three."""
+    port = port_number(text)
+    if port > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to {MAX_PORT}, got {text!r}")
+    return port
+
+
+def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[str], speech: Speech) -> int:
+    if args.text is None and not args.serve and reads_input():
+        args.text = STANDARD_INPUT
+    if args.serve and args.text is not None:
+        raise BadArgument("--serve: expected no text")
+    _choose_output(args)
+    require_installation(args.port)
+    target = parse(args.release)
+    models = Models()
+    with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
+        model = Installer(models, hub, builder, choices_of(args)).install(target)
+        if not model.manifest.serves:
+            raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
+        devices = Devices(device_of(model, args.gpu, args.cpu), args.codec_device, args.quantize, args.mps)
+        found = served(model, devices, models, builder)
+    os.environ.update(devices.environment)
+    server = BackgroundServer(
+        args.port,
+        state_folder(),
+        repository=found.folder,
+        has_gateway=not args.no_gateway,
+        arguments=("--address", args.address, *passed),
+    )
+    if args.text is None:
+        return serve(server, found, model.manifest.name)
+    _choose_command(args, found.profile, model.manifest.name)
+    voices = found.profile["voices"]
+    if args.voice is None and args.clone is None and model.manifest.default_voice in voices:
+        args.voice = model.manifest.default_voice
+    speech.check(flags, args)
+    args.server = None
+
+    def address() -> str:
+        server.ensure_ready()
+        return server.address
+
+    return speech.perform(args, address)
+
+
+def serve_model(words: list[str]) -> int:
+    """Run `stretto serve --model NAME` and return its exit code.
+
+    Args:
+        words: Command-line arguments after `stretto serve`.
+    """
+    args, others = model_arguments(words)
+    try:
+        models, choices = Models(), Choices(is_offline=True)
+        with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
+            model = Installer(models, hub, builder, choices).install(parse(args.model))
+            devices = Devices(device_of(model, None, False))
+            found = served(model, devices, models, builder)
+        os.environ.update(devices.environment)
+    except ReleaseError as error:
+        print(f"stretto serve: {plain(str(error))}", file=sys.stderr)
+        return error.status
+    return launcher.main(["--model-repository", str(found.folder), *others])
+
+
+def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse `--model NAME`, and return the other arguments, too."""
+    parser = CommandParser(prog="stretto serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", required=True)
+    return parser.parse_known_args(words)
+
+
+def serve(server: BackgroundServer, found: Served, name: str) -> int:
+    """Run a server in the foreground until a signal stops it; return at once if it runs already."""
+    server.check_model()
+    voices = found.profile["voices"]
+    if voices:
+        more = f" and {len(voices) - MAX_NAMED} more" if len(voices) > MAX_NAMED else ""
+        line("voices", ", ".join(voices[:MAX_NAMED]) + more)
+    if server.has_gateway:
+        address = f"http://127.0.0.1:{server.port + 3}"
+        voice = f'"voice": "{voices[0]}", ' if voices else ""
+        line("page", address)
+        body = f"""'{{"model": "{name}", {voice}"input": "Hello."}}'"""
+        line("API", f"curl {address}/v1/audio/speech --json {body} -o hello.mp3")
+    if server.record() is not None:
+        line("running", f"on port {server.port}; stretto serve --stop stops it")
+        return 0
+    return launcher.main(server.launcher_arguments())
+
+
+def reads_input() -> bool:
+    """Return True if standard input is a pipe or a file, and not a terminal, a socket or /dev/null."""
+    if sys.__stdin__ is None:
+        return False
+    mode = os.fstat(sys.__stdin__.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _choose_output(args: argparse.Namespace) -> None:
+    """Write WAV to standard output unless that is a terminal, or a file is named."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if args.out == Path(STANDARD_INPUT) and is_terminal:
+        raise BadArgument("--out -: expected a pipe or a file as standard output, got a terminal")
+    if args.out is None and not is_terminal:
+        args.out = Path(STANDARD_INPUT)
+
+
+def _choose_command(args: argparse.Namespace, profile: Mapping[str, Any], name: str) -> None:
+    """Set the client's command and its input for the chosen task, or for the model's first one."""
+    tasks = [each for each in profile["tasks"] if args.task in (None, each["name"])]
+    if not tasks:
+        known = ", ".join(each["name"] for each in profile["tasks"])
+        raise BadArgument(f"--task: expected one of {known}, got {args.task!r}")
+    task = tasks[0]
+    args.task = task["name"]
+    if "text" in task["needs"] and task["speaks"]:
+        args.command = "speak"
+        return
+    if "audio" not in task["needs"]:
+        raise BadArgument(f"{name}: task {task['name']} answers text with text: use stretto chat")
+    args.command = "talk" if task["speaks"] else "transcribe"
+    args.file = Path(args.text)
+    if args.text != STANDARD_INPUT and not args.file.exists():
+        raise BadArgument(f"{name} {ACTIONS[args.command]}: expected an audio file or -, got {args.text[:40]!r}")

@@ -1,0 +1,119 @@
+"""Model repositories of installed models, one for each choice of devices."""
+
+import hashlib
+import json
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stretto.launcher.installation import bundled_repository
+from stretto.releases.install import Builder
+from stretto.releases.models import Model, Models
+from stretto.releases.printing import Stage
+
+RECORD = "served.json"  # in the model repository; written last
+STAMP, PROFILE = "stamp", "profile"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices and weight format of a server.
+
+    Attributes:
+        gpu: GPU of the model; None to serve on the CPU.
+        codec_device: Another GPU for the codec; None for `gpu`.
+        quantize: Weight format, such as fp8; None for the stored one.
+        mps: True if the launcher runs NVIDIA's MPS.
+    """
+
+    gpu: int | None = None
+    codec_device: int | None = None
+    quantize: str | None = None
+    mps: bool = False
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the model repository in the model's folder."""
+        if self.gpu is None:
+            return "served-cpu"
+        codec = "" if self.codec_device is None else f"-codec{self.codec_device}"
+        return f"served-gpu{self.gpu}{codec}{f'-{self.quantize}' if self.quantize else ''}{'-mps' * self.mps}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the server's process. Its GPU 0 is `gpu`, and its GPU 1 the codec's."""
+        if self.gpu is None:
+            return {}
+        numbers = [self.gpu] if self.codec_device is None else [self.gpu, self.codec_device]
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, numbers))}
+
+    @property
+    def placement(self) -> dict[str, Any] | None:
+        """Arguments of `Placement`; None for the CPU."""
+        if self.gpu is None:
+            return None
+        return {
+            "gpu": 0,
+            "codec_device": None if self.codec_device is None else 1,
+            "quantize": self.quantize,
+            "shares_by_mps": self.mps,
+        }
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model repository, and the profile of its model."""
+
+    folder: Path
+    profile: dict[str, Any]
+
+
+def served(model: Model, devices: Devices, models: Models, builder: Builder) -> Served:
+    """Return the model repository of a model; create it if it is missing or was made by another version.
+
+    Raises:
+        ReleaseError: If the model cannot be served on these devices.
+    """
+    folder = model.folder / devices.folder_name
+    found = _read(folder)
+    if found is not None:
+        return found
+    with models.lock(model.folder.name):
+        found = _read(folder)  # made by another process in the meantime
+        if found is None:
+            stage = Stage("preparing", devices.folder_name)
+            shutil.rmtree(folder, ignore_errors=True)
+            manifest = model.manifest
+            profile = builder.worker.call(
+                "repository",
+                checkpoint=str(model.checkpoint),
+                out=str(folder),
+                model=[manifest.name, manifest.key],
+                placement=devices.placement,
+                gpu=devices.gpu,
+            )
+            (folder / RECORD).write_text(json.dumps({STAMP: stamp(), PROFILE: profile}) + "\n")
+            stage.end()
+            found = Served(folder, profile)
+        return found
+
+
+def stamp() -> str:
+    """Return a digest of this package's version and of the files that it copies into a model repository."""
+    digest = hashlib.sha256(version("stretto").encode())
+    root = bundled_repository()
+    for path in sorted([*root.glob("*/config.pbtxt"), *root.glob("*/1/*.py")]):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(folder: Path) -> Served | None:
+    """Return a model repository; None if there is none, or another version has made it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / RECORD).read_text())
+        if record[STAMP] == stamp():
+            return Served(folder, record[PROFILE])
+    return None

@@ -1,0 +1,65 @@
+"""Release on a command line: a name of the names table, a repository on the hub, or a folder."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from stretto.families.recognition import CONFIG, REPOSITORY
+from stretto.releases.entry import MAX_REPOSITORY_CHARS, Entry
+from stretto.releases.listing import Folder
+from stretto.releases.names import named
+
+PATHS = ("/", "./", "../", "~")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Release that a command names.
+
+    Attributes:
+        release: Name in the names table, OWNER/NAME with an optional `#part`, or absolute path of a folder.
+        entry: Entry of the names table; None for other targets.
+        repository: OWNER/NAME on the hub; None for a folder.
+        folder: The folder; None for others.
+        part: Name after `#`, or None.
+    """
+
+    release: str
+    entry: Entry | None = None
+    repository: str | None = None
+    folder: Path | None = None
+    part: str | None = None
+
+    @property
+    def content(self) -> str:
+        """Digest of the names, sizes and times of a folder's files; empty for other targets."""
+        if self.folder is None:
+            return ""
+        names = sorted(Folder(self.folder).names)
+        found = [(name, (self.folder / name).stat()) for name in names]
+        text = repr([(name, each.st_size, each.st_mtime_ns) for name, each in found])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """True for the folder of a converted checkpoint, which can be served as it is."""
+        return self.folder is not None and isinstance(Folder(self.folder).json(CONFIG).get("speech_family"), str)
+
+
+def parse(text: str) -> Target:
+    """Return the release that a word of the command line names.
+
+    Raises:
+        BadArgument: If it is malformed.
+        Unavailable: If no release has this name.
+    """
+    place, _, part = text.partition("#")
+    path = Path(place).expanduser()
+    if place.startswith(PATHS) or ("/" in place and path.is_dir()):
+        folder = path.absolute()
+        Folder(folder)  # refuses a file and an empty folder
+        return Target(str(folder) + (f"#{part}" if part else ""), folder=folder, part=part or None)
+    if REPOSITORY.fullmatch(place) and len(place) <= MAX_REPOSITORY_CHARS:
+        return Target(text, repository=place, part=part or None)
+    entry = named(text)
+    return Target(entry.name, entry=entry, repository=entry.source.repository)
