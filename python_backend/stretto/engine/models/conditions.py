@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vllm import envs
 from vllm.config import VllmConfig
-from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.determinism.batch_invariant import linear_batch_invariant
+from vllm.model_executor.layers.linear import ReplicatedLinear, UnquantizedLinearMethod
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from stretto.engine.kernels.gpu.cross_attention import cross_attend
@@ -65,14 +67,20 @@ class Conditions(nn.Module):
             dtype: Data type of the backbone.
         """
         device, num_rows, width = self.absent.device, self._spec.vector_rows, len(self.absent)
-        self._layers, self._dtype = list(layers), dtype
+        self._attentions, self._dtype = [layer.cross_attn for layer in layers], dtype
         self._positions = sine_positions(num_rows, width).to(device)
         self.sums = torch.zeros(num_slots, width, dtype=dtype, device=device)
         self.slots = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self.num_present = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
-        absent = (self.absent + self._positions).to(dtype)
-        for layer in self._layers:
-            layer.cross_attn.prepare(num_slots, self.slots, self.num_present, absent)
+        # On a CPU, vLLM has prepared the weights of each layer. Elsewhere, one product has fewer launches.
+        self._weights = None if device.type == "cpu" else stacked_weights(self._attentions)
+        num_heads = self._attentions[0].num_heads
+        shape = 2, len(self._attentions), num_slots + 1, num_heads, num_rows, width // num_heads
+        self._tables = tables = torch.empty(shape, dtype=dtype, device=device)
+        self._project((self.absent + self._positions).to(dtype), tables[:, :, -1])
+        tables[:, :, :-1] = tables[:, :, -1:]
+        for attention, keys, values in zip(self._attentions, *tables, strict=True):
+            attention.prepare(keys, values, self.slots, self.num_present)
 
     @torch.no_grad()
     def place(self, slot: int, ids: torch.Tensor, vectors: torch.Tensor) -> None:
@@ -86,13 +94,38 @@ class Conditions(nn.Module):
         self.sums[slot] = self.sum.weight[ids].sum(0).to(self._dtype)
         self.num_present[slot] = num_present = len(vectors)
         projected = F.linear(vectors, self.project.weight) + self._positions[:num_present]
-        present = projected.to(self._dtype)
-        for layer in self._layers:
-            layer.cross_attn.place(slot, present)
+        tables = self._tables
+        tables[:, :, slot, :, num_present:] = tables[:, :, -1, :, num_present:]
+        if num_present:
+            self._project(projected.to(self._dtype), tables[:, :, slot, :, :num_present])
 
     def add_to(self, embeds: torch.Tensor) -> torch.Tensor:
         """Add the vectors of each row's request to the embeddings [N, H], in place."""
         return embeds.add_(F.embedding(self.slots[: len(embeds)], self.sums))
+
+    def _project(self, vectors: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the keys and values of vectors [n, H] in all layers to `out` [2, layers, heads, n, D]."""
+        if self._weights is None:
+            for attention, table in zip(self._attentions, out.unbind(1), strict=True):
+                table[:] = attention.kv_proj(vectors).unflatten(1, (2, attention.num_heads, -1)).permute(1, 2, 0, 3)
+            return
+        multiply: Any = linear_batch_invariant if envs.VLLM_BATCH_INVARIANT else F.linear
+        by_layer = multiply(vectors, self._weights).unflatten(1, (out.shape[1], 2, out.shape[2], -1))
+        out[:] = by_layer.permute(2, 1, 3, 0, 4)
+
+
+def stacked_weights(attentions: Sequence["CrossAttention"]) -> torch.Tensor | None:
+    """Return the weights of keys and values of all layers, [layers * 2 H, H]; None if they are quantized.
+
+    The layers share the memory of the result.
+    """
+    projections = [attention.kv_proj for attention in attentions]
+    if any(type(each.quant_method) is not UnquantizedLinearMethod for each in projections):
+        return None
+    stacked = torch.cat([each.get_parameter("weight").data for each in projections])
+    for projection, weight in zip(projections, stacked.chunk(len(projections)), strict=True):
+        projection.get_parameter("weight").data = weight
+    return stacked
 
 
 class _Table(nn.Module):
@@ -105,6 +138,7 @@ class CrossAttention(nn.Module):
     """Attention of a layer to the speaker vectors of each row's request, present or absent, without positions.
 
     Attributes:
+        num_heads: Number of heads.
         keys: Keys by slot, [R + 1, heads, rows, D]; the last entry contains only absent vectors.
         values: Values, like `keys`.
         slots: See `Conditions`.
@@ -119,45 +153,22 @@ class CrossAttention(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
-        width, self._num_heads = config.hidden_size, config.num_attention_heads
+        width, self.num_heads = config.hidden_size, config.num_attention_heads
         shared: dict[str, Any] = {"bias": False, "quant_config": vllm_config.quant_config, "return_bias": False}
         self.query_proj = ReplicatedLinear(width, width, prefix=f"{prefix}.query_proj", **shared)
         self.kv_proj = ReplicatedLinear(width, 2 * width, prefix=f"{prefix}.kv_proj", **shared)
         self.o_proj = ReplicatedLinear(width, width, prefix=f"{prefix}.o_proj", **shared)
 
-    def prepare(self, num_slots: int, slots: torch.Tensor, num_present: torch.Tensor, absent: torch.Tensor) -> None:
-        """Allocate the tables, and fill them with the keys and values of absent vectors.
-
-        Args:
-            num_slots: Number of run slots, R.
-            slots: See `Conditions`.
-            num_present: See `Conditions`.
-            absent: Absent speaker vectors with their positions, [rows, H].
-        """
-        num_rows, width = absent.shape
-        shape = num_slots + 1, self._num_heads, num_rows, width // self._num_heads
-        tables = {"keys": absent.new_empty(shape), "values": absent.new_empty(shape)}
-        for name, table in {**tables, "slots": slots, "num_present": num_present}.items():
+    def prepare(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, num_present: torch.Tensor) -> None:
+        """Set the tables (see the attributes)."""
+        tables = {"keys": keys, "values": values, "slots": slots, "num_present": num_present}
+        for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
-        for table, of_absent in zip((self.keys, self.values), self._by_head(absent), strict=True):
-            table[:] = of_absent
-
-    def place(self, slot: int, vectors: torch.Tensor) -> None:
-        """Store the keys and values of a request's speaker vectors [n, H], and of absent vectors in the other rows."""
-        num_present = len(vectors)
-        for table in (self.keys, self.values):
-            table[slot, :, num_present:] = table[-1, :, num_present:]
-        if num_present:
-            self.keys[slot, :, :num_present], self.values[slot, :, :num_present] = self._by_head(vectors)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output of attention for the rows of the step, [N, H]."""
         query = self.query_proj(hidden)
         return self.o_proj(cross_attend(query, self.keys, self.values, self.slots, self.num_present))
-
-    def _by_head(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the keys and the values of vectors [n, H], [2, heads, n, D]."""
-        return self.kv_proj(vectors).unflatten(1, (2, self._num_heads, -1)).permute(1, 2, 0, 3)
 
 
 class ConditionedLayer(LlamaDecoderLayer):
