@@ -272,10 +272,14 @@ def test_latent_steps_do_not_mix_devices(
             sampler, _ = state.custom_sampler(SimpleNamespace(penalties_state=None, req_states=requests))
             fill(state, family)
             width = state.model.latent_readout(state.rules).width
+            embed, num_embedded = state.model.embed_latents, list[int]()
+            state.model.embed_latents = lambda latents: (num_embedded.append(len(latents)), embed(latents))[1]
             for num_tokens in (64, 4):
                 batch = InputBatch.make_dummy(4, num_tokens, InputBuffers(4, 64, GPU))
                 inputs = state.prepare_inputs(batch, None)
-                embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"])
+                assert ("latent_rows" in inputs) == (num_tokens == 64)
+                embedded = state.model.embed_rows(inputs["rows"], inputs["inputs_embeds"], inputs.get("latent_rows"))
+                assert num_embedded.pop() == len(inputs.get("latent_rows", inputs["rows"]))
                 told = state.model.layer_inputs(inputs["rows"])
                 hidden = embedded.new_empty(len(embedded), width)
                 output = sampler(hidden[batch.logits_indices], batch)

@@ -58,9 +58,11 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
         model: LlamaModel = super()._init_model(vllm_config, prefix, layer_type)
         return model
 
-    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def embed_rows(
+        self, rows: torch.Tensor, out: torch.Tensor, latent_rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Do the same as `MultiStreamMixin.embed_rows`, and add the vectors of the rows' conditions, if any."""
-        embeds = super().embed_rows(rows, out)
+        embeds = super().embed_rows(rows, out, latent_rows)
         return embeds if self.family.conditions is None else self.conditions.add_to(embeds)
 
 

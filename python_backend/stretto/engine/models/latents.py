@@ -167,16 +167,31 @@ class LatentMixin(MultiStreamMixin):
         """Return the weight of the end-of-speech logit, as wide as the model's output hidden states."""
         return self.end_of_speech.weight.data
 
-    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def embed_rows(
+        self, rows: torch.Tensor, out: torch.Tensor, latent_rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Write the embeddings of `rows` [N, 1 + D] to `out` [N, H].
 
         A row's latent is embedded or, if the row has none, its id on stream 0. A latent that is not finite makes its
         reply fail. It is embedded as 0 nevertheless, because the KV blocks are reused, and attention multiplies unused
         positions of a block by 0, which does not remove a NaN.
+
+        Args:
+            rows: Ids and words of all rows.
+            out: Output buffer.
+            latent_rows: Indices of all rows that may have a latent, int64 [n]; None if any row may have one.
         """
+        super().embed_rows(rows[:, :1], out)
+        if latent_rows is None:
+            return self._embed_latents(rows, out)
+        if len(latent_rows):
+            out[latent_rows] = self._embed_latents(rows[latent_rows], out[latent_rows])
+        return out
+
+    def _embed_latents(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Replace the embeddings of `rows` that have a latent in `out` [N, H], and return it."""
         latents = rows[:, 1 : 1 + self.num_words].contiguous().view(torch.float32)
         latents = latents.nan_to_num(0.0, 0.0, 0.0).clamp(-LARGEST, LARGEST)
-        super().embed_rows(rows[:, :1], out)
         kinds = [(self.family.layout.audio[0], self.embed_latents)]
         if self.voice_ids:
             kinds.append((self.voice_ids, self.embed_voice))

@@ -229,6 +229,7 @@ class MultiStreamMixin(Decoder):
         rows: torch.Tensor | None = None,
         audio_embeds: torch.Tensor | None = None,
         is_audio: torch.Tensor | None = None,
+        latent_rows: torch.Tensor | None = None,
     ) -> Any:
         """Return the backbone's hidden states, [N, H].
 
@@ -240,10 +241,11 @@ class MultiStreamMixin(Decoder):
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.
             audio_embeds: Embedded audio input, [N, H].
             is_audio: True for rows whose embeddings the audio input replaces, bool [N, 1].
+            latent_rows: Indices of all rows that may have a latent, int64 [n]; None if any row may have one.
         """
         if rows is not None:
             assert inputs_embeds is not None
-            embeds = self.embed_rows(rows, inputs_embeds)
+            embeds = self.embed_rows(rows, inputs_embeds, latent_rows)
             if audio_embeds is not None and is_audio is not None:
                 inputs_embeds.copy_(torch.where(is_audio, audio_embeds, embeds))
         ids = None if inputs_embeds is not None else input_ids
@@ -256,12 +258,15 @@ class MultiStreamMixin(Decoder):
         """
         return {}
 
-    def embed_rows(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def embed_rows(
+        self, rows: torch.Tensor, out: torch.Tensor, latent_rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Write the sum of each row's stream embeddings to `out`, and return it.
 
         Args:
             rows: Ids of all input streams, [N, S]. A silent pad contributes only on stream 0.
             out: Output buffer, [N, H].
+            latent_rows: See `LatentMixin.embed_rows`; unused in models without latents.
         """
         table, layout = self.model.embed_tokens, self.family.layout
         if table.tp_size > 1:

@@ -32,6 +32,7 @@ from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
 from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, LatentStepProgram, StretchDraw
+from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
     AudioHeads,
     DepthFrames,
@@ -184,6 +185,8 @@ class SpeechModelState(DefaultModelState):
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
+        latents = self.rules.family.layout.latents
+        self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
         self._conditions = None
         if self.rules.family.conditions is not None:
             self._conditions = ConditionSlots(model, self.arrays, self.max_num_reqs, self._batch_embeds)
@@ -198,6 +201,8 @@ class SpeechModelState(DefaultModelState):
             self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
         if self.feedback_memory is not None:
             self.feedback_memory.place(req_index, new_req_data)
+        if self._latent_rows is not None:
+            self._latent_rows.place(req_index, new_req_data)
         if self.audio_embeddings is not None:
             assert new_req_data.params is not None
             self.audio_embeddings.place(req_index, new_req_data.params.audios)
@@ -238,7 +243,10 @@ class SpeechModelState(DefaultModelState):
         if self._conditions is not None:
             self._conditions.fill(slots)
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
-        return {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
+        inputs = {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
+        if self._latent_rows is not None and num_rows != input_batch.num_reqs:
+            inputs["latent_rows"] = self.arrays.tensor(self._latent_rows.rows(input_batch))
+        return inputs
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """Return inputs of the same shapes as `prepare_inputs` does, for profiling and graph capture."""

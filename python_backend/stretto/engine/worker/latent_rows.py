@@ -1,0 +1,45 @@
+"""Rows of a step that may have a latent, as far as the host knows.
+
+The network that embeds latents is large in some families, and most rows of a prompt have none. Launches must not depend
+on values on the device, so the rows are chosen by the ids of the prompts, which the host knows.
+"""
+
+import numpy as np
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from stretto.engine.worker.slots import Array, Arrays
+from stretto.streams.layout import StreamLayout
+
+
+class LatentRows:
+    """Rows with latents in the prompts of all slots.
+
+    Args:
+        layout: Layout of a family whose frames are latents.
+        arrays: Array factory.
+    """
+
+    def __init__(self, layout: StreamLayout, arrays: Arrays):
+        assert layout.latents is not None
+        self._kinds, self._arrays = (layout.audio[0], layout.latents.voice_ids or range(0)), arrays
+        self._of_slot: dict[int, np.ndarray] = {}
+
+    def place(self, slot: int, data: NewRequestData) -> None:
+        """Store which rows of the prompt of the request in `slot` have a latent."""
+        ids = np.asarray(data.prompt_token_ids or (), np.int64)
+        self._of_slot[slot] = np.any([(ids >= kind.start) & (ids < kind.stop) for kind in self._kinds], 0)
+
+    def rows(self, batch: InputBatch) -> Array:
+        """Return the indices of the rows of `batch` that may have a latent, int64 [n].
+
+        All rows of a reply may have one, because the host does not know their ids.
+        """
+        found = []
+        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+        for index, slot in enumerate(batch.idx_mapping_np.tolist()):
+            first, number = int(computed[index]), int(scheduled[index])
+            of_prompt = self._of_slot[slot][first : first + number]
+            may_be = np.concatenate([of_prompt, np.ones(number - len(of_prompt), bool)])
+            found.append(int(batch.query_start_loc_np[index]) + np.flatnonzero(may_be))
+        return self._arrays.upload(np.concatenate(found))
