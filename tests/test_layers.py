@@ -60,8 +60,8 @@ ALLOWED = {
         "sizing", "gpus", "untrusted_files", "errors",
     },
     "releases": {
-        "convert", "engine", "launcher", "families", "plugins", "sizing", "gpus", "worker_process", "untrusted_files",
-        "errors",
+        "convert", "engine", "launcher", "families", "plugins", "sizing", "gpus", "weights", "worker_process",
+        "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},

@@ -3,6 +3,7 @@
 Both run in the same process, because importing torch takes longer than either does for a small model.
 """
 
+import argparse
 import io
 import json
 import re
@@ -15,11 +16,23 @@ from stretto.convert import command, make_repository
 from stretto.convert.conversion import plan, write
 from stretto.convert.gpu_memory import GIB, bytes_of_gpu
 from stretto.convert.release import published
+from stretto.errors import CheckpointError
 from stretto.launcher.options import RepositoryOptions, ServedModel
 from stretto.releases.errors import BadArgument
 from stretto.releases.jobs import Report, serve
+from stretto.weights.loading import TensorMismatch
 
 PROFILE = re.compile(rf"key: \"{make_repository.PARAMETER}\" value \{{ string_value: '([^']*)'")
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    """Parse arguments of `stretto convert`; raise BadArgument if they are invalid."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return command.arguments(words)
+    except SystemExit as error:
+        raise BadArgument(" ".join(said.getvalue().split())) from error
 
 
 def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[str, Any]:
@@ -34,12 +47,7 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
     Returns:
         `files`: size and SHA-256 by path; `num_tensors`; `dtype`.
     """
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            args = command.arguments([*words, "--out", out])
-    except SystemExit as error:
-        raise BadArgument(" ".join(said.getvalue().split())) from error
+    args = parsed([*words, "--out", out])
     release = command.release(args)
     conversion = plan(release)
     is_fixed = published(release).IS_FLOAT32 or release.dtype is not None
@@ -51,6 +59,23 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
         "num_tensors": len(conversion.entries),
         "dtype": conversion.record["dtype"],
     }
+
+
+def check(report: Report, words: list[str]) -> None:
+    """Raise TensorMismatch if tensors of a release are missing, unknown or of another shape.
+
+    The numbers in the files are zero, so all other errors are ignored: the conversion reports them if they are real.
+
+    Args:
+        report: Unused.
+        words: Arguments of `stretto convert` without `--out`.
+    """
+    try:
+        plan(command.release(parsed([*words, "--out", "unused"])))
+    except TensorMismatch:
+        raise
+    except (CheckpointError, OSError):
+        return
 
 
 def repository(
@@ -79,4 +104,4 @@ def repository(
 
 
 if __name__ == "__main__":
-    serve({"convert": convert, "repository": repository})
+    serve({"check": check, "convert": convert, "repository": repository})

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
     XetDownloadError,
 )
 from tqdm.auto import tqdm
@@ -82,6 +83,16 @@ def text(report: Report, repository: str, commit: str, name: str) -> str | None:
         return Path(place).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def header(report: Report, repository: str, commit: str, name: str) -> dict[str, Any]:
+    """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
+    with explained(repository, commit, name):
+        found = attempted(lambda: HfApi().parse_safetensors_file_metadata(repository, name, revision=commit))
+    return {
+        tensor: {"dtype": each.dtype, "shape": each.shape, "data_offsets": each.data_offsets}
+        for tensor, each in found.tensors.items()
+    }
 
 
 def download(report: Report, repository: str, commit: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -226,7 +237,14 @@ def explained(repository: str, revision: str, name: str | None = None) -> Iterat
         yield
     except ReleaseError:
         raise
-    except (httpx2.HTTPError, EntryNotFoundError, XetDownloadError, ValueError, OSError) as error:
+    except (
+        httpx2.HTTPError,
+        EntryNotFoundError,
+        XetDownloadError,
+        SafetensorsParsingError,
+        ValueError,
+        OSError,
+    ) as error:
         raise _explained(_cause(error), repository, revision, name) from error
 
 
@@ -282,4 +300,12 @@ def remove_revisions(report: Report, revisions: list[list[str]]) -> int:
 
 
 if __name__ == "__main__":
-    serve({"snapshot": snapshot, "text": text, "download": download, "remove_revisions": remove_revisions})
+    serve(
+        {
+            "snapshot": snapshot,
+            "text": text,
+            "header": header,
+            "download": download,
+            "remove_revisions": remove_revisions,
+        }
+    )

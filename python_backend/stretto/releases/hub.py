@@ -92,6 +92,14 @@ class Hub:
         )
         return found
 
+    def header(self, snapshot: Snapshot, name: str) -> dict[str, Any]:
+        """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
+        check_names(snapshot.repository, {name})
+        found: dict[str, Any] = self.worker.call(
+            "header", repository=snapshot.repository, commit=snapshot.commit, name=name
+        )
+        return found
+
     def remove(self, revisions: Sequence[tuple[str, str]]) -> int:
         """Remove revisions, each a repository and a commit, from the cache; return the number of freed bytes."""
         freed: int = self.worker.call("remove_revisions", revisions=revisions)

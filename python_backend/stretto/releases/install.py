@@ -1,9 +1,7 @@
 """Installation of a release: it is resolved, checked, downloaded, converted and published under its name."""
 
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +13,7 @@ from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect
 from stretto.releases.entry import Entry, Licence, Source
-from stretto.releases.errors import BadArgument, DoesNotFit, ReleaseError, Unavailable
+from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
 from stretto.releases.jobs import Worker
 from stretto.releases.listing import Folder
@@ -23,11 +21,13 @@ from stretto.releases.models import CHECKPOINT, Manifest, Model, Models, Request
 from stretto.releases.names import find
 from stretto.releases.printing import Stage, gigabytes, line
 from stretto.releases.target import Target
+from stretto.releases.view import View, link
 
 BUILD = "stretto.releases.build"
 UNTESTED = "random weights only; never with these weights"
-VIEW = "view"
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
+LARGE_BYTES = 10_000_000  # files whose download takes longer than a question about their header
+HEADED = ".safetensors"  # files whose header names all tensors and their shapes
+WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
 
 
 @dataclass(frozen=True)
@@ -203,22 +203,17 @@ class Installer:
     def _make(self, entry: Entry, parts: list[Part], request: Request, key: str) -> Model:
         """Download, convert and publish a release. The caller holds the model's lock."""
         with self._models.staging() as staging:
-            view = staging / VIEW
-            folders: list[Path] = []
+            repositories = [part.source.repository for part in parts]
+            self._check_shapes(View(staging / "headers", entry, repositories), parts, request)
+            view = View(staging / "files", entry, repositories)
             hashes: dict[tuple[int, str], Path] = {}
-            companions = [each for each in entry.companions if each.option is None]
             for number, part in enumerate(parts):
-                to = companions[number - 1].to if number else None
-                folder = view / str(number) if to is None else view / "0" / to
-                folders.append(folder)
                 for name, facts in self._places(part).items():
-                    path = folder / name
-                    link(Path(facts["place"]).resolve(), path)
-                    hashes[facts["bytes"], facts["sha256"]] = path
-            words = [*entry.arguments(folders[0], folders[1:], folders[0]), *request.arguments]
+                    hashes[facts["bytes"], facts["sha256"]] = view.add(number, name, Path(facts["place"]))
             stage = Stage("converting", entry.name, sum(part.num_bytes for part in parts))
             out = staging / CHECKPOINT
-            with naming({str(folder): part.source.repository for folder, part in zip(folders, parts, strict=True)}):
+            words = [*view.arguments(), *request.arguments]
+            with view.named():
                 made = self._builder.worker.call(
                     "convert", stage.advance, words=words, out=str(out), is_half=request.is_half
                 )
@@ -228,7 +223,7 @@ class Installer:
                     (out / name).unlink()
                     link(source, out / name)
                     num_linked += facts["bytes"]
-            shutil.rmtree(view)
+            view.remove()
             written = sum(each["bytes"] for each in made["files"].values()) - num_linked
             about = f"{made['num_tensors']} tensors, {made['dtype']}, {gigabytes(written)} written"
             stage.end(f"{about}, {gigabytes(num_linked)} linked" if num_linked else about)
@@ -247,6 +242,34 @@ class Installer:
                 serves=entry.serves,
             )
             return self._models.publish(staging, manifest)
+
+    def _check_shapes(self, view: View, parts: list[Part], request: Request) -> None:
+        """Compare the names and shapes of published tensors with those that the converter expects.
+
+        Only the headers of large files are read, before the download. Formats other than safetensors have none, so
+        their releases are not checked.
+
+        Raises:
+            ReleaseError: If tensors are missing, unknown or of another shape.
+        """
+        large = [name for part in parts for name, each in part.files.items() if each["size"] >= LARGE_BYTES]
+        if not large or not any(map(_missing, parts)) or not all(name.endswith(HEADED) for name in large):
+            return
+        stage = Stage("checking", f"the headers of {len(large)} files")
+        for number, part in enumerate(parts):
+            if part.snapshot is None:  # the user's folder
+                for name in part.files:
+                    view.add(number, name, Path(part.source.repository) / name)
+                continue
+            small = {name: facts for name, facts in part.files.items() if name not in large}
+            for name, facts in self._hub.download(part.snapshot, small, stage.advance).items():
+                view.add(number, name, Path(facts["place"]))
+            for name in part.files.keys() & {*large}:
+                view.add_header(number, name, self._hub.header(part.snapshot, name))
+        with view.named():
+            self._builder.worker.call("check", words=[*view.arguments(), *request.arguments])
+        view.remove()
+        stage.end()
 
     def _places(self, part: Part) -> dict[str, dict[str, Any]]:
         """Return size, SHA-256 and place of a part's files, which are downloaded if they are not there."""
@@ -334,25 +357,3 @@ def cache_folder() -> Path:
         return Path(named).expanduser()
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(home).expanduser() / "hub"
-
-
-@contextmanager
-def naming(names: Mapping[str, str]) -> Iterator[None]:
-    """In the message of a ReleaseError, replace temporary folders by the names of their repositories."""
-    try:
-        yield
-    except ReleaseError as error:
-        message = str(error)
-        for folder, name in names.items():
-            message = message.replace(folder, name)
-        error.args = (message,)
-        raise
-
-
-def link(source: Path, target: Path) -> None:
-    """Make a second name for a file; a copy on another file system."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

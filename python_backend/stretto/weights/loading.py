@@ -222,6 +222,10 @@ def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int,
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+class TensorMismatch(CheckpointError):
+    """Tensors of a release are missing, unknown or of another shape."""
+
+
 def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
     """Check that a plan covers all published tensors.
 
@@ -234,7 +238,7 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
         Names of the unused tensors.
 
     Raises:
-        CheckpointError: If tensors are missing, unknown or of a different shape; the message lists them.
+        TensorMismatch: If tensors are missing, unknown or of a different shape; the message lists them.
     """
     prefixes = tuple(dropped)
     others = [name for name in published if name not in plan]
@@ -247,7 +251,7 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
     ]
     found = {"missing": missing, "unknown": unknown, "wrong shape": wrong}
     if missing or unknown or wrong:
-        raise CheckpointError("tensors do not match: " + "; ".join(_named(*each) for each in found.items() if each[1]))
+        raise TensorMismatch("tensors do not match: " + "; ".join(_named(*each) for each in found.items() if each[1]))
     return others
 
 
