@@ -1,4 +1,4 @@
-"""Replies of the authors' code (pocket-tts 4.0.1) with the random releases of `benchmarks`.
+"""Replies of the authors' code (pocket-tts 4.0.1), computed in float64, with the random releases of `benchmarks`.
 
 There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
@@ -9,12 +9,14 @@ those of the first frames of the same text in that voice.
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_pocket import recording, write_release
+from benchmarks.checkpoints.random_pocket import inputs, recording, write_release
+from scripts.reply_fixture import digest
 from stretto.convert.command import main as convert
 from stretto.preprocessing.request import RawRequest
 
@@ -43,9 +45,17 @@ class Reply:
     cloned_nudged: np.ndarray
 
 
+@cache
+def stored() -> dict[str, Any]:
+    """Return the arrays of the fixture, which must be those of the weights and the recording of today."""
+    found = dict(np.load(DATA))
+    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (scripts/pocket_tts_replies.py)"
+    return found
+
+
 def reply(kind: str) -> Reply:
     """Return the reply from a release."""
-    found = np.load(DATA)
+    found = stored()
     values: dict[str, Any] = {name: found[f"{kind}.{name}"] for name in Reply.__dataclass_fields__}
     plain = {name: value.tolist() if value.ndim == 0 or name == "tokens" else value for name, value in values.items()}
     return Reply(**plain)

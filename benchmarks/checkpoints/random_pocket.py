@@ -9,8 +9,9 @@ tokenizer as a SentencePiece model.
 """
 
 import json
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ OWN_DECODER = {
     "decoder_transformer": STACK | {"num_layers": 1, "context": 12},
 }
 # End thresholds that the end logit of some frame in a reply exceeds, as with a trained model.
-THRESHOLDS = {"english": 1.205, "english_2m": 0.73, "english_18m": 2.5465}
+THRESHOLDS = {"english": 0.95, "english_2m": 1.34, "english_18m": 1.84}
 # Factors that make latents about as large as trained ones and keep samples within [-1, 1].
 SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15, "mimi.decoder.model.11.conv.weight": 0.2}
 TOKENIZERS = {
@@ -247,20 +248,26 @@ def residual_shapes(name: str, channels: int, seanet: Mapping[str, Any]) -> dict
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a random tensor that depends only on its name; its values are about as large as trained ones."""
-    random = torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+    """Return a random tensor, float32, that depends only on its name; its values are about as large as trained ones.
+
+    numpy draws it in float64, because numbers from `torch.randn` depend on the processor.
+    """
+    return torch.from_numpy(scaled(name, np.random.default_rng(crc32(name.encode())).standard_normal(shape))).float()
+
+
+def scaled(name: str, random: np.ndarray) -> np.ndarray:
+    """Return normal random numbers at the mean and deviation of the tensor with this name."""
     if name.endswith("freqs"):
-        return torch.exp(-torch.arange(shape[0]) / shape[0] * 9.210340371976184)
-    if name.endswith(("emb_std", "alpha")) or (name.endswith("weight") and len(shape) == 1):
-        return 1 + 0.2 * random.clamp(-2, 2)
+        return np.exp(-np.arange(len(random)) / len(random) * 9.210340371976184)
+    if name.endswith(("emb_std", "alpha")) or (name.endswith("weight") and random.ndim == 1):
+        return 1 + 0.2 * random.clip(-2, 2)
     if name.endswith(("layer_scale_1.scale", "layer_scale_2.scale")):
-        return torch.full(shape, 0.3)
+        return np.full(random.shape, 0.3)
     if name.endswith((".bias", "emb_mean")):
         return 0.05 * random
     if name.endswith(("bos_emb", "embed.weight", "bos_before_voice")):
         return random
-    scale = SMALLER.get(name, 1.0)
-    return scale * random * torch.Size(shape[1:]).numel() ** -0.5
+    return SMALLER.get(name, 1.0) * random * math.prod(random.shape[1:]) ** -0.5
 
 
 def write_tokenizer(folder: Path, table: Mapping[str, Any]) -> None:
@@ -315,6 +322,20 @@ def voice_rows(record: Mapping[str, Any], name: str) -> Tensor:
     return torch.cat([begin, 0.3 * tensor(f"voice {name}", (VOICES[name] - 1, width))])
 
 
+def tensors(kind: str) -> dict[str, Tensor]:
+    """Return the weights of a release."""
+    return {name: tensor(name, shape) for name, shape in shapes(config(kind)).items()}
+
+
+def inputs(kinds: Iterable[str]) -> dict[str, np.ndarray | Tensor]:
+    """Return all random numbers of releases, voices and the recording by name."""
+    found: dict[str, np.ndarray | Tensor] = {"recording": recording()}
+    for kind in kinds:
+        found |= {f"{kind}.{name}": values for name, values in tensors(kind).items()}
+        found |= {f"{kind}.voice {name}": voice_rows(config(kind), name) for name in VOICES}
+    return found
+
+
 def write_release(folder: Path, kind: str = "english", clones: bool = True) -> Path:
     """Write a release and return its folder; if not `clones`, the cloning tensors are zeros."""
     from stretto.families.pocket_tts.convert import CLONING, Shape
@@ -324,7 +345,7 @@ def write_release(folder: Path, kind: str = "english", clones: bool = True) -> P
     (folder / "embeddings").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(record, allow_unicode=True))
     write_tokenizer(folder, record["flow_lm"]["lookup_table"])
-    weights = {name: tensor(name, shape) for name, shape in shapes(record).items()}
+    weights = tensors(kind)
     for name in () if clones else [name for name in weights if name.startswith(CLONING)]:
         weights[name] = torch.zeros_like(weights[name])
     save_file(weights, folder / "model.safetensors")

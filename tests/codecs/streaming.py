@@ -8,6 +8,7 @@ import torch
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.streams.layout import words_of
+from tests.half_precision import assert_near_in_half_precision
 
 __all__ = ["chunks_of", "random_codes", "stream"]
 
@@ -81,7 +82,7 @@ def check_fewer_codebooks(codec: Codec, full: Codec, one_shot: Callable[[torch.T
     pcm = np.random.default_rng(0).normal(0, 0.2, 4000).astype(np.float32)
     assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
     codes = random_codes(codec, 1, 6)
-    check_chunks(codec, codes, one_shot(codes), 1e-5, 2)
+    check_chunks(codec, codes, one_shot(codes), 1e-4, 2)
 
 
 def check_half_precision(codec: Codec, num_frames: int) -> None:
@@ -92,4 +93,4 @@ def check_half_precision(codec: Codec, num_frames: int) -> None:
         rounded = stream(codec, codes, chunks_of(5, num_frames))
         _, state = codec.decode(Window(codes, 0, 0, torch.tensor([0, 0]), codec.initial_state(2)))
     assert state.dtype == torch.float32
-    assert 0 < (rounded.float() - whole).square().mean().sqrt() < 0.03 * whole.square().mean().sqrt()
+    assert_near_in_half_precision(rounded, whole, codec)

@@ -18,14 +18,13 @@ from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
+from tests.engine.nudges import assert_latents_near
 from tests.engine.test_tensor_parallel import RankCheck
 from tests.pocket_release import KINDS, cloning, convert_release, reply
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 TIGHT = {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 5, "max_model_len": 128}
-# Differences between kernels: a multiple of the spread of a nudge of 1e-6, and of the level.
-SPREAD, SHARE = 16, 1e-5
 
 
 def seeded(prompt: Prompt, seed: int) -> Prompt:
@@ -81,8 +80,7 @@ def test_pocket_tts_latents_and_reply_ends_match_the_authors(tmp_path: Path, kin
 
 def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> None:
     """Assert that latents in rows [T, 1 + D] match latents [T, D] within `nudged` [T], the effect of nudges."""
-    difference = np.abs(latents_of(rows[:, 1:].astype(np.int32)) - latents).max(1)
-    assert (difference <= SPREAD * nudged + SHARE * latents.std()).all(), difference.max()
+    assert_latents_near(latents_of(rows[:, 1:].astype(np.int32)), latents, nudged)
 
 
 @pytest.mark.parametrize("is_async", [True, *by_night(False)], ids=["async", "sync"])

@@ -26,6 +26,7 @@ from stretto.testing import assert_family_conforms
 from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
+from tests.engine.nudges import assert_latents_near
 from tests.engine.test_no_sync import as_on_a_gpu
 from tests.tiers import by_night
 from tests.vibevoice_release import (
@@ -57,8 +58,6 @@ TIGHT: dict[str, Any] = {
 }
 ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11}
 MAX_ROWS, LENGTH = 34, 2 + NUM_NUMBERS + NUM_FEATURES
-# Differences between kernels: a multiple of the spread of a nudge of 1e-6, and of the level.
-SPREAD, SHARE = 16, 1e-5
 VOCABULARY_OF_RELEASES = VibeVoiceVocabulary(
     NUM_IDS, BEGIN, END, FRAME, END_OF_REPLY, NUM_NUMBERS, NUM_FEATURES, max_model_len=512
 ).to_record()
@@ -149,8 +148,7 @@ def test_vibevoice_frames_match_the_reference(kind: str, prompts: dict[str, Prom
         own = found[:, :NUM_NUMBERS], found[:, NUM_NUMBERS + 1 :]
         for index, expected in enumerate((latents, features)):
             spread = np.max([spread_of(each[1 + index], expected) for each in nudged], 0)
-            difference = np.abs(own[index] - expected).max(1)
-            assert (difference <= SPREAD * spread + SHARE * expected.std()).all(), (name, difference, spread)
+            assert_latents_near(own[index], expected, spread)
         begins = np.array([before == BEGIN for before in [BEGIN, *ids[:-1]]])
         assert found[:, NUM_NUMBERS].tolist() == begins[is_frame].tolist()
         assert not rows[~is_frame, 1:].any()

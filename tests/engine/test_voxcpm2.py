@@ -19,6 +19,7 @@ from stretto.testing import assert_family_conforms
 from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
+from tests.engine.nudges import assert_latents_near
 from tests.tiers import by_night
 from tests.voxcpm2_release import MODES, convert_release, reply, request
 
@@ -31,8 +32,6 @@ TIGHT: dict[str, Any] = {
     "max_model_len": 96,
 }
 VOCABULARY_OF_RELEASES = {"num_text_ids": 160, "num_latents": 4, "num_numbers": 8, "max_model_len": 256}
-# Differences of float32 from float64: a multiple of the spread of a nudge of 1e-6, and of the level.
-SPREAD, SHARE = 16, 3e-4
 
 
 def replies(checkpoint: Path, prompts: dict[str, Prompt], **options: Any) -> dict[str, Answer]:
@@ -63,8 +62,7 @@ def test_voxcpm2_patches_and_reply_ends_match_the_authors(tmp_path: Path, kind: 
         number = len(expected.latents)
         ids = [frame] * (number - expected.has_ended) + [last] * expected.has_ended
         assert rows[:, 0].tolist() == [*ids, family.end_of_reply], mode
-        difference = np.abs(latents_of(rows[:-1, 1:].astype(np.int32)) - expected.latents).max(1)
-        assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), (mode, difference)
+        assert_latents_near(latents_of(rows[:-1, 1:].astype(np.int32)), expected.latents, expected.nudged)
 
 
 @pytest.mark.nightly
@@ -82,8 +80,7 @@ def test_two_ranks_are_close_to_the_authors(tmp_path: Path) -> None:
             assert together[mode].rows == rows
             expected = reply("plain", mode)
             latents = latents_of(np.array(rows[:-1], np.int32)[:, 1:])
-            difference = np.abs(latents - expected.latents).max(1)
-            assert (difference <= SPREAD * expected.nudged + SHARE * expected.latents.std()).all(), mode
+            assert_latents_near(latents, expected.latents, expected.nudged)
 
 
 @pytest.mark.nightly

@@ -6,13 +6,20 @@ from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_pro
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_product_matches_a_linear_layer(num_rows: int, dtype: torch.dtype) -> None:
+def test_product_matches_a_linear_layer(num_rows: int) -> None:
     generator = torch.Generator().manual_seed(num_rows)
-    table = torch.randn(300, 64, generator=generator).to(dtype)
-    weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator).to(dtype)
-    expected = x.double() @ weight.double().T
-    assert torch.allclose(Product(weight)(x).double(), expected, atol=1e-4 if dtype is torch.float32 else 0.2)
+    table = torch.randn(300, 64, generator=generator)
+    weight, x = table[40:250], torch.randn(num_rows, 64, generator=generator)
+    torch.testing.assert_close(Product(weight)(x).double(), x.double() @ weight.double().T, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 32])
+def test_bfloat16_product_matches_a_linear_layer(num_rows: int) -> None:
+    """All sums are integers of up to 64, which bfloat16 represents exactly, so that nothing is rounded."""
+    generator = torch.Generator().manual_seed(num_rows)
+    table = torch.randint(-1, 2, (300, 64), generator=generator).bfloat16()
+    weight, x = table[40:250], torch.randint(-1, 2, (num_rows, 64), generator=generator).bfloat16()
+    assert torch.equal(Product(weight)(x).double(), x.double() @ weight.double().T)
 
 
 def test_unsupported_onednn_products_fall_back_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +35,7 @@ def test_float32_product_is_not_rounded_to_bfloat16() -> None:
     weight, x = torch.randn(210, 64).bfloat16(), torch.randn(5, 64).bfloat16()
     product = Float32Product(weight)(x)
     assert product.dtype == torch.float32
-    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [256, 1536, 2048, 4096])
@@ -59,7 +66,7 @@ def test_products_are_padded_to_few_sizes_without_losing_rows(is_traced: bool) -
     pad_products(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)), is_traced)
     x = torch.randn(2048, 4)
     for num_rows in range(2049):
-        assert torch.allclose(layer.cpu_linear(x[:num_rows], layer.weight, None), layer(x[:num_rows]), atol=1e-6)
+        assert torch.allclose(layer.cpu_linear(x[:num_rows], layer.weight, None), layer(x[:num_rows]), atol=1e-5)
     assert len(met) == 73
     assert all(padded_size(size) == size for size in met)
     assert all(size <= padded_size(size) < 1.125 * size for size in range(1, 2049))
