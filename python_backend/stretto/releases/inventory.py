@@ -13,6 +13,7 @@ from stretto.releases.models import Model, Models
 from stretto.releases.names import entries
 from stretto.releases.printing import gigabytes, line, plain
 from stretto.releases.show import summary
+from stretto.releases.target import release_of
 
 HEADINGS = ("NAME", "SIZE", "INSTALLED", "RELEASE", "COMMIT")
 
@@ -76,9 +77,9 @@ def remove_models(words: list[str]) -> int:
         words: Command-line arguments after `stretto rm`.
     """
     flags = remove_arguments(words)
-    models = Models()
     try:
-        found = models.named(flags.release)
+        models = Models()
+        found = models.named(release_of(flags.release))
         if not found:
             raise Unavailable(f"{flags.release} is not installed (stretto list)")
         for each in found:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from stretto.launcher.installation import LaunchError, cache_folder
 from stretto.releases.errors import ReleaseError
@@ -36,7 +36,7 @@ class Request:
     """Request for a model. Equal requests are answered by the same installed model.
 
     Attributes:
-        release: Name in the names table, OWNER/NAME with an optional `#part`, or absolute path of a folder.
+        release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
         revision: Commit, branch or tag of the repository; None for the newest.
         family: Family that the user named, or None.
         arguments: Arguments for the converter that the user gave.
@@ -175,9 +175,7 @@ class Models:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a model's folder, or of a name; wait if another process holds it."""
-        folder = self.folder / LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.lock").open("a+") as file:
+        with _opened(self.folder / LOCKS / f"{name}.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -192,8 +190,7 @@ class Models:
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """Yield a new folder, which is removed at the end unless it was renamed. Remove folders of ended processes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{STAGING}guard").open("w") as guard:
+        with _opened(self.folder / f"{STAGING}guard") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)  # a folder exists without its lock only under the guard
             for old in self.folder.glob(f"{STAGING}*/"):
                 _remove_if_free(old)
@@ -255,6 +252,15 @@ def installing(models: Models) -> list[str]:
             except BlockingIOError:
                 found.append(path.stem.partition(SEPARATOR)[0])
     return found
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a lock file; raise ReleaseError if the folder of the models cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise ReleaseError(f"{error.filename}: {error.strerror}; {FOLDER_VARIABLE} names another folder") from error
 
 
 def _remove_if_free(folder: Path) -> None:

@@ -124,8 +124,6 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     models = Models()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
-        if not model.manifest.serves:
-            raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
         devices = Devices(device_of(model, args.gpu, args.cpu), args.codec_device, args.quantize, args.mps)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)
@@ -230,5 +228,5 @@ def _choose_command(args: argparse.Namespace, profile: Mapping[str, Any], name: 
         raise BadArgument(f"{name}: task {task['name']} answers text with text: use stretto chat")
     args.command = "talk" if task["speaks"] else "transcribe"
     args.file = Path(args.text)
-    if args.text != STANDARD_INPUT and not args.file.exists():
+    if args.text != STANDARD_INPUT and not os.path.exists(args.text):  # a Path raises OSError if it is too long
         raise BadArgument(f"{name} {ACTIONS[args.command]}: expected an audio file or -, got {args.text[:40]!r}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.launcher.installation import bundled_repository
+from stretto.releases.errors import ReleaseError
 from stretto.releases.install import Builder
 from stretto.releases.models import Model, Models
 from stretto.releases.printing import Stage
@@ -75,8 +76,10 @@ def served(model: Model, devices: Devices, models: Models, builder: Builder) -> 
     """Return the model repository of a model; create it if it is missing or was made by another version.
 
     Raises:
-        ReleaseError: If the model cannot be served on these devices.
+        ReleaseError: If the model cannot be served on these devices, or not at all.
     """
+    if not model.manifest.serves:
+        raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
     folder = model.folder / devices.folder_name
     found = _read(folder)
     if found is not None:

@@ -17,7 +17,7 @@ class Target:
     """Release that a command names.
 
     Attributes:
-        release: Name in the names table, OWNER/NAME with an optional `#part`, or absolute path of a folder.
+        release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
         entry: Entry of the names table; None for other targets.
         repository: OWNER/NAME on the hub; None for a folder.
         folder: The folder; None for others.
@@ -46,6 +46,13 @@ class Target:
         return self.folder is not None and isinstance(Folder(self.folder).json(CONFIG).get("speech_family"), str)
 
 
+def release_of(text: str) -> str:
+    """Return the release that a word of the command line names, as manifests have it: a folder by its real path."""
+    place, hash_sign, part = text.partition("#")
+    folder = _folder(place)
+    return text if folder is None else f"{folder}{hash_sign}{part}"
+
+
 def parse(text: str) -> Target:
     """Return the release that a word of the command line names.
 
@@ -54,12 +61,17 @@ def parse(text: str) -> Target:
         Unavailable: If no release has this name.
     """
     place, _, part = text.partition("#")
-    path = Path(place).expanduser()
-    if place.startswith(PATHS) or ("/" in place and path.is_dir()):
-        folder = path.absolute()
+    folder = _folder(place)
+    if folder is not None:
         Folder(folder)  # refuses a file and an empty folder
-        return Target(str(folder) + (f"#{part}" if part else ""), folder=folder, part=part or None)
+        return Target(release_of(text), folder=folder, part=part or None)
     if REPOSITORY.fullmatch(place) and len(place) <= MAX_REPOSITORY_CHARS:
         return Target(text, repository=place, part=part or None)
     entry = named(text)
     return Target(entry.name, entry=entry, repository=entry.source.repository)
+
+
+def _folder(place: str) -> Path | None:
+    """Return the real path of a folder; None if the text names a release."""
+    path = Path(place).expanduser()
+    return path.resolve() if place.startswith(PATHS) or ("/" in place and path.is_dir()) else None

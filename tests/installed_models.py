@@ -1,0 +1,55 @@
+"""Installed models without weights, for tests of the commands that use them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stretto.launcher.options import RepositoryOptions, ServedModel
+from stretto.releases import served
+from stretto.releases.models import CHECKPOINT, Manifest, Model, Models, Request, key_of
+
+TTS = {"name": "tts", "needs": ["text"], "also": [], "speaks": True}
+ASR = {"name": "asr", "needs": ["audio"], "also": [], "speaks": False}
+DUPLEX = {"name": "duplex", "needs": ["audio"], "also": [], "speaks": True}
+CHAT = {"name": "chat", "needs": ["text"], "also": [], "speaks": False}
+CONTENT = b"weights"
+
+
+def profile(*tasks: dict[str, Any], voices: tuple[str, ...] = ("alba", "jean")) -> dict[str, Any]:
+    """Return the part of a model profile that `stretto run` reads; the default task is text to speech."""
+    return {"tasks": list(tasks or (TTS,)), "voices": list(voices)}
+
+
+def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model:
+    """Publish a model with one file; `settings` are attributes of its manifest."""
+    name = release.rpartition("/")[2]
+    request = Request(release)
+    source = {"repository": release, "commit": "c" * 40}
+    manifest = Manifest(
+        name=name,
+        key=key_of(request, ()),
+        request=request,
+        family="tiny",
+        default_voice=None,
+        licences={release: "mit"},
+        sources=(source,),
+        files={"model.safetensors": {"bytes": len(CONTENT), "sha256": "0" * 64}},
+        date="2026-11-25T10:00:00.000000+00:00",
+        version="0",
+    )
+    models = Models(folder)
+    with models.staging() as staging:
+        (staging / CHECKPOINT).mkdir()
+        (staging / CHECKPOINT / "model.safetensors").write_bytes(CONTENT)
+        return models.publish(staging, replace(manifest, **settings))
+
+
+def serve(model: Model, found: dict[str, Any] | None = None, folder_name: str = "served-cpu") -> Path:
+    """Write the record and the options of a model's repository, which has no models, and return its folder."""
+    folder = model.folder / folder_name
+    folder.mkdir()
+    RepositoryOptions(model=ServedModel(model.manifest.name, model.manifest.key)).write(folder)
+    record = {served.STAMP: served.stamp(), served.PROFILE: found or profile()}
+    (folder / served.RECORD).write_text(json.dumps(record))
+    return folder
