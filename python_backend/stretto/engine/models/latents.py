@@ -6,8 +6,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vllm import envs
 from vllm.config import VllmConfig
 
+from stretto.engine.kernels.gpu.linear import use_row_invariant_products
 from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
@@ -100,7 +102,8 @@ class LatentMixin(MultiStreamMixin):
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
     recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. In all of these, a row's
     matrix products must be bit-identical in every batch. On a CPU, this holds for vLLM's linear layers, but not for
-    torch's own layers. On a GPU, it holds for both if vLLM is batch-invariant.
+    torch's own layers. On a GPU, it holds for both if vLLM is batch-invariant; `kernels/gpu/linear.py` then computes
+    vLLM's linear layers.
 
     Attributes:
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
@@ -141,10 +144,13 @@ class LatentMixin(MultiStreamMixin):
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
         """Return the head of stream 0 and the latent predictor.
 
-        On a GPU, everything in the model that vLLM does not compile calls fused operators from then on.
+        On a GPU, everything in the model that vLLM does not compile calls fused operators from then on. If results may
+        not depend on the batch, linear layers use our own products.
         """
         if self.model.embed_tokens.get_parameter("weight").device.type != "cpu":
             use_fused_operators(self)
+            if envs.VLLM_BATCH_INVARIANT:
+                use_row_invariant_products(self)
         predictor = self.latent_predictor()
         if rules.marks:
             rows = self.first_rows(rules)

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
+from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
@@ -69,6 +70,10 @@ CSM |= {"query_weight": None, "key_weight": None}
 CROSS = {**dict.fromkeys(("attended", "query", "keys", "values"), "*bf16"), "query_stride": "i32", "absent": "i32"}
 # Kyutai's 1.6B, with a second text stream.
 SPEAKERS = {"num_heads": 16, "num_vectors": 625, "head_dim": 128, "block_vectors": 32, "block_dims": 128}
+LINEAR = {**dict.fromkeys(("out", "x", "weight", "bias"), "*fp32"), "num_rows": "i32"}
+LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of 16 in all published models
+LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
+FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
@@ -118,12 +123,16 @@ MARKED = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream"
 MARKED |= {"offset": None, "end_mark": 151_653}
 MARKED = {name: value for name, value in MARKED.items() if name != "denied"}
 INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "tokens_stride": 8193, "begin": 151_652, "block": 256}
+LINEAR_KERNELS = few_rows_kernel, many_rows_kernel
+MAX_SHARED = 99 << 10  # bytes of shared memory that a program can have on an L4 or L40S, the smallest such limit
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
-# Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these at
-# 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
-# three. Those of `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes that it uses
-# for arguments of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
+# Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
+# at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
+# three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. Those of
+# `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes that it uses for arguments
+# of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
+STACK |= {(100, "few_rows_kernel"): 8, (100, "many_rows_kernel"): 8}
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(ahead=0), "seconds": None}
@@ -150,6 +159,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, MARKED, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
     (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),
+    *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
+    (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {"rules": PLAIN_RULES, "block": 8}, 1),
 ]
@@ -161,9 +172,45 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     constants = {name: value for name, value in constants.items() if name in names}
     types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}
     types |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(kernel, types, constexprs=constants)
+    is_linear = kernel in LINEAR_KERNELS
+    aligned = (*LINEAR_SIZES, "out", "x", "weight", "bias") if is_linear else ()
+    attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
+    source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": False})
+    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": is_linear})
+
+
+def check_sums(ptx: str, block_inner: int) -> None:
+    """Check that the products of linear layers are added one after another, in the order of the inner dimension.
+
+    The kernels for few and many rows agree only if this holds for both. A thread has 16 sums, to each of which an
+    iteration adds `block_inner` products. Eight loads of four numbers serve 64 products; the limit below leaves room
+    for loads that are split.
+    """
+    places, sums = dict[str, tuple[str, int]](), dict[str, list[str]]()
+    chains, num_loads, num_products = list[list[str]](), 0, 0
+    for line in ptx.splitlines():
+        if load := re.search(r"ld\.shared\S*\s+\{?([^}\[]+?)\}?, \[(%\w+)(?:\+(\d+))?\];", line):
+            num_loads += 1
+            for index, register in enumerate(load[1].split(", ")):
+                places[register] = load[2], int(load[3] or 0) + 4 * index
+        elif product := re.search(r"fma\.rn\.f32\s+(\S+), (\S+), (\S+), (\S+);", line):
+            num_products += 1
+            written, _, weight, summand = product.groups()
+            if summand not in sums:
+                chains.append([])
+            chain = sums.pop(summand, chains[-1])
+            chain.append(weight)
+            sums[written] = chain
+    assert len(chains) == 16, len(chains)
+    assert num_products == 16 * block_inner, num_products
+    assert 3 * num_loads <= num_products, num_loads
+    for chain in chains:
+        bases, offsets = zip(*(places[register] for register in chain), strict=True)
+        steps = {after - before for before, after in itertools.pairwise(offsets)}
+        assert len(chain) == block_inner
+        assert len(set(bases)) == len(steps) == 1, offsets
+        assert steps.pop() > 0
 
 
 def usage(binary: bytes) -> list[int]:
@@ -180,9 +227,15 @@ def usage(binary: bytes) -> list[int]:
 if __name__ == "__main__":
     too_large = []
     for capability, case in itertools.product(map(int, sys.argv[1:]), CASES):
-        binary = compiled(*case, capability).asm["cubin"]
+        made = compiled(*case, capability)
+        binary = made.asm["cubin"]
         registers, stack = usage(binary)
         print(capability, case[0].__name__, len(binary), registers, stack, flush=True)
         if registers > MAX_REGISTERS or stack > STACK.get((capability, case[0].__name__), 0):
             too_large.append(f"sm_{capability} {case[0].__name__}: {registers} registers, {stack} bytes of stack")
+        if case[0] in LINEAR_KERNELS:
+            if capability < 100:  # there, pairs of sums share an instruction
+                check_sums(made.asm["ptx"], case[2]["block_inner"])
+            if made.metadata.shared > MAX_SHARED:
+                too_large.append(f"sm_{capability} {case[0].__name__}: {made.metadata.shared} bytes of shared memory")
     sys.exit("\n".join(too_large) or 0)

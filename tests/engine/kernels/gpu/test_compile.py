@@ -20,6 +20,8 @@ KERNELS = (
     "text_maxima_kernel",
     "draw_text_kernel",
     "advance_kernel",
+    "few_rows_kernel",
+    "many_rows_kernel",
     "keep_kernel",
     "latent_inputs_kernel",
 )

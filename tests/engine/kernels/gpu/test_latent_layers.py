@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
+from stretto.engine.models import latents
 from tests.engine.harness import Engine
 from tests.engine.kernels.gpu.operators import Count
 from tests.engine.test_devices import GPU, RELEASES, on_a_gpu
@@ -92,5 +94,21 @@ def test_layers_outside_torch_compile_are_fused(
             assert [operators(run).total() for run in runs] == native
             model.latent_readout(state.rules)
             assert [operators(run) for run in runs] == fused
+    finally:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize("is_invariant", [True, False])
+def test_batch_invariant_models_use_products_for_few_rows(
+    is_invariant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(RELEASES["pocket_tts"](tmp_path), max_num_seqs=4, max_model_len=96)
+    replaced = list[Any]()
+    monkeypatch.setattr(latents, "use_row_invariant_products", replaced.append)
+    try:
+        with on_a_gpu(engine, monkeypatch) as state:
+            monkeypatch.setattr(latents, "envs", SimpleNamespace(VLLM_BATCH_INVARIANT=is_invariant))
+            state.model.latent_readout(state.rules)
+            assert replaced == [state.model] * is_invariant
     finally:
         engine.shutdown()
