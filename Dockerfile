@@ -45,9 +45,8 @@ COPY model_repository model_repository
 RUN uv pip install --no-cache --no-deps --no-build-isolation . && rm -r build stretto.egg-info
 COPY scripts scripts
 
-# The server downloads nothing (`stretto/engine/environment.py`); `stretto run` and `pull` do.
-ENV TRANSFORMERS_OFFLINE=1 \
-    VLLM_NO_USAGE_STATS=1 \
+# The server downloads nothing (`server_environment` in stretto/launcher/installation.py); `stretto run` and `pull` do.
+ENV VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1 \
     PYTHONPATH=/opt/stretto \
     XDG_CACHE_HOME=/home/stretto/.cache \

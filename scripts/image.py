@@ -250,12 +250,54 @@ def serve(images: Images, image: str, scratch: Path) -> None:
             if "garden" not in transcript:
                 raise RuntimeError(f"the speech was recognised as: {transcript}")
             print(f"{image}: user {uid} spoke and recognised it in {time.monotonic() - begun:.0f} s", flush=True)
+            run_published(server, image, scratch)
             begun = time.monotonic()
             if status := server.stop():
                 raise RuntimeError(f"exit status {status} after {time.monotonic() - begun:.0f} s of {STOP_S} s to stop")
             print(f"{image}: stopped after {time.monotonic() - begun:.0f} s", flush=True)
         finally:
             server.kill()
+
+
+# Serves the release in a folder as acme/voice, and prints the address. In the server's network, as the hub would be.
+HUB = """
+import sys, time
+from pathlib import Path
+from benchmarks.checkpoints.random_pocket import write_release
+from tests.hub import Hub
+with Hub() as hub:
+    hub.add("acme/voice", write_release(Path(sys.argv[1])), card={"license": "mit"})
+    print(hub.url, flush=True)
+    time.sleep(3600)
+"""
+
+
+def run_published(server: Server, image: str, scratch: Path) -> None:
+    """Let the container install a small random release from a hub, and speak with it, twice.
+
+    Raises:
+        RuntimeError: A command fails, writes no speech, or the second one needs the hub.
+    """
+    network = ("ip", "netns", "exec", NETWORKS[0])
+    command = (*network, sys.executable, "-c", HUB, scratch / "release")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdout is not None
+        url = hub.stdout.readline().strip()
+        try:
+            speak_published(server, image, scratch, url, "installed acme/voice and spoke")
+        finally:
+            hub.kill()
+    speak_published(server, image, scratch, url, "spoke again, without the hub,")
+
+
+def speak_published(server: Server, image: str, scratch: Path, url: str, said: str) -> None:
+    """Speak in the container with the model acme/voice of a hub, and print how long it takes."""
+    begun = time.monotonic()
+    words = ("stretto", "run", "acme/voice", "It is ten.", "--port", "9000", "--out", "/tmp/voice.wav")
+    done = server.run("env", f"HF_ENDPOINT={url}", *words)
+    if done.returncode or not (scratch / "tmp/voice.wav").stat().st_size:
+        raise RuntimeError(f"{' '.join(words)}: exit status {done.returncode}: {done.stderr[-2000:]}")
+    print(f"{image}: {said} in {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.engine.environment import DEFAULTS
 from stretto.launcher.config import parser
+from stretto.launcher.installation import OFFLINE
 
 ROOT = Path(__file__).parents[1]
 NETWORK_TOOLS = ("pip", "uv", "apt", "apt-get", "curl", "wget", "git")
@@ -105,10 +105,9 @@ def test_server_in_the_image_downloads_nothing() -> None:
     (command,) = every("CMD")
     assert not set(json.loads(command)) & set(NETWORK_TOOLS)
     environment = " ".join(every("ENV"))
-    for switch in ("TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1"):
-        assert switch in environment
-    assert "HF_HUB_OFFLINE" not in environment, "stretto run downloads"
-    assert DEFAULTS["HF_HUB_OFFLINE"] == "1", "the engine does not"
+    assert "VLLM_NO_USAGE_STATS=1" in environment
+    assert "OFFLINE" not in environment, "stretto run downloads"
+    assert OFFLINE == {"HF_HUB_OFFLINE": "1"}, "the server does not"
 
 
 def test_installations_leave_no_caches() -> None:

@@ -40,6 +40,7 @@ def test_server_environment_prefers_this_python_and_its_libraries() -> None:
     assert made["HOME"] == "/home/x"
     assert made["MALLOC_MMAP_THRESHOLD_"] == made["MALLOC_TRIM_THRESHOLD_"] == "4194304"
     assert made["MALLOC_ARENA_MAX"] == "2"
+    assert made["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize("name", ["__pycache__", "other"])

@@ -326,6 +326,9 @@ MALLOC = {
     "MALLOC_ARENA_MAX": "2",
 }
 # For processes that compute: the settings of `stub.keep_large_memory`.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1"
+}  # checkpoints are local folders; only the user's environment allows questions to a hub
 KEEP_LARGE = {"MALLOC_MMAP_THRESHOLD_": str(LARGEST), "MALLOC_TRIM_THRESHOLD_": str(2 * LARGEST)}
 
 
@@ -343,7 +346,7 @@ def server_environment(
         launch: Launcher instance.
         base: Environment to extend.
     """
-    environment = MALLOC | bytecode_folder() | dict(base)
+    environment = MALLOC | OFFLINE | bytecode_folder() | dict(base)
     environment |= {
         "PATH": _joined(installation.python, base.get("PATH")),
         "PYTHONPATH": _joined(installation.imports, base.get("PYTHONPATH")),

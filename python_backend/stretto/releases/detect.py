@@ -80,13 +80,12 @@ def entry_of(match: Match, where: str) -> Entry:
     """Return the entry for an accepted match."""
     sources = known_sources()
     stem = where.rstrip("/").rpartition("/")[2] + (f"-{match.part}" if match.part else "")
-    name = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.")
     known = sources.get(where)
     source = Source(where, match.files)
     if known is not None:
         source = replace(source, licence=known.licence, gated=known.gated)
     return Entry(
-        name or FOLDER,
+        plain_name(stem),
         match.family,
         source,
         match.convert,
@@ -96,6 +95,11 @@ def entry_of(match: Match, where: str) -> Entry:
         serves=match.serves,
         unproved=("revision", "sizes", *(() if known is not None else ("licence", "gated"))),
     )
+
+
+def plain_name(text: str) -> str:
+    """Return a name for a release, made of the characters of a repository's or a folder's name that names may have."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.") or FOLDER
 
 
 def known_sources() -> dict[str, Source]:

@@ -154,7 +154,8 @@ def endpoint() -> str:
 
 def is_offline() -> bool:
     """Return True if the environment forbids questions to the hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    named = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return named.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def warn_of_plain_http() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
-from stretto.releases.detect import detect
+from stretto.releases.detect import detect, plain_name
 from stretto.releases.entry import Entry, Licence, Source
 from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
@@ -110,7 +110,8 @@ class Installer:
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
         """
         request = self.request(target)
-        wants_newest = self._choices.updates and target.repository is not None and request.revision is None
+        asks_hub = target.repository is not None and not self._choices.is_offline
+        wants_newest = self._choices.updates and asks_hub and request.revision is None
         return None if self._choices.is_forced or wants_newest else self._models.find(request)
 
     def install(self, target: Target) -> Model:
@@ -151,7 +152,7 @@ class Installer:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
         assert target.folder is not None
         request, family = self.request(target), Folder(target.folder).json(CONFIG)[FAMILY]
-        manifest = _manifest(target.folder.name.lower(), key_of(request, ()), request, family)
+        manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
