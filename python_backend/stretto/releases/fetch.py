@@ -3,13 +3,16 @@
 A file is stored in the hub's own cache, which other programs share, and is compared with the hash that the hub lists.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,8 +30,10 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm
 
+from stretto.errors import CheckpointError
 from stretto.releases.errors import DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.jobs import Report, serve
+from stretto.untrusted_files import UNPARSABLE, read_text, released_file
 
 DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before each further attempt
 MAX_DELAY_S = 60.0  # that the hub may ask for
@@ -37,6 +42,7 @@ NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
 BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
 PART = ".incomplete"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 T = TypeVar("T")
 
 
@@ -60,28 +66,28 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
         found = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
         if found.gated:
             attempted(lambda: api.auth_check(repository))
-    stated = None if found.card_data is None else found.card_data.get("license")
-    return {
-        "commit": found.sha,
-        "licence": stated if isinstance(stated, str) else None,
-        "files": {
-            each.rfilename: {
-                "size": each.size,
-                "sha256": None if each.lfs is None else each.lfs.sha256,
-                "oid": each.blob_id,
-            }
-            for each in found.siblings or []
-        },
-    }
+        stated = None if found.card_data is None else found.card_data.get("license")
+        return {
+            "commit": found.sha,
+            "licence": stated if isinstance(stated, str) else None,
+            "files": {
+                each.rfilename: {
+                    "size": each.size,
+                    "sha256": None if each.lfs is None else each.lfs.sha256,
+                    "oid": each.blob_id,
+                }
+                for each in found.siblings or []
+            },
+        }
 
 
-def text(report: Report, repository: str, commit: str, name: str) -> str | None:
-    """Return the text of a file; None if it is not UTF-8."""
+def text(report: Report, repository: str, commit: str, name: str, max_bytes: int) -> str | None:
+    """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
     with explained(repository, commit, name):
         place = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
     try:
-        return Path(place).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
+        return read_text(_released(Path(place), name), max_bytes)
+    except CheckpointError:
         return None
 
 
@@ -127,14 +133,19 @@ def _file(report: Report, repository: str, commit: str, name: str, facts: dict[s
     got = ""
     for _ in range(2):
         with explained(repository, commit, name):
-            place = Path(attempted(lambda: _downloaded(report, repository, commit, name)))
+            place = _released(Path(attempted(lambda: _downloaded(report, repository, commit, name))), name)
         sha256, oid, size = hashes(place)
         expected, got = (facts["sha256"], sha256) if facts["sha256"] else (facts["oid"], oid)
-        if expected is None or got == expected:
+        if got == expected:
             return {BYTES: size, SHA256: sha256, PLACE: str(place)}
         place.resolve().unlink()
         place.unlink(missing_ok=True)
     raise ReleaseError(f"{name}: expected the hash {expected}, got {got} twice")
+
+
+def _released(place: Path, name: str) -> Path:
+    """Return the place of a file in the cache; raise CheckpointError if it is a link out of the cache."""
+    return released_file(place.parents[name.count("/")], name)
 
 
 def _downloaded(report: Report, repository: str, commit: str, name: str) -> str:
@@ -211,7 +222,7 @@ def retry_s(error: Exception, delay_s: float) -> float | None:
             return None
         asked = cause.response.headers.get("Retry-After", "")
         return min(float(asked), MAX_DELAY_S) if asked.isdecimal() else delay_s
-    if isinstance(cause, httpx2.ConnectError):
+    if isinstance(cause, httpx2.ConnectError | httpx2.UnsupportedProtocol):
         return None
     is_short = type(cause) is OSError and cause.errno is None  # fewer bytes than announced
     return delay_s if is_short or isinstance(cause, httpx2.TransportError) else None
@@ -242,8 +253,8 @@ def explained(repository: str, revision: str, name: str | None = None) -> Iterat
         EntryNotFoundError,
         XetDownloadError,
         SafetensorsParsingError,
-        ValueError,
         OSError,
+        *UNPARSABLE,
     ) as error:
         raise _explained(_cause(error), repository, revision, name) from error
 
@@ -272,7 +283,8 @@ def _explained(error: BaseException, repository: str, revision: str, name: str |
     if isinstance(error, HfHubHTTPError):
         return Unavailable(f"{repository}: the hub answers with status {status}: {str(error).splitlines()[0]}")
     if isinstance(error, OSError) and error.errno is not None:
-        return DoesNotFit(f"{error.filename or constants.HF_HUB_CACHE}: {os.strerror(error.errno)}")
+        kind = DoesNotFit if error.errno in FULL else ReleaseError
+        return kind(f"{error.filename or constants.HF_HUB_CACHE}: {os.strerror(error.errno)}")
     return ReleaseError(f"{repository}: {name or revision}: {error}")
 
 
@@ -286,17 +298,17 @@ def remove_revisions(report: Report, revisions: list[list[str]]) -> int:
     cache = Path(constants.HF_HUB_CACHE)
     if not cache.is_dir():
         return 0
-    wanted = {(repository, commit) for repository, commit in revisions}
-    found = scan_cache_dir(cache)
-    commits = [
-        revision.commit_hash
-        for repository in found.repos
-        for revision in repository.revisions
-        if (repository.repo_id, revision.commit_hash) in wanted
-    ]
-    plan = found.delete_revisions(*commits)
-    plan.execute()
-    return int(plan.expected_freed_size)
+    commits = defaultdict[str, list[str]](list)
+    for repository, commit in revisions:
+        commits[repository].append(commit)
+    found, freed = scan_cache_dir(cache), 0
+    for repository, wanted in commits.items():
+        # Copies of a repository have the same commits, and the client library looks for a commit in all repositories.
+        own = (each for each in found.repos if (each.repo_type, each.repo_id) == ("model", repository))
+        plan = replace(found, repos=frozenset(own)).delete_revisions(*wanted)
+        plan.execute()
+        freed += int(plan.expected_freed_size)
+    return freed
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from stretto.errors import shown
 from stretto.families.recognition import MAX_TEXT_BYTES, Listing
-from stretto.releases.entry import Source
+from stretto.releases.entry import REVISION, SHA256, Source
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.jobs import Report, Worker
 from stretto.releases.listing import MAX_FILES
@@ -53,6 +54,8 @@ class Snapshot:
                     f"{self.repository} @ {self.commit[:7]}: no file {pattern}, which the release must have"
                 )
         check_names(self.repository, names)
+        for name in sorted(names):
+            _check_facts(self.repository, name, self.files[name])
         if (size := sum(self.files[name]["size"] for name in names)) > MAX_RELEASE_BYTES:
             limit = MAX_RELEASE_BYTES / 1e9
             raise Unavailable(f"{self.repository}: expected at most {limit:.0f} GB, got {size / 1e9:.0f} GB")
@@ -81,6 +84,8 @@ class Hub:
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         """Return the commit of a revision, by default the newest; raise ReleaseError if the hub refuses."""
         found = self.worker.call("snapshot", repository=repository, revision=revision or "main")
+        if not isinstance(found["commit"], str) or not REVISION.fullmatch(found["commit"]):
+            raise Unavailable(f"{repository}: expected a commit of 40 hexadecimal digits, got {shown(found['commit'])}")
         if len(found["files"]) > MAX_FILES:
             raise Unavailable(f"{repository}: expected at most {MAX_FILES} files, got {len(found['files'])}")
         return Snapshot(repository, **found)
@@ -118,15 +123,19 @@ class RemoteListing(Listing):
 
     def __init__(self, hub: Hub, snapshot: Snapshot) -> None:
         super().__init__(frozenset(snapshot.files), {name: facts["size"] for name, facts in snapshot.files.items()})
-        self._hub, self._look = hub, snapshot
+        self._hub, self._snapshot = hub, snapshot
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
-        if name not in self.names or (self.sizes[name] or 0) > max_bytes:
+        if name not in self.names:
             return None
-        check_names(self._look.repository, {name})
+        repository = self._snapshot.repository
+        check_names(repository, {name})
+        _check_facts(repository, name, self._snapshot.files[name])
+        if self.sizes[name] > max_bytes:
+            return None
         found: str | None = self._hub.worker.call(
-            "text", repository=self._look.repository, commit=self._look.commit, name=name
+            "text", repository=repository, commit=self._snapshot.commit, name=name, max_bytes=max_bytes
         )
         return found
 
@@ -145,6 +154,15 @@ def check_names(repository: str, names: set[str]) -> None:
             raise Unavailable(f"{repository}: the file name {name[:80]!r} cannot be used")
         if (other := folded.setdefault(name.casefold(), name)) != name:
             raise Unavailable(f"{repository}: the file names {other!r} and {name!r} differ only in case")
+
+
+def _check_facts(repository: str, name: str, facts: Mapping[str, Any]) -> None:
+    """Raise Unavailable if the hub does not state a file's size and hash."""
+    size, sha256, oid = facts["size"], facts["sha256"], facts["oid"]
+    if type(size) is not int or size < 0:
+        raise Unavailable(f"{repository}: {name}: expected a size in bytes, got {shown(size)}")
+    if not (REVISION.fullmatch(str(oid)) if sha256 is None else SHA256.fullmatch(str(sha256))):
+        raise Unavailable(f"{repository}: {name}: expected a hash, got {shown(oid if sha256 is None else sha256)}")
 
 
 def endpoint() -> str:

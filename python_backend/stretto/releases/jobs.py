@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Self
@@ -101,8 +102,11 @@ def serve(jobs: Mapping[str, Callable[..., Any]]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries may print
 
+    lock = threading.Lock()  # a job may report from several threads
+
     def answer(**record: Any) -> None:
-        print(json.dumps(record), file=answers, flush=True)
+        with lock:
+            print(json.dumps(record), file=answers, flush=True)
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,0 +1,73 @@
+"""Jobs in a child process."""
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stretto.releases.errors import DoesNotFit, ReleaseError
+from stretto.releases.jobs import Worker
+
+MODULE = """
+import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+from stretto.errors import CheckpointError
+from stretto.releases.errors import DoesNotFit
+from stretto.releases.jobs import serve
+
+def echo(report, value):
+    print("a library prints")
+    return value
+
+def count(report, times):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda each: report(1), range(times)))
+    return times
+
+def fail(report, kind):
+    if kind == "size":
+        raise DoesNotFit("too\\nlarge")
+    if kind == "file":
+        raise CheckpointError("no file")
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+serve({"echo": echo, "count": count, "fail": fail, "modules": lambda report: sorted(sys.modules)})
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    (tmp_path / "own_jobs.py").write_text(textwrap.dedent(MODULE))
+    with Worker("own_jobs", {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}) as worker:
+        yield worker
+
+
+def test_result_and_progress(worker: Worker) -> None:
+    assert worker.call("echo", value={"a": ["\u2028\n"]}) == {"a": ["\u2028\n"]}
+    done: list[int] = []
+    assert worker.call("count", done.append, times=5000) == 5000
+    assert sum(done) == 5000
+
+
+def test_errors(worker: Worker) -> None:
+    for kind, status, message in (("size", DoesNotFit.status, "too large"), ("file", 1, "no file")):
+        with pytest.raises(ReleaseError) as caught:
+            worker.call("fail", kind=kind)
+        assert (caught.value.status, str(caught.value)) == (status, message)
+    assert worker.call("echo", value=1) == 1, "the child goes on after an error"
+    for _ in range(2):
+        with pytest.raises(ReleaseError, match=f"the process ended with status {-signal.SIGKILL}: .*last words$"):
+            worker.call("fail", kind="kill")
+
+
+def test_closed_worker_has_ended(worker: Worker) -> None:
+    worker.call("echo", value=1)
+    pid = worker._process.pid
+    worker.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
