@@ -1,5 +1,6 @@
 """Progress of commands that install releases, on standard error."""
 
+import shutil
 import sys
 import threading
 import time
@@ -37,7 +38,9 @@ class Stage:
         self._done, self._shown = 0, 0.0
         self._begun = time.monotonic()
         self._lock = threading.Lock()
-        if not sys.stderr.isatty():
+        if sys.stderr.isatty():
+            self._rewrite(text)
+        else:
             line(label, text)
 
     def advance(self, num_bytes: int) -> None:
@@ -67,4 +70,5 @@ class Stage:
             line(self._label, seconds)
 
     def _rewrite(self, text: str) -> None:
-        print(f"\r\033[K{self._label:{LABEL}} {plain(text)}", end="", file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be replaced
+        print(f"\r\033[K{f'{self._label:{LABEL}} {plain(text)}':.{width}}", end="", file=sys.stderr, flush=True)
