@@ -36,7 +36,7 @@ class Stage:
     def __init__(self, label: str, text: str, total: int = 0) -> None:
         self._label, self._text, self._total = label, text, total
         self._done, self._shown = 0, 0.0
-        self._begun = time.monotonic()
+        self._begun = self._first = time.monotonic()
         self._lock = threading.Lock()
         if sys.stderr.isatty():
             self._rewrite(text)
@@ -46,12 +46,14 @@ class Stage:
     def advance(self, num_bytes: int) -> None:
         """Add a number of processed bytes."""
         with self._lock:
-            self._done += num_bytes
             now = time.monotonic()
+            if not self._done:
+                self._first = now  # the imports of a child process do not count
+            self._done += num_bytes
             if not sys.stderr.isatty() or now - self._shown < BAR_S:
                 return
             self._shown = now
-            rate = self._done / max(now - self._begun, 1e-3)
+            rate = self._done / max(now - self._first, 1e-3)
             left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
             share = f"{gigabytes(self._done)} of {gigabytes(self._total)}, " if self._total else ""
             self._rewrite(f"{self._text}: {share}{rate / 1e6:.0f} MB/s{left}")
