@@ -32,6 +32,7 @@ from stretto.releases import detect as detection
 from stretto.releases.detect import detect
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.listing import Folder
+from stretto.releases.names import find
 from tests import published_checkpoints, published_csm, vibevoice_release
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
@@ -279,6 +280,15 @@ def test_known_repository_keeps_its_licence() -> None:
     assert entry.unproved == ("revision", "sizes")
     entry = detect(Texts({"config.json": QWEN, "model.safetensors": ""}), "acme/tuned")
     assert (entry.source.licence.id, entry.unproved[2:]) == ("unknown", ("licence", "gated"))
+
+
+def test_repository_of_one_release_has_its_facts() -> None:
+    known = find("qwen3-tts")
+    assert known is not None
+    entry = detect(Texts({"config.json": QWEN, "model.safetensors": ""}), known.source.repository)
+    assert entry.default_voice == known.default_voice == "ryan"
+    assert entry.shape == known.shape is not None
+    assert detect(Texts({"config.json": QWEN, "model.safetensors": ""}), "acme/tuned").shape is None
 
 
 def test_failing_rule_does_not_affect_other_families(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

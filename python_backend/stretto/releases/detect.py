@@ -18,6 +18,7 @@ from stretto.releases.names import entries, nearest
 logger = logging.getLogger(__name__)
 
 MAX_NAME_CHARS = 41
+OF_THE_MODEL = ("shape", "smaller", "default_voice", "languages")  # fields of an entry that hold at any commit
 FOLDER = "folder"  # name of a release whose own name has no usable character
 
 
@@ -77,13 +78,18 @@ def matches(listing: Listing) -> list[Match]:
 
 
 def entry_of(match: Match, where: str) -> Entry:
-    """Return the entry for an accepted match."""
+    """Return the entry for an accepted match.
+
+    If the names table has exactly one release of the repository, its facts about the model are used, too.
+    """
     sources = known_sources()
     stem = where.rstrip("/").rpartition("/")[2] + (f"-{match.part}" if match.part else "")
     known = sources.get(where)
     source = Source(where, match.files)
     if known is not None:
         source = replace(source, licence=known.licence, gated=known.gated)
+    same = [each for each in entries() if each.source.repository == where and each.family == match.family]
+    facts = {name: getattr(same[0], name) for name in OF_THE_MODEL} if len(same) == 1 else {}
     return Entry(
         plain_name(stem),
         match.family,
@@ -94,6 +100,7 @@ def entry_of(match: Match, where: str) -> Entry:
         requires=match.requires,
         serves=match.serves,
         unproved=("revision", "sizes", *(() if known is not None else ("licence", "gated"))),
+        **facts,
     )
 
 

@@ -1,6 +1,7 @@
 """Release on a command line: a name of the names table, a repository on the hub, or a folder."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from stretto.releases.entry import MAX_REPOSITORY_CHARS, Entry
 from stretto.releases.listing import Folder
 from stretto.releases.names import named
 
+PAGE = re.compile(r"^(https://)?(huggingface\.co|hf\.co)/")  # beginning of a repository's page on the hub
 PATHS = ("/", "./", "../", "~")
 
 
@@ -60,6 +62,7 @@ def parse(text: str) -> Target:
         BadArgument: If it is malformed.
         Unavailable: If no release has this name.
     """
+    text = PAGE.sub("", text)
     place, _, part = text.partition("#")
     folder = _folder(place)
     if folder is not None:
