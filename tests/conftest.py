@@ -96,9 +96,9 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group tests for the workers of xdist, and run the longest first.
 
-    Tests of a file share an engine and stay together, and so do all tests of the server. The longest groups begin
-    first, so that no worker is left with one at the end. (xdist would begin with the groups of most tests;
-    scripts/test.sh prevents that.)
+    Tests of a file share an engine and stay together, and so do all tests of the server and those of files that name
+    the same group. The longest groups begin first, so that no worker is left with one at the end. (xdist would begin
+    with the groups of most tests; scripts/test.sh prevents that.)
     """
     for item in items:
         if is_slow(item.path):
@@ -106,8 +106,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        group = "server" if item.get_closest_marker("server") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("server"):
+            item.add_marker(pytest.mark.xdist_group("server"))
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("server", "engine", "slow")])
 
 

@@ -25,6 +25,7 @@ from stretto.sizing import MOST_STREAMS, streams_in_time, streams_of_codec
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 
+pytestmark = pytest.mark.xdist_group("sizing")  # with test_sizing.py, for the cache of `needs_of`
 ROOT = Path(__file__).parents[2]
 H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
 

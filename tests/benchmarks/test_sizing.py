@@ -36,6 +36,7 @@ from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.sizing import Backbone, Shape, step_ms, streams_in_time
 from tests.tiers import by_night
 
+pytestmark = pytest.mark.xdist_group("sizing")  # with test_fleet.py, for the cache of `needs_of`
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 CLASSES: dict[str, tuple[type, type]] = {
     "Qwen2": (Qwen2Config, Qwen2ForCausalLM),
