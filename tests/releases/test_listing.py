@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.errors import BadArgument
+from stretto.releases.entry import Source
+from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.hub import Snapshot
 from stretto.releases.listing import Folder
 
 
@@ -49,3 +51,11 @@ def test_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(BadArgument, match="expected a folder with a release, got a file"):
         Folder(path)
+
+
+def test_files_of_a_folder_are_selected_without_hashes() -> None:
+    files = {"config.json": {"size": 2, "sha256": None}, "notes.txt": {"size": 1, "sha256": None}}
+    source = Source("/release", ("*.json",))
+    assert Snapshot("/release", "", None, files).selected(source) == {"config.json": files["config.json"]}
+    with pytest.raises(Unavailable, match=r"no file \*\.pt, which the release must have"):
+        Snapshot("/release", "", None, files).selected(Source("/release", ("*.pt",)))
