@@ -1,4 +1,4 @@
-"""What a command line names: a release, a repository or a folder."""
+"""Words of the command line that name a release, a repository or a folder."""
 
 from pathlib import Path
 
@@ -42,3 +42,35 @@ def test_folder_of_a_releases_name_needs_a_path(tmp_path: Path, monkeypatch: pyt
 def test_malformed_and_unknown_names_are_refused(text: str, error: type[ReleaseError]) -> None:
     with pytest.raises(error):
         parse(text)
+
+
+def test_folder_is_found_under_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "file").touch()
+    (tmp_path / "link").symlink_to(folder)
+    for text in ("./a/b", "a/b", "a/../a/b", "~/a/b", str(folder), "./link"):
+        assert parse(text).release == str(folder)
+    assert parse("./a/b#x").release == f"{folder}#x"
+
+
+ODD = ["", "-x", "a/b/c", "a//b", "C:x", "a\\b", "x" * 300, f"{'x' * 60}/{'y' * 60}", "a/-b", "-a/b", "a b", "#part"]
+ODD_PATHS = ["~nobody-here/x", f"./{'x' * 300}", f"./{'x/' * 3000}", "../x", "a/../../b", "acme/voice\n", "a\0b"]
+
+
+@pytest.mark.parametrize("text", [*ODD, *ODD_PATHS])
+def test_other_words_are_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ReleaseError) as caught:
+        parse(text)
+    assert caught.value.status == 2
+
+
+def test_content_changes_with_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a")
+    first = parse(f"{tmp_path}/").content
+    assert parse(str(tmp_path)).content == first
+    (tmp_path / "file").write_text("ab")
+    assert parse(str(tmp_path)).content != first

@@ -18,7 +18,7 @@ from stretto.convert.gpu_memory import GIB, bytes_of_gpu
 from stretto.convert.release import published
 from stretto.errors import CheckpointError
 from stretto.launcher.options import RepositoryOptions, ServedModel
-from stretto.releases.errors import BadArgument
+from stretto.releases.errors import BadArgument, disk_errors
 from stretto.releases.jobs import Report, serve
 from stretto.weights.loading import TensorMismatch
 
@@ -53,7 +53,8 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
     is_fixed = published(release).IS_FLOAT32 or release.dtype is not None
     if is_half and not is_fixed and conversion.record["dtype"] == "float32":
         conversion = plan(replace(release, dtype="bfloat16"))
-    files = write(conversion, Path(out), int(args.shard_gb * 1e9), report)
+    with disk_errors(Path(out)):
+        files = write(conversion, Path(out), int(args.shard_gb * 1e9), report)
     return {
         "files": {file.name: {"bytes": file.num_bytes, "sha256": file.sha256} for file in files},
         "num_tensors": len(conversion.entries),

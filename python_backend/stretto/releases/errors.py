@@ -3,7 +3,14 @@
 The message is one line, without the command's name.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from stretto.errors import StrettoError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ReleaseError(StrettoError):
@@ -38,3 +45,19 @@ class DoesNotFit(ReleaseError):
     """The memory or the disk is too small."""
 
     status = 7
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Replace errors of the file system by a ReleaseError that names the file, or the folder if there is no file.
+
+    Args:
+        folder: Folder that is written to.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # of a standard stream
+        raise
+    except OSError as error:
+        kind = DoesNotFit if error.errno in FULL else ReleaseError
+        raise kind(f"{error.filename or folder}: {error.strerror or error}") from error

@@ -3,7 +3,6 @@
 A file is stored in the hub's own cache, which other programs share, and is compared with the hash that the hub lists.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -31,7 +30,7 @@ from huggingface_hub.errors import (
 from tqdm.auto import tqdm
 
 from stretto.errors import CheckpointError
-from stretto.releases.errors import DoesNotFit, NotAllowed, ReleaseError, Unavailable
+from stretto.releases.errors import FULL, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.jobs import Report, serve
 from stretto.untrusted_files import UNPARSABLE, read_text, released_file
 
@@ -42,7 +41,6 @@ NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
 BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
 PART = ".incomplete"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 T = TypeVar("T")
 
 

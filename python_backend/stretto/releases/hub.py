@@ -31,7 +31,7 @@ class Snapshot:
 
     Attributes:
         repository: OWNER/NAME.
-        commit: The commit of 40 hexadecimal digits.
+        commit: The commit of 40 hexadecimal digits; empty for a folder.
         licence: Licence identifier of the model card, or None.
         files: For each path its `size` in bytes, its `sha256` or None, and its git object id `oid`.
     """
@@ -103,6 +103,12 @@ class Hub:
         found: dict[str, Any] = self.worker.call(
             "header", repository=snapshot.repository, commit=snapshot.commit, name=name
         )
+        size = snapshot.files[name]["size"]
+        for tensor, facts in found.items():
+            begin_end = facts["data_offsets"]
+            if len(begin_end) != 2 or not all(type(each) is int and 0 <= each <= size for each in begin_end):
+                expected = f"expected two data_offsets of at most {size}, got {shown(begin_end)}"
+                raise Unavailable(f"{snapshot.repository}: {name}: {shown(tensor)}: {expected}")
         return found
 
     def remove(self, revisions: Sequence[tuple[str, str]]) -> int:

@@ -8,12 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
+from stretto.errors import CheckpointError
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect, plain_name
 from stretto.releases.entry import Entry, Licence, Source
-from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable
+from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
 from stretto.releases.jobs import Worker
 from stretto.releases.listing import Folder
@@ -22,6 +23,7 @@ from stretto.releases.names import find
 from stretto.releases.printing import Stage, gigabytes, line
 from stretto.releases.target import Target
 from stretto.releases.view import View, link
+from stretto.untrusted_files import released_file
 
 BUILD = "stretto.releases.build"
 UNTESTED = "random weights only; never with these weights"
@@ -120,6 +122,10 @@ class Installer:
         Raises:
             ReleaseError: If it cannot be installed.
         """
+        with disk_errors(self._models.folder):
+            return self._install(target)
+
+    def _install(self, target: Target) -> Model:
         model = self.installed(target)
         if model is not None:
             return model
@@ -134,7 +140,7 @@ class Installer:
             if not (self._choices.takes_smaller and entry.smaller and (smaller := find(entry.smaller))):
                 raise
             line("too large", f"{error}; taking {smaller.name} instead")
-            return self.install(Target(smaller.name, entry=smaller, repository=smaller.source.repository))
+            return self._install(Target(smaller.name, entry=smaller, repository=smaller.source.repository))
         sources = tuple(
             {
                 "repository": part.source.repository,
@@ -165,6 +171,11 @@ class Installer:
             sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}
             local = Snapshot(str(target.folder), "", None, sizes)
             parts = [Part(entry.source, None, local.selected(entry.source))]
+            try:
+                for name in parts[0].files:
+                    released_file(target.folder, name)
+            except CheckpointError as error:
+                raise BadArgument(str(error)) from error
         else:
             assert target.repository is not None
             line("asking", f"{endpoint()} about {target.repository}")

@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from stretto.errors import CheckpointError
 from stretto.releases.entry import Licence, Source
 from stretto.releases.errors import NotAllowed
 from stretto.releases.printing import line, plain
+from stretto.untrusted_files import read_text
 
-ACCEPTED = "accepted.json"
+ACCEPTED = "accepted.jsonl"
 # Licence identifiers of model cards: SPDX identifier, and whether commercial use is permitted.
 KNOWN = {
     "apache-2.0": ("Apache-2.0", "yes"),
@@ -65,7 +66,8 @@ def require(licences: Mapping[str, Licence], folder: Path, accepts: bool) -> Non
         NotAllowed: If a licence is not accepted.
     """
     known = _read(folder / ACCEPTED)
-    new = {name: each for name, each in licences.items() if each.commercial != "yes" and [name, each.id] not in known}
+    asked = {name: each for name, each in licences.items() if each.commercial != "yes"}
+    new = {name: each for name, each in asked.items() if _record(name, each) not in known}
     for name, licence in new.items():
         line("licence", f"{name}: {described(licence)} {licence.url}".rstrip())
         for fact in licence.facts:
@@ -76,7 +78,9 @@ def require(licences: Mapping[str, Licence], folder: Path, accepts: bool) -> Non
         name, licence = next(iter(new.items()))
         where = f": read {licence.url}, then use" if licence.url else ": use"
         raise NotAllowed(f"{name}: {described(licence)}{where} --accept-license")
-    _write(folder / ACCEPTED, [*known, *([name, each.id] for name, each in new.items())])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ACCEPTED).open("a", encoding="utf-8") as file:
+        file.writelines(f"{_record(name, each)}\n" for name, each in new.items())
 
 
 def _answer() -> bool:
@@ -87,16 +91,13 @@ def _answer() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _read(path: Path) -> list[list[str]]:
+def _record(repository: str, licence: Licence) -> str:
+    """Return the line that records an accepted licence."""
+    return json.dumps([repository, licence.id])
+
+
+def _read(path: Path) -> set[str]:
     try:
-        found: Any = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return found if isinstance(found, list) else []
-
-
-def _write(path: Path, accepted: Iterable[list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.write_text(json.dumps(list(accepted)) + "\n")
-    scratch.replace(path)
+        return set(read_text(path).splitlines())
+    except CheckpointError:  # no licence has been accepted yet
+        return set()

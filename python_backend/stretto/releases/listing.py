@@ -1,5 +1,6 @@
 """Listing of a release's files in a folder on this machine."""
 
+import os
 from pathlib import Path
 
 from stretto.errors import CheckpointError
@@ -19,8 +20,8 @@ class Folder(Listing):
         Raises:
             BadArgument: If `path` is no folder, or has no files or too many.
         """
-        if not path.is_dir():
-            got = "a file" if path.exists() else "a path that does not exist"
+        if not os.path.isdir(path):  # a Path raises OSError if it is too long
+            got = "a file" if os.path.exists(path) else "a path that does not exist"
             raise BadArgument(f"{path}: expected a folder with a release, got {got}")
         self.path = path
         sizes: dict[str, int] = {}

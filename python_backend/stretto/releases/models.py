@@ -3,7 +3,7 @@
     MODELS/NAME--KEY/manifest.json  checkpoint/  served-…/
     MODELS/.staging-…/              an installation in progress
     MODELS/.locks/                  held during an installation or a removal
-    MODELS/accepted.json            accepted licences
+    MODELS/accepted.jsonl           accepted licences
 
 A model is written to a staging folder and renamed as a whole. A folder without a valid manifest is not a model.
 """
@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from stretto.errors import CheckpointError
 from stretto.launcher.installation import LaunchError, cache_folder
-from stretto.releases.errors import ReleaseError
+from stretto.releases.errors import ReleaseError, disk_errors
 from stretto.releases.printing import line
+from stretto.untrusted_files import json_object
 
 FOLDER_VARIABLE = "STRETTO_MODELS"
 MANIFEST, CHECKPOINT, LOCKS, STAGING, SEPARATOR = "manifest.json", "checkpoint", ".locks", ".staging-", "--"
@@ -115,7 +117,7 @@ class Model:
         for name, facts in self.manifest.files.items():
             try:
                 size = (self.checkpoint / name).stat().st_size
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no file has such a name
                 return f"{name} is missing"
             if size != facts["bytes"]:
                 return f"{name} has {size} bytes, not {facts['bytes']}"
@@ -199,7 +201,11 @@ class Models:
             lock = (folder / STAGING_LOCK).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            yield folder
+            with disk_errors(folder):
+                yield folder
+        except ReleaseError as error:
+            error.args = (str(error).replace(str(folder), str(self.folder)),)
+            raise
         finally:
             lock.close()
             shutil.rmtree(folder, ignore_errors=True)
@@ -210,22 +216,29 @@ class Models:
         The caller holds the model's lock.
         """
         model = Model(manifest, self.folder / folder_name(manifest))
-        shutil.rmtree(model.folder, ignore_errors=True)  # damaged, or without a manifest
-        (staging / STAGING_LOCK).unlink()
         with (staging / MANIFEST).open("w") as file:
             json.dump(asdict(manifest), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         _sync(staging)
+        self._discard(model.folder)
         staging.rename(model.folder)
+        (model.folder / STAGING_LOCK).unlink()  # until now, another process would have removed the folder without it
         _sync(self.folder)
         return model
 
     def remove(self, model: Model) -> None:
-        """Remove a model's folder; the manifest goes first, so that the rest is never taken for a model."""
-        with self.lock(model.folder.name):
-            (model.folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(model.folder, ignore_errors=True)
+        """Remove a model's folder; raise ReleaseError if it cannot be removed."""
+        with self.lock(model.folder.name), disk_errors(model.folder):
+            self._discard(model.folder)
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a folder if there is one. It is renamed first, so that a part of it is never taken for a model."""
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            old = folder.rename(self.folder / f"{STAGING}{secrets.token_hex(4)}")
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def folder_name(manifest: Manifest) -> str:
@@ -235,10 +248,16 @@ def folder_name(manifest: Manifest) -> str:
 
 def read_manifest(path: Path) -> Manifest | None:
     """Return the manifest in a file; None if it cannot be read, or is that of another version."""
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        record = json.loads(path.read_text())
+    with suppress(CheckpointError, AttributeError, KeyError, TypeError):
+        record = json_object(path)
         request = Request(**record["request"] | {"arguments": tuple(record["request"]["arguments"])})
-        return Manifest(**record | {"request": request, "sources": tuple(record["sources"])})
+        manifest = Manifest(**record | {"request": request, "sources": tuple(record["sources"])})
+        texts = [manifest.name, manifest.key, manifest.family, manifest.date, manifest.version, request.release]
+        texts += [source[key] for source in manifest.sources for key in ("repository", "commit")]
+        texts += [each for each in (manifest.checkpoint, manifest.default_voice) if each is not None]
+        sizes = [each["bytes"] for each in manifest.files.values()]
+        if all(isinstance(each, str) for each in texts) and all(type(each) is int for each in sizes):
+            return manifest
     return None
 
 

@@ -1,12 +1,14 @@
 """Release on a command line: a name of the names table, a repository on the hub, or a folder."""
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.families.recognition import CONFIG, REPOSITORY
 from stretto.releases.entry import MAX_REPOSITORY_CHARS, Entry
+from stretto.releases.errors import BadArgument
 from stretto.releases.listing import Folder
 from stretto.releases.names import named
 
@@ -76,5 +78,8 @@ def parse(text: str) -> Target:
 
 def _folder(place: str) -> Path | None:
     """Return the real path of a folder; None if the text names a release."""
-    path = Path(place).expanduser()
-    return path.resolve() if place.startswith(PATHS) or ("/" in place and path.is_dir()) else None
+    try:
+        path = Path(place).expanduser()
+    except RuntimeError as error:
+        raise BadArgument(f"{place}: {error}") from error
+    return path.resolve() if place.startswith(PATHS) or ("/" in place and os.path.isdir(path)) else None

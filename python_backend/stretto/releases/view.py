@@ -77,5 +77,7 @@ def link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
+    except FileExistsError as error:
+        raise ReleaseError(f"{target}: expected one file of this name, got two") from error
     except OSError:
         shutil.copyfile(source, target)

@@ -1,0 +1,374 @@
+"""Installation of a release, its interruption and its failures."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.checkpoints.random_pocket import write_release
+from stretto.releases.errors import ReleaseError
+from stretto.releases.hub import Hub
+from stretto.releases.install import Builder, Choices, Installer
+from stretto.releases.models import Model, Models
+from stretto.releases.target import parse
+from tests import hub as loopback
+from tests.hub import Repository
+from tests.releases.test_fetch import prepared
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = "import sys; from stretto.cli import main; sys.exit(main(sys.argv[1:]))"
+FOR_CPU = Choices(is_for_cpu=True, updates=True)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release(tmp_path_factory.mktemp("release") / "voice")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[loopback.Hub]:
+    with loopback.Hub() as server:
+        yield server
+
+
+@pytest.fixture
+def repository(server: loopback.Hub, release: Path) -> Repository:
+    """Return the repository acme/voice with a release, made anew for each test."""
+    server.faults.clear()
+    return server.add("acme/voice", release, card={"license": "mit"})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def children(server: loopback.Hub, home: Path) -> Iterator[tuple[Hub, Builder]]:
+    """Yield the two child processes, which are started once for all tests in this process."""
+    with pytest.MonkeyPatch.context() as monkeypatch, Hub() as hub, Builder() as builder:
+        prepared(monkeypatch, home, server.url)
+        hub.worker, builder.worker  # noqa: B018 - start with this environment
+        yield hub, builder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(tmp_path / "models")
+
+
+def contents(release: Path) -> dict[str, bytes]:
+    """Return the files of a folder by path."""
+    return {str(path.relative_to(release)): path.read_bytes() for path in release.rglob("*") if path.is_file()}
+
+
+class Pull:
+    """Installs in this process."""
+
+    def __init__(self, models: Models, children: tuple[Hub, Builder]) -> None:
+        self._models, self._children = models, children
+
+    def __call__(self, name: str = "acme/voice", **choices: Any) -> Model:
+        return Installer(self._models, *self._children, replace(FOR_CPU, **choices)).install(parse(name))
+
+
+@pytest.fixture
+def pull(models: Models, children: tuple[Hub, Builder], repository: Repository) -> Pull:
+    return Pull(models, children)
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    """Return the time of each file, by path."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.stat().st_mtime_ns
+    return found
+
+
+def leftovers(models: Models) -> list[str]:
+    """Return the names of staging folders, and of models without a manifest."""
+    folders = [each for each in models.folder.glob("*/") if each.name != ".locks"]
+    return [each.name for each in folders if not (each / "manifest.json").exists()]
+
+
+def test_model_is_published_with_its_manifest(
+    pull: Pull, models: Models, repository: Repository, server: loopback.Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = pull()
+    manifest = model.manifest
+    assert (manifest.name, manifest.family, manifest.request.release) == ("voice", "pocket_tts", "acme/voice")
+    assert manifest.revisions == {("acme/voice", repository.branches["main"])}
+    assert manifest.licences == {"acme/voice": "MIT"}
+    assert set(manifest.files) == {
+        str(path.relative_to(model.checkpoint)) for path in model.checkpoint.rglob("*") if path.is_file()
+    }
+    assert model.damage() == ""
+    assert models.all() == [model]
+    assert not leftovers(models)
+    errors = capfd.readouterr().err
+    assert ".staging" not in errors
+    assert "\r" not in errors
+    assert "\x1b" not in errors
+    before, asked = files_in(models.folder), len(server.requests)
+    assert pull(updates=False) == model
+    assert len(server.requests) == asked, "an installed model is found without the hub"
+    assert files_in(models.folder) == before
+
+
+def test_new_commit_is_taken_by_pull_only(pull: Pull, models: Models, repository: Repository, release: Path) -> None:
+    first = pull()
+    repository.commit(contents(release) | {"README.md": b"new"})
+    assert pull(updates=False) == first
+    second = pull()
+    assert second != first
+    assert pull(updates=False) == second
+    assert models.all() == [first, second]
+    assert pull(updates=False, revision=next(iter(first.manifest.revisions))[1]).manifest.sources == (
+        first.manifest.sources
+    )
+
+
+def test_force_installs_again(pull: Pull, models: Models) -> None:
+    first = pull()
+    second = pull(is_forced=True)
+    assert first.folder == second.folder
+    assert second.manifest.date > first.manifest.date
+    assert models.all() == [second]
+    assert not leftovers(models)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_checkpoint_is_reported_and_installed_again(
+    damage: str, pull: Pull, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = pull()
+    name = next(each for each in model.manifest.files if each.endswith(".safetensors"))
+    path = model.checkpoint / name
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, 100)
+    assert pull(updates=False).damage() == ""
+    about = "is missing" if damage == "missing" else f"has 100 bytes, not {len(whole)}"
+    assert f"damaged      {model.folder}: {name} {about}\n" in capsys.readouterr().err
+    assert path.read_bytes() == whole
+
+
+def test_two_models_in_a_repository(pull: Pull, repository: Repository, release: Path) -> None:
+    languages = ("french", "german")
+    files = {f"languages/{each}/{name}": data for each in languages for name, data in contents(release).items()}
+    repository.commit(files)
+    with pytest.raises(ReleaseError, match="repository with 2 models: acme/voice#languages/french") as caught:
+        pull()
+    assert caught.value.status == 2
+    found = [pull(f"acme/voice#languages/{language}") for language in languages]
+    assert [each.manifest.request.release for each in found] == [
+        "acme/voice#languages/french",
+        "acme/voice#languages/german",
+    ]
+    assert found[0].folder != found[1].folder
+    assert [pull(each.manifest.request.release, updates=False) for each in found] == found
+
+
+def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
+    pull: Pull, models: Models, server: loopback.Hub
+) -> None:
+    model = pull()
+    before, asked = files_in(models.folder), len(server.requests)
+    for updates in (False, True):
+        assert pull(updates=updates, is_offline=True) == model
+    assert len(server.requests) == asked
+    assert files_in(models.folder) == before
+    with pytest.raises(ReleaseError, match=r"acme/other is not installed \(stretto pull acme/other\)") as caught:
+        pull("acme/other", is_offline=True)
+    assert caught.value.status == 5
+
+
+@pytest.mark.nightly
+def test_two_at_once_convert_once(pull: Pull, models: Models, server: loopback.Hub, home: Path) -> None:
+    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: run(environment), range(2)))
+    assert [each.returncode for each in done] == [0, 0], done
+    assert sum("converting" in each.stderr for each in done) == 1
+    assert len(models.all()) == 1
+    assert not leftovers(models)
+
+
+def run(environment: dict[str, str], *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, *(words or ("pull", "acme/voice", "--cpu"))]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **settings
+    )
+
+
+def test_front_process_imports_no_large_library_and_prints_no_token(
+    pull: Pull, models: Models, server: loopback.Hub, home: Path
+) -> None:
+    pull()
+    server.grants = {"secret-token": set()}
+    code = "import sys; from stretto.cli import main; status = main(sys.argv[1:])\n"
+    code += "assert not {'torch', 'huggingface_hub', 'transformers', 'vllm'} & sys.modules.keys(); sys.exit(status)"
+    first = len(server.requests)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pull", "acme/voice", "--cpu"],
+        env=server.environment(home, STRETTO_MODELS=str(models.folder), HF_TOKEN="secret-token"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {each.token for each in server.requests[first:]} == {"secret-token"}
+    assert "secret-token" not in done.stderr + done.stdout
+    assert not [path for path in models.folder.rglob("*") if path.is_file() and b"secret-token" in path.read_bytes()]
+
+
+def test_control_characters_of_the_hub_are_not_printed(
+    pull: Pull, repository: Repository, release: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository.card["license"] = "mit\x1b[2J\u202e\r\n"
+    odd = "embeddings/a\x1b[31m\u202e\n.safetensors"
+    files = contents(release)
+    repository.commit(files | {odd: files["embeddings/alba.safetensors"]})
+    with suppress(ReleaseError):  # for the name of the voice
+        pull(accepts_licence=True)
+    errors = capfd.readouterr().err
+    assert "mit?[2J" in errors
+    assert not {"\x1b", "\r", "\u202e"} & {*errors}
+
+
+def test_release_that_cannot_be_converted_is_named_without_the_staging_folder(
+    pull: Pull, models: Models, repository: Repository, release: Path
+) -> None:
+    repository.commit(contents(release) | {"model.safetensors": b"none"})
+    with pytest.raises(ReleaseError) as caught:
+        pull()
+    assert ".staging" not in str(caught.value)
+    assert "acme/voice" in str(caught.value)
+    assert caught.value.status == 1
+    assert models.all() == []
+    assert not leftovers(models)
+
+
+@pytest.mark.nightly
+def test_full_disk(models: Models, repository: Repository, server: loopback.Hub, home: Path, pull: Pull) -> None:
+    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
+    limit = 100_000
+    done = run(environment, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("File too large")
+    assert "Traceback" not in done.stderr
+    assert ".staging" not in done.stderr
+    assert models.all() == []
+    assert not leftovers(models)
+    assert not list(home.rglob("*.incomplete"))
+
+
+def test_folder_with_a_link_to_another_place_is_refused(
+    pull: Pull, models: Models, release: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "voice"
+    shutil.copytree(release, folder)
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (folder / "embeddings" / "x.safetensors").symlink_to(secret)
+    with pytest.raises(ReleaseError, match=f"expected a file of this release, got a link to {secret}") as caught:
+        pull(str(folder))
+    assert caught.value.status == 2
+    assert models.all() == []
+
+
+def test_folder_is_installed_and_not_changed(pull: Pull, models: Models, release: Path) -> None:
+    before = files_in(release)
+    model = pull(str(release))
+    assert pull(str(release)) == model
+    assert files_in(release) == before
+    inodes = {path.stat().st_ino for path in release.rglob("*")}
+    assert not [path for path in model.folder.rglob("*") if path.stat().st_ino in inodes]
+
+
+HELD = {"asking": "/api/models/acme/voice", "downloading": "GET /acme/voice/model.safetensors/"}
+BY_DAY = [("downloading", signal.SIGKILL), ("converting", signal.SIGTERM)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+POINTS = [(point, number) for point in (*HELD, "converting") for number in SIGNALS]
+
+
+@pytest.mark.parametrize(("point", "number"), [*BY_DAY, *by_night(*(each for each in POINTS if each not in BY_DAY))])
+def test_interrupted_installation_leaves_nothing(
+    point: str, number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path
+) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
+    fault = None
+    if point in HELD:
+        drop_after = 100_000 if point == "downloading" else None
+        fault = server.fail(HELD[point], held=threading.Event(), drop_after=drop_after)
+    command = [sys.executable, "-c", PROGRAM, "pull", "acme/voice", "--cpu"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not (line := process.stderr.readline()).startswith(point):
+            assert line, "the process has ended"
+        while fault is not None and fault.times > 0:
+            time.sleep(0.01)  # until the request has arrived
+        while point == "downloading" and not list(home.rglob("*.incomplete")):
+            time.sleep(0.01)
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        process.send_signal(number)
+        errors = process.stderr.read()
+        assert process.wait() == (-number if number == signal.SIGKILL else 130)
+    assert children
+    while any(is_running(pid) for pid in children):
+        time.sleep(0.01)
+    assert "Traceback" not in errors
+    assert models.all() == []
+    if number != signal.SIGKILL:
+        assert not leftovers(models)
+    if fault is not None and fault.held is not None:
+        fault.held.set()
+    model = pull()
+    assert models.all() == [model]
+    assert not leftovers(models)
+    assert not list(home.rglob("*.incomplete"))
+
+
+def is_running(pid: int) -> bool:
+    """Return True if a process exists and has not ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.nightly
+def test_model_that_is_installed_again_is_removed_afterwards(
+    pull: Pull, models: Models, server: loopback.Hub, release: Path, home: Path
+) -> None:
+    server.add("acme/renewed", release, card={"license": "mit"})
+    pull("acme/renewed")
+    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
+    command = [sys.executable, "-c", PROGRAM, "pull", "acme/renewed", "--cpu", "--force"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("converting"):
+            pass
+        removed = run(environment, "rm", "renewed")
+        process.stderr.read()
+        assert process.wait() == 0
+    assert removed.returncode == 0
+    assert "waiting" in removed.stderr
+    assert models.all() == []
+    assert not leftovers(models)
