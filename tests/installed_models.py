@@ -53,3 +53,8 @@ def serve(model: Model, found: dict[str, Any] | None = None, folder_name: str = 
     record = {served.STAMP: served.stamp(), served.PROFILE: found or profile()}
     (folder / served.RECORD).write_text(json.dumps(record))
     return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file in a folder by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
