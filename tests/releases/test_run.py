@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from stretto.cli import main, speech_client
+from stretto.convert import make_repository
 from stretto.launcher import background
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
@@ -403,6 +404,20 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     assert command("acme/voice", *words) == 0
     assert asked == [Devices(2, 5, "fp8", True)]
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
+
+
+@pytest.mark.usefixtures("voice")
+@pytest.mark.parametrize("words", [["--codec-device", "1"], ["--quantize", "fp8"], ["--mps"]])
+def test_options_of_gpus_are_refused_on_the_cpu(
+    command: Command, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert command("acme/voice", "--cpu", *words) == 2
+    assert words[0] in capsys.readouterr().err
+    assert command.launched == []
+
+
+def test_weight_formats_are_those_of_model_repositories() -> None:
+    assert set(run.WEIGHT_FORMATS) == set(make_repository.QUANTIZATIONS)
 
 
 # ----- exit statuses

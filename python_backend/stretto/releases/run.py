@@ -36,6 +36,7 @@ STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too
 MAX_NAMED = 8  # voices in the output
 CANNOT_SERVE = 3
+WEIGHT_FORMATS = ("fp8",)  # as in `make_repository`, which imports torch
 ACTIONS = {"speak": "speaks", "transcribe": "transcribes", "talk": "answers speech"}
 
 
@@ -100,7 +101,7 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     group.add_argument("--no-gateway", action="store_true", help="serve without web page and OpenAI's audio API")
     group.add_argument("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N")
-    group.add_argument("--quantize", metavar="FORMAT", help="format of the weights on a GPU, such as fp8")
+    group.add_argument("--quantize", choices=WEIGHT_FORMATS, help="format of the weights on a GPU")
     group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
     return parser
 
@@ -124,7 +125,10 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     models = Models()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
-        devices = Devices(device_of(model, args.gpu, args.cpu), args.codec_device, args.quantize, args.mps)
+        gpu = device_of(model, args.gpu, args.cpu)
+        if gpu is None and (args.codec_device is not None or args.quantize or args.mps):
+            raise BadArgument("--codec-device, --quantize and --mps: expected a server on a GPU, got the CPU")
+        devices = Devices(gpu, args.codec_device, args.quantize, args.mps)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)
     server = BackgroundServer(
