@@ -1,6 +1,7 @@
 """Questions to the hub and downloads, with each fault of the hub: the right bytes arrive, or the message is right."""
 
 import hashlib
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stretto.releases.detect import detect
 from stretto.releases.entry import Source
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
@@ -426,3 +428,62 @@ def test_redirect_that_cannot_be_followed_is_reported(
     assert status in (1, 5)
     assert "Traceback" not in message
     assert not parts(home, repository)
+
+
+def test_long_licence_is_cut(client: Hub, repository: Repository) -> None:
+    repository.card["license"] = "x" * 100_000
+    assert client.snapshot(repository.name, None).licence == "x" * 100
+
+
+def safetensors(offsets: object) -> bytes:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**62], [0], [-1, 4], ["0", "4"], [0, 4, 8], None, "ab"])
+def test_odd_header_is_refused(offsets: object, client: Hub, repository: Repository) -> None:
+    repository.commit({"model.safetensors": safetensors(offsets)})
+    status, message = refusal(lambda: client.header(client.snapshot(repository.name, None), "model.safetensors"))
+    assert status in (1, 5)
+    assert message.startswith(f"{repository.name}: model.safetensors: ")
+    assert "Traceback" not in message
+
+
+def test_header(client: Hub, repository: Repository) -> None:
+    repository.commit({"model.safetensors": safetensors([0, 4])})
+    found = client.header(client.snapshot(repository.name, None), "model.safetensors")
+    assert found == {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+
+
+@pytest.mark.parametrize("address", ["not a url", "ftp://host", "http://[::1", "http://127.0.0.1:99999", "http://:80"])
+def test_endpoint_that_is_no_address_is_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(monkeypatch, tmp_path, address)
+    with Hub() as client:
+        status, message = refusal(lambda: client.snapshot("acme/voice", None))
+    assert status == 2
+    assert message == f"HF_ENDPOINT: expected an address such as https://huggingface.co, got {address!r}"
+
+
+def test_fault_during_recognition_is_not_taken_for_another_release(
+    client: Hub, server: loopback.Hub, repository: Repository
+) -> None:
+    names = ("config.yaml", "model.safetensors", "tokenizer.json", "embeddings/a.safetensors")
+    repository.commit(dict.fromkeys(names, b"{}"))
+    server.fail(f"/{repository.name}/resolve/.*/config.yaml", status=418, times=9)
+    listing = RemoteListing(client, client.snapshot(repository.name, None))
+    status, message = refusal(lambda: detect(listing, repository.name))
+    assert status == 5
+    assert "418" in message
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE"])
+def test_cache_that_is_a_file_is_reported(
+    variable: str, server: loopback.Hub, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    prepared(monkeypatch, tmp_path / "home", server.url, **{variable: str(tmp_path / "file")})
+    with Hub() as client:
+        status, message = refusal(lambda: fetched(client, repository))
+    assert status == 1
+    assert str(tmp_path / "file") in message
+    assert "Traceback" not in message

@@ -13,6 +13,7 @@ from stretto.releases.errors import DoesNotFit, ReleaseError
 from stretto.releases.jobs import Worker
 
 MODULE = """
+print("a library prints at its import", flush=True)
 import os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from stretto.errors import CheckpointError

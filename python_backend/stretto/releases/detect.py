@@ -12,7 +12,7 @@ from stretto.families.plugin import plugins
 from stretto.families.recognition import CONFIG, Listing, Match, Needed
 from stretto.plugins import FAMILIES, names
 from stretto.releases.entry import Companion, Entry, Source
-from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.names import entries, nearest
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def matches(listing: Listing) -> list[Match]:
         module, _, name = reference.partition(":")
         try:
             found += getattr(import_module(module), name)(listing)
+        except ReleaseError:  # of the hub
+            raise
         except Exception as error:  # a plug-in may raise anything
             logger.warning("%s: cannot recognise releases: %r", reference, error)
     return found

@@ -39,6 +39,7 @@ MAX_DELAY_S = 60.0  # that the hub may ask for
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
+MAX_LICENCE_CHARS = 100
 BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
 PART = ".incomplete"
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
         stated = None if found.card_data is None else found.card_data.get("license")
         return {
             "commit": found.sha,
-            "licence": stated if isinstance(stated, str) else None,
+            "licence": stated[:MAX_LICENCE_CHARS] if isinstance(stated, str) else None,
             "files": {
                 each.rfilename: {
                     "size": each.size,

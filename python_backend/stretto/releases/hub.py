@@ -77,7 +77,7 @@ class Hub:
     def worker(self) -> Worker:
         """The child process."""
         if self._worker is None:
-            warn_of_plain_http()
+            check_endpoint()
             self._worker = Worker("stretto.releases.fetch", self._environment)
         return self._worker
 
@@ -182,10 +182,19 @@ def is_offline() -> bool:
     return named.upper() in ("1", "ON", "YES", "TRUE")
 
 
-def warn_of_plain_http() -> None:
-    """Print a warning if the hub's address is not encrypted and leads to another machine."""
-    place = urlsplit(endpoint())
-    host = place.hostname or ""
+def check_endpoint() -> None:
+    """Print a warning if the hub's address is not encrypted and leads to another machine.
+
+    Raises:
+        BadArgument: If it is no address.
+    """
+    try:
+        place = urlsplit(endpoint())
+        host, port = place.hostname, place.port
+    except ValueError:
+        host = port = None
+    if not host or port == 0 or place.scheme not in ("http", "https"):
+        raise BadArgument(f"HF_ENDPOINT: expected an address such as {ENDPOINT}, got {shown(endpoint())}")
     try:
         is_local = ip_address(host).is_loopback
     except ValueError:

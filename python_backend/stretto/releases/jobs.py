@@ -63,7 +63,10 @@ class Worker:
             self._process.stdin.write(json.dumps({JOB: job, **values}).encode() + b"\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
-            answer = json.loads(line)
+            try:
+                answer = json.loads(line)
+            except ValueError:  # a library has printed during its import, or the child has died within a line
+                continue
             if DONE in answer:
                 report(answer[DONE])
             elif ERROR in answer:
