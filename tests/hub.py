@@ -8,6 +8,9 @@
 
 Large files and weights are LFS files: `resolve` redirects to a second port, as the real hub redirects to its storage
 host, so that a test can check that the token is not sent there. `hub.requests` records all requests.
+
+`python -m tests.hub OWNER/NAME FOLDER` serves a folder. It prints its address and then, for each line on its standard
+input, the number of requests and of bytes sent so far.
 """
 
 import hashlib
@@ -442,3 +445,17 @@ class _Handler(BaseHTTPRequestHandler):
 def _described(blob: Blob) -> dict[str, Any]:
     """Return a file's entry in the tree."""
     return {"type": "file", "oid": blob.git, "size": blob.size, "path": blob.name} | blob.lfs("oid")
+
+
+def main(name: str, folder: str) -> None:
+    """Serve a folder as a model repository until standard input ends."""
+    with Hub() as hub:
+        hub.add(name, Path(folder), card={"license": "mit"})
+        print(hub.url, flush=True)
+        for _ in sys.stdin:
+            requests = [*hub.requests]
+            print(json.dumps([len(requests), sum(each.num_bytes for each in requests)]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
