@@ -20,7 +20,7 @@ import pytest
 from benchmarks.checkpoints.random_pocket import write_release
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
-from stretto.releases.install import Builder, Choices, Installer
+from stretto.releases.install import Builder, Choices, Installer, cache_folder
 from stretto.releases.models import Model, Models
 from stretto.releases.target import parse
 from tests import hub as loopback
@@ -372,3 +372,23 @@ def test_model_that_is_installed_again_is_removed_afterwards(
     assert "waiting" in removed.stderr
     assert models.all() == []
     assert not leftovers(models)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a/hub", "HF_HOME": "/b"}, "/a/hub"),
+        ({"HF_HOME": "/b"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({"HOME": "/d"}, "/d/.cache/huggingface/hub"),
+        ({"HF_HOME": "~no-such-user/x"}, "~no-such-user/x/hub"),
+    ],
+)
+def test_cache_is_that_of_the_client_library(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)

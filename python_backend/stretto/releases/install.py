@@ -366,6 +366,6 @@ def cache_folder() -> Path:
     """Return the hub's cache, by the rules of its client library."""
     named = os.environ.get("HF_HUB_CACHE")
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))  # a Path raises RuntimeError for an unknown user
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"
