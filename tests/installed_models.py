@@ -18,7 +18,7 @@ CONTENT = b"weights"
 
 def profile(*tasks: dict[str, Any], voices: tuple[str, ...] = ("alba", "jean")) -> dict[str, Any]:
     """Return the part of a model profile that `stretto run` reads; the default task is text to speech."""
-    return {"tasks": list(tasks or (TTS,)), "voices": list(voices)}
+    return {"family": "tiny", "tasks": list(tasks or (TTS,)), "voices": list(voices)}
 
 
 def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model:

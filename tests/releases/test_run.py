@@ -178,7 +178,8 @@ def test_server_gets_ports_repository_and_passed_arguments(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines()[:2] == ["voices       alba, jean", "page         http://127.0.0.1:23103"]
-    assert "curl http://127.0.0.1:23103/v1/audio/speech" in said.err
+    body = """{"model": "tiny", "voice": "alba", "input": "Hello."}"""
+    assert f"curl http://127.0.0.1:23103/v1/audio/speech --json '{body}' -o hello.mp3\n" in said.err
 
 
 @pytest.mark.usefixtures("voice")

@@ -139,7 +139,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         arguments=("--address", args.address, *passed),
     )
     if args.text is None:
-        return serve(server, found, model.manifest.name)
+        return serve(server, found)
     _choose_command(args, found.profile, model.manifest.name)
     voices = found.profile["voices"]
     if args.voice is None and args.clone is None and model.manifest.default_voice in voices:
@@ -181,7 +181,7 @@ def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(words)
 
 
-def serve(server: BackgroundServer, found: Served, name: str) -> int:
+def serve(server: BackgroundServer, found: Served) -> int:
     """Run a server in the foreground until a signal stops it; return at once if it runs already."""
     server.check_model()
     voices = found.profile["voices"]
@@ -192,7 +192,7 @@ def serve(server: BackgroundServer, found: Served, name: str) -> int:
         address = f"http://127.0.0.1:{server.port + 3}"
         voice = f'"voice": "{voices[0]}", ' if voices else ""
         line("page", address)
-        body = f"""'{{"model": "{name}", {voice}"input": "Hello."}}'"""
+        body = f"""'{{"model": "{found.profile["family"]}", {voice}"input": "Hello."}}'"""
         line("API", f"curl {address}/v1/audio/speech --json {body} -o hello.mp3")
     if server.record() is not None:
         line("running", f"on port {server.port}; stretto serve --stop stops it")
