@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -20,7 +21,7 @@ from tests import hub as loopback
 from tests.hub import Repository
 from tests.tiers import by_night
 
-WEIGHTS = os.urandom(300_000)
+WEIGHTS = random.Random(0).randbytes(300_000)
 FILES = {"config.json": b"{}", "voices/a.txt": b"a", "model.safetensors": WEIGHTS}
 ALL = Source("acme/any", ("*",))
 NUMBERS = count()
