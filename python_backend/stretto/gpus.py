@@ -1,10 +1,15 @@
-"""GPUs of this machine, as nvidia-smi reports them; the only module that runs it."""
+"""GPUs of this machine, as nvidia-smi reports them, and their numbers on a command line.
 
+No other module runs nvidia-smi.
+"""
+
+import argparse
 import shutil
 import subprocess
 from dataclasses import dataclass
 
 MIB = 1 << 20
+MAX_DIGITS = 4  # of a GPU's number
 FIELDS = "index,name,memory.total,memory.free,compute_cap"
 
 
@@ -41,6 +46,13 @@ def gpus(limit_s: float = 5.0) -> list[Gpu]:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return []
     return [gpu for line in found.stdout.splitlines() if (gpu := _gpu(line)) is not None]
+
+
+def gpu_number(text: str) -> int:
+    """Parse the number of a GPU, for argparse."""
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
+    return int(text)
 
 
 def _gpu(line: str) -> Gpu | None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
-from stretto.releases.target import parse
+from stretto.releases.target import parse, release_of
 
 
 @pytest.mark.parametrize("page", ["https://huggingface.co/", "huggingface.co/", "hf.co/", ""])
 def test_repository_may_be_given_by_its_page(page: str) -> None:
     target = parse(f"{page}acme/voice#french")
+    assert release_of(f"{page}acme/voice#french") == target.release
     assert (target.release, target.repository, target.part) == ("acme/voice#french", "acme/voice", "french")
 
 

@@ -21,7 +21,7 @@ from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at, plugin
-from stretto.gpus import MIB
+from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
@@ -32,7 +32,6 @@ PARAMETER = "profile"
 # vLLM's `quantization` for each value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS = {"fp8": "fp8_per_channel"}
 HALF = ("bfloat16", "float16")
-MAX_DEVICE_DIGITS = 4
 
 
 def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bool = False) -> str:
@@ -146,11 +145,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--gpu",
-        type=device,
+        type=gpu_number,
         metavar="N",
         help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)",
     )
-    add("--codec-device", type=device, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
+    add("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
@@ -164,13 +163,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
     return args
-
-
-def device(text: str) -> int:
-    """Parse the number of a GPU."""
-    if not text.isdecimal() or len(text) > MAX_DEVICE_DIGITS:
-        raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
-    return int(text)
 
 
 def gibibytes(text: str) -> float:

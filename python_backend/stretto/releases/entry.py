@@ -26,6 +26,7 @@ GATES = ("no", "auto", "manual", "unknown")
 NEEDS = ("recording", "instruct")
 FACTS = ("revision", "licence", "gated", "sizes", "files")  # facts that `unproved` and `evidence` refer to
 MAX_LICENCE_FACTS = 3
+UNTESTED = "random weights only; never with these weights"
 REPO, VIEW, COMPANION = "repo", "view", "companion"  # placeholders of `convert`
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
 

@@ -59,5 +59,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except BrokenPipeError:  # of a standard stream
         raise
     except OSError as error:
-        kind = DoesNotFit if error.errno in FULL else ReleaseError
-        raise kind(f"{error.filename or folder}: {error.strerror or error}") from error
+        raise disk_error(error, folder) from error
+
+
+def disk_error(error: OSError, folder: Path) -> ReleaseError:
+    """Return the ReleaseError for an error of the file system; see `disk_errors`."""
+    kind = DoesNotFit if error.errno in FULL else ReleaseError
+    return kind(f"{error.filename or folder}: {error.strerror or error}")

@@ -5,7 +5,6 @@ A file is stored in the hub's own cache, which other programs share, and is comp
 
 import fcntl
 import hashlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from huggingface_hub.errors import (
 from tqdm.auto import tqdm
 
 from stretto.errors import CheckpointError
-from stretto.releases.errors import FULL, DoesNotFit, NotAllowed, ReleaseError, Unavailable
+from stretto.releases.errors import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.releases.jobs import Report, serve
 from stretto.untrusted_files import UNPARSABLE, read_text, released_file
 
@@ -282,8 +281,7 @@ def _explained(error: BaseException, repository: str, revision: str, name: str |
     if isinstance(error, HfHubHTTPError):
         return Unavailable(f"{repository}: the hub answers with status {status}: {str(error).splitlines()[0]}")
     if isinstance(error, OSError) and error.errno is not None:
-        kind = DoesNotFit if error.errno in FULL else ReleaseError
-        return kind(f"{error.filename or constants.HF_HUB_CACHE}: {os.strerror(error.errno)}")
+        return disk_error(error, Path(constants.HF_HUB_CACHE))
     return ReleaseError(f"{repository}: {name or revision}: {error}")
 
 

@@ -222,7 +222,7 @@ def _smaller(entry: Entry, is_on_gpu: bool) -> str:
 
 
 def check_disk(needs: Mapping[Path, int]) -> None:
-    """Raise DoesNotFit if a file system has too little space for what is to be written, and 1 GB to spare.
+    """Raise DoesNotFit if a file system has too little space for the files, and 1 GB to spare.
 
     Args:
         needs: Bytes to be written, by folder. A folder that is missing is created in its nearest existing parent.

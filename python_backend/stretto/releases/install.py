@@ -13,7 +13,7 @@ from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect, plain_name
-from stretto.releases.entry import Entry, Licence, Source
+from stretto.releases.entry import UNTESTED, Entry, Licence, Source
 from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
 from stretto.releases.jobs import Worker
@@ -26,7 +26,6 @@ from stretto.releases.view import View, link
 from stretto.untrusted_files import released_file
 
 BUILD = "stretto.releases.build"
-UNTESTED = "random weights only; never with these weights"
 LARGE_BYTES = 10_000_000  # files whose download takes longer than a question about their header
 HEADED = ".safetensors"  # files whose header names all tensors and their shapes
 WEIGHTS = (HEADED, ".pt", ".pth", ".bin", ".tgz", ".onnx", ".mdl")
@@ -76,6 +75,11 @@ class Part:
     files: Mapping[str, Mapping[str, Any]]
 
     @property
+    def commit(self) -> str:
+        """Commit of the repository; empty for a folder."""
+        return "" if self.snapshot is None else self.snapshot.commit
+
+    @property
     def num_bytes(self) -> int:
         """Size of the files."""
         return sum(each["size"] for each in self.files.values())
@@ -106,12 +110,11 @@ class Installer:
             target.content,
         )
 
-    def installed(self, target: Target) -> Model | None:
+    def _installed(self, target: Target, request: Request) -> Model | None:
         """Return the installed model for a target, without a question to the hub, or None.
 
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
         """
-        request = self.request(target)
         asks_hub = target.repository is not None and not self._choices.is_offline
         wants_newest = self._choices.updates and asks_hub and request.revision is None
         return None if self._choices.is_forced or wants_newest else self._models.find(request)
@@ -126,14 +129,15 @@ class Installer:
             return self._install(target)
 
     def _install(self, target: Target) -> Model:
-        model = self.installed(target)
+        request = self.request(target)
+        model = self._installed(target, request)
         if model is not None:
             return model
         if self._choices.is_offline and target.repository is not None:
             raise Unavailable(f"{target.release} is not installed (stretto pull {target.release})")
         if target.is_checkpoint:
-            return self._adopt(target)
-        entry, parts = self._resolve(target)
+            return self._adopt(target, request)
+        entry, parts = self._resolve(target, request)
         try:
             self._check(entry, parts)
         except DoesNotFit as error:
@@ -144,25 +148,25 @@ class Installer:
         sources = tuple(
             {
                 "repository": part.source.repository,
-                "commit": "" if part.snapshot is None else part.snapshot.commit,
+                "commit": part.commit,
                 "files": {name: {"bytes": each["size"], "hash": _hash(each)} for name, each in part.files.items()},
             }
             for part in parts
         )
-        key = key_of(self.request(target), sources)
+        key = key_of(request, sources)
         with self._models.lock(f"{entry.name}--{key}"):
             found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
-            return found or self._make(entry, parts, self.request(target), key)
+            return found or self._make(entry, parts, request, key)
 
-    def _adopt(self, target: Target) -> Model:
+    def _adopt(self, target: Target, request: Request) -> Model:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
         assert target.folder is not None
-        request, family = self.request(target), Folder(target.folder).json(CONFIG)[FAMILY]
+        family = Folder(target.folder).json(CONFIG)[FAMILY]
         manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
-    def _resolve(self, target: Target) -> tuple[Entry, list[Part]]:
+    def _resolve(self, target: Target, request: Request) -> tuple[Entry, list[Part]]:
         """Return the entry of a target, and its files and those of its companions."""
         choices, entry = self._choices, target.entry
         if target.folder is not None:
@@ -179,7 +183,7 @@ class Installer:
         else:
             assert target.repository is not None
             line("asking", f"{endpoint()} about {target.repository}")
-            snapshot = self._hub.snapshot(target.repository, self.request(target).revision)
+            snapshot = self._hub.snapshot(target.repository, request.revision)
             entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
             parts = [Part(entry.source, snapshot, snapshot.selected(entry.source))]
         for option in entry.requires:
@@ -195,7 +199,7 @@ class Installer:
         """Print what will be installed; raise ReleaseError if a licence is not accepted, or it does not fit."""
         found = {part.source.repository: _licence(part) for part in parts if part.snapshot is not None}
         for part in parts:
-            commit = "" if part.snapshot is None else f" @ {part.snapshot.commit[:7]}"
+            commit = f" @ {part.commit[:7]}" if part.commit else ""
             licence = found.get(part.source.repository)
             about = "" if licence is None else f"   {licences.described(licence)}"
             line(entry.name if part is parts[0] else "", part.source.repository + commit + about)
@@ -239,10 +243,7 @@ class Installer:
             written = sum(each["bytes"] for each in made["files"].values()) - num_linked
             about = f"{made['num_tensors']} tensors, {made['dtype']}, {gigabytes(written)} written"
             stage.end(f"{about}, {gigabytes(num_linked)} linked" if num_linked else about)
-            sources = tuple(
-                {"repository": part.source.repository, "commit": part.snapshot.commit if part.snapshot else ""}
-                for part in parts
-            )
+            sources = tuple({"repository": part.source.repository, "commit": part.commit} for part in parts)
             found = {part.source.repository: _licence(part).id for part in parts if part.snapshot is not None}
             manifest = _manifest(entry.name, key, request, entry.family)
             manifest = replace(

@@ -11,7 +11,7 @@ from stretto.releases.errors import ReleaseError, Unavailable
 from stretto.releases.hub import Hub
 from stretto.releases.models import Model, Models
 from stretto.releases.names import entries
-from stretto.releases.printing import gigabytes, line, plain
+from stretto.releases.printing import aligned, gigabytes, line, plain
 from stretto.releases.show import summary
 from stretto.releases.target import release_of
 
@@ -65,9 +65,7 @@ def table(found: list[Model]) -> str:
         commit = manifest.sources[0]["commit"][:7] if manifest.sources else ""
         size = gigabytes(manifest.num_bytes) if manifest.checkpoint is None else "-"
         rows.append((manifest.name, size, manifest.date[:10], manifest.request.release, commit or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(plain(line.rstrip()) for line in lines)
+    return "\n".join(map(plain, aligned(rows)))
 
 
 def remove_models(words: list[str]) -> int:

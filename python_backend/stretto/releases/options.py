@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from stretto.errors import CommandParser
+from stretto.gpus import gpu_number
 from stretto.releases.hub import is_offline, read_token
 from stretto.releases.install import Choices
 
@@ -52,13 +53,6 @@ def converter_argument(text: str) -> tuple[str, str]:
     if not equals or not key.replace("-", "").isalnum():
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
     return f"--{key}", value
-
-
-def gpu_number(text: str) -> int:
-    """Parse the number of a GPU."""
-    if not text.isdecimal() or len(text) > 4:
-        raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
-    return int(text)
 
 
 def choices_of(flags: argparse.Namespace) -> Choices:

@@ -4,6 +4,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 BAR_S = 0.25  # time between two updates of a progress line
 LABEL = 12  # width of the first column
@@ -17,6 +18,13 @@ def plain(text: str) -> str:
 def line(label: str, text: str) -> None:
     """Print a line with a label in its first column."""
     print(f"{label:{LABEL}} {plain(text)}", file=sys.stderr, flush=True)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of a table as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
 
 
 def gigabytes(num_bytes: float) -> str:

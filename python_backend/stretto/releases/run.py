@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CommandParser
+from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
 from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
 from stretto.launcher.config import default_port, ip_address, port_number
@@ -27,7 +28,7 @@ from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, device_of
 from stretto.releases.models import Models
-from stretto.releases.options import choices_of, gpu_number, install_options, interrupted_by_sigterm, token_of
+from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import line, plain
 from stretto.releases.served import Devices, Served, served
 from stretto.releases.target import parse

@@ -10,6 +10,7 @@ from stretto.errors import CommandParser
 from stretto.launcher.processes import Process
 from stretto.launcher.running import RunningServer, memory_bytes, num_requests, running_servers
 from stretto.releases.models import Models, installing
+from stretto.releases.printing import aligned
 
 HEADINGS = ("MODEL", "PORTS", "STATE", "MEMORY", "REQUESTS", "PID")
 PROBE_S = 5.0  # the proxy waits as long for Triton
@@ -67,9 +68,7 @@ def table(described: list[dict[str, Any]]) -> str:
         name = "-" if each["model"] is None else each["model"]["name"]
         memory = f"{each['memory_bytes'] / 1e9:.1f} GB"
         rows.append((name, ports, state, memory, str(each["requests"]), str(each["pid"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows))
 
 
 def health(servers: list[RunningServer]) -> int:

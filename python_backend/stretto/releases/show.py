@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
-from stretto.releases.entry import Entry, Source
+from stretto.releases.entry import UNTESTED, Entry, Source
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing
 from stretto.releases.listing import Folder
@@ -27,7 +27,6 @@ from stretto.releases.printing import plain
 from stretto.releases.target import Target, parse
 
 DIGITS = 7  # of a commit
-UNTESTED = "random weights only; never with these weights"
 
 
 def main(words: list[str]) -> int:

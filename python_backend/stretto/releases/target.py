@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG, REPOSITORY
 from stretto.releases.entry import MAX_REPOSITORY_CHARS, Entry
 from stretto.releases.errors import BadArgument
@@ -47,11 +48,12 @@ class Target:
     @property
     def is_checkpoint(self) -> bool:
         """True for the folder of a converted checkpoint, which can be served as it is."""
-        return self.folder is not None and isinstance(Folder(self.folder).json(CONFIG).get("speech_family"), str)
+        return self.folder is not None and isinstance(Folder(self.folder).json(CONFIG).get(FAMILY), str)
 
 
 def release_of(text: str) -> str:
     """Return the release that a word of the command line names, as manifests have it: a folder by its real path."""
+    text = PAGE.sub("", text)
     place, hash_sign, part = text.partition("#")
     folder = _folder(place)
     return text if folder is None else f"{folder}{hash_sign}{part}"
@@ -64,12 +66,12 @@ def parse(text: str) -> Target:
         BadArgument: If it is malformed.
         Unavailable: If no release has this name.
     """
-    text = PAGE.sub("", text)
+    text = release_of(text)
     place, _, part = text.partition("#")
     folder = _folder(place)
     if folder is not None:
         Folder(folder)  # refuses a file and an empty folder
-        return Target(release_of(text), folder=folder, part=part or None)
+        return Target(text, folder=folder, part=part or None)
     if REPOSITORY.fullmatch(place) and len(place) <= MAX_REPOSITORY_CHARS:
         return Target(text, repository=place, part=part or None)
     entry = named(text)
