@@ -11,6 +11,7 @@ from av.error import BlockingIOError
 from numpy.typing import NDArray
 
 from stretto_client.sinks import wav_header as wav_header
+from stretto_gateway import g711
 
 DEFAULT_RATE = 24_000  # Hz, assumed by OpenAI's SDKs and players for `pcm`
 MEDIA_TYPES = {
@@ -20,9 +21,12 @@ MEDIA_TYPES = {
     "flac": "audio/flac",
     "wav": "audio/wav",
     "pcm": "audio/pcm",
+    **g711.MEDIA_TYPES,
 }
+RAW = ("pcm", *g711.LAWS)  # formats without a header, whose sample rate is not in the file
 # Supported sample rates of the formats that do not support all rates.
-RATES = {
+RATES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(g711.LAWS, (g711.RATE,)),
     "opus": (8_000, 12_000, 16_000, 24_000, 48_000),  # RFC 6716, section 2
     "mp3": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),  # MPEG-1, -2 and -2.5, layer III
     "aac": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000),
@@ -46,6 +50,19 @@ class PcmEncoder:
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
+
+    def close(self) -> bytes:
+        return b""
+
+
+class G711Encoder:
+    """Encoder that outputs a byte of G.711 for each sample, without a header."""
+
+    def __init__(self, law: g711.Law):
+        self._law = law
+
+    def encode(self, pcm: NDArray[Any]) -> bytes:
+        return g711.encode(self._law, pcm)
 
     def close(self) -> bytes:
         return b""
@@ -119,8 +136,18 @@ class FfmpegEncoder:
 
 def make_encoder(name: str, sample_rate: int) -> Encoder:
     """Create an encoder of mono samples at `sample_rate` Hz for a format in MEDIA_TYPES."""
-    plain: dict[str, Callable[[], Encoder]] = {"pcm": PcmEncoder, "wav": lambda: WavEncoder(sample_rate)}
+    plain: dict[str, Callable[[], Encoder]] = {
+        "pcm": PcmEncoder,
+        "wav": lambda: WavEncoder(sample_rate),
+        "mulaw": lambda: G711Encoder("mulaw"),
+        "alaw": lambda: G711Encoder("alaw"),
+    }
     return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)
+
+
+def default_rate(name: str) -> int:
+    """Return the sample rate in Hz of the format `name` if a request does not set it."""
+    return g711.RATE if name in g711.LAWS else DEFAULT_RATE
 
 
 LEAST_SPEED, GREATEST_SPEED = 0.25, 4.0

@@ -35,6 +35,7 @@ from stretto_gateway.answers import (
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import (
     MEDIA_TYPES,
+    RAW,
     Encoder,
     FfmpegEncoder,
     StretchedEncoder,
@@ -83,8 +84,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     else:
         parts = audio_parts(gateway, body, body.input, options, ignored)
         answer = Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
-        if body.response_format == "pcm":
-            answer.headers["x-sample-rate"] = str(body.sample_rate)
+        if body.response_format in RAW:
+            answer.headers["x-sample-rate"] = str(body.rate)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -188,10 +189,10 @@ def timed_word(word: Word, speed: float = 1.0) -> dict[str, Any]:
 
 def item_encoder(item: SpeechFields) -> Encoder:
     """Create the encoder for the requested format, sample rate and speed."""
-    encoder = make_encoder(item.response_format, item.sample_rate)
+    encoder = make_encoder(item.response_format, item.rate)
     if item.speed in (None, 1.0):
         return encoder
-    return StretchedEncoder(TimeStretch(item.speed, item.sample_rate), encoder)
+    return StretchedEncoder(TimeStretch(item.speed, item.rate), encoder)
 
 
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:
@@ -369,7 +370,7 @@ async def result(
     except ApiError as error:
         return {"index": index, "status": "error", "error": error.message}
     if item.response_format == "wav":  # the length is known now
-        header = wav_header(item.sample_rate, len(audio) - WAV_HEADER_BYTES)
+        header = wav_header(item.rate, len(audio) - WAV_HEADER_BYTES)
         audio[: len(header)] = header
     media_type = MEDIA_TYPES[item.response_format]
     return {

@@ -26,7 +26,7 @@ from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArg
 from stretto_client.markup import Markup
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import find_task
-from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED, RATES
+from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, RATES, default_rate
 
 MAX_NAME_CHARS = 200  # the caller chooses the names of unknown fields
 MAX_CHOSEN = 16  # above the length of any valid list of choices; longer lists are refused without being read
@@ -341,7 +341,7 @@ def code_name(language: str) -> str:
 SET_BY_GATEWAY = ("output", "instruct")  # options that the gateway sets from fields of other APIs
 OPTIONS = tuple(name for name in schema.SpeechOptions.__annotations__ if name not in SET_BY_GATEWAY)
 WITH_FILE = Form(media_type="multipart/form-data")
-AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm", "mulaw", "alaw"]
 TaskType = Literal["Base", "CustomVoice", "VoiceDesign"]  # names from Qwen3-TTS, as in vLLM-Omni's API
 Speed = Annotated[float | None, Field(ge=LEAST_SPEED, le=GREATEST_SPEED, allow_inf_nan=False)]
 NumFrames = Annotated[int | None, Field(ge=1)]
@@ -402,7 +402,12 @@ class SpeechForm(Voiced):
     response_format: AudioFormat = "mp3"
     markup: Markup = Field(default="auto", description="markup that is not read aloud; `auto`: Markdown, or SSML")
     speed: Speed = Field(default=None, description="2 halves the duration; the pitch is unchanged")
-    sample_rate: int = Field(default=DEFAULT_RATE, ge=schema.LOWEST_RATE, le=schema.HIGHEST_RATE, description="in Hz")
+    sample_rate: int | None = Field(
+        default=None,
+        ge=schema.LOWEST_RATE,
+        le=schema.HIGHEST_RATE,
+        description="in Hz; 24000 by default, and 8000 for mulaw and alaw",
+    )
     stream: bool | None = Field(default=None, description="no effect: audio is always sent as it is generated")
     task_type: TaskType | None = Field(default=None, description="how the voice is selected, if the model supports it")
     ref_audio: Text | None = Field(
@@ -444,6 +449,11 @@ class SpeechFields(WithOptions):
         return record
 
     @property
+    def rate(self) -> int:
+        """Sample rate of the audio in Hz."""
+        return default_rate(self.response_format) if self.sample_rate is None else self.sample_rate
+
+    @property
     def voice_field(self) -> str:
         """Name of the field that selects the voice, for the server's errors about it."""
         return "voice" if self.ref_audio is None else "ref_audio"
@@ -467,12 +477,10 @@ class SpeechFields(WithOptions):
             ApiError: A value is invalid, or a field has no effect and the gateway is strict.
         """
         rates = RATES.get(self.response_format)
-        if rates is not None and self.sample_rate not in rates:
-            raise refused(
-                "sample_rate", f"one of {', '.join(map(str, rates))} for {self.response_format}", self.sample_rate
-            )
+        if rates is not None and self.rate not in rates:
+            raise refused("sample_rate", f"one of {', '.join(map(str, rates))} for {self.response_format}", self.rate)
         options = self._honoured(profile, ignored)
-        options |= {"encoding": "pcm_s16le", "sample_rate": self.sample_rate, "markup": self.markup}
+        options |= {"encoding": "pcm_s16le", "sample_rate": self.rate, "markup": self.markup}
         options["voice"] = voice
         return options
 

@@ -314,7 +314,7 @@ class StreamSession:
                 async with aclosing(audio_parts(self._gateway, config, text.pieces(), options, ignored)) as parts:
                     async for part in parts:
                         if not num_bytes:
-                            form = {"format": config.response_format, "sample_rate": config.sample_rate}
+                            form = {"format": config.response_format, "sample_rate": config.rate}
                             names = {IGNORED: ignored.names} if ignored.names else {}
                             await self._channel.send("audio.start", **place, sentence_text="", **form, **names)
                         await self._channel.send_bytes(part)

@@ -11,19 +11,40 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
+from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import PlainText, TimedText, described, refused
+from stretto_gateway.answers import PlainText, TimedText, described, mismatch, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import sse, sse_error, timed_word, usage
-from stretto_gateway.speech_request import AUTO, WITH_FILE, File, Ignored, Text, TextFields, code_name
+from stretto_gateway.speech_request import (
+    AUTO,
+    MAX_SHOWN_CHARS,
+    WITH_FILE,
+    File,
+    Ignored,
+    Text,
+    TextFields,
+    code_name,
+)
 
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
 TEXTS = ("text/plain", "text/vtt")
 TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
+# Media types of files that consist of bytes of G.711 without a header.
+RAW_TYPES: dict[str, g711.Law] = {
+    "audio/basic": "mulaw",
+    "audio/pcmu": "mulaw",
+    "audio/mulaw": "mulaw",
+    "audio/x-mulaw": "mulaw",
+    "audio/pcma": "alaw",
+    "audio/alaw": "alaw",
+    "audio/x-alaw": "alaw",
+}
+CONTAINERS = (b"RIFF", b".snd")  # first bytes of WAV and Sun files, which programs also call `audio/basic`
 
 
 class TranslationForm(TextFields):
@@ -170,7 +191,29 @@ async def read_form(
     form.check()
     options = form.options(found, ignored)
     options["task"] = task
-    return await form.file.read(), options
+    return readable(await form.file.read(), form.file.content_type or ""), options
+
+
+def readable(content: bytes, content_type: str) -> bytes:
+    """Return a file that the server reads: `content`, with a header if it is G.711 without one.
+
+    Args:
+        content: Contents of the uploaded file.
+        content_type: Media type of the file, which may have the parameters `rate` and `channels`.
+
+    Raises:
+        ApiError: G.711 has another rate than 8000 Hz, or several channels.
+    """
+    media_type, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    law = RAW_TYPES.get(media_type)
+    if law is None or not content or content.startswith(CONTAINERS):
+        return content
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        expected = {"rate": str(g711.RATE), "channels": "1"}.get(name)
+        if expected is not None and value.strip('"') != expected:
+            raise mismatch("file", f"{media_type} with {name}={expected}", f"{name}={value[:MAX_SHOWN_CHARS]}")
+    return g711.wav_file(law, content)
 
 
 async def transcribed(

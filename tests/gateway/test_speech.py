@@ -20,7 +20,7 @@ import pytest
 from stretto_client import RequestRefused, TimedOut
 from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
-from stretto_gateway.encoding import CODECS, MEDIA_TYPES, make_encoder, wav_header
+from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, default_rate, make_encoder, wav_header
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
@@ -31,8 +31,8 @@ SLOWLY = REQUEST | {"response_format": "pcm"}
 
 
 def num_samples(data: bytes, name: str) -> int:
-    """Return the number of samples at 24 kHz in a complete or truncated file of this format."""
-    return len(data) // 2 if name == "pcm" else len(decoded(data, name))
+    """Return the number of samples in a complete or truncated file of this format; at 24 kHz, but for G.711."""
+    return len(data) // (2 if name == "pcm" else 1) if name in RAW else len(decoded(data, name))
 
 
 def decoded(data: bytes, name: str) -> np.ndarray:
@@ -60,7 +60,7 @@ async def test_first_chunk_is_decodable_before_the_second_in_every_format(start:
     assert num_samples(data, name) == pytest.approx(NUM_SAMPLES, abs=2500)
     assert json.loads(running.behind.requests[0]["options"]) == {
         "voice": "slt",
-        "output": {"encoding": "pcm_s16le", "sample_rate": 24_000},
+        "output": {"encoding": "pcm_s16le", "sample_rate": default_rate(name)},
     }
 
 

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from stretto_gateway import connection
 from stretto_gateway.config import GatewayConfig, Limits
-from stretto_gateway.encoding import MEDIA_TYPES
+from stretto_gateway.encoding import MEDIA_TYPES, default_rate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import held_bytes
 from stretto_gateway.speech_stream import KINDS, run
@@ -107,7 +107,9 @@ async def test_streamed_text_audio_matches_whole_text_in_every_format(start: Sta
     assert kinds(events) == ["audio.start", "audio.done", "session.done"]
     begun, done, over = ({name: event[name] for name in event if name != "event_id"} for event in events)
     place = {"utterance_index": 0, "sentence_index": 0}
-    assert begun == {"type": "audio.start", "sentence_text": "", "format": name, "sample_rate": 24_000} | place
+    assert (
+        begun == {"type": "audio.start", "sentence_text": "", "format": name, "sample_rate": default_rate(name)} | place
+    )
     assert done == {"type": "audio.done", "total_bytes": len(whole), "error": False} | place
     assert over == {"type": "session.done", "utterance_index": 0, "total_sentences": 1}
     for key in ("text", "options"):
