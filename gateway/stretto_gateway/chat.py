@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse, Response
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import ApiError, Completion, described, mismatch, refused
+from stretto_gateway.answers import ApiError, Completion, described, mismatch
 from stretto_gateway.base64_audio import read_audio
 from stretto_gateway.catalogue import CallersVoices, VoiceFile, converses
-from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
+from stretto_gateway.encoding import Encoder, default_rate, make_encoder
 from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
@@ -53,9 +53,18 @@ class Message(RequestObject):
 
 
 class AudioForm(Voiced):
-    """Voice and format of a spoken reply. The format of a streamed reply must be `pcm16`."""
+    """Voice and format of a spoken reply. The chunks of a streamed reply together are one file in this format."""
 
     format: AudioFormat | Literal["pcm16"] = "wav"
+
+    @property
+    def rate(self) -> int:
+        """Sample rate of the reply in Hz."""
+        return default_rate(self.format)
+
+    def encoder(self) -> Encoder:
+        """Create an encoder for one reply."""
+        return make_encoder("pcm" if self.format == "pcm16" else self.format, self.rate)
 
 
 class ChatRequest(Body):
@@ -176,11 +185,9 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     conversation = read_conversation(body.messages, gateway.limits.max_input_chars)
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
-    if body.stream and speaks and body.audio.format != "pcm16":
-        raise refused("audio.format", "pcm16, because stream is true", body.audio.format)
     options: TaskOptions = {**body.options(), "task": task.name}
     if speaks:
-        options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
+        options["output"] = {"encoding": "pcm_s16le", "sample_rate": body.audio.rate}
         voices = CallersVoices(gateway.voices, request.state.owner)
         voice = await voices.choose(profile, task, body.audio.voice_name)
         if isinstance(voice, VoiceFile):
@@ -191,7 +198,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
-        parts = stream_parts(events, head, speaks)
+        parts = stream_parts(events, head, body.audio.encoder() if speaks else None)
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
         answer = JSONResponse(head | await unless_disconnected(request.receive, completion(events, body)))
@@ -213,8 +220,7 @@ async def reply(
 
 async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
     """Return the complete reply."""
-    name = "pcm" if body.audio.format == "pcm16" else body.audio.format
-    encoder, audio = make_encoder(name, DEFAULT_RATE), bytearray()
+    encoder, audio = body.audio.encoder(), bytearray()
     text, report = "", dict[str, Any]()
     async with aclosing(events):
         async for event in events:
@@ -231,26 +237,32 @@ async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatReques
 
 
 async def stream_parts(
-    events: AsyncGenerator[SpeechEvent, None], head: dict[str, Any], speaks: bool
+    events: AsyncGenerator[SpeechEvent, None], head: dict[str, Any], encoder: Encoder | None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript."""
+    """Yield the reply as `chat.completion.chunk` events; the text of a spoken reply is its transcript.
+
+    Args:
+        events: Events of the reply.
+        head: First fields of each chunk.
+        encoder: Encoder of a spoken reply; None for a reply of text.
+    """
     head = head | {"object": "chat.completion.chunk"}
     sound_id, report = audio_head()["id"], dict[str, Any]()
     delta: dict[str, Any] = {"role": "assistant"}
-    encoder = make_encoder("pcm", DEFAULT_RATE)
     async with aclosing(events):
         async for event in events:
             report = event.report or report
-            if speaks and event.text:
+            if encoder is not None and event.text:
                 delta["audio"] = {"id": sound_id, "transcript": event.text}
             elif event.text:
                 delta["content"] = event.text
-            if event.pcm is not None and len(event.pcm):
-                data = base64.b64encode(await encoded(encoder, event.pcm)).decode()
-                delta["audio"] = delta.get("audio", {"id": sound_id}) | {"data": data}
+            if encoder is not None and event.pcm is not None and (part := await encoded(encoder, event.pcm)):
+                delta["audio"] = delta.get("audio", {"id": sound_id}) | {"data": base64.b64encode(part).decode()}
             if delta:
                 yield sse(head | {"choices": [choice(delta)]})
             delta = {}
+    if encoder is not None and (rest := encoder.close()):
+        yield sse(head | {"choices": [choice({"audio": {"id": sound_id, "data": base64.b64encode(rest).decode()}})]})
     yield sse(head | {"choices": [choice({}, finish(report))], "usage": chat_usage(report)})
     yield b"data: [DONE]\n\n"
 

@@ -4,10 +4,12 @@ import base64
 import json
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
 from stretto_gateway.config import Limits
+from stretto_gateway.encoding import make_encoder
 from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import Start
 
@@ -70,15 +72,20 @@ async def test_user_turn_is_answered_in_text(start: Start) -> None:
     assert await running.metric("audio_skipped_total") == 0
 
 
-async def test_chat_audio_and_transcript_are_streamed(start: Start) -> None:
+@pytest.mark.parametrize("name", ["pcm16", "wav", "mulaw", "flac"])
+async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -> None:
     client = (await start(REPLY, TALKS)).openai()
-    stream = await client.chat.completions.create(model="gpt-audio", messages=QUESTION, stream=True, **SPOKEN)
+    form: Any = SPOKEN | {"audio": {"voice": "alloy", "format": name}}
+    stream = await client.chat.completions.create(model="gpt-audio", messages=QUESTION, stream=True, **form)
     chunks = [chunk async for chunk in stream]
     deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in chunks]
     sounds = [delta["audio"] for delta in deltas if "audio" in delta]
     assert deltas[0]["role"] == "assistant"
     assert "".join(sound.get("transcript", "") for sound in sounds) == "fine"
-    assert b"".join(base64.b64decode(sound.get("data", "")) for sound in sounds) == b"\x00\x20" * 960
+    data = b"".join(base64.b64decode(sound.get("data", "")) for sound in sounds)
+    encoder = make_encoder("pcm" if name == "pcm16" else name, 24_000)
+    whole = np.full(960, 8192, np.int16)
+    assert data == encoder.encode(whole) + encoder.close()
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
@@ -91,7 +98,7 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start) -> None:
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "?"}}]}]},
             "messages.0.content.0.input_audio.data",
         ),
-        ({"stream": True, "audio": {"voice": "alloy", "format": "mp3"}}, "audio.format"),
+        ({"audio": {"voice": "alloy", "format": "opus9"}}, "audio.format"),
         ({"n": 2}, "n"),
         ({"tools": []}, "tools"),
         ({"audio": {"voice": "nobody", "format": "wav"}}, "voice"),
