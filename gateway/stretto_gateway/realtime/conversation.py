@@ -2,7 +2,7 @@
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,11 +33,11 @@ class Part:
     text: str | None = ""
     pcm: bytes = b""
 
-    def record(self, with_audio: bool) -> dict[str, Any]:
-        """Return the part as OpenAI's object."""
+    def record(self, write: Callable[[bytes], bytes] | None) -> dict[str, Any]:
+        """Return the part as OpenAI's object; `write` converts its audio for the client, and None leaves it out."""
         if not self.kind.endswith("audio"):
             return {"type": self.kind, "text": self.text}
-        sound = {"audio": base64.b64encode(self.pcm).decode()} if with_audio and self.pcm else {}
+        sound = {"audio": base64.b64encode(write(self.pcm)).decode()} if write is not None and self.pcm else {}
         return {"type": self.kind, "transcript": self.text} | sound
 
 
@@ -67,11 +67,11 @@ class Item:
     played_samples: int | None = None
     num_bytes: int = 0  # accounted memory
 
-    def record(self, with_audio: bool = False) -> dict[str, Any]:
-        """Return the item as OpenAI's object."""
+    def record(self, write: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
+        """Return the item as OpenAI's object, with its audio as converted by `write`, or without audio."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
-        return head | {"role": self.role, "content": [part.record(with_audio) for part in parts]}
+        return head | {"role": self.role, "content": [part.record(write) for part in parts]}
 
     def cut(self, num_samples: int) -> None:
         """Truncate a spoken reply to its first `num_samples` samples, because only these were played."""

@@ -15,7 +15,7 @@ from stretto_gateway.realtime.conversation import Conversation, Item, Part
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import FIELDS, Order, Reply, response_record
 from stretto_gateway.realtime.session import Session
-from stretto_gateway.realtime.settings import RealtimeSettings, Settings
+from stretto_gateway.realtime.settings import Format, RealtimeSettings, Settings
 from stretto_gateway.realtime.talk import LiveTurn
 
 
@@ -33,12 +33,14 @@ class Persona:
         role: Role of the model; empty for none.
         voice: The model's name for the voice, or a recording of it; None for its default voice.
         voice_name: Name of the voice in the settings.
+        form: Format of the model's speech.
         ignored: Settings without effect.
     """
 
     role: str
     voice: VoiceFile | str | None
     voice_name: str | None
+    form: Format
     ignored: list[ApiError]
 
     @classmethod
@@ -65,7 +67,8 @@ class Persona:
                 raise ignored[0]
             role = ""
         with error_path("session.audio.output"):
-            return cls(role, await voices.choose(profile, task, name), name, ignored)
+            voice = await voices.choose(profile, task, name)
+        return cls(role, voice, name, settings.audio.output.format, ignored)
 
 
 class DuplexReply(Reply):
@@ -86,11 +89,11 @@ class DuplexReply(Reply):
 
     def __init__(self, gateway: Gateway, channel: Channel, audio: LiveTurn, persona: Persona):
         conversation = Conversation(0, 0, gateway.sessions.held)  # the reply is not an item of a conversation
-        record = response_record(["audio"], persona.voice_name, None)
-        output: Any = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE}
+        record = response_record(["audio"], persona.voice_name, persona.form, None)
+        output: Any = {"encoding": "pcm_s16le", "sample_rate": persona.form.rate}
         files = [persona.voice.audio] if isinstance(persona.voice, VoiceFile) else []
         options: Any = {"task": DUPLEX, "output": output}
-        order = Order([], files, options, record, persona.ignored, is_kept=False, speed=1.0)
+        order = Order([], files, options, record, persona.ignored, is_kept=False, speed=1.0, form=persona.form)
         super().__init__(gateway, channel, conversation, order)
         self._audio, self._persona = audio, persona
         self._queue = None  # the user's audio is read only once
@@ -114,7 +117,7 @@ class DuplexSession(Session):
         super().__init__(gateway, channel, model, tasks, voices)
         self._audio: LiveTurn | None = None
         self._duplex: DuplexReply | None = None
-        self._fixed: dict[str, str | None] = {}  # settings that do not change after the first audio
+        self._fixed: dict[str, Any] = {}  # settings that do not change after the first audio
         own: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -132,18 +135,26 @@ class DuplexSession(Session):
         """Apply the settings, except turn detection and transcription.
 
         Raises:
-            ApiError: The session only transcribes, or the role or the voice changes after the first audio.
+            ApiError: The session only transcribes, or the role, the voice or the format of the speech changes after
+                the first audio.
         """
         if not isinstance(settings, RealtimeSettings):
             raise refused("session.type", "realtime (this model does not transcribe)", settings.type)
-        fixed = {"instructions": settings.instructions, "audio.output.voice": settings.audio.output.voice_name}
+        output = settings.audio.output
+        fixed = {
+            "instructions": settings.instructions,
+            "audio.output.voice": output.voice_name,
+            "audio.output.format": output.format.type,
+        }
         for name, value in fixed.items():
             if self._audio is not None and value != self._fixed[name]:
                 raise refused(f"session.{name}", "no change after the first audio", value)
         self._fixed = fixed
         without = {"turn_detection": None, "transcription": None}
         audio_input = settings.audio.input.model_copy(update=without)
-        self._settings = settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})})
+        super()._apply(
+            settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})}), profile
+        )
 
     async def _append(self, event: client.AudioAppend) -> None:
         pcm = self._read_samples(event)

@@ -17,7 +17,8 @@ from stretto_gateway.chat import MAX_PARTS, MAX_TURNS, given
 from stretto_gateway.connection import POLICY, Rate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
-from stretto_gateway.realtime.settings import ReplyAudio, ReplyOptions, current_shape, merged, validated
+from stretto_gateway.realtime.settings import Format, ReplyAudio, ReplyOptions, current_shape, merged, validated
+from stretto_gateway.realtime.wire_audio import read_recording
 from stretto_gateway.speech_request import Body, Text, check_json
 
 LOG = logging.getLogger("stretto_gateway")
@@ -238,7 +239,7 @@ class SessionUpdate(ClientEvent):
 
 
 class AudioAppend(ClientEvent):
-    """Next bytes of the audio input, pcm16 at 24 kHz in base64. A sample may begin in one event and end in the next."""
+    """Next bytes of the audio input in base64. A sample may begin in one event and end in the next."""
 
     audio: str
 
@@ -411,9 +412,18 @@ def event_id(record: dict[str, Any]) -> str | None:
         return None
 
 
-def read_pcm(data: str | None, path: str) -> bytes:
-    """Decode a whole recording; raise ApiError for the field `path` if it is missing or invalid."""
-    pcm = read_audio(path, given(data, path))
-    if len(pcm) % 2:
-        raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(pcm)} bytes")
-    return pcm
+def read_pcm(data: str | None, path: str, form: Format) -> bytes:
+    """Decode a whole recording to pcm16 at 24 kHz.
+
+    Args:
+        data: The recording in base64.
+        path: Path of the field.
+        form: Format of the recording.
+
+    Raises:
+        ApiError: The recording is missing or invalid.
+    """
+    recording = read_audio(path, given(data, path))
+    if form.law is None and len(recording) % 2:
+        raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(recording)} bytes")
+    return read_recording(form, recording)

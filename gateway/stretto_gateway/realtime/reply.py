@@ -20,7 +20,8 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, Kind, Part, asked_kinds, new_id
 from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
-from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
+from stretto_gateway.realtime.settings import Format, RealtimeSettings, ignoring
+from stretto_gateway.realtime.wire_audio import written
 from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS, held_bytes
@@ -45,6 +46,7 @@ class Order:
         ignored: Names of fields without effect.
         is_kept: True if the reply becomes an item of the conversation.
         speed: Speed of the audio; 1 is the model's own.
+        form: Format of the audio.
     """
 
     turns: list[dict[str, Any]]
@@ -54,6 +56,7 @@ class Order:
     ignored: list[ApiError]
     is_kept: bool
     speed: float
+    form: Format
 
     @property
     def speaks(self) -> bool:
@@ -109,22 +112,24 @@ async def make_order(
     voice_name = fields.audio.output.voice_name or settings.audio.output.voice_name
     options = given_options(fields)
     options["task"] = task.name
+    output = fields.audio.output
+    form = output.format if "format" in output.model_fields_set else settings.audio.output.format
     if task.speaks:
-        options["output"] = {"encoding": "pcm_s16le", "sample_rate": DEFAULT_RATE, "codes": True}
+        options["output"] = {"encoding": "pcm_s16le", "sample_rate": form.rate, "codes": True}
         with error_path("response.audio.output" if fields.audio.output.voice_name else "session.audio.output"):
             voice = await voices.choose(profile, task, voice_name)
         if isinstance(voice, VoiceFile):
             set_voice(voice.audio, turns, files)
         elif voice is not None:
             options["voice"] = voice
-    record = response_record(modalities, voice_name, fields.metadata)
-    speed = fields.audio.output.speed or settings.audio.output.speed or 1.0
-    return Order(turns, files, options, record, ignored, is_kept=fields.conversation != "none", speed=speed)
+    record = response_record(modalities, voice_name, form, fields.metadata)
+    speed = output.speed or settings.audio.output.speed or 1.0
+    return Order(turns, files, options, record, ignored, fields.conversation != "none", speed, form)
 
 
-def response_record(modalities: Sequence[str], voice_name: str | None, metadata: Any) -> dict[str, Any]:
+def response_record(modalities: Sequence[str], voice_name: str | None, form: Format, metadata: Any) -> dict[str, Any]:
     """Return OpenAI's response object, without the state of the reply."""
-    sound = {"format": {"type": "audio/pcm", "rate": DEFAULT_RATE}, "voice": voice_name}
+    sound = {"format": form.model_dump(), "voice": voice_name}
     return {
         "object": "realtime.response",
         "output_modalities": modalities,
@@ -174,7 +179,7 @@ class Reply:
         kind: Kind = "output_audio" if order.speaks else "output_text"
         self.item = Item("assistant", [Part(kind)], status="in_progress")
         self.task: asyncio.Task[None] | None = None
-        self._stretch = TimeStretch(order.speed, DEFAULT_RATE) if order.speaks and order.speed != 1 else None
+        self._stretch = TimeStretch(order.speed, order.form.rate) if order.speaks and order.speed != 1 else None
         self._is_open = self._is_ending = False
         self._report: dict[str, Any] = {}
         self._first_s: float | None = None
@@ -278,13 +283,13 @@ class Reply:
         await self._send_audio(pcm)
 
     async def _send_audio(self, pcm: NDArray[Any]) -> None:
-        """Send samples that are ready for playback, int16 [n]."""
+        """Send samples that are ready for playback, int16 [n] at the rate of the reply's format."""
         if not len(pcm):
             return
         if self._first_s is None:
             self._first_s = clock_s()
-        self.item.num_samples += len(pcm)
-        data = base64.b64encode(pcm.astype("<i2", copy=False).tobytes()).decode()
+        self.item.num_samples += len(pcm) * DEFAULT_RATE // self._order.form.rate
+        data = base64.b64encode(written(self._order.form, pcm)).decode()
         await self._send_event("response.output_audio.delta", delta=data)
 
     async def _open(self) -> None:

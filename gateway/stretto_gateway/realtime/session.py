@@ -9,10 +9,9 @@ from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.base64_audio import read_audio
 from stretto_gateway.catalogue import CallersVoices
-from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
-from stretto_gateway.realtime.audio_input import SAMPLE_BYTES, Edge, InputBuffer, milliseconds, samples
+from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
 from stretto_gateway.realtime.conversation import Item, Part, new_id
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import (
@@ -25,6 +24,7 @@ from stretto_gateway.realtime.settings import (
     session_record,
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
+from stretto_gateway.realtime.wire_audio import WireReader
 
 MIN_COMMIT_MS = 100  # as at OpenAI
 
@@ -44,7 +44,7 @@ class Session:
         self._talk = Talk(gateway, channel, tasks, voices)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
-        self._half_sample = b""  # first byte of the sample that the next event completes
+        self._reader = WireReader(self._settings.audio.input.format)
         # Errors of the formats of `input` and `output`, until a format is set that the gateway has.
         self._refused_formats: dict[str, ApiError | None] = {}
         self._next_id = new_id("item")  # id of the user's next item
@@ -61,7 +61,7 @@ class Session:
             "conversation.item.create": self._create_item,
             "conversation.item.truncate": self._talk.truncate,
             "conversation.item.delete": self._talk.delete,
-            "conversation.item.retrieve": self._talk.retrieve,
+            "conversation.item.retrieve": self._retrieve_item,
             "response.create": self._respond,
             "response.cancel": self._talk.cancel,
         }
@@ -115,6 +115,8 @@ class Session:
             self._drop_transcript()
             self._num_transcribed = 0  # a later transcription of the turn begins with its first buffered sample
         self._settings = settings
+        if settings.audio.input.format.type != self._reader.form.type:
+            self._reader = WireReader(settings.audio.input.format)
 
     def _record(self) -> dict[str, Any]:
         return session_record(self._settings, self._session_id, self._expires_at)
@@ -129,19 +131,13 @@ class Session:
         error = self._refused_formats.get(direction)
         if error is not None:
             place = f"session.audio.{direction}.format"
-            expected = f"{place} to be set to audio/pcm at {DEFAULT_RATE} Hz first, because another one was refused"
+            expected = f"{place} to be set to a format of the gateway first, because another one was refused"
             raise ApiError(400, f"{param}: expected {expected} ({error.message})", param, "invalid_value")
 
     def _read_samples(self, event: client.AudioAppend) -> bytes:
-        """Return the samples that an event completes, pcm16 at 24 kHz.
-
-        Clients cut their audio anywhere, so the first byte of an incomplete sample is kept for the next event.
-        """
+        """Return the samples that an event completes, pcm16 at 24 kHz."""
         self._expect_format("input", "audio")
-        data = self._half_sample + read_audio("audio", event.audio)
-        end = len(data) // SAMPLE_BYTES * SAMPLE_BYTES
-        self._half_sample = data[end:]
-        return data[:end]
+        return self._reader.read(read_audio("audio", event.audio))
 
     async def _append(self, event: client.AudioAppend) -> None:
         self._input.add(self._read_samples(event))
@@ -186,11 +182,11 @@ class Session:
             await self._respond(client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent) -> None:
+        self._input.add(self._reader.end())
         got_ms = milliseconds(self._input.num_committable)
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
             raise ApiError(400, message, code="input_audio_buffer_commit_empty")
-        self._half_sample = b""
         await self._transcribe_until(self._input.end)
         await self._commit(self._input.pop_turn())
 
@@ -210,7 +206,7 @@ class Session:
             await self._transcriber.begin(item, self._tasks)
 
     async def _clear(self, _: client.ClientEvent) -> None:
-        self._half_sample = b""
+        self._reader.end()
         self._input.pop_turn()
         self._drop_transcript()
         await self._channel.send("input_audio_buffer.cleared")
@@ -223,7 +219,10 @@ class Session:
     async def _create_item(self, event: client.ItemCreate) -> None:
         self._conversing(event)
         self._expect_readable(event.item, "item")
-        await self._talk.create(event)
+        await self._talk.create(event, self._settings.audio.input.format)
+
+    async def _retrieve_item(self, event: client.ItemEvent) -> None:
+        await self._talk.retrieve(event, self._settings.audio.input.format)
 
     async def _respond(self, event: client.ResponseCreate) -> None:
         settings, reply = self._conversing(event), event.response

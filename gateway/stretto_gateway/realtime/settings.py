@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from stretto_client import ModelProfile
+from stretto_gateway import g711
 from stretto_gateway.answers import ApiError, error_path, refused, shown
 from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task
-from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED
+from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED
 from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, error_message, field_path, field_rules
 
 MAX_INSTRUCTION_CHARS = 100_000  # not counted in the session's memory account
@@ -50,11 +51,31 @@ Nothing = Annotated[Any, Only()]
 NoList = Annotated[Any, Only([])]
 
 
-class Format(Body):
-    """Audio format, which is the same for input and output."""
+PCM = "audio/pcm"
+G711: dict[str, g711.Law] = {"audio/pcmu": "mulaw", "audio/pcma": "alaw"}
 
-    type: Literal["audio/pcm"] = "audio/pcm"
-    rate: Literal[24000] = 24000
+
+class Format(Body):
+    """Audio format of the input or the output: 16-bit samples at 24 kHz, or G.711 at 8 kHz."""
+
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    # OpenAI's types have a rate only for `audio/pcm`; other APIs send one for G.711, too.
+    rate: int = Field(default=0, validate_default=True, exclude_if=lambda rate: rate == g711.RATE)
+
+    @property
+    def law(self) -> g711.Law | None:
+        """Law of G.711; None for 16-bit samples."""
+        return G711.get(self.type)
+
+    @field_validator("rate")
+    @classmethod
+    def check_rate(cls, rate: int, info: ValidationInfo) -> int:
+        """Return the sample rate of the type in Hz; raise ValueError if `rate` is another one."""
+        kind = info.data.get("type", PCM)
+        expected = DEFAULT_RATE if kind == PCM else g711.RATE
+        if rate not in (0, expected):
+            raise ValueError(f"Input should be {expected} for {kind}")
+        return expected
 
 
 class ServerVad(Body):
@@ -474,7 +495,8 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
             return False
         record[name] = inner = dict(inner)
         old = before.get(name)
-        record, before = inner, old if isinstance(old, dict) else {}
+        # fields of another type are no previous values
+        record, before = inner, old if isinstance(old, dict) and old.get("type") == inner.get("type") else {}
     if not names or names[-1] not in record or (names[-1] in before and record[names[-1]] == before[names[-1]]):
         return False
     if names[-1] in before:

@@ -24,7 +24,8 @@ from stretto_gateway.realtime.audio_input import milliseconds, samples
 from stretto_gateway.realtime.conversation import Conversation, Item, Part
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import Reply, make_order
-from stretto_gateway.realtime.settings import RealtimeSettings, ignoring
+from stretto_gateway.realtime.settings import Format, RealtimeSettings, ignoring
+from stretto_gateway.realtime.wire_audio import written_recording
 from stretto_gateway.speech import usage
 
 MAX_WAITING = 16  # recordings per session
@@ -244,9 +245,12 @@ class Talk:
             self._conversation.remove(old)
             await self._channel.send("conversation.item.deleted", item_id=old.item_id)
 
-    async def create(self, event: client.ItemCreate) -> None:
-        """Insert an item sent by the client. System items are moved to the beginning of each request to the server."""
-        item = read_item(event.item, "item")
+    async def create(self, event: client.ItemCreate, form: Format) -> None:
+        """Insert an item sent by the client, with audio in the format `form`.
+
+        System items are moved to the beginning of each request to the server.
+        """
+        item = read_item(event.item, "item", form)
         before = self._conversation.add(item, event.previous_item_id)
         await self.announce(item, before, event.ignored)
 
@@ -265,13 +269,14 @@ class Talk:
         self._conversation.remove(self._conversation.find(event.item_id))
         await self._channel.send("conversation.item.deleted", item_id=event.item_id)
 
-    async def retrieve(self, event: client.ItemEvent) -> None:
-        """Send an item, including the user's audio."""
+    async def retrieve(self, event: client.ItemEvent, form: Format) -> None:
+        """Send an item, including the user's audio in the format `form`."""
         try:
             item = self._conversation.find(event.item_id)
         except ApiError as error:
             raise ApiError(400, error.message, error.param, "item_retrieve_invalid_item_id") from None
-        await self._channel.send("conversation.item.retrieved", item=item.record(with_audio=True))
+        record = item.record(lambda pcm: written_recording(form, pcm))
+        await self._channel.send("conversation.item.retrieved", item=record)
 
     async def answer(self, settings: RealtimeSettings, event: client.ResponseCreate) -> None:
         """Start a reply; raise ApiError if the model or the gateway cannot generate it."""
@@ -282,14 +287,19 @@ class Talk:
             raise ApiError(503, "the gateway is shutting down", code="unavailable")
         with error_path("session"):
             profile = await self._gateway.catalogue.model(settings.model)
-        with self._asked(event.response) as conversation:
+        with self._asked(event.response, settings.audio.input.format) as conversation:
             order = await make_order(profile, settings, event, conversation, self._voices, self._gateway.strict)
         self._reply = Reply(self._gateway, self._channel, self._conversation, order)
         await self._reply.begin(self._tasks)
 
     @contextmanager
-    def _asked(self, fields: client.ReplyFields) -> Iterator[Conversation]:
-        """Yield the conversation to answer: the session's, or a new one with the items in `input`."""
+    def _asked(self, fields: client.ReplyFields, form: Format) -> Iterator[Conversation]:
+        """Yield the conversation to answer: the session's, or a new one with the items in `input`.
+
+        Args:
+            fields: Fields of the request.
+            form: Format of the audio in `input`.
+        """
         if fields.input is None:
             yield self._conversation
             return
@@ -298,7 +308,7 @@ class Talk:
         try:
             for index, each in enumerate(fields.input):
                 if isinstance(each, client.ItemFields):
-                    given.add(read_item(each, f"{path}.{index}"))
+                    given.add(read_item(each, f"{path}.{index}", form))
                     continue
                 with error_path(f"{path}.{index}"):
                     given.add(copy(self._conversation.find(each.id)))
@@ -333,15 +343,21 @@ class Talk:
         await self._channel.send("conversation.item.truncated", audio_end_ms=milliseconds(num_samples), **place)
 
 
-def read_item(fields: client.ItemFields, name: str) -> Item:
-    """Return the item in `fields`, whose path is `name`; raise ApiError if a part is invalid."""
+def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
+    """Return the item in `fields`, whose path is `name`; raise ApiError if a part is invalid.
+
+    Args:
+        fields: Item as sent by the client.
+        name: Path of the item.
+        form: Format of its audio.
+    """
     parts = []
     for index, part in enumerate(fields.content):
         path = f"{name}.content.{index}"
         if part.type not in KINDS[fields.role]:
             raise refused(f"{path}.type", f"{' or '.join(KINDS[fields.role])} in a {fields.role} message", part.type)
         if part.type == "input_audio":
-            pcm = client.read_pcm(part.audio, f"{path}.audio")
+            pcm = client.read_pcm(part.audio, f"{path}.audio", form)
             if not pcm:
                 raise mismatch(f"{path}.audio", "at least one sample", "none")
             parts.append(Part("input_audio", part.transcript, pcm))

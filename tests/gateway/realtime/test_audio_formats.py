@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soxr
 
+from stretto_gateway import g711
 from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, by_task, call, silence, spoken
@@ -115,14 +117,108 @@ async def test_duplex_sessions_hear_whole_samples(start: Start) -> None:
     assert (sent == recording[: len(sent)]).all()
 
 
-PCMU = {"type": "audio/pcmu"}
+LAWS: dict[str, g711.Law] = {"audio/pcmu": "mulaw", "audio/pcma": "alaw"}
+BETA = {"audio/pcmu": "g711_ulaw", "audio/pcma": "g711_alaw"}
+
+
+def telephone(pcm: np.ndarray) -> np.ndarray:
+    """Return samples at 24 kHz, int16 [n], in a telephone's band, at 8 kHz."""
+    return soxr.resample(pcm, RATE, g711.RATE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [("audio/pcmu", (160,)), ("audio/pcmu", (1,)), ("audio/pcmu", (0, 4801)), ("audio/pcma", (161, 159))],
+)
+async def test_g711_audio_is_equal_however_it_was_cut(start: Start, kind: str, sizes: tuple[int, ...]) -> None:
+    pcm = spoken()[: RATE // 8 if sizes == (1,) else RATE]
+    data = g711.encode(LAWS[kind], telephone(pcm))
+    async with call(await start(answer(), TALKS)) as caller:
+        updated = await caller.update(input={"format": {"type": kind}})
+        assert (updated.type, updated.session.audio.input.format.type) == ("session.updated", kind)
+        items = []
+        for cut in (sizes, (len(data),)):
+            await append(caller, data, cut)
+            items.append((await caller.ask("input_audio_buffer.commit")).item_id)
+            await caller.until("conversation.item.done")
+        same = [await heard_by_item(caller, each) for each in items]
+        await caller.update(input={"format": {"type": "audio/pcm", "rate": RATE}})
+        plain = np.frombuffer(await heard_by_item(caller, items[0]), "<i2").astype(float)
+    assert same[0] == same[1]
+    assert len(same[0]) == len(data), "it is returned in the format of the session"
+    assert len(plain) == 3 * len(data)
+    decoded = soxr.resample(g711.decode(LAWS[kind], data), g711.RATE, RATE).astype(float)
+    assert np.std(plain - decoded) < 0.1 * np.std(decoded)
+
+
+@pytest.mark.parametrize("kind", LAWS)
+async def test_telephone_turn_is_detected_and_answered_in_g711(start: Start, kind: str) -> None:
+    running = await start(by_task(dialogue=answer()), TALKS)
+    turn = np.concatenate([silence(0.5), spoken()[: 2 * RATE], silence(1.0)])
+    async with call(running) as caller:
+        flat = {"input_audio_format": BETA[kind], "output_audio_format": BETA[kind]}
+        updated = await caller.ask("session.update", session={"type": "realtime"} | flat)
+        assert updated.session.audio.output.format.type == kind
+        await append(caller, g711.encode(LAWS[kind], telephone(turn)), [160])
+        events = await caller.until("response.done")
+    began = next(event for event in events if event.type == "input_audio_buffer.speech_started")
+    assert 0 <= began.audio_start_ms <= 500
+    assert events[-1].response.audio.output.format.type == kind
+    sound = b"".join(base64.b64decode(event.delta) for event in events if event.type == "response.output_audio.delta")
+    assert sound == g711.encode(LAWS[kind], np.full(2 * RATE // 5, 8192, np.int16))
+    assert b'"sample_rate": 8000' in running.behind.requests[0]["options"]
+
+
+async def test_one_reply_may_have_another_format_and_speed(start: Start) -> None:
+    async with call(await start(by_task(dialogue=answer()), TALKS)) as caller:
+        await caller.update(audio={"output": {"format": PCMU}})
+        await caller.say("How are you?")
+        for form, num_bytes in ((PCMU, RATE // 5), ({"type": "audio/pcm", "rate": RATE}, 2 * RATE // 5)):
+            own = {"conversation": "none", "audio": {"output": {"format": form, "speed": 2}}}
+            await caller.send("response.create", response=own)
+            events = await caller.until("response.done")
+            sound = b"".join(base64.b64decode(each.delta) for each in events if each.type.endswith("audio.delta"))
+            assert len(sound) == num_bytes
+
+
+async def test_interrupted_telephone_reply_keeps_the_played_part(start: Start) -> None:
+    async with call(await start(by_task(dialogue=answer()), TALKS)) as caller:
+        await caller.update(audio={"output": {"format": PCMU}})
+        await caller.say("How are you?")
+        await caller.send("response.create")
+        item = (await caller.until("response.done"))[-1].response.output[0].id
+        late = await caller.ask("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=1201)
+        assert "at most 1200 ms" in late.error.message, "as long as at 8 kHz"
+
+
+async def test_duplex_session_speaks_and_listens_in_g711(start: Start) -> None:
+    partner = Partner()
+    recording = spoken()[:RATE]
+    async with call(await start(partner, DUPLEX)) as caller:
+        await caller.ask("session.update", session={"type": "realtime", "audio": {"input": {"format": PCMU}}})
+        await caller.ask("session.update", session={"type": "realtime", "audio": {"output": {"format": PCMU}}})
+        await append(caller, g711.encode("mulaw", telephone(recording)), [160])
+        await until_async(lambda: len(partner.heard) > 0.9 * RATE)
+        late = await caller.ask("session.update", session={"type": "realtime", "output_audio_format": "pcm16"})
+        while late.type != "error":
+            late = await caller.next()
+        assert late.error.param == "session.audio.output.format"
+        partner.is_over.set()
+        events = await caller.until("response.done")
+    assert events[-1].response.audio.output.format.type == "audio/pcmu"
+    assert partner.options["output"]["sample_rate"] == 8000
+    sent = np.array(partner.heard) * 32768
+    assert np.corrcoef(sent, recording[: len(sent)])[0, 1] > 0.9
+
+
+PCMU, G722 = {"type": "audio/pcmu"}, {"type": "audio/g722"}
 OTHERS: list[dict[str, Any]] = [
-    {"audio": {"input": {"format": PCMU}}},
-    {"audio": {"input": {"format": {"type": "audio/pcma"}}}},
+    {"audio": {"input": {"format": {"type": "audio/pcmu", "rate": 16_000}}}},
+    {"audio": {"input": {"format": {"type": "audio/g722"}}}},
     {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}},
     {"audio": {"input": {"format": "audio/opus"}}},
-    {"input_audio_format": "g711_ulaw"},
-    {"audio": {"input": {"format": PCMU}}, "tools": [{"type": "function"}]},
+    {"input_audio_format": "g711"},
+    {"audio": {"input": {"format": {"type": "audio/g722"}}}, "tools": [{"type": "function"}]},
 ]
 NOISE = base64.b64encode(bytes(range(256)) * 20).decode()
 
@@ -147,14 +243,14 @@ async def test_audio_of_a_refused_format_is_refused_until_a_format_is_set(
         ):
             error = (await caller.ask(kind, **fields)).error
             assert error.param == param
-            assert "expected session.audio.input.format to be set to audio/pcm at 24000 Hz first" in error.message
+            assert "expected session.audio.input.format to be set to a format of the gateway first" in error.message
         empty = (await caller.ask("input_audio_buffer.commit")).error
         assert empty.code == "input_audio_buffer_commit_empty"
         assert (await caller.ask("session.update", session={"type": "realtime", "instructions": "Hm."})).type
         assert (await caller.ask("input_audio_buffer.append", audio=NOISE)).type == "error", "still"
         written = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hm?"}]}
         await caller.put(written)
-        for good in ({"type": "audio/pcm", "rate": 24_000}, "pcm16", {"type": "audio/pcm"}):
+        for good in (PCMU, "g711_alaw", {"type": "audio/pcm", "rate": 24_000}, "pcm16", {"type": "audio/pcm"}):
             update = {"type": "realtime", "audio": {"input": {"format": good}}}
             assert (await caller.ask("session.update", session=update)).type == "session.updated"
         await caller.send("input_audio_buffer.append", audio=NOISE)
@@ -165,12 +261,12 @@ async def test_audio_of_a_refused_format_is_refused_until_a_format_is_set(
 
 async def test_speech_for_a_refused_output_format_is_refused(start: Start) -> None:
     async with call(await start(by_task(dialogue=answer(), chat=HEARD), TALKS)) as caller:
-        await caller.ask("session.update", session={"type": "realtime", "audio": {"output": {"format": PCMU}}})
+        await caller.ask("session.update", session={"type": "realtime", "audio": {"output": {"format": G722}}})
         await caller.until("session.updated")
         await caller.say("How are you?")
         error = (await caller.ask("response.create")).error
         assert error.param == "response"
-        assert "expected session.audio.output.format to be set to audio/pcm at 24000 Hz first" in error.message
+        assert "expected session.audio.output.format to be set to a format of the gateway first" in error.message
         await caller.send("response.create", response={"output_modalities": ["text"]})
         assert (await caller.until("response.done"))[-1].response.status == "completed"
         await caller.say("How are you?")
@@ -182,7 +278,7 @@ async def test_speech_for_a_refused_output_format_is_refused(start: Start) -> No
 async def test_detected_turn_reports_a_refused_output_format(start: Start) -> None:
     running = await start(by_task(dialogue=answer()), TALKS)
     async with call(running) as caller:
-        await caller.ask("session.update", session={"type": "realtime", "output_audio_format": "g711_alaw"})
+        await caller.ask("session.update", session={"type": "realtime", "output_audio_format": "g722"})
         await caller.until("session.updated")
         await caller.hear(np.concatenate([spoken()[:RATE], silence(1.0)]))
         async with asyncio.timeout(PATIENCE_S):
@@ -197,7 +293,7 @@ async def test_duplex_session_refuses_audio_of_a_refused_format(start: Start, di
     partner = Partner()
     running = await start(partner, DUPLEX)
     async with call(running) as caller:
-        await caller.ask("session.update", session={"type": "realtime", "audio": {direction: {"format": PCMU}}})
+        await caller.ask("session.update", session={"type": "realtime", "audio": {direction: {"format": G722}}})
         await caller.until("session.updated")
         error = (await caller.ask("input_audio_buffer.append", audio=NOISE)).error
         assert error.param == param

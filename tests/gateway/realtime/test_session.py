@@ -266,8 +266,9 @@ WRONG = [
     ({"instructions": 7}, "session.instructions"),
     ({"audio": {"output": {"voice": 3}}}, "session.audio.output.voice"),
     ({"audio": {"output": {"voice": "nobody"}}}, "session.audio.output.voice"),
-    ({"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, "session.audio.input.format.type"),
-    ({"input_audio_format": "g711_ulaw"}, "session.audio.input.format.type"),
+    ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "session.audio.input.format.type"),
+    ({"audio": {"input": {"format": {"type": "audio/pcmu", "rate": 24_000}}}}, "session.audio.input.format.rate"),
+    ({"input_audio_format": "g711"}, "session.audio.input.format.type"),
     ({"audio": {"input": 5}}, "session.audio.input"),
     ({"audio": {"output": {"speed": 9}}}, "session.audio.output.speed"),
     (
