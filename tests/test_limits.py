@@ -1,8 +1,10 @@
-"""Fair-share limits of a shared resource."""
+"""Rules that all shared limits follow: fair shares, the identity of hosts, and the order of evictions."""
 
 from contextlib import ExitStack
 
-from stretto.limits import FairLimit
+import pytest
+
+from stretto.limits import FairLimit, eviction_order, host_of
 
 
 def test_fair_limit_gives_a_host_at_most_the_remaining_units() -> None:
@@ -26,3 +28,24 @@ def test_fair_limit_amounts_are_all_or_nothing_and_released() -> None:
     for host, amount in (("a", 3), ("b", 5)):
         shares.release(host, amount)
     assert not shares._taken
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("a host", "a host"),
+    ],
+)
+def test_host_is_an_ipv4_address_or_an_ipv6_network(address: str, host: str) -> None:
+    assert host_of(address) == host
+
+
+def test_eviction_order_is_by_host_load_then_rank() -> None:
+    members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
+    order = [*eviction_order(members, lambda each: each[0], lambda each: each[1])]
+    assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]

@@ -4,9 +4,7 @@ This module also identifies callers, and cancels work when its caller disconnect
 """
 
 import asyncio
-import ipaddress
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -15,6 +13,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
+from stretto.limits import FairLimit
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 
@@ -34,17 +33,9 @@ class RequestHead:
         return {"request_id": self.request_id} if self.request_id else None
 
 
-# The caller of the current task (digest of the key, or `network`) and its request. The guard sets both.
+# The caller of the current task (digest of the key, or `host_of`) and its request. The guard sets both.
 CALLER: ContextVar[str] = ContextVar("CALLER", default="")
 REQUEST: ContextVar[RequestHead] = ContextVar("REQUEST", default=RequestHead())  # noqa: B039
-
-
-def network(host: str) -> str:
-    """Return the fair-share key of a client address: the IPv4 address, or the /64 network of an IPv6 address."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 class CallerDisconnected(ApiError):
@@ -93,8 +84,7 @@ class Waiter:
 class Admission:
     """Slots for `max_active` concurrent utterances, and a FIFO queue of `max_waiting` requests.
 
-    A caller may use at most as many units of either limit as remain free. A single caller gets half, and a second one a
-    quarter. Some capacity therefore always remains for the next caller.
+    Callers share both limits fairly (`FairLimit`).
 
     Args:
         max_active: Maximum number of concurrent utterances.
@@ -103,14 +93,13 @@ class Admission:
     """
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
-        self._max_active, self._max_waiting, self._waited = max_active, max_waiting, waited
-        self._active = Counter[str]()
+        self._active, self._queued, self._waited = FairLimit(max_active), FairLimit(max_waiting), waited
         self._waiting: list[Waiter] = []
 
     @property
     def num_active(self) -> int:
         """Number of slots in use."""
-        return self._active.total()
+        return self._active.held
 
     @property
     def num_waiting(self) -> int:
@@ -129,66 +118,54 @@ class Admission:
             self._leave(caller)
 
     async def _enter(self, caller: str) -> None:
-        if self._has_place(caller):
-            self._active[caller] += 1
+        if self._active.has_free(caller):
+            self._active.acquire(caller)
             return
-        waiting = Counter(waiter.caller for waiter in self._waiting)
-        if not is_room(waiting, caller, self._max_waiting):
-            message = f"{len(self._waiting)} requests are waiting already, {waiting[caller]} of them yours; try again"
+        if not self._queued.has_free(caller):
+            own = self._queued.held_by(caller)
+            message = f"{len(self._waiting)} requests are waiting already, {own} of them yours; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
         waiter = Waiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
+        self._queued.acquire(caller)
         try:
             await waiter.is_given  # set by `_leave`
         except asyncio.CancelledError:
             if waiter in self._waiting:
-                self._waiting.remove(waiter)
+                self._end_wait(waiter)
             else:
                 self._leave(caller)
             raise
 
-    def _has_place(self, caller: str) -> bool:
-        return is_room(self._active, caller, self._max_active)
+    def _end_wait(self, waiter: Waiter) -> None:
+        self._waiting.remove(waiter)
+        self._queued.release(waiter.caller)
 
     def _leave(self, caller: str) -> None:
-        self._active[caller] -= 1
-        if not self._active[caller]:
-            del self._active[caller]  # drop empty entries: the number of callers is unbounded
+        self._active.release(caller)
         for waiter in list(self._waiting):
-            if not waiter.is_given.done() and self._has_place(waiter.caller):
-                self._active[waiter.caller] += 1
-                self._waiting.remove(waiter)
+            if not waiter.is_given.done() and self._active.has_free(waiter.caller):
+                self._active.acquire(waiter.caller)
+                self._end_wait(waiter)
                 waiter.is_given.set_result(None)
-
-
-def is_room(taken: Counter[str], caller: str, limit: int, more: int = 1) -> bool:
-    """Return True if a caller may take more units of a shared limit.
-
-    Args:
-        taken: Units taken by each caller.
-        caller: The caller.
-        limit: Total number of units.
-        more: Number of units that the caller requests.
-    """
-    return taken[caller] + more <= limit - taken.total()
 
 
 class Held:
     """Account of the memory held for callers, in bytes. The total is at most `max_held_bytes`.
 
     The guard has an instance for HTTP requests. It counts the part of each body beyond 64 KiB, recordings of stored
-    voices, and audio of batches. WebSocket sessions share another instance. A caller may use at most as many bytes as
-    remain free, so a single caller gets half, and none can exhaust the limit.
+    voices, and audio of batches. WebSocket sessions share another instance. Callers share the memory fairly
+    (`FairLimit`).
     """
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self._num_bytes = Counter[str]()
+        self._bytes = FairLimit(limits.max_held_bytes)
 
     @property
     def num_bytes(self) -> int:
         """Number of bytes held for all callers together."""
-        return self._num_bytes.total()
+        return self._bytes.held
 
     def add(self, num_bytes: int) -> None:
         """Add `num_bytes` to the memory held for the current caller (context variable CALLER).
@@ -197,26 +174,19 @@ class Held:
             ApiError: 503 if the limit is exceeded.
         """
         caller = CALLER.get()
-        own = self._num_bytes[caller]
-        if num_bytes and not is_room(self._num_bytes, caller, self.limits.max_held_bytes, num_bytes):
-            detail = f"{self.num_bytes} bytes are held for all clients, {own} of them yours"
+        if num_bytes and not self._bytes.has_free(caller, num_bytes):
+            detail = f"{self.num_bytes} bytes are held for all clients, {self._bytes.held_by(caller)} of them yours"
             message = f"{detail}, and {num_bytes} more would exceed the limit; try again later, or delete items"
             raise ApiError(503, message, code="unavailable")
-        self._num_bytes[caller] += num_bytes
+        self._bytes.acquire(caller, num_bytes)
 
     def remove(self, num_bytes: int) -> None:
         """Release `num_bytes` of the memory held for the current caller (context variable CALLER)."""
-        caller = CALLER.get()
-        self._num_bytes[caller] -= num_bytes
-        if not self._num_bytes[caller]:
-            del self._num_bytes[caller]  # drop empty entries: the number of callers is unbounded
+        self._bytes.release(CALLER.get(), num_bytes)
 
 
 class Sessions:
-    """Open sessions of all callers.
-
-    A caller may open at most as many sessions as remain free, so a single caller gets half, and none can exhaust the
-    limit.
+    """Open sessions of all callers, who share them fairly (`FairLimit`).
 
     Attributes:
         held: Memory account of the sessions.
@@ -225,14 +195,13 @@ class Sessions:
     """
 
     def __init__(self, limits: Limits):
-        self._max_sessions, self.held = limits.max_sessions, Held(limits)
-        self._open = Counter[str]()
+        self._open, self.held = FairLimit(limits.max_sessions), Held(limits)
         self.draining = asyncio.Event()
 
     @property
     def num_open(self) -> int:
         """Number of open sessions of all callers."""
-        return self._open.total()
+        return self._open.held
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -244,13 +213,9 @@ class Sessions:
         if self.draining.is_set():
             raise ApiError(503, "the gateway accepts no new sessions; try again", code="unavailable")
         caller = CALLER.get()
-        if not is_room(self._open, caller, self._max_sessions):
-            message = f"{self.num_open} sessions are open already, {self._open[caller]} of them yours; try again"
-            raise ApiError(429, message, code="rate_limit_exceeded")
-        self._open[caller] += 1
-        try:
+        with self._open.reserving(caller) as is_left:
+            if not is_left:
+                own = self._open.held_by(caller)
+                message = f"{self.num_open} sessions are open already, {own} of them yours; try again"
+                raise ApiError(429, message, code="rate_limit_exceeded")
             yield
-        finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]  # drop empty entries: the number of callers is unbounded

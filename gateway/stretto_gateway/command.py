@@ -13,14 +13,15 @@ import os
 import resource
 import socket
 import sys
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from stretto.heartbeat import beat
 from stretto_client.arguments import Parser
 from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.config import GatewayConfig, Limits
@@ -31,8 +32,6 @@ from stretto_gateway.metrics import spans_are_wanted
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
-BEATS = "STRETTO_BEATS"  # environment variable with the file descriptor for `beat`
-READY_BEAT = b"r"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
 FILES_PER_CONNECTION = 2
@@ -52,7 +51,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self.message, file=sys.stderr, flush=True)
-            self._beating = asyncio.create_task(beat(self._app))
+            self._beating = asyncio.create_task(beat(partial(is_ready, self._app)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.gateway.sessions.draining.set()
@@ -63,19 +62,6 @@ class Server(uvicorn.Server):
         self._app.state.is_draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-async def beat(app: FastAPI) -> None:
-    """Write a byte to the launcher's pipe every second or, if the server does not answer, every few seconds.
-
-    It shows that the event loop runs, and whether the gateway is ready.
-    """
-    pipe = os.environ.get(BEATS)
-    while pipe is not None:
-        state = READY_BEAT if await is_ready(app) else b"."
-        with suppress(OSError):  # the pipe is full, or the launcher has exited
-            os.write(int(pipe), state)
-        await asyncio.sleep(1.0)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, cast
 
@@ -12,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
-from stretto_gateway.admission import network
+from stretto.limits import eviction_order, host_of
 
 LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive
@@ -155,7 +154,7 @@ class Connection(HttpToolsProtocol):
     @property
     def host(self) -> str:
         """Fair-share key of the client: its IPv4 address, or its IPv6 /64 network."""
-        return "" if self.client is None else network(self.client[0])
+        return "" if self.client is None else host_of(self.client[0])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -321,8 +320,7 @@ class Connection(HttpToolsProtocol):
     def _make_room(self) -> None:
         idle = [each for each in self.connections if isinstance(each, Connection) and each.is_idle and each is not self]
         if idle:
-            (most, _), *_ = Counter(each.host for each in idle).most_common(1)
-            oldest = min((each for each in idle if each.host == most), key=lambda each: each._waits_since)
+            oldest = next(eviction_order(idle, lambda each: each.host, lambda each: each._waits_since))
             self.connections.discard(oldest)
             oldest.transport.abort()
 

@@ -17,8 +17,9 @@ from urllib.parse import parse_qs
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from stretto.limits import host_of
 from stretto_gateway import page
-from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead, network
+from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
@@ -216,7 +217,7 @@ class Guard:
         if self._keys:
             return secret.owner if secret else self._keys.owner(authorization)
         client = scope.get("client")
-        return network(client[0]) if client else ""
+        return host_of(client[0]) if client else ""
 
     def _refusal(
         self, scope: Scope, headers: dict[bytes, str], authorization: str, secret: ClientSecret | None

@@ -1,13 +1,13 @@
 """Queue of requests that the server has refused because it was full."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from stretto.limits import FairLimit
 from stretto_client.tries import ROOM_S
-from stretto_gateway.admission import CALLER, is_room
+from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 
@@ -35,7 +35,7 @@ class ServerQueue:
     of all callers, the next one begins when a reply has ended, or after ROOM_S. Requests of a caller keep their order,
     except that clauses of texts in progress come first.
 
-    A caller may queue at most as many requests as places remain free, so that there is always a place for others.
+    Callers share the queue fairly (`FairLimit`), so that there is always a place for others.
 
     Args:
         limits: Maximum number of queued requests and maximum waiting times.
@@ -44,6 +44,7 @@ class ServerQueue:
     def __init__(self, limits: Limits):
         self._limits = limits
         self._waiting: list[Waiter] = []
+        self._shares = FairLimit(limits.max_waiting)
         self._turns: dict[str, int] = {}  # number of the last turn of each waiting caller
         self._num_turns = 0
         self._trying: Waiter | None = None
@@ -94,15 +95,16 @@ class ServerQueue:
 
     @contextmanager
     def _queued(self, waiter: Waiter, was_refused: bool) -> Iterator[None]:
-        numbers = Counter(each.caller for each in self._waiting)
-        if not waiter.is_later and not is_room(numbers, waiter.caller, self._limits.max_waiting):
-            detail = f"{self.num_waiting} requests are waiting for the speech server, {numbers[waiter.caller]} of them"
-            message = f"{detail} yours (at most {self._limits.max_waiting} in all, half for one caller); try again"
+        if not waiter.is_later and not self._shares.has_free(waiter.caller):
+            own, limit = self._shares.held_by(waiter.caller), self._shares.limit
+            detail = f"{self.num_waiting} requests are waiting for the speech server, {own} of them"
+            message = f"{detail} yours (at most {limit} in all, half for one caller); try again"
             raise ApiError(429, message, code="server_full")
         place = len(self._waiting)
         if waiter.is_later:  # after the other clauses of texts in progress
             place = sum(each.is_later for each in self._waiting)
         self._waiting.insert(place, waiter)
+        self._shares.acquire(waiter.caller)
         if was_refused:
             self._refused.add(waiter.caller)
         elif waiter.is_later:  # the place of the previous clause is for another caller
@@ -113,7 +115,8 @@ class ServerQueue:
             yield
         finally:
             self._waiting.remove(waiter)
-            if all(each.caller != waiter.caller for each in self._waiting):
+            self._shares.release(waiter.caller)
+            if not self._shares.held_by(waiter.caller):
                 self._turns.pop(waiter.caller, None)  # drop empty entries: the number of callers is unbounded
             self._end_turn(waiter)
 

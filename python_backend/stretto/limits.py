@@ -1,15 +1,25 @@
-"""Limits for shared resources that are fair among client hosts."""
+"""Rules of all limits that clients share: each client's fair share, what counts as one host, and who must yield.
 
+The server, its proxy and the gateway use these rules.
+"""
+
+import heapq
+import ipaddress
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 6177)
 
 
 class FairLimit:
-    """Fair-share limit: a client host may hold no more units than remain free.
+    """Fair-share limit: a client may hold no more units than remain free.
 
-    A single host can hold at most half of `limit`, so none can exhaust it (dynamic threshold with alpha = 1; Choudhury
-    and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998).
+    A client is a host (`host_of`) or, in a gateway with keys, the owner of a key. A single one can hold at most half of
+    `limit`, so none can exhaust it (dynamic threshold with alpha = 1; Choudhury and Hahne, Dynamic queue length
+    thresholds for shared-memory packet switches, 1998).
     """
 
     def __init__(self, limit: int) -> None:
@@ -50,3 +60,42 @@ class FairLimit:
         finally:
             if is_left:
                 self.release(host)
+
+
+def host_of(address: str) -> str:
+    """Return the unit in which clients are counted: an IPv4 address or an IPv6 /64 network.
+
+    A single host can use any number of addresses in its IPv6 network.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
+
+
+def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
+    """Yield members in the order in which they should be evicted.
+
+    Each one is the lowest-ranked member of the host that has the most members left.
+
+    Args:
+        members: Members to order.
+        host: Returns a member's host.
+        rank: Returns a member's sort key.
+    """
+    of_host: dict[str, list[T]] = {}
+    for member in sorted(members, key=rank, reverse=True):
+        of_host.setdefault(host(member), []).append(member)
+    heap = [(-len(left), rank(left[-1]), name) for name, left in of_host.items()]
+    heapq.heapify(heap)
+    while heap:
+        *_, name = heapq.heappop(heap)
+        left = of_host[name]
+        yield left.pop()
+        if left:
+            heapq.heappush(heap, (-len(left), rank(left[-1]), name))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto_gateway.admission import CALLER, Admission, network
+from stretto_gateway.admission import CALLER, Admission
 from stretto_gateway.answers import ApiError
 from tests.patience import PATIENCE_S
 
@@ -126,16 +126,3 @@ async def test_slot_granted_to_a_cancelled_waiter_passes_to_the_next() -> None:
     await settled()
     assert (third.is_in, admission.num_active) == (True, 1)
     await third.leave()
-
-
-@pytest.mark.parametrize(
-    ("host", "name"),
-    [
-        ("10.0.0.7", "10.0.0.7"),
-        ("::ffff:10.0.0.7", "10.0.0.7"),
-        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_ipv6_address_maps_to_its_network(host: str, name: str) -> None:
-    assert network(host) == name

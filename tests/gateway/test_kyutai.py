@@ -108,7 +108,7 @@ def pack(kind: str, **fields: Any) -> bytes:
 async def idle(running: Running) -> None:
     """Wait until nothing is generated, open or held any more."""
     await running.until(gateway_active=0, gateway_sessions=0)
-    assert not running.app.state.gateway.sessions.held._num_bytes
+    assert not running.app.state.gateway.sessions.held.num_bytes
 
 
 # Full-duplex speech

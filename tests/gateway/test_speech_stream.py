@@ -92,7 +92,7 @@ def packets(data: bytes, name: str) -> list[bytes]:
 async def idle(running: Running) -> None:
     """Wait until nothing is generated, open or held any more."""
     await running.until(gateway_active=0, gateway_sessions=0)
-    assert not running.app.state.gateway.sessions.held._num_bytes
+    assert not running.app.state.gateway.sessions.held.num_bytes
 
 
 @pytest.mark.parametrize("name", MEDIA_TYPES)
@@ -490,7 +490,7 @@ def test_stream_messages_cause_no_internal_errors_or_leaks(caplog: pytest.LogCap
             opened.client_state = opened.application_state = type(opened.client_state).CONNECTED
             runner.run(run(gateway, opened))
             assert "'the last'" in line.said[-1]["message"] or any("'the last'" in str(each) for each in line.said)
-            assert not gateway.sessions.held._num_bytes
+            assert not gateway.sessions.held.num_bytes
             assert not gateway.admission.num_active
             seen.update(each["type"] for each in line.said)
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from stretto.heartbeat import BEATS
 from stretto.launcher import faults
 from stretto.launcher import faults as pulse_module
 from stretto.launcher.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 from stretto.launcher.processes import is_stopped
-from stretto.proxy.access import BEATS
 from tests.patience import until
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"

@@ -1,4 +1,4 @@
-"""Identity of client hosts, and the order in which their calls are cancelled."""
+"""Client hosts of calls, and calls of hosts that do not read or that reset what they send."""
 
 import asyncio
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 from stretto.proxy import __main__ as proxy_main
 from stretto.proxy import grpc_proxy
-from stretto.proxy.access import eviction_order, host_of, host_of_call
+from stretto.proxy.access import host_of_call
 from tests.proxy.conftest import Proxied, proxied
 from tests.proxy.test_grpc_proxy import call, service_pb2
 
@@ -31,17 +31,6 @@ CANCEL = struct.pack(">I", 8)
 )
 def test_call_peer_address_maps_to_host_without_port(peer: str, host: str) -> None:
     assert host_of_call(peer) == host
-
-
-def test_non_address_peers_are_their_own_host() -> None:
-    assert host_of("") == ""
-    assert host_of("a host") == "a host"
-
-
-def test_eviction_order_is_by_host_load_then_rank() -> None:
-    members = [("a", 3), ("a", 1), ("a", 2), ("b", 0), ("c", 5), ("c", 4)]
-    order = [*eviction_order(members, lambda each: each[0], lambda each: each[1])]
-    assert order == [("a", 1), ("a", 2), ("c", 4), ("b", 0), ("a", 3), ("c", 5)]
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

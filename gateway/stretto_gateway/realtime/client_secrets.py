@@ -5,13 +5,12 @@ import heapq
 import json
 import secrets
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stretto_gateway.admission import is_room
+from stretto.limits import FairLimit
 from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.speech_request import Body
@@ -61,10 +60,9 @@ class ClientSecrets:
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
-        self._max_bytes = max_bytes
         self._secrets: dict[bytes, ClientSecret] = {}
         self._expiries: list[tuple[float, bytes]] = []
-        self._num_bytes = Counter[str]()
+        self._bytes = FairLimit(max_bytes)
 
     def __len__(self) -> int:
         self._forget_expired()
@@ -86,14 +84,14 @@ class ClientSecrets:
         """
         self._forget_expired()
         num_bytes = SECRET_BYTES + CHAR_BYTES * len(json.dumps(settings.model_dump()))
-        if not is_room(self._num_bytes, owner, self._max_bytes, num_bytes):
+        if not self._bytes.has_free(owner, num_bytes):
             message = f"{len(self._secrets)} client secrets have not expired yet; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
         value = PREFIX + secrets.token_urlsafe(NUM_BYTES)
         digest, expires_s = hashlib.sha256(value.encode()).digest(), time.monotonic() + lifetime_s
         self._secrets[digest] = ClientSecret(owner, settings, expires_s, num_bytes)
         heapq.heappush(self._expiries, (expires_s, digest))
-        self._num_bytes[owner] += num_bytes
+        self._bytes.acquire(owner, num_bytes)
         return value, int(time.time()) + lifetime_s
 
     def find(self, value: str) -> ClientSecret | None:
@@ -105,6 +103,4 @@ class ClientSecrets:
         now_s = time.monotonic()
         while self._expiries and self._expiries[0][0] <= now_s:
             secret = self._secrets.pop(heapq.heappop(self._expiries)[1])
-            self._num_bytes[secret.owner] -= secret.num_bytes
-            if not self._num_bytes[secret.owner]:
-                del self._num_bytes[secret.owner]  # drop empty entries: the number of owners is unbounded
+            self._bytes.release(secret.owner, secret.num_bytes)

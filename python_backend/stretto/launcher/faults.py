@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.disconnects import Disconnects
+from stretto.heartbeat import BEATS, READY_BEAT
 from stretto.launcher import processes
 from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
-from stretto.proxy.access import BEATS, READY_BEAT
 from stretto.triton_io.flow import remove_stale_tables
 from stretto.worker_process import SPARE_NAME
 

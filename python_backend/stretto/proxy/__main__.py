@@ -9,15 +9,13 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import grpc
 
 from stretto.disconnects import Disconnects
+from stretto.heartbeat import beat
 from stretto.proxy.access import (
-    BEAT_S,
-    BEATS,
     ENDING_ALL,
     ENDING_UNANSWERED,
     READY,
@@ -106,15 +104,6 @@ async def serve(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimit
         for listener in listeners:
             listener.close()
         await server.stop(STOP_S)
-
-
-async def beat() -> None:
-    """Write a heartbeat to the launcher's pipe every BEAT_S seconds, as long as this event loop runs."""
-    pipe = os.environ.get(BEATS)
-    while pipe is not None:
-        with suppress(OSError):  # the pipe is full, or the launcher has exited
-            os.write(int(pipe), b".")
-        await asyncio.sleep(BEAT_S)
 
 
 async def page_listener(config: ProxyConfig, port: int, page: Pages, limits: ConnectionLimits) -> asyncio.Server:

@@ -1,17 +1,15 @@
-"""Access rules of the proxy, the eviction order of connections and calls, and the launcher's messages to the proxy.
+"""Access rules of the proxy, and the launcher's messages to the proxy.
 
 The rules cover calls, models and shared memory. The messages are sent through pipes, because other users could read the
 key from command lines in `ps`.
 """
 
-import heapq
 import hmac
-import ipaddress
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 import grpc
@@ -22,6 +20,7 @@ from tritonclient.grpc.service_pb2 import (
     SystemSharedMemoryRegisterRequest,
 )
 
+from stretto.limits import host_of
 from stretto.proxy.infer_request import SHOWN, UNAVAILABLE, BadRequest
 
 # State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
@@ -30,11 +29,6 @@ READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all"
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
 
 Message = TypeVar("Message")
-
-# Environment variable of front-end processes: descriptor to which the event loop writes a byte every BEAT_S seconds.
-# The gateway's byte is READY_BEAT while it is ready.
-BEATS, BEAT_S = "STRETTO_BEATS", 1.0
-READY_BEAT = b"r"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,50 +243,7 @@ def check_registration(request: SystemSharedMemoryRegisterRequest) -> None:
         raise BadRequest(f"key: expected a name without the server's own prefix, got {name!r}")
 
 
-T = TypeVar("T")
-IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 6177)
-
-
 def host_of_call(peer: str) -> str:
     """Return the host of a gRPC peer such as `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`; see `host_of`."""
     kind, _, place = unquote(peer).partition(":")
     return host_of(place.rpartition(":")[0].strip("[]")) if kind in ("ipv4", "ipv6") else peer
-
-
-def host_of(address: str) -> str:
-    """Return the unit in which clients are counted: an IPv4 address or an IPv6 /64 network.
-
-    A single host can use any number of addresses in its IPv6 network.
-    """
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, IPV6_HOST_BITS), strict=False))
-
-
-def eviction_order(members: Iterable[T], host: Callable[[T], str], rank: Callable[[T], Any]) -> Iterator[T]:
-    """Yield members in the order in which they should be evicted.
-
-    Each one is the lowest-ranked member of the host that has the most members left.
-
-    Args:
-        members: Members to order.
-        host: Returns a member's host.
-        rank: Returns a member's sort key.
-    """
-    of_host: dict[str, list[T]] = {}
-    for member in sorted(members, key=rank, reverse=True):
-        of_host.setdefault(host(member), []).append(member)
-    heap = [(-len(left), rank(left[-1]), name) for name, left in of_host.items()]
-    heapq.heapify(heap)
-    while heap:
-        *_, name = heapq.heappop(heap)
-        left = of_host[name]
-        yield left.pop()
-        if left:
-            heapq.heappush(heap, (-len(left), rank(left[-1]), name))

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.proxy.access import eviction_order, host_of
+from stretto.limits import eviction_order, host_of
 from stretto.proxy.connections import MAX_PAGE_CONNECTIONS
 
 MAX_HEAD_BYTES = 8192

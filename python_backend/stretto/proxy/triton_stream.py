@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import grpc
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
-from stretto.proxy.access import eviction_order
+from stretto.limits import eviction_order
 from stretto.proxy.infer_request import FULL, SHOWN, BadRequest, with_origin
 
 T = TypeVar("T")

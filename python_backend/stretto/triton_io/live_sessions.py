@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -13,6 +13,7 @@ import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
+from stretto.limits import eviction_order
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, FlowAddress, Kept, LMChunk
 from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
@@ -381,8 +382,7 @@ class LiveSessions:
         """
         unread = [each for each in self._ended if not each.is_connected]
         if len(unread) >= MAX_ENDED:
-            numbers = Counter(each.host for each in unread)
-            oldest = max(unread, key=lambda each: numbers[each.host])  # the first of those with the maximum
+            oldest = next(eviction_order(unread, lambda each: each.host, unread.index))
             assert oldest.task is not None, "a session that has ended had a task"
             oldest.task.cancel()
         self._ended.append(session)

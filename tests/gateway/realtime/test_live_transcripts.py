@@ -222,7 +222,7 @@ async def test_turn_refused_for_memory_ends_its_live_session(start: Start) -> No
         await caller.update(input={"transcription": {"model": "whisper-1"}})
         await caller.hear(spoken()[:RATE])
         await caller.until(f"{TRANSCRIPT}.delta")
-        running.app.state.gateway.sessions.held.limits = Limits(max_held_bytes=1)
+        running.app.state.gateway.sessions.held._bytes.limit = 1
         refused = await caller.ask("input_audio_buffer.commit")
         assert refused.type == "error"
         await until_async(lambda: not admission.num_active)
