@@ -1,6 +1,6 @@
 """Rules of all limits that clients share: each client's fair share, what counts as one host, and who must yield.
 
-The server, its proxy and the gateway use these rules.
+The server, its proxy and the gateway use these rules; docs/limits.md lists the limits themselves.
 """
 
 import heapq
