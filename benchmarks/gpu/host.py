@@ -57,7 +57,7 @@ def _software(setup: Setup) -> dict[str, Any]:
 
 def _server_parts(setup: Setup) -> dict[str, Any]:
     """Check what the second call requires: libpython, and MPS, which lets processes use a GPU concurrently."""
-    from stretto.launcher.installation import python_library
+    from stretto.launcher.triton_24_10.wheel import python_library
 
     return {
         "python": sys.version.split()[0],

@@ -17,6 +17,7 @@ from stretto.launcher import command, faults, front_ends, processes, server, sup
 from stretto.launcher.faults import LAUNCH_ID
 from stretto.launcher.installation import Installation
 from stretto.launcher.processes import Process, all_processes, environment_of
+from stretto.launcher.triton_24_10 import start
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
@@ -134,8 +135,8 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     front_ends.SpareProcess.command = (sys.executable, "-c", SPARE)
     front_ends.RESTART_S = 0.1
     supervisor.POLL_S = supervisor.CHECK_INTERVAL_S = processes.CHECK_INTERVAL_S = 0.05
-    server.STUCK_S = 0.5
-    server.slowness = lambda: 1.0
+    start.STUCK_S = 0.5
+    server.slowness = start.slowness = lambda: 1.0
     server.MAX_MODEL_RESTARTS = int(os.environ.get(MAX_RESTARTS, server.MAX_MODEL_RESTARTS))
     supervisor.GATEWAY_S = 0.5
     faults.PROOF_S = float(os.environ.get(PROOF, 0.5))

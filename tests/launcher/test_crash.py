@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.launcher import faults
-from stretto.launcher.faults import CrashWatch
+from stretto.launcher.triton_24_10 import crash
+from stretto.launcher.triton_24_10.crash import CrashWatch
 from tests.patience import PATIENCE_S
 
 # Once a line arrives, a thread is in a handler of SIGABRT that never returns; the others are like Triton's.
@@ -28,7 +28,7 @@ time.sleep(600)
 
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
-    monkeypatch.setattr(faults, "CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(crash, "CHECK_INTERVAL_S", 0.0)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CRASHES], text=True, **pipes) as running:
         assert running.stdout is not None
@@ -58,8 +58,8 @@ def test_ended_process_is_not_a_crash(process: "subprocess.Popen[str]") -> None:
 
 def test_crash_checks_are_rate_limited(process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
-    monkeypatch.setattr(faults, "CHECK_INTERVAL_S", 2.0)
+    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: looked.append(pid) or {1: len(looked) > 1})
+    monkeypatch.setattr(crash, "CHECK_INTERVAL_S", 2.0)
     watch, now_s = CrashWatch(process.pid), time.monotonic()
     for later_s in (1.0, 3.0, 4.0, 5.5, 7.0, 8.0):
         monkeypatch.setattr(time, "monotonic", lambda at_s=now_s + later_s: at_s)
@@ -72,7 +72,7 @@ def test_threads_with_blocked_signals_are_not_a_crash(
     process: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = iter([{1: False, 2: True}, {1: False, 2: True, 3: True}, {1: True, 2: True, 3: True}, {1: True, 3: True}])
-    monkeypatch.setattr(faults, "blocks_by_thread", lambda pid, signals: next(looks))
+    monkeypatch.setattr(crash, "blocks_by_thread", lambda pid, signals: next(looks))
     watch = CrashWatch(process.pid)
     assert [watch.fault() for _ in range(3)] == [None] * 3
     assert watch.fault() is not None

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.launcher import faults
-from stretto.launcher.faults import PIECE, free_dead_locks
+from stretto.launcher.triton_24_10 import dead_locks
+from stretto.launcher.triton_24_10.dead_locks import PIECE, free_dead_locks
 
 LIBC = ctypes.CDLL(None)
 ROBUST, SHARED = 1, 1  # pthread.h
@@ -62,7 +62,7 @@ def test_locking_a_dead_owners_mutex_returns_eownerdead(region: Region) -> None:
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_mutexes_of_dead_processes_are_freed(region: Region, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(faults, "PIECE", piece)
+    monkeypatch.setattr(dead_locks, "PIECE", piece)
     region.die_with(*PLACES)
     assert free_dead_locks(region.path) == 2
     assert [region.take(place) for place in PLACES] == [0, 0]

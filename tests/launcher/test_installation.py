@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from stretto.launcher import installation
-from stretto.launcher.installation import (
-    STUB,
-    LaunchError,
-    find_installation,
-    known_flags,
-    place_backend,
-    python_library,
-)
+from stretto.launcher import server_search
+from stretto.launcher.installation import LaunchError
+from stretto.launcher.server_search import find_installation, known_flags
+from stretto.launcher.triton_24_10 import wheel as wheel_module
+from stretto.launcher.triton_24_10.wheel import STUB, place_backend, python_library
 
 VERSION = ".".join(platform.python_version_tuple()[:2])
 
@@ -84,7 +80,7 @@ NEW_HELP = HELP + r"\nShared memory:\n  --allow-client-shm <boolean>\n\tDefault 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the path of a container's server."""
-    monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "tritonserver")
+    monkeypatch.setattr(server_search, "CONTAINER_SERVER", tmp_path / "tritonserver")
     return tmp_path / "tritonserver"
 
 
@@ -115,15 +111,15 @@ def test_tritonserver_that_cannot_run_is_reported(container: Path, tmp_path: Pat
 
 
 def test_missing_server_error_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "CONTAINER_SERVER", tmp_path / "none")
-    monkeypatch.setattr(installation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(server_search, "CONTAINER_SERVER", tmp_path / "none")
+    monkeypatch.setattr(wheel_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LaunchError, match=r"nvidia-pytriton .* install the extra .embedded. .*scripts/setup\.sh"):
         find_installation(tmp_path)
 
 
 def test_wheel_server_is_made_executable(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "python_library", lambda: tmp_path)
-    found = installation.wheel_installation(wheel, tmp_path / "cache")
+    monkeypatch.setattr(wheel_module, "python_library", lambda: tmp_path)
+    found = wheel_module.wheel_installation(wheel, tmp_path / "cache")
     assert os.access(found.executable, os.X_OK)
     assert found.library_path == (wheel.parents[1] / "nvidia_pytriton.libs", tmp_path)
 
@@ -141,6 +137,6 @@ def test_libpython_of_matching_version_can_be_configured(tmp_path: Path, monkeyp
 
 
 def test_missing_libpython_error_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation.sysconfig, "get_config_var", {"INSTSONAME": "libpython9.a"}.get)
+    monkeypatch.setattr(wheel_module.sysconfig, "get_config_var", {"INSTSONAME": "libpython9.a"}.get)
     with pytest.raises(LaunchError, match=f"install libpython{VERSION}, or use a Python built with --enable-shared"):
         python_library()

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from stretto.launcher import background, faults
 from stretto.launcher.config import LaunchConfig, launch_config, parser, pid_file_of
-from stretto.launcher.installation import Installation, LaunchError, find_installation, plain_path
+from stretto.launcher.installation import Installation, LaunchError, plain_path
 from stretto.launcher.launch_log import log_line
+from stretto.launcher.server_search import find_installation
 from stretto.launcher.supervisor import Supervisor, Waits
 
 

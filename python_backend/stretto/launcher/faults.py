@@ -1,12 +1,10 @@
-"""Detection of faults (crashes, clock steps, orphaned mutexes, missing heartbeats), and the clean-up afterwards."""
+"""Faults of processes, missing heartbeats, and the launcher instance that is cleaned up afterwards."""
 
 import fcntl
 import os
 import re
 import secrets
 import shutil
-import signal
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from pathlib import Path
 from stretto.disconnects import Disconnects
 from stretto.heartbeat import BEATS, READY_BEAT
 from stretto.launcher import processes
-from stretto.launcher.processes import Process, blocks_by_thread, is_stopped
+from stretto.launcher.processes import Process, is_stopped
 from stretto.triton_io.flow import remove_stale_tables
 from stretto.worker_process import SPARE_NAME
 
@@ -66,39 +64,8 @@ class BackOff:
         return 0.0 if self._num_failed == 1 else min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(self._num_failed - 2, 16))
 
 
-# pthread_mutex_t of glibc on 64-bit machines (sysdeps/nptl/bits/struct_mutex.h): lock, count, owner, users, kind.
-HEAD = struct.Struct("<IIIII")
-ROBUST_AND_SHARED = 0x90  # normal type, robust (0x10), process-shared (0x80)
-KIND = re.compile(re.escape(struct.pack("<I", ROBUST_AND_SHARED)))
-FREE = HEAD.pack(0, 0, 0, 0, ROBUST_AND_SHARED)
-OWNER_DIED, TID = 0x40000000, 0x3FFFFFFF  # bits of the lock word (linux/futex.h)
-PIECE = 1 << 22
-
-
-def free_dead_locks(region: Path) -> int:
-    """Release the robust mutexes of dead owners in a shared-memory file.
-
-    Args:
-        region: Path of the file; files of other users are left unchanged.
-
-    Returns:
-        Number of mutexes released.
-
-    Raises:
-        OSError: If the file does not exist.
-    """
-    with _own_region(region) as descriptor:
-        if descriptor is None:
-            return 0
-        size = os.fstat(descriptor).st_size
-        dead = [start for offset in range(0, size, PIECE) for start in _dead(descriptor, offset)]
-        for start in dead:
-            os.pwrite(descriptor, FREE, start)
-        return len(dead)
-
-
 @contextmanager
-def _own_region(path: Path) -> Iterator[int | None]:
+def own_region(path: Path) -> Iterator[int | None]:
     """Open a shared-memory file without following links.
 
     Yields:
@@ -110,17 +77,6 @@ def _own_region(path: Path) -> Iterator[int | None]:
         yield descriptor if (found.st_uid, found.st_nlink) == (os.geteuid(), 1) else None
     finally:
         os.close(descriptor)
-
-
-def _dead(descriptor: int, offset: int) -> Iterator[int]:
-    """Yield the file offsets of mutexes whose owners the kernel has marked as dead."""
-    data = os.pread(descriptor, PIECE + HEAD.size, offset)
-    for found in KIND.finditer(data):
-        start = found.end() - HEAD.size
-        if start >= 0 and start % 8 == 0 and start < PIECE:
-            lock, *_ = HEAD.unpack_from(data, start)
-            if lock & OWNER_DIED and not lock & TID:
-                yield offset + start
 
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -192,24 +148,19 @@ class Launch:
         """File of client-disconnect flags, which the proxy sets and the models read."""
         return self.folder / "disconnects"
 
+    def regions(self) -> list[Path]:
+        """Return the paths of the server's shared-memory files."""
+        return list(self.directory.glob(f"{self.region_prefix}*"))
+
     def hide_regions(self) -> None:
         """Restrict access to the server's shared-memory files to this user.
 
         They contain text and audio of requests, and Triton creates them readable for all users.
         """
-        for path in self.directory.glob(f"{self.region_prefix}*"):
-            with suppress(OSError), _own_region(path) as descriptor:  # removed, or owned by another user
+        for path in self.regions():
+            with suppress(OSError), own_region(path) as descriptor:  # removed, or owned by another user
                 if descriptor is not None:
                     os.fchmod(descriptor, 0o600)
-
-    def free_dead_locks(self) -> None:
-        """Release mutexes of dead stubs in the server's shared memory.
-
-        Otherwise Triton aborts with `lock_exception` when it next locks them.
-        """
-        for path in self.directory.glob(f"{self.region_prefix}*"):
-            with suppress(OSError):  # removed, or owned by another user
-                free_dead_locks(path)
 
     def clean(self) -> None:
         """Kill remaining processes of a server that has ended, and remove its shared memory and sockets."""
@@ -357,60 +308,6 @@ class PendingFault:
 def named(processes: list[Process]) -> str:
     """Return the names and pids of processes, for messages."""
     return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
-
-
-FATAL = frozenset({signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
-CHECK_INTERVAL_S = 2.0  # each poll reads one file per thread, 130 in all
-
-
-class CrashWatch:
-    """Detects when the server has crashed but does not exit, because its signal handler hangs.
-
-    A thread inside the handler has the signal blocked. Threads that have blocked it since they started, as GPU driver
-    threads may, are ignored.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid, self._checked_s = pid, time.monotonic()
-        self._were_free, self._seen = set[int](), set[int]()
-
-    def fault(self) -> Fault | None:
-        """Poll; return a fault if a thread was in the handler at two successive polls, else None."""
-        now_s = time.monotonic()
-        if now_s - self._checked_s < CHECK_INTERVAL_S:
-            return None
-        threads, before = blocks_by_thread(self._pid, FATAL), self._seen
-        self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
-        self._seen = {each for each in self._were_free if threads[each]}
-        self._checked_s = now_s
-        return Fault([], "tritonserver has crashed but does not exit") if before & self._seen else None
-
-
-MAX_BACK_S = 60.0  # a shorter hang is over sooner than a restart would be
-
-
-class ClockWatch:
-    """Detects when the wall clock is set back.
-
-    Triton's gRPC timers can then hang until the clock has caught up.
-    """
-
-    def __init__(self) -> None:
-        self._ahead_s = _ahead_s()
-
-    def fault(self) -> Fault | None:
-        """Poll; return a fault if the clock was set back by more than MAX_BACK_S since the last poll, else None."""
-        before_s, self._ahead_s = self._ahead_s, _ahead_s()
-        back_s = before_s - self._ahead_s
-        return Fault([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
-
-
-def _ahead_s() -> float:
-    """Return wall-clock time minus monotonic time, in seconds; only steps of the clock change it.
-
-    Corrections of the clock rate affect both clocks equally.
-    """
-    return time.time() - time.monotonic()
 
 
 POLL_S = 1.0

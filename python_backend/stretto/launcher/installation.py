@@ -1,22 +1,15 @@
-"""Triton installation (container or wheel), its environment, and the launcher's folders and ports."""
+"""Description of a Triton installation, its environment, and the launcher's folders and ports."""
 
-import hashlib
 import http.client
-import importlib.util
 import ipaddress
 import os
-import platform
 import pwd
 import re
-import shutil
 import socket
-import subprocess
 import sys
-import sysconfig
-import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.disconnects import DISCONNECTS_FILE
@@ -104,12 +97,6 @@ def home_folder() -> Path | None:
 
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
-STUB = "triton_python_backend_stub"
-# Flags that only newer servers accept; older ones refuse to start with them. Since 26.05 client shared memory is off by
-# default. The proxy decides which clients may use it.
-OPTIONAL_FLAGS = ("--allow-client-shm=true",)
-HELP_S = 60.0
-FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 class LaunchError(Exception):
@@ -126,6 +113,7 @@ class Installation:
         library_path: Folders of shared libraries, searched first.
         python: Folder of the Python interpreter whose packages the stubs use.
         imports: Folder that the stubs import our package from.
+        version: Version of the server, such as (2, 75); None if it is unknown.
     """
 
     executable: Path
@@ -133,134 +121,7 @@ class Installation:
     library_path: tuple[Path, ...] = ()
     python: Path = Path(sys.executable).parent
     imports: Path = IMPORT_ROOT
-
-
-def find_installation(cache: Path) -> Installation:
-    """Return the server of a Triton container or, if there is none, the one inside the nvidia-pytriton wheel.
-
-    Args:
-        cache: Folder for the modified copy of the wheel's Python backend.
-
-    Raises:
-        LaunchError: If no usable server was found.
-    """
-    found = Installation(CONTAINER_SERVER) if CONTAINER_SERVER.exists() else wheel_installation(wheel_server(), cache)
-    known = known_flags(found)
-    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
-    return replace(found, arguments=found.arguments + flags)
-
-
-def known_flags(installation: Installation) -> frozenset[str]:
-    """Return the flags that `tritonserver --help` lists; raise LaunchError if it cannot run."""
-    folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
-    command = [str(installation.executable), "--help"]
-    try:
-        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HELP_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LaunchError(f"{installation.executable} --help: {error}") from error
-    known = frozenset(FLAG.findall(completed.stdout + completed.stderr))
-    if not known:
-        lines = (completed.stderr + completed.stdout).strip().splitlines() or ["no output"]
-        raise LaunchError(f"{installation.executable} --help: {lines[0]}")
-    return known
-
-
-def wheel_server() -> Path:
-    """Return the wheel's folder `pytriton/tritonserver`; raise LaunchError if there is no wheel."""
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise LaunchError(
-            f"no Triton server: neither {CONTAINER_SERVER} nor the wheel nvidia-pytriton for {sys.executable}; "
-            "install the extra 'embedded' (in a clone: scripts/setup.sh), or start inside a Triton container"
-        )
-    return Path(spec.origin).parent / "tritonserver"
-
-
-def wheel_installation(server: Path, cache: Path) -> Installation:
-    """Prepare the wheel's server: make it executable, and add the stub for this Python version."""
-    executable = server / "bin" / "tritonserver"
-    if not os.access(executable, os.X_OK):
-        executable.chmod(0o755)  # wheels may lose the executable bit
-    backends = place_backend(server, cache)
-    arguments = (f"--backend-directory={backends}", f"--cache-directory={server / 'caches'}")
-    return Installation(executable, arguments, (wheel_libraries(server), python_library()))
-
-
-def wheel_libraries(server: Path) -> Path:
-    """Return the folder of the wheel's shared libraries."""
-    return server.parents[1] / "nvidia_pytriton.libs"
-
-
-def place_backend(server: Path, cache: Path) -> Path:
-    """Copy the wheel's Python backend, with the stub for this Python version, unless the cache has the copy already.
-
-    Its libraries look for `nvidia_pytriton.libs` at a fixed depth, which the copy preserves. A finished copy is
-    renamed, so that concurrent launchers never see a partial one; its name depends on the wheel and the Python version.
-
-    Args:
-        server: Folder of the wheel's server.
-        cache: Folder of the copy.
-
-    Returns:
-        Backend folder for tritonserver.
-
-    Raises:
-        LaunchError: If the wheel has no stub for this Python version.
-    """
-    version = ".".join(platform.python_version_tuple()[:2])
-    stub = server / "python_backend_stubs" / version / STUB
-    if not stub.exists():
-        known = sorted(path.name for path in stub.parents[1].iterdir())
-        raise LaunchError(f"the wheel has no stub for Python {version}; it has {', '.join(known)}")
-    state = stub.stat()
-    name = hashlib.sha256(f"{stub} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache / f"backend-{version}-{name}"
-    within = Path("site", "pytriton", "tritonserver", "backends")
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            build = Path(scratch, "backend")
-            shutil.copytree(server / "backends" / "python", build / within / "python", ignore=_not_ours)
-            shutil.copy(stub, build / within / "python" / STUB)
-            (build / within / "python" / STUB).chmod(0o755)
-            (build / "site" / "nvidia_pytriton.libs").symlink_to(wheel_libraries(server))
-            try:
-                build.rename(target)
-            except OSError:
-                if not target.exists():  # if it exists, another launcher created it first
-                    raise
-    return target / within
-
-
-def _not_ours(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if name in ("__pycache__", STUB)]
-
-
-def python_library() -> Path:
-    """Return the folder of this Python's shared library, so that the stub does not load another Python.
-
-    If this Python has no shared library, STRETTO_LIBPYTHON may name the folder with the library of another Python of
-    the same version.
-
-    Raises:
-        LaunchError: If no shared library is found.
-    """
-    given = os.environ.get("STRETTO_LIBPYTHON")
-    version = ".".join(platform.python_version_tuple()[:2])
-    if given and (Path(given) / f"libpython{version}.so.1.0").exists():
-        return Path(given)
-    name = sysconfig.get_config_var("INSTSONAME") or ""
-    configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
-    multiarch = sysconfig.get_config_var("MULTIARCH") or ""
-    folders = (configured, configured / multiarch, Path(sys.base_prefix, "lib"))
-    for folder in folders:
-        if ".so" in name and (folder / name).exists():
-            return folder
-    raise LaunchError(
-        f"no shared library of Python {version} in {', '.join(map(str, folders))}; Triton's Python backend needs it: "
-        f"install libpython{version}, or use a Python built with --enable-shared"
-    )
+    version: tuple[int, int] | None = None
 
 
 def wait_for_ports(ports: dict[str, int], timeout_s: float = 2.0) -> None:

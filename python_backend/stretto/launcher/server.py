@@ -16,7 +16,7 @@ from typing import Any
 
 from stretto.launcher import mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import ClockWatch, CrashWatch, Fault, Launch, slowness
+from stretto.launcher.faults import Fault, Launch, slowness
 from stretto.launcher.installation import (
     IMPORT_ROOT,
     Installation,
@@ -34,8 +34,8 @@ from stretto.launcher.processes import (
     descendants,
     end_all,
     lost_children,
-    waits_for_a_child,
 )
+from stretto.launcher.workarounds import HangWatch, Workarounds
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS
 from stretto.worker_process import die_with_parent
@@ -116,9 +116,9 @@ class ModelRestart:
                 raise LaunchError(", ".join(missing))
 
 
-REGION_BYTES = 16 << 20  # more than 64 streams use; see docs/architecture.md on regions that grow
+# More than 64 streams use. WORKAROUND(triton python_backend, unproved): a stub may crash while its region grows.
+REGION_BYTES = 16 << 20
 MAX_MODEL_RESTARTS = 8  # per server process: see `restart_models`
-STUCK_S = 20.0  # twice the time that a stub may take to exit on request
 BAD_USAGE = re.compile(r"tritonserver: (unrecognized )?option '")  # followed by pages of usage text
 HARMLESS = re.compile(r"[IW]\d{4} ")  # Triton's information and warning lines, such as "DCGM unable to start"
 TRANSIENT = ("lock_exception", "Timed out occurred while waiting for the stub", "Stub process")
@@ -224,8 +224,7 @@ class Server:
                 priority.
         """
         self._config, self._launch = config, launch
-        self._started, self._clock = time.monotonic(), ClockWatch()
-        self._stuck_since: float | None = None
+        self._started, self._workarounds = time.monotonic(), Workarounds(installation.version)
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
         self._num_restarts = 0
@@ -238,7 +237,8 @@ class Server:
             cwd=import_directory(installation),
             preexec_fn=die_with_parent,
         )
-        self._crash = CrashWatch(self._process.pid)
+        self._fault_watches = self._workarounds.watches(self.pid)
+        self._start_watch: HangWatch | None = self._workarounds.start_watch(self.pid)
         self._priority = LoadPriority(self._process.pid, is_new_server=True) if was_ready_before else None
         if self._priority is not None:
             self._priority.poll()
@@ -277,28 +277,9 @@ class Server:
             return True
         if self._priority is not None:
             self._priority.poll()
-        self._check_progress()
+        if self._start_watch is not None and (hang := self._start_watch.hang()):
+            raise AbortedStart(f"the server has {hang}")
         return False
-
-    def _check_progress(self) -> None:
-        """Raise AbortedStart if the start hangs, which happens with Triton 24.10 in two ways (stub_launcher.cc).
-
-        If a stub sends no message for a second while its model loads, the server abandons it, and then waits for it to
-        exit without having asked it to. Or the server waits indefinitely for a stub's first message although the stub
-        has died.
-        """
-        now = time.monotonic()
-        # WORKAROUND(triton#408, fixed in 25.09): a start can hang in python_backend; we abort and repeat it.
-        if waits_for_a_child(self.pid):
-            hang = "waited for a stub to end"
-        elif lost_children(self.pid) - self._long_lost:
-            hang = "not noticed the end of a stub"
-        else:
-            self._stuck_since = None
-            return
-        self._stuck_since = self._stuck_since or now
-        if now - self._stuck_since > STUCK_S * slowness():
-            raise AbortedStart(f"the server has {hang} for {STUCK_S:g} s")
 
     def _answers_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):
@@ -327,11 +308,13 @@ class Server:
     def wait(self, timeout_s: float) -> Fault | None:
         """Wait until a process of the ready server ends, for at most `timeout_s` seconds; return a fault, or None.
 
-        Faults detected by the clock watch and the crash watch are also returned.
+        Faults that the workarounds detect are also returned.
         """
         assert self._watch is not None, "the server is not ready yet"
         ended = self._watch.wait(timeout_s)
-        return Fault(ended, "ended") if ended else self._clock.fault() or self._crash.fault()
+        if ended:
+            return Fault(ended, "ended")
+        return next((fault for watch in self._fault_watches if (fault := watch.fault())), None)
 
     def dead_stub(self, model: str | None) -> Fault | None:
         """Return a fault for the stub of `model`, which Triton considers dead; None if there is no such stub."""
@@ -347,8 +330,8 @@ class Server:
     def restart_models(self, broken: list[Process]) -> ModelRestart | None:
         """Begin to restart only the models of these processes; `is_ready` then advances the restart.
 
-        WORKAROUND(triton python_backend r24.10): a model whose stub died during requests is never freed, because these
-        requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
+        WORKAROUND(triton python_backend, unproved): a model whose stub died during requests is never freed, because
+        these requests never end. Its 35 threads and its shared memory remain, so only MAX_MODEL_RESTARTS are made.
 
         Args:
             broken: Processes that have exited or are stopped.
@@ -362,10 +345,10 @@ class Server:
             return None
         self._num_restarts += 1
         self._watch.end_models(models)
-        self._launch.free_dead_locks()
+        self._workarounds.free_locks(self._launch.regions())
         self._watch.close()
-        self._watch = self._stuck_since = None
-        self._long_lost = lost_children(self.pid)
+        self._watch, self._long_lost = None, lost_children(self.pid)
+        self._start_watch = self._workarounds.start_watch(self.pid)
         self._output.forget()
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)

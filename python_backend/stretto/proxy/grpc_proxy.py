@@ -80,7 +80,8 @@ def check_other_call(method: str, request: bytes, is_key_holder: bool) -> None:
         check_registration(message)
 
 
-# WORKAROUND(triton server 2.51): a stream with this header that ends with an error makes Triton read freed memory.
+# WORKAROUND(triton#8708, fixed in 26.04): a stream with this header that ends with an error makes Triton read freed
+# memory. Errors stay text with every server.
 DROPPED_HEADERS = {"triton_grpc_error"}
 
 

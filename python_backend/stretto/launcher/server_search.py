@@ -1,0 +1,66 @@
+"""Search for a Triton server on this machine, and for what it can do."""
+
+import os
+import re
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from stretto.launcher.installation import CONTAINER_SERVER, Installation, LaunchError
+
+# Flags that only newer servers accept; older ones refuse to start with them. Since 26.05 client shared memory is off by
+# default. The proxy decides which clients may use it.
+OPTIONAL_FLAGS = ("--allow-client-shm=true",)
+HELP_S = 60.0
+FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
+VERSION = re.compile(r"(\d+)\.(\d+)\.")
+VERSION_FILE = "TRITON_VERSION"  # in the folder of an installed server
+
+
+def find_installation(cache: Path) -> Installation:
+    """Return the server of a Triton container or, if there is none, the one inside the nvidia-pytriton wheel.
+
+    Args:
+        cache: Folder for the modified copy of the wheel's Python backend.
+
+    Raises:
+        LaunchError: If no usable server was found.
+    """
+    if CONTAINER_SERVER.exists():
+        found = Installation(CONTAINER_SERVER)
+    else:
+        from stretto.launcher.triton_24_10.wheel import wheel_installation, wheel_server
+
+        found = wheel_installation(wheel_server(), cache)
+    known = known_flags(found)
+    flags = tuple(flag for flag in OPTIONAL_FLAGS if flag.partition("=")[0] in known)
+    return replace(found, arguments=found.arguments + flags, version=server_version(found.executable))
+
+
+def server_version(executable: Path) -> tuple[int, int] | None:
+    """Return the version of an installed server, such as (2, 75); None if it is unknown, as that of the wheel's.
+
+    Args:
+        executable: Path of tritonserver in the folder `bin` of the installation.
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        found = VERSION.match((executable.parents[1] / VERSION_FILE).read_text())
+        return None if found is None else (int(found[1]), int(found[2]))
+    return None
+
+
+def known_flags(installation: Installation) -> frozenset[str]:
+    """Return the flags that `tritonserver --help` lists; raise LaunchError if it cannot run."""
+    folders = [*map(str, installation.library_path), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
+    command = [str(installation.executable), "--help"]
+    try:
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HELP_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{installation.executable} --help: {error}") from error
+    known = frozenset(FLAG.findall(completed.stdout + completed.stderr))
+    if not known:
+        lines = (completed.stderr + completed.stdout).strip().splitlines() or ["no output"]
+        raise LaunchError(f"{installation.executable} --help: {lines[0]}")
+    return known

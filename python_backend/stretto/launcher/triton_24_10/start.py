@@ -1,0 +1,36 @@
+"""Detection of a start that hangs, because the server and a stub wait for each other (stub_launcher.cc)."""
+
+import time
+
+from stretto.launcher.faults import slowness
+from stretto.launcher.processes import lost_children, waits_for_a_child
+
+STUCK_S = 20.0  # twice the time that a stub may take to exit on request
+
+
+class StartWatch:
+    """Detects when the models of a server will never be loaded.
+
+    Args:
+        pid: Pid of the server.
+        may_wait: True if the server may wait for a stub to end, without having asked it to.
+        may_miss: True if the server may wait for the first message of a stub that has died.
+    """
+
+    def __init__(self, pid: int, may_wait: bool = True, may_miss: bool = True) -> None:
+        self._pid, self._may_wait, self._may_miss = pid, may_wait, may_miss
+        self._long_lost = lost_children(pid)  # of earlier models, which Triton reaps late, if at all
+        self._stuck_since: float | None = None
+
+    def hang(self) -> str:
+        """Poll; return how the start hangs, as a predicate for the server, once it has hung for STUCK_S; else ''."""
+        now_s = time.monotonic()
+        if self._may_wait and waits_for_a_child(self._pid):
+            hang = "waited for a stub to end"
+        elif self._may_miss and lost_children(self._pid) - self._long_lost:
+            hang = "not noticed the end of a stub"
+        else:
+            self._stuck_since = None
+            return ""
+        self._stuck_since = self._stuck_since or now_s
+        return f"{hang} for {STUCK_S:g} s" if now_s - self._stuck_since > STUCK_S * slowness() else ""
