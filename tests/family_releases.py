@@ -27,7 +27,7 @@ from benchmarks.checkpoints import (
     random_voxcpm2,
 )
 from benchmarks.checkpoints.random_tensors import INDEX, split_weights
-from tests import published_checkpoints, published_csm, published_xeus, vibevoice_release
+from tests import published_checkpoints, published_csm, published_xeus, transformers_releases, vibevoice_release
 
 SHALLOW = {"num_layers": 1, "depformer_num_layers": 1}
 SHARD = "model-0000?-of-0000?.safetensors"
@@ -178,6 +178,7 @@ VITA = ("config.json", "generation_config.json", SHARD, INDEX, *TOKENIZER)
 ESPNET_DAC = ("config.yaml", "360epoch.pth")  # ftshijt/espnet_codec_dac_large_v1.4_360epoch
 TURBO = ("s3gen_meanflow.safetensors", "ve.safetensors", "conds.pt", "vocab.json", "merges.txt", "added_tokens.json")
 OWN_VOICE = ("release/voices/*.pt",)
+SAVED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 LAYOUTS = {
     "kyutai/stt-1b-en_fr": Layout(
         "kyutai-stt",
@@ -194,6 +195,11 @@ LAYOUTS = {
         ),
         {"release": ("config.json", "model.safetensors", STT_MIMI, "tokenizer_en_audio_4000.model")},
         ("release/mimi.json",),
+    ),
+    "Kyutai STT saved by transformers": Layout(  # as kyutai/stt-2.6b-en-trfs
+        "kyutai-stt",
+        lambda folder: _whole(transformers_releases.write_stt(folder / "release", num_layers=1)),
+        {"release": (*SAVED, "processor_config.json")},
     ),
     "kyutai/tts-0.75b-en-public": Layout(
         "kyutai-tts",
@@ -215,6 +221,11 @@ LAYOUTS = {
         _kyutai(random_moshi.write_release),
         {"release": ("config.json", "model.safetensors", MIMI, "tokenizer_spm_32k_3.model")},
         ("release/mimi.json",),
+    ),
+    "Moshi saved by transformers": Layout(  # as kmhf/hf-moshiko
+        "moshi",
+        lambda folder: _whole(transformers_releases.write_moshi(folder / "release", **SHALLOW)),
+        {"release": SAVED},
     ),
     "nvidia/personaplex-7b-v1": Layout(
         "personaplex",

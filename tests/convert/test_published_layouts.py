@@ -26,6 +26,8 @@ BY_DAY = (
 TIERS = [*BY_DAY, *by_night(*(name for name in LAYOUTS if name not in BY_DAY))]
 # Files that the converter does not open, because it uses others.
 UNUSED = {
+    "Kyutai STT saved by transformers": ("release/generation_config.json",),
+    "Moshi saved by transformers": ("release/generation_config.json",),
     "sesame/csm-1b": ("release/model.safetensors", "release/ckpt.pt"),
     "espnet/bagpiper-tts-sft": ("inference.yaml",),
     "vibevoice/VibeVoice-1.5B-hf": ("release/generation_config.json",),

@@ -302,9 +302,7 @@ def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:
 @pytest.mark.parametrize(
     ("family", "architecture", "supported"),
     [
-        ("moshi", "MoshiForConditionalGeneration", "kyutai/moshika-pytorch-bf16"),
         ("personaplex", "MoshiForConditionalGeneration", "nvidia/personaplex-7b-v1"),
-        ("kyutai-stt", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/stt-1b-en_fr"),
         ("kyutai-tts", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/tts-1.6b-en_fr"),
         ("pocket-tts", "PocketTTSForConditionalGeneration", "pocket_tts/config of the authors' package"),
     ],

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import KyutaiSpeechToTextConfig, KyutaiSpeechToTextForConditionalGeneration
 
+from benchmarks.checkpoints.random_kyutai_stt import CONFIG
 from stretto.families.base import Family
 from stretto.families.kyutai_stt import PLUGIN
 from stretto.families.kyutai_stt.family import SttVocabulary
@@ -18,10 +18,11 @@ from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
-from stretto.weights.loading import open_tensors
+from stretto.weights.loading import WHOLE, open_tensors
 from tests.engine.harness import Engine
 from tests.kyutai_release import make_checkpoint, replies
 from tests.small_vocabularies import SMALL_STT
+from tests.transformers_releases import stt_model
 
 pytestmark = pytest.mark.engine
 ROOMY: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 4}
@@ -69,40 +70,9 @@ def transformers_rows(checkpoint: Path, codes: np.ndarray) -> tuple[list[int], n
     Pauses are class 0 of the release's own heads.
     """
     config, known = config_at(checkpoint), SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    weights = dict(open_tensors(checkpoint))
-    embeddings = weights.pop("model.embed_tokens.weight")
-    assert weights.pop("pause_heads.weight").shape == (24, config["hidden_size"])
-    heads = [open_tensors(checkpoint.parent / "release")[f"extra_heads.{head}.weight"].float() for head in range(4)]
-    text_rows = known.num_text_ids + 3  # with the initial id and two of this project
-    named = {
-        "model.embed_tokens.embed_tokens.weight": torch.nn.functional.pad(embeddings, (0, 0, 0, 1)),
-        "lm_head.weight": weights.pop("lm_head.weight")[:text_rows],
-        "model.norm.weight": weights.pop("model.norm.weight"),
-    }
-    for name, weight in weights.items():
-        layer = name.replace("mlp.gate_up_proj", "mlp.fc1").replace("mlp.down_proj", "mlp.fc2")
-        layer = layer.replace("o_proj.weight", "o_proj.linear.weight")
-        if "qkv_proj" in layer:
-            for letter, part in zip("qkv", weight.chunk(3), strict=True):
-                named[layer.replace("qkv_proj.weight", f"{letter}_proj.linear.weight")] = part
-        else:
-            named[layer] = weight
-    model = KyutaiSpeechToTextForConditionalGeneration(
-        KyutaiSpeechToTextConfig(
-            codebook_vocab_size=known.codebook_size + 1,
-            vocab_size=text_rows,
-            hidden_size=config["hidden_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"],
-            ffn_dim=2 * config["intermediate_size"],
-            num_codebooks=known.num_codebooks,
-            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
-            audio_pad_token_id=len(embeddings),
-        )
-    ).eval()
-    missing, unknown = model.load_state_dict({name: weight.float() for name, weight in named.items()}, strict=False)
-    assert not unknown
-    assert all(name.startswith("codec_model.") for name in missing)
+    release = checkpoint.parent / "release"
+    model, tensors = stt_model(release, CONFIG), open_tensors(release / CONFIG.get("moshi_name", WHOLE))
+    heads = [tensors[f"extra_heads.{head}.weight"].float() for head in range(4)]
     frames = np.concatenate([np.full((known.num_codebooks, 1), known.codebook_size), codes], 1).T
     text, pauses = [known.num_text_ids], []
     for row in range(len(frames)):

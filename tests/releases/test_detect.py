@@ -33,7 +33,7 @@ from stretto.releases.detect import detect
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.listing import Folder
 from stretto.releases.names import find
-from tests import published_checkpoints, published_csm, vibevoice_release
+from tests import published_checkpoints, published_csm, transformers_releases, vibevoice_release
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".tgz", ".model", ".mdl")
@@ -57,10 +57,13 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("csm", lambda folder: published_csm.write_release(folder, published_csm.make_model())),
     ("higgs_audio_v2", lambda folder: random_higgs_audio.write_release(folder, random_higgs_audio.make_model())),
     ("kyutai_stt", random_kyutai_stt.write_release),
+    ("kyutai_stt", transformers_releases.write_stt),
+    ("kyutai_stt", lambda folder: transformers_releases.write_stt(folder, in_one_file=False)),
     ("kyutai_tts", random_kyutai_tts.write_release),
     ("kyutai_tts", lambda folder: random_kyutai_tts.write_release(folder, base=random_kyutai_tts.LARGE)),
     ("moshi", random_moshi.write_release),
     ("moshi", write_moshi_without_config),
+    ("moshi", transformers_releases.write_moshi),
     ("opuslm", lambda folder: published_checkpoints.write_release("opuslm", folder)),
     ("opuslm_dialogue", lambda folder: published_checkpoints.write_release("opuslm-dialogue", folder)),
     ("orpheus", random_orpheus.write_release),
@@ -178,8 +181,18 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "Boson's Higgs Audio": ({"config.json": {"model_type": "higgs_audio"}, "model.safetensors": ""}, "transformers"),
     "Higgs Audio shards": ({"config.json": {"model_type": "higgs_audio_v2"}}, "and model.safetensors"),
     "Sesame's CSM": ({"config.json": {"model_type": "csm"}, "ckpt.pt": "", "model.safetensors": ""}, "Sesame's names"),
-    "Kyutai STT of transformers": ({"config.json": {"model_type": "kyutai_speech_to_text"}}, "without -trfs"),
-    "Moshi of transformers": ({"config.json": {"model_type": "moshi"}, "model.safetensors": ""}, "kyutai/moshiko"),
+    "Kyutai STT without weights": (
+        {"config.json": {"model_type": "kyutai_speech_to_text"}},
+        "model.safetensors, which a release in transformers format must have, is missing",
+    ),
+    "Kyutai STT without delays": (
+        {"config.json": {"model_type": "kyutai_speech_to_text"}, "model.safetensors": "", "tokenizer.json": ""},
+        "preprocessor_config.json, which a release in transformers format must have, is missing",
+    ),
+    "Moshi without a tokenizer": (
+        {"config.json": {"model_type": "moshi"}, "model.safetensors": ""},
+        "tokenizer.json, which a release in transformers format must have, is missing",
+    ),
     "Moshi in 8 bits": ({"config.json": KYUTAI | {"dep_q": 8}, "model.q8.safetensors": ""}, "got model.q8.safetensors"),
     "Moshi without Mimi": (
         {"config.json": KYUTAI | {"dep_q": 8}, "model.safetensors": "", "t.model": ""},

@@ -124,11 +124,21 @@ def convertible() -> list[str]:
 
 
 def published(release: Release) -> Published:
-    """Return the conversion module of a release's family."""
+    """Return the conversion module of a release's family and format."""
     found = plugin(release.family_name)
     if found is None or found.convert is None:
         raise CheckpointError(f"{release.family}: expected one of {', '.join(convertible())}")
-    return published_by(import_module(found.convert))
+    module = published_by(import_module(found.convert))
+    if module.TRANSFORMERS and classes_of(release) is not None:
+        return published_by(import_module(module.TRANSFORMERS))
+    return module
+
+
+def classes_of(release: Release) -> Any:
+    """Return the classes named in a release's config.json, which only transformers writes; None if there are none."""
+    if release.config is None or release.config.suffix != ".json":
+        return None
+    return read_json(release.config).get("architectures")
 
 
 def audio_tokenizer_of(family: str) -> Callable[[Path, int], AudioTokenizer] | None:
@@ -163,11 +173,8 @@ QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
 
 def check_format(release: Release) -> None:
     """Raise CheckpointError for a release in transformers format if the family's converter reads only the authors'."""
-    expected = published(release).AUTHORS_FORMAT
-    if not expected or release.config is None or release.config.suffix != ".json":
-        return
-    classes = read_json(release.config).get("architectures")
-    if classes is not None:  # only transformers writes this key
+    expected, classes = published(release).AUTHORS_FORMAT, classes_of(release)
+    if expected and classes is not None:
         got = f"transformers format (architectures {shown(classes)})"
         raise CheckpointError(f"{release.config}: expected {expected}, got {got}")
 

@@ -184,8 +184,9 @@ class Published(Protocol):
             error messages.
         IS_BARE: True if releases have no config, and any kind of tokenizer because the family generates no text.
         IS_FLOAT32: True if `--dtype` should not be recommended.
-        AUTHORS_FORMAT: Authors' format, for the error message about a release in transformers format; empty if the
-            converter reads transformers format.
+        AUTHORS_FORMAT: Authors' format, for the error message about a release in transformers format; empty if such
+            releases can be converted.
+        TRANSFORMERS: Name of the conversion module for releases in transformers format; empty if this one reads both.
         TOKENIZER_KEY: Config key for the name of the tokenizer file, which is a SentencePiece model.
         SSL_TOKENIZER: Class whose `from_folder(folder, num_codes)` converts the folder given as `--ssl-tokenizer`; None
             to reject the option.
@@ -199,6 +200,7 @@ class Published(Protocol):
     IS_BARE: bool = False
     IS_FLOAT32: bool = False
     AUTHORS_FORMAT: str = ""
+    TRANSFORMERS: str = ""
     TOKENIZER_KEY: str = ""
     SSL_TOKENIZER: Any = None
 

@@ -1,5 +1,6 @@
 """Conversion of Kyutai STT: refusals of releases that do not fit mention the field, and nothing is written."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
 from stretto.convert.command import main
-from stretto.families.kyutai_stt.family import SttVocabulary
+from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary
+from stretto.families.kyutai_stt.reader import open_text_codec
+from stretto.families.kyutai_stt.recognise import FEATURES, PROCESSOR
 from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.families.text import plain_tokenizer
 from stretto.weights.loading import WHOLE, open_tensors
 from tests.kyutai_release import words
-from tests.refused_conversion import Refuses, edited
+from tests.refused_conversion import Refuses, check_tensor_errors, edited
+from tests.transformers_releases import assert_equal_checkpoints, write_stt
+
+DELAYS = {"audio_delay_seconds": 2.5, "audio_silence_prefix_seconds": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,23 @@ def test_attention_weights_of_newer_releases_convert(release: Path, copied: Path
     older, found = (open_tensors(tmp_path / out) for out in ("older", "newer"))
     assert older.keys() == found.keys()
     assert all(torch.equal(older[name], found[name]) for name in older)
+
+
+@pytest.mark.parametrize("in_one_file", [True, False])
+def test_release_in_transformers_format_gives_the_same_checkpoint(in_one_file: bool, tmp_path: Path) -> None:
+    """It was written by transformers' class, and has no pause heads."""
+    changed = {"num_layers": 2, "extra_heads_num_heads": 0, "stt_config": DELAYS}
+    releases = {
+        "authors": write_release(tmp_path / "a", **changed),
+        "transformers": write_stt(tmp_path / "t", in_one_file, **changed),
+    }
+    for name, release in releases.items():
+        assert main(words(release, tmp_path / name)) == 0
+    assert_equal_checkpoints(*(tmp_path / name for name in releases))
+    reader = open_text_codec(family_at(tmp_path / "transformers"), tmp_path / "transformers").reader("asr")
+    for token_id in [PAD, *plain_tokenizer(tmp_path / "transformers").encode("garden"), 1, 2]:
+        assert reader.push(token_id) == ""
+    assert reader.push(END_PAD) == "garden"
 
 
 @pytest.mark.parametrize(
@@ -108,3 +132,55 @@ def test_missing_or_unknown_tensor_is_reported(
     for changed, expected in ((missing, message), (tensors | {"extra": torch.zeros(1)}, "unknown: extra")):
         save_file(changed, weights)
         refuses(words(copied, tmp_path / "out"), expected)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a release in transformers format."""
+    return write_stt(tmp_path_factory.mktemp("transformers"), num_layers=1)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("config.json", {"model_type": "moshi"}, "config.json: model_type: expected 'kyutai_speech_to_text', got 'moshi'"),
+    ("config.json", {"hidden_act": "gelu"}, "config.json: hidden_act: expected 'silu', got 'gelu'"),
+    ("config.json", {"tie_word_embeddings": True}, "config.json: tie_word_embeddings: expected False, got True"),
+    ("config.json", {"num_key_value_heads": 1}, "config.json: num_key_value_heads: expected 2, got 1"),
+    ("config.json", {"head_dim": 16}, "config.json: head_dim: expected 32, got 16"),
+    ("config.json", {"num_attention_heads": 3}, "hidden_size: expected heads of an even width, got 64 for 3 heads"),
+    ("config.json", {"ffn_dim": 351}, "config.json: ffn_dim: expected an even integer, got 351"),
+    ("config.json", {"audio_bos_token_id": 63}, "config.json: audio_bos_token_id: expected 64, got 63"),
+    ("config.json", {"vocab_size": 96}, "expected a tokenizer of 95 tokens, got 96"),
+    ("config.json", {"num_codebooks": 31}, "wrong shape: model.embed_tokens.embed_tokens.weight [2178, 64] instead"),
+    ("config.json", {"rms_norm_eps": 0}, "config.json: rms_norm_eps: expected a positive number, got 0"),
+    ("config.json", {"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: expected 'default', got"),
+    ("config.json", {"rope_parameters": {}}, "config.json: rope_parameters.rope_theta is missing"),
+    ("config.json", {"rope_parameters": None}, "config.json: rope_theta is missing"),
+    ("config.json", {"rope_parameters": None, "rope_scaling": {"factor": 2}}, "rope_scaling: expected no value, got"),
+    ("config.json", {"codec_config": {"model_type": "dac"}}, "config.json: codec_config: expected a config of mimi"),
+    ("config.json", {"codec_config": {"num_quantizers": 8}}, "codec_config: expected 32 codebooks of 64 codes, got 8"),
+    ("config.json", {"codec_config": {"frame_size": 1}}, "codec_config: invalid parameters for mimi: "),
+    (PROCESSOR, {"feature_extractor": {}}, f"{PROCESSOR}: feature_extractor.audio_delay_seconds is missing"),
+    (PROCESSOR, {"feature_extractor": DELAYS | {"audio_delay_seconds": 11}}, "expected seconds in [0, 10], got 11"),
+]
+
+
+@pytest.mark.parametrize(("file", "changed", "message"), REFUSED)
+def test_unsupported_config_of_transformers_is_refused(
+    saved: Path, tmp_path: Path, file: str, changed: dict[str, Any], message: str, refuses: Refuses
+) -> None:
+    release = Path(shutil.copytree(saved, tmp_path / "saved"))
+    with edited(release / file) as config:
+        config |= changed
+    refuses(words(release, tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.k_proj.linear.weight", "lm_head.weight"])
+def test_tensor_errors_of_transformers_have_its_names(saved: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
+    release = Path(shutil.copytree(saved, tmp_path / "saved"))
+    check_tensor_errors(words(release, tmp_path / "out"), release / WHOLE, name, refuses)
+
+
+def test_release_of_transformers_without_delays_is_refused(saved: Path, tmp_path: Path, refuses: Refuses) -> None:
+    release = Path(shutil.copytree(saved, tmp_path / "saved"))
+    (release / PROCESSOR).unlink()
+    refuses(words(release, tmp_path / "out"), f"{FEATURES} is missing")

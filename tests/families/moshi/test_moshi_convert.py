@@ -1,16 +1,24 @@
 """Conversion of Moshi: releases that do not fit are refused by the field's name, and nothing is written."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks.checkpoints.random_moshi import lm_shapes, write_release
+from benchmarks.checkpoints.random_moshi import CONFIG, lm_shapes, write_release
 from stretto.convert.command import main
+from stretto.families.kyutai_stt.family import PAD
 from stretto.families.moshi.convert import FIRST, vocabulary
 from stretto.families.moshi.family import DEPTH, MoshiVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.moshi.reader import open_text_codec
+from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.families.text import plain_tokenizer
+from tests.moshi_release import replies
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
+from tests.transformers_releases import assert_equal_checkpoints, moshi_model, write_moshi
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +84,81 @@ def test_unsupported_release_config_is_refused(
 )
 def test_missing_or_unknown_tensor_is_reported(copied: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
     check_tensor_errors(words(copied, tmp_path / "out"), copied / "model.safetensors", name, refuses)
+
+
+def test_release_in_transformers_format_gives_the_same_checkpoint(tmp_path: Path) -> None:
+    """It was written by transformers' class."""
+    changed = {"num_layers": 2, "depformer_num_layers": 2}
+    releases = {"authors": write_release(tmp_path / "a", **changed), "saved": write_moshi(tmp_path / "t", **changed)}
+    for name, release in releases.items():
+        assert main(words(release, tmp_path / name)) == 0
+    assert_equal_checkpoints(*(tmp_path / name for name in releases))
+    reader = open_text_codec(family_at(tmp_path / "saved"), tmp_path / "saved").reader("duplex")
+    pieces = plain_tokenizer(tmp_path / "saved").encode("the door")
+    assert "".join(map(reader.push, [PAD, *pieces, PAD])) + reader.end() == "the door"
+
+
+def test_transformers_class_gives_the_authors_reply(tmp_path: Path) -> None:
+    """In one pass over the authors' greedy reply, whose rows it reads as its own."""
+    found, window, size = replies(), CONFIG["context"], CONFIG["card"]
+    user, frames = found["user"][0].astype(np.int64), found["frames"][0].astype(np.int64)
+    model = moshi_model(write_release(tmp_path / "release"), CONFIG)
+
+    def delayed(codes: np.ndarray) -> torch.Tensor:
+        """Return codes [K, T] after the row of initial ids, the first codebook one row before the others."""
+        initial = np.full((len(codes), 2), size)
+        rows = np.concatenate([initial, codes], 1)
+        return torch.from_numpy(np.concatenate([rows[:1, 1:-1], rows[1:, :-2]]))
+
+    text = torch.from_numpy(np.concatenate([[CONFIG["text_card"]], frames[:-1, 0]]))
+    codes = torch.cat([delayed(frames[:, 1:].T), delayed(user)])
+    ages = torch.arange(len(text))[:, None] - torch.arange(len(text))
+    mask = ((ages >= 0) & (ages < window))[None, None]
+    with torch.inference_mode():
+        embedded = model.decoder.model.embed_tokens(text)
+        embedded += sum(table(each) for table, each in zip(model.embed_tokens, codes, strict=True))
+        hidden = model.decoder.model(inputs_embeds=embedded[None], attention_mask=mask).last_hidden_state[0]
+        assert model.decoder.lm_head(hidden).argmax(-1).tolist() == frames[:, 0].tolist()
+        row = torch.from_numpy(np.concatenate([frames[:, :2], np.roll(frames[:, 2:], 1, 0)], 1))
+        steps = model.depth_decoder(row[:, :-1], hidden[:, None]).logits.argmax(-1)
+    assert (steps == row[:, 1:])[1:].all(), "the first row has codes of the frame before the first"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a release in transformers format."""
+    return write_moshi(tmp_path_factory.mktemp("transformers"), num_layers=1, depformer_num_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "depth", "message"),
+    [
+        ({"hidden_act": "gelu"}, {}, "config.json: hidden_act: expected 'silu', got 'gelu'"),
+        ({"num_codebooks": 4}, {}, "depth_decoder_config.num_codebooks: expected 4, got 8"),
+        ({"num_codebooks": 300}, {}, "config.json: num_codebooks: expected an integer in [1, 256), got 300"),
+        ({"audio_vocab_size": 63}, {}, "audio_encoder_config: expected 8 codebooks of 63 codes, got 32 of 64"),
+        ({"vocab_size": 95}, {}, "expected a tokenizer of 95 tokens, got 96"),
+        ({"depth_decoder_config": None}, {}, "config.json: depth_decoder_config.hidden_size is missing"),
+        ({}, {"hidden_act": "gelu"}, "depth_decoder_config.hidden_act: expected 'silu', got 'gelu'"),
+        ({}, {"num_key_value_heads": 2}, "depth_decoder_config.num_key_value_heads: expected 4, got 2"),
+        ({}, {"num_attention_heads": 5}, "depth_decoder_config.hidden_size: expected heads of an even width, got 32"),
+        ({}, {"sliding_window": 7}, "depth_decoder_config.sliding_window: expected at least the 8 steps of a frame"),
+        ({}, {"ffn_dim": 175}, "config.json: depth_decoder_config.ffn_dim: expected an even integer, got 175"),
+    ],
+)
+def test_unsupported_config_of_transformers_is_refused(
+    saved: Path, tmp_path: Path, changed: dict[str, Any], depth: dict[str, Any], message: str, refuses: Refuses
+) -> None:
+    release = Path(shutil.copytree(saved, tmp_path / "saved"))
+    with edited(release / "config.json") as config:
+        config["depth_decoder_config"] |= depth
+        config |= changed
+    refuses(words(release, tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_tokens.15.weight", "depth_decoder.embed_tokens.6.weight", "depth_decoder.layers.0.mlp.fc2.weight"]
+)
+def test_tensor_errors_of_transformers_have_its_names(saved: Path, tmp_path: Path, name: str, refuses: Refuses) -> None:
+    release = Path(shutil.copytree(saved, tmp_path / "saved"))
+    check_tensor_errors(words(release, tmp_path / "out"), release / "model.safetensors", name, refuses)

@@ -1,9 +1,9 @@
 """Conversion of Kyutai's speech-to-text releases: published names and shapes, and the Mimi file.
 
 It supports https://huggingface.co/kyutai/stt-1b-en_fr, https://huggingface.co/kyutai/stt-2.6b-en, and the `-candle`
-variants, which have pause heads. Releases in transformers format (`-trfs`) are rejected. The query and key weights of
-each head are permuted, because vLLM and transformers rotate halves of a head, whereas the release rotates adjacent
-pairs.
+variants, which have pause heads. Releases in transformers format are read by `convert_transformers`. The query and key
+weights of each head are permuted, because vLLM and transformers rotate halves of a head, whereas the release rotates
+adjacent pairs.
 """
 
 import re
@@ -25,7 +25,7 @@ from stretto.untrusted_files import entry, json_object, named_file, read_json
 from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is a SentencePiece model
-AUTHORS_FORMAT = "Kyutai's format, such as kyutai/stt-1b-en_fr"
+TRANSFORMERS = "stretto.families.kyutai_stt.convert_transformers"
 # Keys in config.json for names of files; the tokenizer is a SentencePiece model.
 MODEL_KEY, MIMI_KEY, TOKENIZER_KEY = "moshi_name", "mimi_name", "tokenizer_name"
 FIRST_MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"  # name of Mimi's file if config.json has none
@@ -122,23 +122,40 @@ def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the backbone fields for the checkpoint's config.json, given the release's config."""
     width, heads = integer(config, "dim"), integer(config, "num_heads")
-    if width % heads or (width // heads) % 2:
-        raise CheckpointError(f"config.json: dim: expected heads of an even width, got {width} for {heads} heads")
+    check_width("dim", width, heads)
     num_layers = integer(config, "num_layers")
+    numbers = {"hidden_size": width, "intermediate_size": inner_width(config), "num_hidden_layers": num_layers}
+    theta, window = float(entry(config, "max_period")), integer(config, "context")
+    return llama_record({**numbers, "num_attention_heads": heads}, EPS, theta, window)
+
+
+def llama_record(numbers: Mapping[str, int], eps: float, theta: float, window: int) -> dict[str, Any]:
+    """Return the backbone fields for the checkpoint's config.json.
+
+    Args:
+        numbers: Widths and numbers of layers and heads, by the key of a Llama config.
+        eps: Epsilon of the norms.
+        theta: Base of the rotary embedding.
+        window: Number of rows to which a row attends.
+    """
+    heads = numbers["num_attention_heads"]
     return {
         "architectures": ["StrettoLlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": inner_width(config),
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": heads,
+        **numbers,
         "num_key_value_heads": heads,
-        "head_dim": width // heads,
-        "rms_norm_eps": EPS,
-        "rope_theta": float(entry(config, "max_period")),
-        "sliding_window": integer(config, "context"),
-        "layer_types": ["sliding_attention"] * num_layers,
+        "head_dim": numbers["hidden_size"] // heads,
+        "rms_norm_eps": eps,
+        "rope_theta": theta,
+        "sliding_window": window,
+        "layer_types": ["sliding_attention"] * numbers["num_hidden_layers"],
     }
+
+
+def check_width(name: str, width: int, heads: int) -> None:
+    """Raise CheckpointError, naming the field `name`, unless attention heads have an even width."""
+    if width % heads or (width // heads) % 2:
+        raise CheckpointError(f"config.json: {name}: expected heads of an even width, got {width} for {heads} heads")
 
 
 def check_config(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
@@ -175,12 +192,30 @@ def integer(config: Mapping[str, Any], name: str, stop: int = 1 << 20, file: str
     return found
 
 
-def seconds(config: Mapping[str, Any], name: str) -> float:
-    """Return a duration in `stt_config`; raise CheckpointError if it is not in [0, 10] seconds."""
-    found = entry(entry(config, "stt_config"), name)
-    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= 10:
-        raise CheckpointError(f"config.json: stt_config.{name}: expected seconds in [0, 10], got {shown(found)}")
-    return float(found)
+def durations(config: Mapping[str, Any], file: str = "config.json", section: str = "stt_config") -> dict[str, Any]:
+    """Return the fields of a vocabulary that depend on the model's delay, and on the silence before a recording.
+
+    Args:
+        config: Contents of a file.
+        file: Name of the file, for error messages.
+        section: Dotted path of the section with both durations; empty for the file itself.
+
+    Raises:
+        CheckpointError: If a duration is missing, or is not in [0, 10] seconds.
+    """
+    found = {}
+    for name in ("audio_delay_seconds", "audio_silence_prefix_seconds"):
+        path = f"{section}.{name}" if section else name
+        value = entry(config, path, file)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 10:
+            raise CheckpointError(f"{file}: {path}: expected seconds in [0, 10], got {shown(value)}")
+        found[name] = float(value)
+    delay_s, prefix_s = found.values()
+    return {
+        "delay_rows": DELAY_ROWS.get(delay_s, round(delay_s * FRAME_RATE)),
+        "delay_s": delay_s,
+        "prefix_s": prefix_s,
+    }
 
 
 def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttVocabulary:
@@ -188,14 +223,11 @@ def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttV
     num_heads = integer(config, "extra_heads_num_heads") if PAUSES.format(0) in tensors else 0
     if num_heads > len(PAUSES_S):
         raise CheckpointError(f"config.json: extra_heads_num_heads: expected at most {len(PAUSES_S)}, got {num_heads}")
-    delay_s = seconds(config, "audio_delay_seconds")
     return SttVocabulary(
         num_text_ids=integer(config, "text_card"),
         num_codebooks=integer(config, "n_q"),
         codebook_size=integer(config, "card"),
-        delay_rows=DELAY_ROWS.get(delay_s, round(delay_s * FRAME_RATE)),
-        delay_s=delay_s,
-        prefix_s=seconds(config, "audio_silence_prefix_seconds"),
+        **durations(config),
         num_pauses=num_heads,
         num_pause_classes=integer(config, "extra_heads_dim") if num_heads else 6,
     )

@@ -12,14 +12,14 @@ from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import END_PAD, FRAME_RATE, PAD, SttVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, TextCodec, sentencepiece_at
+from stretto.families.text import PlainTokenizer, TextCodec, plain_tokenizer
 from stretto.records.chunk import WordMark
 
 
 class WordReader:
     """Reader that returns the text word by word, and the times of words once they are known."""
 
-    def __init__(self, tokenizer: SentencePieceTokenizer, known: SttVocabulary):
+    def __init__(self, tokenizer: PlainTokenizer, known: SttVocabulary):
         self._tokenizer, self._known = tokenizer, known
         self._pieces: list[int] = []
         self._open: list[tuple[str, int]] = []  # words whose end is unknown, with their first frame
@@ -78,11 +78,10 @@ class WordReader:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec that uses the checkpoint's SentencePiece model."""
-    path = checkpoint / SENTENCEPIECE_FILE
-    known, tokenizer = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path)
+    """Return the text codec that uses the checkpoint's tokenizer, which is of either kind."""
+    known, tokenizer = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) != known.num_text_ids:
-        raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokenizer.tokens)}")
+        raise CheckpointError(f"{checkpoint}: expected {known.num_text_ids} tokens, got {len(tokenizer.tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # the model generates no speech whose words could be aligned

@@ -5,6 +5,8 @@ from typing import Any
 
 from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
 
+TRANSFORMERS_TOKENIZER = "tokenizer.json"
+FEATURES, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # written by transformers 4, and 5
 MODEL, MIMI, MIMI_CONFIG, TOKENIZER = "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"
 
 
@@ -13,8 +15,8 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     kind = config.get("model_type")
     if kind == "kyutai_speech_to_text":
-        refusal = "Kyutai STT in transformers format is not read; expected the repository without -trfs"
-        return [Match("kyutai_stt", refusal=refusal)]
+        delays = (listing.present(FEATURES) or listing.present(PROCESSOR)) or (FEATURES,)
+        return [match_of_transformers("kyutai_stt", listing, *delays)]
     if config.get("dep_q") != 0 or kind not in ("stt", None) or not {MIMI, TOKENIZER} <= config.keys():
         return []
     return [match_of_named_files("kyutai_stt", listing, config)]
@@ -38,3 +40,19 @@ def match_of_named_files(family: str, listing: Listing, config: Mapping[str, Any
     own = listing.present(CONFIG)
     words = ("--model", f"{{repo}}/{model}", *(("--config", f"{{repo}}/{CONFIG}") if own else ()))
     return Match(family, (*files, *own), words)
+
+
+def match_of_transformers(family: str, listing: Listing, *others: str) -> Match:
+    """Return the match for a release in transformers format, or a refusal if a file is missing.
+
+    Args:
+        family: Family of the release.
+        listing: Files of the release.
+        others: Further files that the release must have.
+    """
+    files = (*listing.weights(), CONFIG, TRANSFORMERS_TOKENIZER, *others)
+    missing = [name for name in files if name not in listing.names]
+    if missing or not listing.weights():
+        first = missing[0] if listing.weights() else SINGLE
+        return Match(family, refusal=f"{first}, which a release in transformers format must have, is missing")
+    return Match(family, files, ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}"))

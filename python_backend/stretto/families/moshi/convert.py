@@ -1,7 +1,8 @@
 """Conversion of Moshi releases in PyTorch format: published names and shapes, and the Mimi file.
 
 It supports moshika-pytorch-bf16 and moshiko-pytorch-bf16 at https://huggingface.co/kyutai, whose first versions have no
-config.json. The transformers format (`kmhf/hf-moshika`), quantized weights and other kinds of models are rejected.
+config.json. Releases in transformers format (`kmhf/hf-moshika`) are read by `convert_transformers`; quantized weights
+and other kinds of models are rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from stretto.untrusted_files import released_file
 from stretto.weights.loading import WHOLE, Part, Plan
 
 IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
-AUTHORS_FORMAT = "Kyutai's PyTorch format, such as kyutai/moshika-pytorch-bf16"
+TRANSFORMERS = "stretto.families.moshi.convert_transformers"
 TEXT, DEPTH_TEXT = "text_emb", "depformer_text_emb"
 EMBEDDINGS = f"{TEXT}.weight"
 RANK, CODE_FACTOR = "depformer_low_rank_embeddings", "depformer_emb.{}.low_rank.weight"

@@ -8,7 +8,7 @@ from pathlib import Path
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
-from stretto.families.text import SENTENCEPIECE_FILE, TextCodec, sentencepiece_at
+from stretto.families.text import TextCodec, plain_tokenizer
 
 SPACE = "▁"  # represents a space in SentencePiece pieces
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that represents one byte of a character
@@ -46,11 +46,10 @@ class PieceReader:
 
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
-    """Return the text codec that uses the checkpoint's SentencePiece model."""
-    path = checkpoint / SENTENCEPIECE_FILE
-    text, tokens = family.layout.audio[0], sentencepiece_at(path).tokens
+    """Return the text codec that uses the checkpoint's tokenizer, which is of either kind."""
+    text, tokens = family.layout.audio[0], plain_tokenizer(checkpoint).tokens
     if len(tokens) != len(text):
-        raise CheckpointError(f"{path}: expected {len(text)} tokens, got {len(tokens)}")
+        raise CheckpointError(f"{checkpoint}: expected {len(text)} tokens, got {len(tokens)}")
 
     def no_words(token_ids: Sequence[int]) -> list[int | None]:
         return [None] * len(token_ids)  # text is generated alongside the frames, without an alignment

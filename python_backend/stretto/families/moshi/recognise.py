@@ -1,6 +1,12 @@
-"""Recognises Moshi releases in Kyutai's PyTorch format."""
+"""Recognises Moshi releases in Kyutai's PyTorch format, and in transformers format."""
 
-from stretto.families.kyutai_stt.recognise import MIMI, MODEL, TOKENIZER, match_of_named_files
+from stretto.families.kyutai_stt.recognise import (
+    MIMI,
+    MODEL,
+    TOKENIZER,
+    match_of_named_files,
+    match_of_transformers,
+)
 from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
 
 # Names of files in the first releases, which lack config.json.
@@ -14,8 +20,7 @@ def recognise(listing: Listing) -> list[Match]:
     if VOICES in listing.names:
         return []
     if kind == "moshi" and "dim" not in config:
-        refusal = "Moshi in transformers format is not read; expected kyutai/moshiko-pytorch-bf16 or a like release"
-        return [Match("moshi", refusal=refusal)]
+        return [match_of_transformers("moshi", listing)]
     quantized = sorted(name for name in listing.names if name.startswith(("model.q4.", "model.q8.")))
     if quantized and SINGLE not in listing.names:
         return [Match("moshi", refusal=f"expected unquantized weights, got {quantized[0]}")]
