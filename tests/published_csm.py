@@ -59,18 +59,24 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CsmRelease:
-    """A release's folder, and the model in it."""
+    """A release's folder, and the model in it.
+
+    Attributes:
+        folder: The folder.
+        model: The model.
+        weights: Name of the file in the folder that the converter reads; empty for the folder.
+    """
 
     folder: Path
     model: CsmForConditionalGeneration
+    weights: str = "transformers.safetensors.index.json"
 
     @property
     def command(self) -> list[str]:
         """Arguments of the converter."""
-        index = self.folder / "transformers.safetensors.index.json"
         return [
             "csm",
-            *("--model", str(index)),
+            *("--model", str(self.folder / self.weights)),
             *("--config", str(self.folder / "config.json")),
             *("--tokenizer", str(self.folder)),
             "--codec-from-model",
@@ -117,14 +123,20 @@ def swap_codes(model: CsmForConditionalGeneration, codes: list[int]) -> None:
 
 def write_release(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
     """Write a model as a release of several files with an index, as in Sesame's repository."""
-    model.save_pretrained(folder)
+    release = write_saved(folder, model)
     split_weights(folder, 2, "transformers")
+    return CsmRelease(folder, release.model)
+
+
+def write_saved(folder: Path, model: CsmForConditionalGeneration) -> CsmRelease:
+    """Write a model as `save_pretrained` does, to a single file."""
+    model.save_pretrained(folder)
     write_tokenizer(folder, NUM_TEXT_IDS - 8)
     record = json.loads((folder / "tokenizer.json").read_text())
     like = record["added_tokens"][0]
     record["added_tokens"] += [like | {"id": token_id, "content": name} for name, token_id in SPECIAL.items()]
     (folder / "tokenizer.json").write_text(json.dumps(record))
-    return CsmRelease(folder, model)
+    return CsmRelease(folder, model, "")
 
 
 class CsmReference:

@@ -55,6 +55,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("chatterbox", lambda folder: random_chatterbox.write_release(folder, is_multilingual=True)),
     ("cosyvoice3", random_cosyvoice3.write_release),
     ("csm", lambda folder: published_csm.write_release(folder, published_csm.make_model())),
+    ("csm", lambda folder: published_csm.write_saved(folder, published_csm.make_model())),
     ("higgs_audio_v2", lambda folder: random_higgs_audio.write_release(folder, random_higgs_audio.make_model())),
     ("kyutai_stt", random_kyutai_stt.write_release),
     ("kyutai_stt", transformers_releases.write_stt),

@@ -10,8 +10,9 @@ from stretto.codecs.mimi import load
 from stretto.convert.command import main
 from stretto.families.csm.convert import CODES, CODES_OF_BACKBONE
 from stretto.weights.loading import open_tensors
-from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release
+from tests.published_csm import NUM_CODEBOOKS, CsmRelease, make_model, write_release, write_saved
 from tests.refused_conversion import Edit, Refuses, edited
+from tests.transformers_releases import assert_equal_checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +90,13 @@ def test_release_of_recent_transformers_is_converted(left: str, tmp_path: Path) 
     after = open_tensors(release.convert(tmp_path / "after"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_release_saved_by_transformers_is_converted(release: CsmRelease, tmp_path: Path) -> None:
+    """Its only file has the name of Sesame's file in the published repository."""
+    saved = write_saved(tmp_path / "saved", release.model)
+    made = [each.convert(tmp_path / name) for each, name in ((release, "a"), (saved, "b"))]
+    assert_equal_checkpoints(*made)
 
 
 def test_conversion_drops_attn_implementation(release: CsmRelease, tmp_path: Path) -> None:

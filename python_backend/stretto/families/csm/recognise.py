@@ -2,24 +2,19 @@
 
 from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
 
-INDEX = "transformers.safetensors.index.json"
-CONVERT = (
-    "--model",
-    f"{{repo}}/{INDEX}",
-    "--config",
-    f"{{repo}}/{CONFIG}",
-    "--tokenizer",
-    "{repo}",
-    "--codec-from-model",
-)
+INDEX = "transformers.safetensors.index.json"  # in Sesame's repository, whose model.safetensors has their own names
+SESAMES = "ckpt.pt"
 
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     if listing.json(CONFIG).get("model_type") != "csm":
         return []
-    weights = listing.weights(INDEX)
+    weights, model = listing.weights(INDEX), f"{{repo}}/{INDEX}"
+    if not weights and SESAMES not in listing.names:  # written by `save_pretrained`; the converter checks the names
+        weights, model = listing.weights(), "{repo}"
     if not weights:
-        refusal = f"CSM is read only in the format of {INDEX}; model.safetensors and ckpt.pt have Sesame's names"
-        return [Match("csm", refusal=refusal)]
-    return [Match("csm", (*weights, CONFIG, *listing.present("generation_config.json", *TOKENIZER)), CONVERT)]
+        expected = f"{INDEX}, or model.safetensors in transformers format"
+        return [Match("csm", refusal=f"CSM: expected {expected}; files beside {SESAMES} have Sesame's names")]
+    words = ("--model", model, "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}", "--codec-from-model")
+    return [Match("csm", (*weights, CONFIG, *listing.present("generation_config.json", *TOKENIZER)), words)]
