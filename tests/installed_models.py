@@ -25,7 +25,7 @@ def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model
     """Publish a model with one file; `settings` are attributes of its manifest."""
     name = release.rpartition("/")[2]
     request = Request(release)
-    source = {"repository": release, "commit": "c" * 40}
+    source = {"repository": release, "commit": "c" * 40, "files": ["model.safetensors"]}
     manifest = Manifest(
         name=name,
         key=key_of(request, ()),

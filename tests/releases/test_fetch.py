@@ -263,7 +263,7 @@ def test_parts_of_ended_processes_are_removed(client: Hub, repository: Repositor
     assert not parts(home, repository)
 
 
-def test_only_the_revisions_of_a_repository_are_removed(
+def test_only_the_files_of_a_commit_are_removed(
     client: Hub, server: loopback.Hub, repository: Repository, home: Path
 ) -> None:
     copy = server.add(f"{repository.name}-copy", FILES)
@@ -271,8 +271,14 @@ def test_only_the_revisions_of_a_repository_are_removed(
     assert snapshot.commit == other.commit
     fetched(client, repository)
     kept = fetched(client, copy)
-    assert client.remove([(repository.name, snapshot.commit)]) >= len(WEIGHTS)
-    assert not list(cache_of(home, repository).rglob("*.safetensors"))
+    assert client.remove({(repository.name, snapshot.commit, "model.safetensors")}) == len(WEIGHTS)
+    left = [path for path in cache_of(home, repository).rglob("snapshots/*/**/*") if path.is_file()]
+    assert sorted(path.name for path in left) == ["a.txt", "config.json"]
+    repository.commit(FILES | {"config.json": b"[]"})
+    renewed = fetched(client, repository)
+    assert client.remove({(repository.name, snapshot.commit, name) for name in FILES}) == len(b"{}")
+    assert contents(renewed) == FILES | {"config.json": b"[]"}, "another commit shares blobs"
+    assert not (cache_of(home, repository) / "snapshots" / snapshot.commit).exists()
     assert contents(kept) == FILES
 
 

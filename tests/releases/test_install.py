@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.checkpoints.random_pocket import write_release
+from stretto.cli import main
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, cache_folder
@@ -25,6 +26,7 @@ from stretto.releases.models import Model, Models
 from stretto.releases.target import parse
 from tests import hub as loopback
 from tests.hub import Repository
+from tests.installed_models import install
 from tests.releases.test_fetch import prepared
 from tests.tiers import by_night
 
@@ -112,7 +114,9 @@ def test_model_is_published_with_its_manifest(
     model = pull()
     manifest = model.manifest
     assert (manifest.name, manifest.family, manifest.request.release) == ("voice", "pocket_tts", "acme/voice")
-    assert manifest.revisions == {("acme/voice", repository.branches["main"])}
+    (source,) = manifest.sources
+    assert (source["repository"], source["commit"]) == ("acme/voice", repository.branches["main"])
+    assert {*source["files"]} > {"model.safetensors", "embeddings/alba.safetensors"}
     assert manifest.licences == {"acme/voice": "MIT"}
     assert set(manifest.files) == {
         str(path.relative_to(model.checkpoint)) for path in model.checkpoint.rglob("*") if path.is_file()
@@ -138,7 +142,7 @@ def test_new_commit_is_taken_by_pull_only(pull: Pull, models: Models, repository
     assert second != first
     assert pull(updates=False) == second
     assert models.all() == [first, second]
-    assert pull(updates=False, revision=next(iter(first.manifest.revisions))[1]).manifest.sources == (
+    assert pull(updates=False, revision=first.manifest.sources[0]["commit"]).manifest.sources == (
         first.manifest.sources
     )
 
@@ -150,6 +154,34 @@ def test_force_installs_again(pull: Pull, models: Models) -> None:
     assert second.manifest.date > first.manifest.date
     assert models.all() == [second]
     assert not leftovers(models)
+
+
+def test_sources_are_dropped_except_those_of_other_models(
+    pull: Pull,
+    models: Models,
+    repository: Repository,
+    server: loopback.Hub,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, commit = pull(), repository.branches["main"]
+    shared = {"repository": repository.name, "commit": commit, "files": ["model.safetensors"]}
+    other = install(models.folder, "acme/other", sources=(shared,))
+    prepared(monkeypatch, home, server.url, STRETTO_MODELS=str(models.folder))
+    snapshot = home / "hub" / "models--acme--voice" / "snapshots" / commit
+    words = ["pull", repository.name, "--cpu", "--drop-sources"]
+    assert main(words) == 0
+    assert {*files_in(snapshot)} & {*model.manifest.sources[0]["files"]} == {"model.safetensors"}
+    assert "kept         1 files that other installed models were made from, too\n" in capsys.readouterr().err
+    models.remove(other)
+    assert main(words) == 0
+    assert not {*files_in(snapshot)} & {*model.manifest.sources[0]["files"]}
+    assert "kept" not in capsys.readouterr().err
+    asked = len(server.requests)
+    assert [pull(updates=False).folder, pull().folder] == [model.folder] * 2
+    assert server.requests[asked:]
+    assert not [each for each in server.requests[asked:] if each.storage], "only small texts are asked for again"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])

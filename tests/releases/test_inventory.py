@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,13 +15,13 @@ from stretto.releases.models import Models, Request
 from stretto.releases.names import entries
 from tests.installed_models import install
 
-Revisions = Sequence[tuple[str, str]]
+Files = set[tuple[str, str, str]]
 
 
 class FakeHub:
-    """Records which revisions are removed from the cache."""
+    """Records which files are removed from the cache."""
 
-    removed: ClassVar[list[Revisions]] = []
+    removed: ClassVar[list[Files]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -30,8 +29,8 @@ class FakeHub:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def remove(self, revisions: Revisions) -> int:
-        self.removed.append(revisions)
+    def remove(self, files: Files) -> int:
+        self.removed.append(files)
         return 3_000_000
 
 
@@ -136,13 +135,13 @@ def test_rm_refuses_a_served_model(
 
 def test_rm_sources_keeps_what_other_models_use(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared, own, other = (
-        {"repository": f"acme/{name}", "commit": letter * 40}
+        {"repository": f"acme/{name}", "commit": letter * 40, "files": ["a", "b"]}
         for name, letter in (("codec", "a"), ("v", "b"), ("w", "c"))
     )
     install(models, "acme/v", sources=(own, shared))
     install(models, "acme/w", sources=(other, shared))
     assert main(["rm", "v", "--sources"]) == 0
-    assert FakeHub.removed == [[("acme/v", "b" * 40)]]
+    assert FakeHub.removed == [{("acme/v", "b" * 40, "a"), ("acme/v", "b" * 40, "b")}]
     assert capsys.readouterr().err.endswith("removed      3.0 MB of the hub's cache\n")
 
 

@@ -47,6 +47,8 @@ def test_published_model_is_found(tmp_path: Path) -> None:
         {"files": {"model.safetensors": {"bytes": "7"}}},
         {"sources": [5]},
         {"sources": [{"repository": "acme/voice"}]},
+        {"sources": [{"repository": "acme/voice", "commit": "c" * 40}]},
+        {"sources": [{"repository": "acme/voice", "commit": "c" * 40, "files": [5]}]},
         {"sources": 5},
         {"checkpoint": 5},
         {"default_voice": 5},

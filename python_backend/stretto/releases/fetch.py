@@ -6,7 +6,6 @@ A file is stored in the hub's own cache, which other programs share, and is comp
 import fcntl
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -285,26 +284,34 @@ def _explained(error: BaseException, repository: str, revision: str, name: str |
     return ReleaseError(f"{repository}: {name or revision}: {error}")
 
 
-def remove_revisions(report: Report, revisions: list[list[str]]) -> int:
-    """Remove revisions from the hub's cache and return the number of freed bytes.
+def remove(report: Report, repository: str, commit: str, names: list[str]) -> int:
+    """Remove files of a commit from the hub's cache, and return the number of freed bytes.
+
+    Files of other commits and repositories stay, also if they have the same content.
 
     Args:
         report: Unused.
-        revisions: Repository and commit of each revision.
+        repository: OWNER/NAME.
+        commit: The commit.
+        names: Paths of the files.
     """
     cache = Path(constants.HF_HUB_CACHE)
-    if not cache.is_dir():
-        return 0
-    commits = defaultdict[str, list[str]](list)
-    for repository, commit in revisions:
-        commits[repository].append(commit)
-    found, freed = scan_cache_dir(cache), 0
-    for repository, wanted in commits.items():
-        # Copies of a repository have the same commits, and the client library looks for a commit in all repositories.
-        own = (each for each in found.repos if (each.repo_type, each.repo_id) == ("model", repository))
-        plan = replace(found, repos=frozenset(own)).delete_revisions(*wanted)
-        plan.execute()
-        freed += int(plan.expected_freed_size)
+    found = scan_cache_dir(cache) if cache.is_dir() else None
+    freed = 0
+    for repo in () if found is None else found.repos:
+        if (repo.repo_type, repo.repo_id) != ("model", repository):
+            continue
+        for revision in repo.revisions:
+            if revision.commit_hash != commit:
+                continue
+            places = {revision.snapshot_path / name for name in names}
+            files = [each for each in revision.files if each.file_path in places]
+            # Copies of a repository have the same commits, and the client library looks for a commit in all of them.
+            own = replace(found, repos=frozenset([repo]))
+            is_whole = len(files) == len(revision.files)
+            plan = own.delete_revisions(commit) if is_whole else own.delete_files(*files)
+            plan.execute()
+            freed += int(plan.expected_freed_size)
     return freed
 
 
@@ -315,6 +322,6 @@ if __name__ == "__main__":
             "text": text,
             "header": header,
             "download": download,
-            "remove_revisions": remove_revisions,
+            "remove": remove,
         }
     )

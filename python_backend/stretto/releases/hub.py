@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
@@ -111,9 +112,14 @@ class Hub:
                 raise Unavailable(f"{snapshot.repository}: {name}: {shown(tensor)}: {expected}")
         return found
 
-    def remove(self, revisions: Sequence[tuple[str, str]]) -> int:
-        """Remove revisions, each a repository and a commit, from the cache; return the number of freed bytes."""
-        freed: int = self.worker.call("remove_revisions", revisions=revisions)
+    def remove(self, files: Iterable[tuple[str, str, str]]) -> int:
+        """Remove files, each a repository, a commit and a path, from the cache; return the number of freed bytes."""
+        names = defaultdict[tuple[str, str], list[str]](list)
+        for repository, commit, name in sorted(files):
+            names[repository, commit].append(name)
+        freed = 0
+        for (repository, commit), each in names.items():
+            freed += self.worker.call("remove", repository=repository, commit=commit, names=each)
         return freed
 
     def __enter__(self) -> Self:

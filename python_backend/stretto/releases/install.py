@@ -243,7 +243,9 @@ class Installer:
             written = sum(each["bytes"] for each in made["files"].values()) - num_linked
             about = f"{made['num_tensors']} tensors, {made['dtype']}, {gigabytes(written)} written"
             stage.end(f"{about}, {gigabytes(num_linked)} linked" if num_linked else about)
-            sources = tuple({"repository": part.source.repository, "commit": part.commit} for part in parts)
+            sources = tuple(
+                {"repository": part.source.repository, "commit": part.commit, "files": [*part.files]} for part in parts
+            )
             found = {part.source.repository: _licence(part).id for part in parts if part.snapshot is not None}
             manifest = _manifest(entry.name, key, request, entry.family)
             manifest = replace(

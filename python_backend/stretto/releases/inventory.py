@@ -86,10 +86,8 @@ def remove_models(words: list[str]) -> int:
             models.remove(each)
             line("removed", f"{each.folder.name}: {gigabytes(each.manifest.num_bytes)}")
         if flags.sources:
-            used = {revision for each in models.all() for revision in each.manifest.revisions}
-            unused = {revision for each in found for revision in each.manifest.revisions} - used
             with Hub() as hub:
-                line("removed", f"{gigabytes(hub.remove(sorted(unused)))} of the hub's cache")
+                line("removed", f"{gigabytes(hub.remove(models.cached_for(found)))} of the hub's cache")
     except ReleaseError as error:
         return _failed("rm", error)
     return 0

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,7 +67,7 @@ class Manifest:
         family: Family of the model.
         default_voice: Voice for requests without one, or None.
         licences: Licence identifier of each repository.
-        sources: `repository` and `commit` of each source; the commit of a folder is empty.
+        sources: `repository`, `commit` and `files` of each source; a folder has no commit, and no files in the cache.
         files: Size and SHA-256 of each file of the checkpoint, by path.
         date: Time of the installation, in ISO format.
         version: Version of this package.
@@ -94,9 +94,14 @@ class Manifest:
         return sum(each["bytes"] for each in self.files.values())
 
     @property
-    def revisions(self) -> set[tuple[str, str]]:
-        """Repository and commit of each source on the hub."""
-        return {(each["repository"], each["commit"]) for each in self.sources if each["commit"]}
+    def cached(self) -> set[tuple[str, str, str]]:
+        """Repository, commit and path of each file in the hub's cache that the model was made from."""
+        return {
+            (each["repository"], each["commit"], name)
+            for each in self.sources
+            if each["commit"]
+            for name in each["files"]
+        }
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,12 @@ class Models:
     def named(self, name: str) -> list[Model]:
         """Return the models with this name, or installed from this repository or folder."""
         return [each for each in self.all() if name in (each.manifest.name, each.manifest.request.release)]
+
+    def cached_for(self, found: Sequence[Model]) -> set[tuple[str, str, str]]:
+        """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""
+        folders = {each.folder for each in found}
+        others = {file for each in self.all() if each.folder not in folders for file in each.manifest.cached}
+        return {file for each in found for file in each.manifest.cached} - others
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -254,6 +265,7 @@ def read_manifest(path: Path) -> Manifest | None:
         manifest = Manifest(**record | {"request": request, "sources": tuple(record["sources"])})
         texts = [manifest.name, manifest.key, manifest.family, manifest.date, manifest.version, request.release]
         texts += [source[key] for source in manifest.sources for key in ("repository", "commit")]
+        texts += [name for source in manifest.sources for name in [*source["files"]]]
         texts += [each for each in (manifest.checkpoint, manifest.default_voice) if each is not None]
         sizes = [each["bytes"] for each in manifest.files.values()]
         if all(isinstance(each, str) for each in texts) and all(type(each) is int for each in sizes):
