@@ -7,13 +7,14 @@ from typing import Any
 
 from stretto.launcher.options import RepositoryOptions, ServedModel
 from stretto.releases import served
-from stretto.releases.models import CHECKPOINT, Manifest, Model, Models, Request, key_of
+from stretto.releases.models import CHECKPOINT, MAIN, Manifest, Model, Models, Request, key_of
 
 TTS = {"name": "tts", "needs": ["text"], "also": [], "speaks": True}
 ASR = {"name": "asr", "needs": ["audio"], "also": [], "speaks": False}
 DUPLEX = {"name": "duplex", "needs": ["audio"], "also": [], "speaks": True}
 CHAT = {"name": "chat", "needs": ["text"], "also": [], "speaks": False}
 CONTENT = b"weights"
+DATE = "2026-11-25T10:00:00.000000+00:00"
 
 
 def profile(*tasks: dict[str, Any], voices: tuple[str, ...] = ("alba", "jean")) -> dict[str, Any]:
@@ -35,8 +36,9 @@ def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model
         licences={release: "mit"},
         sources=(source,),
         files={"model.safetensors": {"bytes": len(CONTENT), "sha256": "0" * 64}},
-        date="2026-11-25T10:00:00.000000+00:00",
+        date=DATE,
         version="0",
+        resolved={MAIN: settings.get("date", DATE)},
     )
     models = Models(folder)
     with models.staging() as staging:

@@ -142,9 +142,28 @@ def test_new_commit_is_taken_by_pull_only(pull: Pull, models: Models, repository
     assert second != first
     assert pull(updates=False) == second
     assert models.all() == [first, second]
-    assert pull(updates=False, revision=first.manifest.sources[0]["commit"]).manifest.sources == (
-        first.manifest.sources
-    )
+    commits = [each.manifest.sources[0]["commit"] for each in (first, second)]
+    assert [pull(updates=False, revision=commit) for commit in commits] == [first, second]
+
+
+def test_main_that_went_back_and_other_revisions_are_installed_once(
+    pull: Pull, models: Models, repository: Repository, release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, old = pull(), repository.branches["main"]
+    repository.commit(contents(release) | {"README.md": b"new"})
+    second = pull()
+    repository.branches |= {"v1": repository.branches["main"], "main": old}
+    capsys.readouterr()
+    assert pull().folder == first.folder
+    for is_offline in (False, True):
+        assert pull(updates=False, is_offline=is_offline).folder == first.folder
+    assert pull(updates=False, revision="v1").folder == second.folder
+    repository.branches["v1"] = old
+    assert pull(updates=False, revision="v1").folder == second.folder, "the hub is not asked again"
+    assert pull(revision="v1").folder == first.folder
+    assert pull(updates=False, is_offline=True, revision="v1").folder == first.folder
+    assert len(models.all()) == 2
+    assert "converting" not in capsys.readouterr().err
 
 
 def test_force_installs_again(pull: Pull, models: Models) -> None:

@@ -28,7 +28,7 @@ def change(model: Model, **values: Any) -> None:
 def test_published_model_is_found(tmp_path: Path) -> None:
     model = install(tmp_path)
     assert Models(tmp_path).find(Request("acme/voice")) == model
-    assert Models(tmp_path).find(Request("acme/voice", revision="v1")) is None
+    assert Models(tmp_path).find(Request("acme/voice"), "v1") is None
     assert sorted(path.name for path in model.folder.iterdir()) == ["checkpoint", MANIFEST]
     assert folders(tmp_path) == {model.folder.name}
 
@@ -51,6 +51,8 @@ def test_published_model_is_found(tmp_path: Path) -> None:
         {"sources": [{"repository": "acme/voice", "commit": "c" * 40, "files": [5]}]},
         {"sources": 5},
         {"checkpoint": 5},
+        {"resolved": {"main": 5}},
+        {"resolved": ["main"]},
         {"default_voice": 5},
         {"request": {"release": "acme/voice"}},
         {"request": []},
@@ -92,11 +94,21 @@ def test_damage_is_reported(name: str, about: str, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err.startswith(f"damaged      {model.folder}: ")
 
 
-def test_newest_answer_is_used(tmp_path: Path) -> None:
+def test_model_that_a_revision_was_last_resolved_to_is_used(tmp_path: Path) -> None:
+    models, source = Models(tmp_path), {"repository": "acme/voice", "commit": "d" * 40, "files": []}
     first = install(tmp_path)
-    second = install(tmp_path, key="1" * 16, date="2027-01-01T00:00:00")
-    assert Models(tmp_path).all() == [first, second]
-    assert Models(tmp_path).find(first.manifest.request) == second
+    second = install(tmp_path, key="1" * 16, date="2026-11-26T10:00:00", sources=(source,))
+    request = first.manifest.request
+    assert models.all() == [first, second]
+    assert models.find(request) == second
+    first = models.resolved(first, "v1")
+    assert (models.find(request), models.find(request, "v1"), models.find(request, "v2")) == (second, first, None)
+    assert (models.find(request, "c" * 40), models.find(request, "d" * 40)) == (first, second)
+    first = models.resolved(first, "main")
+    assert models.find(request) == first
+    assert models.all() == [first, second]
+    (first.checkpoint / "model.safetensors").unlink()
+    assert models.find(request) is None, "the other model is of another commit"
 
 
 def test_failed_installation_leaves_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -13,12 +12,12 @@ from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect, plain_name
-from stretto.releases.entry import UNTESTED, Entry, Licence, Source
+from stretto.releases.entry import REVISION, UNTESTED, Entry, Licence, Source
 from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
 from stretto.releases.jobs import Worker
 from stretto.releases.listing import Folder
-from stretto.releases.models import CHECKPOINT, Manifest, Model, Models, Request, folder_name, key_of
+from stretto.releases.models import CHECKPOINT, MAIN, Manifest, Model, Models, Request, folder_name, key_of, now
 from stretto.releases.names import find
 from stretto.releases.printing import Stage, gigabytes, line
 from stretto.releases.target import Target
@@ -100,24 +99,27 @@ class Installer:
 
     def request(self, target: Target) -> Request:
         """Return the request that a target and the choices amount to."""
-        pinned = None if target.entry is None else target.entry.source.revision
         return Request(
             target.release,
-            self._choices.revision or pinned,
             self._choices.family,
             self._choices.arguments,
             prefers_gpu(self._choices.gpu, self._choices.is_for_cpu),
             target.content,
         )
 
+    def _revision(self, target: Target) -> str:
+        """Return the commit, branch or tag to install."""
+        pinned = None if target.entry is None else target.entry.source.revision
+        return self._choices.revision or pinned or MAIN
+
     def _installed(self, target: Target, request: Request) -> Model | None:
         """Return the installed model for a target, without a question to the hub, or None.
 
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
         """
-        asks_hub = target.repository is not None and not self._choices.is_offline
-        wants_newest = self._choices.updates and asks_hub and request.revision is None
-        return None if self._choices.is_forced or wants_newest else self._models.find(request)
+        revision, asks_hub = self._revision(target), target.repository is not None and not self._choices.is_offline
+        wants_newest = self._choices.updates and asks_hub and not REVISION.fullmatch(revision)
+        return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
     def install(self, target: Target) -> Model:
         """Return the model for a target; install it if it is not installed.
@@ -153,16 +155,19 @@ class Installer:
             }
             for part in parts
         )
-        key = key_of(request, sources)
+        key, revision = key_of(request, sources), self._revision(target)
         with self._models.lock(f"{entry.name}--{key}"):
             found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
-            return found or self._make(entry, parts, request, key)
+            if found is not None:
+                return self._models.resolved(found, revision)
+            return self._make(entry, parts, request, key, revision)
 
     def _adopt(self, target: Target, request: Request) -> Model:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
         assert target.folder is not None
         family = Folder(target.folder).json(CONFIG)[FAMILY]
         manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
+        manifest = replace(manifest, resolved={self._revision(target): manifest.date})
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
@@ -183,7 +188,7 @@ class Installer:
         else:
             assert target.repository is not None
             line("asking", f"{endpoint()} about {target.repository}")
-            snapshot = self._hub.snapshot(target.repository, request.revision)
+            snapshot = self._hub.snapshot(target.repository, self._revision(target))
             entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
             parts = [Part(entry.source, snapshot, snapshot.selected(entry.source))]
         for option in entry.requires:
@@ -216,7 +221,7 @@ class Installer:
         missing = sum(_missing(part) for part in parts)
         fit.check_disk({cache_folder(): missing, self._models.folder: sum(part.num_bytes for part in parts)})
 
-    def _make(self, entry: Entry, parts: list[Part], request: Request, key: str) -> Model:
+    def _make(self, entry: Entry, parts: list[Part], request: Request, key: str, revision: str) -> Model:
         """Download, convert and publish a release. The caller holds the model's lock."""
         with self._models.staging() as staging:
             repositories = [part.source.repository for part in parts]
@@ -250,6 +255,7 @@ class Installer:
             manifest = _manifest(entry.name, key, request, entry.family)
             manifest = replace(
                 manifest,
+                resolved={revision: manifest.date},
                 files=made["files"],
                 sources=sources,
                 licences=found,
@@ -342,8 +348,7 @@ def device_of(model: Model, gpu: int | None, is_for_cpu: bool) -> int | None:
 
 def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
     """Return a manifest without files."""
-    date = datetime.now(UTC).isoformat(timespec="microseconds")
-    return Manifest(name, key, request, family, None, {}, (), {}, date, version("stretto"))
+    return Manifest(name, key, request, family, None, {}, (), {}, now(), version("stretto"), {})
 
 
 def _licence(part: Part) -> Licence:

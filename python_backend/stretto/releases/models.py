@@ -16,7 +16,8 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,8 @@ from stretto.untrusted_files import json_object
 
 FOLDER_VARIABLE = "STRETTO_MODELS"
 MANIFEST, CHECKPOINT, LOCKS, STAGING, SEPARATOR = "manifest.json", "checkpoint", ".locks", ".staging-", "--"
+NEW = ".new"  # end of the name of a manifest that is not complete yet
+MAIN = "main"  # the branch that a release without a revision is taken from
 STAGING_LOCK = "lock"  # in a staging folder, held by the process that uses it
 FORMAT = 1  # raised with each change of a converter's output, so that models are converted again
 KEY_DIGITS = 16
@@ -35,11 +38,10 @@ KEY_DIGITS = 16
 
 @dataclass(frozen=True)
 class Request:
-    """Request for a model. Equal requests are answered by the same installed model.
+    """Request for a model. At a commit of the repository, equal requests are answered by the same installed model.
 
     Attributes:
         release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
-        revision: Commit, branch or tag of the repository; None for the newest.
         family: Family that the user named, or None.
         arguments: Arguments for the converter that the user gave.
         is_half: True to convert float32 weights to bfloat16, for GPUs.
@@ -48,7 +50,6 @@ class Request:
     """
 
     release: str
-    revision: str | None = None
     family: str | None = None
     arguments: tuple[str, ...] = ()
     is_half: bool = False
@@ -71,6 +72,7 @@ class Manifest:
         files: Size and SHA-256 of each file of the checkpoint, by path.
         date: Time of the installation, in ISO format.
         version: Version of this package.
+        resolved: Time in ISO format at which the hub last named the commit of `sources` for a revision, by revision.
         checkpoint: Absolute path of a checkpoint of the user's own; None for the folder `checkpoint`.
         serves: False if the model cannot be served.
     """
@@ -85,6 +87,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
     date: str
     version: str
+    resolved: Mapping[str, str]
     checkpoint: str | None = None
     serves: bool = True
 
@@ -92,6 +95,11 @@ class Manifest:
     def num_bytes(self) -> int:
         """Size of the checkpoint's files in bytes."""
         return sum(each["bytes"] for each in self.files.values())
+
+    def resolved_at(self, revision: str) -> str:
+        """Return when a revision was last resolved to this model's commit; empty if it never was."""
+        is_commit = bool(self.sources) and self.sources[0]["commit"] == revision
+        return max(self.resolved.values(), default="") if is_commit else self.resolved.get(revision, "")
 
     @property
     def cached(self) -> set[tuple[str, str, str]]:
@@ -161,14 +169,21 @@ class Models:
                 found.append(Model(manifest, path.parent))
         return sorted(found, key=lambda each: (each.manifest.name, each.manifest.date))
 
-    def find(self, request: Request) -> Model | None:
-        """Return the newest model that answers a request, or None. A damaged one is reported and left out."""
-        for each in reversed(self.all()):
-            if each.manifest.request == request:
-                if not (damage := each.damage()):
-                    return each
-                line("damaged", f"{each.folder}: {damage}")
-        return None
+    def find(self, request: Request, revision: str = MAIN) -> Model | None:
+        """Return the model that answers a request; None if there is none, or a damaged one, which is reported.
+
+        Args:
+            request: The request.
+            revision: Commit, branch or tag. The commit of a branch or tag is the one that the hub has named last.
+        """
+        found = [each for each in self.all() if each.manifest.request == request]
+        model = max(found, key=lambda each: each.manifest.resolved_at(revision), default=None)
+        if model is None or not model.manifest.resolved_at(revision):
+            return None
+        if damage := model.damage():
+            line("damaged", f"{model.folder}: {damage}")
+            return None
+        return model
 
     def with_key(self, name: str, key: str) -> Model | None:
         """Return the model with a name and a key if its files are complete, or None."""
@@ -227,16 +242,21 @@ class Models:
         The caller holds the model's lock.
         """
         model = Model(manifest, self.folder / folder_name(manifest))
-        with (staging / MANIFEST).open("w") as file:
-            json.dump(asdict(manifest), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(staging)
+        _write(staging, manifest)
         self._discard(model.folder)
         staging.rename(model.folder)
         (model.folder / STAGING_LOCK).unlink()  # until now, another process would have removed the folder without it
         _sync(self.folder)
         return model
+
+    def resolved(self, model: Model, revision: str) -> Model:
+        """Record in a model's manifest that the hub has named its commit for a revision, and return the model.
+
+        The caller holds the model's lock.
+        """
+        manifest = replace(model.manifest, resolved={**model.manifest.resolved, revision: now()})
+        _write(model.folder, manifest)
+        return Model(manifest, model.folder)
 
     def remove(self, model: Model) -> None:
         """Remove a model's folder; raise ReleaseError if it cannot be removed."""
@@ -250,6 +270,11 @@ class Models:
         elif folder.exists():
             old = folder.rename(self.folder / f"{STAGING}{secrets.token_hex(4)}")
             shutil.rmtree(old, ignore_errors=True)
+
+
+def now() -> str:
+    """Return the time in ISO format. Later times come later in alphabetical order."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def folder_name(manifest: Manifest) -> str:
@@ -266,6 +291,7 @@ def read_manifest(path: Path) -> Manifest | None:
         texts = [manifest.name, manifest.key, manifest.family, manifest.date, manifest.version, request.release]
         texts += [source[key] for source in manifest.sources for key in ("repository", "commit")]
         texts += [name for source in manifest.sources for name in [*source["files"]]]
+        texts += [*manifest.resolved.values()]
         texts += [each for each in (manifest.checkpoint, manifest.default_voice) if each is not None]
         sizes = [each["bytes"] for each in manifest.files.values()]
         if all(isinstance(each, str) for each in texts) and all(type(each) is int for each in sizes):
@@ -304,6 +330,17 @@ def _remove_if_free(folder: Path) -> None:
     except OSError:
         return
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest in a model's folder, or replace it as a whole."""
+    new = folder / f"{MANIFEST}{NEW}"
+    with new.open("w") as file:
+        json.dump(asdict(manifest), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(folder / MANIFEST)
+    _sync(folder)
 
 
 def _sync(folder: Path) -> None:
