@@ -166,6 +166,19 @@ def test_main_that_went_back_and_other_revisions_are_installed_once(
     assert "converting" not in capsys.readouterr().err
 
 
+def test_licence_is_accepted_for_its_text(pull: Pull, repository: Repository, release: Path) -> None:
+    repository.card["license"] = "cc-by-nc-4.0"
+    files = contents(release) | {"LICENSE.md": b"No commercial use."}
+    repository.commit(files)
+    pull(accepts_licence=True)
+    repository.commit(files | {"README.md": b"new"})
+    pull()
+    repository.commit(files | {"LICENSE.md": b"No use."})
+    with pytest.raises(ReleaseError, match=r"use --accept-license$") as caught:
+        pull()
+    assert caught.value.status == 6
+
+
 def test_force_installs_again(pull: Pull, models: Models) -> None:
     first = pull()
     second = pull(is_forced=True)

@@ -11,7 +11,7 @@ import pytest
 
 from stretto.releases.entry import Licence, Source
 from stretto.releases.errors import NotAllowed
-from stretto.releases.licences import ACCEPTED, described, licence_of, require
+from stretto.releases.licences import ACCEPTED, described, licence_of, require, text_digest
 
 FREE = Licence("MIT", "http://hub/a/b", "yes")
 BOUND = Licence("CC-BY-NC-4.0", "http://hub/a/b", "no", ("No commercial use.",))
@@ -50,6 +50,27 @@ def test_licence_is_accepted_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     for other in ({"a/b": Licence("CC-BY-NC-4.1", "", "no")}, {"a/c": BOUND}):
         with pytest.raises(NotAllowed):
             require(other, folder, accepts=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_text"),
+    [
+        ("LICENSE", True),
+        ("license.txt", True),
+        ("voices/LICENCE-CC0.md", True),
+        ("COPYING", True),
+        ("unlicensed.txt", False),
+        ("LICENSES/readme", False),
+    ],
+)
+def test_changed_text_is_asked_for_again(name: str, is_text: bool, tmp_path: Path) -> None:
+    digests = [text_digest({name: {"sha256": None, "oid": oid}, "a": {"sha256": "0", "oid": oid}}) for oid in "ab"]
+    require({"a/b": BOUND}, tmp_path, True, {"a/b": digests[0]})
+    require({"a/b": BOUND}, tmp_path, False, {"a/b": digests[0]})
+    assert (digests[0] != digests[1]) == is_text
+    if is_text:
+        with pytest.raises(NotAllowed):
+            require({"a/b": BOUND}, tmp_path, False, {"a/b": digests[1]})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '["a/b"]\n', '"a/b"\nnull\n5\n', "\udcff"])

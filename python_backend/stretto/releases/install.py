@@ -209,7 +209,10 @@ class Installer:
             about = "" if licence is None else f"   {licences.described(licence)}"
             line(entry.name if part is parts[0] else "", part.source.repository + commit + about)
         line("checked", entry.checked or UNTESTED)
-        licences.require(found, self._models.folder, self._choices.accepts_licence)
+        digests = {
+            part.source.repository: licences.text_digest(part.snapshot.files) for part in parts if part.snapshot
+        }
+        licences.require(found, self._models.folder, self._choices.accepts_licence, digests)
         size = sum(each["size"] for name, each in parts[0].files.items() if name.endswith(WEIGHTS))
         device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
         line("device", device.why)

@@ -1,9 +1,12 @@
 """Licences of releases, from the names table or the hub, and the user's acceptance."""
 
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stretto.errors import CheckpointError
 from stretto.releases.entry import Licence, Source
@@ -11,7 +14,8 @@ from stretto.releases.errors import NotAllowed
 from stretto.releases.printing import line, plain
 from stretto.untrusted_files import read_text
 
-ACCEPTED = "accepted.jsonl"
+ACCEPTED = "accepted.jsonl"  # lines with repository, licence identifier and digest of the licence's text
+TEXT = re.compile(r"(^|/)(licen[cs]e|copying)[^/]*$", re.IGNORECASE)  # paths of licence texts
 # Licence identifiers of model cards: SPDX identifier, and whether commercial use is permitted.
 KNOWN = {
     "apache-2.0": ("Apache-2.0", "yes"),
@@ -54,20 +58,34 @@ def described(licence: Licence) -> str:
     return f"{name}, {WORDS[licence.commercial]}"
 
 
-def require(licences: Mapping[str, Licence], folder: Path, accepts: bool) -> None:
-    """Ask the user to accept licences that do not simply permit commercial use, once for each repository and licence.
+def text_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a digest of a repository's licence texts; empty if it has none.
+
+    Args:
+        files: The repository's files by path, with the hash that the hub lists as `sha256` or, if that is None, `oid`.
+    """
+    texts = [(name, str(each["sha256"] or each["oid"])) for name, each in files.items() if TEXT.search(name)]
+    return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest() if texts else ""
+
+
+def require(
+    licences: Mapping[str, Licence], folder: Path, accepts: bool, digests: Mapping[str, str] | None = None
+) -> None:
+    """Ask the user to accept licences that do not simply permit commercial use, once for each repository and text.
 
     Args:
         licences: Licence of each repository.
         folder: Folder of the installed models, which keeps the answers.
         accepts: True if the user has accepted them on the command line.
+        digests: `text_digest` of each repository.
 
     Raises:
         NotAllowed: If a licence is not accepted.
     """
     known = _read(folder / ACCEPTED)
     asked = {name: each for name, each in licences.items() if each.commercial != "yes"}
-    new = {name: each for name, each in asked.items() if _record(name, each) not in known}
+    records = {name: json.dumps([name, each.id, (digests or {}).get(name, "")]) for name, each in asked.items()}
+    new = {name: each for name, each in asked.items() if records[name] not in known}
     for name, licence in new.items():
         line("licence", f"{name}: {described(licence)} {licence.url}".rstrip())
         for fact in licence.facts:
@@ -80,7 +98,7 @@ def require(licences: Mapping[str, Licence], folder: Path, accepts: bool) -> Non
         raise NotAllowed(f"{name}: {described(licence)}{where} --accept-license")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ACCEPTED).open("a", encoding="utf-8") as file:
-        file.writelines(f"{_record(name, each)}\n" for name, each in new.items())
+        file.writelines(f"{records[name]}\n" for name in new)
 
 
 def _answer() -> bool:
@@ -89,11 +107,6 @@ def _answer() -> bool:
         return False
     print(plain("Accept? [y/N] "), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _record(repository: str, licence: Licence) -> str:
-    """Return the line that records an accepted licence."""
-    return json.dumps([repository, licence.id])
 
 
 def _read(path: Path) -> set[str]:
