@@ -192,7 +192,7 @@ def test_server_of_a_repository_is_started_with_its_ports_and_gateway(caller: Ca
     assert flags.endswith(f"--gateway --gateway-port {caller.port + 3} --model-repository {voice} --drain-seconds=5")
     record = background.read(default_pid_file(caller.port, tmp_path / "state"))
     assert record is not None
-    assert record["model"] == {"name": "voice", "key": "0123"}
+    assert record["model"] == {"name": "voice", "key": "0123", "repository": str(voice)}
 
 
 def test_server_of_the_same_model_is_used_and_one_of_another_refused(caller: Caller, tmp_path: Path) -> None:
@@ -240,6 +240,9 @@ def test_port_of_another_program_is_refused_for_a_chosen_model(tmp_path: Path) -
 def test_missing_server_error_names_the_missing_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(background, "CONTAINER_SERVER", tmp_path / "tritonserver")
     monkeypatch.setattr(background.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(background, "state_folder", lambda: tmp_path)
     port = free_row(3)
-    with pytest.raises(CannotServe, match=rf"no server listens on port {port + 1}, .*embedded.*--server HOST:PORT"):
-        BackgroundServer(port, tmp_path).ensure_ready()
+    monkeypatch.setenv("STRETTO_PORT", str(port))
+    message = f"no server listens on port {port + 1}, and no server can be started here: the extra 'embedded' is not"
+    with pytest.raises(CannotServe, match=rf"^{message} installed; name another server with --server HOST:PORT$"):
+        background.ready_server()

@@ -76,6 +76,20 @@ def test_a_reused_pid_is_not_stopped(launcher: "subprocess.Popen[bytes]", tmp_pa
     assert launcher.poll() is None
 
 
+@pytest.mark.parametrize("odd", [{"ports": 5}, {"ports": {"http": "x"}}, {"stop_seconds": "x"}, "folder", "FIFO"])
+def test_record_of_other_types_is_not_used(
+    odd: dict[str, Any] | str, launcher: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    path = tmp_path / "pid.json"
+    if isinstance(odd, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | odd))
+    else:
+        path.unlink()
+        (os.mkdir if odd == "folder" else os.mkfifo)(path)
+    assert background.read(path) is None
+    assert launcher.poll() is None
+
+
 def test_status_of_an_unready_server_includes_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "pid.json"
     background.write(path, "unready", PORTS, "x.log", "a stub (pid 7) is stopped")

@@ -16,6 +16,7 @@ from stretto.releases.detect import detect
 from stretto.releases.entry import Source
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
+from stretto.releases.hub import address as hub_address
 from stretto.untrusted_files import SHARED_MARKER
 from tests import hub as loopback
 from tests.hub import Repository
@@ -460,6 +461,76 @@ def test_header(client: Hub, repository: Repository) -> None:
     repository.commit({"model.safetensors": safetensors([0, 4])})
     found = client.header(client.snapshot(repository.name, None), "model.safetensors")
     assert found == {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("{hub}", 5), ("http://user:sec%20ret@127.0.0.1:1", 5), ("http://user:secret@[::1", 2)]
+)
+def test_password_in_the_address_is_not_printed(
+    address: str,
+    status: int,
+    server: loopback.Hub,
+    repository: Repository,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.fail(f"/api/models/{repository.name}", status=418, times=9)
+    place = server.url.replace("//", "//user:secret@")
+    prepared(monkeypatch, tmp_path, address.format(hub=place))
+    with Hub() as client:
+        found, message = refusal(lambda: client.snapshot(repository.name, None))
+    assert found == status
+    assert not [word for word in ("user", "sec") if word in message + hub_address()]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_address_is_that_of_the_hub(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(monkeypatch, tmp_path, text)
+    with Hub() as client:
+        variables = Path(f"/proc/{client.worker._process.pid}/environ").read_bytes().split(b"\0")
+    assert b"HF_ENDPOINT=https://huggingface.co" in variables
+
+
+@pytest.mark.parametrize("token", ["s\xe9cret", "se\x01cret"])
+def test_token_that_is_no_header_is_refused(
+    token: str, server: loopback.Hub, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(monkeypatch, tmp_path, server.url, HF_TOKEN=token)
+    with Hub() as client:
+        status, message = refusal(lambda: client.snapshot(repository.name, None))
+    assert status == 6
+    assert message.startswith("HF_TOKEN")
+    assert "cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Linked-ETag", '"../../../found"'),
+        ("ETag", 'W/"../../../found"'),
+        ("ETag", '"found"'),
+        ("X-Repo-Commit", "../../../found"),
+    ],
+)
+def test_answer_that_would_be_a_path_is_refused(
+    name: str,
+    value: str,
+    client: Hub,
+    repository: Repository,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = loopback._Handler.answer
+
+    def answer(handler: Any, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
+        original(handler, status, body, kind, headers | ({name: value} if "X-Repo-Commit" in headers else {}))
+
+    repository.commit({"config.json": b"{}"})
+    monkeypatch.setattr(loopback._Handler, "answer", answer)
+    status, message = refusal(lambda: fetched(client, repository))
+    assert status == 5
+    assert f"{name.removeprefix('X-Linked-')}: expected a hash, got " in message
+    assert not list(home.parent.rglob("found*"))
 
 
 @pytest.mark.parametrize("address", ["not a url", "ftp://host", "http://[::1", "http://127.0.0.1:99999", "http://:80"])

@@ -22,6 +22,7 @@ from stretto.cli import main
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, cache_folder
+from stretto.releases.listing import Folder
 from stretto.releases.models import Model, Models
 from stretto.releases.target import parse
 from tests import hub as loopback
@@ -357,10 +358,20 @@ def test_folder_with_a_link_to_another_place_is_refused(
     assert models.all() == []
 
 
-def test_folder_is_installed_and_not_changed(pull: Pull, models: Models, release: Path) -> None:
-    before = files_in(release)
+def test_folder_is_listed_once_and_not_changed(
+    pull: Pull, models: Models, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, listed, original = files_in(release), list[Path](), Folder.__init__
+
+    def list_files(self: Folder, path: Path) -> None:
+        listed.append(path)
+        original(self, path)
+
+    monkeypatch.setattr(Folder, "__init__", list_files)
     model = pull(str(release))
+    assert listed == [release]
     assert pull(str(release)) == model
+    assert listed == [release] * 2
     assert files_in(release) == before
     inodes = {path.stat().st_ino for path in release.rglob("*")}
     assert not [path for path in model.folder.rglob("*") if path.stat().st_ino in inodes]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -98,6 +99,14 @@ def test_rm_removes_by_name_and_by_repository(models: Path, capsys: pytest.Captu
     assert FakeHub.removed == []
 
 
+@pytest.mark.parametrize("word", ["qwen3-tts", "qwen3-tts-1.7b"])
+def test_rm_takes_the_names_that_run_takes(models: Path, word: str) -> None:
+    model, other = install(models, "qwen3-tts"), install(models, "acme/qwen3-tts")
+    assert main(["rm", word]) == 0
+    assert not model.folder.exists()
+    assert other.folder.exists(), "a repository of another owner"
+
+
 @pytest.mark.parametrize("word", ["./mine", "../{folder}/mine", "{path}/mine"])
 def test_rm_removes_a_checkpoint_of_the_user_from_the_list_only(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
@@ -131,6 +140,9 @@ def test_rm_refuses_a_served_model(
     expected = f"stretto rm: voice is served by pid {os.getpid()}: stop it with stretto serve --stop\n"
     assert capsys.readouterr().err == expected
     assert names(models) == ["voice"]
+    elsewhere = ServedModel("voice", model.manifest.key, str(models.parent / "other" / model.folder.name / "served-cpu"))
+    monkeypatch.setattr(inventory, "running_servers", lambda: [replace(server, model=elsewhere)])
+    assert main(["rm", "voice"]) == 0, "a server of another folder of models"
 
 
 def test_rm_sources_keeps_what_other_models_use(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

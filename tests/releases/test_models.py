@@ -96,8 +96,8 @@ def test_damage_is_reported(name: str, about: str, tmp_path: Path, capsys: pytes
 
 def test_model_that_a_revision_was_last_resolved_to_is_used(tmp_path: Path) -> None:
     models, source = Models(tmp_path), {"repository": "acme/voice", "commit": "d" * 40, "files": []}
-    first = install(tmp_path)
-    second = install(tmp_path, key="1" * 16, date="2026-11-26T10:00:00", sources=(source,))
+    first = install(tmp_path, date="2020-01-01T10:00:00")
+    second = install(tmp_path, key="1" * 16, date="2020-01-02T10:00:00", sources=(source,))
     request = first.manifest.request
     assert models.all() == [first, second]
     assert models.find(request) == second

@@ -76,7 +76,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("STRETTO_PORT", "23000")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(run, "state_folder", lambda: found.state)
-    monkeypatch.setattr(run, "require_installation", lambda port: None)
+    monkeypatch.setattr(run, "require_installation", lambda: None)
     monkeypatch.setattr(background, "_listens", lambda port: False)
     monkeypatch.setattr(run.launcher, "main", launch)
     monkeypatch.setattr(sys, "__stdin__", None)

@@ -103,12 +103,23 @@ def test_stamp_covers_what_repositories_contain() -> None:
     assert {path.suffix for path in module.bundled_repository().rglob("*") if path.is_file()} >= {".pbtxt", ".py"}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"stamp": "0", "profile": {}}', '{"stamp": null}'])
+NONE = ["", "{", "[]", "{}", "[" * 100_000, '{"stamp": "0", "profile": {}}', '{"stamp": null}', '{"stamp": "STAMP"}']
+ODD_PROFILES: list[Any] = [
+    5,
+    {},
+    profile() | {"tasks": {}},
+    profile() | {"tasks": [{"name": "tts", "needs": "text", "speaks": True}]},
+    profile() | {"voices": [5]},
+    profile() | {"family": None},
+]
+
+
+@pytest.mark.parametrize("text", [*NONE, *(json.dumps({"stamp": "STAMP", "profile": each}) for each in ODD_PROFILES)])
 def test_unfinished_repository_is_made_again(tmp_path: Path, builder: Any, text: str) -> None:
     model = install(tmp_path)
     folder = model.folder / "served-cpu"
     folder.mkdir()
-    (folder / module.RECORD).write_text(text)
+    (folder / module.RECORD).write_text(text.replace("STAMP", module.stamp()))
     assert served(model, Devices(), Models(tmp_path), builder).profile == profile()
     assert len(builder.made) == 1
     record = json.loads((folder / module.RECORD).read_text())

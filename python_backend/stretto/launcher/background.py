@@ -16,10 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stretto.errors import CheckpointError
 from stretto.launcher.config import default_pid_file, default_port
 from stretto.launcher.installation import CONTAINER_SERVER, LaunchError, state_folder
 from stretto.launcher.options import ServedModel, served_model
 from stretto.launcher.processes import birth, read_process
+from stretto.untrusted_files import json_object
 
 STOP_SECONDS = 60.0  # default for records without a value
 STATES = ("starting", "ready", "unready", "waiting", "draining")
@@ -73,14 +75,20 @@ def write(
 def read(path: Path) -> dict[str, Any] | None:
     """Return the pid file's record, or None if the file is damaged or its launcher is not running."""
     try:
-        record = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
+        record = json_object(path)
+    except CheckpointError:
         return None
     return record if _is_record(record) and _is_alive(record) else None
 
 
-def _is_record(found: Any) -> bool:
-    return isinstance(found, dict) and type(found.get("pid")) is int and found.get("state") in STATES
+def _is_record(found: dict[str, Any]) -> bool:
+    numbers, ports = [found.get("pid"), found.get("stop_seconds", STOP_SECONDS)], found.get("ports")
+    return (
+        all(type(each) in (int, float) for each in numbers)
+        and found.get("state") in STATES
+        and isinstance(ports, dict)
+        and all(type(each) is int for each in ports.values())
+    )
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
@@ -96,7 +104,7 @@ def model_of(record: dict[str, Any]) -> ServedModel | None:
     found = record.get("model")
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("name", "key")):
         return None
-    return ServedModel(found["name"], found["key"])
+    return ServedModel(found["name"], found["key"], str(found.get("repository", "")))
 
 
 def remove(path: Path | None) -> None:
@@ -143,7 +151,10 @@ def ready_server() -> str:
     If the launcher runs a gateway, the URL of its web page is printed.
     """
     server = BackgroundServer(default_port(), state_folder())
-    server.ensure_ready()
+    try:
+        server.ensure_ready()
+    except CannotServe as error:
+        raise CannotServe(f"{error}; name another server with --server HOST:PORT") from None
     if (page := server.page()) is not None:
         log_line(f"web page: {page}")
     return server.address
@@ -181,7 +192,10 @@ class BackgroundServer:
         if self._is_usable():
             return
         if self.launcher is LAUNCHER:
-            require_installation(self.port)
+            try:
+                require_installation()
+            except CannotServe as error:
+                raise CannotServe(f"no server listens on port {self.port + 1}, and {error}") from None
         try:
             with self._start_lock():
                 self._start()
@@ -299,14 +313,11 @@ class BackgroundServer:
             yield
 
 
-def require_installation(port: int) -> None:
+def require_installation() -> None:
     """Raise CannotServe if Triton or vLLM is not installed; neither is imported."""
     has_server = CONTAINER_SERVER.exists() or importlib.util.find_spec("pytriton") is not None
     if not has_server or importlib.util.find_spec("vllm") is None:
-        raise CannotServe(
-            f"no server listens on port {port + 1}, and none can be started here: the extra "
-            "'embedded' is not installed; name another server with --server HOST:PORT"
-        )
+        raise CannotServe("no server can be started here: the extra 'embedded' is not installed")
 
 
 def _listens(port: int) -> bool:

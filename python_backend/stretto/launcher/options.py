@@ -1,7 +1,7 @@
 """Options of the launcher that a model repository contains, in `launcher.json`."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ class ServedModel:
     Attributes:
         name: Name of the installed model; for other models, the path of the model repository.
         key: Key of the installed model; empty for other models.
+        repository: Folder of the model repository; empty if it is unknown. It is not compared.
     """
 
     name: str
     key: str = ""
+    repository: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class RepositoryOptions:
         """Write the options to a model repository, and replace earlier ones."""
         record: dict[str, Any] = {SHARES_BY_MPS: self.shares_by_mps}
         if self.model is not None:
-            record[MODEL] = asdict(self.model)
+            record[MODEL] = {NAME: self.model.name, KEY: self.model.key}
         (repository / OPTIONS_FILE).write_text(json.dumps(record) + "\n")
 
 
@@ -77,4 +79,5 @@ def served_model(repository: Path) -> ServedModel:
     Raises:
         LaunchError: If the options of the repository cannot be read.
     """
-    return read_options(repository).model or ServedModel(str(repository.resolve()))
+    place = str(repository.resolve())
+    return replace(read_options(repository).model or ServedModel(place), repository=place)

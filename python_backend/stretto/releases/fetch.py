@@ -5,6 +5,7 @@ A file is stored in the hub's own cache, which other programs share, and is comp
 
 import fcntl
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,7 +16,15 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download, scan_cache_dir
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_download,
+    scan_cache_dir,
+    set_client_factory,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -27,7 +36,7 @@ from huggingface_hub.errors import (
 )
 from tqdm.auto import tqdm
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.releases.errors import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.releases.jobs import Report, serve
 from stretto.untrusted_files import UNPARSABLE, read_text, released_file
@@ -40,6 +49,7 @@ PIECE = 1 << 20
 MAX_LICENCE_CHARS = 100
 BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
 PART = ".incomplete"
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit, a git object or an LFS file
 T = TypeVar("T")
 
 
@@ -59,6 +69,7 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
         ReleaseError: If the repository or the revision does not exist, or access is refused.
     """
     with explained(repository, revision):
+        _check_token()
         api = HfApi()
         found = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
         if found.gated:
@@ -76,6 +87,33 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
                 for each in found.siblings or []
             },
         }
+
+
+def _check_token() -> None:
+    """Raise NotAllowed, without the token in the message, if it cannot be sent in a header."""
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable():
+        raise NotAllowed("HF_TOKEN, or the token of hf auth login: expected printable ASCII characters only")
+
+
+def _check_answer(response: httpx2.Response) -> None:
+    """Raise Unavailable if the hub's answer has no hash where the client library expects one and makes a path of it."""
+    commit = response.headers.get("X-Repo-Commit")
+    if response.request.method != "HEAD" or commit is None:
+        return
+    tag = (response.headers.get("X-Linked-ETag") or response.headers.get("ETag") or "").removeprefix("W/").strip('"')
+    for name, value in (("X-Repo-Commit", commit), ("ETag", tag)):
+        if value and not HASH.fullmatch(value):
+            raise Unavailable(f"{response.request.url.path}: {name}: expected a hash, got {shown(value)}")
+
+
+def _check_answers() -> None:
+    """Let the client library check each answer, with its own settings otherwise."""
+    usual = get_session()
+    hooks = {"request": usual.event_hooks["request"], "response": [_check_answer]}
+    set_client_factory(
+        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=usual.follow_redirects, timeout=usual.timeout)
+    )
 
 
 def text(report: Report, repository: str, commit: str, name: str, max_bytes: int) -> str | None:
@@ -274,7 +312,7 @@ def _explained(error: BaseException, repository: str, revision: str, name: str |
     if isinstance(error, EntryNotFoundError) and status == 404:
         return Unavailable(f"{repository} @ {short}: no file {name}")
     if isinstance(error, httpx2.TransportError):
-        host = urlsplit(constants.ENDPOINT).netloc
+        host = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
         reason = str(error) or type(error).__name__
         return Unavailable(f"cannot reach {host}: {reason}; installed models run without it")
     if isinstance(error, HfHubHTTPError):
@@ -296,9 +334,10 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
         names: Paths of the files.
     """
     cache = Path(constants.HF_HUB_CACHE)
-    found = scan_cache_dir(cache) if cache.is_dir() else None
-    freed = 0
-    for repo in () if found is None else found.repos:
+    if not cache.is_dir():
+        return 0
+    found, freed = scan_cache_dir(cache), 0
+    for repo in found.repos:
         if (repo.repo_type, repo.repo_id) != ("model", repository):
             continue
         for revision in repo.revisions:
@@ -316,6 +355,7 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
 
 
 if __name__ == "__main__":
+    _check_answers()
     serve(
         {
             "snapshot": snapshot,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from stretto.errors import shown
 from stretto.families.recognition import MAX_TEXT_BYTES, Listing
 from stretto.releases.entry import REVISION, SHA256, Source
-from stretto.releases.errors import BadArgument, Unavailable
+from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.jobs import Report, Worker
 from stretto.releases.listing import MAX_FILES
 from stretto.releases.printing import line
@@ -22,6 +22,7 @@ from stretto.releases.printing import line
 MAX_RELEASE_BYTES = 200_000_000_000
 MAX_PART_BYTES = 255  # of a file name
 ENDPOINT = "https://huggingface.co"
+SECRET = re.compile(r"//[^/\s@]*@")  # a user's name and password in an address
 PATH = re.compile(r"[^/\\\x00:]+(/[^/\\\x00:]+)*")
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
 
@@ -79,12 +80,29 @@ class Hub:
         """The child process."""
         if self._worker is None:
             check_endpoint()
-            self._worker = Worker("stretto.releases.fetch", self._environment)
+            # The client library would take an empty variable for an address.
+            self._worker = Worker("stretto.releases.fetch", self._environment | {"HF_ENDPOINT": endpoint()})
         return self._worker
+
+    def _call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
+        """Run a job in the child process; see `Worker.call`. Its messages may have the hub's address."""
+        try:
+            return self.worker.call(job, report, **values)
+        except ReleaseError as error:
+            error.args = (SECRET.sub("//", str(error)),)
+            raise
+
+    def text(self, snapshot: Snapshot, name: str, max_bytes: int) -> str | None:
+        """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
+        check_names(snapshot.repository, {name})
+        found: str | None = self._call(
+            "text", repository=snapshot.repository, commit=snapshot.commit, name=name, max_bytes=max_bytes
+        )
+        return found
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         """Return the commit of a revision, by default the newest; raise ReleaseError if the hub refuses."""
-        found = self.worker.call("snapshot", repository=repository, revision=revision or "main")
+        found = self._call("snapshot", repository=repository, revision=revision or "main")
         if not isinstance(found["commit"], str) or not REVISION.fullmatch(found["commit"]):
             raise Unavailable(f"{repository}: expected a commit of 40 hexadecimal digits, got {shown(found['commit'])}")
         if len(found["files"]) > MAX_FILES:
@@ -93,7 +111,7 @@ class Hub:
 
     def download(self, snapshot: Snapshot, files: Mapping[str, Any], report: Report) -> dict[str, dict[str, Any]]:
         """Download files of a repository, check their hashes, and return size, SHA-256 and place by path."""
-        found: dict[str, dict[str, Any]] = self.worker.call(
+        found: dict[str, dict[str, Any]] = self._call(
             "download", report, repository=snapshot.repository, commit=snapshot.commit, files=files
         )
         return found
@@ -101,9 +119,7 @@ class Hub:
     def header(self, snapshot: Snapshot, name: str) -> dict[str, Any]:
         """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
         check_names(snapshot.repository, {name})
-        found: dict[str, Any] = self.worker.call(
-            "header", repository=snapshot.repository, commit=snapshot.commit, name=name
-        )
+        found: dict[str, Any] = self._call("header", repository=snapshot.repository, commit=snapshot.commit, name=name)
         size = snapshot.files[name]["size"]
         for tensor, facts in found.items():
             begin_end = facts["data_offsets"]
@@ -119,7 +135,7 @@ class Hub:
             names[repository, commit].append(name)
         freed = 0
         for (repository, commit), each in names.items():
-            freed += self.worker.call("remove", repository=repository, commit=commit, names=each)
+            freed += self._call("remove", repository=repository, commit=commit, names=each)
         return freed
 
     def __enter__(self) -> Self:
@@ -142,14 +158,10 @@ class RemoteListing(Listing):
         if name not in self.names:
             return None
         repository = self._snapshot.repository
-        check_names(repository, {name})
         _check_facts(repository, name, self._snapshot.files[name])
         if self.sizes[name] > max_bytes:
             return None
-        found: str | None = self._hub.worker.call(
-            "text", repository=repository, commit=self._snapshot.commit, name=name, max_bytes=max_bytes
-        )
-        return found
+        return self._hub.text(self._snapshot, name, max_bytes)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -178,8 +190,13 @@ def _check_facts(repository: str, name: str, facts: Mapping[str, Any]) -> None:
 
 
 def endpoint() -> str:
-    """Return the address of the hub."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
+    """Return the address of the hub, which may have a password."""
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or ENDPOINT
+
+
+def address() -> str:
+    """Return the address of the hub without a user's name and password, for messages."""
+    return re.sub(r"^([^/]*//)?.*@", r"\1", endpoint())
 
 
 def is_offline() -> bool:
@@ -200,7 +217,7 @@ def check_endpoint() -> None:
     except ValueError:
         host = port = None
     if not host or port == 0 or place.scheme not in ("http", "https"):
-        raise BadArgument(f"HF_ENDPOINT: expected an address such as {ENDPOINT}, got {shown(endpoint())}")
+        raise BadArgument(f"HF_ENDPOINT: expected an address such as {ENDPOINT}, got {shown(address())}")
     try:
         is_local = ip_address(host).is_loopback
     except ValueError:

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from stretto.errors import CheckpointError
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.recognition import CONFIG
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect, plain_name
 from stretto.releases.entry import REVISION, UNTESTED, Entry, Licence, Source
 from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
-from stretto.releases.hub import Hub, RemoteListing, Snapshot, endpoint
+from stretto.releases.hub import Hub, RemoteListing, Snapshot, address
 from stretto.releases.jobs import Worker
-from stretto.releases.listing import Folder
 from stretto.releases.models import CHECKPOINT, MAIN, Manifest, Model, Models, Request, folder_name, key_of, now
 from stretto.releases.names import find
 from stretto.releases.printing import Stage, gigabytes, line
@@ -137,8 +134,8 @@ class Installer:
             return model
         if self._choices.is_offline and target.repository is not None:
             raise Unavailable(f"{target.release} is not installed (stretto pull {target.release})")
-        if target.is_checkpoint:
-            return self._adopt(target, request)
+        if (family := target.checkpoint_family) is not None:
+            return self._adopt(target, request, family)
         entry, parts = self._resolve(target, request)
         try:
             self._check(entry, parts)
@@ -162,10 +159,9 @@ class Installer:
                 return self._models.resolved(found, revision)
             return self._make(entry, parts, request, key, revision)
 
-    def _adopt(self, target: Target, request: Request) -> Model:
+    def _adopt(self, target: Target, request: Request, family: str) -> Model:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
         assert target.folder is not None
-        family = Folder(target.folder).json(CONFIG)[FAMILY]
         manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
         manifest = replace(manifest, resolved={self._revision(target): manifest.date})
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
@@ -174,20 +170,19 @@ class Installer:
     def _resolve(self, target: Target, request: Request) -> tuple[Entry, list[Part]]:
         """Return the entry of a target, and its files and those of its companions."""
         choices, entry = self._choices, target.entry
-        if target.folder is not None:
-            listing = Folder(target.folder)
-            entry = detect(listing, str(target.folder), target.part, choices.family)
+        if (listing := target.listing) is not None:
+            entry = detect(listing, str(listing.path), target.part, choices.family)
             sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}
-            local = Snapshot(str(target.folder), "", None, sizes)
+            local = Snapshot(str(listing.path), "", None, sizes)
             parts = [Part(entry.source, None, local.selected(entry.source))]
             try:
                 for name in parts[0].files:
-                    released_file(target.folder, name)
+                    released_file(listing.path, name)
             except CheckpointError as error:
                 raise BadArgument(str(error)) from error
         else:
             assert target.repository is not None
-            line("asking", f"{endpoint()} about {target.repository}")
+            line("asking", f"{address()} about {target.repository}")
             snapshot = self._hub.snapshot(target.repository, self._revision(target))
             entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
             parts = [Part(entry.source, snapshot, snapshot.selected(entry.source))]
@@ -209,9 +204,7 @@ class Installer:
             about = "" if licence is None else f"   {licences.described(licence)}"
             line(entry.name if part is parts[0] else "", part.source.repository + commit + about)
         line("checked", entry.checked or UNTESTED)
-        digests = {
-            part.source.repository: licences.text_digest(part.snapshot.files) for part in parts if part.snapshot
-        }
+        digests = {part.source.repository: licences.text_digest(part.snapshot.files) for part in parts if part.snapshot}
         licences.require(found, self._models.folder, self._choices.accepts_licence, digests)
         size = sum(each["size"] for name, each in parts[0].files.items() if name.endswith(WEIGHTS))
         device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
@@ -355,7 +348,7 @@ def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
 
 
 def _licence(part: Part) -> Licence:
-    return licences.licence_of(part.source, None if part.snapshot is None else part.snapshot.licence, endpoint())
+    return licences.licence_of(part.source, None if part.snapshot is None else part.snapshot.licence, address())
 
 
 def _hash(facts: Mapping[str, Any]) -> str | None:

@@ -4,13 +4,15 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from stretto.errors import CommandParser
+from stretto.launcher.options import ServedModel
 from stretto.launcher.running import running_servers
 from stretto.releases.errors import ReleaseError, Unavailable
 from stretto.releases.hub import Hub
 from stretto.releases.models import Model, Models
-from stretto.releases.names import entries
+from stretto.releases.names import entries, find
 from stretto.releases.printing import aligned, gigabytes, line, plain
 from stretto.releases.show import summary
 from stretto.releases.target import release_of
@@ -77,7 +79,9 @@ def remove_models(words: list[str]) -> int:
     flags = remove_arguments(words)
     try:
         models = Models()
-        found = models.named(release_of(flags.release))
+        release = release_of(flags.release)
+        entry = find(release)
+        found = models.named(release if entry is None else entry.name)
         if not found:
             raise Unavailable(f"{flags.release} is not installed (stretto list)")
         for each in found:
@@ -96,10 +100,16 @@ def remove_models(words: list[str]) -> int:
 def _check_unused(model: Model) -> None:
     """Raise ReleaseError if a running server uses a model."""
     for server in running_servers():
-        if server.model is not None and server.model.key == model.manifest.key:
+        if server.model is not None and _is_of(server.model, model):
             raise ReleaseError(
                 f"{model.manifest.name} is served by pid {server.pid}: stop it with stretto serve --stop"
             )
+
+
+def _is_of(served: ServedModel, model: Model) -> bool:
+    """Return True if a served model is an installed one. Another folder of models may have one of the same key."""
+    is_elsewhere = served.repository and not Path(served.repository).is_relative_to(model.folder.resolve())
+    return served.key == model.manifest.key and not is_elsewhere
 
 
 def _failed(command: str, error: ReleaseError) -> int:

@@ -1,6 +1,9 @@
 """Listing of a release's files in a folder on this machine."""
 
+import hashlib
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from stretto.errors import CheckpointError
@@ -12,7 +15,12 @@ MAX_FILES = 10_000  # files of a release; the largest published repository has a
 
 
 class Folder(Listing):
-    """Listing of the files in `path` and its subfolders, without hidden folders."""
+    """Listing of the files in `path` and its subfolders, without hidden folders.
+
+    Attributes:
+        path: The folder.
+        content: Digest of the names, sizes and times of the files.
+    """
 
     def __init__(self, path: Path):
         """List the files.
@@ -24,16 +32,21 @@ class Folder(Listing):
             got = "a file" if os.path.exists(path) else "a path that does not exist"
             raise BadArgument(f"{path}: expected a folder with a release, got {got}")
         self.path = path
-        sizes: dict[str, int] = {}
+        found: dict[str, os.stat_result] = {}
         for each in path.rglob("*"):
             name = each.relative_to(path).as_posix()
-            if each.is_file() and not any(part.startswith(".") for part in name.split("/")[:-1]):
-                sizes[name] = each.stat().st_size
-            if len(sizes) > MAX_FILES:
+            if any(part.startswith(".") for part in name.split("/")[:-1]):
+                continue
+            with suppress(OSError):  # a link to nothing
+                if stat.S_ISREG((facts := each.stat()).st_mode):
+                    found[name] = facts
+            if len(found) > MAX_FILES:
                 raise BadArgument(f"{path}: expected a folder with at most {MAX_FILES} files, got more")
-        if not sizes:
+        if not found:
             raise BadArgument(f"{path}: expected a folder with a release, got an empty folder")
-        super().__init__(frozenset(sizes), sizes)
+        text = repr([(name, each.st_size, each.st_mtime_ns) for name, each in sorted(found.items())])
+        self.content = hashlib.sha256(text.encode()).hexdigest()
+        super().__init__(frozenset(found), {name: each.st_size for name, each in found.items()})
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""

@@ -191,8 +191,10 @@ class Models:
         return found[0] if found and not found[0].damage() else None
 
     def named(self, name: str) -> list[Model]:
-        """Return the models with this name, or installed from this repository or folder."""
-        return [each for each in self.all() if name in (each.manifest.name, each.manifest.request.release)]
+        """Return the models of this release, or else those with this name."""
+        found = self.all()
+        same = [each for each in found if each.manifest.request.release == name]
+        return same or [each for each in found if each.manifest.name == name]
 
     def cached_for(self, found: Sequence[Model]) -> set[tuple[str, str, str]]:
         """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""

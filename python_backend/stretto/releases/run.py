@@ -121,7 +121,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     if args.serve and args.text is not None:
         raise BadArgument("--serve: expected no text")
     _choose_output(args)
-    require_installation(args.port)
+    require_installation()
     target = parse(args.release)
     models = Models()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from stretto.errors import CheckpointError
 from stretto.launcher.installation import bundled_repository
 from stretto.releases.errors import ReleaseError
 from stretto.releases.install import Builder
 from stretto.releases.models import Model, Models
 from stretto.releases.printing import Stage
+from stretto.untrusted_files import json_object
 
 RECORD = "served.json"  # in the model repository; written last
 STAMP, PROFILE = "stamp", "profile"
@@ -115,8 +116,27 @@ def stamp() -> str:
 
 def _read(folder: Path) -> Served | None:
     """Return a model repository; None if there is none, or another version has made it."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((folder / RECORD).read_text())
-        if record[STAMP] == stamp():
-            return Served(folder, record[PROFILE])
-    return None
+    try:
+        record = json_object(folder / RECORD)
+    except CheckpointError:
+        return None
+    found = record.get(PROFILE)
+    return Served(folder, found) if _is_profile(found) and record.get(STAMP) == stamp() else None
+
+
+def _is_profile(found: object) -> TypeGuard[dict[str, Any]]:
+    """Return True if a JSON value has what `stretto run` reads of a model profile."""
+    if not (isinstance(found, dict) and isinstance(found.get("family"), str) and _are_words(found.get("voices"))):
+        return False
+    tasks = found.get("tasks")
+    return isinstance(tasks, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("name"), str)
+        and isinstance(each.get("speaks"), bool)
+        and _are_words(each.get("needs"))
+        for each in tasks
+    )
+
+
+def _are_words(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)

@@ -13,14 +13,12 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
 from stretto.releases.entry import UNTESTED, Entry, Source
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing
-from stretto.releases.listing import Folder
 from stretto.releases.names import entries
 from stretto.releases.page import ACCESS, COMMERCIAL, manual_commands, title, wrapped
 from stretto.releases.printing import plain
@@ -70,8 +68,8 @@ def detected(target: Target, folder: str | None) -> Entry:
         target: The folder or the repository.
         folder: The folder as the user wrote it, or None.
     """
-    if folder is not None:
-        return detect(Folder(Path(folder)), folder, target.part)
+    if target.listing is not None:
+        return detect(target.listing, folder, target.part)
     assert target.repository is not None
     with Hub() as hub:
         return detect(RemoteListing(hub, hub.snapshot(target.repository, None)), target.repository, target.part)

@@ -1,6 +1,5 @@
 """Release on a command line: a name of the names table, a repository on the hub, or a folder."""
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -25,30 +24,31 @@ class Target:
         release: Name in the names table, OWNER/NAME with an optional `#part`, or real path of a folder.
         entry: Entry of the names table; None for other targets.
         repository: OWNER/NAME on the hub; None for a folder.
-        folder: The folder; None for others.
+        listing: Files of the folder; None for others.
         part: Name after `#`, or None.
     """
 
     release: str
     entry: Entry | None = None
     repository: str | None = None
-    folder: Path | None = None
+    listing: Folder | None = None
     part: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder; None for others."""
+        return None if self.listing is None else self.listing.path
 
     @property
     def content(self) -> str:
         """Digest of the names, sizes and times of a folder's files; empty for other targets."""
-        if self.folder is None:
-            return ""
-        names = sorted(Folder(self.folder).names)
-        found = [(name, (self.folder / name).stat()) for name in names]
-        text = repr([(name, each.st_size, each.st_mtime_ns) for name, each in found])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return "" if self.listing is None else self.listing.content
 
     @property
-    def is_checkpoint(self) -> bool:
-        """True for the folder of a converted checkpoint, which can be served as it is."""
-        return self.folder is not None and isinstance(Folder(self.folder).json(CONFIG).get(FAMILY), str)
+    def checkpoint_family(self) -> str | None:
+        """Family of a converted checkpoint in the folder, which can be served as it is; None for others."""
+        found = None if self.listing is None else self.listing.json(CONFIG).get(FAMILY)
+        return found if isinstance(found, str) else None
 
 
 def release_of(text: str) -> str:
@@ -70,8 +70,7 @@ def parse(text: str) -> Target:
     place, _, part = text.partition("#")
     folder = _folder(place)
     if folder is not None:
-        Folder(folder)  # refuses a file and an empty folder
-        return Target(text, folder=folder, part=part or None)
+        return Target(text, listing=Folder(folder), part=part or None)
     if REPOSITORY.fullmatch(place) and len(place) <= MAX_REPOSITORY_CHARS:
         return Target(text, repository=place, part=part or None)
     entry = named(text)
