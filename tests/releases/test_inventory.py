@@ -140,7 +140,9 @@ def test_rm_refuses_a_served_model(
     expected = f"stretto rm: voice is served by pid {os.getpid()}: stop it with stretto serve --stop\n"
     assert capsys.readouterr().err == expected
     assert names(models) == ["voice"]
-    elsewhere = ServedModel("voice", model.manifest.key, str(models.parent / "other" / model.folder.name / "served-cpu"))
+    elsewhere = ServedModel(
+        "voice", model.manifest.key, str(models.parent / "other" / model.folder.name / "served-cpu")
+    )
     monkeypatch.setattr(inventory, "running_servers", lambda: [replace(server, model=elsewhere)])
     assert main(["rm", "voice"]) == 0, "a server of another folder of models"
 

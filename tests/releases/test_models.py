@@ -5,6 +5,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from stretto.releases import models as module
 from stretto.releases.errors import DoesNotFit, ReleaseError
 from stretto.releases.models import MANIFEST, STAGING, Model, Models, Request, installing
 from tests.installed_models import CONTENT, install
+from tests.patience import PATIENCE_S
 
 
 def folders(folder: Path) -> set[str]:
@@ -183,8 +185,9 @@ def test_removed_model_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert not folders(tmp_path), "the next installation removes the rest"
 
 
-def test_lock_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models, order = Models(tmp_path), list[str]()
+def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, order, lines = Models(tmp_path), list[str](), Queue[tuple[str, ...]]()
+    monkeypatch.setattr(module, "line", lambda *words: lines.put(words))
 
     def second() -> None:
         with models.lock("voice--1"):
@@ -193,14 +196,12 @@ def test_lock_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with models.lock("voice--1"):
         thread = threading.Thread(target=second)
         thread.start()
-        while not (text := capsys.readouterr().err):
-            assert thread.is_alive()
-        assert text == f"waiting      for stretto (pid {os.getpid()}), which installs voice\n"
-        assert installing(models) == ["voice"]
+        assert lines.get(timeout=PATIENCE_S) == ("waiting", f"for stretto (pid {os.getpid()}), which installs voice")
+        assert list(installing(models)) == ["voice"]
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert installing(models) == []
+    assert installing(models) == {}
 
 
 @pytest.mark.parametrize("kind", ["file", "below-file", "link-to-nothing"])

@@ -13,6 +13,8 @@ from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.releases import server_list
+from stretto.releases.models import Models
+from stretto.releases.printing import Stage
 
 VOICE = ServedModel("voice", "0123")
 
@@ -114,6 +116,27 @@ def test_unready_server_is_unhealthy(
     running.append(server(1, state, reason))
     assert main(["ps", "--health"]) == 1
     assert capsys.readouterr().out == expected
+
+
+def test_installation_is_healthy_while_it_makes_progress(
+    running: list[RunningServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert running == []
+    monkeypatch.setenv("STRETTO_MODELS", str(tmp_path))
+    with Models(tmp_path).lock("voice--1") as progress:
+        assert main(["ps", "--health"]) == 0
+        os.utime(tmp_path / ".locks" / "voice--1.lock", (0, 0))
+        assert main(["ps", "--health"]) == 1
+        progress()
+        assert main(["ps", "--health"]) == 0
+        os.utime(tmp_path / ".locks" / "voice--1.lock", (0, 0))
+        Stage("downloading", "voice", 1, progress).advance(1)
+        assert main(["ps", "--health"]) == 0
+        running.append(server(1, "starting"))
+        assert main(["ps", "--health"]) == 1
+    first, stalled, *others = capsys.readouterr().out.splitlines()
+    assert (first, *others) == (*["voice is being installed"] * 3, "voice is starting")
+    assert stalled.startswith("voice is being installed, without progress for ")
 
 
 def test_missing_server_is_unhealthy(running: list[RunningServer], capsys: pytest.CaptureFixture[str]) -> None:

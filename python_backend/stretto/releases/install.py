@@ -1,7 +1,7 @@
 """Installation of a release: it is resolved, checked, downloaded, converted and published under its name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,6 +93,7 @@ class Installer:
 
     def __init__(self, models: Models, hub: Hub, builder: "Builder", choices: Choices) -> None:
         self._models, self._hub, self._builder, self._choices = models, hub, builder, choices
+        self._progress: Callable[[], None] = lambda: None
 
     def request(self, target: Target) -> Request:
         """Return the request that a target and the choices amount to."""
@@ -153,7 +154,7 @@ class Installer:
             for part in parts
         )
         key, revision = key_of(request, sources), self._revision(target)
-        with self._models.lock(f"{entry.name}--{key}"):
+        with self._models.lock(f"{entry.name}--{key}") as self._progress:
             found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
             if found is not None:
                 return self._models.resolved(found, revision)
@@ -227,7 +228,7 @@ class Installer:
             for number, part in enumerate(parts):
                 for name, facts in self._places(part).items():
                     hashes[facts["bytes"], facts["sha256"]] = view.add(number, name, Path(facts["place"]))
-            stage = Stage("converting", entry.name, sum(part.num_bytes for part in parts))
+            stage = Stage("converting", entry.name, sum(part.num_bytes for part in parts), self._progress)
             out = staging / CHECKPOINT
             words = [*view.arguments(), *request.arguments]
             with view.named():
@@ -296,7 +297,8 @@ class Installer:
                 name: {"bytes": each["size"], "sha256": "", "place": str(folder / name)}
                 for name, each in part.files.items()
             }
-        stage = Stage("downloading", f"{part.source.repository}, {len(part.files)} files", part.num_bytes)
+        about = f"{part.source.repository}, {len(part.files)} files"
+        stage = Stage("downloading", about, part.num_bytes, self._progress)
         found = self._hub.download(part.snapshot, part.files, stage.advance)
         stage.end(f"{part.source.repository}: {len(found)} files, {gigabytes(part.num_bytes)}, hashes are right")
         return found

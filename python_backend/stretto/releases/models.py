@@ -14,10 +14,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -203,8 +205,11 @@ class Models:
         return {file for each in found for file in each.manifest.cached} - others
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold the lock of a model's folder, or of a name; wait if another process holds it."""
+    def lock(self, name: str) -> Iterator[Callable[[], None]]:
+        """Hold the lock of a model's folder, or of a name; wait if another process holds it.
+
+        Yields a function that reports progress to `installing`, as time of the lock file.
+        """
         with _opened(self.folder / LOCKS / f"{name}.lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,7 +220,7 @@ class Models:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            yield partial(os.utime, file.name)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -301,15 +306,15 @@ def read_manifest(path: Path) -> Manifest | None:
     return None
 
 
-def installing(models: Models) -> list[str]:
-    """Return the names of models that a process is installing."""
-    found = []
+def installing(models: Models) -> dict[str, float]:
+    """Return how many seconds ago each model that a process is installing has made progress, by the model's name."""
+    found = {}
     for path in sorted((models.folder / LOCKS).glob("*.lock")):
         with suppress(OSError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(path.stem.partition(SEPARATOR)[0])
+                found[path.stem.partition(SEPARATOR)[0]] = time.time() - path.stat().st_mtime
     return found
 
 

@@ -4,9 +4,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 BAR_S = 0.25  # time between two updates of a progress line
+PROGRESS_S = 5.0
 LABEL = 12  # width of the first column
 
 
@@ -39,11 +40,13 @@ class Stage:
         label: Label of the lines.
         text: What the stage does.
         total: Number of bytes to process; 0 if it is unknown.
+        progress: Function that is called at the start, at the end, and at most every PROGRESS_S seconds in between.
     """
 
-    def __init__(self, label: str, text: str, total: int = 0) -> None:
-        self._label, self._text, self._total = label, text, total
-        self._done, self._shown = 0, 0.0
+    def __init__(self, label: str, text: str, total: int = 0, progress: Callable[[], None] = lambda: None) -> None:
+        self._label, self._text, self._total, self._progress = label, text, total, progress
+        self._done, self._shown, self._reported = 0, 0.0, 0.0
+        progress()
         self._begun = self._first = time.monotonic()
         self._lock = threading.Lock()
         if sys.stderr.isatty():
@@ -58,6 +61,9 @@ class Stage:
             if not self._done:
                 self._first = now  # the imports of a child process do not count
             self._done += num_bytes
+            if now - self._reported >= PROGRESS_S:
+                self._reported = now
+                self._progress()
             if not sys.stderr.isatty() or now - self._shown < BAR_S:
                 return
             self._shown = now
@@ -72,6 +78,7 @@ class Stage:
         Args:
             text: What the stage did; default: the text of the stage.
         """
+        self._progress()
         seconds = f"{text or self._text} ({time.monotonic() - self._begun:.0f} s)"
         if sys.stderr.isatty():
             self._rewrite(seconds)

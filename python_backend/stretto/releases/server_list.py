@@ -13,6 +13,7 @@ from stretto.releases.models import Models, installing
 from stretto.releases.printing import aligned
 
 HEADINGS = ("MODEL", "PORTS", "STATE", "MEMORY", "REQUESTS", "PID")
+STALLED_S = 600.0  # without progress; a slow machine imports torch, or hashes a large file, in a few minutes
 PROBE_S = 5.0  # the proxy waits as long for Triton
 
 
@@ -36,9 +37,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = CommandParser(prog="stretto ps", description=__doc__)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a JSON array with one object for each server")
-    about = (
-        "print what is not ready; exit code 0 if all servers are ready, otherwise 1 (for a container's health check)"
-    )
+    about = "print what is not ready; exit code 1 unless all servers are ready, or a model is being installed"
     output.add_argument("--health", action="store_true", help=about)
     return parser.parse_args(words)
 
@@ -72,10 +71,15 @@ def table(described: list[dict[str, Any]]) -> str:
 
 
 def health(servers: list[RunningServer]) -> int:
-    """Print why this machine's servers are not ready; return 0 if they are, otherwise 1."""
-    faults = [fault for server in servers if (fault := _fault(server))]
-    if not servers:
-        faults = [f"{name} is being installed" for name in installing(Models())] or ["no server is running"]
+    """Print why this machine's servers are not ready; return 0 if they are, otherwise 1.
+
+    Without a server, also an installation that makes progress is healthy.
+    """
+    if not servers and (ages_s := installing(Models())):
+        for name, age_s in ages_s.items():
+            print(f"{name} is being installed" + (f", without progress for {age_s:.0f} s" if age_s > STALLED_S else ""))
+        return int(min(ages_s.values()) > STALLED_S)
+    faults = [fault for server in servers if (fault := _fault(server))] if servers else ["no server is running"]
     print("\n".join(faults or ["ready"]))
     return int(bool(faults))
 
