@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stretto.engine.rules import move_pointer
 from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
@@ -419,8 +420,9 @@ class SegmentTracker:
             self.words.follow(self.position, token_id)
         elif token_id in self.rules.marks:
             self.stretch = self.position if token_id == self.rules.marks[0] else UNKNOWN
-        elif script and (token_id - script.first_frame) % 2 == 0:
-            self.pointer += 1
+        elif script:
+            begins_entry = (token_id - script.first_frame) % 2 == 0
+            self.pointer, _, _ = move_pointer(begins_entry, self.pointer, len(self.script), False, True)
         elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:
             self.first_end = self.position
         elif self.rules.given_ids:

@@ -135,7 +135,7 @@ class SegmentState:
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         family = rules.family
         self.rules, self.family, self.script = rules, family, family.script
-        self._arrays, self._xp = arrays, arrays.xp
+        self._arrays, self._xp, self._rules = arrays, arrays.xp, arrays.rules
         self._ends = SegmentEnds(rules, arrays)
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
@@ -222,14 +222,12 @@ class SegmentState:
         """
         script, state = self.script, rows.state
         assert script is not None
-        is_last = state.pointer >= state.num_entries
-        advance = advance | (state.pointer == 0)
-        ends = advance & is_last & ((rows.frame >= rows.limits.audio_min) | (state.num_entries == 0))
-        moves = advance & ~is_last
-        state.pointer = state.pointer + (moves & rows.in_audio)
-        entry = script_table[rows.slots, state.pointer]
-        token = script.first_frame + 2 * (entry - script.spoken.start) + ~moves
-        return self._xp.where(ends, self.family.end_of_audio, token)
+        may_end = rows.frame >= rows.limits.audio_min
+        state.pointer, *flags = self._rules.move_pointer(
+            advance, state.pointer, state.num_entries, may_end, rows.in_audio
+        )
+        entry, constants = script_table[rows.slots, state.pointer], (script.first_frame, script.spoken.start)
+        return self._rules.pointer_token(entry, *flags, *constants, self.family.end_of_audio)
 
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
         """Return the column of the audio head that keeps the alignment pointer on its token, [B].
@@ -238,8 +236,8 @@ class SegmentState:
         """
         assert self.script is not None
         entry = script_table[rows.slots, rows.state.pointer]
-        base = self.script.first_frame - self.family.layout.audio[0].start
-        return self._xp.where(rows.state.pointer > 0, base + 2 * (entry - self.script.spoken.start) + 1, 0)
+        first_column = self.script.first_frame - self.family.layout.audio[0].start + 1
+        return self._rules.stay_column(entry, rows.state.pointer, first_column, self.script.spoken.start)
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
         """Return stream 0 of every row, [B]: the id sampled for its segment, or a forced id.
@@ -275,7 +273,10 @@ class SegmentState:
         if drawn is not None:
             codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
         if self.script is not None:
-            codes[:, self.script.index_stream - 1] = self._ordinal(token, rows, self.script)
+            codes[:, self.script.index_stream - 1] = self._rules.pointer_index(
+                token, _is_spoken(token, self.script), rows.in_text, rows.in_audio, rows.state.num_entries,
+                rows.state.pointer, self.family.end_of_audio, self.script.index_base, layout.pad_id,
+            )  # fmt: skip
         if self._given_rows is not None:
             codes[:, self._given_rows.lane] = self._given_rows.words(token, rows)
         return codes
@@ -292,12 +293,6 @@ class SegmentState:
             return laid
         is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
-
-    def _ordinal(self, token: Array, rows: Rows, script: Script) -> Array:
-        writes = rows.in_text & _is_spoken(token, script)
-        speaks = rows.in_audio & (token != self.family.end_of_audio)
-        ordinal = self._xp.where(rows.in_text, rows.state.num_entries + 1, rows.state.pointer)
-        return self._xp.where(writes | speaks, script.index_base + ordinal, self.family.layout.pad_id)
 
     def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:
         """Update the state for rows with `token` on stream 0.

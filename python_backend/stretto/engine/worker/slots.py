@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from stretto.engine import rules
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
 from stretto.engine.step_records import NewText
@@ -18,9 +19,10 @@ Array = Any  # np.ndarray or torch.Tensor
 
 
 class Arrays(Protocol):
-    """Factory for a step's arrays, which are numpy or torch arrays (`xp`)."""
+    """Factory for a step's arrays, which are numpy or torch arrays (`xp`), and the reply rules for them."""
 
     xp: ModuleType
+    rules: ModuleType
 
     def wrap(self, tensor: torch.Tensor) -> Array:
         """Return `tensor` as an array over the same memory."""
@@ -45,6 +47,7 @@ class HostArrays:
     """Arrays on the CPU: numpy views of tensors."""
 
     xp: ModuleType = np
+    rules: ModuleType = rules.with_where(np.where)
 
     def wrap(self, tensor: torch.Tensor) -> Array:
         """Return `tensor` as an array over the same memory."""
@@ -75,6 +78,7 @@ class DeviceArrays:
     """Arrays on a GPU: torch tensors on `device`."""
 
     xp: ModuleType = torch
+    rules: ModuleType = rules.with_where(torch.where)
 
     def __init__(self, device: torch.device):
         self._device, self._is_pinning = device, device.type == "cuda"

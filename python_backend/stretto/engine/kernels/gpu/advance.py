@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.device_rules import RULES
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
     AUDIO_MAX,
@@ -261,21 +262,6 @@ def _text(
 
 
 @triton.jit
-def _follow_script(
-    drawn: tl.tensor, pointer: tl.tensor, num_entries: tl.tensor, may_end: tl.tensor, in_audio: tl.tensor,
-    entries: tl.tensor, rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the frame token and the new alignment pointer; `drawn` is 1 if the pointer is to advance."""
-    is_last = pointer >= num_entries
-    advance = (drawn > 0) | (pointer == 0)
-    ends = advance & is_last & (may_end | (num_entries == 0))
-    moves = advance & (pointer < num_entries)
-    pointer += (moves & in_audio).to(tl.int64)
-    token = rules.first_frame + 2 * (tl.load(entries + pointer) - rules.spoken_start) + 1 - moves.to(tl.int64)
-    return tl.where(ends, rules.end_of_audio, token), pointer
-
-
-@triton.jit
 def _given(
     token: tl.tensor, at: tl.tensor, mine: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
@@ -478,8 +464,11 @@ def _row(
     audio_token = tl.load(first + row).to(tl.int64)
     if rules.max_entries > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
-        audio_token, pointer = _follow_script(audio_token, pointer, num_entries, may_end, in_audio, entries, rules)
+        pointer, moves, ends_audio = RULES.move_pointer(audio_token > 0, pointer, num_entries, may_end, in_audio)
         tl.store(at + POINTER, pointer)
+        audio_token = RULES.pointer_token(
+            tl.load(entries + pointer), moves, ends_audio, rules.first_frame, rules.spoken_start, rules.end_of_audio
+        )
     own = drawn + row * rules.num_drawn
     if rules.has_staircase:
         audio_token = stream_ends_of(
@@ -513,11 +502,12 @@ def _row(
     place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
     laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
     if rules.max_entries > 0:
-        writes = in_text & (token >= rules.spoken_start) & (token < rules.spoken_stop)
-        is_entry = writes | (in_audio & (token != rules.end_of_audio))
-        ordinal = rules.index_base + tl.where(in_text, num_entries + 1, pointer)
-        index = tl.where(is_entry, ordinal, rules.pad_id).to(tl.int32)
-        laid = tl.where(lanes == rules.index_lane, index, laid)
+        is_spoken_id = (token >= rules.spoken_start) & (token < rules.spoken_stop)
+        index = RULES.pointer_index(
+            token, is_spoken_id, in_text, in_audio, num_entries, pointer, rules.end_of_audio, rules.index_base,
+            rules.pad_id,
+        )  # fmt: skip
+        laid = tl.where(lanes == rules.index_lane, index.to(tl.int32), laid)
     if rules.group_words > 0:
         laid = tl.where(lanes == rules.text_lane, given_word.to(tl.int32), laid)
     if rules.track_stop > rules.track_start:

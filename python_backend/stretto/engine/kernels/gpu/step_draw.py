@@ -13,6 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.device_rules import RULES
 from stretto.engine.kernels.gpu.draw import (
     HIGHEST,
     LOWEST,
@@ -469,7 +470,7 @@ def draw_script_kernel(
         return
     pointer = tl.load(state + slot * state_stride + POINTER)
     entry = tl.load(script + slot * script_stride + pointer)
-    stay = tl.where(pointer > 0, stay_of_first + 2 * (entry - spoken_start), 0)
+    stay = RULES.stay_column(entry, pointer, stay_of_first, spoken_start)
     columns = tl.arange(0, block)
     line, inside = logits + row.to(tl.int64) * logits_stride, columns < num_columns
     values = _line(line, offset, columns, inside, float("-inf"))

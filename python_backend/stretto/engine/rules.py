@@ -1,0 +1,82 @@
+"""Rules of a reply, each stated once, as pure functions of a row's state.
+
+The values are integers and flags of one row (on the host), arrays of a batch (numpy or torch), or scalars and blocks of
+a Triton kernel. So the functions use `where` instead of `if`, and `flag == 0` instead of `not`; an `if` may only test a
+constant of the family. Each executor loads and stores values, reads tables, and has its own `where`:
+
+    host     this module
+    arrays   `with_where(numpy.where)` and `with_where(torch.where)`, as `Arrays.rules`
+    kernels  `kernels/gpu/device_rules.py`, where Triton compiles the same source into the kernels
+
+Arguments that many functions share:
+
+    token                          id of stream 0: the sampled one if the function returns the id to write
+    position                       position of the row
+    frame                          index of the row in the audio
+    in_text, in_audio, is_spoken   True if the row is in the text segment; in the audio segment; in it or after it
+    audio_start, audio_end, num_text_tokens, num_entries, pointer, first_end, num_given, num_in_group
+                                   state before the row (`worker/slots.py`: `SlotState`)
+    text_max, audio_max, given_first, given_total, tail_rows
+                                   parameters of the request (`SlotLimits`)
+    end_of_audio, end_of_reply, pad_id, first_frame, new_id, ...
+                                   ids of the family (`Family`, `Script`, `TextGroups`, `WordScript`)
+"""
+# mypy: allow-untyped-defs
+# The rules have no annotations, because Triton would evaluate them. All arguments and results are such values.
+
+from collections.abc import Callable
+from importlib import util
+from types import ModuleType
+from typing import Any
+
+
+def where(condition, chosen, other):
+    """Return `chosen` if the condition is true, else `other`."""
+    return chosen if condition else other
+
+
+def with_where(select: Callable[..., Any]) -> ModuleType:
+    """Return a copy of this module whose rules use `select` as `where`."""
+    spec = util.find_spec(__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    vars(module)["where"] = select
+    return module
+
+
+# ----- alignment pointer (`Script`)
+
+
+def move_pointer(advances, pointer, num_entries, may_end, in_audio):
+    """Return the new pointer, True if the row is the first one of an entry, and True if the audio ends.
+
+    Args:
+        advances: True if the model advances; at pointer 0, it always does.
+        pointer: Number of the current entry, from 1; 0 before the first.
+        num_entries: Number of entries.
+        may_end: True if the audio has its minimum length; audio without entries may always end.
+        in_audio: True in the audio segment; in other rows, only the pointer has a meaning.
+    """
+    is_last = pointer >= num_entries
+    advances = advances | (pointer == 0)
+    moves = advances & (is_last == 0)
+    ends = advances & is_last & (may_end | (num_entries == 0))
+    return pointer + (moves & in_audio), moves, ends
+
+
+def pointer_token(entry, moves, ends, first_frame, first_spoken, end_of_audio):
+    """Return stream 0 of an audio row: each spoken token has an id for its first row, and one for later rows."""
+    return where(ends, end_of_audio, first_frame + 2 * (entry - first_spoken) + (moves == 0))
+
+
+def stay_column(entry, pointer, first_column, first_spoken):
+    """Return the column of the audio head that keeps the pointer on `entry`; before the first entry, any column."""
+    return where(pointer > 0, first_column + 2 * (entry - first_spoken), 0)
+
+
+def pointer_index(token, is_spoken_id, in_text, in_audio, num_entries, pointer, end_of_audio, index_base, pad_id):
+    """Return the index stream: the number of the entry that a row adds or speaks, or a pad."""
+    has_entry = (in_text & is_spoken_id) | (in_audio & (token != end_of_audio))
+    return where(has_entry, index_base + where(in_text, num_entries + 1, pointer), pad_id)
