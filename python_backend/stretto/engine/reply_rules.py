@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.rules import move_pointer
+from stretto.engine.rules import follow_text, move_pointer
 from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
@@ -347,9 +347,10 @@ class SegmentTracker:
     max_audio_rows: int = ENDLESS
     segment: Segment = field(default=TEXT, init=False)
     _closings: dict[int, int] = field(init=False)
+    _has_audio: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self._closings = self.rules.closings(self.task)
+        self._closings, self._has_audio = self.rules.closings(self.task), self.task.has_audio_segment
         if self.task.segments[0] is AUDIO:
             self.audio_start, self.segment = self.position, AUDIO
             if self.rules.marks:
@@ -403,13 +404,14 @@ class SegmentTracker:
         return segment
 
     def _push_text(self, token_id: int) -> None:
-        num_rows, script = self._closings.get(token_id), self.rules.family.script
-        if num_rows is None:
-            self.num_text_tokens += 1
-            if script and token_id in script.spoken:
-                self.script.append(token_id)
-        elif AUDIO in self.task.segments:
-            self.audio_start, self.segment = self.position + num_rows, TRANSITION
+        script, rows_to_audio = self.rules.family.script, self._closings.get(token_id, 0)
+        self.audio_start, self.num_text_tokens, goes_on = follow_text(
+            True, rows_to_audio, self._has_audio, self.position, self.audio_start, self.num_text_tokens
+        )
+        if goes_on and script and token_id in script.spoken:
+            self.script.append(token_id)
+        if self.audio_start != UNKNOWN:
+            self.segment = TRANSITION
 
     def _push_audio(self, token_id: int) -> None:
         family = self.rules.family

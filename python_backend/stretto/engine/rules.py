@@ -80,3 +80,38 @@ def pointer_index(token, is_spoken_id, in_text, in_audio, num_entries, pointer, 
     """Return the index stream: the number of the entry that a row adds or speaks, or a pad."""
     has_entry = (in_text & is_spoken_id) | (in_audio & (token != end_of_audio))
     return where(has_entry, index_base + where(in_text, num_entries + 1, pointer), pad_id)
+
+
+# ----- ends of segments
+
+
+def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, num_entries, max_entries):
+    """Return stream 0 of a text row, and True if a limit ends the text (its length, position or number of entries).
+
+    Args:
+        end_id: Id to write if the sampled id ends the text; negative if it does not.
+        cut: Id to write if a limit ends the text.
+        text_limit: Last position at which the text may end.
+        max_entries: Maximum number of entries; 0 without an alignment pointer.
+    """
+    must_end = (num_text_tokens >= text_max) | (position >= text_limit)
+    if max_entries > 0:
+        must_end = must_end | (num_entries >= max_entries)
+    is_cut = must_end & (end_id < 0)
+    return where(is_cut, cut, where(end_id < 0, token, end_id)), is_cut
+
+
+def follow_text(in_text, rows_to_audio, has_audio, position, audio_start, num_text_tokens):
+    """Return `audio_start` and `num_text_tokens` after a row, and True if its id is a text token.
+
+    `rows_to_audio` is the number of rows from the row to the audio; 0 if its id does not end the text.
+    """
+    goes_on = in_text & (rows_to_audio == 0)
+    begins_audio = in_text & (rows_to_audio > 0) & has_audio
+    return where(begins_audio, position + rows_to_audio, audio_start), num_text_tokens + goes_on, goes_on
+
+
+def end_audio(token, is_end, frame, audio_max, position, audio_limit, in_audio, end_of_audio):
+    """Return stream 0 of an audio row, and True if a limit ends the audio (its length, or position `audio_limit`)."""
+    must_end = ((frame >= audio_max) | (position >= audio_limit)) & in_audio
+    return where(is_end | must_end, end_of_audio, token), must_end & (is_end == 0)

@@ -10,75 +10,25 @@ from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, S
 from stretto.families.base import Family, Script, TextGroups
 from stretto.streams.layout import Segment, Staircase
 
-AS_DRAWN = -1
+NO_END = -1
 
 
-def end_tables(rules: SegmentRules) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return lookup tables of the ids that end segments.
+def end_tables(rules: SegmentRules) -> np.ndarray:
+    """Return lookup tables of the ids that end a text, int64 [2, tasks, ids + 1]; the last column is for other ids.
 
-    Returns:
-        is_end: True if the id ends the task's text, bool [tasks, ids + 1]; the last column is for all other ids.
-        num_rows: Number of rows from the row with that id to the audio, int64 [tasks, ids + 1]; 0 if the text
-            continues.
-        written: Id that replaces a sampled end id, per task; `AS_DRAWN` to keep the sampled id.
-        cut: Id written when a limit ends the text, per task.
+    The first table has the id to write instead of a sampled id that ends the text, or `NO_END`. The second has the
+    number of rows from the row with an id to the audio, or 0 if the text continues.
     """
     tasks = rules.family.tasks
     drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
-    last = 1 + max((token for ids in (*drawn, *closings) for token in ids), default=0)
-    is_end, num_rows = np.zeros((len(tasks), last + 1), np.bool_), np.zeros((len(tasks), last + 1), np.int64)
-    for index, ids in enumerate(drawn):
-        is_end[index, list(ids)] = True
-        num_rows[index, list(closings[index])] = list(closings[index].values())
-    written = [rules.end_of_text(task) for task in tasks]
-    cut = np.array([rules.cut_of_text(task) for task in tasks])
-    return is_end, num_rows, np.array([AS_DRAWN if end is None else end for end in written]), cut
-
-
-class SegmentEnds:
-    """Ends the segments of all rows in a batch where a sampled id or a limit requires it."""
-
-    def __init__(self, rules: SegmentRules, arrays: Arrays):
-        self._xp, self._end_of_audio = arrays.xp, rules.family.end_of_audio
-        self._ends_of_audio = rules.drawn_ends_of_audio
-        is_end, num_rows, written, cut = end_tables(rules)
-        self._last = is_end.shape[1] - 1
-        self._keeps_drawn = bool((written == AS_DRAWN).any())
-        self._written, self._cut = arrays.upload(written), arrays.upload(cut)
-        self._is_end, self._num_rows = arrays.upload(is_end), arrays.upload(num_rows)
-
-    def text(self, token: Array, task: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids to write in text rows, and True for rows where a limit ends the text, [B] each.
-
-        Args:
-            token: Sampled ids, [B].
-            task: Index of the task, [B].
-            must_end: True for rows that have reached a limit, [B].
-        """
-        is_end, written = self._is_end[task, self._column(token)], self._written[task]
-        if self._keeps_drawn:
-            written = self._xp.where(written == AS_DRAWN, token, written)
-        is_cut = must_end & ~is_end
-        return self._xp.where(is_end, written, self._xp.where(is_cut, self._cut[task], token)), is_cut
-
-    def audio(self, token: Array, must_end: Array) -> tuple[Array, Array]:
-        """Return the ids to write in audio rows, and True for rows where a limit ends the audio, [B] each.
-
-        Args:
-            token: Sampled ids, [B].
-            must_end: True for rows that have reached a limit, [B].
-        """
-        is_end = token != token
-        for end in self._ends_of_audio:
-            is_end = is_end | (token == end)
-        return self._xp.where(is_end | must_end, self._end_of_audio, token), must_end & ~is_end
-
-    def num_rows(self, token: Array, task: Array) -> Array:
-        """Return the number of rows from `token` [B] to the audio, or 0 if the text continues."""
-        return self._num_rows[task, self._column(token)]
-
-    def _column(self, token: Array) -> Array:
-        return self._xp.clip(token, 0, self._last)
+    num_ids = 1 + max((token for ids in (*drawn, *closings) for token in ids), default=0)
+    tables = np.zeros((2, len(tasks), num_ids + 1), np.int64)
+    tables[0] = NO_END
+    for index, (task, ids) in enumerate(zip(tasks, drawn, strict=True)):
+        end = rules.end_of_text(task)
+        tables[0, index, list(ids)] = ids if end is None else end
+        tables[1, index, list(closings[index])] = list(closings[index].values())
+    return tables
 
 
 ENDLESS = 1 << 40
@@ -136,7 +86,8 @@ class SegmentState:
         family = rules.family
         self.rules, self.family, self.script = rules, family, family.script
         self._arrays, self._xp, self._rules = arrays, arrays.xp, arrays.rules
-        self._ends = SegmentEnds(rules, arrays)
+        self._ends = arrays.upload(end_tables(rules))
+        self._cut = arrays.upload(np.array([rules.cut_of_text(task) for task in family.tasks]))
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
@@ -178,29 +129,35 @@ class SegmentState:
         If a sampled id ends the text, the result is the task's end-of-text id, or the sampled id if the task has none.
         If a limit is reached, the result is the id from `SegmentRules.cut_of_text`.
         """
-        state, limits = rows.state, rows.limits
-        must_end = (state.num_text_tokens >= limits.text_max) | (rows.position >= self._text_limit[limits.task])
-        if self.script:
-            must_end |= state.num_entries >= self.script.max_entries
-        token, is_cut = self._ends.text(token, limits.task, must_end)
+        state, limits, task = rows.state, rows.limits, rows.limits.task
+        token, is_cut = self._rules.end_text(
+            token, self._ends[0, task, self._column(token)], self._cut[task], state.num_text_tokens, limits.text_max,
+            rows.position, self._text_limit[task], state.num_entries, self.rules.max_entries,
+        )  # fmt: skip
         rows.is_cut = rows.is_cut | (is_cut & rows.in_text)
         return token
+
+    def _column(self, token: Array) -> Array:
+        return self._xp.clip(token, 0, self._ends.shape[2] - 1)
 
     def end_audio(self, token: Array, rows: Rows) -> Array:
         """Return `token`, with `end_of_audio` in rows where a sampled id or a limit ends the audio.
 
         Set `rows.is_cut` if a limit ends the audio.
         """
-        must_end = (rows.frame >= rows.limits.audio_max) | (rows.position >= self.rules.audio_limit)
-        must_end = must_end & rows.in_audio
-        if self._given_rows is None:
-            token, is_cut = self._ends.audio(token, must_end)
-        else:
+        if self._given_rows is not None:
             is_given, given = self._given_rows.given_ids(token, rows)
             # The sampled id of a given row cannot end the audio.
             token = self._xp.where(is_given, self.family.layout.audio[0].start, token)
-            token, is_cut = self._ends.audio(token, must_end)
-            token = self._xp.where(is_given & ~must_end, given, token)
+        end_of_audio, is_end = self.family.end_of_audio, token != token
+        for end in self.rules.drawn_ends_of_audio:
+            is_end = is_end | (token == end)
+        token, is_cut = self._rules.end_audio(
+            token, is_end, rows.frame, rows.limits.audio_max, rows.position, self.rules.audio_limit, rows.in_audio,
+            end_of_audio,
+        )  # fmt: skip
+        if self._given_rows is not None:
+            token = self._xp.where(is_given & (token != end_of_audio), given, token)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
@@ -305,22 +262,20 @@ class SegmentState:
         Returns:
             Index of the alignment-pointer entry that each row adds (0 for none), [B]; None if no row can add an entry.
         """
-        state, limits, where = rows.state, rows.limits, self._xp.where
+        state, task, where = rows.state, rows.limits.task, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
         if self._given_rows is not None:
             self._given_rows.advance(token, rows)
         if not may_write:
             return None
-        num_rows = self._ends.num_rows(token, limits.task)
-        ends_text = rows.in_text & (num_rows > 0)
-        begins_audio = ends_text & self._speaks[limits.task]
-        state.audio_start = where(begins_audio, rows.position + num_rows, state.audio_start)
-        writes = rows.in_text & ~ends_text
-        state.num_text_tokens = state.num_text_tokens + writes
+        rows_to_audio = self._ends[1, task, self._column(token)]
+        state.audio_start, state.num_text_tokens, goes_on = self._rules.follow_text(
+            rows.in_text, rows_to_audio, self._speaks[task], rows.position, state.audio_start, state.num_text_tokens
+        )
         if self.script is None:
             return None
-        is_entry = writes & _is_spoken(token, self.script)
+        is_entry = goes_on & _is_spoken(token, self.script)
         state.num_entries = state.num_entries + is_entry
         return where(is_entry, state.num_entries, 0)
 

@@ -70,7 +70,7 @@ class StepConstants:
             num_rows: Maximum number of rows in a step.
         """
         family, layout = rules.family, rules.family.layout
-        is_end, rows_to_audio, written, cut = end_tables(rules)
+        ends, cut = end_tables(rules), [rules.cut_of_text(task) for task in family.tasks]
         limits = [rules.text_limit(task) for task in family.tasks]
         speaks = [Segment.AUDIO in task.segments for task in family.tasks]
         delays = [*layout.delays[1:], *[0] * layout.num_input_only]
@@ -82,9 +82,9 @@ class StepConstants:
             return torch.as_tensor(np.array(values, np.int64)).to(tables.state.device)
 
         return cls(
-            rules=step_rules_of(rules, tables, num_rows, is_end.shape[1]),
-            tasks=upload([written, cut, limits, speaks]),
-            ends=upload([is_end, rows_to_audio]),
+            rules=step_rules_of(rules, tables, num_rows, ends.shape[2]),
+            tasks=upload([cut, limits, speaks]),
+            ends=upload(ends),
             ends_of_audio=upload(rules.drawn_ends_of_audio),
             end_frame=upload(family.end_frame),
             begins=upload(family.staircase.begin if family.staircase else ()),

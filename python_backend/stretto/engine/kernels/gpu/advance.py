@@ -40,17 +40,13 @@ from stretto.engine.kernels.gpu.step_draw import (
 
 
 @triton.jit
-def audio_of(
-    audio: tl.tensor, frame: tl.tensor, position: tl.tensor, in_audio: tl.tensor, audio_max: tl.tensor,
-    ends_of_audio: tl.tensor, rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id to write in an audio row for the sampled id `audio`, and True if a limit ends the audio."""
-    must_end = ((frame >= audio_max) | (position >= rules.audio_limit)) & in_audio
+def ends_audio_of(audio: tl.tensor, ends_of_audio: tl.tensor, rules: tl.constexpr) -> tl.tensor:
+    """Return True if the sampled id `audio` ends the audio."""
     is_end = audio != audio
     num_ends: tl.constexpr = rules.num_ends
     for end in tl.static_range(num_ends):
         is_end = is_end | (audio == tl.load(ends_of_audio + end))
-    return tl.where(is_end | must_end, rules.end_of_audio, audio), must_end & (is_end == 0)
+    return is_end
 
 
 @triton.jit
@@ -231,7 +227,6 @@ def _gather_kernel(
     tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
 
 
-AS_DRAWN = tl.constexpr(-1)
 ENDLESS = tl.constexpr(1 << 40)
 
 
@@ -239,26 +234,9 @@ ENDLESS = tl.constexpr(1 << 40)
 def _closing(
     token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return True if `token` ends the text, and the number of rows from it to the audio."""
+    """Return the id to write for a sampled `token` that ends the text, and the number of rows from it to the audio."""
     at = ends + task * rules.num_ids + tl.minimum(tl.maximum(token, 0), rules.num_ids - 1)
-    return tl.load(at) != 0, tl.load(at + rules.num_tasks * rules.num_ids)
-
-
-@triton.jit
-def _text(
-    text: tl.tensor, num_text_tokens: tl.tensor, num_entries: tl.tensor, position: tl.tensor, mine: tl.tensor,
-    task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the id to write in a text row for the sampled id `text`, and True if a limit ends the text."""
-    must_end = num_text_tokens >= tl.load(mine + TEXT_MAX * rules.num_rows)
-    must_end = must_end | (position >= tl.load(tasks + 2 * rules.num_tasks + task))
-    if rules.max_entries > 0:
-        must_end = must_end | (num_entries >= rules.max_entries)
-    is_end, _ = _closing(text, ends, task, rules)
-    written = tl.load(tasks + task)
-    is_cut = must_end & (is_end == 0)
-    cut = tl.where(is_cut, tl.load(tasks + rules.num_tasks + task), text)
-    return tl.where(is_end, tl.where(written == AS_DRAWN, text, written), cut), is_cut
+    return tl.load(at), tl.load(at + rules.num_tasks * rules.num_ids)
 
 
 @triton.jit
@@ -381,12 +359,13 @@ def _write_state(
     """Update the reply's state for a row with `token` on stream 0."""
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
-    speaks = tl.load(tasks + 3 * rules.num_tasks + task) != 0
-    begins_audio = (audio_start < 0) & (rows_to_audio > 0) & speaks
-    goes_on = (audio_start < 0) & (rows_to_audio == 0)
-    tl.store(at + AUDIO_START, tl.where(begins_audio, position + rows_to_audio, audio_start))
+    has_audio, in_text = tl.load(tasks + 2 * rules.num_tasks + task) != 0, audio_start < 0
+    audio_start, num_text_tokens, goes_on = RULES.follow_text(
+        in_text, rows_to_audio, has_audio, position, audio_start, tl.load(at + NUM_TEXT_TOKENS)
+    )
+    tl.store(at + AUDIO_START, audio_start)
     tl.store(at + AUDIO_END, tl.where(ends_audio, position, tl.load(at + AUDIO_END)))
-    tl.store(at + NUM_TEXT_TOKENS, tl.load(at + NUM_TEXT_TOKENS) + goes_on.to(tl.int64))
+    tl.store(at + NUM_TEXT_TOKENS, num_text_tokens)
     if rules.max_entries > 0:
         is_entry = goes_on & (token >= rules.spoken_start) & (token < rules.spoken_stop)
         num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
@@ -406,8 +385,8 @@ def advance_kernel(
     text: tl.tensor,  # sampled text ids, [N] int32
     first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances
     drawn: tl.tensor,  # [N, K] int32; written if the family has a staircase
-    tasks: tl.tensor,  # [4, tasks] int64: id written for an end of text, for a cut; text limit; 1 if the task has audio
-    ends: tl.tensor,  # [2, tasks, ids] int64: 1 if the id closes the text; rows from it to the audio
+    tasks: tl.tensor,  # [3, tasks] int64: id written for a cut; text limit; 1 if the task has audio
+    ends: tl.tensor,  # [2, tasks, ids] int64, `end_tables`
     ends_of_audio: tl.tensor,  # [E] int64
     end_frame: tl.tensor,  # [F] int64, stream 0 first
     begins: tl.tensor,  # begin ids of a staircase, [K + 1] int64; or empty
@@ -459,8 +438,13 @@ def _row(
     in_text, frame = audio_start < 0, position - audio_start
     is_spoken = (audio_start >= 0) & (frame >= 0)
     in_audio = is_spoken & (audio_end < 0)
-    text_token, num_text_tokens = tl.load(text + row).to(tl.int64), tl.load(at + NUM_TEXT_TOKENS)
-    text_token, text_is_cut = _text(text_token, num_text_tokens, num_entries, position, mine, task, tasks, ends, rules)
+    text_token = tl.load(text + row).to(tl.int64)
+    end_id, _ = _closing(text_token, ends, task, rules)
+    text_token, text_is_cut = RULES.end_text(
+        text_token, end_id, tl.load(tasks + task), tl.load(at + NUM_TEXT_TOKENS),
+        tl.load(mine + TEXT_MAX * rules.num_rows), position, tl.load(tasks + rules.num_tasks + task), num_entries,
+        rules.max_entries,
+    )  # fmt: skip
     audio_token = tl.load(first + row).to(tl.int64)
     if rules.max_entries > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
@@ -479,7 +463,10 @@ def _row(
         is_given = is_given & in_audio
         audio_token = tl.where(is_given, rules.first_start, audio_token)  # a given row's sampled id cannot end audio
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
-    audio_token, audio_is_cut = audio_of(audio_token, frame, position, in_audio, audio_max, ends_of_audio, rules)
+    is_end = ends_audio_of(audio_token, ends_of_audio, rules)
+    audio_token, audio_is_cut = RULES.end_audio(
+        audio_token, is_end, frame, audio_max, position, rules.audio_limit, in_audio, rules.end_of_audio
+    )
     given_word = position * 0 + rules.pad_id
     if rules.group_words > 0:
         is_given = is_given & (audio_token != rules.end_of_audio)
