@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.rules import follow_text, move_pointer
+from stretto.engine.rules import count_given, follow_text, move_pointer
 from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
@@ -428,6 +428,7 @@ class SegmentTracker:
         elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:
             self.first_end = self.position
         elif self.rules.given_ids:
-            is_given = token_id in self.rules.given_ids
-            self.num_given += is_given
-            self.num_in_group = 0 if token_id == self.rules.given_ids[0] else self.num_in_group + (not is_given)
+            given_ids = self.rules.given_ids
+            self.num_given, self.num_in_group = count_given(
+                token_id, token_id in given_ids, True, self.num_given, self.num_in_group, given_ids[0]
+            )

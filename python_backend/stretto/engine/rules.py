@@ -115,3 +115,30 @@ def end_audio(token, is_end, frame, audio_max, position, audio_limit, in_audio, 
     """Return stream 0 of an audio row, and True if a limit ends the audio (its length, or position `audio_limit`)."""
     must_end = ((frame >= audio_max) | (position >= audio_limit)) & in_audio
     return where(is_end | must_end, end_of_audio, token), must_end & (is_end == 0)
+
+
+# ----- given rows (`TextGroups`)
+
+
+def hides_end(is_fill, is_short, is_free):
+    """Return True for an end id that may not be sampled; in a group, only the one that ends the group may be.
+
+    Args:
+        is_fill: True for the id that ends a group.
+        is_short: True before the minimum length.
+        is_free: True if no given rows are left.
+    """
+    return where(is_fill, is_short & is_free, is_short | (is_free == 0))
+
+
+def given_row(token, num_given, given_first, given_total, num_in_group, num_words, num_frames, fill_id, given_id):
+    """Return True if an audio row is a given row, and stream 0 of such a row."""
+    is_next = (num_given < given_first) | ((num_given - given_first) % num_words > 0)
+    is_given = (num_given < given_total) & (is_next | (num_in_group >= num_frames) | (token == fill_id))
+    return is_given, where(is_next, given_id, fill_id)
+
+
+def count_given(token, is_given, in_audio, num_given, num_in_group, fill_id):
+    """Return `num_given` and `num_in_group` after a row."""
+    num_in_group = where(is_given & (token == fill_id), 0, num_in_group + (in_audio & (is_given == 0)))
+    return num_given + is_given, num_in_group

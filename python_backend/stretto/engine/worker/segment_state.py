@@ -320,7 +320,8 @@ class GivenRows:
     """Given rows of a reply, which contain text, and the groups of sampled rows between them (`TextGroups`)."""
 
     def __init__(self, family: Family, groups: TextGroups, rules: SegmentRules, arrays: Arrays):
-        self._where, self._groups, self._pad_id = arrays.xp.where, groups, family.layout.pad_id
+        self._where, self._rules = arrays.xp.where, arrays.rules
+        self._groups, self._pad_id = groups, family.layout.pad_id
         self._is_fill = arrays.upload(np.array(rules.drawn_ends_of_audio) == groups.fill_id)
         self.lane = family.track_streams.start - 1
 
@@ -334,7 +335,7 @@ class GivenRows:
             rows: State of the rows.
         """
         is_free = rows.state.num_given >= rows.limits.given_total
-        return self._where(self._is_fill, (is_short & is_free)[:, None], (is_short | ~is_free)[:, None])
+        return self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
 
     def given_ids(self, token: Array, rows: Rows) -> tuple[Array, Array]:
         """Return a mask of given rows, [B], and the ids of such rows on stream 0, [B].
@@ -343,11 +344,12 @@ class GivenRows:
             token: Sampled ids, [B].
             rows: State of the rows.
         """
-        state, groups, num_given = rows.state, self._groups, rows.state.num_given
-        is_next = (num_given < rows.limits.given_first) | ((num_given - rows.limits.given_first) % groups.num_words > 0)
-        is_full = state.num_in_group >= groups.num_frames
-        is_given = (num_given < rows.limits.given_total) & (is_next | is_full | (token == groups.fill_id))
-        return is_given & rows.in_audio, self._where(is_next, groups.given_id, groups.fill_id)
+        state, limits, groups = rows.state, rows.limits, self._groups
+        is_given, given = self._rules.given_row(
+            token, state.num_given, limits.given_first, limits.given_total, state.num_in_group, groups.num_words,
+            groups.num_frames, groups.fill_id, groups.given_id,
+        )  # fmt: skip
+        return is_given & rows.in_audio, given
 
     def words(self, token: Array, rows: Rows) -> Array:
         """Return the text stream, [B]: -1 - i in the row for given id number i, and a pad in other rows."""
@@ -356,9 +358,9 @@ class GivenRows:
     def advance(self, token: Array, rows: Rows) -> None:
         """Update the state for rows with `token` [B] on stream 0."""
         state, is_given = rows.state, self._is_given(token, rows)
-        state.num_given = state.num_given + is_given
-        num_in_group = state.num_in_group + (rows.in_audio & ~is_given)
-        state.num_in_group = self._where(is_given & (token == self._groups.fill_id), 0, num_in_group)
+        state.num_given, state.num_in_group = self._rules.count_given(
+            token, is_given, rows.in_audio, state.num_given, state.num_in_group, self._groups.fill_id
+        )
 
     def _is_given(self, token: Array, rows: Rows) -> Array:
         return rows.in_audio & ((token == self._groups.fill_id) | (token == self._groups.given_id))

@@ -240,30 +240,6 @@ def _closing(
 
 
 @triton.jit
-def _given(
-    token: tl.tensor, at: tl.tensor, mine: tl.tensor, rules: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return True if a row with sampled id `token` is a given row (`TextGroups`), and that row's id."""
-    num_given, first = tl.load(at + NUM_GIVEN), tl.load(mine + GIVEN_FIRST * rules.num_rows)
-    is_next = (num_given < first) | ((num_given - first) % rules.group_words > 0)
-    begins = (tl.load(at + NUM_IN_GROUP) >= rules.group_frames) | (token == rules.fill_id)
-    is_given = (num_given < tl.load(mine + GIVEN_TOTAL * rules.num_rows)) & (is_next | begins)
-    return is_given, tl.where(is_next, rules.given_id, rules.fill_id)
-
-
-@triton.jit
-def _count_given(
-    at: tl.tensor, is_given: tl.tensor, token: tl.tensor, in_audio: tl.tensor, rules: tl.constexpr
-) -> tl.tensor:
-    """Update the counts of given rows and of codes in the group; return the row's id on the text stream."""
-    num_given = tl.load(at + NUM_GIVEN)
-    num_in_group = tl.load(at + NUM_IN_GROUP) + (in_audio & (is_given == 0)).to(tl.int64)
-    tl.store(at + NUM_GIVEN, num_given + is_given.to(tl.int64))
-    tl.store(at + NUM_IN_GROUP, tl.where(is_given & (token == rules.fill_id), 0, num_in_group))
-    return tl.where(is_given, -1 - num_given, rules.pad_id)
-
-
-@triton.jit
 def _first_stream(
     text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
     behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
@@ -459,7 +435,12 @@ def _row(
             audio_token, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules
         )
     if rules.group_words > 0:
-        is_given, given_token = _given(audio_token, at, mine, rules)
+        num_given, num_in_group = tl.load(at + NUM_GIVEN), tl.load(at + NUM_IN_GROUP)
+        is_given, given_token = RULES.given_row(
+            audio_token, num_given, tl.load(mine + GIVEN_FIRST * rules.num_rows),
+            tl.load(mine + GIVEN_TOTAL * rules.num_rows), num_in_group, rules.group_words, rules.group_frames,
+            rules.fill_id, rules.given_id,
+        )  # fmt: skip
         is_given = is_given & in_audio
         audio_token = tl.where(is_given, rules.first_start, audio_token)  # a given row's sampled id cannot end audio
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
@@ -471,7 +452,12 @@ def _row(
     if rules.group_words > 0:
         is_given = is_given & (audio_token != rules.end_of_audio)
         audio_token = tl.where(is_given, given_token, audio_token)
-        given_word = _count_given(at, is_given, given_token, in_audio, rules)
+        given_word = tl.where(is_given, -1 - num_given, rules.pad_id)
+        num_given, num_in_group = RULES.count_given(
+            given_token, is_given, in_audio, num_given, num_in_group, rules.fill_id
+        )
+        tl.store(at + NUM_GIVEN, num_given)
+        tl.store(at + NUM_IN_GROUP, num_in_group)
     if rules.last_frame >= 0:
         tail_rows = tl.load(mine + TAIL_ROWS * rules.num_rows)
         audio_token, audio_is_cut = countdown_of(audio_token, audio_is_cut, at, position, in_audio, tail_rows, rules)

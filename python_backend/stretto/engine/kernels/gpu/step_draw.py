@@ -409,8 +409,7 @@ def draw_streams_kernel(
     is_hidden = (columns >= num_columns - num_ends) & is_short
     if fill_id >= 0:  # a group permits only the end id that ends it; after the text, all end ids are permitted
         is_free = tl.load(state + slot * state_stride + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
-        is_hidden = tl.where(ids == fill_id, is_short & is_free, is_short | (is_free == 0))
-        is_hidden = (columns >= num_columns - num_ends) & is_hidden
+        is_hidden = (columns >= num_columns - num_ends) & RULES.hides_end(ids == fill_id, is_short, is_free)
     values = tl.where(is_hidden, float("-inf"), values)
     if places is not None:
         forbidden = places + (position - audio_start) % num_places * num_columns + columns
