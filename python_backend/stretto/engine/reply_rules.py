@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.rules import count_given, follow_text, move_pointer
+from stretto.engine.rules import count_given, follow_end, follow_text, move_pointer
 from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
@@ -425,8 +425,8 @@ class SegmentTracker:
         elif script:
             begins_entry = (token_id - script.first_frame) % 2 == 0
             self.pointer, _, _ = move_pointer(begins_entry, self.pointer, len(self.script), False, True)
-        elif self.first_end == UNKNOWN and token_id == self.rules.first_end_id:
-            self.first_end = self.position
+        elif self.rules.first_end_id is not None:
+            self.first_end = follow_end(token_id == self.rules.first_end_id, self.position, self.first_end)
         elif self.rules.given_ids:
             given_ids = self.rules.given_ids
             self.num_given, self.num_in_group = count_given(

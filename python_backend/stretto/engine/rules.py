@@ -142,3 +142,48 @@ def count_given(token, is_given, in_audio, num_given, num_in_group, fill_id):
     """Return `num_given` and `num_in_group` after a row."""
     num_in_group = where(is_given & (token == fill_id), 0, num_in_group + (in_audio & (is_given == 0)))
     return num_given + is_given, num_in_group
+
+
+# ----- ends of streams (`Staircase`), end frames and countdowns
+
+
+def num_ended(position, first_end):
+    """Return the number of streams that have ended before a row: one more per row from the first end on."""
+    return where(first_end < 0, 0, position - first_end)
+
+
+def ended_id(token, stream, num_ended, end):
+    """Return the id of a stream, which is its EOS id after its last frame."""
+    return where(stream < num_ended, end, token)
+
+
+def stair_id(token, frame, delay, begin, stream, num_ended, end):
+    """Return the id of a stream, which is its BOS id before its first frame and its EOS id after its last frame."""
+    return ended_id(where(frame < delay, begin, token), stream, num_ended, end)
+
+
+def follow_end(is_end, position, first_end):
+    """Return `first_end` after an audio row, in which a stream ends if `is_end` is True."""
+    return where(is_end & (first_end < 0), position, first_end)
+
+
+def end_at_frame(token, is_end_frame, in_audio, may_end, end_of_audio):
+    """Return stream 0, with the end of audio if the row is the end frame and the audio may end."""
+    return where(in_audio & may_end & is_end_frame, end_of_audio, token)
+
+
+def count_down(token, is_cut, in_audio, position, first_end, tail_rows, last_frame, other_frame, end_of_audio):
+    """Return stream 0 and `first_end` of a row with a latent, and `is_cut`, which is False if the countdown is over.
+
+    Only the first frame in which speech ends is a `last_frame`. The audio ends `tail_rows` rows later.
+    """
+    is_last = in_audio & (token == last_frame) & (first_end < 0)
+    token = where((token == last_frame) & (is_last == 0), other_frame, token)
+    first_end = where(is_last, position, first_end)
+    is_over = is_after_end(in_audio, position, first_end, tail_rows)
+    return where(is_over, end_of_audio, token), first_end, is_cut & (is_over == 0)
+
+
+def is_after_end(in_audio, position, first_end, tail_rows):
+    """Return True in an audio row at least `tail_rows` rows after `first_end`, which is negative for no end."""
+    return in_audio & (first_end >= 0) & (position - first_end >= tail_rows)

@@ -164,10 +164,10 @@ class SegmentState:
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
         """Return `token`, with `end_of_audio` where stream 0 and `codes` [B, K] are the end frame."""
         first, *others = self.family.end_frame
-        ends = rows.in_audio & (token == first) & (rows.frame >= rows.limits.audio_min)
+        is_end_frame, may_end = token == first, rows.frame >= rows.limits.audio_min
         for stream, code in enumerate(others):
-            ends = ends & (codes[:, stream] == code)
-        return self._xp.where(ends, self.family.end_of_audio, token)
+            is_end_frame = is_end_frame & (codes[:, stream] == code)
+        return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self.family.end_of_audio)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """Move the alignment pointers and return the frame tokens, [B].
@@ -370,7 +370,7 @@ class StreamEnds:
     """BOS and EOS ids per stream under the delay pattern (`streams.layout.Staircase`)."""
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
-        self._arrays, self._where, self._concatenate = arrays, arrays.xp.where, arrays.xp.concatenate
+        self._arrays, self._rules, self._concatenate = arrays, arrays.rules, arrays.xp.concatenate
         self._begins, self._ends = arrays.upload(np.array(staircase.begin)), arrays.upload(np.array(staircase.end))
         self._delays = arrays.upload(np.array(rules.family.layout.delays))
         self._streams = arrays.upload(np.arange(len(staircase.end)))
@@ -393,12 +393,13 @@ class StreamEnds:
             rows: State of the rows, updated.
         """
         state = rows.state
-        num_ended = self._where(state.first_end < 0, 0, rows.position - state.first_end)
+        num_ended = self._rules.num_ended(rows.position, state.first_end)
         ids = self._concatenate([token[:, None], codes], 1)
-        ids = self._where(rows.frame[:, None] < self._delays, self._begins, ids)
-        ids = self._where(self._streams < num_ended[:, None], self._ends, ids)
-        ends = rows.in_audio & (state.first_end < 0) & (ids == self._ends).any(1)
-        state.first_end = self._where(ends, rows.position, state.first_end)
+        ids = self._rules.stair_id(
+            ids, rows.frame[:, None], self._delays, self._begins, self._streams, num_ended[:, None], self._ends
+        )
+        is_end = rows.in_audio & (ids == self._ends).any(1)
+        state.first_end = self._rules.follow_end(is_end, rows.position, state.first_end)
         return ids[:, 0], ids[:, 1:]
 
 
@@ -406,7 +407,7 @@ class Countdown:
     """Ends a reply of latent frames a fixed number of rows after the frame in which speech ends."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
-        self._where, self._end_of_audio = arrays.xp.where, rules.family.end_of_audio
+        self._rules, self._end_of_audio = arrays.rules, rules.family.end_of_audio
         self._frame, self._last = rules.family.layout.audio[0]
 
     def __call__(self, token: Array, rows: Rows) -> Array:
@@ -416,11 +417,8 @@ class Countdown:
 
         The state records the position at which speech ends.
         """
-        state, where = rows.state, self._where
-        is_last = rows.in_audio & (token == self._last) & (state.first_end < 0)
-        token = where((token == self._last) & ~is_last, self._frame, token)
-        state.first_end = where(is_last, rows.position, state.first_end)
-        is_over = rows.in_audio & (state.first_end >= 0)
-        is_over = is_over & (rows.position - state.first_end >= rows.limits.tail_rows)
-        rows.is_cut = rows.is_cut & ~is_over
-        return where(is_over, self._end_of_audio, token)
+        token, rows.state.first_end, rows.is_cut = self._rules.count_down(
+            token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows, self._last,
+            self._frame, self._end_of_audio,
+        )  # fmt: skip
+        return token

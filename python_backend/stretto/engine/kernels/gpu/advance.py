@@ -62,44 +62,27 @@ def stream_ends_of(
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
     first_end, first = tl.load(at + FIRST_END), tl.load(end_frame)
-    num_ended = tl.where(first_end < 0, 0, position - first_end)
-    has_begun = frame >= tl.load(streams + lanes, mask=inside, other=0)
-    codes = tl.where(has_begun, codes, tl.load(begins + 1 + lanes, mask=inside, other=0))
-    codes = tl.where(lanes + 1 < num_ended, ends, codes)
+    num_ended = RULES.num_ended(position, first_end)
+    delays = tl.load(streams + lanes, mask=inside, other=0)
+    begin_ids = tl.load(begins + 1 + lanes, mask=inside, other=0)
+    codes = RULES.stair_id(codes, frame, delays, begin_ids, lanes + 1, num_ended, ends)
     tl.store(drawn + lanes, codes.to(tl.int32), mask=inside)
-    token = tl.where(num_ended > 0, first, token)
+    token = RULES.ended_id(token, 0, num_ended, first)
     is_end = (token == first) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)
-    tl.store(at + FIRST_END, tl.where(in_audio & (first_end < 0) & is_end, position, first_end))
+    tl.store(at + FIRST_END, RULES.follow_end(in_audio & is_end, position, first_end))
     return token
 
 
 @triton.jit
-def end_frame_of(
-    token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, may_end: tl.tensor, end_frame: tl.tensor,
-    rules: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return stream 0, or the end of audio if stream 0 and the codes in `drawn` are the end frame."""
+def is_end_frame_of(
+    token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, end_frame: tl.tensor, rules: tl.constexpr
+) -> tl.tensor:
+    """Return True if stream 0 and the codes in `drawn` are the end frame."""
     inside = lanes < rules.num_end_frame - 1
     codes = tl.load(drawn + lanes, mask=inside, other=0)
     ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
     num_others = tl.sum((codes != ends).to(tl.int32), 0)
-    is_end = may_end & (token == tl.load(end_frame)) & (num_others == 0)
-    return tl.where(is_end, rules.end_of_audio, token)
-
-
-@triton.jit
-def countdown_of(
-    token: tl.tensor, is_cut: tl.tensor, at: tl.tensor, position: tl.tensor, in_audio: tl.tensor,
-    tail_rows: tl.tensor, rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return stream 0 and the cut flag; end the audio a fixed number of rows after the end of speech."""
-    first_end = tl.load(at + FIRST_END)
-    is_last = in_audio & (token == rules.last_frame) & (first_end < 0)
-    token = tl.where((token == rules.last_frame) & (is_last == 0), rules.first_start, token)
-    first_end = tl.where(is_last, position, first_end)
-    tl.store(at + FIRST_END, first_end)
-    is_over = in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
-    return tl.where(is_over, rules.end_of_audio, token), is_cut & (is_over == 0)
+    return (token == tl.load(end_frame)) & (num_others == 0)
 
 
 @triton.jit
@@ -459,11 +442,15 @@ def _row(
         tl.store(at + NUM_GIVEN, num_given)
         tl.store(at + NUM_IN_GROUP, num_in_group)
     if rules.last_frame >= 0:
-        tail_rows = tl.load(mine + TAIL_ROWS * rules.num_rows)
-        audio_token, audio_is_cut = countdown_of(audio_token, audio_is_cut, at, position, in_audio, tail_rows, rules)
+        audio_token, first_end, audio_is_cut = RULES.count_down(
+            audio_token, audio_is_cut, in_audio, position, tl.load(at + FIRST_END),
+            tl.load(mine + TAIL_ROWS * rules.num_rows), rules.last_frame, rules.first_start, rules.end_of_audio,
+        )  # fmt: skip
+        tl.store(at + FIRST_END, first_end)
     if rules.num_end_frame > 0:
-        may_end = in_audio & (frame >= tl.load(mine + AUDIO_MIN * rules.num_rows))
-        audio_token = end_frame_of(audio_token, own, lanes, may_end, end_frame, rules)
+        may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
+        is_end_frame = is_end_frame_of(audio_token, own, lanes, end_frame, rules)
+        audio_token = RULES.end_at_frame(audio_token, is_end_frame, in_audio, may_end, rules.end_of_audio)
     behind = position - audio_end
     if rules.tail == PADDED_TAIL:  # if a length limit ended the audio, the sampled row is skipped
         was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
