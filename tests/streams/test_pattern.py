@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from stretto.engine import rules
+from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays
 from stretto.streams.layout import (
     FORCED_TAIL,
     NO_TAIL,
@@ -37,23 +39,28 @@ def shown(carries_drawn: bool, frame: int) -> str:
 def test_delay_pattern_warm_ups_match_the_diagrams(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
     for stream, delay in enumerate(DELAYS):
         frames = range(-delay, len(FRAMES) - delay)
-        assert "".join(shown(bool(warm_up.carries_drawn(frame)), frame) for frame in frames) == drawing[stream]
+        keeps = [rules.keeps_sampled(True, frame >= 0, -9, delay, "sampled", warm_up.is_sampled) for frame in frames]
+        assert "".join(map(shown, keeps, frames)) == drawing[stream]
 
 
-@pytest.mark.parametrize("array", [np.array, torch.tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
 @pytest.mark.parametrize(("tail", "drawing"), TAILS.items(), ids=["forced", "sampled", "padded", "none"])
-def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, ...], array: type) -> None:
+def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, ...], arrays: Arrays) -> None:
     max_delay = max(DELAYS)
     num_closing_rows, num_rows = tail.num_closing_rows(max_delay), tail.num_rows(max_delay)
     assert (drawing[0].index(END) - 1, len(drawing[0]) - 1) == (num_closing_rows, 1 + num_closing_rows + num_rows)
     rows = np.arange(2, 2 + len(drawing[0]))  # frame C is in the first row drawn
-    behind = rows - (len(FRAMES) + num_closing_rows)
-    carries = tail.carries_drawn(array(behind[:, None]), array(np.array([DELAYS])))
+    end, upload = len(FRAMES) + num_closing_rows, arrays.upload
+    behind = rows - end
+    is_spoken, has_begun = upload(np.full((len(rows), 1), True)), upload(rows[:, None] >= DELAYS)
+    keeps = is_spoken, has_begun, upload(behind[:, None]), upload(np.array([DELAYS])), tail.kind, False
+    carries = arrays.rules.keeps_sampled(*keeps) & upload(np.full((1, len(DELAYS)), True))
     for stream in range(1, len(DELAYS)):
         cells = (shown(bool(carries[index, stream]), int(row) - DELAYS[stream]) for index, row in enumerate(rows))
         assert "".join(cells) == drawing[stream]
-    drawn = array(np.full(len(rows), 7))
-    first = np.broadcast_to(np.asarray(tail.first_stream(drawn, 0, array(behind))), len(rows))
+    drawn, starts = np.full(len(rows), 7), (np.zeros(len(rows), np.int64), np.full(len(rows), end))
+    values = map(upload, (drawn, rows, *starts, behind, drawn))
+    first = arrays.rules.first_stream(*values, tail.kind, num_rows, 9, 0)
     between = [index for index in range(len(rows)) if 0 < behind[index] < num_rows]
     assert ["~" if first[index] == 7 else PAD for index in between] == [drawing[0][index] for index in between]
 

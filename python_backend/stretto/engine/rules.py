@@ -187,3 +187,55 @@ def count_down(token, is_cut, in_audio, position, first_end, tail_rows, last_fra
 def is_after_end(in_audio, position, first_end, tail_rows):
     """Return True in an audio row at least `tail_rows` rows after `first_end`, which is negative for no end."""
     return in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
+
+
+# ----- rows after the text; `tail` is a `Tail.kind` (`streams/layout.py`)
+
+
+def rows_after_audio(position, audio_start, audio_end, audio_max, audio_limit, tail):
+    """Return the distance of a row from the end of audio; a padded tail skips a row if a limit ended the audio."""
+    distance = position - audio_end
+    if tail == "padded":
+        distance = distance + ((audio_end - audio_start >= audio_max) | (audio_end >= audio_limit))
+    return distance
+
+
+def first_stream(
+    audio, position, audio_start, audio_end, behind, transition, tail, num_tail_rows, end_of_reply, pad_id
+):
+    """Return stream 0 of a row after the text.
+
+    Args:
+        audio: Id of an audio row; the sampled id in later rows.
+        behind: Distance of the row from the end of audio (`rows_after_audio`).
+        transition: Id of a row between the text and the audio.
+        num_tail_rows: Number of rows from the end of audio to the end of the reply; 1 if the audio is empty.
+    """
+    token = audio
+    if tail == "padded":
+        token = where(behind <= 1, audio, pad_id)
+    elif tail != "sampled":
+        token = pad_id
+    num_rows = where(audio_end > audio_start, num_tail_rows, 1)
+    token = where(position - audio_end == num_rows, end_of_reply, token)
+    return where(position < audio_start, transition, where(audio_end < 0, audio, token))
+
+
+def keeps_sampled(is_spoken, has_begun, behind, delay, tail, warm_up_is_sampled):
+    """Return True if a stream after stream 0 keeps its sampled id in a row, and False if it has a pad.
+
+    Args:
+        has_begun: True from the row of the stream's first frame on.
+        behind: Distance of the row from the end of audio; very negative before it.
+        delay: Delay of the stream in rows.
+    """
+    keeps = is_spoken
+    if tail == "forced":
+        keeps = keeps & (behind < delay)
+    elif tail == "padded":
+        keeps = keeps & ((behind <= 1) | (behind <= delay))
+    elif tail == "none":
+        keeps = keeps & (behind < 0)
+    if not warm_up_is_sampled:
+        keeps = keeps & has_begun
+    return keeps

@@ -27,14 +27,13 @@ the sampled ids:
     stream 2   b b A B C .      b b A ~ ~ .
 
 `behind` is a row's position relative to the end_of_audio row: 0 in that row, negative before it, positive after it.
-Arrays are NumPy or torch arrays.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -296,29 +295,21 @@ class StreamLayout:
         return max(self.delays)
 
 
-Array = Any
-
-
 @dataclass(frozen=True, slots=True)
 class WarmUp:
     """Ids of a delayed stream before its first frame: sampled ids if `is_sampled`, otherwise pads."""
 
     is_sampled: bool
 
-    def carries_drawn(self, frame: Array) -> Array:
-        """Return True where a stream keeps the sampled id at frame index `frame` (negative before its first frame)."""
-        return (frame >= 0) | self.is_sampled
-
 
 class Tail(ABC):
     """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        num_skipped_by_cut: Number of these rows to skip if a length limit forced end_of_audio. This number is added to
-            `behind`.
+        kind: Name of the kind of tail, by which `engine/rules.py` computes the ids in these rows.
     """
 
-    num_skipped_by_cut: ClassVar[int] = 0
+    kind: ClassVar[str]
 
     @abstractmethod
     def num_rows(self, max_delay: int) -> int:
@@ -331,81 +322,44 @@ class Tail(ABC):
         """Return the number of rows directly before end_of_audio in which no frame begins."""
         return 0
 
-    @abstractmethod
-    def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the ids of stream 0 in rows after end_of_audio, [B].
-
-        Args:
-            drawn: Sampled ids, [B].
-            pad_id: Id of an empty stream.
-            behind: Positions relative to end_of_audio, [B].
-        """
-
-    @abstractmethod
-    def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True where a delayed stream keeps the sampled id, False where it gets a pad.
-
-        Args:
-            behind: Positions relative to end_of_audio, broadcast against `delays`.
-            delays: Delays of the streams in rows.
-        """
-
 
 @dataclass(frozen=True)
 class ForcedTail(Tail):
     """Tail in which delayed streams complete the last frame and are then padded; stream 0 is all padding."""
 
+    kind = "forced"
+
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay minus 1, but at least 1: the end_of_reply row completes the last frame."""
         return max(1, max_delay - 1)
-
-    def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the pad."""
-        return pad_id
-
-    def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True until the stream has completed the last frame."""
-        return behind < delays
 
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
     """Tail that has as many rows as the largest delay, and in which all streams are sampled."""
 
+    kind = "sampled"
+
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""
         return max(1, max_delay)
 
-    def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the sampled ids."""
-        return drawn
-
-    def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True for every stream and row."""
-        return (delays >= 0) | (behind < 0)
-
 
 @dataclass(frozen=True)
 class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame."""
+    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame.
 
-    num_skipped_by_cut = 1
+    All streams are sampled in the first row after end_of_audio, unless a length limit forced end_of_audio.
+    """
 
-    def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the sampled id in the first row after end_of_audio, then pads."""
-        return pad_id + (drawn - pad_id) * (behind <= 1)
-
-    def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True for rows where a stream keeps its sampled id.
-
-        The last one is the first row after end_of_audio or the row after the stream's last frame, whichever is later.
-        """
-        return (behind <= 1) | (behind <= delays)
+    kind = "padded"
 
 
 @dataclass(frozen=True)
 class NoTail(Tail):
     """No tail: the reply ends with end_of_audio, because the model completes the last frame in the rows before it."""
+
+    kind = "none"
 
     def num_rows(self, max_delay: int) -> int:
         """Return 0, because end_of_audio and end_of_reply are the same row."""
@@ -414,14 +368,6 @@ class NoTail(Tail):
     def num_closing_rows(self, max_delay: int) -> int:
         """Return the largest delay: the rows that complete the last frame."""
         return max_delay
-
-    def first_stream(self, drawn: Array, pad_id: int, behind: Array) -> Array:
-        """Return the pad; there are no rows after end_of_audio."""
-        return pad_id
-
-    def carries_drawn(self, behind: Array, delays: Array) -> Array:
-        """Return True for every row before end_of_audio."""
-        return (behind < 0) & (delays >= 0)
 
 
 @dataclass(frozen=True, slots=True)

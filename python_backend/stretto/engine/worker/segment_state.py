@@ -62,19 +62,6 @@ class Rows:
         self.frame = self.position - state.audio_start  # index of the audio row; meaningless before the audio
         self.is_cut = self.in_text & self.in_audio
 
-    def distance_after_audio(self, rules: SegmentRules) -> Array:
-        """Return the distance of each row from `end_of_audio`, [B].
-
-        The distance is one greater if a limit ended the audio and the family then omits the first row after the audio.
-        """
-        state, num_skipped = self.state, rules.family.tail.num_skipped_by_cut
-        behind = self.position - state.audio_end
-        if num_skipped == 0:
-            return behind
-        length = state.audio_end - state.audio_start
-        was_limit = (length >= self.limits.audio_max) | (state.audio_end >= rules.audio_limit)
-        return behind + was_limit * num_skipped
-
 
 class SegmentState:
     """Logit masks and forced ids for each segment, and the resulting updates to the rows' state.
@@ -207,14 +194,18 @@ class SegmentState:
         if audio is None:
             assert text is not None
             return text
-        state, family, where = rows.state, self.family, self._xp.where
-        last = where(state.audio_end > state.audio_start, self.rules.num_tail_rows, 1)
-        tail = family.tail.first_stream(audio, family.layout.pad_id, rows.distance_after_audio(self.rules))
-        tail = where(rows.position - state.audio_end == last, family.end_of_reply, tail)
-        token = where(rows.in_audio, audio, tail)
+        state, family = rows.state, self.family
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
-        token = where(rows.frame < 0, self._transition[step], token)
-        return token if text is None else where(rows.in_text, text, token)
+        token = self._rules.first_stream(
+            audio, rows.position, state.audio_start, state.audio_end, self._behind(rows), self._transition[step],
+            family.tail.kind, self.rules.num_tail_rows, family.end_of_reply, family.layout.pad_id,
+        )  # fmt: skip
+        return token if text is None else self._xp.where(rows.in_text, text, token)
+
+    def _behind(self, rows: Rows) -> Array:
+        limits = rows.limits.audio_max, self.rules.audio_limit
+        starts = rows.state.audio_start, rows.state.audio_end
+        return self._rules.rows_after_audio(rows.position, *starts, *limits, self.family.tail.kind)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
         """Return streams 1 to S - 1 of every row, [B, S - 1]: sampled ids, forced ids or pads.
@@ -240,15 +231,15 @@ class SegmentState:
 
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
-        frame = rows.frame[:, None] - self._delays
-        behind = where(state.audio_end < 0, -ENDLESS, rows.distance_after_audio(self.rules))
+        has_begun = rows.frame[:, None] >= self._delays
+        behind = where(state.audio_end < 0, -ENDLESS, self._behind(rows))
         behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
-        lies = rows.is_spoken[:, None] & family.warm_up.carries_drawn(frame)
-        lies = lies & family.tail.carries_drawn(behind, self._delays)
-        laid = where(lies, drawn, family.layout.pad_id)
+        ends = family.tail.kind, family.warm_up.is_sampled
+        keeps = self._rules.keeps_sampled(rows.is_spoken[:, None], has_begun, behind, self._delays, *ends)
+        laid = where(keeps, drawn, family.layout.pad_id)
         if forced is None:
             return laid
-        is_forced = (rows.position < rows.limits.forced_until)[:, None] & (frame < 0)
+        is_forced = (rows.position < rows.limits.forced_until)[:, None] & ~has_begun
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
     def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:

@@ -31,16 +31,13 @@ from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, Solver
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
 from stretto.engine.worker.word_states import word_launch
-from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, SAMPLED_TAIL, Segment
+from stretto.streams.layout import Segment
 
 
 def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
     """Return a recorder for `device`; None if CUDA graphs are unavailable or disabled in vLLM."""
     wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
     return CudaRecorder() if wanted and device.type == "cuda" else None
-
-
-TAILS = [FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL]  # in the order of the kernels' constants
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         end_of_reply=family.end_of_reply,
         num_tail_rows=rules.num_tail_rows,
         audio_limit=rules.audio_limit,
-        tail=TAILS.index(family.tail),
+        tail=family.tail.kind,
         warm_up_is_sampled=family.warm_up.is_sampled,
         hides_first=0 in family.unconditional.hidden_streams,
         first_start=layout.audio[0].start,

@@ -114,7 +114,8 @@ GROUPS |= {"top_p_of_all": True}
 GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
-RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))
+TAILS = "forced", "sampled", "padded", "none"
+RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(tail="none")
 PLAIN_RULES = RULES._replace(
     max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False, group_words=0, track_stop=3, last_frame=-1
 )
@@ -155,7 +156,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
-    *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in range(4)),
+    *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in TAILS),
     (draw_streams_kernel, {}, MARKED, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
     (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),

@@ -15,22 +15,18 @@ from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_START,
     DRAWS,
     FIRST_END,
-    FORCED_TAIL,
     FORCED_UNTIL,
     GIVEN_FIRST,
     GIVEN_TOTAL,
-    NO_TAIL,
     NUM_ENTRIES,
     NUM_GIVEN,
     NUM_IN_GROUP,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
-    PADDED_TAIL,
     POINTER,
     RECEIVES,
     ROLE,
-    SAMPLED_TAIL,
     SAMPLES,
     SLOT,
     TAIL_ROWS,
@@ -223,41 +219,6 @@ def _closing(
 
 
 @triton.jit
-def _first_stream(
-    text: tl.tensor, audio: tl.tensor, position: tl.tensor, audio_start: tl.tensor, audio_end: tl.tensor,
-    behind: tl.tensor, transition: tl.tensor, rules: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return stream 0 of a row in any segment."""
-    token = audio
-    if rules.tail == PADDED_TAIL:
-        token = tl.where(behind <= 1, audio, rules.pad_id)
-    elif rules.tail != SAMPLED_TAIL:
-        token = audio * 0 + rules.pad_id
-    last = tl.where(audio_end > audio_start, rules.num_tail_rows, 1)
-    token = tl.where(position - audio_end == last, rules.end_of_reply, token)
-    token = tl.where(audio_end < 0, audio, token)
-    step = tl.minimum(tl.maximum(position - audio_start + rules.num_transition, 0), rules.num_transition)
-    token = tl.where(position < audio_start, tl.load(transition + step), token)
-    return tl.where(audio_start < 0, text, token)
-
-
-@triton.jit
-def _carries_drawn(behind: tl.tensor, delays: tl.tensor, rules: tl.constexpr) -> tl.tensor:
-    """Return True for streams with these `delays` that keep their sampled ids after the end of audio.
-
-    `behind` is the number of rows since the end of audio.
-    """
-    carries = delays >= 0
-    if rules.tail == FORCED_TAIL:
-        carries = behind < delays
-    elif rules.tail == PADDED_TAIL:
-        carries = (behind <= 1) | (behind <= delays)
-    elif rules.tail == NO_TAIL:
-        carries = (behind < 0) & (delays >= 0)
-    return carries
-
-
-@triton.jit
 def _other_streams(
     drawn: tl.tensor, place: tl.tensor, lanes: tl.tensor, streams: tl.tensor, frame: tl.tensor, lag: tl.tensor,
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
@@ -266,9 +227,7 @@ def _other_streams(
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
-    lies = is_drawn & is_spoken & _carries_drawn(lag, delays, rules)
-    if not rules.warm_up_is_sampled:
-        lies = lies & begun
+    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, rules.tail, rules.warm_up_is_sampled)
     laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), rules.pad_id)
     goes_on = is_drawn & (begun == 0) & is_forced
     return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
@@ -451,11 +410,13 @@ def _row(
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
         is_end_frame = is_end_frame_of(audio_token, own, lanes, end_frame, rules)
         audio_token = RULES.end_at_frame(audio_token, is_end_frame, in_audio, may_end, rules.end_of_audio)
-    behind = position - audio_end
-    if rules.tail == PADDED_TAIL:  # if a length limit ended the audio, the sampled row is skipped
-        was_limit = (audio_end - audio_start >= audio_max) | (audio_end >= rules.audio_limit)
-        behind += was_limit.to(tl.int64)
-    token = _first_stream(text_token, audio_token, position, audio_start, audio_end, behind, transition, rules)
+    behind = RULES.rows_after_audio(position, audio_start, audio_end, audio_max, rules.audio_limit, rules.tail)
+    step = tl.minimum(tl.maximum(frame + rules.num_transition, 0), rules.num_transition)
+    token = RULES.first_stream(
+        audio_token, position, audio_start, audio_end, behind, tl.load(transition + step), rules.tail,
+        rules.num_tail_rows, rules.end_of_reply, rules.pad_id,
+    )  # fmt: skip
+    token = tl.where(in_text, text_token, token)
     ends_audio = in_audio & (token == rules.end_of_audio)
     lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)

@@ -95,10 +95,6 @@ AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_
 NUM_GIVEN, NUM_IN_GROUP = map(_state_at, STATE[6:])
 
 
-# Kinds of tail (`streams/layout.py`).
-FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL = (tl.constexpr(kind) for kind in range(4))
-
-
 class StepRules(NamedTuple):
     """Rules of the family's replies (`SegmentRules`) and sizes of the tables.
 
@@ -143,7 +139,7 @@ class StepRules(NamedTuple):
     end_of_reply: int
     num_tail_rows: int
     audio_limit: int
-    tail: int
+    tail: str
     warm_up_is_sampled: bool
     hides_first: bool
     first_start: int
