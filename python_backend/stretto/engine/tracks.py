@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stretto.engine.rules import ask_for_word, take_word, word_ids
 from stretto.families.base import TextGroups, TextTrack, WordScript
 from stretto.records.prompt import unpack_words
 
@@ -224,6 +225,9 @@ class Word(NamedTuple):
     ahead_end: int
 
 
+NO_WORD = Word(0, 0, 0, 0)
+
+
 @dataclass(slots=True)
 class WordTrack(Track):
     """Track of words that the model requests (`WordScript`); `ids` [n, 1] are words in the format of `pack_word`.
@@ -362,7 +366,7 @@ class WordTrack(Track):
 
 @dataclass(slots=True)
 class WordMachine:
-    """State of a reply's words, advanced by each row; `WordStates` and `words_kernel` do the same for a batch.
+    """State of a reply's words, advanced by each row; `WordStates` and `words_kernel` apply its rules to a batch.
 
     A row takes the next word if the model requests it with `new_id`. Requests are ignored while tokens of a word are
     left or `forced` is positive. Otherwise, if `remaining` is 0, the row takes a word even without a request.
@@ -414,53 +418,26 @@ class WordMachine:
         Returns:
             Id of stream 0 in the row, and the token of the second stream, or -1 for none.
         """
-        script, words = self.track.script, self.track.words
-        is_waiting = self.main_at < self.main_end or self.forced > 0
-        asks = not is_waiting and (token == script.new_id or self.remaining <= 0)
-        begins = ends = False
-        if asks and self.taken < len(words):
-            begins = self._take(words[self.taken])
-        elif asks and self.end < 0:
-            ends, self.end = True, position
-        marks = begins or (ends and script.ahead > 0)
-        if not marks:
-            self.remaining, self.forced = max(self.remaining - 1, 0), max(self.forced - 1, 0)
-        main, second = script.pad_id, -1
-        if marks and not script.ahead:
-            main = script.new_id
-        elif self.main_at < self.main_end:
-            main = self._token()
-            if script.ahead and not marks and main == script.new_id:
-                marks, main = True, self._token() if self.main_at < self.main_end else script.pad_id
-        elif asks:
-            main = script.wish_id
-        if script.ahead and marks:
-            second = script.new_id
-        elif self.second_at < self.second_end:
-            second, self.second_at = self.track.tokens[self.second_at], self.second_at + 1
+        script, words, tokens = self.track.script, self.track.words, self.track.tokens
+        asks, takes = ask_for_word(
+            token, True, self.remaining, self.forced, self.main_at, self.main_end, self.taken, len(words), script.new_id
+        )
+        word = words[self.taken] if takes else NO_WORD
+        second = self.second_at, self.second_end
+        state = self.remaining, self.forced, self.main_end, *second, self.taken, self.end
+        *state, marks = take_word(asks, takes, *word, position, *state, script.ahead, script.max_padding)
+        self.remaining, self.forced, self.main_end, self.second_at, self.second_end, self.taken, self.end = state
+        places = self.main_at, self.main_at + 1, self.second_at
+        main, second, self.main_at, self.second_at = word_ids(
+            asks, marks, *(tokens[at] if at < len(tokens) else 0 for at in places), self.main_at, self.main_end,
+            self.second_at, self.second_end, script.ahead, script.new_id, script.pad_id, script.wish_id, 0, -1,
+        )  # fmt: skip
         return main, second
-
-    def _token(self) -> int:
-        """Return the next token of the current word."""
-        self.main_at += 1
-        return self.track.tokens[self.main_at - 1]
 
     def follow(self, position: int, token: int) -> None:
         """Advance by a row whose stream 0 is known: any id but a pad counts as a request, if one was permitted."""
         script = self.track.script
         self.push(position, script.pad_id if token == script.pad_id else script.new_id)
-
-    def _take(self, word: Word) -> bool:
-        """Take a word; return False for a break."""
-        self.taken, self.forced = self.taken + 1, word.padding
-        if word.end == self.main_end:
-            return False
-        self.main_end, self.remaining = word.end, self.track.script.max_padding
-        if word.ahead_end > word.ahead_start:
-            if self.second_at == self.second_end:
-                self.second_at = word.ahead_start
-            self.second_end = word.ahead_end
-        return True
 
     def newest_word(self) -> list[int]:
         """Return the tokens of the word that was taken last."""

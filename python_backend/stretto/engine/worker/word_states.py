@@ -6,7 +6,7 @@ import torch
 
 from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.tracks import WORD_STATE, Word
+from stretto.engine.tracks import Word
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.families.base import WordScript
@@ -23,7 +23,7 @@ class WordStates:
     """
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._script, self._xp, self._arrays = script, arrays.xp, arrays
+        self._script, self._xp, self._arrays, self._rules = script, arrays.xp, arrays, arrays.rules
         self._end_of_audio, self._nothing = rules.family.end_of_audio, rules.family.layout.pad_id
         self._capacity, self._lane = rules.max_model_len, rules.family.track_streams.start - 1
         self._words, self._state = arrays.wrap(tables.words), arrays.wrap(tables.word_state)
@@ -36,57 +36,33 @@ class WordStates:
             token: Ids that the model sampled, [B].
             rows: State of the rows.
         """
-        script, where = self._script, self._xp.where
-        state = dict(zip(WORD_STATE, self._state[rows.slots].T, strict=True))
-        is_waiting = (state["main_at"] < state["main_end"]) | (state["forced"] > 0)
-        asks = rows.in_audio & ~is_waiting & ((token == script.new_id) | (state["remaining"] <= 0))
-        takes = asks & (state["taken"] < rows.limits.given_total)
-        begins = self._take(state, takes, rows.slots)
-        ends = asks & ~takes & (state["end"] < 0)
-        state["end"] = where(ends, rows.position, state["end"])
-        marks = begins | ends if script.ahead else begins
-        for name in ("remaining", "forced"):
-            state[name] = where(marks, state[name], self._xp.clip(state[name] - 1, 0, None))
-        has_main = state["main_at"] < state["main_end"]
-        if not script.ahead:
-            has_main = has_main & ~marks  # the first token follows in the next row
-        main = where(has_main, self._word(rows.slots, state["main_at"]), where(asks, script.wish_id, script.pad_id))
-        state["main_at"] = state["main_at"] + has_main
-        if not script.ahead:
-            main = where(marks, script.new_id, main)
-        second = main * 0 + self._nothing
-        if script.ahead:
-            skips = has_main & ~marks & (main == script.new_id)
-            has_main = skips & (state["main_at"] < state["main_end"])
-            main = where(has_main, self._word(rows.slots, state["main_at"]), where(skips, script.pad_id, main))
-            state["main_at"], marks = state["main_at"] + has_main, marks | skips
-            has_second = ~marks & (state["second_at"] < state["second_end"])
-            shown = where(marks, script.new_id, self._word(rows.slots, state["second_at"]))
-            second = where(marks | has_second, script.second_base + shown, second)
-            state["second_at"] = state["second_at"] + has_second
-        self._state[rows.slots] = self._xp.stack([state[name] for name in WORD_STATE], 1)
-        self._codes[rows.slots, rows.position, self._lane] = self._arrays.int32(second)
-        is_over = rows.in_audio & (state["end"] >= 0) & (rows.position - state["end"] >= script.tail_rows)
-        return where(is_over, self._end_of_audio, main)
+        script, slots, position = self._script, rows.slots, rows.position
+        remaining, forced, main_at, main_end, second_at, second_end, taken, end = self._state[slots].T
+        asks, takes = self._rules.ask_for_word(
+            token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.given_total, script.new_id
+        )
+        first = self._capacity + len(Word._fields) * taken
+        word = (self._word(slots, first + at) for at in range(len(Word._fields)))
+        remaining, forced, main_end, second_at, second_end, taken, end, marks = self._rules.take_word(
+            asks, takes, *word, position, remaining, forced, main_end, second_at, second_end, taken, end, script.ahead,
+            script.max_padding,
+        )  # fmt: skip
+        main_token = self._word(slots, main_at)
+        places = (main_at + 1, second_at) if script.ahead else ()
+        others = [self._word(slots, place) for place in places] or (main_token, main_token)
+        main, second, main_at, second_at = self._rules.word_ids(
+            asks, marks, main_token, *others, main_at, main_end, second_at, second_end, script.ahead, script.new_id,
+            script.pad_id, script.wish_id, script.second_base, self._nothing,
+        )  # fmt: skip
+        state = remaining, forced, main_at, main_end, second_at, second_end, taken, end
+        self._state[slots] = self._xp.stack(state, 1)
+        self._codes[slots, position, self._lane] = self._arrays.int32(second)
+        is_over = self._rules.is_after_end(rows.in_audio, position, end, script.tail_rows)
+        return self._xp.where(is_over, self._end_of_audio, main)
 
     def _word(self, slots: Array, places: Array) -> Array:
         """Return the entries of the word tables at `places`, [B]; any for places outside the table."""
         return self._words[slots, self._xp.clip(places, 0, self._words.shape[1] - 1)]
-
-    def _take(self, state: dict[str, Array], takes: Array, slots: Array) -> Array:
-        """Take the next word in rows where `takes` is True; return True for rows where a word with tokens begins."""
-        where, first = self._xp.where, self._capacity + len(Word._fields) * state["taken"]
-        end, padding, ahead_start, ahead_end = (self._word(slots, first + at) for at in range(len(Word._fields)))
-        begins = takes & (end > state["main_end"])
-        state["forced"] = where(takes, padding, state["forced"])
-        state["taken"] = state["taken"] + takes
-        state["main_end"] = where(begins, end, state["main_end"])
-        state["remaining"] = where(begins, self._script.max_padding, state["remaining"])
-        extends = begins & (ahead_end > ahead_start)
-        is_empty = state["second_at"] == state["second_end"]
-        state["second_at"] = where(extends & is_empty, ahead_start, state["second_at"])
-        state["second_end"] = where(extends, ahead_end, state["second_end"])
-        return begins
 
 
 class WordLaunch:

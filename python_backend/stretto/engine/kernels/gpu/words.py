@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from stretto.engine.kernels.gpu.device_rules import RULES
 from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, GIVEN_TOTAL, OTHER, ROLE, SLOT
 
 
@@ -43,22 +44,6 @@ NUM_FIELDS = tl.constexpr(4)
 
 
 @triton.jit
-def _after_unknown(
-    has_main: tl.tensor, marks: tl.tensor, main: tl.tensor, main_at: tl.tensor, main_end: tl.tensor, table: tl.tensor,
-    rules: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Return stream 0, the place of the next token, and whether the second stream has `new_id`.
-
-    If the token is `new_id` within a word, an unknown character, the next token or a pad replaces it on stream 0.
-    """
-    skips = has_main & (marks == 0) & (main == rules.new_id)
-    has_next = skips & (main_at < main_end)
-    main = tl.where(skips, rules.pad_id, main)
-    main = tl.where(has_next, tl.load(table + main_at, mask=has_next, other=0), main)
-    return main, main_at + has_next.to(tl.int64), marks | skips
-
-
-@triton.jit
 def words_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows carry
     seconds: tl.tensor,  # [N] int32, written: ids of the second stream; None if nothing reads them
@@ -78,49 +63,34 @@ def words_kernel(
     at, table = word_state + slot * rules.word_state_stride, words + slot * rules.words_stride
     own = state + slot * rules.state_stride
     audio_start = tl.load(own + AUDIO_START)
-    if (audio_start < 0) | (position < audio_start) | (tl.load(own + AUDIO_END) >= 0):
+    in_audio = (audio_start >= 0) & (position >= audio_start) & (tl.load(own + AUDIO_END) < 0)
+    if in_audio == 0:
         return
     remaining, forced = tl.load(at + REMAINING), tl.load(at + FORCED)
     main_at, main_end = tl.load(at + MAIN_AT), tl.load(at + MAIN_END)
     second_at, second_end = tl.load(at + SECOND_AT), tl.load(at + SECOND_END)
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
-    is_waiting = (main_at < main_end) | (forced > 0)
-    asks = (is_waiting == 0) & ((tl.load(drawn + row) == rules.new_id) | (remaining <= 0))
-    takes = asks & (taken < tl.load(mine + GIVEN_TOTAL * rules.num_rows))
+    asks, takes = RULES.ask_for_word(
+        tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
+        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules.new_id,
+    )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
-    word_end = tl.load(word, mask=takes, other=0)
-    begins = takes & (word_end > main_end)
-    forced = tl.where(takes, tl.load(word + 1, mask=takes, other=0), forced)
-    taken += takes.to(tl.int64)
-    main_end = tl.where(begins, word_end, main_end)
-    remaining = tl.where(begins, rules.max_padding, remaining)
+    word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
     ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
-    extends = begins & (ahead_end > ahead_start)
-    second_at = tl.where(extends & (second_at == second_end), ahead_start, second_at)
-    second_end = tl.where(extends, ahead_end, second_end)
-    ends = asks & (takes == 0) & (end < 0)
-    end = tl.where(ends, position, end)
-    marks = begins
+    remaining, forced, main_end, second_at, second_end, taken, end, marks = RULES.take_word(
+        asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
+        second_end, taken, end, rules.ahead, rules.max_padding,
+    )  # fmt: skip
+    main_token = tl.load(table + main_at, mask=main_at < main_end, other=0)
+    next_token, second_token = main_token, main_token
     if rules.ahead > 0:
-        marks = begins | ends
-    remaining = tl.where(marks, remaining, tl.maximum(remaining - 1, 0))
-    forced = tl.where(marks, forced, tl.maximum(forced - 1, 0))
-    has_main = main_at < main_end
-    if rules.ahead == 0:
-        has_main = has_main & (marks == 0)  # the first token follows in the next row
-    main = tl.where(asks, rules.wish_id, rules.pad_id)
-    main = tl.where(has_main, tl.load(table + main_at, mask=has_main, other=0), main)
-    main_at += has_main.to(tl.int64)
-    second = main * 0 + rules.nothing
-    if rules.ahead > 0:
-        main, main_at, marks = _after_unknown(has_main, marks, main, main_at, main_end, table, rules)
-        has_second = (marks == 0) & (second_at < second_end)
-        shown = tl.where(marks, rules.new_id, tl.load(table + second_at, mask=has_second, other=0))
-        second = tl.where(marks | has_second, rules.second_base + shown, second)
-        second_at += has_second.to(tl.int64)
-    else:
-        main = tl.where(marks, rules.new_id, main)
-    is_over = (end >= 0) & (position - end >= rules.tail_rows)
+        next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
+        second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)
+    main, second, main_at, second_at = RULES.word_ids(
+        asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.ahead,
+        rules.new_id, rules.pad_id, rules.wish_id, rules.second_base, rules.nothing,
+    )  # fmt: skip
+    is_over = RULES.is_after_end(in_audio, position, end, rules.tail_rows)
     main = tl.where(is_over, rules.end_of_audio, main).to(tl.int32)
     second = second.to(tl.int32)
     other = tl.load(mine + OTHER * rules.num_rows)  # the other request of a pair reads the same ids
